@@ -1,0 +1,62 @@
+"""Progress on stderr: a bar with the time left on a terminal, a quiet line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_EVERY_SECONDS = 30.0
+console = Console(stderr=True)
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence bars and messages (errors still show)."""
+    global _quiet  # noqa: PLW0603  one switch for the process, set once by the command line
+    _quiet = quiet
+
+
+def say(message: str) -> None:
+    """One message for the user, on stderr."""
+    if not _quiet:
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+class Steps:
+    """`with Steps("pruning", total=28, unit="blocks") as steps: steps.advance(note="12 tok/s")`."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self.started_at, self.started_done = time.monotonic(), done
+        self.logged_at = self.started_at
+        self.bar: Progress | None = None
+        self.closed = False
+
+    def __enter__(self) -> "Steps":
+        if sys.stderr.isatty() and not _quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+            self.bar = Progress(
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, unit=self.unit, note="")
+        return self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """count more units are done; note is shown beside them."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, note=note)
+        elif time.monotonic() - self.logged_at >= LOG_EVERY_SECONDS:
+            self.logged_at = time.monotonic()
+            spent = self.logged_at - self.started_at
+            left = spent * (self.total - self.done) / max(1, self.done - self.started_done)
+            say(f"{self.label}: {self.done}/{self.total} {self.unit}, about {left:.0f} s left {note}".rstrip())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()

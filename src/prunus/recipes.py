@@ -1,0 +1,195 @@
+"""Every knob with its unit: frozen recipes, to and from JSON, with a content hash. No model code here."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+from prunus.errors import PrunusError
+
+MethodName = Literal["magnitude", "wanda"]
+DepthMethodName = Literal["shortgpt"]
+Scope = Literal["all", "attention", "mlp"]
+Propagation = Literal["pruned", "dense"]
+Rounding = Literal["exact", "reference"]
+ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
+Mode = Literal["strict", "legacy"]
+BackendName = Literal["hf"]
+PromptStyle = Literal["bare", "boxed"]
+
+DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
+
+
+def canonical_json(data: Any) -> str:
+    """The same text for the same data: what hashes are taken of."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(data: Any, length: int = 12) -> str:
+    """First `length` hex digits of the SHA-256 of canonical JSON."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:length]
+
+
+class Recipe:
+    """What the recipes share: JSON and hash."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; tuples become lists."""
+        return json.loads(canonical_json(asdict(self)))  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of to_json; an unknown key is an error that names it."""
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(data) - known):
+            raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits that stand for the content."""
+        return content_hash(self.to_json())
+
+    def _check_choice(self, name: str, choices: Any) -> None:
+        value = getattr(self, name)
+        if value not in get_args(choices):
+            raise PrunusError(f"{name} '{value}' is not known; choose one of {', '.join(get_args(choices))}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise PrunusError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class PruneRecipe(Recipe):
+    """How to zero weights.
+
+    sparsity: share of zeros in the Linears in scope, in [0, 1).
+    calibration: built-in name (c4, wikitext2, tiny), `traces:FILE`, or a .txt/.jsonl file; `auto` is `tiny` for the tiny
+        reasoner and `c4` for every other model.
+    samples, seqlen: number of calibration sequences and their length in tokens.
+    propagation: whether later blocks see the pruned or the dense output of earlier ones.
+    rounding: `exact` (round(S*N) zeros per comparison group, ties by index) or `reference` (what the authors' code does).
+    dtype: in which the blocks run; `auto` is the checkpoint's own.
+    """
+
+    method: MethodName = "wanda"
+    sparsity: float = 0.5
+    scope: Scope = "all"
+    calibration: str = "auto"
+    samples: int = 128
+    seqlen: int = 2048
+    seed: int = 0
+    propagation: Propagation = "pruned"
+    rounding: Rounding = "exact"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_choice("method", MethodName)
+        self._check_choice("scope", Scope)
+        self._check_choice("propagation", Propagation)
+        self._check_choice("rounding", Rounding)
+        self._check_positive("samples", "seqlen")
+        if not 0 <= self.sparsity < 1:
+            raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
+
+
+@dataclass(frozen=True)
+class DropRecipe(Recipe):
+    """Which decoder blocks to remove.
+
+    blocks: "2" removes the two blocks that `method` scores lowest; "16,17" (or "16," for one) removes these, by index
+        from 0, and ignores method and calibration.
+    """
+
+    method: DepthMethodName = "shortgpt"
+    blocks: str = "1"
+    calibration: str = "auto"
+    samples: int = 128
+    seqlen: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_choice("method", DepthMethodName)
+        self._check_positive("samples", "seqlen")
+        parts = [part.strip() for part in self.blocks.split(",") if part.strip()]
+        if not parts or not all(part.isdigit() for part in parts):
+            raise PrunusError(f"blocks '{self.blocks}' is neither a number of blocks (2) nor a list of indices (16,17)")
+        if self.indices is None and int(parts[0]) < 1:
+            raise PrunusError("blocks must be at least 1; to remove block 0 by index write '0,'")
+
+    @property
+    def indices(self) -> tuple[int, ...] | None:
+        """Sorted block indices where the user named them, else None."""
+        if "," not in self.blocks:
+            return None
+        return tuple(sorted({int(part) for part in self.blocks.split(",") if part.strip()}))
+
+    @property
+    def count(self) -> int:
+        """How many blocks go."""
+        return len(self.indices) if self.indices is not None else int(self.blocks)
+
+
+@dataclass(frozen=True)
+class EvalPlan(Recipe):
+    """How to evaluate one model: which problems, how much thinking, how to sample.
+
+    tasks: names or .jsonl files. budgets: thinking tokens allowed, strictly increasing, 0 means no thinking.
+    samples: draws per problem and budget. answer_tokens: cap on the answer; None takes the mode's
+        (strict 1024, multiple choice 512, tiny 64; legacy 32768).
+    wait: how often an attempt to stop thinking is refused. temperature, top_p, top_k: None takes the profile's;
+        temperature 0 is greedy, top_k 0 is off. reuse: sample one trace at the largest budget and cut it for the others.
+    limit: first so many problems of each task. prompt: `bare` problem text or `boxed` instruction added.
+    batch_size: rows decoded together; part of the plan so that a resumed run meets the same batches.
+    """
+
+    tasks: tuple[str, ...]
+    budgets: tuple[int, ...] = DEFAULT_BUDGETS
+    samples: int = 1
+    profile: ProfileName = "auto"
+    mode: Mode = "strict"
+    answer_tokens: int | None = None
+    wait: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    prompt: PromptStyle = "bare"
+    limit: int | None = None
+    seed: int = 0
+    backend: BackendName = "hf"
+    reuse: bool = True
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise PrunusError("name at least one task; `prunus tasks` lists them")
+        self._check_choice("profile", ProfileName)
+        self._check_choice("mode", Mode)
+        self._check_choice("prompt", PromptStyle)
+        self._check_choice("backend", BackendName)
+        self._check_positive("samples", "batch_size")
+        check_budgets(self.budgets)
+        if self.wait < 0:
+            raise PrunusError(f"wait must be 0 or more, not {self.wait}")
+        if self.limit is not None:
+            self._check_positive("limit")
+        if self.answer_tokens is not None:
+            self._check_positive("answer_tokens")
+        if self.temperature is not None and self.temperature < 0:
+            raise PrunusError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if self.wait and self.reuse and len(self.budgets) > 1:
+            raise PrunusError("refusing to stop (--wait) changes the chain, so budgets cannot share it: add --no-reuse")
+
+
+def check_budgets(budgets: Sequence[int]) -> None:
+    """Raise unless budgets are whole numbers >= 0 in strictly increasing order."""
+    if not budgets:
+        raise PrunusError("name at least one thinking budget, such as --budgets 512,1024")
+    if budgets[0] < 0:
+        raise PrunusError(f"budget {budgets[0]} is negative; a budget is a number of thinking tokens, 0 for none")
+    for smaller, larger in zip(budgets, budgets[1:], strict=False):
+        if larger <= smaller:
+            raise PrunusError(f"budgets must increase: {larger} follows {smaller}")
