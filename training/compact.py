@@ -85,7 +85,7 @@ class CompactModel(nn.Module):
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.blocks))
         self.norm = nn.Parameter(torch.ones(shape.hidden))
         nn.init.normal_(self.embedding.weight, std=0.02)
-        for block in self.blocks:
+        for block in self.decoder_blocks():
             for linear in (block.qkv, block.o, block.gate_up, block.down):
                 nn.init.normal_(linear.weight, std=0.7 / math.sqrt(linear.in_features))
             # Residual branches start small: the usual 1/sqrt(2 L).
@@ -96,11 +96,14 @@ class CompactModel(nn.Module):
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())
 
+    def decoder_blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def forward(self, ids_BT: Tensor, wanted: Tensor, compiled: bool = True) -> Tensor:
         """(len(wanted), vocabulary) logits at the flat positions wanted of ids_BT."""
         x = self.embedding(ids_BT)
         tokens = ids_BT.shape[1]
-        for block in self.blocks:
+        for block in self.decoder_blocks():
             run = block if compiled else block.forward
             x = run(x, self.cos[:tokens], self.sin[:tokens])
         chosen = x.reshape(-1, self.shape.hidden)[wanted].float()
@@ -127,7 +130,7 @@ def to_transformers(model: CompactModel, eos: int, pad: int) -> Qwen3ForCausalLM
     )
     weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm}
     attention, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(model.decoder_blocks()):
         q, k, v = block.qkv.weight.split([attention, kv, kv])
         gate, up = block.gate_up.weight.chunk(2)
         parts = {

@@ -163,8 +163,9 @@ def optimizers(model: CompactModel, rate: float) -> list[torch.optim.Optimizer]:
 
 
 def save(model: CompactModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    to_transformers(model, eos, pad).to(torch.bfloat16).save_pretrained(folder)
+    vocabulary = tokenizer.get_vocab()
+    exported = to_transformers(model, eos=vocabulary["<|im_end|>"], pad=vocabulary["<|endoftext|>"])
+    exported.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -187,7 +188,7 @@ def main() -> None:
     writer = Writer(tokenizer, args.seed)
     model = CompactModel(Shape(vocabulary=(len(tokenizer) + 15) // 16 * 16, context=CONTEXT))
     if not args.no_compile:
-        for block in model.blocks:
+        for block in model.decoder_blocks():
             block.compile(dynamic=True)
     steppers = optimizers(model, args.rate)
     log = (args.out / "log.jsonl").open("w")
@@ -224,9 +225,12 @@ def main() -> None:
             print(json.dumps(row), file=log, flush=True)
             print(json.dumps(row), flush=True)
             save(model, tokenizer, args.out / "checkpoint")
-    (args.out / "run.json").write_text(
-        json.dumps({"arguments": vars(args), "torch": torch.__version__, "held_out_draws_skipped": writer.skipped}, default=str, indent=1)
-    )
+    summary = {
+        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "torch": torch.__version__,
+        "held_out_draws_skipped": writer.skipped,
+    }
+    (args.out / "run.json").write_text(json.dumps(summary, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""Prune a reasoning LLM, measure accuracy against thinking budget, and say with statistics whether it still thinks.
+
+    import prunus
+
+    prunus.prune("tiny", "wanda-20", prunus.PruneRecipe(method="wanda", sparsity=0.2))
+    plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 64, 256))
+    for model in ("tiny", "wanda-20"):
+        prunus.evaluate(model, plan, "results.db")
+    prunus.compare("results.db", base="tiny")
+    prunus.report("results.db", "report.html")
+
+The verbs are those of the command line. Each loads its half of the package when first used, so `import prunus` is light
+and reading results needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from prunus.errors import PrunusError
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+
+if TYPE_CHECKING:
+    from prunus.evaluation.pipeline import evaluate, regrade
+    from prunus.pruning.drop import drop_blocks
+    from prunus.pruning.inspection import inspect
+    from prunus.pruning.perplexity import perplexity
+    from prunus.pruning.pipeline import prune
+    from prunus.reporting.page import report
+    from prunus.results.comparison import compare
+    from prunus.walkthrough import demo
+
+__version__ = "0.1.0"
+__all__ = [
+    "DropRecipe",
+    "EvalPlan",
+    "PruneRecipe",
+    "PrunusError",
+    "compare",
+    "demo",
+    "drop_blocks",
+    "evaluate",
+    "inspect",
+    "perplexity",
+    "prune",
+    "regrade",
+    "report",
+]
+
+_HOME = {
+    "compare": "prunus.results.comparison",
+    "demo": "prunus.walkthrough",
+    "drop_blocks": "prunus.pruning.drop",
+    "evaluate": "prunus.evaluation.pipeline",
+    "inspect": "prunus.pruning.inspection",
+    "perplexity": "prunus.pruning.perplexity",
+    "prune": "prunus.pruning.pipeline",
+    "regrade": "prunus.evaluation.pipeline",
+    "report": "prunus.reporting.page",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'prunus' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
 from prunus.errors import PrunusError
@@ -31,17 +32,18 @@ def content_hash(data: Any, length: int = 12) -> str:
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:length]
 
 
+@dataclass(frozen=True)
 class Recipe:
     """What the recipes share: JSON and hash."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; tuples become lists."""
-        return json.loads(canonical_json(asdict(self)))  # type: ignore[call-overload]
+        return json.loads(canonical_json(asdict(self)))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The inverse of to_json; an unknown key is an error that names it."""
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
@@ -67,11 +69,11 @@ class PruneRecipe(Recipe):
     """How to zero weights.
 
     sparsity: share of zeros in the Linears in scope, in [0, 1).
-    calibration: built-in name (c4, wikitext2, tiny), `traces:FILE`, or a .txt/.jsonl file; `auto` is `tiny` for the tiny
-        reasoner and `c4` for every other model.
+    calibration: built-in name (c4, wikitext2, tiny), `traces:FILE`, or a .txt/.jsonl file; `auto` is `tiny` for the
+        tiny reasoner and `c4` for every other model.
     samples, seqlen: number of calibration sequences and their length in tokens.
     propagation: whether later blocks see the pruned or the dense output of earlier ones.
-    rounding: `exact` (round(S*N) zeros per comparison group, ties by index) or `reference` (what the authors' code does).
+    rounding: `exact` (round(S*N) zeros per comparison group, ties by index) or `reference` (as in the authors' code).
     dtype: in which the blocks run; `auto` is the checkpoint's own.
     """
 
@@ -141,8 +143,8 @@ class EvalPlan(Recipe):
     samples: draws per problem and budget. answer_tokens: cap on the answer; None takes the mode's
         (strict 1024, multiple choice 512, tiny 64; legacy 32768).
     wait: how often an attempt to stop thinking is refused. temperature, top_p, top_k: None takes the profile's;
-        temperature 0 is greedy, top_k 0 is off. reuse: sample one trace at the largest budget and cut it for the others.
-    limit: first so many problems of each task. prompt: `bare` problem text or `boxed` instruction added.
+        temperature 0 is greedy, top_k 0 is off. reuse: sample one trace at the largest budget, cut it for the rest.
+    limit: first so many problems of each task. prompt: `bare` problem text, or `boxed` with an instruction.
     batch_size: rows decoded together; part of the plan so that a resumed run meets the same batches.
     """
 
@@ -190,6 +192,6 @@ def check_budgets(budgets: Sequence[int]) -> None:
         raise PrunusError("name at least one thinking budget, such as --budgets 512,1024")
     if budgets[0] < 0:
         raise PrunusError(f"budget {budgets[0]} is negative; a budget is a number of thinking tokens, 0 for none")
-    for smaller, larger in zip(budgets, budgets[1:], strict=False):
+    for smaller, larger in pairwise(budgets):
         if larger <= smaller:
             raise PrunusError(f"budgets must increase: {larger} follows {smaller}")

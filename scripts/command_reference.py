@@ -1,0 +1,42 @@
+"""Write docs/commands.md from the command line's own help, or check that it is in step.
+
+python scripts/command_reference.py [--check]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import click
+
+from prunus.cli import cli
+
+TARGET = Path(__file__).parents[1] / "docs" / "commands.md"
+INTRODUCTION = """\
+# Commands
+
+Made from `prunus COMMAND --help` by `make docs`; do not edit. Exit codes: 0 done; 1 an error of ours (`-v` shows the
+traceback); 2 wrong input or environment, one line that says what to do; 130 interrupted, the same command goes on.
+"""
+
+
+def reference() -> str:
+    """The help of every command as Markdown."""
+    parts = [INTRODUCTION]
+    for name, command in cli.commands.items():
+        context = click.Context(command, info_name=f"prunus {name}", max_content_width=100, terminal_width=100)
+        parts.append(f"## prunus {name}\n\n```\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail unless the file is what would be written")
+    if not parser.parse_args().check:
+        TARGET.write_text(reference())
+    elif not TARGET.exists() or TARGET.read_text() != reference():
+        sys.exit("docs/commands.md is out of step with the command line: run `make docs`")
+
+
+if __name__ == "__main__":
+    main()

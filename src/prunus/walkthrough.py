@@ -1,0 +1,72 @@
+"""The whole job on the built-in reasoner: prune, drop, evaluate, compare, report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import prunus
+from prunus.checkpoint.files import MANIFEST
+from prunus.progress import console, say
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.reporting.tables import curve_table, verdict_table
+from prunus.results.comparison import compare, summarise
+from prunus.results.store import Store
+
+BASE = "tiny"
+CALIBRATION = {"calibration": "tiny", "samples": 128}
+VARIANTS: dict[str, PruneRecipe | DropRecipe] = {
+    "wanda-20": PruneRecipe(method="wanda", sparsity=0.2, **CALIBRATION),
+    "magnitude-20": PruneRecipe(method="magnitude", sparsity=0.2),
+    "wanda-50": PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION),
+    "magnitude-50": PruneRecipe(method="magnitude", sparsity=0.5),
+    "drop-1": DropRecipe(blocks="1", **CALIBRATION),
+    "drop-2": DropRecipe(blocks="2", **CALIBRATION),
+}
+PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512, 1024), batch_size=210)
+QUICK_PROBLEMS = 126
+
+
+def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]:
+    """Run the demonstration in the folder out; returns the comparison with the dense model.
+
+    Writes out/models/NAME, out/results.db and out/report.html. A second call reuses what is there.
+    """
+    folder = Path(out)
+    plan = PLAN if not quick else EvalPlan(**(vars(PLAN) | {"limit": QUICK_PROBLEMS}))
+    models = {BASE: BASE} | {
+        name: str(make_variant(folder / "models" / name, recipe)) for name, recipe in VARIANTS.items()
+    }
+    store = folder / ("quick.db" if quick else "results.db")
+    runs = {}
+    for name, model in models.items():
+        say(f"evaluating {name}")
+        runs[name] = prunus.evaluate(model, plan, store)
+    with Store(store) as opened:
+        console.print(curve_table([summarise(opened, run) for run in runs.values()]))
+    comparison = compare(store, runs[BASE], [run for name, run in runs.items() if name != BASE])
+    console.print(verdict_table(comparison))
+    at_half = compare(store, runs["magnitude-50"], [runs["wanda-50"]])
+    say("Wanda against Magnitude at 50 %:")
+    console.print(verdict_table(at_half))
+    page = prunus.report(store, folder / "report.html", base=runs[BASE], overwrite=True)
+    say(f"The page with curves, intervals and texts: {page}")
+    return comparison
+
+
+def make_variant(target: Path, recipe: PruneRecipe | DropRecipe) -> Path:
+    """The checkpoint of one recipe at target, made unless it is there and was made from today's model by this recipe."""
+    from prunus.checkpoint.files import Checkpoint
+    from prunus.checkpoint.source import resolve
+
+    source = Checkpoint(resolve(BASE)).checksum()
+    if (target / MANIFEST).exists():
+        step = json.loads((target / MANIFEST).read_text())["history"][-1]
+        if step["recipe"] == recipe.to_json() and step["source"]["checksum"] == source:
+            return target
+    say(f"making {target.name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(recipe, PruneRecipe):
+        prunus.prune(BASE, target, recipe, overwrite=True)
+    else:
+        prunus.drop_blocks(BASE, target, recipe, overwrite=True)
+    return target

@@ -1,0 +1,140 @@
+"""The command line: a thin, honest wrapper of the Python API."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+
+import prunus
+from prunus import cli as cli_module
+from prunus.cli import cli, main
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+
+COMMANDS = sorted(cli.commands)
+API_NAME = {"drop": "drop_blocks", "eval": "evaluate"}
+LISTINGS = {"tasks", "methods"}
+
+
+def options_of(command):
+    return {p.name for p in cli.commands[command].params if isinstance(p, click.Option) and p.expose_value}
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "more"),
+    [
+        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite"}),
+        ("drop", DropRecipe, {"device", "dry_run", "overwrite"}),
+        ("eval", EvalPlan, {"store", "device"}),
+    ],
+)
+def test_options_are_the_fields_of_the_recipe(command, recipe, more):
+    assert options_of(command) == {field.name for field in fields(recipe)} | more
+
+
+@pytest.mark.parametrize("command", ["prune", "drop", "eval"])
+def test_defaults_are_those_of_the_recipe(command):
+    recipe = {"prune": PruneRecipe, "drop": DropRecipe, "eval": EvalPlan}[command]
+    defaults = {field.name: field.default for field in fields(recipe)}
+    for parameter in cli.commands[command].params:
+        if parameter.name in defaults and not parameter.required:
+            assert parameter.default == defaults[parameter.name], parameter.name
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - LISTINGS))
+def test_every_command_has_its_function_and_every_function_its_command(command):
+    assert callable(getattr(prunus, API_NAME.get(command, command)))
+    verbs = {name for name in prunus.__all__ if name[0].islower()}
+    assert verbs == {API_NAME.get(c, c) for c in COMMANDS if c not in LISTINGS}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code in (0, None)
+    text = capsys.readouterr().out
+    assert f"prunus {command}" in text.split("Example:")[1]
+    assert "--quiet" in text and "--verbose" in text
+    epilog = cli.commands[command].epilog or ""
+    for line in epilog.splitlines():
+        if line.strip().startswith("prunus "):
+            arguments = line.split()[2:]
+            cli.commands[command].make_context(command, arguments)
+
+
+def run(*arguments, cwd: Path | None = None):
+    """The command in a process of its own: what a shell would see."""
+    return subprocess.run(
+        [sys.executable, "-m", "prunus", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        check=False,
+    )
+
+
+BAD = {
+    "no such model": (("prune", "no/such/folder/here", "out"), "no/such/folder/here"),
+    "sparsity": (("prune", "tiny", "out", "--sparsity", "1.5"), "sparsity must lie in [0, 1), not 1.5"),
+    "method": (("prune", "tiny", "out", "--method", "wonda"), "wonda"),
+    "budgets": (("eval", "tiny", "--task", "tiny", "--budgets", "64,32"), "budgets must increase: 32 follows 64"),
+    "budget words": (("eval", "tiny", "--task", "tiny", "--budgets", "some"), "not a list of whole numbers"),
+    "task": (("eval", "tiny", "--task", "tinny", "--budgets", "16"), "tinny"),
+    "store": (("compare", "none.db", "--base", "tiny"), "none.db"),
+    "report store": (("report", "none.db", "page.html"), "none.db"),
+    "missing argument": (("prune", "tiny"), "OUT"),
+    "unknown command": (("prunne",), "prunne"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_exit_2_and_leaves_nothing(case, tmp_path, monkeypatch, capsys):
+    arguments, words = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.err.startswith("error: ") and words in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_internal_errors_exit_1_and_show_a_traceback_only_when_asked(monkeypatch, capsys):
+    monkeypatch.setattr(cli_module.prunus, "inspect", lambda _: 1 / 0, raising=False)
+    for arguments, lines in ((["inspect", "tiny"], 1), (["inspect", "tiny", "-v"], None)):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        printed = capsys.readouterr().err
+        assert ended.value.code == 1
+        assert "ZeroDivisionError" in printed
+        assert ("Traceback" in printed) == (lines is None)
+
+
+def test_interruption_exits_130(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_module.prunus, "inspect", interrupted, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "tiny"])
+    assert ended.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_json_is_all_there_is_on_stdout():
+    for arguments in (("inspect", "tiny", "--json"), ("tasks", "--json"), ("methods", "--json")):
+        finished = run(*arguments)
+        assert finished.returncode == 0, finished.stderr
+        assert json.loads(finished.stdout)
+
+
+def test_import_is_light_and_results_need_no_torch():
+    code = "import sys, prunus, prunus.results.store, prunus.reporting.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
