@@ -1,0 +1,53 @@
+"""Problem sets: built in, from the hub, or a JSONL file of one's own. `load_task` finds them, TASKS lists them.
+
+A new set is one file here with a `TASK` (name, source, kind of answer, loader) and one line in the table below.
+"""
+
+from pathlib import Path
+from string import ascii_uppercase
+
+from prunus.errors import PrunusError
+from prunus.evaluation.tasks import aime24, aime25, amc23, gpqa_diamond, gsm8k, math500, tiny_tasks
+from prunus.evaluation.tasks.local import load_file
+from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task
+from prunus.recipes import PromptStyle
+
+__all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text"]
+
+_HUB_TASKS = (gsm8k.TASK, math500.TASK, aime24.TASK, aime25.TASK, amc23.TASK, gpqa_diamond.TASK)
+TASKS: dict[str, Task] = {task.name: task for task in (*tiny_tasks.TASKS, *_HUB_TASKS)}
+
+BOXED_OPEN = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+BOXED_CHOICE = "\n\nPlease reason step by step, and put only the letter of your choice within \\boxed{}."
+
+
+def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Problem]:
+    """The problems of a built-in set (a name in TASKS) or of a JSONL file; the first `limit` of them, or all.
+
+    PrunusError for an unknown name, a bad file, or a set that cannot be fetched.
+    """
+    if limit is not None and limit < 1:
+        raise PrunusError(f"limit must be at least 1 problem, not {limit}")
+    if task := TASKS.get(str(name_or_path)):
+        problems = task.load()
+    elif (path := Path(name_or_path)).suffix == ".jsonl" or path.exists():
+        problems = load_file(path)
+    else:
+        known = ", ".join(name for name in TASKS if "/" not in name)
+        families = "|".join(tiny_tasks.FAMILIES)
+        raise PrunusError(f"no task '{name_or_path}'; there are {known}, tiny/FAMILY ({families}), or a FILE.jsonl")
+    return problems[:limit]
+
+
+def prompt_text(problem: Problem, style: PromptStyle = "bare") -> str:
+    """What the user says to the model: the question, a blank line, the choices one per line (`A) ...`).
+
+    `boxed` adds where to put the answer (evaluation reference, section 4.2); `bare` adds nothing.
+    """
+    text = problem.question
+    if problem.choices:
+        lines = (f"{letter}) {choice}" for letter, choice in zip(ascii_uppercase, problem.choices, strict=False))
+        text += "\n\n" + "\n".join(lines)
+    if style == "boxed":
+        text += BOXED_CHOICE if problem.choices else BOXED_OPEN
+    return text

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 LEVELS = range(1, 8)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# Seeds whose problem sets (HELD_OUT_PER_CELL of each family and level) the training stream and calibration never contain.
+# Seeds whose problem sets (HELD_OUT_PER_CELL of each family and level) training and calibration never contain.
 EVALUATION_SEED, FRESH_SEED, VALIDATION_SEED = 10007, 4242, 555
 HELD_OUT_PER_CELL = 40
 DEFAULT_PER_CELL = 15  # 6 families x 7 levels x 15 = 630 problems

@@ -1,0 +1,71 @@
+"""What every problem set is made of: problems, and the entry of the task table that loads them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from string import ascii_uppercase
+from typing import Literal
+
+from prunus.errors import PrunusError
+
+AnswerKind = Literal["integer", "math", "choice", "exact"]
+MAX_CHOICES = len(ascii_uppercase)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its gold answer.
+
+    id: pairs the answers of different models, so it is the same in every run. task: the name it was loaded under.
+    answer: gold; digits for `integer`, LaTeX for `math`, a letter for `choice`, the very text for `exact`.
+    choices: texts of the options, A first; only for `choice`.
+    private: its texts must not be published (GPQA), so they are neither stored nor shown; repr leaves every text out.
+    """
+
+    id: str
+    task: str
+    question: str = field(repr=False)
+    answer: str
+    kind: AnswerKind
+    choices: tuple[str, ...] = field(default=(), repr=False)
+    private: bool = False
+
+    @property
+    def gold(self) -> str:
+        """The answer under the name that graders and stores use."""
+        return self.answer
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change when question, gold or choices do."""
+        parts = json.dumps([self.question, self.answer, list(self.choices)], ensure_ascii=False)
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An entry of `prunus tasks`. source: generator or hub data set. load: all its problems, in their fixed order."""
+
+    name: str
+    source: str
+    kind: AnswerKind
+    description: str
+    load: Callable[[], list[Problem]] = field(repr=False)
+
+
+def gold_letter(answer: str, choices: tuple[str, ...]) -> str:
+    """The letter of the right choice, from a letter or from the text of one choice.
+
+    PrunusError where the answer is neither, or where it could be two different choices. It does not quote the texts.
+    """
+    letters = ascii_uppercase[: len(choices)]
+    found = {letters[index] for index, choice in enumerate(choices) if choice.strip() == answer.strip()}
+    if len(answer.strip()) == 1 and answer.strip().upper() in letters:
+        found.add(answer.strip().upper())
+    if len(found) != 1:
+        problem = "is none of the choices" if not found else f"may mean {' or '.join(sorted(found))}"
+        raise PrunusError(
+            f"the answer {problem}; write the letter of one choice ({letters[0]} to {letters[-1]}) or its text"
+        )
+    return found.pop()

@@ -1,0 +1,58 @@
+"""The evaluation set of the tiny reasoner as tasks: `tiny` (630 problems) and `tiny/FAMILY` (105 each)."""
+
+from functools import partial
+
+from prunus.evaluation.tasks.problem import Problem, Task
+from prunus.evaluation.tasks.tiny import (
+    DEFAULT_PER_CELL,
+    EVALUATION_SEED,
+    FAMILIES,
+    LEVELS,
+    TinyProblem,
+    problem_set,
+    question_hash,
+)
+
+_DESCRIPTIONS = {
+    "chain": "running sums such as 97-3-33",
+    "twosum": "which two of the numbers add up to a goal",
+    "hops": "follow letter pointers for n steps",
+    "mult": "a long number times one digit",
+    "listops": "reverse, rotate and swap a list of letters",
+    "clock": "add and subtract times of one day",
+}
+
+
+def problem_id(problem: TinyProblem) -> str:
+    """tiny/FAMILY/LEVEL/ and 8 hex digits of the question's hash: the same wherever the problem comes from."""
+    return f"tiny/{problem.family}/{problem.level}/{question_hash(problem.question).hex()[:8]}"
+
+
+def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[TinyProblem]:
+    """Reordered so that the first N hold every family and every level equally often, up to one problem.
+
+    Problem n is of family n mod 6 and level n mod 7: as 6 (or 1) and 7 have no common divisor, 42 (or 7) problems in a
+    row meet every cell once.
+    """
+    cells: dict[tuple[str, int], list[TinyProblem]] = {}
+    for problem in problems:
+        cells.setdefault((problem.family, problem.level), []).append(problem)
+    order = [(families[n % len(families)], LEVELS[n % len(LEVELS)]) for n in range(len(families) * len(LEVELS))]
+    rounds = len(problems) // len(order)
+    return [cells[cell][index] for index in range(rounds) for cell in order]
+
+
+def load(name: str, families: tuple[str, ...]) -> list[Problem]:
+    """The fixed evaluation problems of the families, as tasks of that name."""
+    problems = balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families)
+    return [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in problems]
+
+
+def _task(name: str, families: tuple[str, ...], description: str) -> Task:
+    return Task(name, f"generated, seed {EVALUATION_SEED}", "exact", description, partial(load, name, families))
+
+
+TASKS = (
+    _task("tiny", FAMILIES, "630 step-by-step problems, six families, levels 1 to 7, for the tiny reasoner"),
+    *(_task(f"tiny/{family}", (family,), f"105 problems: {_DESCRIPTIONS[family]}") for family in FAMILIES),
+)
