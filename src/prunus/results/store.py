@@ -1,0 +1,349 @@
+"""The store: one SQLite file with one row per draw. Its key is the resume point; nothing computed is ever kept in it.
+
+Layout as in `DDL`. The rollback journal with full synchronisation (SQLite's default) is used rather than a write-ahead
+log, so that a store stays one file that can be copied; after `kill -9` the transaction in flight is rolled back by the
+next opener, and everything before it is there.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from prunus import __version__
+from prunus.errors import PrunusError
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x5072756E  # "Prun": tells our files from other programs' SQLite files
+BUSY_SECONDS = 30.0
+
+Ended = Literal["natural", "forced"]
+Key = tuple[str, int, int]  # problem_id, budget, draw
+
+# The long texts come last, so that reading the columns before them does not touch their overflow pages.
+DDL = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    """
+    CREATE TABLE run (
+        run_id TEXT PRIMARY KEY,  -- hash of model files and plan: same work, same id
+        model TEXT NOT NULL, plan TEXT NOT NULL, versions TEXT NOT NULL  -- JSON
+    )""",
+    """
+    CREATE TABLE problem (
+        problem_id TEXT PRIMARY KEY, task TEXT NOT NULL, gold TEXT NOT NULL, kind TEXT NOT NULL,
+        choices TEXT NOT NULL,  -- JSON list
+        digest TEXT NOT NULL    -- of question, gold and choices; the question itself is not kept
+    ) WITHOUT ROWID""",
+    """
+    CREATE TABLE sample (
+        run_id TEXT NOT NULL REFERENCES run,
+        task TEXT NOT NULL,
+        problem_id TEXT NOT NULL REFERENCES problem,  -- pairs models
+        budget INTEGER NOT NULL,                      -- thinking tokens allowed
+        draw INTEGER NOT NULL,                        -- 0, 1, ... the seed follows from the key, never from the order
+        thinking_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, forced_tokens INTEGER NOT NULL,
+        ended TEXT NOT NULL CHECK (ended IN ('natural', 'forced')),
+        answer_truncated INTEGER NOT NULL, reopened_think INTEGER NOT NULL,
+        answer TEXT,                                  -- normalised; NULL: none found; votes count answers, not verdicts
+        status TEXT NOT NULL,                         -- of the grader
+        correct INTEGER NOT NULL,
+        thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
+        PRIMARY KEY (run_id, problem_id, budget, draw)
+    ) WITHOUT ROWID""",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model under one plan.
+
+    model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "blocks"}.
+    plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
+    """
+
+    run_id: str
+    model: dict[str, Any]
+    plan: dict[str, Any]
+    versions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One draw of one problem at one budget.
+
+    Tokens: thinking_tokens <= budget and answer_tokens were sampled (refusals count as thinking), forced_tokens are
+    markers and closings that were put in. answer: normalised, None where none was found. status: of the grader.
+    thinking, text: the decoded phases; empty when read without texts.
+    """
+
+    task: str
+    problem_id: str
+    budget: int
+    draw: int
+    thinking_tokens: int
+    answer_tokens: int
+    forced_tokens: int
+    ended: Ended
+    answer_truncated: bool
+    reopened_think: bool
+    answer: str | None
+    status: str
+    correct: bool
+    thinking: str = ""
+    text: str = ""
+
+    @property
+    def leaked(self) -> bool:
+        """Whether the answer phase is so long that the budget no longer bounds the work."""
+        return self.answer_tokens > max(512, 0.5 * self.budget)
+
+
+@dataclass(frozen=True)
+class ProblemRow:
+    """What grading again needs of a problem, and the digest that tells whether two runs met the same one."""
+
+    task: str
+    problem_id: str
+    gold: str
+    kind: str
+    choices: tuple[str, ...]
+    digest: str
+
+
+COLUMNS = tuple(field.name for field in fields(Sample))
+TEXT_COLUMNS = ("thinking", "text")
+FLAGS = ("answer_truncated", "reopened_think", "correct")  # SQLite knows no truth values
+_values = attrgetter(*COLUMNS)
+_INSERT = (
+    f"INSERT INTO sample (run_id, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) "  # noqa: S608  names above
+    "ON CONFLICT (run_id, problem_id, budget, draw) DO NOTHING"
+)
+
+
+class Store:
+    """An open store: `with Store(path) as store: ...`; one process may write while others read.
+
+    create: make the file where it is missing, or empty because its making was interrupted. timeout: seconds to wait
+    for another writer. Raises PrunusError where the file is missing, not a store, or of another format.
+    """
+
+    def __init__(self, path: str | Path, create: bool = False, timeout: float = BUSY_SECONDS) -> None:
+        self.path, self.timeout = Path(path), timeout
+        if not create and not self.path.is_file():
+            raise PrunusError(f"no store at '{self.path}': run `prunus eval` with --store {self.path} first")
+        if create and not self.path.absolute().parent.is_dir():
+            raise PrunusError(f"the folder of the store '{self.path}' does not exist: create it or name another store")
+        mode = "rwc" if create else "rw"  # rw falls back to reading only where the file is write-protected
+        with self._errors():
+            self._connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, timeout=timeout, isolation_level=None
+            )
+        try:
+            with self._errors():
+                self._connection.execute("PRAGMA foreign_keys = ON")
+                self._check_format(create)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def add_run(self, run: Run) -> None:
+        """Remember the run; one with its id that is there already stays as it is."""
+        values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
+        with self._transaction():
+            self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+
+    def runs(self) -> list[Run]:
+        """All runs, oldest first."""
+        rows = self._read("SELECT run_id, model, plan, versions FROM run ORDER BY rowid")
+        return [Run(run_id, *(json.loads(text) for text in texts)) for run_id, *texts in rows]
+
+    def run(self, run_id: str) -> Run:
+        """The run with this full id; PrunusError if there is none."""
+        for run in self.runs():
+            if run.run_id == run_id:
+                return run
+        raise PrunusError(f"no run '{run_id}' in {self.path}; {self._what_there_is()}")
+
+    def find_runs(self, text: str) -> list[Run]:
+        """Runs meant by text, oldest first: of this id, else of this model name or source, else whose id starts so."""
+        runs = self.runs()
+        meant = (
+            lambda run: run.run_id == text,
+            lambda run: text in (run.model.get("name"), run.model.get("source")),
+            lambda run: bool(text) and run.run_id.startswith(text),
+        )
+        return next((found for test in meant if (found := [run for run in runs if test(run)])), [])
+
+    def find_run(self, text: str) -> Run:
+        """The one run meant by text, as in find_runs; PrunusError that lists the choices if none or several are."""
+        found = self.find_runs(text)
+        if not found:
+            raise PrunusError(f"no run of '{text}' in {self.path}; {self._what_there_is()}")
+        if len(found) > 1:
+            raise PrunusError(f"'{text}' fits {len(found)} runs in {self.path}, give an id: {_names(found)}")
+        return found[0]
+
+    def add_problems(self, rows: Iterable[ProblemRow]) -> None:
+        """Remember problems; PrunusError, and none is added, if one differs from the stored one of the same id."""
+        rows = list(rows)
+        values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
+        with self._transaction():
+            self._connection.executemany("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+            stored = dict(self._connection.execute("SELECT problem_id, digest FROM problem"))
+            for row in rows:
+                if stored[row.problem_id] != row.digest:
+                    raise PrunusError(
+                        f"problem '{row.problem_id}' of task '{row.task}' is not the one that {self.path} holds results"
+                        " for (its text or answer changed): name another --store"
+                    )
+
+    def problems(self) -> dict[str, ProblemRow]:
+        """All problems by id."""
+        rows = self._read("SELECT task, problem_id, gold, kind, choices, digest FROM problem")
+        return {
+            problem_id: ProblemRow(task, problem_id, gold, kind, tuple(json.loads(choices)), digest)
+            for task, problem_id, gold, kind, choices, digest in rows
+        }
+
+    def add_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
+        """Add draws in one transaction: all of them or none. A draw that is there already stays; returns how many came.
+
+        The run and the problems must have been added before.
+        """
+        rows = [(run_id, *_values(sample)) for sample in samples]
+        with self._transaction():
+            before = self._connection.total_changes
+            self._connection.executemany(_INSERT, rows)
+            return self._connection.total_changes - before
+
+    def keys(self, run_id: str) -> set[Key]:
+        """(problem_id, budget, draw) of every draw the run has."""
+        return set(self._read("SELECT problem_id, budget, draw FROM sample WHERE run_id = ?", (run_id,)))
+
+    def samples(self, run_id: str, texts: bool = False) -> list[Sample]:
+        """The run's draws, ordered by problem_id, budget, draw; without texts `thinking` and `text` are empty."""
+        columns = COLUMNS if texts else COLUMNS[: -len(TEXT_COLUMNS)]
+        query = f"SELECT {', '.join(columns)} FROM sample WHERE run_id = ? ORDER BY problem_id, budget, draw"  # noqa: S608
+        return [_sample(columns, row) for row in self._read(query, (run_id,))]
+
+    def update_grades(self, run_id: str, grades: Iterable[tuple[str, int, int, str | None, str, bool]]) -> None:
+        """Replace grades in one transaction; each is (problem_id, budget, draw, answer, status, correct)."""
+        rows = [(answer, status, correct, run_id, *key) for *key, answer, status, correct in grades]
+        with self._transaction():
+            self._connection.executemany(
+                "UPDATE sample SET answer = ?, status = ?, correct = ?"
+                " WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?",
+                rows,
+            )
+
+    def _check_format(self, create: bool) -> None:
+        if self._is_empty():
+            if not create:
+                raise PrunusError(f"the store '{self.path}' is empty: run `prunus eval` with --store {self.path} first")
+            with self._transaction():  # the one that came second finds the tables made
+                if self._is_empty():
+                    self._make_tables()
+        (application,), (version,) = self._read("PRAGMA application_id") + self._read("PRAGMA user_version")
+        if application != APPLICATION_ID:
+            raise PrunusError(f"'{self.path}' is an SQLite file but not a store of Prunus: name another --store")
+        if version != SCHEMA_VERSION:
+            raise PrunusError(
+                f"the store '{self.path}' has format {version}, written by {self._writer()}; this is prunus"
+                f" {__version__}, which reads format {SCHEMA_VERSION}: use that prunus, or name another --store"
+            )
+
+    def _is_empty(self) -> bool:
+        """Whether nothing was ever written: no table and no version."""
+        (tables,), (version,) = self._read("SELECT count(*) FROM sqlite_master") + self._read("PRAGMA user_version")
+        return tables == 0 and version == 0
+
+    def _make_tables(self) -> None:
+        # One by one: executescript would commit first, and the file must turn from empty to complete in one step.
+        for statement in DDL:
+            self._connection.execute(statement)
+        self._connection.execute("INSERT INTO meta VALUES ('prunus', ?)", (__version__,))
+        self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _writer(self) -> str:
+        try:
+            rows = self._connection.execute("SELECT value FROM meta WHERE name = 'prunus'").fetchall()
+        except sqlite3.Error:  # a format that keeps this elsewhere
+            rows = []
+        return f"prunus {rows[0][0]}" if rows else "another prunus"
+
+    def _what_there_is(self) -> str:
+        runs = self.runs()
+        return f"it has {_names(runs)}" if runs else "it has no runs yet"
+
+    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._errors(), closing(self._connection.execute(query, values)) as cursor:
+            return cursor.fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing. The write lock is taken at once, so that waiting for another writer happens only here."""
+        with self._errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk rolls back by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors that are the user's to mend, in one line; others pass."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            message = self._explanation(str(error))
+            if message is None:
+                raise
+            raise PrunusError(message) from error
+
+    def _explanation(self, error: str) -> str | None:
+        path = f"the store '{self.path}'"
+        known = {
+            "is locked": f"{path} is locked by another process (waited {self.timeout:g} s): try again when it is done",
+            "is full": f"the disk is full: {path} kept all finished batches; free some space and run the same command",
+            "readonly": f"{path} is write-protected: change its permissions or name another --store",
+            "unable to open": f"{path} cannot be opened: check that it is a file you may read and write",
+            "disk I/O error": f"{path} cannot be read or written (disk error): check the disk and its free space",
+            "not a database": f"'{self.path}' is not a store (not an SQLite file): name another --store",
+            "malformed": f"{path} is damaged: restore a copy or name another --store",
+        }
+        return next((message for sign, message in known.items() if sign in error), None)
+
+
+def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
+    return Sample(**{name: bool(value) if name in FLAGS else value for name, value in zip(columns, row, strict=True)})
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, ensure_ascii=False)
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return ", ".join(f"{run.run_id} ({run.model.get('name')})" for run in runs)

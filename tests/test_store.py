@@ -1,0 +1,216 @@
+"""The store keeps what it was given, survives kill -9, and refuses in one line what it cannot read."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prunus.errors import PrunusError
+from prunus.results.store import SCHEMA_VERSION, ProblemRow, Run, Sample, Store
+
+RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
+PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")
+SAMPLE = Sample("tiny", "chain-0", 16, 0, 16, 4, 2, "forced", True, False, None, "no_answer", False, "1 + 1\n", "é 😀")
+
+
+def is_one_line(error: pytest.ExceptionInfo[PrunusError]) -> bool:
+    return "\n" not in str(error.value)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "a #1?.db"  # characters that mean something in a file URI
+    with Store(path, create=True) as store:
+        store.add_run(RUN)
+        store.add_problems([PROBLEM])
+    return path
+
+
+def test_rows_come_back_as_they_went_in(path):
+    other = replace(SAMPLE, budget=64, ended="natural", answer_truncated=False, reopened_think=True, answer="7",
+                    status="ok", correct=True)  # fmt: skip
+    with Store(path) as store:
+        assert store.add_samples(RUN.run_id, [other, SAMPLE]) == 2
+    with Store(path) as store:
+        assert store.runs() == [RUN] and store.run(RUN.run_id) == RUN
+        assert store.problems() == {"chain-0": PROBLEM}
+        assert store.samples(RUN.run_id, texts=True) == [SAMPLE, other]
+        assert store.samples(RUN.run_id) == [replace(s, thinking="", text="") for s in (SAMPLE, other)]
+        assert store.keys(RUN.run_id) == {("chain-0", 16, 0), ("chain-0", 64, 0)}
+        assert store.keys("another") == set()
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # one file, nothing beside it
+
+
+def test_a_draw_that_is_there_stays(path):
+    with Store(path) as store:
+        store.add_samples(RUN.run_id, [SAMPLE])
+        assert store.add_samples(RUN.run_id, [replace(SAMPLE, text="other"), replace(SAMPLE, draw=1)]) == 1
+        assert [s.text for s in store.samples(RUN.run_id, texts=True)] == [SAMPLE.text, SAMPLE.text]
+
+
+def test_adding_samples_is_all_or_nothing(path):
+    with Store(path) as store:
+        with pytest.raises(sqlite3.IntegrityError):
+            store.add_samples(RUN.run_id, [SAMPLE, replace(SAMPLE, problem_id="unknown")])
+        with pytest.raises(sqlite3.IntegrityError):
+            store.add_samples("unknown run", [SAMPLE])
+        assert store.keys(RUN.run_id) == set()
+
+
+def test_grades_are_replaced_and_nothing_else(path):
+    with Store(path) as store:
+        store.add_samples(RUN.run_id, [SAMPLE, replace(SAMPLE, draw=1)])
+        store.update_grades(RUN.run_id, [("chain-0", 16, 1, "7", "ok", True)])
+        assert store.samples(RUN.run_id, texts=True) == [
+            SAMPLE,
+            replace(SAMPLE, draw=1, answer="7", status="ok", correct=True),
+        ]
+
+
+def test_a_problem_that_changed_is_refused(path):
+    with Store(path) as store:
+        store.add_problems([PROBLEM])
+        with pytest.raises(PrunusError, match="chain-0") as error:
+            store.add_problems([replace(PROBLEM, problem_id="new"), replace(PROBLEM, digest="d2")])
+        assert is_one_line(error)
+        assert store.problems() == {"chain-0": PROBLEM}
+
+
+@pytest.mark.parametrize(("budget", "answer_tokens", "leaked"), [(16, 512, False), (16, 513, True),
+                                                               (2048, 1024, False), (2048, 1025, True)])  # fmt: skip
+def test_leak_rule(budget, answer_tokens, leaked):
+    assert replace(SAMPLE, budget=budget, answer_tokens=answer_tokens).leaked is leaked
+
+
+def test_runs_are_found_by_id_name_source_and_start_of_id(path):
+    wanda = Run("01aa00000000", {"name": "wanda-20", "source": "out/wanda-20"}, {}, {})
+    again = Run("ff0000000000", {"name": "wanda-20", "source": "elsewhere/wanda-20"}, {}, {})
+    with Store(path) as store:
+        for run in (wanda, again):
+            store.add_run(run)
+        assert store.find_runs("01") == [RUN, wanda]
+        assert store.find_runs("wanda-20") == [wanda, again]
+        assert store.find_runs("") == []
+        assert (
+            store.find_run("012") == RUN and store.find_run("tiny") == RUN and store.find_run("out/wanda-20") == wanda
+        )
+        with pytest.raises(PrunusError, match=r"01aa00000000 \(wanda-20\), ff0000000000 \(wanda-20\)"):
+            store.find_run("wanda-20")
+        for missing in (store.find_run, store.run):
+            with pytest.raises(PrunusError, match="dense.*0123456789ab"):
+                missing("dense")
+
+
+def make(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path)
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_another_format_says_who_wrote_it(path):
+    make(path, f"PRAGMA user_version = {SCHEMA_VERSION + 1}", "UPDATE meta SET value = '9.9'")
+    for create in (False, True):
+        with pytest.raises(PrunusError, match=rf"format {SCHEMA_VERSION + 1}, written by prunus 9\.9") as error:
+            Store(path, create=create)
+        assert is_one_line(error)
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_what_is_no_store_is_refused_and_left_alone(tmp_path, create):
+    text, database = tmp_path / "notes.txt", tmp_path / "other.db"
+    text.write_bytes(b"these are my notes, and they are longer than the header of a database file is" * 20)
+    make(database, "CREATE TABLE mine (x)")
+    before = {p: p.read_bytes() for p in (text, database)}
+    for file, message in ((text, "not an SQLite file"), (database, "not a store of Prunus")):
+        with pytest.raises(PrunusError, match=message) as error:
+            Store(file, create=create)
+        assert is_one_line(error)
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_missing_store_and_missing_folder(tmp_path):
+    with pytest.raises(PrunusError, match="no store at"):
+        Store(tmp_path / "none.db")
+    with pytest.raises(PrunusError, match="no store at"):
+        Store(tmp_path)
+    with pytest.raises(PrunusError, match="folder .* does not exist"):
+        Store(tmp_path / "none" / "new.db", create=True)
+    with pytest.raises(PrunusError, match="cannot be opened"):
+        Store(tmp_path, create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_creation_is_taken_up(tmp_path, monkeypatch):
+    path, make_tables = tmp_path / "new.db", Store._make_tables
+
+    def make_then_stop(store: Store) -> None:
+        make_tables(store)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "_make_tables", make_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            Store(path, create=True)
+    with pytest.raises(PrunusError, match="is empty"):
+        Store(path)
+    with Store(path, create=True) as store:
+        store.add_run(RUN)
+        assert store.runs() == [RUN]
+
+
+def test_second_writer_is_told_after_waiting(path):
+    with Store(path) as first, Store(path, timeout=0.1) as second:
+        first._connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(PrunusError, match=r"locked by another process \(waited 0\.1 s\)") as error:
+            second.add_run(RUN)
+        assert is_one_line(error)
+        assert second.runs() == [RUN]  # reading goes on
+        first._connection.execute("ROLLBACK")
+        second.add_samples(RUN.run_id, [SAMPLE])
+
+
+def test_full_disk_is_one_line_and_keeps_the_finished_batches(path):
+    with Store(path) as store:
+        store.add_samples(RUN.run_id, [SAMPLE])
+        (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite then reports a full disk
+        with pytest.raises(PrunusError, match="disk is full") as error:
+            store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1, text="x" * 100_000)])
+        assert is_one_line(error)
+        assert store.keys(RUN.run_id) == {("chain-0", 16, 0)}
+
+
+WRITER = """
+import os, sys
+from dataclasses import replace
+from prunus.results import store as module
+from test_store import RUN, SAMPLE
+
+def batch(first):
+    return [replace(SAMPLE, draw=draw, text="x" * 5000) for draw in range(first, first + 50)]
+
+with module.Store(sys.argv[1]) as store:
+    store._connection.execute("PRAGMA cache_size = 1")  # pages reach the file before the transaction ends
+    store.add_samples(RUN.run_id, batch(0))
+    with store._transaction():
+        store._connection.executemany(module._INSERT, [(RUN.run_id, *module._values(s)) for s in batch(50)])
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_kill_9_loses_only_the_transaction_in_flight(path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    killed = subprocess.run([sys.executable, "-c", WRITER, str(path)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    journal = path.with_name(path.name + "-journal")
+    assert journal.stat().st_size > 0  # the file was caught half-written
+    with Store(path) as store:
+        assert store.keys(RUN.run_id) == {("chain-0", 16, draw) for draw in range(50)}
+        assert store.add_samples(RUN.run_id, [replace(SAMPLE, draw=99)]) == 1
