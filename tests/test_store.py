@@ -102,7 +102,7 @@ def test_runs_are_found_by_id_name_source_and_start_of_id(path):
         with pytest.raises(PrunusError, match=r"01aa00000000 \(wanda-20\), ff0000000000 \(wanda-20\)"):
             store.find_run("wanda-20")
         for missing in (store.find_run, store.run):
-            with pytest.raises(PrunusError, match="dense.*0123456789ab"):
+            with pytest.raises(PrunusError, match=r"dense.*0123456789ab"):
                 missing("dense")
 
 
@@ -140,7 +140,7 @@ def test_missing_store_and_missing_folder(tmp_path):
         Store(tmp_path / "none.db")
     with pytest.raises(PrunusError, match="no store at"):
         Store(tmp_path)
-    with pytest.raises(PrunusError, match="folder .* does not exist"):
+    with pytest.raises(PrunusError, match=r"folder .* does not exist"):
         Store(tmp_path / "none" / "new.db", create=True)
     with pytest.raises(PrunusError, match="cannot be opened"):
         Store(tmp_path, create=True)

@@ -338,7 +338,10 @@ class Store:
 
 
 def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
-    return Sample(**{name: bool(value) if name in FLAGS else value for name, value in zip(columns, row, strict=True)})
+    values: dict[str, Any] = dict(zip(columns, row, strict=True))
+    for flag in FLAGS:
+        values[flag] = bool(values[flag])
+    return Sample(**values)
 
 
 def _json(data: Any) -> str:
