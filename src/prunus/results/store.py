@@ -243,6 +243,11 @@ class Store:
         query = f"SELECT {', '.join(columns)} FROM sample WHERE run_id = ? ORDER BY problem_id, budget, draw"  # noqa: S608
         return [_sample(columns, row) for row in self._read(query, (run_id,))]
 
+    def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
+        """(thinking, text) of these draws only, so that a few can be shown from a store of any size."""
+        query = "SELECT thinking, text FROM sample WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?"
+        return {key: row for key in keys for row in self._read(query, (run_id, *key))}
+
     def update_grades(self, run_id: str, grades: Iterable[tuple[str, int, int, str | None, str, bool]]) -> None:
         """Replace grades in one transaction; each is (problem_id, budget, draw, answer, status, correct)."""
         rows = [(answer, status, correct, run_id, *key) for *key, answer, status, correct in grades]

@@ -1,0 +1,99 @@
+"""What to call a run, and how to draw it: one colour per method, one dash and marker per strength."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunus.reporting.text import DASH, MINUS
+from prunus.results.store import Run
+
+NAMES = {
+    "wanda": "Wanda",
+    "magnitude": "Magnitude",
+    "sparsegpt": "SparseGPT",
+    "shortgpt": "ShortGPT",
+    "laco": "LaCo",
+    "sleb": "SLEB",
+}
+HUES = 6
+
+
+@dataclass(frozen=True)
+class Look:
+    """One run as the report shows it. index 0 is the base; hue 0 is the base's ink, 1 to HUES are colours."""
+
+    index: int
+    run_id: str
+    label: str
+    hue: int
+    dash: int
+    marker: int
+
+    @property
+    def css(self) -> str:
+        """Classes that give colour and dash and let the legend hide it."""
+        return f"run r{self.index} c{self.hue} d{self.dash}"
+
+
+def history(run: Run) -> list[dict[str, Any]]:
+    """What was done to the run's model, oldest first; empty for a dense model."""
+    manifest = run.model.get("manifest")
+    steps = manifest.get("history") if isinstance(manifest, dict) else None
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+def _recipe(step: dict[str, Any]) -> dict[str, Any]:
+    recipe = step.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def _method(step: dict[str, Any]) -> str:
+    """Method with what sets it apart besides its strength: what shares a colour."""
+    recipe = _recipe(step)
+    method = str(recipe.get("method", step.get("action", "?")))
+    extras = [str(recipe[key]) for key, usual in (("scope", "all"), ("allocation", "uniform")) if recipe.get(key, usual) != usual]
+    return " ".join([NAMES.get(method, method), *extras])
+
+
+def step_label(step: dict[str, Any]) -> str:
+    """`Wanda 50 %`, `Magnitude mlp 20 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`."""
+    recipe = _recipe(step)
+    if step.get("action") == "drop":
+        blocks = str(recipe.get("blocks", "?"))
+        if "," in blocks:
+            numbers = [part.strip() for part in blocks.split(",") if part.strip()]
+            return f"block{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} removed"
+        return f"{_method(step)} {MINUS}{blocks} block{'' if blocks == '1' else 's'}"
+    sparsity, pattern = recipe.get("sparsity"), recipe.get("pattern")
+    amount = str(pattern) if pattern else f"{100 * sparsity:.3g} %" if isinstance(sparsity, int | float) else DASH
+    return f"{_method(step)} {amount}"
+
+
+def label(steps: Sequence[dict[str, Any]]) -> str:
+    """A short name for what was done; `dense` for nothing."""
+    return " + ".join(step_label(step) for step in steps) or "dense"
+
+
+def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> list[str]:
+    """Labels for (run id, model name, history): the model's name where models differ, the run id where labels still agree."""
+    one_model = len({model for _, model, steps in named if not steps}) <= 1
+    texts = [label(steps) if one_model else f"{model}: {label(steps)}" for _, model, steps in named]
+    twice = {text for text, times in Counter(texts).items() if times > 1}
+    return [f"{text} ({run_id[:8]})" if text in twice else text for text, (run_id, _, _) in zip(texts, named, strict=True)]
+
+
+def looks(base: Run, others: Sequence[Run]) -> list[Look]:
+    """The base first, then the others grouped by method in order of first appearance."""
+    runs = [base, *others]
+    labels = unique_labels([(run.run_id, str(run.model.get("name", "?")), history(run)) for run in runs])
+    hues: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    result = [Look(0, base.run_id, labels[0], 0, 0, 0)]
+    for index, (run, text) in enumerate(zip(others, labels[1:], strict=True), start=1):
+        group = " + ".join(_method(step) for step in history(run))
+        hues.setdefault(group, len(hues))
+        wraps = hues[group] // HUES
+        result.append(Look(index, run.run_id, text, 1 + hues[group] % HUES, seen[group] % 4, 1 + (seen[group] + wraps) % 4))
+        seen[group] += 1
+    return result

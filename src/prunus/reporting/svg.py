@@ -1,0 +1,240 @@
+"""Charts as plain SVG text: lines with bands on a budget, log or linear axis. Colours and dashes come from CSS classes.
+
+The picture is complete without scripts, so it prints, scales and can be read by a test; scripts only add a readout.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prunus.reporting.text import MINUS, esc
+
+MARKERS = (
+    "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",  # circle
+    "M-3.7,-3.7h7.4v7.4h-7.4z",  # square
+    "M0,-5l4.7,8.2h-9.4z",  # triangle
+    "M0,-5.2l5.2,5.2l-5.2,5.2l-5.2,-5.2z",  # diamond
+    "M0,5l4.7,-8.2h-9.4z",  # triangle, point down
+)
+
+
+class Point(NamedTuple):
+    """One value with its interval; note is what a pointer on it reads."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    note: str
+
+
+class Line(NamedTuple):
+    """One series; css holds its classes (`run r3`), marker its shape."""
+
+    css: str
+    points: Sequence[Point]
+    marker: int = 0
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values to places. low and high are in log2 units where log is set; zero is the place of 0 on a log axis."""
+
+    title: str
+    ticks: tuple[tuple[float, str], ...]
+    low: float
+    high: float
+    log: bool = False
+    zero: float | None = None
+
+    def place(self, value: float) -> float:
+        """0 at the axis' start, 1 at its end."""
+        if self.log:
+            value = math.log2(value) if value > 0 else self.low if self.zero is None else self.zero
+        return (value - self.low) / (self.high - self.low)
+
+
+def budget_axis(budgets: Sequence[int], title: str = "Thinking budget, tokens") -> Axis:
+    """log2 axis with a tick at every budget; 0 stands one doubling left of the smallest, behind a break."""
+    positive = sorted(budget for budget in budgets if budget > 0)
+    low, high = (math.log2(positive[0]), math.log2(positive[-1])) if positive else (0.0, 0.0)
+    zero = low - max(1.0, 0.16 * (high - low)) if 0 in budgets else None
+    low = low if zero is None else zero
+    if high - low < 1e-9:
+        low, high = low - 1, high + 1
+    return Axis(title, tuple((float(b), str(b)) for b in sorted(budgets)), low, high, log=True, zero=zero)
+
+
+def log_axis(values: Sequence[float], title: str) -> Axis:
+    """log2 axis over positive values, ticks at powers of 2 (of 4 where they would crowd)."""
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = math.log2(min(positive)), math.log2(max(positive))
+    low, high = (low - 0.1, high + 0.1) if high - low > 0.5 else (low - 1, high + 1)
+    step = 1 if high - low <= 9 else 2
+    powers = range(math.ceil(low), math.floor(high) + 1, step)
+    return Axis(title, tuple((2.0**p, f"{2.0**p:g}") for p in powers), low, high, log=True)
+
+
+def linear_axis(low: float, high: float, title: str, wanted: int = 5, sign: bool = False) -> Axis:
+    """Linear axis that covers [low, high], with about `wanted` round ticks."""
+    span = max(high - low, 1e-9)
+    raw = span / wanted
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    values = [step * k for k in range(first, last + 1)]
+    return Axis(title, tuple((v, _tick(v, sign)) for v in values), values[0], values[-1])
+
+
+def _tick(value: float, sign: bool) -> str:
+    value = round(value, 6)
+    return f"{'+' if sign and value > 0 else MINUS if value < 0 else ''}{abs(value):g}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the plot lies inside the picture, in view-box units."""
+
+    width: int = 640
+    height: int = 390
+    left: int = 50
+    right: int = 14
+    top: int = 34
+    bottom: int = 56
+    inset: int = 12  # room between the frame and the first and last point
+
+    def x(self, share: float) -> float:
+        return self.left + self.inset + share * (self.width - self.left - self.right - 2 * self.inset)
+
+    def y(self, share: float) -> float:
+        return self.height - self.bottom - share * (self.height - self.top - self.bottom)
+
+
+PANEL = Frame(width=330, height=230, left=42, right=8, top=26, bottom=46, inset=9)
+
+
+def chart(
+    lines: Sequence[Line],
+    x_axis: Axis,
+    y_axis: Axis,
+    label: str,
+    *,
+    frame: Frame | None = None,
+    whiskers: bool = False,
+    zone: tuple[float, float] | None = None,
+    zero_line: bool = False,
+    css: str = "",
+) -> str:
+    """One <svg>. zone: y range shaded behind the lines (a margin). whiskers: intervals as bars instead of bands."""
+    frame = frame or Frame()
+    parts = [
+        f'<svg class="chart {css}" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{esc(label)}">',
+        *_grid(x_axis, y_axis, frame),
+    ]
+    if zone is not None:
+        low, high = (min(1.0, max(0.0, y_axis.place(value))) for value in zone)
+        parts.append(
+            f'<rect class="zone" x="{frame.left}" y="{frame.y(high):.1f}" width="{frame.width - frame.left - frame.right}" '
+            f'height="{frame.y(low) - frame.y(high):.1f}"/>'
+        )
+    if zero_line:
+        y = frame.y(y_axis.place(0.0))
+        parts.append(f'<path class="zero" d="M{frame.left},{y:.1f}H{frame.width - frame.right}"/>')
+    shown = [line for line in lines if line.points]
+    parts += [_interval(line, x_axis, y_axis, frame, whiskers) for line in shown]
+    parts += [_curve(line, x_axis, y_axis, frame) for line in shown]
+    return "".join([*parts, "</svg>"])
+
+
+def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[str]:
+    right, bottom = frame.width - frame.right, frame.height - frame.bottom
+    parts = [f'<text class="axis-title" x="0" y="14">{esc(y_axis.title)}</text>']
+    for value, text in y_axis.ticks:
+        y = frame.y(y_axis.place(value))
+        parts.append(f'<path class="grid" d="M{frame.left},{y:.1f}H{right}"/>')
+        parts.append(f'<text class="tick" x="{frame.left - 7}" y="{y:.1f}" dy=".35em" text-anchor="end">{esc(text)}</text>')
+    parts.append(f'<path class="base-line" d="M{frame.left},{bottom}H{right}"/>')
+    every = max(1, math.ceil(len(x_axis.ticks) / 9))
+    for index, (value, text) in enumerate(x_axis.ticks):
+        x = frame.x(x_axis.place(value))
+        parts.append(f'<path class="tick-mark" d="M{x:.1f},{bottom}v5"/>')
+        if (len(x_axis.ticks) - 1 - index) % every == 0 or value == 0:
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 8}" dy=".9em" text-anchor="middle">{esc(text)}</text>')
+    if x_axis.zero is not None and len(x_axis.ticks) > 1:
+        x = (frame.x(x_axis.place(0)) + frame.x(x_axis.place(x_axis.ticks[1][0]))) / 2
+        parts.append(f'<path class="gap" d="M{x - 3:.1f},{bottom}h6"/>')
+        parts.append(f'<path class="break" d="M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"/>')
+    parts.append(f'<text class="axis-title" x="{right}" y="{frame.height - 5}" text-anchor="end">{esc(x_axis.title)}</text>')
+    return parts
+
+
+def _pieces(line: Line, x_axis: Axis) -> list[list[Point]]:
+    """The points that are joined: 0 on a broken axis stands alone."""
+    if x_axis.zero is None:
+        return [list(line.points)]
+    return [piece for piece in ([p for p in line.points if p.x == 0], [p for p in line.points if p.x != 0]) if piece]
+
+
+def _interval(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame, whiskers: bool) -> str:
+    parts = []
+    for piece in _pieces(line, x_axis):
+        ends = [
+            (frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.low)), frame.y(y_axis.place(p.high)))
+            for p in piece
+            if math.isfinite(p.low) and math.isfinite(p.high)
+        ]
+        if whiskers or len(ends) == 1:
+            bars = "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends)
+            parts.append(f'<path class="whisker" d="{bars}"/>' if bars else "")
+        elif ends:
+            upper = "L".join(f"{x:.1f},{high:.1f}" for x, _, high in ends)
+            lower = "L".join(f"{x:.1f},{low:.1f}" for x, low, _ in reversed(ends))
+            parts.append(f'<path class="band" d="M{upper}L{lower}Z"/>')
+    return f'<g class="{line.css}">{"".join(parts)}</g>'
+
+
+def _curve(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame) -> str:
+    parts = []
+    for piece in _pieces(line, x_axis):
+        places = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in piece]
+        if len(places) > 1:
+            parts.append(f'<path class="line" d="M{"L".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
+        shape = MARKERS[line.marker % len(MARKERS)]
+        for (x, y), point in zip(places, piece, strict=True):
+            parts.append(
+                f'<path class="mark" transform="translate({x:.1f},{y:.1f})" d="{shape}"><title>{esc(point.note)}</title></path>'
+            )
+    return f'<g class="{line.css}">{"".join(parts)}</g>'
+
+
+def swatch(css: str, marker: int) -> str:
+    """The line and marker of a series, for the legend."""
+    shape = MARKERS[marker % len(MARKERS)]
+    return (
+        f'<svg class="swatch {css}" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
+        f'<path class="line" d="M1,7H33"/><path class="mark" transform="translate(17,7)" d="{shape}"/></svg>'
+    )
+
+
+def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[str]:
+    """One small <svg> per (difference, low, high), all on one axis that shows 0 and -margin."""
+    ends = [abs(value) for row in rows for value in row if math.isfinite(value)]
+    reach = max([*ends, 2 * margin]) * 1.05
+    width, height = 180, 22
+
+    def at(value: float) -> float:
+        return width / 2 + value / reach * (width / 2 - 3)
+
+    pictures = []
+    for difference, low, high in rows:
+        parts = [
+            f'<svg class="forest" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">',
+            f'<path class="grid" d="M2,{height / 2}H{width - 2}"/><path class="zero" d="M{at(0):.1f},0V{height}"/>',
+            f'<path class="margin" d="M{at(-margin):.1f},0V{height}"/>',
+        ]
+        if all(math.isfinite(value) for value in (difference, low, high)):
+            parts.append(f'<path class="whisker" d="M{at(low):.1f},{height / 2}H{at(high):.1f}"/>')
+            parts.append(f'<path class="mark" transform="translate({at(difference):.1f},{height / 2})" d="{MARKERS[0]}"/>')
+        pictures.append("".join([*parts, "</svg>"]))
+    return pictures

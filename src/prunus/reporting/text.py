@@ -1,0 +1,97 @@
+"""Numbers and foreign text as they stand on a page. Model text is hostile: it is shown, never believed."""
+
+import html
+import json
+import math
+import re
+from typing import Any
+
+# Controls that would vanish, reorder the line or break a parser: C0 and C1 (but tab and line feed), soft line ends,
+# bidi marks, embeddings and isolates, invisible operators and tags, byte order mark, lone surrogates, noncharacters.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e007f]"
+)
+MINUS, DASH, THIN = "\u2212", "\u2013", "\u202f"
+
+
+def visible(text: str) -> str:
+    """text with every control character replaced by something one can see: ␀ for NUL, ⟦U+202E⟧ for a bidi override."""
+
+    def show(match: re.Match[str]) -> str:
+        code = ord(match.group())
+        return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"⟦U+{code:04X}⟧"
+
+    return _CONTROL.sub(show, text.replace("\r\n", "\n"))
+
+
+def esc(text: object) -> str:
+    """HTML text or attribute value that can hold no markup and no control character."""
+    return html.escape(visible(str(text)), quote=True)
+
+
+def clip(text: str, limit: int) -> str:
+    """At most limit characters of text: two thirds from its start, the rest from its end, and how many are left out."""
+    if len(text) <= limit:
+        return text
+    head = limit * 2 // 3
+    tail = limit - head
+    return f"{text[:head]}\n[… {len(text) - limit:,} characters left out …]\n{text[len(text) - tail :]}"
+
+
+def script_json(data: Any) -> str:
+    """JSON that may stand inside a <script> element: no <, >, & and nothing outside ASCII; NaN and infinity become null."""
+    text = json.dumps(_finite(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a number to show."""
+    return value is not None and math.isfinite(value)
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as percent with one decimal and no sign: 0.9321 -> 93.2."""
+    return f"{100 * share:.1f}" if share is not None and math.isfinite(share) else DASH
+
+
+def points(difference: float | None) -> str:
+    """A difference of two shares in percentage points, signed: -0.0312 -> −3.1."""
+    if difference is None or not math.isfinite(difference):
+        return DASH
+    return signed(100 * difference)
+
+
+def signed(value: float) -> str:
+    """One decimal and a typographic sign; what rounds to zero has none."""
+    text = f"{abs(value):.1f}"
+    return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
+
+
+def probability(p: float | None) -> str:
+    """A p-value with what it deserves: <0.001, 0.034, 0.21."""
+    if p is None or not math.isfinite(p):
+        return DASH
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def count(number: float | None) -> str:
+    """Tokens: whole from 10 on, one decimal below; thin spaces between thousands."""
+    if number is None or not math.isfinite(number):
+        return DASH
+    return f"{number:,.0f}".replace(",", THIN) if number >= 10 or number == int(number) else f"{number:.1f}"
+
+
+def joined(names: list[str], most: int = 4) -> str:
+    """a, b and c; beyond most names the rest is counted."""
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

@@ -1,0 +1,144 @@
+"""A headless Chromium driven over a pipe (DevTools protocol): click, evaluate, screenshot; nothing to install but it."""
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-default-apps --disable-dev-shm-usage --hide-scrollbars "
+    "--remote-debugging-pipe"
+).split()
+# Chromium reads commands on descriptor 3 and answers on 4; this puts the pipe's ends there and becomes Chromium.
+LAUNCHER = (
+    "import os, sys\n"
+    "ends = [os.dup(os.dup(os.dup(int(n)))) for n in sys.argv[1:3]]\n"
+    "os.dup2(ends[0], 3); os.dup2(ends[1], 4)\n"
+    "os.execv(sys.argv[3], sys.argv[3:])\n"
+)
+
+
+def find_chromium() -> str | None:
+    """Path of a Chromium, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """`with Browser(chromium, scratch folder) as browser: browser.open(page); browser.evaluate("1 + 1")`."""
+
+    def __init__(self, executable: str, folder: Path, seconds: float = 60.0) -> None:
+        self.seconds = seconds
+        commands_read, self.commands = os.pipe()
+        self.answers, answers_write = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(commands_read), str(answers_write), executable, *FLAGS]
+            + [f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "about:blank"],
+            pass_fds=(commands_read, answers_write),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands_read)
+        os.close(answers_write)
+        self.buffer, self.number, self.session = b"", 0, ""
+        self.problems: list[str] = []  # exceptions, console errors, violations of the page's content security policy
+        self.requests: list[str] = []  # everything the page asked for
+
+    def __enter__(self) -> "Browser":
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.session = ""
+            self.call("Browser.close")
+            self.process.wait(20)
+        except (OSError, subprocess.TimeoutExpired, AssertionError):
+            self.process.kill()
+            self.process.wait()
+        os.close(self.commands)
+        os.close(self.answers)
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send one command and wait for its answer; events on the way are kept."""
+        self.number += 1
+        message: dict[str, Any] = {"id": self.number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.commands, json.dumps(message).encode() + b"\0")
+        while (answer := self._read(method)).get("id") != self.number:
+            self._keep(answer)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
+
+    def _read(self, waiting_for: str) -> dict[str, Any]:
+        deadline = time.monotonic() + self.seconds
+        while b"\0" not in self.buffer:
+            ready, _, _ = select.select([self.answers], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"Chromium gave no answer to {waiting_for} in {self.seconds} s"
+            chunk = os.read(self.answers, 1 << 20)
+            assert chunk, f"Chromium ended before it answered {waiting_for}"
+            self.buffer += chunk
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(message)
+
+    def _keep(self, event: dict[str, Any]) -> None:
+        method, params = event.get("method"), event.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            self.problems.append(json.dumps(params["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            self.problems.append(json.dumps(params["args"]))
+        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+
+    def open(self, page: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
+        """Load a file at a window size and colour scheme, and wait until it is laid out."""
+        self.resize(width, height)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        deadline = time.monotonic() + self.seconds
+        while self.evaluate("document.readyState + location.protocol") != "completefile:":
+            assert time.monotonic() < deadline, "the page did not load"
+            time.sleep(0.02)
+        self.settle()
+
+    def resize(self, width: int, height: int = 900) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def settle(self) -> None:
+        """Wait for two frames, so that styles and layout follow what was done."""
+        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+
+    def evaluate(self, script: str) -> Any:
+        """The value of a JavaScript expression; promises are awaited."""
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, json.dumps(result["exceptionDetails"])
+        return result["result"].get("value")
+
+    def click(self, x: float, y: float) -> None:
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.settle()
+
+    def screenshot(self, path: Path, whole: bool = True) -> Path:
+        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        path.write_bytes(base64.b64decode(data))
+        return path
+
+    def pdf(self, path: Path) -> Path:
+        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"]))
+        return path
