@@ -1,0 +1,178 @@
+"""A checkpoint on disk: its tensors, read one at a time, its identity, and the manifest of what was done to it."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.families import (
+    LINEARS,
+    block_index,
+    block_name,
+    check_family,
+    expected_shapes,
+)
+from prunus.checkpoint.safetensors_file import DTYPES, Stored, read_header
+from prunus.checkpoint.source import check_folder, load_config, read_json
+from prunus.errors import PrunusError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+MANIFEST = "prunus.json"
+MANIFEST_FORMAT = 1
+INDEX = "model.safetensors.index.json"
+# Exponent bits; all of them set means infinity or NaN.
+_EXPONENT = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
+
+
+class Checkpoint:
+    """A model folder, opened: config.json and the headers of its safetensors are read, the weights are not.
+
+    Opening checks that every tensor that the configuration asks for is there, whole, and of its shape; PrunusError says
+    what is wrong. config: transformers' configuration. tensors: name -> where it lies.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        check_folder(self.folder)
+        check_family(self.folder, read_json(self.folder / "config.json"))
+        self.config: PreTrainedConfig = load_config(self.folder)
+        self.tensors: Mapping[str, Stored] = find_tensors(self.folder)
+        self._check_tensors()
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self.tensors)
+
+    @property
+    def blocks(self) -> int:
+        """Number of decoder blocks."""
+        return self.config.num_hidden_layers
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights stored; tied ones once."""
+        return sum(stored.elements for stored in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(stored.nbytes for stored in self.tensors.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the first Linear."""
+        return DTYPES[self.tensors[block_name(0, "self_attn.q_proj.weight")].dtype]
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What was done to this checkpoint (prunus.json), {} if nothing was."""
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return {}
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+            raise PrunusError(f"{path} is not of format {MANIFEST_FORMAT}: it is from another version of prunus")
+        return manifest
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the dtype in which it is stored."""
+        if name not in self.tensors:
+            raise PrunusError(f"{self.folder} holds no tensor '{name}'")
+        return self.tensors[name].read()
+
+    def block_tensors(self, index: int) -> dict[str, Stored]:
+        """Where the tensors of one block lie, by their full names."""
+        return {name: stored for name, stored in self.tensors.items() if block_index(name) == index}
+
+    def outer_tensors(self) -> dict[str, Stored]:
+        """Where the tensors outside the blocks lie: embedding, final norm, head."""
+        return {name: stored for name, stored in self.tensors.items() if block_index(name) is None}
+
+    def linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Shape (O, I) of each prunable Linear of a block, by its name within the block."""
+        return {local: self.tensors[block_name(index, f"{local}.weight")].shape for local in LINEARS}
+
+    def checksum(self) -> str:
+        """SHA-256 over names, dtypes, shapes and bytes of all weights: the same model, the same text, however sharded.
+
+        All weights pass by here, so this is also where NaN or infinity among them raises PrunusError.
+        """
+        files = {stored.file for stored in self.tensors.values()}
+        stamps = tuple(sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+        return _checksum(tuple(sorted(self.tensors.items())), stamps)
+
+    def _check_tensors(self) -> None:
+        for name, shape in expected_shapes(self.config).items():
+            stored = self.tensors.get(name)
+            if stored is None:
+                raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
+            if stored.shape != shape:
+                raise PrunusError(f"{self.folder}: '{name}' is {stored.shape}, but config.json asks for {shape}")
+            if stored.dtype not in DTYPES:
+                raise PrunusError(f"{self.folder}: '{name}' is {stored.dtype}; only {', '.join(DTYPES)} can be pruned")
+            if stored.nbytes != stored.elements * DTYPES[stored.dtype].itemsize:
+                raise PrunusError(f"{stored.file} is damaged: '{name}' has {stored.nbytes} bytes; fetch it again")
+
+
+def find_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder: those of its index, else of its only safetensors file."""
+    if not (folder / INDEX).exists():
+        return read_header(_only_file(folder))
+    weight_map = read_json(folder / INDEX).get("weight_map", {})
+    found: dict[str, Stored] = {}
+    for file in sorted(set(weight_map.values())):
+        path = folder / file
+        if path.parent != folder or not path.is_file():
+            raise PrunusError(f"{folder / INDEX} names {file}, which is not there; fetch it again")
+        found |= {name: stored for name, stored in read_header(path).items() if weight_map.get(name) == file}
+    if missing := sorted(set(weight_map) - set(found)):
+        raise PrunusError(f"{folder / weight_map[missing[0]]} lacks the tensor '{missing[0]}'; fetch it again")
+    return found
+
+
+def _only_file(folder: Path) -> Path:
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise PrunusError(f"{folder} has {len(files)} safetensors files but no {INDEX}; fetch the index")
+    return files[0]
+
+
+@lru_cache(maxsize=16)
+def _checksum(tensors: tuple[tuple[str, Stored], ...], stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """stamps (file, size, time of change) only make a changed file another cache entry."""
+    digest = hashlib.sha256()
+    for name, stored in tensors:
+        digest.update(f"{name}\0{stored.dtype}\0{list(stored.shape)}\0".encode())
+        for piece in stored.chunks():
+            digest.update(piece)
+            if stored.dtype in _EXPONENT and not _finite(piece, stored.dtype):
+                raise PrunusError(f"{stored.file}: '{name}' holds NaN or infinity; this model cannot be used")
+    return digest.hexdigest()
+
+
+def _finite(piece: bytes, dtype: str) -> bool:
+    integer, mask = _EXPONENT[dtype]
+    return not np.any(np.frombuffer(piece, integer) & integer(mask) == integer(mask))
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    return {package: version(package) for package in ("prunus", "torch", "transformers")}
+
+
+def next_manifest(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a checkpoint made from source by one more step; the steps before and the profile are kept."""
+    kept = {"profile": source.manifest["profile"]} if "profile" in source.manifest else {}
+    history: Iterable[Any] = source.manifest.get("history", [])
+    return {"prunus": version("prunus"), "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}

@@ -1,0 +1,250 @@
+"""A checkpoint in the making: OUT.partial, one file per finished block, which becomes OUT by rename when complete.
+
+The journal says which work this is (recipe and source) and which blocks are finished, so an interrupted run can go on.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from torch import Tensor
+
+from prunus.checkpoint.files import INDEX, MANIFEST, Checkpoint, next_manifest
+from prunus.checkpoint.safetensors_file import Stored, read_header, sync_folder, write_file, write_text
+from prunus.checkpoint.source import read_json
+from prunus.errors import PrunusError
+from prunus.recipes import content_hash
+
+JOURNAL, LOCK, CALIBRATION, HIDDEN = "journal.json", "lock", "calibration.jsonl", "hidden.bin"
+# Files of a model that go with the weights; anything else in the folder stays behind.
+COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
+COPIED_NAMES = {"LICENSE", "NOTICE"}
+NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, JOURNAL}
+DISK_RESERVE = 1 << 24
+
+
+class DiskFull(PrunusError):
+    """No space left; finished blocks are kept, unlike after other errors."""
+
+
+def check_target(source: Path, target: Path, overwrite: bool) -> None:
+    """Raise PrunusError unless target may be made from source: not the same folder, not there already."""
+    model = source.resolve()
+    for folder in (target.resolve(), partial_folder(target).resolve()):
+        if folder == model or model in folder.parents or folder in model.parents:
+            raise PrunusError(f"{target} is or overlaps the model's own folder {source}; choose another output")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise PrunusError(f"{target} exists; choose another output or add --overwrite")
+    if not (target / "config.json").is_file():
+        raise PrunusError(f"{target} exists and is no checkpoint, so it will not be replaced; choose another output")
+
+
+def partial_folder(target: Path) -> Path:
+    """Where unfinished work on target lives."""
+    return target.absolute().with_name(target.name + ".partial")
+
+
+class Partial:
+    """Open unfinished work: `with Partial(source, target, work, shards, needed, overwrite) as partial`.
+
+    work: JSON that says what is made from what; work found on disk is continued if it says the same, else it is an
+    error (with overwrite: deleted). shards: how many blocks the result has. needed: bytes of disk for all of it.
+    Left by an interruption, the folder keeps finished blocks; left by an error of input, it is deleted.
+    """
+
+    def __init__(
+        self, source: Checkpoint, target: Path, work: Mapping[str, Any], shards: int, needed: int, overwrite: bool
+    ) -> None:
+        check_target(source.folder, target, overwrite)
+        self.source, self.target, self.work = source, target.absolute(), dict(work)
+        self.shards, self.needed, self.overwrite = shards, needed, overwrite
+        self.folder = partial_folder(target)
+        self.records: dict[int, dict[str, Any]] = {}
+        self.finished = False
+
+    def __enter__(self) -> Self:
+        check_space(self.folder, self.needed - sum(path.stat().st_size for path in self._files()))
+        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        self.created_parents = [folder for folder in missing if folder != self.folder]
+        with disk_errors(self.folder, self.needed):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = self._take_lock()
+        try:
+            self._continue_or_start()
+        except BaseException:
+            self.lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.lock.close()
+        if self.finished:
+            return
+        (self.folder / HIDDEN).unlink(missing_ok=True)
+        wrong_input = isinstance(error, PrunusError) and not isinstance(error, DiskFull)
+        if wrong_input or not self.records:
+            shutil.rmtree(self.folder)
+            for folder in self.created_parents:
+                with suppress(OSError):  # another program may have put something there
+                    folder.rmdir()
+
+    def has(self, index: int) -> bool:
+        """Whether a block is finished."""
+        return index in self.records
+
+    def shard(self, index: int) -> Path:
+        """The file of one block of the result; index == shards is the file of all that lies outside blocks."""
+        return self.folder / f"model-{index + 1:05d}-of-{self.shards + 1:05d}.safetensors"
+
+    def read_block(self, index: int) -> dict[str, Stored]:
+        """Where the tensors of a finished block lie."""
+        return read_header(self.shard(index))
+
+    def write_block(self, index: int, tensors: Mapping[str, Tensor | Stored], record: Mapping[str, Any]) -> None:
+        """Finish one block. record: JSON kept in the journal, found again in records after a resume."""
+        with disk_errors(self.folder, self.needed):
+            write_file(self.shard(index), tensors)
+            self.records[index] = dict(record)
+            self._write_journal()
+
+    def keep(self, name: str, make: Callable[[], str]) -> str:
+        """The text of a file that goes with the result; made once, read again after a resume."""
+        path = self.folder / name
+        if not path.exists():
+            text = make()
+            with disk_errors(self.folder, self.needed):
+                write_text(path, text)
+        return path.read_text("utf-8")
+
+    def finish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any]) -> None:
+        """Add what is missing, then give the folder its final name; an old one is replaced only now.
+
+        config: content of the new config.json, None for the old file as it is. step: the manifest's new entry.
+        """
+        (self.folder / HIDDEN).unlink(missing_ok=True)
+        with disk_errors(self.folder, self.needed):
+            write_file(self.shard(self.shards), self.source.outer_tensors())
+            self._write_index()
+            copy_companions(self.source.folder, self.folder)
+            if config is None:
+                shutil.copyfile(self.source.folder / "config.json", self.folder / "config.json")
+            else:
+                write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+            manifest = next_manifest(self.source, step)
+            write_text(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        self.finished = True
+        replace_folder(self.folder, self.target)
+        for name in (JOURNAL, LOCK):
+            (self.target / name).unlink(missing_ok=True)
+
+    def _continue_or_start(self) -> None:
+        """Take over the work found, or start anew; work that must not be touched is an error."""
+        found = read_json(self.folder / JOURNAL) if (self.folder / JOURNAL).exists() else {}
+        ours = found.get("work") == content_hash(self.work) and found.get("shards") == self.shards
+        if any(self._files()) and not ours and not self.overwrite:
+            raise PrunusError(
+                f"{self.folder} holds unfinished work of another recipe or model; delete it or add --overwrite"
+            )
+        if ours:
+            self.records = {int(index): record for index, record in found["blocks"].items()}
+        for path in list(self._files()):
+            if not ours or path.suffix == ".writing":
+                path.unlink()
+        with disk_errors(self.folder, self.needed):
+            self._write_journal()
+
+    def _files(self) -> Iterator[Path]:
+        """What lies there already, but for the lock."""
+        return (path for path in self.folder.glob("*") if path.is_file() and path.name != LOCK)
+
+    def _take_lock(self) -> IO[str]:
+        lock = (self.folder / LOCK).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise PrunusError(f"another prunus process is working on {self.folder}; wait for it") from error
+        except OSError:
+            pass  # a file system without locks
+        return lock
+
+    def _write_journal(self) -> None:
+        journal = {"work": content_hash(self.work), "shards": self.shards, "blocks": self.records}
+        write_text(self.folder / JOURNAL, json.dumps(journal))
+
+    def _write_index(self) -> None:
+        weight_map, total = {}, 0
+        for index in range(self.shards + 1):
+            for name, stored in read_header(self.shard(index)).items():
+                weight_map[name] = stored.file.name
+                total += stored.nbytes
+        index_json = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_text(self.folder / INDEX, json.dumps(index_json, indent=2) + "\n")
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy tokenizer, generation configuration, chat templates and licence as they are."""
+    for path in sorted(source.iterdir()):
+        known = path.suffix in COPIED_SUFFIXES or path.stem in COPIED_NAMES
+        if path.is_file() and known and path.name not in NOT_COPIED and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, target / path.name)
+    templates = source / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, target / templates.name, dirs_exist_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename new to target; an old target is moved away first and deleted afterwards."""
+    old = target.with_name(target.name + ".replaced")
+    if target.exists() and any(target.iterdir()):
+        if old.exists():
+            shutil.rmtree(old)
+        target.rename(old)
+    new.rename(target)
+    sync_folder(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise DiskFull unless the disk of folder (which need not exist yet) has so many bytes free."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed + DISK_RESERVE:
+        raise DiskFull(
+            f"{folder.parent} has {show_bytes(free)} free, but {show_bytes(needed)} are needed; free some space"
+        )
+
+
+@contextmanager
+def disk_errors(folder: Path, needed: int) -> Iterator[None]:
+    """Turn what the system says when it cannot write into a PrunusError that names the folder and the space needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"the disk of {folder} is full: {show_bytes(needed)} are needed in all; free some space and run again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise PrunusError(f"{error.filename or folder} cannot be written: {os.strerror(error.errno)}") from error
+        raise
+
+
+def show_bytes(count: int) -> str:
+    """Bytes for people: 16.1 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

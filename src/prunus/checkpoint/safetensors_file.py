@@ -1,0 +1,169 @@
+"""The safetensors file format, read and written in pieces, so that memory never holds a whole file.
+
+Layout: 8 bytes (little-endian length of the header), the header (JSON: name -> dtype, shape, data_offsets), the data.
+Format: https://huggingface.co/docs/safetensors. The safetensors package reads lazily too, but cannot write piece by
+piece, nor say before reading whether a file was cut off.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.errors import PrunusError
+
+CHUNK = 1 << 22
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies. dtype: the format's name (BF16); start, end: byte positions in the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data."""
+        return self.end - self.start
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The data, piece by piece."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            left = self.nbytes
+            while left:
+                piece = stream.read(min(CHUNK, left))
+                if not piece:
+                    raise PrunusError(f"{self.file} ended early while it was read; it is damaged or being changed")
+                left -= len(piece)
+                yield piece
+
+    def read(self) -> Tensor:
+        """The tensor, in memory of its own."""
+        buffer = np.empty(self.nbytes, np.uint8)
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            if stream.readinto(buffer.data) != self.nbytes:
+                raise PrunusError(f"{self.file} ended early while it was read; it is damaged or being changed")
+        return torch.from_numpy(buffer).view(DTYPES[self.dtype]).view(self.shape)
+
+    def read_rows(self, rows: Iterable[int]) -> Tensor:
+        """Some rows of a matrix; only these are read."""
+        width = self.nbytes // self.shape[0]
+        table = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.shape[0], width))
+        return torch.from_numpy(table[np.fromiter(rows, np.int64)]).view(DTYPES[self.dtype])
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of a file. A file that is cut off or is no safetensors file raises PrunusError."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(_MAX_HEADER, size - 8):
+                raise ValueError("header longer than the file")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        base = 8 + length
+        tensors = {
+            name: Stored(
+                path, entry["dtype"], tuple(entry["shape"]), *(base + offset for offset in entry["data_offsets"])
+            )
+            for name, entry in header.items()
+        }
+    except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+        raise PrunusError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from error
+    if tensors and (needed := max(stored.end for stored in tensors.values())) > size:
+        raise PrunusError(f"{path} is cut off: {size} of {needed} bytes; fetch it again")
+    return tensors
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """The format's name of a tensor's dtype."""
+    return _NAMES[tensor.dtype]
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor | Stored]) -> None:
+    """Write path so that it is there whole or not at all: under another name, flushed to disk, then renamed.
+
+    Same tensors, same bytes. Stored tensors are copied bit for bit without being loaded.
+    """
+    entries = {name: _entry(tensor) for name, tensor in tensors.items()}
+    # Widest element first keeps every tensor aligned, as the format asks.
+    order = sorted(entries, key=lambda name: (-entries[name][2], name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in order:
+        dtype, shape, _, nbytes = entries[name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            for piece in _data(tensors[name]):
+                stream.write(piece)
+
+
+def _entry(tensor: Tensor | Stored) -> tuple[str, list[int], int, int]:
+    """dtype name, shape, bytes per element, bytes in all."""
+    if isinstance(tensor, Stored):
+        return tensor.dtype, list(tensor.shape), tensor.nbytes // max(1, tensor.elements), tensor.nbytes
+    return dtype_name(tensor), list(tensor.shape), tensor.element_size(), tensor.numel() * tensor.element_size()
+
+
+def _data(tensor: Tensor | Stored) -> Iterator[bytes | memoryview]:
+    if isinstance(tensor, Stored):
+        yield from tensor.chunks()
+    elif tensor.numel():
+        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file for writing that takes its name only when it is complete and on disk; after an error it is gone."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic_file(path) as stream:
+        stream.write(text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,103 @@
+"""From what the user typed to a model folder on this disk: `tiny`, a folder, or a hub id."""
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunus.errors import PrunusError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+TINY = "tiny"
+# Weights as safetensors only: other formats can run code when read.
+HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]
+UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+
+
+def resolve(model: str | Path) -> Path:
+    """The folder of a model, which holds config.json and safetensors.
+
+    model: `tiny` (the reasoner inside the package; write ./tiny for a folder of that name), a folder, or a hub id such
+    as org/name, which is downloaded into the hub's cache. Anything else raises PrunusError.
+    """
+    folder = tiny_folder() if str(model) == TINY else Path(model).expanduser()
+    if not folder.exists():
+        if not is_hub_id(str(model)):
+            raise PrunusError(f"model '{model}' is not there; give a folder, a hub id such as Qwen/Qwen3-0.6B, or tiny")
+        folder = download(str(model))
+    check_folder(folder)
+    return folder
+
+
+def tiny_folder() -> Path:
+    """Where the built-in reasoner lies."""
+    return Path(str(files("prunus"))) / "data" / TINY
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether text reads as org/name."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
+
+
+def download(hub_id: str) -> Path:
+    """A hub model's files, from the cache or the network; PrunusError says what was looked for."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
+    except Exception as error:  # the hub client raises errors of several libraries
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PrunusError(f"'{hub_id}' is no folder here and could not be had from the hub: {reason}") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raise PrunusError unless folder looks like a model: config.json and weights in safetensors."""
+    if not folder.is_dir():
+        raise PrunusError(f"{folder} is a file; give the folder that holds config.json")
+    if not (folder / "config.json").is_file():
+        raise PrunusError(f"{folder} has no config.json; give the folder of a Hugging Face model")
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+        return
+    if any(path.suffix in UNSAFE_SUFFIXES for path in folder.iterdir()):
+        raise PrunusError(f"{folder} has weights only as .bin or .pt, which can run code; convert them to safetensors")
+    raise PrunusError(f"{folder} has no *.safetensors file; its weights are missing")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; PrunusError names it if it cannot be read."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise PrunusError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def load_config(folder: Path) -> "PreTrainedConfig":
+    """The transformers configuration of a folder."""
+    from transformers import AutoConfig
+
+    if not isinstance(read_json(folder / "config.json"), dict):
+        raise PrunusError(f"{folder / 'config.json'} is not a JSON object")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers checks fields with errors of its own
+        raise PrunusError(f"{folder / 'config.json'} is not accepted by transformers: {one_line(error)}") from error
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); copy it from the original model")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # as above
+        raise PrunusError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without line ends."""
+    return " ".join(str(error).split()) or type(error).__name__
