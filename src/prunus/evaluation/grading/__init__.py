@@ -1,0 +1,190 @@
+"""Find the answer in a text; say whether it is right; say when two answers are the same. Rules only, no judge.
+
+The order of the rules is that of the evaluation reference, section 4.4:
+    find       the last balanced \\boxed{}; else the rest of the line after the last "answer is"; else, for integer
+               tasks only, the last whole number (weak)
+    integer    compared as whole numbers; \\frac{84}{2} is not one
+    math       equal after normalising, else math-verify in a worker process with a limit on time and memory
+    choice     one letter, or the text of exactly one choice; anything else is no answer, never "A"
+    exact      equal up to blanks
+A correct answer is reported in the gold's own form, so that all correct draws vote for the same.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from prunus.evaluation.grading import normalise
+from prunus.evaluation.grading.extract import MAX_ANSWER, find_answer, first_clause, last_integer
+from prunus.evaluation.grading.pool import Pool, Request, Verdict
+
+__all__ = ["GRADER_VERSION", "Gradable", "Grade", "Grader"]
+
+GRADER_VERSION = f"1/math-verify-{version('math-verify')}"
+Status = Literal["ok", "weak", "malformed", "no_answer", "timeout", "error"]
+
+
+class Gradable(Protocol):
+    """What grading needs of a problem: a Problem or a stored row."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def gold(self) -> str: ...
+    @property
+    def choices(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Grade:
+    """answer: canonical form for votes (digits, letter, LaTeX, text), None where none was found.
+
+    status: `ok`; `weak` (a bare last number); `malformed` (the last box never closes); `no_answer`; `timeout` or
+    `error` (math-verify took too long, or failed). All but ok and weak are wrong.
+    """
+
+    answer: str | None
+    correct: bool
+    status: Status
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """An answer as found: written (as the text has it) and canonical."""
+
+    written: str
+    canonical: str | None
+    status: Status
+
+
+class Grader:
+    """`with Grader() as grader: grader.grade([(problem, text), ...])`.
+
+    workers: processes for math-verify, started only when a comparison of strings does not settle a case. timeout_s:
+    wall-clock limit per comparison. memory_mb: memory limit per worker. Verdicts are remembered while it is open.
+    """
+
+    def __init__(self, workers: int = 2, timeout_s: float = 10.0, memory_mb: int = 1024) -> None:
+        self.pool = Pool(workers, timeout_s, memory_mb)
+        self._known: dict[Request, Verdict] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pool.close()
+
+    def grade(self, items: Sequence[tuple[Gradable, str | None]]) -> list[Grade]:
+        """One grade per (problem, answer text), in order. A text of None (never reached an answer) is no answer."""
+        readings = [_read(problem, text) for problem, text in items]
+        requests: list[Request | None] = [
+            (problem.gold, reading.written, False) if _needs_worker(problem, reading) else None
+            for (problem, _), reading in zip(items, readings, strict=True)
+        ]
+        verdicts = self._compare([request for request in requests if request])
+        return [
+            _grade(problem, reading, verdicts[request] if request else None)
+            for (problem, _), reading, request in zip(items, readings, requests, strict=True)
+        ]
+
+    def merge_equivalent(self, answers: Iterable[str]) -> dict[str, str]:
+        """Maps each distinct canonical answer of one `math` problem to one of its class, so that equals vote together.
+
+        The representative is the shortest (then first in the alphabet) of its class; an answer joins the first one with
+        which math-verify agrees in both directions, so the result does not depend on the order of answers. Two answers
+        whose comparison takes too long stay alone: one monster must not cost a timeout for every other answer.
+        """
+        merged: dict[str, str] = {}
+        open_classes: list[str] = []
+        for answer in sorted(set(answers), key=lambda answer: (len(answer), answer)):
+            merged[answer] = answer
+            open_classes.append(answer)
+            for other in open_classes[:-1]:
+                if _plainly_different(other, answer):
+                    continue
+                request = (other, answer, True)
+                verdict = self._compare([request])[request]
+                if verdict == "same":
+                    merged[answer] = other
+                    open_classes.remove(answer)
+                elif verdict == "timeout":
+                    open_classes.remove(answer)
+                    open_classes.remove(other)
+                if verdict in ("same", "timeout"):
+                    break
+        return merged
+
+    def _compare(self, requests: Iterable[Request]) -> dict[Request, Verdict]:
+        """Verdicts of math-verify; every distinct request is put once."""
+        wanted = list(dict.fromkeys(requests))
+        with self._lock:
+            new = [request for request in wanted if request not in self._known]
+            if new:
+                self._known.update(zip(new, self.pool.compare(new), strict=True))
+            return {request: self._known[request] for request in wanted}
+
+
+def _read(problem: Gradable, text: str | None) -> _Reading:
+    """Find and normalise the answer; gold is not looked at."""
+    found = find_answer(text or "")
+    if found.how == "malformed":
+        return _Reading("", None, "malformed")
+    if found.how == "phrase":
+        return _read_phrase(problem, found.text, text or "")
+    if found.how == "box":
+        canonical = _canonical(problem, found.text)
+        return _Reading(found.text, canonical, "ok" if canonical else "no_answer")
+    return _read_weakly(problem, text or "")
+
+
+def _read_phrase(problem: Gradable, phrase: str, text: str) -> _Reading:
+    """After "answer is": the phrase, or its first clause; a whole number must be there as such."""
+    clause = first_clause(phrase)
+    if problem.kind == "integer":
+        written = next((part for part in (phrase, clause, clause.split(",")[0]) if normalise.integer(part)), None)
+        if written is None:
+            return _read_weakly(problem, phrase if last_integer(phrase) else text)
+    else:
+        written = clause if problem.kind == "math" else phrase
+    canonical = _canonical(problem, written)
+    return _Reading(written, canonical, "ok" if canonical else "no_answer")
+
+
+def _read_weakly(problem: Gradable, text: str) -> _Reading:
+    number = last_integer(text) if problem.kind == "integer" else None
+    return _Reading(number or "", number, "weak" if number else "no_answer")
+
+
+def _canonical(problem: Gradable, written: str) -> str | None:
+    """The form in which equal answers are equal strings; None where a choice is none, or nothing is left."""
+    if problem.kind == "integer":
+        return normalise.integer(written) or normalise.math(written) or None
+    if problem.kind == "choice":
+        return normalise.choice(written, problem.choices)
+    return (normalise.math(written) if problem.kind == "math" else normalise.exact(written)) or None
+
+
+def _plainly_different(first: str, second: str) -> bool:
+    """Whether two canonical answers need no algebra to be told apart."""
+    return normalise.is_integer(first) and normalise.is_integer(second) and first != second
+
+
+def _needs_worker(problem: Gradable, reading: _Reading) -> bool:
+    gold = _canonical(problem, problem.gold)
+    if problem.kind != "math" or gold is None or reading.canonical is None or reading.canonical == gold:
+        return False
+    return len(problem.gold) <= MAX_ANSWER and not _plainly_different(gold, reading.canonical)
+
+
+def _grade(problem: Gradable, reading: _Reading, verdict: Verdict | None) -> Grade:
+    gold = _canonical(problem, problem.gold)
+    correct = reading.canonical is not None and (reading.canonical == gold or verdict == "same")
+    if verdict == "timeout" or verdict == "error":
+        return Grade(reading.canonical, False, verdict)
+    return Grade(gold if correct else reading.canonical, correct, reading.status)

@@ -1,0 +1,182 @@
+"""One written form per answer: digits, a letter, LaTeX without decoration, or text with single blanks."""
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+_WRAPPERS = ("text", "mbox", "textbf", "textit", "textrm", "mathrm", "mathbf", "mathit", "mathsf", "operatorname")
+_WRAPPER = re.compile(rf"\\(?:{'|'.join(_WRAPPERS)})\b\s*(?=\{{)")
+_DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|°|\\degrees?(?![A-Za-z])")
+_MINUS = str.maketrans("−–", "--")
+
+# Whole numbers
+_THIN = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: $()\[\]]|[${}~*€£]")
+_THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_INTEGER = re.compile(r"([+-]?) *0*([0-9]+)(?:\.0*)?(?P<unit> *%| .+|[A-Za-z]{2}.*)?")
+_UNIT = re.compile(r"[A-Za-z/(][A-Za-z²³/ .'()-]*(?:(?<=[A-Za-z])\^?[23])?[A-Za-z/ .]*")
+_UNIT_LETTERS = frozenset("mgshLl")
+# Words that change the number they follow.
+_NOT_UNITS = frozenset(
+    ["and", "or", "plus", "minus", "times", "over", "pi", "i", "x", "n", "e", "sqrt", "half", "third", "quarter"]
+) | frozenset(["dozen", "hundred", "thousand", "million", "billion", "trillion"])
+
+# LaTeX
+_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
+_DROPPED = frozenset((r"\left", r"\right", r"\!", r"\,", r"\;", r"\:", "\\ ", "~", r"\quad", r"\qquad")) | frozenset(
+    (r"\displaystyle", "$", r"\$", r"\(", r"\)", r"\[", r"\]")
+)
+_SAME = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac"}
+_ARGUMENTS = {r"\frac": 2, r"\sqrt": 1}
+_LETTER_EQUALS = re.compile(r"[A-Za-z]=")
+_PLAIN_INTEGER = re.compile(r"-?[0-9]+")
+
+# Choices
+_BARE_LETTER = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?\s*([A-Z])\s*[)\]]?[.:,;]?", re.IGNORECASE)
+_LED_LETTER = re.compile(
+    r"(?i:option|choice)\s+[(\[]?(?P<named>[A-Z])\b|[(\[](?P<bracketed>[A-Z])[)\]]|(?P<marked>[A-Z])[).:,;](?=\s|$)"
+    r"|(?P<bare>[B-HJ-Z])(?=\s)"
+)
+_ANOTHER = re.compile(r"[\s.:)\]]*(?:[,;/&]|\band\b|\bor\b)[\s(\[]*(?:option\s+)?([A-Z])(?![A-Za-z'])")
+
+
+def integer(text: str) -> str | None:
+    r"""Plain digits with sign of a whole number, or None.
+
+    Signs of money, thousands commas, degrees, leading zeros, a trailing `.0`, fonts, `x =` and units go;
+    `\frac{84}{2}`, 42\pi and 3 million are not read as whole numbers.
+    """
+    text = _DEGREE.sub(" ", _WRAPPER.sub(" ", text.translate(_MINUS))).replace("\\%", "%").replace("{,}", ",")
+    text = " ".join(_THIN.sub("", text).split()).rpartition("=")[2].strip().rstrip(".")
+    match = _INTEGER.fullmatch(_THOUSANDS_COMMA.sub("", text))
+    if match is None or not _is_unit(match["unit"] or ""):
+        return None
+    return f"-{match[2]}" if match[1] == "-" and match[2] != "0" else match[2]
+
+
+def _is_unit(text: str) -> bool:
+    unit = text.strip()
+    if unit in ("", "%"):
+        return True
+    words = re.findall(r"[A-Za-z]+", unit)
+    single_ok = len(unit) > 1 or unit in _UNIT_LETTERS
+    return single_ok and bool(_UNIT.fullmatch(unit)) and not any(word.lower() in _NOT_UNITS for word in words)
+
+
+def math(text: str) -> str:
+    r"""LaTeX without what does not change its meaning: still LaTeX, so that math-verify can read it.
+
+    Drops blanks (but not between two digits), \left \right and thin spaces, dollar signs, degrees, font commands around
+    their content, trailing periods and `x=`; \dfrac becomes \frac, \frac12 becomes \frac{1}{2}.
+    """
+    joined = _join(_braced(_undecorated(_TOKEN.findall(_DEGREE.sub("", text.translate(_MINUS))))))
+    joined = joined.rstrip(".")
+    if _LETTER_EQUALS.match(joined) and joined.count("=") == 1 and len(joined) > 2:
+        joined = joined[2:]
+    if _PLAIN_INTEGER.fullmatch(joined):
+        joined = integer(joined) or joined
+    return joined
+
+
+def is_integer(text: str) -> bool:
+    """Whether a normalised answer is nothing but a whole number."""
+    return _PLAIN_INTEGER.fullmatch(text) is not None
+
+
+def _undecorated(tokens: list[str]) -> list[str]:
+    """Without dropped tokens and font commands (with their braces); blanks survive only between digits."""
+    kept: list[str] = []
+    closing: list[bool] = []  # for every open brace: is it shown
+    font = blank = False
+    for token in tokens:
+        if token.isspace():
+            blank = True
+            continue
+        if token in _DROPPED:
+            continue
+        if token[1:] in _WRAPPERS and token[0] == "\\":
+            font = True
+            continue
+        if token == "{":
+            closing.append(not font)
+        if (token == "{" and font) or (token == "}" and closing and not closing.pop()):
+            font = False
+            continue
+        if blank and token.isdigit() and kept and kept[-1].isdigit():
+            kept.append(" ")
+        font = blank = False
+        kept.append(_SAME.get(token, token))
+    return kept
+
+
+def _braced(tokens: list[str]) -> list[str]:
+    r"""With braces around every one-token argument of \frac and \sqrt."""
+    out: list[str] = []
+    waiting = [0]  # for every open brace: how many arguments the command inside still takes
+    for token in tokens:
+        if token == "}":
+            if len(waiting) > 1:
+                waiting.pop()
+            waiting[-1] = max(0, waiting[-1] - 1)
+            out.append(token)
+        elif token == "{":
+            waiting.append(0)
+            out.append(token)
+        elif token in _ARGUMENTS:
+            waiting[-1] = _ARGUMENTS[token]
+            out.append(token)
+        elif waiting[-1] and token != "[":
+            if token != " ":
+                waiting[-1] -= 1
+                out += ["{", token, "}"]
+        else:
+            waiting[-1] = 0
+            out.append(token)
+    return out
+
+
+def _join(tokens: list[str]) -> str:
+    """Tokens as text; a command and a letter behind it stay apart."""
+    parts: list[str] = []
+    for token in tokens:
+        if parts and parts[-1][0] == "\\" and parts[-1][-1].isalpha() and token[0].isalpha():
+            parts.append(" ")
+        parts.append(token)
+    return "".join(parts)
+
+
+def choice(text: str, choices: Sequence[str]) -> str | None:
+    """The letter that a text names, by itself or by the text of exactly one choice; None where it names none or two.
+
+    Read as C: `C`, `c`, `(C)`, `C)`, `C.`, `option C`, `C) its text`, `C because`, and fonts around them. A capital A
+    followed by a word is an article, not a choice.
+    """
+    letters = ascii_uppercase[: len(choices)]
+    plain = _WRAPPER.sub("", text).translate(str.maketrans("", "", "${}*")).strip()
+    if (bare := _BARE_LETTER.fullmatch(plain)) and bare[1].upper() in letters:
+        return bare[1].upper()
+    if led := _LED_LETTER.match(plain):
+        kind = led.lastgroup or ""
+        letter, rest = led[kind], plain[led.end(kind) :]
+        another = _ANOTHER.match(rest)
+        if letter in letters and not (another and another[1] in letters and another[1] != letter):
+            return letter
+        if letter in letters:
+            return None
+    return _by_text(text, choices)
+
+
+def _by_text(text: str, choices: Sequence[str]) -> str | None:
+    """The letter of the one choice whose text this is, or else of the one whose text occurs in it as whole words."""
+    said, options = exact(text).rstrip("."), [exact(option).rstrip(".") for option in choices]
+    equal = [index for index, option in enumerate(options) if option and option == said]
+    if not equal:
+        equal = [index for index, option in enumerate(options) if option and math(option) == math(said)]
+    if not equal:
+        around = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])"
+        equal = [i for i, option in enumerate(options) if option and re.search(around.format(re.escape(option)), said)]
+    return ascii_uppercase[equal[0]] if len(equal) == 1 else None
+
+
+def exact(text: str) -> str:
+    """The text with single blanks."""
+    return " ".join(text.split())

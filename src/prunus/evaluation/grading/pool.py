@@ -1,0 +1,156 @@
+"""Worker processes with a limit on time and memory, ended and replaced when they hang, crash or grow old."""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from prunus.errors import PrunusError
+
+Verdict = Literal["same", "different", "error", "timeout"]
+Request = tuple[str, str, bool]  # gold, answer, whether it must hold both ways
+WORKER = Path(__file__).with_name("worker.py")
+START_SECONDS = 120.0
+# The kernel ends a hung worker this long after its limit, should the parent no longer be there to do it.
+ORPHAN_SECONDS = 5.0
+
+
+class WorkerProcess:
+    """One running worker: lines of JSON in, lines of JSON out."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the parent
+        )
+        self.buffer = b""
+        self.served = 0
+        greeting = self.receive(START_SECONDS)
+        if not greeting or "ready" not in greeting:
+            self.end()
+            reason = (greeting or {}).get("failed", "it ended without a word")
+            raise PrunusError(
+                f"the grading worker did not start ({reason}); check with: python -c 'import math_verify'"
+            )
+
+    def send(self, request: Request) -> None:
+        """Put a request. It is smaller than a pipe's buffer, so this never waits; receive() tells if it is gone."""
+        assert self.process.stdin is not None
+        self.served += 1
+        with suppress(OSError):
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def receive(self, seconds: float) -> dict | None:
+        """The next reply; {} where the worker ended instead, None where the time is over."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self.buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return None
+                if not (received := os.read(self.process.stdout.fileno(), 65536)):
+                    return {}
+                self.buffer += received
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return json.loads(line)
+
+    def end(self) -> None:
+        """Kill and collect it."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # unsent bytes for a dead worker
+                pipe.close()
+
+
+class Pool:
+    """Up to `workers` processes, started when first needed; usable from any thread, by one caller at a time.
+
+    timeout_s: wall-clock seconds per comparison. memory_mb: address space of a worker. recycle_after: comparisons after
+    which a worker is replaced, as symbolic algebra leaks. command: what to run instead of the real worker, for tests.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        timeout_s: float,
+        memory_mb: int,
+        recycle_after: int = 500,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        limits = [str(timeout_s + ORPHAN_SECONDS), str(memory_mb)]
+        # -P: the worker's folder stays off its import path; -W: the parent may turn warnings into errors.
+        self.command = command or [sys.executable, "-P", "-W", "ignore", str(WORKER), *limits]
+        self.timeout_s, self.recycle_after = timeout_s, recycle_after
+        self.workers: list[WorkerProcess | None] = [None] * workers
+        self.started = 0
+
+    def compare(self, requests: Sequence[Request]) -> list[Verdict]:
+        """A verdict for each request, in order."""
+        verdicts: list[Verdict] = ["error"] * len(requests)
+        left = deque(enumerate(requests))
+
+        def serve(slot: int) -> None:
+            while True:
+                try:
+                    index, request = left.popleft()
+                except IndexError:
+                    return
+                verdicts[index] = self._one(slot, request)
+
+        slots = min(len(self.workers), len(requests))
+        if slots <= 1:
+            serve(0)
+            return verdicts
+        with ThreadPoolExecutor(slots, thread_name_prefix="grading") as threads:
+            try:
+                for done in [threads.submit(serve, slot) for slot in range(slots)]:
+                    done.result()
+            except BaseException:  # Ctrl-C, or a worker that does not start: do not wait for the others
+                left.clear()
+                for worker in filter(None, self.workers):
+                    worker.process.kill()
+                raise
+        return verdicts
+
+    def _one(self, slot: int, request: Request) -> Verdict:
+        worker = self._ready(slot)
+        worker.send(request)
+        reply = worker.receive(self.timeout_s)
+        if not reply or "last" in reply or worker.served >= self.recycle_after:
+            self._drop(slot)
+        return "timeout" if reply is None else reply.get("verdict", "error")
+
+    def _ready(self, slot: int) -> WorkerProcess:
+        worker = self.workers[slot]
+        if worker is not None and worker.process.poll() is not None:  # ended while idle: no request's fault
+            self._drop(slot)
+            worker = None
+        if worker is None:
+            worker = self.workers[slot] = WorkerProcess(self.command)
+            self.started += 1
+        return worker
+
+    def _drop(self, slot: int) -> None:
+        worker, self.workers[slot] = self.workers[slot], None
+        if worker is not None:
+            worker.end()
+
+    def close(self) -> None:
+        """End all workers."""
+        for slot in range(len(self.workers)):
+            self._drop(slot)
