@@ -1,0 +1,124 @@
+"""Zero the lowest n: the one place where zeros are chosen and counted.
+
+Counts are exact, ties go to the lower index, and nothing is sorted: a partial selection finds the threshold, and only
+where equal scores straddle it are they looked at one by one. benchmarks/selection.py measures what that saves.
+Shapes: O output features (rows), I input features (columns).
+"""
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunus.recipes import Rounding
+
+# Rows are taken in slices of about this many elements, which stay in the processor's cache.
+SLICE = 1 << 19
+_SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
+
+
+def zeros_wanted(size: int, sparsity: float, rounding: Rounding = "exact") -> int:
+    """How many of size weights are to be zero.
+
+    exact: sparsity * size, rounded to the nearest (halves to even). reference: rounded down. sparsity means the decimal
+    number that it prints as, so 0.29 of 100 is 29, where floating point would say 28.999.
+    """
+    share = Fraction(repr(float(sparsity))) * size
+    return round(share) if rounding == "exact" else floor(share)
+
+
+def zero_lowest_per_row(weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact") -> Tensor:
+    """New weight in which every row has lost its zeros_wanted(I) lowest scores; the rest is the same bit for bit.
+
+    score_OI: not negative, no NaN. Equal scores: the lower column goes first.
+    """
+    count = zeros_wanted(weight_OI.shape[1], sparsity, rounding)
+    result_OI = weight_OI.clone()
+    if count == 0 or result_OI.numel() == 0:
+        return result_OI
+    rows = max(1, SLICE // weight_OI.shape[1])
+    for begin in range(0, weight_OI.shape[0], rows):
+        _zero(result_OI[begin : begin + rows], _lowest_of_rows(score_OI[begin : begin + rows], count))
+    return result_OI
+
+
+def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact") -> Tensor:
+    """New weight that has lost the zeros_wanted(O * I) lowest scores of the whole tensor; the rest is the same.
+
+    score_OI: not negative, no NaN. Equal scores: the lower flat index goes first. With rounding `reference` it loses
+    every score up to and including the one at place floor(sparsity * O * I) of the sorted scores, as the authors' code
+    has it: at least one more than asked for, and all that equal it.
+    """
+    count = zeros_wanted(weight_OI.numel(), sparsity, rounding)
+    result_OI = weight_OI.clone()
+    if result_OI.numel() == 0 or (count == 0 and rounding == "exact"):
+        return result_OI
+    score_N = score_OI.reshape(-1)
+    _check_scores(score_N)
+    if rounding == "reference":
+        lowest_N = score_N <= kth_lowest(score_N, count + 1)
+    else:
+        lowest_N = _take(score_N, kth_lowest(score_N, count), count)
+    _zero(result_OI, lowest_N.view(weight_OI.shape))
+    return result_OI
+
+
+def kth_lowest(score_N: Tensor, k: int) -> Tensor:
+    """The k-th smallest (from 1) of scores that are not negative, as a scalar tensor of their dtype."""
+    if score_N.element_size() == 2:
+        return _kth_by_histogram(score_N, k)
+    if score_N.device.type == "cpu":
+        return torch.from_numpy(np.partition(score_N.numpy(), k - 1)[k - 1 : k].copy())[0]
+    return torch.kthvalue(score_N, k).values
+
+
+def _kth_by_histogram(score_N: Tensor, k: int) -> Tensor:
+    """Counting is enough: 16-bit floats that are not negative have 2^15 bit patterns, in the order of their values."""
+    pattern_N = score_N.view(torch.int16) & 0x7FFF  # -0.0 counts as 0.0
+    up_to = torch.bincount(pattern_N, minlength=1 << 15).cumsum(0)
+    pattern = torch.searchsorted(up_to, torch.tensor(k, device=up_to.device))
+    return pattern.to(torch.int16).view(score_N.dtype)
+
+
+def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
+    """(R, I) true at the count lowest scores of each row."""
+    _check_scores(score_RI)
+    if score_RI.device.type == "cpu":
+        table = score_RI.float().numpy()
+        threshold_R1 = torch.from_numpy(np.partition(table, count - 1, axis=1)[:, count - 1 : count].copy())
+    else:
+        threshold_R1 = torch.kthvalue(score_RI.float(), count, dim=1, keepdim=True).values
+    lowest_RI = score_RI <= threshold_R1
+    if _count(lowest_RI) == count * score_RI.shape[0]:
+        return lowest_RI
+    for row in (lowest_RI.sum(1) > count).nonzero().flatten().tolist():
+        lowest_RI[row] = _take(score_RI[row], threshold_R1[row, 0], count)
+    return lowest_RI
+
+
+def _take(score_N: Tensor, threshold: Tensor, count: int) -> Tensor:
+    """(N,) true at the count lowest, given the count-th lowest: all below it and the first of those equal to it."""
+    lowest_N = score_N <= threshold
+    surplus = _count(lowest_N) - count
+    if surplus:
+        equal = (score_N == threshold).nonzero().flatten()
+        lowest_N[equal[len(equal) - surplus :]] = False
+    return lowest_N
+
+
+def _zero(weight: Tensor, lowest: Tensor) -> None:
+    """Set weights to +0.0 in place. As integers: kept bits cannot change, and it is faster than a masked fill."""
+    weight.view(_SAME_SIZE_INTEGER[weight.element_size()]).mul_(~lowest)
+
+
+def _count(mask: Tensor) -> int:
+    # numpy counts booleans some ten times faster than torch.
+    return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.count_nonzero())
+
+
+def _check_scores(score: Tensor) -> None:
+    """Raise ValueError where ranking has no meaning; NaN passes through max and fails every comparison."""
+    if not bool(score.max() >= 0):
+        raise ValueError("scores hold NaN or are negative")

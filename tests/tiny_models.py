@@ -1,0 +1,75 @@
+"""Small random checkpoints on disk for tests: every family, with what makes each of them different."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from prunus.checkpoint.source import tiny_folder
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+VOCABULARY = 368  # that of the built-in tokenizer, which these models borrow
+_CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+def make_model(
+    folder: Path,
+    family: str = "llama",
+    *,
+    blocks: int = 3,
+    tied: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    shard_size: str = "1GB",
+    **config,
+) -> Path:
+    """Write a random model and a tokenizer to folder. Four query heads share two key/value heads; biases, norms and
+    embeddings are random too, and large enough that every block matters."""
+    config_class, model_class = _CLASSES[family]
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": tied,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+    }
+    if family == "qwen3":
+        settings["head_dim"] = 12
+    model: PreTrainedModel = model_class(config_class(**settings | config))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.25 * noise)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tiny_folder() / name, folder / name)
+    return folder
+
+
+def random_rows(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    """Token ids for calibration."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (count, length), generator=generator).tolist()
