@@ -1,0 +1,190 @@
+"""Numbers that describe one run: arrays in, numbers out. P: problems, B: budgets, N: draws of each problem.
+
+The problem is the sampling unit and draws are nested in it, so every standard error is taken over problems (Miller,
+arXiv:2411.00640): sqrt(p(1-p)/(PN)) would be too small.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from math import comb, inf, nan
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A mean over problems, its clustered standard error (nan for one problem) and 95 % interval."""
+
+    value: float
+    se: float
+    low: float
+    high: float
+
+
+class Tokens(NamedTuple):
+    """Mean and 95th percentile over draws."""
+
+    mean: float
+    p95: float
+
+
+def estimate(values_P: ArrayLike, draws: int = 1) -> Estimate:
+    """Mean of per-problem values in [0, 1], each a mean over so many draws; avg@N where they are shares correct.
+
+    Interval: Wilson's at the effective sample size mean(1-mean)/se^2 (Korn and Graubard 1998, with the t quantile); for
+    one draw per problem that is Wilson's own. It stays inside [0, 1] and never shrinks to a point: where all problems
+    agree they count as one trial each.
+    """
+    values = np.asarray(values_P, dtype=float)
+    n, mean = len(values), float(values.mean())
+    se = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else nan
+    binary = bool(np.isin(values, (0, 1)).all())
+    if binary or n < 2 or se == 0:
+        size, quantile = float(n), stats.norm.ppf(0.975)
+    else:
+        size, quantile = min(mean * (1 - mean) / se**2, n * draws), stats.t.ppf(0.975, n - 1)
+    return Estimate(mean, se, *wilson_interval(mean, size, float(quantile)))
+
+
+def wilson_interval(share: float, size: float, quantile: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval of a share of size trials."""
+    spread = quantile**2 / size
+    centre = (share + spread / 2) / (1 + spread)
+    half = quantile * np.sqrt(share * (1 - share) / size + spread / (4 * size)) / (1 + spread)
+    low, high = float(centre - half), float(centre + half)
+    return 0.0 if share == 0 else low, 1.0 if share == 1 else high  # exact there, but for the last bit
+
+
+def pass_at_k(correct_PN: ArrayLike, k: int) -> float:
+    """Chance that k of the N draws hold a correct one, over all subsets: the unbiased pass@k of Chen et al. 2021.
+
+    1 - prod over t = N-c+1..N of (1 - k/t), with c draws correct; which is 1 where fewer than k are wrong.
+    """
+    correct = _matrix(correct_PN, k)
+    N = correct.shape[1]
+    counts_P = correct.sum(axis=1)
+    t = np.arange(1, N + 1)
+    factors_PN = np.where(t > N - counts_P[:, None], 1 - k / t, 1.0)
+    return float(np.mean(1 - np.where(N - counts_P < k, 0.0, factors_PN.prod(axis=1))))
+
+
+def majority_at_k(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike, k: int) -> float:
+    """Expected score of a majority vote among k of the N draws, over all subsets; exact for every N.
+
+    None does not vote; if nobody votes the score is 0. Tied answers share the score, which is the expectation of a
+    random tie-break. An answer's worth is the share of its draws graded correct: 0 or 1 unless the grader contradicts
+    itself. Exact by counting subsets with a polynomial per answer, so no random subsets are needed.
+    """
+    correct = _matrix(correct_PN, k)
+    scores = []
+    for answers, verdicts in zip(answers_PN, correct, strict=True):
+        votes = Counter(answer for answer in answers if answer is not None)
+        worth = Counter[str]()
+        for answer, verdict in zip(answers, verdicts, strict=True):
+            if answer is not None:
+                worth[answer] += int(verdict)
+        classes = sorted((count, worth[answer] / count) for answer, count in votes.items())
+        scores.append(_vote(tuple(classes), len(answers) - sum(votes.values()), k))
+    return float(np.mean(scores))
+
+
+@lru_cache(maxsize=65536)
+def _vote(classes: tuple[tuple[int, float], ...], abstaining: int, k: int) -> float:
+    """Mean score over all k-subsets. classes: (draws with this answer, its worth).
+
+    For every winning count t: ways[q, s] counts the choices of s draws where q answers have exactly t of them and none
+    has more; worth[q, s] is the summed worth of those q answers over the same choices. Sums of positive terms in
+    float64, so nothing cancels.
+    """
+    score = 0.0
+    for t in range(1, k + 1):
+        free = abstaining + sum(count for count, _ in classes if count < t)  # these can never reach t
+        ways, worth = np.zeros((k // t + 1, k + 1)), np.zeros((k // t + 1, k + 1))
+        ways[0] = [comb(free, s) for s in range(k + 1)]
+        for count, value in classes:
+            if count < t:
+                continue
+            next_ways, next_worth = np.zeros_like(ways), np.zeros_like(worth)
+            for a in range(t):
+                next_ways[:, a:] += comb(count, a) * ways[:, : k + 1 - a]
+                next_worth[:, a:] += comb(count, a) * worth[:, : k + 1 - a]
+            tied = comb(count, t)
+            next_ways[1:, t:] += tied * ways[:-1, : k + 1 - t]
+            next_worth[1:, t:] += tied * (worth[:-1, : k + 1 - t] + value * ways[:-1, : k + 1 - t])
+            ways, worth = next_ways, next_worth
+        score += sum(worth[q, k] / q for q in range(1, k // t + 1))
+    return score / comb(abstaining + sum(count for count, _ in classes), k)
+
+
+def auc_weights(budgets: Sequence[int]) -> Floats:
+    """Weights over budgets whose sum with the accuracies is the area under accuracy over log2(budget), by range.
+
+    Trapezoid, divided by the range: a mean accuracy. Budget 0 has no logarithm and gets weight 0. With one positive
+    budget the area is the accuracy there; with none, the accuracy at 0.
+    """
+    weights = np.zeros(len(budgets))
+    positive = [i for i, budget in enumerate(budgets) if budget > 0] or [0]
+    if len(positive) == 1:
+        weights[positive] = 1.0
+        return weights
+    steps = np.diff(np.log2([budgets[i] for i in positive]))
+    weights[positive[:-1]] += steps / 2
+    weights[positive[1:]] += steps / 2
+    return weights / steps.sum()
+
+
+def slope_weights(budgets: Sequence[int]) -> Floats:
+    """Weights whose sum with the accuracies is the least-squares slope on log2(budget): accuracy gained per doubling.
+
+    Budget 0 gets weight 0. All nan with fewer than two positive budgets.
+    """
+    weights = np.zeros(len(budgets))
+    positive = [i for i, budget in enumerate(budgets) if budget > 0]
+    if len(positive) < 2:
+        return np.full(len(budgets), nan)
+    logs = np.log2([budgets[i] for i in positive])
+    centred = logs - logs.mean()
+    weights[positive] = centred / (centred**2).sum()
+    return weights
+
+
+def gain_weights(budgets: Sequence[int]) -> Floats:
+    """Weights whose sum with the accuracies is accuracy at the largest minus at the smallest budget (0 counts)."""
+    weights = np.zeros(len(budgets))
+    weights[int(np.argmax(budgets))] += 1
+    weights[int(np.argmin(budgets))] -= 1
+    return weights
+
+
+def tokens(counts: ArrayLike) -> Tokens:
+    """Of token counts, one per draw."""
+    counts = np.asarray(counts, dtype=float)
+    return Tokens(float(counts.mean()), float(np.percentile(counts, 95)))
+
+
+def tokens_per_correct(total_tokens: ArrayLike, correct: ArrayLike) -> float:
+    """Sum of thinking and answer tokens divided by the number of correct draws; inf where none is."""
+    right = int(np.sum(correct))
+    return float(np.sum(total_tokens)) / right if right else inf
+
+
+def share(flags: ArrayLike) -> float:
+    """Share of draws with the flag."""
+    return float(np.mean(np.asarray(flags, dtype=float)))
+
+
+def leaked(answer_tokens: ArrayLike, budget: int) -> NDArray[Any]:
+    """Whether answers are longer than max(512, budget/2): the budget then no longer bounds the reasoning."""
+    return np.asarray(answer_tokens) > max(512, 0.5 * budget)
+
+
+def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:
+    correct = np.asarray(correct_PN, dtype=bool)
+    if correct.ndim != 2 or not 1 <= k <= correct.shape[1]:
+        raise ValueError(f"k = {k} needs a (problems, draws) array with at least k draws, not shape {correct.shape}")
+    return correct
