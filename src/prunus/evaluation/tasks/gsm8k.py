@@ -10,7 +10,7 @@ def load() -> list[Problem]:
     problems = []
     for index, row in enumerate(hub_rows("gsm8k", "openai/gsm8k", "main", "test", 1319)):
         question = row_field("gsm8k", row, "question", "problem")
-        answer = gold_integer(row_field("gsm8k", row, "answer").rpartition("####")[2].strip())
+        answer = gold_integer(row_field("gsm8k", row, "answer").rpartition("####")[2].replace(",", "").strip())
         problems.append(Problem(f"gsm8k/{index:04d}", "gsm8k", question, answer, "integer"))
     return problems
 

@@ -91,6 +91,8 @@ def _text(key: str, value: Any) -> str:
         raise PrunusError(
             f"'{key}' holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
         ) from error
+    if key == "id" and not text.isprintable():
+        raise PrunusError("'id' holds a line break, a tab or another character that does not print")
     return text if key == "problem" else text.strip()
 
 

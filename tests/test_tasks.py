@@ -1,0 +1,284 @@
+"""Loading problems: files line by line, hub sets through a stand-in for `datasets`, prompts, ids, contamination."""
+
+import json
+import sys
+from collections import Counter
+from itertools import permutations
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from prunus.errors import PrunusError
+from prunus.evaluation.tasks import TASKS, Problem, load_task, prompt_text
+from prunus.evaluation.tasks.contamination import overlap, question_digest
+from prunus.evaluation.tasks.gpqa_diamond import option_order
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def writer(*rows, name="mine.jsonl"):
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        path = tmp_path / name
+        path.write_bytes(b"\n".join(lines))
+        return path
+
+    return writer
+
+
+def row(**changes):
+    return {"id": "a", "problem": "What is 1+1?", "answer": "2"} | changes
+
+
+# Files
+
+
+def test_a_file_gives_its_problems_in_order(write):
+    path = write(row(), b"", row(id="b", answer=3, meta={"x": 1}, source="s"), row(id=7, answer="1,234"), b"  ")
+    problems = load_task(str(path))
+    assert [(p.id, p.answer) for p in problems] == [("a", "2"), ("b", "3"), ("7", "1234")]
+    assert {(p.task, p.kind, p.question, p.choices) for p in problems} == {("mine", "integer", "What is 1+1?", ())}
+    assert load_task(path, 2) == problems[:2]
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [(["1", "-2"], "integer"), (["27.0"], "integer"), ([27.0], "integer"), (["1", "1/2"], "math"), (["0.5"], "math")],
+)
+def test_the_kind_follows_from_all_answers_together(write, answers, kind):
+    problems = load_task(write(*(row(id=str(i), answer=answer) for i, answer in enumerate(answers))))
+    assert {p.kind for p in problems} == {kind}
+
+
+def test_kind_can_be_said_per_line(write):
+    """A line that says its kind has no vote on that of the others."""
+    problems = load_task(write(row(kind="exact", answer="a b"), row(id="b"), row(id="c", kind="math")))
+    assert [p.kind for p in problems] == ["exact", "integer", "math"]
+
+
+@pytest.mark.parametrize("answer", ["B", "b", "red", " red "])
+def test_gold_of_a_choice_is_a_letter_or_a_text(write, answer):
+    [problem] = load_task(write(row(choices=["blue", "red", "a"], answer=answer)))
+    assert (problem.kind, problem.answer, problem.choices) == ("choice", "B", ("blue", "red", "a"))
+
+
+def test_line_separators_inside_a_text_do_not_split_it(write):
+    line = json.dumps(row(problem="one\u2028two\x85three"), ensure_ascii=False).encode()
+    [problem] = load_task(write(b"\xef\xbb\xbf" + line + b"\r"))
+    assert problem.question == "one\u2028two\x85three"
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (b'{"id": "x", "problem": "p", "answer": "1"', "JSON"),
+        (b"[1, 2]", "must be a JSON object, not list"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"[" * 100_000, "nested"),
+        (b'{"id": "x", "problem": "p", "answer": NaN}', "NaN"),
+        (b'{"id": "x", "problem": "p", "answer": ' + b"9" * 5000 + b"}", "number too long"),
+        ({"id": "x", "problem": "p"}, "'answer' is missing"),
+        ({"problem": "p", "answer": "1"}, "'id' is missing"),
+        ({"id": "x", "question": "p", "answer": "1"}, "'problem' is missing"),
+        (row(id="x", problem=" "), "'problem' is empty"),
+        (row(id="x", answer=""), "'answer' is empty"),
+        (row(id="x", answer=None), "'answer' must be a text, not NoneType"),
+        (row(id="x", answer=True), "'answer' must be a text, not bool"),
+        (row(id="x", answer=["1"]), "'answer' must be a text, not list"),
+        (row(id="x", problem="\ud800"), "surrogate"),
+        (row(id="x", kind="essay"), "kind 'essay' is not known"),
+        (row(id="x", kind="integer", answer="1/2"), "'1/2' is not a whole number"),
+        (row(id="x", kind="choice"), "without choices"),
+        (row(id="x", kind="math", choices=["1", "2"]), "with choices"),
+        (row(id="x", choices="AB"), "must be a list"),
+        (row(id="x", choices=["2"]), "2 to 26 texts, not 1"),
+        (row(id="x", choices=[str(i) for i in range(27)]), "2 to 26 texts, not 27"),
+        (row(id="x", choices=["2", "2 "]), "the same text"),
+        (row(id="x", choices=["p", "q"]), "none of the choices"),
+        (row(id="x", choices=["p", "q"], answer="C"), "none of the choices"),
+        (row(id="x", choices=["B", "A"], answer="A"), "may mean A or B"),
+        (row(), "id 'a' was already used in line 1"),
+        (row(id="a\nb"), "line break"),
+    ],
+)
+def test_a_bad_line_is_named_in_one_line(write, bad, words):
+    path = write(row(), b"", bad)
+    with pytest.raises(PrunusError) as caught:
+        load_task(path)
+    assert str(caught.value).startswith(f"{path}:3: ") and words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_an_empty_file_is_refused(write, content):
+    with pytest.raises(PrunusError, match="holds no problem"):
+        load_task(write(content))
+
+
+def test_what_is_no_task_is_refused(tmp_path):
+    with pytest.raises(PrunusError, match=r"no task 'gsm9k'; there are tiny, gsm8k, .*FILE\.jsonl"):
+        load_task("gsm9k")
+    with pytest.raises(PrunusError, match=r"no task 'tiny/chains'; .*\(chain\|twosum\|"):
+        load_task("tiny/chains")
+    with pytest.raises(PrunusError, match=r"cannot read task file .*no\.jsonl: No such file"):
+        load_task(tmp_path / "no.jsonl")
+    with pytest.raises(PrunusError, match=r"cannot read task file .*: Is a directory"):
+        load_task(tmp_path)
+    with pytest.raises(PrunusError, match="limit must be at least 1 problem, not 0"):
+        load_task("tiny", 0)
+
+
+def test_the_excerpts_load():
+    gsm8k, math500 = load_task(DATA / "gsm8k_30.jsonl"), load_task(DATA / "math500_40.jsonl")
+    assert [len(gsm8k), len(math500)] == [30, 40]
+    assert {p.kind for p in gsm8k} == {"integer"} and {p.kind for p in math500} == {"math"}
+    assert not {path.name for path in DATA.glob("*.jsonl")} - {"gsm8k_30.jsonl", "math500_40.jsonl"}
+
+
+# The hub, with a stand-in for the `datasets` package
+
+
+class Rows(list):
+    """As much of a Dataset as is used."""
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """hub(rows or error) makes `datasets.load_dataset` return or raise it; the calls are noted."""
+    module, calls = ModuleType("datasets"), []
+
+    def serve(outcome):
+        def load_dataset(*args, **options):
+            calls.append((*args, options))
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return Rows(outcome)
+
+        module.load_dataset = load_dataset  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "datasets", module)
+        return calls
+
+    return serve
+
+
+def test_gsm8k_takes_what_follows_the_hashes(hub):
+    calls = hub([{"question": f" q{i} ", "answer": f"#### no\nso {i}\n#### 1,{i % 1000:03d}"} for i in range(1319)])
+    problems = load_task("gsm8k")
+    assert calls == [("openai/gsm8k", "main", {"split": "test"})]
+    assert (problems[12].id, problems[12].question, problems[12].answer) == ("gsm8k/0012", "q12", "1012")
+
+
+def test_math500_keeps_latex(hub):
+    hub([{"problem": "p", "answer": r"\frac{1}{2}", "unique_id": f"test/x/{i}.json", "level": 1} for i in range(500)])
+    problem = load_task("math500", 1)[0]
+    assert (problem.id, problem.answer, problem.kind) == ("math500/test/x/0.json", r"\frac{1}{2}", "math")
+
+
+@pytest.mark.parametrize(("name", "count"), [("aime24", 30), ("aime25", 30), ("amc23", 40)])
+@pytest.mark.parametrize("keys", [("problem", "answer"), ("question", "answer"), ("Problem", "Answer")])
+def test_contests_read_numbers_in_every_dress(hub, name, count, keys):
+    """27.0 (a float copy of AMC), 073 and 9 are 27, 73 and 9."""
+    answers = [27.0, "073", 9]
+    hub([{keys[0]: "p", keys[1]: answers[i % 3], "id": i} for i in range(count)])
+    problems = load_task(name)
+    assert [p.answer for p in problems[:3]] == ["27", "73", "9"]
+    assert len({p.id for p in problems}) == count
+
+
+@pytest.mark.parametrize("answer", ["1000", "-1"])
+def test_aime_answers_lie_in_0_to_999(hub, answer):
+    hub([{"problem": "p", "answer": answer if i == 17 else "999"} for i in range(30)])
+    with pytest.raises(PrunusError, match=f"answer {answer} of row 17 is outside 0 to 999"):
+        load_task("aime25")
+
+
+def gpqa_row(index):
+    texts = {f"Incorrect Answer {i}": f"secret wrong {i}" for i in (1, 2, 3)}
+    return {"Record ID": f"rec{index}", "Question": "secret question", "Correct Answer": "secret right\n"} | texts
+
+
+def test_gpqa_shuffles_by_record_and_keeps_its_texts_private(hub):
+    hub([gpqa_row(i) for i in range(198)])
+    problems = load_task("gpqa_diamond")
+    for problem in problems:
+        assert problem.choices["ABCD".index(problem.answer)] == "secret right"
+        assert len(set(problem.choices)) == 4 and problem.private
+        assert "secret" not in repr(problem)
+    places = Counter(p.answer for p in problems)
+    assert set(places) == set("ABCD") and min(places.values()) > 30
+    assert {"gpqa_diamond/rec5": problems[5].choices} == {problems[5].id: load_task("gpqa_diamond", 6)[5].choices}
+
+
+def test_option_orders_are_even_fixed_and_depend_on_the_seed():
+    seen = Counter(option_order(f"rec{i}") for i in range(2400))
+    assert set(seen) == set(permutations(range(4))) and min(seen.values()) > 60 and max(seen.values()) < 150
+    assert option_order("rec0", 1) != option_order("rec0", 2)
+    assert [option_order(f"rec{i}") for i in range(3)] == [(3, 0, 2, 1), (2, 1, 0, 3), (1, 0, 3, 2)]
+
+
+def test_the_hub_says_what_to_do(hub, monkeypatch):
+    class DatasetNotFoundError(FileNotFoundError):
+        pass
+
+    gated = "Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub.\nYou must be authenticated to access it."
+    hub(DatasetNotFoundError(gated))
+    with pytest.raises(
+        PrunusError, match=r"gpqa is gated; accept its terms at https://.* `hf auth login`, or pass"
+    ) as e:
+        load_task("gpqa_diamond")
+    assert "\n" not in str(e.value)
+    hub(ConnectionError("no route"))
+    with pytest.raises(PrunusError, match=r"ConnectionError for openai/gsm8k; check the network.*--task gsm8k\.jsonl"):
+        load_task("gsm8k")
+    hub([{"question": "q", "answer": "1"}])
+    with pytest.raises(PrunusError, match="has 1 rows where 1319 were expected"):
+        load_task("gsm8k")
+    hub([{"text": "q"}] * 40)
+    with pytest.raises(PrunusError, match="has no column answer or Answer"):
+        load_task("amc23")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(PrunusError, match=r"pip install 'prunus\[hub\]', or pass a JSONL file"):
+        load_task("math500")
+
+
+def test_the_table_names_every_set_once():
+    assert next(iter(TASKS)) == "tiny" and {task.name for task in TASKS.values()} == set(TASKS) and len(TASKS) == 13
+    assert all(task.source and task.description and "\n" not in task.description for task in TASKS.values())
+
+
+# Prompts, digests, contamination
+
+
+def test_prompts():
+    bare = Problem("i", "t", "Why?", "4", "integer")
+    choice = Problem("i", "t", "Why?", "A", "choice", ("so", "not"))
+    assert prompt_text(bare) == "Why?"
+    assert prompt_text(choice) == "Why?\n\nA) so\nB) not"
+    assert prompt_text(bare, "boxed") == (
+        "Why?\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    )
+    assert prompt_text(choice, "boxed") == (
+        "Why?\n\nA) so\nB) not\n\nPlease reason step by step, and put only the letter of your choice within \\boxed{}."
+    )
+
+
+def test_the_digest_changes_with_question_gold_and_choices():
+    problem = Problem("i", "t", "q", "A", "choice", ("x", "y"))
+    variants = [
+        problem,
+        Problem("i", "t", "q2", "A", "choice", ("x", "y")),
+        Problem("i", "t", "q", "B", "choice", ("x", "y")),
+        Problem("i", "t", "q", "A", "choice", ("x", "z")),
+        Problem("i", "t", "qA", "", "choice", ("x", "y")),
+    ]
+    assert len({p.digest for p in variants}) == len(variants)
+    assert Problem("other", "u", "q", "A", "choice", ("x", "y")).digest == problem.digest
+
+
+def test_contamination_sees_through_case_and_blanks():
+    problems = load_task(DATA / "gsm8k_30.jsonl")
+    copied = problems[3].question.upper().replace(" ", " \n")
+    assert overlap([copied, "What is 1+1?", problems[1].question], problems) == [problems[1].id, problems[3].id]
+    assert question_digest("a b") != question_digest("ab")
