@@ -1,0 +1,192 @@
+"""Two models on the same problems: intervals and tests of mean differences. Arrays in, numbers out.
+
+`strata` are the tasks: one (P, C) array of per-problem differences each, P problems by C contrasts (one per budget, one
+for the area under the curve, ...). The statistic is the mean over tasks of the mean over problems, so a task with many
+problems does not outweigh the others. All contrasts of a problem are resampled and flipped together.
+
+What feeds a verdict, and why:
+
+* Is there a difference? The sign-flip permutation test. It is exact when the models are exchangeable within problems,
+  for any number of problems and draws, and for one draw per problem it is McNemar's exact test.
+* How large is it? The percentile bootstrap over problems after adding two pseudo-problems, one with +s and one with -s,
+  s the root mean square of the differences that are not zero (1 if all are zero). For one draw per problem this is the
+  adjustment of Bonett and Price (2012) to the paired Wald interval, carried over to the bootstrap. Without it intervals
+  collapse where few problems differ: with 3 % discordant pairs the plain bootstrap and the t interval cover .57 at n =
+  30 and .70 at n = 40 (nominal .95), the adjusted bootstrap .99 or more; with no discordant pair at all they are the
+  point 0, and this is about +-3/n, as honest as the rule of three. Elsewhere the three agree. The minimum detectable
+  effect uses the same pseudo-problems, hence is never 0. No interval shows what no sampled problem shows: with 15
+  problems of which one in ten breaks completely, 16 draws each, all three cover .80.
+
+Problems are resampled and draws within them are not: the spread of per-problem means already contains the noise of
+their draws, (omega^2 + (v_base + v_other)/N)/n, and resampling draws as well would count it twice.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import nan, sqrt
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+RESAMPLES = 10_000
+CHUNK = 1000  # resamples held in memory at a time
+DETECTABLE = 2.80  # z(.975) + z(.8): two-sided 5 %, power 80 %
+
+
+def estimate(strata: Sequence[Floats]) -> Floats:
+    """(C,) mean difference: over the problems of a task, then over tasks."""
+    return np.mean([differences.mean(axis=0) for differences in strata], axis=0)
+
+
+def standard_error(strata: Sequence[Floats]) -> Floats:
+    """(C,) standard error of the estimate, problems independent; nan where a task has one problem."""
+    return np.sqrt(sum(_variances(strata))) / len(strata)
+
+
+def _variances(strata: Sequence[Floats]) -> list[Floats]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return [((d - d.mean(axis=0)) ** 2).sum(axis=0) / np.float64(len(d) - 1) / len(d) for d in strata]
+
+
+def with_pseudo_problems(strata: Sequence[Floats]) -> list[Floats]:
+    """Each task with two problems more, +s and -s per contrast; see the module's text for why."""
+    extended = []
+    for differences in strata:
+        differing = (differences != 0).sum(axis=0)
+        mean_square = (differences**2).sum(axis=0) / np.maximum(differing, 1)
+        size = np.where(differing > 0, np.sqrt(mean_square), 1.0)
+        extended.append(np.concatenate([differences, size[None], -size[None]]))
+    return extended
+
+
+def bootstrap(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """(R, C) estimates of resamples: each task's problems are drawn with replacement, all contrasts of one together."""
+    rng = np.random.default_rng(seed)
+    means = np.zeros((resamples, strata[0].shape[1]))
+    for differences in strata:
+        n = len(differences)
+        for rows in _chunks(resamples):
+            size = rows.stop - rows.start
+            chosen = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+            counts = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n)
+            means[rows] += counts @ differences / n
+    return means / len(strata)
+
+
+def percentile_interval(draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """(C,) low and high: the middle `level` of the (R, C) bootstrap draws."""
+    tail = (1 - level) / 2
+    return np.quantile(draws, tail, axis=0), np.quantile(draws, 1 - tail, axis=0)
+
+
+def lower_bound(draws: Floats, level: float = 0.95) -> Floats:
+    """(C,) one-sided bound: non-inferior means that it lies above minus the margin."""
+    return np.quantile(draws, 1 - level, axis=0)
+
+
+def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """(C,) low and high of the bias-corrected and accelerated interval (Efron 1987) from bootstrap draws of strata.
+
+    Draws equal to the estimate count half, as the distribution is discrete. Equal draws give a point.
+    """
+    centre = estimate(strata)
+    close = np.isclose(draws, centre, rtol=0, atol=1e-12)
+    bias = stats.norm.ppf(np.clip(np.mean((draws < centre) & ~close, axis=0) + close.mean(axis=0) / 2, 1e-6, 1 - 1e-6))
+    influence = np.concatenate([(d - d.mean(axis=0)) / len(d) for d in strata])
+    scale = 6 * (influence**2).sum(axis=0) ** 1.5
+    acceleration = np.divide((influence**3).sum(axis=0), scale, out=np.zeros_like(scale), where=scale > 0)
+    ends = []
+    for tail in ((1 - level) / 2, (1 + level) / 2):
+        z = bias + stats.norm.ppf(tail)
+        shares = stats.norm.cdf(bias + z / (1 - acceleration * z))
+        ends.append(np.array([np.quantile(draws[:, c], shares[c]) for c in range(draws.shape[1])]))
+    return ends[0], ends[1]
+
+
+def bootstrap_p(draws: Floats) -> Floats:
+    """(C,) two-sided p: twice the smaller share of draws beyond 0, plus 1/(R+1), at most 1."""
+    below, above = np.mean(draws <= 0, axis=0), np.mean(draws >= 0, axis=0)
+    return np.minimum(1.0, 2 * np.minimum(below, above) + 1 / (len(draws) + 1))
+
+
+def t_test(strata: Sequence[Floats], level: float = 0.95) -> tuple[Floats, Floats, Floats]:
+    """(C,) low, high and two-sided p of the paired t interval: n-1 degrees of freedom, Welch-Satterthwaite over tasks.
+
+    Where all differences are equal it is a point and p is 1 at 0, else 0.
+    """
+    centre, error = estimate(strata), standard_error(strata)
+    variances = _variances(strata)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = sum(variances) ** 2 / sum(v**2 / (len(d) - 1) for v, d in zip(variances, strata, strict=True))
+        ratio = np.where(centre == 0, 0.0, np.abs(centre) / error)
+        half = stats.t.ppf((1 + level) / 2, freedom) * error
+    p = np.where(error == 0, (centre == 0).astype(float), 2 * stats.t.sf(ratio, freedom))
+    half = np.where(error == 0, 0.0, half)
+    return centre - half, centre + half, p
+
+
+def sign_flip_p(strata: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0) -> Floats:
+    """(C,) two-sided p of the permutation test that swaps the two models problem by problem.
+
+    All 2^m swaps where they are no more than `flips` (m: problems with a difference in any contrast), else so many
+    random ones with (1 + hits) / (1 + flips), which is exact too. Ties count as hits; no difference at all gives 1.
+    """
+    weighted = np.concatenate([differences / (len(differences) * len(strata)) for differences in strata])
+    weighted = weighted[(weighted != 0).any(axis=1)]
+    observed = np.abs(weighted.sum(axis=0)) - 1e-12  # sums in another order differ in the last bits
+    m = len(weighted)
+    if 2**m <= flips:
+        patterns = (np.arange(2**m)[:, None] >> np.arange(m)) & 1
+        return np.mean(np.abs((1.0 - 2.0 * patterns) @ weighted) >= observed, axis=0)
+    rng = np.random.default_rng(seed)
+    hits = np.zeros(weighted.shape[1])
+    for rows in _chunks(flips):
+        bits = np.unpackbits(rng.integers(0, 256, (rows.stop - rows.start, (m + 7) // 8), dtype=np.uint8), axis=1)
+        hits += np.sum(np.abs((1.0 - 2.0 * bits[:, :m]) @ weighted) >= observed, axis=0)
+    return (1 + hits) / (1 + flips)
+
+
+def minimum_detectable(strata: Sequence[Floats]) -> Floats:
+    """(C,) true difference that would be found four times in five: 2.80 standard errors, with the pseudo-problems."""
+    return DETECTABLE * standard_error(with_pseudo_problems(strata))
+
+
+def mcnemar_p(lost: int, won: int) -> tuple[float, float]:
+    """Exact and mid-p two-sided p for one draw per problem: problems only the base solves, and only the other."""
+    n, fewer = lost + won, min(lost, won)
+    tails = 2 * float(stats.binom.cdf(fewer, n, 0.5))
+    return min(1.0, tails), tails - float(stats.binom.pmf(fewer, n, 0.5))
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Adjusted p in the given order (Holm 1979): controls the chance of any false claim in the family."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, steps)
+    return adjusted
+
+
+def benjamini_hochberg(p: ArrayLike) -> Floats:
+    """Adjusted p in the given order (1995): controls the expected share of false claims; for exploring only."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(-p, kind="stable")
+    steps = np.minimum.accumulate(len(p) / (len(p) - np.arange(len(p))) * p[order])
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, steps)
+    return adjusted
+
+
+def correlation(base: ArrayLike, other: ArrayLike) -> float:
+    """Of per-problem means: how much pairing helps; nan where one of them is constant."""
+    base_P, other_P = np.asarray(base, dtype=float), np.asarray(other, dtype=float)
+    base_P, other_P = base_P - base_P.mean(), other_P - other_P.mean()
+    scale = sqrt(float((base_P**2).sum() * (other_P**2).sum()))
+    return float((base_P * other_P).sum()) / scale if scale > 1e-12 else nan
+
+
+def _chunks(total: int) -> Iterator[slice]:
+    for start in range(0, total, CHUNK):
+        yield slice(start, min(start + CHUNK, total))

@@ -1,0 +1,224 @@
+"""Intervals and tests of paired differences: full enumeration, other software, textbook values, and simulation."""
+
+from itertools import product
+from math import isnan
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from prunus.results import paired
+
+
+def simulate(rng, problems, draws, benchmarks, loss=0.0, shape=(0.4, 0.4)):
+    """(benchmarks, problems) differences of shares correct; the other model loses `loss` on average."""
+    base = rng.beta(shape[0], shape[1], (benchmarks, problems))
+    other = np.where(rng.random((benchmarks, problems)) < loss / base.mean(), 0.0, base)
+    return (rng.binomial(draws, other) - rng.binomial(draws, base)) / draws
+
+
+def columns(differences_SP):
+    """Many benchmarks as contrasts of one stratum: they then share resamples and flips, which makes simulating fast."""
+    return [np.ascontiguousarray(differences_SP.T)]
+
+
+def test_estimate_and_error_by_hand():
+    strata = [np.array([[0.5], [-0.25], [0.0], [0.75]]), np.array([[1.0], [0.0]])]
+    assert paired.estimate(strata) == pytest.approx([(0.25 + 0.5) / 2])
+    errors = [d.std(ddof=1) / np.sqrt(len(d)) for d in strata]
+    assert paired.standard_error(strata) == pytest.approx([np.hypot(*errors) / 2])
+
+
+def flips_by_hand(tasks):
+    observed = np.mean([np.mean(task) for task in tasks])
+    flat = [value / len(task) / len(tasks) for task in tasks for value in task]
+    sums = [sum(s * v for s, v in zip(signs, flat, strict=True)) for signs in product((1, -1), repeat=len(flat))]
+    return np.mean([abs(total) >= abs(observed) - 1e-9 for total in sums])
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [[0.5, 0.25, -0.25, 1.0, 0.0, 0.75]],
+        [[1.0, 1.0, 1.0, 1.0, 1.0, 1.0]],
+        [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]],
+        [[1 / 3, -1 / 3, 2 / 3, 1 / 3], [0.5, -1.0]],
+    ],
+)
+def test_sign_flips_equal_full_enumeration_on_six_problems(tasks):
+    strata = [np.array(task)[:, None] for task in tasks]
+    assert paired.sign_flip_p(strata) == pytest.approx([flips_by_hand(tasks)])
+    sampled = paired.sign_flip_p(strata, flips=63)  # fewer than the 64 swaps: random ones
+    assert sampled == pytest.approx([flips_by_hand(tasks)], abs=0.2)
+
+
+def test_sampled_flips_with_one_draw_are_mcnemars_test():
+    for lost, won in ((20, 8), (15, 15), (40, 12)):
+        differences = np.array([-1.0] * lost + [1.0] * won + [0.0] * 50)[:, None]
+        exact, _ = paired.mcnemar_p(lost, won)
+        assert paired.sign_flip_p([differences], flips=40_000) == pytest.approx([exact], abs=0.01)
+
+
+def test_mcnemar_against_hand_values():
+    assert paired.mcnemar_p(8, 2) == (pytest.approx(112 / 1024), pytest.approx((112 - 45) / 1024))
+    assert paired.mcnemar_p(2, 8) == paired.mcnemar_p(8, 2)
+    assert paired.mcnemar_p(0, 0) == (1, 1)
+    assert paired.mcnemar_p(5, 5) == (1, pytest.approx(1))
+    assert paired.mcnemar_p(0, 6) == (pytest.approx(2 / 64), pytest.approx(1 / 64))
+
+
+def test_holm_and_benjamini_hochberg_on_textbook_values():
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert paired.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert paired.benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    # The fifteen p of Benjamini and Hochberg 1995, section 4: at .05 theirs rejects four, Bonferroni and Holm three.
+    thrombolysis = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719,
+                    0.6528, 0.7590, 1.0000]  # fmt: skip
+    assert (paired.benjamini_hochberg(thrombolysis) <= 0.05).sum() == 4
+    assert (paired.holm(thrombolysis) <= 0.05).sum() == 3
+    assert paired.benjamini_hochberg(thrombolysis) == pytest.approx(stats.false_discovery_control(thrombolysis))
+    assert paired.holm([]).size == 0 and paired.holm([0.2]).tolist() == [0.2]
+
+
+def test_t_test_equals_scipy():
+    rng = np.random.default_rng(0)
+    base, other = rng.random(30), rng.random(30) * 0.9
+    low, high, p = paired.t_test([(other - base)[:, None]])
+    result = stats.ttest_rel(other, base)
+    interval = result.confidence_interval(0.95)
+    assert (low[0], high[0], p[0]) == pytest.approx((interval.low, interval.high, result.pvalue))
+    assert [float(x[0]) for x in paired.t_test([np.zeros((4, 1))])] == [0, 0, 1]
+    assert [float(x[0]) for x in paired.t_test([np.ones((4, 1))])] == [1, 1, 0]
+
+
+def test_intervals_equal_scipys_bootstrap():
+    differences = simulate(np.random.default_rng(1), 80, 4, 1, loss=0.15)[0]
+    strata = [differences[:, None]]
+    draws = paired.bootstrap(strata, 20_000)
+    for method, (low, high) in {
+        "percentile": paired.percentile_interval(draws),
+        "BCa": paired.bca_interval(strata, draws),
+    }.items():
+        theirs = stats.bootstrap((differences,), np.mean, n_resamples=20_000, method=method, rng=5).confidence_interval
+        width = theirs.high - theirs.low
+        assert (low[0], high[0]) == pytest.approx((theirs.low, theirs.high), abs=0.03 * width)
+
+
+def test_bca_leans_towards_the_long_tail():
+    skewed = np.concatenate([np.zeros(45), np.ones(5)])[:, None]
+    draws = paired.bootstrap([skewed], 20_000)
+    low, high = paired.percentile_interval(draws)
+    bca_low, bca_high = paired.bca_interval([skewed], draws)
+    assert bca_low[0] > low[0] and bca_high[0] > high[0]
+    point = paired.bca_interval([np.ones((4, 1))], paired.bootstrap([np.ones((4, 1))], 100))
+    assert [float(end[0]) for end in point] == [1, 1]
+
+
+def test_resamples_are_seeded_and_shared_by_contrasts_but_not_by_tasks():
+    values = np.random.default_rng(0).random((20, 1))
+    strata = [np.concatenate([values, 2 * values], axis=1), np.concatenate([values, 2 * values], axis=1)]
+    draws = paired.bootstrap(strata, 1500, seed=3)
+    assert draws[:, 1] == pytest.approx(2 * draws[:, 0])
+    assert (draws == paired.bootstrap(strata, 1500, seed=3)).all()
+    assert (draws != paired.bootstrap(strata, 1500, seed=4)).any()
+    one = paired.bootstrap(strata[:1], 1500, seed=3)
+    assert draws[:, 0].std() == pytest.approx(one[:, 0].std() / np.sqrt(2), rel=0.1)
+
+
+def test_bootstrap_p_and_its_correction():
+    draws = np.array([[-1.0, 1.0, 0.0]] * 3 + [[2.0, 1.0, 0.0]] * 96)
+    assert paired.bootstrap_p(draws) == pytest.approx([2 * 3 / 99 + 0.01, 0.01, 1.0])
+
+
+def test_no_difference_at_all_is_not_certainty():
+    for problems in (30, 600):
+        strata = [np.zeros((problems, 1))]
+        draws = paired.bootstrap(paired.with_pseudo_problems(strata))
+        low, high = paired.percentile_interval(draws)
+        assert paired.sign_flip_p(strata) == [1]
+        # The rule of three: a share of 3/n of problems that differ goes unseen once in twenty times.
+        assert 2.5 / problems < high[0] < 4 / problems and low[0] == pytest.approx(-high[0], rel=0.01)
+        assert paired.minimum_detectable(strata)[0] == pytest.approx(2.8 * np.sqrt(2) / problems, rel=0.1)
+
+
+def test_pseudo_problems_are_bonett_and_prices_adjustment():
+    lost, won, both = 12, 5, 183
+    strata = [np.array([-1.0] * lost + [1.0] * won + [0.0] * both)[:, None]]
+    n = lost + won + both
+    p12, p21 = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    centre, half = p12 - p21, 1.96 * np.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    low, high = paired.percentile_interval(paired.bootstrap(paired.with_pseudo_problems(strata)))
+    assert (low[0], high[0]) == pytest.approx((centre - half, centre + half), abs=0.1 * half)
+
+
+def test_minimum_detectable_effect_is_the_papers_rule():
+    differences = simulate(np.random.default_rng(2), 500, 8, 1)[0][:, None]
+    rule = 2.80 * np.sqrt(differences.var(ddof=1) / 500)
+    assert paired.minimum_detectable([differences]) == pytest.approx([rule], rel=0.01)
+
+
+def test_correlation():
+    assert paired.correlation([0, 0.5, 1], [0.1, 0.2, 0.3]) == pytest.approx(1)
+    assert isnan(paired.correlation([0.3, 0.3, 0.3], [0.1, 0.2, 0.3]))
+
+
+# --- simulation: benchmarks of Bernoulli draws, 4 binomial standard deviations of Monte Carlo error allowed
+
+BENCHMARKS = 2000
+ERROR = 4 * np.sqrt(0.05 * 0.95 / BENCHMARKS)
+
+
+@pytest.mark.parametrize(("problems", "draws"), [(40, 1), (40, 4), (200, 1), (200, 4)])
+def test_size_of_the_tests_is_nominal(problems, draws):
+    null = columns(simulate(np.random.default_rng(problems + draws), problems, draws, BENCHMARKS))
+    flips = np.mean(paired.sign_flip_p(null, flips=2000) <= 0.05)
+    assert flips <= 0.05 + ERROR
+    if draws > 1 or problems > 100:  # with few one-draw problems an exact test of so coarse a statistic stays below
+        assert flips >= 0.05 - ERROR - 0.01
+    raw = paired.bootstrap(null, 2000)
+    assert np.mean(paired.t_test(null)[2] <= 0.05) == pytest.approx(0.05, abs=ERROR + 0.01)
+    assert np.mean(paired.bootstrap_p(raw) <= 0.05) == pytest.approx(0.05, abs=ERROR + 0.02)
+    low, high = paired.percentile_interval(paired.bootstrap(paired.with_pseudo_problems(null), 2000))
+    assert np.mean((low > 0) | (high < 0)) <= 0.05 + ERROR + 0.01
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+@pytest.mark.parametrize(("problems", "draws"), [(40, 1), (40, 4), (100, 4), (200, 1)])
+def test_intervals_cover_95_percent(problems, draws, loss):
+    rng = np.random.default_rng(1000 + problems + draws)
+    strata = columns(simulate(rng, problems, draws, BENCHMARKS, loss))
+    truth = -loss
+    draws_RC = paired.bootstrap(paired.with_pseudo_problems(strata), 2000)
+    low, high = paired.percentile_interval(draws_RC)
+    assert 0.95 - ERROR - 0.015 <= np.mean((low <= truth) & (truth <= high)) <= 0.99
+    bound = paired.lower_bound(draws_RC)
+    assert 0.95 - ERROR - 0.015 <= np.mean(bound <= truth) <= 0.99
+
+
+@pytest.mark.parametrize(("problems", "share"), [(30, 0.03), (40, 0.03), (100, 0.01), (200, 0.03)])
+def test_intervals_cover_where_few_problems_differ(problems, share):
+    rng = np.random.default_rng(problems)
+    strata = columns(-(rng.random((BENCHMARKS, problems)) < share).astype(float))
+    low, high = paired.percentile_interval(paired.bootstrap(paired.with_pseudo_problems(strata), 2000))
+    covered = np.mean((low <= -share) & (-share <= high))
+    plain_low, plain_high, _ = paired.t_test(strata)
+    plain = np.mean((plain_low <= -share) & (-share <= plain_high))
+    assert covered >= 0.92 and covered >= plain - ERROR
+    if problems * share < 2:
+        assert plain < 0.8  # why the pseudo-problems are there
+
+
+def test_power_at_the_minimum_detectable_effect_is_80_percent():
+    rng = np.random.default_rng(7)
+    noise = rng.normal(0, 0.3, (BENCHMARKS, 100))
+    effect = 2.80 * 0.3 / 10
+    found = np.mean(paired.sign_flip_p(columns(noise + effect), flips=2000) <= 0.05)
+    assert found == pytest.approx(0.8, abs=0.05)
+    assert paired.minimum_detectable(columns(noise)).mean() == pytest.approx(effect, rel=0.03)
+
+
+def test_non_inferiority_is_claimed_wrongly_one_time_in_twenty():
+    strata = columns(simulate(np.random.default_rng(11), 200, 4, BENCHMARKS, loss=0.05))
+    bound = paired.lower_bound(paired.bootstrap(paired.with_pseudo_problems(strata), 2000))
+    assert np.mean(bound > -0.05) == pytest.approx(0.05, abs=ERROR + 0.01)  # the truth lies on the margin
+    assert np.mean(bound > -0.15) > 0.95
