@@ -31,7 +31,7 @@ def find_answer(text: str) -> Found:
     """The last box of the text, else the rest of the line after the last "answer is" or "answer:".
 
     A last box that never closes, or holds over MAX_ANSWER characters, is malformed; earlier boxes are not considered.
-    An empty box is nothing.
+    An empty box is a box without an answer.
     """
     text = text[-MAX_TEXT:]
     opening = _last_match(_BOX, text)
@@ -41,7 +41,7 @@ def find_answer(text: str) -> Found:
     content = balanced_content(text, opening.end())
     if content is None or len(content) > MAX_ANSWER:
         return Found("malformed")
-    return Found("box", content.strip()) if content.strip() else Found("nothing")
+    return Found("box", content.strip())
 
 
 def balanced_content(text: str, start: int) -> str | None:

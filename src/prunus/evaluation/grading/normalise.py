@@ -124,10 +124,11 @@ def _braced(tokens: list[str]) -> list[str]:
         elif token in _ARGUMENTS:
             waiting[-1] = _ARGUMENTS[token]
             out.append(token)
+        elif token == " " and (waiting[-1] or out[-1:] == ["}"]):
+            continue
         elif waiting[-1] and token != "[":
-            if token != " ":
-                waiting[-1] -= 1
-                out += ["{", token, "}"]
+            waiting[-1] -= 1
+            out += ["{", token, "}"]
         else:
             waiting[-1] = 0
             out.append(token)

@@ -96,7 +96,7 @@ class Pool:
         # -P: the worker's folder stays off its import path; -W: the parent may turn warnings into errors.
         self.command = command or [sys.executable, "-P", "-W", "ignore", str(WORKER), *limits]
         self.timeout_s, self.recycle_after = timeout_s, recycle_after
-        self.workers: list[WorkerProcess | None] = [None] * workers
+        self.workers: list[WorkerProcess | None] = [None] * max(1, workers)
         self.started = 0
 
     def compare(self, requests: Sequence[Request]) -> list[Verdict]:
