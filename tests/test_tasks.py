@@ -156,7 +156,7 @@ def hub(monkeypatch):
                 raise outcome
             return Rows(outcome)
 
-        module.load_dataset = load_dataset  # type: ignore[attr-defined]
+        vars(module)["load_dataset"] = load_dataset
         monkeypatch.setitem(sys.modules, "datasets", module)
         return calls
 
