@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -69,10 +69,11 @@ class Partial:
         self.shards, self.needed, self.overwrite = shards, needed, overwrite
         self.folder = partial_folder(target)
         self.records: dict[int, dict[str, Any]] = {}
+        self.notes: dict[str, Any] = {}
         self.finished = False
 
     def __enter__(self) -> Self:
-        check_space(self.folder, self.needed - sum(path.stat().st_size for path in self._files()))
+        check_space(self.folder, self.needed - sum(path.stat().st_size for path in self._found()))
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.created_parents = [folder for folder in missing if folder != self.folder]
         with disk_errors(self.folder, self.needed):
@@ -118,14 +119,13 @@ class Partial:
             self.records[index] = dict(record)
             self._write_journal()
 
-    def keep(self, name: str, make: Callable[[], str]) -> str:
-        """The text of a file that goes with the result; made once, read again after a resume."""
-        path = self.folder / name
-        if not path.exists():
-            text = make()
-            with disk_errors(self.folder, self.needed):
-                write_text(path, text)
-        return path.read_text("utf-8")
+    def note(self, key: str, value: Any, files: Mapping[str, str]) -> None:
+        """Keep JSON in notes, found again after a resume, and text files that go with the result."""
+        with disk_errors(self.folder, self.needed):
+            for name, text in files.items():
+                write_text(self.folder / name, text)
+            self.notes[key] = value
+            self._write_journal()
 
     def finish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any]) -> None:
         """Add what is missing, then give the folder its final name; an old one is replaced only now.
@@ -150,23 +150,27 @@ class Partial:
 
     def _continue_or_start(self) -> None:
         """Take over the work found, or start anew; work that must not be touched is an error."""
-        found = read_json(self.folder / JOURNAL) if (self.folder / JOURNAL).exists() else {}
+        journal = self.folder / JOURNAL
+        found = read_json(journal) if journal.exists() else {}
         ours = found.get("work") == content_hash(self.work) and found.get("shards") == self.shards
-        if any(self._files()) and not ours and not self.overwrite:
+        if self._found() and not ours and not (self.overwrite and journal.exists()):
             raise PrunusError(
                 f"{self.folder} holds unfinished work of another recipe or model; delete it or add --overwrite"
             )
         if ours:
             self.records = {int(index): record for index, record in found["blocks"].items()}
-        for path in list(self._files()):
-            if not ours or path.suffix == ".writing":
+            self.notes = found["notes"]
+        for path in self._found():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif not ours or path.suffix == ".writing":
                 path.unlink()
         with disk_errors(self.folder, self.needed):
             self._write_journal()
 
-    def _files(self) -> Iterator[Path]:
+    def _found(self) -> list[Path]:
         """What lies there already, but for the lock."""
-        return (path for path in self.folder.glob("*") if path.is_file() and path.name != LOCK)
+        return [path for path in self.folder.glob("*") if path.name != LOCK]
 
     def _take_lock(self) -> IO[str]:
         lock = (self.folder / LOCK).open("w")
@@ -180,7 +184,7 @@ class Partial:
         return lock
 
     def _write_journal(self) -> None:
-        journal = {"work": content_hash(self.work), "shards": self.shards, "blocks": self.records}
+        journal = {"work": content_hash(self.work), "shards": self.shards, "blocks": self.records, "notes": self.notes}
         write_text(self.folder / JOURNAL, json.dumps(journal))
 
     def _write_index(self) -> None:

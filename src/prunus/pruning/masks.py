@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunus.recipes import Rounding
 
-# Rows are taken in slices of about this many elements, which stay in the processor's cache.
+# On a CPU rows are taken in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19
 _SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
 
@@ -38,7 +38,7 @@ def zero_lowest_per_row(weight_OI: Tensor, score_OI: Tensor, sparsity: float, ro
     result_OI = weight_OI.clone()
     if count == 0 or result_OI.numel() == 0:
         return result_OI
-    rows = max(1, SLICE // weight_OI.shape[1])
+    rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
     for begin in range(0, weight_OI.shape[0], rows):
         _zero(result_OI[begin : begin + rows], _lowest_of_rows(score_OI[begin : begin + rows], count))
     return result_OI

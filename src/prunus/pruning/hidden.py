@@ -1,0 +1,60 @@
+"""The residual stream of all calibration tokens between two blocks: in memory, or in a file mapped into it.
+
+Shapes: N sequences, T tokens, S tokens of all sequences one after the other, D hidden width.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.families import EMBEDDING, Runner
+from prunus.checkpoint.files import Checkpoint
+
+# Enough to fill the processor in one call; a sequence longer than this is a batch of its own.
+BATCH_TOKENS = 2048
+
+
+class HiddenStates:
+    """What the next block will read, for every calibration token: starts as the embeddings, changed in place.
+
+    Sequences are grouped by length, so batches need neither padding nor mask. file: where to keep them instead of in
+    memory; its space is taken at once, so a full disk is noticed here.
+    """
+
+    def __init__(self, source: Checkpoint, runner: Runner, sequences: Sequence[list[int]], file: Path | None) -> None:
+        ordered = sorted(sequences, key=len)
+        self.groups = [(length, list(group)) for length, group in groupby(ordered, key=len)]
+        self.tokens = sum(map(len, sequences))
+        width = source.config.hidden_size
+        self.states_SD = _allocate(self.tokens * width, runner.dtype, file).view(self.tokens, width)
+        self._embed(source, runner)
+
+    def batches(self) -> Iterator[Tensor]:
+        """(N, T, D) views, always the same in the same order; write into them to move on to the next block."""
+        begin = 0
+        for length, group in self.groups:
+            most = max(1, BATCH_TOKENS // length)
+            for first in range(0, len(group), most):
+                count = min(most, len(group) - first)
+                yield self.states_SD[begin : begin + count * length].view(count, length, -1)
+                begin += count * length
+
+    def _embed(self, source: Checkpoint, runner: Runner) -> None:
+        ids_S = torch.tensor([token for _, group in self.groups for ids in group for token in ids])
+        used, place_S = ids_S.unique(return_inverse=True)
+        rows = source.tensors[EMBEDDING].read_rows(used.tolist())  # a large vocabulary is not worth loading whole
+        for begin in range(0, self.tokens, BATCH_TOKENS):
+            part = slice(begin, begin + BATCH_TOKENS)
+            self.states_SD[part] = runner.embed(rows, place_S[part]).cpu()
+
+
+def _allocate(elements: int, dtype: torch.dtype, file: Path | None) -> Tensor:
+    if file is None:
+        return torch.empty(elements, dtype=dtype)
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, elements * dtype.itemsize)
+    return torch.from_file(str(file), shared=True, size=elements, dtype=dtype)

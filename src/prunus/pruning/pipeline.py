@@ -1,0 +1,233 @@
+"""Prune a checkpoint block by block: memory holds one block and the hidden states of the calibration tokens."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunus.checkpoint.families import LINEARS, Runner, block_name, pick_device
+from prunus.checkpoint.files import Checkpoint, versions
+from prunus.checkpoint.partial import CALIBRATION, HIDDEN, Partial, check_space, check_target, disk_errors, show_bytes
+from prunus.checkpoint.safetensors_file import Stored
+from prunus.checkpoint.source import resolve
+from prunus.progress import Steps
+from prunus.pruning.calibration import HUB_NAMES, Calibration, calibration_name, load_calibration
+from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.masks import zeros_wanted
+from prunus.pruning.methods import METHODS, Method
+from prunus.pruning.observe import InputStats, Observed, Observer
+from prunus.pruning.text_files import read_jsonl
+from prunus.recipes import DropRecipe, PruneRecipe
+
+
+class Job(NamedTuple):
+    """Everything that the loop over blocks needs to know. linears: names within a block that are in scope."""
+
+    source: Checkpoint
+    recipe: PruneRecipe
+    method: Method
+    linears: list[str]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def prune(
+    model: str | Path,
+    out: str | Path,
+    recipe: PruneRecipe,
+    *,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
+
+    Unfinished work lives in out.partial; the same call goes on there, and ends with the same bytes as an unbroken run.
+    offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. Wrong input raises
+    PrunusError and leaves nothing behind.
+    """
+    started = time.monotonic()
+    source, target = Checkpoint(resolve(model)), Path(out)
+    check_target(source.folder, target, overwrite)
+    linears = [name for name, kind in LINEARS.items() if recipe.scope in ("all", kind)]
+    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    job = Job(source, recipe, METHODS[recipe.method], linears, pick_device(device), dtype)
+    needed = disk_needed(job, offload)
+    if dry_run:
+        return describe(job, target, needed)
+    origin = {"name": str(model), "checksum": source.checksum()}
+    work = {"action": "prune", "recipe": recipe.to_json(), "source": origin["checksum"]}
+    with Partial(source, target, work, source.blocks, needed, overwrite) as partial:
+        needs_data = job.method.needs != "nothing"
+        calibration = keep_calibration(partial, job.source, recipe) if needs_data else None
+        with torch.inference_mode():
+            prune_blocks(job, partial, calibration, offload)
+        sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
+        warnings = [*(calibration.warnings if calibration else []), *dead_inputs(partial)]
+        step = {
+            "action": "prune",
+            "recipe": recipe.to_json(),
+            "versions": versions(),
+            "source": origin,
+            "calibration": calibration.summary() if calibration else None,
+            "sparsity": sparsity,
+            "warnings": warnings,
+        }
+        partial.finish(None, step)
+    zeros = sum(record["zeros"] for record in partial.records.values())
+    return {
+        "out": str(target),
+        "method": recipe.method,
+        "blocks": source.blocks,
+        "linears": len(sparsity),
+        "sparsity": zeros / weights_in_scope(job),
+        "seconds": time.monotonic() - started,
+        "linear_sparsity": sparsity,
+        "warnings": warnings,
+    }
+
+
+def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, offload: bool) -> None:
+    """Prune block after block. Blocks that partial already has are replayed, not pruned again."""
+    source, recipe = job.source, job.recipe
+    runner = Runner(source.config, job.dtype, job.device)
+    hidden = None
+    if calibration is not None and not all(map(partial.has, range(source.blocks))):
+        with disk_errors(partial.folder, partial.needed):
+            file = partial.folder / HIDDEN if offload else None
+            hidden = HiddenStates(source, runner, calibration.sequences, file)
+    with Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
+        for index in range(source.blocks):
+            last = index == source.blocks - 1
+            if partial.has(index):
+                if hidden is not None and not last:
+                    stored = (
+                        partial.read_block(index) if recipe.propagation == "pruned" else source.block_tensors(index)
+                    )
+                    propagate(runner, runner.make_block(index, read_local(index, stored)), hidden)
+                continue
+            prune_block(job, partial, runner, index, hidden, last)
+            steps.advance()
+
+
+def prune_block(
+    job: Job, partial: Partial, runner: Runner, index: int, hidden: HiddenStates | None, last: bool
+) -> None:
+    """Observe, prune and write one block; hidden moves on to what the next block will read."""
+    tensors = read_local(index, job.source.block_tensors(index))
+    inputs: Mapping[str, InputStats] = {}
+    block = None
+    if hidden is not None:
+        block = runner.make_block(index, tensors)
+        inputs = observe(runner, block, hidden, job, index, move_on=job.recipe.propagation == "dense" and not last)
+    pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
+    record: dict[str, Any] = {"sparsity": {}, "zeros": 0, "dead": {}}
+    for name in job.linears:
+        weight_OI = tensors.pop(f"{name}.weight").to(job.device)
+        new_OI = job.method.prune(weight_OI, inputs.get(name), job.recipe.sparsity, job.recipe.rounding)
+        if block is not None:
+            block.get_submodule(name).weight.data = new_OI.to(job.dtype)
+        pruned[block_name(index, f"{name}.weight")] = new_OI.cpu()
+        zeros = new_OI.numel() - int(new_OI.count_nonzero())
+        record["sparsity"][block_name(index, name)] = zeros / new_OI.numel()
+        record["zeros"] += zeros
+        if name in inputs and (dead := int((inputs[name].norm_I == 0).sum())):
+            record["dead"][block_name(index, name)] = dead
+    if block is not None and hidden is not None and job.recipe.propagation == "pruned" and not last:
+        propagate(runner, block, hidden)
+    partial.write_block(index, pruned, record)
+
+
+def observe(
+    runner: Runner, block: nn.Module, hidden: HiddenStates, job: Job, index: int, move_on: bool
+) -> Mapping[str, InputStats]:
+    """One dense pass over all tokens. move_on: keep the outputs too, as inputs of the next block."""
+    with Observer(block, job.linears, stop_early=not move_on) as seen:
+        for batch_NTD in hidden.batches():
+            try:
+                output_NTD = runner.run_block(block, batch_NTD.to(runner.device))
+            except Observed:
+                continue
+            batch_NTD.copy_(output_NTD)
+    return seen.stats(index, hidden.tokens)
+
+
+def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
+    """Move hidden from the input of a block to its output."""
+    for batch_NTD in hidden.batches():
+        batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
+
+
+def read_local(index: int, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """The tensors of one block in memory, by their names within the block."""
+    prefix = block_name(index, "")
+    return {name.removeprefix(prefix): tensor.read() for name, tensor in stored.items()}
+
+
+def keep_calibration(partial: Partial, source: Checkpoint, recipe: PruneRecipe | DropRecipe) -> Calibration:
+    """The calibration sequences, chosen once and kept beside the result: a resumed run sees the very same tokens."""
+    if "calibration" not in partial.notes:
+        chosen = load_calibration(recipe, source)
+        note = {"source": chosen.source, "warnings": chosen.warnings}
+        partial.note("calibration", note, {CALIBRATION: chosen.to_jsonl()})
+    note = partial.notes["calibration"]
+    sequences = [line.value for line in read_jsonl(partial.folder / CALIBRATION)]
+    return Calibration(sequences, note["source"], note["warnings"])
+
+
+def dead_inputs(partial: Partial) -> list[str]:
+    """A warning, if any, about inputs that were zero on every calibration token."""
+    dead = {name: count for record in partial.records.values() for name, count in record["dead"].items()}
+    if not dead:
+        return []
+    worst = max(dead, key=lambda name: dead[name])
+    return [f"{len(dead)} Linears have inputs that calibration never used, most of all {worst} ({dead[worst]})"]
+
+
+def weights_in_scope(job: Job) -> int:
+    """How many weights the recipe's sparsity is a share of."""
+    shapes = job.source.linear_shapes(0)
+    return job.source.blocks * sum(shapes[name][0] * shapes[name][1] for name in job.linears)
+
+
+def disk_needed(job: Job, offload: bool) -> int:
+    """Bytes of the result and of what is kept on disk meanwhile."""
+    recipe, hidden = job.recipe, 0
+    if offload and job.method.needs != "nothing":
+        hidden = recipe.samples * recipe.seqlen * job.source.config.hidden_size * job.dtype.itemsize
+    return job.source.nbytes + hidden
+
+
+def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
+    """What prune would do, as far as it can be known without reading weights or asking the network."""
+    recipe, source = job.recipe, job.source
+    check_space(target.absolute(), needed)
+    zeros = 0
+    for rows, columns in (source.linear_shapes(0)[name] for name in job.linears):
+        if job.method.group == "row":
+            zeros += rows * zeros_wanted(columns, recipe.sparsity, recipe.rounding)
+        else:
+            zeros += zeros_wanted(rows * columns, recipe.sparsity, recipe.rounding)
+    result: dict[str, Any] = {
+        "would_write": str(target),
+        "method": recipe.method,
+        "blocks": source.blocks,
+        "linears": source.blocks * len(job.linears),
+        "weights": weights_in_scope(job),
+        "zeros": source.blocks * zeros,
+        "disk": show_bytes(needed),
+        "calibration": "none needed",
+        "warnings": [],
+    }
+    if job.method.needs != "nothing":
+        name = calibration_name(recipe, source)
+        result["calibration"] = f"{name}: {recipe.samples} sequences of {recipe.seqlen} tokens, from the hub"
+        if name not in HUB_NAMES:
+            calibration = load_calibration(recipe, source)
+            result["calibration"] = f"{name}: {len(calibration.sequences)} sequences, {calibration.tokens} tokens"
+            result["warnings"] = calibration.warnings
+    return result

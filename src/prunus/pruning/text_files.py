@@ -1,0 +1,99 @@
+"""Text and token ids from files: what calibration and perplexity read."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import load_tokenizer, one_line
+from prunus.errors import PrunusError
+
+KINDS = ("text", "messages", "token_ids")
+
+
+class Line(NamedTuple):
+    """One line of a JSONL file: its number from 1, which of KINDS it has, and the value."""
+
+    number: int
+    kind: str
+    value: Any
+
+
+def read_text(path: Path) -> str:
+    """A text file; PrunusError if it is not there or not UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PrunusError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from error
+
+
+def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
+    """The lines of a JSONL file, all of one kind; a bad one raises PrunusError with file and line number."""
+    lines: list[Line] = []
+    for number, text in enumerate(read_text(path).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise PrunusError(f"{path}, line {number}: not JSON ({error})") from error
+        kind = next((kind for kind in kinds if isinstance(row, dict) and kind in row), None)
+        if kind is None or not _well_formed(kind, row[kind]):
+            wanted = " or ".join(f'{{"{kind}": ...}}' for kind in kinds)
+            raise PrunusError(f"{path}, line {number}: expected {wanted}, with text, messages or whole numbers in it")
+        if lines and kind != lines[0].kind:
+            raise PrunusError(f"{path}, line {number}: '{kind}' after '{lines[0].kind}'; keep one kind per file")
+        lines.append(Line(number, kind, row[kind]))
+    if not lines:
+        raise PrunusError(f"{path} is empty; give at least one line")
+    return lines
+
+
+def _well_formed(kind: str, value: Any) -> bool:
+    if kind == "text":
+        return isinstance(value, str)
+    if not isinstance(value, list) or not value:
+        return False
+    if kind == "token_ids":
+        return all(type(token) is int for token in value)
+    return all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in value)
+
+
+def check_ids(path: Path, lines: Sequence[Line], vocabulary: int) -> None:
+    """Raise PrunusError where token ids are not in the vocabulary."""
+    for line in lines:
+        if min(line.value) < 0 or max(line.value) >= vocabulary:
+            wrong = next(token for token in line.value if not 0 <= token < vocabulary)
+            raise PrunusError(f"{path}, line {line.number}: token id {wrong} is not in the vocabulary of {vocabulary}")
+
+
+def encoder(source: Checkpoint) -> Callable[[str], list[int]]:
+    """Text to token ids, with whatever the model's tokenizer puts at the start of a text."""
+    tokenizer = load_tokenizer(source.folder)
+    return lambda text: tokenizer(text, verbose=False)["input_ids"]
+
+
+def render_chats(path: Path, lines: Sequence[Line], source: Checkpoint) -> tuple[list[list[int]], list[str]]:
+    """Token ids of messages in the model's chat template; and a warning if the template drops thinking."""
+    tokenizer = load_tokenizer(source.folder)
+    if not tokenizer.chat_template:
+        raise PrunusError(f"{path} holds messages, but {source.folder} has no chat template; give text or token ids")
+    documents, dropped = [], 0
+    for line in lines:
+        try:
+            text = str(tokenizer.apply_chat_template(line.value, tokenize=False))
+        except Exception as error:  # templates are programs and raise what they like
+            raise PrunusError(f"{path}, line {line.number}: the chat template refuses it: {one_line(error)}") from error
+        documents.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        dropped += any(thought not in text for thought in map(_thinking, line.value))
+    warning = (
+        f"{path}: the chat template drops the thinking of {dropped} of {len(lines)} lines; give token ids to keep it"
+    )
+    return documents, [warning] if dropped else []
+
+
+def _thinking(message: dict[str, Any]) -> str:
+    """What a message says between its thinking marks, empty without."""
+    before, close, _ = str(message["content"]).partition("</think>")
+    return before.removeprefix("<think>").strip() if close else ""
