@@ -1,0 +1,234 @@
+"""Decoding with transformers' models: our own loop, because `generate` has no seed per row and cannot fork a chain.
+
+Rows that are done leave the batch; a chain that a budget cuts goes on twice, thinking and answering, from one cache.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.rows import Rows
+from prunus.evaluation.backends.sampling import Uniforms, pick
+from prunus.evaluation.budget import Completion, Continue, Sampling, Thought
+from prunus.evaluation.profiles import Markers
+
+FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
+COMPACT_SHARE = 0.25  # rows leave the batch when so many of them are done: leaving copies the cache
+
+
+@dataclass
+class Track:
+    """What one row is doing: first it is fed `pending`, then it samples until a stop or its cap.
+
+    chain, cut: whose row it is; cut is the budget after which it answers, None while it thinks or after a natural end.
+    masked: which of the batch's masks applies. min_new_tokens: before so many ids no stop is sampled.
+    """
+
+    chain: int
+    cut: int | None
+    stops: frozenset[int]
+    masked: int
+    cap: int
+    uniforms: Uniforms | None
+    pending: list[int] = field(default_factory=list)
+    min_new_tokens: int = 0
+    thinks: bool = False
+    ids: list[int] = field(default_factory=list)
+    stopped: int | None = None
+    done: bool = False
+    fed: int = 0
+
+    def take(self, token: int) -> None:
+        """The model's next id, which counts only if nothing is pending."""
+        if self.pending:
+            self.fed = self.pending.pop(0)
+        elif token in self.stops:
+            self.stopped, self.done = token, True
+        else:
+            self.fed = token
+            self.ids.append(token)
+            self.done = len(self.ids) == self.cap
+
+    @property
+    def completion(self) -> Completion:
+        """What came of it."""
+        return Completion(self.ids, self.stopped)
+
+
+class HFBackend:
+    """A Backend and ForkingBackend over a transformers causal language model.
+
+    vocabulary: number of ids the tokenizer knows; the model's rows beyond are never sampled.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
+        self.model = model.eval()
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto", vocabulary: int | None = None) -> "HFBackend":
+        """The model of a folder. device: `auto` is cuda where there is one, else cpu."""
+        model = load_model(folder, device)
+        return cls(model, vocabulary or model.config.vocab_size)
+
+    @property
+    def description(self) -> dict[str, str]:
+        """Where and how it computes, for the record."""
+        return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: Sequence[int],
+        stops: frozenset[int],
+        banned: frozenset[int],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        min_new_tokens: int = 0,
+    ) -> list[Completion]:
+        """As Backend.generate; all rows decode together."""
+        tracks = [
+            Track(row, None, stops, 0, cap, _uniforms(seed, sampling), min_new_tokens=min_new_tokens)
+            for row, (cap, seed) in enumerate(zip(max_new_tokens, seeds, strict=True))
+        ]
+        if prompts:
+            self._decode(prompts, list(tracks), [(stops, banned)], sampling)
+        return [track.completion for track in tracks]
+
+    @torch.inference_mode()
+    def think_and_answer(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        budgets: Sequence[int],
+        markers: Markers,
+        sampling: Sampling,
+        continue_: Continue,
+    ) -> list[Thought]:
+        """As prunus.evaluation.budget.think_and_answer, in one pass over every chain."""
+        thinkers = [
+            Track(chain, None, markers.think_stops, 0, max(budgets) + 1, _uniforms(seed, sampling), thinks=True)
+            for chain, seed in enumerate(seeds)
+        ]
+        answers: list[Track] = []
+
+        def answer(thinker: Track, cut: int | None) -> Track:
+            how = continue_(thinker.chain, thinker.ids[:cut], cut)
+            uniforms, pending = _uniforms(how.seed, sampling), list(how.closing)
+            track = Track(thinker.chain, cut, markers.answer_stops, 1, how.max_new_tokens, uniforms, pending)
+            track.take(-1)  # the closing begins where the chain was left
+            answers.append(track)
+            return track
+
+        def fork(tracks: list[Track], sampled: int) -> list[tuple[int, Track]]:
+            """Chains that ended turn into answers in place; those still thinking at a budget get a second row."""
+            cut = sampled - 1  # the id just sampled is not part of a chain that is cut here
+            added = []
+            for index, track in enumerate(tracks):
+                if not track.thinks:
+                    continue
+                # Budget 0 cuts every chain, even one that would stop at once.
+                is_cut = cut in budgets and (cut == 0 or track.stopped is None)
+                if is_cut and track.done and track.stopped is None:
+                    tracks[index] = answer(track, cut)
+                elif is_cut:
+                    added.append((index, answer(track, cut)))
+                if track.stopped is not None and max(budgets) > 0:
+                    tracks[index] = answer(track, None)
+            return added
+
+        if prompts:
+            masks = [(markers.think_stops, frozenset[int]()), (markers.answer_stops, markers.answer_banned)]
+            self._decode(prompts, list(thinkers), masks, sampling, fork)
+        thoughts = [Thought(thinker.completion) for thinker in thinkers]
+        for track in answers:
+            thoughts[track.chain].answers[track.cut] = track.completion
+        return thoughts
+
+    def _decode(
+        self,
+        prompts: Sequence[list[int]],
+        tracks: list[Track],
+        masks: list[tuple[frozenset[int], frozenset[int]]],
+        sampling: Sampling,
+        fork: Callable[[list[Track], int], list[tuple[int, Track]]] | None = None,
+    ) -> None:
+        """Run the tracks to their ends. fork: (tracks, ids sampled so far) -> rows to copy, and what the copies do."""
+        rows = Rows(self.model, prompts)
+        never = self._never(masks)
+        logits_RV = rows.prefill()
+        sampled = 0
+        while True:
+            for track, token in zip(tracks, self._pick(logits_RV, tracks, never, sampling), strict=True):
+                if not track.done:
+                    track.take(token)
+            sampled += 1
+            added = fork(tracks, sampled) if fork else []
+            live = [index for index, track in enumerate(tracks) if not track.done]
+            if not live and not added:
+                return
+            if added or len(live) <= (1 - COMPACT_SHARE) * len(tracks):
+                rows.select([*live, *(index for index, _ in added)])
+                tracks = [*(tracks[index] for index in live), *(track for _, track in added)]
+            logits_RV = rows.step([track.fed for track in tracks])
+
+    def _pick(self, logits_RV: Tensor, tracks: list[Track], never_MV: Tensor, sampling: Sampling) -> list[int]:
+        masks = [2 * track.masked + (len(track.ids) < track.min_new_tokens) for track in tracks]
+        logits_RV = logits_RV + never_MV[torch.tensor(masks, device=logits_RV.device)]
+        uniform_R = None
+        if sampling.temperature > 0:
+            drawing = (track.uniforms if not (track.done or track.pending) else None for track in tracks)
+            drawn = [uniforms.next() if uniforms else 0.0 for uniforms in drawing]
+            uniform_R = torch.tensor(drawn, dtype=torch.float64, device=logits_RV.device)
+        return pick(logits_RV, sampling, uniform_R).tolist()
+
+    def _never(self, masks: list[tuple[frozenset[int], frozenset[int]]]) -> Tensor:
+        """(2M, V) to add to logits: for each mask -inf on banned ids and unknown ones; then the same with its stops."""
+        size = self.model.config.vocab_size
+        never_MV = torch.zeros(2 * len(masks), size, dtype=self.model.dtype)
+        never_MV[:, self.vocabulary :] = -torch.inf
+        for index, (stops, banned) in enumerate(masks):
+            never_MV[2 * index, sorted(banned)] = -torch.inf
+            never_MV[2 * index + 1, sorted(banned | stops)] = -torch.inf
+        return never_MV.to(self.model.device)
+
+
+def _uniforms(seed: int, sampling: Sampling) -> Uniforms | None:
+    return Uniforms(seed) if sampling.temperature > 0 else None
+
+
+def load_model(folder: Path, device: str = "auto", dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A causal language model from its folder, ready to run; PrunusError if transformers cannot load it.
+
+    device: `auto` is cuda where there is one, else cpu. dtype: None is bfloat16 on cuda; on a cpu float32 up to a
+    billion parameters and the checkpoint's own above.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise PrunusError(f"device '{device}' is not there: torch finds no CUDA GPU; use --device cpu")
+    wanted: Any = dtype or (torch.bfloat16 if device.startswith("cuda") else "auto")
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=wanted, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+        )
+        torch.nn.Module.to(model, torch.device(device))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if dtype is None and model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS:
+        model = model.float()
+    return model.eval()

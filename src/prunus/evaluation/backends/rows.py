@@ -1,0 +1,132 @@
+"""Rows that decode together: their key-value cache, positions and padding.
+
+Shapes: R rows, T tokens of one call, K columns of the cache, H key-value heads, D head width, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Cache, DynamicLayer, PreTrainedModel
+
+GROW_BY = 256  # columns added to a full cache at once
+PREFILL_TOKENS = 512  # prompt columns read at once: bounds the activations of long prompts
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one block in a buffer with room to spare: a step writes one column and copies nothing."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Called with the first keys and values."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        rows, heads, _, width = key_states.shape
+        self._keys_RHKD = key_states.new_empty(rows, heads, 0, width)
+        self._values_RHKD = value_states.new_empty(rows, heads, 0, value_states.shape[-1])
+        self._show(0)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append columns; returns all keys and values so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if end > self._keys_RHKD.shape[2]:
+            more = -(-(end - self._keys_RHKD.shape[2]) // GROW_BY) * GROW_BY
+            self._keys_RHKD = functional.pad(self._keys_RHKD, (0, 0, 0, more))
+            self._values_RHKD = functional.pad(self._values_RHKD, (0, 0, 0, more))
+        self._keys_RHKD[:, :, start:end] = key_states
+        self._values_RHKD[:, :, start:end] = value_states
+        self._show(end)
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def select(self, index_R: Tensor) -> None:
+        """Keep these rows, in this order; a row may be named more than once."""
+        used = self.get_seq_length()
+        self._keys_RHKD = self._keys_RHKD.index_select(0, index_R)
+        self._values_RHKD = self._values_RHKD.index_select(0, index_R)
+        self._show(used)
+
+    def _show(self, columns: int) -> None:
+        self.keys, self.values = self._keys_RHKD[:, :, :columns], self._values_RHKD[:, :, :columns]
+
+
+class Rows:
+    """Sequences that a model reads side by side, padded on the left; one step appends one id to each."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
+        self.model = model
+        self.device = model.device
+        self.layers = [GrowingLayer() for _ in range(model.config.num_hidden_layers)]
+        # transformers 5.2x renamed the argument; the old name still works there but warns.
+        names = inspect.signature(type(model).forward).parameters
+        self._cache = {("cache" if "cache" in names else "past_key_values"): Cache(layers=[*self.layers])}
+        # Models whose blocks differ in how far they look get their masks from transformers, which costs more a step.
+        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        self._same_mask = kinds == {"full_attention"}
+        width = max(map(len, prompts))
+        self._prompt_RT = torch.zeros(len(prompts), width, dtype=torch.long)
+        self._pads_R = torch.tensor([width - len(ids) for ids in prompts])
+        for row, ids in enumerate(prompts):
+            self._prompt_RT[row, width - len(ids) :] = torch.tensor(ids)
+        self._prompt_RT, self._pads_R = self._prompt_RT.to(self.device), self._pads_R.to(self.device)
+        self._columns = 0
+        self._bias_RK = self._padding_bias(width)
+
+    def __len__(self) -> int:
+        return len(self._pads_R)
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; (R, V) logits of what follows them."""
+        *_, logits_RV = (self._read(ids_RT) for ids_RT in self._prompt_RT.split(PREFILL_TOKENS, dim=1))
+        del self._prompt_RT
+        return logits_RV
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one id to every row; (R, V) logits of what follows."""
+        return self._read(torch.tensor(tokens, device=self.device)[:, None])
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row named twice goes on as two."""
+        index_R = torch.tensor(rows, device=self.device)
+        self._pads_R, self._bias_RK = self._pads_R[index_R], self._bias_RK[index_R]
+        for layer in self.layers:
+            layer.select(index_R)
+
+    def _read(self, ids_RT: Tensor) -> Tensor:
+        start, end = self._columns, self._columns + ids_RT.shape[1]
+        position_RT = torch.arange(start, end, device=self.device) - self._pads_R[:, None]
+        logits_RTV = self.model(
+            input_ids=ids_RT,
+            attention_mask=self._mask(start, end),
+            position_ids=position_RT.clamp_(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+            **self._cache,
+        ).logits
+        self._columns = end
+        return logits_RTV[:, -1]
+
+    def _mask(self, start: int, end: int) -> Tensor:
+        """What the columns from start to end may look at: (R, 1, T, K) for the model, or (R, K) for transformers."""
+        if end > self._bias_RK.shape[1]:
+            self._bias_RK = functional.pad(self._bias_RK, (0, GROW_BY))
+        bias_RK = self._bias_RK[:, :end]
+        if not self._same_mask:
+            return bias_RK == 0
+        if end - start == 1:
+            return bias_RK[:, None, None]
+        column_T, column_K = torch.arange(start, end, device=self.device), torch.arange(end, device=self.device)
+        # A pad sees itself: a row of a mask that sees nothing at all would give NaN.
+        seen_RTK = (column_K <= column_T[:, None]) & ((bias_RK == 0)[:, None] | (column_K == column_T[:, None]))
+        return seen_RTK[:, None]
+
+    def _padding_bias(self, columns: int) -> Tensor:
+        """(R, K) to add to attention scores: 0, and the lowest number on pads."""
+        is_pad_RK = torch.arange(columns, device=self.device) < self._pads_R[:, None]
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros(is_pad_RK.shape, dtype=self.model.dtype, device=self.device).masked_fill_(is_pad_RK, lowest)

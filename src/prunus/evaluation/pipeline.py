@@ -1,0 +1,301 @@
+"""From a model and a plan to rows of a store: the loop over the batches that are still missing.
+
+The plan is cut into fixed batches of chains (a chain is one draw of one problem under all budgets). A batch is thought,
+answered, graded and written in one transaction, or not at all; a run that was stopped meets the very same batches.
+"""
+
+import hashlib
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.errors import PrunusError
+from prunus.evaluation.backends import BACKENDS
+from prunus.evaluation.budget import Backend, Chain, Draw, Rules, Sampling, force_budgets
+from prunus.evaluation.grading import GRADER_VERSION, Grader
+from prunus.evaluation.profiles import Markers, Profile, decode, encode_markers, encode_prompt, resolve_profile
+from prunus.evaluation.tasks import Problem, load_task, prompt_text
+from prunus.progress import Steps
+from prunus.recipes import EvalPlan, content_hash
+from prunus.results.store import ProblemRow, Run, Sample, Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan made concrete for one model: what is asked of it, and how.
+
+    prompts: ids of each problem including thinking_start. caps: answer tokens of each problem. plan: as stored.
+    """
+
+    run_id: str
+    plan: dict[str, Any]
+    profile: Profile
+    tokenizer: "PreTrainedTokenizerBase"
+    problems: list[Problem]
+    prompts: list[list[int]]
+    caps: list[int]
+    rules: Rules
+    budgets: tuple[int, ...]
+    reuse: bool
+    batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
+
+    def keys(self, batch: Sequence[tuple[int, int]]) -> set[tuple[str, int, int]]:
+        """Store keys of the rows that a batch makes."""
+        return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
+
+
+def evaluate(model: str | Path, plan: EvalPlan, store: str | Path, *, device: str = "auto") -> str:
+    """Accuracy of a model under thinking budgets: every missing row of the plan is added to the store.
+
+    model: `tiny`, a folder or a hub id. store: SQLite file, made where missing. device: `auto` is cuda if there is one.
+    Returns the run's id, a hash of the model's weights and the plan with the values that take effect. What the store
+    holds already is not done again; without missing rows the model is not even loaded.
+    """
+    folder = resolve(model)
+    checkpoint = Checkpoint(folder)
+    work = make_work(checkpoint, load_tokenizer(folder), plan)
+    with Store(Path(store), create=True) as opened:
+        stored = opened.keys(work.run_id)
+        missing = [batch for batch in work.batches if not work.keys(batch) <= stored]
+        if missing:
+            backend = BACKENDS[plan.backend](folder, device, len(work.tokenizer))
+            opened.add_problems(problem_row(problem) for problem in work.problems)
+            opened.add_run(Run(work.run_id, describe_model(model, checkpoint), work.plan, describe_versions(backend)))
+            fill(opened, work, backend, missing)
+    return work.run_id
+
+
+def fill(store: Store, work: Work, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
+    """Do the missing batches, each in one transaction."""
+    total = sum(map(len, work.batches)) * len(work.budgets)
+    to_do = sum(map(len, missing)) * len(work.budgets)
+    with Grader() as grader, Steps("evaluating", total, "answers", done=total - to_do) as steps:
+        for batch in missing:
+            started = time.monotonic()
+            draws = run_batch(work, backend, batch)
+            store.add_samples(work.run_id, graded(work, grader, batch, draws))
+            speed = sampled_tokens(draws) / max(1e-9, time.monotonic() - started)
+            steps.advance(len(batch) * len(work.budgets), note=f"{speed:,.0f} tokens/s")
+
+
+def run_batch(work: Work, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
+    """Think and answer: for each chain of the batch its draws, one per budget."""
+    chains = [
+        Chain(work.prompts[index], (work.problems[index].task, work.problems[index].id, draw), work.caps[index])
+        for index, draw in batch
+    ]
+    return force_budgets(backend, chains, work.budgets, work.rules, work.reuse)
+
+
+def graded(
+    work: Work, grader: Grader, batch: Sequence[tuple[int, int]], draws: Sequence[Sequence[Draw]]
+) -> list[Sample]:
+    """Rows for the store. The texts of private problems are graded, but not kept: models quote the question."""
+    rows = [(index, number, draw) for (index, number), of_chain in zip(batch, draws, strict=True) for draw in of_chain]
+    texts = [answer_text(work.profile, work.tokenizer, draw) for _, _, draw in rows]
+    grades = grader.grade([(work.problems[index], text) for (index, _, _), text in zip(rows, texts, strict=True)])
+    samples = []
+    for (index, number, draw), text, grade in zip(rows, texts, grades, strict=True):
+        problem = work.problems[index]
+        samples.append(
+            Sample(
+                task=problem.task,
+                problem_id=problem.id,
+                budget=draw.budget,
+                draw=number,
+                thinking_tokens=len(draw.thinking),
+                answer_tokens=len(draw.answer),
+                forced_tokens=draw.forced_tokens,
+                ended=draw.ended,
+                answer_truncated=draw.answer_truncated,
+                reopened_think=draw.reopened_think,
+                answer=grade.answer,
+                status=grade.status,
+                correct=grade.correct,
+                thinking="" if problem.private else decode(work.tokenizer, draw.thinking),
+                text="" if problem.private else text,
+            )
+        )
+    return samples
+
+
+def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Draw) -> str:
+    """The answer phase as graded: what the model wrote, after the words that a forced closing put in its mouth."""
+    lead = profile.answer_lead if draw.ended == "forced" else ""
+    return lead + decode(tokenizer, draw.answer)
+
+
+def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
+    """Tokens that were generated, not counting cut copies: the longest thinking, and every distinct answer."""
+    total = 0
+    for of_chain in draws:
+        total += max(len(draw.thinking) for draw in of_chain)
+        total += sum(len(draw.answer) for draw in of_chain if draw.ended == "forced")
+        total += max((len(draw.answer) for draw in of_chain if draw.ended == "natural"), default=0)
+    return total
+
+
+def make_work(checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan) -> Work:
+    """Load the problems, fix profile, sampling and caps, and check that every chain fits the model's context."""
+    profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest)
+    markers = encode_markers(profile, tokenizer, plan.mode)
+    problems = load_problems(plan)
+    sampling = effective_sampling(profile, plan)
+    caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
+    prompts = [
+        encode_prompt(profile, tokenizer, prompt_text(problem, plan.prompt)) + list(markers.start)
+        for problem in problems
+    ]
+    check_context(checkpoint, plan, markers, problems, prompts, caps)
+    resolved = plan.to_json() | {
+        "tasks": list(
+            dict.fromkeys(problem.task for problem in problems)
+        ),  # not as typed: a path may be spelled anyhow
+        "profile": profile.name,
+        "strings": profile.strings(),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
+        "problems": digest_of(problems),
+    }
+    return Work(
+        run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
+        plan=resolved,
+        profile=profile,
+        tokenizer=tokenizer,
+        problems=problems,
+        prompts=prompts,
+        caps=caps,
+        rules=Rules(markers, sampling, plan.wait, plan.seed),
+        budgets=plan.budgets,
+        reuse=plan.reuse,
+        batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.batch_size),
+    )
+
+
+def load_problems(plan: EvalPlan) -> list[Problem]:
+    """The problems of all tasks; PrunusError if two share an id."""
+    problems = [problem for task in plan.tasks for problem in load_task(task, plan.limit)]
+    seen: dict[str, str] = {}
+    for problem in problems:
+        if problem.id in seen:
+            raise PrunusError(
+                f"problem '{problem.id}' is in task '{seen[problem.id]}' and in '{problem.task}':"
+                " evaluate these tasks one by one, or rename it"
+            )
+        seen[problem.id] = problem.task
+    return problems
+
+
+def effective_sampling(profile: Profile, plan: EvalPlan) -> Sampling:
+    """The plan's values, the profile's where the plan has none."""
+    temperature, top_p, top_k = profile.sampling(plan.mode)
+    return Sampling(
+        temperature if plan.temperature is None else plan.temperature,
+        top_p if plan.top_p is None else plan.top_p,
+        top_k if plan.top_k is None else plan.top_k,
+    )
+
+
+def caps_by_kind(problems: Sequence[Problem], caps: Sequence[int]) -> dict[str, int]:
+    """Answer tokens for each kind of problem."""
+    return {problem.kind: cap for problem, cap in zip(problems, caps, strict=True)}
+
+
+def check_context(
+    checkpoint: Checkpoint,
+    plan: EvalPlan,
+    markers: Markers,
+    problems: Sequence[Problem],
+    prompts: Sequence[list[int]],
+    caps: Sequence[int],
+) -> None:
+    """PrunusError unless prompt, thinking, markers and answer fit the context for every problem."""
+    context, budget = int(checkpoint.config.max_position_embeddings), plan.budgets[-1]
+    for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
+        template = len(prompt) - len(markers.start)
+        needed = template + markers.longest + budget + cap
+        if needed > context:
+            raise PrunusError(
+                f"problem '{problem.id}' needs {needed} tokens ({template} of prompt, {budget} to think,"
+                f" {markers.longest} of markers, {cap} to answer), but the model's context is {context}:"
+                " lower --budgets or --answer-tokens"
+            )
+
+
+def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:
+    """All (problem index, draw), draw after draw, each from short prompts to long ones, in lots of at most size."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    chains = [(index, draw) for draw in range(samples) for index in order]
+    return [list(chains[start : start + size]) for start in range(0, len(chains), size)]
+
+
+def digest_of(problems: Sequence[Problem]) -> str:
+    """16 hex digits that stand for the problems asked, so that another edition of a file is another run."""
+    text = "\n".join(f"{problem.task}\t{problem.id}\t{problem.digest}" for problem in problems)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def problem_row(problem: Problem) -> ProblemRow:
+    """What the store keeps of a problem; of private ones not the texts of the choices either."""
+    choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
+    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest)
+
+
+def describe_model(model: str | Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The model as the store keeps it. name: what people read: a folder's last part, else what was typed."""
+    return {
+        "name": Path(model).resolve().name if Path(model).is_dir() else str(model),
+        "source": str(model),
+        "checksum": checkpoint.checksum(),
+        "manifest": checkpoint.manifest,
+        "parameters": checkpoint.parameters,
+        "blocks": checkpoint.blocks,
+    }
+
+
+def describe_versions(backend: Backend) -> dict[str, Any]:
+    """What the numbers may depend on besides model and plan."""
+    packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
+    computing = getattr(backend, "description", {})
+    return packages | {"python": platform.python_version(), "grader": GRADER_VERSION} | computing
+
+
+def regrade(store: str | Path) -> dict[str, int]:
+    """Grade all stored texts again, in place; nothing is generated.
+
+    Returns counts: runs, answers graded, answers whose grade changed, and answers kept as they are because the set is
+    gated and its texts are not in the store.
+    """
+    counts = {"runs": 0, "graded": 0, "changed": 0, "kept": 0}
+    with Store(Path(store)) as opened, Grader() as grader:
+        problems = opened.problems()
+        for run in opened.runs():
+            counts["runs"] += 1
+            samples = opened.samples(run.run_id, texts=True)
+            with_texts = [sample for sample in samples if not _is_private(problems[sample.problem_id])]
+            counts["kept"] += len(samples) - len(with_texts)
+            grades = grader.grade([(problems[sample.problem_id], sample.text) for sample in with_texts])
+            changed = [
+                (sample.problem_id, sample.budget, sample.draw, grade.answer, grade.status, grade.correct)
+                for sample, grade in zip(with_texts, grades, strict=True)
+                if (sample.answer, sample.status, sample.correct) != (grade.answer, grade.status, grade.correct)
+            ]
+            counts["graded"] += len(with_texts)
+            counts["changed"] += len(changed)
+            opened.update_grades(run.run_id, changed)
+    return counts
+
+
+def _is_private(problem: ProblemRow) -> bool:
+    return bool(problem.choices) and not any(problem.choices)
