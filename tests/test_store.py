@@ -43,6 +43,8 @@ def test_rows_come_back_as_they_went_in(path):
         assert store.samples(RUN.run_id) == [replace(s, thinking="", text="") for s in (SAMPLE, other)]
         assert store.keys(RUN.run_id) == {("chain-0", 16, 0), ("chain-0", 64, 0)}
         assert store.keys("another") == set()
+        keys = [("chain-0", 64, 0), ("chain-0", 64, 1)]
+        assert store.texts(RUN.run_id, keys) == {keys[0]: ("1 + 1\n", "é 😀")}
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # one file, nothing beside it
 
 

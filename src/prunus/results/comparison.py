@@ -1,0 +1,234 @@
+"""From rows to verdicts against a base run (`compare`); `summarise`, of one run, lives in `summary`.
+
+One contrast per run is declared in advance: the area under accuracy over log2(budget), averaged over tasks. Its p are
+adjusted over the runs compared (Holm) and decide; the budgets are detail, adjusted (Holm) within their run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.errors import PrunusError
+from prunus.results import metrics, paired
+from prunus.results.arrays import Table, tables
+from prunus.results.store import Run, Store
+from prunus.results.summary import AUC, identity, plain, summarise
+
+__all__ = ["compare", "summarise", "verdict"]
+
+ALPHA = 0.05
+# What two plans may differ in and still measure the same; of the first four only what both runs have is compared.
+HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "backend"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One task of two runs on the same problems, budgets and draws."""
+
+    base: Table
+    other: Table
+
+
+def compare(
+    store: Path | str,
+    base: str,
+    others: Sequence[str] | None = None,
+    margin: float = 0.02,
+    seed: int = 0,
+    resamples: int = paired.RESAMPLES,
+) -> dict[str, Any]:
+    """Paired differences of other runs to a base run, and one word for each.
+
+    base, others: run id, start of one, or model name. Without others: every run whose plan is that of the base but for
+    tasks, budgets, samples, limit, seed and batches; the rest is named under `warnings`. Runs named by the user are
+    compared even so, with a warning. Only problems complete in both runs count, over the budgets and draws both have.
+
+    Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
+    of `others` has
+    `tasks` -> task -> `budgets` -> budget and `auc`: cells with n (problems), samples (draws of each), accuracy,
+        base_accuracy, difference, se, low, high (95 %), lower_bound (one-sided 95 %), p, p_adjusted, mde; with one draw
+        per problem, budgets have lost, won (problems only one side solves) and mcnemar_p too;
+    `macro`, with several tasks: the same over all, weighing tasks alike;
+    `primary`: the cell that decides, which is the area (of `macro` with several tasks, whose areas per task are then
+        adjusted within the run); `verdict`, `within_margin`, `margin`, `warnings`.
+    Budget 0 is not part of the area; with one positive budget the area is the accuracy there.
+
+    verdict: better or worse if the adjusted p of the primary is below .05; else non-inferior if its lower bound lies
+    above -margin; else `cannot tell`. A run can be worse and yet within_margin. Raises PrunusError for unknown or
+    ambiguous names and where there is nothing to compare.
+    """
+    if not 0 <= margin < 1:
+        raise PrunusError(f"margin must be a share of problems in [0, 1), not {margin}; 0.02 is two points")
+    if resamples < 100:
+        raise PrunusError(f"resamples must be at least 100, not {resamples}")
+    with Store(store) as opened:
+        base_run = opened.find_run(base)
+        chosen, warnings = _choose(opened, base_run, others)
+        base_tables = tables(opened.samples(base_run.run_id))
+        entries = []
+        for run in chosen:
+            pairs, notes = _pairs(base_tables, tables(opened.samples(run.run_id)))
+            notes = _plan_notes(base_run, run) + notes
+            if pairs:
+                entries.append(_entry(run, pairs, notes, margin, seed, resamples))
+            elif others is None:
+                warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base_run)}")
+            else:
+                raise PrunusError(
+                    f"{_name(run)} shares no finished problem with {_name(base_run)}: evaluate both first"
+                )
+    if not entries:
+        raise PrunusError(
+            f"{store} has nothing to compare with {_name(base_run)}: {'; '.join(warnings) or 'no other run'}"
+        )
+    _adjust_and_judge(entries)
+    method = {"p": "sign-flip permutation", "interval": "percentile bootstrap over problems, two pseudo-problems added",
+              "adjustment": "Holm", "resamples": resamples, "seed": seed}  # fmt: skip
+    return plain(
+        {"base": identity(base_run), "others": entries, "margin": margin, "method": method, "warnings": warnings}
+    )
+
+
+def _choose(store: Store, base: Run, others: Sequence[str] | None) -> tuple[list[Run], list[str]]:
+    """The runs to compare, and a line for each that is left out."""
+    if others is not None:
+        chosen = list({run.run_id: run for run in map(store.find_run, others)}.values())
+        if any(run.run_id == base.run_id for run in chosen):
+            raise PrunusError(f"{_name(base)} is the base and cannot be compared with itself: name another run")
+        return chosen, []
+    runs = [run for run in store.runs() if run.run_id != base.run_id]
+    notes = {run.run_id: _plan_differences(base, run) for run in runs}
+    left_out = [
+        f"{_name(run)} is left out: {notes[run.run_id]}; name it to compare" for run in runs if notes[run.run_id]
+    ]
+    return [run for run in runs if not notes[run.run_id]], left_out
+
+
+def _plan_differences(base: Run, other: Run) -> str:
+    """What else than the model differs, as `mode is legacy, not strict`; empty if nothing that matters."""
+    keys = sorted((base.plan.keys() | other.plan.keys()) - HARMLESS)
+    found = []
+    for key in keys:
+        ours, theirs = other.plan.get(key), base.plan.get(key)
+        if ours != theirs:
+            short = len(f"{ours}{theirs}") <= 60
+            found.append(f"{key} is {ours}, not {theirs}" if short else f"{key} differs")
+    return ", ".join(found)
+
+
+def _plan_notes(base: Run, other: Run) -> list[str]:
+    notes = []
+    if differences := _plan_differences(base, other):
+        notes.append(f"plans differ, so the difference is not the model's alone: {differences}")
+    graders = [run.versions.get("grader") for run in (base, other)]
+    if graders[0] != graders[1]:
+        notes.append(f"graded by different versions ({graders[1]}, base {graders[0]}): run `prunus regrade`")
+    return notes
+
+
+def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[str, Pair], list[str]]:
+    """Tasks with what both runs have, and a line for each thing that only one has."""
+    notes = []
+    if apart := sorted(base.keys() ^ other.keys()):
+        notes.append(f"only one of the runs has task {', '.join(apart)}")
+    shared = sorted(base.keys() & other.keys())
+    everything = [tables[task] for tables in (base, other) for task in shared]
+    axes = {}
+    for axis in ("budgets", "draws"):
+        sets = [set(getattr(table, axis)) for table in everything]
+        axes[axis] = sorted(set.intersection(*sets)) if sets else []
+        if sets and (apart := sorted(set.union(*sets) - set(axes[axis]))):
+            notes.append(f"only one of the runs has {axis} {', '.join(map(str, apart))}")
+    pairs = {}
+    if not all(axes.values()):
+        return pairs, notes
+    for task in shared:
+        problems = sorted(set(base[task].problems) & set(other[task].problems))
+        ours, theirs = (tables[task].select(problems, **axes) for tables in (base, other))
+        complete = sorted(set(ours.complete()) & set(theirs.complete()))
+        either = len(set(base[task].problems) | set(other[task].problems))
+        if len(complete) < either:
+            notes.append(f"{task}: {len(complete)} of {either} problems are finished in both runs and compared")
+        if complete:
+            pairs[task] = Pair(*(table.select(complete, **axes) for table in (ours, theirs)))
+    return pairs, notes
+
+
+def _entry(
+    run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: float, seed: int, resamples: int
+) -> dict[str, Any]:
+    """One of compare's `others`, without what needs all of them: the primary's adjusted p and the verdict."""
+    done = {task: _cells([pair], seed, resamples) for task, pair in pairs.items()}
+    entry = identity(run) | {"tasks": done, "margin": margin, "warnings": notes}
+    every = [cell for cells in done.values() for cell in cells["budgets"].values()]
+    _set_adjusted(every)
+    if len(done) == 1:
+        (entry["primary"],) = (cells[AUC] for cells in done.values())
+    else:
+        _set_adjusted([cells[AUC] for cells in done.values()])
+        entry["macro"] = _cells(list(pairs.values()), seed, resamples)
+        _set_adjusted(list(entry["macro"]["budgets"].values()))
+        entry["primary"] = entry["macro"][AUC]
+    return entry
+
+
+def _cells(pairs: Sequence[Pair], seed: int, resamples: int) -> dict[str, Any]:
+    """{"budgets": {budget: cell}, "auc": cell} of one task, or of several weighed alike; area last."""
+    budgets = pairs[0].base.budgets
+    base, other = (
+        [_per_problem(table) for table in side] for side in zip(*((p.base, p.other) for p in pairs), strict=True)
+    )
+    strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
+    draws = paired.bootstrap(paired.with_pseudo_problems(strata), resamples, seed)
+    low, high = paired.percentile_interval(draws)
+    columns = {
+        "accuracy": paired.estimate(other),
+        "base_accuracy": paired.estimate(base),
+        "difference": paired.estimate(strata),
+        "se": paired.standard_error(strata),
+        "low": low,
+        "high": high,
+        "lower_bound": paired.lower_bound(draws),
+        "p": paired.sign_flip_p(strata, resamples, seed),
+        "mde": paired.minimum_detectable(strata),
+    }
+    size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
+    cells = [size | {name: float(column[c]) for name, column in columns.items()} for c in range(len(budgets) + 1)]
+    if size["samples"] == 1 and len(pairs) == 1:
+        for cell, differences in zip(cells[:-1], strata[0].T, strict=False):
+            lost, won = int((differences < 0).sum()), int((differences > 0).sum())
+            cell |= {"lost": lost, "won": won, "mcnemar_p": paired.mcnemar_p(lost, won)[0]}
+    return {"budgets": dict(zip(budgets, cells[:-1], strict=True)), AUC: cells[-1]}
+
+
+def _per_problem(table: Table) -> NDArray[np.float64]:
+    """(P, B + 1) share of draws correct at each budget, and the area under them."""
+    shares_PB = table.values("correct").mean(axis=2)
+    return np.column_stack([shares_PB, shares_PB @ metrics.auc_weights(table.budgets)])
+
+
+def _set_adjusted(cells: Sequence[dict[str, Any]]) -> None:
+    for cell, p in zip(cells, paired.holm([cell["p"] for cell in cells]), strict=True):
+        cell["p_adjusted"] = float(p)
+
+
+def _adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
+    _set_adjusted([entry["primary"] for entry in entries])
+    for entry in entries:
+        entry["within_margin"] = entry["primary"]["lower_bound"] > -entry["margin"]
+        entry["verdict"] = verdict(entry["primary"], entry["margin"])
+
+
+def verdict(cell: Mapping[str, Any], margin: float) -> str:
+    """One word for a cell of `compare`, by its adjusted p and lower bound."""
+    if cell["p_adjusted"] < ALPHA:
+        return "better" if cell["difference"] > 0 else "worse"
+    return "non-inferior" if cell["lower_bound"] > -margin else "cannot tell"
+
+
+def _name(run: Run) -> str:
+    return f"{run.model.get('name')} ({run.run_id})"

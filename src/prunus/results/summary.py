@@ -1,0 +1,124 @@
+"""The numbers of one run, from its rows: what the tables and the page show."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from prunus.results import metrics, paired
+from prunus.results.arrays import Table, tables
+from prunus.results.store import Run, Store
+
+AUC = "auc"
+
+
+def summarise(store: Store, run_id: str) -> dict[str, Any]:
+    """What one run shows. Of each task only problems count that have every draw: at a budget for its cell, else at all.
+
+    Returns plain data: `run`, `model`, `recipe`, `plan`, `versions`, and `tasks` -> task ->
+    `problems` (finished), `started`, `samples` (draws of each);
+    `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at and maj_at by k, tokens
+        (thinking, answer, forced, total -> mean, p95; total is thinking and answer), tokens_per_correct (None: none correct), and
+        shares of draws: forced, leaked, no_answer, malformed, failed (the grader, not the model), truncated, reopened;
+    `auc` (value, se, low, high), `slope` (per doubling; None with fewer than two positive budgets) and `gain` (value,
+        se); None while no problem is finished. Budget 0 counts for the gain only.
+    With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
+    """
+    run = store.run(run_id)
+    tasks = {task: _curve(table) for task, table in tables(store.samples(run_id)).items()}
+    result = identity(run) | {"plan": run.plan, "versions": run.versions, "tasks": tasks}
+    if len(tasks) > 1:
+        result["macro"] = _macro(list(tasks.values()))
+    return plain(result)
+
+
+def _curve(table: Table) -> dict[str, Any]:
+    cells = {}
+    for budget in table.budgets:
+        column = table.select(table.problems, [budget], table.draws)
+        if complete := column.complete():
+            cells[budget] = _describe(column.select(complete, [budget], table.draws), budget)
+    whole = table.select(table.complete(), table.budgets, table.draws)
+    curve = {
+        "problems": len(whole.problems),
+        "started": len(table.problems),
+        "samples": len(table.draws),
+        "budgets": cells,
+    }
+    return curve | (_functionals(whole) if whole.problems else {AUC: None, "slope": None, "gain": None})
+
+
+def _functionals(table: Table) -> dict[str, Any]:
+    """Area, slope and gain; each is a weighted sum over budgets, so its standard error is over problems too."""
+    shares_PB = table.values("correct").mean(axis=2)
+    area = metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), len(table.draws) * len(table.budgets))
+    found: dict[str, Any] = {AUC: area._asdict()}
+    for name, weights in (("slope", metrics.slope_weights), ("gain", metrics.gain_weights)):
+        values_P = (shares_PB @ weights(table.budgets))[:, None]
+        value = float(paired.estimate([values_P])[0])
+        found[name] = {"value": value, "se": float(paired.standard_error([values_P])[0])} if isfinite(value) else None
+    return found
+
+
+def _describe(table: Table, budget: int) -> dict[str, Any]:
+    """The cell of one budget; table has that budget only."""
+    correct_PN = table.values("correct")[:, 0]
+    answers_PN = [[sample.answer for sample in row] for row in table.rows_PBN[:, 0]]
+    draws = len(table.draws)
+    accuracy = metrics.estimate(correct_PN.mean(axis=1), draws)
+    counts = {phase: table.values(f"{phase}_tokens") for phase in ("thinking", "answer", "forced")}
+    used = counts["thinking"] + counts["answer"]
+    status = table.values("status")
+    sizes = sorted({2**power for power in range(draws.bit_length())} | {draws})
+    return {
+        "n": len(table.problems),
+        "samples": draws,
+        "accuracy": accuracy.value,
+        "se": accuracy.se,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "pass_at": {k: metrics.pass_at_k(correct_PN, k) for k in sizes},
+        "maj_at": {k: metrics.majority_at_k(answers_PN, correct_PN, k) for k in sizes},
+        "tokens": {phase: metrics.tokens(count)._asdict() for phase, count in (counts | {"total": used}).items()},
+        "tokens_per_correct": metrics.tokens_per_correct(used, correct_PN),
+        "forced": metrics.share(table.values("ended") == "forced"),
+        "leaked": metrics.share(metrics.leaked(counts["answer"], budget)),
+        "no_answer": metrics.share(status == "no_answer"),
+        "malformed": metrics.share(status == "malformed"),
+        "failed": metrics.share(np.isin(status, ["timeout", "error"])),
+        "truncated": metrics.share(table.values("answer_truncated")),
+        "reopened": metrics.share(table.values("reopened_think")),
+    }
+
+
+def _macro(curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over tasks, each weighing alike, at the budgets that all have."""
+    budgets = sorted(set.intersection(*(set(curve["budgets"]) for curve in curves)))
+    cells = {b: _mean([(c["budgets"][b]["accuracy"], c["budgets"][b]["se"]) for c in curves]) for b in budgets}
+    areas = [(c[AUC]["value"], c[AUC]["se"]) for c in curves if c[AUC]]
+    return {
+        "budgets": {b: {"accuracy": value, "se": se} for b, (value, se) in cells.items()},
+        AUC: dict(zip(("value", "se"), _mean(areas), strict=True)) if len(areas) == len(curves) else None,
+    }
+
+
+def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    values, errors = zip(*estimates, strict=True)
+    return float(np.mean(values)), float(np.linalg.norm(errors) / len(errors))
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """Which run, which model, and what was done to it; an empty recipe is a dense model."""
+    steps = (run.model.get("manifest") or {}).get("history") or []
+    recipe = [{"action": step.get("action"), "recipe": step.get("recipe")} for step in steps]
+    return {"run": run.run_id, "model": run.model.get("name"), "recipe": recipe}
+
+
+def plain(data: Any) -> Any:
+    """The same with None for numbers that are not finite, which JSON does not know."""
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [plain(value) for value in data]
+    return None if isinstance(data, float) and not isfinite(data) else data
