@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "prunus.json"
 MANIFEST_FORMAT = 1
-INDEX = "model.safetensors.index.json"
+INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 # Exponent bits; all of them set means infinity or NaN.
 _EXPONENT = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
 
@@ -140,8 +140,8 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def _only_file(folder: Path) -> Path:
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
+    if (folder / SINGLE_FILE).is_file():
+        return folder / SINGLE_FILE
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise PrunusError(f"{folder} has {len(files)} safetensors files but no {INDEX}; fetch the index")

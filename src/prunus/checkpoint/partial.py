@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 
 from torch import Tensor
 
-from prunus.checkpoint.files import INDEX, MANIFEST, Checkpoint, next_manifest
+from prunus.checkpoint.files import INDEX, MANIFEST, SINGLE_FILE, Checkpoint, next_manifest
 from prunus.checkpoint.safetensors_file import Stored, read_header, sync_folder, write_file, write_text
 from prunus.checkpoint.source import read_json
 from prunus.errors import PrunusError
@@ -28,6 +28,8 @@ COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE"}
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, JOURNAL}
 DISK_RESERVE = 1 << 24
+# Weights up to this size end in one file, as such models come; larger ones stay one file per block.
+SINGLE_FILE_BYTES = 2_000_000_000
 
 
 class DiskFull(PrunusError):
@@ -135,7 +137,7 @@ class Partial:
         (self.folder / HIDDEN).unlink(missing_ok=True)
         with disk_errors(self.folder, self.needed):
             write_file(self.shard(self.shards), self.source.outer_tensors())
-            self._write_index()
+            shards = self._join_shards()
             copy_companions(self.source.folder, self.folder)
             if config is None:
                 shutil.copyfile(self.source.folder / "config.json", self.folder / "config.json")
@@ -145,7 +147,8 @@ class Partial:
             write_text(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         self.finished = True
         replace_folder(self.folder, self.target)
-        for name in (JOURNAL, LOCK):
+        # Only now, so that a run killed before the renaming still finds all of its work.
+        for name in (JOURNAL, LOCK, *shards):
             (self.target / name).unlink(missing_ok=True)
 
     def _continue_or_start(self) -> None:
@@ -187,14 +190,24 @@ class Partial:
         journal = {"work": content_hash(self.work), "shards": self.shards, "blocks": self.records, "notes": self.notes}
         write_text(self.folder / JOURNAL, json.dumps(journal))
 
-    def _write_index(self) -> None:
-        weight_map, total = {}, 0
+    def _join_shards(self) -> list[str]:
+        """Make one file of a small model's blocks, or the index of a large one; returns the files that can then go."""
+        tensors: dict[str, Stored] = {}
         for index in range(self.shards + 1):
-            for name, stored in read_header(self.shard(index)).items():
-                weight_map[name] = stored.file.name
-                total += stored.nbytes
-        index_json = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            tensors |= read_header(self.shard(index))
+        total = sum(stored.nbytes for stored in tensors.values())
+        if total <= SINGLE_FILE_BYTES:
+            write_file(self.folder / SINGLE_FILE, tensors)
+            return [self.shard(index).name for index in range(self.shards + 1)]
+        weight_map = {name: stored.file.name for name, stored in sorted(tensors.items())}
+        index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_text(self.folder / INDEX, json.dumps(index_json, indent=2) + "\n")
+        return []
+
+
+def disk_needed(nbytes: int) -> int:
+    """Bytes of disk that a result with so many bytes of weights takes while it is made."""
+    return nbytes * (2 if nbytes <= SINGLE_FILE_BYTES else 1)
 
 
 def copy_companions(source: Path, target: Path) -> None:

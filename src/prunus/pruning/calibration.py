@@ -197,7 +197,7 @@ def _from_hub(request: Request) -> Calibration:
             rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="train")
     except Exception as error:  # network, proxies, hub: each with errors of its own
         raise PrunusError(
-            f"calibration '{request.name}' could not be had from the hub ({one_line(error)}); give a .txt or .jsonl file"
+            f"calibration '{request.name}' could not be had from the hub ({one_line(error)}); give a .txt or .jsonl"
         ) from error
     if request.name == "wikitext2":
         return _from_text("\n\n".join(rows["text"]), request)

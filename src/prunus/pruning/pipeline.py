@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from prunus.checkpoint.families import LINEARS, Runner, block_name, pick_device
 from prunus.checkpoint.files import Checkpoint, versions
-from prunus.checkpoint.partial import CALIBRATION, HIDDEN, Partial, check_space, check_target, disk_errors, show_bytes
+from prunus.checkpoint.partial import (
+    CALIBRATION,
+    HIDDEN,
+    Partial,
+    check_space,
+    check_target,
+    disk_errors,
+    disk_needed,
+    show_bytes,
+)
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.source import resolve
 from prunus.progress import Steps
@@ -56,7 +65,7 @@ def prune(
     linears = [name for name, kind in LINEARS.items() if recipe.scope in ("all", kind)]
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     job = Job(source, recipe, METHODS[recipe.method], linears, pick_device(device), dtype)
-    needed = disk_needed(job, offload)
+    needed = space_for(job, offload)
     if dry_run:
         return describe(job, target, needed)
     origin = {"name": str(model), "checksum": source.checksum()}
@@ -194,12 +203,12 @@ def weights_in_scope(job: Job) -> int:
     return job.source.blocks * sum(shapes[name][0] * shapes[name][1] for name in job.linears)
 
 
-def disk_needed(job: Job, offload: bool) -> int:
-    """Bytes of the result and of what is kept on disk meanwhile."""
+def space_for(job: Job, offload: bool) -> int:
+    """Bytes of disk for the result and for what is kept there meanwhile."""
     recipe, hidden = job.recipe, 0
     if offload and job.method.needs != "nothing":
         hidden = recipe.samples * recipe.seqlen * job.source.config.hidden_size * job.dtype.itemsize
-    return job.source.nbytes + hidden
+    return disk_needed(job.source.nbytes) + hidden
 
 
 def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:

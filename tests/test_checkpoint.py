@@ -1,0 +1,207 @@
+"""Checkpoints: reading and writing safetensors, one block outside its model, identity, manifest."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_models import FAMILIES, make_model, random_rows
+from transformers import AutoModelForCausalLM
+
+from prunus.checkpoint import source as source_module
+from prunus.checkpoint.families import Runner, block_name, expected_shapes
+from prunus.checkpoint.files import Checkpoint, next_manifest
+from prunus.checkpoint.safetensors_file import read_header, write_file
+from prunus.checkpoint.source import resolve, tiny_folder
+from prunus.errors import PrunusError
+from prunus.pruning.hidden import HiddenStates
+
+
+def block_outputs(folder, ids):
+    """What transformers' own whole model gives after each block, before the final norm."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    outputs = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    with torch.inference_mode():
+        model(input_ids=torch.tensor(ids))
+    return outputs
+
+
+def streamed_outputs(folder, sequences):
+    """Hidden states after each block, in the order of HiddenStates (by length)."""
+    checkpoint = Checkpoint(folder)
+    runner = Runner(checkpoint.config, torch.float32, torch.device("cpu"))
+    with torch.inference_mode():
+        hidden = HiddenStates(checkpoint, runner, sequences, None)
+        for index in range(checkpoint.blocks):
+            tensors = {
+                name.removeprefix(block_name(index, "")): stored.read()
+                for name, stored in checkpoint.block_tensors(index).items()
+            }
+            block = runner.make_block(index, tensors)
+            for batch in hidden.batches():
+                batch.copy_(runner.run_block(block, batch))
+            yield hidden.states_SD.clone()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_hidden_states_equal_the_whole_model(tmp_path, family, tied):
+    folder = make_model(tmp_path / "m", family, tied=tied)
+    rows = random_rows(5, 40)
+    for ours, theirs in zip(streamed_outputs(folder, rows), block_outputs(folder, rows), strict=True):
+        torch.testing.assert_close(ours.view(theirs.shape), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_sequences_of_different_lengths_do_not_touch_each_other(tmp_path):
+    folder = make_model(tmp_path / "m", "qwen3")
+    rows = [row[:length] for row, length in zip(random_rows(6, 60), (60, 1, 17, 60, 17, 33), strict=True)]
+    streamed = list(streamed_outputs(folder, rows))[-1]
+    expected = [block_outputs(folder, [row])[-1][0] for row in sorted(rows, key=len)]
+    torch.testing.assert_close(streamed, torch.cat(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_sliding_windows_are_honoured(tmp_path, family):
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    folder = make_model(tmp_path / "m", family, **window)
+    assert Checkpoint(folder).config.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
+    rows = random_rows(3, 30)
+    for ours, theirs in zip(streamed_outputs(folder, rows), block_outputs(folder, rows), strict=True):
+        torch.testing.assert_close(ours.view(theirs.shape), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_llama3_rope_scaling_is_honoured(tmp_path):
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    folder = make_model(tmp_path / "m", "llama", rope_parameters=rope, attention_bias=True, mlp_bias=True)
+    rows = random_rows(2, 100)
+    for ours, theirs in zip(streamed_outputs(folder, rows), block_outputs(folder, rows), strict=True):
+        torch.testing.assert_close(ours.view(theirs.shape), theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_expected_tensors_are_those_that_transformers_saves(tmp_path, family):
+    for tied in (True, False):
+        folder = make_model(tmp_path / str(tied), family, tied=tied)
+        saved = {name: tuple(t.shape) for name, t in load_file(folder / "model.safetensors").items()}
+        assert expected_shapes(Checkpoint(folder).config) == saved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_read_are_those_of_the_safetensors_package(tmp_path, dtype):
+    one = make_model(tmp_path / "one", dtype=dtype)
+    many = make_model(tmp_path / "many", dtype=dtype, shard_size="20KB")
+    assert len(list(many.glob("*.safetensors"))) > 3
+    expected = load_file(one / "model.safetensors")
+    for folder in (one, many):
+        checkpoint = Checkpoint(folder)
+        assert checkpoint.tensor_names == sorted(expected)
+        for name, tensor in expected.items():
+            assert torch.equal(checkpoint.read(name), tensor)
+            assert checkpoint.read(name).dtype == dtype
+    rows = [5, 0, 367, 5]
+    name = "model.embed_tokens.weight"
+    assert torch.equal(Checkpoint(one).tensors[name].read_rows(rows), expected[name][rows])
+    assert Checkpoint(one).parameters == sum(t.numel() for t in expected.values())
+
+
+def test_checksum_is_of_the_weights_not_of_the_files(tmp_path):
+    one = make_model(tmp_path / "one")
+    many = make_model(tmp_path / "many", shard_size="20KB")
+    other = make_model(tmp_path / "other", seed=1)
+    assert Checkpoint(one).checksum() == Checkpoint(many).checksum() != Checkpoint(other).checksum()
+    before = Checkpoint(one).checksum()
+    tensors = load_file(one / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1
+    save_file(tensors, one / "model.safetensors", {"format": "pt"})
+    assert Checkpoint(one).checksum() != before
+
+
+def test_files_written_are_read_by_the_safetensors_package(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "b": torch.randn(3, 5, generator=generator),
+        "a": torch.randn(7, generator=generator).bfloat16(),
+        "odd": torch.randn(5, generator=generator).half(),
+        "transposed": torch.randn(4, 6, generator=generator).T,
+        "empty": torch.empty(0, 3),
+    }
+    write_file(tmp_path / "first.safetensors", tensors)
+    stored = read_header(tmp_path / "first.safetensors")
+    write_file(tmp_path / "second.safetensors", {**stored, "renamed": stored["a"]})
+    for file in ("first", "second"):
+        with safe_open(tmp_path / f"{file}.safetensors", "pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+            for name, tensor in tensors.items():
+                assert torch.equal(opened.get_tensor(name), tensor)
+                assert opened.get_tensor(name).dtype == tensor.dtype
+    assert torch.equal(load_file(tmp_path / "second.safetensors")["renamed"], tensors["a"])
+    write_file(tmp_path / "again.safetensors", tensors)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "first.safetensors").read_bytes()
+
+
+def test_a_file_that_cannot_be_written_is_not_there(tmp_path):
+    with pytest.raises(KeyError):
+        write_file(tmp_path / "x.safetensors", {"a": torch.zeros(3, dtype=torch.complex64)})
+    missing = read_header(make_model(tmp_path / "m") / "model.safetensors")["model.norm.weight"]
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        write_file(tmp_path / "x.safetensors", {"a": missing})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_manifest_keeps_profile_and_earlier_steps(tmp_path):
+    folder = make_model(tmp_path / "m")
+    assert Checkpoint(folder).manifest == {}
+    assert "profile" not in next_manifest(Checkpoint(folder), {"action": "prune"})
+    first = {"prunus": "0.0.1", "format": 1, "profile": "tiny", "history": [{"action": "drop"}]}
+    (folder / "prunus.json").write_text(json.dumps(first))
+    manifest = next_manifest(Checkpoint(folder), {"action": "prune"})
+    assert manifest["profile"] == "tiny"
+    assert [step["action"] for step in manifest["history"]] == ["drop", "prune"]
+    (folder / "prunus.json").write_text(json.dumps(first | {"format": 2}))
+    with pytest.raises(PrunusError, match="format 1: it is from another version"):
+        assert Checkpoint(folder).manifest
+
+
+def test_resolve_finds_tiny_folders_and_hub_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_model(tmp_path / "org" / "name")
+    assert resolve("tiny") == tiny_folder()
+    assert resolve("org/name").resolve() == folder
+    shutil.move(folder, tmp_path / "cache")
+    asked = []
+
+    def fake_download(hub_id, allow_patterns):
+        asked.append((hub_id, allow_patterns))
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake_download)
+    assert resolve("org/name") == tmp_path / "cache"
+    assert asked[0][0] == "org/name"
+    assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked[0][1])
+
+
+@pytest.mark.parametrize(
+    ("text", "hub"),
+    [
+        ("org/name", True),
+        ("Qwen/Qwen3-0.6B", True),
+        ("name", False),
+        ("./name", False),
+        ("a/b/c", False),
+        ("/a", False),
+    ],
+)
+def test_what_reads_as_a_hub_id(text, hub):
+    assert source_module.is_hub_id(text) == hub

@@ -1,0 +1,269 @@
+"""prune(): masks against transformers' own forward, untouched tensors, scope, propagation, reload, manifest."""
+
+import json
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import FAMILIES, make_model, random_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import prunus
+from prunus.checkpoint.files import Checkpoint
+from prunus.errors import PrunusError
+from prunus.pruning import hidden as hidden_module
+from prunus.recipes import PruneRecipe
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, random_rows(12, 50))
+    return path
+
+
+def write_rows(path, sequences):
+    path.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in sequences))
+
+
+def recipe(rows, **changes):
+    return PruneRecipe(**{"calibration": str(rows), "samples": 12, "sparsity": 0.5} | changes)
+
+
+def weights(folder):
+    return {name: Checkpoint(folder).read(name) for name in Checkpoint(folder).tensor_names}
+
+
+def wanda_by_whole_model(folder, sequences, sparsity, propagation):
+    """Prune a transformers model in memory: hooks on all Linears, the whole forward again for every block."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    pruned = {}
+    for index, block in enumerate(model.model.layers):
+        squares = {}
+
+        def watch(name, squares=squares):
+            def hook(_module, inputs):
+                total = inputs[0].double().pow(2).flatten(0, -2).sum(0)
+                squares[name] = squares.get(name, 0) + total
+
+            return hook
+
+        linears = {n: m for n, m in block.named_modules() if isinstance(m, torch.nn.Linear)}
+        handles = [m.register_forward_pre_hook(watch(n)) for n, m in linears.items()]
+        with torch.inference_mode():
+            for ids in sequences:
+                model(input_ids=torch.tensor([ids]))
+        for handle in handles:
+            handle.remove()
+        for name, linear in linears.items():
+            weight = linear.weight.data.clone()
+            scores = weight.abs() * squares[name].sqrt().float()
+            count = round(Fraction(str(sparsity)) * weight.shape[1])
+            weight.scatter_(1, scores.sort(dim=1, stable=True).indices[:, :count], 0)
+            pruned[f"model.layers.{index}.{name}.weight"] = weight
+            if propagation == "pruned":
+                linear.weight.data = weight
+    return pruned
+
+
+@pytest.mark.parametrize("propagation", ["pruned", "dense"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wanda_masks_equal_those_of_the_whole_model(tmp_path, family, propagation):
+    folder = make_model(tmp_path / "m", family)
+    sequences = [row[:length] for row, length in zip(random_rows(8, 60), [60, 20, 33, 60, 20, 7, 60, 1], strict=True)]
+    write_rows(tmp_path / "rows.jsonl", sequences)
+    asked = recipe(tmp_path / "rows.jsonl", samples=8, sparsity=0.4, propagation=propagation)
+    prunus.prune(folder, tmp_path / "out", asked)
+    expected = wanda_by_whole_model(folder, sequences, 0.4, propagation)
+    got = weights(tmp_path / "out")
+    assert len(expected) == 21
+    for name, weight in expected.items():
+        assert torch.equal(got[name], weight), name
+
+
+def test_propagation_matters(tmp_path, rows):
+    folder = make_model(tmp_path / "m")
+    results = []
+    for propagation in ("pruned", "dense"):
+        prunus.prune(folder, tmp_path / propagation, recipe(rows, propagation=propagation))
+        results.append(weights(tmp_path / propagation))
+    same = {name: torch.equal(results[0][name], results[1][name]) for name in results[0] if "proj" in name}
+    assert all(equal for name, equal in same.items() if ".0." in name)
+    assert not all(equal for name, equal in same.items() if ".2." in name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scope", ["all", "attention", "mlp"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_only_the_linears_in_scope_change_and_reach_their_share(tmp_path, rows, method, scope, dtype):
+    folder = make_model(tmp_path / "m", "qwen2", dtype=dtype, tied=True)
+    summary = prunus.prune(folder, tmp_path / "out", recipe(rows, method=method, scope=scope, sparsity=0.3))
+    before, after = weights(folder), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        kind = "attention" if "self_attn" in name else "mlp"
+        assert after[name].dtype == dtype
+        if "proj.weight" in name and scope in ("all", kind):
+            kept = after[name] != 0
+            assert torch.equal(after[name][kept], weight[kept])
+            rows_or_all = after[name] if method == "wanda" else after[name].flatten()[None]
+            size = rows_or_all.shape[1]
+            assert set((rows_or_all == 0).sum(1).tolist()) == {round(Fraction(3, 10) * size)}
+            share = (after[name] == 0).double().mean().item()
+            assert summary["linear_sparsity"][name.removesuffix(".weight")] == pytest.approx(share, abs=1e-12)
+        else:
+            assert torch.equal(after[name].view(torch.uint8), weight.view(torch.uint8)), name
+    assert len(summary["linear_sparsity"]) == {"all": 21, "attention": 12, "mlp": 9}[scope]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_sparsity_zero_changes_nothing(tmp_path, rows, method):
+    folder = make_model(tmp_path / "m", "qwen3")
+    prunus.prune(folder, tmp_path / "out", recipe(rows, method=method, sparsity=0.0))
+    assert Checkpoint(tmp_path / "out").checksum() == Checkpoint(folder).checksum()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_result_loads_in_transformers_and_says_what_was_done(tmp_path, rows, family, tied):
+    folder = make_model(tmp_path / "m", family, tied=tied)
+    (folder / "pytorch_model.bin").write_bytes(b"not to be copied")
+    summary = prunus.prune(folder, tmp_path / "out", recipe(rows))
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) == tied
+    got = {n: p for n, p in model.named_parameters() if n.endswith("proj.weight")}
+    assert {(p == 0).double().mean().item() for p in got.values()} == {0.5}
+    assert len(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)[0]) > 3
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+    (step,) = Checkpoint(tmp_path / "out").manifest["history"]
+    assert PruneRecipe.from_json(step["recipe"]) == recipe(rows)
+    assert step["source"] == {"name": str(folder), "checksum": Checkpoint(folder).checksum()}
+    assert step["calibration"]["sequences"] == 12 and step["calibration"]["tokens"] == 600
+    assert step["sparsity"] == summary["linear_sparsity"] and len(step["sparsity"]) == 21
+    assert set(step["versions"]) == {"prunus", "torch", "transformers"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "out", "rows.jsonl"]
+
+
+def test_large_models_stay_in_one_file_per_block(tmp_path, rows, monkeypatch):
+    folder = make_model(tmp_path / "m")
+    prunus.prune(folder, tmp_path / "one", recipe(rows))
+    monkeypatch.setattr("prunus.checkpoint.partial.SINGLE_FILE_BYTES", 1000)
+    prunus.prune(folder, tmp_path / "many", recipe(rows))
+    assert [p.name for p in (tmp_path / "one").glob("*.safetensors")] == ["model.safetensors"]
+    assert len(list((tmp_path / "many").glob("model-0000?-of-00004.safetensors"))) == 4
+    assert Checkpoint(tmp_path / "one").checksum() == Checkpoint(tmp_path / "many").checksum()
+    states = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "many")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_calibration_is_kept_and_replays_to_the_same_masks(tmp_path):
+    folder = make_model(tmp_path / "m")
+    (tmp_path / "text.txt").write_text("Compute 97-3-33. Map c g, g s. From c take 2 steps. " * 60)
+    asked = {"samples": 6, "seqlen": 40, "sparsity": 0.5}
+    prunus.prune(folder, tmp_path / "out", PruneRecipe(calibration=str(tmp_path / "text.txt"), **asked))
+    (tmp_path / "text.txt").unlink()
+    again = PruneRecipe(calibration=f"traces:{tmp_path / 'out' / 'calibration.jsonl'}", **asked)
+    prunus.prune(folder, tmp_path / "again", again)
+    first, second = Checkpoint(tmp_path / "out"), Checkpoint(tmp_path / "again")
+    assert first.checksum() == second.checksum()
+    shas = [c.manifest["history"][0]["calibration"]["sha256"] for c in (first, second)]
+    assert shas[0] == shas[1]
+
+
+def test_batches_and_offloading_do_not_change_masks(tmp_path, rows, monkeypatch):
+    folder = make_model(tmp_path / "m", "qwen3")
+    prunus.prune(folder, tmp_path / "plain", recipe(rows))
+    prunus.prune(folder, tmp_path / "offloaded", recipe(rows), offload=True)
+    monkeypatch.setattr(hidden_module, "BATCH_TOKENS", 1)
+    prunus.prune(folder, tmp_path / "single", recipe(rows))
+    sums = {Checkpoint(tmp_path / name).checksum() for name in ("plain", "offloaded", "single")}
+    assert len(sums) == 1
+    assert not list(tmp_path.glob("*/hidden.bin"))
+
+
+def test_head_never_runs(tmp_path, rows, monkeypatch):
+    folder = make_model(tmp_path / "m")
+    ran = []
+    forward = torch.nn.Linear.forward
+
+    def watched(self, x):
+        ran.append(tuple(self.weight.shape))
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    prunus.prune(folder, tmp_path / "out", recipe(rows))
+    assert (32, 32) in ran and (368, 32) not in ran
+
+
+def test_steps_add_up(tmp_path, rows):
+    folder = make_model(tmp_path / "m")
+    prunus.prune(folder, tmp_path / "a", recipe(rows, method="magnitude", scope="mlp", sparsity=0.25))
+    prunus.prune(tmp_path / "a", tmp_path / "b", recipe(rows, sparsity=0.5))
+    history = Checkpoint(tmp_path / "b").manifest["history"]
+    assert [step["recipe"]["method"] for step in history] == ["magnitude", "wanda"]
+    assert history[1]["source"]["checksum"] == Checkpoint(tmp_path / "a").checksum()
+    assert set(history[1]["sparsity"].values()) == {0.5}
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_dry_run_writes_nothing_and_counts_right(tmp_path, rows, method):
+    folder = make_model(tmp_path / "m")
+    asked = recipe(rows, method=method, sparsity=0.3)
+    said = prunus.prune(folder, tmp_path / "deep" / "out", asked, dry_run=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]
+    prunus.prune(folder, tmp_path / "deep" / "out", asked)
+    linears = [w for n, w in weights(tmp_path / "deep" / "out").items() if "proj" in n]
+    zeros, total = sum((w == 0).sum().item() for w in linears), sum(w.numel() for w in linears)
+    assert (said["zeros"], said["weights"], said["blocks"], said["linears"]) == (zeros, total, 3, 21)
+
+
+def test_old_output_is_replaced_only_by_a_complete_new_one(tmp_path, rows):
+    folder = make_model(tmp_path / "m")
+    prunus.prune(folder, tmp_path / "out", recipe(rows))
+    with pytest.raises(PrunusError, match="exists; choose another output or add --overwrite"):
+        prunus.prune(folder, tmp_path / "out", recipe(rows, sparsity=0.2))
+    old = Checkpoint(tmp_path / "out").checksum()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"token_ids": [9999]}\n')
+    with pytest.raises(PrunusError, match="token id 9999"):
+        prunus.prune(folder, tmp_path / "out", recipe(bad), overwrite=True)
+    assert Checkpoint(tmp_path / "out").checksum() == old
+    assert prunus.prune(folder, tmp_path / "out", recipe(rows, sparsity=0.2), overwrite=True)["sparsity"] < 0.25
+    assert Checkpoint(tmp_path / "out").checksum() != old
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "m", "out", "rows.jsonl"]
+
+
+def test_tensors_that_no_block_uses_are_copied(tmp_path, rows):
+    folder = make_model(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    extra = {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.rand(4), "counts": torch.arange(3)}
+    save_file(tensors | extra, folder / "model.safetensors", {"format": "pt"})
+    prunus.prune(folder, tmp_path / "out", recipe(rows))
+    got = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(got[name], tensor) for name, tensor in extra.items())
+
+
+def test_inputs_that_calibration_never_used_are_reported_and_go_first(tmp_path, rows):
+    folder = make_model(tmp_path / "m", blocks=2)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.input_layernorm.weight"][[3, 8]] = 0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    summary = prunus.prune(folder, tmp_path / "out", recipe(rows, sparsity=2 / 32))
+    assert any("3 Linears" in w and "model.layers.1.self_attn.q_proj (2)" in w for w in summary["warnings"])
+    assert (weights(tmp_path / "out")["model.layers.1.self_attn.v_proj.weight"][:, [3, 8]] == 0).all()
+
+
+def test_blocks_can_run_in_another_dtype_than_they_are_stored(tmp_path, rows):
+    folder = make_model(tmp_path / "m", dtype=torch.bfloat16)
+    prunus.prune(folder, tmp_path / "out", recipe(rows, dtype="float32"))
+    before, after = weights(folder), weights(tmp_path / "out")
+    assert all(after[name].dtype == torch.bfloat16 for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before if "proj.weight" not in name)

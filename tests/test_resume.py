@@ -1,0 +1,255 @@
+"""Interrupted runs go on where they stopped and end with the same bytes as unbroken ones."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+
+import pytest
+from tiny_models import make_model, random_rows
+
+import prunus
+from prunus.checkpoint import partial as partial_module
+from prunus.checkpoint import safetensors_file
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.partial import Partial
+from prunus.errors import PrunusError
+from prunus.pruning.methods import METHODS
+from prunus.recipes import PruneRecipe
+
+BLOCKS = 5
+# Dies by SIGKILL after so many bytes of weights of a block, or right after a block is finished.
+KILLED = """
+import os, signal, sys
+import prunus
+from prunus.checkpoint import partial, safetensors_file
+
+model, out, rows, when, blocks, propagation, offload = sys.argv[1:]
+finished = 0
+write_block, data = partial.Partial.write_block, safetensors_file._data
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def counted(self, *arguments):
+    global finished
+    write_block(self, *arguments)
+    finished += 1
+    if when == "between blocks" and finished == int(blocks):
+        die()
+
+def cut(tensor):
+    for piece in data(tensor):
+        yield piece[: len(piece) // 2]
+        if when == "while writing" and finished == int(blocks):
+            die()
+        yield piece[len(piece) // 2 :]
+
+partial.Partial.write_block = counted
+safetensors_file._data = cut
+recipe = prunus.PruneRecipe(calibration=rows, samples=6, sparsity=0.4, propagation=propagation)
+prunus.prune(model, out, recipe, offload=bool(offload))
+"""
+
+
+@pytest.fixture
+def model(tmp_path):
+    return make_model(tmp_path / "m", "qwen3", blocks=BLOCKS)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in random_rows(6, 40)))
+    return path
+
+
+def recipe(rows, **changes):
+    return PruneRecipe(**{"calibration": str(rows), "samples": 6, "sparsity": 0.4} | changes)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("when", "blocks", "propagation", "offload"),
+    [
+        ("between blocks", 1, "pruned", ""),
+        ("between blocks", BLOCKS, "pruned", ""),
+        ("while writing", 3, "pruned", "yes"),
+        ("while writing", 2, "dense", ""),
+        ("while writing", 0, "pruned", ""),
+        ("while writing", BLOCKS, "pruned", ""),  # while the tensors outside the blocks are written
+    ],
+)
+def test_killed_run_resumes_to_the_same_bytes(tmp_path, model, rows, when, blocks, propagation, offload):
+    asked = recipe(rows, propagation=propagation)
+    prunus.prune(model, tmp_path / "unbroken" / "out", asked)
+    out = tmp_path / "broken" / "out"
+    arguments = [model, out, rows, when, blocks, propagation, offload]
+    died = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], check=False, timeout=100)
+    assert died.returncode == -signal.SIGKILL
+    assert not out.exists()
+    journal = json.loads((out.with_name("out.partial") / "journal.json").read_text())
+    assert sorted(map(int, journal["blocks"])) == list(range(blocks))
+    rows.unlink()  # the tokens of the first run are replayed, whatever became of the file
+    if not journal["notes"]:
+        rows.write_bytes((tmp_path / "unbroken" / "out" / "calibration.jsonl").read_bytes())
+    prunus.prune(model, out, asked, offload=bool(offload))
+    assert contents(out) == contents(tmp_path / "unbroken" / "out")
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def stop_after(monkeypatch, blocks, error):
+    """Let write_block raise once so many blocks are finished; returns a list that counts calls of the method."""
+    write_block = Partial.write_block
+
+    def stopping(self, *arguments):
+        if len(self.records) == blocks:
+            raise error
+        write_block(self, *arguments)
+
+    monkeypatch.setattr(Partial, "write_block", stopping)
+
+
+def test_interruption_keeps_finished_blocks_and_they_are_not_pruned_again(tmp_path, model, rows, monkeypatch):
+    prunus.prune(model, tmp_path / "whole", recipe(rows))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert not (tmp_path / "out").exists()
+    calls = []
+    wanda = METHODS["wanda"]
+    counted = wanda._replace(prune=lambda *arguments: calls.append(1) or wanda.prune(*arguments))
+    monkeypatch.setattr("prunus.pruning.pipeline.METHODS", {"wanda": counted})
+    prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert len(calls) == 7 * (BLOCKS - 3)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_interruption_before_the_first_block_leaves_nothing(tmp_path, model, rows, monkeypatch):
+    stop_after(monkeypatch, 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        prunus.prune(model, tmp_path / "deep" / "down" / "out", recipe(rows))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.jsonl"]
+
+
+def interrupt(monkeypatch, model, out, asked):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prunus.prune(model, out, asked)
+
+
+def test_work_of_another_recipe_or_model_is_refused_or_deleted(tmp_path, model, rows, monkeypatch):
+    interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
+    before = contents(tmp_path / "out.partial")
+    other_model = make_model(tmp_path / "m2", "qwen3", blocks=BLOCKS, seed=1)
+    for source, asked in ((model, recipe(rows, sparsity=0.6)), (other_model, recipe(rows))):
+        with pytest.raises(PrunusError, match=r"out\.partial holds unfinished work .* delete it or add --overwrite"):
+            prunus.prune(source, tmp_path / "out", asked)
+        assert contents(tmp_path / "out.partial") == before
+    prunus.prune(other_model, tmp_path / "out", recipe(rows), overwrite=True)
+    prunus.prune(other_model, tmp_path / "fresh", recipe(rows))
+    assert Checkpoint(tmp_path / "out").checksum() == Checkpoint(tmp_path / "fresh").checksum()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_folder_of_somebody_else_is_never_deleted(tmp_path, model, rows):
+    (tmp_path / "out.partial" / "photos").mkdir(parents=True)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    for out in ("out", "precious"):
+        with pytest.raises(PrunusError):
+            prunus.prune(model, tmp_path / out, recipe(rows), overwrite=True)
+    assert (tmp_path / "out.partial" / "photos").is_dir()
+    assert (tmp_path / "precious" / "file").read_text() == "x"
+
+
+def test_two_processes_do_not_work_on_one_folder(tmp_path, model, rows):
+    source = Checkpoint(model)
+    work = {"action": "test"}
+    with Partial(source, tmp_path / "out", work, BLOCKS, 0, False) as first:
+        with (
+            pytest.raises(PrunusError, match="another prunus process"),
+            Partial(source, tmp_path / "out", work, BLOCKS, 0, True),
+        ):
+            pass
+        assert first.folder.exists()
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path, model, rows, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
+    for dry_run in (False, True):
+        with pytest.raises(PrunusError, match=r"has 1\.0 kB free, but .* kB are needed; free some space"):
+            prunus.prune(model, tmp_path / "deep" / "out", recipe(rows), dry_run=dry_run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.jsonl"]
+
+
+class FullDisk:
+    """A stream to a disk that takes so many more bytes."""
+
+    left = 0
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, data):
+        FullDisk.left -= len(data)
+        if FullDisk.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file")
+        return self.stream.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def test_full_disk_keeps_finished_blocks_and_half_written_files_go(tmp_path, model, rows, monkeypatch):
+    prunus.prune(model, tmp_path / "whole", recipe(rows))
+    atomic_file = safetensors_file.atomic_file
+
+    class on_full_disk:  # stands for the function atomic_file
+        def __init__(self, path):
+            self.context = atomic_file(path)
+
+        def __enter__(self):
+            return FullDisk(self.context.__enter__())
+
+        def __exit__(self, *error):
+            return self.context.__exit__(*error)
+
+    block_bytes = sum(stored.nbytes for stored in Checkpoint(model).block_tensors(0).values())
+    for room, left_behind in ((2.5 * block_bytes, True), (0.5 * block_bytes, False)):
+        with monkeypatch.context() as patch:
+            FullDisk.left = int(room) + 8000  # journal and calibration
+            patch.setattr(safetensors_file, "atomic_file", on_full_disk)
+            with pytest.raises(PrunusError, match=r"disk of .*out\.partial is full: .* kB are needed in all") as caught:
+                prunus.prune(model, tmp_path / "out", recipe(rows))
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+        assert (tmp_path / "out.partial").exists() == left_behind
+        if left_behind:
+            names = sorted(path.name for path in (tmp_path / "out.partial").iterdir())
+            assert [name for name in names if name.endswith("safetensors")] == names[-2:]
+            assert not any(name.endswith(".writing") for name in names)
+            prunus.prune(model, tmp_path / "out", recipe(rows))
+            assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, model, rows, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out.partial")
+
+    monkeypatch.setattr(partial_module.Path, "mkdir", refuse)
+    with pytest.raises(PrunusError, match=r"out\.partial cannot be written: Permission denied"):
+        prunus.prune(model, tmp_path / "out", recipe(rows))
