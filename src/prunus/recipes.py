@@ -14,6 +14,7 @@ DepthMethodName = Literal["shortgpt"]
 Scope = Literal["all", "attention", "mlp"]
 Propagation = Literal["pruned", "dense"]
 Rounding = Literal["exact", "reference"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
 Mode = Literal["strict", "legacy"]
 BackendName = Literal["hf"]
@@ -86,13 +87,14 @@ class PruneRecipe(Recipe):
     seed: int = 0
     propagation: Propagation = "pruned"
     rounding: Rounding = "exact"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DtypeName = "auto"
 
     def __post_init__(self) -> None:
         self._check_choice("method", MethodName)
         self._check_choice("scope", Scope)
         self._check_choice("propagation", Propagation)
         self._check_choice("rounding", Rounding)
+        self._check_choice("dtype", DtypeName)
         self._check_positive("samples", "seqlen")
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")

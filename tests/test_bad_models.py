@@ -1,0 +1,187 @@
+"""Models that cannot be pruned: one line that names what is wrong, and nothing left behind."""
+
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import make_model, random_rows
+
+import prunus
+from prunus.errors import PrunusError
+from prunus.recipes import PruneRecipe
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def to_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def index_without_file(folder):
+    weight_map = dict.fromkeys(load_file(folder / "model.safetensors"), "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def index_outside(folder):
+    weight_map = {"model.norm.weight": "../secret.safetensors"}
+    (folder.parent / "secret.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def index_with_too_much(folder):
+    weight_map = dict.fromkeys([*load_file(folder / "model.safetensors"), "ghost"], "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def set_value(name, value):
+    def change(folder):
+        edit_tensors(folder, lambda tensors: tensors[name].view(-1).__setitem__(7, value))
+
+    return change
+
+
+Q1 = "model.layers.1.self_attn.q_proj.weight"
+PROBLEMS = {
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read as JSON"),
+    "family": (
+        lambda f: edit_config(f, model_type="mamba"),
+        "model_type 'mamba' is not supported; supported families are llama, qwen2, qwen3",
+    ),
+    "no model type": (lambda f: edit_config(f, model_type=None), "model_type 'None' is not supported"),
+    "bad config value": (lambda f: edit_config(f, hidden_size="wide"), "config.json is not accepted by transformers"),
+    "quantised": (lambda f: edit_config(f, quantization_config={"quant_method": "awq"}), "is quantised; give the unq"),
+    "pickled": (to_pickle, "weights only as .bin or .pt, which can run code; convert them to safetensors"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no *.safetensors file"),
+    "cut off": (cut, "model.safetensors is cut off: "),
+    "cut in the header": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:50]),
+        "model.safetensors is damaged or no safetensors file",
+    ),
+    "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "is damaged or no safetensors file"),
+    "no safetensors": (
+        lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 8) + b"[1, 2, 3]" * 9),
+        "is damaged or no safetensors file",
+    ),
+    "tensor missing": (lambda f: edit_tensors(f, lambda t: t.pop(Q1)), f"lacks the tensor '{Q1}'"),
+    "block missing": (lambda f: edit_config(f, num_hidden_layers=4), "lacks the tensor 'model.layers.3."),
+    "head missing": (lambda f: edit_tensors(f, lambda t: t.pop("lm_head.weight")), "lacks the tensor 'lm_head.weight'"),
+    "wrong shape": (lambda f: edit_config(f, intermediate_size=64), "is (56, 32), but config.json asks for (64, 32)"),
+    "integers": (
+        lambda f: edit_tensors(f, lambda t: t.update({Q1: t[Q1].to(torch.int8)})),
+        f"'{Q1}' is I8; only F32, F16, BF16 can be pruned",
+    ),
+    "index names no file": (index_without_file, "names model-00001-of-00002.safetensors, which is not there"),
+    "index points outside": (index_outside, "names ../secret.safetensors, which is not there"),
+    "index names too much": (index_with_too_much, "lacks the tensor 'ghost'"),
+    "NaN": (set_value(Q1, float("nan")), f"'{Q1}' holds NaN or infinity"),
+    "infinity": (set_value("model.layers.2.mlp.up_proj.weight", float("-inf")), "up_proj.weight' holds NaN or inf"),
+    "NaN outside blocks": (set_value("lm_head.weight", float("nan")), "'lm_head.weight' holds NaN"),
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_bad_model_is_one_line_and_leaves_nothing(tmp_path, problem):
+    spoil, words = PROBLEMS[problem]
+    folder = make_model(tmp_path / "m")
+    spoil(folder)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PrunusError) as caught:
+        prunus.prune(folder, tmp_path / "out", PruneRecipe(method="magnitude"))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_are_found_in_every_dtype_and_large_numbers_are_not(tmp_path, dtype, value):
+    folder = make_model(tmp_path / "m", dtype=dtype)
+    set_value(Q1, torch.finfo(dtype).max)(folder)
+    set_value(Q1, torch.finfo(dtype).min)(folder)
+    prunus.prune(folder, tmp_path / "out", PruneRecipe(method="magnitude"))
+    set_value(Q1, value)(folder)
+    with pytest.raises(PrunusError, match="holds NaN or infinity"):
+        prunus.prune(folder, tmp_path / "out2", PruneRecipe(method="magnitude"))
+
+
+def test_activations_that_overflow_name_block_and_linear(tmp_path):
+    folder = make_model(tmp_path / "m")
+    edit_tensors(folder, lambda t: t["model.layers.1.self_attn.q_proj.weight"].mul_(1e38))
+    edit_tensors(folder, lambda t: t["model.layers.1.self_attn.k_proj.weight"].mul_(1e38))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"token_ids": random_rows(1, 30)[0]}) + "\n")
+    with pytest.raises(PrunusError, match=r"block 1, self_attn\.o_proj: its calibration inputs hold NaN") as caught:
+        prunus.prune(folder, tmp_path / "out", PruneRecipe(calibration=str(tmp_path / "rows.jsonl")))
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["m", "m/inside", ".", "link", "link/inside"])
+def test_a_model_is_not_written_onto_or_around_itself(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "m")
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PrunusError, match="overlaps the model's own folder"):
+        prunus.prune("./m", name, PruneRecipe(method="magnitude"), overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("no/such/folder", "model 'no/such/folder' is not there; give a folder, a hub id such as"),
+        ("./nothing", "'./nothing' is not there"),
+        ("tinny", "'tinny' is not there"),
+        ("a-file", "a-file is a file; give the folder"),
+        ("empty", "empty has no config.json"),
+    ],
+)
+def test_models_that_are_not_there(tmp_path, monkeypatch, model, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PrunusError) as caught:
+        prunus.prune(model, tmp_path / "out", PruneRecipe(method="magnitude"))
+    assert words in str(caught.value)
+
+
+def test_hub_failures_are_one_line(tmp_path, monkeypatch):
+    def offline(*_arguments, **_options):
+        raise OSError("We could not connect\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(PrunusError, match=r"'org/name' is no folder here and could not be had from the hub: We could"):
+        prunus.prune("org/name", tmp_path / "out", PruneRecipe(method="magnitude"))
+
+
+def test_a_file_in_place_of_the_output_is_refused(tmp_path):
+    folder = make_model(tmp_path / "m")
+    (tmp_path / "out").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(PrunusError, match="out exists"):
+            prunus.prune(folder, tmp_path / "out", PruneRecipe(method="magnitude"), overwrite=overwrite)
+    assert (tmp_path / "out").read_text() == "x"
+
+
+def test_unknown_devices_are_refused(tmp_path):
+    folder = make_model(tmp_path / "m")
+    for device in ("gpu", "cuda:77"):
+        with pytest.raises(PrunusError, match=f"device '{device}' cannot be used here"):
+            prunus.prune(folder, tmp_path / "out", PruneRecipe(method="magnitude"), device=device)
