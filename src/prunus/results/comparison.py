@@ -21,6 +21,11 @@ from prunus.results.summary import AUC, identity, plain, summarise
 __all__ = ["compare", "summarise", "verdict"]
 
 ALPHA = 0.05
+METHOD = {
+    "p": "sign-flip permutation over problems; McNemar's exact test for one draw",
+    "interval": "percentile bootstrap over problems with two pseudo-problems",
+    "p_adjusted": "Holm: the area over runs, budgets within a run",
+}
 # What two plans may differ in and still measure the same; of the first four only what both runs have is compared.
 HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "backend"}
 
@@ -51,7 +56,7 @@ def compare(
     of `others` has
     `tasks` -> task -> `budgets` -> budget and `auc`: cells with n (problems), samples (draws of each), accuracy,
         base_accuracy, difference, se, low, high (95 %), lower_bound (one-sided 95 %), p, p_adjusted, mde; with one draw
-        per problem, budgets have lost, won (problems only one side solves) and mcnemar_p too;
+        per problem, budgets have lost and won too (problems that only base or only other solves);
     `macro`, with several tasks: the same over all, weighing tasks alike;
     `primary`: the cell that decides, which is the area (of `macro` with several tasks, whose areas per task are then
         adjusted within the run); `verdict`, `within_margin`, `margin`, `warnings`.
@@ -86,8 +91,7 @@ def compare(
             f"{store} has nothing to compare with {_name(base_run)}: {'; '.join(warnings) or 'no other run'}"
         )
     _adjust_and_judge(entries)
-    method = {"p": "sign-flip permutation", "interval": "percentile bootstrap over problems, two pseudo-problems added",
-              "adjustment": "Holm", "resamples": resamples, "seed": seed}  # fmt: skip
+    method = METHOD | {"resamples": resamples, "seed": seed}
     return plain(
         {"base": identity(base_run), "others": entries, "margin": margin, "method": method, "warnings": warnings}
     )
@@ -134,7 +138,7 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
     """Tasks with what both runs have, and a line for each thing that only one has."""
     notes = []
     if apart := sorted(base.keys() ^ other.keys()):
-        notes.append(f"only one of the runs has task {', '.join(apart)}")
+        notes.append(f"not both runs have task {', '.join(apart)}: left out")
     shared = sorted(base.keys() & other.keys())
     everything = [tables[task] for tables in (base, other) for task in shared]
     axes = {}
@@ -142,7 +146,7 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
         sets = [set(getattr(table, axis)) for table in everything]
         axes[axis] = sorted(set.intersection(*sets)) if sets else []
         if sets and (apart := sorted(set.union(*sets) - set(axes[axis]))):
-            notes.append(f"only one of the runs has {axis} {', '.join(map(str, apart))}")
+            notes.append(f"not both runs have {axis} {', '.join(map(str, apart))}: left out")
     pairs = {}
     if not all(axes.values()):
         return pairs, notes
@@ -201,7 +205,7 @@ def _cells(pairs: Sequence[Pair], seed: int, resamples: int) -> dict[str, Any]:
     if size["samples"] == 1 and len(pairs) == 1:
         for cell, differences in zip(cells[:-1], strata[0].T, strict=False):
             lost, won = int((differences < 0).sum()), int((differences > 0).sum())
-            cell |= {"lost": lost, "won": won, "mcnemar_p": paired.mcnemar_p(lost, won)[0]}
+            cell |= {"lost": lost, "won": won, "p": paired.mcnemar_p(lost, won)[0]}  # the same test without chance
     return {"budgets": dict(zip(budgets, cells[:-1], strict=True)), AUC: cells[-1]}
 
 

@@ -19,8 +19,9 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
     Returns plain data: `run`, `model`, `recipe`, `plan`, `versions`, and `tasks` -> task ->
     `problems` (finished), `started`, `samples` (draws of each);
     `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at and maj_at by k, tokens
-        (thinking, answer, forced, total -> mean, p95; total is thinking and answer), tokens_per_correct (None: none correct), and
-        shares of draws: forced, leaked, no_answer, malformed, failed (the grader, not the model), truncated, reopened;
+        (thinking, answer, forced, total -> mean, p95; total is thinking and answer), tokens_per_correct (None if no
+        draw is), and shares of draws: forced, leaked, no_answer, malformed, failed (the grader, not the model),
+        truncated, reopened;
     `auc` (value, se, low, high), `slope` (per doubling; None with fewer than two positive budgets) and `gain` (value,
         se); None while no problem is finished. Budget 0 counts for the gain only.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.

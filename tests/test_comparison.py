@@ -1,0 +1,292 @@
+"""From rows to verdicts: numbers by plain loops, what is paired with what, the words, and how often they are wrong."""
+
+import json
+from itertools import product
+from math import hypot, log2, sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunus.errors import PrunusError
+from prunus.results import paired
+from prunus.results.comparison import compare, summarise, verdict
+from prunus.results.store import ProblemRow, Run, Sample, Store
+
+BUDGETS = (0, 16, 64)
+PLAN = {"mode": "strict", "temperature": 0.6, "budgets": list(BUDGETS)}
+
+
+def row(task, problem, budget, draw, correct, **values):
+    usual = {
+        "thinking_tokens": budget,
+        "answer_tokens": 5,
+        "forced_tokens": 2,
+        "ended": "forced",
+        "answer_truncated": False,
+        "reopened_think": False,
+        "answer": "1" if correct else "0",
+        "status": "ok",
+    }
+    return Sample(task, f"{task}-{problem}", budget, draw, correct=bool(correct), **usual | values)
+
+
+def grid(correct, tasks=("a",), problems=6, budgets=BUDGETS, draws=1):
+    """Samples of a full grid; correct(task, problem, budget, draw) decides."""
+    keys = product(tasks, range(problems), budgets, range(draws))
+    return [
+        row(task, problem, budget, draw, correct(task, problem, budget, draw)) for task, problem, budget, draw in keys
+    ]
+
+
+def fill(path: Path, runs, plans=None):
+    """A store with a run per name; runs: name -> samples."""
+    with Store(path, create=True) as store:
+        for number, (name, samples) in enumerate(runs.items()):
+            problems = {s.problem_id: ProblemRow(s.task, s.problem_id, "1", "exact", (), "d") for s in samples}
+            store.add_problems(problems.values())
+            plan = PLAN | (plans or {}).get(name, {})
+            history = (
+                [] if name == "dense" else [{"action": "prune", "recipe": {"sparsity": 0.5}, "sparsity": {"x": 0.5}}]
+            )
+            model = {"name": name, "manifest": {"history": history}}
+            store.add_run(Run(f"{number:x}{'f' * 11}", model, plan, {"grader": "1"}))
+            store.add_samples(f"{number:x}{'f' * 11}", samples)
+    return path
+
+
+def random_run(seed, chance, **shape):
+    rng = np.random.default_rng(seed)
+    return grid(lambda *_: rng.random() < chance, **shape)
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def test_numbers_equal_plain_loops(tmp_path):
+    shape = {"tasks": ("a", "b"), "draws": 2}
+    base, other = random_run(0, 0.6, **shape), random_run(1, 0.4, **shape)
+    result = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense")
+    json.dumps(result, allow_nan=False)
+    assert result["base"] == {"run": "0" + "f" * 11, "model": "dense", "recipe": []}
+    (entry,) = result["others"]
+    assert entry["recipe"] == [{"action": "prune", "recipe": {"sparsity": 0.5}}]
+    assert entry["warnings"] == [] == result["warnings"]
+
+    def share(samples, task, problem, budget):
+        return mean(s.correct for s in samples if (s.problem_id, s.budget) == (f"{task}-{problem}", budget))
+
+    def area(samples, task, problem):
+        first, last = (share(samples, task, problem, budget) for budget in (16, 64))
+        return (first + last) / 2 * (log2(64) - log2(16)) / (log2(64) - log2(16))
+
+    per_task = {}
+    for task in ("a", "b"):
+        for budget in BUDGETS:
+            cell = entry["tasks"][task]["budgets"][budget]
+            ours = [share(other, task, p, budget) for p in range(6)]
+            theirs = [share(base, task, p, budget) for p in range(6)]
+            assert (cell["n"], cell["samples"]) == (6, 2)
+            assert (cell["accuracy"], cell["base_accuracy"]) == pytest.approx((mean(ours), mean(theirs)))
+            assert cell["difference"] == pytest.approx(mean(ours) - mean(theirs))
+        per_task[task] = [area(other, task, p) - area(base, task, p) for p in range(6)]
+        assert entry["tasks"][task]["auc"]["difference"] == pytest.approx(mean(per_task[task]))
+    macro = entry["macro"]["auc"]
+    assert entry["primary"] == macro and macro["n"] == 12
+    assert macro["difference"] == pytest.approx(mean(map(mean, per_task.values())))
+    errors = [float(np.std(d, ddof=1)) / sqrt(6) for d in per_task.values()]
+    assert macro["se"] == pytest.approx(hypot(*errors) / 2)
+    flat = [d / 12 for values in per_task.values() for d in values]
+    sums = [abs(sum(s * d for s, d in zip(signs, flat, strict=True))) for signs in product((1, -1), repeat=12)]
+    assert macro["p"] == pytest.approx(mean(total >= abs(sum(flat)) - 1e-9 for total in sums))
+    for cell in (macro, *entry["tasks"]["a"]["budgets"].values()):
+        assert cell["low"] <= cell["lower_bound"] <= cell["difference"] <= cell["high"] and cell["mde"] > 0
+    cells = [cell for task in entry["tasks"].values() for cell in task["budgets"].values()]
+    assert [c["p_adjusted"] for c in cells] == pytest.approx(paired.holm([c["p"] for c in cells]))
+
+
+def test_one_draw_has_mcnemars_counts_and_p(tmp_path):
+    base = grid(lambda _task, p, *_: p < 8, problems=20)
+    other = grid(lambda _task, p, *_: 8 <= p < 10, problems=20)
+    (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense")["others"]
+    cell = entry["tasks"]["a"]["budgets"][16]
+    assert (cell["lost"], cell["won"], cell["p"]) == (8, 2, pytest.approx(0.109375))
+
+
+def test_verdicts(tmp_path):
+    def accuracy(share, problems=600):
+        return grid(lambda _task, p, *_: p < share * problems, problems=problems)
+
+    runs = {"dense": accuracy(0.8), "same": accuracy(0.8), "hurt": accuracy(0.5), "gain": accuracy(0.95),
+            "dent": accuracy(0.785)}  # fmt: skip
+    result = compare(fill(tmp_path / "large.db", runs), "dense")
+    found = {entry["model"]: (entry["verdict"], entry["within_margin"]) for entry in result["others"]}
+    assert found == {"same": ("non-inferior", True), "hurt": ("worse", False), "gain": ("better", True),
+                     "dent": ("worse", False)}  # fmt: skip
+    dent = compare(tmp_path / "large.db", "dense", ["dent"], margin=0.05)["others"][0]
+    assert (dent["verdict"], dent["within_margin"], dent["margin"]) == ("worse", True, 0.05)
+    areas = [entry["primary"]["p"] for entry in result["others"]]
+    assert [e["primary"]["p_adjusted"] for e in result["others"]] == pytest.approx(paired.holm(areas))
+
+    small = {"dense": accuracy(0.8, 30), "same": accuracy(0.8, 30)}
+    (entry,) = compare(fill(tmp_path / "small.db", small), "dense")["others"]
+    assert entry["verdict"] == "cannot tell" and entry["primary"]["low"] < -0.02 < 0 < entry["primary"]["mde"]
+
+
+def test_same_seed_same_numbers(tmp_path):
+    path = fill(
+        tmp_path / "s.db", {"dense": random_run(0, 0.6, problems=40), "pruned": random_run(1, 0.5, problems=40)}
+    )
+    assert compare(path, "dense", seed=1) == compare(path, "dense", seed=1)
+    lows = [
+        compare(path, "dense", seed=seed, resamples=500)["others"][0]["tasks"]["a"]["auc"]["low"] for seed in (1, 2)
+    ]
+    assert lows[0] == pytest.approx(lows[1], abs=0.03) and lows[0] != lows[1]
+
+
+def test_only_what_both_have_is_compared(tmp_path):
+    base = random_run(0, 0.6, problems=10, draws=2)
+    unfinished = [s for s in random_run(1, 0.6, problems=12, draws=4, budgets=(16, 64, 256))
+                  if s.problem_id != "a-3" and (s.problem_id, s.budget, s.draw) != ("a-5", 64, 1)]  # fmt: skip
+    (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": unfinished}), "dense")["others"]
+    assert list(entry["tasks"]["a"]["budgets"]) == [16, 64]
+    cell = entry["tasks"]["a"]["budgets"][64]
+    assert (cell["n"], cell["samples"]) == (8, 2)
+    assert entry["primary"]["n"] == 8
+    kept = [s for s in unfinished if s.draw < 2 and s.budget == 64 and s.problem_id in {f"a-{i}" for i in range(10)}]
+    assert cell["accuracy"] == pytest.approx(mean(s.correct for s in kept if s.problem_id != "a-5"))
+    notes = " | ".join(entry["warnings"])
+    for part in ("a: 8 of 12 problems", "budgets 0, 256", "draws 2, 3"):
+        assert part in notes
+
+
+def test_tasks_that_only_one_has_are_left_out_and_named(tmp_path):
+    runs = {"dense": random_run(0, 0.6, tasks=("a", "b")), "pruned": random_run(1, 0.6, tasks=("b", "c"))}
+    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense")["others"]
+    assert list(entry["tasks"]) == ["b"] and "macro" not in entry
+    assert "task a, c" in entry["warnings"][0]
+
+
+def test_other_plans_are_left_out_unless_named(tmp_path):
+    runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6), "legacy": random_run(2, 0.6)}
+    plans = {"legacy": {"mode": "legacy"}, "pruned": {"seed": 7, "samples": 3}}
+    path = fill(tmp_path / "s.db", runs, plans)
+    result = compare(path, "dense")
+    assert [entry["model"] for entry in result["others"]] == ["pruned"]
+    assert len(result["warnings"]) == 1 and "legacy" in result["warnings"][0] and "mode" in result["warnings"][0]
+    (entry,) = compare(path, "dense", ["legacy"])["others"]
+    assert "mode is legacy, not strict" in entry["warnings"][0]
+    with pytest.raises(PrunusError, match=r"nothing to compare with legacy .*mode is strict, not legacy"):
+        compare(path, "legacy")
+
+
+def test_names(tmp_path):
+    runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6)}
+    path = fill(tmp_path / "s.db", runs)
+    with Store(path) as store:
+        store.add_run(Run("1abc00000000", {"name": "pruned"}, PLAN, {}))
+    assert compare(path, "0f", ["1f"])["others"][0]["model"] == "pruned"
+    for base, others, message in (
+        ("none", None, r"no run of 'none'.*dense.*pruned"),
+        ("pruned", None, r"fits 2 runs.*1ffffffffff.*1abc00000000"),
+        ("dense", ["0f"], "cannot be compared with itself"),
+        ("dense", ["1abc"], "shares no finished problem"),
+    ):
+        with pytest.raises(PrunusError, match=message) as error:
+            compare(path, base, others)
+        assert "\n" not in str(error.value)
+    assert "pruned (1abc00000000) is left out" in compare(path, "dense")["warnings"][0]
+
+
+@pytest.mark.parametrize("settings", [{"margin": -0.01}, {"margin": 2}, {"resamples": 0}])
+def test_settings_are_checked(tmp_path, settings):
+    with pytest.raises(PrunusError, match=next(iter(settings))):
+        compare(tmp_path / "none.db", "dense", **settings)
+
+
+def test_one_positive_budget_decides_by_its_accuracy(tmp_path):
+    runs = {name: random_run(seed, 0.6, budgets=(0, 64)) for seed, name in enumerate(("dense", "pruned"))}
+    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense")["others"]
+    at_64 = entry["tasks"]["a"]["budgets"][64]
+    assert entry["primary"]["difference"] == at_64["difference"] and entry["primary"]["p"] == pytest.approx(at_64["p"])
+
+
+def test_summary_by_hand(tmp_path):
+    run = [
+        row("a", 0, 16, 0, True, answer_tokens=600, ended="natural", thinking_tokens=10),
+        row("a", 0, 16, 1, False, answer=None, status="no_answer", answer_truncated=True),
+        row("a", 1, 16, 0, True, reopened_think=True),
+        row("a", 1, 16, 1, True),
+        row("a", 2, 16, 0, False),  # its second draw is missing
+    ]
+    with Store(fill(tmp_path / "s.db", {"dense": run})) as store:
+        result = summarise(store, "0" + "f" * 11)
+    json.dumps(result, allow_nan=False)
+    task = result["tasks"]["a"]
+    assert (task["problems"], task["started"], task["samples"]) == (2, 3, 2)
+    assert task["slope"] is None and task["auc"]["value"] == 0.75 and task["gain"]["value"] == 0
+    cell = task["budgets"][16]
+    assert (cell["n"], cell["samples"], cell["accuracy"]) == (2, 2, 0.75)
+    assert cell["se"] == pytest.approx(0.25) and 0 < cell["low"] < 0.75 < cell["high"] < 1
+    assert cell["pass_at"] == {1: 0.75, 2: 1.0} and cell["maj_at"] == {1: 0.75, 2: 1.0}
+    assert cell["tokens"]["thinking"]["mean"] == (10 + 3 * 16) / 4
+    assert cell["tokens"]["total"]["mean"] == (610 + 3 * 21) / 4
+    assert cell["tokens_per_correct"] == (610 + 3 * 21) / 3
+    shares = {"forced": 0.75, "leaked": 0.25, "no_answer": 0.25, "malformed": 0, "failed": 0, "truncated": 0.25,
+              "reopened": 0.25}  # fmt: skip
+    assert {name: cell[name] for name in shares} == shares
+
+
+def test_summary_of_curves_and_several_tasks(tmp_path):
+    run = random_run(3, 0.5, tasks=("a", "b"), problems=20, draws=3)
+    with Store(fill(tmp_path / "s.db", {"dense": run})) as store:
+        result = summarise(store, "0" + "f" * 11)
+    accuracy = {
+        task: [mean(s.correct for s in run if (s.task, s.budget) == (task, budget)) for budget in BUDGETS]
+        for task in "ab"
+    }
+    for task in "ab":
+        at_0, at_16, at_64 = accuracy[task]
+        curve = result["tasks"][task]
+        assert [cell["accuracy"] for cell in curve["budgets"].values()] == pytest.approx(accuracy[task])
+        assert curve["auc"]["value"] == pytest.approx((at_16 + at_64) / 2)
+        assert curve["slope"]["value"] == pytest.approx((at_64 - at_16) / 2)
+        assert curve["gain"]["value"] == pytest.approx(at_64 - at_0)
+    macro = result["macro"]["budgets"][16]
+    assert macro["accuracy"] == pytest.approx(mean(accuracy[task][1] for task in "ab"))
+    errors = [result["tasks"][task]["budgets"][16]["se"] for task in "ab"]
+    assert macro["se"] == pytest.approx(hypot(*errors) / 2)
+    assert result["macro"]["auc"]["value"] == pytest.approx(mean(result["tasks"][t]["auc"]["value"] for t in "ab"))
+
+
+def test_summary_of_a_run_without_rows_or_right_answers(tmp_path):
+    path = fill(tmp_path / "s.db", {"empty": [], "wrong": grid(lambda *_: False, problems=1, budgets=(16,))})
+    with Store(path) as store:
+        assert summarise(store, "0" + "f" * 11)["tasks"] == {}
+        cell = summarise(store, "1" + "f" * 11)["tasks"]["a"]["budgets"][16]
+    assert cell["tokens_per_correct"] is None and cell["se"] is None and cell["accuracy"] == 0 < cell["high"] < 1
+
+
+def test_false_claims_among_six_runs_stay_below_5_percent():
+    """Six models as good as the base, on one set of problems: any `worse` or `better` at all is a false claim."""
+    rng, benchmarks, problems = np.random.default_rng(5), 600, 100
+    chance = rng.beta(0.4, 0.4, (benchmarks, problems, 1))
+    base = rng.random((benchmarks, problems, 1)) < chance
+    others = rng.random((benchmarks, problems, 6)) < chance
+    differences = others.astype(float) - base
+    columns = [np.ascontiguousarray(differences.transpose(1, 0, 2).reshape(problems, -1))]
+    p = paired.sign_flip_p(columns, flips=2000).reshape(benchmarks, 6)
+    bounds = paired.lower_bound(paired.bootstrap(paired.with_pseudo_problems(columns), 1000)).reshape(benchmarks, 6)
+    words = [
+        [
+            verdict({"p_adjusted": q, "difference": d, "lower_bound": bound}, 0.02)
+            for q, d, bound in zip(*run, strict=True)
+        ]
+        for run in zip([paired.holm(row) for row in p], differences.mean(axis=1), bounds, strict=True)
+    ]
+    false = mean(bool({"worse", "better"} & set(run)) for run in words)
+    assert 0.005 < false < 0.05 + 4 * sqrt(0.05 * 0.95 / benchmarks)
+    flat = [word for run in words for word in run]
+    assert flat.count("cannot tell") > flat.count("non-inferior") > 0  # 100 problems seldom settle two points
