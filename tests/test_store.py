@@ -74,6 +74,12 @@ def test_grades_are_replaced_and_nothing_else(path):
         ]
 
 
+def test_versions_are_merged(path):
+    with Store(path) as store:
+        store.update_versions(RUN.run_id, {"grader": "2"})
+        assert store.run(RUN.run_id) == replace(RUN, versions={"torch": "2", "grader": "2"})
+
+
 def test_a_problem_that_changed_is_refused(path):
     with Store(path) as store:
         store.add_problems([PROBLEM])

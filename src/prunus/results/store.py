@@ -7,7 +7,7 @@ next opener, and everything before it is there.
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -168,6 +168,12 @@ class Store:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
         with self._transaction():
             self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+
+    def update_versions(self, run_id: str, changes: Mapping[str, Any]) -> None:
+        """Merge into the run's versions: after grading again its grader is another."""
+        versions = self.run(run_id).versions | dict(changes)
+        with self._transaction():
+            self._connection.execute("UPDATE run SET versions = ? WHERE run_id = ?", (_json(versions), run_id))
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
