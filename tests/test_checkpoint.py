@@ -11,8 +11,8 @@ from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM
 
 from prunus.checkpoint import source as source_module
-from prunus.checkpoint.families import Runner, block_name, expected_shapes
-from prunus.checkpoint.files import Checkpoint, next_manifest
+from prunus.checkpoint.families import Runner, expected_shapes
+from prunus.checkpoint.files import Checkpoint, next_manifest, read_block
 from prunus.checkpoint.safetensors_file import read_header, write_file
 from prunus.checkpoint.source import resolve, tiny_folder
 from prunus.errors import PrunusError
@@ -37,11 +37,7 @@ def streamed_outputs(folder, sequences):
     with torch.inference_mode():
         hidden = HiddenStates(checkpoint, runner, sequences, None)
         for index in range(checkpoint.blocks):
-            tensors = {
-                name.removeprefix(block_name(index, "")): stored.read()
-                for name, stored in checkpoint.block_tensors(index).items()
-            }
-            block = runner.make_block(index, tensors)
+            block = runner.make_block(index, read_block(index, checkpoint.block_tensors(index)))
             for batch in hidden.batches():
                 batch.copy_(runner.run_block(block, batch))
             yield hidden.states_SD.clone()

@@ -123,6 +123,12 @@ class Checkpoint:
                 raise PrunusError(f"{stored.file} is damaged: '{name}' has {stored.nbytes} bytes; fetch it again")
 
 
+def read_block(index: int, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """The tensors of one block in memory, by their names within the block."""
+    prefix = block_name(index, "")
+    return {name.removeprefix(prefix): tensor.read() for name, tensor in stored.items()}
+
+
 def find_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder: those of its index, else of its only safetensors file."""
     if not (folder / INDEX).exists():

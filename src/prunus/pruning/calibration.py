@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.partial import CALIBRATION
+from prunus.checkpoint.partial import CALIBRATION, Partial
 from prunus.checkpoint.source import one_line, tiny_folder
 from prunus.errors import PrunusError
 from prunus.pruning.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
@@ -80,6 +80,27 @@ def load_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> Cal
     if name.endswith(".txt"):
         return _from_text(read_text(Path(name).expanduser()), request)
     raise PrunusError(f"calibration '{name}' is neither c4, wikitext2, tiny, traces:FILE nor a .txt or .jsonl file")
+
+
+def keep_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint, partial: Partial) -> Calibration:
+    """The sequences, chosen once and kept beside the result: a resumed run sees the very same tokens."""
+    if "calibration" not in partial.notes:
+        chosen = load_calibration(recipe, model)
+        note = {"source": chosen.source, "warnings": chosen.warnings}
+        partial.note("calibration", note, {CALIBRATION: chosen.to_jsonl()})
+    note = partial.notes["calibration"]
+    sequences = [line.value for line in read_jsonl(partial.folder / CALIBRATION)]
+    return Calibration(sequences, note["source"], note["warnings"])
+
+
+def describe_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> tuple[str, list[str]]:
+    """What calibration would be, and warnings; read already unless it comes from the hub."""
+    name = calibration_name(recipe, model)
+    if name in HUB_NAMES:
+        return f"{name}: {recipe.samples} sequences of {recipe.seqlen} tokens, from the hub", []
+    calibration = load_calibration(recipe, model)
+    text = f"{name}: {len(calibration.sequences)} sequences, {calibration.tokens} tokens"
+    return text, calibration.warnings
 
 
 def _from_jsonl(path: Path, kinds: Sequence[str], request: Request) -> Calibration:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.checkpoint.families import EMBEDDING, Runner
 from prunus.checkpoint.files import Checkpoint
@@ -50,6 +50,12 @@ class HiddenStates:
         for begin in range(0, self.tokens, BATCH_TOKENS):
             part = slice(begin, begin + BATCH_TOKENS)
             self.states_SD[part] = runner.embed(rows, place_S[part]).cpu()
+
+
+def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
+    """Move hidden from the input of a block to its output."""
+    for batch_NTD in hidden.batches():
+        batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
 
 
 def _allocate(elements: int, dtype: torch.dtype, file: Path | None) -> Tensor:

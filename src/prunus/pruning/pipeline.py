@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.families import LINEARS, Runner, block_name, pick_device
-from prunus.checkpoint.files import Checkpoint, versions
+from prunus.checkpoint.files import Checkpoint, read_block, versions
 from prunus.checkpoint.partial import (
-    CALIBRATION,
     HIDDEN,
     Partial,
     check_space,
@@ -23,13 +22,12 @@ from prunus.checkpoint.partial import (
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.source import resolve
 from prunus.progress import Steps
-from prunus.pruning.calibration import HUB_NAMES, Calibration, calibration_name, load_calibration
-from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.hidden import HiddenStates, propagate
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.methods import METHODS, Method
 from prunus.pruning.observe import InputStats, Observed, Observer
-from prunus.pruning.text_files import read_jsonl
-from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.recipes import PruneRecipe
 
 
 class Job(NamedTuple):
@@ -72,7 +70,7 @@ def prune(
     work = {"action": "prune", "recipe": recipe.to_json(), "source": origin["checksum"]}
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial:
         needs_data = job.method.needs != "nothing"
-        calibration = keep_calibration(partial, job.source, recipe) if needs_data else None
+        calibration = keep_calibration(recipe, source, partial) if needs_data else None
         with torch.inference_mode():
             prune_blocks(job, partial, calibration, offload)
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
@@ -117,7 +115,7 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, of
                     stored = (
                         partial.read_block(index) if recipe.propagation == "pruned" else source.block_tensors(index)
                     )
-                    propagate(runner, runner.make_block(index, read_local(index, stored)), hidden)
+                    propagate(runner, runner.make_block(index, read_block(index, stored)), hidden)
                 continue
             prune_block(job, partial, runner, index, hidden, last)
             steps.advance()
@@ -127,7 +125,7 @@ def prune_block(
     job: Job, partial: Partial, runner: Runner, index: int, hidden: HiddenStates | None, last: bool
 ) -> None:
     """Observe, prune and write one block; hidden moves on to what the next block will read."""
-    tensors = read_local(index, job.source.block_tensors(index))
+    tensors = read_block(index, job.source.block_tensors(index))
     inputs: Mapping[str, InputStats] = {}
     block = None
     if hidden is not None:
@@ -163,29 +161,6 @@ def observe(
                 continue
             batch_NTD.copy_(output_NTD)
     return seen.stats(index, hidden.tokens)
-
-
-def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
-    """Move hidden from the input of a block to its output."""
-    for batch_NTD in hidden.batches():
-        batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
-
-
-def read_local(index: int, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """The tensors of one block in memory, by their names within the block."""
-    prefix = block_name(index, "")
-    return {name.removeprefix(prefix): tensor.read() for name, tensor in stored.items()}
-
-
-def keep_calibration(partial: Partial, source: Checkpoint, recipe: PruneRecipe | DropRecipe) -> Calibration:
-    """The calibration sequences, chosen once and kept beside the result: a resumed run sees the very same tokens."""
-    if "calibration" not in partial.notes:
-        chosen = load_calibration(recipe, source)
-        note = {"source": chosen.source, "warnings": chosen.warnings}
-        partial.note("calibration", note, {CALIBRATION: chosen.to_jsonl()})
-    note = partial.notes["calibration"]
-    sequences = [line.value for line in read_jsonl(partial.folder / CALIBRATION)]
-    return Calibration(sequences, note["source"], note["warnings"])
 
 
 def dead_inputs(partial: Partial) -> list[str]:
@@ -233,10 +208,5 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
         "warnings": [],
     }
     if job.method.needs != "nothing":
-        name = calibration_name(recipe, source)
-        result["calibration"] = f"{name}: {recipe.samples} sequences of {recipe.seqlen} tokens, from the hub"
-        if name not in HUB_NAMES:
-            calibration = load_calibration(recipe, source)
-            result["calibration"] = f"{name}: {len(calibration.sequences)} sequences, {calibration.tokens} tokens"
-            result["warnings"] = calibration.warnings
+        result["calibration"], result["warnings"] = describe_calibration(recipe, source)
     return result

@@ -1,0 +1,17 @@
+"""ShortGPT: a block that hardly turns the residual stream can go. Men et al. 2024, arXiv:2403.03853, eq. 1.
+
+N sequences, T tokens, D hidden width.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def block_influence(before_NTD: Tensor, after_NTD: Tensor) -> Tensor:
+    """(N, T) float32: 1 - cosine between the residual stream before and after a block, per token; 0 to 2.
+
+    The Block Influence of the paper is the mean over tokens. after is the block's own output: what transformers calls
+    the last hidden state has already passed the final norm, and would misjudge the last block.
+    """
+    cosine_NT = functional.cosine_similarity(before_NTD.float(), after_NTD.float(), dim=-1)
+    return 1 - cosine_NT.clamp(-1, 1)
