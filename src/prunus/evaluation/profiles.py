@@ -230,7 +230,9 @@ def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: 
     messages = [{"role": "user", "content": text}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
     assert isinstance(rendered, str)
-    return tokenizer.encode(rendered.removesuffix(profile.thinking_start), add_special_tokens=False)
+    for start in (profile.thinking_start, profile.thinking_start.rstrip("\n")):
+        rendered = rendered.removesuffix(start)
+    return tokenizer.encode(rendered, add_special_tokens=False)
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:

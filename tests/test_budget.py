@@ -1,0 +1,242 @@
+"""Budget forcing against the reference's algorithm written again, chain by chain, and against cases worked by hand."""
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+import pytest
+
+from prunus.evaluation.backends.scripted import ScriptedBackend
+from prunus.evaluation.budget import Chain, Draw, Rules, Sampling, SeedPhase, contains, force_budgets
+from prunus.evaluation.profiles import Markers
+
+NEWLINE, OPEN, STOP, TURN, WAIT = 7, 8, 9, 10, 11
+START, NATURAL, FORCED, FORCED_AFTER_NEWLINE = (OPEN,), (STOP, 20), (NEWLINE, STOP, 21), (STOP, 21)
+MARKERS = Markers(
+    start=START,
+    reopening=(OPEN,),
+    think_stops=frozenset({STOP, TURN}),
+    natural_closing=NATURAL,
+    forced_closing=FORCED,
+    forced_closing_after_newline=FORCED_AFTER_NEWLINE,
+    wait=(NEWLINE, WAIT),
+    wait_after_newline=(WAIT,),
+    answer_stops=frozenset({TURN}),
+    answer_banned=frozenset({OPEN}),
+    ends_in_newline=lambda token: token == NEWLINE,
+)
+GREEDY = Sampling(0.0)
+PROMPT = [1, *START]
+
+
+def force(
+    replay, budgets: Sequence[int], *, wait: int = 0, reuse: bool = True, cap: int = 4, chains: int = 1
+) -> list[list[Draw]]:
+    backend = ScriptedBackend(replay)
+    several = [Chain([1, number, *START], ("task", f"p{number}", 0), cap) for number in range(chains)]
+    return force_budgets(backend, several, budgets, Rules(MARKERS, GREEDY, wait), reuse)
+
+
+def thinking_then(thought: Sequence[int], answer: Sequence[int] = (42, TURN)):
+    """A model that thinks `thought` (stops included) after the prompt, and answers once it has been closed."""
+
+    def replay(prompt: Sequence[int], seed: int) -> Iterable[int]:
+        written = list(prompt[3:])
+        if contains(written, (STOP, 20)) or contains(written, (STOP, 21)):
+            return answer
+        return thought[len(written) :]
+
+    return replay
+
+
+def noise(prompt: Sequence[int], seed: int) -> Iterator[int]:
+    """Endless ids that depend on everything they may depend on; about one in six is a stop, one in eight a newline."""
+    rng = random.Random(str((tuple(prompt), seed)))
+    while True:
+        yield rng.choice([2, 3, 4, 5, NEWLINE, OPEN, STOP, TURN] if rng.random() < 0.6 else [2, 3, 4, NEWLINE])
+
+
+def by_the_book(chain: Chain, budget: int, rules: Rules) -> Draw:
+    """The reference's algorithm, one id after the other."""
+    think: list[int] = []
+    ended = "forced"
+    for turn in range(rules.wait + 1):
+        room = budget - len(think)
+        if room <= 0:
+            ended = "forced"
+            break
+        source = noise([*chain.prompt, *think], rules.seed_of(chain, "think", turn))
+        fresh: list[int] = []
+        token = -1
+        for token in source:
+            if token in (STOP, TURN) and rules.wait and not fresh:
+                continue  # at least one id a round
+            if token in (STOP, TURN) or len(fresh) == room:
+                break
+            fresh.append(token)
+        think += fresh
+        if token not in (STOP, TURN):
+            ended = "forced"
+            break
+        ended = "natural"
+        if turn < rules.wait:
+            think += [WAIT] if think and think[-1] == NEWLINE else [NEWLINE, WAIT]
+            ended = "forced"  # unless another round ends by itself
+    think = think[:budget]
+    if ended == "natural":
+        closing, seed = NATURAL, rules.seed_of(chain, "answer")
+    else:
+        closing = FORCED_AFTER_NEWLINE if think and think[-1] == NEWLINE else FORCED
+        seed = rules.seed_of(chain, "forced answer", budget)
+    answer: list[int] = []
+    stopped = False
+    for token in noise([*chain.prompt, *think, *closing], seed):
+        if token == TURN:
+            stopped = True
+            break
+        if token != OPEN:
+            answer.append(token)
+        if len(answer) == chain.answer_tokens:
+            break
+    return Draw(budget, think, closing, answer, 1 + len(closing), ended, not stopped, False)
+
+
+CHAINS = [Chain([1, number, *START], ("task", f"p{number}", number % 2), 1 + number % 5) for number in range(60)]
+
+
+@pytest.mark.parametrize("wait", [0, 1, 2])
+@pytest.mark.parametrize("budget", [0, 1, 2, 3, 5, 8])
+def test_equals_the_algorithm_written_by_hand(budget, wait):
+    rules = Rules(MARKERS, GREEDY, wait, seed=3)
+    found = force_budgets(ScriptedBackend(noise), CHAINS, [budget], rules, reuse=False)
+    expected = [[by_the_book(chain, budget, rules)] for chain in CHAINS]
+    assert found == expected
+    if budget == 8:  # long enough to be refused twice and still end
+        assert {draws[0].ended for draws in found} == {"natural", "forced"}
+
+
+@pytest.mark.parametrize("budgets", [[8], [0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 3], [1, 2]])
+def test_cut_chains_equal_direct_runs(budgets):
+    rules = Rules(MARKERS, GREEDY, seed=5)
+    once, direct = ScriptedBackend(noise), ScriptedBackend(noise)
+    reused = force_budgets(once, CHAINS, budgets, rules, reuse=True)
+    assert reused == force_budgets(direct, CHAINS, budgets, rules, reuse=False)
+    assert reused == [[by_the_book(chain, budget, rules) for budget in budgets] for chain in CHAINS]
+    if len(budgets) > 2:
+        assert len(once.calls) < len(direct.calls)
+
+
+def test_a_natural_end_before_the_budget():
+    [[draw]] = force(thinking_then([2, 3, STOP]), [5])
+    assert draw == Draw(5, [2, 3], NATURAL, [42], 3, "natural", False, False)
+
+
+def test_a_natural_end_right_at_the_budget_is_natural():
+    for budget, ended in ((1, "forced"), (2, "natural"), (3, "natural")):
+        [[draw]] = force(thinking_then([2, 3, STOP]), [budget])
+        assert (draw.ended, draw.thinking) == (ended, [2, 3][:budget])
+
+
+def test_the_other_marker_ends_the_thinking_too():
+    [[draw]] = force(thinking_then([2, TURN]), [5])
+    assert (draw.ended, draw.closing) == ("natural", NATURAL)
+
+
+def test_the_newline_rule_of_forced_closings():
+    draws = force(thinking_then([2, NEWLINE, 3, 3]), [1, 2, 3])[0]
+    assert [draw.closing for draw in draws] == [FORCED, FORCED_AFTER_NEWLINE, FORCED]
+
+
+def test_budget_zero_never_asks_for_a_thought():
+    backend = ScriptedBackend(thinking_then([STOP]))
+    chain = Chain([1, 0, *START], ("task", "p", 0), 4)
+    [[draw]] = force_budgets(backend, [chain], [0], Rules(MARKERS, GREEDY))
+    assert draw == Draw(0, [], FORCED, [42], 4, "forced", False, False)
+    assert [prompt for prompt, *_ in backend.calls] == [(1, 0, *START, *FORCED)]
+
+
+def test_an_empty_thought_is_natural_for_every_budget_but_zero():
+    [draws] = force(thinking_then([STOP]), [0, 1, 4])
+    assert [(draw.ended, draw.thinking, draw.closing) for draw in draws] == [
+        ("forced", [], FORCED),
+        ("natural", [], NATURAL),
+        ("natural", [], NATURAL),
+    ]
+
+
+def test_a_refused_stop_counts_its_wait_and_goes_on():
+    [[draw]] = force(thinking_then([2, STOP, 0, 3, STOP]), [9], wait=1, reuse=False)
+    # After `2` the stop is refused: newline and wait are put in, and the script goes on behind them.
+    assert (draw.thinking, draw.ended) == ([2, NEWLINE, WAIT, 3], "natural")
+
+
+def test_a_refusal_that_fills_the_budget_is_forced():
+    for budget, thinking in ((2, [2, NEWLINE]), (3, [2, NEWLINE, WAIT])):
+        [[draw]] = force(thinking_then([2, STOP, 0, 3, STOP]), [budget], wait=1, reuse=False)
+        assert (draw.thinking, draw.ended) == (thinking, "forced")
+
+
+def test_with_refusals_every_round_thinks_at_least_one_id():
+    [[draw]] = force(thinking_then([STOP, 2, STOP, STOP, 4, STOP]), [9], wait=1, reuse=False)
+    assert draw.thinking == [2, NEWLINE, WAIT, 4]
+
+
+def test_no_stop_is_kept_and_no_cap_is_passed():
+    for chain, draws in zip(
+        CHAINS, force_budgets(ScriptedBackend(noise), CHAINS, [1, 4, 6], Rules(MARKERS, GREEDY)), strict=True
+    ):
+        for draw in draws:
+            assert not {STOP, TURN} & set(draw.thinking) and TURN not in draw.answer
+            assert len(draw.thinking) <= draw.budget and len(draw.answer) <= chain.answer_tokens
+            assert draw.answer_truncated == (len(draw.answer) == chain.answer_tokens)
+
+
+def test_all_ids_are_accounted_for():
+    backend = ScriptedBackend(noise)
+    for chain, [draw] in zip(CHAINS, force_budgets(backend, CHAINS, [6], Rules(MARKERS, GREEDY)), strict=True):
+        sent = [prompt for prompt, *_ in backend.calls if prompt[1] == chain.prompt[1]][-1]
+        template = len(chain.prompt) - len(START)
+        assert len(sent) + len(draw.answer) - template == len(draw.thinking) + len(draw.answer) + draw.forced_tokens
+
+
+def test_an_answer_that_thinks_on_is_flagged_in_legacy_and_impossible_in_strict():
+    replay = thinking_then([2, STOP], answer=[OPEN, 5, 5, OPEN, 5, 5, 5])
+    legacy = MARKERS.__class__(**{**vars(MARKERS), "answer_banned": frozenset()})
+    chain = Chain([1, 0, *START], ("task", "p", 0), 4)
+    strict, loose = (
+        force_budgets(ScriptedBackend(replay), [chain], [8], Rules(markers, GREEDY))[0][0]
+        for markers in (MARKERS, legacy)
+    )
+    assert (strict.answer, strict.reopened_think, strict.answer_truncated) == ([5, 5, 5, 5], False, True)
+    assert (loose.answer, loose.reopened_think, loose.answer_truncated) == ([OPEN, 5, 5, OPEN], True, True)
+
+
+def test_no_two_seeds_are_equal_and_none_depends_on_company():
+    seeds = {}
+    keys = itertools.product(range(3), ("tiny", "gsm8k"), ("p1", "p11", "1"), range(12))
+    for plan_seed, task, problem, number in keys:
+        chain = Chain([], (task, problem, number), 1)
+        rules = Rules(MARKERS, GREEDY, seed=plan_seed)
+        named: list[tuple[SeedPhase, int]] = [("think", turn) for turn in range(4)] + [("answer", 0)]
+        named += [("forced answer", budget) for budget in (0, 1, 16, 111)]
+        for phase, index in named:
+            seeds[plan_seed, task, problem, number, phase, index] = rules.seed_of(chain, phase, index)
+    assert len(set(seeds.values())) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds.values())
+    # Golden: a change would make stored runs impossible to continue.
+    assert seeds[0, "tiny", "p1", 0, "think", 0] == 7798032648390875194
+    assert seeds[2, "gsm8k", "1", 11, "forced answer", 16] == 9074067148554220343
+
+
+def test_the_order_of_chains_does_not_matter():
+    rules = Rules(MARKERS, GREEDY)
+    forward = force_budgets(ScriptedBackend(noise), CHAINS, [2, 6], rules)
+    assert force_budgets(ScriptedBackend(noise), CHAINS[::-1], [2, 6], rules)[::-1] == forward
+
+
+def test_a_script_that_is_too_short_says_so():
+    with pytest.raises(ValueError, match="ends after 1 ids, before a stop and before the cap of 6"):
+        force(thinking_then([2]), [5])
+
+
+def test_contains():
+    assert contains([1, 2, 3], [2, 3]) and not contains([1, 2, 3], [3, 2]) and not contains([1], [1, 1])

@@ -1,0 +1,157 @@
+"""Profiles: the strings of the evaluation reference to the letter, and what they become under a tokenizer."""
+
+import pytest
+from chat_tokenizer import CHATML, byte_tokenizer
+
+from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.errors import PrunusError
+from prunus.evaluation.profiles import (
+    PROFILES,
+    decode,
+    encode_markers,
+    encode_prompt,
+    find_token,
+    resolve_profile,
+)
+from prunus.recipes import ProfileName
+
+THINKING = ("<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+CONSIDERING = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+    "</think>\n\n"
+)
+# start, after a natural end, after a forced one, the same where the text ends in a newline
+TEXTS = {
+    "s1": (
+        "<|im_start|>think",
+        "<|im_start|>answer",
+        "\n<|im_start|>answer\nFinal Answer:",
+        "<|im_start|>answer\nFinal Answer:",
+    ),
+    "qwen3": ("<think>\n", "</think>\n\n", CONSIDERING, CONSIDERING),
+    "tiny": ("<think>\n", "</think>\n\n", "\n</think>\n\n", "</think>\n\n"),
+}
+TEXTS["qwen3-legacy"] = TEXTS["s1"]
+# stops of the thinking, stops of the answer, banned in strict answers, wait, wait after a newline
+TOKENS = {
+    "s1": ({"<|im_start|>", "<|im_end|>"}, {"<|im_end|>"}, {"<|im_start|>"}, "Wait", "Wait"),
+    "qwen3": (
+        {"</think>", "<|im_end|>"},
+        {"<|im_end|>", "<|endoftext|>"},
+        {"<think>", "<|im_start|>"},
+        "\n\nWait",
+        "Wait",
+    ),
+}
+TOKENS["tiny"], TOKENS["qwen3-legacy"] = TOKENS["qwen3"], TOKENS["s1"]
+
+
+def test_every_named_profile_exists():
+    assert {"auto", *PROFILES} == set(ProfileName.__args__)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_strings_are_those_of_the_reference(name):
+    tokenizer = byte_tokenizer(THINKING)
+    markers = encode_markers(PROFILES[name], tokenizer, "strict")
+    newline, letter = tokenizer.encode("\n"), tokenizer.encode("a")
+    closings = (
+        markers.closing(letter, True),
+        markers.closing(letter, False),
+        markers.closing(letter + newline, False),
+    )
+    assert tuple(decode(tokenizer, list(ids)) for ids in (markers.start, *closings)) == TEXTS[name]
+    think_stops, answer_stops, banned, wait, wait_after_newline = TOKENS[name]
+    for ids, texts in (
+        (markers.think_stops, think_stops),
+        (markers.answer_stops, answer_stops),
+        (markers.answer_banned, banned),
+    ):
+        assert sorted(ids) == sorted(tokenizer.convert_tokens_to_ids(list(texts)))
+    assert decode(tokenizer, list(markers.refusal(letter))) == wait
+    assert decode(tokenizer, list(markers.refusal(newline))) == wait_after_newline
+    # Nothing thought yet does not end in a newline, although a start of the prompt may.
+    assert markers.closing([], False) == markers.closing(letter, False)
+    assert markers.refusal([]) == markers.refusal(letter)
+
+
+@pytest.mark.parametrize(
+    ("name", "caps", "sampling"),
+    [
+        ("s1", (1024, 512), (0.6, 0.95, 0)),
+        ("qwen3", (1024, 512), (0.6, 0.95, 20)),
+        ("tiny", (64, 64), (0.0, 1.0, 0)),
+        ("qwen3-legacy", (32768, 32768), (1.0, 1.0, 0)),
+    ],
+)
+def test_caps_and_sampling_by_mode(name, caps, sampling):
+    profile = PROFILES[name]
+    assert (profile.answer_cap("math", "strict"), profile.answer_cap("choice", "strict")) == caps
+    assert profile.sampling("strict") == sampling
+    assert {profile.answer_cap(kind, "legacy") for kind in ("integer", "math", "choice", "exact")} == {32768}
+    assert profile.sampling("legacy") == (1.0, 1.0, 0)
+    assert encode_markers(profile, byte_tokenizer(THINKING), "legacy").answer_banned == frozenset()
+
+
+def test_the_stored_strings_tell_profiles_apart():
+    strings = [profile.strings() for profile in PROFILES.values()]
+    assert len({str(text) for text in strings}) == len(PROFILES)
+    assert strings[0]["think_stops"] == ["<|im_start|>", "<|im_end|>"] and "temperature" not in strings[0]
+
+
+@pytest.mark.parametrize(
+    ("markers", "manifest", "expected"),
+    [
+        (THINKING, {}, "qwen3"),
+        (THINKING, {"profile": "tiny"}, "tiny"),
+        (("<|im_start|>", "<|im_end|>"), {}, "s1"),
+        (("<think>",), {}, "qwen3"),
+    ],
+)
+def test_auto_looks_at_the_manifest_then_at_the_markers(markers, manifest, expected):
+    assert resolve_profile("auto", byte_tokenizer(markers), manifest).name == expected
+    assert resolve_profile("s1", byte_tokenizer(markers), manifest).name == "s1"
+
+
+def test_the_built_in_model_has_its_own_profile():
+    tokenizer = load_tokenizer(tiny_folder())
+    markers = encode_markers(PROFILES["tiny"], tokenizer, "strict")
+    assert decode(tokenizer, list(markers.start)) == "<think>\n"
+    prompt = encode_prompt(PROFILES["tiny"], tokenizer, "Compute 1+1.")
+    assert decode(tokenizer, prompt) == "<|im_start|>user\nCompute 1+1.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_no_profile_fits():
+    with pytest.raises(PrunusError, match=r"neither <think> nor <\|im_start\|>.*--profile"):
+        resolve_profile("auto", byte_tokenizer(["<s>"]), {})
+    with pytest.raises(PrunusError, match="profile 'warp' is not known"):
+        resolve_profile("auto", byte_tokenizer(THINKING), {"profile": "warp"})
+    with pytest.raises(PrunusError, match="no chat template"):
+        resolve_profile("auto", byte_tokenizer(THINKING, template=None), {"profile": "tiny"})
+
+
+def test_a_stop_of_several_tokens_is_refused():
+    with pytest.raises(PrunusError, match=r"'qwen3' needs <\|endoftext\|> as a single token"):
+        encode_markers(PROFILES["qwen3"], byte_tokenizer(THINKING[:-1]), "strict")
+    tokenizer = byte_tokenizer(THINKING)
+    assert find_token(tokenizer, "</think>") == 257 and find_token(tokenizer, "<nothing>") is None
+
+
+def test_a_template_that_opens_the_thinking_does_not_open_it_twice():
+    opening = [CHATML.replace("assistant\n'", f"assistant\n{start}'") for start in ("<think>\n", "<think>")]
+    assert len({CHATML, *opening}) == 3
+    tokenizers = [byte_tokenizer(THINKING, template) for template in (CHATML, *opening)]
+    plain, *opened = (encode_prompt(PROFILES["qwen3"], tokenizer, "2+2?") for tokenizer in tokenizers)
+    assert opened == [plain, plain]
+
+
+def test_thinking_is_switched_on_in_the_template_where_the_profile_says_so():
+    template = CHATML + "{{ 'on' if enable_thinking else 'off' }}"
+    tokenizer = byte_tokenizer(THINKING, template)
+    ends = {name: decode(tokenizer, encode_prompt(profile, tokenizer, "?")) for name, profile in PROFILES.items()}
+    assert {name: text.rsplit("\n", 1)[1] for name, text in ends.items()} == {
+        "s1": "off",
+        "qwen3": "on",
+        "qwen3-legacy": "on",
+        "tiny": "off",
+    }
