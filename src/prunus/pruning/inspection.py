@@ -1,0 +1,102 @@
+"""What a checkpoint is made of: sparsity per block, kind and Linear, N:M patterns, what was done to it, sizes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from prunus.checkpoint.families import LINEARS, block_name
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import resolve
+from prunus.progress import Steps
+from prunus.recipes import DropRecipe, PruneRecipe
+
+# (N, M): at most N weights that are not zero in every M consecutive inputs of an output.
+PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
+
+
+def inspect(checkpoint: str | Path) -> dict[str, Any]:
+    """Facts about a checkpoint (folder, hub id or `tiny`) as plain data.
+
+    sparsity: share of zeros in all prunable Linears; blocks, kinds, linears: the same for each of them. patterns: the
+    N:M patterns that every Linear keeps to, in linears each Linear's own. history: the recipes applied so far, without
+    the values that are the defaults.
+    """
+    source = Checkpoint(resolve(checkpoint))
+    linears = []
+    with Steps("reading", total=source.blocks, unit="blocks") as steps:
+        for index in range(source.blocks):
+            linears += [linear_facts(source, index, local) for local in LINEARS]
+            steps.advance()
+    common = [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row["patterns"] for row in linears)]
+    totals = share(linears)
+    return {
+        "folder": str(source.folder),
+        "family": source.config.model_type,
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "sparsity": totals["sparsity"],
+        "patterns": common,
+        "parameters": source.parameters,
+        "prunable": totals["weights"],
+        "nonzero": totals["weights"] - totals["zeros"],
+        "weight_bytes": source.nbytes,
+        "prunable_bytes": totals["weights"] * source.dtype.itemsize,
+        "history": [history_row(step) for step in source.manifest.get("history", [])],
+        "kinds": [
+            {"kind": local, "part": part, **share([row for row in linears if row["linear"].endswith(local)])}
+            for local, part in LINEARS.items()
+        ],
+        "blocks": [
+            {"block": index, **share([row for row in linears if row["linear"].startswith(block_name(index, ""))])}
+            for index in range(source.blocks)
+        ],
+        "linears": linears,
+    }
+
+
+def linear_facts(source: Checkpoint, index: int, local: str) -> dict[str, Any]:
+    """Counts and patterns of one Linear."""
+    name = block_name(index, local)
+    weight_OI = source.read(f"{name}.weight")
+    zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
+    sparsity = zeros / weight_OI.numel()
+    return {
+        "linear": name,
+        "sparsity": sparsity,
+        "zeros": zeros,
+        "weights": weight_OI.numel(),
+        "patterns": find_patterns(weight_OI) if sparsity >= 0.5 else [],
+    }
+
+
+def find_patterns(weight_OI: Tensor) -> list[str]:
+    """Those of PATTERNS that a weight keeps to; where M does not divide the number of inputs, it does not."""
+    kept = (weight_OI != 0).numpy().view(np.uint8)
+    most: dict[int, int] = {}
+    group = 1
+    while kept.shape[1] % 2 == 0 and group < max(m for _, m in PATTERNS):
+        kept = kept[:, 0::2] + kept[:, 1::2]  # what two neighbouring groups keep together
+        group *= 2
+        most[group] = int(kept.max())
+    return [f"{n}:{m}" for n, m in PATTERNS if most.get(m, m) <= n]
+
+
+def share(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of several Linears together."""
+    zeros, weights = sum(row["zeros"] for row in rows), sum(row["weights"] for row in rows)
+    return {"sparsity": zeros / weights, "zeros": zeros, "weights": weights}
+
+
+def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
+    """One step of the manifest, in short."""
+    defaults = (PruneRecipe() if step["action"] == "prune" else DropRecipe()).to_json()
+    recipe = {key: value for key, value in step["recipe"].items() if key == "method" or value != defaults.get(key)}
+    return {
+        "action": step["action"],
+        "recipe": recipe,
+        "blocks_removed": step.get("blocks_removed", []),
+        "source": step["source"]["name"],
+        "warnings": step["warnings"],
+    }

@@ -1,0 +1,120 @@
+"""Perplexity on a text, in windows that do not overlap: the usual first check of a pruned model."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from prunus.checkpoint.families import pick_device
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import one_line, resolve
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.hidden import BATCH_TOKENS
+from prunus.pruning.text_files import check_ids, encoder, read_jsonl, read_text, render_chats
+
+# Logits are made for so many tokens at a time: with a vocabulary of 150,000 that is 150 MB.
+LOGIT_TOKENS = 256
+
+
+def perplexity(
+    model: str | Path, text: str | Path, *, seqlen: int = 2048, max_tokens: int | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """exp of the mean negative log likelihood of every token of a text but the first of each window.
+
+    text: a .txt file, or a .jsonl file of text (joined by blank lines), messages or token_ids (each line for itself).
+    seqlen: tokens per window; what is left over at the end is not used, unless it is all there is. max_tokens: use only
+    the first windows, up to so many tokens. The model runs whole, in its own dtype, its logits in float32.
+    Returns perplexity, nll (nats per token), tokens (predicted), windows, seqlen.
+    """
+    source, path = Checkpoint(resolve(model)), Path(text).expanduser()
+    context = source.config.max_position_embeddings
+    if not 2 <= seqlen <= context:
+        raise PrunusError(f"seqlen {seqlen} must lie between 2 and the model's context of {context}")
+    chosen = first_windows(cut(read_documents(path, source), seqlen), max_tokens)
+    if not chosen:
+        raise PrunusError(f"{path} has no text of at least two tokens")
+    network = load_model(source, pick_device(device))
+    total, predicted = 0.0, 0
+    batches = list(batches_of(chosen))
+    with torch.inference_mode(), Steps("perplexity", total=len(batches), unit="batches") as steps:
+        for batch in batches:
+            ids_NT = torch.tensor(batch, device=network.device)
+            total += negative_log_likelihood(network, ids_NT)
+            predicted += ids_NT.shape[0] * (ids_NT.shape[1] - 1)
+            steps.advance()
+    if not math.isfinite(total):
+        raise PrunusError(f"{source.folder}: the model's output holds NaN or infinity on {path}; it is broken")
+    nll = total / predicted
+    return {"perplexity": math.exp(nll), "nll": nll, "tokens": predicted, "windows": len(chosen), "seqlen": seqlen}
+
+
+def load_model(source: Checkpoint, device: torch.device) -> Any:
+    """transformers' whole model in the checkpoint's dtype."""
+    disable_progress_bar()  # ours is enough
+    try:
+        network: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=source.dtype)
+        return network.eval().to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PrunusError(f"{source.folder} cannot be loaded by transformers: {one_line(error)}") from error
+
+
+def read_documents(path: Path, source: Checkpoint) -> list[list[int]]:
+    """Token ids of a text file; see perplexity."""
+    if path.suffix == ".txt":
+        return [encoder(source)(read_text(path))]
+    if path.suffix != ".jsonl":
+        raise PrunusError(f"{path} is neither a .txt nor a .jsonl file")
+    lines = read_jsonl(path)
+    if lines[0].kind == "text":
+        return [encoder(source)("\n\n".join(line.value for line in lines))]
+    if lines[0].kind == "messages":
+        return render_chats(path, lines, source)[0]
+    check_ids(path, lines, source.config.vocab_size)
+    return [line.value for line in lines]
+
+
+def cut(documents: Sequence[list[int]], seqlen: int) -> Iterator[list[int]]:
+    """Windows of seqlen ids, one after the other; a document shorter than one is a window of its own."""
+    for ids in documents:
+        if 2 <= len(ids) < seqlen:
+            yield ids
+        for begin in range(0, len(ids) - seqlen + 1, seqlen):
+            yield ids[begin : begin + seqlen]
+
+
+def first_windows(windows: Iterator[list[int]], max_tokens: int | None) -> list[list[int]]:
+    """The first windows with no more than max_tokens together, but at least one."""
+    chosen, tokens = [], 0
+    for window in windows:
+        tokens += len(window)
+        if chosen and max_tokens is not None and tokens > max_tokens:
+            break
+        chosen.append(window)
+    return chosen
+
+
+def batches_of(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Windows of equal length, in batches of about BATCH_TOKENS tokens: no padding."""
+    for length, group in groupby(sorted(windows, key=len), key=len):
+        same, most = list(group), max(1, BATCH_TOKENS // length)
+        for begin in range(0, len(same), most):
+            yield same[begin : begin + most]
+
+
+def negative_log_likelihood(network: Any, ids_NT: Tensor) -> float:
+    """Sum over all tokens but the first of each row, in nats."""
+    head: nn.Module = network.lm_head
+    hidden_ND = network.model(input_ids=ids_NT, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    targets_N = ids_NT[:, 1:].flatten()
+    total = 0.0
+    for states_ND, wanted_N in zip(hidden_ND.split(LOGIT_TOKENS), targets_N.split(LOGIT_TOKENS), strict=True):
+        total += functional.cross_entropy(head(states_ND).float(), wanted_N, reduction="none").double().sum().item()
+    return total

@@ -1,0 +1,93 @@
+"""inspect(): counts against a plain count over all tensors; N:M patterns; history; JSON."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import make_model
+
+import prunus
+from prunus.pruning.inspection import PATTERNS, find_patterns
+from prunus.recipes import DropRecipe, PruneRecipe
+
+
+def test_counts_are_those_of_the_tensors(tmp_path):
+    folder = make_model(tmp_path / "m", "qwen2", dtype=torch.bfloat16, tied=True)
+    prunus.prune(folder, tmp_path / "out", PruneRecipe(method="magnitude", sparsity=0.3, scope="mlp"))
+    found = prunus.inspect(tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    linears = {n.removesuffix(".weight"): t for n, t in tensors.items() if n.endswith("proj.weight")}
+    assert {row["linear"]: row["sparsity"] for row in found["linears"]} == {
+        name: (tensor == 0).double().mean().item() for name, tensor in linears.items()
+    }
+    zeros, weights = sum((t == 0).sum().item() for t in linears.values()), sum(t.numel() for t in linears.values())
+    assert found["sparsity"] == zeros / weights
+    assert (found["prunable"], found["nonzero"]) == (weights, weights - zeros)
+    assert found["parameters"] == sum(t.numel() for t in tensors.values())
+    assert found["weight_bytes"] == 2 * found["parameters"] and found["prunable_bytes"] == 2 * weights
+    for row in found["blocks"]:
+        inside = [t for name, t in linears.items() if f"layers.{row['block']}." in name]
+        assert row["zeros"] == sum((t == 0).sum().item() for t in inside)
+        assert row["weights"] == sum(t.numel() for t in inside)
+    kinds = {row["kind"]: row for row in found["kinds"]}
+    assert len(kinds) == 7 and {kinds[k]["sparsity"] == 0 for k in kinds if "self_attn" in k} == {True}
+    assert all(row["sparsity"] == pytest.approx(0.3, abs=1e-3) for row in kinds.values() if row["part"] == "mlp")
+    assert (found["family"], found["dtype"], len(found["blocks"])) == ("qwen2", "bfloat16", 3)
+
+
+def test_dense_model_and_tiny_have_no_pattern_and_no_history():
+    found = prunus.inspect("tiny")
+    assert found["patterns"] == [] and found["history"] == [] and found["sparsity"] < 0.01
+    json.dumps(found)
+
+
+def apply_pattern(weight, keep, group):
+    """Keep the first `keep` of every `group` inputs, shuffled within the group."""
+    generator = torch.Generator().manual_seed(keep)
+    rank = torch.rand(weight.shape[0], weight.shape[1] // group, group, generator=generator).argsort(-1)
+    return weight * (rank < keep).flatten(1)
+
+
+@pytest.mark.parametrize(("keep", "group"), PATTERNS)
+def test_patterns_are_found_and_only_those_that_follow(keep, group):
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    found = find_patterns(apply_pattern(weight, keep, group))
+    assert f"{keep}:{group}" in found
+    for n, m in PATTERNS:
+        groups = apply_pattern(weight, keep, group).view(64, -1, m)
+        assert (f"{n}:{m}" in found) == all(sum(x != 0 for x in g) <= n for row in groups.tolist() for g in row)
+
+
+def test_one_weight_too_many_breaks_a_pattern_and_odd_widths_have_none():
+    weight = apply_pattern(torch.ones(8, 16), 2, 4)
+    assert "2:4" in find_patterns(weight)
+    weight[5] = 1
+    assert find_patterns(weight) == []
+    assert find_patterns(torch.zeros(4, 7)) == []
+    assert find_patterns(torch.zeros(4, 12)) == ["1:2", "1:4", "2:4"]
+
+
+def test_patterns_of_the_model_are_those_of_every_linear(tmp_path):
+    folder = make_model(tmp_path / "m", hidden_size=32, intermediate_size=64)
+    tensors = load_file(folder / "model.safetensors")
+    pruned = {n: apply_pattern(t, 2, 4) if n.endswith("proj.weight") else t for n, t in tensors.items()}
+    save_file(pruned, folder / "model.safetensors", {"format": "pt"})
+    assert prunus.inspect(folder)["patterns"] == ["2:4", "4:8", "8:16"]
+    pruned["model.layers.2.mlp.down_proj.weight"] = tensors["model.layers.2.mlp.down_proj.weight"]
+    save_file(pruned, folder / "model.safetensors", {"format": "pt"})
+    found = prunus.inspect(folder)
+    assert found["patterns"] == []
+    assert {row["linear"] for row in found["linears"] if not row["patterns"]} == {"model.layers.2.mlp.down_proj"}
+
+
+def test_history_tells_what_was_done_in_order(tmp_path):
+    folder = make_model(tmp_path / "m")
+    prunus.prune(folder, tmp_path / "a", PruneRecipe(method="magnitude", sparsity=0.25))
+    prunus.drop_blocks(tmp_path / "a", tmp_path / "b", DropRecipe(blocks="1,"))
+    history = prunus.inspect(tmp_path / "b")["history"]
+    assert [row["action"] for row in history] == ["prune", "drop"]
+    assert history[0]["recipe"] == {"method": "magnitude", "sparsity": 0.25}
+    assert PruneRecipe.from_json(history[0]["recipe"]) == PruneRecipe(method="magnitude", sparsity=0.25)
+    assert history[1]["recipe"] == {"method": "shortgpt", "blocks": "1,"}
+    assert history[1]["blocks_removed"] == [1] and history[1]["source"] == str(tmp_path / "a")
