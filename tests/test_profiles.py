@@ -67,7 +67,7 @@ def test_strings_are_those_of_the_reference(name):
         (markers.answer_stops, answer_stops),
         (markers.answer_banned, banned),
     ):
-        assert sorted(ids) == sorted(tokenizer.convert_tokens_to_ids(list(texts)))
+        assert ids == {find_token(tokenizer, text) for text in texts}
     assert decode(tokenizer, list(markers.refusal(letter))) == wait
     assert decode(tokenizer, list(markers.refusal(newline))) == wait_after_newline
     # Nothing thought yet does not end in a newline, although a start of the prompt may.

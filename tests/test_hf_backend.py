@@ -1,0 +1,224 @@
+"""The HF backend against transformers' own generate, against itself in other batches, and fork against two phases."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from tiny_models import FAMILIES, make_model
+from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import HFBackend, load_model
+from prunus.evaluation.backends.rows import GROW_BY, PREFILL_TOKENS
+from prunus.evaluation.backends.sampling import Uniforms, pick, probabilities
+from prunus.evaluation.budget import Chain, Completion, Rules, Sampling, force_budgets
+from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
+from prunus.evaluation.tasks import load_task
+
+GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
+NONE: frozenset[int] = frozenset()
+TOKENIZER = load_tokenizer(tiny_folder())
+MARKERS = encode_markers(PROFILES["tiny"], TOKENIZER, "strict")
+
+
+class TwoPhases:
+    """A backend without its fast path."""
+
+    def __init__(self, backend: HFBackend) -> None:
+        self.generate = backend.generate
+
+
+@cache
+def tiny() -> HFBackend:
+    return HFBackend.load(tiny_folder(), "cpu", len(TOKENIZER))
+
+
+@cache
+def chains(count: int = 18, cap: int = 12) -> list[Chain]:
+    """Problems of all families and levels, draws 0 and 1 of each in turn, with different caps."""
+    problems = load_task("tiny")
+    chosen = problems[:: len(problems) // count][:count]
+    return [
+        Chain(
+            encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question) + list(MARKERS.start),
+            (problem.task, problem.id, number % 2),
+            cap - number % 3,
+        )
+        for number, problem in enumerate(chosen)
+    ]
+
+
+def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, Completion]:
+    """Thinking of the chains in this order and in batches of this size."""
+    found = {}
+    for start in range(0, len(order), batch_size):
+        some = order[start : start + batch_size]
+        prompts = [chains()[index].prompt for index in some]
+        caps, seeds = [10 + 9 * index for index in some], [1000 + index for index in some]
+        completions = tiny().generate(prompts, caps, MARKERS.think_stops, NONE, seeds, sampling)
+        found |= dict(zip(some, completions, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(0.7)], ids=["greedy", "top-k and top-p", "plain"])
+def test_neither_batch_size_nor_order_matters(sampling):
+    order = list(range(len(chains())))
+    alone = run(order, 1, sampling)
+    shuffled = [order[(7 * index) % len(order)] for index in order]
+    assert sorted(shuffled) == order and shuffled != order
+    for batch_size in (3, 16):
+        assert run(order, batch_size, sampling) == alone
+        assert run(shuffled, batch_size, sampling) == alone
+    assert {completion.stopped is None for completion in alone.values()} == {True, False}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("budgets", [(0,), (0, 1, 5, 16, 64, 160), (33,)], ids=str)
+def test_forked_caches_give_the_draws_of_two_phases(budgets, sampling):
+    rules = Rules(MARKERS, sampling, seed=7)
+    forked = force_budgets(tiny(), chains(), budgets, rules)
+    assert forked == force_budgets(TwoPhases(tiny()), chains(), budgets, rules)
+    assert forked == force_budgets(tiny(), chains(), budgets, rules, reuse=False)
+    if len(budgets) > 3:
+        assert {draw.ended for draws in forked for draw in draws} == {"natural", "forced"}
+
+
+def test_a_chain_that_stops_at_once_is_forced_for_budget_zero_only():
+    """Every thought stops on its first id here: both endings of one chain must come out."""
+    stops = frozenset(range(len(TOKENIZER)))
+    eager = MARKERS.__class__(**{**vars(MARKERS), "think_stops": stops})
+    rules = Rules(eager, GREEDY)
+    forked = force_budgets(tiny(), chains(), (0, 4), rules)
+    assert forked == force_budgets(TwoPhases(tiny()), chains(), (0, 4), rules)
+    assert all([draw.ended for draw in draws] == ["forced", "natural"] for draws in forked)
+
+
+def test_refusals_run_on_the_model():
+    rules = Rules(MARKERS, GREEDY, wait=1)
+    draws = [found[0] for found in force_budgets(tiny(), chains(), (300,), rules, reuse=False)]
+    refused = [
+        draw
+        for draw in draws
+        if any(
+            draw.thinking[at:][: len(MARKERS.wait_after_newline)] == list(MARKERS.wait_after_newline)
+            for at in range(len(draw.thinking))
+        )
+    ]
+    assert refused and all(not MARKERS.think_stops & set(draw.thinking) for draw in draws)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate_of_transformers(family, tmp_path):
+    check_against_generate(make_model(tmp_path, family, max_position_embeddings=1024))
+
+
+def test_blocks_that_look_only_so_far_back(tmp_path):
+    """Half of the blocks see 24 tokens: their masks are not those of the others."""
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    folder = make_model(
+        tmp_path,
+        "qwen2",
+        max_position_embeddings=1024,
+        use_sliding_window=True,
+        sliding_window=24,
+        max_window_layers=1,
+        layer_types=kinds,
+    )
+    assert load_model(folder, "cpu").config.layer_types == kinds
+    check_against_generate(folder)
+
+
+def check_against_generate(folder) -> None:
+    """Prompts so long that prefill takes two pieces, chains so long that the cache grows, rows that leave early."""
+    backend = HFBackend.load(folder, "cpu")
+    generator = torch.Generator().manual_seed(1)
+    lengths = (3, 40, PREFILL_TOKENS + 30)
+    prompts = [torch.randint(3, 368, (length,), generator=generator).tolist() for length in lengths]
+    caps, stops = [GROW_BY + 40, 25, 80], frozenset({5, 6, 7, 8, 9})
+    found = backend.generate(prompts, caps, stops, NONE, [0, 0, 0], GREEDY)
+    for prompt, cap, completion in zip(prompts, caps, found, strict=True):
+        config = GenerationConfig(
+            max_new_tokens=cap, do_sample=False, eos_token_id=sorted(stops), pad_token_id=0, bos_token_id=None
+        )
+        ids = torch.tensor([prompt])
+        output = backend.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        assert isinstance(output, torch.Tensor)
+        expected = output[0, len(prompt) :].tolist()
+        stopped = expected[-1] if expected[-1] in stops else None
+        assert completion == Completion(expected[: -1 if stopped is not None else None], stopped)
+
+
+def test_what_may_not_be_sampled_is_not():
+    few = HFBackend(tiny().model, vocabulary=60)  # the model has 368 rows
+    prompts = [chain.prompt for chain in chains()]
+    banned, stops = frozenset({7, 18, 19, 20}), frozenset({21, 22})
+    caps = [1 + index for index in range(len(prompts))]
+    for sampling in (GREEDY, Sampling(3.0)):
+        found = few.generate(prompts, caps, stops, banned, list(range(len(prompts))), sampling, min_new_tokens=3)
+        ids = {token for completion in found for token in completion.ids}
+        assert ids and max(ids) < 60 and not ids & (banned | stops)
+        assert all(len(completion.ids) <= cap for completion, cap in zip(found, caps, strict=True))
+        assert all(
+            len(c.ids) == cap if c.stopped is None else len(c.ids) >= 3 for c, cap in zip(found, caps, strict=True)
+        )
+    assert few.generate([], [], stops, banned, [], GREEDY) == []
+
+
+def test_a_row_has_its_own_noise():
+    """Sixteen copies of one prompt, one seed each: all but never the same; one seed for all: always the same."""
+    prompt, hot = chains()[0].prompt, Sampling(20.0)
+    different = tiny().generate([prompt] * 16, [12] * 16, NONE, NONE, list(range(16)), hot)
+    same = tiny().generate([prompt] * 16, [12] * 16, NONE, NONE, [3] * 16, hot)
+    assert len({tuple(completion.ids) for completion in different}) > 12
+    assert {tuple(completion.ids) for completion in same} == {tuple(different[3].ids)}
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 7, 500])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("size", [40, 3000])
+def test_probabilities_equal_the_warpers_of_transformers(size, top_p, top_k):
+    logits = 2 * torch.randn(6, size, generator=torch.Generator().manual_seed(size))
+    logits[:, ::7] = -torch.inf  # banned ids
+    expected = TemperatureLogitsWarper(0.7)(torch.empty(0), logits)
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(torch.empty(0), expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(torch.empty(0), expected)
+    found = probabilities(logits, Sampling(0.7, top_p, top_k))
+    torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
+
+
+def test_picks_follow_the_probabilities():
+    """An even grid of numbers instead of random ones: every id comes as often as its probability says."""
+    logits, sampling, grid = torch.randn(50, generator=torch.Generator().manual_seed(2)), Sampling(0.8, 0.9, 30), 20_000
+    uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    counts = pick(logits.expand(grid, -1), sampling, uniform).bincount(minlength=50)
+    expected = probabilities(logits[None], sampling)[0]
+    assert (counts / grid - expected / expected.sum()).abs().max() < 2 / grid
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    allowed = expected.nonzero().squeeze(1)
+    assert pick(logits.expand(2, -1), sampling, ends).tolist() == [allowed[0], allowed[-1]]
+
+
+def test_temperature_zero_is_the_most_likely_id():
+    logits = torch.randn(5, 30, generator=torch.Generator().manual_seed(4))
+    assert pick(logits, GREEDY, None).tolist() == [row.index(max(row)) for row in logits.tolist()]
+
+
+def test_uniform_streams_follow_from_their_seed():
+    streams = [Uniforms(5), Uniforms(5), Uniforms(6)]
+    drawn = [[stream.next() for _ in range(300)] for stream in streams]
+    assert drawn[0] == drawn[1] and drawn[0] != drawn[2]
+    assert len(set(drawn[0])) == 300 and all(0 <= number < 1 for number in drawn[0])
+
+
+def test_how_a_model_is_loaded(tmp_path):
+    assert tiny().description == {"device": "cpu", "dtype": "float32"}
+    assert load_model(tiny_folder(), "cpu", torch.bfloat16).dtype == torch.bfloat16
+    if not torch.cuda.is_available():
+        with pytest.raises(PrunusError, match="no CUDA GPU"):
+            load_model(tiny_folder(), "cuda")
+    with pytest.raises(PrunusError, match="cannot be loaded"):
+        load_model(tmp_path, "cpu")
