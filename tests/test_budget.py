@@ -217,8 +217,9 @@ def test_no_two_seeds_are_equal_and_none_depends_on_company():
     for plan_seed, task, problem, number in keys:
         chain = Chain([], (task, problem, number), 1)
         rules = Rules(MARKERS, GREEDY, seed=plan_seed)
-        named: list[tuple[SeedPhase, int]] = [*(("think", turn) for turn in range(4)), ("answer", 0)]
-        named += [("forced answer", budget) for budget in (0, 1, 16, 111)]
+        named: list[tuple[SeedPhase, int]] = [("answer", 0)]
+        named.extend(("think", turn) for turn in range(4))
+        named.extend(("forced answer", budget) for budget in (0, 1, 16, 111))
         for phase, index in named:
             seeds[plan_seed, task, problem, number, phase, index] = rules.seed_of(chain, phase, index)
     assert len(set(seeds.values())) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds.values())

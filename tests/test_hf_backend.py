@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.rows import GROW_BY, PREFILL_TOKENS
 from prunus.evaluation.backends.sampling import Uniforms, pick, probabilities
-from prunus.evaluation.budget import Chain, Completion, Rules, Sampling, force_budgets
+from prunus.evaluation.budget import Chain, Completion, Rules, Sampling, contains, force_budgets
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
 from prunus.evaluation.tasks import load_task
 
@@ -98,14 +99,7 @@ def test_a_chain_that_stops_at_once_is_forced_for_budget_zero_only():
 def test_refusals_run_on_the_model():
     rules = Rules(MARKERS, GREEDY, wait=1)
     draws = [found[0] for found in force_budgets(tiny(), chains(), (300,), rules, reuse=False)]
-    refused = [
-        draw
-        for draw in draws
-        if any(
-            draw.thinking[at:][: len(MARKERS.wait_after_newline)] == list(MARKERS.wait_after_newline)
-            for at in range(len(draw.thinking))
-        )
-    ]
+    refused = [draw for draw in draws if contains(draw.thinking, MARKERS.wait_after_newline)]
     assert refused and all(not MARKERS.think_stops & set(draw.thinking) for draw in draws)
 
 
@@ -133,6 +127,7 @@ def test_blocks_that_look_only_so_far_back(tmp_path):
 def check_against_generate(folder) -> None:
     """Prompts so long that prefill takes two pieces, chains so long that the cache grows, rows that leave early."""
     backend = HFBackend.load(folder, "cpu")
+    model: Any = backend.model
     generator = torch.Generator().manual_seed(1)
     lengths = (3, 40, PREFILL_TOKENS + 30)
     prompts = [torch.randint(3, 368, (length,), generator=generator).tolist() for length in lengths]
@@ -143,8 +138,7 @@ def check_against_generate(folder) -> None:
             max_new_tokens=cap, do_sample=False, eos_token_id=sorted(stops), pad_token_id=0, bos_token_id=None
         )
         ids = torch.tensor([prompt])
-        output = backend.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        assert isinstance(output, torch.Tensor)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         expected = output[0, len(prompt) :].tolist()
         stopped = expected[-1] if expected[-1] in stops else None
         assert completion == Completion(expected[: -1 if stopped is not None else None], stopped)
@@ -181,11 +175,12 @@ def test_a_row_has_its_own_noise():
 def test_probabilities_equal_the_warpers_of_transformers(size, top_p, top_k):
     logits = 2 * torch.randn(6, size, generator=torch.Generator().manual_seed(size))
     logits[:, ::7] = -torch.inf  # banned ids
-    expected = TemperatureLogitsWarper(0.7)(torch.empty(0), logits)
-    if top_k:
-        expected = TopKLogitsWarper(top_k)(torch.empty(0), expected)
-    if top_p < 1:
-        expected = TopPLogitsWarper(top_p)(torch.empty(0), expected)
+    warpers: list[Any] = [TemperatureLogitsWarper(0.7)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    expected = logits
+    for warper in warpers:
+        expected = warper(torch.empty(0), expected)
     found = probabilities(logits, Sampling(0.7, top_p, top_k))
     torch.testing.assert_close(found / found.sum(-1, keepdim=True), expected.softmax(-1))
 
