@@ -52,7 +52,11 @@ def _method(step: dict[str, Any]) -> str:
     """Method with what sets it apart besides its strength: what shares a colour."""
     recipe = _recipe(step)
     method = str(recipe.get("method", step.get("action", "?")))
-    extras = [str(recipe[key]) for key, usual in (("scope", "all"), ("allocation", "uniform")) if recipe.get(key, usual) != usual]
+    extras = [
+        str(recipe[key])
+        for key, usual in (("scope", "all"), ("allocation", "uniform"))
+        if recipe.get(key, usual) != usual
+    ]
     return " ".join([NAMES.get(method, method), *extras])
 
 
@@ -80,7 +84,9 @@ def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) ->
     one_model = len({model for _, model, steps in named if not steps}) <= 1
     texts = [label(steps) if one_model else f"{model}: {label(steps)}" for _, model, steps in named]
     twice = {text for text, times in Counter(texts).items() if times > 1}
-    return [f"{text} ({run_id[:8]})" if text in twice else text for text, (run_id, _, _) in zip(texts, named, strict=True)]
+    return [
+        f"{text} ({run_id[:8]})" if text in twice else text for text, (run_id, _, _) in zip(texts, named, strict=True)
+    ]
 
 
 def looks(base: Run, others: Sequence[Run]) -> list[Look]:
@@ -94,6 +100,8 @@ def looks(base: Run, others: Sequence[Run]) -> list[Look]:
         group = " + ".join(_method(step) for step in history(run))
         hues.setdefault(group, len(hues))
         wraps = hues[group] // HUES
-        result.append(Look(index, run.run_id, text, 1 + hues[group] % HUES, seen[group] % 4, 1 + (seen[group] + wraps) % 4))
+        result.append(
+            Look(index, run.run_id, text, 1 + hues[group] % HUES, seen[group] % 4, 1 + (seen[group] + wraps) % 4)
+        )
         seen[group] += 1
     return result

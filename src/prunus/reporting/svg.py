@@ -153,19 +153,25 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[str]:
     for value, text in y_axis.ticks:
         y = frame.y(y_axis.place(value))
         parts.append(f'<path class="grid" d="M{frame.left},{y:.1f}H{right}"/>')
-        parts.append(f'<text class="tick" x="{frame.left - 7}" y="{y:.1f}" dy=".35em" text-anchor="end">{esc(text)}</text>')
+        parts.append(
+            f'<text class="tick" x="{frame.left - 7}" y="{y:.1f}" dy=".35em" text-anchor="end">{esc(text)}</text>'
+        )
     parts.append(f'<path class="base-line" d="M{frame.left},{bottom}H{right}"/>')
     every = max(1, math.ceil(len(x_axis.ticks) / 9))
     for index, (value, text) in enumerate(x_axis.ticks):
         x = frame.x(x_axis.place(value))
         parts.append(f'<path class="tick-mark" d="M{x:.1f},{bottom}v5"/>')
         if (len(x_axis.ticks) - 1 - index) % every == 0 or value == 0:
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 8}" dy=".9em" text-anchor="middle">{esc(text)}</text>')
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{bottom + 8}" dy=".9em" text-anchor="middle">{esc(text)}</text>'
+            )
     if x_axis.zero is not None and len(x_axis.ticks) > 1:
         x = (frame.x(x_axis.place(0)) + frame.x(x_axis.place(x_axis.ticks[1][0]))) / 2
         parts.append(f'<path class="gap" d="M{x - 3:.1f},{bottom}h6"/>')
         parts.append(f'<path class="break" d="M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"/>')
-    parts.append(f'<text class="axis-title" x="{right}" y="{frame.height - 5}" text-anchor="end">{esc(x_axis.title)}</text>')
+    parts.append(
+        f'<text class="axis-title" x="{right}" y="{frame.height - 5}" text-anchor="end">{esc(x_axis.title)}</text>'
+    )
     return parts
 
 
@@ -235,6 +241,8 @@ def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[st
         ]
         if all(math.isfinite(value) for value in (difference, low, high)):
             parts.append(f'<path class="whisker" d="M{at(low):.1f},{height / 2}H{at(high):.1f}"/>')
-            parts.append(f'<path class="mark" transform="translate({at(difference):.1f},{height / 2})" d="{MARKERS[0]}"/>')
+            parts.append(
+                f'<path class="mark" transform="translate({at(difference):.1f},{height / 2})" d="{MARKERS[0]}"/>'
+            )
         pictures.append("".join([*parts, "</svg>"]))
     return pictures

@@ -1,0 +1,121 @@
+"""The curves of a report, from what `summarise` and `compare` return. Each function gives one or more <svg>.
+
+Summaries and looks are in the same order, the base first. Numbers that are not known (None) are left out of curves.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prunus.reporting.labels import Look
+from prunus.reporting.svg import PANEL, Axis, Line, Point, budget_axis, chart, linear_axis, log_axis
+from prunus.reporting.text import count, percent, points
+
+Data = Mapping[str, Any]
+ENDINGS = {
+    "forced": "stopped by the budget",
+    "no_answer": "no answer found",
+    "truncated": "answer cut at its cap",
+    "leaked": "leaked: answer longer than max(512, budget/2)",
+}
+
+
+def float_of(value: Any) -> float:
+    """nan for None."""
+    return math.nan if value is None else float(value)
+
+
+def cells_of(summary: Data, task: str) -> dict[int, Data]:
+    """A run's cells of one task by budget, in order; empty where there is none."""
+    cells = summary["tasks"].get(task, {}).get("budgets", {})
+    return {int(budget): cells[budget] for budget in sorted(cells, key=int)}
+
+
+def tasks_of(summaries: Iterable[Data]) -> list[str]:
+    """All tasks that any run has finished problems of, in order of first appearance."""
+    return list(dict.fromkeys(task for summary in summaries for task in summary["tasks"] if cells_of(summary, task)))
+
+
+def accuracy_against_budget(task: str, looks: Sequence[Look], summaries: Sequence[Data]) -> str:
+    """Accuracy in percent with 95 % bands over log2 of the budget; 0 apart."""
+    lines = [
+        Line(look.css, _accuracies(look, cells_of(summary, task)), look.marker)
+        for look, summary in _pairs(looks, summaries)
+    ]
+    budgets = sorted({int(point.x) for line in lines for point in line.points})
+    return chart(lines, budget_axis(budgets), _accuracy_axis(lines), f"Accuracy on {task} against thinking budget")
+
+
+def accuracy_against_tokens(task: str, looks: Sequence[Look], summaries: Sequence[Data]) -> str:
+    """The same accuracies over the mean tokens that were used, thinking and answer, with 95 % bars."""
+    lines = []
+    for look, summary in _pairs(looks, summaries):
+        cells = cells_of(summary, task)
+        used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
+        moved = [point._replace(x=used[int(point.x)]) for point in _accuracies(look, cells)]
+        lines.append(Line(look.css, moved, look.marker))
+    axis = log_axis(
+        [point.x for line in lines for point in line.points], "Mean tokens used per draw (thinking + answer)"
+    )
+    return chart(lines, axis, _accuracy_axis(lines), f"Accuracy on {task} against tokens used", whiskers=True)
+
+
+def differences(task: str, look: Look, entry: Data, margin: float) -> str:
+    """One panel: accuracy minus the base's in points, with its 95 % band; the margin is shaded."""
+    found = []
+    for budget, cell in sorted(entry["tasks"][task]["budgets"].items(), key=lambda item: int(item[0])):
+        low, high = 100 * float_of(cell["low"]), 100 * float_of(cell["high"])
+        note = f"{budget} tokens: {points(cell['difference'])} points ({points(cell['low'])} to {points(cell['high'])})"
+        found.append(Point(float(budget), 100 * cell["difference"], low, high, note))
+    edge = 100 * margin * 1.5
+    ends = [value for point in found for value in (point.y, point.low, point.high) if math.isfinite(value)]
+    y_axis = linear_axis(min([*ends, -edge, -1]), max([*ends, edge, 1]), "Points", wanted=4, sign=True)
+    x_axis = budget_axis([int(point.x) for point in found])
+    label = f"{look.label}: difference on {task} against thinking budget"
+    return chart(
+        [Line(look.css, found, look.marker)], x_axis, y_axis, label,
+        frame=PANEL, zone=(-100 * margin, 0.0), zero_line=True, css="panel",
+    )  # fmt: skip
+
+
+def endings(task: str, look: Look, summary: Data) -> str:
+    """One panel: shares of draws by how they ended, over the budget."""
+    cells = cells_of(summary, task)
+    lines = []
+    for index, (ending, words) in enumerate(ENDINGS.items()):
+        found = [
+            Point(
+                float(budget),
+                100 * cell[ending],
+                math.nan,
+                math.nan,
+                f"{budget} tokens: {percent(cell[ending])} % {words}",
+            )
+            for budget, cell in cells.items()
+        ]
+        lines.append(Line(f"e{index}", found, index))
+    axis = linear_axis(0, 100, "Percent of draws", wanted=4)
+    return chart(
+        lines, budget_axis(list(cells)), axis, f"{look.label}: how draws on {task} ended", frame=PANEL, css="panel"
+    )
+
+
+def _pairs(looks: Sequence[Look], summaries: Sequence[Data]) -> list[tuple[Look, Data]]:
+    """The base comes last, so that it is drawn on top."""
+    pairs = list(zip(looks, summaries, strict=True))
+    return [*pairs[1:], pairs[0]]
+
+
+def _accuracies(look: Look, cells: Mapping[int, Data]) -> list[Point]:
+    found = []
+    for budget, cell in cells.items():
+        low, high = float_of(cell["low"]), float_of(cell["high"])
+        used = count(cell["tokens"]["total"]["mean"])
+        note = f"{look.label}, budget {budget}: {percent(cell['accuracy'])} % ({percent(low)} to {percent(high)}), {used} tokens used"
+        found.append(Point(float(budget), 100 * cell["accuracy"], 100 * low, 100 * high, note))
+    return found
+
+
+def _accuracy_axis(lines: Sequence[Line]) -> Axis:
+    ends = [value for line in lines for point in line.points for value in (point.y, point.high) if math.isfinite(value)]
+    return linear_axis(0, min(100.0, max([*ends, 1.0])), "Accuracy, %")

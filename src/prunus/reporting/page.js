@@ -1,0 +1,131 @@
+"use strict";
+// The page is complete without this: it adds a readout to charts, sorting to tables, and downloads.
+const SVG = "http://www.w3.org/2000/svg";
+
+function placeOf(mark) {
+  const numbers = mark.getAttribute("transform").match(/-?[\d.]+/g).map(Number);
+  return { x: numbers[0], y: numbers[1], note: mark.dataset.note, mark };
+}
+
+function addReadout(svg) {
+  const figure = svg.closest("figure");
+  for (const mark of svg.querySelectorAll(".mark")) {
+    mark.dataset.note = mark.querySelector("title").textContent; // shown by us, at once and for all lines together
+    mark.querySelector("title").remove();
+  }
+  const box = document.createElement("div");
+  box.className = "readout";
+  box.hidden = true;
+  box.setAttribute("role", "status");
+  figure.append(box);
+  const cursor = document.createElementNS(SVG, "path");
+  cursor.setAttribute("class", "cursor");
+  svg.append(cursor);
+  let stop = -1;
+
+  const shown = () => [...svg.querySelectorAll(".mark")].filter((m) => m.getClientRects().length).map(placeOf);
+  function show(x) {
+    const near = shown().filter((place) => Math.abs(place.x - x) < 0.6).sort((a, b) => a.y - b.y);
+    if (!near.length) return hide();
+    cursor.setAttribute("d", `M${x},${svg.viewBox.baseVal.height}V0`);
+    box.replaceChildren(...near.map((place) => {
+      const line = document.createElement("div");
+      line.textContent = place.note;
+      return line;
+    }));
+    box.hidden = false;
+    const at = near[0].mark.getBoundingClientRect(), frame = figure.getBoundingClientRect();
+    const left = at.left - frame.left + (at.left - frame.left > frame.width / 2 ? -box.offsetWidth - 12 : 18);
+    box.style.left = `${Math.max(4, Math.min(left, frame.width - box.offsetWidth - 4))}px`;
+    box.style.top = `${Math.max(4, svg.getBoundingClientRect().top - frame.top + 24)}px`;
+  }
+  function hide() {
+    box.hidden = true;
+    cursor.removeAttribute("d");
+  }
+  function nearest(event) {
+    const frame = svg.getBoundingClientRect();
+    const x = ((event.clientX - frame.left) / frame.width) * svg.viewBox.baseVal.width;
+    const places = shown();
+    if (places.length) show(places.reduce((a, b) => (Math.abs(b.x - x) < Math.abs(a.x - x) ? b : a)).x);
+  }
+  function step(event) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (event.key === "Escape") hide();
+    if (!by) return;
+    const stops = [...new Set(shown().map((place) => place.x))].sort((a, b) => a - b);
+    stop = Math.max(0, Math.min(stops.length - 1, stop + by));
+    if (stops.length) show(stops[stop]);
+    event.preventDefault();
+  }
+  svg.setAttribute("tabindex", "0");
+  svg.addEventListener("pointermove", nearest);
+  svg.addEventListener("pointerdown", nearest);
+  svg.addEventListener("pointerleave", hide);
+  svg.addEventListener("keydown", step);
+  svg.addEventListener("blur", hide);
+}
+
+const plain = (cell) => cell.textContent.trim().replace(/\u2212/g, "-").replace(/\u202f/g, "");
+const numeric = (text) => (text === "" || text === "\u2013" ? NaN : Number(text.replace(/^[<+]/, "")));
+
+function addSorting(table) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0], original = [...body.rows];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const before = head.getAttribute("aria-sort");
+      const next = before === "ascending" ? "descending" : before === "descending" ? null : "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      if (!next) return body.append(...original);
+      head.setAttribute("aria-sort", next);
+      const sign = next === "ascending" ? 1 : -1;
+      body.append(...[...original].sort((a, b) => {
+        const [s, t] = [plain(a.cells[column]), plain(b.cells[column])], [x, y] = [numeric(s), numeric(t)];
+        if ((s === "") !== (t === "")) return s === "" ? 1 : -1; // what is missing goes last either way
+        return sign * (Number.isNaN(x) || Number.isNaN(y) ? s.localeCompare(t) : x - y);
+      }));
+    });
+  });
+}
+
+function csvOf(table) {
+  const field = (cell) => {
+    const text = cell.tagName === "TH" ? cell.innerText.replace(/\s+/g, " ").trim() : plain(cell);
+    const safe = /^[=+\-@\t]/.test(text) && Number.isNaN(numeric(text)) ? `'${text}` : text; // no formulas in spreadsheets
+    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  return [...table.rows].map((row) => [...row.cells].map(field).join(",")).join("\r\n") + "\r\n";
+}
+
+function download(name, type, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+function addButton(before, label, action) {
+  const row = document.createElement("div");
+  row.className = "actions";
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = label;
+  button.addEventListener("click", action);
+  row.append(button);
+  before.before(row);
+}
+
+document.querySelectorAll("svg.chart").forEach(addReadout);
+document.querySelectorAll("table.data").forEach((table, index) => {
+  addSorting(table);
+  addButton(table.parentElement, "Download as CSV", () => download(`prunus-${index + 1}.csv`, "text/csv", csvOf(table)));
+});
+const data = document.getElementById("data");
+addButton(document.querySelector("#methods dl"), "Download all numbers (JSON)", () =>
+  download("prunus-report.json", "application/json", data.textContent));
+addEventListener("beforeprint", () => document.querySelectorAll("details:not(.flip)").forEach((one) => (one.open = one.closest("#methods") === null)));

@@ -1,0 +1,127 @@
+"""The sentences at the top of the page: at most three for the verdicts, and what to read with care."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunus.reporting.figures import cells_of, tasks_of
+from prunus.reporting.labels import history
+from prunus.reporting.text import count, joined, percent, points
+from prunus.results.store import Run
+
+Data = Mapping[str, Any]
+# From which share of draws on an ending is worth a warning.
+LEAKED, TRUNCATED, SILENT = 0.01, 0.05, 0.2
+
+
+def title(entries: Sequence[Data], base: str) -> str:
+    """One line that counts the verdicts."""
+    verdicts = [entry["verdict"] for entry in entries]
+    if not verdicts:
+        return f"{base}: accuracy against thinking budget"
+    words = {
+        "worse": "worse",
+        "better": "better",
+        "non-inferior": "as good within the margin",
+        "cannot tell": "undecided",
+    }
+    parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items() if verdict in verdicts]
+    return f"{len(verdicts)} variant{'s' * (len(verdicts) > 1)} against {base}: {joined(parts, most=9)}"
+
+
+def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
+    """At most three sentences about the area under the curve, the contrast that decides; the worst come first."""
+    groups: dict[str, list[str]] = {"worse": [], "better": [], "non-inferior": [], "cannot tell": []}
+    order = sorted(range(len(entries)), key=lambda k: entries[k]["primary"]["difference"])
+    for k in order:
+        groups[entries[k]["verdict"]].append(f"{labels[k]} ({_amount(entries[k])})")
+    allowed = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+    sentences = []
+    if groups["worse"]:
+        sentences.append(f"Worse than {base} over the whole curve: {joined(groups['worse'])}.")
+    better = f"Better than {base}: {joined(groups['better'])}" if groups["better"] else ""
+    good = f"at most {allowed} below {base}: {joined(groups['non-inferior'])}" if groups["non-inferior"] else ""
+    if better or good:
+        text = "; ".join(part for part in (better, good) if part)
+        sentences.append(f"{text[0].upper()}{text[1:]}.")
+    if groups["cannot tell"]:
+        sentences.append(f"Cannot tell: {joined(groups['cannot tell'])}.")
+    return sentences or [f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."]
+
+
+def _amount(entry: Data) -> str:
+    cell = entry["primary"]
+    text = f"{points(cell['difference'])} points, {points(cell['low'])} to {points(cell['high'])}"
+    if entry["verdict"] == "cannot tell":
+        text += f"; a difference below {percent(cell['mde'])} points can go unseen here"
+    return text
+
+
+def warnings(comparison: Data, runs: Sequence[Run], summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
+    """What a careful reader must know, most important first; each a plain sentence. The base comes first in each list."""
+    found = [*_leaks(summaries, labels), *(sentence(text) for text in comparison["warnings"])]
+    for entry, label in zip(comparison["others"], labels[1:], strict=True):
+        found += [f"{label}: {text}." for text in entry["warnings"]]
+    found += [*_unfinished(summaries, labels), *_endings(summaries, labels), *_versions(runs)]
+    for run, label in zip(runs, labels, strict=True):
+        for step in history(run):
+            notes = step.get("warnings")
+            found += (
+                [f"{label}, when it was made: {sentence(str(n))}" for n in notes] if isinstance(notes, list) else []
+            )
+    return found
+
+
+def sentence(text: str) -> str:
+    """text with a full stop."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _worst(summary: Data, ending: str) -> tuple[float, str, int]:
+    """Largest share of an ending over a run's cells, with its task and budget."""
+    cells = [(cell[ending], task, b) for task in tasks_of([summary]) for b, cell in cells_of(summary, task).items()]
+    return max(cells, default=(0.0, "", 0))
+
+
+def _leaks(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
+    worst = [(*_worst(summary, "leaked"), label) for summary, label in zip(summaries, labels, strict=True)]
+    leaking = [label for leaked, _, _, label in worst if leaked > LEAKED]
+    if not leaking:
+        return []
+    leaked, task, budget, label = max(worst)
+    return [
+        f"The budget does not bound the tokens of {joined(leaking)}: the reasoning goes on in the answer. Worst is {label} on "
+        f"{task} at budget {budget}, where {percent(leaked)} % of answers are longer than {count(max(512, budget / 2))} "
+        "tokens. Trust the curve against tokens used more than the one against budget."
+    ]
+
+
+def _unfinished(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
+    found = []
+    for summary, label in zip(summaries, labels, strict=True):
+        for task, curve in summary["tasks"].items():
+            if curve["problems"] < curve["started"]:
+                found.append(
+                    f"{label} is not finished on {task}: {curve['problems']} of {curve['started']} started problems."
+                )
+    return found
+
+
+def _endings(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
+    found = []
+    for ending, limit, text in (
+        ("failed", 0.0, "draws could not be graded (the grader failed or ran out of time) and count as wrong"),
+        ("truncated", TRUNCATED, "answers were cut at the answer cap"),
+        ("no_answer", SILENT, "draws hold no answer and count as wrong"),
+    ):
+        value, task, budget, label = max(
+            (*_worst(summary, ending), label) for summary, label in zip(summaries, labels, strict=True)
+        )
+        if value > limit:
+            found.append(f"Up to {percent(value)} % of {text} ({label}, {task}, budget {budget}).")
+    return found
+
+
+def _versions(runs: Sequence[Run]) -> list[str]:
+    names = sorted({name for run in runs for name in run.versions})
+    differing = [name for name in names if len({str(run.versions.get(name)) for run in runs}) > 1]
+    return [f"Not all runs were made with the same {joined(differing)}; see Methods."] if differing else []
