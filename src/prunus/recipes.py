@@ -184,6 +184,10 @@ class EvalPlan(Recipe):
             self._check_positive("answer_tokens")
         if self.temperature is not None and self.temperature < 0:
             raise PrunusError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise PrunusError(f"top_p must lie in (0, 1], not {self.top_p}; 1 is off")
+        if self.top_k is not None and self.top_k < 0:
+            raise PrunusError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if self.wait and self.reuse and len(self.budgets) > 1:
             raise PrunusError("refusing to stop (--wait) changes the chain, so budgets cannot share it: add --no-reuse")
 

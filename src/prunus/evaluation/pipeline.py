@@ -294,6 +294,7 @@ def regrade(store: str | Path) -> dict[str, int]:
             counts["graded"] += len(with_texts)
             counts["changed"] += len(changed)
             opened.update_grades(run.run_id, changed)
+            opened.update_versions(run.run_id, {"grader": GRADER_VERSION})
     return counts
 
 

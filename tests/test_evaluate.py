@@ -1,0 +1,324 @@
+"""evaluate(): what is stored, what is done again, what survives a kill, what is refused before anything is written."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tiny_models import make_model
+
+import prunus
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.errors import PrunusError
+from prunus.evaluation import pipeline
+from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.grading import GRADER_VERSION
+from prunus.evaluation.tasks import Problem
+from prunus.recipes import EvalPlan
+from prunus.results.store import Store
+
+PLAN = EvalPlan(tasks=("tiny",), limit=10, budgets=(0, 8, 40), batch_size=4)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "results.db"
+
+
+def rows(store: Path) -> list[tuple]:
+    """The sample table as SQLite has it."""
+    with sqlite3.connect(store) as connection:
+        found = connection.execute("SELECT * FROM sample ORDER BY run_id, problem_id, budget, draw").fetchall()
+    connection.close()
+    return found
+
+
+def no_model(monkeypatch) -> None:
+    def refuse(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setitem(pipeline.BACKENDS, "hf", refuse)
+
+
+def test_every_row_of_the_plan_is_stored_once(store):
+    plan = replace(PLAN, samples=2, temperature=1.0)
+    run_id = prunus.evaluate("tiny", plan, store)
+    with Store(store) as opened:
+        [run], samples, problems = opened.runs(), opened.samples(run_id, texts=True), opened.problems()
+    assert len(samples) == 10 * 3 * 2 and len(problems) == 10
+    assert Counter((s.budget, s.draw) for s in samples) == {(b, d): 10 for b in plan.budgets for d in (0, 1)}
+    tokenizer = load_tokenizer(tiny_folder())
+    for sample in samples:
+        assert sample.thinking_tokens <= sample.budget and sample.answer_tokens <= 64
+        assert len(tokenizer.encode(sample.thinking)) <= sample.thinking_tokens
+        assert sample.correct == (sample.answer == problems[sample.problem_id].gold)
+        closing = "</think>\n\n" if sample.ended == "natural" or sample.thinking.endswith("\n") else "\n</think>\n\n"
+        assert sample.forced_tokens == len(tokenizer.encode("<think>\n")) + len(tokenizer.encode(closing))
+    assert run.run_id == run_id and run.model["name"] == run.model["source"] == "tiny"
+    assert run.model["checksum"] == Checkpoint(tiny_folder()).checksum() and run.model["blocks"] == 8
+    assert run.versions["grader"] == GRADER_VERSION and run.versions["dtype"] == "float32"
+    assert {"prunus", "torch", "transformers", "python", "device"} <= set(run.versions)
+
+
+def test_the_stored_plan_holds_the_values_that_took_effect(store):
+    run_id = prunus.evaluate("tiny", replace(PLAN, limit=1), store)
+    with Store(store) as opened:
+        plan = opened.run(run_id).plan
+    assert (plan["profile"], plan["temperature"], plan["top_p"], plan["top_k"]) == ("tiny", 0.0, 1.0, 0)
+    assert plan["answer_tokens"] == 64 and plan["budgets"] == [0, 8, 40] and plan["mode"] == "strict"
+    assert plan["strings"]["forced_break"] == "\n" and plan["strings"]["forced_closing"] == "</think>\n\n"
+    spelled_out = replace(PLAN, limit=1, profile="tiny", temperature=0.0, top_p=1.0, top_k=0, answer_tokens=64)
+    assert prunus.evaluate("tiny", spelled_out, store) == run_id, "the same work has the same id"
+    others = {prunus.evaluate("tiny", replace(PLAN, limit=1, **change), store) for change in ({"seed": 1}, {"wait": 0})}
+    assert len(others | {run_id}) == 2
+
+
+def test_a_second_call_does_no_work(store, monkeypatch):
+    run_id = prunus.evaluate("tiny", PLAN, store)
+    before = store.read_bytes()
+    no_model(monkeypatch)
+    assert prunus.evaluate("tiny", PLAN, store) == run_id
+    assert store.read_bytes() == before
+
+
+def test_only_missing_batches_are_done(store, monkeypatch):
+    run_id = prunus.evaluate("tiny", PLAN, store)
+    expected = rows(store)
+    with sqlite3.connect(store) as connection:
+        connection.execute("DELETE FROM sample WHERE problem_id = ? AND budget = 8", (expected[0][2],))
+    connection.close()
+    asked = []
+    original = pipeline.run_batch
+    monkeypatch.setattr(pipeline, "run_batch", lambda *args: asked.append(args[2]) or original(*args))
+    assert prunus.evaluate("tiny", PLAN, store) == run_id
+    assert rows(store) == expected
+    assert len(asked) == 1 and len(asked[0]) <= PLAN.batch_size
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 3}, {"batch_size": 64}, {"reuse": False}], ids=str)
+def test_neither_batches_nor_reuse_change_a_row(store, change):
+    sampled = replace(PLAN, temperature=1.0, samples=2)
+    runs = [prunus.evaluate("tiny", plan, store) for plan in (sampled, replace(sampled, **change))]
+    with Store(store) as opened:
+        first, second = (opened.samples(run_id, texts=True) for run_id in runs)
+    assert runs[0] != runs[1] and first == second
+
+
+def test_draws_differ_and_seeds_tell(store):
+    plan = replace(PLAN, temperature=5.0, samples=3, budgets=(40,))
+    with Store(store, create=True):
+        pass
+    ids = [prunus.evaluate("tiny", replace(plan, seed=seed), store) for seed in (0, 1)]
+    with Store(store) as opened:
+        texts = [[sample.thinking for sample in opened.samples(run_id, texts=True)] for run_id in ids]
+    assert texts[0] != texts[1]
+    assert any(len(set(texts[0][at : at + 3])) == 3 for at in range(0, 30, 3))
+
+
+RUNNER = """
+import sys
+import prunus
+from prunus.evaluation import pipeline
+original = pipeline.run_batch
+def announced(*args):
+    print("batch", flush=True)
+    return original(*args)
+pipeline.run_batch = announced
+plan = prunus.EvalPlan.from_json(__import__("json").loads(sys.argv[1]))
+print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):
+    plan = replace(PLAN, limit=16, temperature=1.0, samples=2, budgets=(0, 16, 200))
+    command = [sys.executable, "-c", RUNNER, json.dumps(plan.to_json()), str(store)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for _ in range(3):  # two batches are stored, the third is under way
+            assert process.stdout.readline() == "batch\n"
+        time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    stored = len(rows(store))
+    assert 2 * 4 * 3 <= stored < 32 * 3 and stored % (4 * 3) == 0, "whole batches only"
+    run_id = prunus.evaluate("tiny", plan, store)
+    unbroken = tmp_path / "unbroken.db"
+    assert prunus.evaluate("tiny", plan, unbroken) == run_id
+    assert rows(store) == rows(unbroken) and len(rows(store)) == 32 * 3
+
+
+def test_ctrl_c_keeps_the_finished_batches(store, monkeypatch):
+    original = pipeline.run_batch
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(pipeline, "run_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.evaluate("tiny", PLAN, store)
+    assert len(rows(store)) == PLAN.batch_size * 3
+    assert not Path(f"{store}-journal").exists(), "the store was closed"
+    prunus.evaluate("tiny", PLAN, store)
+    assert len(rows(store)) == 10 * 3
+
+
+def test_batches_are_sorted_by_length_and_cover_everything():
+    lengths = [5, 3, 9, 3, 7]
+    batches = pipeline.cut_into_batches(lengths, samples=2, size=3)
+    assert [len(batch) for batch in batches] == [3, 3, 3, 1]
+    chains = [chain for batch in batches for chain in batch]
+    assert chains == [(1, 0), (3, 0), (0, 0), (4, 0), (2, 0), (1, 1), (3, 1), (0, 1), (4, 1), (2, 1)]
+
+
+def write_task(path: Path, *problems: dict) -> Path:
+    path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    return path
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_written(store, tmp_path, monkeypatch):
+    no_model(monkeypatch)
+    short = {"id": "short", "problem": "Compute 1+1.", "answer": "2"}
+    long = {"id": "long", "problem": "1+" * 150 + "1", "answer": "151"}
+    model = make_model(tmp_path / "model", "qwen3", max_position_embeddings=256)
+    plan = EvalPlan(tasks=(str(write_task(tmp_path / "t.jsonl", short, long)),), budgets=(16,), profile="tiny")
+    with pytest.raises(
+        PrunusError, match=r"problem 'long' needs \d+ tokens \(\d+ of prompt, 16 to think, 5 of markers, 64 to"
+    ):
+        prunus.evaluate(model, plan, store)
+    assert not store.exists()
+
+
+def test_a_context_that_just_fits(tmp_path, store):
+    problem = {"id": "p", "problem": "Compute 1+1.", "answer": "2"}
+    task = str(write_task(tmp_path / "t.jsonl", problem))
+    plan = EvalPlan(tasks=(task,), budgets=(16,), profile="tiny", answer_tokens=10)
+    tokenizer = load_tokenizer(tiny_folder())
+    template = tokenizer.apply_chat_template(
+        [{"role": "user", "content": problem["problem"]}], add_generation_prompt=True, tokenize=False
+    )
+    needed = len(tokenizer.encode(str(template).removesuffix("<think>\n"))) + 16 + 10 + 5
+    roomy, tight = (
+        make_model(tmp_path / name, "qwen3", max_position_embeddings=context)
+        for name, context in (("roomy", needed), ("tight", needed - 1))
+    )
+    prunus.evaluate(roomy, plan, store)
+    with pytest.raises(PrunusError, match=f"needs {needed} tokens .* context is {needed - 1}"):
+        prunus.evaluate(tight, plan, store)
+
+
+def test_caps_follow_the_kind_of_problem(tmp_path, store):
+    task = write_task(
+        tmp_path / "mixed.jsonl",
+        {"id": "a", "problem": "Which?", "answer": "B", "choices": ["x", "y"]},
+        {"id": "b", "problem": "1/2?", "answer": "\\frac12"},
+    )
+    model = make_model(tmp_path / "model", "qwen3", max_position_embeddings=2048)
+    work = pipeline.make_work(
+        Checkpoint(model), load_tokenizer(model), EvalPlan(tasks=(str(task),), budgets=(1,), profile="qwen3")
+    )
+    assert work.plan["answer_tokens"] == {"choice": 512, "math": 1024} and work.caps == [512, 1024]
+    assert work.plan["tasks"] == ["mixed"]
+    elsewhere = tmp_path / "copy"
+    elsewhere.mkdir()
+    copied = write_task(elsewhere / "mixed.jsonl", *map(json.loads, task.read_text().splitlines()))
+    plan = EvalPlan(tasks=(str(copied),), budgets=(1,), profile="qwen3")
+    assert pipeline.make_work(Checkpoint(model), load_tokenizer(model), plan).run_id == work.run_id
+    write_task(copied, {"id": "a", "problem": "Which?", "answer": "A", "choices": ["x", "y"]})
+    assert pipeline.make_work(Checkpoint(model), load_tokenizer(model), plan).run_id != work.run_id
+
+
+def test_a_problem_in_two_tasks_is_refused(store):
+    with pytest.raises(PrunusError, match="is in task 'tiny' and in"):
+        prunus.evaluate("tiny", EvalPlan(tasks=("tiny", "tiny/chain"), budgets=(0,)), store)
+
+
+def test_a_store_of_another_format_is_refused_and_left_alone(store, monkeypatch):
+    no_model(monkeypatch)
+    with Store(store, create=True):
+        pass
+    with sqlite3.connect(store) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = store.read_bytes()
+    with pytest.raises(PrunusError, match="format 99"):
+        prunus.evaluate("tiny", PLAN, store)
+    assert store.read_bytes() == before
+
+
+def test_a_model_without_a_chat_template_is_refused(store, tmp_path):
+    model = make_model(tmp_path / "model", "llama")
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(PrunusError, match="no chat template"):
+        prunus.evaluate(model, PLAN, store)
+    assert not store.exists()
+
+
+@cache
+def private_problems() -> list[Problem]:
+    return [Problem(f"g{n}", "gated", f"secret question {n}", "B", "choice", ("one", "two"), True) for n in range(3)]
+
+
+def test_texts_of_private_problems_are_not_stored(store, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_task", lambda *_: private_problems())
+    run_id = prunus.evaluate("tiny", EvalPlan(tasks=("gated",), budgets=(0, 30)), store)
+    assert b"secret" not in store.read_bytes()
+    with Store(store) as opened:
+        samples = opened.samples(run_id, texts=True)
+        assert {row.choices for row in opened.problems().values()} == {("", "")}
+    assert len(samples) == 6 and {sample.thinking + sample.text for sample in samples} == {""}
+    before = rows(store)
+    assert prunus.regrade(store) == {"runs": 1, "graded": 0, "changed": 0, "kept": 6}
+    assert rows(store) == before
+
+
+def test_regrade_repairs_grades_and_generates_nothing(store, monkeypatch):
+    run_id = prunus.evaluate("tiny", PLAN, store)
+    expected = rows(store)
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE sample SET answer = 'nonsense', correct = 1 - correct WHERE budget = 40")
+        connection.execute("UPDATE run SET versions = '{}'")
+    connection.close()
+    assert rows(store) != expected
+    no_model(monkeypatch)
+    assert prunus.regrade(store) == {"runs": 1, "graded": 30, "changed": 10, "kept": 0}
+    assert rows(store) == expected
+    assert prunus.regrade(store)["changed"] == 0
+    with Store(store) as opened:
+        assert opened.run(run_id).versions["grader"] == GRADER_VERSION
+
+
+def test_refusals_need_budgets_one_by_one(store):
+    plan = replace(PLAN, wait=1, reuse=False, limit=2)
+    run_id = prunus.evaluate("tiny", plan, store)
+    with Store(store) as opened:
+        assert len(opened.samples(run_id)) == 2 * 3
+
+
+def test_the_forced_words_are_part_of_the_answer_text(store, tmp_path):
+    """s1 forces `Final Answer:` into the model's mouth; graders need to see it."""
+    task = write_task(tmp_path / "t.jsonl", {"id": "p", "problem": "1+1?", "answer": "2"})
+    model = make_model(tmp_path / "model", "qwen3")
+    plan = EvalPlan(tasks=(str(task),), budgets=(0, 3), profile="s1", answer_tokens=5, temperature=0.0)
+    run_id = prunus.evaluate(model, plan, store)
+    with Store(store) as opened:
+        texts = [sample.text for sample in opened.samples(run_id, texts=True) if sample.ended == "forced"]
+    assert texts and all(text.startswith("Final Answer:") for text in texts)
+
+
+def test_the_backend_table_loads_models():
+    backend = pipeline.BACKENDS["hf"](tiny_folder(), "cpu", 363)
+    assert isinstance(backend, HFBackend) and backend.vocabulary == 363
