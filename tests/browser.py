@@ -1,4 +1,4 @@
-"""A headless Chromium driven over a pipe (DevTools protocol): click, evaluate, screenshot; nothing to install but it."""
+"""A headless Chromium driven over a pipe (DevTools protocol): click, evaluate, screenshot."""
 
 import base64
 import json
@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-default-apps --disable-dev-shm-usage --hide-scrollbars "
-    "--remote-debugging-pipe"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
 # Chromium reads commands on descriptor 3 and answers on 4; this puts the pipe's ends there and becomes Chromium.
 LAUNCHER = (
     "import os, sys\n"
@@ -39,8 +48,10 @@ class Browser:
         commands_read, self.commands = os.pipe()
         self.answers, answers_write = os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, str(commands_read), str(answers_write), executable, *FLAGS]
-            + [f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "about:blank"],
+            [
+                *(sys.executable, "-c", LAUNCHER, str(commands_read), str(answers_write), executable, *FLAGS),
+                *(f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "about:blank"),
+            ],
             pass_fds=(commands_read, answers_write),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

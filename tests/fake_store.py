@@ -1,4 +1,4 @@
-"""A store as a demo run leaves it, made up in a second: dense, Wanda and Magnitude at 20 and 50 %, one and two blocks gone."""
+"""A store as a demo run leaves it, made up in a second: dense, Wanda and Magnitude, one and two blocks gone."""
 
 import random
 from collections.abc import Sequence
@@ -30,7 +30,8 @@ HOSTILE = (
     "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.pwned=1&gt;'>",
     "right to left \u202e gnissecorp \u2066 isolate \u200f mark \u2028 line \u2029 paragraph",
     "a NUL \x00 a bell \x07 an escape \x1b[31m a return \r and a next line \x85",
-    "{{constructor.constructor('window.pwned=1')()}} ${window.pwned=1} javascript:window.pwned=1 &lt;b&gt; ]]> <![CDATA[",
+    "{{constructor.constructor('window.pwned=1')()}} ${window.pwned=1} javascript:window.pwned=1",
+    "&lt;b&gt; &#60;script&#62; ]]> <![CDATA[ <!-- --> %3Cscript%3E",
     "é 😀 日本語 \u0301\u0301\u0301\u0301 \ufeff end",
 )
 
@@ -86,7 +87,7 @@ def draw_samples(
             for budget in budgets:
                 thinking = min(budget, length)
                 natural = length <= budget
-                correct = able and natural or random.Random(f"{problem.problem_id}|{budget}|{draw}").random() < 0.04
+                correct = (able and natural) or random.Random(f"{problem.problem_id}|{budget}|{draw}").random() < 0.04
                 answer = problem.gold if correct else None if luck > 0.985 else str(100 + index)
                 extra = texts[(index + draw) % len(texts)] if texts else ""
                 samples.append(
@@ -115,7 +116,7 @@ def make_store(
     plan = EvalPlan(tasks=tuple(tasks), budgets=tuple(budgets), samples=draws)
     rows = [
         ProblemRow(
-            task, f"{task}/{'chain hops mult'.split()[i % 3]}-{i % 7 + 1}-{i:03d}", str(i), "exact", (), f"{i:016x}"
+            task, f"{task}/{('chain', 'hops', 'mult')[i % 3]}-{i % 7 + 1}-{i:03d}", str(i), "exact", (), f"{i:016x}"
         )
         for task in tasks
         for i in range(problems)

@@ -79,25 +79,19 @@ def differences(task: str, look: Look, entry: Data, margin: float) -> str:
 
 
 def endings(task: str, look: Look, summary: Data) -> str:
-    """One panel: shares of draws by how they ended, over the budget."""
+    """One panel: shares of draws by how they ended, over the budget; an ending that never happens has no line."""
     cells = cells_of(summary, task)
     lines = []
     for index, (ending, words) in enumerate(ENDINGS.items()):
-        found = [
-            Point(
-                float(budget),
-                100 * cell[ending],
-                math.nan,
-                math.nan,
-                f"{budget} tokens: {percent(cell[ending])} % {words}",
-            )
-            for budget, cell in cells.items()
-        ]
-        lines.append(Line(f"e{index}", found, index))
+        found = [(budget, cell[ending]) for budget, cell in cells.items()]
+        if any(share > 0 for _, share in found):
+            notes = [f"{budget} tokens: {percent(share)} % {words}" for budget, share in found]
+            values = zip(found, notes, strict=True)
+            spots = [Point(float(b), 100 * share, math.nan, math.nan, note) for (b, share), note in values]
+            lines.append(Line(f"e{index}", spots, index))
     axis = linear_axis(0, 100, "Percent of draws", wanted=4)
-    return chart(
-        lines, budget_axis(list(cells)), axis, f"{look.label}: how draws on {task} ended", frame=PANEL, css="panel"
-    )
+    label = f"{look.label}: how draws on {task} ended"
+    return chart(lines, budget_axis(list(cells)), axis, label, frame=PANEL, css="panel")
 
 
 def _pairs(looks: Sequence[Look], summaries: Sequence[Data]) -> list[tuple[Look, Data]]:
@@ -111,7 +105,8 @@ def _accuracies(look: Look, cells: Mapping[int, Data]) -> list[Point]:
     for budget, cell in cells.items():
         low, high = float_of(cell["low"]), float_of(cell["high"])
         used = count(cell["tokens"]["total"]["mean"])
-        note = f"{look.label}, budget {budget}: {percent(cell['accuracy'])} % ({percent(low)} to {percent(high)}), {used} tokens used"
+        interval = f"{percent(low)} to {percent(high)}"
+        note = f"{look.label}, budget {budget}: {percent(cell['accuracy'])} % ({interval}), {used} tokens used"
         found.append(Point(float(budget), 100 * cell["accuracy"], 100 * low, 100 * high, note))
     return found
 

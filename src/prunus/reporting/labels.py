@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunus.reporting.text import DASH, MINUS
+from prunus.reporting.text import DASH, MINUS, NBSP
 from prunus.results.store import Run
 
 NAMES = {
@@ -33,7 +33,12 @@ class Look:
     @property
     def css(self) -> str:
         """Classes that give colour and dash and let the legend hide it."""
-        return f"run r{self.index} c{self.hue} d{self.dash}"
+        return f"run r{self.index} {self.line}"
+
+    @property
+    def line(self) -> str:
+        """Classes for colour and dash alone, for what stays when the run is hidden."""
+        return f"c{self.hue} d{self.dash}"
 
 
 def history(run: Run) -> list[dict[str, Any]]:
@@ -70,8 +75,19 @@ def step_label(step: dict[str, Any]) -> str:
             return f"block{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} removed"
         return f"{_method(step)} {MINUS}{blocks} block{'' if blocks == '1' else 's'}"
     sparsity, pattern = recipe.get("sparsity"), recipe.get("pattern")
-    amount = str(pattern) if pattern else f"{100 * sparsity:.3g} %" if isinstance(sparsity, int | float) else DASH
+    amount = str(pattern) if pattern else f"{100 * sparsity:.3g}{NBSP}%" if isinstance(sparsity, int | float) else DASH
     return f"{_method(step)} {amount}"
+
+
+def recipe_text(run: Run) -> str:
+    """Everything that was asked for, step by step: `prune: method wanda, sparsity 0.5, ...`."""
+    steps = []
+    for step in history(run):
+        values = ", ".join(f"{key} {value}" for key, value in _recipe(step).items())
+        gone = step.get("blocks_removed")
+        removed = f"; removed blocks {', '.join(map(str, gone))}" if isinstance(gone, list) and gone else ""
+        steps.append(f"{step.get('action')}: {values}{removed}")
+    return " · then ".join(steps) or "nothing"
 
 
 def label(steps: Sequence[dict[str, Any]]) -> str:
@@ -80,7 +96,7 @@ def label(steps: Sequence[dict[str, Any]]) -> str:
 
 
 def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> list[str]:
-    """Labels for (run id, model name, history): the model's name where models differ, the run id where labels still agree."""
+    """Labels for (run id, model name, history): with the name where base models differ, the id where labels agree."""
     one_model = len({model for _, model, steps in named if not steps}) <= 1
     texts = [label(steps) if one_model else f"{model}: {label(steps)}" for _, model, steps in named]
     twice = {text for text, times in Counter(texts).items() if times > 1}

@@ -19,7 +19,7 @@ from typing import Any
 
 from prunus import __version__
 from prunus.errors import PrunusError
-from prunus.reporting import evidence, prose, sections
+from prunus.reporting import evidence, methods, prose, sections
 from prunus.reporting.figures import tasks_of
 from prunus.reporting.labels import Look, history, looks
 from prunus.reporting.text import esc, script_json
@@ -34,8 +34,8 @@ def report(
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
-    base: run id, start of one, or model name; by default the one run of a model that nothing was done to. margin: by how
-    much (share of problems) a variant may be below the base and still count as as good. Raises PrunusError where out
+    base: run id, start of one, or model name; by default the one run of a model that nothing was done to. margin: share
+    of problems by which a variant may be below the base and still be non-inferior. Raises PrunusError where out
     exists (unless overwrite), the base is not clear, or nothing is finished. The file appears complete or not at all.
     """
     out = Path(out)
@@ -110,7 +110,7 @@ def page(store: Store, base: Run, comparison: Data) -> str:
         *(sections.token_section(task, shown, summaries, alone) for task in tasks),
         evidence.pruned_section(shown, runs),
         evidence.flip_section(store, shown, runs),
-        evidence.method_section(shown, runs, comparison),
+        methods.method_section(shown, runs, comparison),
         "</main>",
         f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
     ]
@@ -129,8 +129,8 @@ def _top(runs: Sequence[Run], shown: Sequence[Look], summaries: Sequence[Data], 
     draws = plan.get("samples")
     facts = (
         f"Prunus report · base: <bdi>{esc(labels[0])}</bdi>, the run <bdi>{esc(base.run_id)}</bdi> of model "
-        f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summaries[0]['tasks']))}</bdi>, {problems} problems × "
-        f"{esc(draws)} draw{'' if draws == 1 else 's'}"
+        f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summaries[0]['tasks']))}</bdi>, "
+        f"{problems} problems × {esc(draws)} draw{'' if draws == 1 else 's'}"
     )
     return (
         f'<header><p class="kicker">{facts}</p><h1>{esc(prose.title(comparison["others"], labels[0]))}</h1>'
@@ -155,8 +155,9 @@ def document(title: str, body: str, data: Data, styles: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="referrer" content="no-referrer">\n'
-        f'<meta name="generator" content="Prunus {esc(__version__)}">\n<title>{esc(title)}</title>\n<style>{styles}</style>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="referrer" content="no-referrer">\n<meta name="generator" content="Prunus {esc(__version__)}">\n'
+        f"<title>{esc(title)}</title>\n<style>{styles}</style>\n"
         f'</head>\n<body>\n{body}\n<script type="application/json" id="data">{script_json(data)}</script>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
     )

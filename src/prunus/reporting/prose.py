@@ -5,7 +5,7 @@ from typing import Any
 
 from prunus.reporting.figures import cells_of, tasks_of
 from prunus.reporting.labels import history
-from prunus.reporting.text import count, joined, percent, points
+from prunus.reporting.text import DASH, count, joined, percent, points
 from prunus.results.store import Run
 
 Data = Mapping[str, Any]
@@ -18,12 +18,7 @@ def title(entries: Sequence[Data], base: str) -> str:
     verdicts = [entry["verdict"] for entry in entries]
     if not verdicts:
         return f"{base}: accuracy against thinking budget"
-    words = {
-        "worse": "worse",
-        "better": "better",
-        "non-inferior": "as good within the margin",
-        "cannot tell": "undecided",
-    }
+    words = {"worse": "worse", "better": "better", "non-inferior": "non-inferior", "cannot tell": "undecided"}
     parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items() if verdict in verdicts]
     return f"{len(verdicts)} variant{'s' * (len(verdicts) > 1)} against {base}: {joined(parts, most=9)}"
 
@@ -31,17 +26,15 @@ def title(entries: Sequence[Data], base: str) -> str:
 def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
     """At most three sentences about the area under the curve, the contrast that decides; the worst come first."""
     groups: dict[str, list[str]] = {"worse": [], "better": [], "non-inferior": [], "cannot tell": []}
-    order = sorted(range(len(entries)), key=lambda k: entries[k]["primary"]["difference"])
-    for k in order:
-        groups[entries[k]["verdict"]].append(f"{labels[k]} ({_amount(entries[k])})")
-    allowed = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+    for entry, label in sorted(zip(entries, labels, strict=True), key=lambda pair: pair[0]["primary"]["difference"]):
+        groups[entry["verdict"]].append(f"{label} {_amount(entry)}")
     sentences = []
     if groups["worse"]:
         sentences.append(f"Worse than {base} over the whole curve: {joined(groups['worse'])}.")
     better = f"Better than {base}: {joined(groups['better'])}" if groups["better"] else ""
-    good = f"at most {allowed} below {base}: {joined(groups['non-inferior'])}" if groups["non-inferior"] else ""
-    if better or good:
-        text = "; ".join(part for part in (better, good) if part)
+    allowed = f"not worse by more than {100 * margin:g} points, with 95 % confidence: {joined(groups['non-inferior'])}"
+    if better or groups["non-inferior"]:
+        text = "; ".join(part for part in (better, allowed if groups["non-inferior"] else "") if part)
         sentences.append(f"{text[0].upper()}{text[1:]}.")
     if groups["cannot tell"]:
         sentences.append(f"Cannot tell: {joined(groups['cannot tell'])}.")
@@ -49,15 +42,23 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
 
 
 def _amount(entry: Data) -> str:
+    """The difference with its interval; for worse as a loss, without a sign."""
     cell = entry["primary"]
-    text = f"{points(cell['difference'])} points, {points(cell['low'])} to {points(cell['high'])}"
+    if entry["verdict"] == "worse":
+        loss, low, high = (_loss(cell[key]) for key in ("difference", "high", "low"))
+        return f"by {loss} points ({low} to {high}{'; still within the margin' if entry['within_margin'] else ''})"
+    text = f"({points(cell['difference'])} points, {points(cell['low'])} to {points(cell['high'])}"
     if entry["verdict"] == "cannot tell":
-        text += f"; a difference below {percent(cell['mde'])} points can go unseen here"
-    return text
+        text += f"; a difference below {percent(cell['mde'])} can go unseen here"
+    return f"{text})"
+
+
+def _loss(difference: float | None) -> str:
+    return DASH if difference is None else points(-difference).removeprefix("+")
 
 
 def warnings(comparison: Data, runs: Sequence[Run], summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
-    """What a careful reader must know, most important first; each a plain sentence. The base comes first in each list."""
+    """What a careful reader must know, most important first; each a plain sentence. Lists start with the base."""
     found = [*_leaks(summaries, labels), *(sentence(text) for text in comparison["warnings"])]
     for entry, label in zip(comparison["others"], labels[1:], strict=True):
         found += [f"{label}: {text}." for text in entry["warnings"]]
@@ -89,9 +90,9 @@ def _leaks(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
         return []
     leaked, task, budget, label = max(worst)
     return [
-        f"The budget does not bound the tokens of {joined(leaking)}: the reasoning goes on in the answer. Worst is {label} on "
-        f"{task} at budget {budget}, where {percent(leaked)} % of answers are longer than {count(max(512, budget / 2))} "
-        "tokens. Trust the curve against tokens used more than the one against budget."
+        f"The budget does not bound the tokens of {joined(leaking)}: the reasoning goes on in the answer. Worst is "
+        f"{label} on {task} at budget {budget}, where {percent(leaked)} % of answers are longer than "
+        f"{count(max(512, budget / 2))} tokens. Trust the curve against tokens used more than the one against budget."
     ]
 
 

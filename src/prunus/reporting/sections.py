@@ -1,4 +1,4 @@
-"""The page's sections about numbers: verdicts, curves, tables. Each function gives HTML; all foreign text is escaped."""
+"""The page's sections about numbers: verdicts, curves, tables. All give HTML in which foreign text is escaped."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,19 +18,29 @@ def word(text: str) -> str:
     return f'<span class="word {text.replace(" ", "-")}">{esc(text)}</span>'
 
 
+def named(look: Look) -> str:
+    """A run's name with its line."""
+    return f"{swatch(look.line, look.marker)} <bdi>{esc(look.label)}</bdi>"
+
+
+def soft(text: str) -> str:
+    """A paragraph in the background, of HTML."""
+    return f'<p class="soft">{text}</p>'
+
+
 def row_name(look: Look) -> str:
     """A run's name with its line, as the head of a row."""
-    return f'<th scope="row">{swatch(look.css, look.marker)}<bdi>{esc(look.label)}</bdi></th>'
+    return f'<th scope="row">{named(look)}</th>'
 
 
 def table(head: Sequence[str], rows: Sequence[str], css: str, caption: str) -> str:
-    """A table that scrolls inside itself where it is too wide. head: HTML of the column titles, the first a row title."""
+    """A table that scrolls inside itself where it is too wide. head: titles as HTML; each row starts with a <th>."""
     first, *rest = head
     titles = f'<th scope="col" class="text">{first}</th>' + "".join(f'<th scope="col">{text}</th>' for text in rest)
     label = f' aria-label="{esc(caption)}"'
     return (
-        f'<div class="wide" tabindex="0" role="region"{label}><table class="{css}"{label}><thead><tr>{titles}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="wide" tabindex="0" role="region"{label}><table class="{css}"{label}>'
+        f"<thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -48,28 +58,26 @@ def verdict_section(looks: Sequence[Look], summaries: Sequence[Data], comparison
     entries = comparison["others"]
     margin = comparison["margin"]
     primaries = [entry["primary"] for entry in entries]
-    pictures = forest([tuple(float_of(c[k]) for k in ("difference", "low", "high")) for c in primaries], margin)
+    ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
+    pictures = forest(ends, margin)
     task, budget = _last_cell(summaries)
     rows = [_verdict_row(looks[0], None, "", summaries[0], task, budget)]
     for look, entry, picture, summary in zip(looks[1:], entries, pictures, summaries[1:], strict=True):
         rows.append(_verdict_row(look, entry, picture, summary, task, budget))
     head = [
-        "Model", "Verdict", "Difference over<br>the curve, points", "0 and margin", "p adjusted", "MDE,<br>points",
-        f"Accuracy, %<br>at budget {budget}", f"Tokens used<br>at budget {budget}",
+        "Model", "Verdict", "Difference over<br>the curve, points", "0 and margin<br>(dashed)", "p adjusted",
+        "MDE,<br>points", f"Accuracy, %<br>at budget {budget}", f"Tokens used<br>at budget {budget}",
     ]  # fmt: skip
     several = any("macro" in entry for entry in entries)
     over = " averaged over tasks" if several else ""
     where = f" The last two columns are for task <bdi>{esc(task)}</bdi>." if several else ""
     note = (
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
-        f"problem, with a 95 % interval. p: adjusted over the {len(entries)} runs (Holm). Non-inferior: the one-sided 95 % "
-        f"bound lies above −{100 * margin:g} points (dashed). MDE: the true difference that would be found four times in "
-        f"five.{where}"
+        f"problem, with a 95 % interval. p: adjusted over the {len(entries)} runs (Holm). Non-inferior: the one-sided "
+        f"95 % bound lies above −{100 * margin:g} points (dashed). MDE: the true difference that would be found four "
+        f"times in five.{where}"
     )
-    return (
-        f'<section id="verdicts"><h2>Verdicts</h2>{table(head, rows, "verdicts", "Verdicts")}'
-        f'<p class="soft">{note}</p></section>'
-    )
+    return f'<section id="verdicts"><h2>Verdicts</h2>{table(head, rows, "verdicts", "Verdicts")}{soft(note)}</section>'
 
 
 def _last_cell(summaries: Sequence[Data]) -> tuple[str, int]:
@@ -85,7 +93,8 @@ def _verdict_row(look: Look, entry: Data | None, picture: str, summary: Data, ta
         cell = entry["primary"]
         difference = f"{points(cell['difference'])}<small>{interval(cell, points)}</small>"
         numbers = [probability(cell["p_adjusted"]).replace("<", "&lt;"), percent(cell["mde"])]
-        values = [word(entry["verdict"]), difference, picture, *numbers]
+        margin = "<small>within the margin</small>" if entry["verdict"] == "worse" and entry["within_margin"] else ""
+        values = [word(entry["verdict"]) + margin, difference, picture, *numbers]
     last = cells_of(summary, task).get(budget)
     if last is None:
         values += ["", ""]
@@ -100,7 +109,7 @@ def legend(looks: Sequence[Look]) -> str:
     chips = []
     for look in looks:
         state = "checked disabled" if look.index == 0 else "checked"
-        line = swatch(look.css, look.marker)
+        line = swatch(look.line, look.marker)
         chips.append(
             f'<label class="chip c{look.hue}"><input type="checkbox" id="t{look.index}" autocomplete="off" {state}>'
             f"{line}<bdi>{esc(look.label)}</bdi></label>"
@@ -118,17 +127,17 @@ def curve_section(task: str, looks: Sequence[Look], summaries: Sequence[Data], c
         f"{figures.accuracy_against_tokens(task, looks, summaries)}</figure>"
     )
     panels = "".join(
-        f'<figure class="{look.css} panel-of"><figcaption>{swatch(look.css, look.marker)} <bdi>{esc(look.label)}</bdi></figcaption>'
+        f'<figure class="{look.css}"><figcaption>{named(look)}</figcaption>'
         f"{figures.differences(task, look, entry, comparison['margin'])}</figure>"
         for look, entry in zip(looks[1:], comparison["others"], strict=True)
         if task in entry["tasks"]
     )
     base = esc(looks[0].label)
-    difference = (
-        f"<h3>Difference to <bdi>{base}</bdi></h3><p class='soft'>Accuracy minus the base's on the same problems, in points, with "
-        "95 % intervals for each budget by itself. The shaded strip is the margin; each panel has its own scale.</p>"
-        f'<div class="panels">{panels}</div>'
+    note = (
+        "Accuracy minus the base's on the same problems, in points, with 95 % intervals for each budget by itself. The "
+        "shaded strip is the margin; each panel has its own scale."
     )
+    difference = f'<h3>Difference to <bdi>{base}</bdi></h3>{soft(note)}<div class="panels three">{panels}</div>'
     return (
         f'<section><h2>{title}</h2><div class="pair">{pair}</div>{difference if panels else ""}'
         f"{_matrix(task, looks, summaries, comparison)}</section>"
@@ -151,12 +160,9 @@ def _matrix(task: str, looks: Sequence[Look], summaries: Sequence[Data], compari
         rows.append(f'<tr class="{look.css}">{row_name(look)}{_cells(values)}</tr>')
     sizes = sorted({(c["n"], c["samples"]) for s in summaries for c in cells_of(s, task).values()})
     text = " or ".join(f"{n} problems × {draws} draw{'s' * (draws != 1)}" for n, draws in sizes)
-    head = ["Accuracy, %", *map(str, budgets)]
-    return (
-        f'<h3>By budget</h3><p class="soft">{text}; 95 % intervals below; verdicts for each budget (p adjusted over the budgets '
-        f"of a run).</p>{table(head, rows, 'matrix', 'Accuracy by budget')}"
-        f"{_all_numbers(task, looks, summaries, comparison)}"
-    )
+    note = f"{text}. Below each accuracy its 95 % interval and the budget's verdict, p adjusted over a run's budgets."
+    body = table(["Accuracy, %", *map(str, budgets)], rows, "matrix", "Accuracy by budget")
+    return f"<h3>By budget</h3>{soft(note)}{body}{_all_numbers(task, looks, summaries, comparison)}"
 
 
 def _contrasts(entry: Data | None, task: str) -> dict[int, Data]:
@@ -177,11 +183,10 @@ def _all_numbers(task: str, looks: Sequence[Look], summaries: Sequence[Data], co
                 values += [word(verdict(contrast, comparison["margin"])), *p, percent(contrast["mde"])]
             else:
                 values += [""] * 7
-            rows.append(
-                f'<tr class="{look.css}">{row_name(look)}{_cells([*values, str(cell["n"]), str(cell["samples"])])}</tr>'
-            )
-    head = ["Run", "Budget", "Accuracy, %", "low", "high", "Difference, points", "low", "high", "Verdict", "p", "p adjusted", "MDE",
-            "Problems", "Draws"]  # fmt: skip
+            values += [str(cell["n"]), str(cell["samples"])]
+            rows.append(f'<tr class="{look.css}">{row_name(look)}{_cells(values)}</tr>')
+    head = ["Run", "Budget", "Accuracy, %", "low", "high", "Difference, points", "low", "high", "Verdict", "p",
+            "p adjusted", "MDE", "Problems", "Draws"]  # fmt: skip
     body = table(head, rows, "data numbers", f"Every number on {task}")
     return f"<details><summary>Every number</summary>{body}</details>"
 
@@ -190,7 +195,7 @@ def token_section(task: str, looks: Sequence[Look], summaries: Sequence[Data], a
     """How draws ended, as panels, and the tokens they took, as a table."""
     keys = "".join(f"<li>{swatch(f'e{i}', i)}{esc(words)}</li>" for i, words in enumerate(ENDINGS.values()))
     panels = "".join(
-        f'<figure class="{look.css} panel-of"><figcaption>{swatch(look.css, look.marker)} <bdi>{esc(look.label)}</bdi></figcaption>'
+        f'<figure class="{look.css}"><figcaption>{named(look)}</figcaption>'
         f"{figures.endings(task, look, summary)}</figure>"
         for look, summary in zip(looks, summaries, strict=True)
         if cells_of(summary, task)
@@ -203,12 +208,12 @@ def token_section(task: str, looks: Sequence[Look], summaries: Sequence[Data], a
             values += [count(used["total"]["p95"]), count(cell["tokens_per_correct"]), percent(1 - cell["forced"])]
             values += [percent(cell[ending]) for ending in ENDINGS]
             rows.append(f'<tr class="{look.css}">{row_name(look)}{_cells(values)}</tr>')
-    head = ["Run", "Budget", "Thinking", "Answer", "Total", "Total, 95th<br>percentile", "Per correct<br>draw", "Natural<br>end, %",
-            "Forced<br>end, %", "No answer,<br>%", "Truncated,<br>%", "Leaked, %"]  # fmt: skip
+    head = ["Run", "Budget", "Thinking", "Answer", "Total", "Total, 95th<br>percentile", "Per correct<br>draw",
+            "Natural<br>end, %", "Forced<br>end, %", "No answer,<br>%", "Truncated,<br>%", "Leaked,<br>%"]  # fmt: skip
     body = table(head, rows, "data tokens", f"Tokens and endings on {task}")
+    note = "Mean tokens per draw; markers and closings that the protocol puts in are not counted."
     title = "Tokens and endings" if alone else f"Tokens and endings on <bdi>{esc(task)}</bdi>"
     return (
         f'<section><h2>{title}</h2><ul class="endings">{keys}</ul><div class="panels">{panels}</div>'
-        f"<details><summary>Tokens and endings in numbers</summary>{body}"
-        '<p class="soft">Mean tokens per draw; markers and closings that the protocol puts in are not counted.</p></details></section>'
+        f"<details><summary>Tokens and endings in numbers</summary>{body}{soft(note)}</details></section>"
     )

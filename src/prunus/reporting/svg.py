@@ -134,10 +134,9 @@ def chart(
     ]
     if zone is not None:
         low, high = (min(1.0, max(0.0, y_axis.place(value))) for value in zone)
-        parts.append(
-            f'<rect class="zone" x="{frame.left}" y="{frame.y(high):.1f}" width="{frame.width - frame.left - frame.right}" '
-            f'height="{frame.y(low) - frame.y(high):.1f}"/>'
-        )
+        width, height = frame.width - frame.left - frame.right, frame.y(low) - frame.y(high)
+        place = f'x="{frame.left}" y="{frame.y(high):.1f}" width="{width}" height="{height:.1f}"'
+        parts.append(f'<rect class="zone" {place}/>')
     if zero_line:
         y = frame.y(y_axis.place(0.0))
         parts.append(f'<path class="zero" d="M{frame.left},{y:.1f}H{frame.width - frame.right}"/>')
@@ -208,9 +207,8 @@ def _curve(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame) -> str:
             parts.append(f'<path class="line" d="M{"L".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
         shape = MARKERS[line.marker % len(MARKERS)]
         for (x, y), point in zip(places, piece, strict=True):
-            parts.append(
-                f'<path class="mark" transform="translate({x:.1f},{y:.1f})" d="{shape}"><title>{esc(point.note)}</title></path>'
-            )
+            place = f'transform="translate({x:.1f},{y:.1f})"'
+            parts.append(f'<path class="mark" {place} d="{shape}"><title>{esc(point.note)}</title></path>')
     return f'<g class="{line.css}">{"".join(parts)}</g>'
 
 

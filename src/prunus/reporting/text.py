@@ -12,7 +12,7 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e007f]"
 )
-MINUS, DASH, THIN = "\u2212", "\u2013", "\u202f"
+MINUS, DASH, THIN, NBSP = "\u2212", "\u2013", "\u202f", "\u00a0"
 
 
 def visible(text: str) -> str:
@@ -40,7 +40,7 @@ def clip(text: str, limit: int) -> str:
 
 
 def script_json(data: Any) -> str:
-    """JSON that may stand inside a <script> element: no <, >, & and nothing outside ASCII; NaN and infinity become null."""
+    """JSON that may stand inside a <script> element: no <, >, &, nothing outside ASCII; NaN and infinity are null."""
     text = json.dumps(_finite(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
