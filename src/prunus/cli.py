@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from rich.console import Console
 
 import prunus
 from prunus import progress, recipes
@@ -84,8 +83,6 @@ def print_json(data: Any) -> None:
     """The only thing on stdout under --json."""
     click.echo(json.dumps(data, indent=1, ensure_ascii=False))
 
-
-out_console = Console()
 
 model_argument = click.argument("model")
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes a GPU.")
@@ -173,7 +170,7 @@ def inspect_command(checkpoint: str, as_json: bool) -> None:
     if as_json:
         print_json(data)
     else:
-        out_console.print(*inspection_tables(data), sep="\n")
+        progress.out_console.print(*inspection_tables(data), sep="\n")
 
 
 @command("perplexity", "prunus perplexity out/wanda-20 --text heldout.txt")
@@ -225,7 +222,7 @@ def eval_command(model: str, store: Path, device: str, **plan: Any) -> None:
     from prunus.results.store import Store
 
     with Store(store) as opened:
-        out_console.print(curve_table([summarise(opened, run_id)]))
+        progress.out_console.print(curve_table([summarise(opened, run_id)]))
 
 
 @command("regrade", "prunus regrade results.db")
@@ -250,7 +247,7 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], margin: flo
     else:
         from prunus.reporting.tables import verdict_table
 
-        out_console.print(verdict_table(data))
+        progress.out_console.print(verdict_table(data))
 
 
 @command("report", "prunus report results.db report.html")

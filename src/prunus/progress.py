@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_EVERY_SECONDS = 30.0
-console = Console(stderr=True)
+# Without a terminal there is no width to keep to: wide enough for tables of eight budgets.
+WIDTH_WITHOUT_TERMINAL = 120
+console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
+out_console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 _quiet = False
 
 

@@ -1,0 +1,169 @@
+"""The whole job on a real LLM: SmolLM2-135M-Instruct (Llama architecture), pruned at 50 % on 64 x 512 tokens."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from real_llm import docstrings, smollm2
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import prunus
+from prunus.results.store import Store
+
+pytestmark = [pytest.mark.real_llm, pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
+
+SAMPLES, SEQLEN, HELD_OUT = 64, 512, 8
+GSM8K = Path(__file__).parent / "data" / "gsm8k.jsonl"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("smollm2")
+
+
+@pytest.fixture(scope="module")
+def texts(folder):
+    """Files of token ids: calibration, and held-out text that shares no document with it."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2())
+    documents = docstrings()
+    ids = [token for text in documents for token in tokenizer.encode(text + "\n\n", add_special_tokens=False)]
+    rows = [ids[i : i + SEQLEN] for i in range(0, (SAMPLES + 1 + HELD_OUT) * SEQLEN, SEQLEN)]
+    files = {"calibration": rows[:SAMPLES], "held_out": rows[SAMPLES + 1 :]}  # the row between may share a document
+    for name, sequences in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in sequences))
+    return {name: folder / f"{name}.jsonl" for name in files}
+
+
+@pytest.fixture(scope="module")
+def pruned(folder, texts):
+    """Both methods at 50 %."""
+    made = {}
+    for method in ("magnitude", "wanda"):
+        recipe = prunus.PruneRecipe(
+            method=method, sparsity=0.5, calibration=str(texts["calibration"]), samples=SAMPLES, seqlen=SEQLEN
+        )
+        made[method] = folder / method
+        prunus.prune(smollm2(), made[method], recipe)
+    return made
+
+
+def weights(model):
+    with safe_open(next(iter(sorted(Path(model).glob("*.safetensors")))), "pt") as first:
+        names = set(first.keys())
+    files = sorted(Path(model).glob("*.safetensors"))
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
+    assert names <= set(found)
+    return found
+
+
+def test_perplexity_orders_dense_wanda_magnitude(pruned, texts):
+    models = {"dense": smollm2(), **pruned}
+    value = {
+        name: prunus.perplexity(model, texts["held_out"], seqlen=SEQLEN)["perplexity"] for name, model in models.items()
+    }
+    assert value["dense"] < value["wanda"] < value["magnitude"], value
+    assert value["wanda"] < 3 * value["dense"], value
+
+
+def test_magnitude_mask_is_the_smallest_half_of_every_linear(pruned):
+    dense, half = weights(smollm2()), weights(pruned["magnitude"])
+    assert dense.keys() == half.keys()
+    for name, before in dense.items():
+        after = half[name]
+        if "proj" not in name:
+            assert torch.equal(before, after), name
+            continue
+        order = before.abs().float().flatten().sort(stable=True).indices
+        expected = before.flatten().clone()
+        expected[order[: round(0.5 * before.numel())]] = 0
+        assert torch.equal(expected.view_as(before), after), name
+
+
+def test_wanda_mask_of_the_first_block_is_that_of_a_full_forward(pruned, texts):
+    """Norms from transformers' own forward with hooks; ranking by a stable full sort."""
+    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+    block = model.model.layers[0]
+    linears = {n: m for n, m in block.named_modules() if isinstance(m, torch.nn.Linear)}
+    squares = {name: torch.zeros(m.in_features, dtype=torch.float64) for name, m in linears.items()}
+
+    def watch(name):
+        def hook(_module, inputs):
+            squares[name] += inputs[0].double().pow(2).flatten(0, -2).sum(0)
+
+        return hook
+
+    for name, module in linears.items():
+        module.register_forward_pre_hook(watch(name))
+    for line in texts["calibration"].read_text().splitlines():
+        with torch.inference_mode():
+            model.model(torch.tensor([json.loads(line)["token_ids"]]))
+    after = weights(pruned["wanda"])
+    for name, module in linears.items():
+        weight = module.weight.data
+        score = weight.float().abs() * squares[name].sqrt().float()
+        order = score.sort(dim=1, stable=True).indices[:, : round(0.5 * weight.shape[1])]
+        ours = after[f"model.layers.0.{name}.weight"]
+        expected = weight.clone().scatter_(1, order, 0)
+        # Sums in another order may swap weights whose scores agree to seven digits; nothing else may differ.
+        differ = (ours != expected).float().mean().item()
+        assert differ < 1e-4, (name, differ)
+        assert ((ours == 0).sum(1) >= order.shape[1]).all()
+
+
+def test_pruned_model_loads_and_generates(pruned):
+    model = AutoModelForCausalLM.from_pretrained(pruned["wanda"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(pruned["wanda"])
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        out = model.generate(**chat, max_new_tokens=12, do_sample=False)
+    text = tokenizer.decode(out[0, chat["input_ids"].shape[1] :])
+    assert len(text.split()) > 2, text
+
+
+EVALUATE = """
+import sys, prunus
+plan = prunus.EvalPlan(tasks=(sys.argv[2],), budgets=(16, 32), limit=20, answer_tokens=32, batch_size=5, seed=3)
+print(prunus.evaluate(sys.argv[1], plan, sys.argv[3]))
+"""
+
+
+def test_gsm8k_completes_and_resumes_after_a_kill(pruned, folder):
+    store = folder / "gsm8k.db"
+    command = [sys.executable, "-c", EVALUATE, str(pruned["wanda"]), str(GSM8K), str(store)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    before = rows_when_some_are_there(first, store)
+    first.kill()
+    first.communicate()
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
+    with Store(store) as opened:
+        rows = opened.samples(finished.stdout.split()[-1], texts=True)
+    assert len(rows) == 40
+    assert set(before) <= set(rows), "rows written before the kill were changed"
+    assert all(row.thinking_tokens <= row.budget and row.answer_tokens <= 32 for row in rows)
+
+
+def rows_when_some_are_there(process, store):
+    """Rows of the first batches of a run that goes on meanwhile."""
+    import time
+
+    while process.poll() is None:
+        time.sleep(0.3)
+        if store.exists():
+            try:
+                with Store(store) as opened:
+                    rows = [row for run in opened.runs() for row in opened.samples(run.run_id, texts=True)]
+            except prunus.PrunusError:
+                continue  # the store is being created or written this very moment
+            if rows:
+                return rows
+    raise AssertionError(process.communicate())
