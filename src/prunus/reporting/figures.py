@@ -52,7 +52,10 @@ def accuracy_against_tokens(task: str, looks: Sequence[Look], summaries: Sequenc
     for look, summary in _pairs(looks, summaries):
         cells = cells_of(summary, task)
         used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
-        moved = [point._replace(x=used[int(point.x)]) for point in _accuracies(look, cells)]
+        moved = [
+            point._replace(x=used[int(point.x)], note=f"{point.note}, {count(used[int(point.x)])} tokens")
+            for point in _accuracies(look, cells)
+        ]
         lines.append(Line(look.css, moved, look.marker))
     axis = log_axis(
         [point.x for line in lines for point in line.points], "Mean tokens used per draw (thinking + answer)"
@@ -65,7 +68,8 @@ def differences(task: str, look: Look, entry: Data, margin: float) -> str:
     found = []
     for budget, cell in sorted(entry["tasks"][task]["budgets"].items(), key=lambda item: int(item[0])):
         low, high = 100 * float_of(cell["low"]), 100 * float_of(cell["high"])
-        note = f"{budget} tokens: {points(cell['difference'])} points ({points(cell['low'])} to {points(cell['high'])})"
+        interval = f"{points(cell['low'])} to {points(cell['high'])}"
+        note = f"Budget {budget}\n{look.label}\n{points(cell['difference'])} points ({interval})"
         found.append(Point(float(budget), 100 * cell["difference"], low, high, note))
     edge = 100 * margin * 1.5
     ends = [value for point in found for value in (point.y, point.low, point.high) if math.isfinite(value)]
@@ -85,7 +89,7 @@ def endings(task: str, look: Look, summary: Data) -> str:
     for index, (ending, words) in enumerate(ENDINGS.items()):
         found = [(budget, cell[ending]) for budget, cell in cells.items()]
         if any(share > 0 for _, share in found):
-            notes = [f"{budget} tokens: {percent(share)} % {words}" for budget, share in found]
+            notes = [f"Budget {budget}\n{words.split(':')[0]}\n{percent(share)} %" for budget, share in found]
             values = zip(found, notes, strict=True)
             spots = [Point(float(b), 100 * share, math.nan, math.nan, note) for (b, share), note in values]
             lines.append(Line(f"e{index}", spots, index))
@@ -104,9 +108,8 @@ def _accuracies(look: Look, cells: Mapping[int, Data]) -> list[Point]:
     found = []
     for budget, cell in cells.items():
         low, high = float_of(cell["low"]), float_of(cell["high"])
-        used = count(cell["tokens"]["total"]["mean"])
         interval = f"{percent(low)} to {percent(high)}"
-        note = f"{look.label}, budget {budget}: {percent(cell['accuracy'])} % ({interval}), {used} tokens used"
+        note = f"Budget {budget}\n{look.label}\n{percent(cell['accuracy'])} % ({interval})"
         found.append(Point(float(budget), 100 * cell["accuracy"], 100 * low, 100 * high, note))
     return found
 

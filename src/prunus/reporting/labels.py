@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunus.reporting.text import DASH, MINUS, NBSP
+from prunus.reporting.text import DASH, MINUS, NBSP, one_line
 from prunus.results.store import Run
 
 NAMES = {
@@ -73,7 +73,7 @@ def step_label(step: dict[str, Any]) -> str:
         if "," in blocks:
             numbers = [part.strip() for part in blocks.split(",") if part.strip()]
             return f"block{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} removed"
-        return f"{_method(step)} {MINUS}{blocks} block{'' if blocks == '1' else 's'}"
+        return f"{_method(step)} {MINUS}{blocks}{NBSP}block{'' if blocks == '1' else 's'}"
     sparsity, pattern = recipe.get("sparsity"), recipe.get("pattern")
     amount = str(pattern) if pattern else f"{100 * sparsity:.3g}{NBSP}%" if isinstance(sparsity, int | float) else DASH
     return f"{_method(step)} {amount}"
@@ -91,14 +91,14 @@ def recipe_text(run: Run) -> str:
 
 
 def label(steps: Sequence[dict[str, Any]]) -> str:
-    """A short name for what was done; `dense` for nothing."""
-    return " + ".join(step_label(step) for step in steps) or "dense"
+    """A short name for what was done, on one line; `dense` for nothing."""
+    return one_line(" + ".join(step_label(step) for step in steps)) or "dense"
 
 
 def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> list[str]:
     """Labels for (run id, model name, history): with the name where base models differ, the id where labels agree."""
     one_model = len({model for _, model, steps in named if not steps}) <= 1
-    texts = [label(steps) if one_model else f"{model}: {label(steps)}" for _, model, steps in named]
+    texts = [label(steps) if one_model else f"{one_line(model)}: {label(steps)}" for _, model, steps in named]
     twice = {text for text, times in Counter(texts).items() if times > 1}
     return [
         f"{text} ({run_id[:8]})" if text in twice else text for text, (run_id, _, _) in zip(texts, named, strict=True)

@@ -4,7 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 function placeOf(mark) {
   const numbers = mark.getAttribute("transform").match(/-?[\d.]+/g).map(Number);
-  return { x: numbers[0], y: numbers[1], note: mark.dataset.note, mark };
+  return { x: numbers[0], y: numbers[1], note: mark.dataset.note.split("\n"), mark };
 }
 
 function addReadout(svg) {
@@ -28,10 +28,12 @@ function addReadout(svg) {
     const near = shown().filter((place) => Math.abs(place.x - x) < 0.6).sort((a, b) => a.y - b.y);
     if (!near.length) return hide();
     cursor.setAttribute("d", `M${x},${svg.viewBox.baseVal.height}V0`);
-    box.replaceChildren(...near.map((place) => {
-      const line = document.createElement("div");
-      line.textContent = place.note;
-      return line;
+    const where = document.createElement("b");
+    where.textContent = near[0].note[0];
+    box.replaceChildren(where, ...near.map(({ note: [, name, value] }) => {
+      const row = document.createElement("div");
+      for (const text of [name, value]) row.append(Object.assign(document.createElement("span"), { textContent: text }));
+      return row;
     }));
     box.hidden = false;
     const at = near[0].mark.getBoundingClientRect(), frame = figure.getBoundingClientRect();
@@ -128,4 +130,4 @@ document.querySelectorAll("table.data").forEach((table, index) => {
 const data = document.getElementById("data");
 addButton(document.querySelector("#methods dl"), "Download all numbers (JSON)", () =>
   download("prunus-report.json", "application/json", data.textContent));
-addEventListener("beforeprint", () => document.querySelectorAll("details:not(.flip)").forEach((one) => (one.open = one.closest("#methods") === null)));
+addEventListener("beforeprint", () => document.querySelectorAll("details:has(table)").forEach((one) => (one.open = true)));

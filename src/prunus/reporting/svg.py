@@ -20,7 +20,7 @@ MARKERS = (
 
 
 class Point(NamedTuple):
-    """One value with its interval; note is what a pointer on it reads."""
+    """One value with its interval; note is what a pointer on it reads: where, name and value, a line each."""
 
     x: float
     y: float

@@ -15,6 +15,9 @@ _CONTROL = re.compile(
 MINUS, DASH, THIN, NBSP = "\u2212", "\u2013", "\u202f", "\u00a0"
 
 
+LABEL_LIMIT = 80  # characters of a name: manifests are foreign text too
+
+
 def visible(text: str) -> str:
     """text with every control character replaced by something one can see: ␀ for NUL, ⟦U+202E⟧ for a bidi override."""
 
@@ -28,6 +31,12 @@ def visible(text: str) -> str:
 def esc(text: object) -> str:
     """HTML text or attribute value that can hold no markup and no control character."""
     return html.escape(visible(str(text)), quote=True)
+
+
+def one_line(text: str, limit: int = LABEL_LIMIT) -> str:
+    """text made visible on one line, cut to limit characters."""
+    text = re.sub(r"[ \t\n]+", " ", visible(text)).strip()
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def clip(text: str, limit: int) -> str:
