@@ -132,7 +132,7 @@ def test_activations_that_overflow_name_block_and_linear(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["m", "m/inside", ".", "link", "link/inside"])
+@pytest.mark.parametrize("name", ["m", "m/inside", ".", "", "..", "/", "link", "link/inside"])
 def test_a_model_is_not_written_onto_or_around_itself(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "m")

@@ -184,6 +184,24 @@ def test_two_processes_do_not_work_on_one_folder(tmp_path, model, rows):
         assert first.folder.exists()
 
 
+def test_an_output_that_appears_meanwhile_is_not_overwritten(tmp_path, model, rows, monkeypatch):
+    finish = Partial.finish
+
+    def late(self, *arguments):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "config.json").write_text("{}")
+        finish(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "finish", late)
+        with pytest.raises(OSError, match="not empty"):
+            prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+    shutil.rmtree(tmp_path / "out")
+    prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert Checkpoint(tmp_path / "out").blocks == BLOCKS
+
+
 Usage = namedtuple("Usage", "total used free")
 
 

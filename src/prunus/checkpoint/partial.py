@@ -52,7 +52,8 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
 
 def partial_folder(target: Path) -> Path:
     """Where unfinished work on target lives."""
-    return target.absolute().with_name(target.name + ".partial")
+    whole = target.resolve()
+    return whole.parent / f"{whole.name}.partial"
 
 
 class Partial:
@@ -67,7 +68,7 @@ class Partial:
         self, source: Checkpoint, target: Path, work: Mapping[str, Any], shards: int, needed: int, overwrite: bool
     ) -> None:
         check_target(source.folder, target, overwrite)
-        self.source, self.target, self.work = source, target.absolute(), dict(work)
+        self.source, self.target, self.work = source, target.resolve(), dict(work)
         self.shards, self.needed, self.overwrite = shards, needed, overwrite
         self.folder = partial_folder(target)
         self.records: dict[int, dict[str, Any]] = {}
@@ -146,7 +147,7 @@ class Partial:
             manifest = next_manifest(self.source, step)
             write_text(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         self.finished = True
-        replace_folder(self.folder, self.target)
+        replace_folder(self.folder, self.target, self.overwrite)
         # Only now, so that a run killed before the renaming still finds all of its work.
         for name in (JOURNAL, LOCK, *shards):
             (self.target / name).unlink(missing_ok=True)
@@ -221,16 +222,16 @@ def copy_companions(source: Path, target: Path) -> None:
         shutil.copytree(templates, target / templates.name, dirs_exist_ok=True)
 
 
-def replace_folder(new: Path, target: Path) -> None:
-    """Rename new to target; an old target is moved away first and deleted afterwards."""
-    old = target.with_name(target.name + ".replaced")
-    if target.exists() and any(target.iterdir()):
+def replace_folder(new: Path, target: Path, overwrite: bool) -> None:
+    """Rename new to target; with overwrite an old target is moved away first and deleted afterwards."""
+    old = target.parent / f"{target.name}.replaced"
+    if overwrite and target.exists() and any(target.iterdir()):
         if old.exists():
             shutil.rmtree(old)
         target.rename(old)
     new.rename(target)
     sync_folder(target.parent)
-    if old.exists():
+    if overwrite and old.exists():
         shutil.rmtree(old)
 
 
