@@ -17,7 +17,7 @@ from prunus.results.store import Store
 pytestmark = [pytest.mark.real_llm, pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
 SAMPLES, SEQLEN, HELD_OUT = 64, 512, 8
-GSM8K = Path(__file__).parent / "data" / "gsm8k.jsonl"
+GSM8K = Path(__file__).parent / "data" / "gsm8k_30.jsonl"
 
 
 @pytest.fixture(scope="module")
