@@ -1,0 +1,338 @@
+"""The page says what compare and summarise say, in numbers, pictures and words."""
+
+import errno
+import os
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from fake_store import BUDGETS, draw_samples, make_store, run_of
+from html_page import Page
+
+from prunus.errors import PrunusError
+from prunus.recipes import EvalPlan
+from prunus.reporting import prose
+from prunus.reporting.page import report
+from prunus.reporting.text import joined, points, probability
+from prunus.results.comparison import compare, summarise, verdict
+from prunus.results.store import Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("store") / "results.db")
+
+
+@pytest.fixture(scope="module")
+def page(store) -> Page:
+    return Page(report(store, store.parent / "report.html"))
+
+
+def is_refused(call, *words: str) -> bool:
+    with pytest.raises(PrunusError) as error:
+        call()
+    message = str(error.value)
+    return "\n" not in message and all(word in message for word in words)
+
+
+# Numbers
+
+
+def in_percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def in_points(value: float) -> str:
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def test_every_number_is_compares(page, store):
+    with Store(store) as opened:
+        runs = opened.runs()
+        summaries = [summarise(opened, run.run_id) for run in runs]
+    others = compare(store, runs[0].run_id)["others"]
+    expected = []
+    for summary, entry in zip(summaries, [None, *others], strict=True):
+        for budget in BUDGETS:
+            cell = summary["tasks"]["tiny"]["budgets"][budget]
+            row = [str(budget), *(in_percent(cell[key]) for key in ("accuracy", "low", "high"))]
+            if entry is None:
+                row += [""] * 7
+            else:
+                other = entry["tasks"]["tiny"]["budgets"][budget]
+                row += [in_points(other[key]) for key in ("difference", "low", "high")]
+                row += [verdict(other, 0.02), other["p"], other["p_adjusted"], in_percent(other["mde"])]
+            expected.append([*row, "126", "1"])
+    rows = page.rows("numbers")[1:]
+    assert len(rows) == len(expected) == 7 * 8
+    for (_, *row), wanted in zip(rows, expected, strict=True):
+        for shown, value in zip(row, wanted, strict=True):
+            if isinstance(value, float):  # a p-value
+                assert abs(float(shown) - value) <= 0.0051 if shown != "<0.001" else value < 0.001
+            else:
+                assert shown == value
+
+
+def test_verdict_rows_are_compares(page, store):
+    data = compare(store, "tiny")
+    rows = page.rows("verdicts")
+    assert [row[0].strip() for row in rows[1:]][:3] == ["dense", "Wanda 20\xa0%", "Magnitude 20\xa0%"]
+    for row, entry in zip(rows[2:], data["others"], strict=True):
+        cell = entry["primary"]
+        assert row[1].startswith(entry["verdict"])
+        interval = f"{in_points(cell['difference'])}{in_points(cell['low'])} to {in_points(cell['high'])}"
+        assert row[2] == interval and row[5] == in_percent(cell["mde"])
+
+
+def test_tokens_and_endings_are_summarises(page, store):
+    with Store(store) as opened:
+        summary = summarise(opened, opened.find_run("wanda-50").run_id)
+    rows = [row for row in page.rows("tokens") if "Wanda 50" in row[0]]
+    assert len(rows) == len(BUDGETS)
+    for row, budget in zip(rows, BUDGETS, strict=True):
+        cell = summary["tasks"]["tiny"]["budgets"][budget]
+        numbers = [float(text.replace("\u202f", "")) for text in row[1:]]
+        used = cell["tokens"]
+        means = [used["thinking"]["mean"], used["answer"]["mean"], used["total"]["mean"], used["total"]["p95"]]
+        shares = [1 - cell["forced"], cell["forced"], cell["no_answer"], cell["truncated"], cell["leaked"]]
+        assert numbers[0] == budget
+        assert numbers[1:5] == pytest.approx(means, abs=0.5)
+        assert numbers[6:] == pytest.approx([100 * share for share in shares], abs=0.051)
+
+
+def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
+    with Store(store) as opened:
+        summaries = [summarise(opened, run.run_id) for run in opened.runs()]
+    chart = page.source[page.source.index('<svg class="chart') :].split("</svg>", 1)[0]
+    groups = re.findall(r'<g class="run r(\d)[^>]*>(.*?)</g>', chart, re.DOTALL)
+    marks: dict[int, list[tuple[float, float]]] = {}
+    for index, body in groups:
+        found = re.findall(r'class="mark" transform="translate\(([\d.]+),([\d.]+)\)"', body)
+        marks.setdefault(int(index), []).extend((float(x), float(y)) for x, y in found)
+    ticks = re.findall(r'<path class="grid" d="M[\d.]+,([\d.]+)H', chart)
+    labels = re.findall(r'<text class="tick"[^>]*text-anchor="end">([^<]+)<', chart)
+    (y0, v0), (y1, v1) = [(float(y), float(v)) for y, v in zip(ticks, labels, strict=True)][:: len(labels) - 1]
+    for index, summary in enumerate(summaries):
+        cells = summary["tasks"]["tiny"]["budgets"]
+        for (_, y), budget in zip(marks[index], BUDGETS, strict=True):
+            assert v0 + (y - y0) * (v1 - v0) / (y1 - y0) == pytest.approx(100 * cells[budget]["accuracy"], abs=0.05)
+        xs = [x for x, _ in marks[index]]
+        steps = [b - a for a, b in pairwise(xs[1:])]
+        assert steps == pytest.approx([steps[0]] * 6, abs=0.11)  # each budget doubles
+        assert xs[1] - xs[0] >= steps[0] - 0.11  # 0 stands apart
+    lines = re.findall(r'<path class="line" d="([^"]+)"', chart)
+    assert len(lines) == 7 and all(line.count(",") == 7 for line in lines)  # nothing joins 0 to the rest
+    assert chart.count('class="band"') == 7
+
+
+# What it says
+
+
+def entry(word: str, difference: float, low: float, high: float, mde: float = 0.05, within: bool = False) -> dict:
+    cell = {"difference": difference, "low": low, "high": high, "mde": mde, "p_adjusted": 0.5}
+    return {"verdict": word, "primary": cell, "within_margin": within, "warnings": []}
+
+
+def test_headline_puts_every_run_into_the_sentence_of_its_verdict():
+    entries = [
+        entry("cannot tell", -0.01, -0.04, 0.02, mde=0.043),
+        entry("worse", -0.31, -0.335, -0.28),
+        entry("better", 0.05, 0.02, 0.08),
+        entry("non-inferior", -0.002, -0.01, 0.006),
+        entry("worse", -0.012, -0.018, -0.004, within=True),
+    ]
+    sentences = prose.headline(entries, ["A", "B", "C", "D", "E"], "dense", 0.02)
+    assert sentences == [
+        "Worse than dense over the whole curve: B by 31.0 points (28.0 to 33.5) and E by 1.2 points (0.4 to 1.8; still "
+        "within the margin).",
+        "Better than dense: C (+5.0 points, +2.0 to +8.0); not worse by more than 2 points, with 95 % confidence: D "
+        "(−0.2 points, −1.0 to +0.6).",
+        "Cannot tell: A (−1.0 points, −4.0 to +2.0; a difference below 4.3 can go unseen here).",
+    ]
+    assert (
+        prose.title(entries, "dense") == "5 variants against dense: 2 worse, 1 better, 1 non-inferior and 1 undecided"
+    )
+
+
+def test_headline_of_many_runs_counts_the_rest():
+    sentences = prose.headline(
+        [entry("worse", -0.1 - k / 100, -0.2, -0.05) for k in range(9)], list("ABCDEFGHI"), "x", 0.02
+    )
+    assert len(sentences) == 1 and sentences[0].endswith("and 6 more.") and "I by 18.0" in sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (list("abcdef"), "a, b, c and 3 more")]
+)
+def test_joined(names, text):
+    assert joined(names) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-0.0312, "−3.1"), (0.0004, "0.0"), (-0.0004, "0.0"), (0.1, "+10.0"), (None, "–"), (float("nan"), "–")],
+)
+def test_points(value, text):
+    assert points(value) == text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0001, "<0.001"), (0.0344, "0.034"), (0.214, "0.21"), (1.0, "1.00"), (None, "–")]
+)
+def test_probability(p, text):
+    assert probability(p) == text
+
+
+def rewrite(source: Path, target: Path, change) -> Path:
+    """A copy of a store with change(sample) for every sample of the runs after the first."""
+    with Store(source) as old, Store(target, create=True) as new:
+        new.add_problems(old.problems().values())
+        for number, run in enumerate(old.runs()):
+            new.add_run(run)
+            new.add_samples(run.run_id, [change(s) if number else s for s in old.samples(run.run_id, texts=True)])
+    return target
+
+
+def test_a_budget_that_does_not_bound_the_tokens_is_said(tmp_path):
+    source = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=30, budgets=(16, 64))
+    quiet = Page(report(source, tmp_path / "a.html"))
+    assert quiet.all("div", "warnings") == []
+    leaking = rewrite(source, tmp_path / "b.db", lambda s: replace(s, answer_tokens=600 if s.budget == 16 else 5))
+    (warning,) = Page(report(leaking, tmp_path / "b.html")).all("div", "warnings")
+    assert "does not bound the tokens of Wanda 50\xa0%" in warning and "budget 16, where 100.0 %" in warning
+
+
+def test_what_differs_and_what_is_missing_is_said(tmp_path):
+    path = make_store(tmp_path / "a.db", names=("tiny",), problems=20, budgets=(16, 64))
+    plan = EvalPlan(tasks=("tiny",), budgets=(16, 64))
+    with Store(path) as store:
+        rows = list(store.problems().values())
+        run = run_of("wanda-50", plan, 1)
+        run.versions["torch"] = "2.9"
+        run.model["manifest"]["history"][0]["warnings"] = ["calibrated on 3 tokens"]
+        store.add_run(run)
+        store.add_samples(run.run_id, draw_samples("wanda-50", rows[:12], (16, 64), 1, ())[:-1])
+    (warning,) = Page(report(path, tmp_path / "a.html")).all("div", "warnings")
+    assert "11 of 20 problems" in warning
+    assert "not finished on tiny: 11 of 12 started" in warning
+    assert "same torch" in warning
+    assert "calibrated on 3 tokens." in warning
+
+
+def test_texts_that_are_not_kept_are_said_to_be_missing(tmp_path):
+    source = make_store(tmp_path / "a.db", names=("tiny", "magnitude-50"), problems=20, budgets=(64, 1024))
+    bare = rewrite(source, tmp_path / "b.db", lambda s: replace(s, thinking="", text=""))
+    texts = Page(report(bare, tmp_path / "b.html")).all("pre", "answer")
+    assert texts and "[not kept in the store]" in texts
+
+
+# The file
+
+
+def test_the_file_is_whole_or_not_there(store, tmp_path, monkeypatch):
+    out = tmp_path / "page.html"
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert is_refused(lambda: report(store, out), "No space left", str(out))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert report(store, out) == out and list(tmp_path.iterdir()) == [out]
+    assert out.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_existing_file_stays_unless_told(store, tmp_path):
+    out = tmp_path / "page.html"
+    out.write_text("mine")
+    assert is_refused(lambda: report(store, out), "exists", "--overwrite") and out.read_text() == "mine"
+    report(store, out, overwrite=True)
+    assert out.read_text().startswith("<!doctype html>")
+    assert is_refused(lambda: report(store, tmp_path, overwrite=True), "is a folder")
+    assert is_refused(lambda: report(store, tmp_path / "none" / "page.html"), "does not exist")
+    assert is_refused(lambda: report(tmp_path / "none.db", tmp_path / "b.html"), "no store")
+
+
+def test_two_reports_of_one_store_are_equal(store, tmp_path):
+    pages = [report(store, tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0] == pages[1]
+
+
+def test_base_is_the_dense_run_or_the_one_named(store, page, tmp_path):
+    assert "base: dense" in page.all("p", "kicker")[0] and "of model tiny" in page.all("p", "kicker")[0]
+    named = Page(report(store, tmp_path / "a.html", base="wanda-50"))
+    assert "base: Wanda 50\xa0%" in named.all("p", "kicker")[0]
+    assert [row[0].strip() for row in named.rows("verdicts")][1:3] == ["Wanda 50\xa0%", "dense"]
+    assert is_refused(lambda: report(store, tmp_path / "b.html", base="none"), "no run of 'none'")
+
+
+def test_no_clear_base_is_refused(tmp_path):
+    none = make_store(tmp_path / "none.db", names=("wanda-20", "wanda-50"), problems=6, budgets=(16,))
+    assert is_refused(lambda: report(none, tmp_path / "a.html"), "no run of an unpruned model", "--base")
+    two = make_store(tmp_path / "two.db", names=("tiny",), problems=6, budgets=(16,))
+    make_store(two, names=("tiny",), problems=6, budgets=(16, 32))
+    assert is_refused(lambda: report(two, tmp_path / "a.html"), "several runs of unpruned models", "--base")
+    with Store(tmp_path / "empty.db", create=True):
+        pass
+    assert is_refused(lambda: report(tmp_path / "empty.db", tmp_path / "a.html"), "no runs yet")
+    assert not (tmp_path / "a.html").exists()
+
+
+@pytest.mark.parametrize("budgets", [(0,), (512,), (0, 512), (16, 24, 1000), tuple(range(0, 400, 20))])
+def test_any_budgets_make_a_page(tmp_path, budgets):
+    path = make_store(tmp_path / "a.db", names=("tiny", "drop-2"), problems=5, budgets=budgets, draws=2)
+    page = Page(report(path, tmp_path / "a.html"))
+    assert page.open == [] and "nan" not in page.source.replace("</script>", "").split("<main>")[1].split("<script")[0]
+    assert page.source.count('<svg class="chart') == 2 + 1 + 2
+
+
+def test_one_run_is_a_page_of_curves(tmp_path):
+    path = make_store(tmp_path / "a.db", names=("tiny",), problems=5)
+    page = Page(report(path, tmp_path / "a.html"))
+    assert "nothing to compare with dense yet" in page.all("header")[0] and page.rows("verdicts") == []
+    assert len(page.rows("numbers")) == 1 + len(BUDGETS)
+
+
+def test_several_tasks_have_a_section_each_and_one_verdict(tmp_path):
+    path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=12, tasks=("one", "two"))
+    page = Page(report(path, tmp_path / "a.html"))
+    assert [title for title in page.all("h2") if title.startswith("Accuracy on")] == [
+        "Accuracy on one",
+        "Accuracy on two",
+    ]
+    macro = compare(path, "tiny")["others"][0]["macro"]["auc"]
+    assert page.rows("verdicts")[2][2].startswith(in_points(macro["difference"]))
+
+
+def test_colours_can_be_told_from_the_background():
+    """WCAG: 4.5 for text, 3 for lines, in both schemes."""
+    css = (Path(prose.__file__).parent / "page.css").read_text()
+    light, dark = (
+        dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", part))
+        for part in re.findall(r":root \{(.*?)\n *\}", css, re.DOTALL)[:2]
+    )
+    for scheme in (light, dark):
+        for name, least in [("ink", 7), ("soft", 4.5), *[(c, 4.5) for c in ("good", "bad", "calm", "open")]] + [
+            (f"hue{k}", 3) for k in range(1, 7)
+        ]:
+            for back in ("paper", "card"):
+                assert contrast(scheme[name], scheme[back]) >= least, (name, back)
+
+
+def contrast(one: str, other: str) -> float:
+    levels = []
+    for colour in (one, other):
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        levels.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(levels) + 0.05) / (min(levels) + 0.05)

@@ -1,0 +1,104 @@
+"""Which blocks a page calls pruned, and which problems it calls flipped."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_store import VARIANTS, make_store, manifest
+from html_page import Page
+
+from prunus.reporting.changes import block_sparsities, choose, flips
+from prunus.reporting.page import report
+from prunus.reporting.text import visible
+from prunus.results.store import Run, Sample, Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("store") / "results.db")
+
+
+@pytest.fixture(scope="module")
+def page(store) -> Page:
+    return Page(report(store, store.parent / "report.html"))
+
+
+def test_sparsity_per_block_follows_the_steps_through_renumbering():
+    steps = [
+        {"action": "prune", "sparsity": {"model.layers.0.a": 0.2, "model.layers.0.b": 0.4, "model.layers.3.a": 0.5}},
+        {"action": "drop", "blocks_removed": [1, 2]},  # what was block 3 is now block 1
+        {"action": "prune", "sparsity": {"model.layers.1.a": 0.75}},
+        {"action": "drop", "blocks_removed": [0]},
+    ]
+    run = Run("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
+    assert block_sparsities(run) == [None, None, None, 0.75, 0.0]
+    one = Run("r", {"blocks": 4, "manifest": {"history": steps[:1]}}, {}, {})
+    assert block_sparsities(one) == [pytest.approx(0.3), 0.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "broken", [None, [], "x", {"history": None}, {"history": [1, {"action": "drop", "blocks_removed": "x"}]}]
+)
+def test_a_broken_manifest_is_no_pruning(broken):
+    assert block_sparsities(Run("r", {"blocks": 3, "manifest": broken}, {}, {})) == [0.0, 0.0, 0.0]
+
+
+def test_heat_map_shows_blocks(page):
+    rows = {row[0].strip(): row[1:] for row in page.rows("strip")}
+    assert rows["dense"] == ["0"] * 8
+    assert rows["Wanda 50\xa0%"] == ["50"] * 8
+    assert rows["ShortGPT −2\xa0blocks"] == ["0"] * 5 + ["×", "×", "0"]
+
+
+def test_flips_are_the_problems_that_only_one_side_solves(store):
+    with Store(store) as opened:
+        base, other = (opened.samples(opened.find_run(name).run_id) for name in ("tiny", "wanda-50"))
+    by_hand = {
+        s.problem_id: t.correct
+        for s, t in zip(base, other, strict=True)
+        if s.budget == 1024 and s.correct is not t.correct
+    }
+    found = flips(base, other)
+    assert {flip.base.problem_id: flip.gained for flip in found} == by_hand and len(found) == len(by_hand)
+    assert flips(base, []) == []
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5, 40])
+@pytest.mark.parametrize("gained", [0, 1, 2, 40])
+@pytest.mark.parametrize("most", [2, 6, 7])
+def test_chosen_flips_are_few_and_of_both_kinds(lost, gained, most):
+    sample = Sample("t", "p", 1, 0, 0, 0, 0, "forced", False, False, None, "ok", True)
+    pairs = [(sample, replace(sample, correct=False))] * lost + [(replace(sample, correct=False), sample)] * gained
+    found = flips(
+        [replace(a, problem_id=str(k)) for k, (a, _) in enumerate(pairs)],
+        [replace(b, problem_id=str(k)) for k, (_, b) in enumerate(pairs)],
+    )
+    chosen = choose(found, most)
+    assert len(chosen) == min(most, lost + gained) == len({flip.key for flip in chosen})
+    assert len([f for f in chosen if f.gained]) >= min(gained, most // 2)
+    assert len([f for f in chosen if not f.gained]) >= min(lost, most // 2)
+
+
+def test_texts_beside_each_other_are_those_of_the_draws(page, store):
+    with Store(store) as opened:
+        runs = opened.runs()
+        kept = {
+            run.run_id: {s.text for s in opened.samples(run.run_id, texts=True) if s.budget == 1024} for run in runs
+        }
+    everything = {visible(text) for texts in kept.values() for text in texts}
+    shown = page.all("pre", "answer")
+    assert len(shown) > 40 and set(shown) <= everything
+
+
+def test_store_gives_the_texts_of_some_draws_only(store):
+    with Store(store) as opened:
+        run = opened.runs()[1].run_id
+        samples = opened.samples(run, texts=True)
+        wanted = [(s.problem_id, s.budget, s.draw) for s in samples[5:300:50]]
+        expected = {(s.problem_id, s.budget, s.draw): (s.thinking, s.text) for s in samples[5:300:50]}
+        assert opened.texts(run, wanted) == expected
+        assert opened.texts(run, [("none", 1, 0)]) == {}
+
+
+def test_every_variant_of_the_fake_store_has_the_manifest_it_says():
+    assert [bool(manifest(recipe)["history"]) for recipe, _ in VARIANTS.values()] == [False, *[True] * 6]
