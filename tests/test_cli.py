@@ -53,9 +53,7 @@ def test_every_command_has_its_function_and_every_function_its_command(command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_that_parses(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code in (0, None)
+    main([command, "--help"])
     text = capsys.readouterr().out
     assert f"prunus {command}" in text.split("Example:")[1]
     assert "--quiet" in text and "--verbose" in text
