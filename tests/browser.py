@@ -61,7 +61,8 @@ class Browser:
         os.close(answers_write)
         self.buffer, self.number, self.session = b"", 0, ""
         self.problems: list[str] = []  # exceptions, console errors, violations of the page's content security policy
-        self.requests: list[str] = []  # everything the page asked for
+        self.requests: dict[str, str] = {}  # what the page asked for and its policy let through: request id to address
+        self.scripts = True
 
     def __enter__(self) -> "Browser":
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -113,7 +114,9 @@ class Browser:
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.problems.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         elif method == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
+            self.requests[params["requestId"]] = params["request"]["url"]
+        elif method == "Network.loadingFailed" and params.get("blockedReason"):
+            self.requests.pop(params["requestId"], None)
 
     def open(self, page: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
         """Load a file at a window size and colour scheme, and wait until it is laid out."""
@@ -132,6 +135,9 @@ class Browser:
 
     def settle(self) -> None:
         """Wait for two frames, so that styles and layout follow what was done."""
+        if not self.scripts:  # then promises never come true
+            time.sleep(0.2)
+            return
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
 
     def evaluate(self, script: str) -> Any:
@@ -139,6 +145,11 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, json.dumps(result["exceptionDetails"])
         return result["result"].get("value")
+
+    def let_scripts_run(self, allowed: bool) -> None:
+        """Whether pages opened from now on may run their scripts; evaluate works either way."""
+        self.call("Emulation.setScriptExecutionDisabled", value=not allowed)
+        self.scripts = allowed
 
     def click(self, x: float, y: float) -> None:
         for kind in ("mousePressed", "mouseReleased"):

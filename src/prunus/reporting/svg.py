@@ -148,7 +148,7 @@ def chart(
 
 def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[str]:
     right, bottom = frame.width - frame.right, frame.height - frame.bottom
-    parts = [f'<text class="axis-title" x="0" y="14">{esc(y_axis.title)}</text>']
+    parts = [f'<text class="axis-title" x="0" y="{frame.top - 15}">{esc(y_axis.title)}</text>']
     for value, text in y_axis.ticks:
         y = frame.y(y_axis.place(value))
         parts.append(f'<path class="grid" d="M{frame.left},{y:.1f}H{right}"/>')

@@ -27,7 +27,7 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
     tables: list[RenderableType] = []
     for task in tasks_of(summaries):
         budgets = sorted({budget for summary in summaries for budget in cells_of(summary, task)})
-        table = _table(f"{visible(task)}: accuracy in % (± half of the 95 % interval) by thinking budget", "run")
+        table = _table("run")
         for budget in budgets:
             table.add_column(str(budget), justify="right")
         table.add_column("area", justify="right")
@@ -43,7 +43,8 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
             values = [f"{percent(c['accuracy'])}\n{_half(c)}" if (c := cells.get(b)) else "" for b in budgets]
             table.add_row(Text(name), *values, f"{percent(area['value'])}\n{_half(area)}" if area else "", count(last))
         note = "area: under accuracy over log2 budget; tokens: mean used (thinking and answer) at the largest budget"
-        tables += [table, Text(f"{_sizes(sizes)}; {note}")]
+        title = _title(f"{task}: accuracy in % (± half of the 95 % interval) by thinking budget")
+        tables += [title, table, Text(f"{_sizes(sizes)}; {note}")]
     return Group(*tables) if tables else Text("no finished problem yet")
 
 
@@ -56,35 +57,34 @@ def verdict_table(comparison: Data) -> RenderableType:
     names = _names([base, *entries])
     several = any("macro" in entry for entry in entries)
     what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
-    table = _table(f"Against {names[0]}: {what}, difference in points", "run")
+    table = _table("run")
     for column in ("verdict", "difference [95 %]", "p adjusted", "MDE", "area in %", "base", "problems"):
         table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry["primary"]
+        word = entry["verdict"] + (" (within margin)" if entry["verdict"] == "worse" and entry["within_margin"] else "")
         interval = rf"{points(cell['difference'])} \[{points(cell['low'])}, {points(cell['high'])}]"
-        numbers = [
-            interval,
-            probability(cell["p_adjusted"]),
-            *(percent(cell[k]) for k in ("mde", "accuracy", "base_accuracy")),
-        ]
-        table.add_row(Text(name), Text(entry["verdict"], style=STYLES[entry["verdict"]]), *numbers, str(cell["n"]))
-    tables: list[RenderableType] = [table]
+        shares = [percent(cell[key]) for key in ("mde", "accuracy", "base_accuracy")]
+        numbers = [interval, probability(cell["p_adjusted"]), *shares, str(cell["n"])]
+        table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
+    title = _title(f"Against {names[0]}: {what}, difference in points")
+    tables: list[RenderableType] = [title, table]
     for task in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
-        tables += [Text(""), _budget_differences(task, names, entries)]
+        title = _title(f"{task}: difference in points by thinking budget")
+        tables += [Text(""), title, _budget_differences(task, names, entries)]
     margin = f"{100 * comparison['margin']:g}"
     tables.append(Text(f"^ better  v worse  = non-inferior: at most {margin} points below  ? cannot tell"))
     tables.append(Text("MDE: true difference that would be found four times in five; p adjusted: Holm over the runs"))
-    notes = [
-        *comparison["warnings"],
-        *(f"{n}: {w}" for n, e in zip(names[1:], entries, strict=True) for w in e["warnings"]),
-    ]
+    notes = list(comparison["warnings"])
+    for name, entry in zip(names[1:], entries, strict=True):
+        notes += [f"{name}: {warning}" for warning in entry["warnings"]]
     tables += [Text(f"warning: {visible(note)}") for note in notes]
     return Group(*tables)
 
 
 def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Data]) -> Table:
     budgets = sorted({int(b) for entry in entries if task in entry["tasks"] for b in entry["tasks"][task]["budgets"]})
-    table = _table(f"{visible(task)}: difference in points by thinking budget", "run")
+    table = _table("run")
     for budget in budgets:
         table.add_column(str(budget), justify="right", no_wrap=True)
     for name, entry in zip(names[1:], entries, strict=True):
@@ -103,14 +103,14 @@ def inspection_tables(data: Data) -> Sequence[RenderableType]:
             facts.add_row(key.replace("_", " "), Text(_plain(key, value)))
         elif key != "linears":
             columns = list(dict.fromkeys(column for row in value for column in row))
-            table = _table(key, columns[0])
+            table = _table(columns[0])
             for column in columns[1:]:
                 table.add_column(
                     column.replace("_", " "), justify="right" if _is_number(value[0].get(column)) else "left"
                 )
             for row in value:
                 table.add_row(*(Text(_plain(column, row.get(column))) for column in columns))
-            tables += [Text(""), table]
+            tables += [Text(""), _title(key), table]
     return [*tables, Text("--json lists every Linear.")] if "linears" in data else tables
 
 
@@ -136,8 +136,13 @@ def _names(identities: Sequence[Data]) -> list[str]:
     return [visible(name) for name in unique_labels([(i["run"], str(i["model"]), i["recipe"]) for i in identities])]
 
 
-def _table(title: str, first: str) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+def _title(text: str) -> Text:
+    """A line above a table; as rich's own title it would be wrapped to the table's width."""
+    return Text(visible(text), style="bold")
+
+
+def _table(first: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first)
     return table
 

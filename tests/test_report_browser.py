@@ -1,0 +1,239 @@
+"""The page in a real browser: it draws, fits, answers to clicks and keys, prints, loads nothing, obeys its policy."""
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, find_chromium
+from fake_store import BUDGETS, make_store
+
+from prunus.reporting.page import report
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    executable = find_chromium()
+    if executable is None:
+        assert not os.environ.get("CI"), "CI needs a Chromium: apt-get install --no-install-recommends chromium"
+        pytest.skip("no Chromium on the PATH: apt-get install --no-install-recommends chromium")
+    with Browser(executable, tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    return report(make_store(folder / "results.db", problems=84), folder / "report.html")
+
+
+@pytest.fixture
+def opened(browser, page) -> Browser:
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.open(page)
+    return browser
+
+
+def visible_count(browser: Browser, selector: str) -> int:
+    return browser.evaluate(
+        f"[...document.querySelectorAll({json.dumps(selector)})].filter(e => e.getClientRects().length).length"
+    )
+
+
+def centre(browser: Browser, script: str) -> tuple[float, float]:
+    """Where the element of a JavaScript expression is, scrolled into view."""
+    box = browser.evaluate(
+        f"(e => {{ e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
+        f" return [b.x + b.width / 2, b.y + b.height / 2]; }})({script})"
+    )
+    return box[0], box[1]
+
+
+def press(browser: Browser, key: str, code: int) -> None:
+    for kind in ("keyDown", "keyUp"):
+        text = {"text": " "} if key == " " and kind == "keyDown" else {}
+        browser.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
+    browser.settle()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [320, 400, 900, 1400])
+def test_page_draws_and_fits(browser, page, tmp_path, width, dark):
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.open(page, width, dark=dark)
+    assert browser.problems == []
+    assert list(browser.requests.values()) == [page.resolve().as_uri()]  # nothing else was asked for
+    assert browser.evaluate("window.pwned") is None
+    browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    browser.settle()
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert visible_count(browser, "svg.chart") == 2 + 6 + 7
+    assert visible_count(browser, "svg.chart:first-of-type path.line") >= 7
+    outside = """[...document.querySelectorAll("svg.chart")].flatMap(svg => { const f = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll("text, .mark, .line, .band")].filter(e => { const b = e.getBoundingClientRect();
+            return b.left < f.left - 2 || b.right > f.right + 2 || b.top < f.top - 2 || b.bottom > f.bottom + 2; })
+        .map(e => e.outerHTML.slice(0, 120)); })"""
+    assert browser.evaluate(outside) == []
+    small = """Math.min(...[...document.querySelectorAll("svg.chart text")].map(e => { const svg = e.ownerSVGElement;
+        const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+        return parseFloat(getComputedStyle(e).fontSize) * scale; }))"""
+    assert browser.evaluate(small) >= 9.0  # pixels on the screen
+    background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == dark
+    assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_axis_labels_do_not_overlap(browser, page):
+    overlaps = """[...document.querySelectorAll("svg.chart")].flatMap(svg => {
+        const boxes = [...svg.querySelectorAll("text")].map(e => [e.textContent, e.getBoundingClientRect()]);
+        return boxes.flatMap(([s, a], i) => boxes.slice(i + 1).filter(([t, b]) =>
+            Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+            Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
+            .map(([t]) => s + " / " + t)); })"""
+    for width in (320, 400, 900, 1400):
+        browser.open(page, width)
+        assert browser.evaluate(overlaps) == []
+
+
+def test_a_click_on_the_legend_hides_a_run_everywhere_but_in_the_verdicts(opened):
+    before = visible_count(opened, ".r3:not(.keep)")
+    others = visible_count(opened, ".r2")
+    assert before > 10
+    opened.click(*centre(opened, "document.querySelector('#t3').closest('label')"))
+    assert opened.evaluate("document.querySelector('#t3').checked") is False
+    assert visible_count(opened, ".r3:not(.keep)") == 0
+    assert visible_count(opened, ".r3.keep") == 1 and visible_count(opened, ".r2") == others
+    opened.click(*centre(opened, "document.querySelector('#t3').closest('label')"))
+    assert visible_count(opened, ".r3:not(.keep)") == before
+
+
+def test_the_base_cannot_be_hidden(opened):
+    before = visible_count(opened, ".r0")
+    opened.click(*centre(opened, "document.querySelector('#t0').closest('label')"))
+    assert visible_count(opened, ".r0") == before
+
+
+def test_the_legend_works_with_the_keyboard(opened):
+    opened.evaluate("document.querySelector('#t1').focus()")
+    press(opened, " ", 32)
+    assert visible_count(opened, ".r1:not(.keep)") == 0
+    press(opened, "Tab", 9)
+    assert opened.evaluate("document.activeElement.id") == "t2"
+
+
+def test_a_pointer_on_a_chart_reads_all_runs_that_are_shown(opened):
+    opened.evaluate("document.querySelector('#t5').click()")
+    x, y = centre(opened, "document.querySelector('svg.chart')")
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    opened.settle()
+    lines = opened.evaluate("[...document.querySelector('.readout').children].map(e => e.innerText)")
+    assert lines[0].startswith("Budget ") and len(lines) == 1 + 6
+    assert [line for line in lines if line.startswith("dense")] and not [line for line in lines if "−1" in line[:12]]
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
+    opened.settle()
+    assert visible_count(opened, ".readout") == 0
+
+
+def test_a_chart_can_be_read_with_arrow_keys(opened):
+    opened.evaluate("document.querySelector('svg.chart').focus()")
+    seen = []
+    for _ in range(3):
+        press(opened, "ArrowRight", 39)
+        seen.append(opened.evaluate("document.querySelector('.readout b').textContent"))
+    assert seen == [f"Budget {budget}" for budget in BUDGETS[:3]]
+    press(opened, "Escape", 27)
+    assert visible_count(opened, ".readout") == 0
+
+
+def test_a_click_on_a_title_sorts_the_table(opened):
+    opened.evaluate("document.querySelector('table.numbers').closest('details').open = true")
+    column = "[...document.querySelectorAll('table.numbers tbody tr')].map(row => row.cells[5].textContent)"
+    original = opened.evaluate(column)
+    orders = []
+    for _ in range(3):
+        opened.click(*centre(opened, "document.querySelectorAll('table.numbers th button')[5]"))
+        orders.append(opened.evaluate(column))
+    numbers = [[float(text.replace("−", "-")) for text in order if text] for order in orders]
+    assert numbers[0] == sorted(numbers[0]) and numbers[1] == sorted(numbers[1], reverse=True)
+    assert orders[0][-8:] == orders[1][-8:] == [""] * 8  # the base has no difference
+    assert orders[2] == original
+
+
+def downloaded(browser: Browser, folder: Path, button: str) -> str:
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    browser.click(*centre(browser, button))
+    deadline = time.monotonic() + 20
+    while not (files := [path for path in folder.iterdir() if path.suffix in (".csv", ".json")]):
+        assert time.monotonic() < deadline, "nothing was downloaded"
+        time.sleep(0.05)
+    return files[0].read_text("utf-8")
+
+
+def test_numbers_can_be_downloaded(opened, tmp_path):
+    opened.evaluate("document.querySelector('table.numbers').closest('details').open = true")
+    cells = "[...row.cells].map(cell => cell.textContent.trim())"
+    table = opened.evaluate(f"[...document.querySelectorAll('table.numbers tr')].map(row => {cells})")
+    text = downloaded(
+        opened, tmp_path, "document.querySelector('table.numbers').closest('details').querySelector('.actions button')"
+    )
+    rows = list(csv.reader(io.StringIO(text)))
+    assert len(rows) == 1 + 7 * len(BUDGETS)
+    assert [row[1:] for row in rows[1:]] == [[cell.replace("−", "-") for cell in row[1:]] for row in table[1:]]
+    (tmp_path / "json").mkdir()
+    data = json.loads(downloaded(opened, tmp_path / "json", "document.querySelector('#methods .actions button')"))
+    assert len(data["comparison"]["others"]) == 6 and len(data["summaries"]) == 7
+    assert opened.problems == []
+
+
+def test_texts_open_side_by_side_and_do_nothing(opened):
+    opened.evaluate("document.querySelectorAll('#flips details').forEach(one => one.open = true)")
+    opened.settle()
+    assert visible_count(opened, "pre.answer") > 20
+    boxes = "[...document.querySelectorAll('.sides > div')].slice(0, 2).map(e => e.getBoundingClientRect())"
+    assert opened.evaluate(f"(([a, b]) => a.top === b.top && a.right < b.left)({boxes})") is True
+    assert opened.evaluate("document.querySelectorAll('pre *').length") == 0
+    assert opened.evaluate("window.pwned") is None and opened.problems == []
+
+
+def test_the_policy_stops_what_an_escape_would_have_missed(opened):
+    opened.evaluate("""new Promise(done => {
+        const script = document.createElement("script");
+        script.textContent = "window.pwned = 1";
+        document.body.append(script);
+        const html = "<img src=x onerror='window.pwned = 1'><p style='color: red'>p</p>";
+        document.body.insertAdjacentHTML("beforeend", html);
+        setTimeout(() => done(true), 200);
+    })""")
+    assert opened.evaluate("window.pwned") is None
+    assert len([problem for problem in opened.problems if "Content Security Policy" in problem]) >= 3
+    assert len(opened.requests) == 1
+
+
+def test_the_page_prints(opened, tmp_path):
+    data = opened.pdf(tmp_path / "page.pdf").read_bytes()
+    assert data.startswith(b"%PDF") and data.count(b"/Type /Page\n") + data.count(b"/Type/Page") <= 25
+    opened.call("Emulation.setEmulatedMedia", media="print")
+    opened.resize(1030)
+    opened.settle()
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 1030
+    assert visible_count(opened, ".actions") == 0 and visible_count(opened, "table.numbers") == 1
+    opened.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_the_page_is_whole_without_scripts(browser, page):
+    browser.let_scripts_run(False)
+    try:
+        browser.open(page)
+        assert visible_count(browser, "svg.chart") == 2 + 6 + 7
+        browser.click(*centre(browser, "document.querySelector('#t3').closest('label')"))
+        assert visible_count(browser, ".r3:not(.keep)") == 0
+    finally:
+        browser.let_scripts_run(True)

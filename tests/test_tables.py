@@ -1,0 +1,146 @@
+"""Terminal tables fit, hold the numbers of summarise and compare, and show foreign text literally."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from fake_store import BUDGETS, make_store
+from rich.console import Console
+
+from prunus.reporting.tables import curve_table, inspection_tables, verdict_table
+from prunus.results.comparison import compare, summarise, verdict
+from prunus.results.store import Store
+
+SIGNS = {"^": "better", "v": "worse", "=": "non-inferior", "?": "cannot tell"}
+
+
+def printed(*tables, width: int = 110) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(*tables, sep="\n")
+    return stream.getvalue()
+
+
+def row_of(text: str, name: str, after: str = "") -> list[str]:
+    """The words behind a name in its row, the first one after a line that has `after`."""
+    part = text[text.index(after) :].replace("\xa0", " ")
+    (line,) = [line for line in part.splitlines() if line.startswith(f"{name} ")][:1]
+    return line.removeprefix(name).split()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("store") / "results.db")
+
+
+@pytest.fixture(scope="module")
+def summaries(store) -> list[dict]:
+    with Store(store) as opened:
+        return [summarise(opened, run.run_id) for run in opened.runs()]
+
+
+@pytest.fixture(scope="module")
+def comparison(store) -> dict:
+    return compare(store, "tiny")
+
+
+NAMES = [
+    "dense",
+    "Wanda 20 %",
+    "Magnitude 20 %",
+    "Wanda 50 %",
+    "Magnitude 50 %",
+    "ShortGPT −1 block",
+    "ShortGPT −2 blocks",
+]
+
+
+def test_seven_runs_and_eight_budgets_fit_in_110_columns(summaries, comparison):
+    for text in (printed(curve_table(summaries)), printed(verdict_table(comparison))):
+        lines = text.replace("\xa0", " ").splitlines()
+        assert max(map(len, lines)) <= 110
+        assert "…" not in text  # nothing was cut
+        for name in NAMES[1:]:
+            assert any(line.startswith(f"{name} ") for line in lines), name  # nor wrapped
+
+
+def test_no_colour_codes_outside_a_terminal(summaries, comparison):
+    assert "\x1b" not in printed(curve_table(summaries), verdict_table(comparison))
+
+
+def test_curve_table_has_the_accuracies(summaries):
+    text = printed(curve_table(summaries))
+    assert row_of(text, "run")[:8] == [str(budget) for budget in BUDGETS]
+    for name, summary in zip(NAMES, summaries, strict=True):
+        task = summary["tasks"]["tiny"]
+        words = [float(word) for word in row_of(text, name)]
+        accuracies = [100 * task["budgets"][budget]["accuracy"] for budget in BUDGETS]
+        tokens = task["budgets"][1024]["tokens"]["total"]["mean"]
+        assert words[:9] == pytest.approx([*accuracies, 100 * task["auc"]["value"]], abs=0.051)
+        assert words[9] == pytest.approx(tokens, abs=0.5)
+    halves = re.findall(r"±([\d.]+)", text)
+    cells = summaries[0]["tasks"]["tiny"]["budgets"]
+    expected = [50 * (cells[budget]["high"] - cells[budget]["low"]) for budget in BUDGETS]
+    assert [float(half) for half in halves[:8]] == pytest.approx(expected, abs=0.051)
+    assert "126 problems x 1 draw" in text
+
+
+def test_verdict_table_has_the_words_and_differences(comparison):
+    text = printed(verdict_table(comparison))
+    for name, entry in zip(NAMES[1:], comparison["others"], strict=True):
+        cell = entry["primary"]
+        rest = " ".join(row_of(text, name)).removeprefix(entry["verdict"])
+        assert rest != " ".join(row_of(text, name))
+        numbers = [float(n.replace("−", "-")) for n in re.findall(r"[−+]?\d+\.\d+", rest)]
+        wanted = [100 * cell[key] for key in ("difference", "low", "high")] + [cell["p_adjusted"]]
+        wanted += [100 * cell[key] for key in ("mde", "accuracy", "base_accuracy")]
+        assert numbers == pytest.approx(wanted, abs=0.051)
+        for word, budget in zip(row_of(text, name, "by thinking budget"), BUDGETS, strict=True):
+            detail = entry["tasks"]["tiny"]["budgets"][budget]
+            assert SIGNS[word[-1]] == verdict(detail, 0.02)
+            assert float(word[:-1].replace("−", "-")) == pytest.approx(100 * detail["difference"], abs=0.051)
+
+
+def test_several_tasks_have_a_table_each_and_one_verdict(tmp_path):
+    path = make_store(
+        tmp_path / "a.db", names=("tiny", "wanda-50"), problems=12, tasks=("one", "two"), budgets=(16, 64)
+    )
+    data = compare(path, "tiny")
+    text = printed(verdict_table(data))
+    assert text.count("by thinking budget") == 2 and "mean area of all tasks" in text
+    assert row_of(text, "Wanda 50 %")[0] == data["others"][0]["verdict"].split()[0]
+    with Store(path) as store:
+        curves = printed(curve_table([summarise(store, run.run_id) for run in store.runs()]))
+    assert "one: accuracy" in curves and "two: accuracy" in curves
+
+
+def test_foreign_text_is_no_markup_and_no_control_sequence(tmp_path):
+    bad = "[bold red]x[/] [/nothing] \x1b[31m \u202e"
+    path = make_store(tmp_path / "a.db", names=("tiny", "drop-1"), problems=6, budgets=(16,), tasks=(bad,),
+                      rename={"tiny": bad, "drop-1": bad + "2"})  # fmt: skip
+    make_store(path, names=("tiny",), problems=6, budgets=(16, 32), tasks=(bad,), rename={"tiny": bad + "3"})
+    with Store(path) as store:
+        runs = store.runs()
+        text = printed(curve_table([summarise(store, run.run_id) for run in runs]), width=300)
+    text += printed(verdict_table(compare(path, runs[0].run_id, [run.run_id for run in runs[1:]])), width=300)
+    assert "\x1b" not in text and "\u202e" not in text
+    assert "[bold red]x[/] [/nothing] ␛[31m ⟦U+202E⟧: dense" in text.replace("\xa0", " ")
+    assert "warning: " in text
+
+
+def test_nothing_finished_is_said():
+    assert printed(curve_table([{"run": "r", "model": "m", "recipe": [], "tasks": {}}])) == "no finished problem yet\n"
+
+
+def test_inspection_shows_facts_and_lists(capsys):
+    data = {
+        "folder": "a[b]c", "sparsity": 0.5, "patterns": ["2:4", "4:8"], "parameters": 1234567, "weight_bytes": 2469134,
+        "history": [], "blocks": [{"block": b, "sparsity": 0.25 + b / 2, "zeros": 1000 + 2000 * b} for b in (0, 1)],
+        "linears": [{"linear": "model.layers.0.x", "sparsity": 0.1}],
+    }  # fmt: skip
+    text = printed(*inspection_tables(data))
+    lines = [line.split() for line in text.splitlines()]
+    for expected in ("folder a[b]c", "sparsity 50.0 %", "patterns 2:4, 4:8", "history none", "parameters 1,234,567",
+                     "weight bytes 2.5 MB", "1 75.0 % 3,000"):  # fmt: skip
+        assert expected.split() in lines
+    assert "model.layers.0.x" not in text and "--json" in text
