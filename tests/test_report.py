@@ -125,7 +125,14 @@ def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
         assert xs[1] - xs[0] >= steps[0] - 0.11  # 0 stands apart
     lines = re.findall(r'<path class="line" d="([^"]+)"', chart)
     assert len(lines) == 7 and all(line.count(",") == 7 for line in lines)  # nothing joins 0 to the rest
-    assert chart.count('class="band"') == 7
+    bands = dict(
+        re.findall(r'<g class="run r(\d)[^>]*><path class="whisker"[^>]*/><path class="band" d="M([^Z]+)Z"', chart)
+    )
+    for index, summary in enumerate(summaries):
+        cells = summary["tasks"]["tiny"]["budgets"]
+        ends = [v0 + (float(y) - y0) * (v1 - v0) / (y1 - y0) for y in re.findall(r",([\d.]+)", bands[str(index)])]
+        wanted = [cells[b]["high"] for b in BUDGETS[1:]] + [cells[b]["low"] for b in BUDGETS[:0:-1]]
+        assert ends == pytest.approx([100 * end for end in wanted], abs=0.05)
 
 
 # What it says

@@ -35,7 +35,7 @@ def page(store) -> Page:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> tuple[Page, Path]:
-    """A store in which everything that a stranger can choose is hostile."""
+    """A store in which everything that a stranger can choose is hostile; the base is a pruned run with such a label."""
     path = tmp_path_factory.mktemp("hostile") / "hostile.db"
     bad = HOSTILE[1] + HOSTILE[2] + HOSTILE[3] + "\x00\u202e"
     plan = EvalPlan(tasks=("t",), budgets=(0, 16))
@@ -58,7 +58,7 @@ def hostile(tmp_path_factory) -> tuple[Page, Path]:
                 for index, key in enumerate(ids) for budget in (0, 16)
             ]  # fmt: skip
             opened.add_samples(run.run_id, rows)
-    return Page(report(path, path.parent / "report.html")), path
+    return Page(report(path, path.parent / "report.html", base=run_of("wanda-20", plan, 1).run_id)), path
 
 
 def test_hostile_text_makes_no_element_and_no_attribute(hostile):
@@ -76,7 +76,7 @@ def test_hostile_text_makes_no_element_and_no_attribute(hostile):
 def test_hostile_text_is_there_to_read(hostile):
     page, _ = hostile
     answers = page.all("pre", "answer")
-    assert len(answers) == 12  # six problems that flipped, two sides
+    assert len(answers) == 24  # two variants, six problems that flipped, two sides
     assert all(visible(text) in answer for answer in answers for text in HOSTILE)
     assert any("characters left out" in text for text in page.all("pre", "thinking"))
     assert all("\u202e" not in text and "⟦U+202E⟧" in text for text in page.all("pre", "answer"))
