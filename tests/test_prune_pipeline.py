@@ -11,6 +11,7 @@ from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
+from prunus.checkpoint.families import LINEARS as KINDS
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning import hidden as hidden_module
@@ -70,6 +71,59 @@ def wanda_by_whole_model(folder, sequences, sparsity, propagation):
     return pruned
 
 
+def wanda_by_running_again(folder, sequences, sparsity, linears):
+    """Slow reference of `staged`: the whole forward again before each group of a block, with all before it pruned."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    pruned = {}
+    for index, block in enumerate(model.model.layers):
+        for group in (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:]):
+            names = [n for n, _ in block.named_modules() if n.rpartition(".")[2] in group and n in linears]
+            for name, weight in prune_group(model, block, names, sequences, sparsity).items():
+                pruned[f"model.layers.{index}.{name}.weight"] = block.get_submodule(name).weight.data = weight
+    return pruned
+
+
+def prune_group(model, block, names, sequences, sparsity):
+    squares = dict.fromkeys(names, 0)
+
+    def watch(name):
+        def hook(_module, inputs):
+            squares[name] += inputs[0].double().pow(2).flatten(0, -2).sum(0)
+
+        return hook
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    with torch.inference_mode():
+        for ids in sequences:
+            model(input_ids=torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    pruned = {}
+    for name in names:
+        weight = block.get_submodule(name).weight.data.clone()
+        scores = weight.abs() * torch.as_tensor(squares[name]).sqrt().float()
+        count = round(Fraction(str(sparsity)) * weight.shape[1])
+        pruned[name] = weight.scatter_(1, scores.sort(dim=1, stable=True).indices[:, :count], 0)
+    return pruned
+
+
+@pytest.mark.parametrize("scope", ["all", "attention", "mlp"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_staged_equals_running_the_block_again_before_each_group(tmp_path, family, scope):
+    folder = make_model(tmp_path / "m", family)
+    sequences = [row[:length] for row, length in zip(random_rows(8, 60), [60, 20, 33, 60, 20, 7, 60, 1], strict=True)]
+    write_rows(tmp_path / "rows.jsonl", sequences)
+    asked = recipe(tmp_path / "rows.jsonl", samples=8, sparsity=0.4, propagation="staged", scope=scope)
+    linears = [name for name, kind in KINDS.items() if scope in ("all", kind)]
+    expected = wanda_by_running_again(folder, sequences, 0.4, linears)
+    for offload in (False, True):
+        prunus.prune(folder, tmp_path / "out", asked, offload=offload, overwrite=True)
+        got = weights(tmp_path / "out")
+        assert len(expected) == 3 * len(linears)
+        for name, weight in expected.items():
+            assert torch.equal(got[name], weight), name
+
+
 @pytest.mark.parametrize("propagation", ["pruned", "dense"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wanda_masks_equal_those_of_the_whole_model(tmp_path, family, propagation):
@@ -88,9 +142,12 @@ def test_wanda_masks_equal_those_of_the_whole_model(tmp_path, family, propagatio
 def test_propagation_matters(tmp_path, rows):
     folder = make_model(tmp_path / "m")
     results = []
-    for propagation in ("pruned", "dense"):
+    for propagation in ("pruned", "dense", "staged"):
         prunus.prune(folder, tmp_path / propagation, recipe(rows, propagation=propagation))
         results.append(weights(tmp_path / propagation))
+    first = {name: torch.equal(results[0][name], results[2][name]) for name in results[0] if ".0." in name}
+    assert all(first[f"model.layers.0.self_attn.{name}.weight"] for name in LINEARS[:3])
+    assert not all(first.values()), "staged: o, gate, up and down of the first block see pruned ones already"
     same = {name: torch.equal(results[0][name], results[1][name]) for name in results[0] if "proj" in name}
     assert all(equal for name, equal in same.items() if ".0." in name)
     assert not all(equal for name, equal in same.items() if ".2." in name)

@@ -83,6 +83,8 @@ def contents(folder):
         ("between blocks", BLOCKS, "pruned", ""),
         ("while writing", 3, "pruned", "yes"),
         ("while writing", 2, "dense", ""),
+        ("between blocks", 2, "staged", ""),
+        ("while writing", 3, "staged", "yes"),
         ("while writing", 0, "pruned", ""),
         ("while writing", BLOCKS, "pruned", ""),  # while the tensors outside the blocks are written
     ],

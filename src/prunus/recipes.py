@@ -12,7 +12,7 @@ from prunus.errors import PrunusError
 MethodName = Literal["magnitude", "wanda"]
 DepthMethodName = Literal["shortgpt"]
 Scope = Literal["all", "attention", "mlp"]
-Propagation = Literal["pruned", "dense"]
+Propagation = Literal["pruned", "dense", "staged"]
 Rounding = Literal["exact", "reference"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
@@ -73,7 +73,8 @@ class PruneRecipe(Recipe):
     calibration: built-in name (c4, wikitext2, tiny), `traces:FILE`, or a .txt/.jsonl file; `auto` is `tiny` for the
         tiny reasoner and `c4` for every other model.
     samples, seqlen: number of calibration sequences and their length in tokens.
-    propagation: whether later blocks see the pruned or the dense output of earlier ones.
+    propagation: whether later blocks see the pruned or the dense output of earlier ones; `staged`: also within a block
+        later Linears see earlier ones pruned (q, k, v, then o, then gate, up, then down), each computed once.
     rounding: `exact` (round(S*N) zeros per comparison group, ties by index) or `reference` (as in the authors' code).
     dtype: in which the blocks run; `auto` is the checkpoint's own.
     """

@@ -142,16 +142,28 @@ class Runner:
 
     def run_block(self, block: nn.Module, hidden_NTD: Tensor) -> Tensor:
         """(N, T, D) output of a block: the residual stream, before any final norm."""
-        tokens = hidden_NTD.shape[1]
-        positions_1T = torch.arange(tokens, device=self.device)[None]
-        output = block(
-            hidden_NTD,
-            attention_mask=self._mask(block, tokens),
-            position_ids=positions_1T,
-            position_embeddings=self.rotary(hidden_NTD, positions_1T),
-        )
+        output = block(hidden_NTD, **self._positions(block, hidden_NTD))
         # Some transformers versions return a tuple; [0] of a tensor would silently strip the batch axis.
         return output[0] if isinstance(output, tuple) else output
+
+    def attend(self, block: nn.Module, hidden_NTD: Tensor) -> Tensor:
+        """The first half of run_block without its residual: what attention adds to (N, T, D)."""
+        normed_NTD = block.get_submodule("input_layernorm")(hidden_NTD)
+        return block.get_submodule("self_attn")(hidden_states=normed_NTD, **self._positions(block, hidden_NTD))[0]
+
+    def feed(self, block: nn.Module, hidden_NTD: Tensor) -> Tensor:
+        """The second half of run_block without its residual: what the MLP adds to (N, T, D)."""
+        return block.get_submodule("mlp")(block.get_submodule("post_attention_layernorm")(hidden_NTD))
+
+    def _positions(self, block: nn.Module, hidden_NTD: Tensor) -> dict[str, Any]:
+        """What attention needs to know of where tokens stand and which of them they see."""
+        tokens = hidden_NTD.shape[1]
+        positions_1T = torch.arange(tokens, device=self.device)[None]
+        return {
+            "attention_mask": self._mask(block, tokens),
+            "position_ids": positions_1T,
+            "position_embeddings": self.rotary(hidden_NTD, positions_1T),
+        }
 
     def _mask(self, block: nn.Module, tokens: int) -> Tensor | None:
         """None: plain causal attention. Else (1, 1, T, T), true where a token is seen through the sliding window."""

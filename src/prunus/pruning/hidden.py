@@ -22,25 +22,40 @@ class HiddenStates:
     """What the next block will read, for every calibration token: starts as the embeddings, changed in place.
 
     Sequences are grouped by length, so batches need neither padding nor mask. file: where to keep them instead of in
-    memory; its space is taken at once, so a full disk is noticed here.
+    memory; its space is taken at once, so a full disk is noticed here. room: how wide a second table may be asked for.
     """
 
-    def __init__(self, source: Checkpoint, runner: Runner, sequences: Sequence[list[int]], file: Path | None) -> None:
+    def __init__(
+        self, source: Checkpoint, runner: Runner, sequences: Sequence[list[int]], file: Path | None, room: int = 0
+    ) -> None:
         ordered = sorted(sequences, key=len)
         self.groups = [(length, list(group)) for length, group in groupby(ordered, key=len)]
         self.tokens = sum(map(len, sequences))
         width = source.config.hidden_size
-        self.states_SD = _allocate(self.tokens * width, runner.dtype, file).view(self.tokens, width)
+        both = _allocate(self.tokens * (width + room), runner.dtype, file)
+        self.states_SD = both[: self.tokens * width].view(self.tokens, width)
+        self._room = both[self.tokens * width :]
         self._embed(source, runner)
 
     def batches(self) -> Iterator[Tensor]:
         """(N, T, D) views, always the same in the same order; write into them to move on to the next block."""
+        return self._views(self.states_SD)
+
+    def batches_with(self, kept_SX: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, each with the (N, T, X) view of another table's same tokens."""
+        return zip(self._views(self.states_SD), self._views(kept_SX), strict=True)
+
+    def room(self, width: int) -> Tensor:
+        """(S, width): a table for other things about the same tokens. There is one: the next call gives it again."""
+        return self._room[: self.tokens * width].view(self.tokens, width)
+
+    def _views(self, table_SX: Tensor) -> Iterator[Tensor]:
         begin = 0
         for length, group in self.groups:
             most = max(1, BATCH_TOKENS // length)
             for first in range(0, len(group), most):
                 count = min(most, len(group) - first)
-                yield self.states_SD[begin : begin + count * length].view(count, length, -1)
+                yield table_SX[begin : begin + count * length].view(count, length, -1)
                 begin += count * length
 
     def _embed(self, source: Checkpoint, runner: Runner) -> None:

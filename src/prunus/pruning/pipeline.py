@@ -1,12 +1,12 @@
 """Prune a checkpoint block by block: memory holds one block and the hidden states of the calibration tokens."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunus.checkpoint.families import LINEARS, Runner, block_name, pick_device
 from prunus.checkpoint.files import Checkpoint, read_block, versions
@@ -26,7 +26,8 @@ from prunus.pruning.calibration import Calibration, describe_calibration, keep_c
 from prunus.pruning.hidden import HiddenStates, propagate
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.methods import METHODS, Method
-from prunus.pruning.observe import InputStats, Observed, Observer
+from prunus.pruning.observe import InputStats
+from prunus.pruning.propagation import PROPAGATIONS, Passage
 from prunus.recipes import PruneRecipe
 
 
@@ -106,15 +107,13 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, of
     if calibration is not None and not all(map(partial.has, range(source.blocks))):
         with disk_errors(partial.folder, partial.needed):
             file = partial.folder / HIDDEN if offload else None
-            hidden = HiddenStates(source, runner, calibration.sequences, file)
+            hidden = HiddenStates(source, runner, calibration.sequences, file, room_needed(job))
     with Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
         for index in range(source.blocks):
             last = index == source.blocks - 1
             if partial.has(index):
                 if hidden is not None and not last:
-                    stored = (
-                        partial.read_block(index) if recipe.propagation == "pruned" else source.block_tensors(index)
-                    )
+                    stored = source.block_tensors(index) if recipe.propagation == "dense" else partial.read_block(index)
                     propagate(runner, runner.make_block(index, read_block(index, stored)), hidden)
                 continue
             prune_block(job, partial, runner, index, hidden, last)
@@ -126,41 +125,26 @@ def prune_block(
 ) -> None:
     """Observe, prune and write one block; hidden moves on to what the next block will read."""
     tensors = read_block(index, job.source.block_tensors(index))
-    inputs: Mapping[str, InputStats] = {}
+    groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
     block = None
     if hidden is not None:
         block = runner.make_block(index, tensors)
-        inputs = observe(runner, block, hidden, job, index, move_on=job.recipe.propagation == "dense" and not last)
+        groups = PROPAGATIONS[job.recipe.propagation](Passage(runner, block, index, hidden, job.linears, last))
     pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     record: dict[str, Any] = {"sparsity": {}, "zeros": 0, "dead": {}}
-    for name in job.linears:
-        weight_OI = tensors.pop(f"{name}.weight").to(job.device)
-        new_OI = job.method.prune(weight_OI, inputs.get(name), job.recipe.sparsity, job.recipe.rounding)
-        if block is not None:
-            block.get_submodule(name).weight.data = new_OI.to(job.dtype)
-        pruned[block_name(index, f"{name}.weight")] = new_OI.cpu()
-        zeros = new_OI.numel() - int(new_OI.count_nonzero())
-        record["sparsity"][block_name(index, name)] = zeros / new_OI.numel()
-        record["zeros"] += zeros
-        if name in inputs and (dead := int((inputs[name].norm_I == 0).sum())):
-            record["dead"][block_name(index, name)] = dead
-    if block is not None and hidden is not None and job.recipe.propagation == "pruned" and not last:
-        propagate(runner, block, hidden)
+    for group in groups:
+        for name in [name for name in job.linears if name in group]:
+            weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group[name]
+            new_OI = job.method.prune(weight_OI, inputs, job.recipe.sparsity, job.recipe.rounding)
+            if block is not None:
+                block.get_submodule(name).weight.data = new_OI.to(job.dtype)
+            pruned[block_name(index, f"{name}.weight")] = new_OI.cpu()
+            zeros = new_OI.numel() - int(new_OI.count_nonzero())
+            record["sparsity"][block_name(index, name)] = zeros / new_OI.numel()
+            record["zeros"] += zeros
+            if inputs is not None and (dead := int((inputs.norm_I == 0).sum())):
+                record["dead"][block_name(index, name)] = dead
     partial.write_block(index, pruned, record)
-
-
-def observe(
-    runner: Runner, block: nn.Module, hidden: HiddenStates, job: Job, index: int, move_on: bool
-) -> Mapping[str, InputStats]:
-    """One dense pass over all tokens. move_on: keep the outputs too, as inputs of the next block."""
-    with Observer(block, job.linears, stop_early=not move_on) as seen:
-        for batch_NTD in hidden.batches():
-            try:
-                output_NTD = runner.run_block(block, batch_NTD.to(runner.device))
-            except Observed:
-                continue
-            batch_NTD.copy_(output_NTD)
-    return seen.stats(index, hidden.tokens)
 
 
 def dead_inputs(partial: Partial) -> list[str]:
@@ -178,11 +162,19 @@ def weights_in_scope(job: Job) -> int:
     return job.source.blocks * sum(shapes[name][0] * shapes[name][1] for name in job.linears)
 
 
+def room_needed(job: Job) -> int:
+    """Numbers per token that propagation keeps besides the hidden states: staged, the widest input of a Linear."""
+    if job.recipe.propagation != "staged":
+        return 0
+    return max(columns for _, columns in job.source.linear_shapes(0).values())
+
+
 def space_for(job: Job, offload: bool) -> int:
     """Bytes of disk for the result and for what is kept there meanwhile."""
     recipe, hidden = job.recipe, 0
     if offload and job.method.needs != "nothing":
-        hidden = recipe.samples * recipe.seqlen * job.source.config.hidden_size * job.dtype.itemsize
+        width = job.source.config.hidden_size + room_needed(job)
+        hidden = recipe.samples * recipe.seqlen * width * job.dtype.itemsize
     return disk_needed(job.source.nbytes) + hidden
 
 
