@@ -50,7 +50,7 @@ def manifest(recipe: PruneRecipe | DropRecipe | None) -> dict[str, Any]:
     if isinstance(recipe, PruneRecipe):
         step["sparsity"] = {f"model.layers.{b}.{kind}": recipe.sparsity for b in range(BLOCKS) for kind in KINDS}
     else:
-        step["blocks_removed"] = list(range(5, 5 + recipe.count))
+        step["blocks_removed"] = list(range(5, 5 + recipe.count(BLOCKS)))
         step["scores"] = [0.5, 0.4, 0.3, 0.2, 0.1, 0.02, 0.03, 0.4]
     return {"prunus": "0.1.0", "format": 1, "profile": "tiny", "history": [step]}
 
@@ -58,7 +58,7 @@ def manifest(recipe: PruneRecipe | DropRecipe | None) -> dict[str, Any]:
 def run_of(name: str, plan: EvalPlan, number: int = 0) -> Run:
     """The run of a variant."""
     recipe, _ = VARIANTS[name]
-    removed = recipe.count if isinstance(recipe, DropRecipe) else 0
+    removed = recipe.count(BLOCKS) if isinstance(recipe, DropRecipe) else 0
     model = {
         "name": name,
         "source": name,

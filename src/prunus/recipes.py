@@ -10,7 +10,9 @@ from typing import Any, Literal, Self, get_args
 from prunus.errors import PrunusError
 
 MethodName = Literal["magnitude", "wanda"]
-DepthMethodName = Literal["shortgpt"]
+DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
+AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp"]
+Window = Literal["fixed", "reference"]
 Scope = Literal["all", "attention", "mlp"]
 Propagation = Literal["pruned", "dense", "staged"]
 Rounding = Literal["exact", "reference"]
@@ -105,12 +107,21 @@ class PruneRecipe(Recipe):
 class DropRecipe(Recipe):
     """Which decoder blocks to remove.
 
-    blocks: "2" removes the two blocks that `method` scores lowest; "16,17" (or "16," for one) removes these, by index
-        from 0, and ignores method and calibration.
+    blocks: "2" removes two blocks that `method` chooses; "16,17" (or "16," for one) removes these, by index from 0, and
+        ignores method and calibration. None: 1, or what match_sparsity says.
+    match_sparsity: in (0, 1); instead of blocks: the number of blocks nearest to that share of the blocks' weights.
+    merge, threshold, interval, telescoping: of laco. How many blocks one merge folds into the one before them; the
+        cosine to the old hidden states that it must keep; how far below a merge the next one begins; the sum as some
+        codes take it, which leaves only the last of the folded blocks.
     """
 
     method: DepthMethodName = "shortgpt"
-    blocks: str = "1"
+    blocks: str | None = None
+    match_sparsity: float | None = None
+    merge: int = 1
+    threshold: float = 0.45
+    interval: int = 1
+    telescoping: bool = False
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048
@@ -118,7 +129,16 @@ class DropRecipe(Recipe):
 
     def __post_init__(self) -> None:
         self._check_choice("method", DepthMethodName)
-        self._check_positive("samples", "seqlen")
+        self._check_positive("samples", "seqlen", "merge", "interval")
+        if not -1 <= self.threshold < 1:
+            raise PrunusError(f"threshold must lie in [-1, 1), not {self.threshold}; it is a cosine")
+        if self.match_sparsity is not None:
+            if self.blocks is not None:
+                raise PrunusError("blocks and match_sparsity both say how many blocks go; give one of them")
+            if not 0 < self.match_sparsity < 1:
+                raise PrunusError(f"match_sparsity must lie in (0, 1), not {self.match_sparsity}")
+        if self.blocks is None:
+            return
         parts = [part.strip() for part in self.blocks.split(",") if part.strip()]
         if not parts or not all(part.isdigit() for part in parts):
             raise PrunusError(f"blocks '{self.blocks}' is neither a number of blocks (2) nor a list of indices (16,17)")
@@ -128,14 +148,21 @@ class DropRecipe(Recipe):
     @property
     def indices(self) -> tuple[int, ...] | None:
         """Sorted block indices where the user named them, else None."""
-        if "," not in self.blocks:
+        if self.blocks is None or "," not in self.blocks:
             return None
         return tuple(sorted({int(part) for part in self.blocks.split(",") if part.strip()}))
 
-    @property
-    def count(self) -> int:
-        """How many blocks go."""
-        return len(self.indices) if self.indices is not None else int(self.blocks)
+    def count(self, blocks: int) -> int:
+        """How many of so many equal blocks go; PrunusError where match_sparsity comes nearest to none or to all."""
+        if self.match_sparsity is None:
+            return len(self.indices) if self.indices is not None else int(self.blocks or 1)
+        count = int(self.match_sparsity * blocks + 0.5)
+        if not 0 < count < blocks:
+            raise PrunusError(
+                f"match_sparsity {self.match_sparsity} is nearest to {count} of {blocks} blocks; "
+                f"one block is {1 / blocks:.3f} of them"
+            )
+        return count
 
 
 @dataclass(frozen=True)

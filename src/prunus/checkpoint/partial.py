@@ -60,7 +60,7 @@ class Partial:
     """Open unfinished work: `with Partial(source, target, work, shards, needed, overwrite) as partial`.
 
     work: JSON that says what is made from what; work found on disk is continued if it says the same, else it is an
-    error (with overwrite: deleted). shards: how many blocks the result has. needed: bytes of disk for all of it.
+    error (with overwrite: deleted). shards: how many blocks the result has (see resize). needed: bytes of disk in all.
     Left by an interruption, the folder keeps finished blocks; left by an error of input, it is deleted.
     """
 
@@ -130,6 +130,11 @@ class Partial:
             self.notes[key] = value
             self._write_journal()
 
+    def resize(self, shards: int) -> None:
+        """Change how many blocks the result has, before the first is written."""
+        assert not self.records
+        self.shards = shards
+
     def finish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any]) -> None:
         """Add what is missing, then give the folder its final name; an old one is replaced only now.
 
@@ -156,14 +161,14 @@ class Partial:
         """Take over the work found, or start anew; work that must not be touched is an error."""
         journal = self.folder / JOURNAL
         found = read_json(journal) if journal.exists() else {}
-        ours = found.get("work") == content_hash(self.work) and found.get("shards") == self.shards
+        ours = found.get("work") == content_hash(self.work)
         if self._found() and not ours and not (self.overwrite and journal.exists()):
             raise PrunusError(
                 f"{self.folder} holds unfinished work of another recipe or model; delete it or add --overwrite"
             )
         if ours:
             self.records = {int(index): record for index, record in found["blocks"].items()}
-            self.notes = found["notes"]
+            self.notes, self.shards = found["notes"], found["shards"]
         for path in self._found():
             if path.is_dir():
                 shutil.rmtree(path)

@@ -5,6 +5,7 @@ Shapes: N sequences, T tokens, S tokens of all sequences one after the other, D 
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import groupby
 from pathlib import Path
 
@@ -57,6 +58,17 @@ class HiddenStates:
                 count = min(most, len(group) - first)
                 yield table_SX[begin : begin + count * length].view(count, length, -1)
                 begin += count * length
+
+    def ids(self) -> Iterator[Tensor]:
+        """(N, T) token ids of the same batches."""
+        for length, group in self.groups:
+            yield from torch.tensor(group).split(max(1, BATCH_TOKENS // length))
+
+    def copy(self) -> "HiddenStates":
+        """The same states in memory of their own."""
+        twin = copy(self)
+        twin.states_SD = self.states_SD.clone()
+        return twin
 
     def _embed(self, source: Checkpoint, runner: Runner) -> None:
         ids_S = torch.tensor([token for _, group in self.groups for ids in group for token in ids])

@@ -17,6 +17,7 @@ NAMES = {
     "sleb": "SLEB",
 }
 HUES = 6
+FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # what people look for in a recipe
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def step_label(step: dict[str, Any]) -> str:
         if "," in blocks:
             numbers = [part.strip() for part in blocks.split(",") if part.strip()]
             return f"block{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} removed"
+        gone = step.get("blocks_removed")
+        blocks = str(len(gone)) if isinstance(gone, list) and gone else blocks
         return f"{_method(step)} {MINUS}{blocks}{NBSP}block{'' if blocks == '1' else 's'}"
     sparsity, pattern = recipe.get("sparsity"), recipe.get("pattern")
     amount = str(pattern) if pattern else f"{100 * sparsity:.3g}{NBSP}%" if isinstance(sparsity, int | float) else DASH
@@ -83,7 +86,9 @@ def recipe_text(run: Run) -> str:
     """Everything that was asked for, step by step: `prune: method wanda, sparsity 0.5, ...`."""
     steps = []
     for step in history(run):
-        values = ", ".join(f"{key} {value}" for key, value in _recipe(step).items())
+        recipe = {key: value for key, value in _recipe(step).items() if value is not None}
+        keys = sorted(recipe, key=lambda key: (key not in FIRST, FIRST.index(key) if key in FIRST else 0, key))
+        values = ", ".join(f"{key} {recipe[key]}" for key in keys)
         gone = step.get("blocks_removed")
         removed = f"; removed blocks {', '.join(map(str, gone))}" if isinstance(gone, list) and gone else ""
         steps.append(f"{step.get('action')}: {values}{removed}")

@@ -6,6 +6,17 @@ N sequences, T tokens, D hidden width.
 from torch import Tensor
 from torch.nn import functional
 
+from prunus.pruning.depth.choice import Calibrated, Choice, lowest
+
+
+def choose(model: Calibrated, count: int) -> Choice:
+    """Drop the count blocks of lowest Block Influence at once. Scores: the influence of every block."""
+    totals, tokens = [0.0] * model.source.blocks, sum(map(len, model.sequences))
+    for index, before_NTD, after_NTD in model.walk():
+        totals[index] += block_influence(before_NTD, after_NTD).double().sum().item()
+    scores = [total / tokens for total in totals]
+    return Choice.without(lowest(scores, count), model.source.blocks, scores)
+
 
 def block_influence(before_NTD: Tensor, after_NTD: Tensor) -> Tensor:
     """(N, T) float32: 1 - cosine between the residual stream before and after a block, per token; 0 to 2.

@@ -1,0 +1,141 @@
+"""What depth methods share: the model and tokens they look at, how they walk through it, and what they decide.
+
+Shapes: N sequences, T tokens, D hidden width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunus.checkpoint.families import LINEARS, Runner
+from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.checkpoint.partial import SINGLE_FILE_BYTES
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.hidden import HiddenStates
+from prunus.recipes import DropRecipe
+
+
+class Mix(NamedTuple):
+    """A block of the result. base: the block of the source it stands for; its norms and biases are kept.
+
+    parts: its Linear weights are the sum of factor x those of block, for (block, factor) in ascending order.
+    """
+
+    base: int
+    parts: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def of(cls, index: int) -> "Mix":
+        """Block number index as it is."""
+        return cls(index, ((index, 1.0),))
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether nothing is mixed in."""
+        return self == Mix.of(self.base)
+
+    def tensors(self, source: Checkpoint) -> dict[str, Tensor]:
+        """The block's tensors, by their names within the block; sums are taken in float32."""
+        tensors = read_block(self.base, source.block_tensors(self.base))
+        if self.is_copy:
+            return tensors
+        for name in (f"{linear}.weight" for linear in LINEARS):
+            total_OI = torch.zeros_like(tensors[name], dtype=torch.float32)
+            for index, factor in self.parts:
+                full_name = next(n for n in source.block_tensors(index) if n.endswith("." + name))
+                total_OI += factor * source.read(full_name).float()
+            tensors[name] = total_OI.to(tensors[name].dtype)
+        return tensors
+
+
+class Choice(NamedTuple):
+    """What a depth method decided: the blocks of the result in order, its scores (as its file says) and warnings."""
+
+    kept: list[Mix]
+    scores: list[float]
+    warnings: list[str]
+
+    @classmethod
+    def without(cls, removed: Sequence[int], blocks: int, scores: Sequence[float]) -> "Choice":
+        """All of so many blocks but the removed ones."""
+        return cls([Mix.of(index) for index in range(blocks) if index not in removed], list(scores), [])
+
+    def removed(self, blocks: int) -> list[int]:
+        """Indices of the source's blocks that the result no longer has."""
+        kept = {mix.base for mix in self.kept}
+        return [index for index in range(blocks) if index not in kept]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a journal."""
+        kept = [[mix.base, [list(part) for part in mix.parts]] for mix in self.kept]
+        return {"kept": kept, "scores": self.scores, "warnings": self.warnings}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Choice":
+        """The inverse of to_json."""
+        kept = [Mix(base, tuple((index, factor) for index, factor in parts)) for base, parts in data["kept"]]
+        return cls(kept, data["scores"], data["warnings"])
+
+
+@dataclass
+class Calibrated:
+    """A model, a recipe and the calibration sequences, on a device: what a depth method may look at.
+
+    Blocks of models up to 2 GB stay in memory once read; of larger ones there is one at a time.
+    """
+
+    source: Checkpoint
+    recipe: DropRecipe
+    sequences: Sequence[list[int]]
+    device: torch.device
+    runner: Runner = field(init=False)
+    _blocks: dict[Mix, nn.Module] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.runner = Runner(self.source.config, self.source.dtype, self.device)
+
+    def embedded(self) -> HiddenStates:
+        """The input of the first block, for all tokens."""
+        return HiddenStates(self.source, self.runner, self.sequences, None)
+
+    def block(self, mix: Mix) -> nn.Module:
+        """A block ready to run."""
+        if mix in self._blocks:
+            return self._blocks[mix]
+        block = self.runner.make_block(mix.base, mix.tensors(self.source))
+        if mix.is_copy and self.source.nbytes <= SINGLE_FILE_BYTES:
+            self._blocks[mix] = block
+        return block
+
+    def walk(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(block, its input (N, T, D), its output) for every block and every batch of it, in one dense pass.
+
+        What is kept of an input must be copied: its memory is used again.
+        An output that is not finite raises PrunusError that names the block.
+        """
+        hidden = self.embedded()
+        with Steps("scoring", total=self.source.blocks, unit="blocks") as steps:
+            for index in range(self.source.blocks):
+                block = self.block(Mix.of(index))
+                for batch_NTD in hidden.batches():
+                    before_NTD = batch_NTD.to(self.device)
+                    after_NTD = self.runner.run_block(block, before_NTD)
+                    check_finite(index, after_NTD)
+                    yield index, before_NTD, after_NTD
+                    batch_NTD.copy_(after_NTD)
+                steps.advance()
+
+
+def check_finite(index: int, output_NTD: Tensor) -> None:
+    """Raise PrunusError where a block's output holds NaN or infinity."""
+    if not bool(output_NTD.isfinite().all()):
+        raise PrunusError(f"block {index}: its output holds NaN or infinity on the calibration text; try another")
+
+
+def lowest(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """Indices of the count lowest scores, in order; of equal ones the lower index goes first."""
+    return tuple(sorted(sorted(range(len(scores)), key=lambda index: scores[index])[:count]))

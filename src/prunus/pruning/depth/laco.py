@@ -1,0 +1,77 @@
+"""LaCo: fold blocks into the one before them while the model still says the same. arXiv:2402.11187, algorithm 1.
+
+A merge adds to block l what the next m blocks differ by, theta_l + sum_k (theta_{l+k} - theta_l), and drops those m.
+As in the authors' code it is the Linear weights that are merged; norms and biases stay block l's. From the top down, a
+merge stays if the mean cosine between the old and the new last hidden states (all tokens of a sequence as one vector)
+exceeds the threshold. The next merge begins `interval` blocks lower after a success, else one lower.
+
+telescoping: the sum as some codes take it, subtracting what has been added already; only theta_{l+m} is left of it.
+"""
+
+import torch
+from torch.nn import functional
+
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.depth.choice import Calibrated, Choice, Mix, check_finite
+from prunus.pruning.head import final_norm
+from prunus.pruning.hidden import HiddenStates
+
+
+def choose(model: Calibrated, count: int) -> Choice:
+    """Merge until count blocks are gone or no merge is good enough. Scores: the cosine after each merge that stayed."""
+    recipe, blocks = model.recipe, model.source.blocks
+    live, left, scores = [Mix.of(index) for index in range(blocks)], count, []
+    original = last_hidden(model, live)
+    place = blocks - 1 - min(recipe.merge, left)
+    with Steps("scoring", total=place + 1, unit="places") as steps:
+        while place >= 0 and left:
+            width, lower = min(recipe.merge, left, len(live) - 1 - place), place - 1
+            end = place + width + 1
+            trial = [*live[:place], merged(live[place:end], recipe.telescoping), *live[end:]]
+            cosine = mean_cosine(original, last_hidden(model, trial))
+            if cosine > recipe.threshold:
+                live, left = trial, left - width
+                scores.append(cosine)
+                lower = min(place - recipe.interval, len(live) - 1 - min(recipe.merge, max(1, left)))
+            steps.advance(place - lower)
+            place = lower
+    if left == count:
+        raise PrunusError(f"laco: no merge keeps the cosine above threshold {recipe.threshold}; lower --threshold")
+    short = f"laco removed {count - left} of {count} blocks: no further merge keeps the cosine above {recipe.threshold}"
+    return Choice(live, scores, [short] if left else [])
+
+
+def merged(neighbours: list[Mix], telescoping: bool) -> Mix:
+    """The first of these blocks with all others folded into it."""
+    base, *others = neighbours
+    if telescoping:
+        return Mix(base.base, others[-1].parts)
+    factors = dict.fromkeys(sorted({index for mix in neighbours for index, _ in mix.parts}), 0.0)
+    for mix, weight in ((base, 1 - len(others)), *((other, 1) for other in others)):
+        for index, factor in mix.parts:
+            factors[index] += weight * factor
+    return Mix(base.base, tuple((index, factor) for index, factor in factors.items() if factor))
+
+
+def last_hidden(model: Calibrated, live: list[Mix]) -> HiddenStates:
+    """The last hidden states, after the final norm, of a model made of these blocks."""
+    hidden = model.embedded()
+    for mix in live:
+        block = model.block(mix)
+        for batch_NTD in hidden.batches():
+            after_NTD = model.runner.run_block(block, batch_NTD.to(model.device))
+            check_finite(mix.base, after_NTD)
+            batch_NTD.copy_(after_NTD)
+    for batch_NTD in hidden.batches():
+        batch_NTD.copy_(final_norm(model.source, model.runner, batch_NTD.to(model.device)))
+    return hidden
+
+
+def mean_cosine(first: HiddenStates, second: HiddenStates) -> float:
+    """Mean over sequences of the cosine between all hidden states of a sequence, as one vector."""
+    cosines = [
+        functional.cosine_similarity(a_NTD.flatten(1).double(), b_NTD.flatten(1).double(), dim=-1)
+        for a_NTD, b_NTD in zip(first.batches(), second.batches(), strict=True)
+    ]
+    return torch.cat(cosines).mean().item()
