@@ -50,6 +50,15 @@ def test_heat_map_shows_blocks(page):
     assert rows["ShortGPT −2\xa0blocks"] == ["0"] * 5 + ["×", "×", "0"]
 
 
+def test_recipes_are_spelled_out_with_the_method_first(page):
+    texts = page.all("dd")
+    assert any(text.startswith("prune: method wanda, sparsity 0.5, ") and "calibration tiny" in text for text in texts)
+    assert any(
+        text.startswith("drop: method shortgpt, blocks 2, ") and text.endswith("removed blocks 5, 6") for text in texts
+    )
+    assert not any("None" in text for text in texts)
+
+
 def test_flips_are_the_problems_that_only_one_side_solves(store):
     with Store(store) as opened:
         base, other = (opened.samples(opened.find_run(name).run_id) for name in ("tiny", "wanda-50"))
