@@ -21,6 +21,7 @@ from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 
 if TYPE_CHECKING:
     from prunus.evaluation.pipeline import evaluate, regrade
+    from prunus.pruning.allocate import allocate
     from prunus.pruning.drop import drop_blocks
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
@@ -35,6 +36,7 @@ __all__ = [
     "EvalPlan",
     "PruneRecipe",
     "PrunusError",
+    "allocate",
     "compare",
     "demo",
     "drop_blocks",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "allocate": "prunus.pruning.allocate",
     "compare": "prunus.results.comparison",
     "demo": "prunus.walkthrough",
     "drop_blocks": "prunus.pruning.drop",

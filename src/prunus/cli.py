@@ -95,21 +95,41 @@ margin_option = click.option(
 )
 
 
+def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
+    """What prune and allocate share: how much each block loses, and the calibration that this is measured with."""
+    options = [
+        recipe_option(PruneRecipe, "sparsity", "Share of zeros in the Linears in scope, in [0, 1).", type=float),
+        recipe_option(PruneRecipe, "scope", "Which Linears of a block.", type=choice(recipes.Scope)),
+        recipe_option(
+            PruneRecipe,
+            "calibration",
+            "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: c4 (tiny: tiny).",
+        ),
+        recipe_option(PruneRecipe, "samples", "Calibration sequences.", type=int),
+        recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int),
+        recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int),
+        recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's."),
+        recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),
+        recipe_option(
+            PruneRecipe, "spread", "How far apart they get: owl 0.08, dlp 0.15, alphapruning 0.3.", type=float
+        ),
+        recipe_option(PruneRecipe, "step", "More sparsity from block to block, for atp.", type=float),
+        recipe_option(PruneRecipe, "outlier_threshold", "Times the mean score, for owl.", type=float),
+        recipe_option(PruneRecipe, "window", "Tails of spectra, for alphapruning.", type=choice(recipes.Window)),
+        recipe_option(PruneRecipe, "scores", "Evidence FILE of `prunus allocate --save`, or your own scores."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @command("prune", "prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2")
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
 @recipe_option(PruneRecipe, "method", "How weights are chosen.", type=choice(recipes.MethodName))
-@recipe_option(PruneRecipe, "sparsity", "Share of zeros in the Linears in scope, in [0, 1).", type=float)
-@recipe_option(PruneRecipe, "scope", "Which Linears of a block.", type=choice(recipes.Scope))
-@recipe_option(
-    PruneRecipe, "calibration", "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: c4 (tiny: tiny)."
-)
-@recipe_option(PruneRecipe, "samples", "Calibration sequences.", type=int)
-@recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int)
-@recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int)
+@allocation_options
 @recipe_option(PruneRecipe, "propagation", "What later blocks see of earlier ones.", type=choice(recipes.Propagation))
 @recipe_option(PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding))
-@recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's.")
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
@@ -125,6 +145,23 @@ def prune_command(
         model, out, PruneRecipe(**recipe), device=device, offload=offload, overwrite=overwrite, dry_run=dry_run
     )
     show_summary(summary)
+
+
+@command("allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
+@model_argument
+@allocation_options
+@click.option("--save", type=click.Path(path_type=Path), help="Keep what was measured, for --scores.")
+@device_option
+@json_option
+def allocate_command(model: str, save: Path | None, device: str, as_json: bool, **recipe: Any) -> None:
+    """How much each block of MODEL would lose, printed and drawn; nothing is pruned."""
+    data = prunus.allocate(model, PruneRecipe(**recipe), save=save, device=device)
+    if as_json:
+        print_json(data)
+    else:
+        from prunus.reporting.allocation import allocation_table
+
+        progress.out_console.print(allocation_table(data))
 
 
 @command("drop", "prunus drop tiny out/drop-1 --blocks 1\nprunus drop tiny out/without-4-5 --blocks 4,5")
@@ -288,13 +325,14 @@ def tasks_command(as_json: bool) -> None:
 @command("methods", "prunus methods")
 @json_option
 def methods_command(as_json: bool) -> None:
-    """The pruning and depth methods."""
+    """The pruning methods, allocations and depth methods."""
+    from prunus.pruning.allocation import ALLOCATIONS
     from prunus.pruning.depth import DEPTH_METHODS
     from prunus.pruning.methods import METHODS
 
     rows = [
         {"name": name, "source": method.source, "description": method.description}
-        for table in (METHODS, DEPTH_METHODS)
+        for table in (METHODS, ALLOCATIONS, DEPTH_METHODS)
         for name, method in table.items()
     ]
     show_catalogue(rows, as_json)

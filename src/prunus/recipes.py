@@ -13,6 +13,8 @@ MethodName = Literal["magnitude", "wanda"]
 DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
 AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp"]
 Window = Literal["fixed", "reference"]
+AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp"]
+Window = Literal["fixed", "reference"]
 Scope = Literal["all", "attention", "mlp"]
 Propagation = Literal["pruned", "dense", "staged"]
 Rounding = Literal["exact", "reference"]
@@ -79,6 +81,12 @@ class PruneRecipe(Recipe):
         later Linears see earlier ones pruned (q, k, v, then o, then gate, up, then down), each computed once.
     rounding: `exact` (round(S*N) zeros per comparison group, ties by index) or `reference` (as in the authors' code).
     dtype: in which the blocks run; `auto` is the checkpoint's own.
+    allocation: how sparsity is shared out among the blocks. spread: how far apart they may get, None for the
+        allocation's own: half of the range (owl 0.08, the paper's lambda; dlp 0.15), or half of it as a share of
+        sparsity (alphapruning 0.3). step: how much more each block loses than the one before, for atp.
+    outlier_threshold: how many times the mean score of its block an outlier exceeds, for owl (the paper's M).
+    window: where alphapruning looks for the tail of a spectrum; `reference` as in the authors' code.
+    scores: evidence file that an allocation is made from, instead of measuring.
     """
 
     method: MethodName = "wanda"
@@ -91,6 +99,12 @@ class PruneRecipe(Recipe):
     propagation: Propagation = "pruned"
     rounding: Rounding = "exact"
     dtype: DtypeName = "auto"
+    allocation: AllocationName = "uniform"
+    spread: float | None = None
+    step: float | None = None
+    outlier_threshold: float = 7.0
+    window: Window = "fixed"
+    scores: str | None = None
 
     def __post_init__(self) -> None:
         self._check_choice("method", MethodName)
@@ -98,9 +112,24 @@ class PruneRecipe(Recipe):
         self._check_choice("propagation", Propagation)
         self._check_choice("rounding", Rounding)
         self._check_choice("dtype", DtypeName)
+        self._check_allocation()
         self._check_positive("samples", "seqlen")
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
+
+    def _check_allocation(self) -> None:
+        self._check_choice("allocation", AllocationName)
+        self._check_choice("window", Window)
+        for name, users in (("spread", ("owl", "alphapruning", "dlp")), ("step", ("atp",))):
+            if getattr(self, name) is not None and self.allocation not in users:
+                raise PrunusError(f"{name} belongs to allocation {' or '.join(users)}, not to {self.allocation}")
+        if self.scores is not None and self.allocation in ("uniform", "atp"):
+            raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
+        highest = 1.0 if self.allocation == "alphapruning" else 0.5
+        if self.spread is not None and not 0 <= self.spread < highest:
+            raise PrunusError(f"spread must lie in [0, {highest:g}) for {self.allocation}, not {self.spread}")
+        if not self.outlier_threshold > 0:
+            raise PrunusError(f"outlier_threshold must be above 0, not {self.outlier_threshold}")
 
 
 @dataclass(frozen=True)

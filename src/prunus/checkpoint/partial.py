@@ -23,10 +23,11 @@ from prunus.errors import PrunusError
 from prunus.recipes import content_hash
 
 JOURNAL, LOCK, CALIBRATION, HIDDEN = "journal.json", "lock", "calibration.jsonl", "hidden.bin"
+EVIDENCE = "evidence.json"
 # Files of a model that go with the weights; anything else in the folder stays behind.
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE"}
-NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, JOURNAL}
+NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL}
 DISK_RESERVE = 1 << 24
 # Weights up to this size end in one file, as such models come; larger ones stay one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from prunus.checkpoint.families import LINEARS, Runner, block_name, pick_device
 from prunus.checkpoint.files import Checkpoint, read_block, versions
 from prunus.checkpoint.partial import (
+    EVIDENCE,
     HIDDEN,
     Partial,
     check_space,
@@ -22,6 +24,9 @@ from prunus.checkpoint.partial import (
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.source import resolve
 from prunus.progress import Steps
+from prunus.pruning.allocate import evidence_text, find_evidence, linear_sparsities, share_out
+from prunus.pruning.allocation import ALLOCATIONS
+from prunus.pruning.allocation.evidence import Evidence
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.hidden import HiddenStates, propagate
 from prunus.pruning.masks import zeros_wanted
@@ -40,6 +45,8 @@ class Job(NamedTuple):
     linears: list[str]
     device: torch.device
     dtype: torch.dtype
+    # Sparsity that the method is asked for, by block and Linear: known once the allocation has its evidence.
+    sparsities: Mapping[tuple[int, str], float] = MappingProxyType({})
 
 
 def prune(
@@ -72,10 +79,14 @@ def prune(
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial:
         needs_data = job.method.needs != "nothing"
         calibration = keep_calibration(recipe, source, partial) if needs_data else None
+        evidence = keep_evidence(job, partial, calibration)
+        shares = share_out(source, recipe, evidence)
+        job = job._replace(sparsities=linear_sparsities(source, recipe, shares, job.method.group))
         with torch.inference_mode():
             prune_blocks(job, partial, calibration, offload)
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
-        warnings = [*(calibration.warnings if calibration else []), *dead_inputs(partial)]
+        heard = [*(calibration.warnings if calibration else []), *evidence.warnings, *shares.warnings]
+        warnings = [*dict.fromkeys(heard), *dead_inputs(partial)]
         step = {
             "action": "prune",
             "recipe": recipe.to_json(),
@@ -83,6 +94,7 @@ def prune(
             "source": origin,
             "calibration": calibration.summary() if calibration else None,
             "sparsity": sparsity,
+            "allocation": evidence.to_json() if recipe.allocation != "uniform" else None,
             "warnings": warnings,
         }
         partial.finish(None, step)
@@ -97,6 +109,15 @@ def prune(
         "linear_sparsity": sparsity,
         "warnings": warnings,
     }
+
+
+def keep_evidence(job: Job, partial: Partial, calibration: Calibration | None) -> Evidence:
+    """What the allocation goes by, measured once and kept beside the result, where --scores can read it again."""
+    if "evidence" not in partial.notes:
+        found = find_evidence(job.source, job.recipe, job.device, calibration)
+        files = {EVIDENCE: evidence_text(found)} if found.scores else {}
+        partial.note("evidence", found.to_json(), files)
+    return Evidence.from_json(partial.notes["evidence"])
 
 
 def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, offload: bool) -> None:
@@ -135,7 +156,7 @@ def prune_block(
     for group in groups:
         for name in [name for name in job.linears if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group[name]
-            new_OI = job.method.prune(weight_OI, inputs, job.recipe.sparsity, job.recipe.rounding)
+            new_OI = job.method.prune(weight_OI, inputs, job.sparsities[index, name], job.recipe.rounding)
             if block is not None:
                 block.get_submodule(name).weight.data = new_OI.to(job.dtype)
             pruned[block_name(index, f"{name}.weight")] = new_OI.cpu()
@@ -188,6 +209,9 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
             zeros += rows * zeros_wanted(columns, recipe.sparsity, recipe.rounding)
         else:
             zeros += zeros_wanted(rows * columns, recipe.sparsity, recipe.rounding)
+    allocation = ALLOCATIONS[recipe.allocation]
+    if allocation.needs == "nothing":
+        share_out(source, recipe, find_evidence(source, recipe, job.device, None))  # a wrong step is noticed here
     result: dict[str, Any] = {
         "would_write": str(target),
         "method": recipe.method,
@@ -199,6 +223,8 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
         "calibration": "none needed",
         "warnings": [],
     }
-    if job.method.needs != "nothing":
+    if recipe.allocation != "uniform":  # then all Linears together have the count
+        result["zeros"] = zeros_wanted(weights_in_scope(job), recipe.sparsity, recipe.rounding)
+    if job.method.needs != "nothing" or (allocation.needs == "norms" and recipe.scores is None):
         result["calibration"], result["warnings"] = describe_calibration(recipe, source)
     return result

@@ -1,0 +1,187 @@
+"""How much each Linear loses: evidence is measured or read, shared out by an allocation, and made whole weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from prunus.checkpoint.families import LINEARS, Runner, pick_device
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.safetensors_file import write_text
+from prunus.checkpoint.source import resolve
+from prunus.errors import PrunusError
+from prunus.pruning.allocation import ALLOCATIONS
+from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
+from prunus.pruning.allocation.evidence import PARTS, WHOLE, Evidence, read_evidence
+from prunus.pruning.allocation.measures import Measured, Subject, outlier_shares, score_means, spectra
+from prunus.pruning.calibration import Calibration, load_calibration
+from prunus.pruning.masks import zeros_wanted
+from prunus.recipes import PruneRecipe
+
+Group = tuple[int, str]  # block, and `block`, `attention` or `mlp`
+
+
+class Shares(NamedTuple):
+    """groups: sparsity by block and part. warnings: where a limit was met."""
+
+    groups: Mapping[Group, float]
+    warnings: list[str]
+
+    def of(self, index: int, linear: str) -> float:
+        """Sparsity of one Linear, before it is made whole weights."""
+        whole = self.groups.get((index, WHOLE))
+        return self.groups[index, LINEARS[linear]] if whole is None else whole
+
+
+def allocate(
+    model: str | Path, recipe: PruneRecipe, *, save: str | Path | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """The sparsity that recipe gives each block of model (folder, hub id or `tiny`), as plain data; nothing is pruned.
+
+    blocks: sparsity of each block and of its attention and MLP, with the score where one was measured. save: file for
+    the evidence, which `PruneRecipe(scores=...)` takes so that it is not measured again. Wrong input raises
+    PrunusError.
+    """
+    source = Checkpoint(resolve(model))
+    target = None if save is None else Path(save).expanduser()
+    if target is not None and not target.absolute().parent.is_dir():
+        raise PrunusError(f"{target} cannot be written: its folder does not exist")
+    evidence = find_evidence(source, recipe, pick_device(device), None)
+    shares = share_out(source, recipe, evidence)
+    if target is not None:
+        try:
+            write_text(target, evidence_text(evidence))
+        except OSError as error:
+            raise PrunusError(f"{target} cannot be written: {error.strerror}") from error
+    return {
+        "allocation": recipe.allocation,
+        "sparsity": recipe.sparsity,
+        "scope": recipe.scope,
+        "score": ALLOCATIONS[recipe.allocation].score,
+        "blocks": block_rows(source, recipe, evidence, shares),
+        "evidence": evidence.to_json(),
+        "warnings": [*evidence.warnings, *shares.warnings],
+    }
+
+
+def evidence_text(evidence: Evidence) -> str:
+    """The content of an evidence file."""
+    return json.dumps(evidence.to_json(), indent=1) + "\n"
+
+
+def linears_in_scope(recipe: PruneRecipe) -> list[str]:
+    """Names within a block of the Linears that the recipe is about."""
+    return [name for name, kind in LINEARS.items() if recipe.scope in ("all", kind)]
+
+
+def find_evidence(
+    source: Checkpoint, recipe: PruneRecipe, device: torch.device, calibration: Calibration | None
+) -> Evidence:
+    """Evidence of the recipe's file, checked against model and recipe, else measured.
+
+    calibration: the recipe's sequences where they are at hand already.
+    """
+    allocation = ALLOCATIONS[recipe.allocation]
+    settings: dict[str, Any] = {"scope": recipe.scope, **{name: getattr(recipe, name) for name in allocation.settings}}
+    if allocation.needs == "nothing":
+        return Evidence(recipe.allocation, None, {}, {}, {}, [])
+    if recipe.scores is not None:
+        path = Path(recipe.scores).expanduser()
+        evidence = read_evidence(path, recipe.allocation, groups_of(recipe), source.blocks)
+        if evidence.model is not None and evidence.model != source.checksum():
+            raise PrunusError(f"{path} was measured on another model (its weights differ); measure again")
+        for name, value in settings.items():
+            if name in evidence.settings and evidence.settings[name] != value:
+                flag, found = "--" + name.replace("_", "-"), evidence.settings[name]
+                raise PrunusError(f"{path} was measured with {flag} {found}, not {value}; measure again")
+        return evidence
+    checksum = source.checksum()
+    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    subject = Subject(source, recipe, linears_in_scope(recipe), Runner(source.config, dtype, device))
+    measured, calibration = measure(subject, calibration)
+    if calibration is not None:
+        settings["calibration"] = calibration.summary()
+    return Evidence(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
+
+
+def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured, Calibration | None]:
+    """What the recipe's allocation needs to know, and the calibration that it was measured with, if any."""
+    with torch.inference_mode():
+        if ALLOCATIONS[subject.recipe.allocation].needs == "weights":
+            return spectra(subject), None
+        calibration = calibration or load_calibration(subject.recipe, subject.source)
+        measuring = {"owl": outlier_shares, "dlp": score_means}[subject.recipe.allocation]
+        return measuring(subject, calibration), calibration
+
+
+def groups_of(recipe: PruneRecipe) -> list[str]:
+    """The parts of a block that get a sparsity of their own."""
+    if not ALLOCATIONS[recipe.allocation].apart:
+        return [WHOLE]
+    return [kind for kind in PARTS if recipe.scope in ("all", kind)]
+
+
+def share_out(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence) -> Shares:
+    """The sparsity of every group; each kind of group has the target as its weighted mean."""
+    shared: dict[Group, float] = {}
+    warnings = []
+    for part in groups_of(recipe):
+        sizes = [group_size(source, recipe, index, part) for index in range(source.blocks)]
+        found = ALLOCATIONS[recipe.allocation].allocate(evidence.scores.get(part, []), sizes, recipe)
+        shared |= {(index, part): value for index, value in enumerate(found)}
+        for limit, count in ((HIGHEST, sum(v >= HIGHEST for v in found)), (0.0, sum(v <= 0 for v in found))):
+            if count and recipe.allocation != "uniform" and recipe.sparsity > 0:
+                warnings.append(
+                    f"{count} of {len(found)} blocks{'' if part == WHOLE else f' ({part})'} were held at sparsity "
+                    f"{limit:g}; the others make up for it"
+                )
+    return Shares(shared, warnings)
+
+
+def group_size(source: Checkpoint, recipe: PruneRecipe, index: int, part: str) -> int:
+    """Weights in scope of one group."""
+    shapes = source.linear_shapes(index)
+    names = [name for name in linears_in_scope(recipe) if part in (WHOLE, LINEARS[name])]
+    return sum(shapes[name][0] * shapes[name][1] for name in names)
+
+
+def linear_sparsities(
+    source: Checkpoint, recipe: PruneRecipe, shares: Shares, group: str
+) -> dict[tuple[int, str], float]:
+    """What a method is to be asked for, for each Linear: whole weights (of a row, where group is `row`).
+
+    Over the Linears in scope the zeros add up to round(S * N), or as near to it as whole rows allow. `uniform` and
+    rounding `reference` leave rounding to the method: each Linear for itself.
+    """
+    names = [(index, name) for index in range(source.blocks) for name in linears_in_scope(recipe)]
+    wanted = [shares.of(index, name) for index, name in names]
+    if recipe.allocation == "uniform" or recipe.rounding == "reference":
+        return dict(zip(names, wanted, strict=True))
+    shapes = [(s[0], s[1]) for index, name in names for s in [source.linear_shapes(index)[name]]]
+    sizes = [rows * columns for rows, columns in shapes]
+    total = zeros_wanted(sum(sizes), recipe.sparsity)
+    if group == "row":
+        counts = row_counts(wanted, shapes, total)
+        units: Sequence[int] = [columns for _, columns in shapes]
+    else:
+        counts, units = tensor_counts(wanted, sizes, total), sizes
+    return {name: count / unit for name, count, unit in zip(names, counts, units, strict=True)}
+
+
+def block_rows(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence, shares: Shares) -> list[dict[str, Any]]:
+    """One row per block, for people: sparsity, that of attention and MLP, scores."""
+    rows = []
+    shapes = source.linear_shapes(0)
+    names = linears_in_scope(recipe)
+    for index in range(source.blocks):
+        row: dict[str, Any] = {"block": index}
+        for part in (WHOLE, *(kind for kind in PARTS if recipe.scope in ("all", kind))):
+            chosen = [name for name in names if part in (WHOLE, LINEARS[name])]
+            sizes = [shapes[name][0] * shapes[name][1] for name in chosen]
+            mean = weighted_mean([shares.of(index, name) for name in chosen], sizes)
+            row["sparsity" if part == WHOLE else part] = mean
+        row["scores"] = {part: values[index] for part, values in evidence.scores.items() if values}
+        rows.append(row)
+    return rows

@@ -1,0 +1,72 @@
+"""What an allocation has measured: a few numbers per block, as a JSON file that can be used again."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunus.checkpoint.source import read_json
+from prunus.errors import PrunusError
+
+FORMAT = 1
+WHOLE, PARTS = "block", ("attention", "mlp")
+
+
+class Evidence(NamedTuple):
+    """scores: one number per block under `block`, or under `attention` and `mlp`.
+
+    model: checksum of the weights they were measured on, None where a user's file does not say. settings: what they
+    depend on. details: more that was measured, for people.
+    """
+
+    allocation: str
+    model: str | None
+    settings: Mapping[str, Any]
+    scores: Mapping[str, Sequence[float]]
+    details: Mapping[str, Any]
+    warnings: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        fields = json.loads(json.dumps(self._asdict()))
+        return {"prunus": version("prunus"), "evidence": FORMAT, **fields}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Evidence":
+        """The inverse of to_json."""
+        return cls(**{name: data[name] for name in cls._fields})
+
+
+def read_evidence(path: Path, allocation: str, groups: Sequence[str], blocks: int) -> Evidence:
+    """Evidence of a file: our own, or a user's scores, as JSON.
+
+    A user's file is one list with a number per block (for every group), or an object with such a list for `attention`
+    and for `mlp`. Whatever does not fit raises PrunusError.
+    """
+    data = read_json(path)
+    if isinstance(data, Mapping) and "evidence" in data:
+        if data["evidence"] != FORMAT or not set(Evidence._fields) <= set(data):
+            raise PrunusError(f"{path} is not evidence of format {FORMAT}: it is from another version of prunus")
+        found = Evidence.from_json(data)
+        if found.allocation != allocation:
+            raise PrunusError(f"{path} holds evidence of {found.allocation}, not of {allocation}; measure again")
+    else:
+        scores = dict.fromkeys(groups, data) if isinstance(data, list) else data
+        found = Evidence(allocation, None, {"file": path.name}, scores, {}, [])
+    check_scores(path, found.scores, groups, blocks)
+    return found
+
+
+def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) -> None:
+    """Raise PrunusError unless every group has one finite number per block."""
+    for group in groups:
+        values = scores.get(group) if isinstance(scores, Mapping) else None
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise PrunusError(f"{path} has no list '{group}'; write one score per block, as a list or under that name")
+        if len(values) != blocks:
+            raise PrunusError(f"{path} has {len(values)} scores for '{group}', but the model has {blocks} blocks")
+        for index, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise PrunusError(f"{path}: score {index} of '{group}' is {value!r}, which is no finite number")

@@ -1,0 +1,107 @@
+"""The costly half of allocations: what is measured of a model, block by block, before arithmetic begins.
+
+Shapes: N sequences, T tokens, O output features, I input features.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunus.checkpoint.families import Runner
+from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.allocation.alphapruning import eigenvalues, tail_exponent
+from prunus.pruning.allocation.evidence import WHOLE
+from prunus.pruning.calibration import Calibration
+from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.methods import wanda
+from prunus.pruning.observe import InputStats, Observer
+from prunus.recipes import PruneRecipe
+
+# Scores are made for about so many weights at a time.
+SLICE = 1 << 24
+
+
+class Measured(NamedTuple):
+    """scores: per group one number per block; details: more, for people."""
+
+    scores: dict[str, list[float]]
+    details: dict[str, Any]
+    warnings: list[str]
+
+
+class Subject(NamedTuple):
+    """What is measured. linears: names within a block that are in scope."""
+
+    source: Checkpoint
+    recipe: PruneRecipe
+    linears: Sequence[str]
+    runner: Runner
+
+
+def spectra(subject: Subject) -> Measured:
+    """Tail exponents of the spectra of all Linears; a block's score is the plain mean of its own."""
+    exponents: list[dict[str, float]] = []
+    source, recipe = subject.source, subject.recipe
+    with Steps("spectra", total=source.blocks, unit="blocks") as steps:
+        for index in range(source.blocks):
+            tensors = read_block(index, source.block_tensors(index))
+            weights = {name: tensors[f"{name}.weight"].to(subject.runner.device) for name in subject.linears}
+            exponents.append({n: tail_exponent(eigenvalues(weight), recipe.window) for n, weight in weights.items()})
+            steps.advance()
+    scores = [sum(row.values()) / len(row) for row in exponents]
+    return Measured({WHOLE: scores}, {"exponents": exponents}, [])
+
+
+def wanda_scores(subject: Subject, calibration: Calibration) -> Measured:
+    """Of the Wanda scores of each block: their mean, and the share in percent above outlier_threshold times it.
+
+    One dense pass over the calibration tokens; the scores of a block are made twice and never held together.
+    """
+    means, outliers = [], []
+    for index, block, inputs in dense_pass(subject, calibration):
+        scores = [(block.get_submodule(n).get_parameter("weight"), inputs[n].norm_I) for n in subject.linears]
+        size = sum(weight_OI.numel() for weight_OI, _ in scores)
+        mean = sum(part.sum(dtype=torch.float64).item() for part in slices(scores)) / size
+        if not mean > 0:
+            raise PrunusError(f"block {index}: all Wanda scores are 0 on this calibration text; try another")
+        above = sum(int((part > subject.recipe.outlier_threshold * mean).sum()) for part in slices(scores))
+        means.append(mean)
+        outliers.append(100 * above / size)
+    return Measured({WHOLE: []}, {"mean": means, "outliers": outliers}, calibration.warnings)
+
+
+def outlier_shares(subject: Subject, calibration: Calibration) -> Measured:
+    """For OWL."""
+    measured = wanda_scores(subject, calibration)
+    return measured._replace(scores={WHOLE: measured.details["outliers"]})
+
+
+def score_means(subject: Subject, calibration: Calibration) -> Measured:
+    """For DLP."""
+    measured = wanda_scores(subject, calibration)
+    return measured._replace(scores={WHOLE: measured.details["mean"]})
+
+
+def dense_pass(subject: Subject, calibration: Calibration) -> Iterator[tuple[int, nn.Module, dict[str, InputStats]]]:
+    """Every block with the statistics of its Linears' inputs, in one pass of the unpruned model."""
+    source, runner = subject.source, subject.runner
+    hidden = HiddenStates(source, runner, calibration.sequences, None)
+    with Steps("measuring", total=source.blocks, unit="blocks") as steps:
+        for index in range(source.blocks):
+            block = runner.make_block(index, read_block(index, source.block_tensors(index)))
+            with Observer(block, subject.linears) as seen:
+                for batch_NTD in hidden.batches():
+                    batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
+            yield index, block, dict(seen.stats(index, hidden.tokens))
+            steps.advance()
+
+
+def slices(scores: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """Wanda scores of (weight_OI, norm_I) pairs, some rows at a time."""
+    for weight_OI, norm_I in scores:
+        for part_RI in weight_OI.split(max(1, SLICE // weight_OI.shape[1])):
+            yield wanda.score(part_RI, norm_I)

@@ -1,0 +1,150 @@
+"""Allocations: golden values, exact budgets, clipping, flat scores, whole weights."""
+
+import math
+from fractions import Fraction
+from itertools import pairwise
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from prunus.errors import PrunusError
+from prunus.pruning.allocation import ALLOCATIONS, alphapruning, atp, dlp, owl
+from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, scaled, shifted, tensor_counts
+from prunus.recipes import AllocationName, PruneRecipe, Window
+
+EQUAL = [100] * 4
+SIZES = [147, 1480, 33, 260, 999, 512]
+SCORES = [3.0, 0.5, 7.25, 7.0, 1.0, 2.0]
+
+
+def weighted(sparsities, sizes):
+    """Mean in exact fractions."""
+    return sum(Fraction(s) * n for s, n in zip(sparsities, sizes, strict=True)) / sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("found", "golden"),
+    [
+        (owl.allocate([2, 1, 0.5, 0.5], EQUAL, 0.5, 0.08), [0.393333, 0.5, 0.553333, 0.553333]),
+        (alphapruning.allocate([2, 3, 4, 3], EQUAL, 0.5, 0.3), [0.35, 0.5, 0.65, 0.5]),
+        (atp.allocate(EQUAL, 0.5, 0.04), [0.44, 0.48, 0.52, 0.56]),
+        (dlp.allocate([1, 2, 3, 4], EQUAL, 0.5, 0.15), [0.35, 0.45, 0.55, 0.65]),
+    ],
+)
+def test_golden_values(found, golden):
+    assert found == pytest.approx(golden, abs=1e-6)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.03, 0.2, 0.5, 0.7, 0.95, 0.99])
+@pytest.mark.parametrize("name", ALLOCATIONS)
+def test_weighted_mean_is_the_target_even_where_limits_bind(name, target):
+    recipe = PruneRecipe(allocation=name, sparsity=target)
+    found = ALLOCATIONS[name].allocate(SCORES, SIZES, recipe)
+    assert float(weighted(found, SIZES)) == pytest.approx(target, abs=1e-12)
+    assert all(0 <= s <= HIGHEST for s in found)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALLOCATIONS) - {"atp"}))
+def test_blocks_that_look_alike_lose_the_same(name):
+    recipe = PruneRecipe(allocation=name, sparsity=0.37)
+    assert ALLOCATIONS[name].allocate([2.5] * 6, SIZES, recipe) == pytest.approx([0.37] * 6, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALLOCATIONS) - {"atp", "uniform"}))
+def test_scores_are_free_of_their_unit(name):
+    recipe = PruneRecipe(allocation=name, sparsity=0.4)
+    allocation = ALLOCATIONS[name].allocate
+    assert allocation([1e3 * s for s in SCORES], SIZES, recipe) == pytest.approx(allocation(SCORES, SIZES, recipe))
+
+
+def test_direction_of_each():
+    recipe = PruneRecipe(sparsity=0.5)
+    rising = [1.0, 2.0, 3.0, 4.0]
+    signs: dict[AllocationName, int] = {"owl": -1, "alphapruning": 1, "dlp": 1, "atp": 1}
+    for name, sign in signs.items():
+        found = ALLOCATIONS[name].allocate(rising, EQUAL, recipe)
+        assert all(sign * (b - a) > 0 for a, b in pairwise(found)), name
+
+
+def test_what_is_clipped_is_made_up_by_the_rest():
+    found = shifted([-0.2, 0.1, 0.3, 0.4], EQUAL, 0.2)
+    assert found == pytest.approx([0, 0.1, 0.3, 0.4])  # 0 + 0.1 + 0.3 + 0.4 is 4 * 0.2 without any shift
+    assert shifted([-0.2, 0.1, 0.3, 0.4], EQUAL, 0.35) == pytest.approx([0, 0.3, 0.5, 0.6])
+    assert scaled([0.1, 1.0, 2.0, 2.0], EQUAL, 0.64) == pytest.approx([0.58 / 11, 5.8 / 11, HIGHEST, HIGHEST])
+
+
+def test_targets_beyond_the_limit_are_refused():
+    with pytest.raises(PrunusError, match=r"0\.995 cannot be shared out"):
+        owl.allocate(SCORES, SIZES, 0.995)
+
+
+def test_atp_step_has_a_limit():
+    assert atp.allocate(EQUAL, 0.5, 1 / 3) == pytest.approx([0, 1 / 3, 2 / 3, HIGHEST], abs=0.01)
+    with pytest.raises(PrunusError, match=r"step 0\.4 is outside \[0, 0\.3333\] for sparsity 0\.5 and 4 blocks"):
+        atp.allocate(EQUAL, 0.5, 0.4)
+    assert atp.allocate([7], 0.5) == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize("target", ["0.01", "0.29", "0.5", "0.77"])
+def test_tensor_counts_sum_to_the_budget_and_stay_within_one_weight(target):
+    sparsities = shifted([float(target) + 0.01 * i for i in (-1, 3, 2, -4, 0, 1)], SIZES, float(target))
+    total = round(Fraction(target) * sum(SIZES))
+    counts = tensor_counts(sparsities, SIZES, total)
+    assert sum(counts) == total
+    assert all(abs(c - s * n) < 1 for c, s, n in zip(counts, sparsities, SIZES, strict=True))
+
+
+def test_row_counts_come_as_near_as_rows_allow():
+    shapes = [(8, 10), (3, 17), (5, 9), (2, 31)]
+    for target in (0.1, 0.35, 0.5, 0.81):
+        sizes = [o * i for o, i in shapes]
+        sparsities = owl.allocate([1, 2, 3, 5], sizes, target, 0.1)
+        counts = row_counts(sparsities, shapes, round(target * sum(sizes)))
+        assert abs(sum(c * o for c, (o, _) in zip(counts, shapes, strict=True)) - target * sum(sizes)) <= 4 + 0.5
+        assert all(abs(c - s * i) < 1 for c, s, (_, i) in zip(counts, sparsities, shapes, strict=True))
+
+
+def power_law(exponent, size, seed=0):
+    """Sorted sample of a Pareto density ~ x^-exponent from 1 on."""
+    return np.sort(np.random.default_rng(seed).pareto(exponent - 1, size) + 1)
+
+
+@pytest.mark.parametrize("window", get_args(Window))
+@pytest.mark.parametrize("exponent", [1.7, 2.5, 4.0])
+def test_tail_exponent_of_a_power_law_is_recovered(exponent: float, window: Window):
+    found = [alphapruning.tail_exponent(power_law(exponent, 4000, seed), window) for seed in range(5)]
+    assert np.mean(found) == pytest.approx(exponent, rel=0.06)
+
+
+def test_tail_exponent_by_plain_loops():
+    values = np.sort(np.random.default_rng(3).lognormal(0, 1.5, 300))
+    counts, edges = np.histogram(np.log10(values), bins=100)
+    peak = 10 ** edges[counts.argmax()]
+    lowest: dict[Window, float] = {"fixed": 0.95 * peak, "reference": math.log10(0.95 * peak)}
+    for window, lower in lowest.items():
+        fits = []
+        for i, start in enumerate(values[:-1]):
+            if lower < start <= 1.5 * peak:
+                n = len(values) - i
+                alpha = 1 + n / sum(math.log(v / start) for v in values[i:])
+                gaps = [abs(1 - (v / start) ** (1 - alpha) - r / n) for r, v in enumerate(values[i:])]
+                fits.append((max(gaps), alpha))
+        assert alphapruning.tail_exponent(values, window) == pytest.approx(min(fits)[1])
+
+
+def test_tail_exponent_does_not_depend_on_scale_or_orientation():
+    weight_OI = torch.randn(60, 90, generator=torch.Generator().manual_seed(1))
+    base = alphapruning.tail_exponent(alphapruning.eigenvalues(weight_OI))
+    assert alphapruning.tail_exponent(alphapruning.eigenvalues(8 * weight_OI)) == pytest.approx(base)
+    assert alphapruning.tail_exponent(alphapruning.eigenvalues(weight_OI.T)) == pytest.approx(base)
+    singular = torch.linalg.svdvals(weight_OI.double()).flip(0).square().numpy()
+    assert alphapruning.eigenvalues(weight_OI) == pytest.approx(singular)
+
+
+def test_spectra_without_a_tail():
+    with pytest.raises(PrunusError, match="four different singular values"):
+        alphapruning.tail_exponent(np.ones(50))
+    low_rank = np.concatenate([np.zeros(40), power_law(2.5, 60)])
+    assert math.isfinite(alphapruning.tail_exponent(low_rank))
