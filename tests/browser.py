@@ -162,5 +162,7 @@ class Browser:
         return path
 
     def pdf(self, path: Path) -> Path:
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(self.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"])
+        )
         return path
