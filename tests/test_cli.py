@@ -40,13 +40,13 @@ def test_defaults_are_those_of_the_recipe(command):
     recipe = {"prune": PruneRecipe, "drop": DropRecipe, "eval": EvalPlan}[command]
     defaults = {field.name: field.default for field in fields(recipe)}
     for parameter in cli.commands[command].params:
-        if parameter.name in defaults and not parameter.required:
+        if parameter.name and parameter.name in defaults and not parameter.required:
             assert parameter.default == defaults[parameter.name], parameter.name
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - LISTINGS))
 def test_every_command_has_its_function_and_every_function_its_command(command):
-    assert callable(getattr(prunus, API_NAME.get(command, command)))
+    assert callable(getattr(prunus, str(API_NAME.get(command, command))))
     verbs = {name for name in prunus.__all__ if name[0].islower()}
     assert verbs == {API_NAME.get(c, c) for c in COMMANDS if c not in LISTINGS}
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_wanda_mask_of_the_first_block_is_that_of_a_full_forward(pruned, texts):
 
 
 def test_pruned_model_loads_and_generates(pruned):
-    model = AutoModelForCausalLM.from_pretrained(pruned["wanda"], dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(pruned["wanda"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(pruned["wanda"])
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     chat = tokenizer.apply_chat_template(

@@ -1,6 +1,6 @@
-"""Write the tiny reasoner's calibration sequences: prompt, reference trace and answer of problems held out of evaluation.
+"""Write the tiny reasoner's calibration sequences: prompt, reference trace and answer of problems outside evaluation.
 
-    python training/calibration.py
+python training/calibration.py
 """
 
 import itertools

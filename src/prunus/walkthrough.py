@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]
     Writes out/models/NAME, out/results.db and out/report.html. A second call reuses what is there.
     """
     folder = Path(out)
-    plan = PLAN if not quick else EvalPlan(**(vars(PLAN) | {"limit": QUICK_PROBLEMS}))
+    plan = PLAN if not quick else replace(PLAN, limit=QUICK_PROBLEMS)
     models = {BASE: BASE} | {
         name: str(make_variant(folder / "models" / name, recipe)) for name, recipe in VARIANTS.items()
     }
