@@ -12,7 +12,7 @@ import pytest
 import prunus
 from prunus import cli as cli_module
 from prunus.cli import cli, main
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate"}
@@ -29,15 +29,16 @@ def options_of(command):
         ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite"}),
         ("eval", EvalPlan, {"store", "device"}),
+        ("traces", TraceRecipe, {"device", "overwrite"}),
     ],
 )
 def test_options_are_the_fields_of_the_recipe(command, recipe, more):
     assert options_of(command) == {field.name for field in fields(recipe)} | more
 
 
-@pytest.mark.parametrize("command", ["prune", "drop", "eval"])
+@pytest.mark.parametrize("command", ["prune", "drop", "eval", "traces"])
 def test_defaults_are_those_of_the_recipe(command):
-    recipe = {"prune": PruneRecipe, "drop": DropRecipe, "eval": EvalPlan}[command]
+    recipe = {"prune": PruneRecipe, "drop": DropRecipe, "eval": EvalPlan, "traces": TraceRecipe}[command]
     defaults = {field.name: field.default for field in fields(recipe)}
     for parameter in cli.commands[command].params:
         if parameter.name and parameter.name in defaults and not parameter.required:

@@ -118,7 +118,7 @@ def test_an_empty_file_is_refused(write, content):
 
 
 def test_what_is_no_task_is_refused(tmp_path):
-    with pytest.raises(PrunusError, match=r"no task 'gsm9k'; there are tiny, gsm8k, .*FILE\.jsonl"):
+    with pytest.raises(PrunusError, match=r"no task 'gsm9k'; there are tiny, tiny-train, gsm8k, .*FILE\.jsonl"):
         load_task("gsm9k")
     with pytest.raises(PrunusError, match=r"no task 'tiny/chains'; .*\(chain\|twosum\|"):
         load_task("tiny/chains")
@@ -244,7 +244,7 @@ def test_the_hub_says_what_to_do(hub, monkeypatch):
 
 
 def test_the_table_names_every_set_once():
-    assert next(iter(TASKS)) == "tiny" and {task.name for task in TASKS.values()} == set(TASKS) and len(TASKS) == 13
+    assert next(iter(TASKS)) == "tiny" and {task.name for task in TASKS.values()} == set(TASKS) and len(TASKS) == 14
     assert all(task.source and task.description and "\n" not in task.description for task in TASKS.values())
 
 

@@ -17,10 +17,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 if TYPE_CHECKING:
     from prunus.evaluation.pipeline import evaluate, regrade
+    from prunus.evaluation.traces import traces
     from prunus.pruning.allocate import allocate
     from prunus.pruning.drop import drop_blocks
     from prunus.pruning.inspection import inspect
@@ -36,6 +37,7 @@ __all__ = [
     "EvalPlan",
     "PruneRecipe",
     "PrunusError",
+    "TraceRecipe",
     "allocate",
     "compare",
     "demo",
@@ -46,6 +48,7 @@ __all__ = [
     "prune",
     "regrade",
     "report",
+    "traces",
 ]
 
 _HOME = {
@@ -59,6 +62,7 @@ _HOME = {
     "prune": "prunus.pruning.pipeline",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
+    "traces": "prunus.evaluation.traces",
 }
 
 

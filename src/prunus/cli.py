@@ -15,7 +15,7 @@ import click
 import prunus
 from prunus import progress, recipes
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 _verbose = False
@@ -265,6 +265,33 @@ def eval_command(model: str, store: Path, device: str, **plan: Any) -> None:
 
     with Store(store) as opened:
         progress.out_console.print(curve_table([summarise(opened, run_id)]))
+
+
+@command("traces", "prunus traces tiny traces.jsonl --task tiny-train --limit 200 --max-tokens 256 --only correct")
+@model_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--task", "tasks", multiple=True, required=True, help="Name or FILE.jsonl; repeatable.")
+@recipe_option(TraceRecipe, "samples", "Chains per problem.", type=int)
+@recipe_option(TraceRecipe, "max_tokens", "Thinking tokens allowed per chain.", type=int)
+@recipe_option(
+    TraceRecipe, "only", "Keep all chains, or those with the right answer.", type=choice(recipes.TraceFilter)
+)
+@recipe_option(TraceRecipe, "min_tokens", "Keep chains with so many thinking tokens.", type=int)
+@recipe_option(TraceRecipe, "hardest", "Keep the harder half of the problems.", is_flag=True)
+@recipe_option(TraceRecipe, "profile", "Markers of the model's thinking.", type=choice(recipes.ProfileName))
+@recipe_option(TraceRecipe, "temperature", "0 is greedy; default by profile.", type=float)
+@recipe_option(TraceRecipe, "prompt", "Bare problem, or asking for a box.", type=choice(recipes.PromptStyle))
+@recipe_option(TraceRecipe, "limit", "First so many problems of each task.", type=int)
+@recipe_option(TraceRecipe, "seed", "Seed of the draws.", type=int)
+@recipe_option(TraceRecipe, "batch_size", "Rows decoded together.", type=int)
+@device_option
+@overwrite_option
+def traces_command(model: str, out: Path, device: str, overwrite: bool, **recipe: Any) -> None:
+    """MODEL's own chains of thought as token ids in OUT (.jsonl), for `--calibration traces:OUT`.
+
+    Evaluation sets are refused. An interrupted run goes on where it stopped when the same command is given again.
+    """
+    show_summary(prunus.traces(model, out, TraceRecipe(**recipe), device=device, overwrite=overwrite))
 
 
 @command("regrade", "prunus regrade results.db")

@@ -23,6 +23,7 @@ ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
 Mode = Literal["strict", "legacy"]
 BackendName = Literal["hf"]
 PromptStyle = Literal["bare", "boxed"]
+TraceFilter = Literal["all", "correct"]
 
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 
@@ -247,6 +248,52 @@ class EvalPlan(Recipe):
             raise PrunusError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if self.wait and self.reuse and len(self.budgets) > 1:
             raise PrunusError("refusing to stop (--wait) changes the chain, so budgets cannot share it: add --no-reuse")
+
+
+@dataclass(frozen=True)
+class TraceRecipe(Recipe):
+    """Which of a model's own chains to keep for calibration.
+
+    tasks: names or .jsonl files, never evaluation sets. samples: chains per problem. max_tokens: thinking tokens
+    allowed per chain. only: `correct` keeps chains with the right answer. min_tokens: least thinking tokens. hardest:
+    keep the harder half of the problems: least often solved, then longest thought about. The rest as in EvalPlan.
+    """
+
+    tasks: tuple[str, ...]
+    samples: int = 1
+    max_tokens: int = 8192
+    only: TraceFilter = "all"
+    min_tokens: int = 0
+    hardest: bool = False
+    profile: ProfileName = "auto"
+    temperature: float | None = None
+    prompt: PromptStyle = "bare"
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        self._check_choice("only", TraceFilter)
+        self._check_positive("max_tokens")
+        if self.min_tokens < 0:
+            raise PrunusError(f"min_tokens must be 0 or more, not {self.min_tokens}")
+        if self.min_tokens > self.max_tokens:
+            raise PrunusError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: no chain would do")
+        self.plan()
+
+    def plan(self) -> EvalPlan:
+        """How the chains are drawn: an evaluation under one budget."""
+        return EvalPlan(
+            tasks=self.tasks,
+            budgets=(self.max_tokens,),
+            samples=self.samples,
+            profile=self.profile,
+            temperature=self.temperature,
+            prompt=self.prompt,
+            limit=self.limit,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
 
 
 def check_budgets(budgets: Sequence[int]) -> None:

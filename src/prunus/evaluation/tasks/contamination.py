@@ -1,16 +1,11 @@
 """Tell whether a text is an evaluation problem, so that nobody calibrates on what is measured."""
 
-import hashlib
-import unicodedata
 from collections.abc import Iterable
 
 from prunus.evaluation.tasks.problem import Problem
+from prunus.held_out import question_digest
 
-
-def question_digest(question: str) -> str:
-    """16 hex digits of the question without regard to case, blanks, line ends and Unicode forms."""
-    plain = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+__all__ = ["overlap", "question_digest"]
 
 
 def overlap(questions: Iterable[str], problems: Iterable[Problem]) -> list[str]:

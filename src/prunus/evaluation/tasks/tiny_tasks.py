@@ -1,4 +1,4 @@
-"""The evaluation set of the tiny reasoner as tasks: `tiny` (630 problems) and `tiny/FAMILY` (105 each)."""
+"""The tiny reasoner's tasks: `tiny` (630 problems) and `tiny/FAMILY` (105 each), and for traces `tiny-train`."""
 
 from functools import partial
 
@@ -11,7 +11,10 @@ from prunus.evaluation.tasks.tiny import (
     TinyProblem,
     problem_set,
     question_hash,
+    stream,
 )
+
+TRAIN_PROBLEMS = 2000
 
 _DESCRIPTIONS = {
     "chain": "running sums such as 97-3-33",
@@ -48,6 +51,19 @@ def load(name: str, families: tuple[str, ...]) -> list[Problem]:
     return [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in problems]
 
 
+def load_train() -> list[Problem]:
+    """Problems for traces and calibration: none of them is in a held-out set, no two are alike."""
+    problems: dict[str, TinyProblem] = {}
+    for problem in stream("traces"):
+        problems.setdefault(problem.question, problem)
+        if len(problems) == TRAIN_PROBLEMS:
+            break
+    return [
+        Problem(f"tiny-train/{problem_id(p).removeprefix('tiny/')}", "tiny-train", p.question, p.answer, "exact")
+        for p in problems.values()
+    ]
+
+
 def _task(name: str, families: tuple[str, ...], description: str) -> Task:
     return Task(name, f"generated, seed {EVALUATION_SEED}", "exact", description, partial(load, name, families))
 
@@ -55,4 +71,11 @@ def _task(name: str, families: tuple[str, ...], description: str) -> Task:
 TASKS = (
     _task("tiny", FAMILIES, "630 step-by-step problems, six families, levels 1 to 7, for the tiny reasoner"),
     *(_task(f"tiny/{family}", (family,), f"105 problems: {_DESCRIPTIONS[family]}") for family in FAMILIES),
+    Task(
+        "tiny-train",
+        "generated",
+        "exact",
+        f"{TRAIN_PROBLEMS} problems outside these sets, for `prunus traces`",
+        load_train,
+    ),
 )

@@ -1,0 +1,230 @@
+"""A model's own chains of thought, as token ids with what is known of each: the best calibration text for reasoners.
+
+Idea: RAC, arXiv:2509.12464. Ids are kept, never texts: rendering a chain through a chat template may drop the thinking.
+Finished batches lie in OUT.partial, one line each, until the chains that pass the filters are written to OUT at once.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.partial import disk_errors
+from prunus.checkpoint.safetensors_file import write_text
+from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.errors import PrunusError
+from prunus.evaluation.backends import BACKENDS
+from prunus.evaluation.budget import Draw
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.pipeline import Work, graded, make_work, run_batch
+from prunus.evaluation.tasks import Problem
+from prunus.held_out import evaluation_set, question_digest
+from prunus.progress import Steps
+from prunus.recipes import TraceRecipe
+from prunus.results.store import Sample
+
+Trace = dict[str, Any]
+BYTES_PER_TOKEN = 16  # of JSON, in the partial and in the final file together
+
+
+def traces(
+    model: str | Path, out: str | Path, recipe: TraceRecipe, *, device: str = "auto", overwrite: bool = False
+) -> dict[str, Any]:
+    """Draw chains of a model (`tiny`, folder or hub id) and write those that pass the filters to out, a .jsonl file.
+
+    A line: token_ids (prompt, thinking and, where the model stopped by itself, closing and answer), prompt_tokens (how
+    many of them are prompt), thinking_tokens, ended, correct, problem_id, problem_digest, draw. Returns a summary.
+    Problems of evaluation sets raise PrunusError before anything is drawn. If no chain passes the filters they are kept
+    in out.partial, so that other filters cost nothing.
+    """
+    started, target = time.monotonic(), Path(out)
+    check_target(target, overwrite)
+    folder = resolve(model)
+    work = make_work(Checkpoint(folder), load_tokenizer(folder), recipe.plan())
+    check_problems(work.problems)
+    longest = sum(len(work.prompts[index]) + recipe.max_tokens for batch in work.batches for index, _ in batch)
+    with (
+        disk_errors(target.absolute().parent, BYTES_PER_TOKEN * longest),
+        Journal(target, work.run_id, overwrite) as journal,
+    ):
+        missing = [number for number in range(len(work.batches)) if number not in journal.batches]
+        if missing:
+            draw(work, journal, missing, BACKENDS["hf"](folder, device, len(work.tokenizer)))
+        found = [trace for number in range(len(work.batches)) for trace in journal.batches[number]]
+        kept = choose(found, recipe)
+        if not kept:
+            raise PrunusError(f"none of {len(found)} chains passes the filters; loosen them; nothing is drawn again")
+        write_text(target, "".join(json.dumps(trace) + "\n" for trace in kept))
+        journal.remove()
+    return {
+        "out": str(target),
+        "chains": len(kept),
+        "of": len(found),
+        "correct": sum(trace["correct"] for trace in kept),
+        "tokens": sum(len(trace["token_ids"]) for trace in kept),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise PrunusError unless target can be written."""
+    if target.suffix != ".jsonl":
+        raise PrunusError(f"{target} must end in .jsonl")
+    if target.exists() and (target.is_dir() or not overwrite):
+        raise PrunusError(f"{target} exists; choose another output or add --overwrite")
+    if not target.absolute().parent.is_dir():
+        raise PrunusError(f"{target.parent} is no folder; make it first")
+
+
+def check_problems(problems: Sequence[Problem]) -> None:
+    """Raise PrunusError where a problem belongs to an evaluation set: a model must not be calibrated on its test."""
+    for problem in problems:
+        name = evaluation_set(question_digest(problem.question))
+        if name or problem.private:
+            raise PrunusError(
+                f"problem '{problem.id}' is in the evaluation set {name or problem.task}, which calibration must not "
+                "see; draw chains on other problems, such as tiny-train or a training set of your own (FILE.jsonl)"
+            )
+
+
+def draw(work: Work, journal: "Journal", missing: Sequence[int], backend: Any) -> None:
+    """Draw and grade the missing batches, each kept as soon as it is finished."""
+    total = sum(map(len, work.batches))
+    to_do = sum(len(work.batches[number]) for number in missing)
+    with Grader() as grader, Steps("drawing", total, "chains", done=total - to_do) as steps:
+        for number in missing:
+            batch = work.batches[number]
+            draws = run_batch(work, backend, batch)
+            samples = graded(work, grader, batch, draws)
+            rows = [
+                trace_of(work.problems[index], work.prompts[index], drawn, sample)
+                for (index, _), (drawn,), sample in zip(batch, draws, samples, strict=True)
+            ]
+            journal.add(number, rows)
+            steps.advance(len(batch))
+
+
+def trace_of(problem: Problem, prompt: list[int], drawn: Draw, sample: Sample) -> Trace:
+    """One line of the result. What a forced ending put into the model's mouth is left out."""
+    answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
+    return {
+        "token_ids": [*prompt, *drawn.thinking, *answer],
+        "prompt_tokens": len(prompt),
+        "thinking_tokens": len(drawn.thinking),
+        "ended": drawn.ended,
+        "correct": sample.correct,
+        "problem_id": problem.id,
+        "problem_digest": question_digest(problem.question),
+        "draw": sample.draw,
+    }
+
+
+def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
+    """The chains that pass the filters, by problem (in the order of their first chain), then draw.
+
+    hardest: of the problems that still have a chain, the half (rounded up) that was solved least often over all draws;
+    of equals, those thought about longest.
+    """
+    by_problem: dict[str, list[Trace]] = defaultdict(list)
+    for trace in found:
+        by_problem[trace["problem_id"]].append(trace)
+    passing = {
+        problem: [trace for trace in of_problem if passes(trace, recipe)] for problem, of_problem in by_problem.items()
+    }
+    problems = [problem for problem, kept in passing.items() if kept]
+    if recipe.hardest:
+        ordered = sorted(problems, key=lambda problem: difficulty(by_problem[problem]), reverse=True)
+        harder = set(ordered[: (len(ordered) + 1) // 2])
+        problems = [problem for problem in problems if problem in harder]
+    return [trace for problem in problems for trace in sorted(passing[problem], key=lambda trace: trace["draw"])]
+
+
+def passes(trace: Trace, recipe: TraceRecipe) -> bool:
+    """Whether a chain is long and right enough."""
+    return trace["thinking_tokens"] >= recipe.min_tokens and (recipe.only == "all" or trace["correct"])
+
+
+def difficulty(of_problem: Sequence[Trace]) -> tuple[float, float]:
+    """Share of draws that failed, then mean thinking tokens."""
+    count = len(of_problem)
+    failed = sum(not trace["correct"] for trace in of_problem) / count
+    return failed, sum(trace["thinking_tokens"] for trace in of_problem) / count
+
+
+class Journal:
+    """OUT.partial: a line that says which chains these are, then a line per finished batch; flushed to disk each.
+
+    What another call left for the same chains is found in batches; a line that was cut off is dropped.
+    """
+
+    def __init__(self, target: Path, run_id: str, overwrite: bool) -> None:
+        self.path, self.run_id, self.overwrite = target.with_name(target.name + ".partial"), run_id, overwrite
+        self.batches: dict[int, list[Trace]] = {}
+
+    def __enter__(self) -> "Journal":
+        self.stream: IO[bytes] = self.path.open("a+b")
+        try:
+            self._lock()
+            self._read()
+        except BaseException:
+            self.stream.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+        if self.path.exists() and not self.batches:
+            self.path.unlink()
+
+    def add(self, number: int, rows: list[Trace]) -> None:
+        """Keep a finished batch."""
+        self._append({"batch": number, "rows": rows})
+        self.batches[number] = rows
+
+    def remove(self) -> None:
+        """Everything is in its final place."""
+        self.path.unlink()
+
+    def _append(self, data: Mapping[str, Any]) -> None:
+        self.stream.write(json.dumps(data).encode() + b"\n")
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PrunusError(f"another prunus process is working on {self.path}; wait for it") from error
+        except OSError:
+            pass  # a file system without locks
+
+    def _read(self) -> None:
+        self.stream.seek(0)
+        whole = b""
+        for line in self.stream:
+            if not line.endswith(b"\n"):
+                break
+            data = _parse(line)
+            if not whole and data.get("traces") != self.run_id:
+                if not self.overwrite:
+                    raise PrunusError(f"{self.path} holds unfinished work on other chains; delete it or --overwrite")
+                break
+            if whole:
+                self.batches[data["batch"]] = data["rows"]
+            whole += line
+        self.stream.truncate(len(whole))
+        if not whole:
+            self._append({"traces": self.run_id})
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        data = None
+    return data if isinstance(data, dict) else {}
