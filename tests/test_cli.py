@@ -26,7 +26,7 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "recipe", "more"),
     [
-        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite"}),
+        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite"}),
         ("eval", EvalPlan, {"store", "device"}),
         ("traces", TraceRecipe, {"device", "overwrite"}),

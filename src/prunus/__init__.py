@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
+    from prunus.pruning.stats import stats
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.walkthrough import demo
@@ -48,6 +49,7 @@ __all__ = [
     "prune",
     "regrade",
     "report",
+    "stats",
     "traces",
 ]
 
@@ -62,6 +64,7 @@ _HOME = {
     "prune": "prunus.pruning.pipeline",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
+    "stats": "prunus.pruning.stats",
     "traces": "prunus.evaluation.traces",
 }
 

@@ -131,20 +131,55 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
 @recipe_option(PruneRecipe, "propagation", "What later blocks see of earlier ones.", type=choice(recipes.Propagation))
 @recipe_option(PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding))
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
+@click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
 def prune_command(
-    model: str, out: Path, offload: bool, device: str, dry_run: bool, overwrite: bool, **recipe: Any
+    model: str,
+    out: Path,
+    offload: bool,
+    stats: Path | None,
+    device: str,
+    dry_run: bool,
+    overwrite: bool,
+    **recipe: Any,
 ) -> None:
     """Zero weights of MODEL (a folder, a hub id, or `tiny`) and write the result to the folder OUT.
 
     An interrupted run goes on where it stopped when the same command is given again.
     """
-    summary = prunus.prune(
-        model, out, PruneRecipe(**recipe), device=device, offload=offload, overwrite=overwrite, dry_run=dry_run
+    asked = PruneRecipe(**recipe)
+    show_summary(
+        prunus.prune(
+            model,
+            out,
+            asked,
+            device=device,
+            offload=offload,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            stats=stats,
+        )
     )
-    show_summary(summary)
+
+
+@command("stats", "prunus stats tiny tiny.stats.safetensors")
+@model_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@recipe_option(PruneRecipe, "calibration", "As for prune.")
+@recipe_option(PruneRecipe, "samples", "Calibration sequences.", type=int)
+@recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int)
+@recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int)
+@recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's.")
+@device_option
+@overwrite_option
+def stats_command(model: str, out: Path, **options: Any) -> None:
+    """Calibrate once: write statistics of MODEL's inputs to the file OUT, for `prunus prune --stats OUT`.
+
+    One pass of the dense model; each variant pruned from the file then only reads, ranks and writes.
+    """
+    show_summary(prunus.stats(model, out, **options))
 
 
 @command("allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")

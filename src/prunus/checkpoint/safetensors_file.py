@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -77,13 +77,8 @@ def read_header(path: Path) -> dict[str, Stored]:
     """The tensors of a file. A file that is cut off or is no safetensors file raises PrunusError."""
     size = path.stat().st_size
     try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(_MAX_HEADER, size - 8):
-                raise ValueError("header longer than the file")
-            header = json.loads(stream.read(length))
+        header, base = _header(path, size)
         header.pop("__metadata__", None)
-        base = 8 + length
         tensors = {
             name: Stored(
                 path, entry["dtype"], tuple(entry["shape"]), *(base + offset for offset in entry["data_offsets"])
@@ -97,20 +92,34 @@ def read_header(path: Path) -> dict[str, Stored]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a file that read_header has read."""
+    return _header(path, path.stat().st_size)[0].get("__metadata__", {})
+
+
+def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
+    """The header, and where the data begins."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > min(_MAX_HEADER, size - 8):
+            raise ValueError("header longer than the file")
+        return json.loads(stream.read(length)), 8 + length
+
+
 def dtype_name(tensor: Tensor) -> str:
     """The format's name of a tensor's dtype."""
     return _NAMES[tensor.dtype]
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor | Stored]) -> None:
+def write_file(path: Path, tensors: Mapping[str, Tensor | Stored], metadata: Mapping[str, str] | None = None) -> None:
     """Write path so that it is there whole or not at all: under another name, flushed to disk, then renamed.
 
-    Same tensors, same bytes. Stored tensors are copied bit for bit without being loaded.
+    Same tensors, same bytes. Stored tensors are copied bit for bit without being loaded. metadata: text in the header.
     """
     entries = {name: _entry(tensor) for name, tensor in tensors.items()}
     # Widest element first keeps every tensor aligned, as the format asks.
     order = sorted(entries, key=lambda name: (-entries[name][2], name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name in order:
         dtype, shape, _, nbytes = entries[name]

@@ -33,6 +33,7 @@ from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.methods import METHODS, Method
 from prunus.pruning.observe import InputStats
 from prunus.pruning.propagation import PROPAGATIONS, Passage
+from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
 
@@ -47,6 +48,7 @@ class Job(NamedTuple):
     dtype: torch.dtype
     # Sparsity that the method is asked for, by block and Linear: known once the allocation has its evidence.
     sparsities: Mapping[tuple[int, str], float] = MappingProxyType({})
+    stats: SavedStats | None = None
 
 
 def prune(
@@ -58,27 +60,36 @@ def prune(
     offload: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    stats: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
     Unfinished work lives in out.partial; the same call goes on there, and ends with the same bytes as an unbroken run.
-    offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. Wrong input raises
-    PrunusError and leaves nothing behind.
+    offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. stats: a file that
+    stats() wrote for this model; its calibration counts, and nothing is run. Wrong input raises PrunusError and leaves
+    nothing behind.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
     linears = [name for name, kind in LINEARS.items() if recipe.scope in ("all", kind)]
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    job = Job(source, recipe, METHODS[recipe.method], linears, pick_device(device), dtype)
+    method = METHODS[recipe.method]
+    saved = None
+    if stats is not None:
+        saved = SavedStats(stats, source)
+        saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
+        recipe = saved.recipe(recipe)
+    job = Job(source, recipe, method, linears, pick_device(device), dtype, saved)
     needed = space_for(job, offload)
     if dry_run:
         return describe(job, target, needed)
     origin = {"name": str(model), "checksum": source.checksum()}
     work = {"action": "prune", "recipe": recipe.to_json(), "source": origin["checksum"]}
+    if saved is not None:
+        work["stats"] = saved.about
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial:
-        needs_data = job.method.needs != "nothing"
-        calibration = keep_calibration(recipe, source, partial) if needs_data else None
+        calibration = keep_calibration(recipe, source, partial) if needs_tokens(job) else None
         evidence = keep_evidence(job, partial, calibration)
         shares = share_out(source, recipe, evidence)
         job = job._replace(sparsities=linear_sparsities(source, recipe, shares, job.method.group))
@@ -92,7 +103,7 @@ def prune(
             "recipe": recipe.to_json(),
             "versions": versions(),
             "source": origin,
-            "calibration": calibration.summary() if calibration else None,
+            "calibration": calibration.summary() if calibration else saved and saved.summary,
             "sparsity": sparsity,
             "allocation": evidence.to_json() if recipe.allocation != "uniform" else None,
             "warnings": warnings,
@@ -148,6 +159,8 @@ def prune_block(
     tensors = read_block(index, job.source.block_tensors(index))
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
     block = None
+    if job.stats is not None:
+        groups = [job.stats.block(index)]
     if hidden is not None:
         block = runner.make_block(index, tensors)
         groups = PROPAGATIONS[job.recipe.propagation](Passage(runner, block, index, hidden, job.linears, last))
@@ -177,6 +190,11 @@ def dead_inputs(partial: Partial) -> list[str]:
     return [f"{len(dead)} Linears have inputs that calibration never used, most of all {worst} ({dead[worst]})"]
 
 
+def needs_tokens(job: Job) -> bool:
+    """Whether anything has to be run."""
+    return job.method.needs != "nothing" and job.stats is None
+
+
 def weights_in_scope(job: Job) -> int:
     """How many weights the recipe's sparsity is a share of."""
     shapes = job.source.linear_shapes(0)
@@ -193,7 +211,7 @@ def room_needed(job: Job) -> int:
 def space_for(job: Job, offload: bool) -> int:
     """Bytes of disk for the result and for what is kept there meanwhile."""
     recipe, hidden = job.recipe, 0
-    if offload and job.method.needs != "nothing":
+    if offload and needs_tokens(job):
         width = job.source.config.hidden_size + room_needed(job)
         hidden = recipe.samples * recipe.seqlen * width * job.dtype.itemsize
     return disk_needed(job.source.nbytes) + hidden
@@ -225,6 +243,8 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
     }
     if recipe.allocation != "uniform":  # then all Linears together have the count
         result["zeros"] = zeros_wanted(weights_in_scope(job), recipe.sparsity, recipe.rounding)
-    if job.method.needs != "nothing" or (allocation.needs == "norms" and recipe.scores is None):
+    if job.stats is not None:
+        result["calibration"] = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
+    elif needs_tokens(job) or (allocation.needs == "norms" and recipe.scores is None):
         result["calibration"], result["warnings"] = describe_calibration(recipe, source)
     return result
