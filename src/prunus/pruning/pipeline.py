@@ -80,7 +80,7 @@ def prune(
         saved = SavedStats(stats, source)
         saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
         recipe = saved.recipe(recipe)
-    job = Job(source, recipe, method, linears, pick_device(device), dtype, saved)
+    job = Job(source, recipe, method, linears, pick_device(device), dtype, stats=saved)
     needed = space_for(job, offload)
     if dry_run:
         return describe(job, target, needed)
