@@ -80,6 +80,11 @@ def run(*arguments, cwd: Path | None = None):
 BAD = {
     "no such model": (("prune", "no/such/folder/here", "out"), "no/such/folder/here"),
     "sparsity": (("prune", "tiny", "out", "--sparsity", "1.5"), "sparsity must lie in [0, 1), not 1.5"),
+    "pattern twice": (
+        ("prune", "tiny", "out", "--pattern", "2:4", "--sparsity", "0.5"),
+        "--pattern and --sparsity both say how many weights go",
+    ),
+    "pattern": (("prune", "tiny", "out", "--pattern", "4:2"), "pattern '4:2' is not N:M with 0 < N < M"),
     "method": (("prune", "tiny", "out", "--method", "wonda"), "wonda"),
     "budgets": (("eval", "tiny", "--task", "tiny", "--budgets", "64,32"), "budgets must increase: 32 follows 64"),
     "budget words": (("eval", "tiny", "--task", "tiny", "--budgets", "some"), "not a list of whole numbers"),

@@ -14,7 +14,12 @@ import prunus
 from prunus.checkpoint.families import LINEARS as KINDS
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
+from prunus.pruning import hessian as hessian_module
 from prunus.pruning import hidden as hidden_module
+from prunus.pruning.hessian import Hessian
+from prunus.pruning.masks import Target
+from prunus.pruning.methods import METHODS
+from prunus.pruning.observe import InputStats
 from prunus.recipes import PruneRecipe
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -155,7 +160,7 @@ def test_propagation_matters(tmp_path, rows):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scope", ["all", "attention", "mlp"])
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize("method", METHODS)
 def test_only_the_linears_in_scope_change_and_reach_their_share(tmp_path, rows, method, scope, dtype):
     folder = make_model(tmp_path / "m", "qwen2", dtype=dtype, tied=True)
     summary = prunus.prune(folder, tmp_path / "out", recipe(rows, method=method, scope=scope, sparsity=0.3))
@@ -166,8 +171,8 @@ def test_only_the_linears_in_scope_change_and_reach_their_share(tmp_path, rows, 
         assert after[name].dtype == dtype
         if "proj.weight" in name and scope in ("all", kind):
             kept = after[name] != 0
-            assert torch.equal(after[name][kept], weight[kept])
-            rows_or_all = after[name] if method == "wanda" else after[name].flatten()[None]
+            assert torch.equal(after[name][kept], weight[kept]) != METHODS[method].updates
+            rows_or_all = after[name] if METHODS[method].group == "row" else after[name].flatten()[None]
             size = rows_or_all.shape[1]
             assert set((rows_or_all == 0).sum(1).tolist()) == {round(Fraction(3, 10) * size)}
             share = (after[name] == 0).double().mean().item()
@@ -177,7 +182,7 @@ def test_only_the_linears_in_scope_change_and_reach_their_share(tmp_path, rows, 
     assert len(summary["linear_sparsity"]) == {"all": 21, "attention": 12, "mlp": 9}[scope]
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize("method", METHODS)
 def test_sparsity_zero_changes_nothing(tmp_path, rows, method):
     folder = make_model(tmp_path / "m", "qwen3")
     prunus.prune(folder, tmp_path / "out", recipe(rows, method=method, sparsity=0.0))
@@ -270,7 +275,7 @@ def test_steps_add_up(tmp_path, rows):
     assert set(history[1]["sparsity"].values()) == {0.5}
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize("method", METHODS)
 def test_dry_run_writes_nothing_and_counts_right(tmp_path, rows, method):
     folder = make_model(tmp_path / "m")
     asked = recipe(rows, method=method, sparsity=0.3)
@@ -324,3 +329,88 @@ def test_blocks_can_run_in_another_dtype_than_they_are_stored(tmp_path, rows):
     before, after = weights(folder), weights(tmp_path / "out")
     assert all(after[name].dtype == torch.bfloat16 for name in before)
     assert all(torch.equal(before[name], after[name]) for name in before if "proj.weight" not in name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_patterns_reach_every_linear_and_tails_are_reported(tmp_path, rows, method):
+    folder = make_model(tmp_path / "m", intermediate_size=50)
+    asked = PruneRecipe(calibration=str(rows), samples=12, method=method, pattern="1:4")
+    said = prunus.prune(folder, tmp_path / "out", asked, dry_run=True)
+    summary = prunus.prune(folder, tmp_path / "out", asked)
+    (tail,) = [warning for warning in summary["warnings"] if "1:4" in warning]
+    assert tail in said["warnings"] and "mlp.down_proj (2 of 50)" in tail and "q_proj" not in tail
+    linears = {name: w for name, w in weights(tmp_path / "out").items() if "proj.weight" in name}
+    assert said["zeros"] == sum((w == 0).sum().item() for w in linears.values())
+    for name, weight in linears.items():
+        covered = weight.shape[1] // 4 * 4
+        assert ((weight[:, :covered] != 0).unflatten(1, (-1, 4)).sum(2) == 1).all(), name
+        assert (weight[:, covered:] != 0).all()
+
+
+def sparsegpt_by_whole_model(folder, sequences):
+    """Hooks on a transformers model, block after block, with a Hessian per Linear in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    pruned = {}
+    for index, block in enumerate(model.model.layers):
+        products = {}
+
+        def watch(name, products=products):
+            def hook(_module, read):
+                tokens = read[0].double().flatten(0, -2)
+                products[name] = products.get(name, 0) + tokens.T @ tokens
+
+            return hook
+
+        linears = {n: m for n, m in block.named_modules() if isinstance(m, torch.nn.Linear)}
+        handles = [m.register_forward_pre_hook(watch(n)) for n, m in linears.items()]
+        with torch.inference_mode():
+            for ids in sequences:
+                model(input_ids=torch.tensor([ids]))
+        for handle in handles:
+            handle.remove()
+        for name, linear in linears.items():
+            inputs = InputStats(products[name].diagonal().sqrt(), 0, None, Hessian(products[name].float()))
+            linear.weight.data = METHODS["sparsegpt"].prune(linear.weight.data, inputs, Target(0.5))
+            pruned[f"model.layers.{index}.{name}.weight"] = linear.weight.data
+    return pruned
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sparsegpt_equals_that_of_the_whole_model(tmp_path, family):
+    folder = make_model(tmp_path / "m", family)
+    sequences = [row[:length] for row, length in zip(random_rows(6, 60), [60, 20, 33, 60, 20, 57], strict=True)]
+    write_rows(tmp_path / "rows.jsonl", sequences)
+    asked = recipe(tmp_path / "rows.jsonl", samples=6, method="sparsegpt")
+    prunus.prune(folder, tmp_path / "out", asked)
+    got = weights(tmp_path / "out")
+    for name, weight in sparsegpt_by_whole_model(folder, sequences).items():
+        assert ((got[name] == 0) == (weight == 0)).double().mean() > 0.99, name
+        torch.testing.assert_close(got[name].norm(), weight.norm(), rtol=2e-3, atol=0)
+
+
+def test_update_keeps_the_mask_of_the_first_block(tmp_path, rows):
+    folder = make_model(tmp_path / "m")
+    prunus.prune(folder, tmp_path / "wanda", recipe(rows))
+    prunus.prune(folder, tmp_path / "updated", recipe(rows, update="obs"))
+    plain, updated = weights(tmp_path / "wanda"), weights(tmp_path / "updated")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(plain[name] == 0, updated[name] == 0) and not torch.equal(plain[name], updated[name])
+    with pytest.raises(PrunusError, match="sparsegpt updates weights itself; leave --update out"):
+        prunus.prune(folder, tmp_path / "x", recipe(rows, method="sparsegpt", update="obs"))
+
+
+def test_damping_beyond_the_usual_is_in_the_manifest(tmp_path, rows, monkeypatch):
+    factor = hessian_module.inverse_factor
+    calls = []
+
+    def fails_once(matrix):
+        calls.append(1)
+        return None if len(calls) == 1 else factor(matrix)
+
+    monkeypatch.setattr(hessian_module, "inverse_factor", fails_once)
+    folder = make_model(tmp_path / "m")
+    prunus.prune(folder, tmp_path / "out", recipe(rows, method="sparsegpt"))
+    (step,) = Checkpoint(tmp_path / "out").manifest["history"]
+    said = "block 0, self_attn.q_proj: the Hessian needed damping 0.1 instead of 0.01"
+    assert step["warnings"].count(said) == 1
+    assert len(calls) == 1 + 3 * 4, "Linears that read the same input share the factor"

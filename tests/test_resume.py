@@ -28,7 +28,7 @@ import os, signal, sys
 import prunus
 from prunus.checkpoint import partial, safetensors_file
 
-model, out, rows, when, blocks, propagation, offload = sys.argv[1:]
+model, out, rows, when, blocks, propagation, offload, method = sys.argv[1:]
 finished = 0
 write_block, data = partial.Partial.write_block, safetensors_file._data
 
@@ -51,7 +51,7 @@ def cut(tensor):
 
 partial.Partial.write_block = counted
 safetensors_file._data = cut
-recipe = prunus.PruneRecipe(calibration=rows, samples=6, sparsity=0.4, propagation=propagation)
+recipe = prunus.PruneRecipe(calibration=rows, samples=6, sparsity=0.4, propagation=propagation, method=method)
 prunus.prune(model, out, recipe, offload=bool(offload))
 """
 
@@ -77,23 +77,25 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(
-    ("when", "blocks", "propagation", "offload"),
+    ("when", "blocks", "propagation", "offload", "method"),
     [
-        ("between blocks", 1, "pruned", ""),
-        ("between blocks", BLOCKS, "pruned", ""),
-        ("while writing", 3, "pruned", "yes"),
-        ("while writing", 2, "dense", ""),
-        ("between blocks", 2, "staged", ""),
-        ("while writing", 3, "staged", "yes"),
-        ("while writing", 0, "pruned", ""),
-        ("while writing", BLOCKS, "pruned", ""),  # while the tensors outside the blocks are written
+        ("between blocks", 1, "pruned", "", "wanda"),
+        ("between blocks", BLOCKS, "pruned", "", "wanda"),
+        ("while writing", 3, "pruned", "yes", "wanda"),
+        ("while writing", 2, "dense", "", "wanda"),
+        ("between blocks", 2, "staged", "", "wanda"),
+        ("while writing", 3, "staged", "yes", "wanda"),
+        ("while writing", 2, "pruned", "", "sparsegpt"),
+        ("between blocks", 3, "staged", "yes", "sparsegpt"),
+        ("while writing", 0, "pruned", "", "wanda"),
+        ("while writing", BLOCKS, "pruned", "", "wanda"),  # while the tensors outside the blocks are written
     ],
 )
-def test_killed_run_resumes_to_the_same_bytes(tmp_path, model, rows, when, blocks, propagation, offload):
-    asked = recipe(rows, propagation=propagation)
+def test_killed_run_resumes_to_the_same_bytes(tmp_path, model, rows, when, blocks, propagation, offload, method):
+    asked = recipe(rows, propagation=propagation, method=method)
     prunus.prune(model, tmp_path / "unbroken" / "out", asked)
     out = tmp_path / "broken" / "out"
-    arguments = [model, out, rows, when, blocks, propagation, offload]
+    arguments = [model, out, rows, when, blocks, propagation, offload, method]
     died = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], check=False, timeout=100)
     assert died.returncode == -signal.SIGKILL
     assert not out.exists()

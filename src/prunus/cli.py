@@ -128,8 +128,10 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.argument("out", type=click.Path(path_type=Path))
 @recipe_option(PruneRecipe, "method", "How weights are chosen.", type=choice(recipes.MethodName))
 @allocation_options
+@recipe_option(PruneRecipe, "pattern", "Instead of a sparsity: N:M keeps N of M consecutive inputs.", metavar="N:M")
 @recipe_option(PruneRecipe, "propagation", "What later blocks see of earlier ones.", type=choice(recipes.Propagation))
 @recipe_option(PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding))
+@recipe_option(PruneRecipe, "update", "obs: SparseGPT's update of kept weights.", type=choice(recipes.UpdateName))
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
 @device_option
@@ -149,18 +151,11 @@ def prune_command(
 
     An interrupted run goes on where it stopped when the same command is given again.
     """
-    asked = PruneRecipe(**recipe)
-    show_summary(
-        prunus.prune(
-            model,
-            out,
-            asked,
-            device=device,
-            offload=offload,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            stats=stats,
-        )
+    given = click.get_current_context().get_parameter_source("sparsity")
+    if recipe["pattern"] is not None and given is not click.core.ParameterSource.DEFAULT:
+        raise PrunusError("--pattern and --sparsity both say how many weights go; give one of them")
+    summary = prunus.prune(
+        model, out, PruneRecipe(**recipe), device=device, offload=offload, overwrite=overwrite, dry_run=dry_run
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 
 from prunus.errors import PrunusError
 
-MethodName = Literal["magnitude", "wanda"]
+MethodName = Literal["magnitude", "wanda", "sparsegpt"]
 DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
 AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp"]
 Window = Literal["fixed", "reference"]
@@ -18,6 +18,7 @@ Window = Literal["fixed", "reference"]
 Scope = Literal["all", "attention", "mlp"]
 Propagation = Literal["pruned", "dense", "staged"]
 Rounding = Literal["exact", "reference"]
+UpdateName = Literal["none", "obs"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
 Mode = Literal["strict", "legacy"]
@@ -80,7 +81,9 @@ class PruneRecipe(Recipe):
     samples, seqlen: number of calibration sequences and their length in tokens.
     propagation: whether later blocks see the pruned or the dense output of earlier ones; `staged`: also within a block
         later Linears see earlier ones pruned (q, k, v, then o, then gate, up, then down), each computed once.
+    pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row; sparsity is then what the pattern says, here 0.5.
     rounding: `exact` (round(S*N) zeros per comparison group, ties by index) or `reference` (as in the authors' code).
+    update: `obs` lets the weights that a method keeps make up for the others, as SparseGPT does.
     dtype: in which the blocks run; `auto` is the checkpoint's own.
     allocation: how sparsity is shared out among the blocks. spread: how far apart they may get, None for the
         allocation's own: half of the range (owl 0.08, the paper's lambda; dlp 0.15), or half of it as a share of
@@ -92,6 +95,7 @@ class PruneRecipe(Recipe):
 
     method: MethodName = "wanda"
     sparsity: float = 0.5
+    pattern: str | None = None
     scope: Scope = "all"
     calibration: str = "auto"
     samples: int = 128
@@ -99,6 +103,7 @@ class PruneRecipe(Recipe):
     seed: int = 0
     propagation: Propagation = "pruned"
     rounding: Rounding = "exact"
+    update: UpdateName = "none"
     dtype: DtypeName = "auto"
     allocation: AllocationName = "uniform"
     spread: float | None = None
@@ -112,11 +117,33 @@ class PruneRecipe(Recipe):
         self._check_choice("scope", Scope)
         self._check_choice("propagation", Propagation)
         self._check_choice("rounding", Rounding)
+        self._check_choice("update", UpdateName)
+        self._check_pattern()
         self._check_choice("dtype", DtypeName)
         self._check_allocation()
         self._check_positive("samples", "seqlen")
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
+
+    @property
+    def groups(self) -> tuple[int, int] | None:
+        """The pattern as numbers: keep n of m. None without a pattern."""
+        if self.pattern is None:
+            return None
+        keep, _, width = self.pattern.partition(":")
+        if not (keep.isdecimal() and width.isdecimal() and 0 < int(keep) < int(width) <= 256):
+            raise PrunusError(f"pattern '{self.pattern}' is not N:M with 0 < N < M, such as 2:4, which keeps 2 of 4")
+        return int(keep), int(width)
+
+    def _check_pattern(self) -> None:
+        if self.groups is None:
+            return
+        implied = 1 - self.groups[0] / self.groups[1]
+        if self.sparsity not in (implied, type(self).sparsity):
+            raise PrunusError(f"pattern {self.pattern} is a sparsity of {implied:g} already; leave sparsity out")
+        if self.allocation != "uniform":
+            raise PrunusError(f"pattern {self.pattern} is the same for all; allocation must be uniform")
+        object.__setattr__(self, "sparsity", implied)
 
     def _check_allocation(self) -> None:
         self._check_choice("allocation", AllocationName)

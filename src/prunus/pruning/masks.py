@@ -7,6 +7,7 @@ Shapes: O output features (rows), I input features (columns).
 
 from fractions import Fraction
 from math import floor
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,72 @@ from prunus.recipes import Rounding
 # On a CPU rows are taken in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19
 _SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
+Group = Literal["row", "tensor"]
+
+
+class Target(NamedTuple):
+    """What a Linear is to lose: a share of its weights, or all but n of every m consecutive inputs (pattern (n, m))."""
+
+    sparsity: float
+    rounding: Rounding = "exact"
+    pattern: tuple[int, int] | None = None
+
+
+def zeros_of(target: Target, shape: tuple[int, ...], group: Group) -> int:
+    """How many zeros a weight of this shape (O, I) gets, ties of rounding `reference` aside."""
+    rows, columns = shape
+    if target.pattern is not None:
+        keep, width = target.pattern
+        return rows * (columns // width) * (width - keep)
+    if group == "row":
+        return rows * zeros_wanted(columns, target.sparsity, target.rounding)
+    return zeros_wanted(rows * columns, target.sparsity, target.rounding)
+
+
+def zero_lowest(weight_OI: Tensor, score_OI: Tensor, target: Target, group: Group) -> Tensor:
+    """New weight that has lost its lowest scores: of each row, of the whole tensor, or as the target's pattern says."""
+    if target.pattern is not None:
+        return zero_lowest_per_pattern(weight_OI, score_OI, target.pattern)
+    zero = zero_lowest_per_row if group == "row" else zero_lowest_in_tensor
+    return zero(weight_OI, score_OI, target.sparsity, target.rounding)
+
+
+def zero_lowest_per_pattern(weight_OI: Tensor, score_OI: Tensor, pattern: tuple[int, int]) -> Tensor:
+    """New weight that keeps, of every m consecutive inputs of a row, the n highest scores; pattern is (n, m).
+
+    Columns left over at the end, fewer than m, stay as they are. Equal scores: the lower column goes first.
+    """
+    keep, width = pattern
+    covered = weight_OI.shape[1] // width * width
+    result_OI = weight_OI.clone()
+    if result_OI.numel() == 0 or covered == 0:
+        return result_OI
+    _check_scores(score_OI)
+    rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
+    for begin in range(0, weight_OI.shape[0], rows):
+        part_RC = score_OI[begin : begin + rows, :covered]
+        _zero(result_OI[begin : begin + rows, :covered], lowest_per_pattern(part_RC, width - keep, width))
+    return result_OI
+
+
+def lowest_per_pattern(score_RC: Tensor, count: int, width: int) -> Tensor:
+    """(R, C) true at the count lowest of every `width` consecutive columns; C is a multiple of width."""
+    score_RGM = score_RC.unflatten(1, (-1, width))
+    place_M = torch.arange(width, device=score_RC.device)
+    rank_RGM = torch.zeros_like(score_RGM, dtype=torch.int16)
+    for j in range(width):  # counting who goes before is a stable sort, and much faster where groups are this small
+        other_RG1 = score_RGM[:, :, j : j + 1]
+        rank_RGM += (other_RG1 < score_RGM) | ((other_RG1 == score_RGM) & (place_M > j))
+    return (rank_RGM < count).flatten(1)
+
+
+def lowest_in_tensor(score: Tensor, count: int) -> Tensor:
+    """True at exactly count lowest scores of the whole tensor; equal ones: the lower flat index goes first."""
+    score_N = score.reshape(-1)
+    _check_scores(score_N)
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    return _take(score_N, kth_lowest(score_N, count), count).view(score.shape)
 
 
 def zeros_wanted(size: int, sparsity: float, rounding: Rounding = "exact") -> int:
@@ -55,13 +122,12 @@ def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, 
     result_OI = weight_OI.clone()
     if result_OI.numel() == 0 or (count == 0 and rounding == "exact"):
         return result_OI
-    score_N = score_OI.reshape(-1)
-    _check_scores(score_N)
     if rounding == "reference":
-        lowest_N = score_N <= kth_lowest(score_N, count + 1)
+        _check_scores(score_OI)
+        lowest_OI = score_OI <= kth_lowest(score_OI.reshape(-1), count + 1)
     else:
-        lowest_N = _take(score_N, kth_lowest(score_N, count), count)
-    _zero(result_OI, lowest_N.view(weight_OI.shape))
+        lowest_OI = lowest_in_tensor(score_OI, count)
+    _zero(result_OI, lowest_OI)
     return result_OI
 
 

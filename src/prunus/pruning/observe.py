@@ -1,26 +1,37 @@
-"""What calibration sees: the size of every input of a block's Linears, over all tokens.
+"""What calibration sees: the size of every input of a block's Linears, and how inputs go together, over all tokens.
 
-Shapes: N sequences, T tokens, I input features.
+Shapes: N sequences, T tokens, S tokens of all of them, I input features.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS
 from prunus.errors import PrunusError
+from prunus.pruning.hessian import Hessian
+
+# What calibration must observe; each includes what stands before it.
+Needs = Literal["nothing", "norms", "means", "hessian"]
 
 
 @dataclass(frozen=True)
 class InputStats:
-    """What is known of a Linear's input. norm_I: L2 norm of each feature over all tokens, float32; tokens: how many."""
+    """What is known of a Linear's input.
+
+    norm_I: L2 norm of each feature over all tokens, float32; tokens: how many. mean_I: of each feature over all tokens.
+    hessian: shared by Linears that read the same input. The last two only where they were asked for.
+    """
 
     norm_I: Tensor
     tokens: int = 0
+    mean_I: Tensor | None = None
+    hessian: Hessian | None = None
 
 
 class Observed(Exception):
@@ -30,16 +41,21 @@ class Observed(Exception):
 class Observer:
     """Watches inputs of a block's Linears while batches run through it: `with Observer(block, names) as seen`.
 
-    Linears that read the same tensor (q, k, v; gate, up) are watched once. Sums of squares are taken per sequence in
-    float32 and added in float64, so they do not depend on how sequences are batched. stop_early: raise Observed as soon
-    as the last input of a batch is seen (the caller catches it per batch), where the block's output is not needed.
+    Linears that read the same tensor (q, k, v; gate, up) are watched once. Sums and sums of squares are taken per
+    sequence in float32 and added in float64, so they do not depend on how sequences are batched; the Hessian is a plain
+    sum in float32. stop_early: raise Observed as soon as the last input of a batch is seen (the caller catches it per
+    batch), where the block's output is not needed.
     """
 
-    def __init__(self, block: nn.Module, linears: Iterable[str], stop_early: bool = False) -> None:
+    def __init__(
+        self, block: nn.Module, linears: Iterable[str], stop_early: bool = False, needs: Needs = "norms"
+    ) -> None:
         leaders = {SAME_INPUT_AS.get(name, name) for name in linears}
         self.block, self.leaders = block, [name for name in LINEARS if name in leaders]
-        self.stop_early = stop_early
+        self.stop_early, self.needs = stop_early, needs
         self.squares: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.products: dict[str, Tensor] = {}
         self.tokens = dict.fromkeys(self.leaders, 0)
         self.handles: list[RemovableHandle] = []
 
@@ -60,28 +76,46 @@ class Observer:
 
         tokens: how many must have been seen. A NaN or infinity raises PrunusError naming block and Linear.
         """
-        found = {}
+        found: dict[str, InputStats] = {}
         for name in LINEARS:
             leader = SAME_INPUT_AS.get(name, name)
-            if leader not in self.squares:
-                continue
-            assert self.tokens[leader] == tokens, f"{leader}: {self.tokens[leader]} of {tokens} tokens seen"
-            norm_I = self.squares[leader].sqrt().float()
-            if not bool(norm_I.isfinite().all()):
-                raise PrunusError(
-                    f"block {block_index}, {leader}: its calibration inputs hold NaN or infinity; "
-                    "try --dtype float32, or other calibration text"
-                )
-            found[name] = InputStats(norm_I, tokens)
-        return found
+            if leader in found:
+                found[name] = found[leader]
+            elif leader in self.squares:
+                found[name] = found[leader] = self._stats_of(leader, block_index, tokens)
+        return {name: found[name] for name in LINEARS if name in found}
+
+    def _stats_of(self, leader: str, block_index: int, tokens: int) -> InputStats:
+        assert self.tokens[leader] == tokens, f"{leader}: {self.tokens[leader]} of {tokens} tokens seen"
+        norm_I = self.squares[leader].sqrt().float()
+        if not bool(norm_I.isfinite().all()):
+            raise PrunusError(
+                f"block {block_index}, {leader}: its calibration inputs hold NaN or infinity; "
+                "try --dtype float32, or other calibration text"
+            )
+        mean_I = (self.sums[leader] / tokens).float() if leader in self.sums else None
+        product_II = self.products.pop(leader, None)
+        hessian = None if product_II is None else Hessian(product_II, f"block {block_index}, {leader}")
+        return InputStats(norm_I, tokens, mean_I, hessian)
 
     def _hook(self, name: str) -> Any:
         def hook(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
-            input_NTI = inputs[0].detach()
-            total_I = input_NTI.float().square().sum(1).double().sum(0)
-            self.squares[name] = self.squares[name] + total_I if name in self.squares else total_I
+            input_NTI = inputs[0].detach().float()
+            _add(self.squares, name, input_NTI.square().sum(1).double().sum(0))
+            if self.needs in ("means", "hessian"):
+                _add(self.sums, name, input_NTI.sum(1).double().sum(0))
+            if self.needs == "hessian":
+                input_SI = input_NTI.flatten(0, 1)
+                width = input_SI.shape[1]
+                # In place: the matrix is as large as a weight. float32: a bfloat16 product would not stay definite.
+                total_II = self.products.setdefault(name, torch.zeros(width, width, device=input_SI.device))
+                total_II.addmm_(input_SI.T, input_SI)
             self.tokens[name] += input_NTI.shape[0] * input_NTI.shape[1]
             if self.stop_early and name == self.leaders[-1]:
                 raise Observed
 
         return hook
+
+
+def _add(totals: dict[str, Tensor], name: str, part: Tensor) -> None:
+    totals[name] = totals[name] + part if name in totals else part

@@ -23,17 +23,18 @@ from prunus.checkpoint.partial import (
 )
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.source import resolve
+from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocate import evidence_text, find_evidence, linear_sparsities, share_out
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.evidence import Evidence
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.hessian import full_float32
 from prunus.pruning.hidden import HiddenStates, propagate
-from prunus.pruning.masks import zeros_wanted
-from prunus.pruning.methods import METHODS, Method
+from prunus.pruning.masks import Target, zeros_of, zeros_wanted
+from prunus.pruning.methods import METHODS, Method, with_update
 from prunus.pruning.observe import InputStats
 from prunus.pruning.propagation import PROPAGATIONS, Passage
-from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
 
@@ -48,7 +49,6 @@ class Job(NamedTuple):
     dtype: torch.dtype
     # Sparsity that the method is asked for, by block and Linear: known once the allocation has its evidence.
     sparsities: Mapping[tuple[int, str], float] = MappingProxyType({})
-    stats: SavedStats | None = None
 
 
 def prune(
@@ -60,50 +60,42 @@ def prune(
     offload: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-    stats: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
     Unfinished work lives in out.partial; the same call goes on there, and ends with the same bytes as an unbroken run.
-    offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. stats: a file that
-    stats() wrote for this model; its calibration counts, and nothing is run. Wrong input raises PrunusError and leaves
-    nothing behind.
+    offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. Wrong input raises
+    PrunusError and leaves nothing behind.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
     linears = [name for name, kind in LINEARS.items() if recipe.scope in ("all", kind)]
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    method = METHODS[recipe.method]
-    saved = None
-    if stats is not None:
-        saved = SavedStats(stats, source)
-        saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
-        recipe = saved.recipe(recipe)
-    job = Job(source, recipe, method, linears, pick_device(device), dtype, stats=saved)
+    job = Job(source, recipe, find_method(recipe), linears, pick_device(device), dtype)
     needed = space_for(job, offload)
     if dry_run:
         return describe(job, target, needed)
     origin = {"name": str(model), "checksum": source.checksum()}
     work = {"action": "prune", "recipe": recipe.to_json(), "source": origin["checksum"]}
-    if saved is not None:
-        work["stats"] = saved.about
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial:
-        calibration = keep_calibration(recipe, source, partial) if needs_tokens(job) else None
+        needs_data = job.method.needs != "nothing"
+        calibration = keep_calibration(recipe, source, partial) if needs_data else None
         evidence = keep_evidence(job, partial, calibration)
         shares = share_out(source, recipe, evidence)
         job = job._replace(sparsities=linear_sparsities(source, recipe, shares, job.method.group))
-        with torch.inference_mode():
+        with torch.inference_mode(), full_float32():
             prune_blocks(job, partial, calibration, offload)
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
         heard = [*(calibration.warnings if calibration else []), *evidence.warnings, *shares.warnings]
-        warnings = [*dict.fromkeys(heard), *dead_inputs(partial)]
+        heard += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
+        warnings = [*dict.fromkeys(heard), *dead_inputs(partial), *ragged_tails(job)]
         step = {
             "action": "prune",
             "recipe": recipe.to_json(),
             "versions": versions(),
             "source": origin,
-            "calibration": calibration.summary() if calibration else saved and saved.summary,
+            "calibration": calibration.summary() if calibration else None,
             "sparsity": sparsity,
             "allocation": evidence.to_json() if recipe.allocation != "uniform" else None,
             "warnings": warnings,
@@ -120,6 +112,16 @@ def prune(
         "linear_sparsity": sparsity,
         "warnings": warnings,
     }
+
+
+def find_method(recipe: PruneRecipe) -> Method:
+    """The method of a recipe, with the update of kept weights that it asks for."""
+    method = METHODS[recipe.method]
+    if recipe.update == "none":
+        return method
+    if method.updates:
+        raise PrunusError(f"{recipe.method} updates weights itself; leave --update out")
+    return with_update(method)
 
 
 def keep_evidence(job: Job, partial: Partial, calibration: Calibration | None) -> Evidence:
@@ -159,17 +161,17 @@ def prune_block(
     tensors = read_block(index, job.source.block_tensors(index))
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
     block = None
-    if job.stats is not None:
-        groups = [job.stats.block(index)]
     if hidden is not None:
         block = runner.make_block(index, tensors)
-        groups = PROPAGATIONS[job.recipe.propagation](Passage(runner, block, index, hidden, job.linears, last))
+        passage = Passage(runner, block, index, hidden, job.linears, last, job.method.needs)
+        groups = PROPAGATIONS[job.recipe.propagation](passage)
     pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
-    record: dict[str, Any] = {"sparsity": {}, "zeros": 0, "dead": {}}
+    record: dict[str, Any] = {"sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
     for group in groups:
         for name in [name for name in job.linears if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group[name]
-            new_OI = job.method.prune(weight_OI, inputs, job.sparsities[index, name], job.recipe.rounding)
+            target = Target(job.sparsities[index, name], job.recipe.rounding, job.recipe.groups)
+            new_OI = job.method.prune(weight_OI, inputs, target)
             if block is not None:
                 block.get_submodule(name).weight.data = new_OI.to(job.dtype)
             pruned[block_name(index, f"{name}.weight")] = new_OI.cpu()
@@ -178,6 +180,8 @@ def prune_block(
             record["zeros"] += zeros
             if inputs is not None and (dead := int((inputs.norm_I == 0).sum())):
                 record["dead"][block_name(index, name)] = dead
+            if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
+                record["warnings"].append(inputs.hessian.warning)
     partial.write_block(index, pruned, record)
 
 
@@ -190,9 +194,17 @@ def dead_inputs(partial: Partial) -> list[str]:
     return [f"{len(dead)} Linears have inputs that calibration never used, most of all {worst} ({dead[worst]})"]
 
 
-def needs_tokens(job: Job) -> bool:
-    """Whether anything has to be run."""
-    return job.method.needs != "nothing" and job.stats is None
+def ragged_tails(job: Job) -> list[str]:
+    """A warning, if any, about columns that no group of the pattern covers."""
+    if job.recipe.groups is None:
+        return []
+    width = job.recipe.groups[1]
+    shapes = job.source.linear_shapes(0)
+    tails = {name: shapes[name][1] % width for name in job.linears if shapes[name][1] % width}
+    if not tails:
+        return []
+    listed = ", ".join(f"{name} ({count} of {shapes[name][1]})" for name, count in tails.items())
+    return [f"pattern {job.recipe.pattern} leaves the last columns of these Linears dense in every block: {listed}"]
 
 
 def weights_in_scope(job: Job) -> int:
@@ -211,7 +223,7 @@ def room_needed(job: Job) -> int:
 def space_for(job: Job, offload: bool) -> int:
     """Bytes of disk for the result and for what is kept there meanwhile."""
     recipe, hidden = job.recipe, 0
-    if offload and needs_tokens(job):
+    if offload and job.method.needs != "nothing":
         width = job.source.config.hidden_size + room_needed(job)
         hidden = recipe.samples * recipe.seqlen * width * job.dtype.itemsize
     return disk_needed(job.source.nbytes) + hidden
@@ -221,12 +233,8 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
     """What prune would do, as far as it can be known without reading weights or asking the network."""
     recipe, source = job.recipe, job.source
     check_space(target.absolute(), needed)
-    zeros = 0
-    for rows, columns in (source.linear_shapes(0)[name] for name in job.linears):
-        if job.method.group == "row":
-            zeros += rows * zeros_wanted(columns, recipe.sparsity, recipe.rounding)
-        else:
-            zeros += zeros_wanted(rows * columns, recipe.sparsity, recipe.rounding)
+    wanted = Target(recipe.sparsity, recipe.rounding, recipe.groups)
+    zeros = sum(zeros_of(wanted, source.linear_shapes(0)[name], job.method.group) for name in job.linears)
     allocation = ALLOCATIONS[recipe.allocation]
     if allocation.needs == "nothing":
         share_out(source, recipe, find_evidence(source, recipe, job.device, None))  # a wrong step is noticed here
@@ -239,12 +247,11 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
         "zeros": source.blocks * zeros,
         "disk": show_bytes(needed),
         "calibration": "none needed",
-        "warnings": [],
+        "warnings": ragged_tails(job),
     }
     if recipe.allocation != "uniform":  # then all Linears together have the count
         result["zeros"] = zeros_wanted(weights_in_scope(job), recipe.sparsity, recipe.rounding)
-    if job.stats is not None:
-        result["calibration"] = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
-    elif needs_tokens(job) or (allocation.needs == "norms" and recipe.scores is None):
-        result["calibration"], result["warnings"] = describe_calibration(recipe, source)
+    if job.method.needs != "nothing" or (allocation.needs == "norms" and recipe.scores is None):
+        result["calibration"], warnings = describe_calibration(recipe, source)
+        result["warnings"] += warnings
     return result

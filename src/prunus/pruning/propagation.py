@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS, Runner
 from prunus.pruning.hidden import HiddenStates, propagate
-from prunus.pruning.observe import InputStats, Observed, Observer
+from prunus.pruning.observe import InputStats, Needs, Observed, Observer
 from prunus.recipes import Propagation
 
 Stats = Mapping[str, InputStats]
 
 
 class Passage(NamedTuple):
-    """Block number `number` and what goes through it. linears: to be pruned. last: nobody needs its output."""
+    """Block number `number` and what goes through it.
+
+    linears: to be pruned. last: nobody needs its output. needs: what must be known of their inputs.
+    """
 
     runner: Runner
     block: nn.Module
@@ -28,10 +31,11 @@ class Passage(NamedTuple):
     hidden: HiddenStates
     linears: Sequence[str]
     last: bool
+    needs: Needs = "norms"
 
     def watch(self, linears: Sequence[str], stop_early: bool = False) -> Observer:
         """An Observer of some of the block's Linears."""
-        return Observer(self.block, linears, stop_early)
+        return Observer(self.block, linears, stop_early, self.needs)
 
     def stats(self, seen: Observer) -> Stats:
         """What it has seen, once all tokens have passed."""

@@ -2,27 +2,38 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from prunus.pruning.methods import magnitude, wanda
-from prunus.pruning.observe import InputStats
-from prunus.recipes import MethodName, Rounding
+from prunus.pruning.masks import Group, Target
+from prunus.pruning.methods import magnitude, sparsegpt, wanda
+from prunus.pruning.observe import InputStats, Needs
+from prunus.recipes import MethodName
 
 
 class Method(NamedTuple):
-    """prune(weight_OI, inputs, sparsity, rounding) -> new weight.
+    """prune(weight_OI, inputs, target) -> new weight, in the dtype of the old.
 
     needs: what calibration must observe (inputs is None where nothing). group: what is ranked together and so counted
-    for itself: each row, or the whole tensor.
+    for itself: each row, or the whole tensor. updates: weights that stay change too.
     """
 
-    prune: Callable[[Tensor, InputStats | None, float, Rounding], Tensor]
-    needs: Literal["nothing", "norms"]
-    group: Literal["row", "tensor"]
+    prune: Callable[[Tensor, InputStats | None, Target], Tensor]
+    needs: Needs
+    group: Group
     source: str
     description: str
+    updates: bool = False
+
+
+def with_update(method: Method) -> Method:
+    """The method's zeros, with the rest of the weights updated to make up for them."""
+
+    def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
+        return sparsegpt.updated(weight_OI, method.prune(weight_OI, inputs, target), inputs)
+
+    return method._replace(prune=prune, needs="hessian", updates=True)
 
 
 METHODS: Mapping[MethodName, Method] = MappingProxyType(
@@ -40,6 +51,14 @@ METHODS: Mapping[MethodName, Method] = MappingProxyType(
             group="row",
             source="Sun et al. 2023, arXiv:2306.11695",
             description="zero, in each output row, the weights with the least |weight| x input norm",
+        ),
+        "sparsegpt": Method(
+            sparsegpt.prune,
+            needs="hessian",
+            group="tensor",
+            source="Frantar & Alistarh 2023, arXiv:2301.00774",
+            description="zero the weights of least loss, column block by column block; later columns make up for it",
+            updates=True,
         ),
     }
 )

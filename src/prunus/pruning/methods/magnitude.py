@@ -4,15 +4,14 @@ prune_magnitude: each Linear for itself, the whole tensor one group. O: output f
 
 from torch import Tensor
 
-from prunus.pruning.masks import zero_lowest_in_tensor
+from prunus.pruning.masks import Target, zero_lowest
 from prunus.pruning.observe import InputStats
-from prunus.recipes import Rounding
 
 
-def prune(weight_OI: Tensor, _inputs: InputStats | None, sparsity: float, rounding: Rounding = "exact") -> Tensor:
+def prune(weight_OI: Tensor, _inputs: InputStats | None, target: Target) -> Tensor:
     """New weight: the tensor loses its round(O * I * sparsity) smallest entries, equal ones by flat index.
 
     Differs from the authors' code in the count: theirs also removes one more and every tie (rounding `reference`),
     which in bfloat16 is about 0.2 % of all weights.
     """
-    return zero_lowest_in_tensor(weight_OI, weight_OI.abs(), sparsity, rounding)
+    return zero_lowest(weight_OI, weight_OI.abs(), target, "tensor")

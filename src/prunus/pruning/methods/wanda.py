@@ -5,9 +5,8 @@ Sun et al. 2023, arXiv:2306.11695; authors' code lib/prune.py, prune_wanda. O: o
 
 from torch import Tensor
 
-from prunus.pruning.masks import zero_lowest_per_row
+from prunus.pruning.masks import Target, zero_lowest
 from prunus.pruning.observe import InputStats
-from prunus.recipes import Rounding
 
 
 def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
@@ -15,7 +14,7 @@ def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
     return weight_OI.float().abs().mul_(norm_I.float())
 
 
-def prune(weight_OI: Tensor, inputs: InputStats | None, sparsity: float, rounding: Rounding = "exact") -> Tensor:
+def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
     """New weight: every row (one output) loses its round(I * sparsity) lowest scores, the rest is untouched.
 
     Inputs that were always zero score 0 and go first; equal scores go by column. Differs from the authors' code in the
@@ -23,4 +22,4 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, sparsity: float, roundin
     """
     if inputs is None:
         raise ValueError("Wanda needs the norms of the inputs")
-    return zero_lowest_per_row(weight_OI, score(weight_OI, inputs.norm_I), sparsity, rounding)
+    return zero_lowest(weight_OI, score(weight_OI, inputs.norm_I), target, "row")

@@ -1,0 +1,90 @@
+"""The Hessian of a Linear's squared output error: how its inputs go together, and a factor of the inverse.
+
+The authors of SparseGPT factor H, invert it and factor the inverse. The same upper U with U^T U = H^-1 is the inverse
+of the upper triangular R with R R^T = H, which is one Cholesky of H with its axes reversed and one triangular inverse:
+less work, and no inverse of H is formed. Shapes: T tokens, I input features.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from prunus.errors import PrunusError
+
+DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal, as in the authors' code
+RETRIES = 3
+
+
+class Hessian:
+    """X^T X (I, I) over all calibration tokens, in float32; its scale matters to nobody. name: for messages.
+
+    Linears that read the same input share one, and so the factor, which is made when first asked for.
+    """
+
+    def __init__(self, matrix_II: Tensor, name: str = "a Linear") -> None:
+        self.matrix_II, self.name = matrix_II, name
+        self.dead_I = matrix_II.diagonal() == 0
+        self.warning: str | None = None
+        self._factors: dict[float, Tensor] = {}
+
+    def inverse_factor(self, damping: float = DAMPING) -> Tensor:
+        """(I, I) float32: upper U with U^T U = (H + damping * mean(diag H))^-1.
+
+        Dead inputs, always zero, count as independent ones of average size. Where H is singular nevertheless, damping
+        grows tenfold up to three times, first in float32, then in float64, and `warning` says so; after that
+        PrunusError. Never the identity instead, which would be magnitude pruning under another name.
+        """
+        if damping not in self._factors:
+            self._factors[damping] = self._factor(damping)
+        return self._factors[damping]
+
+    def damped(self, damping: float, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A copy with damping added and dead inputs given a diagonal."""
+        matrix_II = self.matrix_II.to(dtype, copy=True)
+        live = ~self.dead_I
+        mean = matrix_II.diagonal()[live].mean().item() if bool(live.any()) else 1.0
+        matrix_II.diagonal()[self.dead_I] = mean
+        matrix_II.diagonal().add_(damping * mean)
+        return matrix_II
+
+    def _factor(self, damping: float) -> Tensor:
+        for dtype in (torch.float32, torch.float64):
+            for share in (damping * 10**n for n in range(RETRIES + 1)):
+                factor_II = inverse_factor(self.damped(share, dtype))
+                if factor_II is None:
+                    continue
+                if share != damping or dtype != torch.float32:
+                    precision = " in float64" if dtype == torch.float64 else ""
+                    self.warning = (
+                        f"{self.name}: the Hessian needed damping {share:g}{precision} instead of {damping:g}"
+                    )
+                return factor_II.float()
+        raise PrunusError(
+            f"{self.name}: the Hessian of its {len(self.matrix_II)} inputs stays singular even with damping "
+            f"{damping * 10**RETRIES:g}; use more or other calibration text, or --method wanda"
+        )
+
+
+def inverse_factor(matrix_II: Tensor) -> Tensor | None:
+    """Upper U with U^T U = matrix^-1; None where the matrix is not positive definite. Overwrites the matrix."""
+    # Reversing both axes turns the lower Cholesky factor into the upper R with R R^T = H.
+    lower_II, failed = torch.linalg.cholesky_ex(matrix_II.flip(0, 1))
+    if int(failed):
+        return None
+    upper_II = lower_II.flip(0, 1)
+    identity_II = matrix_II.zero_().fill_diagonal_(1)
+    factor_II = torch.linalg.solve_triangular(upper_II, identity_II, upper=True)
+    return factor_II if bool(factor_II.isfinite().all()) else None
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 matrices are float32: with TF32, Hessians would lose definiteness."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,122 @@
+"""SparseGPT: remove a weight and let those not yet visited make up for it.
+
+Frantar & Alistarh 2023, arXiv:2301.00774; authors' code sparsegpt.py, fasterprune. O: output features, I: input
+features, B: columns of a block. Weights are held transposed, so that a column is contiguous.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prunus.pruning.hessian import DAMPING, Hessian
+from prunus.pruning.masks import Target, kth_lowest, lowest_in_tensor, lowest_per_pattern, zeros_wanted
+from prunus.pruning.observe import InputStats
+
+BLOCK = 128
+
+
+class Update(NamedTuple):
+    """New weight, and 1/2 tr(D H D^T) for the change D and the damped Hessian H: what the change costs."""
+
+    weight_OI: Tensor
+    loss: float
+
+
+# zeros(scores of the block (O, B), its first column) -> (O, B) true where a weight goes.
+Choice = Callable[[Tensor, int], Tensor]
+
+
+def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
+    """New weight: round(O * I * sparsity) zeros, chosen by the least loss in blocks of 128 columns, the rest updated.
+
+    Every block loses the same share, to the weight. Dead inputs go first, but no more of them than wanted. Differs from
+    the authors' code in the count: theirs takes one more in every block, every tie and every dead input (rounding
+    `reference`).
+    """
+    width = None if target.pattern is None else target.pattern[1]
+    block = BLOCK if width is None else max(width, BLOCK // width * width)
+    return reconstruct(weight_OI, _hessian(inputs), _adaptive(target, len(weight_OI)), width, block=block).weight_OI
+
+
+def updated(weight_OI: Tensor, masked_OI: Tensor, inputs: InputStats | None) -> Tensor:
+    """New weight with the zeros of masked_OI, whose other weights make up for those that masked_OI has lost."""
+
+    if torch.equal(masked_OI, weight_OI):
+        return masked_OI
+
+    def fixed(score_OB: Tensor, start: int) -> Tensor:
+        return masked_OI[:, start : start + score_OB.shape[1]] == 0
+
+    return reconstruct(weight_OI, _hessian(inputs), fixed).weight_OI
+
+
+def reconstruct(
+    weight_OI: Tensor,
+    hessian: Hessian,
+    choose: Choice,
+    width: int | None = None,
+    *,
+    block: int = BLOCK,
+    damping: float = DAMPING,
+) -> Update:
+    """Remove what choose says, block after block of columns from the left, and update the columns to the right.
+
+    width: ask choose anew for so many columns at a time, with weights that earlier ones of the block have changed.
+    """
+    upper_II = hessian.inverse_factor(damping)
+    weight_IO = weight_OI.float().T.contiguous()
+    loss = 0.0
+    for start in range(0, len(weight_IO), block):
+        part_BO, upper_BB = weight_IO[start : start + block], upper_II[start : start + block, start : start + block]
+        dead_B = hessian.dead_I[start : start + block]
+        error_BO = _prune_block(part_BO, upper_BB, dead_B, choose, start, width or len(part_BO))
+        loss += 0.5 * error_BO.square().sum().item()
+        end = start + len(part_BO)
+        if bool(error_BO.any()):  # adding zeros would still turn a -0.0 into 0.0
+            weight_IO[end:].addmm_(upper_II[start:end, end:].T, error_BO, alpha=-1)
+    return Update(weight_IO.T.contiguous().to(weight_OI.dtype), loss)
+
+
+def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Choice, start: int, width: int) -> Tensor:
+    """Prune the columns of a block in place; returns (B, O) what was lost, in units of the standard error."""
+    diagonal_B = upper_BB.diagonal()
+    error_BO = torch.zeros_like(part_BO)
+    zero_BO = torch.zeros_like(part_BO, dtype=torch.bool)
+    for j in range(len(part_BO)):
+        if j % width == 0:
+            group = slice(j, j + width)
+            score_BO = (part_BO[group] / diagonal_B[group, None]).square_().masked_fill_(dead_B[group, None], 0)
+            zero_BO[group] = choose(score_BO.T.contiguous(), start + j).T
+        if not bool(zero_BO[j].any()):
+            continue
+        error_BO[j] = (part_BO[j] / diagonal_B[j]).mul_(zero_BO[j])
+        part_BO[j].masked_fill_(zero_BO[j], 0)
+        part_BO[j + 1 :].addr_(upper_BB[j, j + 1 :], error_BO[j], alpha=-1)
+    return error_BO
+
+
+def _adaptive(target: Target, rows: int) -> Choice:
+    """The lowest scores of all rows together, so many that all columns visited until then have lost their share."""
+
+    def choose(score_OB: Tensor, start: int) -> Tensor:
+        end = start + score_OB.shape[1]
+        if target.pattern is not None:
+            keep, width = target.pattern
+            if score_OB.shape[1] < width:  # a ragged tail
+                return torch.zeros_like(score_OB, dtype=torch.bool)
+            return lowest_per_pattern(score_OB, width - keep, width)
+        if target.rounding == "reference":
+            place = zeros_wanted(score_OB.numel(), target.sparsity, "reference")
+            return score_OB <= kth_lowest(score_OB.reshape(-1), place + 1)
+        before, after = (zeros_wanted(rows * columns, target.sparsity) for columns in (start, end))
+        return lowest_in_tensor(score_OB, after - before)
+
+    return choose
+
+
+def _hessian(inputs: InputStats | None) -> Hessian:
+    if inputs is None or inputs.hessian is None:
+        raise ValueError("the update of weights needs the Hessian of the inputs")
+    return inputs.hessian
