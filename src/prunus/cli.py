@@ -107,6 +107,7 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         recipe_option(PruneRecipe, "samples", "Calibration sequences.", type=int),
         recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int),
+        recipe_option(PruneRecipe, "calibration_tokens", "Instead of samples: exactly so many tokens.", type=int),
         recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int),
         recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's."),
         recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),
@@ -207,6 +208,7 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 @recipe_option(DropRecipe, "calibration", "As for prune.")
 @recipe_option(DropRecipe, "samples", "Calibration sequences.", type=int)
 @recipe_option(DropRecipe, "seqlen", "Tokens per calibration sequence.", type=int)
+@recipe_option(DropRecipe, "calibration_tokens", "Instead of samples: exactly so many tokens.", type=int)
 @recipe_option(DropRecipe, "seed", "Seed of the calibration sample.", type=int)
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")

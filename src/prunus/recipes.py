@@ -70,6 +70,11 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise PrunusError(f"{name} must be at least 1, not {getattr(self, name)}")
 
+    def _check_calibration(self) -> None:
+        self._check_positive("samples", "seqlen")
+        if getattr(self, "calibration_tokens", None) is not None:
+            self._check_positive("calibration_tokens")
+
 
 @dataclass(frozen=True)
 class PruneRecipe(Recipe):
@@ -78,7 +83,8 @@ class PruneRecipe(Recipe):
     sparsity: share of zeros in the Linears in scope, in [0, 1).
     calibration: built-in name (c4, wikitext2, tiny), `traces:FILE`, or a .txt/.jsonl file; `auto` is `tiny` for the
         tiny reasoner and `c4` for every other model.
-    samples, seqlen: number of calibration sequences and their length in tokens.
+    samples, seqlen: number of calibration sequences and their length in tokens. calibration_tokens: so many tokens in
+        all, to the token, instead of samples; what makes sources comparable.
     propagation: whether later blocks see the pruned or the dense output of earlier ones; `staged`: also within a block
         later Linears see earlier ones pruned (q, k, v, then o, then gate, up, then down), each computed once.
     pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row; sparsity is then what the pattern says, here 0.5.
@@ -100,6 +106,7 @@ class PruneRecipe(Recipe):
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048
+    calibration_tokens: int | None = None
     seed: int = 0
     propagation: Propagation = "pruned"
     rounding: Rounding = "exact"
@@ -121,7 +128,7 @@ class PruneRecipe(Recipe):
         self._check_pattern()
         self._check_choice("dtype", DtypeName)
         self._check_allocation()
-        self._check_positive("samples", "seqlen")
+        self._check_calibration()
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
 
@@ -182,11 +189,13 @@ class DropRecipe(Recipe):
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048
+    calibration_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._check_choice("method", DepthMethodName)
-        self._check_positive("samples", "seqlen", "merge", "interval")
+        self._check_calibration()
+        self._check_positive("merge", "interval")
         if not -1 <= self.threshold < 1:
             raise PrunusError(f"threshold must lie in [-1, 1), not {self.threshold}; it is a cosine")
         if self.match_sparsity is not None:

@@ -10,13 +10,15 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.partial import CALIBRATION, Partial
-from prunus.checkpoint.source import one_line, tiny_folder
+from prunus.checkpoint.source import load_tokenizer, one_line, tiny_folder
 from prunus.errors import PrunusError
+from prunus.held_out import evaluation_set, held_out_in
 from prunus.pruning.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
 from prunus.recipes import DropRecipe, PruneRecipe
 
@@ -27,11 +29,15 @@ SMALL_CORPUS = 10_000
 
 
 class Calibration(NamedTuple):
-    """sequences: token ids, not all of one length. source: what they were taken from, for people."""
+    """sequences: token ids, not all of one length. source: what they were taken from, for people.
+
+    prompts: how many ids at the start of each sequence are prompt, where that is known, else empty.
+    """
 
     sequences: list[list[int]]
     source: str
     warnings: list[str]
+    prompts: Sequence[int] = ()
 
     @property
     def tokens(self) -> int:
@@ -40,7 +46,10 @@ class Calibration(NamedTuple):
 
     def to_jsonl(self) -> str:
         """A file that `--calibration` reads back to the very same sequences."""
-        return "".join(json.dumps({"token_ids": ids}) + "\n" for ids in self.sequences)
+        rows: list[dict[str, Any]] = [{"token_ids": ids} for ids in self.sequences]
+        for row, prompt in zip(rows, self.prompts, strict=False):
+            row["prompt_tokens"] = prompt
+        return "".join(json.dumps(row) + "\n" for row in rows)
 
     def summary(self) -> dict[str, Any]:
         """What the manifest says: source, counts and the SHA-256 of the ids."""
@@ -49,13 +58,17 @@ class Calibration(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is asked for: samples sequences of seqlen tokens from the named source, for one model."""
+    """What is asked for: samples sequences of seqlen tokens from the named source, for one model.
+
+    tokens: how many tokens in all, exactly; samples is then as many as that takes. None: whatever samples hold.
+    """
 
     name: str
     samples: int
     seqlen: int
     seed: int
     model: Checkpoint
+    tokens: int | None = None
 
 
 def calibration_name(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> str:
@@ -66,9 +79,20 @@ def calibration_name(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> str
 
 
 def load_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> Calibration:
-    """The calibration sequences of a recipe for a model; everything wrong with them raises PrunusError."""
-    name = calibration_name(recipe, model)
-    request = Request(name, recipe.samples, recipe.seqlen, recipe.seed, model)
+    """The calibration sequences of a recipe for a model; everything wrong with them raises PrunusError.
+
+    Among what is wrong: a question of a built-in evaluation set, as far as prunus.held_out can tell.
+    """
+    name, tokens = calibration_name(recipe, model), recipe.calibration_tokens
+    samples = recipe.samples if tokens is None else -(-tokens // recipe.seqlen)
+    chosen = _load(Request(name, samples, recipe.seqlen, recipe.seed, model, tokens))
+    if tokens is not None:
+        chosen = cut_to(chosen, tokens)
+    return chosen._replace(warnings=chosen.warnings + check_sequences(chosen, model))
+
+
+def _load(request: Request) -> Calibration:
+    name = request.name
     if name in HUB_NAMES:
         return _from_hub(request)
     if name == "tiny":
@@ -78,8 +102,24 @@ def load_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> Cal
     if name.endswith(".jsonl"):
         return _from_jsonl(Path(name).expanduser(), KINDS, request)
     if name.endswith(".txt"):
-        return _from_text(read_text(Path(name).expanduser()), request)
+        text = read_text(Path(name).expanduser())
+        check_text(name, text)
+        return _from_text(text, request)
     raise PrunusError(f"calibration '{name}' is neither c4, wikitext2, tiny, traces:FILE nor a .txt or .jsonl file")
+
+
+def cut_to(chosen: Calibration, tokens: int) -> Calibration:
+    """The first so many tokens; the last sequence is cut short. PrunusError where there are fewer."""
+    if chosen.tokens < tokens:
+        raise PrunusError(f"{chosen.source} holds {chosen.tokens} tokens, fewer than --calibration-tokens {tokens}")
+    sequences, left = [], tokens
+    for ids in chosen.sequences:
+        sequences.append(ids[:left])
+        left -= len(sequences[-1])
+        if not left:
+            break
+    prompts = [min(prompt, len(ids)) for prompt, ids in zip(chosen.prompts, sequences, strict=False)]
+    return chosen._replace(sequences=sequences, prompts=prompts)
 
 
 def keep_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint, partial: Partial) -> Calibration:
@@ -89,15 +129,22 @@ def keep_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint, partia
         note = {"source": chosen.source, "warnings": chosen.warnings}
         partial.note("calibration", note, {CALIBRATION: chosen.to_jsonl()})
     note = partial.notes["calibration"]
-    sequences = [line.value for line in read_jsonl(partial.folder / CALIBRATION)]
-    return Calibration(sequences, note["source"], note["warnings"])
+    lines = read_jsonl(partial.folder / CALIBRATION)
+    return Calibration([line.value for line in lines], note["source"], note["warnings"], _prompts(lines))
+
+
+def _prompts(lines: Sequence[Line]) -> list[int]:
+    """How long the prompts are, if every line says so, else nothing."""
+    known = all("prompt_tokens" in line.row for line in lines)
+    return [line.row["prompt_tokens"] for line in lines] if known else []
 
 
 def describe_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> tuple[str, list[str]]:
     """What calibration would be, and warnings; read already unless it comes from the hub."""
     name = calibration_name(recipe, model)
     if name in HUB_NAMES:
-        return f"{name}: {recipe.samples} sequences of {recipe.seqlen} tokens, from the hub", []
+        tokens = recipe.calibration_tokens or recipe.samples * recipe.seqlen
+        return f"{name}: {tokens} tokens in sequences of {recipe.seqlen}, from the hub", []
     calibration = load_calibration(recipe, model)
     text = f"{name}: {len(calibration.sequences)} sequences, {calibration.tokens} tokens"
     return text, calibration.warnings
@@ -107,6 +154,9 @@ def _from_jsonl(path: Path, kinds: Sequence[str], request: Request) -> Calibrati
     lines = read_jsonl(path, kinds)
     if lines[0].kind == "token_ids":
         return _as_they_are(path, lines, request)
+    for line in lines:
+        for text in [line.value] if line.kind == "text" else [str(message["content"]) for message in line.value]:
+            check_text(f"{path}, line {line.number}", text)
     if lines[0].kind == "text":
         encode = encoder(request.model)
         return _from_documents(len(lines), lambda i: encode(lines[i].value), request)
@@ -117,18 +167,53 @@ def _from_jsonl(path: Path, kinds: Sequence[str], request: Request) -> Calibrati
 
 def _as_they_are(path: Path, lines: Sequence[Line], request: Request) -> Calibration:
     """Whole sequences, whatever seqlen is; of more than asked for a random choice, in the file's order."""
+    for line in lines:
+        if name := evaluation_set(str(line.row.get("problem_digest"))):
+            raise _held_out(f"{path}, line {line.number}", name)
     config = request.model.config
     check_ids(path, lines, config.vocab_size)
     for line in lines:
         if len(line.value) > config.max_position_embeddings:
             context = config.max_position_embeddings
             raise PrunusError(f"{path}, line {line.number}: {len(line.value)} tokens; the model's context is {context}")
+    if request.tokens is not None:  # as many as it takes, in random order; they are cut to measure later
+        lines = random.Random(request.seed).sample(lines, len(lines))
+        return Calibration([line.value for line in lines], request.name, [], _prompts(lines))
     warnings = []
     if len(lines) > request.samples:
         lines = [lines[i] for i in sorted(random.Random(request.seed).sample(range(len(lines)), request.samples))]
     elif len(lines) < request.samples:
         warnings.append(f"{request.name} holds {len(lines)} sequences, fewer than the {request.samples} asked for")
-    return Calibration([line.value for line in lines], request.name, warnings)
+    return Calibration([line.value for line in lines], request.name, warnings, _prompts(lines))
+
+
+def check_text(where: str, text: str) -> None:
+    """Raise PrunusError where a text holds a question of a built-in evaluation set, as far as held_out_in finds it."""
+    if name := held_out_in(text):
+        raise _held_out(where, name)
+
+
+def check_sequences(chosen: Calibration, model: Checkpoint) -> list[str]:
+    """check_text for token ids, between special tokens; a warning where the model has no tokenizer to read them."""
+    try:
+        tokenizer = load_tokenizer(model.folder)
+    except PrunusError:
+        return ["without a tokenizer it cannot be checked whether calibration holds an evaluation problem"]
+    special = set(tokenizer.all_special_ids)
+    for number, ids in enumerate(chosen.sequences, 1):
+        for is_special, part in groupby(ids, key=special.__contains__):
+            if not is_special:
+                text = str(tokenizer.decode(list(part)))
+                check_text(f"{chosen.source}, sequence {number}", text)
+                check_text(f"{chosen.source}, sequence {number}", text.partition("\n")[2])  # without `user`
+    return []
+
+
+def _held_out(where: str, name: str) -> PrunusError:
+    return PrunusError(
+        f"{where}: holds a question of the evaluation set {name}; a model must not be calibrated on what measures it, "
+        "so take it out"
+    )
 
 
 def _from_text(text: str, request: Request) -> Calibration:
@@ -148,7 +233,7 @@ def random_window(ids: list[int], seqlen: int, rng: random.Random) -> list[int]:
 
 def check_enough(tokens: int, request: Request) -> None:
     """Raise PrunusError where a text is too short for the windows asked for, or the model's context for one window."""
-    _, samples, seqlen, _, model = request
+    samples, seqlen, model = request.samples, request.seqlen, request.model
     context = model.config.max_position_embeddings
     if seqlen > context:
         raise PrunusError(f"seqlen {seqlen} is longer than the model's context; use --seqlen {context} or less")

@@ -1,7 +1,7 @@
 """Text and token ids from files: what calibration and perplexity read."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,12 @@ KINDS = ("text", "messages", "token_ids")
 
 
 class Line(NamedTuple):
-    """One line of a JSONL file: its number from 1, which of KINDS it has, and the value."""
+    """One line of a JSONL file: its number from 1, which of KINDS it has, the value, and the whole row."""
 
     number: int
     kind: str
     value: Any
+    row: Mapping[str, Any]
 
 
 def read_text(path: Path) -> str:
@@ -44,7 +45,10 @@ def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
             raise PrunusError(f"{path}, line {number}: expected {wanted}, with text, messages or whole numbers in it")
         if lines and kind != lines[0].kind:
             raise PrunusError(f"{path}, line {number}: '{kind}' after '{lines[0].kind}'; keep one kind per file")
-        lines.append(Line(number, kind, row[kind]))
+        prompt = row.get("prompt_tokens", 0)
+        if kind == "token_ids" and not (type(prompt) is int and 0 <= prompt <= len(row[kind])):
+            raise PrunusError(f"{path}, line {number}: prompt_tokens {prompt} is not between 0 and {len(row[kind])}")
+        lines.append(Line(number, kind, row[kind], row))
     if not lines:
         raise PrunusError(f"{path} is empty; give at least one line")
     return lines
