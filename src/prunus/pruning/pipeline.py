@@ -35,6 +35,7 @@ from prunus.pruning.masks import Target, zeros_of, zeros_wanted
 from prunus.pruning.methods import METHODS, Method, with_update
 from prunus.pruning.observe import InputStats
 from prunus.pruning.propagation import PROPAGATIONS, Passage
+from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
 
@@ -49,6 +50,7 @@ class Job(NamedTuple):
     dtype: torch.dtype
     # Sparsity that the method is asked for, by block and Linear: known once the allocation has its evidence.
     sparsities: Mapping[tuple[int, str], float] = MappingProxyType({})
+    stats: SavedStats | None = None
 
 
 def prune(
@@ -60,27 +62,40 @@ def prune(
     offload: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    stats: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
     Unfinished work lives in out.partial; the same call goes on there, and ends with the same bytes as an unbroken run.
-    offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. Wrong input raises
-    PrunusError and leaves nothing behind.
+    offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. stats: a file that
+    stats() wrote for this model; its calibration counts, and nothing is run. Wrong input raises PrunusError and leaves
+    nothing behind.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
     linears = [name for name, kind in LINEARS.items() if recipe.scope in ("all", kind)]
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    job = Job(source, recipe, find_method(recipe), linears, pick_device(device), dtype)
+    method = find_method(recipe)
+    saved = None
+    if stats is not None:
+        if recipe.weighted:
+            raise PrunusError(f"{stats} has summed prompt and chain already; leave prompt_weight and chain_weight out")
+        saved = SavedStats(stats, source)
+        saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
+        recipe = saved.recipe(recipe)
+    job = Job(source, recipe, method, linears, pick_device(device), dtype, stats=saved)
     needed = space_for(job, offload)
     if dry_run:
         return describe(job, target, needed)
     origin = {"name": str(model), "checksum": source.checksum()}
     work = {"action": "prune", "recipe": recipe.to_json(), "source": origin["checksum"]}
+    if saved is not None:
+        work["stats"] = saved.about
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial:
-        needs_data = job.method.needs != "nothing"
-        calibration = keep_calibration(recipe, source, partial) if needs_data else None
+        calibration = keep_calibration(recipe, source, partial) if needs_tokens(job) else None
+        if calibration and recipe.weighted:
+            calibration.token_weights(recipe)  # so that it fails early
         evidence = keep_evidence(job, partial, calibration)
         shares = share_out(source, recipe, evidence)
         job = job._replace(sparsities=linear_sparsities(source, recipe, shares, job.method.group))
@@ -95,7 +110,7 @@ def prune(
             "recipe": recipe.to_json(),
             "versions": versions(),
             "source": origin,
-            "calibration": calibration.summary() if calibration else None,
+            "calibration": calibration.summary() if calibration else saved and saved.summary,
             "sparsity": sparsity,
             "allocation": evidence.to_json() if recipe.allocation != "uniform" else None,
             "warnings": warnings,
@@ -141,7 +156,8 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, of
     if calibration is not None and not all(map(partial.has, range(source.blocks))):
         with disk_errors(partial.folder, partial.needed):
             file = partial.folder / HIDDEN if offload else None
-            hidden = HiddenStates(source, runner, calibration.sequences, file, room_needed(job))
+            weights = calibration.token_weights(recipe) if recipe.weighted else None
+            hidden = HiddenStates(source, runner, calibration.sequences, file, room_needed(job), weights)
     with Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
         for index in range(source.blocks):
             last = index == source.blocks - 1
@@ -161,6 +177,8 @@ def prune_block(
     tensors = read_block(index, job.source.block_tensors(index))
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
     block = None
+    if job.stats is not None:
+        groups = [job.stats.block(index)]
     if hidden is not None:
         block = runner.make_block(index, tensors)
         passage = Passage(runner, block, index, hidden, job.linears, last, job.method.needs)
@@ -207,6 +225,11 @@ def ragged_tails(job: Job) -> list[str]:
     return [f"pattern {job.recipe.pattern} leaves the last columns of these Linears dense in every block: {listed}"]
 
 
+def needs_tokens(job: Job) -> bool:
+    """Whether anything has to be run."""
+    return job.method.needs != "nothing" and job.stats is None
+
+
 def weights_in_scope(job: Job) -> int:
     """How many weights the recipe's sparsity is a share of."""
     shapes = job.source.linear_shapes(0)
@@ -223,7 +246,7 @@ def room_needed(job: Job) -> int:
 def space_for(job: Job, offload: bool) -> int:
     """Bytes of disk for the result and for what is kept there meanwhile."""
     recipe, hidden = job.recipe, 0
-    if offload and job.method.needs != "nothing":
+    if offload and needs_tokens(job):
         width = job.source.config.hidden_size + room_needed(job)
         hidden = recipe.samples * recipe.seqlen * width * job.dtype.itemsize
     return disk_needed(job.source.nbytes) + hidden
@@ -251,7 +274,9 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
     }
     if recipe.allocation != "uniform":  # then all Linears together have the count
         result["zeros"] = zeros_wanted(weights_in_scope(job), recipe.sparsity, recipe.rounding)
-    if job.method.needs != "nothing" or (allocation.needs == "norms" and recipe.scores is None):
+    if job.stats is not None:
+        result["calibration"] = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
+    elif needs_tokens(job) or (allocation.needs == "norms" and recipe.scores is None):
         result["calibration"], warnings = describe_calibration(recipe, source)
         result["warnings"] += warnings
     return result
