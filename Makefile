@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .cache/smollm2
 # One thread per test worker: more only fight for the cores.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist loadgroup
 
 .venv/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
