@@ -51,6 +51,10 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]
     at_half = compare(store, runs["magnitude-50"], [runs["wanda-50"]])
     out_console.print("Wanda against Magnitude, both at 50 %:")
     out_console.print(verdict_table(at_half))
+    if at_half["others"][0]["verdict"] != "better":
+        out_console.print(
+            "Wanda is not ahead here, unlike on large models: benchmarks/comparison_group.py measures why."
+        )
     page = prunus.report(store, folder / "report.html", base=runs[BASE], overwrite=True)
     say(f"The page with curves, intervals and texts: {page}")
     return comparison
