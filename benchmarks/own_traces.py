@@ -63,7 +63,7 @@ def evaluate_all(folder: Path, tokens: int, problems: int, seeds: int) -> dict[s
 def difference(store: Path, base: str, other: str) -> dict[str, Any]:
     """The paired cell of compare at the one budget."""
     (entry,) = prunus.compare(store, base, [other])["others"]
-    return entry["tasks"]["tiny"]["budgets"][str(BUDGET)]
+    return entry["tasks"]["tiny"]["budgets"][BUDGET]
 
 
 def show(store: Path, runs: dict[str, str], seeds: int) -> None:

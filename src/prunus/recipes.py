@@ -85,6 +85,8 @@ class PruneRecipe(Recipe):
         tiny reasoner and `c4` for every other model.
     samples, seqlen: number of calibration sequences and their length in tokens. calibration_tokens: so many tokens in
         all, to the token, instead of samples; what makes sources comparable.
+    prompt_weight, chain_weight: how much a token of the prompt and one of the chain count in the statistics that masks
+        and updates are made from; for traces, which say where prompts end. 0 and 1: the chain alone.
     propagation: whether later blocks see the pruned or the dense output of earlier ones; `staged`: also within a block
         later Linears see earlier ones pruned (q, k, v, then o, then gate, up, then down), each computed once.
     pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row; sparsity is then what the pattern says, here 0.5.
@@ -107,6 +109,8 @@ class PruneRecipe(Recipe):
     samples: int = 128
     seqlen: int = 2048
     calibration_tokens: int | None = None
+    prompt_weight: float = 1.0
+    chain_weight: float = 1.0
     seed: int = 0
     propagation: Propagation = "pruned"
     rounding: Rounding = "exact"
@@ -129,6 +133,11 @@ class PruneRecipe(Recipe):
         self._check_choice("dtype", DtypeName)
         self._check_allocation()
         self._check_calibration()
+        for name in ("prompt_weight", "chain_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise PrunusError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not self.prompt_weight and not self.chain_weight:
+            raise PrunusError("prompt_weight and chain_weight are both 0: no token would count")
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
 
@@ -165,6 +174,11 @@ class PruneRecipe(Recipe):
             raise PrunusError(f"spread must lie in [0, {highest:g}) for {self.allocation}, not {self.spread}")
         if not self.outlier_threshold > 0:
             raise PrunusError(f"outlier_threshold must be above 0, not {self.outlier_threshold}")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether tokens of prompt and chain count differently."""
+        return self.prompt_weight != self.chain_weight
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,21 @@ class Calibration(NamedTuple):
         """Number of tokens in all."""
         return sum(map(len, self.sequences))
 
+    def token_weights(self, recipe: PruneRecipe) -> list[list[float]]:
+        """For each sequence, how much each token counts; PrunusError where prompts are not known or nothing counts."""
+        if not self.prompts:
+            raise PrunusError(
+                f"{self.source} does not say where prompts end (prompt_tokens); use traces:FILE of `prunus traces`, "
+                "or leave prompt_weight and chain_weight out"
+            )
+        weights = [
+            [recipe.prompt_weight] * prompt + [recipe.chain_weight] * (len(ids) - prompt)
+            for ids, prompt in zip(self.sequences, self.prompts, strict=True)
+        ]
+        if not any(map(any, weights)):
+            raise PrunusError(f"{self.source}: no token counts with these prompt_weight and chain_weight")
+        return weights
+
     def to_jsonl(self) -> str:
         """A file that `--calibration` reads back to the very same sequences."""
         rows: list[dict[str, Any]] = [{"token_ids": ids} for ids in self.sequences]

@@ -24,12 +24,22 @@ class HiddenStates:
 
     Sequences are grouped by length, so batches need neither padding nor mask. file: where to keep them instead of in
     memory; its space is taken at once, so a full disk is noticed here. room: how wide a second table may be asked for.
+    token_weights: for each sequence, how much each of its tokens counts; None: all alike.
     """
 
     def __init__(
-        self, source: Checkpoint, runner: Runner, sequences: Sequence[list[int]], file: Path | None, room: int = 0
+        self,
+        source: Checkpoint,
+        runner: Runner,
+        sequences: Sequence[list[int]],
+        file: Path | None,
+        room: int = 0,
+        token_weights: Sequence[Sequence[float]] | None = None,
     ) -> None:
         ordered = sorted(sequences, key=len)
+        self._weight_S1 = None
+        if token_weights is not None:  # sorted is stable, so both are in the same order
+            self._weight_S1 = torch.tensor([w for weights in sorted(token_weights, key=len) for w in weights])[:, None]
         self.groups = [(length, list(group)) for length, group in groupby(ordered, key=len)]
         self.tokens = sum(map(len, sequences))
         width = source.config.hidden_size
@@ -63,6 +73,10 @@ class HiddenStates:
         """(N, T) token ids of the same batches."""
         for length, group in self.groups:
             yield from torch.tensor(group).split(max(1, BATCH_TOKENS // length))
+
+    def weights(self) -> Iterator[Tensor] | None:
+        """(N, T, 1) float32, how much each token of the same batches counts; None where all count alike."""
+        return None if self._weight_S1 is None else self._views(self._weight_S1)
 
     def copy(self) -> "HiddenStates":
         """The same states in memory of their own."""

@@ -3,7 +3,7 @@
 Shapes: N sequences, T tokens, S tokens of all of them, I input features.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -44,11 +44,17 @@ class Observer:
     Linears that read the same tensor (q, k, v; gate, up) are watched once. Sums and sums of squares are taken per
     sequence in float32 and added in float64, so they do not depend on how sequences are batched; the Hessian is a plain
     sum in float32. stop_early: raise Observed as soon as the last input of a batch is seen (the caller catches it per
-    batch), where the block's output is not needed.
+    batch), where the block's output is not needed. weights: called once per input, gives (N, T, 1) for every batch to
+    come, how often each token counts; or None.
     """
 
     def __init__(
-        self, block: nn.Module, linears: Iterable[str], stop_early: bool = False, needs: Needs = "norms"
+        self,
+        block: nn.Module,
+        linears: Iterable[str],
+        stop_early: bool = False,
+        needs: Needs = "norms",
+        weights: Callable[[], Iterator[Tensor] | None] = lambda: None,
     ) -> None:
         leaders = {SAME_INPUT_AS.get(name, name) for name in linears}
         self.block, self.leaders = block, [name for name in LINEARS if name in leaders]
@@ -57,6 +63,8 @@ class Observer:
         self.sums: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
         self.tokens = dict.fromkeys(self.leaders, 0)
+        self.weights = {name: weights() for name in self.leaders}
+        self.counted = dict.fromkeys(self.leaders, 0.0)
         self.handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
@@ -93,7 +101,7 @@ class Observer:
                 f"block {block_index}, {leader}: its calibration inputs hold NaN or infinity; "
                 "try --dtype float32, or other calibration text"
             )
-        mean_I = (self.sums[leader] / tokens).float() if leader in self.sums else None
+        mean_I = (self.sums[leader] / self.counted[leader]).float() if leader in self.sums else None
         product_II = self.products.pop(leader, None)
         hessian = None if product_II is None else Hessian(product_II, f"block {block_index}, {leader}")
         return InputStats(norm_I, tokens, mean_I, hessian)
@@ -101,20 +109,34 @@ class Observer:
     def _hook(self, name: str) -> Any:
         def hook(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
             input_NTI = inputs[0].detach().float()
+            self.tokens[name] += input_NTI.shape[0] * input_NTI.shape[1]
+            root_NT1 = self._roots(name, input_NTI)
+            if root_NT1 is not None:
+                input_NTI = input_NTI * root_NT1
             _add(self.squares, name, input_NTI.square().sum(1).double().sum(0))
             if self.needs in ("means", "hessian"):
-                _add(self.sums, name, input_NTI.sum(1).double().sum(0))
+                counted_NTI = input_NTI if root_NT1 is None else input_NTI * root_NT1
+                _add(self.sums, name, counted_NTI.sum(1).double().sum(0))
             if self.needs == "hessian":
                 input_SI = input_NTI.flatten(0, 1)
                 width = input_SI.shape[1]
                 # In place: the matrix is as large as a weight. float32: a bfloat16 product would not stay definite.
                 total_II = self.products.setdefault(name, torch.zeros(width, width, device=input_SI.device))
                 total_II.addmm_(input_SI.T, input_SI)
-            self.tokens[name] += input_NTI.shape[0] * input_NTI.shape[1]
             if self.stop_early and name == self.leaders[-1]:
                 raise Observed
 
         return hook
+
+    def _roots(self, name: str, input_NTI: Tensor) -> Tensor | None:
+        """Square roots of the weights of a batch's tokens, which are added to what was counted."""
+        weights = self.weights[name]
+        if weights is None:
+            self.counted[name] += input_NTI.shape[0] * input_NTI.shape[1]
+            return None
+        weight_NT1 = next(weights).to(input_NTI.device)
+        self.counted[name] += weight_NT1.double().sum().item()
+        return weight_NT1.sqrt()
 
 
 def _add(totals: dict[str, Tensor], name: str, part: Tensor) -> None:

@@ -35,7 +35,7 @@ class Passage(NamedTuple):
 
     def watch(self, linears: Sequence[str], stop_early: bool = False) -> Observer:
         """An Observer of some of the block's Linears."""
-        return Observer(self.block, linears, stop_early, self.needs)
+        return Observer(self.block, linears, stop_early, self.needs, self.hidden.weights)
 
     def stats(self, seen: Observer) -> Stats:
         """What it has seen, once all tokens have passed."""

@@ -1,0 +1,118 @@
+"""Prompt and chain may count differently: statistics with weights are those of sequences repeated or left out."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import make_model, random_rows
+from transformers import AutoModelForCausalLM
+
+import prunus
+from prunus.checkpoint.families import LINEARS, Runner
+from prunus.checkpoint.files import Checkpoint
+from prunus.errors import PrunusError
+from prunus.pruning.calibration import Calibration
+from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.observe import Observer
+from prunus.recipes import PruneRecipe
+
+LENGTHS, PROMPTS = (30, 12, 30, 1, 19), (7, 12, 30, 0, 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("weights") / "m", "qwen3")
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    return [row[:length] for row, length in zip(random_rows(5, 30), LENGTHS, strict=True)]
+
+
+def calibration(sequences):
+    return Calibration(sequences, "traces", [], PROMPTS)
+
+
+@torch.inference_mode()
+def seen(folder, sequences, weights) -> Any:
+    source = Checkpoint(folder)
+    runner = Runner(source.config, torch.float32, torch.device("cpu"))
+    hidden = HiddenStates(source, runner, sequences, None, token_weights=weights)
+    tensors = {n.split(".", 3)[3]: source.read(n) for n in source.tensor_names if n.startswith("model.layers.0.")}
+    block = runner.make_block(0, tensors)
+    with Observer(block, LINEARS, needs="hessian", weights=hidden.weights) as observer:
+        for batch in hidden.batches():
+            runner.run_block(block, batch)
+    return observer.stats(0, hidden.tokens)
+
+
+@torch.inference_mode()
+def inputs_by_hand(folder, sequences):
+    """name -> one (T, I) float64 tensor per sequence, in their own order, from transformers' block."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = {name: [] for name in LINEARS}
+    for name in LINEARS:
+        module = model.model.layers[0].get_submodule(name)
+        module.register_forward_pre_hook(lambda _m, inputs, name=name: found[name].append(inputs[0][0].double()))
+    for ids in sequences:
+        model(torch.tensor([ids]))
+    return found
+
+
+@pytest.mark.parametrize(("prompt", "chain"), [(0.0, 1.0), (1.0, 0.0), (0.25, 2.0), (1.0, 1.0)])
+def test_statistics_are_weighted_sums_over_tokens(folder, sequences, prompt, chain):
+    recipe = PruneRecipe(prompt_weight=prompt, chain_weight=chain)
+    weights = calibration(sequences).token_weights(recipe)
+    assert [len(w) for w in weights] == list(LENGTHS)
+    stats = seen(folder, sequences, weights)
+    for name, inputs in inputs_by_hand(folder, sequences).items():
+        all_SI = torch.cat(inputs)
+        weight_S = torch.tensor([w for row in weights for w in row], dtype=torch.float64)
+        norm_I = (weight_S @ all_SI.square()).sqrt()
+        torch.testing.assert_close(stats[name].norm_I.double(), norm_I, rtol=1e-4, atol=1e-5)
+        mean_I = weight_S @ all_SI / weight_S.sum()
+        torch.testing.assert_close(stats[name].mean_I.double(), mean_I, rtol=1e-4, atol=1e-5)
+        hessian_II = all_SI.T @ (weight_S[:, None] * all_SI)
+        torch.testing.assert_close(stats[name].hessian.matrix_II.double(), hessian_II, rtol=1e-3, atol=1e-3)
+
+
+def test_equal_weights_change_no_bit(folder, sequences):
+    weights = calibration(sequences).token_weights(PruneRecipe())
+    plain, weighted = seen(folder, sequences, None), seen(folder, sequences, weights)
+    assert all(torch.equal(plain[name].norm_I, weighted[name].norm_I) for name in LINEARS)
+
+
+def write(path, sequences, prompts):
+    rows = [{"token_ids": ids, "prompt_tokens": p} for ids, p in zip(sequences, prompts, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"traces:{path}"
+
+
+@pytest.mark.parametrize("propagation", ["pruned", "dense", "staged"])
+def test_a_prompt_of_weight_0_still_is_context_but_chooses_nothing(folder, sequences, tmp_path, propagation):
+    source = write(tmp_path / "t.jsonl", sequences, PROMPTS)
+    made = {}
+    weights = {"both": (1.0, 1.0), "chain": (0.0, 1.0), "scaled": (0.0, 3.0)}
+    for name, (prompt, chain) in weights.items():
+        recipe = PruneRecipe(
+            calibration=source, samples=5, propagation=propagation, prompt_weight=prompt, chain_weight=chain
+        )
+        prunus.prune(folder, tmp_path / name, recipe)
+        made[name] = load_file(tmp_path / name / "model.safetensors")
+    assert all(torch.equal(made["chain"][name], made["scaled"][name]) for name in made["chain"])
+    assert any(not torch.equal(made["chain"][name], made["both"][name]) for name in made["both"])
+
+
+def test_what_cannot_be_weighted_is_refused(folder, sequences, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in sequences))
+    prompts_only = write(tmp_path / "p.jsonl", sequences, LENGTHS)
+    for source, words in ((str(bare), "does not say where prompts end"), (prompts_only, "no token counts")):
+        with pytest.raises(PrunusError, match=words):
+            prunus.prune(folder, tmp_path / "out", PruneRecipe(calibration=source, samples=5, prompt_weight=0.0))
+    assert not (tmp_path / "out.partial").exists()
+    for prompt, chain, words in ((-1.0, 1.0, "0 or more"), (1.0, float("nan"), "0 or more"), (0.0, 0.0, "both 0")):
+        with pytest.raises(PrunusError, match=words):
+            PruneRecipe(prompt_weight=prompt, chain_weight=chain)
