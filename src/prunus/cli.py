@@ -157,8 +157,18 @@ def prune_command(
     given = click.get_current_context().get_parameter_source("sparsity")
     if recipe["pattern"] is not None and given is not click.core.ParameterSource.DEFAULT:
         raise PrunusError("--pattern and --sparsity both say how many weights go; give one of them")
-    summary = prunus.prune(
-        model, out, PruneRecipe(**recipe), device=device, offload=offload, overwrite=overwrite, dry_run=dry_run
+    asked = PruneRecipe(**recipe)
+    show_summary(
+        prunus.prune(
+            model,
+            out,
+            asked,
+            device=device,
+            offload=offload,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            stats=stats,
+        )
     )
 
 
