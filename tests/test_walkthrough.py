@@ -1,0 +1,34 @@
+"""The demo, on few problems: all variants, one page, and nothing done twice."""
+
+from dataclasses import replace
+
+import pytest
+
+from prunus import walkthrough
+from prunus.results.store import Store
+
+
+@pytest.mark.slow
+def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 64), limit=12, batch_size=12))
+    comparison = walkthrough.demo(tmp_path)
+    printed = capsys.readouterr().out
+    with Store(tmp_path / "results.db") as store:
+        names = {run.run_id: run.model["name"] for run in store.runs()}
+        keys = {name: store.keys(run_id) for run_id, name in names.items()}
+    assert set(keys) == {"tiny", *walkthrough.VARIANTS}
+    assert all(len(found) == 12 * 3 for found in keys.values())
+    assert {names[entry["run"]] for entry in comparison["others"]} == set(walkthrough.VARIANTS)
+    for entry in comparison["others"]:
+        assert entry["verdict"] in {"better", "worse", "non-inferior", "cannot tell"}
+        assert entry["verdict"] in printed
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("ShortGPT") > 1
+
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(stamps) == len(walkthrough.VARIANTS)
+    monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
+    monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
+    again = walkthrough.demo(tmp_path)
+    assert again == comparison
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
