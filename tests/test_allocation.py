@@ -62,7 +62,14 @@ def test_scores_are_free_of_their_unit(name):
 def test_direction_of_each():
     recipe = PruneRecipe(sparsity=0.5)
     rising = [1.0, 2.0, 3.0, 4.0]
-    signs: dict[AllocationName, int] = {"owl": -1, "alphapruning": 1, "dlp": 1, "atp": 1}
+    signs: dict[AllocationName, int] = {
+        "owl": -1,
+        "alphapruning": 1,
+        "dlp": 1,
+        "atp": 1,
+        "layerif": 1,
+        "layerif-sketch": 1,
+    }
     for name, sign in signs.items():
         found = ALLOCATIONS[name].allocate(rising, EQUAL, recipe)
         assert all(sign * (b - a) > 0 for a, b in pairwise(found)), name

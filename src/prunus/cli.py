@@ -111,12 +111,12 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
         recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int),
         recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's."),
         recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),
-        recipe_option(
-            PruneRecipe, "spread", "How far apart they get: owl 0.08, dlp 0.15, alphapruning 0.3.", type=float
-        ),
+        recipe_option(PruneRecipe, "spread", "How far apart they get; default by allocation.", type=float),
         recipe_option(PruneRecipe, "step", "More sparsity from block to block, for atp.", type=float),
         recipe_option(PruneRecipe, "outlier_threshold", "Times the mean score, for owl.", type=float),
         recipe_option(PruneRecipe, "window", "Tails of spectra, for alphapruning.", type=choice(recipes.Window)),
+        recipe_option(PruneRecipe, "influence_train", "Sequences for layerif.", type=int),
+        recipe_option(PruneRecipe, "influence_validation", "Sequences for layerif's validation loss.", type=int),
         recipe_option(PruneRecipe, "scores", "Evidence FILE of `prunus allocate --save`, or your own scores."),
     ]
     for option in reversed(options):

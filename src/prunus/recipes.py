@@ -11,9 +11,7 @@ from prunus.errors import PrunusError
 
 MethodName = Literal["magnitude", "wanda", "sparsegpt"]
 DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
-AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp"]
-Window = Literal["fixed", "reference"]
-AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp"]
+AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp", "layerif", "layerif-sketch"]
 Window = Literal["fixed", "reference"]
 Scope = Literal["all", "attention", "mlp"]
 Propagation = Literal["pruned", "dense", "staged"]
@@ -95,9 +93,11 @@ class PruneRecipe(Recipe):
     dtype: in which the blocks run; `auto` is the checkpoint's own.
     allocation: how sparsity is shared out among the blocks. spread: how far apart they may get, None for the
         allocation's own: half of the range (owl 0.08, the paper's lambda; dlp 0.15), or half of it as a share of
-        sparsity (alphapruning 0.3). step: how much more each block loses than the one before, for atp.
+        sparsity (alphapruning, layerif-sketch 0.3). step: how much more each block loses than the one before, for atp.
     outlier_threshold: how many times the mean score of its block an outlier exceeds, for owl (the paper's M).
     window: where alphapruning looks for the tail of a spectrum; `reference` as in the authors' code.
+    influence_train, influence_validation: sequences for layerif and layerif-sketch, chosen like those of calibration
+        (instead of samples) and at most 1024 tokens long.
     scores: evidence file that an allocation is made from, instead of measuring.
     """
 
@@ -121,6 +121,8 @@ class PruneRecipe(Recipe):
     step: float | None = None
     outlier_threshold: float = 7.0
     window: Window = "fixed"
+    influence_train: int = 300
+    influence_validation: int = 96
     scores: str | None = None
 
     def __post_init__(self) -> None:
@@ -164,12 +166,13 @@ class PruneRecipe(Recipe):
     def _check_allocation(self) -> None:
         self._check_choice("allocation", AllocationName)
         self._check_choice("window", Window)
-        for name, users in (("spread", ("owl", "alphapruning", "dlp")), ("step", ("atp",))):
+        for name, users in (("spread", ("owl", "alphapruning", "dlp", "layerif-sketch")), ("step", ("atp",))):
             if getattr(self, name) is not None and self.allocation not in users:
                 raise PrunusError(f"{name} belongs to allocation {' or '.join(users)}, not to {self.allocation}")
         if self.scores is not None and self.allocation in ("uniform", "atp"):
             raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
-        highest = 1.0 if self.allocation == "alphapruning" else 0.5
+        self._check_positive("influence_train", "influence_validation")
+        highest = 1.0 if self.allocation in ("alphapruning", "layerif-sketch") else 0.5
         if self.spread is not None and not 0 <= self.spread < highest:
             raise PrunusError(f"spread must lie in [0, {highest:g}) for {self.allocation}, not {self.spread}")
         if not self.outlier_threshold > 0:

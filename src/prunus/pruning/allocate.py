@@ -15,7 +15,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
 from prunus.pruning.allocation.evidence import PARTS, WHOLE, Evidence, read_evidence
-from prunus.pruning.allocation.measures import Measured, Subject, outlier_shares, score_means, spectra
+from prunus.pruning.allocation.measures import MEASURES, Measured, Subject, influence_recipe, spectra
 from prunus.pruning.calibration import Calibration, load_calibration
 from prunus.pruning.masks import zeros_wanted
 from prunus.recipes import PruneRecipe
@@ -81,7 +81,7 @@ def find_evidence(
 ) -> Evidence:
     """Evidence of the recipe's file, checked against model and recipe, else measured.
 
-    calibration: the recipe's sequences where they are at hand already.
+    calibration: the recipe's sequences where they are at hand already; influences choose their own.
     """
     allocation = ALLOCATIONS[recipe.allocation]
     settings: dict[str, Any] = {"scope": recipe.scope, **{name: getattr(recipe, name) for name in allocation.settings}}
@@ -98,7 +98,10 @@ def find_evidence(
                 raise PrunusError(f"{path} was measured with {flag} {found}, not {value}; measure again")
         return evidence
     checksum = source.checksum()
-    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    if recipe.dtype == "auto":
+        dtype = torch.float32 if allocation.needs == "gradients" else source.dtype
+    else:
+        dtype = getattr(torch, recipe.dtype)
     subject = Subject(source, recipe, linears_in_scope(recipe), Runner(source.config, dtype, device))
     measured, calibration = measure(subject, calibration)
     if calibration is not None:
@@ -108,12 +111,16 @@ def find_evidence(
 
 def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured, Calibration | None]:
     """What the recipe's allocation needs to know, and the calibration that it was measured with, if any."""
+    recipe, source = subject.recipe, subject.source
+    needs = ALLOCATIONS[recipe.allocation].needs
+    if needs == "gradients":
+        chosen = load_calibration(influence_recipe(recipe), source)
+        return MEASURES[recipe.allocation](subject, chosen), chosen
     with torch.inference_mode():
-        if ALLOCATIONS[subject.recipe.allocation].needs == "weights":
+        if needs == "weights":
             return spectra(subject), None
-        calibration = calibration or load_calibration(subject.recipe, subject.source)
-        measuring = {"owl": outlier_shares, "dlp": score_means}[subject.recipe.allocation]
-        return measuring(subject, calibration), calibration
+        chosen = calibration or load_calibration(recipe, source)
+        return MEASURES[recipe.allocation](subject, chosen), chosen
 
 
 def groups_of(recipe: PruneRecipe) -> list[str]:

@@ -28,6 +28,7 @@ from prunus.progress import Steps
 from prunus.pruning.allocate import evidence_text, find_evidence, linear_sparsities, share_out
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.evidence import Evidence
+from prunus.pruning.allocation.measures import influence_recipe
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.hessian import full_float32
 from prunus.pruning.hidden import HiddenStates, propagate
@@ -279,4 +280,7 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
     elif needs_tokens(job) or (allocation.needs == "norms" and recipe.scores is None):
         result["calibration"], warnings = describe_calibration(recipe, source)
         result["warnings"] += warnings
+    if allocation.needs == "gradients" and recipe.scores is None:
+        result["influences"], warnings = describe_calibration(influence_recipe(recipe), source)
+        result["warnings"] += [warning for warning in warnings if warning not in result["warnings"]]
     return result

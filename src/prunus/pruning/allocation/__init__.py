@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from prunus.pruning.allocation import alphapruning, atp, dlp, owl, uniform
+from prunus.pruning.allocation import alphapruning, atp, dlp, layerif, owl, uniform
 from prunus.recipes import AllocationName, PruneRecipe
 
 Allocate = Callable[[Sequence[float], Sequence[int], PruneRecipe], list[float]]
-Need = Literal["nothing", "weights", "norms"]
+Need = Literal["nothing", "weights", "norms", "gradients"]
 
 
 class Allocation(NamedTuple):
@@ -72,6 +72,21 @@ ALLOCATIONS: Mapping[AllocationName, Allocation] = MappingProxyType(
             source="Chen et al. 2025, arXiv:2505.23807",
             description="blocks with larger mean Wanda scores lose more",
             score="mean Wanda score",
+        ),
+        "layerif": Allocation(
+            lambda scores, sizes, recipe: layerif.allocate_study(scores, sizes, recipe.sparsity),
+            needs="gradients",
+            source="Askari et al. 2025, arXiv:2505.23811, as in arXiv:2604.25098",
+            description="attention and MLP that gain most from training data lose more; identity Hessian",
+            score="influence",
+            apart=True,
+        ),
+        "layerif-sketch": Allocation(
+            lambda scores, sizes, recipe: layerif.allocate_paper(scores, sizes, recipe.sparsity, _spread(recipe, 0.3)),
+            needs="gradients",
+            source="Askari et al. 2025, arXiv:2505.23811; DataInf, arXiv:2310.00902",
+            description="the same by block, with DataInf on sketched gradients",
+            score="influence",
         ),
     }
 )

@@ -3,26 +3,33 @@
 Shapes: N sequences, T tokens, O output features, I input features.
 """
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.families import Runner
+from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint, read_block
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.alphapruning import eigenvalues, tail_exponent
-from prunus.pruning.allocation.evidence import WHOLE
+from prunus.pruning.allocation.evidence import PARTS, WHOLE
+from prunus.pruning.allocation.gradients import Model, signs, sketches
+from prunus.pruning.allocation.influence import STABLE, Influence, agreement, block_scores, datainf, identity
 from prunus.pruning.calibration import Calibration
 from prunus.pruning.hidden import HiddenStates
 from prunus.pruning.methods import wanda
 from prunus.pruning.observe import InputStats, Observer
-from prunus.recipes import PruneRecipe
+from prunus.recipes import AllocationName, PruneRecipe
 
 # Scores are made for about so many weights at a time.
 SLICE = 1 << 24
+# Sequences that gradients are taken of are cut to this length.
+INFLUENCE_TOKENS = 1024
 
 
 class Measured(NamedTuple):
@@ -86,6 +93,49 @@ def score_means(subject: Subject, calibration: Calibration) -> Measured:
     return measured._replace(scores={WHOLE: measured.details["mean"]})
 
 
+def study_influences(subject: Subject, calibration: Calibration) -> Measured:
+    """For LayerIF in the seed study's form: attention and MLP apart, identity in place of the Hessian."""
+    linears = {kind: [n for n in subject.linears if LINEARS[n] == kind] for kind in PARTS}
+    return influences(subject, calibration, {kind: names for kind, names in linears.items() if names}, identity)
+
+
+def sketched_influences(subject: Subject, calibration: Calibration) -> Measured:
+    """For LayerIF with DataInf's Hessian, one score per block."""
+    return influences(subject, calibration, {WHOLE: list(subject.linears)}, datainf)
+
+
+def influences(
+    subject: Subject, calibration: Calibration, groups: dict[str, list[str]], influence: Influence
+) -> Measured:
+    """Summed positive influences of the training sequences on the loss of the validation sequences, by group.
+
+    Which sequence is which is drawn by the recipe's seed. Half of the sequences against the other half shows whether
+    the ranking of blocks is more than noise.
+    """
+    recipe = subject.recipe
+    usable = [ids for ids in calibration.sequences if len(ids) > 1]
+    if len(usable) < 4:
+        raise PrunusError(f"{calibration.source} has {len(usable)} sequences of two tokens or more; influences need 4")
+    gradients = sketches(Model(subject.source, subject.runner, subject.linears), usable, signs(recipe.seed))
+    drawn = random.Random(recipe.seed).sample(range(len(usable)), len(usable))
+    share = recipe.influence_validation / (recipe.influence_train + recipe.influence_validation)
+    count = min(max(2, round(len(usable) * share)), len(usable) - 2)
+    validation, train = drawn[:count], drawn[count:]
+    scores, stability = {}, {}
+    for group, names in groups.items():
+        scores[group] = block_scores(gradients, names, train, validation, influence)
+        halves = [block_scores(gradients, names, train[h::2], validation[h::2], influence) for h in (0, 1)]
+        stability[group] = agreement(*halves)
+    details = {"train": len(train), "validation": count, "split_half_spearman": stability}
+    warnings = [
+        f"{recipe.allocation}{'' if group == WHOLE else f' of {group}'}: two halves of the data agree on the order of "
+        f"blocks by Spearman {value:.2f} only: these scores are noise; use more sequences, or another allocation"
+        for group, value in stability.items()
+        if value < STABLE
+    ]
+    return Measured(scores, details, [*calibration.warnings, *warnings])
+
+
 def dense_pass(subject: Subject, calibration: Calibration) -> Iterator[tuple[int, nn.Module, dict[str, InputStats]]]:
     """Every block with the statistics of its Linears' inputs, in one pass of the unpruned model."""
     source, runner = subject.source, subject.runner
@@ -105,3 +155,19 @@ def slices(scores: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
     for weight_OI, norm_I in scores:
         for part_RI in weight_OI.split(max(1, SLICE // weight_OI.shape[1])):
             yield wanda.score(part_RI, norm_I)
+
+
+MEASURES: Mapping[AllocationName, Callable[[Subject, Calibration], Measured]] = MappingProxyType(
+    {
+        "owl": outlier_shares,
+        "dlp": score_means,
+        "layerif": study_influences,
+        "layerif-sketch": sketched_influences,
+    }
+)
+
+
+def influence_recipe(recipe: PruneRecipe) -> PruneRecipe:
+    """The recipe that chooses sequences for influences: as many as these need, not too long."""
+    count = recipe.influence_train + recipe.influence_validation
+    return replace(recipe, samples=count, seqlen=min(recipe.seqlen, INFLUENCE_TOKENS))

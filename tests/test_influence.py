@@ -1,0 +1,232 @@
+"""Influences: streamed gradients against autograd on the whole model, DataInf by definition, sketches, stability."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from tiny_models import FAMILIES, make_model, random_rows
+from transformers import AutoModelForCausalLM
+
+import prunus
+from prunus.checkpoint.families import LINEARS, Runner
+from prunus.checkpoint.files import Checkpoint
+from prunus.errors import PrunusError
+from prunus.pruning.allocation import gradients, influence, layerif
+from prunus.pruning.allocation.gradients import Model, signs, sketches
+from prunus.recipes import PruneRecipe
+
+
+def whole_model_gradients(folder, sequences):
+    """For each block and Linear the flattened weight gradient of every sequence's mean loss, by transformers alone."""
+    network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = [{name: [] for name in LINEARS} for _ in network.model.layers]
+    for ids in sequences:
+        network.zero_grad()
+        tokens = torch.tensor([ids])
+        network(input_ids=tokens, labels=tokens).loss.backward()
+        for index, block in enumerate(network.model.layers):
+            for name in LINEARS:
+                found[index][name].append(block.get_submodule(name).weight.grad.flatten().clone())
+    return [{name: torch.stack(rows) for name, rows in block.items()} for block in found]
+
+
+def exact(_block, _linear, outputs, inputs):
+    """Projections that change nothing: the sketch is the gradient."""
+    return torch.eye(outputs), torch.eye(inputs)
+
+
+def model_of(folder):
+    source = Checkpoint(folder)
+    return Model(source, Runner(source.config, torch.float32, torch.device("cpu")), list(LINEARS))
+
+
+@pytest.mark.parametrize("portions", ["at once", "few at a time"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_gradients_are_those_of_the_whole_model(tmp_path, monkeypatch, family, portions):
+    folder = make_model(tmp_path / "m", family, blocks=2, tied=family == "llama")
+    lengths = [30, 2, 17, 30, 9]
+    sequences = [row[:n] for row, n in zip(random_rows(5, 30), lengths, strict=True)]
+    if portions == "few at a time":
+        monkeypatch.setattr(gradients, "KEPT_BYTES", 2 * 32 * 4 * 40)
+        monkeypatch.setattr(gradients, "LOGIT_TOKENS", 7)
+    found = sketches(model_of(folder), sequences, exact)
+    expected = whole_model_gradients(folder, sequences)
+    for row, wanted in zip(found, expected, strict=True):
+        for name in LINEARS:
+            size = wanted[name].abs().max().item()
+            torch.testing.assert_close(row[name], wanted[name], rtol=1e-3, atol=1e-5 * size)
+
+
+def test_sliding_windows_and_other_dtypes_go_through(tmp_path):
+    folder = make_model(
+        tmp_path / "m", "qwen2", blocks=2, use_sliding_window=True, sliding_window=8, max_window_layers=0
+    )
+    sequences = random_rows(3, 20)
+    found, expected = sketches(model_of(folder), sequences, exact), whole_model_gradients(folder, sequences)
+    torch.testing.assert_close(found[0]["mlp.up_proj"], expected[0]["mlp.up_proj"], rtol=1e-3, atol=1e-5)
+
+
+def test_influences_by_their_definitions():
+    rng = np.random.default_rng(0)
+    train, validation = rng.normal(size=(7, 12)), rng.normal(size=12)
+    damping = (train**2).mean() / 10
+    inverse = np.mean([np.linalg.inv(np.outer(g, g) + damping * np.eye(12)) for g in train], axis=0)
+    found = influence.datainf(torch.tensor(train), torch.tensor(validation))
+    assert found.numpy() == pytest.approx(train @ inverse @ validation, rel=1e-9)
+    found = influence.identity(torch.tensor(train), torch.tensor(validation))
+    assert found.numpy() == pytest.approx([sum(g * validation) for g in train])
+    assert influence.datainf(torch.zeros(3, 4), torch.zeros(4)).tolist() == [0, 0, 0]
+
+
+def test_datainf_does_not_depend_on_the_size_of_a_blocks_gradients():
+    rows = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
+    for function, same in ((influence.datainf, True), (influence.identity, False)):
+        scores = influence.block_scores([{"a": rows}, {"a": 30 * rows}], ["a"], range(6), range(6, 9), function)
+        assert (scores[1] == pytest.approx(scores[0])) == same
+
+
+def test_block_scores_by_plain_loops():
+    tables = [{n: torch.randn(8, 5, generator=torch.Generator().manual_seed(s)) for s, n in enumerate("abc")}]
+    train, validation = [5, 0, 3, 1], [2, 7]
+    expected = 0.0
+    for k in train:
+        total = 0.0
+        for name in "ac":
+            rows = tables[0][name].tolist()
+            mean = [(rows[2][x] + rows[7][x]) / 2 for x in range(5)]
+            total += sum(g * v for g, v in zip(rows[k], mean, strict=True))
+        expected += max(0.0, total)
+    found = influence.block_scores(tables, ["a", "c"], train, validation, influence.identity)
+    assert found == pytest.approx([expected])
+
+
+def test_agreement():
+    assert influence.agreement([1, 2, 3, 9], [0.1, 0.2, 0.7, 0.9]) == pytest.approx(1)
+    assert influence.agreement([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert influence.agreement([1, 1, 1], [3, 2, 1]) == 0
+
+
+def datainf_of_sketch_size(train_KX, validation_X):
+    """DataInf by definition, with the damping of a gradient of as many numbers as a sketch has."""
+    gradients_KX, toward_X = train_KX.double(), validation_X.double()
+    gram_KK, sketch_size = gradients_KX @ gradients_KX.T, gradients.RANK**2
+    damping = gram_KK.diagonal().mean() / sketch_size / 10
+    mean_X = torch.zeros_like(toward_X)
+    for g_X in gradients_KX:
+        mean_X += (toward_X - (toward_X @ g_X) / (damping + g_X @ g_X) * g_X) / damping / len(gradients_KX)
+    return gradients_KX @ mean_X
+
+
+def test_sketches_rank_like_exact_gradients(tmp_path):
+    folder = make_model(tmp_path / "m", "llama", blocks=4, seed=1)
+    chances = 1 / torch.arange(1, 366) ** 1.2  # like words: some tokens are frequent, so that gradients have a signal
+    generator = torch.Generator().manual_seed(1)
+    sequences = (torch.multinomial(chances.expand(60, -1), 48, True, generator=generator) + 3).tolist()
+    full, sketched = whole_model_gradients(folder, sequences), sketches(model_of(folder), sequences, signs(1))
+    for exactly, function in (
+        (influence.identity, influence.identity),
+        (datainf_of_sketch_size, influence.datainf),
+    ):
+        scores = [
+            [influence.block_scores(table, [name], range(45), range(45, 60), chosen) for name in LINEARS]
+            for table, chosen in ((full, exactly), (sketched, function))
+        ]
+        assert np.asarray(spearmanr(np.ravel(scores[0]), np.ravel(scores[1]))[0]) >= 0.9
+
+
+def test_sketches_are_the_same_for_a_seed_and_keep_inner_products():
+    left, right = signs(3)(1, "mlp.up_proj", 50, 40)
+    again, _ = signs(3)(1, "mlp.up_proj", 50, 40)
+    other, _ = signs(3)(0, "mlp.up_proj", 50, 40)
+    assert torch.equal(left, again) and not torch.equal(left, other)
+    gradient = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
+    products = []
+    for seed in range(200):
+        left, right = signs(seed)(0, "mlp.up_proj", 50, 40)
+        products.append((left.T @ gradient @ right).square().sum().item())
+    assert np.mean(products) == pytest.approx(gradient.square().sum().item(), rel=0.05)
+
+
+def test_smoothing_is_a_local_polynomial_fit():
+    values = np.random.default_rng(1).random(11)
+    for window, order in ((5, 2), (7, 3)):
+        half = window // 2
+        expected = []
+        for i in range(11):
+            begin = min(max(i - half, 0), 11 - window)
+            places = np.arange(begin, begin + window)
+            expected.append(np.polyval(np.polyfit(places - i, values[places], order), 0))
+        assert layerif.smoothed(values.tolist(), window, order) == pytest.approx(expected)
+    assert layerif.smoothed([1.0, 5.0], 5, 2) == [1.0, 5.0]
+    assert layerif.smoothed([1.0, 5.0, 2.0, 7.0], 7, 3) == pytest.approx([1, 5, 2, 7])  # three points, a parabola
+
+
+def test_the_studys_map():
+    found = layerif.allocate_study([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, 0.2)
+    assert max(found) / min(found) == pytest.approx(0.40 / 0.05)
+    assert all(a < b for a, b in pairwise(found))
+    assert sum(found) / 6 == pytest.approx(0.2)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("influence")
+    make_model(folder / "m", "qwen3", blocks=4)
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in random_rows(16, 20)))
+    (folder / "few.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in random_rows(3, 20)))
+    return folder
+
+
+def recipe(place, **changes):
+    settings: dict[str, Any] = {
+        "calibration": str(place / "rows.jsonl"),
+        "influence_train": 12,
+        "influence_validation": 4,
+        "allocation": "layerif",
+    }
+    return PruneRecipe(**settings | changes)
+
+
+def test_attention_and_mlp_each_meet_the_target(place):
+    data = prunus.allocate(place / "m", recipe(place, sparsity=0.3))
+    for part in ("attention", "mlp"):
+        assert sum(row[part] for row in data["blocks"]) / 4 == pytest.approx(0.3)
+        assert len(data["evidence"]["scores"][part]) == 4
+    assert data["evidence"]["details"]["train"] == 12
+    assert data["evidence"]["details"]["validation"] == 4
+    only = prunus.allocate(place / "m", recipe(place, sparsity=0.3, scope="mlp"))
+    assert list(only["evidence"]["scores"]) == ["mlp"]
+    assert only["evidence"]["scores"]["mlp"] == pytest.approx(data["evidence"]["scores"]["mlp"])
+
+
+def test_noise_is_called_noise(place, monkeypatch):
+    def noisy(data):
+        return any("these scores are noise" in warning for warning in data["warnings"])
+
+    asked = recipe(place, allocation="layerif-sketch")
+    data = prunus.allocate(place / "m", asked)
+    assert noisy(data) == (data["evidence"]["details"]["split_half_spearman"]["block"] < 0.5)
+    monkeypatch.setattr("prunus.pruning.allocation.measures.agreement", lambda *_: 0.49)
+    assert noisy(prunus.allocate(place / "m", asked))
+    monkeypatch.setattr("prunus.pruning.allocation.measures.agreement", lambda *_: 0.51)
+    assert not noisy(prunus.allocate(place / "m", asked))
+
+
+def test_scores_of_a_file_for_attention_and_mlp(place, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"attention": [1, 2, 3, 4], "mlp": [4, 3, 2, 1]}')
+    rows = prunus.allocate(place / "m", recipe(place, sparsity=0.2, scores=str(path)))["blocks"]
+    assert [row["attention"] for row in rows] == pytest.approx([row["mlp"] for row in reversed(rows)])
+    assert rows[0]["attention"] < rows[3]["attention"]
+    path.write_text('{"attention": [1, 2, 3, 4]}')
+    with pytest.raises(PrunusError, match="has no list 'mlp'"):
+        prunus.allocate(place / "m", recipe(place, scores=str(path)))
+
+
+def test_too_few_sequences(place):
+    with pytest.raises(PrunusError, match="3 sequences of two tokens or more; influences need 4"):
+        prunus.allocate(place / "m", recipe(place, calibration=str(place / "few.jsonl")))
