@@ -369,7 +369,7 @@ def sparsegpt_by_whole_model(folder, sequences):
         for handle in handles:
             handle.remove()
         for name, linear in linears.items():
-            inputs = InputStats(products[name].diagonal().sqrt(), 0, None, Hessian(products[name].float()))
+            inputs = InputStats(products[name].diagonal().sqrt(), 0, hessian=Hessian(products[name].float()))
             linear.weight.data = METHODS["sparsegpt"].prune(linear.weight.data, inputs, Target(0.5))
             pruned[f"model.layers.{index}.{name}.weight"] = linear.weight.data
     return pruned

@@ -87,6 +87,7 @@ def contents(folder):
         ("while writing", 3, "staged", "yes", "wanda"),
         ("while writing", 2, "pruned", "", "sparsegpt"),
         ("between blocks", 3, "staged", "yes", "sparsegpt"),
+        ("between blocks", 2, "pruned", "", "dsnot"),
         ("while writing", 0, "pruned", "", "wanda"),
         ("while writing", BLOCKS, "pruned", "", "wanda"),  # while the tensors outside the blocks are written
     ],

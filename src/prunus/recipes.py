@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 
 from prunus.errors import PrunusError
 
-MethodName = Literal["magnitude", "wanda", "sparsegpt"]
+MethodName = Literal["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps"]
 DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
 AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp", "layerif", "layerif-sketch"]
 Window = Literal["fixed", "reference"]

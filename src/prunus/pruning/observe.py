@@ -24,13 +24,14 @@ Needs = Literal["nothing", "norms", "means", "hessian"]
 class InputStats:
     """What is known of a Linear's input.
 
-    norm_I: L2 norm of each feature over all tokens, float32; tokens: how many. mean_I: of each feature over all tokens.
-    hessian: shared by Linears that read the same input. The last two only where they were asked for.
+    norm_I: L2 norm of each feature over all tokens, float32; tokens: how many. mean_I, variance_I: of each feature over
+    all tokens. hessian: shared by Linears that read the same input. The last three only where they were asked for.
     """
 
     norm_I: Tensor
     tokens: int = 0
     mean_I: Tensor | None = None
+    variance_I: Tensor | None = None
     hessian: Hessian | None = None
 
 
@@ -101,10 +102,14 @@ class Observer:
                 f"block {block_index}, {leader}: its calibration inputs hold NaN or infinity; "
                 "try --dtype float32, or other calibration text"
             )
-        mean_I = (self.sums[leader] / self.counted[leader]).float() if leader in self.sums else None
+        mean_I = variance_I = None
+        if leader in self.sums:
+            mean_I = self.sums[leader] / self.counted[leader]
+            variance_I = (self.squares[leader] / self.counted[leader] - mean_I.square()).clamp_(min=0).float()
+            mean_I = mean_I.float()
         product_II = self.products.pop(leader, None)
         hessian = None if product_II is None else Hessian(product_II, f"block {block_index}, {leader}")
-        return InputStats(norm_I, tokens, mean_I, hessian)
+        return InputStats(norm_I, tokens, mean_I, variance_I, hessian)
 
     def _hook(self, name: str) -> Any:
         def hook(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
@@ -119,10 +124,11 @@ class Observer:
                 _add(self.sums, name, counted_NTI.sum(1).double().sum(0))
             if self.needs == "hessian":
                 input_SI = input_NTI.flatten(0, 1)
-                width = input_SI.shape[1]
+                if name not in self.products:
+                    width = input_SI.shape[1]
+                    self.products[name] = torch.zeros(width, width, device=input_SI.device)
                 # In place: the matrix is as large as a weight. float32: a bfloat16 product would not stay definite.
-                total_II = self.products.setdefault(name, torch.zeros(width, width, device=input_SI.device))
-                total_II.addmm_(input_SI.T, input_SI)
+                self.products[name].addmm_(input_SI.T, input_SI)
             if self.stop_early and name == self.leaders[-1]:
                 raise Observed
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from prunus.pruning.masks import Group, Target
-from prunus.pruning.methods import magnitude, sparsegpt, wanda
+from prunus.pruning.methods import alps, dsnot, magnitude, ria, sparsegpt, wanda
 from prunus.pruning.observe import InputStats, Needs
 from prunus.recipes import MethodName
 
@@ -58,6 +58,28 @@ METHODS: Mapping[MethodName, Method] = MappingProxyType(
             group="tensor",
             source="Frantar & Alistarh 2023, arXiv:2301.00774",
             description="zero the weights of least loss, column block by column block; later columns make up for it",
+            updates=True,
+        ),
+        "ria": Method(
+            ria.prune,
+            needs="norms",
+            group="tensor",
+            source="Zhang et al. 2024, ICLR, Plug-and-Play",
+            description="zero the weights with the least share of their row and column x root of the input norm",
+        ),
+        "dsnot": Method(
+            dsnot.prune,
+            needs="means",
+            group="row",
+            source="Zhang et al. 2023, arXiv:2310.08915",
+            description="Wanda's zeros, then swapped within rows until the expected error is small",
+        ),
+        "alps": Method(
+            alps.prune,
+            needs="hessian",
+            group="tensor",
+            source="Meng et al. 2024, arXiv:2406.07831",
+            description="least squares under a limit on weights, by ADMM; slow (eigenvalues in float64)",
             updates=True,
         ),
     }

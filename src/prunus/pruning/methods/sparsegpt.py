@@ -66,7 +66,7 @@ def reconstruct(
     width: ask choose anew for so many columns at a time, with weights that earlier ones of the block have changed.
     """
     upper_II = hessian.inverse_factor(damping)
-    weight_IO = weight_OI.float().T.contiguous()
+    weight_IO = weight_OI.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     loss = 0.0
     for start in range(0, len(weight_IO), block):
         part_BO, upper_BB = weight_IO[start : start + block], upper_II[start : start + block, start : start + block]

@@ -1,0 +1,31 @@
+"""RIA: a weight matters by its share of its row and of its column, times the size of its input.
+
+Zhang et al. 2024, "Plug-and-Play" (ICLR); authors' code lib/prune.py, prune_ria. O: output features, I: input features.
+"""
+
+from torch import Tensor
+
+from prunus.pruning.masks import Target, zero_lowest
+from prunus.pruning.observe import InputStats
+
+EXPONENT = 0.5  # of the input norm, as in the paper
+
+
+def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
+    """(O, I) float32 importance; larger means keep. norm_I: L2 norm of each input over all calibration tokens."""
+    size_OI = weight_OI.float().abs()
+    # A row or column of zeros has share 0; the authors' 0/0 is NaN there and never pruned.
+    column_I, row_O1 = size_OI.sum(0), size_OI.sum(1, keepdim=True)
+    share_OI = size_OI / column_I.masked_fill(column_I == 0, 1)
+    share_OI += size_OI / row_O1.masked_fill(row_O1 == 0, 1)
+    return share_OI.mul_(norm_I.float().pow(EXPONENT))
+
+
+def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
+    """New weight: the tensor loses its round(O * I * sparsity) lowest scores, equal ones by flat index.
+
+    Differs from the authors' code in the count: theirs also removes one more and every tie (rounding `reference`).
+    """
+    if inputs is None:
+        raise ValueError("RIA needs the norms of the inputs")
+    return zero_lowest(weight_OI, score(weight_OI, inputs.norm_I), target, "tensor")
