@@ -21,8 +21,8 @@ def inspect(checkpoint: str | Path) -> dict[str, Any]:
     """Facts about a checkpoint (folder, hub id or `tiny`) as plain data.
 
     sparsity: share of zeros in all prunable Linears; blocks, kinds, linears: the same for each of them. patterns: the
-    N:M patterns that every Linear keeps to, in linears each Linear's own. history: the recipes applied so far, without
-    the values that are the defaults.
+    N:M patterns that every Linear keeps to, in linears each Linear's own. history: the recipes applied so far; of
+    most knobs only what differs from the default.
     """
     source = Checkpoint(resolve(checkpoint))
     linears = []
@@ -92,7 +92,8 @@ def share(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
     """One step of the manifest, in short."""
     defaults = (PruneRecipe() if step["action"] == "prune" else DropRecipe()).to_json()
-    recipe = {key: value for key, value in step["recipe"].items() if key == "method" or value != defaults.get(key)}
+    shown = {"method", "sparsity", "blocks"}  # even where they are today's defaults
+    recipe = {key: value for key, value in step["recipe"].items() if key in shown or value != defaults.get(key)}
     return {
         "action": step["action"],
         "recipe": recipe,
