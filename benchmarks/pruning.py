@@ -1,0 +1,225 @@
+"""Prunus and llm-compressor on one model, one thread each: CPU seconds, memory, perplexity.
+
+`python benchmarks/pruning.py` fetches SmolLM2-135M-Instruct into .cache and installs llm-compressor into a virtual
+environment of its own there (1.4 GB). Both prune to 50 % on the same 64 x 512 tokens; perplexity is of the same text,
+which neither has seen. CPU seconds: load, calibrate, prune, save, without imports. Every run is its own process.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache"
+MODEL, PEER, WORK = CACHE / "smollm2", CACHE / "llmcompressor", CACHE / "benchmark"
+PEER_PACKAGE, PEER_BYTES = "llmcompressor==0.14.0.1", 2_000_000_000
+SAMPLES, SEQLEN, HELD_OUT = 64, 512, 16
+OURS = {
+    "magnitude": ("magnitude", "pruned", 0.5),
+    "wanda, two passes (pruned)": ("wanda", "pruned", 0.5),
+    "wanda, one pass (dense)": ("wanda", "dense", 0.5),
+    "wanda, one pass (staged)": ("wanda", "staged", 0.5),
+    "sparsegpt, two passes (pruned)": ("sparsegpt", "pruned", 0.5),
+    "sparsegpt, one pass (staged)": ("sparsegpt", "staged", 0.5),
+}
+THEIRS = {"llm-compressor wanda": "WandaPruningModifier", "llm-compressor sparsegpt": "SparseGPTModifier"}
+PROPAGATION = {
+    f"{propagation} {sparsity}": ("wanda", propagation, sparsity)
+    for sparsity in (0.2, 0.5, 0.7)
+    for propagation in ("pruned", "dense", "staged")
+}
+
+
+def docstrings() -> list[str]:
+    """Long docstrings of the standard library in a fixed order: text that every machine has."""
+    texts = set()
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        try:
+            tree = ast.parse(path.read_text("utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text and len(text) > 400:
+                    texts.add(text)
+    return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+
+
+def write_tokens() -> None:
+    """Token ids for calibration, and held-out ones that share no document with them."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    ids = [i for text in docstrings() for i in tokenizer.encode(text + "\n\n", add_special_tokens=False).ids]
+    rows = [ids[i : i + SEQLEN] for i in range(0, (SAMPLES + 1 + HELD_OUT) * SEQLEN, SEQLEN)]
+    for name, chosen in (("calibration", rows[:SAMPLES]), ("held_out", rows[SAMPLES + 1 :])):
+        (WORK / f"{name}.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in chosen))
+
+
+def cpu_seconds() -> float:
+    """Of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def memory(which: str) -> float:
+    """MB resident: VmRSS now, VmHWM at most. ru_maxrss would also count the process that started this one."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(which)).split()[1]) * 1024 / 1e6
+
+
+def prune_ours(method: str, propagation: str, sparsity: float, out: Path) -> None:
+    """One run of Prunus."""
+    import prunus
+
+    recipe = prunus.PruneRecipe.from_json(
+        {
+            "method": method,
+            "sparsity": sparsity,
+            "propagation": propagation,
+            "calibration": str(WORK / "calibration.jsonl"),
+            "samples": SAMPLES,
+            "seqlen": SEQLEN,
+        }
+    )
+    prunus.prune(MODEL, out, recipe, overwrite=True)
+
+
+def prune_theirs(modifier: str, out: Path) -> None:
+    """One run of llm-compressor, in its own environment."""
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]  # of the other environment
+    from llmcompressor import oneshot  # pyright: ignore[reportMissingImports]
+    from llmcompressor.modifiers import pruning  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [json.loads(line)["token_ids"] for line in (WORK / "calibration.jsonl").read_text().splitlines()]
+    data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="bfloat16")
+    recipe = getattr(pruning, modifier)(sparsity=0.5, ignore=["re:.*lm_head"])
+    oneshot(model=model, dataset=data, recipe=[recipe], max_seq_length=SEQLEN, num_calibration_samples=SAMPLES)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(out)
+
+
+PRUNE: dict[str, Callable[..., None]] = {"ours": prune_ours, "theirs": prune_theirs}
+
+
+def worker(kind: str, arguments: Any, out: Path) -> None:
+    """Do one job here and print what it cost as the last line."""
+    import torch
+
+    torch.set_num_threads(1)
+    if kind == "perplexity":
+        import prunus
+
+        print(json.dumps(prunus.perplexity(out, WORK / "held_out.jsonl", seqlen=SEQLEN)))
+        return
+    if kind == "ours":
+        import_module("prunus.pruning.pipeline")
+    else:
+        import_module("llmcompressor.modifiers.pruning")
+    import_module("transformers.models.llama.modeling_llama")
+    before, cpu, started = memory("VmRSS"), cpu_seconds(), time.monotonic()
+    PRUNE[kind](*arguments, out)
+    print(
+        json.dumps(
+            {
+                "cpu": cpu_seconds() - cpu,
+                "wall": time.monotonic() - started,
+                "peak": memory("VmHWM"),
+                "growth": memory("VmHWM") - before,
+            }
+        )
+    )
+
+
+def measure(name: str, kind: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Run one worker, then perplexity of what it made."""
+    out = WORK / hashlib.sha256(name.encode()).hexdigest()[:8]
+    python = str(PEER / "bin/python") if kind == "theirs" else sys.executable
+    result = {"name": name} | run_worker(python, kind, arguments, out)
+    result["perplexity"] = run_worker(sys.executable, "perplexity", (), out)["perplexity"]
+    shutil.rmtree(out)
+    print(f"{name}: {result}", file=sys.stderr, flush=True)
+    return result
+
+
+def run_worker(python: str, kind: str, arguments: tuple[Any, ...], out: Path) -> dict[str, Any]:
+    """The JSON of a worker's last line."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [python, __file__, "--worker", json.dumps([kind, arguments, str(out)])]
+    done = subprocess.run(command, env=environment, cwd=WORK, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def prepare(peer: bool) -> None:
+    """Model, tokens, the other tool."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    if not (MODEL / "config.json").exists():
+        subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
+    write_tokens()
+    if peer and not (PEER / "bin/python").exists():
+        if (free := shutil.disk_usage(CACHE).free) < PEER_BYTES:
+            sys.exit(f"{PEER_PACKAGE} needs {PEER_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free")
+        subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
+        subprocess.run([PEER / "bin/python", "-m", "pip", "install", "--quiet", PEER_PACKAGE], check=True)
+
+
+def copy_seconds() -> float:
+    """To copy the model's files and have them on disk."""
+    target = WORK / "copy"
+    started = time.monotonic()
+    shutil.copytree(MODEL, target)
+    os.sync()
+    seconds = time.monotonic() - started
+    shutil.rmtree(target)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=("ours", "theirs", "propagation"), action="append", help="default: all three")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; CPU seconds suffer a little")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        kind, rest, out = json.loads(arguments.worker)
+        worker(kind, rest, Path(out))
+        return
+    parts = arguments.only or ["ours", "theirs", "propagation"]
+    prepare("theirs" in parts)
+    jobs: list[tuple[str, str, tuple[Any, ...]]] = []
+    if "theirs" in parts:
+        jobs += [(name, "theirs", (modifier,)) for name, modifier in THEIRS.items()]
+    if "ours" in parts:
+        jobs += [(name, "ours", settings) for name, settings in OURS.items()]
+    if "propagation" in parts:
+        jobs += [(name, "ours", settings) for name, settings in PROPAGATION.items()]
+    dense = run_worker(sys.executable, "perplexity", (), MODEL)["perplexity"]
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; copying {copy_seconds():.2f} s")
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        results = list(pool.map(lambda job: measure(*job), jobs))
+    print("\n| run | CPU s | wall s | peak RSS, MB | over imports, MB | perplexity |\n|---|---|---|---|---|---|")
+    print(f"| dense model | | | | | {dense:.2f} |")
+    for row in results:
+        costs = f"{row['cpu']:.1f} | {row['wall']:.1f} | {row['peak']:.0f} | {row['growth']:.0f}"
+        print(f"| {row['name']} | {costs} | {row['perplexity']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
