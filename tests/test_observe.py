@@ -1,0 +1,69 @@
+"""What is observed of inputs: norms, means, variances and Hessians against all tokens kept and computed at once."""
+
+import pytest
+import torch
+from torch import nn
+
+from prunus.pruning.observe import InputStats, Needs, Observer
+
+SHAPES = [(2, 5), (1, 9), (3, 4)]  # sequences and tokens of the batches
+
+
+class Block(nn.Module):
+    """Two Linears that read the same input, under the names of a decoder block's."""
+
+    def __init__(self):
+        super().__init__()
+        self.self_attn = nn.Module()
+        self.self_attn.q_proj, self.self_attn.k_proj = nn.Linear(6, 4), nn.Linear(6, 2)
+
+    def forward(self, states):
+        return [self.get_submodule(f"self_attn.{name}_proj")(states) for name in "qk"]
+
+
+def batches(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(*shape, 6, generator=generator) + 0.5).to(dtype) for shape in SHAPES]
+
+
+def observe(needs: Needs, weights=None, dtype=torch.float32) -> InputStats:
+    block = Block().to(dtype)
+    linears = ["self_attn.q_proj", "self_attn.k_proj"]
+    with Observer(block, linears, needs=needs, weights=lambda: weights and iter(weights)) as seen, torch.no_grad():
+        for batch in batches(dtype):
+            block(batch)
+    found = seen.stats(3, 31)
+    assert found["self_attn.q_proj"] is found["self_attn.k_proj"], "one factor for both"
+    return found["self_attn.q_proj"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_of_it_equals_that_of_all_tokens_at_once(dtype):
+    tokens = torch.cat([batch.flatten(0, 1) for batch in batches(dtype)]).double()
+    got = observe("hessian", dtype=dtype)
+    assert got.hessian is not None and got.mean_I is not None and got.variance_I is not None
+    torch.testing.assert_close(got.norm_I.double(), tokens.norm(dim=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(got.mean_I.double(), tokens.mean(0), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(got.variance_I.double(), tokens.var(0, correction=0), rtol=1e-6, atol=0)
+    assert got.hessian.matrix_II.dtype == torch.float32
+    torch.testing.assert_close(got.hessian.matrix_II.double(), tokens.T @ tokens, rtol=1e-6, atol=1e-5)
+    assert got.hessian.name == "block 3, self_attn.q_proj"
+
+
+def test_a_token_that_counts_twice_is_as_if_it_were_there_twice():
+    weights = [torch.ones(*shape, 1) for shape in SHAPES]
+    weights[0][:, :2], weights[2][1] = 2, 0
+    counts = torch.cat([weight.flatten() for weight in weights]).long()
+    tokens = torch.cat([batch.flatten(0, 1) for batch in batches()]).double().repeat_interleave(counts, dim=0)
+    got = observe("hessian", weights)
+    assert got.hessian is not None and got.mean_I is not None and got.variance_I is not None
+    torch.testing.assert_close(got.norm_I.double(), tokens.norm(dim=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(got.mean_I.double(), tokens.mean(0), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(got.variance_I.double(), tokens.var(0, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(got.hessian.matrix_II.double(), tokens.T @ tokens, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("needs", "present"), [("norms", 0), ("means", 2), ("hessian", 3)])
+def test_only_what_is_needed_is_kept(needs, present):
+    got = observe(needs)
+    assert sum(part is not None for part in (got.mean_I, got.variance_I, got.hessian)) == present
