@@ -109,6 +109,8 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
         recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int),
         recipe_option(PruneRecipe, "calibration_tokens", "Instead of samples: exactly so many tokens.", type=int),
         recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int),
+        recipe_option(PruneRecipe, "prompt_weight", "How much a token of a trace's prompt counts.", type=float),
+        recipe_option(PruneRecipe, "chain_weight", "How much a token of a trace's chain counts.", type=float),
         recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's."),
         recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),
         recipe_option(PruneRecipe, "spread", "How far apart they get; default by allocation.", type=float),
@@ -130,8 +132,6 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
 @recipe_option(PruneRecipe, "method", "How weights are chosen.", type=choice(recipes.MethodName))
 @allocation_options
 @recipe_option(PruneRecipe, "pattern", "Instead of a sparsity: N:M keeps N of M consecutive inputs.", metavar="N:M")
-@recipe_option(PruneRecipe, "prompt_weight", "How much a token of a trace's prompt counts.", type=float)
-@recipe_option(PruneRecipe, "chain_weight", "How much a token of a trace's chain counts.", type=float)
 @recipe_option(PruneRecipe, "propagation", "What later blocks see of earlier ones.", type=choice(recipes.Propagation))
 @recipe_option(PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding))
 @recipe_option(PruneRecipe, "update", "obs: SparseGPT's update of kept weights.", type=choice(recipes.UpdateName))

@@ -106,6 +106,8 @@ def find_evidence(
     measured, calibration = measure(subject, calibration)
     if calibration is not None:
         settings["calibration"] = calibration.summary()
+        if recipe.weighted and allocation.needs == "norms":
+            settings |= {"prompt_weight": recipe.prompt_weight, "chain_weight": recipe.chain_weight}
     return Evidence(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
 
 

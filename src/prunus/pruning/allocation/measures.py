@@ -138,12 +138,13 @@ def influences(
 
 def dense_pass(subject: Subject, calibration: Calibration) -> Iterator[tuple[int, nn.Module, dict[str, InputStats]]]:
     """Every block with the statistics of its Linears' inputs, in one pass of the unpruned model."""
+    weights = calibration.token_weights(subject.recipe) if subject.recipe.weighted else None
     source, runner = subject.source, subject.runner
-    hidden = HiddenStates(source, runner, calibration.sequences, None)
+    hidden = HiddenStates(source, runner, calibration.sequences, None, token_weights=weights)
     with Steps("measuring", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
             block = runner.make_block(index, read_block(index, source.block_tensors(index)))
-            with Observer(block, subject.linears) as seen:
+            with Observer(block, subject.linears, weights=hidden.weights) as seen:
                 for batch_NTD in hidden.batches():
                     batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
             yield index, block, dict(seen.stats(index, hidden.tokens))
@@ -170,4 +171,4 @@ MEASURES: Mapping[AllocationName, Callable[[Subject, Calibration], Measured]] = 
 def influence_recipe(recipe: PruneRecipe) -> PruneRecipe:
     """The recipe that chooses sequences for influences: as many as these need, not too long."""
     count = recipe.influence_train + recipe.influence_validation
-    return replace(recipe, samples=count, seqlen=min(recipe.seqlen, INFLUENCE_TOKENS))
+    return replace(recipe, samples=count, calibration_tokens=None, seqlen=min(recipe.seqlen, INFLUENCE_TOKENS))
