@@ -139,6 +139,16 @@ def test_json_is_all_there_is_on_stdout():
         assert json.loads(finished.stdout)
 
 
+def test_methods_say_what_they_need(capsys):
+    main(["methods", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    needed = {name: rows[name]["needs"] for name in ("magnitude", "wanda", "dsnot", "alps", "owl", "tail", "sleb")}
+    assert list(needed.values()) == ["nothing", "norms", "means", "hessian", "norms", "nothing", "hidden states"]
+    assert all(row["source"] and row["description"] for row in rows.values())
+    main(["methods"])
+    assert "arXiv:2301.00774; needs hessian)" in capsys.readouterr().out
+
+
 def test_import_is_light_and_results_need_no_torch():
     code = "import sys, prunus, prunus.results.store, prunus.reporting.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

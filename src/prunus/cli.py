@@ -401,8 +401,10 @@ def methods_command(as_json: bool) -> None:
     from prunus.pruning.depth import DEPTH_METHODS
     from prunus.pruning.methods import METHODS
 
+    needs = {name: method.needs for table in (METHODS, ALLOCATIONS) for name, method in table.items()}
+    needs |= {name: "hidden states" if method.needs_data else "nothing" for name, method in DEPTH_METHODS.items()}
     rows = [
-        {"name": name, "source": method.source, "description": method.description}
+        {"name": name, "source": method.source, "description": method.description, "needs": needs[name]}
         for table in (METHODS, ALLOCATIONS, DEPTH_METHODS)
         for name, method in table.items()
     ]
@@ -416,7 +418,8 @@ def show_catalogue(rows: list[dict[str, str]], as_json: bool) -> None:
         return
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        click.echo(f"{row['name']:<{width}}  {row['description']} ({row['source']})")
+        needs = f"; needs {row['needs']}" if row.get("needs", "nothing") != "nothing" else ""
+        click.echo(f"{row['name']:<{width}}  {row['description']} ({row['source']}{needs})")
 
 
 def main(arguments: list[str] | None = None) -> None:
