@@ -63,7 +63,7 @@ def _method(step: dict[str, Any]) -> str:
     method = str(recipe.get("method", step.get("action", "?")))
     extras = [
         str(recipe[key])
-        for key, usual in (("scope", "all"), ("allocation", "uniform"))
+        for key, usual in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
         if recipe.get(key, usual) != usual
     ]
     return " ".join([NAMES.get(method, method), *extras])

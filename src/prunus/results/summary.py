@@ -112,7 +112,9 @@ def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def identity(run: Run) -> dict[str, Any]:
     """Which run, which model, and what was done to it; an empty recipe is a dense model."""
     steps = (run.model.get("manifest") or {}).get("history") or []
-    recipe = [{"action": step.get("action"), "recipe": step.get("recipe")} for step in steps]
+    # blocks_removed: of a drop; its recipe may say a share instead of a number.
+    kept = ("action", "recipe", "blocks_removed")
+    recipe = [{key: step[key] for key in kept if key in step} for step in steps]
     return {"run": run.run_id, "model": run.model.get("name"), "recipe": recipe}
 
 
