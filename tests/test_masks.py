@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from prunus.pruning.masks import kth_lowest, zero_lowest_in_tensor, zero_lowest_per_row, zeros_wanted
+from prunus.pruning.masks import count_zeros, kth_lowest, zero_lowest_in_tensor, zero_lowest_per_row, zeros_wanted
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SPARSITIES = [0.0, 0.01, 0.2, 0.29, 0.5, 0.57, 0.99]
@@ -127,3 +127,11 @@ def test_kth_lowest_is_that_of_the_sorted_list(dtype):
 def test_scores_without_an_order_are_refused(function):
     with pytest.raises(ValueError, match="NaN"):
         function(torch.ones(2, 2), torch.tensor([[1.0, float("nan")], [1.0, 2.0]]), 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_zeros_of_either_sign_are_counted_and_nothing_else(dtype):
+    tiniest = torch.finfo(dtype).smallest_normal
+    weight = torch.tensor([[0.0, -0.0, 1.0, -1.0], [tiniest, -tiniest, -0.0, float("inf")]], dtype=dtype)
+    assert count_zeros(weight) == 3
+    assert count_zeros(weight.T) == 3  # not contiguous

@@ -11,6 +11,7 @@ from prunus.checkpoint.families import LINEARS, block_name
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import resolve
 from prunus.progress import Steps
+from prunus.pruning.masks import count_zeros
 from prunus.recipes import DropRecipe, PruneRecipe
 
 # (N, M): at most N weights that are not zero in every M consecutive inputs of an output.
@@ -60,7 +61,7 @@ def linear_facts(source: Checkpoint, index: int, local: str) -> dict[str, Any]:
     """Counts and patterns of one Linear."""
     name = block_name(index, local)
     weight_OI = source.read(f"{name}.weight")
-    zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
+    zeros = count_zeros(weight_OI)
     sparsity = zeros / weight_OI.numel()
     return {
         "linear": name,

@@ -32,7 +32,7 @@ from prunus.pruning.allocation.measures import influence_recipe
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.hessian import full_float32
 from prunus.pruning.hidden import HiddenStates, propagate
-from prunus.pruning.masks import Target, zeros_of, zeros_wanted
+from prunus.pruning.masks import Target, count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import METHODS, Method, with_update
 from prunus.pruning.observe import InputStats
 from prunus.pruning.propagation import PROPAGATIONS, Passage
@@ -194,7 +194,7 @@ def prune_block(
             if block is not None:
                 block.get_submodule(name).weight.data = new_OI.to(job.dtype)
             pruned[block_name(index, f"{name}.weight")] = new_OI.cpu()
-            zeros = new_OI.numel() - int(new_OI.count_nonzero())
+            zeros = count_zeros(new_OI)
             record["sparsity"][block_name(index, name)] = zeros / new_OI.numel()
             record["zeros"] += zeros
             if inputs is not None and (dead := int((inputs.norm_I == 0).sum())):
