@@ -114,7 +114,7 @@ def test_evaluation_problems_are_refused_in_every_form(model, tmp_path, problem)
 
 def test_other_problems_pass_in_every_form(model, tmp_path):
     for source in held_out_sources(tmp_path, load_task("tiny-train", 1)[0].question).values():
-        load_calibration(PruneRecipe(calibration=source, seqlen=20, samples=1), model)
+        assert load_calibration(PruneRecipe(calibration=source, seqlen=20, samples=1), model).sequences
 
 
 def test_the_refusal_leaves_nothing_behind(model, tmp_path):
