@@ -23,7 +23,7 @@ traceback); 2 wrong input or environment, one line that says what to do; 130 int
 def reference() -> str:
     """The help of every command as Markdown."""
     parts = [INTRODUCTION]
-    for name, command in cli.commands.items():
+    for name, command in sorted(cli.commands.items()):
         context = click.Context(command, info_name=f"prunus {name}", max_content_width=100, terminal_width=100)
         parts.append(f"## prunus {name}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)

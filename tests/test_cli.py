@@ -9,8 +9,6 @@ from pathlib import Path
 import click
 import pytest
 
-import prunus
-from prunus import cli as cli_module
 from prunus.cli import cli, main
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
@@ -111,7 +109,7 @@ def test_bad_input_is_one_line_exit_2_and_leaves_nothing(case, tmp_path, monkeyp
 
 
 def test_internal_errors_exit_1_and_show_a_traceback_only_when_asked(monkeypatch, capsys):
-    monkeypatch.setattr(cli_module.prunus, "inspect", lambda _: 1 / 0, raising=False)
+    monkeypatch.setattr(prunus, "inspect", lambda _: 1 / 0, raising=False)
     for arguments, lines in ((["inspect", "tiny"], 1), (["inspect", "tiny", "-v"], None)):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
@@ -125,7 +123,7 @@ def test_interruption_exits_130(monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_module.prunus, "inspect", interrupted, raising=False)
+    monkeypatch.setattr(prunus, "inspect", interrupted, raising=False)
     with pytest.raises(SystemExit) as ended:
         main(["inspect", "tiny"])
     assert ended.value.code == 130

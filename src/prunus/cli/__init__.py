@@ -1,0 +1,45 @@
+"""One command per function of the Python API: parse, call, print. Data goes to stdout, everything else to stderr."""
+
+import errno
+import os
+import sys
+import traceback
+
+import click
+
+# Importing them is what adds the commands.
+from prunus.cli import catalogue, evaluation, pruning, reporting  # noqa: F401
+from prunus.cli.common import cli, verbose
+from prunus.errors import PrunusError
+
+EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit codes 0 done, 1 an error of ours, 2 wrong input or environment, 130 interrupted."""
+    try:
+        cli.main(arguments, prog_name="prunus", standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted; finished work is kept, the same command goes on from there", EXIT_INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(EXIT_INPUT)
+    except click.ClickException as error:
+        fail(error.format_message(), EXIT_INPUT)
+    except PrunusError as error:
+        fail(str(error), EXIT_INPUT)
+    except BrokenPipeError:
+        # The reader of our output is gone (`prunus tasks | head`): nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            fail(f"the disk is full ({error.filename}); free some space and give the same command again", EXIT_INPUT)
+        if verbose():
+            traceback.print_exc()
+        fail(f"{type(error).__name__}: {error} (an error of ours; -v shows the traceback)", EXIT_INTERNAL)
+
+
+def fail(message: str, code: int) -> None:
+    """One line on stderr, then out."""
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(code)

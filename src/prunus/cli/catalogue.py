@@ -1,0 +1,56 @@
+"""The demo, and lists of what there is."""
+
+from pathlib import Path
+
+import click
+
+import prunus
+from prunus.cli.common import command, json_option, print_json
+
+
+@command("demo", "prunus demo --out prunus-demo")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("prunus-demo"), show_default=True)
+@click.option("--quick", is_flag=True, help="A fifth of the problems: a minute, wider intervals.")
+def demo_command(out: Path, quick: bool) -> None:
+    """The whole job on the built-in reasoner: prune, drop, evaluate, compare, report."""
+    prunus.demo(out, quick=quick)
+
+
+@command("tasks", "prunus tasks")
+@json_option
+def tasks_command(as_json: bool) -> None:
+    """The built-in problem sets."""
+    from prunus.evaluation.tasks import TASKS
+
+    show_catalogue(
+        [{"name": t.name, "source": t.source, "description": t.description} for t in TASKS.values()], as_json
+    )
+
+
+@command("methods", "prunus methods")
+@json_option
+def methods_command(as_json: bool) -> None:
+    """The pruning methods, allocations and depth methods."""
+    from prunus.pruning.allocation import ALLOCATIONS
+    from prunus.pruning.depth import DEPTH_METHODS
+    from prunus.pruning.methods import METHODS
+
+    needs = {name: method.needs for table in (METHODS, ALLOCATIONS) for name, method in table.items()}
+    needs |= {name: "hidden states" if method.needs_data else "nothing" for name, method in DEPTH_METHODS.items()}
+    rows = [
+        {"name": name, "source": method.source, "description": method.description, "needs": needs[name]}
+        for table in (METHODS, ALLOCATIONS, DEPTH_METHODS)
+        for name, method in table.items()
+    ]
+    show_catalogue(rows, as_json)
+
+
+def show_catalogue(rows: list[dict[str, str]], as_json: bool) -> None:
+    """Names with source and one line each."""
+    if as_json:
+        print_json(rows)
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        needs = f"; needs {row['needs']}" if row.get("needs", "nothing") != "nothing" else ""
+        click.echo(f"{row['name']:<{width}}  {row['description']} ({row['source']}{needs})")

@@ -1,0 +1,102 @@
+"""What all commands share: the group that they join, their options, how data is printed."""
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+import prunus
+from prunus import progress
+
+_verbose = False
+
+
+def verbose() -> bool:
+    """Whether tracebacks of our errors are wanted."""
+    return _verbose
+
+
+def _set_quiet(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    progress.set_quiet(value)
+
+
+def _set_verbose(_context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    global _verbose  # noqa: PLW0603  one switch for the process
+    _verbose = _verbose or value
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(prunus.__version__, prog_name="prunus")
+def cli() -> None:
+    """Prune a reasoning LLM, measure accuracy against thinking budget, and say whether it still thinks."""
+
+
+def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """A command with the options that all share and an example at the end of its help."""
+
+    def register(function: Callable[..., None]) -> click.Command:
+        quiet = click.option(
+            "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Errors only."
+        )
+        verbose = click.option(
+            "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Tracebacks of our errors."
+        )
+        epilog = "\b\nExample:\n  " + example.replace("\n", "\n  ")
+        return cli.command(name, epilog=epilog)(quiet(verbose(function)))
+
+    return register
+
+
+def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option named and defaulted as the recipe's field."""
+    default = next(f.default for f in fields(recipe) if f.name == field)
+    if default is not MISSING:
+        settings = {"default": default, "show_default": default is not None} | settings
+    return click.option("--" + field.replace("_", "-"), field, help=help, **settings)
+
+
+def choice(names: Any) -> click.Choice:
+    """A choice among the values of a Literal type."""
+    return click.Choice(get_args(names))
+
+
+class IntegerList(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of whole numbers such as 512,1024", param, ctx)
+
+
+def print_json(data: Any) -> None:
+    """The only thing on stdout under --json."""
+    click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+model_argument = click.argument("model")
+device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes a GPU.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+store_argument = click.argument("store", type=click.Path(path_type=Path))
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """What prune and drop did, a line per fact, on stderr."""
+    for key, value in summary.items():
+        if isinstance(value, str | int | float | bool):
+            progress.say(
+                f"{key.replace('_', ' ')}: {value:.4g}"
+                if isinstance(value, float)
+                else f"{key.replace('_', ' ')}: {value}"
+            )
+    for warning in summary.get("warnings", ()):
+        progress.say(f"warning: {warning}")

@@ -1,0 +1,42 @@
+"""Commands that read a store: numbers, verdicts, pages."""
+
+from pathlib import Path
+
+import click
+
+import prunus
+from prunus import progress
+from prunus.cli.common import command, json_option, overwrite_option, print_json, store_argument
+
+base_option_help = "Run id (or its start) or model name to compare with."
+margin_option = click.option(
+    "--margin", default=0.02, show_default=True, help="Loss of accuracy that would not matter (0.02: two points)."
+)
+
+
+@command("compare", "prunus compare results.db --base tiny --other wanda-20")
+@store_argument
+@click.option("--base", required=True, help=base_option_help)
+@click.option("--other", "others", multiple=True, help="Runs to compare; default: all others.")
+@margin_option
+@json_option
+def compare_command(store: Path, base: str, others: tuple[str, ...], margin: float, as_json: bool) -> None:
+    """Paired differences to a base run, and one word for each: better, worse, non-inferior, cannot tell."""
+    data = prunus.compare(store, base, others or None, margin=margin)
+    if as_json:
+        print_json(data)
+    else:
+        from prunus.reporting.tables import verdict_table
+
+        progress.out_console.print(verdict_table(data))
+
+
+@command("report", "prunus report results.db report.html")
+@store_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--base", help=base_option_help + " Default: the unpruned model.")
+@margin_option
+@overwrite_option
+def report_command(store: Path, out: Path, base: str | None, margin: float, overwrite: bool) -> None:
+    """One self-contained page: curves, differences, verdicts, tokens, what was pruned, texts that changed."""
+    progress.say(f"wrote {prunus.report(store, out, base=base, margin=margin, overwrite=overwrite)}")
