@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+import prunus
 from prunus.cli import cli, main
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
