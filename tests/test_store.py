@@ -15,7 +15,9 @@ from prunus.results.store import SCHEMA_VERSION, ProblemRow, Run, Sample, Store
 
 RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
 PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")
-SAMPLE = Sample("tiny", "chain-0", 16, 0, 16, 4, 2, "forced", True, False, None, "no_answer", False, "1 + 1\n", "é 😀")
+SAMPLE = Sample("tiny", "chain-0", 16, 0, 16, 4, 2, "forced", True, False, None, "no_answer", False, "1 + 1\n", "é 😀",
+                -0.25, 3.5, 0.125)  # fmt: skip
+UNSCORED = replace(SAMPLE, logprob=None, self_certainty=None, repetition=None)
 
 
 def is_one_line(error: pytest.ExceptionInfo[PrunusError]) -> bool:
@@ -33,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_rows_come_back_as_they_went_in(path):
     other = replace(SAMPLE, budget=64, ended="natural", answer_truncated=False, reopened_think=True, answer="7",
-                    status="ok", correct=True)  # fmt: skip
+                    status="ok", correct=True, self_certainty=None)  # fmt: skip
     with Store(path) as store:
         assert store.add_samples(RUN.run_id, [other, SAMPLE]) == 2
     with Store(path) as store:
@@ -128,6 +130,87 @@ def test_another_format_says_who_wrote_it(path):
         with pytest.raises(PrunusError, match=rf"format {SCHEMA_VERSION + 1}, written by prunus 9\.9") as error:
             Store(path, create=create)
         assert is_one_line(error)
+
+
+# Format 1, as prunus wrote it until 0.1.0: what a user may still have on disk.
+FORMAT_1 = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE run (run_id TEXT PRIMARY KEY, model TEXT NOT NULL, plan TEXT NOT NULL, versions TEXT NOT NULL)",
+    """CREATE TABLE problem (problem_id TEXT PRIMARY KEY, task TEXT NOT NULL, gold TEXT NOT NULL, kind TEXT NOT NULL,
+        choices TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE sample (run_id TEXT NOT NULL REFERENCES run, task TEXT NOT NULL,
+        problem_id TEXT NOT NULL REFERENCES problem, budget INTEGER NOT NULL, draw INTEGER NOT NULL,
+        thinking_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, forced_tokens INTEGER NOT NULL,
+        ended TEXT NOT NULL CHECK (ended IN ('natural', 'forced')),
+        answer_truncated INTEGER NOT NULL, reopened_think INTEGER NOT NULL,
+        answer TEXT, status TEXT NOT NULL, correct INTEGER NOT NULL, thinking TEXT NOT NULL, text TEXT NOT NULL,
+        PRIMARY KEY (run_id, problem_id, budget, draw)) WITHOUT ROWID""",
+    "INSERT INTO meta VALUES ('prunus', '0.1.0')",
+    """INSERT INTO run VALUES ('0123456789ab', '{"name": "tiny", "source": "tiny"}',
+        '{"budgets": [16, 64], "tasks": ["tiny"]}', '{"torch": "2"}')""",
+    """INSERT INTO problem VALUES ('chain-0', 'tiny', '7', 'exact', '["a", "é"]', 'd1')""",
+    f"INSERT INTO sample VALUES ('{RUN.run_id}', 'tiny', 'chain-0', 16, 0, 16, 4, 2, 'forced', 1, 0, NULL,"
+    " 'no_answer', 0, '1 + 1\n', 'é 😀')",
+    "PRAGMA application_id = 0x5072756E",
+    "PRAGMA user_version = 1",
+)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    make(tmp_path / "old.db", *FORMAT_1)
+    return tmp_path / "old.db"
+
+
+def version_of(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+    connection.close()
+    return version
+
+
+def test_a_store_of_format_1_is_read_as_it_is(old):
+    before = old.read_bytes()
+    for create in (False, True):
+        with Store(old, create=create) as store:
+            assert store.runs() == [RUN] and store.problems() == {"chain-0": PROBLEM}
+            assert store.samples(RUN.run_id, texts=True) == [UNSCORED]
+            assert store.samples(RUN.run_id) == [replace(UNSCORED, thinking="", text="")]
+    assert old.read_bytes() == before
+
+
+def test_the_first_write_brings_a_store_of_format_1_up_to_date(old):
+    with Store(old) as store, Store(old) as reader:
+        store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1)])
+        for opened in (store, reader):
+            assert opened.samples(RUN.run_id, texts=True) == [UNSCORED, replace(SAMPLE, draw=1)]
+        reader.update_grades(RUN.run_id, [("chain-0", 16, 0, "7", "ok", True)])
+    assert version_of(old) == SCHEMA_VERSION == 2
+    with Store(old, create=True) as store:
+        assert [sample.correct for sample in store.samples(RUN.run_id)] == [True, False]
+
+
+def test_a_write_that_fails_leaves_format_1(old):
+    before = old.read_bytes()
+    with Store(old) as store, pytest.raises(sqlite3.IntegrityError):
+        store.add_samples("unknown run", [SAMPLE])
+    with Store(old) as store:
+        assert version_of(old) == 1 and store.samples(RUN.run_id, texts=True) == [UNSCORED]
+    assert old.read_bytes() == before
+
+
+def test_a_write_protected_store_of_format_1_is_read(old):
+    old.chmod(0o444)
+    old.parent.chmod(0o555)
+    try:
+        with Store(old) as store:
+            assert store.samples(RUN.run_id, texts=True) == [UNSCORED]
+            if os.geteuid() != 0:  # root may write anywhere
+                with pytest.raises(PrunusError, match="write-protected") as error:
+                    store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1)])
+                assert is_one_line(error)
+    finally:
+        old.parent.chmod(0o755)
 
 
 @pytest.mark.parametrize("create", [False, True])

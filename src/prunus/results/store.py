@@ -1,8 +1,9 @@
 """The store: one SQLite file with one row per draw. Its key is the resume point; nothing computed is ever kept in it.
 
-Layout as in `DDL`. The rollback journal with full synchronisation (SQLite's default) is used rather than a write-ahead
-log, so that a store stays one file that can be copied; after `kill -9` the transaction in flight is rolled back by the
-next opener, and everything before it is there.
+Layout as in `DDL`; the first write to a store of format 1 adds the columns that it lacks. The rollback journal with
+full synchronisation (SQLite's default) is used rather than a write-ahead log, so that a store stays one file that can
+be copied; after `kill -9` the transaction in flight is rolled back by the next opener, and everything before it is
+there.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Any, Literal, Self
 from prunus import __version__
 from prunus.errors import PrunusError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x5072756E  # "Prun": tells our files from other programs' SQLite files
 BUSY_SECONDS = 30.0
 
@@ -52,6 +53,7 @@ DDL = (
         answer TEXT,                                  -- normalised; NULL: none found; votes count answers, not verdicts
         status TEXT NOT NULL,                         -- of the grader
         correct INTEGER NOT NULL,
+        logprob REAL, self_certainty REAL, repetition REAL,  -- of sampled tokens, and of their text; since format 2
         thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
         PRIMARY KEY (run_id, problem_id, budget, draw)
     ) WITHOUT ROWID""",
@@ -79,6 +81,12 @@ class Sample:
     Tokens: thinking_tokens <= budget and answer_tokens were sampled (refusals count as thinking), forced_tokens are
     markers and closings that were put in. answer: normalised, None where none was found. status: of the grader.
     thinking, text: the decoded phases; empty when read without texts.
+
+    Over the thinking and answer tokens that the model sampled itself (no stops, no markers, no refusals), with p the
+    softmax of its logits over its whole vocabulary of V, at temperature 1 and before anything is banned or cut off:
+    logprob: the mean of log p(token), natural logarithm. self_certainty: the mean of KL(uniform || p), which is
+    -log V - mean over the vocabulary of log p (arXiv:2502.18581). Both None where the backend gives none or nothing was
+    sampled. repetition: prunus.results.repetition.repetition_rate of both phases; None in rows of format 1.
     """
 
     task: str
@@ -96,6 +104,9 @@ class Sample:
     correct: bool
     thinking: str = ""
     text: str = ""
+    logprob: float | None = None
+    self_certainty: float | None = None
+    repetition: float | None = None
 
     @property
     def leaked(self) -> bool:
@@ -117,6 +128,7 @@ class ProblemRow:
 
 COLUMNS = tuple(field.name for field in fields(Sample))
 TEXT_COLUMNS = ("thinking", "text")
+SCORE_COLUMNS = ("logprob", "self_certainty", "repetition")  # what format 1 lacks
 FLAGS = ("answer_truncated", "reopened_think", "correct")  # SQLite knows no truth values
 _values = attrgetter(*COLUMNS)
 _INSERT = (
@@ -245,8 +257,10 @@ class Store:
 
     def samples(self, run_id: str, texts: bool = False) -> list[Sample]:
         """The run's draws, ordered by problem_id, budget, draw; without texts `thinking` and `text` are empty."""
-        columns = COLUMNS if texts else COLUMNS[: -len(TEXT_COLUMNS)]
-        query = f"SELECT {', '.join(columns)} FROM sample WHERE run_id = ? ORDER BY problem_id, budget, draw"  # noqa: S608
+        columns = COLUMNS if texts else tuple(name for name in COLUMNS if name not in TEXT_COLUMNS)
+        there = {name for _, name, *_ in self._read("PRAGMA table_info(sample)")}
+        shown = ", ".join(name if name in there else f"NULL AS {name}" for name in columns)
+        query = f"SELECT {shown} FROM sample WHERE run_id = ? ORDER BY problem_id, budget, draw"  # noqa: S608
         return [_sample(columns, row) for row in self._read(query, (run_id,))]
 
     def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
@@ -274,10 +288,10 @@ class Store:
         (application,), (version,) = self._read("PRAGMA application_id") + self._read("PRAGMA user_version")
         if application != APPLICATION_ID:
             raise PrunusError(f"'{self.path}' is an SQLite file but not a store of Prunus: name another --store")
-        if version != SCHEMA_VERSION:
+        if not 1 <= version <= SCHEMA_VERSION:
             raise PrunusError(
                 f"the store '{self.path}' has format {version}, written by {self._writer()}; this is prunus"
-                f" {__version__}, which reads format {SCHEMA_VERSION}: use that prunus, or name another --store"
+                f" {__version__}, which reads formats up to {SCHEMA_VERSION}: use that prunus, or name another --store"
             )
 
     def _is_empty(self) -> bool:
@@ -291,6 +305,16 @@ class Store:
             self._connection.execute(statement)
         self._connection.execute("INSERT INTO meta VALUES ('prunus', ?)", (__version__,))
         self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _upgrade(self) -> None:
+        """Inside a transaction: format 1 becomes the present one. Rows stay as they are, which reads as NULL."""
+        ((version,),) = self._connection.execute("PRAGMA user_version").fetchall()
+        if version != 1:  # the present one, or a file that is just being made
+            return
+        for name in SCORE_COLUMNS:
+            self._connection.execute(f"ALTER TABLE sample ADD COLUMN {name} REAL")
+        self._connection.execute("UPDATE meta SET value = ? WHERE name = 'prunus'", (__version__,))
         self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _writer(self) -> str:
@@ -314,6 +338,7 @@ class Store:
         with self._errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._upgrade()
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
