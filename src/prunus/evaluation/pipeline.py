@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, resolve
@@ -64,9 +64,7 @@ def evaluate(model: str | Path, plan: EvalPlan, store: str | Path, *, device: st
     checkpoint = Checkpoint(folder)
     work = make_work(checkpoint, load_tokenizer(folder), plan)
     with Store(Path(store), create=True) as opened:
-        stored = opened.keys(work.run_id)
-        missing = [batch for batch in work.batches if not work.keys(batch) <= stored]
-        if missing:
+        if missing := missing_batches(opened, work):
             backend = BACKENDS[plan.backend](folder, device, len(work.tokenizer))
             opened.add_problems(problem_row(problem) for problem in work.problems)
             opened.add_run(Run(work.run_id, describe_model(model, checkpoint), work.plan, describe_versions(backend)))
@@ -80,11 +78,31 @@ def fill(store: Store, work: Work, backend: Backend, missing: Sequence[Sequence[
     to_do = sum(map(len, missing)) * len(work.budgets)
     with Grader() as grader, Steps("evaluating", total, "answers", done=total - to_do) as steps:
         for batch in missing:
-            started = time.monotonic()
-            draws = run_batch(work, backend, batch)
-            store.add_samples(work.run_id, graded(work, grader, batch, draws))
-            speed = sampled_tokens(draws) / max(1e-9, time.monotonic() - started)
-            steps.advance(len(batch) * len(work.budgets), note=f"{speed:,.0f} tokens/s")
+            done = do_batch(store, work, backend, grader, batch)
+            steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")
+
+
+def missing_batches(store: Store, work: Work) -> list[list[tuple[int, int]]]:
+    """The batches of which the store lacks a row, in order."""
+    stored = store.keys(work.run_id)
+    return [batch for batch in work.batches if not work.keys(batch) <= stored]
+
+
+class Done(NamedTuple):
+    """What came of one batch. tokens: how many were sampled, in so many seconds."""
+
+    samples: list[Sample]
+    tokens: int
+    seconds: float
+
+
+def do_batch(store: Store, work: Work, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]) -> Done:
+    """Think, answer, grade, and store the rows in one transaction."""
+    started = time.monotonic()
+    draws = run_batch(work, backend, batch)
+    samples = graded(work, grader, batch, draws)
+    store.add_samples(work.run_id, samples)
+    return Done(samples, sampled_tokens(draws), max(1e-9, time.monotonic() - started))
 
 
 def run_batch(work: Work, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
