@@ -36,7 +36,9 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], margin: flo
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--base", help=base_option_help + " Default: the unpruned model.")
 @margin_option
+@click.option("--published", is_flag=True, help="Published accuracies of the same models and tasks beside ours.")
 @overwrite_option
-def report_command(store: Path, out: Path, base: str | None, margin: float, overwrite: bool) -> None:
+def report_command(store: Path, out: Path, base: str | None, margin: float, published: bool, overwrite: bool) -> None:
     """One self-contained page: curves, differences, verdicts, tokens, what was pruned, texts that changed."""
-    progress.say(f"wrote {prunus.report(store, out, base=base, margin=margin, overwrite=overwrite)}")
+    page = prunus.report(store, out, base=base, margin=margin, published=published, overwrite=overwrite)
+    progress.say(f"wrote {page}")

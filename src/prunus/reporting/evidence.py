@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from prunus.reporting.changes import Flip, block_sparsities, choose, flips
+from prunus.reporting.grid import named, row_name
 from prunus.reporting.labels import Look, recipe_text
-from prunus.reporting.sections import named, row_name, soft
+from prunus.reporting.sections import soft
 from prunus.reporting.text import clip, esc, percent
 from prunus.results.store import Run, Sample, Store
 

@@ -5,13 +5,13 @@ Summaries and looks are in the same order, the base first. Numbers that are not 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from prunus.reporting.labels import Look
+from prunus.reporting.published import Match, about
 from prunus.reporting.svg import PANEL, Axis, Line, Point, budget_axis, chart, linear_axis, log_axis
 from prunus.reporting.text import count, percent, points
+from prunus.reporting.view import Data, View, band_of, cells_of, float_of
 
-Data = Mapping[str, Any]
 ENDINGS = {
     "forced": "stopped by the budget",
     "no_answer": "no answer found",
@@ -20,41 +20,30 @@ ENDINGS = {
 }
 
 
-def float_of(value: Any) -> float:
-    """nan for None."""
-    return math.nan if value is None else float(value)
+def bands_text(cells: Iterable[Data]) -> str:
+    """What the bands of these cells cover."""
+    return "for all budgets at once" if any("band_low" in cell for cell in cells) else "each budget by itself"
 
 
-def cells_of(summary: Data, task: str) -> dict[int, Data]:
-    """A run's cells of one task by budget, in order; empty where there is none."""
-    cells = summary["tasks"].get(task, {}).get("budgets", {})
-    return {int(budget): cells[budget] for budget in sorted(cells, key=int)}
-
-
-def tasks_of(summaries: Iterable[Data]) -> list[str]:
-    """All tasks that any run has finished problems of, in order of first appearance."""
-    return list(dict.fromkeys(task for summary in summaries for task in summary["tasks"] if cells_of(summary, task)))
-
-
-def accuracy_against_budget(task: str, looks: Sequence[Look], summaries: Sequence[Data]) -> str:
-    """Accuracy in percent with 95 % bands over log2 of the budget; 0 apart."""
+def accuracy_against_budget(view: View, task: str) -> str:
+    """Accuracy in percent with 95 % bands over log2 of the budget; 0 apart; published figures hollow and dotted."""
     lines = [
-        Line(look.css, _accuracies(look, cells_of(summary, task)), look.marker)
-        for look, summary in _pairs(looks, summaries)
+        *_published_lines(view.published_on(task)),
+        *(Line(look.css, _accuracies(look, cells_of(summary, task)), look.marker) for look, summary in _pairs(view)),
     ]
     budgets = sorted({int(point.x) for line in lines for point in line.points})
     return chart(lines, budget_axis(budgets), _accuracy_axis(lines), f"Accuracy on {task} against thinking budget")
 
 
-def accuracy_against_tokens(task: str, looks: Sequence[Look], summaries: Sequence[Data]) -> str:
+def accuracy_against_tokens(view: View, task: str) -> str:
     """The same accuracies over the mean tokens that were used, thinking and answer, with 95 % bars."""
     lines = []
-    for look, summary in _pairs(looks, summaries):
+    for look, summary in _pairs(view):
         cells = cells_of(summary, task)
         used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
         moved = [
             point._replace(x=used[int(point.x)], note=f"{point.note}, {count(used[int(point.x)])} tokens")
-            for point in _accuracies(look, cells)
+            for point in _accuracies(look, cells, together=False)
         ]
         lines.append(Line(look.css, moved, look.marker))
     axis = log_axis(
@@ -63,22 +52,35 @@ def accuracy_against_tokens(task: str, looks: Sequence[Look], summaries: Sequenc
     return chart(lines, axis, _accuracy_axis(lines), f"Accuracy on {task} against tokens used", whiskers=True)
 
 
-def differences(task: str, look: Look, entry: Data, margin: float) -> str:
+def _published_lines(matches: Sequence[Match]) -> list[Line]:
+    """One line for each run and source, in the run's colour."""
+    groups: dict[tuple[Look, str], list[Point]] = {}
+    for match in matches:
+        cell = match.theirs
+        name = f"{match.look.label}, {about()['sources'][cell.source]['name']}"
+        note = f"Budget {cell.budget}\n{name}\n{percent(cell.accuracy)} %"
+        point = Point(float(cell.budget), 100 * cell.accuracy, math.nan, math.nan, note)
+        groups.setdefault((match.look, cell.source), []).append(point)
+    sources = list(about()["sources"])
+    return [Line(f"{look.css} pub", spots, sources.index(source)) for (look, source), spots in groups.items()]
+
+
+def differences(view: View, task: str, look: Look, entry: Data) -> str:
     """One panel: accuracy minus the base's in points, with its 95 % band; the margin is shaded."""
     found = []
-    for budget, cell in sorted(entry["tasks"][task]["budgets"].items(), key=lambda item: int(item[0])):
-        low, high = 100 * float_of(cell["low"]), 100 * float_of(cell["high"])
+    for budget, cell in sorted(view.contrasts(entry, task).items()):
+        low, high = (100 * end for end in band_of(cell))
         interval = f"{points(cell['low'])} to {points(cell['high'])}"
         note = f"Budget {budget}\n{look.label}\n{points(cell['difference'])} points ({interval})"
         found.append(Point(float(budget), 100 * cell["difference"], low, high, note))
-    edge = 100 * margin * 1.5
+    edge = 100 * view.margin * 1.5
     ends = [value for point in found for value in (point.y, point.low, point.high) if math.isfinite(value)]
     y_axis = linear_axis(min([*ends, -edge, -1]), max([*ends, edge, 1]), "Points", wanted=4, sign=True)
     x_axis = budget_axis([int(point.x) for point in found])
     label = f"{look.label}: difference on {task} against thinking budget"
     return chart(
         [Line(look.css, found, look.marker)], x_axis, y_axis, label,
-        frame=PANEL, zone=(-100 * margin, 0.0), zero_line=True, css="panel",
+        frame=PANEL, zone=(-100 * view.margin, 0.0), zero_line=True, css="panel",
     )  # fmt: skip
 
 
@@ -98,17 +100,18 @@ def endings(task: str, look: Look, summary: Data) -> str:
     return chart(lines, budget_axis(list(cells)), axis, label, frame=PANEL, css="panel")
 
 
-def _pairs(looks: Sequence[Look], summaries: Sequence[Data]) -> list[tuple[Look, Data]]:
+def _pairs(view: View) -> list[tuple[Look, Data]]:
     """The base comes last, so that it is drawn on top."""
-    pairs = list(zip(looks, summaries, strict=True))
+    pairs = list(zip(view.looks, view.summaries, strict=True))
     return [*pairs[1:], pairs[0]]
 
 
-def _accuracies(look: Look, cells: Mapping[int, Data]) -> list[Point]:
+def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) -> list[Point]:
+    """together: with bands for all budgets at once, where there are any."""
     found = []
     for budget, cell in cells.items():
-        low, high = float_of(cell["low"]), float_of(cell["high"])
-        interval = f"{percent(low)} to {percent(high)}"
+        low, high = band_of(cell) if together else (float_of(cell["low"]), float_of(cell["high"]))
+        interval = f"{percent(cell['low'])} to {percent(cell['high'])}"
         note = f"Budget {budget}\n{look.label}\n{percent(cell['accuracy'])} % ({interval})"
         found.append(Point(float(budget), 100 * cell["accuracy"], 100 * low, 100 * high, note))
     return found

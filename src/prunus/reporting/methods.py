@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunus.reporting.grid import named
 from prunus.reporting.labels import Look, history
-from prunus.reporting.sections import named
 from prunus.reporting.text import THIN, clip, esc
 from prunus.results.store import Run
 

@@ -19,10 +19,11 @@ from typing import Any
 
 from prunus import __version__
 from prunus.errors import PrunusError
-from prunus.reporting import evidence, methods, prose, sections
-from prunus.reporting.figures import tasks_of
+from prunus.reporting import beside, evidence, methods, prose, sections
 from prunus.reporting.labels import Look, history, looks
+from prunus.reporting.published import matches
 from prunus.reporting.text import esc, script_json
+from prunus.reporting.view import View
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import Run, Store
 
@@ -30,13 +31,20 @@ Data = Mapping[str, Any]
 
 
 def report(
-    store: Path | str, out: Path | str, *, base: str | None = None, margin: float = 0.02, overwrite: bool = False
+    store: Path | str,
+    out: Path | str,
+    *,
+    base: str | None = None,
+    margin: float = 0.02,
+    published: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
     base: run id, start of one, or model name; by default the one run of a model that nothing was done to. margin: share
-    of problems by which a variant may be below the base and still be non-inferior. Raises PrunusError where out
-    exists (unless overwrite), the base is not clear, or nothing is finished. The file appears complete or not at all.
+    of problems by which a variant may be below the base and still be non-inferior. published: show published accuracies
+    of the same models, tasks and budgets beside ours. Raises PrunusError where out exists (unless overwrite), the base
+    is not clear, or nothing is finished. The file appears complete or not at all.
     """
     out = Path(out)
     if out.is_dir():
@@ -51,7 +59,7 @@ def report(
             comparison = compare(store, base_run.run_id, margin=margin)
         else:
             comparison = {"others": [], "margin": margin, "warnings": []}
-        text = page(opened, base_run, comparison)
+        text = page(opened, make_view(opened, base_run, comparison, published))
     write_whole(out, text)
     return out
 
@@ -89,51 +97,58 @@ def write_whole(path: Path, text: str) -> None:
         raise PrunusError(f"cannot write '{path}' ({error.strerror}): free some space or name another file") from error
 
 
-def page(store: Store, base: Run, comparison: Data) -> str:
-    """The HTML of the page."""
+def make_view(store: Store, base: Run, comparison: Data, published: bool = False) -> View:
+    """The runs of a comparison with their numbers; PrunusError where no problem of any is finished."""
     by_id = {run.run_id: run for run in store.runs()}
     runs = [base, *(by_id[entry["run"]] for entry in comparison["others"])]
     shown = looks(runs[0], runs[1:])
     summaries = [summarise(store, run.run_id) for run in runs]
-    tasks = tasks_of(summaries)
-    if not tasks:
+    view = View(runs, shown, summaries, comparison, matches(shown, runs, summaries) if published else None)
+    if not view.tasks:
         raise PrunusError(
             f"no problem of run {base.run_id} is finished in '{store.path}': run the same `prunus eval` again"
         )
-    alone = len(tasks) == 1
+    return view
+
+
+def page(store: Store, view: View) -> str:
+    """The HTML of the page."""
+    several = len(view.runs) > 1
     body = [
-        _top(runs, shown, summaries, comparison),
+        _top(view),
         "<main>",
-        sections.verdict_section(shown, summaries, comparison) if len(runs) > 1 else "",
-        sections.legend(shown) if len(runs) > 1 else "",
-        *(sections.curve_section(task, shown, summaries, comparison, alone) for task in tasks),
-        *(sections.token_section(task, shown, summaries, alone) for task in tasks),
-        evidence.pruned_section(shown, runs),
-        evidence.flip_section(store, shown, runs),
-        methods.method_section(shown, runs, comparison),
+        sections.verdict_section(view) if several else "",
+        sections.legend(view) if several or view.matches else "",
+        *(sections.curve_section(view, task) for task in view.tasks),
+        *(sections.token_section(view, task) for task in view.tasks),
+        beside.published_section(view) if view.matches is not None else "",
+        evidence.pruned_section(view.looks, view.runs),
+        evidence.flip_section(store, view.looks, view.runs),
+        methods.method_section(view.looks, view.runs, view.comparison),
         "</main>",
         f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
     ]
-    data = {"comparison": comparison, "summaries": summaries}
-    return document(prose.title(comparison["others"], shown[0].label), "".join(body), data, _styles(shown))
+    data = {"comparison": view.comparison, "summaries": view.summaries}
+    title = prose.title(view.comparison["others"], view.base.label)
+    return document(title, "".join(body), data, _styles(view.looks))
 
 
-def _top(runs: Sequence[Run], shown: Sequence[Look], summaries: Sequence[Data], comparison: Data) -> str:
-    labels = [look.label for look in shown]
-    base = runs[0]
+def _top(view: View) -> str:
+    labels = [look.label for look in view.looks]
+    base, others = view.runs[0], view.comparison["others"]
     plan = base.plan
-    sentences = prose.headline(comparison["others"], labels[1:], labels[0], comparison["margin"])
-    notes = prose.warnings(comparison, runs, summaries, labels)
+    sentences = prose.headline(others, labels[1:], labels[0], view.margin)
+    notes = prose.warnings(view.comparison, view.runs, view.summaries, labels)
     care = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes)
-    problems = sum(curve["problems"] for curve in summaries[0]["tasks"].values())
+    problems = sum(curve["problems"] for curve in view.summaries[0]["tasks"].values())
     draws = plan.get("samples")
     facts = (
         f"Prunus report · base: <bdi>{esc(labels[0])}</bdi>, the run <bdi>{esc(base.run_id)}</bdi> of model "
-        f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summaries[0]['tasks']))}</bdi>, "
+        f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(view.summaries[0]['tasks']))}</bdi>, "
         f"{problems} problems × {esc(draws)} draw{'' if draws == 1 else 's'}"
     )
     return (
-        f'<header><p class="kicker">{facts}</p><h1>{esc(prose.title(comparison["others"], labels[0]))}</h1>'
+        f'<header><p class="kicker">{facts}</p><h1>{esc(prose.title(others, labels[0]))}</h1>'
         + "".join(f'<p class="lead"><bdi>{esc(sentence)}</bdi></p>' for sentence in sentences)
         + (f'<div class="warnings"><strong>Read with care</strong><ul>{care}</ul></div>' if care else "")
         + "</header>"
@@ -142,6 +157,7 @@ def _top(runs: Sequence[Run], shown: Sequence[Look], summaries: Sequence[Data], 
 
 def _styles(shown: Sequence[Look]) -> str:
     hidden = [f"body:has(#t{look.index}:not(:checked)) .r{look.index}:not(.keep){{display:none}}" for look in shown[1:]]
+    hidden.append("body:has(#tp:not(:checked)) .chart .pub{display:none}")
     return files("prunus.reporting").joinpath("page.css").read_text("utf-8") + evidence.heat_styles() + "".join(hidden)
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunus.reporting.figures import cells_of, tasks_of
 from prunus.reporting.labels import history
 from prunus.reporting.text import DASH, count, joined, percent, points
+from prunus.reporting.view import cells_of, tasks_of
 from prunus.results.store import Run
 
 Data = Mapping[str, Any]

@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prunus.reporting.figures import cells_of, tasks_of
 from prunus.reporting.labels import unique_labels
 from prunus.reporting.text import count, percent, points, probability, visible
+from prunus.reporting.view import cells_of, tasks_of
 from prunus.results.comparison import verdict
 
 Data = Mapping[str, Any]

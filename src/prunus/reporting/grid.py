@@ -1,0 +1,183 @@
+"""A table once, shown thrice: on the page, as CSV with all digits, as LaTeX with booktabs."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from prunus.reporting.labels import Look
+from prunus.reporting.svg import swatch
+from prunus.reporting.text import DASH, MINUS, NBSP, THIN, esc, visible
+
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    MINUS: "$-$", "±": r"$\pm$", "×": r"$\times$", DASH: "--", NBSP: "~", THIN: r"\,",
+}  # fmt: skip
+
+
+class Interval(NamedTuple):
+    """A value with what it may as well be; three columns of a CSV."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    word: str = ""  # a verdict on it, on the page only
+
+
+class Picture(str):
+    """HTML of ours; on the page only."""
+
+
+class Word(NamedTuple):
+    """A verdict, and a remark in small letters below it."""
+
+    text: str
+    remark: str = ""
+
+
+class Column(NamedTuple):
+    """key: of the CSV; title: on the page and in LaTeX, `|` where a line may break; show: one value as text."""
+
+    key: str
+    title: str
+    show: Callable[[Any], str] = str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """name: of its files. css: classes of the table. A row is a run (or a name) and a value a column but for the first.
+
+    None stands for what does not apply.
+    """
+
+    name: str
+    caption: str
+    css: str
+    columns: Sequence[Column]
+    rows: Sequence[tuple[Look | str, Sequence[Any]]]
+    keep: bool = False  # rows stay when their run is hidden
+
+    def html(self) -> str:
+        """A table that scrolls inside itself where it is too wide."""
+        first, *rest = (esc(column.title).replace("|", "<br>") for column in self.columns)
+        titles = f'<th scope="col" class="text">{first}</th>' + "".join(f'<th scope="col">{text}</th>' for text in rest)
+        label = f' aria-label="{esc(self.caption)}"'
+        attributes = f'class="{self.css}" data-name="{slug(self.name)}"{label}'
+        return (
+            f'<div class="wide" tabindex="0" role="region"{label}><table {attributes}>'
+            f"<thead><tr>{titles}</tr></thead><tbody>{''.join(map(self._row, self.rows))}</tbody></table></div>"
+        )
+
+    def _row(self, row: tuple[Look | str, Sequence[Any]]) -> str:
+        head, values = row
+        cells = "".join(_cell(column, value) for column, value in zip(self.columns[1:], values, strict=True))
+        css = f' class="{head.css}{" keep" if self.keep else ""}"' if isinstance(head, Look) else ""
+        return f"<tr{css}>{row_name(head)}{cells}</tr>"
+
+    def csv(self) -> str:
+        """All digits, one line a row; intervals take three columns."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\r\n")
+        wide = [any(isinstance(values[k], Interval) for _, values in self.rows) for k in range(len(self.columns) - 1)]
+        drawn = [any(isinstance(values[k], Picture) for _, values in self.rows) for k in range(len(self.columns) - 1)]
+        names = [self.columns[0].key]
+        for column, three, picture in zip(self.columns[1:], wide, drawn, strict=True):
+            names += [] if picture else [column.key, *([f"{column.key}_low", f"{column.key}_high"] if three else [])]
+        writer.writerow(names)
+        for head, values in self.rows:
+            fields = [_safe(head.label if isinstance(head, Look) else head)]
+            for value, three, picture in zip(values, wide, drawn, strict=True):
+                if three:
+                    fields += [_field(part) for part in (value or Interval(None, None, None))[:3]]
+                elif not picture:
+                    fields.append(_field(value))
+            writer.writerow(fields)
+        return stream.getvalue()
+
+    def latex(self) -> str:
+        r"""A tabular with the rules of booktabs, to be \input; numbers rounded as on the page."""
+        drawn = {k for _, values in self.rows for k, value in enumerate(values, 1) if isinstance(value, Picture)}
+        kept = [k for k in range(len(self.columns)) if k not in drawn]
+        lines = [
+            "% needs \\usepackage{booktabs}",
+            f"% {_one_line(self.caption)}",
+            f"\\begin{{tabular}}{{l{'r' * (len(kept) - 1)}}}",
+            "\\toprule",
+            " & ".join(tex(self.columns[k].title.replace("|", " ")) for k in kept) + r" \\",
+            "\\midrule",
+        ]
+        for head, values in self.rows:
+            texts = [tex(head.label if isinstance(head, Look) else head)]
+            texts += [tex(shown(self.columns[k], values[k - 1])) for k in kept[1:]]
+            lines.append(" & ".join(texts) + r" \\")
+        return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def slug(text: str) -> str:
+    """text as part of a file's name: small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower().replace(MINUS, "")).strip("-")[:60] or "x"
+
+
+def named(look: Look) -> str:
+    """A run's name with its line."""
+    return f"{swatch(look.line, look.marker)} <bdi>{esc(look.label)}</bdi>"
+
+
+def row_name(head: Look | str) -> str:
+    """A run's name with its line, or a name alone, as the head of a row."""
+    return f'<th scope="row">{named(head) if isinstance(head, Look) else f"<bdi>{esc(head)}</bdi>"}</th>'
+
+
+def word(text: str) -> str:
+    """A verdict with its sign and colour."""
+    return f'<span class="word {text.replace(" ", "-")}">{esc(text)}</span>'
+
+
+def shown(column: Column, value: Any) -> str:
+    """One value as plain text."""
+    if value is None or isinstance(value, Picture):
+        return ""
+    if isinstance(value, Word):
+        return f"{value.text} ({value.remark})" if value.remark else value.text
+    if isinstance(value, Interval):
+        return f"{column.show(value.value)} ({column.show(value.low)} to {column.show(value.high)})"
+    return column.show(value)
+
+
+def _cell(column: Column, value: Any) -> str:
+    if isinstance(value, Picture):
+        return f"<td>{value}</td>"
+    if isinstance(value, Word):
+        return f"<td>{word(value.text)}{f'<small>{esc(value.remark)}</small>' if value.remark else ''}</td>"
+    if isinstance(value, Interval):
+        sort = f' data-v="{value.value:.9g}"' if value.value is not None and math.isfinite(value.value) else ""
+        low, high = esc(column.show(value.low)), esc(column.show(value.high))
+        mark = word(value.word) if value.word else ""
+        return f"<td{sort}>{esc(column.show(value.value))}<small>{low} to {high}</small>{mark}</td>"
+    text = shown(column, value)
+    return f"<td><bdi>{esc(text)}</bdi></td>" if isinstance(value, str) and value else f"<td>{esc(text)}</td>"
+
+
+def _field(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return _safe(value.text) if isinstance(value, Word) else _safe(value) if isinstance(value, str) else value
+
+
+def _safe(text: str) -> str:
+    """Foreign text that a spreadsheet does not take for a formula."""
+    text = visible(text)
+    return f"'{text}" if re.match(r"[=+\-@\t\r]", text) else text
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", visible(text))
+
+
+def tex(text: str) -> str:
+    """text for LaTeX, with no command in it."""
+    return "".join(_TEX.get(character, character) for character in _one_line(text))

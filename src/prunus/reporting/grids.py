@@ -1,0 +1,149 @@
+"""The tables of a report, each once: the page, `--csv` and LaTeX show the same."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunus.reporting.figures import ENDINGS
+from prunus.reporting.grid import Column, Grid, Interval, Picture, Word
+from prunus.reporting.published import about, standard_error
+from prunus.reporting.svg import forest
+from prunus.reporting.text import count, percent, points, probability, signed
+from prunus.reporting.view import Data, View, cells_of, float_of
+from prunus.results.comparison import verdict
+
+RUN = Column("run", "Run")
+
+
+def _interval(cell: Data, key: str) -> Interval:
+    return Interval(cell[key], cell["low"], cell["high"])
+
+
+def last_cell(view: View) -> tuple[str, int]:
+    """The first task, and the largest budget that any run has in it."""
+    task = view.tasks[0]
+    return task, max((max(cells) for summary in view.summaries if (cells := cells_of(summary, task))), default=0)
+
+
+def verdicts(view: View) -> Grid:
+    """One row per run: verdict, area, adjusted p, MDE, and what happens at the largest budget."""
+    entries = view.comparison["others"]
+    primaries = [entry["primary"] for entry in entries]
+    ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
+    pictures = forest(ends, view.margin)
+    task, budget = last_cell(view)
+    extra = [column for column in _MORE_VERDICT if any(cell.get(column.key) is not None for cell in primaries)]
+    rows = []
+    for look, summary, entry, picture in zip(view.looks, view.summaries, view.entries, ["", *pictures], strict=True):
+        if entry is None:
+            values: list[Any] = [None] * (5 + len(extra))
+        else:
+            cell = entry["primary"]
+            remark = "within the margin" if entry["verdict"] == "worse" and entry["within_margin"] else ""
+            values = [Word(entry["verdict"], remark), _interval(cell, "difference"), Picture(picture)]
+            values += [cell["p_adjusted"], cell["mde"], *(_plain(cell.get(column.key)) for column in extra)]
+        last = cells_of(summary, task).get(budget)
+        values += [None, None] if last is None else [_interval(last, "accuracy"), last["tokens"]["total"]["mean"]]
+        rows.append((look, values))
+    columns = [
+        Column("run", "Model"), Column("verdict", "Verdict"),
+        Column("difference", "Difference over|the curve, points", points), Column("", "0 and margin|(dashed)"),
+        Column("p_adjusted", "p adjusted", probability), Column("mde", "MDE,|points", percent),
+        *extra,
+        Column("accuracy", f"Accuracy, %|at budget {budget}", percent),
+        Column("tokens", f"Tokens used|at budget {budget}", count),
+    ]  # fmt: skip
+    return Grid("verdicts", "Verdicts", "verdicts sortable", columns, rows, keep=True)
+
+
+# What a primary cell may hold besides.
+_MORE_VERDICT = (Column("q", "q|(FDR)", probability), Column("settle", "Draws that|would settle it", count))
+
+
+def _plain(value: Any) -> Any:
+    """A number out of a cell that may be a number or a mapping with `value`."""
+    return value.get("value") if isinstance(value, dict) else value
+
+
+def matrix(view: View, task: str) -> Grid:
+    """Accuracy with its interval and the budget's verdict, one row per run and one column per budget."""
+    budgets = sorted({budget for summary in view.summaries for budget in cells_of(summary, task)})
+    rows = []
+    for look, summary, entry in zip(view.looks, view.summaries, view.entries, strict=True):
+        cells, contrasts = cells_of(summary, task), view.contrasts(entry, task)
+        words = {budget: verdict(contrast, view.margin) for budget, contrast in contrasts.items()}
+        found = {b: _interval(cell, "accuracy")._replace(word=words.get(b, "")) for b, cell in cells.items()}
+        rows.append((look, [found.get(budget) for budget in budgets]))
+    columns = [Column("run", "Accuracy, %"), *(Column(str(budget), str(budget), percent) for budget in budgets)]
+    return Grid(f"accuracy-{task}", f"Accuracy on {task} by budget", "matrix sortable", columns, rows)
+
+
+def numbers(view: View, task: str) -> Grid:
+    """Every accuracy and difference of one task."""
+    rows = []
+    for look, summary, entry in zip(view.looks, view.summaries, view.entries, strict=True):
+        contrasts = view.contrasts(entry, task)
+        for budget, cell in cells_of(summary, task).items():
+            values: list[Any] = [budget, *(cell[key] for key in ("accuracy", "low", "high"))]
+            if contrast := contrasts.get(budget):
+                values += [contrast[key] for key in ("difference", "low", "high")]
+                values += [Word(verdict(contrast, view.margin))]
+                values += [contrast[key] for key in ("p", "p_adjusted", "mde")]
+            else:
+                values += [None] * 7
+            rows.append((look, [*values, cell["n"], cell["samples"]]))
+    columns = [
+        RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent), Column("low", "low", percent),
+        Column("high", "high", percent), Column("difference", "Difference, points", points),
+        Column("difference_low", "low", points), Column("difference_high", "high", points),
+        Column("verdict", "Verdict"), Column("p", "p", probability), Column("p_adjusted", "p adjusted", probability),
+        Column("mde", "MDE", percent), Column("problems", "Problems"), Column("draws", "Draws"),
+    ]  # fmt: skip
+    return Grid(f"numbers-{task}", f"Every number on {task}", "data numbers sortable", columns, rows)
+
+
+def tokens(view: View, task: str) -> Grid:
+    """Tokens that draws took and how they ended."""
+    rows = []
+    for look, summary in zip(view.looks, view.summaries, strict=True):
+        for budget, cell in cells_of(summary, task).items():
+            used = cell["tokens"]
+            values = [budget, *(used[phase]["mean"] for phase in ("thinking", "answer", "total"))]
+            values += [used["total"]["p95"], cell["tokens_per_correct"], 1 - cell["forced"]]
+            rows.append((look, values + [cell[ending] for ending in ENDINGS]))
+    shares = [
+        ("natural", "Natural|end, %"), ("forced", "Forced|end, %"), ("no_answer", "No answer,|%"),
+        ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),
+    ]  # fmt: skip
+    columns = [
+        RUN, Column("budget", "Budget"), Column("thinking", "Thinking", count), Column("answer", "Answer", count),
+        Column("total", "Total", count), Column("total_p95", "Total, 95th|percentile", count),
+        Column("per_correct", "Per correct|draw", count), *(Column(key, title, percent) for key, title in shares),
+    ]  # fmt: skip
+    return Grid(f"tokens-{task}", f"Tokens and endings on {task}", "data tokens sortable", columns, rows)
+
+
+def published(view: View) -> Grid:
+    """Published accuracies beside ours, with the distance in standard errors."""
+    sources = about()["sources"]
+    rows = []
+    for match in view.matches or ():
+        theirs = match.theirs
+        values = [match.task, theirs.budget, match.mode, match.ours["accuracy"], match.ours["se"]]
+        values += [theirs.accuracy, theirs.sd, standard_error(theirs), match.difference, match.z]
+        rows.append((match.look, [*values, theirs.mark, f"{sources[theirs.source]['name']}, {theirs.where}"]))
+    columns = [
+        RUN, Column("task", "Task"), Column("budget", "Budget"), Column("mode", "Our mode"),
+        Column("accuracy", "Ours, %", percent), Column("se", "error", percent),
+        Column("published", "Theirs, %", percent), Column("published_sd", "SD", percent),
+        Column("published_se", "error", percent), Column("difference", "Difference,|points", points),
+        Column("z", "z", signed), Column("mark", "Mark"), Column("where", "From"),
+    ]  # fmt: skip
+    return Grid("published", "Published figures beside ours", "data published sortable", columns, rows)
+
+
+def all_of(view: View) -> Sequence[Grid]:
+    """Every table that `--csv` writes."""
+    grids = [verdicts(view)] if len(view.runs) > 1 else []
+    for task in view.tasks:
+        grids += [matrix(view, task), numbers(view, task), tokens(view, task)]
+    return [*grids, *([published(view)] if view.matches else [])]
