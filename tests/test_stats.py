@@ -1,19 +1,28 @@
 """prunus stats: one calibration, any number of variants, the same masks as if each had calibrated."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, make_model, random_rows
 
 import prunus
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import resolve
+from prunus.cli import cli
 from prunus.errors import PrunusError
 from prunus.pruning import pipeline as pipeline_module
 from prunus.recipes import PruneRecipe, Scope
+
+Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
@@ -23,7 +32,7 @@ def rows(tmp_path):
     return path
 
 
-def calibrated(rows):
+def calibrated(rows) -> dict[str, Any]:
     return {"calibration": str(rows), "samples": 6}
 
 
@@ -48,11 +57,12 @@ def test_masks_equal_those_of_dense_propagation(tmp_path, rows, family, monkeypa
             assert steps[1]["calibration"][key] == value
 
 
-def test_norms_are_those_of_the_inputs(tmp_path, rows):
+@pytest.mark.parametrize("hessians", [False, True])
+def test_statistics_are_those_of_the_inputs(tmp_path, rows, hessians):
     from transformers import AutoModelForCausalLM
 
     folder = make_model(tmp_path / "m", "qwen2")
-    prunus.stats(folder, tmp_path / "norms", **calibrated(rows))
+    prunus.stats(folder, tmp_path / "stats", hessians=hessians, **calibrated(rows))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = {}
     for name, module in model.named_modules():
@@ -61,11 +71,80 @@ def test_norms_are_those_of_the_inputs(tmp_path, rows):
     with torch.inference_mode():
         for line in rows.read_text().splitlines():
             model(torch.tensor([json.loads(line)["token_ids"]]))
-    found = load_file(tmp_path / "norms")
-    assert len(found) == 3 * 4
-    for name, norm_I in found.items():
-        every_SI = torch.cat([part.flatten(0, 1) for part in inputs[name.removesuffix(".norm")]]).double()
-        torch.testing.assert_close(norm_I.double(), every_SI.norm(dim=0), rtol=1e-5, atol=0)
+    found = load_file(tmp_path / "stats")
+    assert len(found) == 3 * 4 * (4 if hessians else 3)
+    for name, got in found.items():
+        linear, _, kind = name.rpartition(".")
+        every_SI = torch.cat([part.flatten(0, 1) for part in inputs[linear]]).double()
+        expected = {
+            "norm": every_SI.norm(dim=0),
+            "mean": every_SI.mean(0),
+            "variance": every_SI.var(0, correction=0),
+            "hessian": every_SI.T @ every_SI,
+        }[kind]
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4 if kind == "hessian" else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "update", "hessians"),
+    [
+        ("wanda", "none", False),
+        ("ria", "none", False),
+        ("dsnot", "none", False),
+        ("wanda", "none", True),
+        ("sparsegpt", "none", True),
+        ("alps", "none", True),
+        ("wanda", "obs", True),
+    ],
+)
+def test_every_method_makes_the_same_bytes_as_a_dense_run(tmp_path, rows, method, update, hessians, monkeypatch):
+    folder = make_model(tmp_path / "m", "llama", dtype=torch.bfloat16)
+    prunus.stats(folder, tmp_path / "stats", hessians=hessians, **calibrated(rows))
+    asked = PruneRecipe(method=method, update=update, propagation="dense", **calibrated(rows))
+    full, quick = compared(folder, asked, tmp_path, monkeypatch)
+    assert full == quick
+
+
+@pytest.mark.parametrize("method", ["wanda", "dsnot", "sparsegpt"])
+def test_tiny_reasoner_the_same_bytes(tmp_path, method, monkeypatch):
+    prunus.stats("tiny", tmp_path / "stats", hessians=True, samples=8)
+    full, quick = compared("tiny", PruneRecipe(method=method, propagation="dense", samples=8), tmp_path, monkeypatch)
+    assert full == quick
+
+
+def test_tokens_and_weights_of_segments_are_the_files(tmp_path, monkeypatch):
+    folder = make_model(tmp_path / "m")
+    lines = [{"token_ids": ids, "prompt_tokens": 10 + i} for i, ids in enumerate(random_rows(8, 40))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own: dict[str, Any] = {
+        "calibration": f"traces:{tmp_path / 'rows.jsonl'}",
+        "calibration_tokens": 131,
+        "prompt_weight": 0.0,
+    }
+    said = prunus.stats(folder, tmp_path / "stats", **own)
+    assert said["tokens"] == 131
+    full, quick = compared(folder, PruneRecipe(propagation="dense", **own), tmp_path, monkeypatch)
+    assert full == quick
+    own["prompt_weight"] = 1.0
+    prunus.stats(folder, tmp_path / "unweighted", **own)
+    assert norms(tmp_path / "unweighted") != norms(tmp_path / "stats")
+
+
+def norms(file):
+    return {name: tensor.tolist() for name, tensor in load_file(file).items() if name.endswith(".norm")}
+
+
+def compared(model, asked, folder, monkeypatch):
+    """Checksum of the weights and recipe in the manifest, of a dense run and of one from the statistics."""
+    prunus.prune(model, folder / "full", asked)
+    fields = ("calibration", "samples", "calibration_tokens", "prompt_weight", "chain_weight")
+    bare = replace(asked, **{name: getattr(PruneRecipe, name) for name in fields})
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline_module, "HiddenStates", None)  # nothing may be run
+        prunus.prune(model, folder / "quick", bare, stats=folder / "stats")
+    made = [Checkpoint(folder / name) for name in ("full", "quick")]
+    assert made[0].checksum() != Checkpoint(resolve(model)).checksum()
+    return [(model.checksum(), model.manifest["history"][-1]["recipe"]) for model in made]
 
 
 def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, rows):
@@ -74,6 +153,9 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
     prunus.stats(folder, norms, **calibrated(rows))
     (tmp_path / "text").write_text("no statistics")
     save_file({"a": torch.ones(1)}, tmp_path / "weights")
+    save_file({"a": torch.ones(1)}, tmp_path / "old", {"prunus": json.dumps({"format": 1})})
+    retokenised = shutil.copytree(folder, tmp_path / "retokenised")
+    (retokenised / "chat_template.jinja").write_text("{{ messages }}")
     dense = PruneRecipe(propagation="dense")
     for model, recipe, file, said in (
         (other, dense, "norms", "statistics of another model"),
@@ -81,6 +163,15 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         (folder, PruneRecipe(method="magnitude", propagation="dense"), "norms", "magnitude needs no statistics"),
         (folder, PruneRecipe(dtype="bfloat16", propagation="dense"), "norms", "measured in F32, not BF16"),
         (folder, PruneRecipe(allocation="owl", propagation="dense"), "norms", "give --scores FILE"),
+        (folder, PruneRecipe(method="sparsegpt", propagation="dense"), "norms", "sparsegpt needs; .*stats --hessians"),
+        (folder, PruneRecipe(update="obs", propagation="dense"), "norms", "--update obs needs; .*stats --hessians"),
+        (folder, PruneRecipe(samples=7, propagation="dense"), "norms", "with samples 6, not 7"),
+        (folder, PruneRecipe(seed=1, propagation="dense"), "norms", "with seed 0, not 1"),
+        (folder, PruneRecipe(calibration="c4", propagation="dense"), "norms", "with calibration .*rows.jsonl, not c4"),
+        (folder, PruneRecipe(calibration_tokens=9, propagation="dense"), "norms", "calibration_tokens None, not 9"),
+        (folder, PruneRecipe(prompt_weight=0.5, propagation="dense"), "norms", "prompt_weight 1.0, not 0.5"),
+        (retokenised, dense, "norms", "another tokenizer"),
+        (folder, dense, "old", "from another version"),
         (folder, dense, "text", "no safetensors file"),
         (folder, dense, "weights", "holds no statistics"),
         (folder, dense, "absent", "does not exist"),
@@ -92,7 +183,9 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         prunus.stats(folder, norms, **calibrated(rows))
     with pytest.raises(PrunusError):
         prunus.stats(folder, tmp_path / "more", calibration=str(tmp_path / "gone.jsonl"))
-    names = {"m", "other", "norms", "text", "weights", "rows.jsonl"}
+    with pytest.raises(PrunusError, match="does not say where prompts end"):
+        prunus.stats(folder, tmp_path / "deep" / "more", prompt_weight=0.0, **calibrated(rows))
+    names = {"m", "other", "norms", "text", "weights", "old", "retokenised", "rows.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
@@ -107,11 +200,42 @@ def test_cut_off_file_and_overwrite(tmp_path, rows):
     assert norms.read_bytes() == whole
 
 
+def test_too_little_space_is_said_before_anything_is_read(tmp_path, rows, monkeypatch):
+    folder = make_model(tmp_path / "m")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(PrunusError, match=r"1\.0 kB free, but 80\.0 kB are needed"):
+        # 3 blocks, float32: widths 32, 32, 32, 56, three vectors and a matrix of each
+        prunus.stats(folder, tmp_path / "deep" / "stats", hessians=True, **calibrated(rows))
+    assert not (tmp_path / "deep").exists()
+
+
+def test_given_options_must_be_those_of_the_file_even_at_their_default(tmp_path, rows):
+    folder = make_model(tmp_path / "m")
+    prunus.stats(folder, tmp_path / "stats", **calibrated(rows))
+    common = ["prune", str(folder), str(tmp_path / "out"), "--stats", str(tmp_path / "stats"), "--propagation", "dense"]
+    for options, said in (
+        (("--samples", "128"), "samples 6, not 128"),
+        (("--calibration", "auto"), "rows.jsonl, not c4"),
+        (("--seqlen", "512"), "seqlen 2048, not 512"),
+    ):
+        result = CliRunner().invoke(cli, [*common, *options])
+        assert isinstance(result.exception, PrunusError) and said in str(result.exception)
+    for options in ((), ("--samples", "6", "--seed", "0", "--calibration", str(rows), "--overwrite")):
+        assert CliRunner().invoke(cli, [*common, *options]).exit_code == 0
+
+
 def test_command_line(tmp_path):
-    def run(*arguments):
-        subprocess.run([sys.executable, "-m", "prunus", *arguments], cwd=tmp_path, check=True, timeout=120)
+    def run(*arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "prunus", *arguments], cwd=tmp_path, timeout=120, check=False, stderr=subprocess.PIPE
+        )
+        assert done.returncode == code, done.stderr
+        return done.stderr.decode()
 
     run("stats", "tiny", "norms", "--samples", "4")
-    run("prune", "tiny", "out", "--stats", "norms", "--propagation", "dense", "--sparsity", "0.3")
+    vary = ("prune", "tiny", "out", "--stats", "norms", "--propagation", "dense", "--sparsity", "0.3")
+    said = run(*vary, "--samples", "128", code=2)
+    assert "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
+    run(*vary, "--calibration", "tiny")
     (step,) = Checkpoint(tmp_path / "out").manifest["history"][-1:]
     assert step["recipe"]["samples"] == 4 and step["recipe"]["sparsity"] == 0.3

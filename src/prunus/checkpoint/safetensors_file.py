@@ -111,34 +111,65 @@ def dtype_name(tensor: Tensor) -> str:
     return _NAMES[tensor.dtype]
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor | Stored], metadata: Mapping[str, str] | None = None) -> None:
-    """Write path so that it is there whole or not at all: under another name, flushed to disk, then renamed.
+class Entry(NamedTuple):
+    """What is to be known of a tensor before it is there. dtype: the format's name, be it one that we cannot read."""
 
-    Same tensors, same bytes. Stored tensors are copied bit for bit without being loaded. metadata: text in the header.
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def layout(
+    path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, Stored]]:
+    """How a file of these tensors begins, and where in it each will lie. Same entries, same bytes.
+
+    metadata: text in the header.
     """
-    entries = {name: _entry(tensor) for name, tensor in tensors.items()}
     # Widest element first keeps every tensor aligned, as the format asks.
-    order = sorted(entries, key=lambda name: (-entries[name][2], name))
+    order = sorted(entries, key=lambda name: (-_itemsize(entries[name]), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    spans: dict[str, tuple[int, int]] = {}
     offset = 0
     for name in order:
-        dtype, shape, _, nbytes = entries[name]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + nbytes]}
-        offset += nbytes
+        entry = entries[name]
+        spans[name] = offset, offset + entry.nbytes
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": list(spans[name])}
+        offset = spans[name][1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    head = struct.pack("<Q", len(text)) + text
+    base = len(head)
+    places = {
+        name: Stored(path, entries[name].dtype, entries[name].shape, base + begin, base + end)
+        for name, (begin, end) in spans.items()
+    }
+    return head, places
+
+
+def entry_of(tensor: Tensor | Stored) -> Entry:
+    """What a header says of a tensor."""
+    return Entry(tensor.dtype if isinstance(tensor, Stored) else dtype_name(tensor), tuple(tensor.shape), tensor.nbytes)
+
+
+def put(stream: BinaryIO, place: Stored, tensor: Tensor | Stored) -> None:
+    """Write a tensor to its place in a file. A stored one is copied bit for bit without being loaded."""
+    stream.seek(place.start)
+    for piece in _data(tensor):
+        stream.write(piece)
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor | Stored], metadata: Mapping[str, str] | None = None) -> None:
+    """Write path so that it is there whole or not at all: under another name, flushed to disk, then renamed."""
+    head, places = layout(path, {name: entry_of(tensor) for name, tensor in tensors.items()}, metadata)
     with atomic_file(path) as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            for piece in _data(tensors[name]):
-                stream.write(piece)
+        stream.write(head)
+        for name, place in places.items():
+            put(stream, place, tensors[name])
 
 
-def _entry(tensor: Tensor | Stored) -> tuple[str, list[int], int, int]:
-    """dtype name, shape, bytes per element, bytes in all."""
-    if isinstance(tensor, Stored):
-        return tensor.dtype, list(tensor.shape), tensor.nbytes // max(1, tensor.elements), tensor.nbytes
-    return dtype_name(tensor), list(tensor.shape), tensor.element_size(), tensor.numel() * tensor.element_size()
+def _itemsize(entry: Entry) -> int:
+    return entry.nbytes // max(1, prod(entry.shape))
 
 
 def _data(tensor: Tensor | Stored) -> Iterator[bytes | memoryview]:

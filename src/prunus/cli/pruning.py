@@ -1,6 +1,6 @@
 """Commands from checkpoint to checkpoint, and what is known of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,11 @@ def prune_command(
 
     An interrupted run goes on where it stopped when the same command is given again.
     """
-    given = click.get_current_context().get_parameter_source("sparsity")
-    if recipe["pattern"] is not None and given is not click.core.ParameterSource.DEFAULT:
+    if recipe["pattern"] is not None and is_given("sparsity"):
         raise PrunusError("--pattern and --sparsity both say how many weights go; give one of them")
     asked = PruneRecipe(**recipe)
+    if stats is not None:
+        refuse_other_calibration(model, stats, recipe)
     show_summary(
         prunus.prune(
             model,
@@ -100,14 +101,31 @@ def prune_command(
     )
 
 
-@command("stats", "prunus stats tiny tiny.stats.safetensors")
+def is_given(name: str) -> bool:
+    """Whether the user typed this option of the command that runs."""
+    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any]) -> None:
+    """Raise PrunusError where an option that was given, be it at its default, is not what the statistics are of."""
+    from prunus.pruning.stats import FIELDS, check_given
+
+    if given := {name: recipe[name] for name in FIELDS if is_given(name)}:
+        check_given(stats, model, given)
+
+
+@command("stats", "prunus stats tiny tiny.stats.safetensors\nprunus stats tiny tiny.hessians.safetensors --hessians")
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
 @recipe_option(PruneRecipe, "calibration", "As for prune.")
 @recipe_option(PruneRecipe, "samples", "Calibration sequences.", type=int)
 @recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int)
+@recipe_option(PruneRecipe, "calibration_tokens", "Instead of samples: exactly so many tokens.", type=int)
+@recipe_option(PruneRecipe, "prompt_weight", "How much a token of a trace's prompt counts.", type=float)
+@recipe_option(PruneRecipe, "chain_weight", "How much a token of a trace's chain counts.", type=float)
 @recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int)
 @recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's.")
+@click.option("--hessians", is_flag=True, help="Also X^T X: for sparsegpt, alps, --update obs; large.")
 @device_option
 @overwrite_option
 def stats_command(model: str, out: Path, **options: Any) -> None:

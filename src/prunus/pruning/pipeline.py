@@ -69,8 +69,8 @@ def prune(
 
     Unfinished work lives in out.partial; the same call goes on there, and ends with the same bytes as an unbroken run.
     offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. stats: a file that
-    stats() wrote for this model; its calibration counts, and nothing is run. Wrong input raises PrunusError and leaves
-    nothing behind.
+    stats() wrote for this model; its calibration counts, nothing is run, and fields of the recipe that ask for another
+    calibration are an error. Wrong input raises PrunusError and leaves nothing behind.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
@@ -80,8 +80,6 @@ def prune(
     method = find_method(recipe)
     saved = None
     if stats is not None:
-        if recipe.weighted:
-            raise PrunusError(f"{stats} has summed prompt and chain already; leave prompt_weight and chain_weight out")
         saved = SavedStats(stats, source)
         saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
         recipe = saved.recipe(recipe)
@@ -179,7 +177,7 @@ def prune_block(
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
     block = None
     if job.stats is not None:
-        groups = [job.stats.block(index)]
+        groups = job.stats.groups(index, job.method.needs)
     if hidden is not None:
         block = runner.make_block(index, tensors)
         passage = Passage(runner, block, index, hidden, job.linears, last, job.method.needs)

@@ -1,12 +1,16 @@
-"""Calibrate once: norms of the dense model's inputs in a file, from which any number of variants can be pruned.
+"""Calibrate once: statistics of the dense model's inputs in a file, from which any number of variants can be pruned.
 
-The file is safetensors: one float32 vector per input, `model.layers.0.self_attn.q_proj.norm`, and under `prunus` in its
-metadata JSON that says of which model, from which tokens and with which versions.
+The file is safetensors, float32: for every distinct input `model.layers.0.self_attn.q_proj.norm`, `.mean`, `.variance`
+(I,) and, where asked for, `.hessian` (I, I), which is X^T X. Under `prunus` in its metadata JSON says of which model,
+from which tokens and with which versions.
 """
 
+import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,92 +19,187 @@ from torch import Tensor
 
 from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS, Runner, block_name, pick_device
 from prunus.checkpoint.files import Checkpoint, read_block, versions
-from prunus.checkpoint.partial import disk_errors
-from prunus.checkpoint.safetensors_file import DTYPES, Stored, dtype_name, read_header, read_metadata, write_file
+from prunus.checkpoint.partial import check_space, disk_errors, show_bytes
+from prunus.checkpoint.safetensors_file import (
+    DTYPES,
+    Entry,
+    Stored,
+    atomic_file,
+    dtype_name,
+    layout,
+    put,
+    read_header,
+    read_metadata,
+)
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
-from prunus.progress import Steps
-from prunus.pruning.calibration import Calibration, load_calibration
+from prunus.progress import Steps, say
+from prunus.pruning.calibration import Calibration, calibration_name, load_calibration
+from prunus.pruning.hessian import Hessian, full_float32
 from prunus.pruning.hidden import HiddenStates
-from prunus.pruning.observe import InputStats
+from prunus.pruning.observe import InputStats, Needs
 from prunus.pruning.propagation import LEADERS, Passage, Stats, dense
 from prunus.recipes import DtypeName, PruneRecipe
 
-FORMAT = 1
-# What of a recipe decides the statistics.
-FIELDS = ("calibration", "samples", "seqlen", "seed", "dtype")
+FORMAT = 2
+# What of a recipe decides the statistics, besides dtype.
+FIELDS = ("calibration", "samples", "seqlen", "calibration_tokens", "prompt_weight", "chain_weight", "seed")
+VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
+# What a tokenizer is made of, where it is there.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 def stats(
     model: str | Path,
     out: str | Path,
     *,
+    hessians: bool = False,
     calibration: str = "auto",
     samples: int = 128,
     seqlen: int = 2048,
+    calibration_tokens: int | None = None,
+    prompt_weight: float = 1.0,
+    chain_weight: float = 1.0,
     seed: int = 0,
     dtype: DtypeName = "auto",
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write norms of all inputs of model's Linears to the file out, for prune(stats=out); returns a summary.
+    """Write statistics of all inputs of model's Linears to the file out, for prune(stats=out); returns a summary.
 
-    One pass of the dense model. The options are those of PruneRecipe. out is there whole or not at all; wrong input
-    raises PrunusError.
+    Norms, means and variances; with hessians also X^T X, which takes much more room: four bytes times the square of
+    every width. One pass of the dense model. The other options are those of PruneRecipe. out is there whole or not at
+    all; wrong input raises PrunusError.
     """
     recipe = PruneRecipe(
-        calibration=calibration, samples=samples, seqlen=seqlen, seed=seed, dtype=dtype, propagation="dense"
+        calibration=calibration,
+        samples=samples,
+        seqlen=seqlen,
+        calibration_tokens=calibration_tokens,
+        prompt_weight=prompt_weight,
+        chain_weight=chain_weight,
+        seed=seed,
+        dtype=dtype,
+        propagation="dense",
     )
     source, target = Checkpoint(resolve(model)), Path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")
+    needed = sum(width * 4 * (len(VECTORS) + hessians * width) for width in widths(source).values()) * source.blocks
+    check_space(target.absolute(), needed)
+    runner_device = pick_device(device)
     chosen = load_calibration(recipe, source)
-    checksum = source.checksum()
-    with torch.inference_mode():
-        tensors = measure(source, recipe, chosen, pick_device(device))
     about = {
         "format": FORMAT,
-        "model": {"name": str(model), "checksum": checksum},
+        "model": {"name": str(model), "checksum": source.checksum(), "tokenizer": tokenizer_checksum(source.folder)},
         "calibration": chosen.summary(),
         "recipe": {name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
         "versions": versions(),
     }
-    with disk_errors(target.parent, sum(tensor.nbytes for tensor in tensors.values())):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_file(target, tensors, {"prunus": json.dumps(about, sort_keys=True)})
+    say(f"{target} will take {show_bytes(needed)}")
+    blocks = measure(source, recipe, chosen, runner_device, "hessian" if hessians else "means")
+    with disk_errors(target.parent, needed):
+        write_stats(target, source, hessians, about, blocks)
     return {
         "out": str(target),
-        "inputs": len(tensors),
+        "inputs": len(LEADERS) * source.blocks,
+        "hessians": hessians,
+        "size": show_bytes(target.stat().st_size),
         "sequences": len(chosen.sequences),
         "tokens": chosen.tokens,
         "warnings": chosen.warnings,
     }
 
 
-def measure(source: Checkpoint, recipe: PruneRecipe, chosen: Calibration, device: torch.device) -> dict[str, Tensor]:
-    """Norm of every distinct input, by the name that it has in the file."""
+def write_stats(
+    target: Path, source: Checkpoint, hessians: bool, about: Mapping[str, Any], blocks: Iterator[dict[str, Tensor]]
+) -> None:
+    """Write the file block by block, as they are measured; memory never holds two blocks' Hessians."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(source.blocks):
+        for leader, width in widths(source).items():
+            shapes |= {stat_name(index, leader, kind): (width,) for kind in VECTORS}
+            if hessians:
+                shapes[stat_name(index, leader, MATRIX)] = (width, width)
+    entries = {name: Entry("F32", shape, 4 * prod(shape)) for name, shape in shapes.items()}
+    head, places = layout(target, entries, {"prunus": json.dumps(about, sort_keys=True)})
+    made = [folder for folder in target.absolute().parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic_file(target) as stream:
+            stream.write(head)
+            for tensors in blocks:
+                for name, tensor in tensors.items():
+                    put(stream, places[name], tensor)
+    except BaseException:
+        for folder in made:
+            folder.rmdir()
+        raise
+
+
+def measure(
+    source: Checkpoint, recipe: PruneRecipe, chosen: Calibration, device: torch.device, needs: Needs
+) -> Iterator[dict[str, Tensor]]:
+    """For one block after the other what is known of every distinct input, by the names that it has in the file."""
     runner = Runner(source.config, DTYPES[run_dtype(recipe, source)], device)
-    hidden = HiddenStates(source, runner, chosen.sequences, None)
-    found: dict[str, Tensor] = {}
-    with Steps("observing", total=source.blocks, unit="blocks") as steps:
+    weights = chosen.token_weights(recipe) if recipe.weighted else None
+    with torch.inference_mode(), full_float32(), Steps("observing", total=source.blocks, unit="blocks") as steps:
+        hidden = HiddenStates(source, runner, chosen.sequences, None, token_weights=weights)
         for index in range(source.blocks):
             block = runner.make_block(index, read_block(index, source.block_tensors(index)))
             last = index == source.blocks - 1
-            for group in dense(Passage(runner, block, index, hidden, list(LINEARS), last)):
-                found |= {norm_name(index, name): group[name].norm_I.cpu() for name in LEADERS}
+            for group in dense(Passage(runner, block, index, hidden, list(LINEARS), last, needs)):
+                yield {name: tensor for leader in LEADERS for name, tensor in as_stored(index, leader, group[leader])}
             steps.advance()
-    return found
 
 
-def norm_name(index: int, leader: str) -> str:
-    """The file's name of the norms of one input."""
-    return block_name(index, f"{leader}.norm")
+def as_stored(index: int, leader: str, inputs: InputStats) -> Iterator[tuple[str, Tensor]]:
+    """Names in the file and tensors of one input."""
+    for kind, tensor in zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True):
+        assert tensor is not None
+        yield stat_name(index, leader, kind), tensor
+    if inputs.hessian is not None:
+        yield stat_name(index, leader, MATRIX), inputs.hessian.matrix_II
+
+
+def stat_name(index: int, leader: str, kind: str) -> str:
+    """The file's name of one statistic of one input."""
+    return block_name(index, f"{leader}.{kind}")
+
+
+def widths(source: Checkpoint) -> dict[str, int]:
+    """How many features each distinct input of a block has."""
+    shapes = source.linear_shapes(0)
+    return {leader: shapes[leader][1] for leader in LEADERS}
 
 
 def run_dtype(recipe: PruneRecipe, source: Checkpoint) -> str:
     """The format's name of the dtype in which blocks run."""
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     return dtype_name(torch.empty(0, dtype=dtype))
+
+
+def tokenizer_checksum(folder: Path) -> str:
+    """SHA-256 over the files of a model's tokenizer: what made texts the tokens that were counted."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            digest.update(f"{name}\0".encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def check_given(path: str | Path, model: str | Path, given: Mapping[str, Any]) -> None:
+    """Raise PrunusError where what is asked for (fields of a recipe) is not what the statistics of model are of."""
+    SavedStats(path, Checkpoint(resolve(model))).check_given(given)
 
 
 class SavedStats:
@@ -118,11 +217,22 @@ class SavedStats:
             raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error
         if not readable:
             raise PrunusError(f"{path} is from another version of prunus; write it again with `prunus stats`")
-        if self.about["model"]["checksum"] != source.checksum():
+        model = self.about["model"]
+        if model["checksum"] != source.checksum():
             raise PrunusError(
-                f"{path} holds statistics of another model ({self.about['model']['name']}), not of {source.folder}; "
+                f"{path} holds statistics of another model ({model['name']}), not of {source.folder}; "
                 "write them for this one with `prunus stats`"
             )
+        if model["tokenizer"] != tokenizer_checksum(source.folder):
+            raise PrunusError(
+                f"{path} was made with another tokenizer ({model['name']}) than that of {source.folder}; "
+                "write it for this one with `prunus stats`"
+            )
+
+    @property
+    def hessians(self) -> bool:
+        """Whether the file holds X^T X."""
+        return stat_name(0, LEADERS[0], MATRIX) in self.tensors
 
     def check(self, recipe: PruneRecipe, needs: str, allocation_needs: str) -> None:
         """Raise PrunusError where these statistics are not what such a recipe would have measured."""
@@ -133,9 +243,12 @@ class SavedStats:
             )
         if needs == "nothing":
             raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
-        if needs != "norms":
+        if needs not in ("norms", "means", "hessian"):
+            raise PrunusError(f"{recipe.method} needs {needs}, which no file of statistics holds; leave --stats out")
+        if needs == "hessian" and not self.hessians:
+            what = recipe.method if recipe.update == "none" else f"--update {recipe.update}"
             raise PrunusError(
-                f"{self.path} holds norms of inputs, but {recipe.method} needs {needs}; leave --stats out"
+                f"{self.path} holds no Hessians, which {what} needs; write it with `prunus stats --hessians`"
             )
         if recipe.propagation != "dense":
             raise PrunusError(
@@ -144,18 +257,39 @@ class SavedStats:
         stored = self.about["recipe"]["dtype"]
         if (asked := run_dtype(recipe, self.source)) != stored:
             raise PrunusError(f"{self.path} was measured in {stored}, not {asked}; write it again with that --dtype")
+        defaults = {field.name: field.default for field in fields(PruneRecipe)}
+        asked_for = {name: getattr(recipe, name) for name in FIELDS}
+        self.check_given({name: value for name, value in asked_for.items() if value != defaults[name]})
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Raise PrunusError where a field of the recipe that was asked for is not what was measured."""
+        for name, value in given.items():
+            stored = self.about["recipe"][name]
+            if name == "calibration":
+                stored, value = (
+                    calibration_name(PruneRecipe(calibration=text), self.source) for text in (stored, value)
+                )
+            if value != stored:
+                raise PrunusError(
+                    f"{self.path} was measured with {name} {stored}, not {value}; leave that out, or write it again"
+                )
 
     def recipe(self, recipe: PruneRecipe) -> PruneRecipe:
         """The recipe with the calibration that these statistics come from."""
-        return replace(recipe, **{name: self.about["recipe"][name] for name in FIELDS if name != "dtype"})
+        return replace(recipe, **{name: self.about["recipe"][name] for name in FIELDS})
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What the manifest says of the calibration."""
         return {**self.about["calibration"], "measured_with": self.about["versions"]}
 
-    def block(self, index: int) -> Stats:
-        """Statistics of one block's Linears."""
+    def groups(self, index: int, needs: str) -> Iterator[Stats]:
+        """One input of a block after the other: statistics of the Linears that read it. Only what is needed is read."""
         tokens = self.about["calibration"]["tokens"]
-        norms = {name: self.tensors[norm_name(index, name)].read() for name in LEADERS}
-        return {name: InputStats(norms[SAME_INPUT_AS.get(name, name)], tokens) for name in LINEARS}
+        for leader in LEADERS:
+            norm_I, mean_I, variance_I = (self.tensors[stat_name(index, leader, kind)].read() for kind in VECTORS)
+            hessian = None
+            if needs == "hessian":
+                hessian = Hessian(self.tensors[stat_name(index, leader, MATRIX)].read(), f"block {index}, {leader}")
+            inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian)
+            yield {name: inputs for name in LINEARS if SAME_INPUT_AS.get(name, name) == leader}
