@@ -18,6 +18,7 @@ from prunus.recipes import Rounding
 # On a CPU rows are taken in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19
 _SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
+_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # as integers; NaN lies above
 Group = Literal["row", "tensor"]
 
 
@@ -79,11 +80,10 @@ def lowest_per_pattern(score_RC: Tensor, count: int, width: int) -> Tensor:
 
 def lowest_in_tensor(score: Tensor, count: int) -> Tensor:
     """True at exactly count lowest scores of the whole tensor; equal ones: the lower flat index goes first."""
-    score_N = score.reshape(-1)
-    _check_scores(score_N)
+    key_N = _keys(score.reshape(-1))
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    return _take(score_N, kth_lowest(score_N, count), count).view(score.shape)
+    return _take(key_N, _kth_lowest(key_N, count), count).view(score.shape)
 
 
 def zeros_wanted(size: int, sparsity: float, rounding: Rounding = "exact") -> int:
@@ -123,8 +123,8 @@ def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, 
     if result_OI.numel() == 0 or (count == 0 and rounding == "exact"):
         return result_OI
     if rounding == "reference":
-        _check_scores(score_OI)
-        lowest_OI = score_OI <= kth_lowest(score_OI.reshape(-1), count + 1)
+        key_N = _keys(score_OI.reshape(-1))
+        lowest_OI = (key_N <= _kth_lowest(key_N, count + 1)).view(score_OI.shape)
     else:
         lowest_OI = lowest_in_tensor(score_OI, count)
     _zero(result_OI, lowest_OI)
@@ -133,30 +133,45 @@ def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, 
 
 def kth_lowest(score_N: Tensor, k: int) -> Tensor:
     """The k-th smallest (from 1) of scores that are not negative, as a scalar tensor of their dtype."""
-    if score_N.element_size() == 2:
-        return _kth_by_histogram(score_N, k)
-    if score_N.device.type == "cpu":
-        return torch.from_numpy(np.partition(score_N.numpy(), k - 1)[k - 1 : k].copy())[0]
-    return torch.kthvalue(score_N, k).values
+    return _kth_lowest(_keys(score_N), k).view(score_N.dtype)
 
 
-def _kth_by_histogram(score_N: Tensor, k: int) -> Tensor:
-    """Counting is enough: 16-bit floats that are not negative have 2^15 bit patterns, in the order of their values."""
-    pattern_N = score_N.view(torch.int16) & 0x7FFF  # -0.0 counts as 0.0
-    up_to = torch.bincount(pattern_N, minlength=1 << 15).cumsum(0)
-    pattern = torch.searchsorted(up_to, torch.tensor(k, device=up_to.device))
-    return pattern.to(torch.int16).view(score_N.dtype)
+def _keys(score_N: Tensor) -> Tensor:
+    """The scores, checked, as what is compared: 16-bit floats as integers, which have the same order and are faster."""
+    if score_N.dtype not in _INFINITY:
+        _check_scores(score_N)
+        return score_N
+    pattern_N = score_N.view(torch.int16)
+    low, high = _extremes(pattern_N)
+    if low < 0:  # -0.0, which counts as 0.0, or what has no place among scores
+        _check_scores(score_N)
+        pattern_N = pattern_N & 0x7FFF
+    elif high > _INFINITY[score_N.dtype]:
+        raise ValueError("scores hold NaN")
+    return pattern_N
+
+
+def _kth_lowest(key_N: Tensor, k: int) -> Tensor:
+    """The k-th smallest (from 1) of what _keys gives."""
+    if key_N.dtype == torch.int16:  # counting is enough: there are 2^15 of them
+        up_to = torch.bincount(key_N, minlength=1 << 15).cumsum(0)
+        return torch.searchsorted(up_to, torch.tensor(k, device=up_to.device)).to(torch.int16)
+    if key_N.device.type == "cpu":
+        return torch.from_numpy(np.partition(key_N.numpy(), k - 1)[k - 1 : k].copy())[0]
+    return torch.kthvalue(key_N, k).values
 
 
 def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
     """(R, I) true at the count lowest scores of each row."""
     _check_scores(score_RI)
+    score_RI = score_RI.float()
     if score_RI.device.type == "cpu":
-        table = score_RI.float().numpy()
+        table = score_RI.numpy()
         threshold_R1 = torch.from_numpy(np.partition(table, count - 1, axis=1)[:, count - 1 : count].copy())
+        lowest_RI = torch.from_numpy(table <= threshold_R1.numpy())
     else:
-        threshold_R1 = torch.kthvalue(score_RI.float(), count, dim=1, keepdim=True).values
-    lowest_RI = score_RI <= threshold_R1
+        threshold_R1 = torch.kthvalue(score_RI, count, dim=1, keepdim=True).values
+        lowest_RI = score_RI <= threshold_R1
     if _count(lowest_RI) == count * score_RI.shape[0]:
         return lowest_RI
     for row in (lowest_RI.sum(1) > count).nonzero().flatten().tolist():
@@ -164,19 +179,30 @@ def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
     return lowest_RI
 
 
-def _take(score_N: Tensor, threshold: Tensor, count: int) -> Tensor:
+def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
     """(N,) true at the count lowest, given the count-th lowest: all below it and the first of those equal to it."""
-    lowest_N = score_N <= threshold
+    if key_N.device.type == "cpu":  # numpy compares and finds several times faster than torch
+        keys, limit = key_N.numpy(), threshold.numpy()
+        lowest_N = torch.from_numpy(keys <= limit)
+        if surplus := _count(lowest_N) - count:
+            equal = np.flatnonzero(keys == limit)
+            lowest_N.numpy()[equal[len(equal) - surplus :]] = False
+        return lowest_N
+    lowest_N = key_N <= threshold
     surplus = _count(lowest_N) - count
     if surplus:
-        equal = (score_N == threshold).nonzero().flatten()
+        equal = (key_N == threshold).nonzero().flatten()
         lowest_N[equal[len(equal) - surplus :]] = False
     return lowest_N
 
 
 def _zero(weight: Tensor, lowest: Tensor) -> None:
     """Set weights to +0.0 in place. As integers: kept bits cannot change, and it is faster than a masked fill."""
-    weight.view(_SAME_SIZE_INTEGER[weight.element_size()]).mul_(~lowest)
+    patterns = weight.view(_SAME_SIZE_INTEGER[weight.element_size()])
+    if weight.device.type == "cpu":
+        np.multiply(patterns.numpy(), np.logical_not(lowest.numpy()), out=patterns.numpy())
+    else:
+        patterns.mul_(~lowest)
 
 
 def count_zeros(weight: Tensor) -> int:
@@ -191,6 +217,13 @@ def count_zeros(weight: Tensor) -> int:
 def _count(mask: Tensor) -> int:
     # numpy counts booleans some ten times faster than torch.
     return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.count_nonzero())
+
+
+def _extremes(number: Tensor) -> tuple[int, int]:
+    """Least and greatest of whole numbers."""
+    if number.device.type == "cpu":
+        return int(number.numpy().min()), int(number.numpy().max())
+    return int(number.min()), int(number.max())
 
 
 def _check_scores(score: Tensor) -> None:
