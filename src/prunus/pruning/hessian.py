@@ -15,6 +15,7 @@ from prunus.errors import PrunusError
 
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal, as in the authors' code
 RETRIES = 3
+SMALL = 256  # triangular matrices up to this size are not cut in halves
 
 
 class Hessian:
@@ -68,15 +69,43 @@ class Hessian:
 
 
 def inverse_factor(matrix_II: Tensor) -> Tensor | None:
-    """Upper U with U^T U = matrix^-1; None where the matrix is not positive definite. Overwrites the matrix."""
+    """Upper U with U^T U = matrix^-1, in the memory of the matrix; None where it is not positive definite."""
     # Reversing both axes turns the lower Cholesky factor into the upper R with R R^T = H.
-    lower_II, failed = torch.linalg.cholesky_ex(matrix_II.flip(0, 1))
+    _reverse(matrix_II)
+    # LAPACK thinks in columns: its upper factor is the lower one of rows.
+    columns_II = matrix_II.mT
+    failed = torch.empty((), dtype=torch.int32, device=matrix_II.device)
+    torch.linalg.cholesky_ex(columns_II, upper=True, out=(columns_II, failed))
     if int(failed):
         return None
-    upper_II = lower_II.flip(0, 1)
-    identity_II = matrix_II.zero_().fill_diagonal_(1)
-    factor_II = torch.linalg.solve_triangular(upper_II, identity_II, upper=True)
-    return factor_II if bool(factor_II.isfinite().all()) else None
+    _invert_lower(matrix_II)
+    _reverse(matrix_II)
+    return matrix_II if bool(matrix_II.sum().isfinite()) else None
+
+
+def _invert_lower(lower_II: Tensor) -> None:
+    """Invert a lower triangular matrix in place: two thirds of the work of solving for the identity, and no copy."""
+    half = len(lower_II) // 2
+    if len(lower_II) <= SMALL:
+        identity_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)
+        lower_II.copy_(torch.linalg.solve_triangular(lower_II, identity_II, upper=False))
+        return
+    first_II, below_II, last_II = lower_II[:half, :half], lower_II[half:, :half], lower_II[half:, half:]
+    _invert_lower(first_II)
+    _invert_lower(last_II)
+    torch.mm(last_II, below_II @ first_II, out=below_II).neg_()
+
+
+def _reverse(matrix_II: Tensor) -> None:
+    """Reverse both axes in place."""
+    flat_N = matrix_II.view(-1)
+    size, step = len(flat_N), 1 << 20
+    for begin in range(0, size // 2, step):
+        end = min(begin + step, size // 2)
+        front, back = flat_N[begin:end], flat_N[size - end : size - begin]
+        kept = front.flip(0)
+        front.copy_(back.flip(0))
+        back.copy_(kept)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def reconstruct(
         end = start + len(part_BO)
         if bool(error_BO.any()):  # adding zeros would still turn a -0.0 into 0.0
             weight_IO[end:].addmm_(upper_II[start:end, end:].T, error_BO, alpha=-1)
-    return Update(weight_IO.T.contiguous().to(weight_OI.dtype), loss)
+    return Update(weight_IO.to(weight_OI.dtype).T.contiguous(), loss)
 
 
 def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Choice, start: int, width: int) -> Tensor:
