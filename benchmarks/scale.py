@@ -1,0 +1,333 @@
+"""Prune a model of 8 billion weights on a small machine: time, memory, and how near to what the machine can do.
+
+`python benchmarks/scale.py` writes a checkpoint of the shape of Qwen3-8B with random weights (16.4 GB, a file per
+block, one in memory at a time), measures the machine's disk and matrix products, then prunes by Magnitude, Wanda and
+SparseGPT, each in a process of its own, and deletes everything. Needs 33 GB of free disk, and says so where there is
+less; `--blocks 2` needs 8.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HIDDEN, FEED, HEADS, KEY_VALUE_HEADS, HEAD, VOCABULARY = 4096, 12288, 32, 8, 128, 151936
+QUERY, KEY = HEADS * HEAD, KEY_VALUE_HEADS * HEAD
+# (O, I) of the Linears of a block, by the input that they share.
+LINEARS = {
+    "attention": [(QUERY, HIDDEN), (KEY, HIDDEN), (KEY, HIDDEN)],
+    "output": [(HIDDEN, QUERY)],
+    "mlp": [(FEED, HIDDEN), (FEED, HIDDEN)],
+    "down": [(HIDDEN, FEED)],
+}
+BLOCK_WEIGHTS = sum(rows * columns for group in LINEARS.values() for rows, columns in group)
+WEIGHT_BYTES = 2
+PROBE = 2_000_000_000  # bytes of the file with which the disk is measured
+MARGIN = 500_000_000
+METHODS = ("magnitude", "wanda", "sparsegpt")
+
+
+class Cost(NamedTuple):
+    """What a run must do by its shapes: operations in bfloat16 (running blocks) and in float32 (everything else)."""
+
+    half: float = 0
+    single: float = 0
+
+
+class Ceiling(NamedTuple):
+    """What this machine can do: bytes per second of the disk, operations per second of matrix products."""
+
+    read: float
+    write: float
+    copy: float
+    half: float
+    single: float
+
+
+def model_bytes(blocks: int) -> int:
+    """Size of the checkpoint; norms are too small to matter."""
+    return WEIGHT_BYTES * (blocks * BLOCK_WEIGHTS + 2 * VOCABULARY * HIDDEN)
+
+
+def cost(options: dict[str, Any]) -> Cost:
+    """Operations that a run needs: forward passes; X^T X (its half); factors of the inverse; updates of weights."""
+    if options["method"] == "magnitude":
+        return Cost()
+    blocks, length = options["blocks"], options["seqlen"]
+    tokens = options["samples"] * length
+    seen = tokens * (2 * (BLOCK_WEIGHTS - HIDDEN * FEED) + 2 * QUERY * length)  # attention is causal: half of T x T
+    whole = seen + tokens * 2 * HIDDEN * FEED
+    passes = {"pruned": blocks * seen + (blocks - 1) * whole}.get(options["propagation"], (blocks - 1) * whole + seen)
+    if options["method"] != "sparsegpt" and options["update"] == "none":
+        return Cost(passes)
+    inputs = [group[0][1] for group in LINEARS.values()]
+    products = sum(tokens * width**2 for width in inputs)
+    factors = sum(2 / 3 * width**3 for width in inputs)
+    updates = sum(rows * columns**2 for group in LINEARS.values() for rows, columns in group)
+    return Cost(passes, blocks * (products + factors + updates))
+
+
+def make(options: dict[str, Any]) -> dict[str, Any]:
+    """Write the checkpoint and the calibration tokens; config.json, which makes it a checkpoint, comes last."""
+    import torch
+    from transformers import Qwen3Config
+
+    from prunus.checkpoint.families import expected_shapes
+    from prunus.checkpoint.files import INDEX
+    from prunus.checkpoint.safetensors_file import write_file
+    from prunus.checkpoint.source import tiny_folder
+
+    folder, blocks = Path(options["folder"]) / "model", options["blocks"]
+    folder.mkdir(parents=True)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=FEED,
+        num_hidden_layers=blocks,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEY_VALUE_HEADS,
+        head_dim=HEAD,
+        max_position_embeddings=40960,
+        tie_word_embeddings=False,
+        architectures=["Qwen3ForCausalLM"],
+        dtype="bfloat16",
+    )
+    shapes = expected_shapes(config)
+    shards: dict[str, list[str]] = {}
+    for name in shapes:
+        shard = name.rpartition("layers.")[2].partition(".")[0] if "layers." in name else name.removesuffix(".weight")
+        shards.setdefault(f"model-{shard}.safetensors", []).append(name)
+    torch.manual_seed(0)
+    for file, names in shards.items():
+        tensors = {name: torch.ones(shapes[name], dtype=torch.bfloat16) for name in names}
+        for tensor in tensors.values():
+            if tensor.ndim == 2:  # of this size, outputs are about as large as inputs, so hidden states stay finite
+                tensor.normal_(0, tensor.shape[1] ** -0.5)
+        write_file(folder / file, tensors)
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    total = sum((folder / file).stat().st_size for file in shards)
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # any will do: calibration is token ids
+        shutil.copyfile(tiny_folder() / name, folder / name)
+    choose = random.Random(0)
+    rows = [[choose.randrange(VOCABULARY) for _ in range(options["seqlen"])] for _ in range(options["samples"])]
+    calibration = folder.parent / "calibration.jsonl"
+    calibration.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
+    config.save_pretrained(folder)
+    return {"bytes": total}
+
+
+def measure_ceiling(options: dict[str, Any]) -> dict[str, Any]:
+    """A Ceiling: the disk with one large file, the processor with products of 4096 x 4096 matrices."""
+    import torch
+
+    torch.set_num_threads(options["threads"])
+    probe, twin = Path(options["folder"]) / "probe", Path(options["folder"]) / "twin"
+    data = os.urandom(1 << 24)
+    found = {"write": timed(lambda: write(probe, data, PROBE)), "read": timed(lambda: read(probe))}
+    found["copy"] = timed(lambda: copy(probe, twin))
+    rates = {name: probe.stat().st_size / seconds for name, seconds in found.items()}
+    for path in (probe, twin):
+        path.unlink()
+    for name, dtype in (("half", torch.bfloat16), ("single", torch.float32)):
+        left, right = torch.randn(2, 4096, 4096).to(dtype)
+        rates[name] = 2 * 4096**3 / min(timed(lambda: left @ right) for _ in range(5))  # noqa: B023  called at once
+    return Ceiling(**rates)._asdict()
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def write(path: Path, data: bytes, size: int) -> None:
+    """A file of about `size` bytes that is on the disk and not in memory."""
+    with path.open("wb") as stream:
+        for _ in range(size // len(data)):
+            stream.write(data)
+        settle(stream.fileno())
+
+
+def read(path: Path) -> None:
+    """All of a file."""
+    with path.open("rb", buffering=0) as stream:
+        while stream.read(1 << 22):
+            pass
+        settle(stream.fileno())
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copy a file to the disk."""
+    shutil.copyfile(path, target)
+    with target.open("rb") as stream:
+        settle(stream.fileno())
+
+
+def settle(file: int) -> None:
+    """Have a file on the disk, and forgotten by the system's cache."""
+    os.fsync(file)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def run(options: dict[str, Any]) -> dict[str, Any]:
+    """One run of Prunus in this process, and what it took."""
+    import torch
+
+    import prunus
+
+    torch.set_num_threads(options["threads"])
+    import_module("prunus.pruning.pipeline")
+    import_module("transformers.models.qwen3.modeling_qwen3")
+    folder = Path(options["folder"])
+    recipe = prunus.PruneRecipe(
+        method=options["method"],
+        calibration=str(folder / "calibration.jsonl"),
+        samples=options["samples"],
+        seqlen=options["seqlen"],
+        propagation=options["propagation"],
+        update=options["update"],
+    )
+    before, moved, cpu, started = memory("VmRSS"), transferred(), cpu_seconds(), time.monotonic()
+    summary = prunus.prune(folder / "model", folder / "out", recipe, offload=options["offload"], overwrite=True)
+    after = transferred()
+    return {
+        "wall": time.monotonic() - started,
+        "cpu": cpu_seconds() - cpu,
+        "peak": memory("VmHWM"),
+        "growth": memory("VmHWM") - before,
+        "read": after["rchar"] - moved["rchar"],
+        "written": after["wchar"] - moved["wchar"],
+        "sparsity": summary["sparsity"],
+        "warnings": summary["warnings"],
+    }
+
+
+def memory(which: str) -> float:
+    """Bytes resident: VmRSS now, VmHWM at most (what ru_maxrss is too, but for the process that started this one)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(which)).split()[1]) * 1024
+
+
+def transferred() -> dict[str, int]:
+    """Bytes that this process has read (rchar) and written (wchar) so far, from the disk or the system's cache."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return {name: int(count) for name, count in (line.split(": ") for line in lines)}
+
+
+def cpu_seconds() -> float:
+    """Of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+WORKERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"make": make, "ceiling": measure_ceiling, "run": run}
+
+
+def apart(worker: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Do one job in a process of its own; its JSON is the last line that it prints."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(options["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, __file__, "--worker", json.dumps([worker, options])]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{worker} failed; what it said stands above")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def prepare(folder: Path, options: dict[str, Any]) -> None:
+    """The checkpoint, unless it is there from an earlier run with --keep; too little disk is said before."""
+    existing = folder / "model" / "config.json"
+    there = existing.exists() and json.loads(existing.read_text())["num_hidden_layers"] == options["blocks"]
+    if (folder / "model").exists() and not there:
+        sys.exit(f"{folder / 'model'} is another model or unfinished; delete it or choose another --folder")
+    size = model_bytes(options["blocks"])
+    needed = size * (1 if there else 2) + max(0, 2 * PROBE - size) + MARGIN
+    folder.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        sys.exit(f"{folder}: {needed / 1e9:.1f} GB of free disk are needed, {free / 1e9:.1f} are there; try --blocks 2")
+    if not there:
+        print(f"writing {size / 1e9:.1f} GB of random weights to {folder / 'model'}", file=sys.stderr)
+        apart("make", options)
+
+
+def show_ceiling(ceiling: Ceiling, options: dict[str, Any]) -> None:
+    """A line about the machine."""
+    disk = f"disk: read {ceiling.read / 1e9:.2f}, write {ceiling.write / 1e9:.2f}, copy {ceiling.copy / 1e9:.2f} GB/s"
+    products = f"matrix products: bfloat16 {ceiling.half / 1e9:.0f}, float32 {ceiling.single / 1e9:.0f} GFLOP/s"
+    size = model_bytes(options["blocks"])
+    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {options['threads']} threads; {products}; {disk}")
+    print(f"the model: {options['blocks']} blocks, {size / 1e9:.1f} GB; copying it: {size / ceiling.copy:.0f} s\n")
+    print("| run | wall s | CPU s | peak RSS, GB | over imports, GB | read, GB | written, GB ", end="")
+    print("| TFLOP bf16 | TFLOP fp32 | at the ceiling, s | share |\n|" + "---|" * 11, flush=True)
+
+
+def show_run(found: dict[str, Any], options: dict[str, Any], ceiling: Ceiling) -> None:
+    """A row of the table. At the ceiling: all bytes and operations at the measured speeds, one after the other."""
+    parts = [options["method"]] + ["offload"] * options["offload"]
+    parts += [options[key] for key in ("propagation", "update") if options[key] not in ("pruned", "none")]
+    name, needed = ", ".join(parts), cost(options)
+    ideal = found["read"] / ceiling.read + found["written"] / ceiling.write
+    ideal += needed.half / ceiling.half + needed.single / ceiling.single
+    cells = [f"{found['wall']:.0f}", f"{found['cpu']:.0f}"]
+    cells += [f"{found[key] / 1e9:.2f}" for key in ("peak", "growth")]
+    cells += [f"{found[key] / 1e9:.1f}" for key in ("read", "written")]
+    cells += [f"{needed.half / 1e12:.1f}", f"{needed.single / 1e12:.1f}"]
+    cells += [f"{ideal:.0f}", f"{100 * ideal / found['wall']:.0f} %"]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    for warning in found["warnings"]:
+        print(f"{name}: {warning}", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for model and results (./scale)")
+    parser.add_argument("--blocks", type=int, default=36, help="fewer make a smaller model; memory stays the same")
+    parser.add_argument("--method", action="append", help=f"default: {', '.join(METHODS)}")
+    parser.add_argument("--samples", type=int, default=8, help="calibration sequences")
+    parser.add_argument("--seqlen", type=int, default=512, help="tokens of each")
+    parser.add_argument("--propagation", default="pruned", help="as for prunus prune")
+    parser.add_argument("--update", default="none", help="as for prunus prune")
+    parser.add_argument("--offload", action="store_true", help="as for prunus prune")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="keep the model for the next call")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker, options = json.loads(arguments.worker)
+        print(json.dumps(WORKERS[worker](options)))
+        return
+    options = vars(arguments) | {"folder": str(arguments.folder.resolve())}
+    folder = Path(options["folder"])
+    created = not folder.exists()
+    try:
+        prepare(folder, options)
+        ceiling = Ceiling(**apart("ceiling", options))
+        show_ceiling(ceiling, options)
+        for method in arguments.method or METHODS:
+            chosen = options | {"method": method}
+            show_run(apart("run", chosen), chosen, ceiling)
+            shutil.rmtree(folder / "out")
+    finally:
+        if not arguments.keep:
+            for part in ("model", "out", "out.partial"):
+                shutil.rmtree(folder / part, ignore_errors=True)
+            (folder / "calibration.jsonl").unlink(missing_ok=True)
+            if created:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
+if __name__ == "__main__":
+    main()
