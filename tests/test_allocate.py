@@ -72,6 +72,9 @@ def test_owl_and_dlp_evidence_equals_that_of_the_whole_model(tmp_path, family):
     assert found == pytest.approx(expected, abs=100 * 1.5 / len(scores[0]))
     found = prunus.allocate(tmp_path / "m", recipe(tmp_path, allocation="dlp"))["evidence"]["scores"]["block"]
     assert found == pytest.approx([s.mean().item() for s in scores], rel=1e-5)
+    asked = recipe(tmp_path, allocation="dlp", statistic="median")
+    found = prunus.allocate(tmp_path / "m", asked)["evidence"]["scores"]["block"]
+    assert found == pytest.approx([s.median().item() for s in scores], rel=1e-5)
 
 
 def test_tokens_that_do_not_count_leave_no_evidence(tmp_path):

@@ -15,8 +15,11 @@ import prunus
 from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning.allocation import gradients, influence, layerif
-from prunus.pruning.allocation.gradients import Model, signs, sketches
+from prunus.pruning import gradients
+from prunus.pruning.allocation import influence, layerif
+from prunus.pruning.allocation.measures import chain_only
+from prunus.pruning.calibration import Calibration
+from prunus.pruning.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe
 
 
@@ -230,3 +233,23 @@ def test_scores_of_a_file_for_attention_and_mlp(place, tmp_path):
 def test_too_few_sequences(place):
     with pytest.raises(PrunusError, match="3 sequences of two tokens or more; influences need 4"):
         prunus.allocate(place / "m", recipe(place, calibration=str(place / "few.jsonl")))
+
+
+def test_only_the_chain_counts_in_the_loss_where_prompts_are_known(tmp_path):
+    folder = make_model(tmp_path / "m", "llama", blocks=2)
+    sequences, prompts = random_rows(4, 20), [0, 5, 19, 12]
+    weights = [[0.0] * prompt + [1.0] * (20 - prompt) for prompt in prompts]
+    assert chain_only(Calibration(sequences, "", [], prompts)) == weights
+    assert chain_only(Calibration(sequences, "", [])) is None
+    found = sketches(model_of(folder), sequences, exact, weights)
+    network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for row, (ids, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+        network.zero_grad()
+        tokens = torch.tensor([ids])
+        labels = tokens.clone()
+        labels[:, :prompt] = -100
+        network(input_ids=tokens, labels=labels).loss.backward()
+        wanted = network.model.layers[0].mlp.up_proj.weight.grad.flatten()
+        torch.testing.assert_close(
+            found[0]["mlp.up_proj"][row], wanted, rtol=1e-3, atol=1e-5 * wanted.abs().max().item()
+        )

@@ -1,5 +1,6 @@
 """What every method keeps to, whatever it is: counts, patterns, determinism, dtype, zeros that stay."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -20,9 +21,15 @@ def hessian_of(tokens):
     return Hessian(tokens.T @ tokens, "block 0, q")
 
 
-def stats(tokens):
+def stats(tokens, weight=None):
+    """All that can be known of the inputs; with a weight, gradients of some loss too, as tokens in two sequences."""
     mean, variance = tokens.mean(dim=0), tokens.var(dim=0, correction=0)
-    return InputStats(tokens.norm(dim=0), len(tokens), mean, variance, hessian_of(tokens))
+    inputs = InputStats(tokens.norm(dim=0), len(tokens), mean, variance, hessian_of(tokens))
+    if weight is None:
+        return inputs
+    delta = torch.randn(len(weight), len(tokens), generator=torch.Generator().manual_seed(1))
+    gradient, fisher = (delta @ tokens).abs() / len(tokens), delta.square().sum(1)
+    return replace(inputs, sequences=2, gradient_OI=gradient, fisher_O=fisher)
 
 
 def case(shape, seed=0, dtype=torch.float32, dead=()):
@@ -41,7 +48,7 @@ def case(shape, seed=0, dtype=torch.float32, dead=()):
 def test_counts_are_exact_in_the_group(name, sparsity, shape):
     weight, tokens = case(shape)
     before = weight.clone()
-    zeros = EVERY[name].prune(weight, stats(tokens), Target(sparsity)) == 0
+    zeros = EVERY[name].prune(weight, stats(tokens, weight), Target(sparsity)) == 0
     assert torch.equal(weight, before), "the input is left alone"
     if EVERY[name].group == "row":
         assert zeros.sum(1).tolist() == [round(Fraction(str(sparsity)) * shape[1])] * shape[0]
@@ -53,7 +60,7 @@ def test_counts_are_exact_in_the_group(name, sparsity, shape):
 @pytest.mark.parametrize("dead", [(0,), (2, 3, 11), tuple(range(33))])
 def test_dead_inputs_change_no_count_and_go_first(name, dead):
     weight, tokens = case((10, 33), dead=dead)
-    pruned = EVERY[name].prune(weight, stats(tokens), Target(0.5))
+    pruned = EVERY[name].prune(weight, stats(tokens, weight), Target(0.5))
     zeros = pruned == 0
     assert zeros.sum().item() == zeros_of(Target(0.5), weight.shape, EVERY[name].group)
     assert pruned.isfinite().all()
@@ -66,7 +73,7 @@ def test_dead_inputs_change_no_count_and_go_first(name, dead):
 def test_the_authors_rule_takes_about_as_many(name, sparsity):
     """Per row it rounds down; per tensor it takes the value at the threshold as well, SparseGPT in every block."""
     weight, tokens = case((8, 300))
-    zeros = EVERY[name].prune(weight, stats(tokens), Target(sparsity, "reference")) == 0
+    zeros = EVERY[name].prune(weight, stats(tokens, weight), Target(sparsity, "reference")) == 0
     if EVERY[name].group == "row":
         assert set(zeros.sum(1).tolist()) == {int(Fraction(str(sparsity)) * 300)}
     else:
@@ -78,7 +85,7 @@ def test_the_authors_rule_takes_about_as_many(name, sparsity):
 def test_sparsity_zero_changes_no_bit(name, dtype):
     weight, tokens = case((6, 200), dtype=dtype)
     weight[0, :9] = -0.0
-    result = EVERY[name].prune(weight, stats(tokens), Target(0.0))
+    result = EVERY[name].prune(weight, stats(tokens, weight), Target(0.0))
     assert result.dtype == dtype
     assert torch.equal(result.view(torch.uint8), weight.view(torch.uint8))
 
@@ -87,7 +94,7 @@ def test_sparsity_zero_changes_no_bit(name, dtype):
 @pytest.mark.parametrize("target", [Target(0.5), Target(0.5, pattern=(2, 4))])
 def test_same_input_same_bytes_same_layout(name, target):
     weight, tokens = case((12, 160), dtype=torch.bfloat16)
-    first, second = (EVERY[name].prune(weight, stats(tokens), target) for _ in range(2))
+    first, second = (EVERY[name].prune(weight, stats(tokens, weight), target) for _ in range(2))
     assert first.dtype == weight.dtype and first.is_contiguous()
     assert torch.equal(first.view(torch.uint8), second.view(torch.uint8))
 
@@ -98,7 +105,7 @@ def test_same_input_same_bytes_same_layout(name, target):
 def test_patterns_keep_n_of_every_m_and_leave_the_tail(name, pattern, columns):
     keep, width = pattern
     weight, tokens = case((5, columns))
-    pruned = EVERY[name].prune(weight, stats(tokens), Target(0.9, pattern=pattern))
+    pruned = EVERY[name].prune(weight, stats(tokens, weight), Target(0.9, pattern=pattern))
     covered = columns // width * width
     groups = (pruned[:, :covered] != 0).unflatten(1, (-1, width)).sum(2) if covered else torch.tensor([keep])
     assert set(groups.flatten().tolist()) == {keep}
@@ -110,10 +117,10 @@ def test_patterns_keep_n_of_every_m_and_leave_the_tail(name, pattern, columns):
 @pytest.mark.parametrize("name", ["magnitude", "wanda"])
 def test_pruning_further_keeps_the_zeros_and_reaches_the_new_share(name):
     weight, tokens = case((12, 40), seed=3)
-    once = METHODS[name].prune(weight, stats(tokens), Target(0.25))
-    twice = METHODS[name].prune(once, stats(tokens), Target(0.5))
+    once = METHODS[name].prune(weight, stats(tokens, weight), Target(0.25))
+    twice = METHODS[name].prune(once, stats(tokens, weight), Target(0.5))
     assert ((twice == 0) | (once != 0)).all()
-    assert torch.equal(twice, METHODS[name].prune(weight, stats(tokens), Target(0.5)))
+    assert torch.equal(twice, METHODS[name].prune(weight, stats(tokens, weight), Target(0.5)))
 
 
 @pytest.mark.parametrize("width", [2, 4, 8])

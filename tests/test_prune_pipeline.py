@@ -163,7 +163,8 @@ def test_propagation_matters(tmp_path, rows):
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_linears_in_scope_change_and_reach_their_share(tmp_path, rows, method, scope, dtype):
     folder = make_model(tmp_path / "m", "qwen2", dtype=dtype, tied=True)
-    summary = prunus.prune(folder, tmp_path / "out", recipe(rows, method=method, scope=scope, sparsity=0.3))
+    rate = {"repair_rate": 1e-3} if method == "wanda++" else {}  # bfloat16 rounds steps of the paper's rate away
+    summary = prunus.prune(folder, tmp_path / "out", recipe(rows, method=method, scope=scope, sparsity=0.3, **rate))
     before, after = weights(folder), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, weight in before.items():

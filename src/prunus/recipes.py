@@ -9,10 +9,11 @@ from typing import Any, Literal, Self, get_args
 
 from prunus.errors import PrunusError
 
-MethodName = Literal["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps"]
+MethodName = Literal["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm", "wanda++"]
 DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
 AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp", "layerif", "layerif-sketch"]
 Window = Literal["fixed", "reference"]
+Statistic = Literal["mean", "median"]
 Scope = Literal["all", "attention", "mlp"]
 Propagation = Literal["pruned", "dense", "staged"]
 Rounding = Literal["exact", "reference"]
@@ -90,11 +91,16 @@ class PruneRecipe(Recipe):
     pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row; sparsity is then what the pattern says, here 0.5.
     rounding: `exact` (round(S*N) zeros per comparison group, ties by index) or `reference` (as in the authors' code).
     update: `obs` lets the weights that a method keeps make up for the others, as SparseGPT does.
+    row_power: for wanda: rows keep weights in proportion to the Fisher information of their outputs to this power; 0 is
+        the same for all.
+    gradient_scale: of gradients beside input norms, for gblm and wanda++ (the papers' c and alpha).
+    repair_rounds, repair_rate: for wanda++: how often a block is pruned and repaired, and how long the steps are.
     dtype: in which the blocks run; `auto` is the checkpoint's own.
     allocation: how sparsity is shared out among the blocks. spread: how far apart they may get, None for the
         allocation's own: half of the range (owl 0.08, the paper's lambda; dlp 0.15), or half of it as a share of
         sparsity (alphapruning, layerif-sketch 0.3). step: how much more each block loses than the one before, for atp.
     outlier_threshold: how many times the mean score of its block an outlier exceeds, for owl (the paper's M).
+    statistic: of a block's Wanda scores, for dlp; `median` is the paper's, `mean` that of its code.
     window: where alphapruning looks for the tail of a spectrum; `reference` as in the authors' code.
     influence_train, influence_validation: sequences for layerif and layerif-sketch, chosen like those of calibration
         (instead of samples) and at most 1024 tokens long.
@@ -115,11 +121,16 @@ class PruneRecipe(Recipe):
     propagation: Propagation = "pruned"
     rounding: Rounding = "exact"
     update: UpdateName = "none"
+    row_power: float = 0.0
+    gradient_scale: float = 100.0
+    repair_rounds: int = 5
+    repair_rate: float = 3e-7
     dtype: DtypeName = "auto"
     allocation: AllocationName = "uniform"
     spread: float | None = None
     step: float | None = None
     outlier_threshold: float = 7.0
+    statistic: Statistic = "mean"
     window: Window = "fixed"
     influence_train: int = 300
     influence_validation: int = 96
@@ -134,6 +145,7 @@ class PruneRecipe(Recipe):
         self._check_pattern()
         self._check_choice("dtype", DtypeName)
         self._check_allocation()
+        self._check_gradients()
         self._check_calibration()
         for name in ("prompt_weight", "chain_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
@@ -166,6 +178,9 @@ class PruneRecipe(Recipe):
     def _check_allocation(self) -> None:
         self._check_choice("allocation", AllocationName)
         self._check_choice("window", Window)
+        self._check_choice("statistic", Statistic)
+        if self.statistic != "mean" and self.allocation != "dlp":
+            raise PrunusError(f"statistic belongs to allocation dlp, not to {self.allocation}")
         for name, users in (("spread", ("owl", "alphapruning", "dlp", "layerif-sketch")), ("step", ("atp",))):
             if getattr(self, name) is not None and self.allocation not in users:
                 raise PrunusError(f"{name} belongs to allocation {' or '.join(users)}, not to {self.allocation}")
@@ -177,6 +192,23 @@ class PruneRecipe(Recipe):
             raise PrunusError(f"spread must lie in [0, {highest:g}) for {self.allocation}, not {self.spread}")
         if not self.outlier_threshold > 0:
             raise PrunusError(f"outlier_threshold must be above 0, not {self.outlier_threshold}")
+
+    def _check_gradients(self) -> None:
+        owners = {
+            "row_power": ("wanda",),
+            "gradient_scale": ("gblm", "wanda++"),
+            "repair_rounds": ("wanda++",),
+            "repair_rate": ("wanda++",),
+        }
+        for name, methods in owners.items():
+            if getattr(self, name) != getattr(type(self), name) and self.method not in methods:
+                raise PrunusError(f"{name} belongs to method {' or '.join(methods)}, not to {self.method}")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise PrunusError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.row_power and self.groups is not None:
+            raise PrunusError(f"pattern {self.pattern} is the same in every row; leave row_power out")
+        if self.method == "wanda++" and self.propagation == "staged":
+            raise PrunusError("wanda++ repairs whole blocks; propagation must be pruned or dense")
 
     @property
     def weighted(self) -> bool:

@@ -44,6 +44,7 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
         recipe_option(PruneRecipe, "spread", "How far apart they get; default by allocation.", type=float),
         recipe_option(PruneRecipe, "step", "More sparsity from block to block, for atp.", type=float),
         recipe_option(PruneRecipe, "outlier_threshold", "Times the mean score, for owl.", type=float),
+        recipe_option(PruneRecipe, "statistic", "Of Wanda scores, for dlp.", type=choice(recipes.Statistic)),
         recipe_option(PruneRecipe, "window", "Tails of spectra, for alphapruning.", type=choice(recipes.Window)),
         recipe_option(PruneRecipe, "influence_train", "Sequences for layerif.", type=int),
         recipe_option(PruneRecipe, "influence_validation", "Sequences for layerif's validation loss.", type=int),
@@ -63,6 +64,10 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
 @recipe_option(PruneRecipe, "propagation", "What later blocks see of earlier ones.", type=choice(recipes.Propagation))
 @recipe_option(PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding))
 @recipe_option(PruneRecipe, "update", "obs: SparseGPT's update of kept weights.", type=choice(recipes.UpdateName))
+@recipe_option(PruneRecipe, "row_power", "wanda: rows keep by their outputs' Fisher information to this.", type=float)
+@recipe_option(PruneRecipe, "gradient_scale", "Of gradients beside norms, for gblm and wanda++.", type=float)
+@recipe_option(PruneRecipe, "repair_rounds", "wanda++: times that a block is pruned and repaired.", type=int)
+@recipe_option(PruneRecipe, "repair_rate", "wanda++: length of the steps of a repair.", type=float)
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
 @device_option

@@ -69,6 +69,10 @@ class HiddenStates:
                 yield table_SX[begin : begin + count * length].view(count, length, -1)
                 begin += count * length
 
+    def sequences(self) -> list[Tensor]:
+        """(T, D) view of every sequence, shortest first."""
+        return [states_TD for batch_NTD in self.batches() for states_TD in batch_NTD]
+
     def ids(self) -> Iterator[Tensor]:
         """(N, T) token ids of the same batches."""
         for length, group in self.groups:

@@ -111,6 +111,24 @@ def zero_lowest_per_row(weight_OI: Tensor, score_OI: Tensor, sparsity: float, ro
     return result_OI
 
 
+def zero_lowest_of_rows(weight_OI: Tensor, score_OI: Tensor, zeros_O: Tensor) -> Tensor:
+    """New weight in which every row has lost so many of its lowest scores as zeros_O says for it.
+
+    score_OI: not negative, no NaN. Equal scores: the lower column goes first.
+    """
+    result_OI = weight_OI.clone()
+    if result_OI.numel() == 0:
+        return result_OI
+    _check_scores(score_OI)
+    rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
+    place_I = torch.arange(weight_OI.shape[1], device=weight_OI.device)
+    for begin in range(0, weight_OI.shape[0], rows):
+        order_RI = score_OI[begin : begin + rows].argsort(dim=1, stable=True)
+        lowest_RI = place_I < zeros_O[begin : begin + rows, None]
+        _zero(result_OI[begin : begin + rows], torch.empty_like(lowest_RI).scatter_(1, order_RI, lowest_RI))
+    return result_OI
+
+
 def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact") -> Tensor:
     """New weight that has lost the zeros_wanted(O * I) lowest scores of the whole tensor; the rest is the same.
 

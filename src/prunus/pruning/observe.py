@@ -19,13 +19,19 @@ from prunus.pruning.hessian import Hessian
 # What calibration must observe; each includes what stands before it.
 Needs = Literal["nothing", "norms", "means", "hessian"]
 
+# Rows of X^T X that are computed at once on a CPU. Leaving out what lies below saves a fifth (width 576) to a third
+# (4096) of the time of the whole product.
+PANEL = 256
+
 
 @dataclass(frozen=True)
 class InputStats:
     """What is known of a Linear's input.
 
     norm_I: L2 norm of each feature over all tokens, float32; tokens: how many. mean_I, variance_I: of each feature over
-    all tokens. hessian: shared by Linears that read the same input. The last three only where they were asked for.
+    all tokens. hessian: shared by Linears that read the same input. gradient_OI: how much a loss depends on each
+    weight, to be added to norm_I / sqrt(sequences). fisher_O: sum of squares of a loss's gradient by each output. All
+    but the first two only where they were asked for.
     """
 
     norm_I: Tensor
@@ -33,6 +39,9 @@ class InputStats:
     mean_I: Tensor | None = None
     variance_I: Tensor | None = None
     hessian: Hessian | None = None
+    sequences: int = 1
+    gradient_OI: Tensor | None = None
+    fisher_O: Tensor | None = None
 
 
 class Observed(Exception):
@@ -108,6 +117,8 @@ class Observer:
             variance_I = (self.squares[leader] / self.counted[leader] - mean_I.square()).clamp_(min=0).float()
             mean_I = mean_I.float()
         product_II = self.products.pop(leader, None)
+        if product_II is not None:
+            mirror(product_II)
         hessian = None if product_II is None else Hessian(product_II, f"block {block_index}, {leader}")
         return InputStats(norm_I, tokens, mean_I, variance_I, hessian)
 
@@ -127,8 +138,7 @@ class Observer:
                 if name not in self.products:
                     width = input_SI.shape[1]
                     self.products[name] = torch.zeros(width, width, device=input_SI.device)
-                # In place: the matrix is as large as a weight. float32: a bfloat16 product would not stay definite.
-                self.products[name].addmm_(input_SI.T, input_SI)
+                add_product(self.products[name], input_SI)
             if self.stop_early and name == self.leaders[-1]:
                 raise Observed
 
@@ -143,6 +153,27 @@ class Observer:
         weight_NT1 = next(weights).to(input_NTI.device)
         self.counted[name] += weight_NT1.double().sum().item()
         return weight_NT1.sqrt()
+
+
+def add_product(total_II: Tensor, input_SI: Tensor) -> None:
+    """Add X^T X to the upper triangle of a matrix, in panels of rows; what lies below is for `mirror`.
+
+    In place: the matrix is as large as a weight. float32: a bfloat16 product would not stay definite.
+    """
+    for panel in _panels(total_II):
+        total_II[panel, panel.start :].addmm_(input_SI[:, panel].T, input_SI[:, panel.start :])
+
+
+def mirror(matrix_II: Tensor) -> None:
+    """Make a matrix of which only the upper triangle counts symmetric."""
+    for panel in _panels(matrix_II):
+        matrix_II[panel.stop :, panel] = matrix_II[panel, panel.stop :].T
+
+
+def _panels(matrix_II: Tensor) -> Iterator[slice]:
+    width = len(matrix_II)
+    step = PANEL if matrix_II.device.type == "cpu" else width  # a GPU would rather have one product
+    return (slice(begin, min(begin + step, width)) for begin in range(0, width, step))
 
 
 def _add(totals: dict[str, Tensor], name: str, part: Tensor) -> None:

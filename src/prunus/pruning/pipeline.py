@@ -1,7 +1,8 @@
 """Prune a checkpoint block by block: memory holds one block and the hidden states of the calibration tokens."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from prunus.checkpoint.partial import (
     disk_needed,
     show_bytes,
 )
-from prunus.checkpoint.safetensors_file import Stored
+from prunus.checkpoint.safetensors_file import Stored, read_header
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -30,12 +31,14 @@ from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.evidence import Evidence
 from prunus.pruning.allocation.measures import influence_recipe
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.gradients import Model, save_square_sums
 from prunus.pruning.hessian import full_float32
 from prunus.pruning.hidden import HiddenStates, propagate
 from prunus.pruning.masks import Target, count_zeros, zeros_of, zeros_wanted
-from prunus.pruning.methods import METHODS, Method, with_update
+from prunus.pruning.methods import METHODS, Method, with_row_budgets, with_update
 from prunus.pruning.observe import InputStats
-from prunus.pruning.propagation import PROPAGATIONS, Passage
+from prunus.pruning.propagation import PROPAGATIONS, Passage, Stats, observed
+from prunus.pruning.regional import Repair, repair, with_regional_gradients
 from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
@@ -52,6 +55,10 @@ class Job(NamedTuple):
     # Sparsity that the method is asked for, by block and Linear: known once the allocation has its evidence.
     sparsities: Mapping[tuple[int, str], float] = MappingProxyType({})
     stats: SavedStats | None = None
+
+    def target(self, index: int, linear: str) -> Target:
+        """What one Linear is to lose."""
+        return Target(self.sparsities[index, linear], self.recipe.rounding, self.recipe.groups)
 
 
 def prune(
@@ -80,6 +87,8 @@ def prune(
     method = find_method(recipe)
     saved = None
     if stats is not None:
+        if method.gradients != "none":
+            raise PrunusError(f"{stats} holds no gradients, which {name_of(recipe)} needs; leave --stats out")
         saved = SavedStats(stats, source)
         saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
         recipe = saved.recipe(recipe)
@@ -98,7 +107,8 @@ def prune(
         evidence = keep_evidence(job, partial, calibration)
         shares = share_out(source, recipe, evidence)
         job = job._replace(sparsities=linear_sparsities(source, recipe, shares, job.method.group))
-        with torch.inference_mode(), full_float32():
+        keep_gradients(job, partial, calibration)
+        with torch.no_grad(), full_float32():
             prune_blocks(job, partial, calibration, offload)
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
         heard = [*(calibration.warnings if calibration else []), *evidence.warnings, *shares.warnings]
@@ -131,11 +141,18 @@ def prune(
 def find_method(recipe: PruneRecipe) -> Method:
     """The method of a recipe, with the update of kept weights that it asks for."""
     method = METHODS[recipe.method]
+    if recipe.row_power:
+        method = with_row_budgets(method, recipe.row_power)
     if recipe.update == "none":
         return method
     if method.updates:
         raise PrunusError(f"{recipe.method} updates weights itself; leave --update out")
     return with_update(method)
+
+
+def name_of(recipe: PruneRecipe) -> str:
+    """The method, and what is asked of it beyond its name, for messages."""
+    return f"{recipe.method} with row_power" if recipe.row_power else recipe.method
 
 
 def keep_evidence(job: Job, partial: Partial, calibration: Calibration | None) -> Evidence:
@@ -145,6 +162,37 @@ def keep_evidence(job: Job, partial: Partial, calibration: Calibration | None) -
         files = {EVIDENCE: evidence_text(found)} if found.scores else {}
         partial.note("evidence", found.to_json(), files)
     return Evidence.from_json(partial.notes["evidence"])
+
+
+def keep_gradients(job: Job, partial: Partial, calibration: Calibration | None) -> None:
+    """Squares of the dense model's loss gradients, summed into files beside the unfinished work where needed."""
+    if job.method.gradients not in ("weights", "outputs") or "gradients" in partial.notes:
+        return
+    assert calibration is not None
+    dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
+    model = Model(job.source, Runner(job.source.config, dtype, job.device), job.linears)
+    weights = calibration.token_weights(job.recipe) if job.recipe.weighted else None
+    rows = job.method.gradients == "outputs"
+    with disk_errors(partial.folder, partial.needed):
+        save_square_sums(model, calibration.sequences, weights, lambda index: gradient_file(partial, index), rows)
+    partial.note("gradients", True, {})
+
+
+def gradient_file(partial: Partial, index: int) -> Path:
+    """Where sums of squared gradients of one block wait for it."""
+    return partial.folder / f"gradients-{index:05d}.safetensors"
+
+
+def with_gradients(job: Job, partial: Partial, index: int, hidden: HiddenStates, group: Stats) -> Stats:
+    """The statistics with the gradients that were kept."""
+    sums = {name: stored for name, stored in read_header(gradient_file(partial, index)).items() if name in group}
+    if job.method.gradients == "outputs":
+        return {name: replace(group[name], fisher_O=sum_O.read().to(job.device)) for name, sum_O in sums.items()}
+    count, scale = len(hidden.sequences()), job.recipe.gradient_scale
+    return {
+        name: replace(group[name], sequences=count, gradient_OI=sum_OI.read().to(job.device).sqrt_().mul_(scale))
+        for name, sum_OI in sums.items()
+    }
 
 
 def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, offload: bool) -> None:
@@ -166,6 +214,7 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, of
                     propagate(runner, runner.make_block(index, read_block(index, stored)), hidden)
                 continue
             prune_block(job, partial, runner, index, hidden, last)
+            gradient_file(partial, index).unlink(missing_ok=True)
             steps.advance()
 
 
@@ -182,13 +231,16 @@ def prune_block(
         block = runner.make_block(index, tensors)
         passage = Passage(runner, block, index, hidden, job.linears, last, job.method.needs)
         groups = PROPAGATIONS[job.recipe.propagation](passage)
+        if job.method.gradients == "block":
+            groups = repaired(job, passage, tensors)
+        elif job.method.gradients != "none":
+            groups = (with_gradients(job, partial, index, hidden, group) for group in groups)
     pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     record: dict[str, Any] = {"sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
     for group in groups:
         for name in [name for name in job.linears if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group[name]
-            target = Target(job.sparsities[index, name], job.recipe.rounding, job.recipe.groups)
-            new_OI = job.method.prune(weight_OI, inputs, target)
+            new_OI = job.method.prune(weight_OI, inputs, job.target(index, name))
             if block is not None:
                 block.get_submodule(name).weight.data = new_OI.to(job.dtype)
             pruned[block_name(index, f"{name}.weight")] = new_OI.cpu()
@@ -200,6 +252,30 @@ def prune_block(
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 record["warnings"].append(inputs.hessian.warning)
     partial.write_block(index, pruned, record)
+
+
+def repaired(job: Job, passage: Passage, tensors: dict[str, Tensor]) -> Iterator[Stats]:
+    """The propagation of methods that go by gradients of the block; repairs the weights in tensors beforehand."""
+    recipe, block, hidden = job.recipe, passage.block, passage.hidden
+    runner = Runner(job.source.config, torch.float32, job.device)
+    moved = runner.make_block(passage.number, tensors)
+    stats = with_regional_gradients(runner, moved, hidden, observed(passage), recipe.gradient_scale)
+
+    def pruned(name: str, weight_OI: Tensor, inputs: InputStats) -> Tensor:
+        return job.method.prune(weight_OI, inputs, job.target(passage.number, name))
+
+    if recipe.repair_rounds:
+        how = Repair(recipe.repair_rounds, recipe.repair_rate, f"{recipe.seed} {passage.number}")
+        dense = runner.make_block(passage.number, {name: tensor.clone() for name, tensor in tensors.items()})
+        repair(runner, moved, dense, hidden, stats, pruned, how)
+        for name in stats:
+            weight_OI = moved.get_submodule(name).get_parameter("weight").detach()
+            tensors[f"{name}.weight"] = weight_OI.to(tensors[f"{name}.weight"])
+    if recipe.propagation == "dense" and not passage.last:
+        propagate(passage.runner, block, hidden)
+    yield stats
+    if recipe.propagation == "pruned" and not passage.last:
+        propagate(passage.runner, block, hidden)
 
 
 def dead_inputs(partial: Partial) -> list[str]:
@@ -245,10 +321,11 @@ def room_needed(job: Job) -> int:
 def space_for(job: Job, offload: bool) -> int:
     """Bytes of disk for the result and for what is kept there meanwhile."""
     recipe, hidden = job.recipe, 0
+    gradients = 4 * weights_in_scope(job) if job.method.gradients == "weights" else 0
     if offload and needs_tokens(job):
         width = job.source.config.hidden_size + room_needed(job)
         hidden = recipe.samples * recipe.seqlen * width * job.dtype.itemsize
-    return disk_needed(job.source.nbytes) + hidden
+    return disk_needed(job.source.nbytes) + hidden + gradients
 
 
 def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:

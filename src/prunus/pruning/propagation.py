@@ -44,9 +44,14 @@ class Passage(NamedTuple):
 
 def pruned(passage: Passage) -> Iterator[Stats]:
     """The reference semantics: statistics of the dense block after pruned ones, then a second pass, pruned."""
-    yield _observe(passage, move_on=False)
+    yield observed(passage)
     if not passage.last:
         propagate(passage.runner, passage.block, passage.hidden)
+
+
+def observed(passage: Passage) -> Stats:
+    """Statistics of the block as it is; hidden stays where it was."""
+    return _observe(passage, move_on=False)
 
 
 def dense(passage: Passage) -> Iterator[Stats]:

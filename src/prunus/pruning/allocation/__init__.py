@@ -70,8 +70,9 @@ ALLOCATIONS: Mapping[AllocationName, Allocation] = MappingProxyType(
             lambda scores, sizes, recipe: dlp.allocate(scores, sizes, recipe.sparsity, _spread(recipe, 0.15)),
             needs="norms",
             source="Chen et al. 2025, arXiv:2505.23807",
-            description="blocks with larger mean Wanda scores lose more",
-            score="mean Wanda score",
+            description="blocks with larger central Wanda scores lose more",
+            score="central Wanda score",
+            settings=("statistic",),
         ),
         "layerif": Allocation(
             lambda scores, sizes, recipe: layerif.allocate_study(scores, sizes, recipe.sparsity),

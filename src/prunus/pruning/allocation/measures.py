@@ -18,9 +18,9 @@ from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.alphapruning import eigenvalues, tail_exponent
 from prunus.pruning.allocation.evidence import PARTS, WHOLE
-from prunus.pruning.allocation.gradients import Model, signs, sketches
 from prunus.pruning.allocation.influence import STABLE, Influence, agreement, block_scores, datainf, identity
 from prunus.pruning.calibration import Calibration
+from prunus.pruning.gradients import Model, signs, sketches
 from prunus.pruning.hidden import HiddenStates
 from prunus.pruning.methods import wanda
 from prunus.pruning.observe import InputStats, Observer
@@ -68,7 +68,7 @@ def wanda_scores(subject: Subject, calibration: Calibration) -> Measured:
 
     One dense pass over the calibration tokens; the scores of a block are made twice and never held together.
     """
-    means, outliers = [], []
+    means, medians, outliers = [], [], []
     for index, block, inputs in dense_pass(subject, calibration):
         scores = [(block.get_submodule(n).get_parameter("weight"), inputs[n].norm_I) for n in subject.linears]
         size = sum(weight_OI.numel() for weight_OI, _ in scores)
@@ -77,8 +77,10 @@ def wanda_scores(subject: Subject, calibration: Calibration) -> Measured:
             raise PrunusError(f"block {index}: all Wanda scores are 0 on this calibration text; try another")
         above = sum(int((part > subject.recipe.outlier_threshold * mean).sum()) for part in slices(scores))
         means.append(mean)
+        if subject.recipe.statistic == "median":
+            medians.append(median_of(lambda scores=scores: slices(scores), size))
         outliers.append(100 * above / size)
-    return Measured({WHOLE: []}, {"mean": means, "outliers": outliers}, calibration.warnings)
+    return Measured({WHOLE: []}, {"mean": means, "outliers": outliers, "median": medians}, calibration.warnings)
 
 
 def outlier_shares(subject: Subject, calibration: Calibration) -> Measured:
@@ -87,10 +89,10 @@ def outlier_shares(subject: Subject, calibration: Calibration) -> Measured:
     return measured._replace(scores={WHOLE: measured.details["outliers"]})
 
 
-def score_means(subject: Subject, calibration: Calibration) -> Measured:
-    """For DLP."""
+def central_scores(subject: Subject, calibration: Calibration) -> Measured:
+    """For DLP: the mean, or the median."""
     measured = wanda_scores(subject, calibration)
-    return measured._replace(scores={WHOLE: measured.details["mean"]})
+    return measured._replace(scores={WHOLE: measured.details[subject.recipe.statistic]})
 
 
 def study_influences(subject: Subject, calibration: Calibration) -> Measured:
@@ -109,14 +111,21 @@ def influences(
 ) -> Measured:
     """Summed positive influences of the training sequences on the loss of the validation sequences, by group.
 
-    Which sequence is which is drawn by the recipe's seed. Half of the sequences against the other half shows whether
-    the ranking of blocks is more than noise.
+    The loss is that of the chain alone where calibration says where prompts end, else that of all tokens. Which
+    sequence is which is drawn by the recipe's seed. Half of the sequences against the other half shows whether the
+    ranking of blocks is more than noise.
     """
     recipe = subject.recipe
-    usable = [ids for ids in calibration.sequences if len(ids) > 1]
+    usable = [i for i, ids in enumerate(calibration.sequences) if len(ids) > 1]
     if len(usable) < 4:
         raise PrunusError(f"{calibration.source} has {len(usable)} sequences of two tokens or more; influences need 4")
-    gradients = sketches(Model(subject.source, subject.runner, subject.linears), usable, signs(recipe.seed))
+    weights = chain_only(calibration)
+    gradients = sketches(
+        Model(subject.source, subject.runner, subject.linears),
+        [calibration.sequences[i] for i in usable],
+        signs(recipe.seed),
+        None if weights is None else [weights[i] for i in usable],
+    )
     drawn = random.Random(recipe.seed).sample(range(len(usable)), len(usable))
     share = recipe.influence_validation / (recipe.influence_train + recipe.influence_validation)
     count = min(max(2, round(len(usable) * share)), len(usable) - 2)
@@ -136,6 +145,14 @@ def influences(
     return Measured(scores, details, [*calibration.warnings, *warnings])
 
 
+def chain_only(calibration: Calibration) -> list[list[float]] | None:
+    """For each sequence, 0 for tokens of the prompt and 1 for those of the chain; None where prompts are not known."""
+    if not calibration.prompts:
+        return None
+    lengths = zip(map(len, calibration.sequences), calibration.prompts, strict=True)
+    return [[0.0] * prompt + [1.0] * (length - prompt) for length, prompt in lengths]
+
+
 def dense_pass(subject: Subject, calibration: Calibration) -> Iterator[tuple[int, nn.Module, dict[str, InputStats]]]:
     """Every block with the statistics of its Linears' inputs, in one pass of the unpruned model."""
     weights = calibration.token_weights(subject.recipe) if subject.recipe.weighted else None
@@ -151,6 +168,22 @@ def dense_pass(subject: Subject, calibration: Calibration) -> Iterator[tuple[int
             steps.advance()
 
 
+def median_of(parts: Callable[[], Iterator[Tensor]], size: int) -> float:
+    """The median (the lower one of two) of float32 numbers that are not negative, never held together.
+
+    Bit patterns of such numbers are in the order of their values: one pass counts their upper halves, a second one
+    collects those of the half that the median is in.
+    """
+    place = (size - 1) // 2
+    counts = torch.zeros(1 << 15, dtype=torch.long)
+    for part in parts():
+        counts += torch.bincount((part.flatten().view(torch.int32) >> 16).cpu(), minlength=1 << 15)
+    upper = int(torch.searchsorted(counts.cumsum(0), place, right=True))
+    below = int(counts[:upper].sum())
+    near = [part[part.view(torch.int32) >> 16 == upper].cpu() for part in parts()]
+    return torch.cat(near).sort().values[place - below].item()
+
+
 def slices(scores: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
     """Wanda scores of (weight_OI, norm_I) pairs, some rows at a time."""
     for weight_OI, norm_I in scores:
@@ -161,7 +194,7 @@ def slices(scores: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
 MEASURES: Mapping[AllocationName, Callable[[Subject, Calibration], Measured]] = MappingProxyType(
     {
         "owl": outlier_shares,
-        "dlp": score_means,
+        "dlp": central_scores,
         "layerif": study_influences,
         "layerif-sketch": sketched_influences,
     }

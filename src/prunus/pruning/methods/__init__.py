@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from prunus.pruning.masks import Group, Target
-from prunus.pruning.methods import alps, dsnot, magnitude, ria, sparsegpt, wanda
+from prunus.pruning.methods import alps, dsnot, gblm, magnitude, ria, row_budgets, sparsegpt, wanda
 from prunus.pruning.observe import InputStats, Needs
 from prunus.recipes import MethodName
+
+# Whose: of the loss by each weight or by each output of the model's Linears, or of a block's own output.
+Gradients = Literal["none", "weights", "outputs", "block"]
 
 
 class Method(NamedTuple):
     """prune(weight_OI, inputs, target) -> new weight, in the dtype of the old.
 
     needs: what calibration must observe (inputs is None where nothing). group: what is ranked together and so counted
-    for itself: each row, or the whole tensor. updates: weights that stay change too.
+    for itself: each row, or the whole tensor. updates: weights that stay change too. gradients: which ones inputs must
+    hold; with `block` the weights are repaired beforehand.
     """
 
     prune: Callable[[Tensor, InputStats | None, Target], Tensor]
@@ -25,6 +29,16 @@ class Method(NamedTuple):
     source: str
     description: str
     updates: bool = False
+    gradients: Gradients = "none"
+
+
+def with_row_budgets(method: Method, power: float) -> Method:
+    """Wanda, with weights shared out among the rows of a Linear by the Fisher information of their outputs."""
+
+    def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
+        return row_budgets.prune(weight_OI, inputs, target, power)
+
+    return method._replace(prune=prune, group="tensor", gradients="outputs")
 
 
 def with_update(method: Method) -> Method:
@@ -81,6 +95,23 @@ METHODS: Mapping[MethodName, Method] = MappingProxyType(
             source="Meng et al. 2024, arXiv:2406.07831",
             description="least squares under a limit on weights, by ADMM; slow (eigenvalues in float64)",
             updates=True,
+        ),
+        "gblm": Method(
+            gblm.prune,
+            needs="norms",
+            group="row",
+            source="Das et al. 2023, arXiv:2311.04902",
+            description="zero, in each row, the weights with the least |weight| x (input norm + loss gradient)",
+            gradients="weights",
+        ),
+        "wanda++": Method(
+            gblm.prune,
+            needs="norms",
+            group="row",
+            source="Yang et al. 2025, arXiv:2503.04992",
+            description="the same with gradients of the block's own output, after a repair of its weights",
+            updates=True,
+            gradients="block",
         ),
     }
 )

@@ -1,0 +1,311 @@
+"""Loss gradients of all Linears, holding one block at a time.
+
+A forward stream keeps what every block read, a backward stream goes from the loss down through the blocks, each run
+again with a graph of its own. Weights take no part in that graph: a Tap sees the input X of every Linear and the
+gradient Delta by its output, and makes of them what it needs, the weight's gradient Delta^T X or less.
+Shapes: N sequences of a batch, T tokens, S tokens of all sequences, D hidden width, O and I features of a Linear, R
+rank of a sketch, K sequences in all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from prunus.checkpoint.families import LINEARS, Runner
+from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.checkpoint.safetensors_file import read_header, write_file
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.head import LOGIT_TOKENS, Head, final_norm
+from prunus.pruning.hidden import HiddenStates
+
+RANK = 32
+# What all blocks read is kept for as many sequences as fit here (at least one); the blocks are read again for the next.
+KEPT_BYTES = 1 << 30
+
+Projections = Callable[[int, str, int, int], tuple[Tensor, Tensor]]
+
+
+class Model(NamedTuple):
+    """What gradients are taken of. linears: names within a block."""
+
+    source: Checkpoint
+    runner: Runner
+    linears: Sequence[str]
+
+
+class Tap(NamedTuple):
+    """see(Linear's name, X (N, T, I)) -> what to keep of it; take(name, what was kept, Delta (N, T, O))."""
+
+    see: Callable[[str, Tensor], Any]
+    take: Callable[[str, Any, Tensor], None]
+
+
+class Descent(NamedTuple):
+    """One block on the way down, and what the sequences of this portion bring to it from both sides."""
+
+    model: Model
+    number: int
+    block: nn.Module
+    read: HiddenStates
+    up_SD: Tensor
+
+    def run(self, tap: Tap) -> None:
+        """Pass all sequences through the block, once; up_SD turns into the gradient by its input."""
+        runner = self.model.runner
+        for inputs_NTD, up_NTD in self.read.batches_with(self.up_SD):
+            wanted_NTD = up_NTD.to(runner.device)
+            up_NTD.copy_(backward(runner, self.block, inputs_NTD, lambda _, up=wanted_NTD: up, self.model.linears, tap))
+
+
+def descend(
+    model: Model, sequences: Sequence[list[int]], weights: Sequence[Sequence[float]] | None = None
+) -> Iterator[Descent]:
+    """The blocks from last to first, for one portion of the sequences after the other, shortest sequences first.
+
+    The loss of a sequence is the mean over its tokens but the first. weights: how much each token counts in it, for
+    each sequence; None: all alike. Every Descent must be run once.
+    """
+    order = shortest_first(sequences)
+    parts = list(portions([sequences[i] for i in order], kept_tokens(model)))
+    counted = None if weights is None else [weights[i] for i in order]
+    head, begin = Head(model.source, model.runner), 0
+    total = 2 * model.source.blocks * len(parts)
+    with torch.inference_mode(False), torch.enable_grad(), Steps("gradients", total, unit="blocks") as steps:
+        for part in parts:
+            of_part = None if counted is None else counted[begin : begin + len(part)]
+            begin += len(part)
+            read, last = forward(model, part, of_part, steps)
+            up_SD = loss_gradients(head, last)
+            for index in reversed(range(model.source.blocks)):
+                block = model.runner.make_block(index, read_block(index, model.source.block_tensors(index)))
+                last.states_SD = read.pop()
+                yield Descent(model, index, block, last, up_SD)
+                steps.advance()
+
+
+def shortest_first(sequences: Sequence[list[int]]) -> list[int]:
+    """Indices of the sequences, in the order in which descend meets them."""
+    return sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+
+
+def kept_tokens(model: Model) -> int:
+    """How many tokens' inputs of all blocks fit in KEPT_BYTES."""
+    per_token = model.source.blocks * model.source.config.hidden_size * model.runner.dtype.itemsize
+    return KEPT_BYTES // per_token
+
+
+def portions(sequences: Sequence[list[int]], tokens: int) -> Iterator[list[list[int]]]:
+    """Sequences in order, in portions of at most so many tokens, at least one sequence each."""
+    part: list[list[int]] = []
+    for ids in sequences:
+        if part and sum(map(len, part)) + len(ids) > tokens:
+            yield part
+            part = []
+        part.append(ids)
+    yield part
+
+
+def forward(
+    model: Model, sequences: Sequence[list[int]], weights: Sequence[Sequence[float]] | None, steps: Steps
+) -> tuple[list[Tensor], HiddenStates]:
+    """What each block read, (S, D) each, and the output of the last one."""
+    hidden = HiddenStates(model.source, model.runner, sequences, None, token_weights=weights)
+    read = []
+    with torch.no_grad():
+        for index in range(model.source.blocks):
+            block = model.runner.make_block(index, read_block(index, model.source.block_tensors(index)))
+            read.append(hidden.states_SD.clone())
+            for batch_NTD in hidden.batches():
+                batch_NTD.copy_(model.runner.run_block(block, batch_NTD.to(model.runner.device)))
+            steps.advance()
+    return read, hidden
+
+
+def loss_gradients(head: Head, last: HiddenStates) -> Tensor:
+    """(S, D) gradient of each sequence's loss by the output of the last block."""
+    up_SD = torch.empty_like(last.states_SD)
+    weights = last.weights()
+    for ids_NT, (batch_NTD, up_NTD) in zip(last.ids(), last.batches_with(up_SD), strict=True):
+        weight_NT = torch.ones(ids_NT.shape) if weights is None else next(weights)[..., 0]
+        leaf_NTD = batch_NTD.to(head.runner.device).clone().requires_grad_()
+        states_NTD = final_norm(head.source, head.runner, leaf_NTD[:, :-1])
+        device = head.runner.device
+        down_NTD = logit_gradients(head, states_NTD.detach(), ids_NT[:, 1:].to(device), weight_NT[:, 1:].to(device))
+        states_NTD.backward(down_NTD)
+        assert leaf_NTD.grad is not None
+        up_NTD.copy_(leaf_NTD.grad)
+    return up_SD
+
+
+def logit_gradients(head: Head, states_NTD: Tensor, wanted_NT: Tensor, weight_NT: Tensor) -> Tensor:
+    """(N, T, D) gradient of the weighted mean loss of each sequence by the head's input; few logits held at a time.
+
+    A sequence in which no token counts has gradient 0.
+    """
+    result_NTD = torch.empty_like(states_NTD)
+    tokens = states_NTD.shape[1]
+    share_NT = weight_NT / weight_NT.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    most = max(1, LOGIT_TOKENS // len(states_NTD))
+    for begin in range(0, tokens, most):
+        part_NTD = states_NTD[:, begin : begin + most].clone().requires_grad_()
+        logits_SV = functional.linear(part_NTD, head.weight_VD).float().flatten(0, 1)
+        targets_S = wanted_NT[:, begin : begin + most].flatten()
+        loss_S = functional.cross_entropy(logits_SV, targets_S, reduction="none")
+        (loss_S * share_NT[:, begin : begin + most].flatten()).sum().backward()
+        assert part_NTD.grad is not None
+        result_NTD[:, begin : begin + most] = part_NTD.grad
+    return result_NTD
+
+
+def backward(
+    runner: Runner,
+    block: nn.Module,
+    inputs_NTD: Tensor,
+    up_of: Callable[[Tensor], Tensor],
+    linears: Sequence[str],
+    tap: Tap,
+) -> Tensor:
+    """Send a batch through a block and back: the (N, T, D) gradient by its input, from up_of(output), that by it."""
+    kept: dict[str, Any] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output_NTO: Tensor) -> None:
+            kept[name] = tap.see(name, inputs[0].detach())
+            output_NTO.register_hook(lambda delta_NTO: tap.take(name, kept.pop(name), delta_NTO))
+
+        return hook
+
+    handles: list[RemovableHandle] = []
+    try:
+        for name in linears:
+            handles.append(block.get_submodule(name).register_forward_hook(watch(name)))
+        leaf_NTD = inputs_NTD.to(runner.device, runner.dtype, copy=True).requires_grad_()
+        output_NTD = runner.run_block(block, leaf_NTD)
+        output_NTD.backward(up_of(output_NTD.detach()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert leaf_NTD.grad is not None
+    return leaf_NTD.grad
+
+
+def signs(seed: int) -> Projections:
+    """projections(block, linear, O, I) -> random signs (O, R) and (I, R) over sqrt(R), always the same for a seed."""
+
+    def draw(block: int, linear: str, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+        place = block * len(LINEARS) + list(LINEARS).index(linear)
+        generator = torch.Generator().manual_seed((seed << 20) + place)
+        both = torch.randint(0, 2, (outputs + inputs, RANK), generator=generator) * 2.0 - 1.0
+        return both[:outputs] / RANK**0.5, both[outputs:] / RANK**0.5
+
+    return draw
+
+
+def sketches(
+    model: Model,
+    sequences: Sequence[list[int]],
+    projections: Projections,
+    weights: Sequence[Sequence[float]] | None = None,
+) -> list[dict[str, Tensor]]:
+    """For each block and Linear a (K, R * R) float32 table: of every sequence, the sketched gradient of its loss.
+
+    The sketch (Delta Q)^T (X P), with random signs Q and P, keeps inner products in expectation. Sequences need two
+    tokens. A NaN or infinity raises PrunusError. weights: as for descend.
+    """
+    found: list[dict[str, list[Tensor]]] = [{name: [] for name in model.linears} for _ in range(model.source.blocks)]
+    for place in descend(model, sequences, weights):
+        shapes = {name: place.block.get_submodule(name).get_parameter("weight").shape for name in model.linears}
+        drawn = {name: projections(place.number, name, *shape) for name, shape in shapes.items()}
+        place.run(_sketching(drawn, model.runner.device, found[place.number]))
+    order = shortest_first(sequences)
+    return [
+        {name: joined(index, name, tables, order) for name, tables in row.items()} for index, row in enumerate(found)
+    ]
+
+
+def _sketching(
+    drawn: Mapping[str, tuple[Tensor, Tensor]], device: torch.device, tables: Mapping[str, list[Tensor]]
+) -> Tap:
+    """A Tap that adds the sketches of every batch to the tables."""
+    left_OR = {name: pair[0].to(device) for name, pair in drawn.items()}
+    right_IR = {name: pair[1].to(device) for name, pair in drawn.items()}
+
+    def see(name: str, input_NTI: Tensor) -> Tensor:
+        return input_NTI.float() @ right_IR[name]
+
+    def take(name: str, seen_NTR: Tensor, delta_NTO: Tensor) -> None:
+        wanted_NTR = delta_NTO.float() @ left_OR[name]
+        tables[name].append(torch.bmm(wanted_NTR.transpose(1, 2), seen_NTR).flatten(1).cpu())
+
+    return Tap(see, take)
+
+
+def joined(index: int, name: str, tables: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """(K, R * R) in the order in which the sequences were given."""
+    sorted_KX = torch.cat(list(tables))
+    check_finite(index, name, sorted_KX)
+    result_KX = torch.empty_like(sorted_KX)
+    result_KX[torch.tensor(order)] = sorted_KX
+    return result_KX
+
+
+def check_finite(index: int, name: str, table: Tensor) -> None:
+    """Raise PrunusError where a gradient went wrong."""
+    if not bool(table.isfinite().all()):
+        raise PrunusError(f"block {index}, {name}: gradients hold NaN or infinity; try --dtype float32 or other text")
+
+
+class SquareSums:
+    """A Tap that sums squares. rows: of Delta over tokens, (O,); else of each sequence's weight gradient, (O, I)."""
+
+    def __init__(self, rows: bool) -> None:
+        self.rows = rows
+        self.sums: dict[str, Tensor] = {}
+        self.tap = Tap(lambda _name, input_NTI: None if rows else input_NTI, self._take)
+
+    def _take(self, name: str, input_NTI: Tensor | None, delta_NTO: Tensor) -> None:
+        if input_NTI is None:
+            self._add(name, delta_NTO.float().square().sum((0, 1)))
+            return
+        for delta_TO, input_TI in zip(delta_NTO, input_NTI, strict=True):
+            self._add(name, (delta_TO.float().T @ input_TI.float()).square_())
+
+    def _add(self, name: str, squares: Tensor) -> None:
+        if name in self.sums:
+            self.sums[name] += squares
+        else:
+            self.sums[name] = squares
+
+
+def save_square_sums(
+    model: Model,
+    sequences: Sequence[list[int]],
+    weights: Sequence[Sequence[float]] | None,
+    file_of: Callable[[int], Path],
+    rows: bool,
+) -> None:
+    """Write, for every block, SquareSums of all sequences to the file file_of(block): what does not fit in memory.
+
+    One block's sums are held at a time; further portions of the sequences are added to the files.
+    """
+    usable = [i for i, ids in enumerate(sequences) if len(ids) > 1]
+    if not usable:
+        raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
+    chosen = [sequences[i] for i in usable]
+    counted = None if weights is None else [weights[i] for i in usable]
+    started: set[int] = set()
+    for place in descend(model, chosen, counted):
+        found, file = SquareSums(rows), file_of(place.number)
+        if place.number in started:
+            found.sums = {name: stored.read().to(model.runner.device) for name, stored in read_header(file).items()}
+        place.run(found.tap)
+        for name, table in found.sums.items():
+            check_finite(place.number, name, table)
+        write_file(file, {name: table.cpu() for name, table in found.sums.items()})
+        started.add(place.number)

@@ -1,0 +1,31 @@
+"""GBLM: Wanda's score with the gradient of the loss beside the input norm.
+
+Das et al. 2023, arXiv:2311.04902; authors' code lib/prune.py, prune_gblm (l2). O: output features, I: input features.
+The gradients are those of the dense model, one sequence after the other.
+"""
+
+from torch import Tensor
+
+from prunus.pruning.masks import Target, zero_lowest
+from prunus.pruning.observe import InputStats
+
+
+def score(weight_OI: Tensor, inputs: InputStats) -> Tensor:
+    """(O, I) float32 importance |W| (norm / sqrt(sequences) + gradient); larger means keep.
+
+    Unlike Wanda's, it depends on the scale of the norm, which is per sequence here as in the authors' code.
+    """
+    if inputs.gradient_OI is None:
+        raise ValueError("this score needs gradients")
+    matters_OI = inputs.gradient_OI.float() + inputs.norm_I.float() / inputs.sequences**0.5
+    return matters_OI.mul_(weight_OI.float().abs())
+
+
+def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
+    """New weight: every row (one output) loses its round(I * sparsity) lowest scores, the rest is untouched.
+
+    Differs from the authors' code in the count: theirs rounds down (rounding `reference`).
+    """
+    if inputs is None:
+        raise ValueError("the score needs norms and gradients")
+    return zero_lowest(weight_OI, score(weight_OI, inputs), target, "row")

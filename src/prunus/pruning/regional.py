@@ -1,0 +1,81 @@
+"""Wanda++: gradients of one block's own output, and a repair of its weights before they are pruned for good.
+
+Yang et al. 2025, arXiv:2503.04992 (Wanda++: regional gradients and regional optimisation). Nothing but the block is
+run: in float32, for the steps of the repair are too small for 16 bits. The paper's code is not public; as in the open
+reproduction TTTTTTris/wandaplus every drawn sequence is a step of its own. Unlike there, gradients and norms are those
+of the dense block throughout. Shapes: N sequences of a batch, T tokens, D hidden width.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunus.checkpoint.families import Runner
+from prunus.pruning.gradients import SquareSums, backward
+from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.observe import InputStats
+
+DRAWN = 32  # sequences of a round of repair
+# pruned(name of a Linear, its weight, what is known of it) -> the weight with its zeros
+Pruned = Callable[[str, Tensor, InputStats], Tensor]
+
+
+class Repair(NamedTuple):
+    """How weights are moved: rounds of pruning and then a step of RMSprop for each drawn sequence, rate long."""
+
+    rounds: int
+    rate: float
+    seed: str
+
+
+def with_regional_gradients(
+    runner: Runner, block: nn.Module, hidden: HiddenStates, stats: Mapping[str, InputStats], scale: float
+) -> dict[str, InputStats]:
+    """stats with scale * the root mean square, over sequences, of d ||output of the block|| / d weight."""
+    found, count = SquareSums(rows=False), len(hidden.sequences())
+
+    def by_norm(output_NTD: Tensor) -> Tensor:
+        return output_NTD / output_NTD.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+
+    with torch.enable_grad():
+        for inputs_NTD in hidden.batches():
+            backward(runner, block, inputs_NTD, by_norm, list(stats), found.tap)
+    return {
+        name: replace(inputs, sequences=count, gradient_OI=found.sums[name].div_(count).sqrt_().mul_(scale))
+        for name, inputs in stats.items()
+    }
+
+
+def repair(
+    runner: Runner,
+    block: nn.Module,
+    dense: nn.Module,
+    hidden: HiddenStates,
+    stats: Mapping[str, InputStats],
+    pruned: Pruned,
+    how: Repair,
+) -> None:
+    """Move the weights of the block's Linears in place so that its output, pruned, comes nearer to that of dense.
+
+    Zeros may come back: each round prunes anew. The caller prunes once more.
+    """
+    weights = {name: block.get_submodule(name).get_parameter("weight") for name in stats}
+    optimizer = torch.optim.RMSprop(list(weights.values()), lr=how.rate)
+    sequences, rng = hidden.sequences(), random.Random(how.seed)
+    for _ in range(how.rounds):
+        for name, weight_OI in weights.items():
+            weight_OI.data = pruned(name, weight_OI.data, stats[name])
+        for index in rng.sample(range(len(sequences)), min(DRAWN, len(sequences))):
+            input_1TD = sequences[index][None].to(runner.device, runner.dtype)
+            wanted_1TD = runner.run_block(dense, input_1TD)
+            with torch.enable_grad():
+                block.requires_grad_(False)
+                for weight_OI in weights.values():
+                    weight_OI.requires_grad_()
+                (runner.run_block(block, input_1TD) - wanted_1TD).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
