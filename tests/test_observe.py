@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunus.pruning.observe import InputStats, Needs, Observer
+from prunus.pruning.observe import InputStats, Needs, Observer, add_product, mirror
 
 SHAPES = [(2, 5), (1, 9), (3, 4)]  # sequences and tokens of the batches
 
@@ -67,3 +67,15 @@ def test_a_token_that_counts_twice_is_as_if_it_were_there_twice():
 def test_only_what_is_needed_is_kept(needs, present):
     got = observe(needs)
     assert sum(part is not None for part in (got.mean_I, got.variance_I, got.hessian)) == present
+
+
+@pytest.mark.parametrize("width", [1, 255, 256, 257, 700])
+def test_products_in_panels_are_the_whole_product(width):
+    parts = torch.randn(3, 50, width, generator=torch.Generator().manual_seed(width)) + 0.3
+    total = torch.zeros(width, width)
+    for part in parts:
+        add_product(total, part)
+    mirror(total)
+    every = parts.flatten(0, 1).double()
+    torch.testing.assert_close(total, total.T, rtol=1e-6, atol=3e-5)
+    torch.testing.assert_close(total.double(), every.T @ every, rtol=1e-6, atol=3e-5)
