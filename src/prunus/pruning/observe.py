@@ -29,7 +29,9 @@ class InputStats:
     """What is known of a Linear's input.
 
     norm_I: L2 norm of each feature over all tokens, float32; tokens: how many. mean_I, variance_I: of each feature over
-    all tokens. hessian: shared by Linears that read the same input. The last three only where they were asked for.
+    all tokens. hessian: shared by Linears that read the same input. gradient_OI: how much a loss depends on each
+    weight, to be added to norm_I / sqrt(sequences). fisher_O: sum of squares of a loss's gradient by each output. All
+    but the first two only where they were asked for.
     """
 
     norm_I: Tensor
@@ -37,6 +39,9 @@ class InputStats:
     mean_I: Tensor | None = None
     variance_I: Tensor | None = None
     hessian: Hessian | None = None
+    sequences: int = 1
+    gradient_OI: Tensor | None = None
+    fisher_O: Tensor | None = None
 
 
 class Observed(Exception):
