@@ -19,8 +19,9 @@ from prunus.results.store import ProblemRow, Sample, Store
 TAGS = """
     html head meta title style body header main footer section h1 h2 h3 h4 p strong b small span sub br ul li div bdi
     table thead tbody tr th td fieldset legend label input figure figcaption details summary pre dl dt dd script
-    svg path text rect g
+    svg path text rect g a code iframe
 """
+LINK = re.compile(r"report_files/flip-\d+-\d+\.html")
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,10 @@ def test_hostile_text_makes_no_element_and_no_attribute(hostile):
     assert {tag for tag, _ in page.elements} <= set(TAGS.split())
     assert [tag for tag, _ in page.elements].count("script") == 2
     for tag, attributes in page.elements:
-        assert not [
-            name for name in attributes if name.startswith("on") or name in ("src", "href", "style", "action")
-        ], tag
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "action", "srcdoc")], tag
+        for name in ("src", "href"):
+            assert name not in attributes or (tag in ("a", "iframe") and LINK.fullmatch(attributes[name] or ""))
+        assert tag != "iframe" or attributes["sandbox"] == ""
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]", page.source)
 
 
@@ -80,6 +82,25 @@ def test_hostile_text_is_there_to_read(hostile):
     assert all(visible(text) in answer for answer in answers for text in HOSTILE)
     assert any("characters left out" in text for text in page.all("pre", "thinking"))
     assert all("\u202e" not in text and "⟦U+202E⟧" in text for text in page.all("pre", "answer"))
+
+
+def test_pages_beside_the_page_do_nothing_either(hostile):
+    page, path = hostile
+    files = sorted((path.parent / "report_files").iterdir())
+    links = {a["src"] for tag, a in page.elements if tag == "iframe"}
+    assert len(files) == len(links) and {f"report_files/{file.name}" for file in files} == links
+    for file in files:
+        small = Page(file)
+        assert small.open == [] and {tag for tag, _ in small.elements} <= set(TAGS.split()) - {"script", "a", "iframe"}
+        assert not [name for _, attributes in small.elements for name in attributes if name.startswith("on")]
+        assert not [1 for _, attributes in small.elements if {"src", "href", "style"} & attributes.keys()]
+        policy = next(a["content"] for tag, a in small.elements if tag == "meta" and a.get("http-equiv")) or ""
+        (style,) = re.findall(r"<style>(.*?)</style>", small.source, re.DOTALL)
+        hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert policy.split("; ")[:2] == ["default-src 'none'", f"style-src 'sha256-{hashed}'"]
+        thinking = small.all("pre", "thinking")
+        assert len(thinking) == 2 and all(text.count("A") > 900_000 for text in thinking)
+        assert "\u202e" not in small.source and "⟦U+202E⟧" in small.source
 
 
 def test_long_texts_do_not_make_a_long_page(hostile):
@@ -95,6 +116,7 @@ def test_policy_names_exactly_our_style_and_script(hostile, page):
         (script,) = re.findall(r"<script>(.*?)</script>", one.source, re.DOTALL)
         for name, text in (("style-src", style), ("script-src", script)):
             assert rules[name] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        assert re.search(r"frame-src 'self' file:;", policy)
         assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
     assert "http" not in page.source.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
 

@@ -1,13 +1,12 @@
 """What a report tells beyond accuracy: which weights went, and which problems flipped."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from prunus.reporting.labels import history
-from prunus.results.store import Key, Run, Sample, Store
+from prunus.results.store import Key, Run, Sample
 
 
 def removed_blocks(run: Run) -> int:
@@ -18,21 +17,46 @@ def removed_blocks(run: Run) -> int:
 def block_sparsities(run: Run) -> list[float | None]:
     """For each block of the original model the mean sparsity over its Linears, or None where the block was removed.
 
-    Steps are replayed in order: each names blocks as the checkpoint it started from numbered them. Linears of one block
-    count alike, as the manifest holds shares and not sizes.
+    Linears of one block count alike, as the manifest holds shares and not sizes.
+    """
+    linears, removed, total = _replay(run)
+    return [
+        None if block in removed else fmean(shares) if (shares := _of_block(linears, block)) else 0.0
+        for block in range(total)
+    ]
+
+
+def linear_sparsities(run: Run) -> dict[str, list[float | None]]:
+    """Kind of Linear (`mlp.up_proj`) to its sparsity in each block of the original model.
+
+    None where the block was removed, or the manifest names no such Linear in it.
+    """
+    linears, removed, total = _replay(run)
+    kinds = dict.fromkeys(kind for _, kind in linears)
+    return {
+        kind: [None if block in removed else linears.get((block, kind)) for block in range(total)] for kind in kinds
+    }
+
+
+def _of_block(linears: dict[tuple[int, str], float], block: int) -> list[float]:
+    return [share for (place, _), share in linears.items() if place == block]
+
+
+def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
+    """Sparsities by (block of the original model, kind), the blocks that are gone, how many there were.
+
+    Steps are replayed in order: each names blocks as the checkpoint it started from numbered them.
     """
     total = int(run.model.get("blocks") or 0) + removed_blocks(run)
     here = list(range(total))  # original index of each block still there
-    result: list[float | None] = [0.0] * total
+    linears: dict[tuple[int, str], float] = {}
     for step in history(run):
-        for index, shares in _shares_by_block(step).items():
+        for (index, kind), share in _shares(step).items():
             if index < len(here):
-                result[here[index]] = fmean(shares)
+                linears[here[index], kind] = share
         gone = {index for index in _removed(step) if index < len(here)}
-        for index in gone:
-            result[here[index]] = None
         here = [original for index, original in enumerate(here) if index not in gone]
-    return result
+    return linears, set(range(total)) - set(here), total
 
 
 def _removed(step: dict[str, Any]) -> list[int]:
@@ -40,14 +64,15 @@ def _removed(step: dict[str, Any]) -> list[int]:
     return [b for b in blocks if isinstance(b, int) and b >= 0] if isinstance(blocks, list) else []
 
 
-def _shares_by_block(step: dict[str, Any]) -> dict[int, list[float]]:
-    """Sparsities of a step's Linears by the first number in their names (model.layers.3.mlp.up_proj)."""
-    shares: dict[int, list[float]] = defaultdict(list)
+def _shares(step: dict[str, Any]) -> dict[tuple[int, str], float]:
+    """Sparsities of a step's Linears by the first number in their names (model.layers.3.mlp.up_proj) and the rest."""
+    shares: dict[tuple[int, str], float] = {}
     sparsity = step.get("sparsity")
     for name, share in (sparsity if isinstance(sparsity, dict) else {}).items():
-        numbers = [part for part in str(name).split(".") if part.isdecimal()]
-        if numbers and isinstance(share, int | float):
-            shares[int(numbers[0])].append(float(share))
+        parts = str(name).split(".")
+        place = next((k for k, part in enumerate(parts) if part.isdecimal()), None)
+        if place is not None and isinstance(share, int | float):
+            shares[int(parts[place]), ".".join(parts[place + 1 :])] = float(share)
     return shares
 
 
@@ -88,8 +113,3 @@ def choose(found: Sequence[Flip], most: int) -> list[Flip]:
     shares = [min(len(kinds[0]), most - min(len(kinds[1]), most // 2)), 0]
     shares[1] = min(len(kinds[1]), most - shares[0])
     return [kind[k * len(kind) // share] for kind, share in zip(kinds, shares, strict=True) for k in range(share)]
-
-
-def texts(store: Store, run_id: str, chosen: Sequence[Flip]) -> dict[Key, tuple[str, str]]:
-    """(thinking, answer) of the chosen draws of one run."""
-    return store.texts(run_id, [flip.key for flip in chosen])

@@ -1,16 +1,14 @@
-"""The page's sections about evidence: what was pruned and which problems flipped. Texts are hostile."""
+"""The page's section about what was pruned: by block, by Linear, and the recipes."""
 
 from collections.abc import Sequence
 
-from prunus.reporting.changes import Flip, block_sparsities, choose, flips
-from prunus.reporting.grid import named, row_name
+from prunus.reporting.changes import block_sparsities, linear_sparsities
+from prunus.reporting.grid import Column, Grid, named, row_name
 from prunus.reporting.labels import Look, recipe_text
 from prunus.reporting.sections import soft
-from prunus.reporting.text import clip, esc, percent
-from prunus.results.store import Run, Sample, Store
-
-FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48
-TEXT_LIMIT = 6_000  # characters shown of each thinking and each answer
+from prunus.reporting.text import esc, one_line, percent
+from prunus.reporting.view import View
+from prunus.results.store import Run
 
 
 def pruned_section(looks: Sequence[Look], runs: Sequence[Run]) -> str:
@@ -34,16 +32,35 @@ def pruned_section(looks: Sequence[Look], runs: Sequence[Run]) -> str:
         f'<section id="pruned"><h2>What was pruned</h2>{soft(note)}'
         '<div class="wide" tabindex="0" role="region" aria-label="What was pruned">'
         f'<table class="strip{" many" if blocks > 20 else ""}"><thead><tr><th scope="row">Block</th>{head}</tr></thead>'
-        f'<tbody>{"".join(rows)}</tbody></table></div><dl class="recipes">{recipes}</dl></section>'
+        f'<tbody>{"".join(rows)}</tbody></table></div>{_linears(looks, runs)}<dl class="recipes">{recipes}</dl>'
+        "</section>"
+    )
+
+
+def _linears(looks: Sequence[Look], runs: Sequence[Run]) -> str:
+    pictures = "".join(
+        f'<figure class="{look.css}"><figcaption>{named(look)}</figcaption>{picture}</figure>'
+        for look, run in zip(looks, runs, strict=True)
+        if (picture := linear_map(look, run))
+    )
+    if not pictures:
+        return ""
+    return (
+        "<details><summary>Every Linear</summary>"
+        f'{soft("Percent of zeros by kind of Linear and block.")}<div class="pair">{pictures}</div></details>'
     )
 
 
 def _block(share: float | None) -> str:
     if share is None:
         return '<td class="gone" title="removed">×</td>'
-    step = min(20, max(0, round(20 * share)))
+    step = _step(share)
     text = f"{100 * share:.0f}" if share else "0"
     return f'<td class="h{step}{" dark" if step > 12 else ""}" title="{percent(share)} %">{text}</td>'
+
+
+def _step(share: float) -> int:
+    return min(20, max(0, round(20 * share)))
 
 
 def heat_styles() -> str:
@@ -51,64 +68,76 @@ def heat_styles() -> str:
     return "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))
 
 
-def flip_section(store: Store, looks: Sequence[Look], runs: Sequence[Run]) -> str:
-    """Some problems that only one of base and variant solves, both texts side by side."""
-    base_samples = store.samples(runs[0].run_id)
-    most = max(2, min(FLIPS_PER_RUN, FLIPS_IN_ALL // max(1, len(runs) - 1)))
-    gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
-    groups = []
-    for look, run in zip(looks[1:], runs[1:], strict=True):
-        found = flips(base_samples, store.samples(run.run_id))
-        chosen = choose(found, most)
-        texts = [store.texts(one.run_id, [flip.key for flip in chosen]) for one in (runs[0], run)]
-        items = [_flip(f, gold[f.base.problem_id], (looks[0], look), [side[f.key] for side in texts]) for f in chosen]
-        groups.append(_flip_group(look, found, items))
-    if not groups:
+def linear_map(look: Look, run: Run) -> str:
+    """One <svg>: a row for each kind of Linear, a column for each original block; equal neighbours share a box.
+
+    Empty text where the run's manifest names no Linear.
+    """
+    kinds = linear_sparsities(run)
+    if not kinds:
         return ""
-    note = (
-        "Right in one model and wrong in the other with the same draw number, at the largest budget both have. Texts "
-        f"are the models' own, cut to {TEXT_LIMIT} characters a piece; control characters are made visible. Questions "
-        "are not kept in the store."
-    )
-    return f'<section id="flips"><h2>Problems that flipped</h2>{soft(note)}{"".join(groups)}</section>'
+    blocks = max(map(len, kinds.values()))
+    cell = (WIDTH - LEFT) / blocks
+    parts = []
+    for row, (kind, shares) in enumerate(kinds.items()):
+        top = TOP + row * HEIGHT
+        name = one_line(kind, 22)
+        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{top + HEIGHT / 2}" dy=".35em" text-anchor="end">')
+        parts.append(f"{esc(name)}</text>")
+        for start, end, share in _pieces(shares):
+            parts.append(_box(LEFT + start * cell, top, (end - start) * cell, share, _where(kind, start, end)))
+    every = max(1, -(-blocks // 12))
+    for block in range(0, blocks, every):
+        parts.append(f'<text class="tick" x="{LEFT + (block + 0.5) * cell:.1f}" y="{TOP - 6}" text-anchor="middle">')
+        parts.append(f"{block}</text>")
+    size = f'viewBox="0 0 {WIDTH} {TOP + HEIGHT * len(kinds)}"'
+    label = esc(f"{look.label}: sparsity of each Linear by block")
+    return f'<svg class="linears" {size} role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _flip_group(look: Look, found: Sequence[Flip], items: Sequence[str]) -> str:
-    gained = sum(flip.gained for flip in found)
-    counts = f"{len(found) - gained} lost, {gained} gained"
-    if found:
-        counts += f" at budget {found[0].base.budget}"
-    if len(items) < len(found):
-        counts += f"; {len(items)} of them here"
-    return (
-        f'<details class="flips {look.css}"><summary>{named(look)} '
-        f'<span class="soft">{counts}</span></summary>{"".join(items)}</details>'
-    )
+WIDTH, LEFT, TOP, HEIGHT = 640, 150, 22, 20
 
 
-def _flip(flip: Flip, gold: str, looks: tuple[Look, Look], texts: Sequence[tuple[str, str]]) -> str:
-    sides = (flip.base, flip.other)
-    answers = " → ".join(_answer(sample) for sample in sides)
-    columns = "".join(_side(look, sample, *pair) for look, sample, pair in zip(looks, sides, texts, strict=True))
-    sign = '<span class="word better">gained</span>' if flip.gained else '<span class="word worse">lost</span>'
-    return (
-        f'<details class="flip"><summary>{sign} <b><bdi>{esc(clip(flip.base.problem_id, 120))}</bdi></b> · correct: '
-        f'<bdi>{esc(clip(gold, 200))}</bdi> · {answers}</summary><div class="sides">{columns}</div></details>'
-    )
+def _pieces(shares: Sequence[float | None]) -> list[tuple[int, int, float | None]]:
+    """(first, one past last, share) of runs of equal neighbours."""
+    found: list[tuple[int, int, float | None]] = []
+    for block, share in enumerate(shares):
+        rounded = None if share is None else round(share, 3)
+        if found and found[-1][2] == rounded:
+            found[-1] = (found[-1][0], block + 1, rounded)
+        else:
+            found.append((block, block + 1, rounded))
+    return found
 
 
-def _answer(sample: Sample) -> str:
-    answer = "no answer" if sample.answer is None else f"<bdi>{esc(clip(sample.answer, 200))}</bdi>"
-    return f"{answer} {'✓' if sample.correct else '✗'}"
+def _where(kind: str, start: int, end: int) -> str:
+    return f"{one_line(kind)}, {f'blocks {start} to {end - 1}' if end - start > 1 else f'block {start}'}"
 
 
-def _side(look: Look, sample: Sample, thinking: str, text: str) -> str:
-    end = "ended by itself" if sample.ended == "natural" else "stopped by the budget"
-    facts = f"{sample.thinking_tokens} thinking tokens, {end}; {sample.answer_tokens} answer tokens"
-    facts += ", cut at the cap" if sample.answer_truncated else ""
-    shown = (thinking, text) if thinking or text else ("[not kept in the store]", "[not kept in the store]")
-    return (
-        f'<div class="c{look.hue}"><h4>{named(look)} {_answer(sample)}<small>{facts}</small></h4>'
-        f'<pre class="thinking" tabindex="0">{esc(clip(shown[0], TEXT_LIMIT))}</pre>'
-        f'<pre class="answer" tabindex="0">{esc(clip(shown[1], TEXT_LIMIT))}</pre></div>'
-    )
+def _box(x: float, y: float, width: float, share: float | None, where: str) -> str:
+    css = "gone" if share is None else f"heat h{_step(share)}"
+    note = "none" if share is None else f"{percent(share)} %"
+    place = f'x="{x + 0.5:.1f}" y="{y + 0.5}" width="{max(0.5, width - 1):.1f}" height="{HEIGHT - 1}"'
+    box = f'<rect class="{css}" {place}><title>{esc(where)}: {note}</title></rect>'
+    text = "×" if share is None else f"{100 * share:.0f}"
+    if width < 9 * len(text):
+        return box
+    dark = " dark" if share is not None and _step(share) > 12 else ""
+    spot = f'x="{x + width / 2:.1f}" y="{y + HEIGHT / 2}" dy=".35em" text-anchor="middle"'
+    return f'{box}<text class="share{dark}" {spot}>{text}</text>'
+
+
+def linear_grid(view: View) -> Grid:
+    """Sparsity of every Linear of every run, for `--csv`."""
+    rows = [
+        (look, [block, kind, share])
+        for look, run in zip(view.looks, view.runs, strict=True)
+        for kind, shares in linear_sparsities(run).items()
+        for block, share in enumerate(shares)
+        if share is not None
+    ]
+    columns = [
+        Column("run", "Run"), Column("block", "Block"), Column("linear", "Linear"),
+        Column("sparsity", "Zeros, %", percent),
+    ]  # fmt: skip
+    return Grid("linears", "Sparsity of every Linear", "data", columns, rows)

@@ -5,6 +5,7 @@ from typing import Any
 
 from prunus.reporting.figures import ENDINGS
 from prunus.reporting.grid import Column, Grid, Interval, Picture, Word
+from prunus.reporting.labels import Look
 from prunus.reporting.published import about, standard_error
 from prunus.reporting.svg import forest
 from prunus.reporting.text import count, percent, points, probability, signed
@@ -31,7 +32,7 @@ def verdicts(view: View) -> Grid:
     ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
     pictures = forest(ends, view.margin)
     task, budget = last_cell(view)
-    extra = [column for column in _MORE_VERDICT if any(cell.get(column.key) is not None for cell in primaries)]
+    extra = [column for column in _MORE_VERDICT if any(_draws(cell.get(column.key)) is not None for cell in primaries)]
     rows = []
     for look, summary, entry, picture in zip(view.looks, view.summaries, view.entries, ["", *pictures], strict=True):
         if entry is None:
@@ -40,7 +41,7 @@ def verdicts(view: View) -> Grid:
             cell = entry["primary"]
             remark = "within the margin" if entry["verdict"] == "worse" and entry["within_margin"] else ""
             values = [Word(entry["verdict"], remark), _interval(cell, "difference"), Picture(picture)]
-            values += [cell["p_adjusted"], cell["mde"], *(_plain(cell.get(column.key)) for column in extra)]
+            values += [cell["p_adjusted"], cell["mde"], *(_draws(cell.get(column.key)) for column in extra)]
         last = cells_of(summary, task).get(budget)
         values += [None, None] if last is None else [_interval(last, "accuracy"), last["tokens"]["total"]["mean"]]
         rows.append((look, values))
@@ -56,7 +57,12 @@ def verdicts(view: View) -> Grid:
 
 
 # What a primary cell may hold besides.
-_MORE_VERDICT = (Column("q", "q|(FDR)", probability), Column("settle", "Draws that|would settle it", count))
+_MORE_VERDICT = (Column("q", "q", probability), Column("settle", "Draws to|settle it", count))
+
+
+def _draws(value: Any) -> Any:
+    """The draws that would settle a contrast, or the number as it is."""
+    return value.get("draws") if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:
@@ -122,6 +128,47 @@ def tokens(view: View, task: str) -> Grid:
     return Grid(f"tokens-{task}", f"Tokens and endings on {task}", "data tokens sortable", columns, rows)
 
 
+def scaling(view: View, task: str) -> Grid:
+    """How accuracy follows the budget, a row a run; columns that no run has are left out."""
+    found: list[tuple[Look, dict[str, Any]]] = []
+    for look, summary, entry in zip(view.looks, view.summaries, view.entries, strict=True):
+        curve, cells = summary["tasks"].get(task, {}), cells_of(summary, task)
+        if not cells:
+            continue
+        steps, last = curve.get("monotonicity") or {}, cells[max(cells)]
+        slope = (entry or {}).get("tasks", {}).get(task, {}).get("slope") or {}
+        values = {key: _ends(curve.get(key)) for key in ("auc", "slope", "gain", "auc_tokens", "scaling")}
+        values |= {"performance": _plain(curve.get("performance")), "falls": steps.get("falls")}
+        values |= {"retention": slope.get("retention"), "control": curve.get("control_total")}
+        found.append((look, values | {"per_correct": last["tokens_per_correct"], "looping": last.get("looping")}))
+    columns = [column for column in SCALING if any(values[column.key] is not None for _, values in found)]
+    rows = [(look, [values[column.key] for column in columns]) for look, values in found]
+    return Grid(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [RUN, *columns], rows)
+
+
+SCALING = (
+    Column("auc", "Area,|%", percent),
+    Column("slope", "Per doubling,|points", points),
+    Column("retention", "Slope kept,|%", percent),
+    Column("gain", "First to last|budget, points", points),
+    Column("falls", "Falls"),
+    Column("auc_tokens", "Area over|tokens, %", percent),
+    Column("scaling", "Per 1000 thinking|tokens, points", points),
+    Column("performance", "Best,|%", percent),
+    Column("control", "Within|budget, %", percent),
+    Column("per_correct", "Tokens per|correct", count),
+    Column("looping", "Going in|circles, %", percent),
+)
+
+
+def _ends(value: Data | None) -> Interval | None:
+    """A value with its interval; from the standard error where there are no ends; None without a value."""
+    if value is None or value.get("value") is None:
+        return None
+    middle, reach = value["value"], 1.96 * float_of(value.get("se"))
+    return Interval(middle, value.get("low", middle - reach), value.get("high", middle + reach))
+
+
 def published(view: View) -> Grid:
     """Published accuracies beside ours, with the distance in standard errors."""
     sources = about()["sources"]
@@ -145,5 +192,5 @@ def all_of(view: View) -> Sequence[Grid]:
     """Every table that `--csv` writes."""
     grids = [verdicts(view)] if len(view.runs) > 1 else []
     for task in view.tasks:
-        grids += [matrix(view, task), numbers(view, task), tokens(view, task)]
+        grids += [matrix(view, task), numbers(view, task), scaling(view, task), tokens(view, task)]
     return [*grids, *([published(view)] if view.matches else [])]

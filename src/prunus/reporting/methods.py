@@ -1,21 +1,23 @@
 """The page's section about methods: every setting, version and seed that the numbers depend on."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from prunus.reporting.grid import named
+from prunus.reporting.grid import Grid, named
 from prunus.reporting.labels import Look, history
 from prunus.reporting.text import THIN, clip, esc
+from prunus.reporting.view import View
 from prunus.results.store import Run
 
 RECORD_LIMIT = 20_000  # characters of a run's settings
 SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "scores")
 
 
-def method_section(looks: Sequence[Look], runs: Sequence[Run], comparison: Mapping[str, Any]) -> str:
-    """How it was measured, with every setting, version and seed."""
-    plan = runs[0].plan
+def method_section(view: View, costs: Grid) -> str:
+    """How it was measured, with every setting, version and seed, and what it cost."""
+    comparison = view.comparison
+    plan = view.runs[0].plan
     method = comparison.get("method", {})
     sentences = [
         "Thinking is cut at the budget, closed, and the answer generated after it (budget forcing); all budgets of a "
@@ -40,10 +42,10 @@ def method_section(looks: Sequence[Look], runs: Sequence[Run], comparison: Mappi
         "Margin": f"{100 * comparison['margin']:g} points",
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())
-    details = "".join(_run_details(look, run) for look, run in zip(looks, runs, strict=True))
+    details = "".join(_run_details(look, run) for look, run in zip(view.looks, view.runs, strict=True))
     return (
         f'<section id="methods"><h2>Methods, versions, seeds</h2><p>{" ".join(map(esc, sentences))}</p>'
-        f"<dl>{facts}</dl><h3>Runs</h3>{details}</section>"
+        f"<dl>{facts}</dl><h3>Answers and tokens sampled</h3>{costs.html()}<h3>Runs</h3>{details}</section>"
     )
 
 

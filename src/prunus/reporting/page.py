@@ -8,21 +8,20 @@ Model text is hostile. It appears only escaped, as text, with control characters
 names the hashes of our one style and one script, so that nothing else could act even if an escape were missing.
 """
 
-import base64
-import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from prunus import __version__
 from prunus.errors import PrunusError
-from prunus.reporting import beside, evidence, methods, prose, sections
+from prunus.reporting import beside, evidence, export, methods, parallel, prose, sections, traces
+from prunus.reporting.document import document, resource
+from prunus.reporting.files import Folder, refuse_existing, write_whole
 from prunus.reporting.labels import Look, history, looks
+from prunus.reporting.modes import Both, both_modes, mode_section
 from prunus.reporting.published import matches
-from prunus.reporting.text import esc, script_json
+from prunus.reporting.standing import Standing, cost_grid, missing_notes, standing
+from prunus.reporting.text import esc
 from prunus.reporting.view import View
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import Run, Store
@@ -37,29 +36,41 @@ def report(
     base: str | None = None,
     margin: float = 0.02,
     published: bool = False,
+    figures: Path | str | None = None,
+    csv: Path | str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
-    base: run id, start of one, or model name; by default the one run of a model that nothing was done to. margin: share
-    of problems by which a variant may be below the base and still be non-inferior. published: show published accuracies
-    of the same models, tasks and budgets beside ours. Raises PrunusError where out exists (unless overwrite), the base
-    is not clear, or nothing is finished. The file appears complete or not at all.
+    base: run id, start of one, or model name; by default the one run of a model that nothing was done to, of the strict
+    one where it was run in both modes. margin: share of problems by which a variant may be below the base and still be
+    non-inferior. published: show published accuracies of the same models, tasks and budgets beside ours. figures: a
+    folder for every chart as .svg and .pdf. csv: a folder for every table as .csv and .tex. Texts that are too large
+    for the page go into a folder beside it (report.html: report_files). Raises PrunusError where anything of that
+    exists (unless overwrite), the base is not clear, or nothing is finished. Every file appears complete or not at all,
+    the page last.
     """
     out = Path(out)
     if out.is_dir():
         raise PrunusError(f"'{out}' is a folder: name a file, such as {out / 'report.html'}")
-    if out.exists() and not overwrite:
-        raise PrunusError(f"'{out}' exists: name another file, or add --overwrite")
-    if not out.absolute().parent.is_dir():
-        raise PrunusError(f"the folder of '{out}' does not exist: create it or name another file")
-    with Store(store) as opened:
+    refuse_existing(out, overwrite)
+    folder = Folder(out.with_name(f"{out.stem}_files"), overwrite)
+    with Store(store) as opened, folder:
         base_run = opened.find_run(base) if base is not None else dense_run(opened)
         if len(opened.runs()) > 1:
-            comparison = compare(store, base_run.run_id, margin=margin)
+            comparison = compare(opened.path, base_run.run_id, margin=margin)
         else:
             comparison = {"others": [], "margin": margin, "warnings": []}
-        text = page(opened, make_view(opened, base_run, comparison, published))
+        view = make_view(opened, base_run, comparison, published)
+        both = both_modes(opened, view.runs, view.looks)
+        standings = [standing(opened, run) for run in view.runs]
+        text = page(opened, view, both, standings, folder)
+        extra = export.contents(view, both, standings, figures, csv)
+        for path in extra:
+            refuse_existing(path, overwrite)
+        for path, content in extra.items():
+            write_whole(path, content)
+        folder.keep()
     write_whole(out, text)
     return out
 
@@ -70,31 +81,14 @@ def dense_run(store: Store) -> Run:
     if not runs:
         raise PrunusError(f"the store '{store.path}' has no runs yet: run `prunus eval` first")
     dense = [run for run in runs if not history(run)]
+    strict = [run for run in dense if run.plan.get("mode") == "strict"]
+    if len({run.model.get("checksum") for run in dense}) == 1 and len(strict) == 1:
+        dense = strict  # one model in both modes
     if len(dense) == 1:
         return dense[0]
     listed = ", ".join(f"{run.run_id} ({run.model.get('name')})" for run in dense or runs)
     what = "several runs of unpruned models" if dense else "no run of an unpruned model"
     raise PrunusError(f"the store '{store.path}' has {what}: say with --base what to compare with: {listed}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name and rename it, so that no reader meets half of it."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise PrunusError(f"cannot write '{path}' ({error.strerror}): free some space or name another file") from error
 
 
 def make_view(store: Store, base: Run, comparison: Data, published: bool = False) -> View:
@@ -111,20 +105,22 @@ def make_view(store: Store, base: Run, comparison: Data, published: bool = False
     return view
 
 
-def page(store: Store, view: View) -> str:
-    """The HTML of the page."""
+def page(store: Store, view: View, both: Sequence[Both], standings: Sequence[Standing], folder: Folder) -> str:
+    """The HTML of the page; what is too large for it goes into folder."""
     several = len(view.runs) > 1
     body = [
-        _top(view),
+        _top(view, both, standings),
         "<main>",
         sections.verdict_section(view) if several else "",
         sections.legend(view) if several or view.matches else "",
         *(sections.curve_section(view, task) for task in view.tasks),
         *(sections.token_section(view, task) for task in view.tasks),
+        mode_section(view, both),
+        *(parallel.parallel_section(view, task) for task in view.tasks),
         beside.published_section(view) if view.matches is not None else "",
         evidence.pruned_section(view.looks, view.runs),
-        evidence.flip_section(store, view.looks, view.runs),
-        methods.method_section(view.looks, view.runs, view.comparison),
+        traces.flip_section(store, view, folder.path.name, folder.write),
+        methods.method_section(view, cost_grid(view, standings)),
         "</main>",
         f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
     ]
@@ -133,12 +129,14 @@ def page(store: Store, view: View) -> str:
     return document(title, "".join(body), data, _styles(view.looks))
 
 
-def _top(view: View) -> str:
+def _top(view: View, both: Sequence[Both], standings: Sequence[Standing]) -> str:
     labels = [look.label for look in view.looks]
     base, others = view.runs[0], view.comparison["others"]
     plan = base.plan
     sentences = prose.headline(others, labels[1:], labels[0], view.margin)
-    notes = prose.warnings(view.comparison, view.runs, view.summaries, labels)
+    elsewhere = [one.counterpart for one in both]
+    notes = missing_notes(view, standings)
+    notes += prose.warnings(view.comparison, view.runs, view.summaries, labels, elsewhere)
     care = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes)
     problems = sum(curve["problems"] for curve in view.summaries[0]["tasks"].values())
     draws = plan.get("samples")
@@ -158,26 +156,4 @@ def _top(view: View) -> str:
 def _styles(shown: Sequence[Look]) -> str:
     hidden = [f"body:has(#t{look.index}:not(:checked)) .r{look.index}:not(.keep){{display:none}}" for look in shown[1:]]
     hidden.append("body:has(#tp:not(:checked)) .chart .pub{display:none}")
-    return files("prunus.reporting").joinpath("page.css").read_text("utf-8") + evidence.heat_styles() + "".join(hidden)
-
-
-def document(title: str, body: str, data: Data, styles: str) -> str:
-    """A whole HTML file. Only this style and this script may act, nothing may be loaded, sent or framed."""
-    script = files("prunus.reporting").joinpath("page.js").read_text("utf-8")
-    policy = (
-        f"default-src 'none'; style-src {_hash(styles)}; script-src {_hash(script)}; img-src 'none'; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="referrer" content="no-referrer">\n<meta name="generator" content="Prunus {esc(__version__)}">\n'
-        f"<title>{esc(title)}</title>\n<style>{styles}</style>\n"
-        f'</head>\n<body>\n{body}\n<script type="application/json" id="data">{script_json(data)}</script>\n'
-        f"<script>{script}</script>\n</body>\n</html>\n"
-    )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return resource("page.css") + evidence.heat_styles() + "".join(hidden)

@@ -24,20 +24,20 @@ def title(entries: Sequence[Data], base: str) -> str:
 
 
 def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
-    """At most three sentences about the area under the curve, the contrast that decides; the worst come first."""
+    """Two sentences about the area under the curve, the contrast that decides: what is sure, then what is not worse."""
     groups: dict[str, list[str]] = {"worse": [], "better": [], "non-inferior": [], "cannot tell": []}
     for entry, label in sorted(zip(entries, labels, strict=True), key=lambda pair: pair[0]["primary"]["difference"]):
         groups[entry["verdict"]].append(f"{label} {_amount(entry)}")
+    starts = {
+        "worse": f"worse than {base} over the whole curve",
+        "better": f"better than {base}",
+        "non-inferior": f"not worse by more than {100 * margin:g} points, with 95 % confidence",
+        "cannot tell": "cannot tell",
+    }
     sentences = []
-    if groups["worse"]:
-        sentences.append(f"Worse than {base} over the whole curve: {joined(groups['worse'])}.")
-    better = f"Better than {base}: {joined(groups['better'])}" if groups["better"] else ""
-    allowed = f"not worse by more than {100 * margin:g} points, with 95 % confidence: {joined(groups['non-inferior'])}"
-    if better or groups["non-inferior"]:
-        text = "; ".join(part for part in (better, allowed if groups["non-inferior"] else "") if part)
-        sentences.append(f"{text[0].upper()}{text[1:]}.")
-    if groups["cannot tell"]:
-        sentences.append(f"Cannot tell: {joined(groups['cannot tell'])}.")
+    for pair in (("worse", "better"), ("non-inferior", "cannot tell")):
+        if text := "; ".join(f"{starts[word]}: {joined(groups[word])}" for word in pair if groups[word]):
+            sentences.append(f"{text[0].upper()}{text[1:]}.")
     return sentences or [f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."]
 
 
@@ -57,12 +57,22 @@ def _loss(difference: float | None) -> str:
     return DASH if difference is None else points(-difference).removeprefix("+")
 
 
-def warnings(comparison: Data, runs: Sequence[Run], summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
-    """What a careful reader must know, most important first; each a plain sentence. Lists start with the base."""
-    found = [*_leaks(summaries, labels), *(sentence(text) for text in comparison["warnings"])]
+def warnings(
+    comparison: Data,
+    runs: Sequence[Run],
+    summaries: Sequence[Data],
+    labels: Sequence[str],
+    elsewhere: Sequence[str] = (),
+) -> list[str]:
+    """What a careful reader must know, most important first; each a plain sentence. Lists start with the base.
+
+    elsewhere: ids of runs that a section of their own shows, so that nobody need hear that they are left out.
+    """
+    left_out = [text for text in comparison["warnings"] if not any(f"({run}) is left out" in text for run in elsewhere)]
+    found = [*_legacy(runs), *_leaks(summaries, labels), *map(sentence, left_out)]
     for entry, label in zip(comparison["others"], labels[1:], strict=True):
         found += [f"{label}: {text}." for text in entry["warnings"]]
-    found += [*_unfinished(summaries, labels), *_endings(summaries, labels), *_versions(runs)]
+    found += [*_endings(summaries, labels), *_versions(runs)]
     for run, label in zip(runs, labels, strict=True):
         for step in history(run):
             notes = step.get("warnings")
@@ -96,15 +106,13 @@ def _leaks(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
     ]
 
 
-def _unfinished(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
-    found = []
-    for summary, label in zip(summaries, labels, strict=True):
-        for task, curve in summary["tasks"].items():
-            if curve["problems"] < curve["started"]:
-                found.append(
-                    f"{label} is not finished on {task}: {curve['problems']} of {curve['started']} started problems."
-                )
-    return found
+def _legacy(runs: Sequence[Run]) -> list[str]:
+    if runs[0].plan.get("mode") != "legacy":
+        return []
+    return [
+        f"These runs are in mode legacy: the budget bounds the thinking only, and an answer may take "
+        f"{count(runs[0].plan.get('answer_tokens'))} tokens. Read the curve against tokens used, or run mode strict."
+    ]
 
 
 def _endings(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:

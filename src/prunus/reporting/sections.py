@@ -78,8 +78,15 @@ def _matrix(view: View, task: str) -> str:
     sizes = sorted({(c["n"], c["samples"]) for s in view.summaries for c in cells_of(s, task).values()})
     text = " or ".join(f"{n} problems × {draws} draw{'s' * (draws != 1)}" for n, draws in sizes)
     note = f"{text}. Below each accuracy its 95 % interval and the budget's verdict, p adjusted over a run's budgets."
+    scale = (
+        "Area: under accuracy over log<sub>2</sub> budget. Slope kept: of the base's, where that is clear. Falls: "
+        "steps to a larger budget that lose more than two errors. Area over tokens, points per 1000 thinking tokens "
+        "(s1's Scaling) and best count budget 0 too. Within budget: draws of at most budget + max(512, budget/2) "
+        "tokens in all. 95 % intervals over problems."
+    )
+    scaling = f"<h3>Scaling</h3>{grids.scaling(view, task).html()}{soft(scale)}"
     every = f"<details><summary>Every number</summary>{grids.numbers(view, task).html()}</details>"
-    return f"<h3>By budget</h3>{soft(note)}{grids.matrix(view, task).html()}{every}"
+    return f"<h3>By budget</h3>{soft(note)}{grids.matrix(view, task).html()}{every}{scaling}"
 
 
 def token_section(view: View, task: str) -> str:

@@ -1,0 +1,51 @@
+"""HTML files with a content security policy that lets nothing act but what we name by its hash."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from prunus import __version__
+from prunus.reporting.text import esc, script_json
+
+
+def resource(name: str) -> str:
+    """A file beside this one."""
+    return files("prunus.reporting").joinpath(name).read_text("utf-8")
+
+
+def document(title: str, body: str, data: Mapping[str, Any], styles: str) -> str:
+    """The report's HTML file. Only this style and this script may act; nothing may be loaded or sent.
+
+    Frames may show files from beside the page, which may do nothing at all (`small_page`). `file:` is named because a
+    page opened from a disk has no origin that 'self' could mean.
+    """
+    script = resource("page.js")
+    policy = (
+        f"default-src 'none'; style-src {_hash(styles)}; script-src {_hash(script)}; img-src 'none'; "
+        "frame-src 'self' file:; base-uri 'none'; form-action 'none'"
+    )
+    end = f'<script type="application/json" id="data">{script_json(data)}</script>\n<script>{script}</script>\n'
+    return _html(title, policy, styles, f"{body}\n{end}")
+
+
+def small_page(title: str, body: str) -> str:
+    """A page for a frame: no script at all, one style."""
+    styles = resource("trace.css")
+    policy = f"default-src 'none'; style-src {_hash(styles)}; base-uri 'none'; form-action 'none'"
+    return _html(title, policy, styles, body)
+
+
+def _html(title: str, policy: str, styles: str, body: str) -> str:
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="referrer" content="no-referrer">\n<meta name="generator" content="Prunus {esc(__version__)}">\n'
+        f"<title>{esc(title)}</title>\n<style>{styles}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

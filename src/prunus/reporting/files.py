@@ -1,0 +1,104 @@
+"""Files and folders that appear complete or not at all, and replace nothing unless told."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from prunus.errors import PrunusError
+
+OURS = re.compile(r"flip-\d+-\d+\.html")  # names in a folder that may be replaced with it
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """PrunusError where a file cannot come to path: it exists, or its folder does not."""
+    if path.exists() and not overwrite:
+        raise PrunusError(f"'{path}' exists: name another file, or add --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise PrunusError(f"the folder of '{path}' does not exist: create it or name another file")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under another name and rename it, so that no reader meets half of it."""
+    with _explained(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class Folder:
+    """A folder that is filled under another name: `with Folder(path, overwrite) as f: f.write(name, text); f.keep()`.
+
+    It is not even made where nothing is written. Without keep() nothing is left and an older folder stays.
+    """
+
+    def __init__(self, path: Path, overwrite: bool) -> None:
+        self.path, self.overwrite = path, overwrite
+        self.temporary: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def write(self, name: str, text: str) -> None:
+        """One more file."""
+        if self.temporary is None:
+            self._refuse()
+            with _explained(self.path):
+                name_of = tempfile.mkdtemp(
+                    prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.absolute().parent
+                )
+            self.temporary = Path(name_of)
+            self.temporary.chmod(0o777 & ~_umask())
+        with _explained(self.path):
+            (self.temporary / name).write_text(text, "utf-8", newline="\n")
+
+    def keep(self) -> None:
+        """Make what was written the folder, in place of an older one; with nothing written remove the older one."""
+        with _explained(self.path):
+            if self.overwrite and self.path.is_dir() and self._is_ours():
+                shutil.rmtree(self.path)
+            if self.temporary is not None:
+                self.temporary.replace(self.path)
+                self.temporary = None
+
+    def _refuse(self) -> None:
+        if self.path.exists() and not self.overwrite:
+            raise PrunusError(f"'{self.path}' exists: move it, name another page, or add --overwrite")
+        if self.path.exists() and not self._is_ours():
+            raise PrunusError(f"'{self.path}' holds other files than a report's: move it, or name another page")
+
+    def _is_ours(self) -> bool:
+        return self.path.is_dir() and all(OURS.fullmatch(one.name) for one in self.path.iterdir())
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PrunusError(f"cannot write '{path}' ({error.strerror}): free some space or name another file") from error

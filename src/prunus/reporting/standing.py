@@ -1,0 +1,82 @@
+"""How far the runs are and what they cost: a report can be made of a study that is still running."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunus.reporting.grid import Column, Grid
+from prunus.reporting.text import count, percent
+from prunus.reporting.view import View
+from prunus.results.store import Run, Sample, Store
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Rows that a run has, rows that its plan asks for (None where that is not known), tokens sampled for them."""
+
+    done: int
+    planned: int | None
+    thinking: int
+    answer: int
+
+    @property
+    def missing(self) -> int:
+        return max(0, (self.planned or 0) - self.done)
+
+
+def standing(store: Store, run: Run) -> Standing:
+    """Of one run. What budgets share is counted once: a chain as long as it got, the answer after its natural end."""
+    chains: dict[tuple[str, int], list[Sample]] = {}
+    for sample in store.samples(run.run_id):
+        chains.setdefault((sample.problem_id, sample.draw), []).append(sample)
+    done = sum(map(len, chains.values()))
+    share = max if run.plan.get("reuse") else sum
+    thinking = sum(share(s.thinking_tokens for s in samples) for samples in chains.values())
+    answer = 0
+    for samples in chains.values():
+        natural = [s.answer_tokens for s in samples if s.ended == "natural"]
+        answer += sum(s.answer_tokens for s in samples if s.ended == "forced") + (share(natural) if natural else 0)
+    return Standing(done, planned_rows(store, run), thinking, answer)
+
+
+def planned_rows(store: Store, run: Run) -> int | None:
+    """Problems of the plan's tasks that the store knows, times budgets, times draws."""
+    tasks, budgets, draws = (run.plan.get(key) for key in ("tasks", "budgets", "samples"))
+    if not isinstance(tasks, list) or not isinstance(budgets, list) or not isinstance(draws, int):
+        return None
+    limit = run.plan.get("limit")
+    sizes = dict.fromkeys(map(str, tasks), 0)
+    for problem in store.problems().values():
+        if problem.task in sizes:
+            sizes[problem.task] += 1
+    problems = sum(min(size, limit) if isinstance(limit, int) else size for size in sizes.values())
+    return problems * len(budgets) * draws or None
+
+
+def missing_notes(view: View, standings: Sequence[Standing]) -> list[str]:
+    """A sentence for all runs that lack rows of their plan."""
+    lacking = [
+        (look.label, one) for look, one in zip(view.looks, standings, strict=True) if one.missing and one.planned
+    ]
+    if not lacking:
+        return []
+    parts = [f"{label} has {percent(one.done / (one.planned or 1))} %" for label, one in lacking[:6]]
+    rest = f", and {len(lacking) - 6} more" if len(lacking) > 6 else ""
+    return [
+        f"Not finished: {', '.join(parts)}{rest} of the answers that the plan asks for. Numbers are of the problems "
+        "that are complete; the same `prunus eval` goes on where it stopped."
+    ]
+
+
+def cost_grid(view: View, standings: Sequence[Standing]) -> Grid:
+    """Answers done and planned, and tokens sampled, a row a run."""
+    rows = [
+        (look, [one.done, one.planned, one.thinking, one.answer, one.thinking + one.answer,
+                str(run.versions.get("device", "")) or None])
+        for look, run, one in zip(view.looks, view.runs, standings, strict=True)
+    ]  # fmt: skip
+    columns = [
+        Column("run", "Run"), Column("answers", "Answers", count), Column("planned", "Planned", count),
+        Column("thinking", "Thinking tokens|sampled", count), Column("answer", "Answer tokens|sampled", count),
+        Column("total", "Tokens|sampled", count), Column("device", "Device"),
+    ]  # fmt: skip
+    return Grid("costs", "Answers and tokens sampled", "data costs sortable", columns, rows)

@@ -1,0 +1,152 @@
+"""The page's section about problems that flipped: both traces side by side. Texts are hostile.
+
+A few stand in the page itself. The rest go into small pages in a folder beside it, which frames load when they are
+opened: a script could not fetch them from `file:`, and a frame without scripts can hold any text. Rows out of sight are
+not laid out (`content-visibility`), so that long lists stay quick.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+from prunus.reporting.changes import Flip, choose, flips
+from prunus.reporting.document import small_page
+from prunus.reporting.grid import named
+from prunus.reporting.labels import Look
+from prunus.reporting.sections import soft
+from prunus.reporting.text import clip, count, esc
+from prunus.reporting.view import View
+from prunus.results.store import Sample, Store
+
+FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # that stand in the page whatever their size
+LINES_IN_ALL = 1_500  # that are listed at all
+TEXT_LIMIT = 6_000  # characters of each thinking and each answer in the page
+FILE_LIMIT = 1_000_000  # and in a file of the folder
+REST_LIMIT = 200_000  # characters of all other flips' texts up to which they stand in the page too
+MISSING = "[not kept in the store]"
+
+Texts = tuple[tuple[str, str], tuple[str, str]]  # (thinking, answer) of base and variant
+Write = Callable[[str, str], None]  # a file's name and its content
+
+
+class Case(NamedTuple):
+    """One flip with what its texts need to be shown."""
+
+    flip: Flip
+    gold: str
+    looks: tuple[Look, Look]
+    texts: Texts
+
+    @property
+    def size(self) -> int:
+        return sum(len(text) for side in self.texts for text in side)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is cut from the texts in the page."""
+        return all(len(text) <= TEXT_LIMIT for side in self.texts for text in side)
+
+
+def flip_section(store: Store, view: View, folder: str, write: Write) -> str:
+    """All problems that only one of base and variant solves, in a list for each variant.
+
+    folder: name of the folder beside the page for what write(name, text) keeps.
+    """
+    others = view.looks[1:]
+    if not others:
+        return ""
+    base_samples = store.samples(view.runs[0].run_id)
+    gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
+    most = max(2, min(FLIPS_PER_RUN, FLIPS_IN_ALL // len(others)))
+    groups, outside = [], 0
+    for look, run in zip(others, view.runs[1:], strict=True):
+        found = flips(base_samples, store.samples(run.run_id))
+        listed = choose(found, max(most, LINES_IN_ALL // len(others)))
+        inside = {flip.key for flip in choose(found, most)}
+        keys = [flip.key for flip in listed]
+        sides = [store.texts(one.run_id, keys) for one in (view.runs[0], run)]
+        cases = [Case(f, gold[f.base.problem_id], (view.base, look), _texts(sides, f)) for f in listed]
+        if sum(case.size for case in cases if case.flip.key not in inside) <= REST_LIMIT:
+            inside = set(keys)
+        items = []
+        for number, case in enumerate(cases):
+            shown, name = case.flip.key in inside, f"flip-{look.index}-{number}.html"
+            link = None if shown and case.whole else f"{quote(folder)}/{name}"
+            items.append(_item(case, shown, link))
+            if link:
+                write(name, _file(case))
+                outside += 1
+        groups.append(_group(look, found, items))
+    note = (
+        "Right in one model and wrong in the other with the same draw number, at the largest budget both have. Texts "
+        "are the models' own; control characters are made visible. Questions are not kept in the store."
+    )
+    if outside:
+        note += (
+            f" {count(outside)} pairs of texts lie in the folder <code>{esc(folder)}</code> beside this page and are "
+            "read when opened: keep the two together."
+        )
+    return f'<section id="flips"><h2>Problems that flipped</h2>{soft(note)}{"".join(groups)}</section>'
+
+
+def _texts(sides: Sequence[dict], flip: Flip) -> Texts:
+    return (sides[0][flip.key], sides[1][flip.key])
+
+
+def _group(look: Look, found: Sequence[Flip], items: Sequence[str]) -> str:
+    gained = sum(flip.gained for flip in found)
+    counts = f"{len(found) - gained} lost, {gained} gained"
+    if found:
+        counts += f" at budget {found[0].base.budget}"
+    if len(items) < len(found):
+        counts += f"; {len(items)} of them here"
+    return (
+        f'<details class="flips {look.css}"><summary>{named(look)} '
+        f'<span class="soft">{counts}</span></summary>{"".join(items)}</details>'
+    )
+
+
+def _item(case: Case, shown: bool, link: str | None) -> str:
+    body = _sides(case, TEXT_LIMIT) if shown else ""
+    if link:
+        frame = (
+            f'<iframe class="trace" sandbox="" loading="lazy" src="{link}" title="Both texts"></iframe>'
+            f'<p class="soft"><a href="{link}" target="_blank" rel="noopener">Open both texts in a tab</a></p>'
+        )
+        body += f"<details><summary>The whole texts</summary>{frame}</details>" if shown else frame
+    sign = '<span class="word better">gained</span>' if case.flip.gained else '<span class="word worse">lost</span>'
+    return f'<details class="flip"><summary>{sign} {_headline(case)}</summary>{body}</details>'
+
+
+def _headline(case: Case) -> str:
+    answers = " → ".join(_answer(sample) for sample in (case.flip.base, case.flip.other))
+    name = esc(clip(case.flip.base.problem_id, 120))
+    return f"<b><bdi>{name}</bdi></b> · correct: <bdi>{esc(clip(case.gold, 200))}</bdi> · {answers}"
+
+
+def _answer(sample: Sample) -> str:
+    answer = "no answer" if sample.answer is None else f"<bdi>{esc(clip(sample.answer, 200))}</bdi>"
+    return f"{answer} {'✓' if sample.correct else '✗'}"
+
+
+def _sides(case: Case, limit: int) -> str:
+    samples = (case.flip.base, case.flip.other)
+    columns = "".join(_side(*parts, limit) for parts in zip(case.looks, samples, case.texts, strict=True))
+    return f'<div class="sides">{columns}</div>'
+
+
+def _side(look: Look, sample: Sample, texts: tuple[str, str], limit: int) -> str:
+    end = "ended by itself" if sample.ended == "natural" else "stopped by the budget"
+    facts = f"{sample.thinking_tokens} thinking tokens, {end}; {sample.answer_tokens} answer tokens"
+    facts += ", cut at the cap" if sample.answer_truncated else ""
+    thinking, text = texts if any(texts) else (MISSING, MISSING)
+    return (
+        f'<div class="c{look.hue}"><h4>{named(look)} {_answer(sample)}<small>{facts}</small></h4>'
+        f'<pre class="thinking" tabindex="0">{esc(clip(thinking, limit))}</pre>'
+        f'<pre class="answer" tabindex="0">{esc(clip(text, limit))}</pre></div>'
+    )
+
+
+def _file(case: Case) -> str:
+    title = f"{case.looks[1].label} against {case.looks[0].label}"
+    return small_page(title, f"<h1>{_headline(case)}</h1>{_sides(case, FILE_LIMIT)}")
