@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -36,6 +37,41 @@ class Table:
         """(P, B, N) array of one field of the samples; none may be missing."""
         get = attrgetter(field)
         return np.array([get(sample) for sample in self.rows_PBN.ravel()]).reshape(self.rows_PBN.shape)
+
+    @cached_property
+    def correct(self) -> NDArray[np.bool_]:
+        """(P, B, N) whether the answer was right."""
+        return self.values("correct")
+
+    @cached_property
+    def used(self) -> NDArray[np.int_]:
+        """(P, B, N) tokens sampled: thinking and answer."""
+        return self.values("thinking_tokens") + self.values("answer_tokens")
+
+    def answers(self, budget: int) -> list[list[str | None]]:
+        """Answers of each problem's draws at one budget."""
+        place = self.budgets.index(budget)
+        return [[sample.answer for sample in row] for row in self.rows_PBN[:, place]]
+
+    def numbers(self, field: str) -> NDArray[np.float64] | None:
+        """(P, B, N) array of a field that older stores lack: None if any draw that sampled tokens lacks it.
+
+        -inf for draws that sampled none, which have no log-probability either.
+        """
+        numbers = self.values(field).astype(float)  # None turns into nan
+        missing = np.isnan(numbers)
+        if missing.any():
+            if (missing & (self.used > 0)).any():
+                return None
+            numbers[missing] = -np.inf
+        return numbers
+
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """(P, B, N) scores by which best-of-n may choose, as far as the rows have them."""
+        found = {name: self.numbers(name) for name in ("logprob", "self_certainty")}
+        return {name: values for name, values in found.items() if values is not None} | {
+            "shortest": -self.used.astype(float)
+        }
 
 
 def tables(samples: Iterable[Sample]) -> dict[str, Table]:

@@ -5,37 +5,31 @@ adjusted over the runs compared (Holm) and decide; the budgets are detail, adjus
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prunus.errors import PrunusError
-from prunus.results import metrics, paired
+from prunus.results import paired
 from prunus.results.arrays import Table, tables
+from prunus.results.bands import largest_p
+from prunus.results.cells import Pair, budget_differences, cells
+from prunus.results.metrics import AUC
+from prunus.results.parallel import compare_change
 from prunus.results.store import Run, Store
-from prunus.results.summary import AUC, identity, plain, summarise
+from prunus.results.summary import identity, plain, summarise
 
 __all__ = ["compare", "summarise", "verdict"]
 
 ALPHA = 0.05
 METHOD = {
     "p": "sign-flip permutation over problems; McNemar's exact test for one draw",
-    "interval": "percentile bootstrap over problems with two pseudo-problems",
+    "interval": "BCa bootstrap over problems with two pseudo-problems",
+    "band": "simultaneous over the budgets of a task: max |t| of the same bootstrap",
     "p_adjusted": "Holm: the area over runs, budgets within a run",
+    "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
 }
 # What two plans may differ in and still measure the same; of the first four only what both runs have is compared.
 HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "backend"}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One task of two runs on the same problems, budgets and draws."""
-
-    base: Table
-    other: Table
 
 
 def compare(
@@ -54,10 +48,22 @@ def compare(
 
     Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
     of `others` has
-    `tasks` -> task -> `budgets` -> budget and `auc`: cells with n (problems), samples (draws of each), accuracy,
-        base_accuracy, difference, se, low, high (95 %), lower_bound (one-sided 95 %), p, p_adjusted, mde; with one draw
-        per problem, budgets have lost and won too (problems that only base or only other solves);
-    `macro`, with several tasks: the same over all, weighing tasks alike;
+    `tasks` -> task -> `budgets` -> budget, `auc` and `slope` (per doubling of the budget; None with fewer than two
+        positive budgets): cells with n (problems), samples (draws of each), accuracy, base_accuracy, difference, se,
+        low, high (95 %), lower_bound (one-sided 95 %), p, p_adjusted, mde;
+        se_fixed (if these problems were all there is; None for one draw), t_low, t_high (paired t interval; None from
+        60 problems on), correlation (of the runs over problems), q (Benjamini-Hochberg over all budgets and areas of
+        all runs, for exploring), and settle: draws of each problem, or problems with as many draws as now, that would
+        find the effect (the difference seen, or the margin if that is larger) four times in five; None where no number
+        is enough or one draw cannot tell, which `note` says. Budgets have band_low, band_high too, which cover all
+        budgets of the task at once in 95 % of the cases, and with one draw per problem lost and won (problems that only
+        base or only other solves) and p_mid (McNemar's mid-p). In `slope` accuracies are slopes, p_adjusted, q and
+        settle are left out, and retention is slope over base's slope, None unless the latter is beyond two errors;
+    `tasks` -> task -> `parallel`: whether k short chains gain more over one long in this run than in base, as
+        `parallel.compare_change` tells;
+    `macro`, with several tasks: the same over all, weighing tasks alike, without correlation, lost, won and parallel;
+    `largest`: the task and budget whose difference stands out most, with the p of having looked at all of this run,
+        and p_adjusted over runs;
     `primary`: the cell that decides, which is the area (of `macro` with several tasks, whose areas per task are then
         adjusted within the run); `verdict`, `within_margin`, `margin`, `warnings`.
     Budget 0 is not part of the area; with one positive budget the area is the accuracy there.
@@ -165,54 +171,34 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
 def _entry(
     run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: float, seed: int, resamples: int
 ) -> dict[str, Any]:
-    """One of compare's `others`, without what needs all of them: the primary's adjusted p and the verdict."""
-    done = {task: _cells([pair], seed, resamples) for task, pair in pairs.items()}
+    """One of compare's `others`, without what needs all of them: the primary's adjusted p, q, and the verdict."""
+    done = {task: cells([pair], margin, seed, resamples) for task, pair in pairs.items()}
     entry = identity(run) | {"tasks": done, "margin": margin, "warnings": notes}
-    every = [cell for cells in done.values() for cell in cells["budgets"].values()]
-    _set_adjusted(every)
+    _set_adjusted([cell for task in done.values() for cell in task["budgets"].values()])
+    for task, pair in pairs.items():
+        done[task]["parallel"] = compare_change(pair.base, pair.other, seed)
     if len(done) == 1:
-        (entry["primary"],) = (cells[AUC] for cells in done.values())
+        (entry["primary"],) = (task[AUC] for task in done.values())
     else:
-        _set_adjusted([cells[AUC] for cells in done.values()])
-        entry["macro"] = _cells(list(pairs.values()), seed, resamples)
+        _set_adjusted([task[AUC] for task in done.values()])
+        entry["macro"] = cells(list(pairs.values()), margin, seed, resamples)
         _set_adjusted(list(entry["macro"]["budgets"].values()))
         entry["primary"] = entry["macro"][AUC]
+    entry["largest"] = _largest(pairs, seed, resamples)
     return entry
 
 
-def _cells(pairs: Sequence[Pair], seed: int, resamples: int) -> dict[str, Any]:
-    """{"budgets": {budget: cell}, "auc": cell} of one task, or of several weighed alike; area last."""
-    budgets = pairs[0].base.budgets
-    base, other = (
-        [_per_problem(table) for table in side] for side in zip(*((p.base, p.other) for p in pairs), strict=True)
-    )
-    strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
-    draws = paired.bootstrap(paired.with_pseudo_problems(strata), resamples, seed)
-    low, high = paired.percentile_interval(draws)
-    columns = {
-        "accuracy": paired.estimate(other),
-        "base_accuracy": paired.estimate(base),
-        "difference": paired.estimate(strata),
-        "se": paired.standard_error(strata),
-        "low": low,
-        "high": high,
-        "lower_bound": paired.lower_bound(draws),
-        "p": paired.sign_flip_p(strata, resamples, seed),
-        "mde": paired.minimum_detectable(strata),
-    }
-    size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
-    cells = [size | {name: float(column[c]) for name, column in columns.items()} for c in range(len(budgets) + 1)]
-    if size["samples"] == 1 and len(pairs) == 1:
-        for cell, differences in zip(cells[:-1], strata[0].T, strict=False):
-            lost, won = int((differences < 0).sum()), int((differences > 0).sum())
-            cell |= {"lost": lost, "won": won, "p": paired.mcnemar_p(lost, won)[0]}  # the same test without chance
-    return {"budgets": dict(zip(budgets, cells[:-1], strict=True)), AUC: cells[-1]}
-
-
-def _per_problem(table: Table) -> NDArray[np.float64]:
-    """(P, B + 1) share of draws correct at each budget, and the area under them."""
-    shares_PB = table.values("correct").mean(axis=2)
-    return np.column_stack([shares_PB, shares_PB @ metrics.auc_weights(table.budgets)])
+def _largest(pairs: Mapping[str, Pair], seed: int, resamples: int) -> dict[str, Any]:
+    """The cell whose difference stands out most, with the p of having looked through all of them."""
+    differences_PB = [budget_differences(pair) for pair in pairs.values()]
+    cells = [
+        {"task": task, "budget": budget, "difference": float(difference), "p": float(p)}
+        for (task, pair), values, p_B in zip(
+            pairs.items(), differences_PB, largest_p(differences_PB, resamples, seed), strict=True
+        )
+        for budget, difference, p in zip(pair.base.budgets, values.mean(axis=0), p_B, strict=True)
+    ]
+    return min(cells, key=lambda cell: (cell["p"], -abs(cell["difference"])))
 
 
 def _set_adjusted(cells: Sequence[dict[str, Any]]) -> None:
@@ -220,8 +206,18 @@ def _set_adjusted(cells: Sequence[dict[str, Any]]) -> None:
         cell["p_adjusted"] = float(p)
 
 
+def _set_q(parts: Sequence[dict[str, Any]]) -> None:
+    """Among all budgets and areas of these parts."""
+    found = [cell for part in parts for cell in (*part["budgets"].values(), part[AUC])]
+    for cell, q in zip(found, paired.benjamini_hochberg([cell["p"] for cell in found]), strict=True):
+        cell["q"] = float(q)
+
+
 def _adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
     _set_adjusted([entry["primary"] for entry in entries])
+    _set_adjusted([entry["largest"] for entry in entries])
+    _set_q([part for entry in entries for part in entry["tasks"].values()])
+    _set_q([entry["macro"] for entry in entries if "macro" in entry])
     for entry in entries:
         entry["within_margin"] = entry["primary"]["lower_bound"] > -entry["margin"]
         entry["verdict"] = verdict(entry["primary"], entry["margin"])

@@ -4,7 +4,6 @@ The problem is the sampling unit and draws are nested in it, so every standard e
 arXiv:2411.00640): sqrt(p(1-p)/(PN)) would be too small.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from math import comb, inf, nan
@@ -15,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
+Ballot = tuple[tuple[tuple[int, float], ...], int]  # (draws with an answer, its worth) per answer; draws without
+AUC = "auc"  # what the area is called among the numbers of a run
 
 
 class Estimate(NamedTuple):
@@ -61,7 +62,12 @@ def wilson_interval(share: float, size: float, quantile: float = 1.9599639845400
 
 
 def pass_at_k(correct_PN: ArrayLike, k: int) -> float:
-    """Chance that k of the N draws hold a correct one, over all subsets: the unbiased pass@k of Chen et al. 2021.
+    """Chance that k of the N draws hold a correct one, over all subsets: the unbiased pass@k of Chen et al. 2021."""
+    return float(pass_values(correct_PN, k).mean())
+
+
+def pass_values(correct_PN: ArrayLike, k: int) -> Floats:
+    """(P,) pass@k of each problem.
 
     1 - prod over t = N-c+1..N of (1 - k/t), with c draws correct; which is 1 where fewer than k are wrong.
     """
@@ -70,27 +76,42 @@ def pass_at_k(correct_PN: ArrayLike, k: int) -> float:
     counts_P = correct.sum(axis=1)
     t = np.arange(1, N + 1)
     factors_PN = np.where(t > N - counts_P[:, None], 1 - k / t, 1.0)
-    return float(np.mean(1 - np.where(N - counts_P < k, 0.0, factors_PN.prod(axis=1))))
+    return 1 - np.where(N - counts_P < k, 0.0, factors_PN.prod(axis=1))
 
 
 def majority_at_k(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike, k: int) -> float:
-    """Expected score of a majority vote among k of the N draws, over all subsets; exact for every N.
+    """Expected score of a majority vote among k of the N draws, over all subsets; exact for every N."""
+    return float(majority_values(answers_PN, correct_PN, k).mean())
+
+
+def majority_values(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike, k: int) -> Floats:
+    """(P,) maj@k of each problem.
 
     None does not vote; if nobody votes the score is 0. Tied answers share the score, which is the expectation of a
     random tie-break. An answer's worth is the share of its draws graded correct: 0 or 1 unless the grader contradicts
     itself. Exact by counting subsets with a polynomial per answer, so no random subsets are needed.
     """
-    correct = _matrix(correct_PN, k)
-    scores = []
-    for answers, verdicts in zip(answers_PN, correct, strict=True):
-        votes = Counter(answer for answer in answers if answer is not None)
-        worth = Counter[str]()
+    return vote(ballots(answers_PN, _matrix(correct_PN, k)), k)
+
+
+def ballots(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike) -> list[Ballot]:
+    """What a vote needs of each problem, for any k."""
+    found = []
+    for answers, verdicts in zip(answers_PN, np.asarray(correct_PN, dtype=bool).tolist(), strict=True):
+        votes: dict[str, int] = {}
+        worth: dict[str, int] = {}
         for answer, verdict in zip(answers, verdicts, strict=True):
             if answer is not None:
-                worth[answer] += int(verdict)
+                votes[answer] = votes.get(answer, 0) + 1
+                worth[answer] = worth.get(answer, 0) + verdict
         classes = sorted((count, worth[answer] / count) for answer, count in votes.items())
-        scores.append(_vote(tuple(classes), len(answers) - sum(votes.values()), k))
-    return float(np.mean(scores))
+        found.append((tuple(classes), len(answers) - sum(votes.values())))
+    return found
+
+
+def vote(ballots_P: Sequence[Ballot], k: int) -> Floats:
+    """(P,) maj@k from ballots."""
+    return np.array([_vote(classes, abstaining, k) for classes, abstaining in ballots_P])
 
 
 @lru_cache(maxsize=65536)

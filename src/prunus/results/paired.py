@@ -8,20 +8,25 @@ What feeds a verdict, and why:
 
 * Is there a difference? The sign-flip permutation test. It is exact when the models are exchangeable within problems,
   for any number of problems and draws, and for one draw per problem it is McNemar's exact test.
-* How large is it? The percentile bootstrap over problems after adding two pseudo-problems, one with +s and one with -s,
-  s the root mean square of the differences that are not zero (1 if all are zero). For one draw per problem this is the
-  adjustment of Bonett and Price (2012) to the paired Wald interval, carried over to the bootstrap. Without it intervals
-  collapse where few problems differ: with 3 % discordant pairs the plain bootstrap and the t interval cover .57 at n =
-  30 and .70 at n = 40 (nominal .95), the adjusted bootstrap .99 or more; with no discordant pair at all they are the
-  point 0, and this is about +-3/n, as honest as the rule of three. Elsewhere the three agree. The minimum detectable
-  effect uses the same pseudo-problems, hence is never 0. No interval shows what no sampled problem shows: with 15
-  problems of which one in ten breaks completely, 16 draws each, all three cover .80.
+* How large is it? A bootstrap over problems after adding two pseudo-problems, one with +s and one with -s, s the root
+  mean square of the differences that are not zero (1 if all are zero). For one draw per problem this is the adjustment
+  of Bonett and Price (2012) to the paired Wald interval, carried over to the bootstrap. Without it intervals collapse
+  where few problems differ: with 3 % discordant pairs plain bootstraps and the t interval cover .55 to .60 at n = 30
+  and .71 at n = 40 (nominal .95), the adjusted ones .99 or more; with no discordant pair at all they are the point 0,
+  and this is about +-3/n, as honest as the rule of three. The minimum detectable effect uses the same pseudo-problems,
+  hence is never 0.
+* Which ends? BCa rather than percentiles (`bca_interval`, `percentile_interval`): both have the pseudo-problems and the
+  same width, but where a few problems lose much the percentile interval misses on one side only. With 30 problems of
+  which one in ten breaks completely, 16 draws each, it lies above the truth in 8 % of the cases, which would call a
+  loss non-inferior, and BCa in 6 % (nominal 2.5; coverage .91 and .93). No interval shows what no sampled problem
+  shows: with 15 such problems every one of them covers .80.
 
 Problems are resampled and draws within them are not: the spread of per-problem means already contains the noise of
 their draws, (omega^2 + (v_base + v_other)/N)/n, and resampling draws as well would count it twice.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import nan, sqrt
 
 import numpy as np
@@ -62,16 +67,29 @@ def with_pseudo_problems(strata: Sequence[Floats]) -> list[Floats]:
 
 def bootstrap(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """(R, C) estimates of resamples: each task's problems are drawn with replacement, all contrasts of one together."""
-    rng = np.random.default_rng(seed)
     means = np.zeros((resamples, strata[0].shape[1]))
-    for differences in strata:
-        n = len(differences)
+    for differences, counts in zip(strata, _counts(tuple(map(len, strata)), resamples, seed), strict=True):
         for rows in _chunks(resamples):
+            means[rows] += counts[rows].astype(float) @ differences / len(differences)
+    return means / len(strata)
+
+
+@lru_cache(maxsize=2)
+def _counts(sizes: tuple[int, ...], resamples: int, seed: int) -> list[NDArray[np.uint8]]:
+    """How often each resample has each problem, an (R, P) array for each task; runs on one set of problems share it.
+
+    No problem comes 256 times: the chance of even 20 times is below 1e-18.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for n in sizes:
+        counts = np.empty((resamples, n), dtype=np.uint8)
+        for rows in _chunks(resamples, 100):  # few enough bins for the processor's cache
             size = rows.stop - rows.start
             chosen = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-            counts = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n)
-            means[rows] += counts @ differences / n
-    return means / len(strata)
+            counts[rows] = np.bincount(chosen.ravel(), minlength=size * n).reshape(size, n)
+        found.append(counts)
+    return found
 
 
 def percentile_interval(draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -139,12 +157,23 @@ def sign_flip_p(strata: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0)
     if 2**m <= flips:
         patterns = (np.arange(2**m)[:, None] >> np.arange(m)) & 1
         return np.mean(np.abs((1.0 - 2.0 * patterns) @ weighted) >= observed, axis=0)
-    rng = np.random.default_rng(seed)
     hits = np.zeros(weighted.shape[1])
-    for rows in _chunks(flips):
-        bits = np.unpackbits(rng.integers(0, 256, (rows.stop - rows.start, (m + 7) // 8), dtype=np.uint8), axis=1)
-        hits += np.sum(np.abs((1.0 - 2.0 * bits[:, :m]) @ weighted) >= observed, axis=0)
+    for (sums,) in flipped_sums([weighted], flips, seed):
+        hits += np.sum(np.abs(sums) >= observed, axis=0)
     return (1 + hits) / (1 + flips)
+
+
+def flipped_sums(strata: Sequence[Floats], flips: int, seed: int) -> Iterator[list[Floats]]:
+    """Sums over problems with random signs, an (F, C) array for each task, some flips at a time."""
+    rng = np.random.default_rng(seed)
+    totals = [values.sum(axis=0) for values in strata]
+    for rows in _chunks(flips):
+        sums = []
+        for values, total in zip(strata, totals, strict=True):
+            octets = rng.integers(0, 256, (rows.stop - rows.start, (len(values) + 7) // 8), dtype=np.uint8)
+            negative = np.unpackbits(octets, axis=1, count=len(values)).astype(float)
+            sums.append(total - 2 * (negative @ values))
+        yield sums
 
 
 def minimum_detectable(strata: Sequence[Floats]) -> Floats:
@@ -187,6 +216,6 @@ def correlation(base: ArrayLike, other: ArrayLike) -> float:
     return float((base_P * other_P).sum()) / scale if scale > 1e-12 else nan
 
 
-def _chunks(total: int) -> Iterator[slice]:
-    for start in range(0, total, CHUNK):
-        yield slice(start, min(start + CHUNK, total))
+def _chunks(total: int, size: int = CHUNK) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

@@ -1,16 +1,21 @@
 """The numbers of one run, from its rows: what the tables and the page show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from prunus.results import metrics, paired
+from prunus.results import best_of, metrics, paired, scaling
 from prunus.results.arrays import Table, tables
+from prunus.results.metrics import AUC
+from prunus.results.parallel import compare_parallel
 from prunus.results.store import Run, Store
 
-AUC = "auc"
+Floats = NDArray[np.float64]
+SCORES = ("logprob", "self_certainty", "shortest")
+SCALING = ("auc_tokens", "scaling", "performance", "control", "control_total", "monotonicity")
 
 
 def summarise(store: Store, run_id: str) -> dict[str, Any]:
@@ -18,12 +23,21 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
 
     Returns plain data: `run`, `model`, `recipe`, `plan`, `versions`, and `tasks` -> task ->
     `problems` (finished), `started`, `samples` (draws of each);
-    `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at and maj_at by k, tokens
-        (thinking, answer, forced, total -> mean, p95; total is thinking and answer), tokens_per_correct (None if no
-        draw is), and shares of draws: forced, leaked, no_answer, malformed, failed (the grader, not the model),
+    `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at, maj_at by k, best_of by score
+        (logprob, self_certainty, shortest) and k, a score being None where rows lack it, tokens (thinking, answer,
+        forced, total -> mean, p95; total is thinking and answer), tokens_per_correct (None if no draw is), repetition
+        (mean share of a chain's end that goes in circles; None where rows lack it), and shares of draws: looping (any
+        of the end does; None likewise), forced, leaked, no_answer, malformed, failed (the grader, not the model),
         truncated, reopened;
     `auc` (value, se, low, high), `slope` (per doubling; None with fewer than two positive budgets) and `gain` (value,
-        se); None while no problem is finished. Budget 0 counts for the gain only.
+        se); None while no problem is finished. Budget 0 counts for the gain only;
+    `auc_tokens` (area under accuracy over mean tokens used, as share of their range: value, se, from, to), `scaling`
+        (s1's, accuracy per 1000 thinking tokens used: value, se; None with one budget), `performance` (s1's, the best
+        accuracy, which is above the truth for being the best: value, budget), `control` (s1's, share of draws whose
+        thinking tokens the budget bounds: 1 unless a backend ignores it), `control_total` (whose thinking and answer
+        tokens are at most budget + max(512, budget/2)) and `monotonicity` (steps between budgets, rises, and falls by
+        more than two paired standard errors); all with budget 0, and None while no problem is finished;
+    `parallel`: one long chain against k short ones, as `parallel.compare_parallel` tells.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
     """
     run = store.run(run_id)
@@ -47,12 +61,14 @@ def _curve(table: Table) -> dict[str, Any]:
         "samples": len(table.draws),
         "budgets": cells,
     }
-    return curve | (_functionals(whole) if whole.problems else {AUC: None, "slope": None, "gain": None})
+    if not whole.problems:
+        return curve | dict.fromkeys((AUC, "slope", "gain", *SCALING)) | {"parallel": []}
+    return curve | _functionals(whole) | _scaling(whole) | {"parallel": compare_parallel(whole)}
 
 
 def _functionals(table: Table) -> dict[str, Any]:
     """Area, slope and gain; each is a weighted sum over budgets, so its standard error is over problems too."""
-    shares_PB = table.values("correct").mean(axis=2)
+    shares_PB = table.correct.mean(axis=2)
     area = metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), len(table.draws) * len(table.budgets))
     found: dict[str, Any] = {AUC: area._asdict()}
     for name, weights in (("slope", metrics.slope_weights), ("gain", metrics.gain_weights)):
@@ -62,15 +78,46 @@ def _functionals(table: Table) -> dict[str, Any]:
     return found
 
 
+def _scaling(table: Table) -> dict[str, Any]:
+    """What depends on the tokens used, and s1's three."""
+    budgets_B1 = np.array(table.budgets)[:, None]
+    shares_PB = table.correct.mean(axis=2)
+    thinking, used = table.values("thinking_tokens"), table.used
+    accuracy_B, used_B = shares_PB.mean(axis=0), used.mean(axis=(0, 2))
+    best = int(np.argmax(accuracy_B))
+    rises, falls = scaling.steps(shares_PB)
+    values = (
+        {"from": float(used_B.min()), "to": float(used_B.max())}
+        | (_over_tokens(shares_PB, used.mean(axis=2), scaling.token_area) or {}),
+        _over_tokens(shares_PB, thinking.mean(axis=2), scaling.scaling),
+        {"value": float(accuracy_B[best]), "budget": table.budgets[best]},
+        scaling.control(thinking, 0, budgets_B1),
+        scaling.control(used, 0, budgets_B1 + np.maximum(512, budgets_B1 / 2)),
+        {"steps": len(table.budgets) - 1, "rises": rises, "falls": falls},
+    )
+    return dict(zip(SCALING, values, strict=True))
+
+
+def _over_tokens(
+    shares_PB: Floats, tokens_PB: Floats, statistic: Callable[[Floats, Floats], Floats]
+) -> dict[str, float] | None:
+    """A statistic of accuracy and mean tokens at each budget with its jackknife error; None where it has no value."""
+    B = shares_PB.shape[1]
+    both_PC = np.hstack([shares_PB, tokens_PB])
+    found = scaling.jackknife(both_PC, lambda means: statistic(means[..., :B], means[..., B:]))
+    return found._asdict() if isfinite(found.value) else None
+
+
 def _describe(table: Table, budget: int) -> dict[str, Any]:
     """The cell of one budget; table has that budget only."""
-    correct_PN = table.values("correct")[:, 0]
-    answers_PN = [[sample.answer for sample in row] for row in table.rows_PBN[:, 0]]
+    correct_PN = table.correct[:, 0]
+    answers_PN = table.answers(budget)
     draws = len(table.draws)
     accuracy = metrics.estimate(correct_PN.mean(axis=1), draws)
     counts = {phase: table.values(f"{phase}_tokens") for phase in ("thinking", "answer", "forced")}
-    used = counts["thinking"] + counts["answer"]
+    used = table.used
     status = table.values("status")
+    scores, repetition = table.scores(), table.numbers("repetition")
     sizes = sorted({2**power for power in range(draws.bit_length())} | {draws})
     return {
         "n": len(table.problems),
@@ -81,8 +128,16 @@ def _describe(table: Table, budget: int) -> dict[str, Any]:
         "high": accuracy.high,
         "pass_at": {k: metrics.pass_at_k(correct_PN, k) for k in sizes},
         "maj_at": {k: metrics.majority_at_k(answers_PN, correct_PN, k) for k in sizes},
+        "best_of": {
+            name: {k: float(best_of.best_of_values(scores[name][:, 0], correct_PN, k).mean()) for k in sizes}
+            if name in scores
+            else None
+            for name in SCORES
+        },
         "tokens": {phase: metrics.tokens(count)._asdict() for phase, count in (counts | {"total": used}).items()},
         "tokens_per_correct": metrics.tokens_per_correct(used, correct_PN),
+        "repetition": None if repetition is None else metrics.share(np.maximum(repetition, 0)),
+        "looping": None if repetition is None else metrics.share(repetition > 0),
         "forced": metrics.share(table.values("ended") == "forced"),
         "leaked": metrics.share(metrics.leaked(counts["answer"], budget)),
         "no_answer": metrics.share(status == "no_answer"),

@@ -1,0 +1,137 @@
+"""The numbers of a comparison: two runs on the same problems, budgets and draws in, cells out.
+
+Intervals and bounds are BCa bootstraps over problems with the two pseudo-problems of `paired`; see there for why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, isnan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.results import bands, metrics, nested, paired, power
+from prunus.results.arrays import Table
+from prunus.results.metrics import AUC
+
+SMALL = 60  # problems below which the bootstrap covers a little less than it says, so the t interval stands beside it
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One task of two runs on the same problems, budgets and draws."""
+
+    base: Table
+    other: Table
+
+
+def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int) -> dict[str, Any]:
+    """{"budgets": {budget: cell}, "auc": cell, "slope": cell or None} of one task, or of several weighed alike.
+
+    The keys of a cell are those that `comparison.compare` tells of, without those adjusted for other cells.
+    """
+    budgets = pairs[0].base.budgets
+    weights_BC, several = _weights(budgets)
+    base, other = ([_per_draw(table, weights_BC) for table in side] for side in _sides(pairs))
+    differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (P, N, C) of each task
+    strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
+    extended = paired.with_pseudo_problems(strata)
+    draws = paired.bootstrap(extended, resamples, seed)
+    low, high = paired.bca_interval(extended, draws)
+    difference = paired.estimate(strata)
+    columns = {
+        "accuracy": paired.estimate(other_means),
+        "base_accuracy": paired.estimate(base_means),
+        "difference": difference,
+        "se": paired.standard_error(strata),
+        "se_fixed": nested.fixed_error(differences),
+        "low": low,
+        "high": high,
+        "lower_bound": paired.bca_interval(extended, draws, 0.9)[0],
+        "p": paired.sign_flip_p(strata, resamples, seed),
+        "mde": paired.minimum_detectable(strata),
+    }
+    size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
+    found: list[dict[str, Any]] = [
+        size | {name: float(column[c]) for name, column in columns.items()} for c in range(len(difference))
+    ]
+    _add_t_intervals(found, strata)
+    _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin)
+    _add_bands(found[: len(budgets)], paired.estimate(extended), draws)
+    if len(pairs) == 1:
+        _add_pairing(found, base_means[0], other_means[0])
+        if size["samples"] == 1:
+            _add_mcnemar(found[: len(budgets)], strata[0])
+    slope: dict[str, Any] | None = found[-1] if several else None
+    if slope:
+        steep = abs(slope["base_accuracy"]) > 2 * float(paired.standard_error(base_means)[-1])
+        slope["retention"] = slope["accuracy"] / slope["base_accuracy"] if steep else None
+    return {"budgets": dict(zip(budgets, found[: len(budgets)], strict=True)), AUC: found[len(budgets)], "slope": slope}
+
+
+def budget_differences(pair: Pair) -> Floats:
+    """(P, B) other minus base, of shares of draws correct."""
+    return pair.other.correct.mean(axis=2) - pair.base.correct.mean(axis=2)
+
+
+def _sides(pairs: Sequence[Pair]) -> tuple[list[Table], list[Table]]:
+    return [pair.base for pair in pairs], [pair.other for pair in pairs]
+
+
+def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
+    """(B, C) weights over budgets of every contrast: each budget, the area, and the slope if there is one."""
+    slope = metrics.slope_weights(budgets)
+    several = bool(np.isfinite(slope).all())
+    columns = [np.eye(len(budgets)), metrics.auc_weights(budgets)[:, None], slope[:, None]]
+    return np.concatenate(columns[: 2 + several], axis=1), several
+
+
+def _per_draw(table: Table, weights_BC: Floats) -> Floats:
+    """(P, N, C) contrasts of each draw; they are weighted sums over budgets, so a draw has them as a problem has."""
+    return table.correct.astype(float).transpose(0, 2, 1) @ weights_BC
+
+
+def _add_t_intervals(found: Sequence[dict[str, Any]], strata: Sequence[Floats]) -> None:
+    small = min(map(len, strata)) < SMALL
+    low, high, _ = paired.t_test(strata)
+    for cell, *ends in zip(found, low, high, strict=True):
+        cell["t_low"], cell["t_high"] = map(float, ends) if small else (None, None)
+
+
+def _add_settling(found: Sequence[dict[str, Any]], differences: Sequence[Floats], margin: float) -> None:
+    effects = np.array([max(abs(cell["difference"]), margin) for cell in found])
+    draws, problems = power.draws_needed(differences, effects), power.problems_needed(differences, effects)
+    for cell, effect, some_draws, some_problems in zip(found, effects, draws, problems, strict=True):
+        note = None
+        if isnan(some_draws):
+            note = "one draw of each problem does not show how much draws vary"
+        elif some_draws == inf:
+            note = "no number of draws is enough: the problems differ too much, or there is no effect to find"
+        cell["settle"] = {
+            "effect": float(effect),
+            "draws": int(some_draws) if isfinite(some_draws) else None,
+            "problems": int(some_problems) if isfinite(some_problems) else None,
+            "note": note,
+        }
+
+
+def _add_bands(found: Sequence[dict[str, Any]], centre: Floats, draws: Floats) -> None:
+    """Simultaneous over these cells; never narrower than a cell's own interval, which need not be symmetric."""
+    ends = bands.simultaneous_bands(centre[: len(found)], draws[:, : len(found)])
+    for cell, low, high in zip(found, *ends, strict=True):
+        cell["band_low"], cell["band_high"] = min(float(low), cell["low"]), max(float(high), cell["high"])
+
+
+def _add_pairing(found: Sequence[dict[str, Any]], base: Floats, other: Floats) -> None:
+    for place, cell in enumerate(found):
+        cell["correlation"] = paired.correlation(base[:, place], other[:, place])
+
+
+def _add_mcnemar(found: Sequence[dict[str, Any]], differences: Floats) -> None:
+    for cell, column in zip(found, differences.T, strict=False):
+        lost, won = int((column < 0).sum()), int((column > 0).sum())
+        exact, middle = paired.mcnemar_p(lost, won)  # the same test as the flips, without chance
+        cell |= {"lost": lost, "won": won, "p": exact, "p_mid": middle}

@@ -1,0 +1,167 @@
+"""One long chain or k short ones for the same tokens, within one run. P: problems, B: budgets, N: draws.
+
+For every pair of budgets B = k * b, one chain that may think B tokens stands against k chains that may think b each:
+their majority vote, their best by a score, and whether any is right (which needs somebody who knows; an upper bound).
+Each is the mean over all subsets of k of the N draws, per problem, so nothing depends on which draws come first.
+
+Equal budgets are not equal use: short chains write k answers, long ones may end early. So there are two contrasts.
+`budget` takes both as they are. `used` asks what the single chain gets for the tokens that the k chains really used,
+reading its accuracy off the line through (mean tokens used, accuracy) of the run's budgets; None where they used more
+or fewer than any budget of single chains did. That line is estimated too. To first order its error is the sum of
+per-problem terms, which are added to the differences, so that the same interval and test serve (the delta method).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.results import best_of, metrics, paired
+from prunus.results.arrays import Table
+
+Floats = NDArray[np.float64]
+RESAMPLES = 4000
+
+
+class Contrast(NamedTuple):
+    """A way to spend tokens on k chains against one chain: per-problem numbers, whose means are the estimates.
+
+    used_P: parallel less sequential at equal use, with the terms for the estimated line; None outside the line.
+    """
+
+    budget: int
+    chains: int
+    method: str
+    parallel_P: Floats
+    sequential_P: Floats
+    used_P: Floats | None
+    tokens: tuple[float, float]  # mean used by one chain of `budget` tokens, and by the k chains
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        return self.budget, self.chains, self.method
+
+
+def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
+    """Plain data for each contrast of a complete table; empty where no budget is a multiple of another or N is 1.
+
+    budget, chains (k), chain_budget, method (majority, logprob, self_certainty, shortest, any: best-of-n and pass@k),
+    n, samples, sequential and parallel (accuracies), tokens_sequential and tokens_parallel (mean used), and
+    `difference`, se, low, high, p, q (parallel less sequential; q: Benjamini-Hochberg over all contrasts, as they are
+    for exploring); used: the same at equal tokens used with its own sequential, or None.
+    """
+    found = contrasts(table)
+    if not found:
+        return []
+    rows = [
+        {
+            "budget": c.budget,
+            "chains": c.chains,
+            "chain_budget": c.budget // c.chains,
+            "method": c.method,
+            "n": len(c.parallel_P),
+            "samples": len(table.draws),
+            "sequential": float(c.sequential_P.mean()),
+            "parallel": float(c.parallel_P.mean()),
+            "tokens_sequential": c.tokens[0],
+            "tokens_parallel": c.tokens[1],
+            "used": None,
+        }
+        for c in found
+    ]
+    for row, cell in zip(rows, _cells([c.parallel_P - c.sequential_P for c in found], seed, resamples), strict=True):
+        row |= cell
+    inside = [(row, c.used_P) for row, c in zip(rows, found, strict=True) if c.used_P is not None]
+    for (row, _), cell in zip(inside, _cells([used for _, used in inside], seed, resamples), strict=True):
+        row["used"] = {"sequential": row["parallel"] - cell["difference"]} | cell
+    return rows
+
+
+def compare_change(base: Table, other: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
+    """Whether parallel gains more over sequential in one model than in another, on the same problems.
+
+    For each contrast: budget, chains, chain_budget, method, base_gain and gain (parallel less sequential of either),
+    and difference, se, low, high, p, q of gain less base_gain.
+    """
+    theirs = {c.key: c for c in contrasts(base)}
+    pairs = [(theirs[c.key], c) for c in contrasts(other) if c.key in theirs]
+    gains = [tuple(c.parallel_P - c.sequential_P for c in pair) for pair in pairs]
+    cells = _cells([ours - base_gain for base_gain, ours in gains], seed, resamples)
+    return [
+        {
+            "budget": c.budget,
+            "chains": c.chains,
+            "chain_budget": c.budget // c.chains,
+            "method": c.method,
+            "base_gain": float(gain[0].mean()),
+            "gain": float(gain[1].mean()),
+        }
+        | cell
+        for (_, c), gain, cell in zip(pairs, gains, cells, strict=True)
+    ]
+
+
+def contrasts(table: Table) -> list[Contrast]:
+    """Every way to spend a budget on 2 to N chains that the table's budgets allow; the table must be complete."""
+    correct, scores = table.correct, table.scores()
+    shares_PB, used_PB = correct.mean(axis=2), table.used.mean(axis=2)
+    found = []
+    for short, small in enumerate(table.budgets):
+        ways = [(long, large // small) for long, large in enumerate(table.budgets) if small and large % small == 0]
+        ways = [(long, k) for long, k in ways if 2 <= k <= len(table.draws)]
+        ballots = metrics.ballots(table.answers(small), correct[:, short]) if ways else []
+        for long, k in ways:
+            tokens = (float(used_PB[:, long].mean()), k * float(used_PB[:, short].mean()))
+            line_P = at_equal_use(shares_PB, used_PB, k * used_PB[:, short])
+            values = {"majority": metrics.vote(ballots, k)}
+            for name, score in scores.items():
+                values[name] = best_of.best_of_values(score[:, short], correct[:, short], k)
+            values["any"] = metrics.pass_values(correct[:, short], k)
+            for name, values_P in values.items():
+                used_P = None if line_P is None else values_P - line_P
+                found.append(Contrast(table.budgets[long], k, name, values_P, shares_PB[:, long], used_P, tokens))
+    return found
+
+
+def at_equal_use(shares_PB: Floats, used_PB: Floats, wanted_P: Floats) -> Floats | None:
+    """(P,) numbers whose mean is single chains' accuracy at as many tokens as wanted_P has on average.
+
+    And whose spread over problems is that estimate's: accuracy is read off the line between the two budgets around it,
+    and each problem adds slope * (its wanted tokens less its own tokens there), a term that is 0 on average. None
+    outside the line.
+    """
+    wanted, mean_B = float(wanted_P.mean()), used_PB.mean(axis=0)
+    order = np.argsort(mean_B, kind="stable")
+    ends = mean_B[order]
+    if not ends[0] <= wanted <= ends[-1]:
+        return None
+    right = int(np.clip(np.searchsorted(ends, wanted), 1, len(ends) - 1))
+    a, b = order[right - 1], order[right]
+    span = mean_B[b] - mean_B[a]
+    if span <= 0:
+        return shares_PB[:, b]
+    share = (wanted - mean_B[a]) / span
+    slope = (shares_PB[:, b].mean() - shares_PB[:, a].mean()) / span
+    accuracy_P = (1 - share) * shares_PB[:, a] + share * shares_PB[:, b]
+    tokens_P = (1 - share) * used_PB[:, a] + share * used_PB[:, b]
+    return accuracy_P + slope * (wanted_P - tokens_P)
+
+
+def _cells(differences: Sequence[Floats], seed: int, resamples: int) -> list[dict[str, float]]:
+    """Estimate, error, interval and p of each; all share their resamples."""
+    if not differences:
+        return []
+    strata = [np.column_stack(differences)]
+    extended = paired.with_pseudo_problems(strata)
+    low, high = paired.bca_interval(extended, paired.bootstrap(extended, resamples, seed))
+    p = paired.sign_flip_p(strata, resamples, seed)
+    columns: Mapping[str, Floats] = {
+        "difference": paired.estimate(strata),
+        "se": paired.standard_error(strata),
+        "low": low,
+        "high": high,
+        "p": p,
+        "q": paired.benjamini_hochberg(p),
+    }
+    return [{name: float(column[c]) for name, column in columns.items()} for c in range(len(differences))]

@@ -1,0 +1,61 @@
+"""How much more work would settle a comparison. C: contrasts; n: problems, N: draws of each.
+
+The mean difference varies by (omega^2 + v/N)/n: omega^2 is the spread of true differences between problems, v the noise
+of one draw (`nested.draw_variance`). More draws shrink the second term only; more problems shrink both.
+"""
+
+from collections.abc import Sequence
+from math import inf, nan
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from prunus.results import nested, paired
+
+Floats = NDArray[np.float64]
+
+
+def spread(strata: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
+    """(omega^2, v) of each task, (C,) each; omega^2 is never negative, and both are nan where there is one draw.
+
+    strata: one (P, N, C) array of differences each. omega^2 is the variance of per-problem means less v/N. It has the
+    pseudo-problems of `paired`, as the minimum detectable effect has: that few problems differ is not that none does.
+    """
+    found = []
+    for differences in strata:
+        P, N, _ = differences.shape
+        total = P * paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1)])) ** 2
+        v = nested.draw_variance(differences)
+        found.append((np.maximum(total - v / N, 0.0), v))
+    return found
+
+
+def draws_for(omega2: ArrayLike, v: ArrayLike, problems: float, effect: ArrayLike) -> Floats:
+    """Draws of each of so many problems that find an effect of this size four times in five (two-sided 5 %).
+
+    inf where no number would, because the problems differ too much.
+    """
+    room = problems * (np.asarray(effect) / paired.DETECTABLE) ** 2 - np.asarray(omega2)
+    return np.where(room > 0, _whole(np.asarray(v) / np.where(room > 0, room, 1.0)), inf)
+
+
+def draws_needed(strata: Sequence[Floats], effect_C: Floats) -> Floats:
+    """(C,) draws of each of these problems that would find it; nan where one draw does not tell how draws vary."""
+    between, noise = np.zeros((2, len(effect_C)))
+    for differences, (omega2, v) in zip(strata, spread(strata), strict=True):
+        share = 1 / len(differences) / len(strata) ** 2  # of the variance of the mean over tasks
+        between, noise = between + share * omega2, noise + share * v
+    return np.where(np.isnan(noise), nan, draws_for(between, noise, 1, effect_C))
+
+
+def problems_needed(strata: Sequence[Floats], effect_C: Floats) -> Floats:
+    """(C,) problems, with as many draws as now and tasks in the same proportion, that would find it as often."""
+    error = paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1) for differences in strata]))
+    now = sum(map(len, strata))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(effect_C > 0, _whole(now * (paired.DETECTABLE * error / effect_C) ** 2), inf)
+
+
+def _whole(numbers: Floats) -> Floats:
+    """Rounded up, but for the last bits; at least 1."""
+    return np.maximum(1.0, np.ceil(numbers * (1 - 1e-12)))
