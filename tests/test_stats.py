@@ -162,7 +162,6 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         (folder, PruneRecipe(), "norms", "add --propagation dense"),
         (folder, PruneRecipe(method="magnitude", propagation="dense"), "norms", "magnitude needs no statistics"),
         (folder, PruneRecipe(dtype="bfloat16", propagation="dense"), "norms", "measured in F32, not BF16"),
-        (folder, PruneRecipe(allocation="owl", propagation="dense"), "norms", "give --scores FILE"),
         (folder, PruneRecipe(method="sparsegpt", propagation="dense"), "norms", "sparsegpt needs; .*stats --hessians"),
         (folder, PruneRecipe(update="obs", propagation="dense"), "norms", "--update obs needs; .*stats --hessians"),
         (folder, PruneRecipe(samples=7, propagation="dense"), "norms", "with samples 6, not 7"),
@@ -239,3 +238,20 @@ def test_command_line(tmp_path):
     run(*vary, "--calibration", "tiny")
     (step,) = Checkpoint(tmp_path / "out").manifest["history"][-1:]
     assert step["recipe"]["samples"] == 4 and step["recipe"]["sparsity"] == 0.3
+
+
+@pytest.mark.parametrize("allocation", ["owl", "dlp"])
+@pytest.mark.parametrize("method", ["wanda", "magnitude"])
+def test_allocations_by_scores_need_no_run_of_their_own(tmp_path, rows, monkeypatch, method, allocation):
+    folder = make_model(tmp_path / "m")
+    prunus.stats(folder, tmp_path / "norms", **calibrated(rows))
+    asked = PruneRecipe(
+        method=method, allocation=allocation, outlier_threshold=3.0, propagation="dense", **calibrated(rows)
+    )
+    prunus.prune(folder, tmp_path / "run", asked)
+    monkeypatch.setattr("prunus.checkpoint.families.Runner.run_block", None)
+    prunus.prune(folder, tmp_path / "saved", asked, stats=tmp_path / "norms")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("saved", "run")]
+    assert weights[0] == weights[1]
+    found = [json.loads((tmp_path / name / "evidence.json").read_text())["scores"] for name in ("saved", "run")]
+    assert found[0] == found[1]

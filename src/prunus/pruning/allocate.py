@@ -15,9 +15,17 @@ from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
 from prunus.pruning.allocation.evidence import PARTS, WHOLE, Evidence, read_evidence
-from prunus.pruning.allocation.measures import MEASURES, Measured, Subject, influence_recipe, spectra
+from prunus.pruning.allocation.measures import (
+    GRADIENT_MEASURES,
+    SCORE_MEASURES,
+    Measured,
+    Subject,
+    influence_recipe,
+    spectra,
+)
 from prunus.pruning.calibration import Calibration, load_calibration
 from prunus.pruning.masks import zeros_wanted
+from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
 Group = tuple[int, str]  # block, and `block`, `attention` or `mlp`
@@ -77,11 +85,16 @@ def linears_in_scope(recipe: PruneRecipe) -> list[str]:
 
 
 def find_evidence(
-    source: Checkpoint, recipe: PruneRecipe, device: torch.device, calibration: Calibration | None
+    source: Checkpoint,
+    recipe: PruneRecipe,
+    device: torch.device,
+    calibration: Calibration | None,
+    saved: SavedStats | None = None,
 ) -> Evidence:
     """Evidence of the recipe's file, checked against model and recipe, else measured.
 
-    calibration: the recipe's sequences where they are at hand already; influences choose their own.
+    calibration: the recipe's sequences where they are at hand already; influences choose their own. saved: statistics
+    to be used instead of running the model where they are enough.
     """
     allocation = ALLOCATIONS[recipe.allocation]
     settings: dict[str, Any] = {"scope": recipe.scope, **{name: getattr(recipe, name) for name in allocation.settings}}
@@ -103,9 +116,11 @@ def find_evidence(
     else:
         dtype = getattr(torch, recipe.dtype)
     subject = Subject(source, recipe, linears_in_scope(recipe), Runner(source.config, dtype, device))
+    if saved is not None and allocation.needs == "norms":
+        subject = subject._replace(saved=lambda index: saved.block(index, device))
     measured, calibration = measure(subject, calibration)
-    if calibration is not None:
-        settings["calibration"] = calibration.summary()
+    if calibration is not None or subject.saved is not None:
+        settings["calibration"] = calibration.summary() if calibration else saved and saved.summary
         if recipe.weighted and allocation.needs == "norms":
             settings |= {"prompt_weight": recipe.prompt_weight, "chain_weight": recipe.chain_weight}
     return Evidence(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
@@ -117,12 +132,12 @@ def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured
     needs = ALLOCATIONS[recipe.allocation].needs
     if needs == "gradients":
         chosen = load_calibration(influence_recipe(recipe), source)
-        return MEASURES[recipe.allocation](subject, chosen), chosen
+        return GRADIENT_MEASURES[recipe.allocation](subject, chosen), chosen
     with torch.inference_mode():
         if needs == "weights":
             return spectra(subject), None
-        chosen = calibration or load_calibration(recipe, source)
-        return MEASURES[recipe.allocation](subject, chosen), chosen
+        chosen = None if subject.saved is not None else calibration or load_calibration(recipe, source)
+        return SCORE_MEASURES[recipe.allocation](subject, chosen), chosen
 
 
 def groups_of(recipe: PruneRecipe) -> list[str]:

@@ -158,7 +158,7 @@ def name_of(recipe: PruneRecipe) -> str:
 def keep_evidence(job: Job, partial: Partial, calibration: Calibration | None) -> Evidence:
     """What the allocation goes by, measured once and kept beside the result, where --scores can read it again."""
     if "evidence" not in partial.notes:
-        found = find_evidence(job.source, job.recipe, job.device, calibration)
+        found = find_evidence(job.source, job.recipe, job.device, calibration, job.stats)
         files = {EVIDENCE: evidence_text(found)} if found.scores else {}
         partial.note("evidence", found.to_json(), files)
     return Evidence.from_json(partial.notes["evidence"])

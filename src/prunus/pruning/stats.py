@@ -236,15 +236,8 @@ class SavedStats:
 
     def check(self, recipe: PruneRecipe, needs: str, allocation_needs: str) -> None:
         """Raise PrunusError where these statistics are not what such a recipe would have measured."""
-        if allocation_needs == "norms" and recipe.scores is None:
-            raise PrunusError(
-                f"allocation {recipe.allocation} measures on its own; "
-                "save that once with `prunus allocate --save FILE`, then give --scores FILE"
-            )
-        if needs == "nothing":
+        if needs == "nothing" and not (allocation_needs == "norms" and recipe.scores is None):
             raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
-        if needs not in ("norms", "means", "hessian"):
-            raise PrunusError(f"{recipe.method} needs {needs}, which no file of statistics holds; leave --stats out")
         if needs == "hessian" and not self.hessians:
             what = recipe.method if recipe.update == "none" else f"--update {recipe.update}"
             raise PrunusError(
@@ -282,6 +275,11 @@ class SavedStats:
     def summary(self) -> dict[str, Any]:
         """What the manifest says of the calibration."""
         return {**self.about["calibration"], "measured_with": self.about["versions"]}
+
+    def block(self, index: int, device: torch.device) -> Stats:
+        """Norms of the inputs of all Linears of a block."""
+        norms = {leader: self.tensors[stat_name(index, leader, "norm")].read().to(device) for leader in LEADERS}
+        return {name: InputStats(norms[SAME_INPUT_AS.get(name, name)]) for name in LINEARS}
 
     def groups(self, index: int, needs: str) -> Iterator[Stats]:
         """One input of a block after the other: statistics of the Linears that read it. Only what is needed is read."""

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint, read_block
@@ -41,12 +41,16 @@ class Measured(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is measured. linears: names within a block that are in scope."""
+    """What is measured. linears: names within a block that are in scope.
+
+    saved: of a block's number, statistics of its Linears' inputs that were taken before, so that nothing has to be run.
+    """
 
     source: Checkpoint
     recipe: PruneRecipe
     linears: Sequence[str]
     runner: Runner
+    saved: Callable[[int], Mapping[str, InputStats]] | None = None
 
 
 def spectra(subject: Subject) -> Measured:
@@ -63,14 +67,15 @@ def spectra(subject: Subject) -> Measured:
     return Measured({WHOLE: scores}, {"exponents": exponents}, [])
 
 
-def wanda_scores(subject: Subject, calibration: Calibration) -> Measured:
+def wanda_scores(subject: Subject, calibration: Calibration | None) -> Measured:
     """Of the Wanda scores of each block: their mean, and the share in percent above outlier_threshold times it.
 
-    One dense pass over the calibration tokens; the scores of a block are made twice and never held together.
+    One dense pass over the calibration tokens, or none where statistics were saved; the scores of a block are made
+    twice and never held together.
     """
     means, medians, outliers = [], [], []
-    for index, block, inputs in dense_pass(subject, calibration):
-        scores = [(block.get_submodule(n).get_parameter("weight"), inputs[n].norm_I) for n in subject.linears]
+    for index, weights, inputs in blocks_with_inputs(subject, calibration):
+        scores = [(weights[n], inputs[n].norm_I) for n in subject.linears]
         size = sum(weight_OI.numel() for weight_OI, _ in scores)
         mean = sum(part.sum(dtype=torch.float64).item() for part in slices(scores)) / size
         if not mean > 0:
@@ -80,16 +85,17 @@ def wanda_scores(subject: Subject, calibration: Calibration) -> Measured:
         if subject.recipe.statistic == "median":
             medians.append(median_of(lambda scores=scores: slices(scores), size))
         outliers.append(100 * above / size)
-    return Measured({WHOLE: []}, {"mean": means, "outliers": outliers, "median": medians}, calibration.warnings)
+    details = {"mean": means, "median": medians, "outliers": outliers}
+    return Measured({WHOLE: []}, details, calibration.warnings if calibration else [])
 
 
-def outlier_shares(subject: Subject, calibration: Calibration) -> Measured:
+def outlier_shares(subject: Subject, calibration: Calibration | None) -> Measured:
     """For OWL."""
     measured = wanda_scores(subject, calibration)
     return measured._replace(scores={WHOLE: measured.details["outliers"]})
 
 
-def central_scores(subject: Subject, calibration: Calibration) -> Measured:
+def central_scores(subject: Subject, calibration: Calibration | None) -> Measured:
     """For DLP: the mean, or the median."""
     measured = wanda_scores(subject, calibration)
     return measured._replace(scores={WHOLE: measured.details[subject.recipe.statistic]})
@@ -153,8 +159,24 @@ def chain_only(calibration: Calibration) -> list[list[float]] | None:
     return [[0.0] * prompt + [1.0] * (length - prompt) for length, prompt in lengths]
 
 
-def dense_pass(subject: Subject, calibration: Calibration) -> Iterator[tuple[int, nn.Module, dict[str, InputStats]]]:
-    """Every block with the statistics of its Linears' inputs, in one pass of the unpruned model."""
+def blocks_with_inputs(
+    subject: Subject, calibration: Calibration | None
+) -> Iterator[tuple[int, dict[str, Tensor], Mapping[str, InputStats]]]:
+    """Of every block its number, weights and what is known of their inputs: saved, or seen in one dense pass."""
+    source, saved, device = subject.source, subject.saved, subject.runner.device
+    if saved is None:
+        assert calibration is not None
+        yield from dense_pass(subject, calibration)
+        return
+    for index in range(source.blocks):
+        tensors = read_block(index, source.block_tensors(index))
+        yield index, {name: tensors[f"{name}.weight"].to(device) for name in subject.linears}, saved(index)
+
+
+def dense_pass(
+    subject: Subject, calibration: Calibration
+) -> Iterator[tuple[int, dict[str, Tensor], Mapping[str, InputStats]]]:
+    """The same, seen in one pass of the unpruned model."""
     weights = calibration.token_weights(subject.recipe) if subject.recipe.weighted else None
     source, runner = subject.source, subject.runner
     hidden = HiddenStates(source, runner, calibration.sequences, None, token_weights=weights)
@@ -164,7 +186,8 @@ def dense_pass(subject: Subject, calibration: Calibration) -> Iterator[tuple[int
             with Observer(block, subject.linears, weights=hidden.weights) as seen:
                 for batch_NTD in hidden.batches():
                     batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
-            yield index, block, dict(seen.stats(index, hidden.tokens))
+            found = {name: block.get_submodule(name).get_parameter("weight") for name in subject.linears}
+            yield index, found, seen.stats(index, hidden.tokens)
             steps.advance()
 
 
@@ -191,13 +214,12 @@ def slices(scores: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
             yield wanda.score(part_RI, norm_I)
 
 
-MEASURES: Mapping[AllocationName, Callable[[Subject, Calibration], Measured]] = MappingProxyType(
-    {
-        "owl": outlier_shares,
-        "dlp": central_scores,
-        "layerif": study_influences,
-        "layerif-sketch": sketched_influences,
-    }
+# By Wanda scores, and by gradients, which always need calibration.
+SCORE_MEASURES: Mapping[AllocationName, Callable[[Subject, Calibration | None], Measured]] = MappingProxyType(
+    {"owl": outlier_shares, "dlp": central_scores}
+)
+GRADIENT_MEASURES: Mapping[AllocationName, Callable[[Subject, Calibration], Measured]] = MappingProxyType(
+    {"layerif": study_influences, "layerif-sketch": sketched_influences}
 )
 
 
