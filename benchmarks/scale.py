@@ -317,6 +317,9 @@ def main() -> None:
         show_ceiling(ceiling, options)
         for method in arguments.method or METHODS:
             chosen = options | {"method": method}
+            for path in (folder / "model").iterdir():  # every run begins with nothing in the system's cache
+                with path.open("rb") as stream:
+                    settle(stream.fileno())
             show_run(apart("run", chosen), chosen, ceiling)
             shutil.rmtree(folder / "out")
     finally:
