@@ -12,6 +12,7 @@ base_option_help = "Run id (or its start) or model name to compare with."
 margin_option = click.option(
     "--margin", default=0.02, show_default=True, help="Loss of accuracy that would not matter (0.02: two points)."
 )
+folder = click.Path(path_type=Path, file_okay=False)
 
 
 @command("compare", "prunus compare results.db --base tiny --other wanda-20")
@@ -37,8 +38,24 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], margin: flo
 @click.option("--base", help=base_option_help + " Default: the unpruned model.")
 @margin_option
 @click.option("--published", is_flag=True, help="Published accuracies of the same models and tasks beside ours.")
+@click.option("--figures", type=folder, metavar="DIR", help="Every chart as .svg and .pdf, for papers.")
+@click.option("--csv", type=folder, metavar="DIR", help="Every table as .csv and as .tex (booktabs).")
 @overwrite_option
-def report_command(store: Path, out: Path, base: str | None, margin: float, published: bool, overwrite: bool) -> None:
+def report_command(
+    store: Path,
+    out: Path,
+    base: str | None,
+    margin: float,
+    published: bool,
+    figures: Path | None,
+    csv: Path | None,
+    overwrite: bool,
+) -> None:
     """One self-contained page: curves, differences, verdicts, tokens, what was pruned, texts that changed."""
-    page = prunus.report(store, out, base=base, margin=margin, published=published, overwrite=overwrite)
+    page = prunus.report(
+        store, out, base=base, margin=margin, published=published, figures=figures, csv=csv, overwrite=overwrite
+    )
+    for folder, what in ((figures, "figures"), (csv, "tables")):
+        if folder is not None:
+            progress.say(f"wrote {what} into {folder}")
     progress.say(f"wrote {page}")

@@ -67,21 +67,41 @@ def _published_lines(matches: Sequence[Match]) -> list[Line]:
 
 def differences(view: View, task: str, look: Look, entry: Data) -> str:
     """One panel: accuracy minus the base's in points, with its 95 % band; the margin is shaded."""
+    line = Line(look.css, _differences(view, task, look, entry), look.marker)
+    label = f"{look.label}: difference on {task} against thinking budget"
+    x_axis, y_axis = _difference_axes(view, [line], "Points")
+    zone = (-100 * view.margin, 0.0)
+    return chart([line], x_axis, y_axis, label, frame=PANEL, zone=zone, zero_line=True, css="panel")
+
+
+def all_differences(view: View, task: str) -> str:
+    """The differences of all runs in one chart."""
+    lines = [
+        Line(look.css, _differences(view, task, look, entry), look.marker)
+        for look, entry in zip(view.looks, view.entries, strict=True)
+        if entry is not None and task in entry["tasks"]
+    ]
+    x_axis, y_axis = _difference_axes(view, lines, f"Accuracy minus that of {view.base.label}, points")
+    label = f"Differences on {task} against thinking budget"
+    return chart(lines, x_axis, y_axis, label, zone=(-100 * view.margin, 0.0), zero_line=True)
+
+
+def _differences(view: View, task: str, look: Look, entry: Data) -> list[Point]:
     found = []
     for budget, cell in sorted(view.contrasts(entry, task).items()):
         low, high = (100 * end for end in band_of(cell))
         interval = f"{points(cell['low'])} to {points(cell['high'])}"
         note = f"Budget {budget}\n{look.label}\n{points(cell['difference'])} points ({interval})"
         found.append(Point(float(budget), 100 * cell["difference"], low, high, note))
+    return found
+
+
+def _difference_axes(view: View, lines: Sequence[Line], title: str) -> tuple[Axis, Axis]:
+    spots = [point for line in lines for point in line.points]
     edge = 100 * view.margin * 1.5
-    ends = [value for point in found for value in (point.y, point.low, point.high) if math.isfinite(value)]
-    y_axis = linear_axis(min([*ends, -edge, -1]), max([*ends, edge, 1]), "Points", wanted=4, sign=True)
-    x_axis = budget_axis([int(point.x) for point in found])
-    label = f"{look.label}: difference on {task} against thinking budget"
-    return chart(
-        [Line(look.css, found, look.marker)], x_axis, y_axis, label,
-        frame=PANEL, zone=(-100 * view.margin, 0.0), zero_line=True, css="panel",
-    )  # fmt: skip
+    ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
+    y_axis = linear_axis(min([*ends, -edge, -1]), max([*ends, edge, 1]), title, wanted=4, sign=True)
+    return budget_axis(sorted({int(point.x) for point in spots})), y_axis
 
 
 def endings(task: str, look: Look, summary: Data) -> str:

@@ -66,10 +66,8 @@ def report(
         standings = [standing(opened, run) for run in view.runs]
         text = page(opened, view, both, standings, folder)
         extra = export.contents(view, both, standings, figures, csv)
-        for path in extra:
-            refuse_existing(path, overwrite)
-        for path, content in extra.items():
-            write_whole(path, content)
+        export.check(extra, overwrite)
+        export.write(extra)
         folder.keep()
     write_whole(out, text)
     return out

@@ -22,7 +22,7 @@ FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # that stand in the page whatever their siz
 LINES_IN_ALL = 1_500  # that are listed at all
 TEXT_LIMIT = 6_000  # characters of each thinking and each answer in the page
 FILE_LIMIT = 1_000_000  # and in a file of the folder
-REST_LIMIT = 200_000  # characters of all other flips' texts up to which they stand in the page too
+REST_LIMIT = 200_000  # characters of all other flips' texts, shared among the runs, up to which they do too
 MISSING = "[not kept in the store]"
 
 Texts = tuple[tuple[str, str], tuple[str, str]]  # (thinking, answer) of base and variant
@@ -66,7 +66,7 @@ def flip_section(store: Store, view: View, folder: str, write: Write) -> str:
         keys = [flip.key for flip in listed]
         sides = [store.texts(one.run_id, keys) for one in (view.runs[0], run)]
         cases = [Case(f, gold[f.base.problem_id], (view.base, look), _texts(sides, f)) for f in listed]
-        if sum(case.size for case in cases if case.flip.key not in inside) <= REST_LIMIT:
+        if sum(case.size for case in cases if case.flip.key not in inside) <= REST_LIMIT // len(others):
             inside = set(keys)
         items = []
         for number, case in enumerate(cases):
