@@ -20,6 +20,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 if TYPE_CHECKING:
+    from prunus.checkpoint.packed import pack, unpack
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.traces import traces
     from prunus.pruning.allocate import allocate
@@ -45,12 +46,14 @@ __all__ = [
     "drop_blocks",
     "evaluate",
     "inspect",
+    "pack",
     "perplexity",
     "prune",
     "regrade",
     "report",
     "stats",
     "traces",
+    "unpack",
 ]
 
 _HOME = {
@@ -60,12 +63,14 @@ _HOME = {
     "drop_blocks": "prunus.pruning.drop",
     "evaluate": "prunus.evaluation.pipeline",
     "inspect": "prunus.pruning.inspection",
+    "pack": "prunus.checkpoint.packed",
     "perplexity": "prunus.pruning.perplexity",
     "prune": "prunus.pruning.pipeline",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
     "stats": "prunus.pruning.stats",
     "traces": "prunus.evaluation.traces",
+    "unpack": "prunus.checkpoint.packed",
 }
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MANIFEST = "prunus.json"
 MANIFEST_FORMAT = 1
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+PACKED_FILE = "packed.safetensors"  # instead of them in a packed checkpoint
 # Exponent bits; all of them set means infinity or NaN.
 _EXPONENT = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
 
@@ -44,7 +45,7 @@ class Checkpoint:
         check_folder(self.folder)
         check_family(self.folder, read_json(self.folder / "config.json"))
         self.config: PreTrainedConfig = load_config(self.folder)
-        self.tensors: Mapping[str, Stored] = find_tensors(self.folder)
+        self.tensors: Mapping[str, Stored] = self._find_tensors()
         self._check_tensors()
 
     @property
@@ -106,9 +107,10 @@ class Checkpoint:
 
         All weights pass by here, so this is also where NaN or infinity among them raises PrunusError.
         """
-        files = {stored.file for stored in self.tensors.values()}
-        stamps = tuple(sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-        return _checksum(tuple(sorted(self.tensors.items())), stamps)
+        return checksum_of(self.tensors)
+
+    def _find_tensors(self) -> Mapping[str, Stored]:
+        return find_tensors(self.folder)
 
     def _check_tensors(self) -> None:
         for name, shape in expected_shapes(self.config).items():
@@ -129,6 +131,11 @@ def read_block(index: int, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor.read() for name, tensor in stored.items()}
 
 
+def is_packed(folder: Path) -> bool:
+    """Whether a folder's weights are there in packed form only."""
+    return (folder / PACKED_FILE).is_file() and not any((folder / name).exists() for name in (INDEX, SINGLE_FILE))
+
+
 def find_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder: those of its index, else of its only safetensors file."""
     if not (folder / INDEX).exists():
@@ -146,12 +153,21 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def _only_file(folder: Path) -> Path:
+    if is_packed(folder):
+        raise PrunusError(f"{folder} is a packed checkpoint; run `prunus unpack {folder} OUT` and use OUT")
     if (folder / SINGLE_FILE).is_file():
         return folder / SINGLE_FILE
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise PrunusError(f"{folder} has {len(files)} safetensors files but no {INDEX}; fetch the index")
     return files[0]
+
+
+def checksum_of(tensors: Mapping[str, Stored]) -> str:
+    """SHA-256 of a checkpoint that consists of these tensors; see Checkpoint.checksum."""
+    files = {stored.file for stored in tensors.values()}
+    stamps = tuple(sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return _checksum(tuple(sorted(tensors.items())), stamps)
 
 
 @lru_cache(maxsize=16)

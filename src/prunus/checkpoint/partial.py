@@ -1,6 +1,8 @@
-"""A checkpoint in the making: OUT.partial, one file per finished block, which becomes OUT by rename when complete.
+"""A checkpoint in the making: OUT.partial, which becomes OUT by rename when complete.
 
-The journal says which work this is (recipe and source) and which blocks are finished, so an interrupted run can go on.
+Blocks of a small model are written to their places in its one file, those of a large one to a file each. The journal
+says which work this is (recipe and source) and which blocks are finished, so an interrupted run can go on: all of them
+after the end of the process, after a power cut those that had been flushed to disk, which happens now and then.
 """
 
 import errno
@@ -8,17 +10,28 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from torch import Tensor
 
+from prunus.checkpoint.families import block_index, block_name
 from prunus.checkpoint.files import INDEX, MANIFEST, SINGLE_FILE, Checkpoint, next_manifest
-from prunus.checkpoint.safetensors_file import Stored, read_header, sync_folder, write_file, write_text
-from prunus.checkpoint.source import read_json
+from prunus.checkpoint.safetensors_file import (
+    OpenFile,
+    Stored,
+    entry_of,
+    read_header,
+    sync_file,
+    sync_folder,
+    write_file,
+    write_text,
+)
 from prunus.errors import PrunusError
 from prunus.recipes import content_hash
 
@@ -29,8 +42,9 @@ COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE"}
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL}
 DISK_RESERVE = 1 << 24
-# Weights up to this size end in one file, as such models come; larger ones stay one file per block.
+# Weights up to this size go to one file, as such models come; larger ones to one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
+FLUSH_SECONDS = 10.0  # what a power cut may cost
 
 
 class DiskFull(PrunusError):
@@ -74,6 +88,9 @@ class Partial:
         self.folder = partial_folder(target)
         self.records: dict[int, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
+        self.flushed: set[int] = set()
+        self.flushed_at = time.monotonic()
+        self.whole: OpenFile | None = None
         self.finished = False
 
     def __enter__(self) -> Self:
@@ -114,14 +131,20 @@ class Partial:
 
     def read_block(self, index: int) -> dict[str, Stored]:
         """Where the tensors of a finished block lie."""
+        if self.whole is not None:
+            return {name: place for name, place in self.whole.places.items() if block_index(name) == index}
         return read_header(self.shard(index))
 
     def write_block(self, index: int, tensors: Mapping[str, Tensor | Stored], record: Mapping[str, Any]) -> None:
         """Finish one block. record: JSON kept in the journal, found again in records after a resume."""
         with disk_errors(self.folder, self.needed):
-            write_file(self.shard(index), tensors)
+            if not self.records:
+                self._open_whole()
+            self._write_part(index, tensors)
             self.records[index] = dict(record)
-            self._write_journal()
+            if flush := time.monotonic() - self.flushed_at >= FLUSH_SECONDS or not boot():
+                self._flush()
+            self._write_journal(flush)
 
     def note(self, key: str, value: Any, files: Mapping[str, str]) -> None:
         """Keep JSON in notes, found again after a resume, and text files that go with the result."""
@@ -129,39 +152,51 @@ class Partial:
             for name, text in files.items():
                 write_text(self.folder / name, text)
             self.notes[key] = value
-            self._write_journal()
+            self._write_journal(sync=bool(files))
 
     def resize(self, shards: int) -> None:
         """Change how many blocks the result has, before the first is written."""
         assert not self.records
         self.shards = shards
 
-    def finish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any]) -> None:
-        """Add what is missing, then give the folder its final name; an old one is replaced only now.
+    def finish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> None:
+        """Add the weights outside blocks, then publish."""
+        with disk_errors(self.folder, self.needed):
+            self._write_part(self.shards, self.source.outer_tensors())
+            if self.whole is None:
+                self._write_index()
+        self.publish(config, step)
 
-        config: content of the new config.json, None for the old file as it is. step: the manifest's new entry.
+    def publish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> None:
+        """Add all but the weights, then give the folder its final name; an old one is replaced only now.
+
+        config: content of the new config.json, None for the old file as it is. step: the manifest's new entry, None for
+        the same model in another form, whose records stay as they are.
         """
         (self.folder / HIDDEN).unlink(missing_ok=True)
         with disk_errors(self.folder, self.needed):
-            write_file(self.shard(self.shards), self.source.outer_tensors())
-            shards = self._join_shards()
             copy_companions(self.source.folder, self.folder)
             if config is None:
                 shutil.copyfile(self.source.folder / "config.json", self.folder / "config.json")
             else:
-                write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
-            manifest = next_manifest(self.source, step)
-            write_text(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+                write_text(self.folder / "config.json", json.dumps(config, indent=2) + "\n", sync=False)
+            if step is None:
+                copy_records(self.source.folder, self.folder)
+            else:
+                manifest = next_manifest(self.source, step)
+                text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+                write_text(self.folder / MANIFEST, text, sync=False)
+            sync_tree(self.folder)
         self.finished = True
         replace_folder(self.folder, self.target, self.overwrite)
         # Only now, so that a run killed before the renaming still finds all of its work.
-        for name in (JOURNAL, LOCK, *shards):
+        for name in (JOURNAL, LOCK):
             (self.target / name).unlink(missing_ok=True)
 
     def _continue_or_start(self) -> None:
         """Take over the work found, or start anew; work that must not be touched is an error."""
         journal = self.folder / JOURNAL
-        found = read_json(journal) if journal.exists() else {}
+        found = read_journal(journal)
         ours = found.get("work") == content_hash(self.work)
         if self._found() and not ours and not (self.overwrite and journal.exists()):
             raise PrunusError(
@@ -169,13 +204,17 @@ class Partial:
             )
         if ours:
             self.records = {int(index): record for index, record in found["blocks"].items()}
-            self.notes, self.shards = found["notes"], found["shards"]
+            self.notes, self.shards, self.flushed = found["notes"], found["shards"], set(found.get("flushed", ()))
+            if not boot() or found.get("boot") != boot():  # the machine may have lost what had not been flushed
+                self.records = {index: record for index, record in self.records.items() if index in self.flushed}
         for path in self._found():
             if path.is_dir():
                 shutil.rmtree(path)
             elif not ours or path.suffix == ".writing":
                 path.unlink()
         with disk_errors(self.folder, self.needed):
+            if self.records:
+                self._open_whole()
             self._write_journal()
 
     def _found(self) -> list[Path]:
@@ -193,28 +232,88 @@ class Partial:
             pass  # a file system without locks
         return lock
 
-    def _write_journal(self) -> None:
-        journal = {"work": content_hash(self.work), "shards": self.shards, "blocks": self.records, "notes": self.notes}
-        write_text(self.folder / JOURNAL, json.dumps(journal))
+    def _write_journal(self, sync: bool = False) -> None:
+        journal = {
+            "work": content_hash(self.work),
+            "shards": self.shards,
+            "blocks": self.records,
+            "notes": self.notes,
+            "flushed": sorted(self.flushed),
+            "boot": boot(),
+        }
+        write_text(self.folder / JOURNAL, json.dumps(journal), sync)
 
-    def _join_shards(self) -> list[str]:
-        """Make one file of a small model's blocks, or the index of a large one; returns the files that can then go."""
+    def _open_whole(self) -> None:
+        """Make or find the one file of a small model whose blocks are all alike; others get a file per block."""
+        blocks = [self.source.block_tensors(index) for index in range(self.source.blocks)]
+        alike = [
+            {name.removeprefix(block_name(index, "")): entry_of(tensor) for name, tensor in block.items()}
+            for index, block in enumerate(blocks)
+        ]
+        entries = {name: entry_of(tensor) for name, tensor in self.source.outer_tensors().items()}
+        for index in range(self.shards):
+            entries |= {block_name(index, name): entry for name, entry in alike[0].items()}
+        if any(entry != alike[0] for entry in alike) or sum(e.nbytes for e in entries.values()) > SINGLE_FILE_BYTES:
+            return
+        self.whole = OpenFile(self.folder / SINGLE_FILE, entries)
+        if self.whole.fresh:
+            self.records = {}
+
+    def _write_part(self, index: int, tensors: Mapping[str, Tensor | Stored]) -> None:
+        """Write one block, or what lies outside them."""
+        if self.whole is not None:
+            self.whole.write(tensors)
+        else:
+            write_file(self.shard(index), tensors, sync=False)
+
+    def _flush(self) -> None:
+        """Have all finished blocks on disk."""
+        for path in [self.whole.path] if self.whole else map(self.shard, set(self.records) - self.flushed):
+            sync_file(path)
+        sync_folder(self.folder)
+        self.flushed, self.flushed_at = set(self.records), time.monotonic()
+
+    def _write_index(self) -> None:
+        """The index of a model of many files."""
         tensors: dict[str, Stored] = {}
         for index in range(self.shards + 1):
             tensors |= read_header(self.shard(index))
-        total = sum(stored.nbytes for stored in tensors.values())
-        if total <= SINGLE_FILE_BYTES:
-            write_file(self.folder / SINGLE_FILE, tensors)
-            return [self.shard(index).name for index in range(self.shards + 1)]
         weight_map = {name: stored.file.name for name, stored in sorted(tensors.items())}
+        total = sum(stored.nbytes for stored in tensors.values())
         index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_text(self.folder / INDEX, json.dumps(index_json, indent=2) + "\n")
-        return []
+        write_text(self.folder / INDEX, json.dumps(index_json, indent=2) + "\n", sync=False)
+
+
+@cache
+def boot() -> str:
+    """What the system says of its last start, "" where it says nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def read_journal(path: Path) -> dict[str, Any]:
+    """The journal of unfinished work, {} where there is none or a power cut has left none."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def sync_tree(folder: Path) -> None:
+    """Have a folder on disk with all that lies in it."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            sync_tree(path)
+        elif path.name not in (JOURNAL, LOCK):
+            sync_file(path)
+    sync_folder(folder)
 
 
 def disk_needed(nbytes: int) -> int:
-    """Bytes of disk that a result with so many bytes of weights takes while it is made."""
-    return nbytes * (2 if nbytes <= SINGLE_FILE_BYTES else 1)
+    """Bytes of disk that a result with so many bytes of weights takes while it is made: nothing is there twice."""
+    return nbytes
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -226,6 +325,13 @@ def copy_companions(source: Path, target: Path) -> None:
     templates = source / "additional_chat_templates"
     if templates.is_dir():
         shutil.copytree(templates, target / templates.name, dirs_exist_ok=True)
+
+
+def copy_records(source: Path, target: Path) -> None:
+    """Copy what was written of how a checkpoint was made."""
+    for name in (MANIFEST, CALIBRATION, EVIDENCE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def replace_folder(new: Path, target: Path, overwrite: bool) -> None:

@@ -1,0 +1,145 @@
+"""Open a packed file with distrust: whatever its header says is held against itself and against the file's size.
+
+Tensors are not read here; each checks its data when it is read.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Mapping
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunus.checkpoint.packed_bits import ALIGNMENT
+from prunus.checkpoint.packed_tensor import (
+    ITEMSIZES,
+    PARTS,
+    Damaged,
+    Form,
+    PackedTensor,
+    damaged,
+    part_shapes,
+    part_types,
+)
+from prunus.checkpoint.packed_writer import DIGEST, INFO, NO_DIGEST, VERSION
+from prunus.checkpoint.safetensors_file import DTYPES, Stored
+from prunus.errors import PrunusError
+
+_MAX_HEADER = 100_000_000
+_MAX_DIMENSIONS = 8
+# Forms that each kind of file may use.
+FORMS = {"checkpoint": ("dense", "packed", "int8"), "variant": ("source", "mask", "packed")}
+
+
+class PackedFile(NamedTuple):
+    """An opened file. info: what its header says besides tensors: kind, model, lossy, about."""
+
+    path: Path
+    info: dict[str, Any]
+    tensors: dict[str, PackedTensor]
+
+
+def read_packed(path: Path) -> PackedFile:
+    """Open a packed file; if anything in it does not fit, PrunusError."""
+    if not path.is_file():
+        raise PrunusError(f"{path} does not exist; give a packed file")
+    try:
+        header, base, size = _read_header(path)
+        info, table = _read_info(header)
+        tensors = _place(path, header, table, base, size)
+        if any(tensor.form not in FORMS[info["kind"]] for tensor in tensors.values()):
+            raise Damaged(f"a tensor has a form that a {info['kind']} cannot have")
+        if info["lossy"] != any(tensor.form == "int8" for tensor in tensors.values()):
+            raise Damaged("lossy or not")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
+        raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
+    return PackedFile(path, info, tensors)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, where data begin, and the size of the file."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > min(_MAX_HEADER, size - 8):
+            raise Damaged("header longer than the file")
+        text = stream.read(length)
+    header = json.loads(text)
+    digest = header["__metadata__"][DIGEST]
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise Damaged("no digest of the header")
+    if hashlib.sha256(text.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
+        raise Damaged("the digest of the header does not match")
+    return header, 8 + length, size
+
+
+def _read_info(header: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """What the metadata say of the whole, and of each tensor."""
+    info = json.loads(header.pop("__metadata__")[INFO])
+    if info["version"] != VERSION:
+        raise Damaged(f"format version {info['version']}; this version of prunus reads only {VERSION}")
+    model = info["model"]
+    if info["kind"] not in FORMS or not isinstance(info["about"], dict):
+        raise Damaged("kind or about")
+    if not isinstance(info["lossy"], bool) or not isinstance(model["name"], str):
+        raise Damaged("lossy or name")
+    if not re.fullmatch("[0-9a-f]{64}", model["checksum"]):
+        raise Damaged("checksum of the model")
+    return info, info.pop("tensors")
+
+
+def _place(
+    path: Path, header: Mapping[str, Any], table: Mapping[str, Any], base: int, size: int
+) -> dict[str, PackedTensor]:
+    """Where each tensor lies. Their parts fill the file, each has the size that its shape needs, none is left over."""
+    spans = {name: _check_entry(path, name, entry, base) for name, entry in header.items()}
+    edges = sorted((stored.start, stored.end) for stored in spans.values())
+    if any(left[1] != right[0] for left, right in pairwise([(0, base), *edges, (size, size)])):
+        raise Damaged("tensors do not fill the file")
+    tensors = {}
+    for name, row in table.items():
+        form, dtype, shape = row["form"], row["dtype"], _numbers(row["shape"])
+        if form not in PARTS or (form != "dense" and (len(shape) != 2 or 0 in shape or dtype not in DTYPES)):
+            raise Damaged(f"'{name}' cannot be {form}")
+        parts = [spans.pop(name + part) for part in PARTS[form]]
+        _check_parts(name, form, dtype, shape, parts)
+        start, end = (parts[0].start, parts[-1].end) if parts else (base, base)
+        tensor = tensors[name] = PackedTensor(path, dtype, shape, start, end)
+        tensor.form, tensor.checksums = form, _numbers(row["crc32"])
+        if len(tensor.checksums) != len(parts):
+            raise Damaged(f"checksums of '{name}'")
+    if spans:
+        raise Damaged(f"'{next(iter(spans))}' belongs to no tensor")
+    return tensors
+
+
+def _check_entry(path: Path, name: str, entry: Mapping[str, Any], base: int) -> Stored:
+    """Where an entry of the header lies in the file."""
+    dtype, shape, (start, end) = entry["dtype"], _numbers(entry["shape"]), _numbers(entry["data_offsets"])
+    if end - start != prod(shape) * ITEMSIZES[dtype]:
+        raise Damaged(f"'{name}' has {end - start} bytes, which is not what its shape needs")
+    return Stored(path, dtype, shape, base + start, base + end)
+
+
+def _check_parts(name: str, form: Form, dtype: str, shape: tuple[int, ...], parts: list[Stored]) -> None:
+    """Raise Damaged unless the parts are those of such a tensor, side by side, and aligned if they are not dense."""
+    for part, kind, wanted in zip(parts, part_types(form, dtype), part_shapes(form, shape), strict=True):
+        fits = len(part.shape) == 1 if wanted is None else part.shape == wanted
+        if part.dtype != kind or not fits:
+            raise Damaged(f"a part of '{name}' is {part.dtype} {part.shape}")
+        if form != "dense" and (part.start % ALIGNMENT or part.nbytes % ALIGNMENT):
+            raise Damaged(f"a part of '{name}' is not aligned")
+    if any(left.end != right.start for left, right in pairwise(parts)):
+        raise Damaged(f"parts of '{name}' are apart")
+
+
+def _numbers(found: Any) -> tuple[int, ...]:
+    """A short list of whole numbers that are not negative."""
+    if not isinstance(found, list) or len(found) > _MAX_DIMENSIONS:
+        raise Damaged("a list of a few numbers expected")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in found):
+        raise Damaged("whole numbers expected")
+    return tuple(found)

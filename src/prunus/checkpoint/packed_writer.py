@@ -1,0 +1,117 @@
+"""Write a packed file as its tensors come: memory holds one of them, and the header is filled in at the end."""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prunus.checkpoint.packed_bits import ALIGNMENT, pack_bits, round_up
+from prunus.checkpoint.packed_tensor import ITEMSIZES, PARTS, Form, bit_patterns, part_types, quantise
+from prunus.checkpoint.safetensors_file import Stored, atomic_file, dtype_name
+from prunus.errors import PrunusError
+
+VERSION = 1
+INFO, DIGEST = "prunus_packed", "prunus_packed_sha256"
+# Stands in the header for its own digest while that is computed.
+NO_DIGEST = "0" * 64
+_LARGEST_CRC = (1 << 32) - 1
+
+
+class PackedWriter:
+    """Takes tensors one after the other; see packed_writer. Dense ones come last, so that all others are aligned."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.offset = stream, 0
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.table: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, weight_OI: Tensor, source_OI: Tensor | None = None, *, int8: bool = False) -> Form:
+        """Write a matrix in the shortest form that gives it back bit by bit (int8: nearly); returns the form.
+
+        source_OI: the same tensor of the source, if the file may lean on it.
+        """
+        bits_OI = bit_patterns(weight_OI)
+        if source_OI is not None:
+            unmoved_OI = bits_OI == bit_patterns(source_OI)
+            if unmoved_OI.all():
+                return self._add(name, weight_OI, "source", ())
+            if (unmoved_OI | (bits_OI == 0)).all():
+                return self._add(name, weight_OI, "mask", (pack_bits(bits_OI).mask,))
+        if int8:
+            values_OI, scale_O = quantise(weight_OI)
+            return self._add(name, weight_OI, "int8", (*pack_bits(bits_OI, values_OI), scale_O))
+        return self._add(name, weight_OI, "packed", pack_bits(bits_OI))
+
+    def add_dense(self, name: str, stored: Stored) -> None:
+        """Copy a tensor as it is."""
+        if stored.dtype not in ITEMSIZES:
+            raise PrunusError(f"{stored.file}: '{name}' is {stored.dtype}, which cannot be packed")
+        self._begin(name, "dense", stored.dtype, stored.shape)
+        self._put(name, name, stored.dtype, stored.shape, stored.chunks())
+
+    def _add(self, name: str, weight_OI: Tensor, form: Form, parts: tuple[NDArray, ...]) -> Form:
+        dtype = dtype_name(weight_OI)
+        self._begin(name, form, dtype, tuple(weight_OI.shape))
+        for part, kind, array in zip(PARTS[form], part_types(form, dtype), parts, strict=True):
+            assert (self.stream.tell() % ALIGNMENT, array.nbytes % ALIGNMENT) == (0, 0)
+            self._put(name, name + part, kind, array.shape, [array.tobytes()])
+        return form
+
+    def _begin(self, name: str, form: Form, dtype: str, shape: tuple[int, ...]) -> None:
+        if name in self.table or any(name + part in self.entries for part in PARTS[form]):
+            raise PrunusError(f"tensor '{name}' comes twice, or has the name of another's part; it cannot be packed")
+        self.table[name] = {"form": form, "dtype": dtype, "shape": list(shape), "crc32": []}
+
+    def _put(self, name: str, part: str, dtype: str, shape: tuple[int, ...], pieces: Iterable[bytes]) -> None:
+        checksum, start = 0, self.offset
+        for piece in pieces:
+            self.stream.write(piece)
+            checksum = zlib.crc32(piece, checksum)
+            self.offset += len(piece)
+        self.entries[part] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, self.offset]}
+        self.table[name]["crc32"].append(checksum)
+
+
+@contextmanager
+def packed_writer(path: Path, info: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[PackedWriter]:
+    """A writer whose file takes its name only when it is complete and on disk.
+
+    info: JSON for the header. tensors: all that may come, dense; they say how much room the header needs.
+    """
+    room = round_up(8 + len(_header(info, *_largest_tables(tensors), 0)), ALIGNMENT) - 8
+    with atomic_file(path) as stream:
+        stream.write(bytes(8 + room))
+        writer = PackedWriter(stream)
+        yield writer
+        stream.seek(0)
+        stream.write(struct.pack("<Q", room) + _header(info, writer.entries, writer.table, room))
+
+
+def _header(info: Mapping[str, Any], entries: Mapping[str, Any], table: Mapping[str, Any], room: int) -> bytes:
+    """The header, padded to room bytes, with its own digest in it."""
+    described = json.dumps({"version": VERSION, **info, "tensors": table}, separators=(",", ":"))
+    metadata = {"format": "prunus packed", DIGEST: NO_DIGEST, INFO: described}
+    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode().ljust(room)
+    assert room in (0, len(text))
+    return text.replace(NO_DIGEST.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
+
+
+def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tables of the longest header that these tensors can have."""
+    entries, table = {}, {}
+    # No number in the header is larger than twice the bytes of all tensors, or has more digits than this one.
+    largest = 10 ** len(str(2 * sum(stored.nbytes + ALIGNMENT for stored in tensors.values())))
+    for name, stored in tensors.items():
+        parts = ("", *PARTS["int8"]) if len(stored.shape) == 2 else ("",)
+        shape = [largest] * len(stored.shape)
+        for part in parts:
+            entries[name + part] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [largest, largest]}
+        table[name] = {"form": "packed", "dtype": "F8_E4M3", "shape": shape, "crc32": [_LARGEST_CRC] * len(parts)}
+    return entries, table

@@ -1,0 +1,607 @@
+"""Packed checkpoints and variants: every bit comes back, sizes are as promised, and no file is believed."""
+
+import hashlib
+import json
+import random
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_models import make_model
+from transformers import AutoModelForCausalLM
+
+import prunus
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.packed import pack, read_variant, unpack, variant_about, write_variant
+from prunus.checkpoint.packed_bits import PackedBits, apply_mask, pack_bits, packed_nbytes, unpack_bits
+from prunus.checkpoint.packed_folder import PackedCheckpoint
+from prunus.checkpoint.packed_reader import read_packed
+from prunus.checkpoint.packed_tensor import quantise
+from prunus.errors import PrunusError
+from prunus.recipes import DropRecipe, PruneRecipe
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+INTEGERS = {4: torch.int32, 2: torch.int16}
+
+
+def bits(tensor):
+    return tensor.contiguous().view(INTEGERS[tensor.element_size()]).numpy()
+
+
+def same_bits(left, right):
+    return left.dtype == right.dtype and left.shape == right.shape and np.array_equal(bits(left), bits(right))
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(words, function, *arguments, **options):
+    with pytest.raises(PrunusError) as caught:
+        function(*arguments, **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """A model and the same with half of its Linears' weights zeroed."""
+    folder = tmp_path_factory.mktemp("models")
+    dense = make_model(folder / "dense", "qwen3", dtype=torch.bfloat16, tied=True, hidden_size=48, head_dim=20)
+    prunus.prune(dense, folder / "half", PruneRecipe(method="magnitude", sparsity=0.5))
+    return dense, folder / "half"
+
+
+# The layout
+
+
+def layout_by_hand(weight):
+    """The layout of docs/format.md in plain loops over Python numbers, little-endian bytes."""
+    rows, columns = weight.shape
+    numbers = bits(weight).view({2: np.uint16, 4: np.uint32}[weight.element_size()]).tolist()
+    width = (columns + 63) // 64 * 8
+    starts, mask, values = [], b"", b""
+    for row in range((rows + 15) // 16 * 16):
+        if row % 16 == 0:
+            starts.append(len(values) // weight.element_size())
+        line = 0
+        for column in range(columns if row < rows else 0):
+            if numbers[row][column]:
+                line |= 1 << column
+                values += numbers[row][column].to_bytes(weight.element_size(), "little")
+        mask += line.to_bytes(width, "little")
+    starts.append(len(values) // weight.element_size())
+    starts += starts[-1:] * (-len(starts) % 8)
+    return struct.pack(f"<{len(starts)}q", *starts), mask, values + bytes(-len(values) % 64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (16, 64), (17, 65), (40, 127), (33, 200)])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_layout_is_the_documented_one_and_is_undone(shape, dtype, share):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    weight[torch.rand(shape, generator=generator) < share] = 0
+    packed = pack_bits(bits(weight).view({2: np.uint16, 4: np.uint32}[weight.element_size()]))
+    assert tuple(part.tobytes() for part in packed) == layout_by_hand(weight)
+    assert np.array_equal(unpack_bits(shape, packed), bits(weight).view(packed.values.dtype))
+    size = sum(part.nbytes for part in packed)
+    assert size == packed_nbytes(shape, int((bits(weight) != 0).sum()), weight.element_size())
+
+
+def test_half_of_the_weights_in_16_bits_take_9_sixteenths():
+    rows, columns = 4096, 4096
+    dense = 2 * rows * columns
+    assert packed_nbytes((rows, columns), rows * columns // 2, 2) / dense == pytest.approx(0.5625, rel=1e-3)
+
+
+def test_only_positive_zero_is_a_zero():
+    special = torch.tensor([[0.0, -0.0, float("nan"), float("inf"), 1e-45, -1e-45] + [0.0] * 90])
+    packed = pack_bits(bits(special).view(np.uint32))
+    assert packed.starts[-1] == 5 and packed.mask[0, 0] == 0b111110
+    assert np.array_equal(unpack_bits(special.shape, packed), bits(special).view(np.uint32))
+
+
+# Slabs are larger than small matrices: what lies beyond the first has its own test.
+def test_large_matrices():
+    numbers = np.random.default_rng(0)
+    for shape in ((2500, 333), (40, 20_000)):
+        weight = numbers.integers(0, 3, shape).astype(np.uint16)
+        packed = pack_bits(weight)
+        assert np.array_equal(unpack_bits(shape, packed), weight)
+        assert np.array_equal(packed.values[: packed.starts[-1]], weight[weight != 0])
+        assert np.array_equal(packed.starts[1], (weight[:16] != 0).sum())
+        kept = np.unpackbits(packed.mask, axis=1, bitorder="little")[: shape[0], : shape[1]]
+        assert np.array_equal(kept, weight != 0)
+        assert np.array_equal(apply_mask(np.full(shape, 7, np.uint16), packed.mask), 7 * kept)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    weight = np.random.default_rng(0).integers(0, 2, (20, 70)).astype(np.uint16)
+    good = pack_bits(weight)
+    total = int(good.starts[-1])
+
+    def spoil(part: int, place: Any, value: Any) -> PackedBits:
+        parts: list[Any] = [array.copy() for array in good]
+        parts[part][place] = value
+        return PackedBits(*parts)
+
+    bad = [
+        spoil(0, slice(2, None), total + 1),
+        spoil(0, slice(2, None), total - 1),
+        spoil(0, slice(2, None), -1),
+        spoil(0, slice(2, None), 1 << 62),
+        spoil(0, 1, good.starts[1] + 1),
+        spoil(0, -1, 0),
+        spoil(1, (0, 0), good.mask[0, 0] ^ 1),
+        spoil(1, (0, 8), good.mask[0, 8] | 1 << 6),
+        spoil(1, (25, 0), 1),
+        spoil(1, slice(0, 20), 255),
+        spoil(2, -1, 1),
+        good._replace(values=good.values[:-32]),
+        good._replace(values=np.append(good.values, np.zeros(32, np.uint16))),
+    ]
+    for parts in bad:
+        with pytest.raises(ValueError, match=r"values|mask|starts"):
+            unpack_bits(weight.shape, parts)
+    with pytest.raises(ValueError, match="padding"):
+        apply_mask(weight, bad[7].mask)
+
+
+# Folders
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_packed_folder_comes_back_byte_by_byte(tmp_path, family, dtype):
+    dense = make_model(tmp_path / "dense", family, dtype=dtype)
+    prunus.prune(dense, tmp_path / "half", PruneRecipe(method="magnitude", sparsity=0.6, scope="mlp"))
+    change_tensors(tmp_path / "half", lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"][0].mul_(-0.0))
+    (tmp_path / "half" / "evidence.json").write_text("{}")
+    summary = pack(tmp_path / "half", tmp_path / "packed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "half", "packed"]
+    unpack(tmp_path / "packed", tmp_path / "again")
+    ours, theirs = files_of(tmp_path / "again"), files_of(tmp_path / "half")
+    tensors = {name: load_file(tmp_path / name / "model.safetensors") for name in ("again", "half")}
+    assert all(same_bits(tensors["again"][name], tensor) for name, tensor in tensors["half"].items())
+    assert ours.keys() == theirs.keys() and "prunus.json" in ours and "evidence.json" in ours
+    assert {name for name in ours if ours[name] != theirs[name]} <= {"model.safetensors"}
+    file = (tmp_path / "packed" / "packed.safetensors").stat().st_size
+    assert summary["packed_bytes"] < summary["dense_bytes"] and file > summary["packed_bytes"]
+    assert PackedCheckpoint(tmp_path / "packed").checksum() == Checkpoint(tmp_path / "half").checksum()
+
+
+def test_any_safetensors_reader_opens_the_file_and_parts_are_aligned(tmp_path, pruned):
+    pack(pruned[1], tmp_path / "packed")
+    path = tmp_path / "packed" / "packed.safetensors"
+    weight = load_file(pruned[1] / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+        mask = file.get_tensor("model.layers.1.mlp.up_proj.weight.mask").numpy()
+        values = file.get_tensor("model.layers.1.mlp.up_proj.weight.values")
+        info = json.loads(file.metadata()["prunus_packed"])
+    kept = np.unpackbits(mask, axis=1, bitorder="little")[: len(weight), : weight.shape[1]].astype(bool)
+    assert np.array_equal(kept, (weight != 0).numpy())
+    assert torch.equal(values[: kept.sum()], weight[weight != 0])
+    assert "model.norm.weight" in names and "model.layers.1.mlp.up_proj.weight" not in names
+    assert info["model"]["checksum"] == Checkpoint(pruned[1]).checksum()
+    for name, tensor in read_packed(path).tensors.items():
+        assert tensor.form == ("packed" if "proj" in name else "dense")
+        assert tensor.start % (64 if tensor.form == "packed" else 2) == 0
+
+
+def test_masks_alone_are_a_bit_per_weight_and_need_their_source(tmp_path, pruned, monkeypatch):
+    dense, half = pruned
+    summary = pack(half, tmp_path / "masks", masks_only=True)
+    linears = [n for n in Checkpoint(half).tensors if "proj" in n]
+    rows = {n: Checkpoint(half).tensors[n].shape for n in linears}
+    assert summary["packed_bytes"] == sum((o + 15) // 16 * 16 * ((i + 63) // 64 * 8) for o, i in rows.values())
+    unpack(tmp_path / "masks", tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(half)
+    other = make_model(
+        tmp_path / "other", "qwen3", dtype=torch.bfloat16, tied=True, hidden_size=48, head_dim=20, seed=1
+    )
+    refused("belongs to another model", unpack, tmp_path / "masks", tmp_path / "x", source=other)
+    refused("overlaps", unpack, tmp_path / "masks", dense / "x")
+    dense.rename(tmp_path / "moved")
+    try:
+        refused("(--source)", unpack, tmp_path / "masks", tmp_path / "x")
+        refused("(--source)", pack, half, tmp_path / "x", masks_only=True)
+        unpack(tmp_path / "masks", tmp_path / "again", source=tmp_path / "moved", overwrite=True)
+        pack(half, tmp_path / "masks", masks_only=True, source=tmp_path / "moved", overwrite=True)
+    finally:
+        (tmp_path / "moved").rename(dense)
+    assert files_of(tmp_path / "again") == files_of(half)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x.partial").exists()
+
+
+def test_masks_are_refused_where_they_are_not_enough(tmp_path, pruned):
+    dense, half = pruned
+    refused("does not say what it was pruned from", pack, dense, tmp_path / "x", masks_only=True)
+    prunus.prune(dense, tmp_path / "a", PruneRecipe(method="magnitude", sparsity=0.5))
+    change_tensors(tmp_path / "a", lambda tensors: tensors["model.layers.2.mlp.up_proj.weight"][3, 3].fill_(-0.0))
+    moved = "kept weights of 'model.layers.2.mlp.up_proj.weight' differ"
+    refused(moved, pack, tmp_path / "a", tmp_path / "x", masks_only=True)
+    prunus.prune(dense, tmp_path / "b", PruneRecipe(method="magnitude", sparsity=0.5))
+    change_tensors(tmp_path / "b", lambda tensors: tensors["model.norm.weight"][3].mul_(2))
+    refused("'model.norm.weight' differs", pack, tmp_path / "b", tmp_path / "x", masks_only=True)
+    prunus.drop_blocks(half, tmp_path / "c", DropRecipe(blocks="1,"))
+    refused("different tensors", pack, tmp_path / "c", tmp_path / "x", masks_only=True)
+    assert not any(path.name.startswith("x") for path in tmp_path.iterdir())
+    change_tensors(tmp_path / "b", lambda tensors: tensors["model.norm.weight"][3].fill_(float("nan")))
+    refused("NaN", pack, tmp_path / "b", tmp_path / "x")
+
+
+def test_int8_is_near_and_says_so(tmp_path, pruned):
+    _, half = pruned
+    pack(half, tmp_path / "packed", int8=True)
+    refused("add --lossy", unpack, tmp_path / "packed", tmp_path / "x")
+    summary = unpack(tmp_path / "packed", tmp_path / "again", lossy=True)
+    assert summary["exact"] is False
+    before, after = (load_file(folder / "model.safetensors") for folder in (half, tmp_path / "again"))
+    for name, tensor in before.items():
+        if "proj" not in name:
+            assert same_bits(after[name], tensor)
+            continue
+        step = tensor.float().abs().amax(1, keepdim=True) / 127
+        # Half a step of rounding, and that of bfloat16 itself.
+        error = (after[name].float() - tensor.float()).abs() - tensor.float().abs() / 256
+        assert (error <= step * 0.501).all() and not same_bits(after[name], tensor)
+        assert (after[name][tensor == 0] == 0).all()
+    history = prunus.inspect(tmp_path / "again")["history"]
+    assert [step["action"] for step in history] == ["prune", "quantise"]
+
+
+def test_rows_of_zeros_and_of_tiny_numbers_can_be_rounded():
+    weight = torch.zeros(3, 8)
+    weight[1, :3], weight[2, :2] = torch.tensor([1e-45, 1e-44, -3e-44]), torch.tensor([3.4e38, -3.4e38])
+    values, scale = quantise(weight)
+    assert values[0].any() == 0 and scale[0] == 0 and values[2].tolist()[:2] == [127, -127]
+    assert np.abs(values[1] * scale[1] - weight[1].numpy()).max() <= 3e-44
+    assert len(scale) == 16 and not scale[3:].any()
+
+
+def test_targets_are_guarded_as_elsewhere(tmp_path, pruned):
+    _, half = pruned
+    pack(half, tmp_path / "packed")
+    refused("packed exists; choose another output or add --overwrite", pack, half, tmp_path / "packed")
+    refused("overlaps", pack, half, half / "inside")
+    refused("leave --masks-only or --int8 out", pack, half, tmp_path / "x", masks_only=True, int8=True)
+    refused("add --masks-only", pack, half, tmp_path / "x", source=half)
+    refused("leave the source out", unpack, tmp_path / "packed", tmp_path / "x", source=half)
+    refused("is no packed checkpoint", unpack, half, tmp_path / "x")
+    refused("is no packed checkpoint", unpack, tmp_path / "nothing", tmp_path / "x")
+    before = files_of(tmp_path / "packed")
+    pack(half, tmp_path / "packed", overwrite=True)
+    assert files_of(tmp_path / "packed") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_what_expects_dense_weights_names_unpack(tmp_path, pruned):
+    pack(pruned[1], tmp_path / "packed")
+    for function, more in (
+        (prunus.prune, (tmp_path / "x", PruneRecipe())),
+        (prunus.drop_blocks, (tmp_path / "x", DropRecipe())),
+        (prunus.perplexity, (Path(__file__),)),
+        (prunus.evaluate, (prunus.EvalPlan(tasks=("tiny",), budgets=(16,)), tmp_path / "s.db")),
+        (prunus.pack, (tmp_path / "x",)),
+    ):
+        refused("packed is a packed checkpoint; run `prunus unpack", function, tmp_path / "packed", *more)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+
+
+def test_large_models_come_back_in_shards(tmp_path, pruned, monkeypatch):
+    monkeypatch.setattr("prunus.checkpoint.partial.SINGLE_FILE_BYTES", 1000)
+    pack(pruned[1], tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors.index.json").exists()
+    assert Checkpoint(tmp_path / "again").checksum() == Checkpoint(pruned[1]).checksum()
+
+
+# Variants
+
+
+def variant_weights(source, seed=0):
+    """Weights that need every form: untouched, zeroed, zeroed and moved, moved to -0.0 and NaN, all zero."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [name for name in source.tensors if "proj.weight" in name][:5]
+    weights = {name: source.read(name) for name in names}
+    for name in names[1:]:
+        weights[name][torch.rand(weights[name].shape, generator=generator) < 0.4] = 0
+    weights[names[2]] *= 1.5
+    weights[names[3]].view(-1)[7], weights[names[3]].view(-1)[9] = -0.0, float("nan")
+    weights[names[4]].zero_()
+    return weights
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_variant_comes_back_bit_by_bit(tmp_path, dtype):
+    source = Checkpoint(make_model(tmp_path / "dense", dtype=dtype))
+    weights = variant_weights(source)
+    about = {"recipe": {"sparsity": 0.4}, "note": "ä\n"}
+    write_variant(tmp_path / "deep" / "er" / "v.safetensors", source, iter(weights.items()), about)
+    path = tmp_path / "deep" / "er" / "v.safetensors"
+    assert variant_about(path) == about
+    found = dict(read_variant(path, source))
+    assert list(found) == list(weights)
+    assert all(same_bits(found[name], weight) for name, weight in weights.items())
+    forms = [tensor.form for tensor in read_packed(path).tensors.values()]
+    assert forms == ["source", "mask", "packed", "packed", "mask"]
+    assert [p.name for p in path.parent.iterdir()] == ["v.safetensors"]
+
+
+def test_variants_belong_to_their_source_and_wrong_weights_leave_nothing(tmp_path):
+    source = Checkpoint(make_model(tmp_path / "dense"))
+    other = Checkpoint(make_model(tmp_path / "other", seed=1))
+    weights, path = variant_weights(source), tmp_path / "v.safetensors"
+    name, weight = next(iter(weights.items()))
+    for words, wrong in (
+        ("'nothing'", [("nothing", weight)]),
+        ("is not the weight of a Linear", [("model.norm.weight", source.read("model.norm.weight"))]),
+        ("another shape or dtype", [(name, weight.bfloat16())]),
+        ("another shape or dtype", [(name, weight.int())]),
+        ("another shape or dtype", [(name, weight[:-1])]),
+        ("comes twice", [(name, weight), (name, weight)]),
+    ):
+        refused(words, write_variant, path, source, wrong, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dense", "other"]
+    write_variant(path, source, weights.items(), {})
+    refused("belongs to another model", read_variant, path, other)
+    refused("does not exist", read_variant, tmp_path / "w.safetensors", source)
+    refused("does not exist", variant_about, tmp_path)
+    pack(tmp_path / "dense", tmp_path / "packed")
+    refused("not a variant", read_variant, tmp_path / "packed" / "packed.safetensors", source)
+
+
+def test_an_interrupted_variant_leaves_the_old_one(tmp_path):
+    source, path = Checkpoint(make_model(tmp_path / "dense")), tmp_path / "v.safetensors"
+    weights = variant_weights(source)
+    write_variant(path, source, weights.items(), {"n": 1})
+
+    def breaks():
+        yield from list(weights.items())[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_variant(path, source, breaks(), {"n": 2})
+    assert variant_about(path) == {"n": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dense", "v.safetensors"]
+
+
+# Damage and malice
+
+
+@pytest.fixture(scope="module")
+def victims(tmp_path_factory):
+    """Files of every kind with what reads them: (path, function that gives {name: bytes})."""
+    folder = tmp_path_factory.mktemp("victims")
+    source = Checkpoint(make_model(folder / "dense", blocks=1, dtype=torch.bfloat16))
+    write_variant(folder / "v.safetensors", source, variant_weights(source).items(), {"n": 1})
+    prunus.prune(folder / "dense", folder / "half", PruneRecipe(method="magnitude", sparsity=0.5))
+    pack(folder / "half", folder / "packed")
+    pack(folder / "half", folder / "rounded", int8=True)
+
+    def variant(path):
+        about = json.dumps(variant_about(path)).encode()
+        return {"about": about} | {
+            name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in read_variant(path, source)
+        }
+
+    def whole(path):
+        return {name: b"".join(tensor.chunks()) for name, tensor in read_packed(path).tensors.items()}
+
+    return [
+        (folder / "v.safetensors", variant),
+        (folder / "packed" / "packed.safetensors", whole),
+        (folder / "rounded" / "packed.safetensors", whole),
+    ]
+
+
+def header_of(data):
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), 8 + length
+
+
+def mutate(data, generator):
+    """Random damage: bits, bytes, runs, cuts, insertions; half of it in the header."""
+    data = bytearray(data)
+    end = header_of(data)[1] if generator.random() < 0.5 else len(data)
+    place = generator.randrange(end)
+    kind = generator.randrange(8)
+    if kind == 0:
+        data[place] ^= 1 << generator.randrange(8)
+    elif kind == 1:
+        data[place] = generator.randrange(256)
+    elif kind == 2:
+        data[generator.randrange(8)] = generator.randrange(256)
+    elif kind == 3:
+        del data[place:]
+    elif kind == 4:
+        del data[place : place + generator.randrange(1, 100)]
+    elif kind == 5:
+        data[place:place] = generator.randbytes(generator.randrange(1, 100))
+    elif kind == 6:
+        data[place : place + 64] = generator.randbytes(len(data[place : place + 64]))
+    else:
+        digits = [index for index in range(8, header_of(data)[1]) if chr(data[index]).isdigit()]
+        data[generator.choice(digits)] = ord(generator.choice("0123456789"))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_random_damage_is_found(victims, tmp_path, which):
+    path, read = victims[which]
+    data, content = path.read_bytes(), read(path)
+    generator, target, found = random.Random(which), tmp_path / "damaged", 0
+    for _ in range(400):
+        spoilt = mutate(data, generator)
+        target.write_bytes(spoilt)
+        try:
+            result = read(target)
+        except PrunusError as error:
+            assert "\n" not in str(error)
+            found += 1
+            continue
+        assert result == content
+        assert spoilt == data
+    assert found > 300
+
+
+def with_checksums(header, info, body):
+    """A file whose checksums and digest all match, whatever it says: what a hostile writer would make."""
+    for name, row in info["tensors"].items():
+        for index, part in enumerate(PARTS_OF.get(str(row.get("form")), ())):
+            try:
+                start, end = header[name + part]["data_offsets"]
+                row["crc32"][index] = zlib.crc32(body[start:end])
+            except (KeyError, TypeError, ValueError, IndexError):
+                pass
+    header = dict(header)
+    header["__metadata__"] = header["__metadata__"] | {
+        "prunus_packed_sha256": "0" * 64,
+        "prunus_packed": json.dumps(info),
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    text = text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1)
+    return struct.pack("<Q", len(text)) + text + body
+
+
+PARTS_OF = {
+    "dense": ("",),
+    "packed": (".starts", ".mask", ".values"),
+    "int8": (".starts", ".mask", ".values", ".scale"),
+    "mask": (".mask",),
+}
+LIES = [
+    0,
+    1,
+    7,
+    -1,
+    63,
+    64,
+    1 << 31,
+    1 << 32,
+    1 << 62,
+    1 << 63,
+    1 << 200,
+    1.5,
+    True,
+    None,
+    "8",
+    [],
+    {},
+    "F32",
+    "I8",
+    "U8",
+]
+FORMS = ["dense", "packed", "int8", "mask", "source", "", "variant", "checkpoint", True, False]
+
+
+def lie(value, generator):
+    """The JSON value with one number, text or list in it replaced, removed or doubled."""
+    if isinstance(value, dict) and value and generator.random() < 0.95:
+        key = generator.choice(list(value))
+        if generator.random() < 0.05:
+            return {name: item for name, item in value.items() if name != key}
+        return value | {key: lie(value[key], generator)}
+    if isinstance(value, list) and value and generator.random() < 0.8:
+        index = generator.randrange(len(value))
+        return [*value[:index], lie(value[index], generator), *value[index + 1 :]]
+    if isinstance(value, list):
+        return generator.choice([value[:-1], value + value, value[::-1], [*value, 1]])
+    if type(value) is int and generator.random() < 0.5:
+        return value + generator.choice([-64, -16, -8, -1, 1, 8, 16, 64])
+    return generator.choice(LIES + FORMS)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_lies_with_matching_checksums_are_found_or_harmless(victims, tmp_path, which):
+    path, read = victims[which]
+    data, content = path.read_bytes(), read(path)
+    header, base = header_of(data)
+    info, body = json.loads(header["__metadata__"]["prunus_packed"]), data[base:]
+    target, generator = tmp_path / "lying", random.Random(which)
+    target.write_bytes(with_checksums(header, json.loads(json.dumps(info)), body))
+    assert read(target) == content
+    refusals = 0
+    for _ in range(500):
+        new_header, new_info, new_body = json.loads(json.dumps(header)), json.loads(json.dumps(info)), bytearray(body)
+        choice = generator.random()
+        if choice < 0.4:
+            name = generator.choice([key for key in new_header if key != "__metadata__"])
+            new_header[name] = lie(new_header[name], generator)
+        elif choice < 0.7:
+            new_info = lie(new_info, generator)
+        else:
+            part = generator.choice([key for key in header if key.endswith((".starts", ".mask", ".values"))])
+            start, end = header[part]["data_offsets"]
+            if start < end:
+                place = generator.randrange(start, end)
+                new_body[place : place + 1] = generator.choice([b"\xff", b"\x00", b"\x7f", b"\x80"])
+        try:
+            target.write_bytes(with_checksums(new_header, new_info, bytes(new_body)))
+        except (AttributeError, KeyError, TypeError):
+            continue  # no longer a table that checksums could be put into
+        try:
+            result = read(target)
+        except PrunusError as error:
+            assert "\n" not in str(error)
+            refusals += 1
+            continue
+        # Matching checksums vouch for any values, but each tensor has its size; only one without parts can go unseen.
+        sizes = {(name, len(value)) for name, value in result.items() if name != "about"}
+        assert sizes <= {(name, len(value)) for name, value in content.items()}
+    assert refusals > 250
+
+
+def test_headers_that_are_no_tables(victims, tmp_path):
+    path, read = victims[0]
+    data = path.read_bytes()
+    header, base = header_of(data)
+    info = json.loads(header["__metadata__"]["prunus_packed"])
+    nested = b"[" * 100_000 + b"]" * 100_000
+    texts = [
+        b"[]",
+        b"1",
+        b"{}",
+        b'{"__metadata__": []}',
+        b'{"__metadata__": {"prunus_packed_sha256": 1}}',
+        nested,
+        b"\xff",
+    ]
+    for text in texts:
+        (tmp_path / "f").write_bytes(struct.pack("<Q", len(text)) + text)
+        refused("is damaged or no packed file", read, tmp_path / "f")
+    for length in (0, 1 << 63, (1 << 64) - 1, base - 7, len(data)):
+        (tmp_path / "f").write_bytes(struct.pack("<Q", length) + data[8:])
+        refused("is damaged or no packed file", read, tmp_path / "f")
+    (tmp_path / "f").write_bytes(with_checksums(header, info | {"version": 2}, data[base:]))
+    refused("format version 2; this version of prunus reads only 1", read, tmp_path / "f")
+
+
+def test_a_checkpoint_with_other_weights_than_it_says_is_not_unpacked(victims, tmp_path):
+    folder = victims[1][0].parent
+    header, base = header_of(data := victims[1][0].read_bytes())
+    body = bytearray(data[base:])
+    body[header["model.norm.weight"]["data_offsets"][0]] ^= 1
+    info = json.loads(header["__metadata__"]["prunus_packed"])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "packed.safetensors").write_bytes(with_checksums(header, info, bytes(body)))
+    refused("the weights are not those that were packed", unpack, copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
