@@ -21,6 +21,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def shows_bars() -> bool:
+    """Whether there is a terminal to draw on, and somebody who wants to see."""
+    return sys.stderr.isatty() and not _quiet
+
+
 def say(message: str) -> None:
     """One message for the user, on stderr."""
     if not _quiet:
@@ -38,7 +43,7 @@ class Steps:
         self.closed = False
 
     def __enter__(self) -> "Steps":
-        if sys.stderr.isatty() and not _quiet:
+        if shows_bars():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
