@@ -1,6 +1,7 @@
 """Budget forcing against the reference's algorithm written again, chain by chain, and against cases worked by hand."""
 
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -124,6 +125,56 @@ def test_cut_chains_equal_direct_runs(budgets):
     assert reused == [[by_the_book(chain, budget, rules) for budget in budgets] for chain in CHAINS]
     if len(budgets) > 2:
         assert len(once.calls) < len(direct.calls)
+
+
+def opinion(ids: Sequence[int]) -> tuple[float, float]:
+    """Scores that depend on everything before; float32 holds both exactly."""
+    return -(1 + sum(ids) % 97) / 128, (len(ids) + 5 * ids[-1]) / 64
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_scores_are_means_over_exactly_the_ids_that_were_sampled(reuse):
+    """Added up again, id by id, from what each draw consists of."""
+    budgets = [0, 1, 2, 3, 5, 8]
+    found = force_budgets(ScriptedBackend(noise, opinion), CHAINS, budgets, Rules(MARKERS, GREEDY), reuse)
+    silent = 0
+    for chain, draws in zip(CHAINS, found, strict=True):
+        for draw in draws:
+            text, scores = [*chain.prompt], []
+            for part, sampled in ((draw.thinking, True), (draw.closing, False), (draw.answer, True)):
+                for token in part:
+                    text.append(token)
+                    scores += [opinion(text)] if sampled else []
+            if not scores:
+                assert (draw.logprob, draw.self_certainty) == (None, None)
+                silent += 1
+                continue
+            assert len(scores) == len(draw.thinking) + len(draw.answer)
+            assert draw.logprob == pytest.approx(sum(logprob for logprob, _ in scores) / len(scores), abs=1e-12)
+            assert draw.self_certainty == pytest.approx(sum(certain for _, certain in scores) / len(scores), abs=1e-12)
+    assert silent, "an answer that stops at once after no thought has no scores"
+
+
+def test_refusals_have_no_scores():
+    replay = thinking_then([2, STOP, 0, 3, STOP])
+    chain = Chain([1, 0, *START], ("task", "p", 0), 4)
+    for budget, sampled in ((9, [0, 3]), (3, [0])):  # 2 NEWLINE WAIT 3, the last of which the smaller budget cuts off
+        rules = Rules(MARKERS, GREEDY, wait=1)
+        [[draw]] = force_budgets(ScriptedBackend(replay, opinion), [chain], [budget], rules)
+        text = [*chain.prompt, *draw.thinking]
+        expected = [opinion(text[: len(chain.prompt) + at + 1]) for at in sampled]
+        expected.append(opinion([*text, *draw.closing, 42]))
+        assert draw.answer == [42]
+        assert draw.logprob == pytest.approx(sum(logprob for logprob, _ in expected) / len(expected))
+        assert draw.self_certainty == pytest.approx(sum(certain for _, certain in expected) / len(expected))
+
+
+def test_a_backend_without_scores_leaves_none_and_so_do_numbers_that_are_none():
+    for score in (None, lambda _: (-math.inf, math.inf), lambda _: (math.nan, math.nan)):
+        [[draw]] = force_budgets(
+            ScriptedBackend(thinking_then([2, 3, STOP]), score), [CHAINS[0]], [5], Rules(MARKERS, GREEDY)
+        )
+        assert (draw.thinking, draw.logprob, draw.self_certainty) == ([2, 3], None, None)
 
 
 def test_a_natural_end_before_the_budget():

@@ -1,5 +1,6 @@
 """The HF backend against transformers' own generate, against itself in other batches, and fork against two phases."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -7,14 +8,20 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import FAMILIES, make_model
-from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.rows import GROW_BY, PREFILL_TOKENS
-from prunus.evaluation.backends.sampling import Uniforms, pick, probabilities
-from prunus.evaluation.budget import Chain, Completion, Rules, Sampling, contains, force_budgets
+from prunus.evaluation.backends.sampling import Uniforms, confidence, pick, probabilities
+from prunus.evaluation.budget import Chain, Completion, Draw, Rules, Sampling, contains, force_budgets
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
 from prunus.evaluation.tasks import load_task
 
@@ -94,6 +101,54 @@ def test_a_chain_that_stops_at_once_is_forced_for_budget_zero_only():
     forked = force_budgets(tiny(), chains(), (0, 4), rules)
     assert forked == force_budgets(TwoPhases(tiny()), chains(), (0, 4), rules)
     assert all([draw.ended for draw in draws] == ["forced", "natural"] for draws in forked)
+
+
+def teacher_forced(chain: Chain, draw: Draw) -> tuple[float, float]:
+    """Mean log-probability and self-certainty from one plain pass in float64 over all ids of the draw."""
+    ids = torch.tensor([[*chain.prompt, *draw.thinking, *draw.closing, *draw.answer]])
+    logits_TV = plain()(ids).logits[0, :-1]
+    found_T = logits_TV.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    uniform_TV = torch.full_like(logits_TV, 1 / logits_TV.shape[1])
+    certain_T = torch.nn.functional.kl_div(logits_TV.log_softmax(-1), uniform_TV, reduction="none").sum(-1)
+    start, end = len(chain.prompt), len(chain.prompt) + len(draw.thinking)
+    sampled = [*range(start - 1, end - 1), *range(end + len(draw.closing) - 1, ids.shape[1] - 1)]
+    return found_T[sampled].mean().item(), certain_T[sampled].mean().item()
+
+
+@cache
+def plain() -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("forking", [True, False], ids=["forked", "two phases"])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(2.5, 0.8, 9)], ids=["greedy", "hot, cut and banned"])
+def test_scores_equal_a_teacher_forced_pass(sampling, forking):
+    """Of the model's own distribution, although ids were picked from a warmer one, cut off and with bans."""
+    backend = tiny() if forking else TwoPhases(tiny())
+    some = chains()[::2]
+    checked = 0
+    with torch.inference_mode():
+        for chain, draws in zip(
+            some, force_budgets(backend, some, (0, 1, 5, 33), Rules(MARKERS, sampling)), strict=True
+        ):
+            for draw in draws:
+                logprob, certainty = teacher_forced(chain, draw)
+                assert draw.logprob == pytest.approx(logprob, abs=2e-5)
+                assert draw.self_certainty == pytest.approx(certainty, abs=2e-4)
+                checked += 1
+    assert checked == 4 * len(some)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_confidence_is_computed_in_float32(dtype):
+    logits = (4 * torch.randn(7, 3000, generator=torch.Generator().manual_seed(9))).to(dtype)
+    logits[0], logits[1, 5] = 2.0, 90.0  # as unsure and as sure as can be
+    tokens = torch.tensor([3, 5, 17, 0, 2999, 4, 4])
+    found = confidence(logits, tokens)
+    expected = logits.double().log_softmax(-1)
+    torch.testing.assert_close(found[0].double(), expected[range(7), tokens], atol=2e-5, rtol=0)
+    torch.testing.assert_close(found[1].double(), -expected.mean(-1) - math.log(3000), atol=2e-5, rtol=0)
+    assert found[1][0].abs() < 1e-5 and found[0][1] == 0
 
 
 def test_refusals_run_on_the_model():

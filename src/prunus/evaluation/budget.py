@@ -9,9 +9,15 @@ forced. This holds for a chain of its own as for one that is cut, so both give t
 """
 
 import hashlib
+import math
+import operator
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from prunus.evaluation.profiles import Markers
 from prunus.recipes import canonical_json
@@ -27,12 +33,38 @@ class Sampling(NamedTuple):
     top_k: int = 0
 
 
+class Scores(NamedTuple):
+    """What the model thought of the ids it sampled: two float32 numbers an id, nan for one that was put in.
+
+    With p the softmax of the model's logits over its whole vocabulary, at temperature 1 and before anything is banned
+    or cut off: logprobs holds log p(id), certainties KL(uniform || p).
+    """
+
+    logprobs: "array[float]"
+    certainties: "array[float]"
+
+    @classmethod
+    def none_yet(cls) -> "Scores":
+        """Of no ids."""
+        return cls(array("f"), array("f"))
+
+    def add(self, logprob: float, certainty: float) -> None:
+        """Those of the next id."""
+        self.logprobs.append(logprob)
+        self.certainties.append(certainty)
+
+
 @dataclass(frozen=True)
 class Completion:
-    """What a backend generated for one prompt: its ids without the stop, and the stop (None: the cap was reached)."""
+    """What a backend generated for one prompt: its ids without the stop, and the stop (None: the cap was reached).
+
+    scores: of the ids, None from a backend that gives none. They are no part of what makes two completions equal:
+    their last bits depend on the rows decoded beside.
+    """
 
     ids: list[int]
     stopped: int | None
+    scores: Scores | None = field(default=None, compare=False)
 
 
 class Backend(Protocol):
@@ -135,6 +167,8 @@ class Draw:
 
     prompt + thinking + closing + answer are all the ids the model saw or wrote, apart from stops. forced_tokens: of
     thinking_start and closing. reopened_think: the answer holds the marker that opens thinking.
+    logprob, self_certainty: means of Scores over the ids that were sampled, of thinking and answer together; None
+    without scores or such ids.
     """
 
     budget: int
@@ -145,6 +179,8 @@ class Draw:
     ended: Literal["natural", "forced"]
     answer_truncated: bool
     reopened_think: bool
+    logprob: float | None = field(default=None, compare=False)
+    self_certainty: float | None = field(default=None, compare=False)
 
 
 def force_budgets(
@@ -230,6 +266,7 @@ def think_with_refusals(backend: Backend, chains: Sequence[Chain], budget: int, 
     Every round writes at least one id before it may stop. A chain that has no room for another round is forced.
     """
     thinking: list[list[int]] = [[] for _ in chains]
+    scores: list[Scores | None] = [Scores.none_yet() for _ in chains]
     stopped: list[int | None] = [None] * len(chains)
     for turn in range(rules.wait + 1):
         open_rows = [row for row, ids in enumerate(thinking) if len(ids) < budget]
@@ -243,11 +280,21 @@ def think_with_refusals(backend: Backend, chains: Sequence[Chain], budget: int, 
         )
         for row, completion in zip(open_rows, found, strict=True):
             thinking[row] += completion.ids
+            scores[row] = _joined(scores[row], completion.scores)
             stopped[row] = completion.stopped
             if completion.stopped is not None and turn < rules.wait:
-                thinking[row] += rules.markers.refusal(thinking[row])
+                refusal = rules.markers.refusal(thinking[row])
+                thinking[row] += refusal
+                scores[row] = _joined(scores[row], Scores(*2 * [array("f", len(refusal) * [math.nan])]))
                 stopped[row] = None
-    return [Thought(Completion(ids[:budget], stop)) for ids, stop in zip(thinking, stopped, strict=True)]
+    return [
+        Thought(Completion(ids[:budget], stop, of_ids))
+        for ids, stop, of_ids in zip(thinking, stopped, scores, strict=True)
+    ]
+
+
+def _joined(first: Scores | None, then: Scores | None) -> Scores | None:
+    return Scores(*map(operator.add, first, then)) if first is not None and then is not None else None
 
 
 def _answer(
@@ -280,6 +327,7 @@ def _draw(chain: Chain, thought: Thought, budget: int, rules: Rules) -> Draw:
     thinking = thought.thinking.ids[:budget]
     answer = thought.answers[None if natural else budget]
     closing = rules.markers.closing(thinking, natural)
+    logprob, self_certainty = _means(thought.thinking, answer, budget)
     return Draw(
         budget=budget,
         thinking=thinking,
@@ -289,7 +337,24 @@ def _draw(chain: Chain, thought: Thought, budget: int, rules: Rules) -> Draw:
         ended="natural" if natural else "forced",
         answer_truncated=answer.stopped is None,
         reopened_think=contains(answer.ids, rules.markers.reopening),
+        logprob=logprob,
+        self_certainty=self_certainty,
     )
+
+
+def _means(thinking: Completion, answer: Completion, budget: int) -> tuple[float | None, float | None]:
+    """Of logprobs and of certainties, over the ids that were sampled: thinking up to the budget, and the answer."""
+    parts = [(found.scores, stop) for found, stop in ((thinking, budget), (answer, None)) if found.ids[:stop]]
+    scores_2T = [np.array(scores, dtype=np.float64)[:, :stop] for scores, stop in parts if scores is not None]
+    if not parts or len(scores_2T) < len(parts):
+        return None, None
+    logprobs, certainties = (row[~np.isnan(row)] for row in np.concatenate(scores_2T, axis=1))
+    return _finite_mean(logprobs), _finite_mean(certainties)
+
+
+def _finite_mean(values: NDArray[np.float64]) -> float | None:
+    mean = float(values.mean()) if len(values) else math.nan
+    return mean if math.isfinite(mean) else None
 
 
 def contains(ids: Sequence[int], part: Sequence[int]) -> bool:

@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.rows import Rows
-from prunus.evaluation.backends.sampling import Uniforms, pick
-from prunus.evaluation.budget import Completion, Continue, Sampling, Thought
+from prunus.evaluation.backends.sampling import Uniforms, confidence, pick
+from prunus.evaluation.budget import Completion, Continue, Sampling, Scores, Thought
 from prunus.evaluation.profiles import Markers
 
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
@@ -41,12 +41,13 @@ class Track:
     min_new_tokens: int = 0
     thinks: bool = False
     ids: list[int] = field(default_factory=list)
+    scores: Scores = field(default_factory=Scores.none_yet)
     stopped: int | None = None
     done: bool = False
     fed: int = 0
 
-    def take(self, token: int) -> None:
-        """The model's next id, which counts only if nothing is pending."""
+    def take(self, token: int, logprob: float, certainty: float) -> None:
+        """The model's next id and its scores, which count only if nothing is pending."""
         if self.pending:
             self.fed = self.pending.pop(0)
         elif token in self.stops:
@@ -54,12 +55,13 @@ class Track:
         else:
             self.fed = token
             self.ids.append(token)
+            self.scores.add(logprob, certainty)
             self.done = len(self.ids) == self.cap
 
     @property
     def completion(self) -> Completion:
         """What came of it."""
-        return Completion(self.ids, self.stopped)
+        return Completion(self.ids, self.stopped, self.scores)
 
 
 class HFBackend:
@@ -124,7 +126,7 @@ class HFBackend:
             how = continue_(thinker.chain, thinker.ids[:cut], cut)
             uniforms, pending = _uniforms(how.seed, sampling), list(how.closing)
             track = Track(thinker.chain, cut, markers.answer_stops, 1, how.max_new_tokens, uniforms, pending)
-            track.take(-1)  # the closing begins where the chain was left
+            track.take(-1, 0.0, 0.0)  # the closing begins where the chain was left
             answers.append(track)
             return track
 
@@ -167,9 +169,9 @@ class HFBackend:
         logits_RV = rows.prefill()
         sampled = 0
         while True:
-            for track, token in zip(tracks, self._pick(logits_RV, tracks, never, sampling), strict=True):
+            for track, (token, *scores) in zip(tracks, self._pick(logits_RV, tracks, never, sampling), strict=True):
                 if not track.done:
-                    track.take(token)
+                    track.take(int(token), *scores)
             sampled += 1
             added = fork(tracks, sampled) if fork else []
             live = [index for index, track in enumerate(tracks) if not track.done]
@@ -180,15 +182,18 @@ class HFBackend:
                 tracks = [*(tracks[index] for index in live), *(track for _, track in added)]
             logits_RV = rows.step([track.fed for track in tracks])
 
-    def _pick(self, logits_RV: Tensor, tracks: list[Track], never_MV: Tensor, sampling: Sampling) -> list[int]:
+    def _pick(self, logits_RV: Tensor, tracks: list[Track], never_MV: Tensor, sampling: Sampling) -> list[list[float]]:
+        """For each row the id picked, its log-probability and its self-certainty; in one copy from the device."""
         masks = [2 * track.masked + (len(track.ids) < track.min_new_tokens) for track in tracks]
-        logits_RV = logits_RV + never_MV[torch.tensor(masks, device=logits_RV.device)]
+        allowed_RV = logits_RV + never_MV[torch.tensor(masks, device=logits_RV.device)]
         uniform_R = None
         if sampling.temperature > 0:
             drawing = (track.uniforms if not (track.done or track.pending) else None for track in tracks)
             drawn = [uniforms.next() if uniforms else 0.0 for uniforms in drawing]
             uniform_R = torch.tensor(drawn, dtype=torch.float64, device=logits_RV.device)
-        return pick(logits_RV, sampling, uniform_R).tolist()
+        token_R = pick(allowed_RV, sampling, uniform_R)
+        # Float64 holds every id exactly.
+        return torch.stack([number_R.double() for number_R in (token_R, *confidence(logits_RV, token_R))], 1).tolist()
 
     def _never(self, masks: list[tuple[frozenset[int], frozenset[int]]]) -> Tensor:
         """(2M, V) to add to logits: for each mask -inf on banned ids and unknown ones; then the same with its stops."""

@@ -5,6 +5,8 @@ not depend on its neighbours. Ids stay in vocabulary order: near-equal logits ma
 and a draw must not notice.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,15 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         probability_RV = probability_RV.masked_fill(probability_RV < _nucleus(probability_RV, sampling.top_p), 0.0)
     return probability_RV
+
+
+def confidence(logits_RV: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) log p(token) and (R,) KL(uniform || p), in float32, with p = softmax(logits): of the model itself, whatever
+    was banned, cut off or made warmer to pick the token."""
+    logits_RV = logits_RV.float()
+    log_sum_R = logits_RV.logsumexp(-1)
+    picked_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1)
+    return picked_R - log_sum_R, log_sum_R - logits_RV.mean(-1) - math.log(logits_RV.shape[-1])
 
 
 def _nucleus(probability_RV: Tensor, top_p: float) -> Tensor:
