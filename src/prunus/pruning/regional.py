@@ -35,7 +35,10 @@ class Repair(NamedTuple):
 def with_regional_gradients(
     runner: Runner, block: nn.Module, hidden: HiddenStates, stats: Mapping[str, InputStats], scale: float
 ) -> dict[str, InputStats]:
-    """stats with scale * the root mean square, over sequences, of d ||output of the block|| / d weight."""
+    """stats with scale * the root mean square, over sequences, of d ||output of the block|| / d weight.
+
+    The norms beside them are those over all tokens, as the paper writes its score: the balance depends on their number.
+    """
     found, count = SquareSums(rows=False), len(hidden.sequences())
 
     def by_norm(output_NTD: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ def with_regional_gradients(
         for inputs_NTD in hidden.batches():
             backward(runner, block, inputs_NTD, by_norm, list(stats), found.tap)
     return {
-        name: replace(inputs, sequences=count, gradient_OI=found.sums[name].div_(count).sqrt_().mul_(scale))
+        name: replace(inputs, gradient_OI=found.sums[name].div_(count).sqrt_().mul_(scale))
         for name, inputs in stats.items()
     }
 
