@@ -237,9 +237,9 @@ def prune_block(
             groups = (with_gradients(job, partial, index, hidden, group) for group in groups)
     pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     record: dict[str, Any] = {"sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
-    for group in groups:
+    for group in map(dict, groups):
         for name in [name for name in job.linears if name in group]:
-            weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group[name]
+            weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group.pop(name)
             new_OI = job.method.prune(weight_OI, inputs, job.target(index, name))
             if block is not None:
                 block.get_submodule(name).weight.data = new_OI.to(job.dtype)
@@ -251,6 +251,7 @@ def prune_block(
                 record["dead"][block_name(index, name)] = dead
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 record["warnings"].append(inputs.hessian.warning)
+            weight_OI = inputs = None  # a Hessian is as large as a weight: gone before tokens move on
     partial.write_block(index, pruned, record)
 
 

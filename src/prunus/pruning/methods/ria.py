@@ -13,7 +13,7 @@ EXPONENT = 0.5  # of the input norm, as in the paper
 
 def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
     """(O, I) float32 importance; larger means keep. norm_I: L2 norm of each input over all calibration tokens."""
-    size_OI = weight_OI.float().abs()
+    size_OI = weight_OI.abs().float()
     # A row or column of zeros has share 0; the authors' 0/0 is NaN there and never pruned.
     column_I, row_O1 = size_OI.sum(0), size_OI.sum(1, keepdim=True)
     share_OI = size_OI / column_I.masked_fill(column_I == 0, 1)

@@ -11,7 +11,7 @@ from prunus.pruning.observe import InputStats
 
 def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
     """(O, I) float32 importance; larger means keep. norm_I: L2 norm of each input over all calibration tokens."""
-    return weight_OI.float().abs().mul_(norm_I.float())
+    return weight_OI.abs().float().mul_(norm_I.float())
 
 
 def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
