@@ -78,6 +78,13 @@ def test_numbers_equal_plain_loops(tmp_path):
     def share(samples, task, problem, budget):
         return mean(s.correct for s in samples if (s.problem_id, s.budget) == (f"{task}-{problem}", budget))
 
+    def draw_differences(task, problem, budget):
+        sides = [
+            [int(s.correct) for s in samples if (s.problem_id, s.budget) == (f"{task}-{problem}", budget)]
+            for samples in (other, base)
+        ]
+        return np.subtract(*sides)
+
     def area(samples, task, problem):
         first, last = (share(samples, task, problem, budget) for budget in (16, 64))
         return (first + last) / 2 * (log2(64) - log2(16)) / (log2(64) - log2(16))
@@ -105,6 +112,15 @@ def test_numbers_equal_plain_loops(tmp_path):
         assert cell["low"] <= cell["lower_bound"] <= cell["difference"] <= cell["high"] and cell["mde"] > 0
     cells = [cell for task in entry["tasks"].values() for cell in task["budgets"].values()]
     assert [c["p_adjusted"] for c in cells] == pytest.approx(paired.holm([c["p"] for c in cells]))
+    for task in ("a", "b"):
+        slopes = [(share(run, task, p, 64) - share(run, task, p, 16)) / 2 for run in (base, other) for p in range(6)]
+        slope = entry["tasks"][task]["slope"]
+        assert (slope["base_accuracy"], slope["accuracy"]) == pytest.approx((mean(slopes[:6]), mean(slopes[6:])))
+        cell = entry["tasks"][task]["budgets"][16]
+        noise = [float(np.var(draw_differences(task, p, 16), ddof=1)) for p in range(6)]
+        assert cell["se_fixed"] == pytest.approx(sqrt(mean(noise) / 2 / 6))
+        ours, theirs = ([share(run, task, p, 16) for p in range(6)] for run in (other, base))
+        assert cell["correlation"] == pytest.approx(np.corrcoef(ours, theirs)[0, 1])
 
 
 def test_one_draw_has_mcnemars_counts_and_p(tmp_path):
@@ -113,6 +129,75 @@ def test_one_draw_has_mcnemars_counts_and_p(tmp_path):
     (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense")["others"]
     cell = entry["tasks"]["a"]["budgets"][16]
     assert (cell["lost"], cell["won"], cell["p"]) == (8, 2, pytest.approx(0.109375))
+    assert cell["p_mid"] == pytest.approx((112 - 45) / 1024)
+    assert cell["se_fixed"] is None and cell["settle"]["draws"] is None and "one draw" in cell["settle"]["note"]
+    assert cell["settle"]["problems"] > 20
+
+
+def test_cells_have_bands_t_intervals_and_what_would_settle_them(tmp_path):
+    runs = {
+        "dense": random_run(0, 0.6, problems=40, draws=4),
+        "pruned": random_run(1, 0.45, problems=40, draws=4),
+        "large": random_run(2, 0.6, problems=40, draws=4),
+    }
+    result = compare(fill(tmp_path / "s.db", runs), "dense", margin=0.03)
+    for entry in result["others"]:
+        task = entry["tasks"]["a"]
+        for cell in task["budgets"].values():
+            assert cell["band_low"] <= cell["low"] <= cell["difference"] <= cell["high"] <= cell["band_high"]
+        assert sum(c["band_high"] - c["band_low"] for c in task["budgets"].values()) > 1.1 * sum(
+            c["high"] - c["low"] for c in task["budgets"].values()
+        )
+        for cell in (*task["budgets"].values(), task["auc"]):
+            assert (cell["t_low"], cell["t_high"]) == pytest.approx((cell["low"], cell["high"]), abs=0.04)
+            settle = cell["settle"]
+            assert settle["effect"] == pytest.approx(max(abs(cell["difference"]), 0.03))
+            # Settled already if and only if the effect is no smaller than what can be detected.
+            assert (settle["problems"] <= 40) == (cell["mde"] <= settle["effect"])
+            if settle["draws"] is not None:
+                assert (settle["draws"] <= 4) == (cell["mde"] <= settle["effect"])
+            else:
+                assert "no number of draws" in settle["note"]
+    cells = [c for e in result["others"] for c in (*e["tasks"]["a"]["budgets"].values(), e["tasks"]["a"]["auc"])]
+    assert [c["q"] for c in cells] == pytest.approx(paired.benjamini_hochberg([c["p"] for c in cells]))
+    largest = result["others"][0]["largest"]
+    differences = {b: c["difference"] for b, c in result["others"][0]["tasks"]["a"]["budgets"].items()}
+    assert largest["difference"] == pytest.approx(differences[largest["budget"]])
+    lows = [c["p"] for c in result["others"][0]["tasks"]["a"]["budgets"].values()]
+    assert min(lows) <= largest["p"] <= largest["p_adjusted"]
+
+
+def test_many_problems_need_no_t_interval(tmp_path):
+    runs = {name: random_run(seed, 0.6, problems=60) for seed, name in enumerate(("dense", "pruned"))}
+    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense")["others"]
+    assert entry["primary"]["t_low"] is entry["primary"]["t_high"] is None
+
+
+def test_slope_is_kept_or_lost(tmp_path):
+    """Retention is said only where the base has a slope to keep."""
+    grows = grid(lambda _task, p, budget, _draw: p < {0: 0, 16: 10, 64: 30}[budget], problems=40)
+    half = grid(lambda _task, p, budget, _draw: p < {0: 0, 16: 10, 64: 20}[budget], problems=40)
+    path = fill(tmp_path / "s.db", {"dense": grows, "pruned": half})
+    slope = compare(path, "dense")["others"][0]["tasks"]["a"]["slope"]
+    assert (slope["base_accuracy"], slope["accuracy"]) == pytest.approx((0.25, 0.125))
+    assert slope["retention"] == pytest.approx(0.5) and slope["high"] < 0
+    flat = {name: random_run(seed, 0.5, problems=40) for seed, name in enumerate(("dense", "pruned"))}
+    assert compare(fill(tmp_path / "f.db", flat), "dense")["others"][0]["tasks"]["a"]["slope"]["retention"] is None
+    one = {name: random_run(seed, 0.5, budgets=(0, 16)) for seed, name in enumerate(("dense", "pruned"))}
+    assert compare(fill(tmp_path / "o.db", one), "dense")["others"][0]["tasks"]["a"]["slope"] is None
+
+
+def test_parallel_and_sequential_are_in_both(tmp_path):
+    shape = {"problems": 20, "draws": 4, "budgets": (16, 32, 64)}
+    runs = {"dense": random_run(0, 0.6, **shape), "pruned": random_run(1, 0.4, **shape)}
+    path = fill(tmp_path / "s.db", runs)
+    with Store(path) as store:
+        (theirs, ours) = (summarise(store, run.run_id)["tasks"]["a"]["parallel"] for run in store.runs())
+    change = compare(path, "dense")["others"][0]["tasks"]["a"]["parallel"]
+    assert len(change) == len(theirs) == 3 * 3
+    for row, base, other in zip(change, theirs, ours, strict=True):
+        assert (row["budget"], row["chains"], row["method"]) == (base["budget"], base["chains"], base["method"])
+        assert (row["base_gain"], row["gain"]) == pytest.approx((base["difference"], other["difference"]))
 
 
 def test_verdicts(tmp_path):
@@ -227,6 +312,10 @@ def test_summary_by_hand(tmp_path):
     task = result["tasks"]["a"]
     assert (task["problems"], task["started"], task["samples"]) == (2, 3, 2)
     assert task["slope"] is None and task["auc"]["value"] == 0.75 and task["gain"]["value"] == 0
+    assert task["scaling"] is None and task["parallel"] == []
+    assert task["performance"] == {"value": 0.75, "budget": 16}
+    assert (task["control"], task["control_total"]) == (1, 0.75)
+    assert task["monotonicity"] == {"steps": 0, "rises": 0, "falls": 0}
     cell = task["budgets"][16]
     assert (cell["n"], cell["samples"], cell["accuracy"]) == (2, 2, 0.75)
     assert cell["se"] == pytest.approx(0.25) and 0 < cell["low"] < 0.75 < cell["high"] < 1
@@ -234,9 +323,30 @@ def test_summary_by_hand(tmp_path):
     assert cell["tokens"]["thinking"]["mean"] == (10 + 3 * 16) / 4
     assert cell["tokens"]["total"]["mean"] == (610 + 3 * 21) / 4
     assert cell["tokens_per_correct"] == (610 + 3 * 21) / 3
+    assert cell["best_of"]["logprob"] is cell["best_of"]["self_certainty"] is None  # these rows have no scores
+    # Shortest of two: of problem 0 the second (21 tokens, wrong), of problem 1 either (right).
+    assert cell["best_of"]["shortest"] == {1: 0.75, 2: 0.5}
+    assert cell["repetition"] is cell["looping"] is None
     shares = {"forced": 0.75, "leaked": 0.25, "no_answer": 0.25, "malformed": 0, "failed": 0, "truncated": 0.25,
               "reopened": 0.25}  # fmt: skip
     assert {name: cell[name] for name in shares} == shares
+
+
+def test_summary_has_scores_and_repetition_where_rows_have_them(tmp_path):
+    run = [
+        row("a", 0, 16, 0, True, logprob=-0.2, self_certainty=3.0, repetition=0.0),
+        row("a", 0, 16, 1, False, logprob=-0.4, self_certainty=5.0, repetition=0.5),
+        row("a", 1, 16, 0, True, logprob=-0.1, self_certainty=2.0, repetition=1.0),
+        row("a", 1, 16, 1, False, logprob=None, self_certainty=None, repetition=0.0, thinking_tokens=0,
+            answer_tokens=0),
+    ]  # fmt: skip
+    old = [row("a", 2, 16, draw, True) for draw in range(2)]  # of a store without these columns
+    with Store(fill(tmp_path / "s.db", {"dense": run, "mixed": run + old})) as store:
+        new, mixed = (summarise(store, run.run_id)["tasks"]["a"]["budgets"][16] for run in store.runs())
+    assert new["best_of"]["logprob"] == {1: 0.5, 2: 1.0}  # the draw without a token is not taken
+    assert new["best_of"]["self_certainty"] == {1: 0.5, 2: 0.5}
+    assert (new["repetition"], new["looping"]) == (0.375, 0.5)
+    assert mixed["best_of"]["logprob"] is None and mixed["repetition"] is None and mixed["looping"] is None
 
 
 def test_summary_of_curves_and_several_tasks(tmp_path):
@@ -254,6 +364,14 @@ def test_summary_of_curves_and_several_tasks(tmp_path):
         assert curve["auc"]["value"] == pytest.approx((at_16 + at_64) / 2)
         assert curve["slope"]["value"] == pytest.approx((at_64 - at_16) / 2)
         assert curve["gain"]["value"] == pytest.approx(at_64 - at_0)
+        # Thinking tokens are the budgets, five more are the answer's.
+        area = (at_0 + at_16) / 2 * 16 / 64 + (at_16 + at_64) / 2 * 48 / 64
+        assert curve["auc_tokens"]["value"] == pytest.approx(area) and curve["auc_tokens"]["se"] > 0
+        assert (curve["auc_tokens"]["from"], curve["auc_tokens"]["to"]) == (5, 69)
+        slopes = [(at_16 - at_0) / 16, (at_64 - at_0) / 64, (at_64 - at_16) / 48]
+        assert curve["scaling"]["value"] == pytest.approx(1000 * mean(slopes))
+        assert curve["performance"]["value"] == pytest.approx(max(at_0, at_16, at_64))
+        assert curve["monotonicity"]["rises"] == (at_16 > at_0) + (at_64 > at_16)
     macro = result["macro"]["budgets"][16]
     assert macro["accuracy"] == pytest.approx(mean(accuracy[task][1] for task in "ab"))
     errors = [result["tasks"][task]["budgets"][16]["se"] for task in "ab"]
@@ -278,7 +396,8 @@ def test_false_claims_among_six_runs_stay_below_5_percent():
     differences = others.astype(float) - base
     columns = [np.ascontiguousarray(differences.transpose(1, 0, 2).reshape(problems, -1))]
     p = paired.sign_flip_p(columns, flips=2000).reshape(benchmarks, 6)
-    bounds = paired.lower_bound(paired.bootstrap(paired.with_pseudo_problems(columns), 1000)).reshape(benchmarks, 6)
+    extended = paired.with_pseudo_problems(columns)
+    bounds = paired.bca_interval(extended, paired.bootstrap(extended, 1000), 0.9)[0].reshape(benchmarks, 6)
     words = [
         [
             verdict({"p_adjusted": q, "difference": d, "lower_bound": bound}, 0.02)

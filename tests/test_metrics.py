@@ -38,6 +38,17 @@ def test_pass_at_k_equals_all_subsets(draws):
     assert metrics.pass_at_k(rows, 1) == pytest.approx(np.mean(rows))
 
 
+def test_values_of_each_problem_have_the_scores_as_their_mean():
+    rng = np.random.default_rng(4)
+    answers = rng.choice(["1", "2", "3"], (20, 5)).tolist()
+    correct = [[answer == "1" for answer in row] for row in answers]
+    for k in (1, 3, 5):
+        assert metrics.pass_values(correct, k) == pytest.approx([pass_by_hand([row], k) for row in correct])
+        votes = [vote_by_hand(*row, k) for row in zip(answers, correct, strict=True)]
+        assert metrics.majority_values(answers, correct, k) == pytest.approx(votes)
+        assert metrics.vote(metrics.ballots(answers, correct), k) == pytest.approx(votes)
+
+
 @pytest.mark.parametrize("draws", range(1, 7))
 def test_majority_equals_all_subsets(draws):
     rng = np.random.default_rng(draws)

@@ -10,6 +10,12 @@ from scipy import stats
 from prunus.results import paired
 
 
+def interval(strata, resamples=2000, level=0.95):
+    """The ends that a comparison shows: BCa with the pseudo-problems."""
+    extended = paired.with_pseudo_problems(strata)
+    return paired.bca_interval(extended, paired.bootstrap(extended, resamples), level)
+
+
 def simulate(rng, problems, draws, benchmarks, loss=0.0, shape=(0.4, 0.4)):
     """(benchmarks, problems) differences of shares correct; the other model loses `loss` on average."""
     base = rng.beta(shape[0], shape[1], (benchmarks, problems))
@@ -133,8 +139,7 @@ def test_bootstrap_p_and_its_correction():
 def test_no_difference_at_all_is_not_certainty():
     for problems in (30, 600):
         strata = [np.zeros((problems, 1))]
-        draws = paired.bootstrap(paired.with_pseudo_problems(strata))
-        low, high = paired.percentile_interval(draws)
+        low, high = interval(strata, 10_000)
         assert paired.sign_flip_p(strata) == [1]
         # The rule of three: a share of 3/n of problems that differ goes unseen once in twenty times.
         assert 2.5 / problems < high[0] < 4 / problems and low[0] == pytest.approx(-high[0], rel=0.01)
@@ -147,7 +152,7 @@ def test_pseudo_problems_are_bonett_and_prices_adjustment():
     n = lost + won + both
     p12, p21 = (won + 1) / (n + 2), (lost + 1) / (n + 2)
     centre, half = p12 - p21, 1.96 * np.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
-    low, high = paired.percentile_interval(paired.bootstrap(paired.with_pseudo_problems(strata)))
+    low, high = interval(strata, 10_000)
     assert (low[0], high[0]) == pytest.approx((centre - half, centre + half), abs=0.1 * half)
 
 
@@ -178,7 +183,7 @@ def test_size_of_the_tests_is_nominal(problems, draws):
     raw = paired.bootstrap(null, 2000)
     assert np.mean(paired.t_test(null)[2] <= 0.05) == pytest.approx(0.05, abs=ERROR + 0.01)
     assert np.mean(paired.bootstrap_p(raw) <= 0.05) == pytest.approx(0.05, abs=ERROR + 0.02)
-    low, high = paired.percentile_interval(paired.bootstrap(paired.with_pseudo_problems(null), 2000))
+    low, high = interval(null)
     assert np.mean((low > 0) | (high < 0)) <= 0.05 + ERROR + 0.01
 
 
@@ -188,18 +193,31 @@ def test_intervals_cover_95_percent(problems, draws, loss):
     rng = np.random.default_rng(1000 + problems + draws)
     strata = columns(simulate(rng, problems, draws, BENCHMARKS, loss))
     truth = -loss
-    draws_RC = paired.bootstrap(paired.with_pseudo_problems(strata), 2000)
-    low, high = paired.percentile_interval(draws_RC)
+    low, high = interval(strata)
     assert 0.95 - ERROR - 0.015 <= np.mean((low <= truth) & (truth <= high)) <= 0.99
-    bound = paired.lower_bound(draws_RC)
+    bound, _ = interval(strata, level=0.9)
     assert 0.95 - ERROR - 0.015 <= np.mean(bound <= truth) <= 0.99
+
+
+def test_bca_errs_less_on_one_side_where_a_few_problems_lose_much():
+    """Why it is chosen over percentiles: what lies above the truth would call a loss non-inferior."""
+    rng = np.random.default_rng(8)
+    strata = columns(simulate(rng, 30, 16, BENCHMARKS, loss=0.1))
+    extended = paired.with_pseudo_problems(strata)
+    draws = paired.bootstrap(extended, 2000)
+    ends = {"percentile": paired.percentile_interval(draws), "BCa": paired.bca_interval(extended, draws)}
+    above = {name: np.mean(low > -0.1) for name, (low, _) in ends.items()}
+    covered = {name: np.mean((low <= -0.1) & (high >= -0.1)) for name, (low, high) in ends.items()}
+    width = {name: np.mean(high - low) for name, (low, high) in ends.items()}
+    assert above["BCa"] < above["percentile"] - 0.01 and covered["BCa"] > covered["percentile"] + 0.005
+    assert width["BCa"] < 1.06 * width["percentile"]
 
 
 @pytest.mark.parametrize(("problems", "share"), [(30, 0.03), (40, 0.03), (100, 0.01), (200, 0.03)])
 def test_intervals_cover_where_few_problems_differ(problems, share):
     rng = np.random.default_rng(problems)
     strata = columns(-(rng.random((BENCHMARKS, problems)) < share).astype(float))
-    low, high = paired.percentile_interval(paired.bootstrap(paired.with_pseudo_problems(strata), 2000))
+    low, high = interval(strata)
     covered = np.mean((low <= -share) & (-share <= high))
     plain_low, plain_high, _ = paired.t_test(strata)
     plain = np.mean((plain_low <= -share) & (-share <= plain_high))
@@ -219,6 +237,6 @@ def test_power_at_the_minimum_detectable_effect_is_80_percent():
 
 def test_non_inferiority_is_claimed_wrongly_one_time_in_twenty():
     strata = columns(simulate(np.random.default_rng(11), 200, 4, BENCHMARKS, loss=0.05))
-    bound = paired.lower_bound(paired.bootstrap(paired.with_pseudo_problems(strata), 2000))
+    bound, _ = interval(strata, level=0.9)
     assert np.mean(bound > -0.05) == pytest.approx(0.05, abs=ERROR + 0.01)  # the truth lies on the margin
     assert np.mean(bound > -0.15) > 0.95
