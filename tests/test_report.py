@@ -16,6 +16,7 @@ from prunus.recipes import EvalPlan
 from prunus.reporting import prose
 from prunus.reporting.page import report
 from prunus.reporting.text import joined, points, probability
+from prunus.results.accuracy_bands import add_bands
 from prunus.results.comparison import compare, summarise, verdict
 from prunus.results.store import Store
 
@@ -60,11 +61,11 @@ def test_every_number_is_compares(page, store):
             cell = summary["tasks"]["tiny"]["budgets"][budget]
             row = [str(budget), *(in_percent(cell[key]) for key in ("accuracy", "low", "high"))]
             if entry is None:
-                row += [""] * 7
+                row += [""] * 8
             else:
                 other = entry["tasks"]["tiny"]["budgets"][budget]
                 row += [in_points(other[key]) for key in ("difference", "low", "high")]
-                row += [verdict(other, 0.02), other["p"], other["p_adjusted"], in_percent(other["mde"])]
+                row += [verdict(other, 0.02), other["p"], other["p_adjusted"], other["q"], in_percent(other["mde"])]
             expected.append([*row, "126", "1"])
     rows = page.rows("numbers")[1:]
     assert len(rows) == len(expected) == 7 * 8
@@ -106,6 +107,8 @@ def test_tokens_and_endings_are_summarises(page, store):
 def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
     with Store(store) as opened:
         summaries = [summarise(opened, run.run_id) for run in opened.runs()]
+        for summary in summaries:
+            add_bands(opened, summary)
     chart = page.source[page.source.index('<svg class="chart') :].split("</svg>", 1)[0]
     groups = re.findall(r'<g class="run r(\d)[^>]*>(.*?)</g>', chart, re.DOTALL)
     marks: dict[int, list[tuple[float, float]]] = {}
@@ -131,7 +134,7 @@ def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
     for index, summary in enumerate(summaries):
         cells = summary["tasks"]["tiny"]["budgets"]
         ends = [v0 + (float(y) - y0) * (v1 - v0) / (y1 - y0) for y in re.findall(r",([\d.]+)", bands[str(index)])]
-        wanted = [cells[b]["high"] for b in BUDGETS[1:]] + [cells[b]["low"] for b in BUDGETS[:0:-1]]
+        wanted = [cells[b]["band_high"] for b in BUDGETS[1:]] + [cells[b]["band_low"] for b in BUDGETS[:0:-1]]
         assert ends == pytest.approx([100 * end for end in wanted], abs=0.05)
 
 

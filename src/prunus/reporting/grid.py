@@ -137,6 +137,13 @@ def word(text: str) -> str:
     return f'<span class="word {text.replace(" ", "-")}">{esc(text)}</span>'
 
 
+def sign(text: str) -> str:
+    """A verdict's sign alone."""
+    return (
+        f'<span class="sign {text.replace(" ", "-")}" role="img" aria-label="{esc(text)}" title="{esc(text)}"></span>'
+    )
+
+
 def shown(column: Column, value: Any) -> str:
     """One value as plain text."""
     if value is None or isinstance(value, Picture):
@@ -156,8 +163,8 @@ def _cell(column: Column, value: Any) -> str:
     if isinstance(value, Interval):
         sort = f' data-v="{value.value:.9g}"' if value.value is not None and math.isfinite(value.value) else ""
         low, high = esc(column.show(value.low)), esc(column.show(value.high))
-        mark = word(value.word) if value.word else ""
-        return f"<td{sort}>{esc(column.show(value.value))}<small>{low} to {high}</small>{mark}</td>"
+        mark = sign(value.word) if value.word else ""
+        return f"<td{sort}>{esc(column.show(value.value))}{mark}<small>{low} to {high}</small></td>"
     text = shown(column, value)
     return f"<td><bdi>{esc(text)}</bdi></td>" if isinstance(value, str) and value else f"<td>{esc(text)}</td>"
 

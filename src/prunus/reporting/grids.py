@@ -57,7 +57,7 @@ def verdicts(view: View) -> Grid:
 
 
 # What a primary cell may hold besides.
-_MORE_VERDICT = (Column("q", "q", probability), Column("settle", "Draws to|settle it", count))
+_MORE_VERDICT = (Column("settle", "Draws to|settle it", count),)
 
 
 def _draws(value: Any) -> Any:
@@ -93,16 +93,17 @@ def numbers(view: View, task: str) -> Grid:
             if contrast := contrasts.get(budget):
                 values += [contrast[key] for key in ("difference", "low", "high")]
                 values += [Word(verdict(contrast, view.margin))]
-                values += [contrast[key] for key in ("p", "p_adjusted", "mde")]
+                values += [contrast.get(key) for key in ("p", "p_adjusted", "q", "mde")]
             else:
-                values += [None] * 7
+                values += [None] * 8
             rows.append((look, [*values, cell["n"], cell["samples"]]))
     columns = [
         RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent), Column("low", "low", percent),
         Column("high", "high", percent), Column("difference", "Difference, points", points),
         Column("difference_low", "low", points), Column("difference_high", "high", points),
         Column("verdict", "Verdict"), Column("p", "p", probability), Column("p_adjusted", "p adjusted", probability),
-        Column("mde", "MDE", percent), Column("problems", "Problems"), Column("draws", "Draws"),
+        Column("q", "q", probability), Column("mde", "MDE", percent),
+        Column("problems", "Problems"), Column("draws", "Draws"),
     ]  # fmt: skip
     return Grid(f"numbers-{task}", f"Every number on {task}", "data numbers sortable", columns, rows)
 

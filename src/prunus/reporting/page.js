@@ -68,7 +68,8 @@ function addReadout(svg) {
   svg.addEventListener("blur", hide);
 }
 
-const plain = (cell) => cell.textContent.trim().replace(/\u2212/g, "-").replace(/\u202f/g, "");
+const plain = (cell) => cell.innerText.trim().replace(/\s+/g, " ").replace(/\u2212/g, "-").replace(/\u202f/g, "");
+const bare = (cell) => cell.textContent.trim().replace(/\u2212/g, "-").replace(/\u202f/g, ""); // quick: no layout
 const numeric = (text) => (text === "" || text === "\u2013" ? NaN : Number(text.replace(/^[<+]/, "")));
 
 function addSorting(table) {
@@ -85,8 +86,9 @@ function addSorting(table) {
       if (!next) return body.append(...original);
       head.setAttribute("aria-sort", next);
       const sign = next === "ascending" ? 1 : -1;
+      const value = (row) => row.cells[column].dataset.v ?? bare(row.cells[column]);
       body.append(...[...original].sort((a, b) => {
-        const [s, t] = [plain(a.cells[column]), plain(b.cells[column])], [x, y] = [numeric(s), numeric(t)];
+        const [s, t] = [value(a), value(b)], [x, y] = [numeric(s), numeric(t)];
         if ((s === "") !== (t === "")) return s === "" ? 1 : -1; // what is missing goes last either way
         return sign * (Number.isNaN(x) || Number.isNaN(y) ? s.localeCompare(t) : x - y);
       }));
@@ -96,11 +98,22 @@ function addSorting(table) {
 
 function csvOf(table) {
   const field = (cell) => {
-    const text = cell.tagName === "TH" ? cell.innerText.replace(/\s+/g, " ").trim() : plain(cell);
+    const text = plain(cell);
     const safe = /^[=+\-@\t]/.test(text) && Number.isNaN(numeric(text)) ? `'${text}` : text; // no formulas in spreadsheets
     return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
   return [...table.rows].map((row) => [...row.cells].map(field).join(",")).join("\r\n") + "\r\n";
+}
+
+function latexOf(table) {
+  const special = { "\\": "\\textbackslash{}", "^": "\\textasciicircum{}", "~": "\\textasciitilde{}",
+    "<": "\\textless{}", ">": "\\textgreater{}", "\u00a0": "~", "\u2013": "--", "\u00d7": "$\\times$", "\u00b1": "$\\pm$" };
+  const field = (cell) => plain(cell).replace(/[\\^~<>\u00a0\u2013\u00d7\u00b1{}$&#%_]/g, (c) => special[c] ?? `\\${c}`)
+    .replace(/(^|[ (])-(?=\d)/g, "$1$-$");
+  const rows = [...table.rows].map((row) => [...row.cells].map(field).join(" & ") + " \\\\");
+  const columns = "l" + "r".repeat(table.rows[0].cells.length - 1);
+  return ["% needs \\usepackage{booktabs}", `\\begin{tabular}{${columns}}`, "\\toprule", rows[0], "\\midrule",
+    ...rows.slice(1), "\\bottomrule", "\\end{tabular}", ""].join("\n");
 }
 
 function download(name, type, text) {
@@ -111,23 +124,39 @@ function download(name, type, text) {
   URL.revokeObjectURL(link.href);
 }
 
-function addButton(before, label, action) {
+function addButtons(before, actions) {
   const row = document.createElement("div");
   row.className = "actions";
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = label;
-  button.addEventListener("click", action);
-  row.append(button);
+  for (const [label, action] of actions) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = label;
+    button.addEventListener("click", action);
+    row.append(button);
+  }
   before.before(row);
+  return row;
+}
+
+function setAll(shown) {
+  for (const box of document.querySelectorAll(".legend input:not(:disabled)")) box.checked = shown;
 }
 
 document.querySelectorAll("svg.chart").forEach(addReadout);
-document.querySelectorAll("table.data").forEach((table, index) => {
+document.querySelectorAll("table.sortable").forEach((table) => {
   addSorting(table);
-  addButton(table.parentElement, "Download as CSV", () => download(`prunus-${index + 1}.csv`, "text/csv", csvOf(table)));
+  const name = `prunus-${table.dataset.name}`;
+  addButtons(table.parentElement, [
+    ["CSV", () => download(`${name}.csv`, "text/csv", csvOf(table))],
+    ["LaTeX", () => download(`${name}.tex`, "text/plain", latexOf(table))],
+  ]);
 });
+const legend = document.querySelector(".legend");
+if (legend && legend.querySelectorAll("input:not(:disabled)").length > 3) {
+  const row = addButtons(legend.firstElementChild, [["All", () => setAll(true)], ["None", () => setAll(false)]]);
+  legend.append(row);
+}
 const data = document.getElementById("data");
-addButton(document.querySelector("#methods dl"), "Download all numbers (JSON)", () =>
-  download("prunus-report.json", "application/json", data.textContent));
+addButtons(document.querySelector("#methods dl"), [["All numbers (JSON)", () =>
+  download("prunus-report.json", "application/json", data.textContent)]]);
 addEventListener("beforeprint", () => document.querySelectorAll("details:has(table)").forEach((one) => (one.open = true)));

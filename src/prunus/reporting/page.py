@@ -23,6 +23,7 @@ from prunus.reporting.published import matches
 from prunus.reporting.standing import Standing, cost_grid, missing_notes, standing
 from prunus.reporting.text import esc
 from prunus.reporting.view import View
+from prunus.results.accuracy_bands import add_bands
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import Run, Store
 
@@ -95,6 +96,8 @@ def make_view(store: Store, base: Run, comparison: Data, published: bool = False
     runs = [base, *(by_id[entry["run"]] for entry in comparison["others"])]
     shown = looks(runs[0], runs[1:])
     summaries = [summarise(store, run.run_id) for run in runs]
+    for summary in summaries:
+        add_bands(store, summary)
     view = View(runs, shown, summaries, comparison, matches(shown, runs, summaries) if published else None)
     if not view.tasks:
         raise PrunusError(

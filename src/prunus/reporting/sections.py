@@ -2,7 +2,7 @@
 
 from prunus.reporting import figures, grids
 from prunus.reporting.figures import ENDINGS
-from prunus.reporting.grid import named
+from prunus.reporting.grid import named, sign
 from prunus.reporting.svg import swatch
 from prunus.reporting.text import esc
 from prunus.reporting.view import View, cells_of
@@ -76,8 +76,12 @@ def curve_section(view: View, task: str, warning: str = "") -> str:
 
 def _matrix(view: View, task: str) -> str:
     sizes = sorted({(c["n"], c["samples"]) for s in view.summaries for c in cells_of(s, task).values()})
+    signs = ", ".join(f"{sign(word)} {word}" for word in ("worse", "better", "non-inferior", "cannot tell"))
     text = " or ".join(f"{n} problems × {draws} draw{'s' * (draws != 1)}" for n, draws in sizes)
-    note = f"{text}. Below each accuracy its 95 % interval and the budget's verdict, p adjusted over a run's budgets."
+    note = (
+        f"{text}. Below each accuracy its 95 % interval, behind it the budget's verdict, p adjusted over a run's "
+        f"budgets: {signs}."
+    )
     scale = (
         "Area: under accuracy over log<sub>2</sub> budget. Slope kept: of the base's, where that is clear. Falls: "
         "steps to a larger budget that lose more than two errors. Area over tokens, points per 1000 thinking tokens "
