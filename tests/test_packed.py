@@ -23,6 +23,7 @@ from prunus.checkpoint.packed_bits import PackedBits, apply_mask, pack_bits, pac
 from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.checkpoint.packed_reader import read_packed
 from prunus.checkpoint.packed_tensor import quantise
+from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
 
@@ -272,6 +273,35 @@ def test_rows_of_zeros_and_of_tiny_numbers_can_be_rounded():
     assert len(scale) == 16 and not scale[3:].any()
 
 
+@pytest.mark.parametrize("form", ["packed", "masks", "int8"])
+def test_inspect_tells_the_size_before_and_after(tmp_path, pruned, form):
+    half, options = pruned[1], {"packed": {}, "masks": {"masks_only": True}, "int8": {"int8": True}}[form]
+    summary = pack(half, tmp_path / "packed", **options)
+    before, after = prunus.inspect(half), prunus.inspect(tmp_path / "packed")
+    assert before["stored"] == "dense" and after["stored"].startswith("masks of" if form == "masks" else "packed")
+    assert after["packed_bytes"] == summary["packed_bytes"]
+    assert before["mask_bytes"] == after["mask_bytes"] < before["packed_bytes"] < before["weight_bytes"]
+    changed = {"folder", "stored"}
+    if form == "masks":
+        assert after["packed_bytes"] == after["packed_prunable_bytes"] == before["mask_bytes"]
+        changed |= {"packed_bytes", "packed_prunable_bytes"}
+    if form == "int8":
+        assert after["stored"].endswith("rounded to 8 bits") and after["packed_bytes"] < before["packed_bytes"]
+        changed |= {"packed_bytes", "packed_prunable_bytes", "sparsity", "nonzero", "patterns", "kinds", "blocks"}
+    same = before.keys() - changed - {"linears"}
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    if form == "packed":
+        assert after["linears"] == before["linears"]
+
+
+def test_inspect_prints_what_a_size_is_a_share_of(pruned, capsys):
+    found = prunus.inspect(pruned[1])
+    main(["inspect", str(pruned[1])])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    share = found["packed_prunable_bytes"] / found["prunable_bytes"]
+    assert any(line[:3] == ["packed", "prunable", "bytes"] and f"({share:.3f}" in line for line in lines)
+
+
 def test_targets_are_guarded_as_elsewhere(tmp_path, pruned):
     _, half = pruned
     pack(half, tmp_path / "packed")
@@ -308,6 +338,22 @@ def test_large_models_come_back_in_shards(tmp_path, pruned, monkeypatch):
     unpack(tmp_path / "packed", tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors.index.json").exists()
     assert Checkpoint(tmp_path / "again").checksum() == Checkpoint(pruned[1]).checksum()
+
+
+def test_tensors_that_are_no_weights_come_along(tmp_path):
+    """A whole number beside the weights, an empty tensor, and one with three dimensions."""
+    folder = make_model(tmp_path / "dense")
+    extra = {
+        "steps": torch.arange(5),
+        "none": torch.zeros(0, 3),
+        "cube": torch.rand(2, 3, 5),
+        "flag": torch.tensor(True),
+    }
+    change_tensors(folder, lambda tensors: tensors.update(extra))
+    pack(folder, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "again")
+    found = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in extra.items())
 
 
 # Variants

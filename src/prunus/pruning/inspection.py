@@ -9,6 +9,9 @@ from torch import Tensor
 
 from prunus.checkpoint.families import LINEARS, block_name
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.packed_bits import mask_nbytes, packed_nbytes
+from prunus.checkpoint.packed_folder import PackedCheckpoint, open_checkpoint
+from prunus.checkpoint.packed_tensor import bit_patterns
 from prunus.checkpoint.source import resolve
 from prunus.progress import Steps
 from prunus.pruning.masks import count_zeros
@@ -19,13 +22,15 @@ PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
 
 
 def inspect(checkpoint: str | Path) -> dict[str, Any]:
-    """Facts about a checkpoint (folder, hub id or `tiny`) as plain data.
+    """Facts about a checkpoint (folder, hub id or `tiny`; packed or not) as plain data.
 
     sparsity: share of zeros in all prunable Linears; blocks, kinds, linears: the same for each of them. patterns: the
     N:M patterns that every Linear keeps to, in linears each Linear's own. history: the recipes applied so far; of
-    most knobs only what differs from the default.
+    most knobs only what differs from the default. weight_bytes, prunable_bytes: of the dense tensors, all and those of
+    Linears; packed_bytes, packed_prunable_bytes: the same as `prunus pack` writes or wrote them, without the header.
+    mask_bytes: what masks alone would take.
     """
-    source = Checkpoint(resolve(checkpoint))
+    source = open_checkpoint(resolve(checkpoint))
     linears = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
@@ -37,13 +42,17 @@ def inspect(checkpoint: str | Path) -> dict[str, Any]:
         "folder": str(source.folder),
         "family": source.config.model_type,
         "dtype": str(source.dtype).removeprefix("torch."),
+        "stored": storage(source),
         "sparsity": totals["sparsity"],
         "patterns": common,
         "parameters": source.parameters,
         "prunable": totals["weights"],
         "nonzero": totals["weights"] - totals["zeros"],
         "weight_bytes": source.nbytes,
+        "packed_bytes": packed_size(source, linears),
         "prunable_bytes": totals["weights"] * source.dtype.itemsize,
+        "packed_prunable_bytes": sum(row["packed_bytes"] for row in linears),
+        "mask_bytes": sum(mask_nbytes(source.tensors[f"{row['linear']}.weight"].shape) for row in linears),
         "history": [history_row(step) for step in source.manifest.get("history", [])],
         "kinds": [
             {"kind": local, "part": part, **share([row for row in linears if row["linear"].endswith(local)])}
@@ -69,7 +78,33 @@ def linear_facts(source: Checkpoint, index: int, local: str) -> dict[str, Any]:
         "zeros": zeros,
         "weights": weight_OI.numel(),
         "patterns": find_patterns(weight_OI) if sparsity >= 0.5 else [],
+        "packed_bytes": packed_linear_size(source, f"{name}.weight", weight_OI),
     }
+
+
+def storage(source: Checkpoint) -> str:
+    """In which form the weights are there."""
+    if not isinstance(source, PackedCheckpoint):
+        return "dense"
+    if source.dense is not None:
+        return f"masks of {source.dense.folder}"
+    return "packed, values rounded to 8 bits" if source.lossy else "packed"
+
+
+def packed_linear_size(source: Checkpoint, name: str, weight_OI: Tensor) -> int:
+    """Bytes of a Linear's weight in the packed file, or in the one that pack would write."""
+    if isinstance(source, PackedCheckpoint):
+        return source.packed_tensors[name].packed_nbytes
+    kept = int(np.count_nonzero(bit_patterns(weight_OI)))
+    return min(weight_OI.nbytes, packed_nbytes(tuple(weight_OI.shape), kept, weight_OI.itemsize))
+
+
+def packed_size(source: Checkpoint, linears: list[dict[str, Any]]) -> int:
+    """Bytes of all tensors in the packed file, or in the one that pack would write."""
+    if isinstance(source, PackedCheckpoint):
+        return sum(tensor.packed_nbytes for tensor in source.packed_tensors.values())
+    dense = sum(source.tensors[f"{row['linear']}.weight"].nbytes for row in linears)
+    return source.nbytes - dense + sum(row["packed_bytes"] for row in linears)
 
 
 def find_patterns(weight_OI: Tensor) -> list[str]:
