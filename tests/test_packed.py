@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real_llm import smollm2
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model
@@ -200,6 +201,19 @@ def test_any_safetensors_reader_opens_the_file_and_parts_are_aligned(tmp_path, p
     for name, tensor in read_packed(path).tensors.items():
         assert tensor.form == ("packed" if "proj" in name else "dense")
         assert tensor.start % (64 if tensor.form == "packed" else 2) == 0
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_reader_of_the_documentation_works(tmp_path, pruned, int8):
+    pack(pruned[1], tmp_path / "packed", int8=int8)
+    page = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
+    scope: dict[str, Any] = {}
+    exec(page.split("```python")[1].split("```")[0], scope)  # noqa: S102  our own page
+    dense = PackedCheckpoint(tmp_path / "packed")
+    for name in dense.tensors:
+        if "proj.weight" in name:
+            found = scope["read_packed_weight"](tmp_path / "packed" / "packed.safetensors", name)
+            assert torch.equal(torch.from_numpy(found).bfloat16(), dense.read(name))
 
 
 def test_masks_alone_are_a_bit_per_weight_and_need_their_source(tmp_path, pruned, monkeypatch):
@@ -651,3 +665,21 @@ def test_a_checkpoint_with_other_weights_than_it_says_is_not_unpacked(victims, t
     (copy / "packed.safetensors").write_bytes(with_checksums(header, info, bytes(body)))
     refused("the weights are not those that were packed", unpack, copy, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.real_llm
+def test_masks_of_a_real_llm_take_a_sixteenth_and_come_back(tmp_path):
+    source, path = Checkpoint(smollm2()), tmp_path / "v.safetensors"
+    names = [name for name in source.tensors if "proj.weight" in name]
+
+    def halves():
+        for name in names:
+            weight = source.read(name)
+            yield name, torch.where(weight.abs() > weight[0].abs().median(), weight, 0)
+
+    write_variant(path, source, halves(), {})
+    linears = sum(source.tensors[name].nbytes for name in names)
+    assert path.stat().st_size == pytest.approx(linears / 16, rel=0.02)
+    for (name, weight), (found_name, found) in zip(halves(), read_variant(path, source), strict=True):
+        assert name == found_name and same_bits(weight, found)
+    assert {tensor.form for tensor in read_packed(path).tensors.values()} == {"mask"}
