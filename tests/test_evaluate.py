@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +26,8 @@ from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
-from prunus.results.store import Store
+from prunus.results.repetition import repetition_rate
+from prunus.results.store import Sample, Store
 
 PLAN = EvalPlan(tasks=("tiny",), limit=10, budgets=(0, 8, 40), batch_size=4)
 
@@ -110,7 +113,23 @@ def test_neither_batches_nor_reuse_change_a_row(store, change):
     runs = [prunus.evaluate("tiny", plan, store) for plan in (sampled, replace(sampled, **change))]
     with Store(store) as opened:
         first, second = (opened.samples(run_id, texts=True) for run_id in runs)
-    assert runs[0] != runs[1] and first == second
+    assert runs[0] != runs[1] and list(map(unscored, first)) == list(map(unscored, second))
+    for one, other in zip(first, second, strict=True):  # the last bits depend on the rows beside
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+        assert one.self_certainty == pytest.approx(other.self_certainty, abs=1e-4)
+
+
+def unscored(sample: Sample) -> Sample:
+    return replace(sample, logprob=None, self_certainty=None)
+
+
+def test_scores_and_repetition_are_stored(store):
+    run_id = prunus.evaluate("tiny", replace(PLAN, budgets=(0, 300)), store)
+    with Store(store) as opened:
+        for sample in opened.samples(run_id, texts=True):
+            assert sample.logprob is not None and -3 < sample.logprob < 0
+            assert sample.self_certainty is not None and 0 < sample.self_certainty < 60
+            assert sample.repetition == repetition_rate(f"{sample.thinking}\n{sample.text}")
 
 
 def test_draws_differ_and_seeds_tell(store):
@@ -155,6 +174,41 @@ def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):
     unbroken = tmp_path / "unbroken.db"
     assert prunus.evaluate("tiny", plan, unbroken) == run_id
     assert rows(store) == rows(unbroken) and len(rows(store)) == 32 * 3
+
+
+@contextmanager
+def second_batch_under_way(plan: EvalPlan, store: Path) -> Iterator[subprocess.Popen]:
+    """Another process that evaluates tiny, stopped where its second batch begins; killed at the end."""
+    command = [sys.executable, "-c", RUNNER, json.dumps(plan.to_json()), str(store)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert [process.stdout.readline() for _ in range(2)] == ["batch\n"] * 2
+            process.send_signal(signal.SIGSTOP)
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_second_process_at_the_same_run_is_sent_away_and_one_at_another_is_not(store, monkeypatch):
+    plan = replace(PLAN, limit=6, batch_size=2, budgets=(0, 8))
+    with second_batch_under_way(plan, store) as process:
+        before = rows(store)
+        with monkeypatch.context() as patched:
+            no_model(patched)  # it must not even be loaded
+            with pytest.raises(PrunusError, match=rf"process \(pid {process.pid}\) is evaluating this run") as error:
+                prunus.evaluate("tiny", plan, store)
+        assert "\n" not in str(error.value) and rows(store) == before
+        prunus.evaluate("tiny", replace(PLAN, limit=2), store)  # into the same store, side by side
+        assert len(rows(store)) == len(before) + 2 * 3
+    [lock] = store.parent.glob("*.lock")
+    assert lock.read_text() == str(process.pid), "kill -9 leaves the file, but not the lock"
+    run_id = prunus.evaluate("tiny", plan, store)
+    with Store(store) as opened:
+        assert len(opened.keys(run_id)) == 6 * 2
+    assert [path.name for path in store.parent.iterdir()] == [store.name]
 
 
 def test_ctrl_c_keeps_the_finished_batches(store, monkeypatch):

@@ -5,12 +5,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prunus.errors import PrunusError
+from prunus.results.lock import claimed
 from prunus.results.store import SCHEMA_VERSION, ProblemRow, Run, Sample, Store
 
 RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
@@ -276,6 +278,45 @@ def test_full_disk_is_one_line_and_keeps_the_finished_batches(path):
             store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1, text="x" * 100_000)])
         assert is_one_line(error)
         assert store.keys(RUN.run_id) == {("chain-0", 16, 0)}
+
+
+def with_nothing_done(context: AbstractContextManager[None]) -> None:
+    with context:
+        pass
+
+
+def test_a_run_is_claimed_once_and_others_go_on(path):
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    with Store(path) as store, Store(link) as other:
+        with store.claim("a"), other.claim("b"):
+            assert path.with_name(f"{path.name}.a.lock").read_text() == str(os.getpid())
+            with pytest.raises(PrunusError, match=rf"\(pid {os.getpid()}\) is evaluating this run into") as error:
+                with_nothing_done(other.claim("a"))
+            assert is_one_line(error)
+        with other.claim("a"):
+            pass
+    assert {found.name for found in path.parent.iterdir()} == {path.name, link.name}
+
+
+def test_a_lock_that_its_holder_removed_is_taken_anew(path, monkeypatch):
+    """Between our opening the file and locking it, its holder ends: the file we lock is no longer the one to lock."""
+    opened = []
+
+    def slow(name: Path, *args: int) -> int:
+        descriptor = os_open(name, *args)
+        if not opened:
+            name.unlink()
+        opened.append(descriptor)
+        return descriptor
+
+    os_open = os.open
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", slow)
+        with claimed(path, "a"):
+            assert len(opened) == 2
+            with pytest.raises(PrunusError, match="wait for it"):
+                with_nothing_done(claimed(path, "a"))
 
 
 WRITER = """

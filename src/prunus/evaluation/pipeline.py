@@ -23,6 +23,7 @@ from prunus.evaluation.profiles import Markers, Profile, decode, encode_markers,
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan, content_hash
+from prunus.results.repetition import repetition_rate
 from prunus.results.store import ProblemRow, Run, Sample, Store
 
 if TYPE_CHECKING:
@@ -58,17 +59,21 @@ def evaluate(model: str | Path, plan: EvalPlan, store: str | Path, *, device: st
 
     model: `tiny`, a folder or a hub id. store: SQLite file, made where missing. device: `auto` is cuda if there is one.
     Returns the run's id, a hash of the model's weights and the plan with the values that take effect. What the store
-    holds already is not done again; without missing rows the model is not even loaded.
+    holds already is not done again; without missing rows the model is not even loaded. PrunusError if another process
+    is at this run.
     """
     folder = resolve(model)
     checkpoint = Checkpoint(folder)
     work = make_work(checkpoint, load_tokenizer(folder), plan)
     with Store(Path(store), create=True) as opened:
-        if missing := missing_batches(opened, work):
-            backend = BACKENDS[plan.backend](folder, device, len(work.tokenizer))
-            opened.add_problems(problem_row(problem) for problem in work.problems)
-            opened.add_run(Run(work.run_id, describe_model(model, checkpoint), work.plan, describe_versions(backend)))
-            fill(opened, work, backend, missing)
+        if missing_batches(opened, work):
+            with opened.claim(work.run_id):
+                backend = BACKENDS[plan.backend](folder, device, len(work.tokenizer))
+                description = describe_model(model, checkpoint)
+                opened.add_problems(problem_row(problem) for problem in work.problems)
+                opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
+                # Asked again: another process may have stored some before the run was ours.
+                fill(opened, work, backend, missing_batches(opened, work))
     return work.run_id
 
 
@@ -123,7 +128,7 @@ def graded(
     grades = grader.grade([(work.problems[index], text) for (index, _, _), text in zip(rows, texts, strict=True)])
     samples = []
     for (index, number, draw), text, grade in zip(rows, texts, grades, strict=True):
-        problem = work.problems[index]
+        problem, thinking = work.problems[index], decode(work.tokenizer, draw.thinking)
         samples.append(
             Sample(
                 task=problem.task,
@@ -139,8 +144,11 @@ def graded(
                 answer=grade.answer,
                 status=grade.status,
                 correct=grade.correct,
-                thinking="" if problem.private else decode(work.tokenizer, draw.thinking),
+                thinking="" if problem.private else thinking,
                 text="" if problem.private else text,
+                logprob=draw.logprob,
+                self_certainty=draw.self_certainty,
+                repetition=repetition_rate(f"{thinking}\n{text}"),
             )
         )
     return samples

@@ -9,7 +9,7 @@ there.
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 from prunus import __version__
 from prunus.errors import PrunusError
+from prunus.results.lock import claimed
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x5072756E  # "Prun": tells our files from other programs' SQLite files
@@ -174,6 +175,10 @@ class Store:
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
+
+    def claim(self, run_id: str) -> AbstractContextManager[None]:
+        """Hold a run while adding to it: `with store.claim(run_id): ...`; PrunusError if another process holds it."""
+        return claimed(self.path, run_id)
 
     def add_run(self, run: Run) -> None:
         """Remember the run; one with its id that is there already stays as it is."""
