@@ -79,11 +79,11 @@ def test_numbers_equal_plain_loops(tmp_path):
         return mean(s.correct for s in samples if (s.problem_id, s.budget) == (f"{task}-{problem}", budget))
 
     def draw_differences(task, problem, budget):
-        sides = [
-            [int(s.correct) for s in samples if (s.problem_id, s.budget) == (f"{task}-{problem}", budget)]
+        ours, theirs = (
+            np.array([int(s.correct) for s in samples if (s.problem_id, s.budget) == (f"{task}-{problem}", budget)])
             for samples in (other, base)
-        ]
-        return np.subtract(*sides)
+        )
+        return ours - theirs
 
     def area(samples, task, problem):
         first, last = (share(samples, task, problem, budget) for budget in (16, 64))

@@ -6,7 +6,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from prunus.results import paired, parallel
+from prunus.results import metrics, paired, parallel
 from prunus.results.arrays import tables
 from prunus.results.store import Sample
 
@@ -177,3 +177,18 @@ def test_no_line_outside_the_measured_tokens_and_a_flat_one_where_budgets_used_t
     assert middle == pytest.approx([0.4, 0.6])
     same = parallel.at_equal_use(shares, np.full((2, 2), 10.0), np.full(2, 10.0))
     assert same is not None and same.tolist() == [0.6, 0.8]
+
+
+@pytest.mark.parametrize(("problems", "draws", "chains_k"), [(30, 4, 4), (100, 4, 2)])
+def test_size_is_nominal_although_pass_at_k_and_an_average_are_not_exchangeable(problems, draws, chains_k):
+    """The single chain is as likely right as any of k short ones, which is a null that no swap of labels gives."""
+    rng, benchmarks = np.random.default_rng(5), 2000
+    chance = rng.beta(0.3, 0.9, (benchmarks * problems, 1))
+    short = metrics.pass_values(rng.random((benchmarks * problems, draws)) < chance, chains_k)
+    long = (rng.random((benchmarks * problems, draws)) < 1 - (1 - chance) ** chains_k).mean(axis=1)
+    differences = [np.ascontiguousarray((short - long).reshape(benchmarks, problems).T)]
+    error = 4 * sqrt(0.05 * 0.95 / benchmarks)
+    assert np.mean(paired.sign_flip_p(differences, 1000) <= 0.05) == pytest.approx(0.05, abs=error + 0.005)
+    extended = paired.with_pseudo_problems(differences)
+    low, high = paired.bca_interval(extended, paired.bootstrap(extended, 1000))
+    assert np.mean((low <= 0) & (high >= 0)) == pytest.approx(0.95, abs=error + 0.01)
