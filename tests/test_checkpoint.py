@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM
 
+import prunus
 from prunus.checkpoint import source as source_module
 from prunus.checkpoint.families import Runner, expected_shapes
 from prunus.checkpoint.files import Checkpoint, next_manifest, read_block
-from prunus.checkpoint.safetensors_file import read_header, write_file
+from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header, write_file
 from prunus.checkpoint.source import resolve, tiny_folder
 from prunus.errors import PrunusError
 from prunus.pruning.hidden import HiddenStates
@@ -154,6 +155,38 @@ def test_a_file_that_cannot_be_written_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_file(tmp_path / "x.safetensors", {"a": missing})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_places_filled_one_by_one_make_the_same_file(tmp_path):
+    tensors = {"b": torch.ones(3, 5), "a": torch.arange(7).bfloat16(), "empty": torch.empty(0, 3)}
+    write_file(tmp_path / "at once", tensors)
+    entries = {name: entry_of(tensor) for name, tensor in tensors.items()}
+    assert OpenFile(tmp_path / "file", entries).fresh
+    for name in ("a", "empty", "b"):
+        again = OpenFile(tmp_path / "file", entries)
+        assert not again.fresh
+        again.write({name: tensors[name]})
+    assert (tmp_path / "file").read_bytes() == (tmp_path / "at once").read_bytes()
+    with pytest.raises(AssertionError, match="b is not what was announced"):
+        again.write({"b": torch.ones(5, 3)})
+    assert OpenFile(tmp_path / "file", entries | {"c": entries["a"]}).fresh
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_blocks_dropped_from_a_model_of_unlike_blocks(tmp_path, alike):
+    """Where their places depend on which blocks are kept, there is a file for each."""
+    folder = make_model(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    if not alike:
+        tensors["model.layers.1.input_layernorm.weight"] = torch.ones(32).bfloat16()
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    prunus.drop_blocks(folder, tmp_path / "out", prunus.DropRecipe(blocks="0,"))
+    assert (tmp_path / "out" / "model.safetensors").exists() == alike
+    made = Checkpoint(tmp_path / "out")
+    assert made.parameters == sum(t.numel() for name, t in tensors.items() if ".layers.0." not in name)
+    for name in made.tensor_names:
+        old = name.replace(".layers.1.", ".layers.2.").replace(".layers.0.", ".layers.1.")
+        assert torch.equal(made.read(name), tensors[old])
 
 
 def test_manifest_keeps_profile_and_earlier_steps(tmp_path):

@@ -122,17 +122,27 @@ def stop_after(monkeypatch, blocks, error):
     monkeypatch.setattr(Partial, "write_block", stopping)
 
 
-def test_interruption_keeps_finished_blocks_and_they_are_not_pruned_again(tmp_path, model, rows, monkeypatch):
+def count_calls(monkeypatch):
+    """A list that grows by one whenever a Linear is pruned."""
+    calls = []
+    wanda = METHODS["wanda"]
+    counted = wanda._replace(prune=lambda *arguments: calls.append(1) or wanda.prune(*arguments))
+    monkeypatch.setattr("prunus.pruning.pipeline.METHODS", {"wanda": counted})
+    return calls
+
+
+@pytest.mark.parametrize("whole_bytes", [partial_module.SINGLE_FILE_BYTES, 0])
+def test_interruption_keeps_finished_blocks_and_they_are_not_pruned_again(
+    tmp_path, model, rows, monkeypatch, whole_bytes
+):
+    monkeypatch.setattr(partial_module, "SINGLE_FILE_BYTES", whole_bytes)
     prunus.prune(model, tmp_path / "whole", recipe(rows))
     with monkeypatch.context() as patch:
         stop_after(patch, 3, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             prunus.prune(model, tmp_path / "out", recipe(rows))
     assert not (tmp_path / "out").exists()
-    calls = []
-    wanda = METHODS["wanda"]
-    counted = wanda._replace(prune=lambda *arguments: calls.append(1) or wanda.prune(*arguments))
-    monkeypatch.setattr("prunus.pruning.pipeline.METHODS", {"wanda": counted})
+    calls = count_calls(monkeypatch)
     prunus.prune(model, tmp_path / "out", recipe(rows))
     assert len(calls) == 7 * (BLOCKS - 3)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -237,12 +247,13 @@ class FullDisk:
 
 
 def test_full_disk_keeps_finished_blocks_and_half_written_files_go(tmp_path, model, rows, monkeypatch):
+    monkeypatch.setattr(partial_module, "SINGLE_FILE_BYTES", 0)
     prunus.prune(model, tmp_path / "whole", recipe(rows))
     atomic_file = safetensors_file.atomic_file
 
     class on_full_disk:  # stands for the function atomic_file
-        def __init__(self, path):
-            self.context = atomic_file(path)
+        def __init__(self, path, sync):
+            self.context = atomic_file(path, sync)
 
         def __enter__(self):
             return FullDisk(self.context.__enter__())
@@ -263,10 +274,48 @@ def test_full_disk_keeps_finished_blocks_and_half_written_files_go(tmp_path, mod
         if left_behind:
             names = sorted(path.name for path in (tmp_path / "out.partial").iterdir())
             assert [name for name in names if name.endswith("safetensors")] == names[-2:]
+            assert names[-1] == "model-00002-of-00006.safetensors"
             assert not any(name.endswith(".writing") for name in names)
             prunus.prune(model, tmp_path / "out", recipe(rows))
             assert contents(tmp_path / "out") == contents(tmp_path / "whole")
             shutil.rmtree(tmp_path / "out")
+
+
+def test_room_for_a_small_model_is_taken_before_its_first_block(tmp_path, model, rows, monkeypatch):
+    def refuse(_descriptor, _begin, size):
+        assert size > Checkpoint(model).nbytes
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(PrunusError, match=r"disk of .*out\.partial is full"):
+        prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.jsonl"]
+
+
+@pytest.mark.parametrize("whole_bytes", [partial_module.SINGLE_FILE_BYTES, 0])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_after_a_power_cut_only_what_was_flushed_counts(tmp_path, model, rows, monkeypatch, flushed, whole_bytes):
+    monkeypatch.setattr(partial_module, "SINGLE_FILE_BYTES", whole_bytes)
+    prunus.prune(model, tmp_path / "whole", recipe(rows))
+    monkeypatch.setattr(partial_module, "FLUSH_SECONDS", 0 if flushed else 1000)
+    interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
+    if not flushed:  # the disk may hold anything where the blocks should be
+        for path in (tmp_path / "out.partial").glob("*.safetensors"):
+            path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    monkeypatch.setattr(partial_module, "boot", lambda: "another")
+    calls = count_calls(monkeypatch)
+    prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert len(calls) == 7 * (BLOCKS - 2 if flushed else BLOCKS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_journal_lost_in_a_power_cut_is_no_riddle(tmp_path, model, rows, monkeypatch):
+    interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
+    (tmp_path / "out.partial" / "journal.json").write_text("")
+    with pytest.raises(PrunusError, match="delete it or add --overwrite"):
+        prunus.prune(model, tmp_path / "out", recipe(rows))
+    prunus.prune(model, tmp_path / "out", recipe(rows), overwrite=True)
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, model, rows, monkeypatch):

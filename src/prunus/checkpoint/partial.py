@@ -23,6 +23,7 @@ from torch import Tensor
 from prunus.checkpoint.families import block_index, block_name
 from prunus.checkpoint.files import INDEX, MANIFEST, SINGLE_FILE, Checkpoint, next_manifest
 from prunus.checkpoint.safetensors_file import (
+    Entry,
     OpenFile,
     Stored,
     entry_of,
@@ -244,20 +245,26 @@ class Partial:
         write_text(self.folder / JOURNAL, json.dumps(journal), sync)
 
     def _open_whole(self) -> None:
-        """Make or find the one file of a small model whose blocks are all alike; others get a file per block."""
-        blocks = [self.source.block_tensors(index) for index in range(self.source.blocks)]
-        alike = [
-            {name.removeprefix(block_name(index, "")): entry_of(tensor) for name, tensor in block.items()}
-            for index, block in enumerate(blocks)
-        ]
-        entries = {name: entry_of(tensor) for name, tensor in self.source.outer_tensors().items()}
-        for index in range(self.shards):
-            entries |= {block_name(index, name): entry for name, entry in alike[0].items()}
-        if any(entry != alike[0] for entry in alike) or sum(e.nbytes for e in entries.values()) > SINGLE_FILE_BYTES:
+        """Make or find the one file of a small model; a large one, or one of unlike blocks, gets a file per block."""
+        entries = self._entries()
+        if entries is None or sum(entry.nbytes for entry in entries.values()) > SINGLE_FILE_BYTES:
             return
         self.whole = OpenFile(self.folder / SINGLE_FILE, entries)
         if self.whole.fresh:
             self.records = {}
+
+    def _entries(self) -> dict[str, Entry] | None:
+        """What the result will hold; None if that depends on which of unlike blocks are kept."""
+        if self.shards == self.source.blocks:
+            return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
+        entries = {name: entry_of(tensor) for name, tensor in self.source.outer_tensors().items()}
+        kinds = [
+            {name.removeprefix(block_name(index, "")): entry_of(tensor) for name, tensor in block.items()}
+            for index, block in enumerate(map(self.source.block_tensors, range(self.source.blocks)))
+        ]
+        for index in range(self.shards):
+            entries |= {block_name(index, name): entry for name, entry in kinds[0].items()}
+        return entries if all(kind == kinds[0] for kind in kinds) else None
 
     def _write_part(self, index: int, tensors: Mapping[str, Tensor | Stored]) -> None:
         """Write one block, or what lies outside them."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prunus.errors import PrunusError
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20  # what a core's cache holds
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000
@@ -159,10 +159,41 @@ def put(stream: BinaryIO, place: Stored, tensor: Tensor | Stored) -> None:
         stream.write(piece)
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor | Stored], metadata: Mapping[str, str] | None = None) -> None:
-    """Write path so that it is there whole or not at all: under another name, flushed to disk, then renamed."""
+class OpenFile:
+    """A file with a place for every tensor of entries, which are written in any order; closed between writes.
+
+    Its room on the disk is taken at once. fresh: whether it had to be made; else path was such a file already.
+    """
+
+    def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
+        head, self.places = layout(path, entries)
+        self.path, size = path, max((place.end for place in self.places.values()), default=len(head))
+        self.fresh = not path.exists() or path.stat().st_size != size
+        if not self.fresh:
+            with path.open("rb") as stream:
+                self.fresh = stream.read(len(head)) != head
+        if self.fresh:
+            with path.open("wb") as stream:
+                take_room(stream, size)
+                stream.write(head)
+
+    def write(self, tensors: Mapping[str, Tensor | Stored]) -> None:
+        """Fill places; the tensors must be of the dtypes and shapes that were announced."""
+        with self.path.open("r+b") as stream:
+            for name, tensor in tensors.items():
+                assert entry_of(tensor) == entry_of(self.places[name]), f"{name} is not what was announced"
+                put(stream, self.places[name], tensor)
+
+
+def write_file(
+    path: Path,
+    tensors: Mapping[str, Tensor | Stored],
+    metadata: Mapping[str, str] | None = None,
+    sync: bool = True,
+) -> None:
+    """Write path so that it is there whole or not at all, also after a power cut if sync; see atomic_file."""
     head, places = layout(path, {name: entry_of(tensor) for name, tensor in tensors.items()}, metadata)
-    with atomic_file(path) as stream:
+    with atomic_file(path, sync) as stream:
         stream.write(head)
         for name, place in places.items():
             put(stream, place, tensors[name])
@@ -180,24 +211,46 @@ def _data(tensor: Tensor | Stored) -> Iterator[bytes | memoryview]:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file for writing that takes its name only when it is complete and on disk; after an error it is gone."""
+def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """A binary file for writing that takes its name only when it is complete; after an error it is gone.
+
+    sync: only when it is on disk, too, which a power cut asks for; a killed process does not.
+    """
     temporary = path.with_name(path.name + ".writing")
     try:
         with temporary.open("wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, sync: bool = True) -> None:
     """Write a text file whole or not at all."""
-    with atomic_file(path) as stream:
+    with atomic_file(path, sync) as stream:
         stream.write(text.encode())
+
+
+def take_room(stream: BinaryIO, size: int) -> None:
+    """Give a new file its size, so that a full disk is noticed now."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), 0, size)
+    else:  # macOS
+        stream.truncate(size)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
