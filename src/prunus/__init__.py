@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from prunus.pruning.stats import stats
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
+    from prunus.study.plan import plan_study
+    from prunus.study.run import run_study
     from prunus.walkthrough import demo
 
 __version__ = "0.1.0"
@@ -48,9 +50,11 @@ __all__ = [
     "inspect",
     "pack",
     "perplexity",
+    "plan_study",
     "prune",
     "regrade",
     "report",
+    "run_study",
     "stats",
     "traces",
     "unpack",
@@ -65,9 +69,11 @@ _HOME = {
     "inspect": "prunus.pruning.inspection",
     "pack": "prunus.checkpoint.packed",
     "perplexity": "prunus.pruning.perplexity",
+    "plan_study": "prunus.study.plan",
     "prune": "prunus.pruning.pipeline",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
+    "run_study": "prunus.study.run",
     "stats": "prunus.pruning.stats",
     "traces": "prunus.evaluation.traces",
     "unpack": "prunus.checkpoint.packed",

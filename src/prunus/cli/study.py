@@ -1,0 +1,59 @@
+"""A whole grid in one command."""
+
+from pathlib import Path
+
+import click
+
+import prunus
+from prunus import progress
+from prunus.cli.common import command, device_option, json_option, print_json
+from prunus.errors import PrunusError
+
+ACTIONS = ("run", "plan")
+
+
+@command("study", "prunus study plan examples/tiny.toml\nprunus study examples/tiny.toml")
+@click.argument("words", nargs=-1, required=True, metavar="[run|plan] FILE.toml")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for all of it; default: study-FILE.")
+@click.option("--store", type=click.Path(path_type=Path), help="Results; default: results.db in that folder.")
+@device_option
+@click.option("--no-measure", is_flag=True, help="plan: load no model; no estimate of time.")
+@json_option
+def study_command(
+    words: tuple[str, ...], out: Path | None, store: Path | None, device: str, no_measure: bool, as_json: bool
+) -> None:
+    """Models x recipes x plans of a TOML file: run what is missing, compare, report.
+
+    Stop it whenever you like; the same command goes on. `plan` runs nothing: it prints the cells, what is done, and
+    what the rest would take.
+    """
+    action, file = parse(words)
+    if no_measure and action == "run":
+        raise PrunusError("--no-measure belongs to `prunus study plan`")
+    if action == "plan":
+        plan = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
+        if as_json:
+            print_json(plan)
+            return
+        from prunus.study.plan_table import plan_table
+
+        progress.out_console.print(plan_table(plan))
+        return
+    done = prunus.run_study(file, out=out, store=store, device=device)
+    if as_json:
+        print_json(done)
+        return
+    from prunus.reporting.tables import verdict_table
+
+    for entry in done["comparisons"]:
+        if entry["comparison"] is not None:
+            progress.out_console.print(verdict_table(entry["comparison"]))
+    progress.say(f"report: {done['report']}")
+
+
+def parse(words: tuple[str, ...]) -> tuple[str, str]:
+    """Action and file; running needs not be said."""
+    action, *files = words if words[0] in ACTIONS else ("run", *words)
+    if len(files) != 1:
+        raise PrunusError(f"one FILE.toml, please, after {action}: `prunus study {action} FILE.toml`")
+    return action, files[0]

@@ -1,0 +1,230 @@
+"""What a study is made of: variants (a recipe applied to a model) and cells (a variant under a plan).
+
+Both are named by content, so that the same recipe is the same cell in any study and in any file: what has no effect
+on a recipe's result has none on its id.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.errors import PrunusError
+from prunus.evaluation.pipeline import Work, make_work
+from prunus.pruning.allocation import ALLOCATIONS
+from prunus.pruning.calibration import HUB_NAMES, TRACES, calibration_name
+from prunus.pruning.depth import DEPTH_METHODS
+from prunus.pruning.pipeline import find_method
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, content_hash
+from prunus.study.file import Entry, Recipe, Study
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DENSE = "dense"
+CALIBRATION = {"calibration", "seqlen", "seed"}
+AMOUNT = {"samples", "calibration_tokens"}
+WEIGHTS = {"prompt_weight", "chain_weight"}
+INFLUENCES = {"influence_train", "influence_validation"}
+LACO = {"merge", "threshold", "interval", "telescoping"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model with a recipe applied to it; without a recipe the model as it is.
+
+    key: 12 hex digits of source and recipe. line: of the study's file.
+    """
+
+    name: str
+    recipe: Recipe | None
+    key: str
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant under a plan of the study: one run of the store, whose id is work.run_id. plan: its number."""
+
+    variant: Variant
+    plan: int
+    work: Work
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the study, opened. typed: as the study names it."""
+
+    typed: str
+    checkpoint: Checkpoint
+    tokenizer: "PreTrainedTokenizerBase"
+    variants: list[Variant]  # dense first
+    cells: list[Cell]  # by plan, then variant
+
+    @property
+    def label(self) -> str:
+        """What people call it: a folder's last part, else as typed."""
+        return model_label(self.typed)
+
+    def cells_of(self, variant: Variant) -> list[Cell]:
+        """The cells of a variant, one a plan."""
+        return [cell for cell in self.cells if cell.variant == variant]
+
+
+def model_label(typed: str) -> str:
+    """The name that describe_model of the evaluation gives."""
+    return Path(typed).resolve().name if typed != "tiny" and Path(typed).is_dir() else typed
+
+
+def open_model(study: Study, typed: str, folder: Path) -> Model:
+    """Open a model and make every cell concrete; PrunusError where a recipe or a plan does not fit it."""
+    checkpoint = Checkpoint(folder)
+    tokenizer = load_tokenizer(folder)
+    variants = variants_of(study, checkpoint)
+    try:
+        works = [make_work(checkpoint, tokenizer, plan) for plan in study.plans]
+    except PrunusError as error:
+        study.fail(study.eval_line, f"{typed}: {error}")
+    if len({work.run_id for work in works}) < len(works):
+        study.fail(study.eval_line, f"two plans of [eval] are the same work for {typed}; take a value out of a list")
+    cells = [Cell(v, number, of_variant(work, v)) for number, work in enumerate(works) for v in variants]
+    return Model(typed, checkpoint, tokenizer, variants, cells)
+
+
+def of_variant(dense: Work, variant: Variant) -> Work:
+    """The same work for a variant. The dense model keeps the id that `prunus eval` gives, and so shares its rows."""
+    if variant.recipe is None:
+        return dense
+    return replace(dense, run_id=content_hash({"variant": variant.key, "plan": dense.plan}))
+
+
+def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
+    """Dense, then one a recipe; PrunusError where two recipes of the study come to the same."""
+    names = variant_names([entry.recipe for entry in study.entries])
+    if study.base not in (DENSE, *names):
+        study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
+    source = checkpoint.checksum()
+    found: dict[str, tuple[Variant, Entry]] = {}
+    for name, entry in zip(names, study.entries, strict=True):
+        try:
+            key = content_hash({"source": source, "recipe": effective(entry.recipe, checkpoint)})
+        except PrunusError as error:
+            study.fail(entry.line, f"{name}: {error}")
+        if key in found:
+            study.fail(entry.line, twice(found[key][1].recipe, entry.recipe))
+        found[key] = Variant(name, entry.recipe, key, entry.line), entry
+    return [Variant(DENSE, None, content_hash({"source": source})), *(variant for variant, _ in found.values())]
+
+
+def twice(first: Recipe, second: Recipe) -> str:
+    """Why two recipes are one."""
+    differing = [key for key, value in first.to_json().items() if second.to_json().get(key) != value]
+    name = base_name(first)
+    if not differing:
+        return f"{name} is there twice"
+    what = ", ".join(differing)
+    return f"{name} is there twice: {what} {'has' if len(differing) == 1 else 'have'} no effect on {first.method}"
+
+
+def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What of a recipe makes a difference to its result, with files replaced by digests of their content."""
+    unused = unused_of_prune(recipe) if isinstance(recipe, PruneRecipe) else unused_of_drop(recipe)
+    kept: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key not in unused}
+    if isinstance(recipe, DropRecipe) and recipe.indices:
+        kept = {"blocks": list(recipe.indices)}
+    elif isinstance(recipe, DropRecipe):
+        kept["blocks"] = recipe.count(checkpoint.blocks)
+        del kept["match_sparsity"]
+    if "calibration" in kept:
+        kept["calibration"] = content_of(calibration_name(recipe, checkpoint))
+    if kept.get("scores") is not None:
+        kept["scores"] = digest(Path(kept["scores"]))
+    return kept | {"action": "prune" if isinstance(recipe, PruneRecipe) else "drop"}
+
+
+def unused_of_prune(recipe: PruneRecipe) -> set[str]:
+    """Fields that make no difference beside the others."""
+    allocation = ALLOCATIONS[recipe.allocation]
+    measured = allocation.needs if recipe.scores is None else "nothing"
+    observes = find_method(recipe).needs != "nothing"
+    unused = {"outlier_threshold", "window"} - set(allocation.settings)
+    if not observes:
+        unused |= {"propagation"}
+    if not observes and measured != "norms":
+        unused |= AMOUNT | WEIGHTS
+        if measured != "gradients":
+            unused |= CALIBRATION | {"dtype"}
+    if measured != "gradients":
+        unused |= INFLUENCES
+    if recipe.calibration_tokens is not None:
+        unused |= {"samples"}
+    if not recipe.weighted:
+        unused |= WEIGHTS
+    return unused
+
+
+def unused_of_drop(recipe: DropRecipe) -> set[str]:
+    """The same of a drop that chooses its blocks."""
+    unused = set() if recipe.method == "laco" else set(LACO)
+    if not DEPTH_METHODS[recipe.method].needs_data:
+        unused |= CALIBRATION | AMOUNT
+    if recipe.calibration_tokens is not None:
+        unused |= {"samples"}
+    return unused
+
+
+def content_of(calibration: str) -> str:
+    """A calibration source by what it holds: a corpus of the hub by name, files by their digest."""
+    if calibration in HUB_NAMES:
+        return calibration
+    if calibration == "tiny":
+        return digest(tiny_folder() / "calibration.jsonl")
+    return digest(Path(calibration.removeprefix(TRACES)))
+
+
+def digest(path: Path) -> str:
+    """16 hex digits of a file's content."""
+    try:
+        return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def base_name(recipe: Recipe) -> str:
+    """`wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`."""
+    if isinstance(recipe, DropRecipe):
+        if recipe.indices:
+            return "-".join(["without", *map(str, recipe.indices)])
+        share = recipe.match_sparsity
+        return f"{recipe.method}-{recipe.blocks or 1 if share is None else f's{100 * share:.3g}'}"
+    usual = PruneRecipe()
+    apart = ("allocation", "scope", "update", "propagation")
+    words = [getattr(recipe, name) for name in apart if getattr(recipe, name) != getattr(usual, name)]
+    amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"
+    return "-".join([recipe.method, *words, amount])
+
+
+def variant_names(recipes: Sequence[Recipe]) -> list[str]:
+    """A short name for each recipe, no two alike: where the short ones are, with what sets the recipes apart."""
+    names = [base_name(recipe) for recipe in recipes]
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = {index: recipes[index].to_json() for index, other in enumerate(names) if other == name}
+        for index in alike:
+            names[index] = "-".join([name, *apart_words(alike[index], list(alike.values()))])
+    return names
+
+
+def apart_words(one: Mapping[str, Any], all_alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """`seed1`, `spread0.1`: the values in which recipes of one short name differ."""
+    for key, value in one.items():
+        if value is not None and any(other.get(key) != value for other in all_alike):
+            yield f"{key}{Path(str(value)).stem if isinstance(value, str) and '/' in value else value}"
+
+
+def plan_names(plans: Sequence[EvalPlan]) -> list[str]:
+    """A word for each plan: what sets it apart from the others, `` where there is only one."""
+    rows = [plan.to_json() for plan in plans]
+    return [" ".join(apart_words(row, rows)).replace("mode", "") for row in rows]

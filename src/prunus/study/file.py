@@ -1,0 +1,248 @@
+"""A study's file: TOML, checked to the last key and combination before anything is opened or run.
+
+A list where a recipe has one value makes a grid. Paths are relative to the file's own folder.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from prunus.errors import PrunusError
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.study.lines import Lines, suggestion
+
+Recipe = PruneRecipe | DropRecipe
+RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe]] = {"prune": PruneRecipe, "drop": DropRecipe}
+# What [calibration] may say for all tables; one of [[prune]] or [[drop]] may still say otherwise.
+SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
+TOP = ("name", "models", "keep_checkpoints", "eval", "calibration", "prune", "drop", "report")
+REPORT = ("base", "margin")
+# Tables as the file writes them, and the keys that each knows.
+_TABLES = {"": "the top of the file", "eval": "[eval]", "report": "[report]", "calibration": "[calibration]"}
+_TABLES |= {kind: f"[[{kind}]]" for kind in RECIPES}
+_KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
+_KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
+_KEYS |= {"[report]": REPORT, "the top of the file": TOP}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe of the file, and the line of the table that it comes from."""
+
+    recipe: Recipe
+    line: int | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the file asks for. base: name of the variant that the others are compared with. text: as it was read."""
+
+    path: Path
+    name: str
+    models: tuple[str, ...]
+    plans: tuple[EvalPlan, ...]
+    entries: tuple[Entry, ...]
+    base: str
+    margin: float
+    keep_checkpoints: bool
+    text: str
+    eval_line: int | None
+
+    def fail(self, line: int | None, message: str) -> NoReturn:
+        """Raise PrunusError that names the file and the line."""
+        raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: {message}")
+
+
+def read_study(path: str | Path) -> Study:
+    """The study of a file; PrunusError names the line of what is wrong."""
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise PrunusError(f"the study '{path}' cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise PrunusError(f"{path} is not TOML: {error}") from error
+    return _Reader(path, text, data).study()
+
+
+class _Reader:
+    """The content of a file on its way to a Study."""
+
+    def __init__(self, path: Path, text: str, data: dict[str, Any]) -> None:
+        self.path, self.text, self.data, self.lines = path, text, data, Lines(text)
+
+    def study(self) -> Study:
+        self.check_keys("", 0, self.data, TOP)
+        report, shared = self.table("report", REPORT), self.table("calibration", SHARED)
+        for key, value in shared.items():
+            if isinstance(value, list):
+                self.fail(
+                    "calibration", key, 0, f"'{key}' is the same for all here; a list of values goes to [[prune]]"
+                )
+        self.check_type("", "keep_checkpoints", 0, self.data.get("keep_checkpoints", False), bool)
+        self.check_type("", "name", 0, self.data.get("name", ""), str)
+        self.check_type("report", "base", 0, report.get("base", ""), str)
+        margin = report.get("margin", 0.02)
+        self.check_type("report", "margin", 0, margin, float)
+        if not 0 <= margin < 1:
+            self.fail("report", "margin", 0, f"margin must be a share of problems in [0, 1), not {margin}")
+        entries = tuple(entry for kind in RECIPES for entry in self.entries(kind, shared))
+        self.check_twice(entries)
+        return Study(
+            path=self.path,
+            name=self.data.get("name", self.path.stem),
+            models=tuple(self.models()),
+            plans=tuple(self.plans()),
+            entries=entries,
+            base=report.get("base", "dense"),
+            margin=float(margin),
+            keep_checkpoints=self.data.get("keep_checkpoints", False),
+            text=self.text,
+            eval_line=self.lines.of("eval"),
+        )
+
+    def models(self) -> Iterator[str]:
+        models = self.data.get("models")
+        if isinstance(models, str):
+            models = [models]
+        if not models:
+            self.fail("", "models", 0, 'name at least one model, such as models = ["tiny"]')
+        self.check_type("", "models", 0, models, tuple[str, ...])
+        if len(set(models)) < len(models):
+            self.fail("", "models", 0, f"model '{max(models, key=models.count)}' is there twice")
+        for model in models:
+            yield model if model == "tiny" else self.near(model)
+
+    def plans(self) -> Iterator[EvalPlan]:
+        if "eval" not in self.data:
+            self.fail("", "eval", 0, 'there is no [eval] table; it needs at least tasks = ["tiny"]')
+        table = self.table("eval", [field.name for field in fields(EvalPlan)])
+        if "tasks" not in table:
+            self.fail("eval", "", 0, "name at least one task: `prunus tasks` lists them")
+        for values in self.grid("eval", 0, table, EvalPlan):
+            values["tasks"] = tuple(self.near(t) if t.endswith(".jsonl") else t for t in values["tasks"])
+            yield self.make("eval", 0, EvalPlan, values)
+
+    def entries(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
+        tables = self.data.get(kind, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            self.fail("", kind, 0, f"write [[{kind}]] with double brackets: there may be several")
+        cls = RECIPES[kind]
+        for number, table in enumerate(tables):
+            self.check_keys(kind, number, table, [field.name for field in fields(cls)])
+            for values in self.grid(kind, number, dict(shared) | _with_texts(kind, table), cls):
+                if "calibration" in values:
+                    values["calibration"] = self.near_calibration(values["calibration"])
+                if "scores" in values:
+                    values["scores"] = self.near(values["scores"])
+                yield Entry(self.make(kind, number, cls, values), self.lines.of(kind, "", number))
+
+    def check_twice(self, entries: Sequence[Entry]) -> None:
+        seen: dict[Recipe, int | None] = {}
+        for entry in entries:
+            if entry.recipe in seen:
+                at = "" if entry.line is None else f", line {entry.line}"
+                first = seen[entry.recipe]
+                where = "in this table" if first == entry.line else f"already in line {first}"
+                raise PrunusError(f"{self.path}{at}: a recipe is there twice ({where}): {entry.recipe.method}")
+            seen[entry.recipe] = entry.line
+
+    def grid(self, table: str, number: int, values: Mapping[str, Any], cls: type) -> Iterator[dict[str, Any]]:
+        """Every combination of the values that are given as lists."""
+        hints = get_type_hints(cls)
+        axes: dict[str, list[Any]] = {}
+        for key, value in values.items():
+            is_axis = isinstance(value, list) and get_origin(hints[key]) is not tuple
+            axes[key] = list(value) if is_axis else [value]
+            if not axes[key]:
+                self.fail(table, key, number, f"'{key}' is an empty list; leave it out or give a value")
+            for one in axes[key]:
+                self.check_type(table, key, number, one, hints[key])
+            if hints[key] in (float, float | None):
+                axes[key] = [float(one) for one in axes[key]]
+        for combination in product(*axes.values()):
+            yield dict(zip(axes, combination, strict=True))
+
+    def make(self, table: str, number: int, cls: type, values: Mapping[str, Any]) -> Any:
+        """The recipe; what it refuses gets the line, and the combination where the table is a grid."""
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        try:
+            return cls(**given)
+        except PrunusError as error:
+            listed = ", ".join(f"{key} {value}" for key, value in given.items() if key not in SHARED)
+            several = any(isinstance(v, list) for v in self.raw(table, number).values())
+            self.fail(table, "", number, f"{error}{f' (in the combination {listed})' if several else ''}")
+
+    def raw(self, table: str, number: int) -> dict[str, Any]:
+        found = self.data[table]
+        return found[number] if isinstance(found, list) else found
+
+    def table(self, name: str, known: Sequence[str]) -> dict[str, Any]:
+        table = self.data.get(name, {})
+        if not isinstance(table, dict):
+            self.fail("", name, 0, f"write [{name}] with single brackets, once")
+        self.check_keys(name, 0, table, known)
+        return table
+
+    def check_keys(self, table: str, number: int, values: Mapping[str, Any], known: Sequence[str]) -> None:
+        for key in values:
+            if key not in known:
+                where = f" in {_TABLES[table]}" if table else ""
+                elsewhere = {shown: keys for shown, keys in _KEYS.items() if shown != _TABLES[table]}
+                self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
+
+    def check_type(self, table: str, key: str, number: int, value: Any, hint: Any) -> None:
+        if not _fits(value, hint):
+            self.fail(table, key, number, f"'{key}' must be {_kind(hint)}, not {value!r}")
+
+    def fail(self, table: str, key: str, number: int, message: str) -> NoReturn:
+        line = self.lines.of(table, key, number)
+        raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: {message}")
+
+    def near(self, text: str) -> str:
+        """A path as seen from here, if such a file or folder lies beside the study; anything else as it is."""
+        beside = self.path.parent / Path(text).expanduser()
+        return str(beside) if beside.exists() else text
+
+    def near_calibration(self, text: str) -> str:
+        if text.startswith("traces:"):
+            return "traces:" + self.near(text.removeprefix("traces:"))
+        return self.near(text) if text.endswith((".txt", ".jsonl")) else text
+
+
+def _with_texts(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with numbers of blocks as the text that the recipe takes: `blocks = [1, 2]`."""
+    if kind != "drop" or "blocks" not in table:
+        return dict(table)
+    value = table["blocks"]
+    texts = [str(one) if type(one) is int else one for one in (value if isinstance(value, list) else [value])]
+    return dict(table) | {"blocks": texts if isinstance(value, list) else texts[0]}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of TOML is of a recipe's type."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(one, get_args(hint)[0]) for one in value)
+    if origin is Literal:
+        return isinstance(value, str)  # which ones, the recipe says itself
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint
+
+
+def _kind(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(part) for part in get_args(hint) if part is not NoneType)
+    if origin is tuple:
+        return f"a list, each {_kind(get_args(hint)[0])}"
+    return _KINDS.get(hint, "a text")

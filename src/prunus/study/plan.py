@@ -1,0 +1,216 @@
+"""What a study would do, without doing it: cells, what is done already, tokens, disk, time from a few steps."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.packed_bits import packed_nbytes
+from prunus.checkpoint.partial import disk_needed
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.pipeline import Work, missing_batches
+from prunus.pruning.allocate import linears_in_scope
+from prunus.pruning.pipeline import find_method
+from prunus.recipes import DropRecipe
+from prunus.results.store import Sample, Store
+from prunus.study.cells import Cell, Model, open_model, plan_names, variants_of
+from prunus.study.file import Recipe, Study, read_study
+from prunus.study.outline import Line, chain_tokens, local_folder, outline, unread_tasks
+from prunus.study.places import Places
+from prunus.study.run import Engine, check_variants
+from prunus.study.variants import read_about
+
+MEASURED_STEPS = 8
+TEXT_BYTES = 5  # of the store, a token of text
+
+
+def plan_study(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    measure: bool = True,
+) -> dict[str, Any]:
+    """What run_study with the same arguments would do, as plain data; nothing is made, and no model is downloaded.
+
+    cells: of each model, variant, plan, run (its id), problems, answers, done (answers in the store), tokens (at most,
+    of what is missing), tokens_expected (by what the store has of the same model and plan, else None). variants: of
+    each model, variant, made, bytes (of its file, at most). totals: the sums; disk: bytes at most, with one whole
+    checkpoint while variants are made, None where models or tasks are not here. tokens_per_second: of the dense models,
+    by a few steps if measure says so; seconds_at_most and seconds_expected to evaluate follow from it. unknown: a line
+    for each thing that cannot be known yet. A wrong file raises PrunusError.
+    """
+    study = read_study(file)
+    places = Places.of(study, out, store)
+    unread = unread_tasks(study)
+    absent = [typed for typed in study.models if local_folder(typed) is None]
+    unknown = missing_lines(unread, absent)
+    cells: list[Line] = []
+    variants: list[dict[str, Any]] = []
+    disk: int | None = 0
+    speeds: dict[str, float] = {}
+    for typed in study.models:
+        folder = local_folder(typed)
+        if folder is None or unread:
+            if folder is not None:
+                variants_of(study, Checkpoint(folder))
+            cells += outline(study, typed)
+            disk = None
+            continue
+        model = open_model(study, typed, folder)
+        made = {v.name: read_about(places.folder, v) is not None for v in model.variants[1:]}
+        cells += lines_of(study, model, places)
+        sizes = {v.name: variant_bytes(model.checkpoint, v.recipe) for v in model.variants if v.recipe is not None}
+        variants += [{"model": typed, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
+        if disk is not None:
+            disk += disk_of(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
+        unknown += could_not_be_made(study, model, places, device)
+        if measure:
+            speeds[typed] = tokens_per_second(model, device)
+    left = {typed: [line for line in cells if line.model == typed] for typed in study.models}
+    tokens = sum(line.tokens for line in cells)
+    return {
+        "name": study.name,
+        "out": str(places.folder),
+        "store": str(places.store),
+        "cells": [vars(line) for line in cells],
+        "variants": variants,
+        "totals": {
+            "cells": len(cells),
+            "complete": sum(line.done >= line.answers for line in cells),
+            "answers": sum(line.answers for line in cells),
+            "done": sum(line.done for line in cells),
+            "tokens": tokens,
+            "disk": None if disk is None else disk + TEXT_BYTES * tokens,
+        },
+        "tokens_per_second": speeds,
+        "seconds_at_most": seconds(left, speeds, lambda line: line.tokens),
+        "seconds_expected": seconds(left, speeds, lambda line: line.tokens_expected),
+        "unknown": unknown,
+    }
+
+
+def missing_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]:
+    """What is not here, in a line for tasks and one for models."""
+    lines = []
+    if unread:
+        reason = next(iter(unread.values()))
+        lines.append(f"the problems of {', '.join(unread)}, whose numbers are the catalogue's ({reason})")
+    if absent:
+        what = "it fits" if len(absent) == 1 else "they fit"
+        lines.append(f"whether {what} the budgets and recipes, since not downloaded yet: {', '.join(absent)}")
+    return lines
+
+
+def lines_of(study: Study, model: Model, places: Places) -> list[Line]:
+    """Cells of a model that is here, with what the store has of them."""
+    if not places.store.is_file():
+        return [line_of(study, model, cell, cell.work.batches, 0, None) for cell in model.cells]
+    with Store(places.store) as store:
+        stored = {cell.work.run_id: store.samples(cell.work.run_id) for cell in model.cells}
+        lines = []
+        for cell in model.cells:
+            alike = [stored[other.work.run_id] for other in model.cells if other.plan == cell.plan]
+            mean = tokens_per_chain(stored[cell.work.run_id]) or tokens_per_chain([s for rows in alike for s in rows])
+            missing = missing_batches(store, cell.work)
+            lines.append(line_of(study, model, cell, missing, len(stored[cell.work.run_id]), mean))
+        return lines
+
+
+def line_of(
+    study: Study, model: Model, cell: Cell, missing: Sequence[Sequence[tuple[int, int]]], done: int, mean: float | None
+) -> Line:
+    """One cell. mean: tokens that a chain took so far."""
+    work, plan = cell.work, study.plans[cell.plan]
+    chains = [index for batch in missing for index, _ in batch]
+    return Line(
+        model.typed,
+        cell.variant.name,
+        plan_names(study.plans)[cell.plan],
+        work.run_id,
+        len(work.problems),
+        sum(map(len, work.batches)) * len(work.budgets),
+        done,
+        sum(chain_tokens(plan, work.caps[index]) for index in chains),
+        None if mean is None else mean * len(chains),
+    )
+
+
+def tokens_per_chain(samples: Sequence[Sample]) -> float | None:
+    """Mean of the tokens sampled for a chain: its longest thinking, and every distinct answer."""
+    chains: dict[tuple[str, int], list[Sample]] = {}
+    for sample in samples:
+        chains.setdefault((sample.problem_id, sample.draw), []).append(sample)
+    if not chains:
+        return None
+    total = 0
+    for rows in chains.values():
+        total += max(row.thinking_tokens for row in rows)
+        total += sum(row.answer_tokens for row in rows if row.ended == "forced")
+        total += max((row.answer_tokens for row in rows if row.ended == "natural"), default=0)
+    return total / len(chains)
+
+
+def variant_bytes(source: Checkpoint, recipe: Recipe) -> int:
+    """A variant's file at most: a bit a weight, and the weights left where the method changes them."""
+    if isinstance(recipe, DropRecipe):
+        blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
+        return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
+    shapes = [source.linear_shapes(index)[name] for index in range(source.blocks) for name in linears_in_scope(recipe)]
+    kept = 1.0 if recipe.allocation != "uniform" else 1 - recipe.sparsity
+    if not find_method(recipe).updates:
+        kept = 0.0
+    return sum(packed_nbytes(s, int(kept * s[0] * s[1]), source.dtype.itemsize) for s in shapes)
+
+
+def disk_of(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
+    """Bytes for the variants that are not made yet, and for the checkpoints that they come from."""
+    if not missing:
+        return 0
+    whole = len(missing) * source.nbytes if study.keep_checkpoints else disk_needed(source.nbytes)
+    return sum(missing) + whole
+
+
+def could_not_be_made(study: Study, model: Model, places: Places, device: str) -> list[str]:
+    """Lines for what only the machine that runs the study has to have; what is wrong with the file is an error."""
+    try:
+        check_variants(study, [model], places, device)
+    except PrunusError as error:
+        if "pip install" not in str(error):
+            raise
+        return [str(error)]
+    return []
+
+
+def tokens_per_second(model: Model, device: str) -> float:
+    """How fast the dense model decodes the first batch, by a few steps."""
+    work: Work = model.cells[0].work
+    backend: HFBackend = Engine(device).of(model)
+    prompts = [work.prompts[index] for index, _ in work.batches[0]]
+    spent = [seconds_for(backend, work, prompts, steps) for steps in (1, 1, 1 + MEASURED_STEPS)]
+    return len(prompts) * MEASURED_STEPS / max(1e-9, spent[2] - spent[1])
+
+
+def seconds_for(backend: HFBackend, work: Work, prompts: Sequence[list[int]], steps: int) -> float:
+    """Time to read the prompts and sample so many ids for each."""
+    started = time.monotonic()
+    seeds, none = range(len(prompts)), frozenset[int]()
+    backend.generate(prompts, [steps] * len(prompts), none, none, seeds, work.rules.sampling)
+    return time.monotonic() - started
+
+
+def seconds(
+    lines: Mapping[str, Sequence[Line]], speeds: Mapping[str, float], tokens: Callable[[Line], float | None]
+) -> float | None:
+    """Time for all models' cells; None where a speed or a number of tokens is not known."""
+    total = 0.0
+    for typed, of_model in lines.items():
+        counts = [tokens(line) for line in of_model if line.done < line.answers]
+        known = [count for count in counts if count is not None]
+        if len(known) < len(counts) or (counts and typed not in speeds):
+            return None
+        total += sum(known) / speeds[typed] if counts else 0.0
+    return total

@@ -1,0 +1,49 @@
+"""A plan for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from prunus.checkpoint.partial import show_bytes
+from prunus.study.board import duration
+from prunus.study.cells import model_label
+
+
+def plan_table(plan: Mapping[str, Any]) -> RenderableType:
+    """A row for each cell, then what is left to do in all."""
+    models = len({cell["model"] for cell in plan["cells"]})
+    table = Table(box=None, pad_edge=False)
+    for column in ("cell", "problems", "answers", "done", "tokens left, at most", "run"):
+        table.add_column(column, justify="left" if column in ("cell", "run") else "right", no_wrap=True)
+    for cell in plan["cells"]:
+        name = cell["variant"] if models == 1 else f"{model_label(cell['model'])} {cell['variant']}"
+        label = f"{name} ({cell['plan']})" if cell["plan"] else name
+        done = "all" if cell["done"] >= cell["answers"] else f"{cell['done']:,}"
+        numbers = [f"{cell['problems']:,}", f"{cell['answers']:,}", done, f"{cell['tokens']:,}"]
+        table.add_row(Text(label), *numbers, cell["run"] or "?")
+    return Group(Text(f"study {plan['name']}", style="bold"), table, Text(""), *map(Text, summary(plan)))
+
+
+def summary(plan: Mapping[str, Any]) -> list[str]:
+    """What is left to do, line by line."""
+    totals = plan["totals"]
+    to_make = [variant for variant in plan["variants"] if not variant["made"]]
+    cells = (
+        f"{totals['complete']} of {totals['cells']} cells are done, {totals['done']:,} of {totals['answers']:,} answers"
+    )
+    lines = [f"{cells}; {totals['tokens']:,} tokens to generate at most"]
+    if totals["disk"] is not None:
+        made = f"{len(to_make)} of {len(plan['variants'])} variants are to be made"
+        lines.append(f"{made}; disk: {show_bytes(totals['disk'])} at most")
+    for model, speed in plan["tokens_per_second"].items():
+        lines.append(f"{model} decodes {speed:,.0f} tokens/s here")
+    if plan["seconds_at_most"] is not None:
+        expected = plan["seconds_expected"]
+        guess = "" if expected is None else f", about {duration(expected)} if chains stay as long as those so far"
+        lines.append(
+            f"time to evaluate: {duration(plan['seconds_at_most'])} at most{guess}; making variants comes on top"
+        )
+    return lines + [f"not known yet: {line}" for line in plan["unknown"]]

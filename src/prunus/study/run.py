@@ -1,0 +1,199 @@
+"""Run a study: every cell that is missing, in an order that shows something early, then verdicts and a page."""
+
+import gc
+import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunus import progress
+from prunus.checkpoint.files import MANIFEST
+from prunus.checkpoint.safetensors_file import write_text
+from prunus.checkpoint.source import resolve
+from prunus.errors import PrunusError
+from prunus.evaluation.backends import BACKENDS
+from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.pipeline import (
+    describe_model,
+    describe_versions,
+    do_batch,
+    missing_batches,
+    problem_row,
+)
+from prunus.pruning.calibration import HUB_NAMES
+from prunus.pruning.drop import drop_blocks
+from prunus.pruning.pipeline import prune
+from prunus.recipes import PruneRecipe
+from prunus.results.store import Run, Store
+from prunus.study.board import Board, Row
+from prunus.study.cells import Cell, Model, Variant, effective, open_model, plan_names
+from prunus.study.file import Study, read_study
+from prunus.study.pages import conclude
+from prunus.study.places import Places
+from prunus.study.variants import MAKING, make_variant, read_about, swapped, weights_file
+
+Batches = list[list[tuple[int, int]]]
+
+
+def run_study(
+    file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Run the study of a TOML file (docs/study.md): every missing cell, then verdicts and the page OUT/report.html.
+
+    out: folder for all of it, by default study-NAME here. store: SQLite file, by default OUT/results.db. Stopped at any
+    time, the same call goes on; only the batch in flight is lost. Returns plain data: name, out, store, report, cells,
+    unreported (runs of the store that the study does not ask for), comparisons (for each model and plan: model, plan,
+    base, comparison as `compare` gives it). Wrong input raises PrunusError before anything is run.
+    """
+    study = read_study(file)
+    places = Places.of(study, out, store)
+    with places.locked():
+        models = [open_model(study, typed, resolve(typed)) for typed in study.models]
+        check_variants(study, models, places, device)
+        write_text(places.folder / "study.toml", study.text)
+        with Store(places.store, create=True) as opened:
+            run_cells(study, models, places, opened, device)
+            return conclude(study, models, places, opened)
+
+
+def check_variants(study: Study, models: Sequence[Model], places: Places, device: str) -> None:
+    """PrunusError, with the line of the recipe, where a variant could not be made; warnings are said once."""
+    heard: dict[str, None] = {}
+    for model in models:
+        for variant in model.variants[1:]:
+            if read_about(places.folder, variant) is not None or (making(places, variant) / MANIFEST).exists():
+                continue
+            try:
+                heard |= dict.fromkeys(try_out(model, variant, places, device))
+            except PrunusError as error:
+                study.fail(variant.line, f"{variant.name} of {model.typed}: {error}")
+    for warning in heard:
+        progress.say(f"warning: {warning}")
+
+
+def try_out(model: Model, variant: Variant, places: Places, device: str) -> list[str]:
+    """Warnings of a dry run; PrunusError where it refuses, or a package is missing."""
+    recipe, target = variant.recipe, making(places, variant)
+    assert recipe is not None
+    check_package(str(effective(recipe, model.checkpoint).get("calibration")))
+    if isinstance(recipe, PruneRecipe):
+        return prune(model.typed, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
+    return drop_blocks(model.typed, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
+
+
+def check_package(calibration: str) -> None:
+    """PrunusError where a corpus of the hub cannot be read for want of a package."""
+    if calibration in HUB_NAMES and find_spec("datasets") is None:
+        raise PrunusError(
+            f"calibration '{calibration}' needs the package datasets: pip install 'prunus[hub]'; "
+            "or give a .txt or .jsonl file"
+        )
+
+
+def making(places: Places, variant: Variant) -> Path:
+    """Where a variant's checkpoint is for a while."""
+    return places.folder / MAKING / variant.key
+
+
+def run_cells(study: Study, models: Sequence[Model], places: Places, store: Store, device: str) -> None:
+    """First each dense model and one batch of every variant, then the rest."""
+    rows = {cell.work.run_id: board_row(store, model, cell, study) for model in models for cell in model.cells}
+    bases = {row_group(model, c): rows[c.work.run_id] for model in models for c in model.cells if is_base(study, c)}
+    engine = Engine(device)
+    with Grader() as grader, Board(f"study {study.name}", list(rows.values()), bases) as board:
+        for early in (True, False):
+            for model in models:
+                for variant, cells in to_do(store, model, early):
+                    if variant.recipe is not None and read_about(places.folder, variant) is None:
+                        board.say(f"making {variant.name} of {model.label}", aloud=True)
+                        with board.aside():
+                            make_variant(model, variant, places.folder, device, study.keep_checkpoints)
+                    board.say(f"evaluating {variant.name} of {model.label}")
+                    backend = engine.of(model)
+                    with swapped(backend.model, model.checkpoint, places.folder, variant):
+                        for cell, batches in cells:
+                            with store.claim(cell.work.run_id):
+                                store.add_problems(problem_row(problem) for problem in cell.work.problems)
+                                store.add_run(describe_run(model, cell, places, backend))
+                                for batch in batches:
+                                    done = do_batch(store, cell.work, backend, grader, batch)
+                                    board.add(rows[cell.work.run_id], done.samples, done.tokens, done.seconds)
+    shutil.rmtree(places.folder / MAKING, ignore_errors=True)
+
+
+def to_do(store: Store, model: Model, early: bool) -> list[tuple[Variant, list[tuple[Cell, Batches]]]]:
+    """Variants of which something is missing, and which batches. early: all of the dense model, one of each other."""
+    found = []
+    for variant in model.variants:
+        cells = []
+        for cell in model.cells_of(variant):
+            missing = missing_batches(store, cell.work)
+            if early and variant.recipe is not None:
+                missing = [batch for batch in missing if batch == cell.work.batches[0]]
+            if missing:
+                cells.append((cell, missing))
+        if cells:
+            found.append((variant, cells))
+    return found
+
+
+class Engine:
+    """The dense model that is loaded, one at a time."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.model: Model | None = None
+        self.backend: HFBackend | None = None
+
+    def of(self, model: Model) -> HFBackend:
+        """A backend that holds this model."""
+        if self.backend is None or self.model is not model:
+            self.backend = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            loaded = BACKENDS["hf"](model.checkpoint.folder, self.device, len(model.tokenizer))
+            assert isinstance(loaded, HFBackend)
+            self.model, self.backend = model, loaded
+        return self.backend
+
+
+def describe_run(model: Model, cell: Cell, places: Places, backend: HFBackend) -> Run:
+    """What the store keeps of a cell: of a variant the same as of the checkpoint that it would be."""
+    described = describe_model(model.typed, model.checkpoint)
+    if cell.variant.recipe is not None:
+        about = read_about(places.folder, cell.variant)
+        assert about is not None
+        described |= {
+            "name": f"{model.label}/{cell.variant.name}",
+            "source": str(weights_file(places.folder, cell.variant)),
+            "checksum": about.checksum,
+            "manifest": about.manifest,
+            "parameters": about.parameters,
+            "blocks": about.blocks,
+        }
+    return Run(cell.work.run_id, described, cell.work.plan, describe_versions(backend))
+
+
+def board_row(store: Store, model: Model, cell: Cell, study: Study) -> Row:
+    """The row of a cell with what the store has of it."""
+    label = cell.variant.name if len(study.models) == 1 else f"{model.label} {cell.variant.name}"
+    if len(study.plans) > 1:
+        label += f" ({plan_names(study.plans)[cell.plan]})"
+    total = sum(map(len, cell.work.batches)) * len(cell.work.budgets)
+    right = {(s.problem_id, s.budget, s.draw): s.correct for s in store.samples(cell.work.run_id)}
+    return Row(label, row_group(model, cell), total, right)
+
+
+def row_group(model: Model, cell: Cell) -> tuple[str, int]:
+    """What is compared with one another."""
+    return model.typed, cell.plan
+
+
+def is_base(study: Study, cell: Cell) -> bool:
+    """Whether the others are compared with this one."""
+    return cell.variant.name == study.base

@@ -1,0 +1,163 @@
+"""Variants as small files: what of a pruned model differs from its source; swapped into the loaded dense model and out.
+
+No checkpoint stays per variant: one is written by `prune` or `drop_blocks`, compared with its source, and deleted.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunus.checkpoint.families import block_name
+from prunus.checkpoint.files import MANIFEST, Checkpoint
+from prunus.checkpoint.packed import read_variant, variant_about, write_variant
+from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
+from prunus.pruning.drop import drop_blocks
+from prunus.pruning.pipeline import prune
+from prunus.recipes import PruneRecipe
+from prunus.study.cells import Model, Variant
+
+VARIANTS, MAKING, CHECKPOINTS = "variants", "making", "checkpoints"
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a variant besides its weights. kept: blocks of the source that it has.
+
+    The rest is as the evaluation describes a model: checksum and manifest of the checkpoint that it would be.
+    """
+
+    kept: list[int]
+    checksum: str
+    manifest: dict[str, Any]
+    parameters: int
+    blocks: int
+
+
+def weights_file(folder: Path, variant: Variant) -> Path:
+    """Where a study keeps a variant's weights."""
+    return folder / VARIANTS / f"{variant.key}.safetensors"
+
+
+def vectors_file(folder: Path, variant: Variant) -> Path:
+    """Where it keeps norms and biases, of the rare variant that changes them; written before the weights."""
+    return folder / VARIANTS / f"{variant.key}.vectors.safetensors"
+
+
+def read_about(folder: Path, variant: Variant) -> About | None:
+    """What is known of a variant that was made already."""
+    path = weights_file(folder, variant)
+    return About(**variant_about(path)["model"]) if path.exists() else None
+
+
+def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep: bool) -> About:
+    """Prune, and keep what differs from the source. Interrupted pruning goes on where it stopped.
+
+    keep: leave the whole checkpoint in the study's folder.
+    """
+    source, recipe = model.checkpoint, variant.recipe
+    assert recipe is not None
+    kept_at = folder / CHECKPOINTS / model.label.replace("/", "--") / variant.name
+    target = kept_at if keep else folder / MAKING / variant.key
+    # Complete because it has its name. One of that name that was kept may be of another recipe.
+    if keep or not (target / MANIFEST).exists():
+        if isinstance(recipe, PruneRecipe):
+            prune(model.typed, target, recipe, device=device, overwrite=True)
+        else:
+            drop_blocks(model.typed, target, recipe, device=device, overwrite=True)
+    made = Checkpoint(target)
+    removed = set(made.manifest["history"][-1].get("blocks_removed", []))
+    kept = [index for index in range(source.blocks) if index not in removed]
+    about = About(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
+    weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
+    differing = dict(changed(source, made, kept))
+    vectors = {name: stored for name, stored in differing.items() if len(stored.shape) != 2}
+    if vectors:
+        write_file(vectors_file(folder, variant), vectors)
+    matrices = ((name, stored.read()) for name, stored in differing.items() if name not in vectors)
+    told = {"variant": variant.name, "recipe": recipe.to_json(), "model": asdict(about)}
+    write_variant(weights_file(folder, variant), source, matrices, told)
+    if not keep:
+        shutil.rmtree(target)
+    return about
+
+
+def changed(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[tuple[str, Stored]]:
+    """The tensors of made that are not those of source, by the names that they have in source."""
+    for new, old in enumerate(kept):
+        before = source.block_tensors(old)
+        for name, stored in sorted(made.block_tensors(new).items()):
+            old_name = block_name(old, name.removeprefix(block_name(new, "")))
+            if not same(stored, before[old_name]):
+                yield old_name, stored
+
+
+def same(one: Stored, other: Stored) -> bool:
+    """Whether two stored tensors are alike to the bit."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
+
+
+@contextmanager
+def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: Variant) -> Iterator[None]:
+    """Within this, model, which holds source's weights, is the variant; afterwards it is the dense model to the bit."""
+    about = None if variant.recipe is None else read_about(folder, variant)
+    if about is None:
+        assert variant.recipe is None, "a variant is made before it is swapped in"
+        yield
+        return
+    touched: list[str] = []
+    try:
+        for name, tensor in read_tensors(folder, variant, source):
+            touched.append(name)
+            put(model, name, tensor)
+        with blocks_kept(model, about.kept):
+            yield
+    finally:
+        for name in touched:
+            put(model, name, source.read(name))
+
+
+def read_tensors(folder: Path, variant: Variant, source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """What of a variant differs from its source, one tensor at a time."""
+    yield from read_variant(weights_file(folder, variant), source)
+    vectors = vectors_file(folder, variant)
+    if vectors.exists():
+        yield from ((name, stored.read()) for name, stored in read_header(vectors).items())
+
+
+@torch.no_grad()
+def put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    """Overwrite a weight as loading would have set it: by way of the dtype that the model was loaded in."""
+    parameter = model.get_parameter(name)
+    loaded = getattr(model.config, "dtype", None) or parameter.dtype
+    parameter.copy_(tensor.to(loaded).to(parameter.dtype))
+
+
+@contextmanager
+def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
+    """Within this, model has only these of its blocks, numbered anew as in a checkpoint without the others."""
+    inner: Any = model.get_submodule("model")
+    layers, kinds = list(inner.layers), getattr(model.config, "layer_types", None)
+    try:
+        set_blocks(model, [layers[index] for index in kept], kinds and [kinds[index] for index in kept])
+        yield
+    finally:
+        set_blocks(model, layers, kinds)
+
+
+def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | None) -> None:
+    """Give the model these blocks. kinds: the attention of each, where the configuration says so."""
+    model.get_submodule("model").register_module("layers", nn.ModuleList(layers))
+    for index, layer in enumerate(layers):
+        layer.self_attn.layer_idx = index
+    model.config.num_hidden_layers = len(layers)
+    if kinds is not None:
+        model.config.layer_types = kinds
