@@ -145,6 +145,12 @@ def test_cells_have_bands_t_intervals_and_what_would_settle_them(tmp_path):
         task = entry["tasks"]["a"]
         for cell in task["budgets"].values():
             assert cell["band_low"] <= cell["low"] <= cell["difference"] <= cell["high"] <= cell["band_high"]
+        for budget, cell in task["budgets"].items():
+            assert cell["tokens"] == cell["base_tokens"] == budget + 5  # of `row`
+            assert cell["tokens_ratio_low"] == cell["tokens_ratio"] == cell["tokens_ratio_high"] == 1
+        equal_use, ends = task["auc_tokens"], [c["difference"] for c in task["budgets"].values()]
+        assert (equal_use["from"], equal_use["to"]) == (5, 69)
+        assert equal_use["difference"] == pytest.approx((ends[0] + ends[1]) / 8 + (ends[1] + ends[2]) * 3 / 8)
         assert sum(c["band_high"] - c["band_low"] for c in task["budgets"].values()) > 1.1 * sum(
             c["high"] - c["low"] for c in task["budgets"].values()
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results import bands, metrics, nested, paired, power
+from prunus.results import bands, metrics, nested, paired, power, token_use
 from prunus.results.arrays import Table
 from prunus.results.metrics import AUC
 
@@ -63,6 +63,10 @@ def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int) -> di
     _add_bands(found[: len(budgets)], paired.estimate(extended), draws)
     if len(pairs) == 1:
         _add_pairing(found, base_means[0], other_means[0])
+        for cell, use in zip(
+            found, token_use.token_ratios(pairs[0].base, pairs[0].other, seed, resamples), strict=False
+        ):
+            cell |= use
         if size["samples"] == 1:
             _add_mcnemar(found[: len(budgets)], strata[0])
     slope: dict[str, Any] | None = found[-1] if several else None

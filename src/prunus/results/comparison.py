@@ -17,6 +17,7 @@ from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.store import Run, Store
 from prunus.results.summary import identity, plain, summarise
+from prunus.results.token_use import token_area_cell
 
 __all__ = ["compare", "summarise", "verdict"]
 
@@ -56,12 +57,18 @@ def compare(
         all runs, for exploring), and settle: draws of each problem, or problems with as many draws as now, that would
         find the effect (the difference seen, or the margin if that is larger) four times in five; None where no number
         is enough or one draw cannot tell, which `note` says. Budgets have band_low, band_high too, which cover all
-        budgets of the task at once in 95 % of the cases, and with one draw per problem lost and won (problems that only
-        base or only other solves) and p_mid (McNemar's mid-p). In `slope` accuracies are slopes, p_adjusted, q and
-        settle are left out, and retention is slope over base's slope, None unless the latter is beyond two errors;
+        budgets of the task at once in 95 % of the cases; tokens, base_tokens (mean thinking and answer tokens of a
+        draw), tokens_ratio, tokens_ratio_low, tokens_ratio_high (95 %); and with one draw per problem lost and won
+        (problems that only base or only other solves) and p_mid (McNemar's mid-p). In `slope` accuracies are slopes,
+        p_adjusted, q and settle are left out, and retention is slope over base's slope, None unless the latter is
+        beyond two errors;
+    `tasks` -> task -> `auc_tokens`: n, samples, accuracy, base_accuracy, difference, se, low, high, p as above, of the
+        area under accuracy over mean tokens used, between the token counts (from, to) that both runs' budgets span, so
+        that a run which thinks longer gains nothing by it; None where they span nothing in common;
     `tasks` -> task -> `parallel`: whether k short chains gain more over one long in this run than in base, as
         `parallel.compare_change` tells;
-    `macro`, with several tasks: the same over all, weighing tasks alike, without correlation, lost, won and parallel;
+    `macro`, with several tasks: the same over all, weighing tasks alike, without correlation, lost, won, tokens,
+        auc_tokens and parallel;
     `largest`: the task and budget whose difference stands out most, with the p of having looked at all of this run,
         and p_adjusted over runs;
     `primary`: the cell that decides, which is the area (of `macro` with several tasks, whose areas per task are then
@@ -176,6 +183,7 @@ def _entry(
     entry = identity(run) | {"tasks": done, "margin": margin, "warnings": notes}
     _set_adjusted([cell for task in done.values() for cell in task["budgets"].values()])
     for task, pair in pairs.items():
+        done[task]["auc_tokens"] = token_area_cell(pair.base, pair.other, seed, resamples)
         done[task]["parallel"] = compare_change(pair.base, pair.other, seed)
     if len(done) == 1:
         (entry["primary"],) = (task[AUC] for task in done.values())

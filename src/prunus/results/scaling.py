@@ -71,9 +71,18 @@ def jackknife(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Value
 
     statistic: (..., C) means -> (...,). Exact for means, near enough for smooth functions of them; nan for one problem.
     """
-    P, mean = len(values_PC), values_PC.mean(axis=0)
-    value = float(statistic(mean))
+    P, value = len(values_PC), float(statistic(values_PC.mean(axis=0)))
     if P < 2:
         return Value(value, nan)
+    return Value(value, float(per_problem(values_PC, statistic).std(ddof=1)) / sqrt(P))
+
+
+def per_problem(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
+    """(P,) numbers whose mean is a statistic of means over problems, and whose spread is to first order its own.
+
+    Tukey's pseudo-values, moved to have the statistic as their mean: with them whatever is made for means serves. Two
+    problems or more.
+    """
+    P, mean = len(values_PC), values_PC.mean(axis=0)
     without_P = statistic((P * mean - values_PC) / (P - 1))
-    return Value(value, float(np.sqrt((P - 1) / P * ((without_P - without_P.mean()) ** 2).sum())))
+    return statistic(mean) + (P - 1) * (without_P.mean() - without_P)

@@ -1,0 +1,99 @@
+"""Two runs and the tokens they really used: how many more, and which is right more often for the same number.
+
+A pruned model may think longer at the same budget, and accuracy by budget then hides what it costs.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.results import paired, scaling
+from prunus.results.arrays import Table
+
+Floats = NDArray[np.float64]
+
+
+def token_ratios(base: Table, other: Table, seed: int, resamples: int) -> list[dict[str, float]]:
+    """Per budget tokens and base_tokens (mean used by a draw) and tokens_ratio with its 95 % interval (_low, _high).
+
+    The interval is a percentile bootstrap over problems of the ratio of means; a ratio has no pseudo-problems.
+    """
+    theirs, ours = (table.used.mean(axis=2).astype(float) for table in (base, other))
+    draws = paired.bootstrap([np.hstack([ours, theirs])], resamples, seed)
+    B = ours.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing is used by a model that stops at once
+        low, high = paired.percentile_interval(draws[:, :B] / draws[:, B:])
+        ratio = ours.mean(axis=0) / theirs.mean(axis=0)
+    columns = {
+        "tokens": ours.mean(axis=0),
+        "base_tokens": theirs.mean(axis=0),
+        "tokens_ratio": ratio,
+        "tokens_ratio_low": low,
+        "tokens_ratio_high": high,
+    }
+    return [{name: float(column[b]) for name, column in columns.items()} for b in range(B)]
+
+
+def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dict[str, Any] | None:
+    """Mean accuracy of both over the range of mean tokens that both used, and their difference with interval and p.
+
+    None where the ranges do not overlap, or one problem is all there is. Accuracy is the line through (mean tokens,
+    accuracy) of each run's budgets. The difference is no mean over problems, so `scaling.per_problem` makes it one.
+    """
+    parts = [part.astype(float).mean(axis=2) for table in (base, other) for part in (table.correct, table.used)]
+    values_PC = np.hstack(parts)
+    mean = values_PC.mean(axis=0)
+    low_end, high_end = shared_range(mean)
+    if len(values_PC) < 2 or high_end <= low_end:
+        return None
+    differences = [scaling.per_problem(values_PC, area_differences)[:, None]]
+    if not np.isfinite(differences).all():
+        return None
+    extended = paired.with_pseudo_problems(differences)
+    low, high = paired.bca_interval(extended, paired.bootstrap(extended, resamples, seed))
+    theirs, ours = areas(mean)
+    return {
+        "from": low_end,
+        "to": high_end,
+        "n": len(values_PC),
+        "samples": len(base.draws),
+        "accuracy": ours,
+        "base_accuracy": theirs,
+        "difference": ours - theirs,
+        "se": float(paired.standard_error(differences)[0]),
+        "low": float(low[0]),
+        "high": float(high[0]),
+        "p": float(paired.sign_flip_p(differences, resamples, seed)[0]),
+    }
+
+
+def shared_range(means_C: Floats) -> tuple[float, float]:
+    """First and last number of tokens that lie within both curves; means_C as in `areas`."""
+    _, theirs, _, ours = np.split(means_C, 4)
+    return float(max(theirs.min(), ours.min())), float(min(theirs.max(), ours.max()))
+
+
+def areas(means_C: Floats) -> tuple[float, float]:
+    """Base's and other's mean accuracy over the shared range; nan where there is none.
+
+    means_C: base's accuracies and tokens at B budgets, then other's.
+    """
+    low, high = shared_range(means_C)
+    if high <= low:
+        return np.nan, np.nan
+    curves = np.split(means_C, 4)
+    knots = np.concatenate([curves[1], curves[3], [low, high]])
+    grid = np.unique(knots[(knots >= low) & (knots <= high)])
+    found = []
+    for accuracy, tokens in (curves[:2], curves[2:]):
+        order = np.argsort(tokens, kind="stable")
+        height = np.interp(grid, tokens[order], accuracy[order])
+        found.append(float((np.diff(grid) * (height[1:] + height[:-1])).sum() / 2 / (high - low)))
+    return found[0], found[1]
+
+
+def area_differences(means: Floats) -> Floats:
+    """(...,) other's less base's, of (..., C) means."""
+    flat = means.reshape(-1, means.shape[-1])
+    return np.array([ours - theirs for theirs, ours in map(areas, flat)]).reshape(means.shape[:-1])

@@ -1,0 +1,97 @@
+"""Accuracy of two runs at equal tokens used: areas by fine sums, and errors and coverage by repeated benchmarks."""
+
+from math import isnan, sqrt
+
+import numpy as np
+import pytest
+
+from prunus.results import scaling, token_use
+from prunus.results.arrays import Table
+from prunus.results.store import Sample
+
+BUDGETS = (16, 32, 64, 128, 256)
+
+
+def table(correct_PBN, thinking_PBN, budgets=BUDGETS):
+    """A complete table with these outcomes; answers take five tokens."""
+    P, B, N = correct_PBN.shape
+    rows = np.empty((P, B, N), dtype=object)
+    for p, b, n in np.ndindex(P, B, N):
+        rows[p, b, n] = Sample(
+            "t", f"p{p}", budgets[b], n, int(thinking_PBN[p, b, n]), 5, 0, "natural", False, False, "1", "ok",
+            bool(correct_PBN[p, b, n]),
+        )  # fmt: skip
+    return Table(tuple(f"p{p}" for p in range(P)), tuple(budgets), tuple(range(N)), rows)
+
+
+def chains(rng, problems, draws, slower):
+    """Outcomes of base, and of a model that needs `slower` times the tokens for the same problems."""
+    needs = np.exp(rng.normal(4, 1, (problems, 1, 1)) + rng.normal(0, 0.5, (2, problems, 1, draws)))
+    needs[1] *= slower
+    budgets = np.array(BUDGETS)[:, None]
+    return [(need <= budgets, np.minimum(need, budgets)) for need in needs]
+
+
+def test_areas_equal_fine_sums_over_the_shared_range():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        theirs_x, ours_x = rng.random((2, 5)) * 100
+        theirs, ours = rng.random((2, 5))
+        got = token_use.areas(np.concatenate([theirs, theirs_x, ours, ours_x]))
+        low, high = max(theirs_x.min(), ours_x.min()), min(theirs_x.max(), ours_x.max())
+        grid = low + (np.arange(20_000) + 0.5) / 20_000 * (high - low)
+        for value, x, f in zip(got, (theirs_x, ours_x), (theirs, ours), strict=True):
+            order = np.argsort(x)
+            assert value == pytest.approx(np.interp(grid, x[order], f[order]).mean(), abs=1e-4)
+    apart = token_use.areas(np.array([0.1, 0.2, 1.0, 2.0, 0.1, 0.2, 3.0, 4.0]))
+    assert isnan(apart[0]) and isnan(apart[1])
+
+
+def test_a_slower_model_is_as_good_for_its_tokens_or_worse():
+    rng = np.random.default_rng(1)
+    base, other = (table(*outcome) for outcome in chains(rng, 120, 2, 1.6))
+    cell = token_use.token_area_cell(base, other, 0, 2000)
+    assert cell is not None and (cell["n"], cell["samples"]) == (120, 2)
+    means = [part.mean(axis=(0, 2)) for t in (base, other) for part in (t.correct, t.used)]
+    assert (cell["base_accuracy"], cell["accuracy"]) == pytest.approx(token_use.areas(np.concatenate(means)))
+    assert (cell["from"], cell["to"]) == (max(means[1][0], means[3][0]), min(means[1][-1], means[3][-1]))
+    assert cell["high"] < 0 and cell["p"] < 0.01
+    same = token_use.token_area_cell(base, base, 0, 500)
+    assert same is not None and (same["difference"], same["p"]) == (0, 1)
+
+
+def test_ratio_of_tokens():
+    base, other = (table(*outcome) for outcome in chains(np.random.default_rng(2), 60, 2, 2.0))
+    for b, cell in enumerate(token_use.token_ratios(base, other, 0, 2000)):
+        ours, theirs = other.used[:, b].mean(axis=1), base.used[:, b].mean(axis=1)
+        assert (cell["tokens"], cell["base_tokens"]) == pytest.approx((ours.mean(), theirs.mean()))
+        ratio = ours.mean() / theirs.mean()
+        assert cell["tokens_ratio"] == pytest.approx(ratio)
+        spread = (ours - ratio * theirs).std(ddof=1) / sqrt(60) / theirs.mean()  # the delta method's
+        assert (cell["tokens_ratio_low"], cell["tokens_ratio_high"]) == pytest.approx(
+            (ratio - 1.96 * spread, ratio + 1.96 * spread), abs=0.4 * spread
+        )
+
+
+def test_nothing_shared_is_none():
+    always = np.ones((4, 2, 1))
+    short = table(always, always * np.array([[2.0], [4.0]]), (16, 32))
+    long = table(always, always * np.array([[20.0], [24.0]]), (16, 32))
+    assert token_use.token_area_cell(short, long, 0, 500) is None
+    one = table(always[:1], always[:1] * np.array([[2.0], [4.0]]), (16, 32))
+    assert token_use.token_area_cell(one, one, 0, 500) is None
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.6])
+def test_errors_are_those_of_repeated_benchmarks(slower):
+    rng = np.random.default_rng(3)
+
+    def columns(problems):
+        return np.hstack([part.mean(axis=2) for outcome in chains(rng, problems, 2, slower) for part in outcome])
+
+    truth = float(token_use.area_differences(columns(200_000).mean(axis=0)))
+    found = [scaling.jackknife(columns(50), token_use.area_differences) for _ in range(400)]
+    values, errors = np.array(found).T
+    assert values.mean() == pytest.approx(truth, abs=4 * values.std() / 20)
+    assert errors.mean() == pytest.approx(values.std(), rel=0.15)
+    assert np.mean(np.abs(values - truth) <= 2.0 * errors) == pytest.approx(0.95, abs=4 * sqrt(0.05 * 0.95 / 400))
