@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.packed import pack, read_variant, unpack, variant_about, write_variant
+from prunus.checkpoint.packed import pack, read_linears, read_variant, unpack, variant_about, write_variant
 from prunus.checkpoint.packed_bits import PackedBits, apply_mask, pack_bits, packed_nbytes, unpack_bits
 from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.checkpoint.packed_reader import read_packed
@@ -332,6 +332,45 @@ def test_targets_are_guarded_as_elsewhere(tmp_path, pruned):
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
+@pytest.mark.parametrize("options", [{}, {"masks_only": True}])
+def test_an_interrupted_pack_leaves_nothing_and_a_killed_one_is_done_again(tmp_path, pruned, monkeypatch, options):
+    def breaks(model, steps):
+        yield from list(read_linears(model, steps))[:4]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prunus.checkpoint.packed.read_linears", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            pack(pruned[1], tmp_path / "packed", **options)
+        assert list(tmp_path.iterdir()) == []
+        patch.setattr("prunus.checkpoint.partial.shutil.rmtree", lambda _: None)  # as if killed
+        with pytest.raises(KeyboardInterrupt):
+            pack(pruned[1], tmp_path / "packed", **options)
+    (tmp_path / "packed.partial" / "packed.safetensors.writing").write_bytes(b"half")
+    pack(pruned[1], tmp_path / "packed", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    assert "packed.safetensors.writing" not in files_of(tmp_path / "packed")
+    assert PackedCheckpoint(tmp_path / "packed").checksum() == Checkpoint(pruned[1]).checksum()
+
+
+def test_commands_do_what_the_functions_do(tmp_path, pruned, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pack(pruned[1], tmp_path / "packed")
+    main(["pack", str(pruned[1]), "p"])
+    main(["pack", str(pruned[1]), "m", "--masks-only", "--source", str(pruned[0])])
+    main(["pack", str(pruned[1]), "q", "--int8"])
+    assert files_of(tmp_path / "p")["packed.safetensors"] == files_of(tmp_path / "packed")["packed.safetensors"]
+    main(["unpack", "p", "again"])
+    main(["unpack", "m", "again", "--source", str(pruned[0]), "--overwrite"])
+    assert files_of(tmp_path / "again") == files_of(pruned[1])
+    main(["unpack", "q", "rounded", "--lossy"])
+    printed = capsys.readouterr()
+    assert printed.out == "" and "exact: False" in printed.err and "form: masks" in printed.err
+    with pytest.raises(SystemExit) as ended:
+        main(["unpack", "p", "again"])
+    assert ended.value.code == 2 and "again exists" in capsys.readouterr().err
+
+
 def test_what_expects_dense_weights_names_unpack(tmp_path, pruned):
     pack(pruned[1], tmp_path / "packed")
     for function, more in (
@@ -606,7 +645,7 @@ def test_lies_with_matching_checksums_are_found_or_harmless(victims, tmp_path, w
         elif choice < 0.7:
             new_info = lie(new_info, generator)
         else:
-            part = generator.choice([key for key in header if key.endswith((".starts", ".mask", ".values"))])
+            part = generator.choice([key for key in header if key.endswith((".starts", ".mask", ".values", ".scale"))])
             start, end = header[part]["data_offsets"]
             if start < end:
                 place = generator.randrange(start, end)

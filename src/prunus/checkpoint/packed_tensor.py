@@ -173,5 +173,6 @@ def quantise(weight_OI: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 
 def dequantise(bits_OI: NDArray, scale_O: NDArray, dtype: str) -> NDArray:
     """Bit patterns of the numbers that 8-bit patterns and padded scales stand for."""
-    float_OI = bits_OI.view(np.int8) * scale_O[: len(bits_OI), None]
-    return bit_patterns(torch.from_numpy(float_OI).to(DTYPES[dtype]))
+    # torch, as numpy would warn of a scale that is not finite.
+    float_OI = torch.from_numpy(bits_OI.view(np.int8)).float() * torch.from_numpy(scale_O)[: len(bits_OI), None]
+    return bit_patterns(float_OI.to(DTYPES[dtype]))
