@@ -46,6 +46,7 @@ DISK_RESERVE = 1 << 24
 # Weights up to this size go to one file, as such models come; larger ones to one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
 FLUSH_SECONDS = 10.0  # what a power cut may cost
+JOURNAL_SECONDS = 0.5  # what the sudden end of the process may cost
 
 
 class DiskFull(PrunusError):
@@ -90,7 +91,7 @@ class Partial:
         self.records: dict[int, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
         self.flushed: set[int] = set()
-        self.flushed_at = time.monotonic()
+        self.flushed_at = self.noted_at = time.monotonic()
         self.whole: OpenFile | None = None
         self.finished = False
 
@@ -111,12 +112,17 @@ class Partial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.lock.close()
         if self.finished:
+            self.lock.close()
             return
         (self.folder / HIDDEN).unlink(missing_ok=True)
         wrong_input = isinstance(error, PrunusError) and not isinstance(error, DiskFull)
-        if wrong_input or not self.records:
+        keep = bool(self.records) and not wrong_input
+        if keep:
+            with suppress(OSError):  # a full disk: then blocks since the last time are lost
+                self._write_journal()
+        self.lock.close()
+        if not keep:
             shutil.rmtree(self.folder)
             for folder in self.created_parents:
                 with suppress(OSError):  # another program may have put something there
@@ -145,7 +151,8 @@ class Partial:
             self.records[index] = dict(record)
             if flush := time.monotonic() - self.flushed_at >= FLUSH_SECONDS or not boot():
                 self._flush()
-            self._write_journal(flush)
+            if flush or time.monotonic() - self.noted_at >= JOURNAL_SECONDS:
+                self._write_journal(flush)
 
     def note(self, key: str, value: Any, files: Mapping[str, str]) -> None:
         """Keep JSON in notes, found again after a resume, and text files that go with the result."""
@@ -243,6 +250,7 @@ class Partial:
             "boot": boot(),
         }
         write_text(self.folder / JOURNAL, json.dumps(journal), sync)
+        self.noted_at = time.monotonic()
 
     def _open_whole(self) -> None:
         """Make or find the one file of a small model; a large one, or one of unlike blocks, gets a file per block."""

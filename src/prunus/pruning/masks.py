@@ -137,14 +137,17 @@ def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, 
     has it: at least one more than asked for, and all that equal it.
     """
     count = zeros_wanted(weight_OI.numel(), sparsity, rounding)
-    result_OI = weight_OI.clone()
-    if result_OI.numel() == 0 or (count == 0 and rounding == "exact"):
-        return result_OI
+    if weight_OI.numel() == 0 or (count == 0 and rounding == "exact"):
+        return weight_OI.clone()
     if rounding == "reference":
         key_N = _keys(score_OI.reshape(-1))
         lowest_OI = (key_N <= _kth_lowest(key_N, count + 1)).view(score_OI.shape)
     else:
         lowest_OI = lowest_in_tensor(score_OI, count)
+    if weight_OI.device.type == "cpu":  # what _zero does, without a copy first
+        patterns = weight_OI.view(_SAME_SIZE_INTEGER[weight_OI.element_size()]).numpy()
+        return torch.from_numpy(patterns * np.logical_not(lowest_OI.numpy())).view(weight_OI.dtype)
+    result_OI = weight_OI.clone()
     _zero(result_OI, lowest_OI)
     return result_OI
 

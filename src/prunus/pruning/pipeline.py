@@ -222,7 +222,8 @@ def prune_block(
     job: Job, partial: Partial, runner: Runner, index: int, hidden: HiddenStates | None, last: bool
 ) -> None:
     """Observe, prune and write one block; hidden moves on to what the next block will read."""
-    tensors = read_block(index, job.source.block_tensors(index))
+    stored = job.source.block_tensors(index)
+    tensors = read_block(index, stored)
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
     block = None
     if job.stats is not None:
@@ -235,7 +236,7 @@ def prune_block(
             groups = repaired(job, passage, tensors)
         elif job.method.gradients != "none":
             groups = (with_gradients(job, partial, index, hidden, group) for group in groups)
-    pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
+    pruned: dict[str, Tensor | Stored] = dict(stored)
     record: dict[str, Any] = {"sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
     for group in map(dict, groups):
         for name in [name for name in job.linears if name in group]:
