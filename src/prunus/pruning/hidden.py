@@ -3,6 +3,7 @@
 Shapes: N sequences, T tokens, S tokens of all sequences one after the other, D hidden width.
 """
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -43,7 +44,7 @@ class HiddenStates:
         self.groups = [(length, list(group)) for length, group in groupby(ordered, key=len)]
         self.tokens = sum(map(len, sequences))
         width = source.config.hidden_size
-        both = _allocate(self.tokens * (width + room), runner.dtype, file)
+        both, self._mapped = _allocate(self.tokens * (width + room), runner.dtype, file)
         self.states_SD = both[: self.tokens * width].view(self.tokens, width)
         self._room = both[self.tokens * width :]
         self._embed(source, runner)
@@ -68,6 +69,7 @@ class HiddenStates:
                 count = min(most, len(group) - first)
                 yield table_SX[begin : begin + count * length].view(count, length, -1)
                 begin += count * length
+                self._let_go()
 
     def sequences(self) -> list[Tensor]:
         """(T, D) view of every sequence, shortest first."""
@@ -95,6 +97,12 @@ class HiddenStates:
         for begin in range(0, self.tokens, BATCH_TOKENS):
             part = slice(begin, begin + BATCH_TOKENS)
             self.states_SD[part] = runner.embed(rows, place_S[part]).cpu()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave what is kept in a file to the system, which has it in its cache: it is not ours to hold."""
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
@@ -103,9 +111,11 @@ def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
         batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
 
 
-def _allocate(elements: int, dtype: torch.dtype, file: Path | None) -> Tensor:
+def _allocate(elements: int, dtype: torch.dtype, file: Path | None) -> tuple[Tensor, mmap.mmap | None]:
+    """A table without content, and the mapping that it lies in where there is a file."""
     if file is None:
-        return torch.empty(elements, dtype=dtype)
-    with file.open("wb") as stream:
+        return torch.empty(elements, dtype=dtype), None
+    with file.open("w+b") as stream:
         os.posix_fallocate(stream.fileno(), 0, elements * dtype.itemsize)
-    return torch.from_file(str(file), shared=True, size=elements, dtype=dtype)
+        mapped = mmap.mmap(stream.fileno(), 0)
+    return torch.frombuffer(mapped, dtype=dtype, count=elements), mapped

@@ -1,15 +1,16 @@
 """DSnoT: start from Wanda's zeros, then swap zeros and weights of a row until its expected error is small.
 
-Zhang et al. 2023, arXiv:2310.08915; authors' code lib/prune.py, prune_DSnoT. O: output features, I: input features, G:
-groups of the pattern. No weight that stays changes. Differs from the authors' code on purpose: MLP Linears are refined
-too (theirs skips them by default), variances are over all tokens (theirs within batches), the threshold is per token,
-and a row whose candidates run out is left as it is (theirs walks on into weights that were kept).
+Zhang et al. 2023, arXiv:2310.08915; authors' code lib/prune.py, prune_DSnoT. O: output features, R: some of them, I:
+input features, G: groups of the pattern. No weight that stays changes. Differs from the authors' code on purpose: MLP
+Linears are refined too (theirs skips them by default), variances are over all tokens (theirs within batches), the
+threshold is per token, and a row whose candidates run out is left as it is (theirs walks on into weights that were
+kept).
 """
 
 import torch
 from torch import Tensor
 
-from prunus.pruning.masks import Target
+from prunus.pruning.masks import SLICE, Target
 from prunus.pruning.methods import wanda
 from prunus.pruning.observe import InputStats
 
@@ -24,9 +25,13 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     start_OI = wanda.prune(weight_OI, inputs, target)
     # A weight that is zero already counts as neither: taking it back would gain nothing.
     gone_OI, kept_OI = (start_OI == 0) & (weight_OI != 0), start_OI != 0
-    score_OI = wanda.score(weight_OI, inputs.norm_I)
     width = None if target.pattern is None else target.pattern[1]
-    gone_OI = refine(weight_OI, gone_OI, kept_OI, score_OI, inputs.mean_I, inputs.variance_I, width)
+    # Rows do not depend on each other: a few at a time need less memory, and stay in a CPU's cache.
+    rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
+    for begin in range(0, len(weight_OI), rows):
+        weight_RI, gone_RI, kept_RI = (table[begin : begin + rows] for table in (weight_OI, gone_OI, kept_OI))
+        score_RI = wanda.score(weight_RI, inputs.norm_I)
+        gone_RI.copy_(refine(weight_RI, gone_RI, kept_RI, score_RI, inputs.mean_I, inputs.variance_I, width))
     return weight_OI.masked_fill(gone_OI, 0)
 
 

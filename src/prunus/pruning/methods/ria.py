@@ -17,7 +17,7 @@ def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
     # A row or column of zeros has share 0; the authors' 0/0 is NaN there and never pruned.
     column_I, row_O1 = size_OI.sum(0), size_OI.sum(1, keepdim=True)
     share_OI = size_OI / column_I.masked_fill(column_I == 0, 1)
-    share_OI += size_OI / row_O1.masked_fill(row_O1 == 0, 1)
+    share_OI += size_OI.div_(row_O1.masked_fill(row_O1 == 0, 1))
     return share_OI.mul_(norm_I.float().pow(EXPONENT))
 
 
