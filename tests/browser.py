@@ -146,6 +146,23 @@ class Browser:
         assert "exceptionDetails" not in result, json.dumps(result["exceptionDetails"])
         return result["result"].get("value")
 
+    def frame_text(self, url: str) -> str:
+        """What is written in the frame that shows url, which may run in a process of its own."""
+        targets = self.call("Target.getTargets")["targetInfos"]
+        frame = next((one["targetId"] for one in targets if one["url"] == url), None)
+        if frame is None:  # in the page's own process
+            tree = self.call("Page.getFrameTree")["frameTree"].get("childFrames", [])
+            name = next(one["frame"]["id"] for one in tree if one["frame"]["url"] == url)
+            world = self.call("Page.createIsolatedWorld", frameId=name)["executionContextId"]
+            found = self.call("Runtime.evaluate", expression="document.body.innerText", contextId=world)
+            return found["result"]["value"]
+        page = self.session
+        self.session = self.call("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
+        try:
+            return self.evaluate("document.body.innerText")
+        finally:
+            self.session = page
+
     def let_scripts_run(self, allowed: bool) -> None:
         """Whether pages opened from now on may run their scripts; evaluate works either way."""
         self.call("Emulation.setScriptExecutionDisabled", value=not allowed)

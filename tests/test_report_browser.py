@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from browser import Browser, find_chromium
 from fake_store import BUDGETS, make_store
+from many_runs import rich_store
 
 from prunus.reporting.page import report
 
@@ -31,6 +33,12 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 def page(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     return report(make_store(folder / "results.db", problems=84), folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rich")
+    return report(rich_store(folder / "results.db"), folder / "report.html", published=True)
 
 
 @pytest.fixture
@@ -171,7 +179,8 @@ def downloaded(browser: Browser, folder: Path, button: str) -> str:
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     browser.click(*centre(browser, button))
     deadline = time.monotonic() + 20
-    while not (files := [path for path in folder.iterdir() if path.suffix in (".csv", ".json")]):
+    endings = (".csv", ".json", ".tex")
+    while not (files := [path for path in folder.iterdir() if path.suffix in endings and path.stat().st_size]):
         assert time.monotonic() < deadline, "nothing was downloaded"
         time.sleep(0.05)
     return files[0].read_text("utf-8")
@@ -191,6 +200,75 @@ def test_numbers_can_be_downloaded(opened, tmp_path):
     data = json.loads(downloaded(opened, tmp_path / "json", "document.querySelector('#methods .actions button')"))
     assert len(data["comparison"]["others"]) == 6 and len(data["summaries"]) == 7
     assert opened.problems == []
+
+
+def test_tables_can_be_taken_into_a_paper(opened, tmp_path):
+    button = "document.querySelector('table.verdicts').parentElement.previousElementSibling.lastElementChild"
+    text = downloaded(opened, tmp_path, button)
+    lines = text.splitlines()
+    assert lines[1] == r"\begin{tabular}{lrrrrrrr}" and lines[-1] == r"\end{tabular}"
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert len(rows) == 1 + 7 and {line.count(" & ") for line in rows} == {7}
+    assert r"Wanda 20~\%" in text and re.search(r"Wanda 50~\\% & worse & \$-\$\d+\.\d", text)
+
+
+def test_values_with_an_interval_sort_by_the_value(opened):
+    column = (
+        "[...document.querySelectorAll('table.verdicts tbody tr')].map(row => row.cells[2].innerText.split('\\n')[0])"
+    )
+    opened.click(*centre(opened, "document.querySelectorAll('table.verdicts th button')[2]"))
+    numbers = [float(text.replace("−", "-")) for text in opened.evaluate(column) if text]
+    assert len(numbers) == 6 and numbers == sorted(numbers) and numbers[0] < -30
+
+
+def test_all_variants_can_be_hidden_and_shown_at_once(opened):
+    before = visible_count(opened, ".run")
+    opened.click(*centre(opened, "document.querySelector('.legend .actions').lastElementChild"))
+    assert visible_count(opened, ".run:not(.keep):not(.r0)") == 0 and visible_count(opened, ".r0") > 5
+    opened.click(*centre(opened, "document.querySelector('.legend .actions').firstElementChild"))
+    assert visible_count(opened, ".run") == before
+
+
+def test_texts_beside_the_page_are_read_when_they_are_opened(browser, rich):
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.open(rich)
+    browser.evaluate("document.querySelectorAll('details.flips').forEach(one => one.open = true)")
+    browser.settle()
+    assert list(browser.requests.values()) == [rich.resolve().as_uri()] and visible_count(browser, "iframe") == 0
+    assert browser.evaluate("document.querySelectorAll('a.beside').length") > 20
+    row = "document.querySelector('a.beside').closest('details.flip')"
+    centre(browser, f"{row}.firstElementChild")
+    browser.settle()  # rows above it get their true height once they are in sight
+    browser.click(*centre(browser, f"{row}.firstElementChild"))
+    deadline = time.monotonic() + 20
+    while len(browser.requests) < 2:
+        assert time.monotonic() < deadline, "the frame was not loaded"
+        browser.settle()
+        time.sleep(0.05)
+    source = browser.evaluate("document.querySelector('iframe').src")
+    assert list(browser.requests.values())[1:] == [source] and source.startswith("file:")
+    assert browser.evaluate("document.querySelector('iframe').getAttribute('sandbox')") == ""
+    text = browser.frame_text(source)
+    assert text.count("thinking tokens") == 2 and "so so so" in text
+    browser.click(*centre(browser, f"{row}.firstElementChild"))
+    assert browser.evaluate("document.querySelectorAll('iframe').length") == 0
+    assert browser.problems == [] and browser.evaluate("window.pwned") is None
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 900, 1440])
+def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
+    browser.problems.clear()
+    browser.open(rich, width, dark=dark)
+    browser.evaluate("document.querySelectorAll('details:not(.flip)').forEach(one => one.open = true)")
+    browser.settle()
+    assert browser.problems == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    for css, count in ((".modes", 1), (".draws", 1), (".parallel", 1), (".scaling", 1), ("svg.linears", 2)):
+        assert visible_count(browser, css) == count, css
+    assert visible_count(browser, "#modes svg.chart") == 2
+    assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
 
 
 def test_texts_open_side_by_side_and_do_nothing(opened):

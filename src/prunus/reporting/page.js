@@ -68,7 +68,11 @@ function addReadout(svg) {
   svg.addEventListener("blur", hide);
 }
 
-const plain = (cell) => cell.innerText.trim().replace(/\s+/g, " ").replace(/\u2212/g, "-").replace(/\u202f/g, "");
+function plain(cell) {
+  const small = cell.querySelector(":scope > small")?.innerText ?? "", text = cell.innerText;
+  const whole = small ? `${text.slice(0, text.lastIndexOf(small))} (${small})` : text;
+  return whole.trim().replace(/[\t\n\r ]+/g, " ").replace(/\u2212/g, "-").replace(/\u202f/g, "");
+}
 const bare = (cell) => cell.textContent.trim().replace(/\u2212/g, "-").replace(/\u202f/g, ""); // quick: no layout
 const numeric = (text) => (text === "" || text === "\u2013" ? NaN : Number(text.replace(/^[<+]/, "")));
 
@@ -121,7 +125,7 @@ function download(name, type, text) {
   link.href = URL.createObjectURL(new Blob([text], { type }));
   link.download = name;
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000); // the browser may be slow to start reading
 }
 
 function addButtons(before, actions) {
@@ -151,6 +155,19 @@ document.querySelectorAll("table.sortable").forEach((table) => {
     ["LaTeX", () => download(`${name}.tex`, "text/plain", latexOf(table))],
   ]);
 });
+for (const link of document.querySelectorAll("details.flip > p > a.beside")) {
+  const row = link.closest("details.flip");
+  row.addEventListener("toggle", () => {
+    row.querySelector(":scope > iframe")?.remove();
+    if (!row.open) return;
+    const frame = document.createElement("iframe");
+    frame.setAttribute("sandbox", ""); // before it has anything to show
+    frame.className = "trace";
+    frame.title = "Both texts";
+    frame.src = link.href;
+    link.parentElement.before(frame);
+  });
+}
 const legend = document.querySelector(".legend");
 if (legend && legend.querySelectorAll("input:not(:disabled)").length > 3) {
   const row = addButtons(legend.firstElementChild, [["All", () => setAll(true)], ["None", () => setAll(false)]]);

@@ -1,8 +1,9 @@
 """The page's section about problems that flipped: both traces side by side. Texts are hostile.
 
-A few stand in the page itself. The rest go into small pages in a folder beside it, which frames load when they are
-opened: a script could not fetch them from `file:`, and a frame without scripts can hold any text. Rows out of sight are
-not laid out (`content-visibility`), so that long lists stay quick.
+A few stand in the page itself. The rest go into small pages in a folder beside it, to which a row links. The script
+puts a sandboxed frame above the link when the row is opened and takes it away when it is closed: `fetch` is forbidden
+on `file:`, `loading="lazy"` is ignored there, and a frame without scripts can hold any text. Rows out of sight are not
+laid out (`content-visibility`), so that long lists stay quick.
 """
 
 from collections.abc import Callable, Sequence
@@ -109,11 +110,8 @@ def _group(look: Look, found: Sequence[Flip], items: Sequence[str]) -> str:
 def _item(case: Case, shown: bool, link: str | None) -> str:
     body = _sides(case, TEXT_LIMIT) if shown else ""
     if link:
-        frame = (
-            f'<iframe class="trace" sandbox="" loading="lazy" src="{link}" title="Both texts"></iframe>'
-            f'<p class="soft"><a href="{link}" target="_blank" rel="noopener">Open both texts in a tab</a></p>'
-        )
-        body += f"<details><summary>The whole texts</summary>{frame}</details>" if shown else frame
+        what = "Open the whole texts in a tab" if shown else "Open both texts in a tab"
+        body += f'<p class="soft"><a class="beside" href="{link}" target="_blank" rel="noopener">{what}</a></p>'
     sign = '<span class="word better">gained</span>' if case.flip.gained else '<span class="word worse">lost</span>'
     return f'<details class="flip"><summary>{sign} {_headline(case)}</summary>{body}</details>'
 

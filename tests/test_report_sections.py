@@ -1,0 +1,265 @@
+"""The sections beyond curves: both modes, several draws, scaling, every Linear, what is missing, all that flipped."""
+
+import re
+from pathlib import Path
+
+import pytest
+from fake_store import make_store, run_of
+from html_page import Page
+from many_runs import BUDGETS, DRAWS, NAMES, rich_store
+
+from prunus.errors import PrunusError
+from prunus.recipes import EvalPlan
+from prunus.reporting import traces
+from prunus.reporting.changes import flips, linear_sparsities
+from prunus.reporting.evidence import linear_map
+from prunus.reporting.labels import Look
+from prunus.reporting.page import report
+from prunus.reporting.standing import planned_rows, standing
+from prunus.results.comparison import compare, summarise
+from prunus.results.store import Run, Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return rich_store(tmp_path_factory.mktemp("rich") / "results.db")
+
+
+@pytest.fixture(scope="module")
+def page(store) -> Page:
+    return Page(report(store, store.parent / "report.html"))
+
+
+def section(page: Page, name: str) -> str:
+    (index,) = [k for k, (_, attributes) in enumerate(page.elements) if attributes.get("id") == name]
+    return page.text(index)
+
+
+# Strict and legacy
+
+
+def test_the_strict_dense_run_is_the_base_and_legacy_stands_beside_it(page, store):
+    with Store(store) as opened:
+        runs = {(run.model["name"], run.plan["mode"]): run.run_id for run in opened.runs()}
+        summaries = {key: summarise(opened, run)["tasks"]["tiny"]["budgets"] for key, run in runs.items()}
+    assert runs["tiny", "strict"] in page.all("p", "kicker")[0]
+    rows = page.rows("modes")[1:]
+    assert [(row[0].strip(), int(row[2])) for row in rows] == [
+        (name, budget) for name in ("dense", "Wanda 20\xa0%") for budget in BUDGETS
+    ]
+    for row, (name, budget) in zip(rows, [(n, b) for n in NAMES[:2] for b in BUDGETS], strict=True):
+        strict, legacy = (summaries[name, mode][budget] for mode in ("strict", "legacy"))
+        shares = [strict["accuracy"], legacy["accuracy"], legacy["accuracy"] - strict["accuracy"]]
+        shares += [strict["leaked"], legacy["leaked"]]
+        shown = [float(text.replace("−", "-")) for text in row[3:8]]
+        assert shown == pytest.approx([100 * share for share in shares], abs=0.051)
+        assert float(row[10].replace("\u202f", "")) == pytest.approx(legacy["tokens"]["answer"]["mean"], abs=0.5)
+    assert page.source.count("in strict and legacy mode") == 2
+
+
+def test_runs_that_the_section_shows_are_not_said_to_be_left_out(page):
+    (warning,) = page.all("div", "warnings")
+    assert "left out: mode" not in warning and "legacy" not in warning
+
+
+def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
+    with Store(store) as opened:
+        (base,) = [r.run_id for r in opened.runs() if (r.model["name"], r.plan["mode"]) == ("tiny", "legacy")]
+    page = Page(report(store, tmp_path / "a.html", base=base))
+    (warning,) = page.all("div", "warnings")
+    assert "mode legacy: the budget bounds the thinking only, and an answer may take 32\u202f768 tokens" in warning
+    assert "does not bound the tokens of dense and Wanda 20\xa0%" in warning
+    assert len(page.rows("modes")) == 1 + 2 * len(BUDGETS)
+
+
+def test_without_two_modes_there_is_no_such_section(tmp_path):
+    path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=6, budgets=(16,))
+    page = Page(report(path, tmp_path / "a.html"))
+    assert not [1 for _, attributes in page.elements if attributes.get("id") == "modes"]
+
+
+def test_two_dense_models_still_need_a_base(tmp_path):
+    path = make_store(tmp_path / "a.db", names=("tiny",), problems=6, budgets=(16,))
+    with Store(path) as opened:
+        other = run_of("tiny", EvalPlan(tasks=("tiny",), budgets=(16,), mode="legacy"), 9)  # other weights
+        opened.add_run(other)
+    with pytest.raises(PrunusError, match="--base"):
+        report(path, tmp_path / "a.html")
+
+
+# Several draws
+
+
+def test_several_draws_are_summarises(page, store):
+    with Store(store) as opened:
+        summary = summarise(opened, opened.runs()[0].run_id)["tasks"]["tiny"]
+    rows = [row for row in page.rows("draws")[1:] if row[0].strip() == "dense"]
+    assert page.rows("draws")[0][3:] == ["k = 1", "k = 2", "k = 4"] and DRAWS == 4
+    for way, key in (("Any of k correct", "pass_at"), ("Majority of k", "maj_at")):
+        found = {int(row[1]): [float(text) for text in row[3:]] for row in rows if row[2] == way}
+        for budget in BUDGETS:
+            values = [100 * value for value in summary["budgets"][budget][key].values()]
+            assert found[budget] == pytest.approx(values, abs=0.051)
+    rows = [row for row in page.rows("parallel")[1:] if row[0].strip() == "dense"]
+    assert len(rows) == len(summary["parallel"]) > 0
+    for row, wanted in zip(rows, summary["parallel"], strict=True):
+        assert row[1:3] == [str(wanted["budget"]), f"{wanted['chains']} × {wanted['chain_budget']}"]
+        assert float(row[4]) == pytest.approx(100 * wanted["sequential"], abs=0.051)
+        assert (row[10] == "") == (wanted["used"] is None)
+
+
+def test_fans_start_on_the_curve_of_single_chains(page):
+    (fan,) = re.findall(r'aria-label="dense: one chain or several.*?</svg>', page.source, re.DOTALL)
+    groups = re.findall(r'<g class="([^"]+)">(.*?)</g>', fan, re.DOTALL)
+    places: dict = {}
+    for css, body in groups:
+        marks = re.findall(r'class="mark" transform="translate\(([^)]+)\)"', body)
+        if marks:
+            places.setdefault(css, []).append(marks)
+    (single,) = places["c0 d0"]
+    assert [branch[0] for branch in places["branch"]] == single
+    assert all(len(branch) == 3 for branch in places["branch"])
+
+
+def test_one_draw_has_no_such_section(tmp_path):
+    path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=6, budgets=(16, 64))
+    page = Page(report(path, tmp_path / "a.html"))
+    assert page.rows("draws") == [] and "Several draws" not in page.all("h2")
+
+
+# Scaling
+
+
+def test_scaling_is_summarises(page, store):
+    with Store(store) as opened:
+        summary = summarise(opened, opened.find_runs("wanda-50")[0].run_id)["tasks"]["tiny"]
+    head, *rows = page.rows("scaling")
+    (row,) = [row for row in rows if row[0].strip().startswith("Wanda 50")]
+    cells = dict(zip(head, row, strict=True))
+    for title, value in (
+        ("Area,%", summary["auc"]["value"]), ("Per doubling,points", summary["slope"]["value"]),
+        ("First to lastbudget, points", summary["gain"]["value"]), ("Best,%", summary["performance"]["value"]),
+        ("Withinbudget, %", summary["control_total"]),
+    ):  # fmt: skip
+        (number,) = re.findall(r"^[+−]?\d+\.\d", cells[title])
+        assert float(number.replace("−", "-")) == pytest.approx(100 * value, abs=0.051), title
+    kept = compare(store, summary_base(store), ["wanda-50"])["others"][0]["tasks"]["tiny"]["slope"]["retention"]
+    assert float(cells["Slope kept,%"]) == pytest.approx(100 * kept, abs=0.051)
+
+
+def summary_base(store: Path) -> str:
+    with Store(store) as opened:
+        return opened.runs()[0].run_id
+
+
+# What is missing
+
+
+def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
+    (warning,) = page.all("div", "warnings")
+    assert "Not finished: ShortGPT −1\xa0block has 50.0 % of the answers that the plan asks for" in warning
+    with Store(store) as opened:
+        runs = {(run.model["name"], run.plan["mode"]): run for run in opened.runs()}
+        half = standing(opened, runs["drop-1", "strict"])
+        assert (half.done, half.planned) == (30 * 6 * DRAWS, 60 * 6 * DRAWS) and half.missing == half.done
+        assert standing(opened, runs["tiny", "strict"]).missing == 0
+    rows = {row[0].strip(): row[1:] for row in page.rows("costs")}
+    assert [rows["ShortGPT −1\xa0block"][k].replace("\u202f", "") for k in (0, 1)] == ["720", "1440"]
+
+
+def test_tokens_that_budgets_share_are_counted_once(store):
+    with Store(store) as opened:
+        run = opened.runs()[0]
+        samples = opened.samples(run.run_id)
+        one = standing(opened, run)
+    chains: dict = {}
+    for s in samples:
+        chains.setdefault((s.problem_id, s.draw), {})[s.budget] = s
+    assert one.thinking == sum(chain[max(BUDGETS)].thinking_tokens for chain in chains.values())
+    answers = 0
+    for chain in chains.values():
+        lengths = [chain[budget].thinking_tokens for budget in BUDGETS]
+        answers += sum(s.answer_tokens for s in chain.values() if s.ended == "forced")
+        answers += next((s.answer_tokens for s in chain.values() if s.ended == "natural"), 0)
+        assert lengths == sorted(lengths)
+    assert one.answer == answers
+
+
+def test_a_plan_with_a_limit_or_without_sense(store):
+    with Store(store) as opened:
+        run = opened.runs()[0]
+        assert planned_rows(opened, Run("r", run.model, run.plan | {"limit": 7}, {})) == 7 * 6 * DRAWS
+        assert planned_rows(opened, Run("r", run.model, run.plan | {"tasks": None}, {})) is None
+
+
+# Every Linear
+
+
+def test_every_linear_in_the_numbering_of_the_original():
+    steps = [
+        {"action": "prune", "sparsity": {"model.layers.0.mlp.up": 0.2, "model.layers.2.mlp.up": 0.4, "lm_head": 1.0}},
+        {"action": "drop", "blocks_removed": [1]},
+        {"action": "prune", "sparsity": {"model.layers.1.mlp.up": 0.6, "model.layers.1.attn.q": 0.1}},
+    ]
+    run = Run("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
+    assert linear_sparsities(run) == {"mlp.up": [0.2, None, 0.6], "attn.q": [None, None, 0.1]}
+    picture = linear_map(Look(1, "r", "a", 1, 0, 1), run)
+    titles = re.findall(r"<title>([^<]+)</title>", picture)
+    assert titles == [
+        "mlp.up, block 0: 20.0 %", "mlp.up, block 1: none", "mlp.up, block 2: 60.0 %", "attn.q, blocks 0 to 1: none",
+        "attn.q, block 2: 10.0 %",
+    ]  # fmt: skip
+    assert linear_map(Look(0, "r", "a", 0, 0, 0), Run("r", {"blocks": 2, "manifest": {}}, {}, {})) == ""
+
+
+# All that flipped
+
+
+def test_every_flip_is_listed_and_its_texts_are_in_the_page_or_beside_it(page, store):
+    with Store(store) as opened:
+        ids = [run.run_id for run in opened.runs()][:4]
+        base = opened.samples(ids[0])
+        found = [flips(base, opened.samples(run)) for run in ids[1:]]
+        whole = {s.text for run in ids for s in opened.samples(run, texts=True) if s.budget == 1024}
+    items = [k for k, (tag, a) in enumerate(page.elements) if (tag, a.get("class")) == ("details", "flip")]
+    assert len(items) == sum(map(len, found))
+    frames = [a["href"] or "" for tag, a in page.elements if tag == "a"]
+    inside = page.all("pre", "answer")
+    assert len(items) == len(inside) // 2 + len(frames) and frames
+    for frame in frames:
+        small = Page(store.parent / frame)
+        assert len(small.all("pre", "answer")) == 2 and len(small.all("pre", "thinking")) == 2
+    shown = inside + [text for frame in frames for text in Page(store.parent / frame).all("pre", "answer")]
+    from prunus.reporting.text import visible
+
+    assert set(shown) <= {visible(text) for text in whole}
+    assert f"{len(frames)} pairs of texts lie in the folder report_files" in section(page, "flips")
+
+
+def test_a_small_store_needs_no_folder(tmp_path):
+    path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=40, texts=())
+    page = Page(report(path, tmp_path / "a.html"))
+    with Store(path) as opened:
+        found = flips(*(opened.samples(run.run_id) for run in opened.runs()))
+    assert len(page.all("pre", "answer")) == 2 * len(found) > 2 * traces.FLIPS_PER_RUN
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.db", "a.html"]
+
+
+def test_the_folder_is_replaced_with_the_page_and_never_with_other_things(store, tmp_path):
+    out, folder = tmp_path / "my report.html", tmp_path / "my report_files"
+    report(store, out)
+    names = sorted(path.name for path in folder.iterdir())
+    page = Page(out)
+    assert all((a["href"] or "").startswith("my%20report_files/") for tag, a in page.elements if tag == "a")
+    (folder / "flip-1-9999.html").write_text("old")
+    out.unlink()
+    with pytest.raises(PrunusError, match="my report_files' exists"):
+        report(store, out)
+    assert not out.exists() and (folder / "flip-1-9999.html").exists()
+    report(store, out, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == names
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(PrunusError, match="holds other files"):
+        report(store, out, overwrite=True)
+    assert (folder / "mine.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my report.html", "my report_files"]
