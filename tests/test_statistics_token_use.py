@@ -5,7 +5,7 @@ from math import isnan, sqrt
 import numpy as np
 import pytest
 
-from prunus.results import scaling, token_use
+from prunus.results import paired, scaling, token_use
 from prunus.results.arrays import Table
 from prunus.results.store import Sample
 
@@ -60,17 +60,23 @@ def test_a_slower_model_is_as_good_for_its_tokens_or_worse():
     assert same is not None and (same["difference"], same["p"]) == (0, 1)
 
 
-def test_ratio_of_tokens():
-    base, other = (table(*outcome) for outcome in chains(np.random.default_rng(2), 60, 2, 2.0))
-    for b, cell in enumerate(token_use.token_ratios(base, other, 0, 2000)):
-        ours, theirs = other.used[:, b].mean(axis=1), base.used[:, b].mean(axis=1)
-        assert (cell["tokens"], cell["base_tokens"]) == pytest.approx((ours.mean(), theirs.mean()))
-        ratio = ours.mean() / theirs.mean()
-        assert cell["tokens_ratio"] == pytest.approx(ratio)
-        spread = (ours - ratio * theirs).std(ddof=1) / sqrt(60) / theirs.mean()  # the delta method's
-        assert (cell["tokens_ratio_low"], cell["tokens_ratio_high"]) == pytest.approx(
-            (ratio - 1.96 * spread, ratio + 1.96 * spread), abs=0.4 * spread
-        )
+def test_ratio_of_tokens_covers_and_has_the_bootstraps_ends():
+    rng = np.random.default_rng(2)
+    base, other = (table(*outcome) for outcome in chains(rng, 60, 2, 2.0))
+    ours, theirs = (t.used.mean(axis=2).astype(float) for t in (other, base))
+    draws = paired.bootstrap([np.hstack([ours, theirs])], 10_000)
+    low, high = paired.percentile_interval(draws[:, :5] / draws[:, 5:])
+    for b, cell in enumerate(token_use.token_ratios(base, other)):
+        assert (cell["tokens"], cell["base_tokens"]) == pytest.approx((ours[:, b].mean(), theirs[:, b].mean()))
+        assert cell["tokens_ratio"] == pytest.approx(ours[:, b].mean() / theirs[:, b].mean())
+        ends = cell["tokens_ratio_low"], cell["tokens_ratio_high"]
+        assert ends == pytest.approx((low[b], high[b]), abs=0.12 * (high[b] - low[b]) + 1e-9)
+    big = [thinking.mean(axis=(0, 2)) + 5 for _, thinking in chains(rng, 200_000, 2, 2.0)]
+    truth = big[1] / big[0]
+    cells = [token_use.token_ratios(*(table(*outcome) for outcome in chains(rng, 40, 1, 2.0))) for _ in range(300)]
+    for b in range(1, 5):
+        inside = [run[b]["tokens_ratio_low"] <= truth[b] <= run[b]["tokens_ratio_high"] for run in cells]
+        assert np.mean(inside) == pytest.approx(0.95, abs=4 * sqrt(0.05 * 0.95 / 200) + 0.01)
 
 
 def test_nothing_shared_is_none():
@@ -90,8 +96,8 @@ def test_errors_are_those_of_repeated_benchmarks(slower):
         return np.hstack([part.mean(axis=2) for outcome in chains(rng, problems, 2, slower) for part in outcome])
 
     truth = float(token_use.area_differences(columns(200_000).mean(axis=0)))
-    found = [scaling.jackknife(columns(50), token_use.area_differences) for _ in range(400)]
+    found = [scaling.jackknife(columns(40), token_use.area_differences) for _ in range(225)]
     values, errors = np.array(found).T
-    assert values.mean() == pytest.approx(truth, abs=4 * values.std() / 20)
-    assert errors.mean() == pytest.approx(values.std(), rel=0.15)
-    assert np.mean(np.abs(values - truth) <= 2.0 * errors) == pytest.approx(0.95, abs=4 * sqrt(0.05 * 0.95 / 400))
+    assert values.mean() == pytest.approx(truth, abs=4 * values.std() / 15)
+    assert errors.mean() == pytest.approx(values.std(), rel=0.2)  # 4 / sqrt(2 * 225)
+    assert np.mean(np.abs(values - truth) <= 2.0 * errors) == pytest.approx(0.95, abs=4 * sqrt(0.05 * 0.95 / 225))

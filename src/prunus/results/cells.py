@@ -63,9 +63,7 @@ def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int) -> di
     _add_bands(found[: len(budgets)], paired.estimate(extended), draws)
     if len(pairs) == 1:
         _add_pairing(found, base_means[0], other_means[0])
-        for cell, use in zip(
-            found, token_use.token_ratios(pairs[0].base, pairs[0].other, seed, resamples), strict=False
-        ):
+        for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
             cell |= use
         if size["samples"] == 1:
             _add_mcnemar(found[: len(budgets)], strata[0])

@@ -184,7 +184,7 @@ def _entry(
     _set_adjusted([cell for task in done.values() for cell in task["budgets"].values()])
     for task, pair in pairs.items():
         done[task]["auc_tokens"] = token_area_cell(pair.base, pair.other, seed, resamples)
-        done[task]["parallel"] = compare_change(pair.base, pair.other, seed)
+        done[task]["parallel"] = compare_change(pair.base, pair.other, seed, resamples)
     if len(done) == 1:
         (entry["primary"],) = (task[AUC] for task in done.values())
     else:

@@ -74,7 +74,7 @@ def bootstrap(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 
     return means / len(strata)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _counts(sizes: tuple[int, ...], resamples: int, seed: int) -> list[NDArray[np.uint8]]:
     """How often each resample has each problem, an (R, P) array for each task; runs on one set of problems share it.
 

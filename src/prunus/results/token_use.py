@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from prunus.results import paired, scaling
 from prunus.results.arrays import Table
@@ -14,25 +15,26 @@ from prunus.results.arrays import Table
 Floats = NDArray[np.float64]
 
 
-def token_ratios(base: Table, other: Table, seed: int, resamples: int) -> list[dict[str, float]]:
+def token_ratios(base: Table, other: Table) -> list[dict[str, float]]:
     """Per budget tokens and base_tokens (mean used by a draw) and tokens_ratio with its 95 % interval (_low, _high).
 
-    The interval is a percentile bootstrap over problems of the ratio of means; a ratio has no pseudo-problems.
+    The interval is the delta method's for the logarithm of a ratio of means, with Student's quantile; nan where base
+    used nothing, and for one problem.
     """
-    theirs, ours = (table.used.mean(axis=2).astype(float) for table in (base, other))
-    draws = paired.bootstrap([np.hstack([ours, theirs])], resamples, seed)
-    B = ours.shape[1]
-    with np.errstate(divide="ignore", invalid="ignore"):  # nothing is used by a model that stops at once
-        low, high = paired.percentile_interval(draws[:, :B] / draws[:, B:])
-        ratio = ours.mean(axis=0) / theirs.mean(axis=0)
-    columns = {
-        "tokens": ours.mean(axis=0),
-        "base_tokens": theirs.mean(axis=0),
-        "tokens_ratio": ratio,
-        "tokens_ratio_low": low,
-        "tokens_ratio_high": high,
-    }
-    return [{name: float(column[b]) for name, column in columns.items()} for b in range(B)]
+    theirs_PB, ours_PB = (table.used.mean(axis=2).astype(float) for table in (base, other))
+    P, theirs_B, ours_B = len(theirs_PB), theirs_PB.mean(axis=0), ours_PB.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_B = ours_B / theirs_B
+        log_PB = ours_PB / ours_B - theirs_PB / theirs_B  # each problem's part in the logarithm
+        spread_B = stats.t.ppf(0.975, P - 1) * np.sqrt((log_PB**2).sum(axis=0) / np.float64(P - 1) / P)
+        columns = {
+            "tokens": ours_B,
+            "base_tokens": theirs_B,
+            "tokens_ratio": ratio_B,
+            "tokens_ratio_low": ratio_B * np.exp(-spread_B),
+            "tokens_ratio_high": ratio_B * np.exp(spread_B),
+        }
+    return [{name: float(column[b]) for name, column in columns.items()} for b in range(len(ratio_B))]
 
 
 def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dict[str, Any] | None:
