@@ -87,6 +87,16 @@ def test_two_dense_models_still_need_a_base(tmp_path):
         report(path, tmp_path / "a.html")
 
 
+def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
+    path = make_store(tmp_path / "a.db", names=("tiny", "wanda-20"), problems=12, budgets=(64, 1024), draws=3)
+    entry = compare(path, "tiny")["others"][0]
+    assert entry["verdict"] == "cannot tell"
+    row = Page(report(path, tmp_path / "a.html")).rows("verdicts")[2]
+    settle = entry["primary"]["settle"]
+    wanted = [f"{settle[key]:,} {key}".replace(",", "\u202f") for key in ("draws", "problems") if settle[key]]
+    assert row[1] == "cannot tell" + f"{' or '.join(wanted)} would do" and wanted
+
+
 # Several draws
 
 
@@ -245,7 +255,9 @@ def test_a_small_store_needs_no_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.db", "a.html"]
 
 
-def test_the_folder_is_replaced_with_the_page_and_never_with_other_things(store, tmp_path):
+def test_the_folder_is_replaced_with_the_page_and_never_with_other_things(tmp_path_factory, tmp_path):
+    store = make_store(tmp_path_factory.mktemp("long") / "a.db", names=("tiny", "wanda-50"), problems=40, budgets=(64,),
+                       texts=["so " * 4000])  # fmt: skip
     out, folder = tmp_path / "my report.html", tmp_path / "my report_files"
     report(store, out)
     names = sorted(path.name for path in folder.iterdir())

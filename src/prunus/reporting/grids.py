@@ -32,16 +32,14 @@ def verdicts(view: View) -> Grid:
     ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
     pictures = forest(ends, view.margin)
     task, budget = last_cell(view)
-    extra = [column for column in _MORE_VERDICT if any(_draws(cell.get(column.key)) is not None for cell in primaries)]
     rows = []
     for look, summary, entry, picture in zip(view.looks, view.summaries, view.entries, ["", *pictures], strict=True):
         if entry is None:
-            values: list[Any] = [None] * (5 + len(extra))
+            values: list[Any] = [None] * 5
         else:
             cell = entry["primary"]
-            remark = "within the margin" if entry["verdict"] == "worse" and entry["within_margin"] else ""
-            values = [Word(entry["verdict"], remark), _interval(cell, "difference"), Picture(picture)]
-            values += [cell["p_adjusted"], cell["mde"], *(_draws(cell.get(column.key)) for column in extra)]
+            values = [Word(entry["verdict"], _remark(entry)), _interval(cell, "difference"), Picture(picture)]
+            values += [cell["p_adjusted"], cell["mde"]]
         last = cells_of(summary, task).get(budget)
         values += [None, None] if last is None else [_interval(last, "accuracy"), last["tokens"]["total"]["mean"]]
         rows.append((look, values))
@@ -49,20 +47,19 @@ def verdicts(view: View) -> Grid:
         Column("run", "Model"), Column("verdict", "Verdict"),
         Column("difference", "Difference over|the curve, points", points), Column("", "0 and margin|(dashed)"),
         Column("p_adjusted", "p adjusted", probability), Column("mde", "MDE,|points", percent),
-        *extra,
         Column("accuracy", f"Accuracy, %|at budget {budget}", percent),
         Column("tokens", f"Tokens used|at budget {budget}", count),
     ]  # fmt: skip
     return Grid("verdicts", "Verdicts", "verdicts sortable", columns, rows, keep=True)
 
 
-# What a primary cell may hold besides.
-_MORE_VERDICT = (Column("settle", "Draws to|settle it", count),)
-
-
-def _draws(value: Any) -> Any:
-    """The draws that would settle a contrast, or the number as it is."""
-    return value.get("draws") if isinstance(value, dict) else value
+def _remark(entry: Data) -> str:
+    """Whether a loss is within the margin; of what cannot be told, how much more it would take."""
+    if entry["verdict"] == "worse" and entry["within_margin"]:
+        return "within the margin"
+    settle = entry["primary"].get("settle") or {}
+    wanted = [f"{count(settle[key])} {key}" for key in ("draws", "problems") if settle.get(key)]
+    return f"{' or '.join(wanted)} would do" if entry["verdict"] == "cannot tell" and wanted else ""
 
 
 def _plain(value: Any) -> Any:

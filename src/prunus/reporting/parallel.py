@@ -144,8 +144,8 @@ def parallel_section(view: View, task: str) -> str:
         "beat one long chain for the same tokens."
     )
     return (
-        f'<section><h2>{title}</h2>{soft(note)}<div class="pair">{curves}</div><h3>One long chain or several short '
-        f'ones</h3>{soft(equal)}<div class="panels">{fans}</div>{table}'
+        f'<section><h2>{title}</h2>{soft(note)}<div class="panels three">{curves}</div>'
+        f'<h3>One long chain or several short ones</h3>{soft(equal)}<div class="panels">{fans}</div>{table}'
         f"<details><summary>Several draws in numbers</summary>{draw_grid(view, task).html()}</details></section>"
     )
 

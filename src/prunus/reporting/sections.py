@@ -22,7 +22,8 @@ def verdict_section(view: View) -> str:
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
         f"problem, with a 95 % interval. p: adjusted over the {len(view.runs) - 1} runs (Holm). Non-inferior: the "
         f"one-sided 95 % bound lies above −{100 * view.margin:g} points (dashed). MDE: the true difference that would "
-        f"be found four times in five.{where}"
+        f"be found four times in five. What would do: draws of each problem, or problems with as many draws as now, "
+        f"that would find the difference seen (the margin, if that is more) four times in five.{where}"
     )
     return f'<section id="verdicts"><h2>Verdicts</h2>{grids.verdicts(view).html()}{soft(note)}</section>'
 

@@ -63,7 +63,7 @@ def missing_notes(view: View, standings: Sequence[Standing]) -> list[str]:
     rest = f", and {len(lacking) - 6} more" if len(lacking) > 6 else ""
     return [
         f"Not finished: {', '.join(parts)}{rest} of the answers that the plan asks for. Numbers are of the problems "
-        "that are complete; the same `prunus eval` goes on where it stopped."
+        "that are complete; the same command goes on where it stopped."
     ]
 
 
