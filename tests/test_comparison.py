@@ -179,6 +179,14 @@ def test_many_problems_need_no_t_interval(tmp_path):
     assert entry["primary"]["t_low"] is entry["primary"]["t_high"] is None
 
 
+def test_ends_are_two_sided_95_percent_and_the_bound_is_one_sided(tmp_path):
+    runs = {name: random_run(seed, 0.6, problems=400, draws=2) for seed, name in enumerate(("dense", "pruned"))}
+    (entry,) = compare(fill(tmp_path / "s.db", runs), "dense")["others"]
+    cell = entry["primary"]
+    for name, quantile in (("low", -1.96), ("lower_bound", -1.645), ("high", 1.96)):
+        assert (cell[name] - cell["difference"]) / cell["se"] == pytest.approx(quantile, abs=0.1)
+
+
 def test_slope_is_kept_or_lost(tmp_path):
     """Retention is said only where the base has a slope to keep."""
     grows = grid(lambda _task, p, budget, _draw: p < {0: 0, 16: 10, 64: 30}[budget], problems=40)
