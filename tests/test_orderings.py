@@ -23,7 +23,7 @@ from prunus.pruning.observe import InputStats
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
-CALIBRATION, HELD_OUT, SEQLEN = 8, 4, 512
+CALIBRATION, HELD_OUT, SEQLEN = 8, 2, 512
 HALF, MORE = Target(0.5), Target(0.6)
 TWO_OF_FOUR, FOUR_OF_EIGHT = Target(0.5, pattern=(2, 4)), Target(0.5, pattern=(4, 8))
 
