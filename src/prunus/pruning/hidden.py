@@ -92,11 +92,13 @@ class HiddenStates:
 
     def _embed(self, source: Checkpoint, runner: Runner) -> None:
         ids_S = torch.tensor([token for _, group in self.groups for ids in group for token in ids])
-        used, place_S = ids_S.unique(return_inverse=True)
-        rows = source.tensors[EMBEDDING].read_rows(used.tolist())  # a large vocabulary is not worth loading whole
+        embedding = source.tensors[EMBEDDING]
         for begin in range(0, self.tokens, BATCH_TOKENS):
             part = slice(begin, begin + BATCH_TOKENS)
-            self.states_SD[part] = runner.embed(rows, place_S[part]).cpu()
+            # A large vocabulary is not worth loading whole, nor mapping at once: what lies around a row comes with it.
+            used, place_S = ids_S[part].unique(return_inverse=True)
+            rows = torch.cat([embedding.read_rows(some.tolist()) for some in used.split(64)])
+            self.states_SD[part] = runner.embed(rows, place_S).cpu()
             self._let_go()
 
     def _let_go(self) -> None:
