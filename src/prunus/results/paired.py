@@ -98,15 +98,11 @@ def percentile_interval(draws: Floats, level: float = 0.95) -> tuple[Floats, Flo
     return np.quantile(draws, tail, axis=0), np.quantile(draws, 1 - tail, axis=0)
 
 
-def lower_bound(draws: Floats, level: float = 0.95) -> Floats:
-    """(C,) one-sided bound: non-inferior means that it lies above minus the margin."""
-    return np.quantile(draws, 1 - level, axis=0)
-
-
 def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """(C,) low and high of the bias-corrected and accelerated interval (Efron 1987) from bootstrap draws of strata.
 
-    Draws equal to the estimate count half, as the distribution is discrete. Equal draws give a point.
+    Draws equal to the estimate count half, as the distribution is discrete. Equal draws give a point. The low end at
+    level .9 is the one-sided 95 % bound: non-inferior means that it lies above minus the margin.
     """
     centre = estimate(strata)
     close = np.isclose(draws, centre, rtol=0, atol=1e-12)
