@@ -1,0 +1,194 @@
+"""What docs/memory.md promises: memory grows by one block, the hidden states, and what the method needs.
+
+One process imports everything; each case runs in a fork of it, so that growth is what the run itself holds. There every
+allocation of a megabyte is a mapping of its own: what is freed is gone, whatever the allocator would like to keep.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from prunus.pruning.hessian import inverse_factor
+
+HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
+BATCH = 2048  # tokens that run through a block at a time
+SEQUENCES, LENGTH = 32, 128
+# What is allowed beyond: pieces of files, the tokenizer, buffers of matrix products.
+SLACK = 10_000_000
+
+
+class Shape(NamedTuple):
+    """A model whose Linears are nearly all of one size: hidden width, MLP width, blocks, tokens that it knows."""
+
+    width: int
+    feed: int
+    blocks: int
+    vocabulary: int
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """(O, I) of a block's Linears; key and value are a quarter of query."""
+        size, feed = self.width, self.feed
+        return [
+            (size, size),
+            (size // 4, size),
+            (size // 4, size),
+            (size, size),
+            (feed, size),
+            (feed, size),
+            (size, feed),
+        ]
+
+
+WIDE, NARROW = Shape(2048, 2048, 2, 1000), Shape(1024, 1024, 2, 50_000)
+
+
+class Case(NamedTuple):
+    """A run and the model that it prunes."""
+
+    shape: Shape
+    recipe: dict[str, Any]
+    offload: bool = False
+
+
+CASES = {
+    "magnitude": Case(WIDE, {"method": "magnitude"}),
+    "wanda": Case(WIDE, {"method": "wanda"}),
+    "wanda, staged": Case(WIDE, {"method": "wanda", "propagation": "staged"}),
+    "wanda, offload": Case(WIDE, {"method": "wanda"}, offload=True),
+    "ria": Case(WIDE, {"method": "ria"}),
+    "dsnot": Case(WIDE, {"method": "dsnot"}),
+    "sparsegpt": Case(WIDE, {"method": "sparsegpt"}),
+    "wanda, obs": Case(NARROW, {"method": "wanda", "update": "obs"}),
+    "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}),
+    "alps": Case(NARROW, {"method": "alps"}),
+}
+
+
+def bound(case: Case) -> int:
+    """The formulas of docs/memory.md, in bytes, for a bfloat16 model."""
+    shape, method = case.shape, case.recipe["method"]
+    linears, width, feed = shape.linears, shape.width, shape.feed
+    weights, largest = (kind(rows * columns for rows, columns in linears) for kind in (sum, max))
+    widest = max(columns for _, columns in linears)
+    block = HALF * weights
+    own = {
+        "magnitude": 8 * largest,
+        "wanda": 8 * largest,
+        "ria": 12 * largest,
+        "dsnot": 10 * largest,
+        "sparsegpt": 10 * largest,
+        "alps": 5 * DOUBLE * largest + 8 * DOUBLE * widest**2,
+    }[method]
+    if method == "magnitude":
+        return block + own
+    tokens = SEQUENCES * LENGTH
+    hidden = HALF * width * (BATCH if case.offload else tokens)
+    if case.recipe.get("propagation") == "staged":
+        hidden += HALF * tokens * max(width, feed)
+    batch = BATCH * ((3 * HALF + 2 * FULL) * feed + 2 * HALF * width)
+    hessians = 0
+    if method in ("sparsegpt", "alps") or "update" in case.recipe:
+        hessians = FULL * (3 * width**2 + feed**2)
+        if method != "alps":
+            own = 10 * largest + 6 * widest**2
+    return block + hidden + hessians + max(batch, own)
+
+
+def run_all(folder: Path) -> None:
+    """Run every case and print its growth; this is what the process of the fixture does."""
+    from importlib import import_module
+
+    import prunus
+
+    torch.set_num_threads(1)
+    import_module("prunus.pruning.pipeline")
+    import_module("transformers.models.qwen3.modeling_qwen3")
+    # Memory does not depend on how often these go round.
+    alps, dsnot = (import_module(f"prunus.pruning.methods.{name}") for name in ("alps", "dsnot"))
+    alps.ITERATIONS = alps.POLISHING = dsnot.CYCLES = 2
+    for name, case in CASES.items():
+        if child := os.fork():
+            _, status = os.waitpid(child, 0)
+            assert status == 0, name
+            continue
+        warm, recipe = (
+            prunus.PruneRecipe(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH, **case.recipe)
+            for kind, n in (("warm", 2), (case.shape.width, SEQUENCES))
+        )
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            prunus.prune("tiny", Path(out) / "warm", warm)  # what is loaded when first used
+            before = resident("VmRSS")
+            prunus.prune(folder / str(case.shape.width), Path(out) / "out", recipe, offload=case.offload)
+        print(json.dumps([name, resident("VmHWM") - before]), flush=True)
+        os._exit(0)
+
+
+def resident(which: str) -> int:
+    """Bytes in memory, now (VmRSS) or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(which)).split()[1]) * 1024
+
+
+def write_rows(path: Path, count: int, vocabulary: int) -> None:
+    """Random token ids for calibration."""
+    rows = torch.randint(3, vocabulary, (count, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+    path.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory) -> dict[str, int]:
+    """Growth of every case."""
+    from tiny_models import VOCABULARY, make_model
+
+    folder = tmp_path_factory.mktemp("memory")
+    for shape in (WIDE, NARROW):
+        make_model(
+            folder / str(shape.width),
+            "qwen3",
+            blocks=shape.blocks,
+            vocab_size=shape.vocabulary,
+            dtype=torch.bfloat16,
+            hidden_size=shape.width,
+            intermediate_size=shape.feed,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            head_dim=shape.width // 16,
+        )
+        write_rows(folder / f"{shape.width}.jsonl", SEQUENCES, shape.vocabulary)
+    write_rows(folder / "warm.jsonl", 2, VOCABULARY)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, __file__, folder], env=environment, stdout=subprocess.PIPE, check=True)
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("name", CASES)
+def test_growth_is_a_block_hidden_states_and_what_the_method_needs(grown, name):
+    assert grown[name] <= bound(CASES[name]) + SLACK
+
+
+def test_factor_is_right_and_made_in_the_memory_of_the_matrix():
+    """1601: triangles are halved to odd sizes, and the matrix is reversed in more than one piece."""
+    rows_SI = torch.randn(400, 1601, generator=torch.Generator().manual_seed(0))
+    matrix_II = rows_SI.T @ rows_SI
+    matrix_II.diagonal().add_(100)
+    given_II = matrix_II.clone()
+    upper_II = inverse_factor(given_II)
+    assert upper_II is not None and upper_II.data_ptr() == given_II.data_ptr()
+    assert torch.equal(upper_II, upper_II.triu())
+    whole_II = upper_II.double() @ matrix_II.double() @ upper_II.double().T
+    torch.testing.assert_close(whole_II, torch.eye(1601, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+if __name__ == "__main__":
+    run_all(Path(sys.argv[1]))
