@@ -31,6 +31,13 @@ def page(store) -> Page:
     return Page(report(store, store.parent / "report.html"))
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """Where only the files matter."""
+    folder = tmp_path_factory.mktemp("small")
+    return make_store(folder / "results.db", names=("tiny", "wanda-50"), problems=12, budgets=(16, 64))
+
+
 def is_refused(call, *words: str) -> bool:
     with pytest.raises(PrunusError) as error:
         call()
@@ -231,6 +238,12 @@ def test_what_differs_and_what_is_missing_is_said(tmp_path):
     assert "calibrated on 3 tokens." in warning
 
 
+def test_runs_left_out_for_one_reason_are_named_together():
+    reason = "profile is qwen3, not s1; name it to compare"
+    texts = [f"{name} (id{k}) is left out: {reason}" for k, name in enumerate("abcde")] + ["f (id6) is left out: other"]
+    assert prose.grouped(texts) == [f"a (id0), b (id1), c (id2) and 2 more are left out: {reason}", texts[-1]]
+
+
 def test_texts_that_are_not_kept_are_said_to_be_missing(tmp_path):
     source = make_store(tmp_path / "a.db", names=("tiny", "magnitude-50"), problems=20, budgets=(64, 1024))
     bare = rewrite(source, tmp_path / "b.db", lambda s: replace(s, thinking="", text=""))
@@ -241,17 +254,17 @@ def test_texts_that_are_not_kept_are_said_to_be_missing(tmp_path):
 # The file
 
 
-def test_the_file_is_whole_or_not_there(store, tmp_path, monkeypatch):
+def test_the_file_is_whole_or_not_there(small, tmp_path, monkeypatch):
     out = tmp_path / "page.html"
 
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert is_refused(lambda: report(store, out), "No space left", str(out))
+    assert is_refused(lambda: report(small, out), "No space left", str(out))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    assert report(store, out) == out and list(tmp_path.iterdir()) == [out]
+    assert report(small, out) == out and list(tmp_path.iterdir()) == [out]
     assert out.stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
@@ -261,19 +274,19 @@ def umask() -> int:
     return mask
 
 
-def test_an_existing_file_stays_unless_told(store, tmp_path):
+def test_an_existing_file_stays_unless_told(small, tmp_path):
     out = tmp_path / "page.html"
     out.write_text("mine")
-    assert is_refused(lambda: report(store, out), "exists", "--overwrite") and out.read_text() == "mine"
-    report(store, out, overwrite=True)
+    assert is_refused(lambda: report(small, out), "exists", "--overwrite") and out.read_text() == "mine"
+    report(small, out, overwrite=True)
     assert out.read_text().startswith("<!doctype html>")
-    assert is_refused(lambda: report(store, tmp_path, overwrite=True), "is a folder")
-    assert is_refused(lambda: report(store, tmp_path / "none" / "page.html"), "does not exist")
+    assert is_refused(lambda: report(small, tmp_path, overwrite=True), "is a folder")
+    assert is_refused(lambda: report(small, tmp_path / "none" / "page.html"), "does not exist")
     assert is_refused(lambda: report(tmp_path / "none.db", tmp_path / "b.html"), "no store")
 
 
-def test_two_reports_of_one_store_are_equal(store, tmp_path):
-    pages = [report(store, tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+def test_two_reports_of_one_store_are_equal(small, tmp_path):
+    pages = [report(small, tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
     assert pages[0] == pages[1]
 
 

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.reporting.text import DASH, MINUS, NBSP, one_line
 from prunus.results.store import Run
 
@@ -21,6 +22,8 @@ NAMES = {
 }
 HUES = 6
 FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # what people look for in a recipe
+ALWAYS = {*FIRST, "calibration", "samples", "seqlen", "seed"}  # also where they are as usual
+PRUNE_USUAL, DROP_USUAL = ({field.name: field.default for field in fields(one)} for one in (PruneRecipe, DropRecipe))
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,15 @@ def step_label(step: dict[str, Any]) -> str:
 
 
 def recipe_text(run: Run) -> str:
-    """Everything that was asked for, step by step: `prune: method wanda, sparsity 0.5, ...`."""
+    """What was asked for but the usual, step by step: `prune: method wanda, sparsity 0.5, ...`."""
     steps = []
     for step in history(run):
-        recipe = {key: value for key, value in _recipe(step).items() if value is not None}
+        usual = DROP_USUAL if step.get("action") == "drop" else PRUNE_USUAL
+        recipe = {
+            key: value
+            for key, value in _recipe(step).items()
+            if value is not None and (key in ALWAYS or key not in usual or value != usual[key])
+        }
         keys = sorted(recipe, key=lambda key: (key not in FIRST, FIRST.index(key) if key in FIRST else 0, key))
         values = ", ".join(f"{key} {recipe[key]}" for key in keys)
         gone = step.get("blocks_removed")

@@ -69,7 +69,7 @@ def warnings(
     elsewhere: ids of runs that a section of their own shows, so that nobody need hear that they are left out.
     """
     left_out = [text for text in comparison["warnings"] if not any(f"({run}) is left out" in text for run in elsewhere)]
-    found = [*_legacy(runs), *_leaks(summaries, labels), *map(sentence, left_out)]
+    found = [*_legacy(runs), *_leaks(summaries, labels), *map(sentence, grouped(left_out))]
     for entry, label in zip(comparison["others"], labels[1:], strict=True):
         found += [f"{label}: {text}." for text in entry["warnings"]]
     found += [*_endings(summaries, labels), *_versions(runs)]
@@ -80,6 +80,21 @@ def warnings(
                 [f"{label}, when it was made: {sentence(str(n))}" for n in notes] if isinstance(notes, list) else []
             )
     return found
+
+
+def grouped(texts: Sequence[str]) -> list[str]:
+    """Lines `name is left out: reason`, those with one reason in one line; others as they are."""
+    names: dict[str, list[str]] = {}
+    for text in texts:
+        name, _, reason = text.partition(" is left out: ")
+        names.setdefault(reason or text, []).append(name)
+    lines = []
+    for reason, group in names.items():
+        several = len(group) > 1
+        lines.append(
+            f"{joined(group)} {'are' if several else 'is'} left out: {reason}" if reason not in group else reason
+        )
+    return lines
 
 
 def sentence(text: str) -> str:

@@ -50,6 +50,7 @@ def curve_section(view: View, task: str, warning: str = "") -> str:
     """Both curves, the difference panels and the accuracy table of one task."""
     title = "Accuracy" if len(view.tasks) == 1 else f"Accuracy on <bdi>{esc(task)}</bdi>"
     bands = figures.bands_text(cell for s in view.summaries for cell in cells_of(s, task).values())
+    bands += "; hollow and dotted: published" if view.published_on(task) else ""
     pair = (
         f"<figure><figcaption>Against the thinking budget<small>95 % bands, {bands}; budget 0 stands apart</small>"
         f"</figcaption>{figures.accuracy_against_budget(view, task)}</figure>"
