@@ -14,7 +14,8 @@ from prunus.cli import cli, main
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 COMMANDS = sorted(cli.commands)
-API_NAME = {"drop": "drop_blocks", "eval": "evaluate"}
+API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
+ALSO = {"plan_study"}  # `prunus study plan`
 LISTINGS = {"tasks", "methods"}
 
 
@@ -48,7 +49,7 @@ def test_defaults_are_those_of_the_recipe(command):
 def test_every_command_has_its_function_and_every_function_its_command(command):
     assert callable(getattr(prunus, str(API_NAME.get(command, command))))
     verbs = {name for name in prunus.__all__ if name[0].islower()}
-    assert verbs == {API_NAME.get(c, c) for c in COMMANDS if c not in LISTINGS}
+    assert verbs - ALSO == {API_NAME.get(c, c) for c in COMMANDS if c not in LISTINGS}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -25,6 +25,8 @@ class Lines:
     def of(self, table: str, key: str = "", number: int = 0) -> int | None:
         """The line of a key of the number-th table of that name ("": top level), else of its header, else None."""
         places = [(table, number, key), ("", 0, f"{table}.{key}"), (table, number, ""), ("", 0, table)]
+        if not table:
+            places.append((key, 0, ""))  # a table where a key was to be
         return next((self._lines[place] for place in places if place in self._lines), None)
 
 

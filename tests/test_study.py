@@ -1,0 +1,384 @@
+"""prunus study: the same rows as prune and eval, nothing twice, nothing lost, nothing by surprise."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from small_study import NAMES, RECIPES, write_study
+from tiny_models import FAMILIES
+
+import prunus
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import resolve
+from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import load_model
+from prunus.reporting import page
+from prunus.results.comparison import compare
+from prunus.results.store import Store
+from prunus.study import pages, variants
+from prunus.study import run as running
+from prunus.study.cells import open_model
+from prunus.study.file import read_study
+from prunus.study.places import Places
+from prunus.study.variants import make_variant, swapped
+
+
+def results(store: Path) -> dict[str, list]:
+    """Rows of every run, texts too, by run id."""
+    with Store(store) as opened:
+        return {run.run_id: opened.samples(run.run_id, texts=True) for run in opened.runs()}
+
+
+def by_name(store: Path) -> dict[str, str]:
+    """Variant to run id."""
+    with Store(store) as opened:
+        return {run.model["name"].split("/")[-1]: run.run_id for run in opened.runs()}
+
+
+def sums(model: torch.nn.Module) -> dict[str, str]:
+    """A digest of every tensor."""
+    return {
+        name: hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+@pytest.fixture
+def batches(monkeypatch) -> list[str]:
+    """The run of every batch that is done from now on."""
+    done, original = [], running.do_batch
+
+    def noted(store, work, *rest):
+        done.append(work.run_id)
+        return original(store, work, *rest)
+
+    monkeypatch.setattr(running, "do_batch", noted)
+    return done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Intervals are tested elsewhere, and cost more than all else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pages, page):
+            patch.setattr(module, "compare", partial(compare, resamples=100))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a study that was run with its checkpoints kept."""
+    folder = tmp_path_factory.mktemp("finished")
+    prunus.run_study(write_study(folder, top="keep_checkpoints = true"), out=folder / "out")
+    return folder
+
+
+def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
+    """The same texts and grades as from checkpoints of their own, which `prune` and `drop_blocks` make again."""
+    study = read_study(finished / "small.toml")
+    rows, names = results(finished / "out" / "results.db"), by_name(finished / "out" / "results.db")
+    assert sorted(names) == sorted(["model", *NAMES[1:]])
+    recipes = dict(zip(NAMES[1:], [entry.recipe for entry in study.entries], strict=True))
+    plan, model = study.plans[0], study.models[0]
+    assert prunus.evaluate(model, plan, tmp_path / "alone.db") == names["model"], "the dense model shares its rows"
+    for name, recipe in recipes.items():
+        if isinstance(recipe, prunus.PruneRecipe):
+            prunus.prune(model, tmp_path / name, recipe)
+        else:
+            prunus.drop_blocks(model, tmp_path / name, recipe)
+        assert results_of(tmp_path / name, plan, tmp_path) == rows[names[name]], name
+    assert len({str(found) for found in rows.values()}) == len(NAMES), "every variant answers in its own way"
+
+
+def results_of(folder: Path, plan: prunus.EvalPlan, tmp_path: Path) -> list:
+    run = prunus.evaluate(folder, plan, tmp_path / "alone.db")
+    return results(tmp_path / "alone.db")[run]
+
+
+def test_the_store_describes_a_variant_as_its_checkpoint(finished):
+    with Store(finished / "out" / "results.db") as store:
+        runs = {run.model["name"]: run.model for run in store.runs()}
+    kept = finished / "out" / "checkpoints" / "model"
+    for name in NAMES[1:]:
+        checkpoint = prunus.inspect(kept / name)
+        stored = runs[f"model/{name}"]
+        assert stored["checksum"] == Checkpoint(kept / name).checksum()
+        assert stored["manifest"] == json.loads((kept / name / "prunus.json").read_text())
+        assert stored["blocks"] == len(checkpoint["blocks"])
+    assert not (finished / "out" / "making").exists()
+
+
+def test_the_page_and_the_verdicts(finished):
+    again = prunus.run_study(finished / "small.toml", out=finished / "out")
+    [entry] = again["comparisons"]
+    assert [other["model"] for other in entry["comparison"]["others"]] == [f"model/{name}" for name in NAMES[1:]]
+    html = Path(again["report"]).read_text()
+    assert html.startswith("<!doctype html>") and "SparseGPT" in html and again["unreported"] == []
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "settings"),
+    [
+        *((family, torch.bfloat16, {}) for family in FAMILIES),
+        ("llama", torch.float16, {"tied": True}),
+        ("qwen2", torch.float32, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    ],
+)
+def test_weights_go_in_and_out_bit_by_bit(tmp_path, family, dtype, settings):
+    """In: the state of a model loaded from the variant's own checkpoint, in float32 too. Out: that of before."""
+    study = read_study(write_study(tmp_path, family=family, dtype=dtype, **settings))
+    model = open_model(study, study.models[0], resolve(study.models[0]))
+    loaded = load_model(model.checkpoint.folder, "cpu")
+    before, config = sums(loaded), loaded.config.to_dict()
+    ids = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]])
+    for variant in model.variants[1:]:
+        make_variant(model, variant, tmp_path / "out", "cpu", keep=True)
+        alone = load_model(tmp_path / "out" / "checkpoints" / "model" / variant.name, "cpu")
+        with swapped(loaded, model.checkpoint, tmp_path / "out", variant), torch.inference_mode():
+            assert sums(loaded) == sums(alone) != before, variant.name
+            assert torch.equal(loaded(ids).logits, alone(ids).logits), variant.name
+        assert sums(loaded) == before and loaded.config.to_dict() == config
+    with pytest.raises(KeyboardInterrupt), swapped(loaded, model.checkpoint, tmp_path / "out", model.variants[1]):
+        raise KeyboardInterrupt
+    assert sums(loaded) == before
+
+
+def test_a_second_run_loads_no_model(finished, monkeypatch, batches):
+    def refuse(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setitem(running.BACKENDS, "hf", refuse)
+    prunus.run_study(finished / "small.toml", out=finished / "out")
+    assert batches == []
+
+
+def test_dense_first_then_a_batch_of_each_then_the_rest(tmp_path, batches):
+    file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']")
+    prunus.run_study(file, out=tmp_path / "out")
+    names = {run: name for name, run in by_name(tmp_path / "out" / "results.db").items()}
+    order = [names[run] for run in batches]
+    assert order == ["model"] * 3 + ["magnitude-50", "wanda-50"] + ["magnitude-50"] * 2 + ["wanda-50"] * 2
+
+
+def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
+    file, out = write_study(tmp_path), tmp_path / "out"
+    first = prunus.run_study(file, out=out)
+    before = by_name(out / "results.db")
+    batches.clear()
+    file.write_text(file.read_text().replace("samples = 8", "samples = 6"))
+    again = prunus.run_study(file, out=out)
+    with Store(out / "results.db") as store:
+        names = {run.run_id: run.model["name"].split("/")[-1] for run in store.runs()}
+    # Magnitude looks at no tokens, and blocks that are named are not chosen.
+    redone = {"wanda-50", "sparsegpt-50", "wanda-owl-30", "shortgpt-1", "laco-1"}
+    assert {names[run] for run in batches} == redone
+    assert sorted(again["unreported"]) == sorted(before[name] for name in redone) and not first["unreported"]
+    shown = {other["run"] for other in again["comparisons"][0]["comparison"]["others"]}
+    assert shown.isdisjoint(again["unreported"]) and len(shown) == 7
+    html = Path(again["report"]).read_text()
+    assert not any(run[:8] in html for run in again["unreported"]) and before["model"] in html
+    assert "5 runs in" in (told := capsys.readouterr().err) and "not (or no longer) in" in told
+    assert not (out / ".report.db").exists()
+
+
+def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
+    other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\noutlier_threshold = 3\n")
+    plan = prunus.plan_study(other, out=tmp_path / "out", measure=False)
+    run = by_name(finished / "out" / "results.db")["wanda-50"]
+    assert [cell["run"] for cell in plan["cells"]][1] == run
+
+
+def test_two_recipes_that_come_to_the_same_are_refused(tmp_path):
+    file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\npropagation = ['pruned', 'dense']\n")
+    message = r"line 14: magnitude-50 is there twice: propagation has no effect on magnitude"
+    with pytest.raises(PrunusError, match=message):
+        prunus.run_study(file, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("recipes", "eval_", "message"),
+    [
+        ("[[prune]]\ncalibration = 'no.txt'", "", "line 14: wanda-50: no.txt cannot be read"),
+        ("[[prune]]\ncalibration = 'c4'", "", "line 14: wanda-50 of .*needs the package datasets: pip install"),
+        ("[[prune]]\nallocation = 'owl'\nscores = 'no.json'", "", "line 14: wanda-owl-50: no.json cannot be read"),
+        ("[[prune]]\npattern = '2:3'\n[[drop]]\nblocks = 3", "", "line 16: shortgpt-3 of .*cannot all be removed"),
+        ("[[drop]]\nblocks = '7,'", "", "line 14: without-7 of .*block 7 is not there; the model has blocks 0 to 2"),
+        ("[[drop]]\nmatch_sparsity = 0.1", "", "line 14: shortgpt-s10: match_sparsity 0.1 is nearest to 0 of 3 blocks"),
+        ("", "wait = 1\nreuse = false\nmode = 'legacy'\nsamples = 0", "line 3: samples must be at least 1"),
+        ("[report]\nbase = 'wanda-20'", "", "base 'wanda-20' is no variant; there are dense"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, recipes, eval_, message):
+    file = write_study(tmp_path, recipes, eval_)
+    with pytest.raises(PrunusError, match=message) as error:
+        prunus.run_study(file, out=tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "results.db").exists() and not (tmp_path / "out" / "variants").exists()
+
+
+def test_a_budget_over_the_context_is_refused(tmp_path):
+    file = write_study(tmp_path)
+    file.write_text(file.read_text().replace("[0, 8, 20]", "[0, 8, 2000]"))
+    with pytest.raises(PrunusError, match=r"line 3: .*model: problem .* but the model's context is 256"):
+        prunus.run_study(file, out=tmp_path / "out")
+
+
+def test_modes_and_a_base_of_ones_own(tmp_path):
+    file = write_study(
+        tmp_path,
+        "[[prune]]\nmethod = ['magnitude', 'wanda']\n[report]\nbase = 'magnitude-50'\n",
+        "mode = ['strict', 'legacy']\n",
+    )
+    done = prunus.run_study(file, out=tmp_path / "out")
+    assert [entry["plan"] for entry in done["comparisons"]] == ["strict", "legacy"]
+    for entry in done["comparisons"]:
+        assert entry["comparison"]["base"]["model"] == "model/magnitude-50"
+        assert [other["model"] for other in entry["comparison"]["others"]] == ["model", "model/wanda-50"]
+    assert done["cells"] == 6 and "strict" in Path(done["report"]).read_text()
+
+
+def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batches):
+    file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n")
+    (tmp_path / "model").rename(tmp_path / "a<b")
+    write_study(tmp_path, seed=1)
+    (tmp_path / "model").rename(tmp_path / "c")
+    file.write_text(file.read_text().split("[eval]")[0] + "")
+    write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n", seed=2)
+    file.write_text(file.read_text().replace('["model"]', '["a<b", "c"]'))
+    done = prunus.run_study(file, out=tmp_path / "out")
+    assert done["cells"] == 4 and len(done["comparisons"]) == 2
+    html = Path(done["report"]).read_text()
+    assert 'href="report-1.html"' in html and "a&lt;b/magnitude-50" in html and "a<b" not in html
+    assert (tmp_path / "out" / "report-2.html").read_text().startswith("<!doctype html>")
+    with Store(tmp_path / "out" / "results.db") as store:
+        models = [store.run(run).model["name"].split("/")[0] for run in batches]
+    assert models == ["a<b"] * 4 + ["c"] * 4 + ["a<b"] * 2 + ["c"] * 2, "each model shows something early"
+
+
+def test_the_file_is_read_once(tmp_path, monkeypatch):
+    """Edited under a running study, it counts the next time."""
+    file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']\n")
+    text, original = file.read_text(), running.do_batch
+
+    def edited(*arguments):
+        file.write_text("nonsense")
+        return original(*arguments)
+
+    monkeypatch.setattr(running, "do_batch", edited)
+    assert prunus.run_study(file, out=tmp_path / "out")["cells"] == 3
+    assert (tmp_path / "out" / "study.toml").read_text() == text
+
+
+def test_a_second_process_is_sent_away(tmp_path, capsys):
+    file = write_study(tmp_path, "")
+    with Places.of(read_study(file), tmp_path / "out", tmp_path / "s.db").locked():
+        for arguments in (["--out", tmp_path / "out"], ["--out", tmp_path / "other", "--store", tmp_path / "s.db"]):
+            with pytest.raises(SystemExit) as stopped:
+                main(["study", str(file), *map(str, arguments)])
+            assert stopped.value.code == 2
+            assert "another prunus process works on" in capsys.readouterr().err
+    prunus.run_study(file, out=tmp_path / "out", store=tmp_path / "s.db")
+
+
+def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, batches):
+    file, noted = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n"), running.do_batch
+
+    def interrupted(*arguments):
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return noted(*arguments)
+
+    monkeypatch.setattr(running, "do_batch", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "run", str(file), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    stored = results(tmp_path / "out" / "results.db")
+    assert sorted(map(len, stored.values())) == [6, 18]
+    monkeypatch.setattr(running, "do_batch", noted)
+    main(["study", str(file), "--out", str(tmp_path / "out"), "--json"])
+    assert len(batches) == 6
+    assert json.loads(capsys.readouterr().out)["cells"] == 2
+
+
+KILLED = """
+import sys
+from prunus.study import run
+original, batches = run.do_batch, 0
+def noted(*arguments):
+    global batches
+    batches += 1
+    print("batch", flush=True)
+    if batches == int(sys.argv[3]):
+        sys.stdin.readline()  # until we are killed
+    return original(*arguments)
+run.do_batch = noted
+run.run_study(sys.argv[1], out=sys.argv[2])
+"""
+
+
+@contextmanager
+def stopped_at(batch: int, file: Path, out: Path) -> Iterator[subprocess.Popen]:
+    """Another process that runs the study and has come to the batch of this number."""
+    command = [sys.executable, "-c", KILLED, str(file), str(out), str(batch)]
+    environment, pipe = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.PIPE
+    with subprocess.Popen(
+        command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert [process.stdout.readline() for _ in range(batch)] == ["batch\n"] * batch
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, batches):
+    file, out = write_study(tmp_path), tmp_path / "out"
+    with stopped_at(6, file, out) as process:  # the third variant is swapped in
+        with pytest.raises(PrunusError, match="another prunus process works on"):
+            prunus.run_study(file, out=out)
+        process.send_signal(signal.SIGKILL)
+    assert sum(map(len, results(out / "results.db").values())) == 5 * 2 * 3, "whole batches, and all of them"
+    prunus.run_study(file, out=out)
+    assert len(batches) == 3 * len(NAMES) - 5
+    assert results(out / "results.db") == results(finished / "out" / "results.db")
+
+
+@pytest.mark.parametrize("words", [["plan", "run", "x.toml"], ["plan"], ["a.toml", "b.toml"]])
+def test_one_file_please(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", *words])
+    assert stopped.value.code == 2 and "one FILE.toml, please" in capsys.readouterr().err
+
+
+def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
+    """Killed between the checkpoint and the variant's file, the checkpoint is not made again."""
+    file, out = write_study(tmp_path, RECIPES.split("[[drop]]")[0]), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(variants, "write_variant", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prunus.run_study(file, out=out)
+    [left] = (out / "making").iterdir()
+    pruned: list[Path] = []
+    original = variants.prune
+
+    def noted(model, target, *arguments, **options):
+        pruned.append(target)
+        return original(model, target, *arguments, **options)
+
+    monkeypatch.setattr(variants, "prune", noted)
+    prunus.run_study(file, out=out)
+    assert len(pruned) == 3 and left not in pruned and not (out / "making").exists()
+    ours, theirs = results(out / "results.db"), results(finished / "out" / "results.db")
+    assert all(rows == theirs[run] for run, rows in ours.items()) and len(ours) == 5

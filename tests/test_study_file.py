@@ -1,0 +1,139 @@
+"""A study's file: what a grid comes to, and what is refused, with the line."""
+
+import re
+
+import pytest
+
+from prunus.errors import PrunusError
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.study.file import read_study
+
+GOOD = """\
+models = ["tiny"]
+[eval]
+tasks = ["tiny"]
+budgets = [16, 64]
+"""
+
+
+def study(tmp_path, text):
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    return read_study(path)
+
+
+def recipes(tmp_path, text):
+    return [entry.recipe for entry in study(tmp_path, GOOD + text).entries]
+
+
+def test_defaults(tmp_path):
+    found = study(tmp_path, GOOD)
+    assert found.models == ("tiny",) and found.entries == () and found.name == "file"
+    assert found.plans == (EvalPlan(tasks=("tiny",), budgets=(16, 64)),)
+    assert (found.base, found.margin, found.keep_checkpoints) == ("dense", 0.02, False)
+
+
+def test_lists_make_a_grid(tmp_path):
+    found = recipes(
+        tmp_path,
+        '[[prune]]\nmethod = ["magnitude", "wanda"]\nsparsity = [0, 0.5]\nscope = "mlp"\n'
+        '[[drop]]\nblocks = [1, "2,3"]\n',
+    )
+    assert found == [
+        PruneRecipe(method="magnitude", sparsity=0.0, scope="mlp"),
+        PruneRecipe(method="magnitude", sparsity=0.5, scope="mlp"),
+        PruneRecipe(method="wanda", sparsity=0.0, scope="mlp"),
+        PruneRecipe(method="wanda", sparsity=0.5, scope="mlp"),
+        DropRecipe(blocks="1"),
+        DropRecipe(blocks="2,3"),
+    ]
+    assert isinstance(found[0], PruneRecipe) and isinstance(found[0].sparsity, float), "0 and 0.0 are one cell"
+
+
+def test_a_value_of_eval_that_is_a_list_makes_plans(tmp_path):
+    plans = study(tmp_path, GOOD + 'mode = ["strict", "legacy"]\nanswer_tokens = 64\nsamples = [1, 2]\n').plans
+    assert [(plan.mode, plan.samples) for plan in plans] == [("strict", 1), ("strict", 2), ("legacy", 1), ("legacy", 2)]
+    assert all(plan.budgets == (16, 64) for plan in plans), "budgets are a list by themselves"
+
+
+def test_calibration_is_for_all_tables_that_do_not_say_otherwise(tmp_path):
+    first, second = recipes(
+        tmp_path, '[calibration]\nsamples = 16\nseed = 3\n[[prune]]\n[[drop]]\nmethod = "sleb"\nsamples = 8\n'
+    )
+    assert (first.samples, first.seed, second.samples, second.seed) == (16, 3, 8, 3)
+
+
+def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "p.jsonl").write_text("")
+    (tmp_path / "t.jsonl").write_text("")
+    found = study(
+        tmp_path,
+        'models = ["model", "org/name"]\n[eval]\ntasks = ["p.jsonl", "gsm8k"]\n'
+        '[[prune]]\ncalibration = "traces:t.jsonl"\n[[prune]]\ncalibration = "elsewhere.txt"\n',
+    )
+    assert found.models == (str(tmp_path / "model"), "org/name")
+    assert found.plans[0].tasks == (str(tmp_path / "p.jsonl"), "gsm8k")
+    calibrations = [entry.recipe.calibration for entry in found.entries]
+    assert calibrations == [f"traces:{tmp_path / 't.jsonl'}", "elsewhere.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ('modles = ["tiny"]', 1, r"unknown key 'modles'; did you mean 'models'\?"),
+        (GOOD + "sampels = 2", 5, r"unknown key 'sampels' in \[eval\]; did you mean 'samples'\?"),
+        (GOOD + "sparsity = 0.2", 5, r"unknown key 'sparsity' in \[eval\]; it belongs under \[\[prune\]\]"),
+        (GOOD + "zzz = 1", 5, r"unknown key 'zzz' in \[eval\]; known keys are answer_tokens, .*wait"),
+        (
+            GOOD + "[[prune]]\n\n[[prune]] # two\nsparsty = 0.2",
+            8,
+            r"'sparsty' in \[\[prune\]\]; did you mean 'sparsity'",
+        ),
+        (GOOD + "[[prune]]\nsparsity = '0.2'", 6, "'sparsity' must be a number, not '0.2'"),
+        (GOOD + "[[prune]]\nsparsity = [0.1, true]", 6, "'sparsity' must be a number, not True"),
+        (GOOD + "[[prune]]\nsparsity = []", 6, "'sparsity' is an empty list"),
+        (GOOD + "[[prune]]\nsamples = 1.5", 6, "'samples' must be a whole number, not 1.5"),
+        (GOOD + "[[prune]]\nspread = 'x'", 6, "'spread' must be a number, not 'x'"),
+        (GOOD + "[[prune]]\nsparsity = 1.2", 5, r"sparsity must lie in \[0, 1\), not 1.2"),
+        (GOOD + "[[prune]]\nscope = 'norms'", 5, "scope 'norms' is not known; choose one of all, attention, mlp"),
+        (
+            GOOD + "[[prune]]\nallocation = ['owl', 'uniform']\nspread = 0.1",
+            5,
+            r"spread belongs to allocation owl.*\(in the combination allocation uniform, spread 0.1\)",
+        ),
+        (GOOD + "[[drop]]\nblocks = 0", 5, "blocks must be at least 1"),
+        (GOOD + "[[prune]]\nsparsity = [0.5, 0.2, 0.5]", 5, "a recipe is there twice"),
+        (GOOD + "[prune]\nsparsity = 0.5", 5, r"write \[\[prune\]\] with double brackets"),
+        (GOOD + "[calibration]\nsamples = [1, 2]", 6, "'samples' is the same for all here"),
+        (GOOD + "[calibration]\ndtype = 'float16'", 6, r"'dtype' in \[calibration\]; it belongs under \[\[prune\]\]"),
+        (GOOD + "[report]\nmargin = 2", 6, "margin must be a share"),
+        (GOOD + "[report]\nbase = 2", 6, "'base' must be a text"),
+        (GOOD.replace("[16, 64]", "[64, 16]"), 2, "budgets must increase: 16 follows 64"),
+        (GOOD.replace("[16, 64]", "64"), 4, "'budgets' must be a list, each a whole number, not 64"),
+        ('models = ["tiny", "tiny"]\n[eval]\ntasks = ["tiny"]', 1, "model 'tiny' is there twice"),
+        ("models = [1]\n", 1, "'models' must be a list, each a text"),
+        ("name = 'x'\n", None, "name at least one model"),
+        ("models = ['tiny']\n", None, r"there is no \[eval\] table"),
+        ("models = ['tiny']\n[eval]\nsamples = 2\n", 2, "name at least one task"),
+        ("models = ['tiny']\neval.tasks = ['tiny']\neval.sampels = 2\n", 3, "unknown key 'sampels'"),
+        ("models = ['tiny']\neval = 3\n", 2, r"write \[eval\] with single brackets"),
+        ("models = ['tiny'\n[eval]\n", None, r"is not TOML: .*line 2"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(tmp_path, text, line, message):
+    with pytest.raises(PrunusError, match=message) as error:
+        study(tmp_path, text)
+    assert "\n" not in str(error.value)
+    where = re.match(rf"{re.escape(str(tmp_path / 'file.toml'))}(?:, line (\d+))?[: ]", str(error.value))
+    assert where, error.value
+    assert (where[1] and int(where[1])) == line
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(PrunusError, match="cannot be read: No such file"):
+        read_study(tmp_path / "no.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(PrunusError, match="is not TOML"):
+        read_study(tmp_path / "bytes.toml")

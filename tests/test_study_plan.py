@@ -1,0 +1,179 @@
+"""What `prunus study plan` says, the shipped examples, and the screen of a running study."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from small_study import NAMES, write_study
+
+import prunus
+from prunus import progress
+from prunus.checkpoint.files import Checkpoint
+from prunus.cli import main
+from prunus.results.store import Sample, Store
+from prunus.study import run as running
+from prunus.study.board import Board, Row, duration
+from prunus.study.cells import variant_names
+from prunus.study.file import read_study
+from prunus.study.plan_table import plan_table
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def text_of(renderable) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
+    file, out, done = write_study(tmp_path), tmp_path / "out", 0
+    original = running.do_batch
+
+    def interrupted(*arguments):
+        nonlocal done
+        done += 1
+        if done > 4:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    plan = prunus.plan_study(file, out=out, measure=False)
+    assert [cell["variant"] for cell in plan["cells"]] == NAMES and not out.exists(), "nothing is written"
+    # 20 to think, three answers of 8; six chains.
+    assert {(c["problems"], c["answers"], c["done"], c["tokens"]) for c in plan["cells"]} == {(6, 18, 0, 6 * 44)}
+    assert plan["totals"]["tokens"] == 8 * 6 * 44 and plan["totals"]["done"] == 0
+    assert plan["seconds_at_most"] is None and plan["unknown"] == [] and not plan["tokens_per_second"]
+    monkeypatch.setattr(running, "do_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.run_study(file, out=out)
+    main(["study", "plan", str(file), "--out", str(out), "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert [cell["done"] for cell in plan["cells"]] == [18, 6, 0, 0, 0, 0, 0, 0]
+    assert [cell["tokens"] // 44 for cell in plan["cells"]] == [0, 4, 6, 6, 6, 6, 6, 6]
+    assert [variant["made"] for variant in plan["variants"]] == [True] * 2 + [False] * 5, "wanda-50 too"
+    assert plan["totals"]["complete"] == 1 and plan["totals"]["answers"] == 8 * 18
+    with Store(out / "results.db") as store:
+        samples = store.samples(plan["cells"][1]["run"])
+    assert 0 < plan["cells"][2]["tokens_expected"] <= plan["cells"][2]["tokens"]
+    chains = [[s for s in samples if s.problem_id == problem] for problem in {s.problem_id for s in samples}]
+    spent = [max(s.thinking_tokens for s in c) + sum(s.answer_tokens for s in c if s.ended == "forced") for c in chains]
+    if all(s.ended == "forced" for s in samples):
+        assert plan["cells"][1]["tokens_expected"] == pytest.approx(4 * sum(spent) / len(spent))
+    [speed] = plan["tokens_per_second"].values()
+    assert plan["seconds_at_most"] == pytest.approx(plan["totals"]["tokens"] / speed)
+    assert plan["seconds_expected"] <= plan["seconds_at_most"]
+
+
+def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):
+    file = write_study(tmp_path, hidden_size=64, intermediate_size=512)
+    plan = prunus.plan_study(file, out=tmp_path / "out", measure=False)
+    prunus.run_study(file, out=tmp_path / "out")
+    study = read_study(file)
+    bounds = {variant["variant"]: variant["bytes"] for variant in plan["variants"]}
+    nbytes = Checkpoint(study.models[0]).nbytes
+    with Store(tmp_path / "out" / "results.db") as store:
+        sources = {run.model["name"].split("/")[-1]: run.model["source"] for run in store.runs()}
+    for name, bound in bounds.items():
+        size = Path(sources[name]).stat().st_size
+        assert size <= bound + 60_000, name
+        assert bound < 0.06 * nbytes or name in ("sparsegpt-50", "laco-1"), "a bit a weight"
+    assert bounds["sparsegpt-50"] > 0.3 * nbytes
+
+
+def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    plan = prunus.plan_study(EXAMPLES / "paper.toml", out=tmp_path / "out")
+    assert plan["totals"]["cells"] == 30 and plan["totals"]["answers"] == 30 * 768 * 5 * 3
+    assert {cell["problems"] for cell in plan["cells"]} == {30 + 198 + 40 + 500}
+    assert {cell["tokens"] for cell in plan["cells"]} == {768 * 3 * (8192 + 5 * 22000)}
+    names = Counter(cell["variant"] for cell in plan["cells"])
+    methods = [f"{m}{a}-{s}" for m in ("magnitude", "wanda") for a in ("", "-owl", "-layerif") for s in (10, 20)]
+    assert names == Counter(2 * ["dense", *methods, "shortgpt-1", "shortgpt-2"])
+    assert all(cell["run"] is None for cell in plan["cells"]) and plan["totals"]["disk"] is None
+    assert any("not downloaded yet: simplescaling/s1.1-7B, Qwen/Qwen3-8B" in line for line in plan["unknown"])
+    text = text_of(plan_table(plan))
+    assert text.count("not known yet:") == len(plan["unknown"]) <= 2 and "Qwen3-8B wanda-layerif-20" in text
+    study = read_study(EXAMPLES / "paper.toml")
+    recipes = dict(
+        zip(variant_names([e.recipe for e in study.entries]), [e.recipe for e in study.entries], strict=True)
+    )
+    for name in methods:
+        recipe = recipes[name]
+        assert (recipe.calibration, recipe.samples, recipe.seqlen, recipe.seed) == ("c4", 128, 2048, 0)
+    assert recipes["wanda-owl-10"].outlier_threshold == 7 and recipes["wanda-owl-10"].spread == 0.08
+    assert (recipes["shortgpt-2"].samples, recipes["shortgpt-2"].seqlen) == (100, 1024)
+    assert study.plans[0].budgets == (512, 1024, 2048, 4096, 8192) and study.plans[0].samples == 3
+
+
+@pytest.mark.slow
+def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys):
+    text = (EXAMPLES / "tiny.toml").read_text()
+    for old, new in (
+        ("limit = 126", "limit = 6"),
+        ("[32, 64, 128, 256, 512, 1024]", "[16, 48]"),
+        ("samples = 128", "samples = 8"),
+        ("influence_train = 96\ninfluence_validation = 32", "influence_train = 6\ninfluence_validation = 4"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / "tiny.toml"
+    file.write_text(text)
+    main(["study", str(file), "--out", str(tmp_path / "out"), "--json"])
+    done = json.loads(capsys.readouterr().out)
+    assert done["cells"] == 15 and len(done["comparisons"][0]["comparison"]["others"]) == 14
+    assert "ShortGPT" in Path(done["report"]).read_text()
+
+
+def rows() -> list[Row]:
+    base = Row("dense", "a", 4, {("p", 8, 0): True, ("q", 8, 0): True})
+    return [base, *(Row(f"v{index}", "a", 4, {("p", 8, 0): index % 2 == 0}) for index in range(30))]
+
+
+def sample(problem: str, correct: bool) -> Sample:
+    return Sample("tiny", problem, 8, 0, 8, 2, 0, "forced", False, False, "1", "ok", correct)
+
+
+def test_the_board_compares_on_what_both_have():
+    every = rows()
+    board = Board("study x", every, {"a": every[0]})
+    assert board.standing(every[1]) == "100.0 % right (+0.0)" and board.standing(every[2]) == "0.0 % right (-100.0)"
+    assert board.standing(every[0]) == "100.0 % right"
+    board.add(every[2], [sample("q", True)], tokens=60, seconds=2.0)
+    assert board.standing(every[2]) == "50.0 % right (-50.0)"
+    # 33 of 124 answers, one in two seconds.
+    assert board.totals() == "0/31 cells, 33/124 answers, 30 tokens/s, about 3 min left"
+
+
+def test_the_board_fits_the_screen_and_shows_what_is_under_way(monkeypatch):
+    monkeypatch.setattr(progress, "console", Console(width=80, height=20, file=io.StringIO()))
+    every = rows()
+    board = Board("study x", every, {"a": every[0]})
+    for current in (every[0], every[17], every[-1]):
+        board.add(current, [], 1, 1.0)
+        lines = text_of(board.screen()).splitlines()
+        assert len(lines) <= 20 and any(f"> {current.label}" in line for line in lines)
+    assert "and 17 more" in text_of(board.screen())
+
+
+def test_without_a_screen_a_line_for_each_cell_that_is_complete(capsys):
+    every = [Row("dense", "a", 1, {}), Row("v", "a", 2, {})]
+    with Board("study x", every, {"a": every[0]}) as board:
+        board.say("evaluating dense")
+        board.add(every[0], [sample("p", True)], 10, 1.0)
+        board.add(every[1], [sample("p", False)], 10, 1.0)
+    told = capsys.readouterr().err
+    assert told.splitlines() == [
+        "dense: 1/1 answers, 100.0 % right; 1/2 cells, 1/3 answers, 10 tokens/s, about 2 s left"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4, "4 s"), (100, "2 min"), (3600, "60 min"), (7200, "2.0 h"), (200_000, "2.3 days")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
