@@ -105,7 +105,8 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     for name in methods:
         recipe = recipes[name]
         assert (recipe.calibration, recipe.samples, recipe.seqlen, recipe.seed) == ("c4", 128, 2048, 0)
-    assert recipes["wanda-owl-10"].outlier_threshold == 7 and recipes["wanda-owl-10"].spread == 0.08
+    owl = recipes["wanda-owl-10"]
+    assert isinstance(owl, prunus.PruneRecipe) and owl.outlier_threshold == 7 and owl.spread == 0.08
     assert (recipes["shortgpt-2"].samples, recipes["shortgpt-2"].seqlen) == (100, 1024)
     assert study.plans[0].budgets == (512, 1024, 2048, 4096, 8192) and study.plans[0].samples == 3
 

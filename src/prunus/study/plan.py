@@ -114,7 +114,7 @@ def lines_of(study: Study, model: Model, places: Places) -> list[Line]:
         lines = []
         for cell in model.cells:
             alike = [stored[other.work.run_id] for other in model.cells if other.plan == cell.plan]
-            mean = tokens_per_chain(stored[cell.work.run_id]) or tokens_per_chain([s for rows in alike for s in rows])
+            mean = tokens_per_chain([stored[cell.work.run_id]]) or tokens_per_chain(alike)
             missing = missing_batches(store, cell.work)
             lines.append(line_of(study, model, cell, missing, len(stored[cell.work.run_id]), mean))
         return lines
@@ -139,11 +139,12 @@ def line_of(
     )
 
 
-def tokens_per_chain(samples: Sequence[Sample]) -> float | None:
-    """Mean of the tokens sampled for a chain: its longest thinking, and every distinct answer."""
-    chains: dict[tuple[str, int], list[Sample]] = {}
-    for sample in samples:
-        chains.setdefault((sample.problem_id, sample.draw), []).append(sample)
+def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
+    """Mean of the tokens sampled for a chain of these runs: its longest thinking, and every distinct answer."""
+    chains: dict[tuple[int, str, int], list[Sample]] = {}
+    for number, samples in enumerate(runs):
+        for sample in samples:
+            chains.setdefault((number, sample.problem_id, sample.draw), []).append(sample)
     if not chains:
         return None
     total = 0

@@ -1,0 +1,359 @@
+"""Perplexity of SmolLM2-135M after every method, allocation and depth method, on text that none of them has seen.
+
+`python benchmarks/quality.py` fetches the model into .cache and writes the tables and the figure of docs/quality.md.
+Each finished cell is one line of .cache/benchmark/quality.jsonl, under a hash of its recipe, its texts and its model:
+stop it at any time, run it in parts (--only, --minutes, --seeds), add a method and run it again. One thread, one cell
+at a time.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from docstrings import docstrings
+from quality_page import write_page
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+import prunus
+from prunus.checkpoint.files import Checkpoint
+from prunus.pruning.allocation import ALLOCATIONS
+from prunus.pruning.depth import DEPTH_METHODS
+from prunus.pruning.methods import METHODS
+from prunus.pruning.stats import FORMAT
+from prunus.recipes import AllocationName, MethodName, content_hash
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL, WORK = ROOT / ".cache/smollm2", ROOT / ".cache/benchmark/quality"
+RESULTS = ROOT / ".cache/benchmark/quality.jsonl"
+SEQLEN, HELD_OUT, SAMPLES, SEEDS = 512, 16, 32, 3
+INFLUENCES, INFLUENCE_TOKENS = 80, 128
+SLEB_SAMPLES, SLEB_SEQLEN = 4, 256
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{f"{share} %": {"sparsity": share / 100} for share in (20, 50, 60, 70)},
+    "4:8": {"pattern": "4:8"},
+    "2:4": {"pattern": "2:4"},
+}
+# A cell of these takes minutes: one seed, these settings, after all others. SLEB sees fewer tokens.
+SLOW: dict[str, tuple[str, ...]] = dict.fromkeys(("alps", "gblm", "wanda++"), ("50 %", "60 %", "2:4"))
+SLOW_DEPTH = ("laco", "sleb")
+# These columns are filled first.
+SOON = ("50 %", "60 %", "2:4", "10 %", "perplexity")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model to make and measure. table, row, column: where its perplexity goes.
+
+    stats: norms of the dense model, measured once per seed: `saved`, or `shuffled` among the inputs of each Linear.
+    evidence: recipe by which the allocation is measured once per seed. slow: comes after all that are not.
+    """
+
+    table: str
+    row: str
+    column: str
+    seed: int
+    recipe: prunus.PruneRecipe | prunus.DropRecipe
+    stats: str = ""
+    evidence: prunus.PruneRecipe | None = None
+    random_mask: bool = False
+    slow: bool = False
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that the perplexity depends on, but the version of prunus."""
+        recipes = [None if r is None else portable(r) for r in (self.recipe, self.evidence)]
+        return content_hash([*recipes, self.stats, self.random_mask, digest(text("held_out")), digest(weights())])
+
+
+def portable(recipe: prunus.PruneRecipe | prunus.DropRecipe) -> dict[str, Any]:
+    """What of a recipe is not the default, so that a new option changes no key; its calibration file by content."""
+    default = type(recipe)().to_json()
+    data = {name: value for name, value in recipe.to_json().items() if value != default[name]}
+    if "calibration" in data:
+        data["calibration"] = digest(Path(data["calibration"]))
+    return {"kind": type(recipe).__name__} | data
+
+
+@cache
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def text(name: str) -> Path:
+    """File of token ids: held_out, calibration-SEED, influence-SEED."""
+    return WORK / f"{name}.jsonl"
+
+
+def weights() -> Path:
+    return MODEL / "model.safetensors"
+
+
+def prepare() -> None:
+    """Model and token ids. Seeds share no row. Influences see the beginnings of 80 rows, 32 of them calibration too."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    if not (MODEL / "config.json").exists():
+        subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    ids = [i for each in docstrings() for i in tokenizer.encode(each + "\n\n", add_special_tokens=False).ids]
+    rows = [ids[begin : begin + SEQLEN] for begin in range(0, len(ids) - SEQLEN + 1, SEQLEN)]
+    parts = {"held_out": rows[:HELD_OUT]}
+    for seed in range(SEEDS):
+        begin = HELD_OUT + 1 + seed * INFLUENCES  # the row between may share a document
+        parts[f"calibration-{seed}"] = rows[begin : begin + SAMPLES]
+        parts[f"influence-{seed}"] = [row[:INFLUENCE_TOKENS] for row in rows[begin : begin + INFLUENCES]]
+    for name, part in parts.items():
+        text(name).write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in part))
+
+
+def calibrated(seed: int) -> dict[str, Any]:
+    """The part of a recipe that says on what."""
+    return {"calibration": str(text(f"calibration-{seed}")), "samples": SAMPLES, "seqlen": SEQLEN, "seed": seed}
+
+
+def method_cells() -> Iterator[Cell]:
+    """Every method at every setting; with the update of kept weights for two that have none of their own."""
+    for method, about in METHODS.items():
+        slow = method in SLOW
+        for column in SLOW.get(method, tuple(SETTINGS)):
+            for seed in range(1 if slow or about.needs == "nothing" else SEEDS):
+                recipe = method_recipe(method, seed, SETTINGS[column])
+                yield Cell("methods", method, column, seed, recipe, slow=slow)
+    updated: tuple[MethodName, ...] = ("magnitude", "wanda")
+    for method in updated:
+        for column in ("50 %", "60 %"):
+            for seed in range(SEEDS):
+                recipe = replace(method_recipe(method, seed, SETTINGS[column], data=True), update="obs")
+                yield Cell("methods", f"{method}, `--update obs`", column, seed, recipe)
+
+
+def method_recipe(method: MethodName, seed: int, setting: dict[str, Any], data: bool = False) -> prunus.PruneRecipe:
+    """Staged: one pass, and later Linears see pruned inputs. data: even if the method needs none."""
+    on = calibrated(seed) if data or METHODS[method].needs != "nothing" else {}
+    propagation = "pruned" if method == "wanda++" else "staged"  # it repairs whole blocks
+    return prunus.PruneRecipe(method=method, propagation=propagation, **on, **setting)
+
+
+def allocation_cells() -> Iterator[Cell]:
+    """Wanda under every allocation, all from the same norms of the dense model."""
+    for allocation, about in ALLOCATIONS.items():
+        columns = ("20 %", "30 %", "50 %", "70 %") if allocation in ("uniform", "owl", "atp") else ("50 %", "70 %")
+        slow = about.needs == "gradients"
+        for seed in range(1 if slow else SEEDS):
+            evidence = None if about.needs == "nothing" else evidence_recipe(allocation, seed)
+            for column in columns:
+                recipe = dense_recipe(seed, int(column.split()[0]) / 100, allocation)
+                yield Cell("allocations", allocation, column, seed, recipe, "saved", evidence, slow=slow)
+
+
+def dense_recipe(seed: int, sparsity: float, allocation: AllocationName = "uniform") -> prunus.PruneRecipe:
+    """Wanda on inputs of the dense model."""
+    return prunus.PruneRecipe(
+        method="wanda", sparsity=sparsity, allocation=allocation, propagation="dense", **calibrated(seed)
+    )
+
+
+def evidence_recipe(allocation: AllocationName, seed: int) -> prunus.PruneRecipe:
+    """How an allocation is measured. Influences take 80 sequences, 60 of them as training data."""
+    recipe = dense_recipe(seed, 0.5, allocation)
+    if ALLOCATIONS[allocation].needs != "gradients":
+        return recipe
+    train = INFLUENCES * 3 // 4
+    name = str(text(f"influence-{seed}"))
+    return replace(recipe, calibration=name, influence_train=train, influence_validation=INFLUENCES - train)
+
+
+def control_cells() -> Iterator[Cell]:
+    """What must be bad: zeros at random, and Wanda with the norms of other inputs."""
+    for seed in range(SEEDS):
+        yield Cell(
+            "controls", "random", "50 %", seed, prunus.PruneRecipe(method="magnitude", seed=seed), random_mask=True
+        )
+        yield Cell("controls", "shuffled", "50 %", seed, dense_recipe(seed, 0.5), "shuffled")
+
+
+def depth_cells() -> Iterator[Cell]:
+    """Every depth method at a tenth and a fifth of the blocks, LaCo also where it accepts less; and single blocks."""
+    for method, about in DEPTH_METHODS.items():
+        slow = method in SLOW_DEPTH
+        for column, share in (("10 %", 0.1), ("20 %", 0.2)):
+            for seed in range(SEEDS if about.needs_data and not slow else 1):
+                on = calibrated(seed) if about.needs_data else {}
+                if method == "sleb":
+                    on |= {"samples": SLEB_SAMPLES, "seqlen": SLEB_SEQLEN, "calibration": str(sleb_text(seed))}
+                recipe = prunus.DropRecipe(method=method, match_sparsity=share, **on)
+                yield Cell("depth", method, column, seed, recipe, slow=slow)
+                if method == "laco":
+                    stricter = replace(recipe, threshold=0.9)
+                    yield Cell("depth", "laco, `--threshold 0.9`", column, seed, stricter, slow=slow)
+    for block in (0, 10, 20, 25):
+        yield Cell("blocks", str(block), "perplexity", 0, prunus.DropRecipe(blocks=f"{block},"))
+
+
+def sleb_text(seed: int) -> Path:
+    """The beginnings of the first calibration sequences."""
+    rows = [json.loads(line)["token_ids"] for line in text(f"calibration-{seed}").read_text().splitlines()]
+    cut = "".join(json.dumps({"token_ids": row[:SLEB_SEQLEN]}) + "\n" for row in rows[:SLEB_SAMPLES])
+    path = text(f"sleb-{seed}")
+    path.write_text(cut)
+    return path
+
+
+def make(cell: Cell, out: Path) -> dict[str, Any]:
+    """Write the cell's model; returns what prune or drop_blocks does."""
+    if cell.random_mask:
+        return random_mask(out, cell.seed)
+    if isinstance(cell.recipe, prunus.DropRecipe):
+        return prunus.drop_blocks(MODEL, out, cell.recipe, overwrite=True)
+    recipe = cell.recipe
+    if cell.evidence is not None:
+        recipe = replace(recipe, scores=str(evidence_file(cell.evidence)))
+    stats = stats_file(cell.seed, cell.stats == "shuffled") if cell.stats else None
+    return prunus.prune(MODEL, out, recipe, stats=stats, overwrite=True)
+
+
+def evidence_file(recipe: prunus.PruneRecipe) -> Path:
+    """Measured if it is not there."""
+    path = WORK / f"evidence-{content_hash(portable(recipe))}.json"
+    if not path.exists():
+        found = prunus.allocate(MODEL, recipe, save=path)
+        print(f"{recipe.allocation}: {found['warnings']}", file=sys.stderr)
+    return path
+
+
+def stats_file(seed: int, shuffled: bool) -> Path:
+    """Norms of all inputs of the dense model, if asked for in random order within each input."""
+    path = WORK / f"stats-{FORMAT}-{digest(text(f'calibration-{seed}'))[:12]}.safetensors"
+    if not path.exists():
+        prunus.stats(MODEL, path, **calibrated(seed))
+    if not shuffled:
+        return path
+    with safe_open(path, "pt") as opened:
+        about, names = opened.metadata(), sorted(opened.keys())
+        norms = {name: opened.get_tensor(name) for name in names}
+    generator = torch.Generator().manual_seed(seed)
+    norms = {name: norm_I[torch.randperm(len(norm_I), generator=generator)] for name, norm_I in norms.items()}
+    target = path.with_suffix(".shuffled")
+    save_file(norms, target, about)
+    return target
+
+
+def random_mask(out: Path, seed: int) -> dict[str, Any]:
+    """A copy of the model in which every weight of a block's Linears is zero with probability one half."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(MODEL, out)
+    tensors, generator = load_file(weights()), torch.Generator().manual_seed(seed)
+    for name, weight_OI in tensors.items():
+        if "_proj." in name:
+            weight_OI[torch.rand(weight_OI.shape, generator=generator) < 0.5] = 0
+    save_file(tensors, out / weights().name, {"format": "pt"})
+    return {"warnings": []}
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """The line of a cell. cpu_seconds: to make the model, without what is measured once for several cells."""
+    out = WORK / f"model-{cell.key}"
+    if cell.evidence is not None:
+        evidence_file(cell.evidence)
+    if cell.stats:
+        stats_file(cell.seed, False)
+    started = cpu_seconds()
+    made = make(cell, out)
+    seconds = cpu_seconds() - started
+    found = prunus.perplexity(out, text("held_out"), seqlen=SEQLEN)["perplexity"]
+    shutil.rmtree(out)
+    kept = {name: made[name] for name in ("blocks_removed", "warnings") if made.get(name)}
+    return {
+        "key": cell.key,
+        "table": cell.table,
+        "row": cell.row,
+        "column": cell.column,
+        "seed": cell.seed,
+        "perplexity": found,
+        "cpu_seconds": round(seconds, 1),
+        "prunus": prunus.__version__,
+        **kept,
+    }
+
+
+def grid() -> list[Cell]:
+    """All cells, table by table and row by row."""
+    return [*method_cells(), *allocation_cells(), *control_cells(), *depth_cells()]
+
+
+def in_turn(cells: Sequence[Cell]) -> list[Cell]:
+    """The order to measure in: slow ones last; seeds and columns mixed, so that no table stays empty for long."""
+    shuffled = random.Random(0).sample(cells, len(cells))
+    return sorted(shuffled, key=lambda cell: (cell.slow, cell.seed + (cell.column not in SOON)))
+
+
+def finished() -> dict[str, dict[str, Any]]:
+    """Lines by key."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {row["key"]: row for row in map(json.loads, lines)}
+
+
+def dense_perplexity() -> float:
+    """Of the unpruned model, kept like a cell."""
+    key = content_hash(["dense", digest(text("held_out")), digest(weights())])
+    done = finished()
+    if key not in done:
+        found = prunus.perplexity(MODEL, text("held_out"), seqlen=SEQLEN)["perplexity"]
+        append({"key": key, "table": "dense", "perplexity": found})
+        return found
+    return done[key]["perplexity"]
+
+
+def append(line: dict[str, Any]) -> None:
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    tables = ("methods", "allocations", "controls", "depth", "blocks")
+    parser.add_argument("--only", choices=tables, action="append", help="default: all")
+    parser.add_argument("--row", action="append", help="only this method or allocation")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="only the first so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    prepare()
+    dense, cells, began = dense_perplexity(), grid(), time.monotonic()
+    for cell in in_turn(cells):
+        wanted = cell.table in (arguments.only or tables) and cell.row in (arguments.row or [cell.row])
+        if not wanted or cell.seed >= arguments.seeds or cell.key in finished():
+            continue
+        if time.monotonic() - began > 60 * arguments.minutes:
+            break
+        line = measure(cell)
+        append(line)
+        print(json.dumps(line), file=sys.stderr, flush=True)
+    done = finished()
+    rows = [done[cell.key] for cell in cells if cell.key in done]
+    blocks = Checkpoint(MODEL).blocks
+    print(write_page(ROOT / "docs", dense, rows, blocks))
+    print(f"{len(rows)} of {len(cells)} cells are measured")
+
+
+if __name__ == "__main__":
+    main()
