@@ -13,6 +13,7 @@ import prunus
 from prunus.cli import cli, main
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
+ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
 ALSO = {"plan_study"}  # `prunus study plan`
@@ -28,7 +29,7 @@ def options_of(command):
     [
         ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite"}),
-        ("eval", EvalPlan, {"store", "device"}),
+        ("eval", EvalPlan, {"store", "device", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite"}),
     ],
 )

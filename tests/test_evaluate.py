@@ -22,7 +22,9 @@ from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline
+from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.engines import EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
@@ -49,7 +51,7 @@ def no_model(monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setitem(pipeline.BACKENDS, "hf", refuse)
+    monkeypatch.setitem(BACKENDS, "hf", refuse)
 
 
 def test_every_row_of_the_plan_is_stored_once(store):
@@ -104,7 +106,7 @@ def test_only_missing_batches_are_done(store, monkeypatch):
     monkeypatch.setattr(pipeline, "run_batch", lambda *args: asked.append(args[2]) or original(*args))
     assert prunus.evaluate("tiny", PLAN, store) == run_id
     assert rows(store) == expected
-    assert len(asked) == 1 and len(asked[0]) <= PLAN.batch_size
+    assert len(asked) == 1 and len(asked[0]) <= PLAN.rows
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 3}, {"batch_size": 64}, {"reuse": False}], ids=str)
@@ -224,7 +226,7 @@ def test_ctrl_c_keeps_the_finished_batches(store, monkeypatch):
     monkeypatch.setattr(pipeline, "run_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prunus.evaluate("tiny", PLAN, store)
-    assert len(rows(store)) == PLAN.batch_size * 3
+    assert len(rows(store)) == PLAN.rows * 3
     assert not Path(f"{store}-journal").exists(), "the store was closed"
     prunus.evaluate("tiny", PLAN, store)
     assert len(rows(store)) == 10 * 3
@@ -374,5 +376,5 @@ def test_the_forced_words_are_part_of_the_answer_text(store, tmp_path):
 
 
 def test_the_backend_table_loads_models():
-    backend = pipeline.BACKENDS["hf"](tiny_folder(), "cpu", 363)
+    backend = BACKENDS["hf"](tiny_folder(), "cpu", 363, EngineOptions())
     assert isinstance(backend, HFBackend) and backend.vocabulary == 363

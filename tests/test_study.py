@@ -21,6 +21,7 @@ from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import load_model
 from prunus.reporting import page
 from prunus.results.comparison import compare
@@ -157,7 +158,7 @@ def test_a_second_run_loads_no_model(finished, monkeypatch, batches):
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setitem(running.BACKENDS, "hf", refuse)
+    monkeypatch.setitem(BACKENDS, "hf", refuse)
     prunus.run_study(finished / "small.toml", out=finished / "out")
     assert batches == []
 

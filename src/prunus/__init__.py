@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prunus.errors import PrunusError
+from prunus.evaluation.engines import EngineOptions
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "DropRecipe",
+    "EngineOptions",
     "EvalPlan",
     "PruneRecipe",
     "PrunusError",

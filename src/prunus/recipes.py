@@ -21,11 +21,12 @@ UpdateName = Literal["none", "obs"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
 Mode = Literal["strict", "legacy"]
-BackendName = Literal["hf"]
+BackendName = Literal["hf", "vllm", "openai"]
 PromptStyle = Literal["bare", "boxed"]
 TraceFilter = Literal["all", "correct"]
 
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
+ROWS = {"hf": 64, "vllm": 512, "openai": 512}  # engines that batch by themselves want many requests at once
 
 
 def canonical_json(data: Any) -> str:
@@ -290,7 +291,8 @@ class EvalPlan(Recipe):
     wait: how often an attempt to stop thinking is refused. temperature, top_p, top_k: None takes the profile's;
         temperature 0 is greedy, top_k 0 is off. reuse: sample one trace at the largest budget, cut it for the rest.
     limit: first so many problems of each task. prompt: `bare` problem text, or `boxed` with an instruction.
-    batch_size: rows decoded together; part of the plan so that a resumed run meets the same batches.
+    batch_size: chains done and stored together; part of the plan so that a resumed run meets the same batches. None is
+        64 for hf, which decodes them side by side, and 512 for the engines that batch by themselves.
     """
 
     tasks: tuple[str, ...]
@@ -308,7 +310,7 @@ class EvalPlan(Recipe):
     seed: int = 0
     backend: BackendName = "hf"
     reuse: bool = True
-    batch_size: int = 64
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -317,7 +319,9 @@ class EvalPlan(Recipe):
         self._check_choice("mode", Mode)
         self._check_choice("prompt", PromptStyle)
         self._check_choice("backend", BackendName)
-        self._check_positive("samples", "batch_size")
+        self._check_positive("samples")
+        if self.batch_size is not None:
+            self._check_positive("batch_size")
         check_budgets(self.budgets)
         if self.wait < 0:
             raise PrunusError(f"wait must be 0 or more, not {self.wait}")
@@ -333,6 +337,11 @@ class EvalPlan(Recipe):
             raise PrunusError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if self.wait and self.reuse and len(self.budgets) > 1:
             raise PrunusError("refusing to stop (--wait) changes the chain, so budgets cannot share it: add --no-reuse")
+
+    @property
+    def rows(self) -> int:
+        """The batch size that takes effect."""
+        return self.batch_size or ROWS[self.backend]
 
 
 @dataclass(frozen=True)

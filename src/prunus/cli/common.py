@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +11,7 @@ import click
 
 import prunus
 from prunus import progress
+from prunus.evaluation.engines import EngineOptions, parse_args
 
 _verbose = False
 
@@ -75,6 +77,28 @@ class IntegerList(click.ParamType):
             return tuple(int(part) for part in value.split(","))
         except ValueError:
             self.fail(f"'{value}' is not a list of whole numbers such as 512,1024", param, ctx)
+
+
+def engine_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of the backends vllm and openai, which reach the function as one `engine`."""
+    usual = EngineOptions()
+
+    @wraps(function)
+    def call(*args: Any, engine_args: str | None, url: str | None, served_model: str | None, **rest: Any) -> None:
+        told = {key: rest.pop(key) for key in ("concurrency", "timeout")}
+        engine = EngineOptions(parse_args(engine_args), url, served_model, **told)
+        function(*args, engine=engine, **rest)
+
+    options = (
+        click.option("--engine-args", metavar="JSON", help="vllm: arguments of vllm.LLM."),
+        click.option("--url", help="openai: the server's address, as http://localhost:8000/v1."),
+        click.option("--served-model", metavar="NAME", help="openai: the server's name for MODEL, if another."),
+        click.option("--concurrency", default=usual.concurrency, show_default=True, help="openai: requests at once."),
+        click.option("--timeout", default=usual.timeout, show_default=True, help="openai: seconds for a request."),
+    )
+    for option in reversed(options):
+        call = option(call)
+    return call
 
 
 def print_json(data: Any) -> None:

@@ -12,12 +12,14 @@ from prunus.cli.common import (
     choice,
     command,
     device_option,
+    engine_options,
     model_argument,
     overwrite_option,
     recipe_option,
     show_summary,
     store_argument,
 )
+from prunus.evaluation.engines import EngineOptions
 from prunus.recipes import EvalPlan, TraceRecipe
 
 
@@ -38,17 +40,18 @@ from prunus.recipes import EvalPlan, TraceRecipe
 @recipe_option(EvalPlan, "prompt", "Bare problem, or asking for a box.", type=choice(recipes.PromptStyle))
 @recipe_option(EvalPlan, "limit", "First so many problems of each task.", type=int)
 @recipe_option(EvalPlan, "seed", "Seed of the draws.", type=int)
-@recipe_option(EvalPlan, "backend", "Engine.", type=choice(recipes.BackendName))
-@recipe_option(EvalPlan, "batch_size", "Rows decoded together.", type=int)
+@recipe_option(EvalPlan, "batch_size", "Chains done together; default 64, 512 on vllm and openai.", type=int)
+@recipe_option(EvalPlan, "backend", "Engine: see docs/engines.md.", type=choice(recipes.BackendName))
+@engine_options
 @click.option("--reuse/--no-reuse", default=True, show_default=True, help="Cut one trace for all budgets.")
 @click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
 @device_option
-def eval_command(model: str, store: Path, device: str, **plan: Any) -> None:
+def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **plan: Any) -> None:
     """Accuracy of MODEL under thinking budgets, row by row into a store.
 
     Run it again to go on after an interruption; a finished run does no work.
     """
-    run_id = prunus.evaluate(model, EvalPlan(**plan), store, device=device)
+    run_id = prunus.evaluate(model, EvalPlan(**plan), store, device=device, engine=engine)
     from prunus.reporting.tables import curve_table
     from prunus.results.comparison import summarise
     from prunus.results.store import Store

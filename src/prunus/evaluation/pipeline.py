@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import BACKENDS
+from prunus.evaluation import backends
 from prunus.evaluation.budget import Backend, Chain, Draw, Rules, Sampling, force_budgets
+from prunus.evaluation.engines import EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.profiles import Markers, Profile, decode, encode_markers, encode_prompt, resolve_profile
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
@@ -54,10 +55,13 @@ class Work:
         return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
 
 
-def evaluate(model: str | Path, plan: EvalPlan, store: str | Path, *, device: str = "auto") -> str:
+def evaluate(
+    model: str | Path, plan: EvalPlan, store: str | Path, *, device: str = "auto", engine: EngineOptions | None = None
+) -> str:
     """Accuracy of a model under thinking budgets: every missing row of the plan is added to the store.
 
     model: `tiny`, a folder or a hub id. store: SQLite file, made where missing. device: `auto` is cuda if there is one.
+    engine: how the plan's backend is started or reached (docs/engines.md).
     Returns the run's id, a hash of the model's weights and the plan with the values that take effect. What the store
     holds already is not done again; without missing rows the model is not even loaded. PrunusError if another process
     is at this run.
@@ -67,8 +71,11 @@ def evaluate(model: str | Path, plan: EvalPlan, store: str | Path, *, device: st
     work = make_work(checkpoint, load_tokenizer(folder), plan)
     with Store(Path(store), create=True) as opened:
         if missing_batches(opened, work):
-            with opened.claim(work.run_id):
-                backend = BACKENDS[plan.backend](folder, device, len(work.tokenizer))
+            with (
+                opened.claim(work.run_id),
+                backends.opened(plan.backend, folder, device, len(work.tokenizer), engine) as backend,
+            ):
+                check_engine(work, backend)
                 description = describe_model(model, checkpoint)
                 opened.add_problems(problem_row(problem) for problem in work.problems)
                 opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
@@ -181,7 +188,8 @@ def make_work(checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan
         encode_prompt(profile, tokenizer, prompt_text(problem, plan.prompt)) + list(markers.start)
         for problem in problems
     ]
-    check_context(checkpoint, plan, markers, problems, prompts, caps)
+    context = int(checkpoint.config.max_position_embeddings)
+    check_context(context, "model", plan.budgets[-1], markers, problems, prompts, caps)
     resolved = plan.to_json() | {
         "tasks": list(
             dict.fromkeys(problem.task for problem in problems)
@@ -191,6 +199,7 @@ def make_work(checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
+        "batch_size": plan.rows,
         "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
         "problems": digest_of(problems),
     }
@@ -205,7 +214,7 @@ def make_work(checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan
         rules=Rules(markers, sampling, plan.wait, plan.seed),
         budgets=plan.budgets,
         reuse=plan.reuse,
-        batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.batch_size),
+        batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.rows),
     )
 
 
@@ -239,24 +248,31 @@ def caps_by_kind(problems: Sequence[Problem], caps: Sequence[int]) -> dict[str, 
 
 
 def check_context(
-    checkpoint: Checkpoint,
-    plan: EvalPlan,
+    context: int,
+    whose: str,
+    budget: int,
     markers: Markers,
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
     caps: Sequence[int],
 ) -> None:
     """PrunusError unless prompt, thinking, markers and answer fit the context for every problem."""
-    context, budget = int(checkpoint.config.max_position_embeddings), plan.budgets[-1]
     for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
         template = len(prompt) - len(markers.start)
         needed = template + markers.longest + budget + cap
         if needed > context:
             raise PrunusError(
                 f"problem '{problem.id}' needs {needed} tokens ({template} of prompt, {budget} to think,"
-                f" {markers.longest} of markers, {cap} to answer), but the model's context is {context}:"
+                f" {markers.longest} of markers, {cap} to answer), but the {whose}'s context is {context}:"
                 " lower --budgets or --answer-tokens"
             )
+
+
+def check_engine(work: Work, backend: Backend) -> None:
+    """PrunusError unless every chain fits the context that the engine was started with, where it tells."""
+    context: int | None = getattr(backend, "context", None)
+    if context is not None:
+        check_context(context, "engine", work.budgets[-1], work.rules.markers, work.problems, work.prompts, work.caps)
 
 
 def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:

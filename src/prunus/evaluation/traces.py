@@ -18,7 +18,7 @@ from prunus.checkpoint.partial import disk_errors
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import BACKENDS
+from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import Work, graded, make_work, run_batch
@@ -54,7 +54,8 @@ def traces(
     ):
         missing = [number for number in range(len(work.batches)) if number not in journal.batches]
         if missing:
-            draw(work, journal, missing, BACKENDS["hf"](folder, device, len(work.tokenizer)))
+            with opened("hf", folder, device, len(work.tokenizer)) as backend:
+                draw(work, journal, missing, backend)
         found = [trace for number in range(len(work.batches)) for trace in journal.batches[number]]
         kept = choose(found, recipe)
         if not kept:

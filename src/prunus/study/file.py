@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from prunus.errors import PrunusError
+from prunus.evaluation.engines import EngineOptions
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.study.lines import Lines, suggestion
 
@@ -19,15 +20,22 @@ Recipe = PruneRecipe | DropRecipe
 RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe]] = {"prune": PruneRecipe, "drop": DropRecipe}
 # What [calibration] may say for all tables; one of [[prune]] or [[drop]] may still say otherwise.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
-TOP = ("name", "models", "keep_checkpoints", "eval", "calibration", "prune", "drop", "report")
+TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", "prune", "drop", "report")
 REPORT = ("base", "margin")
+ENGINE = tuple(field.name for field in fields(EngineOptions))
 # Tables as the file writes them, and the keys that each knows.
-_TABLES = {"": "the top of the file", "eval": "[eval]", "report": "[report]", "calibration": "[calibration]"}
+_TABLES = {
+    "": "the top of the file",
+    "eval": "[eval]",
+    "report": "[report]",
+    "engine": "[engine]",
+    "calibration": "[calibration]",
+}
 _TABLES |= {kind: f"[[{kind}]]" for kind in RECIPES}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
 _KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
-_KEYS |= {"[report]": REPORT, "the top of the file": TOP}
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Study:
-    """What the file asks for. base: name of the variant that the others are compared with. text: as it was read."""
+    """What the file asks for.
+
+    backend: of all plans. base: name of the variant that the others are compared with. text: as it was read.
+    """
 
     path: Path
     name: str
     models: tuple[str, ...]
     plans: tuple[EvalPlan, ...]
+    backend: str
+    engine: EngineOptions
     entries: tuple[Entry, ...]
     base: str
     margin: float
@@ -94,11 +107,14 @@ class _Reader:
             self.fail("report", "margin", 0, f"margin must be a share of problems in [0, 1), not {margin}")
         entries = tuple(entry for kind in RECIPES for entry in self.entries(kind, shared))
         self.check_twice(entries)
+        models, plans = tuple(self.models()), tuple(self.plans())
         return Study(
             path=self.path,
             name=self.data.get("name", self.path.stem),
-            models=tuple(self.models()),
-            plans=tuple(self.plans()),
+            models=models,
+            plans=plans,
+            backend=plans[0].backend,
+            engine=self.engine(plans, entries),
             entries=entries,
             base=report.get("base", "dense"),
             margin=float(margin),
@@ -128,6 +144,25 @@ class _Reader:
         for values in self.grid("eval", 0, table, EvalPlan):
             values["tasks"] = tuple(self.near(t) if t.endswith(".jsonl") else t for t in values["tasks"])
             yield self.make("eval", 0, EvalPlan, values)
+
+    def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:
+        """How the one backend of all plans is started or reached."""
+        table, backend, hints = self.table("engine", ENGINE), plans[0].backend, get_type_hints(EngineOptions)
+        if any(plan.backend != backend for plan in plans):
+            self.fail(
+                "eval", "backend", 0, "all cells of a study need the same backend, to be compared; make two files"
+            )
+        if backend == "openai" and entries:
+            self.fail("eval", "backend", 0, "openai can only do the dense model: a server's weights cannot be swapped")
+        for key, value in table.items():
+            hint = dict if key == "args" else hints[key]
+            self.check_type("engine", key, 0, value, hint)
+        try:
+            options = EngineOptions(**table)
+            options.check(backend)
+        except PrunusError as error:
+            self.fail("engine" if table else "eval", "", 0, str(error))
+        return options
 
     def entries(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
         tables = self.data.get(kind, [])

@@ -9,7 +9,7 @@ from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.packed_bits import packed_nbytes
 from prunus.checkpoint.partial import disk_needed
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.budget import Backend
 from prunus.evaluation.pipeline import Work, missing_batches
 from prunus.pruning.allocate import linears_in_scope
 from prunus.pruning.pipeline import find_method
@@ -48,6 +48,8 @@ def plan_study(
     unread = unread_tasks(study)
     absent = [typed for typed in study.models if local_folder(typed) is None]
     unknown = missing_lines(unread, absent)
+    if measure and study.backend != "hf":
+        unknown.append(f"how fast {study.backend} is: it is not started to plan")
     cells: list[Line] = []
     variants: list[dict[str, Any]] = []
     disk: int | None = 0
@@ -68,8 +70,8 @@ def plan_study(
         if disk is not None:
             disk += disk_of(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
         unknown += could_not_be_made(study, model, places, device)
-        if measure:
-            speeds[typed] = tokens_per_second(model, device)
+        if measure and study.backend == "hf":
+            speeds[typed] = tokens_per_second(study, model, device)
     left = {typed: [line for line in cells if line.model == typed] for typed in study.models}
     tokens = sum(line.tokens for line in cells)
     return {
@@ -186,16 +188,17 @@ def could_not_be_made(study: Study, model: Model, places: Places, device: str) -
     return []
 
 
-def tokens_per_second(model: Model, device: str) -> float:
+def tokens_per_second(study: Study, model: Model, device: str) -> float:
     """How fast the dense model decodes the first batch, by a few steps."""
     work: Work = model.cells[0].work
-    backend: HFBackend = Engine(device).of(model)
     prompts = [work.prompts[index] for index, _ in work.batches[0]]
-    spent = [seconds_for(backend, work, prompts, steps) for steps in (1, 1, 1 + MEASURED_STEPS)]
+    with Engine(study, device) as engine:
+        backend = engine.of(model)
+        spent = [seconds_for(backend, work, prompts, steps) for steps in (1, 1, 1 + MEASURED_STEPS)]
     return len(prompts) * MEASURED_STEPS / max(1e-9, spent[2] - spent[1])
 
 
-def seconds_for(backend: HFBackend, work: Work, prompts: Sequence[list[int]], steps: int) -> float:
+def seconds_for(backend: Backend, work: Work, prompts: Sequence[list[int]], steps: int) -> float:
     """Time to read the prompts and sample so many ids for each."""
     started = time.monotonic()
     seeds, none = range(len(prompts)), frozenset[int]()

@@ -2,10 +2,11 @@
 
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -14,10 +15,12 @@ from prunus.checkpoint.files import MANIFEST
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import BACKENDS
+from prunus.evaluation.backends import opened as opened_backend
 from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import (
+    check_engine,
     describe_model,
     describe_versions,
     do_batch,
@@ -103,8 +106,11 @@ def run_cells(study: Study, models: Sequence[Model], places: Places, store: Stor
     """First each dense model and one batch of every variant, then the rest."""
     rows = {cell.work.run_id: board_row(store, model, cell, study) for model in models for cell in model.cells}
     bases = {row_group(model, c): rows[c.work.run_id] for model in models for c in model.cells if is_base(study, c)}
-    engine = Engine(device)
-    with Grader() as grader, Board(f"study {study.name}", list(rows.values()), bases) as board:
+    with (
+        Grader() as grader,
+        Board(f"study {study.name}", list(rows.values()), bases) as board,
+        Engine(study, device) as engine,
+    ):
         for early in (True, False):
             for model in models:
                 for variant, cells in to_do(store, model, early):
@@ -113,9 +119,9 @@ def run_cells(study: Study, models: Sequence[Model], places: Places, store: Stor
                         with board.aside():
                             make_variant(model, variant, places.folder, device, study.keep_checkpoints)
                     board.say(f"evaluating {variant.name} of {model.label}")
-                    backend = engine.of(model)
-                    with swapped(backend.model, model.checkpoint, places.folder, variant):
+                    with engine.holding(model, variant, places.folder) as backend:
                         for cell, batches in cells:
+                            check_engine(cell.work, backend)
                             with store.claim(cell.work.run_id):
                                 store.add_problems(problem_row(problem) for problem in cell.work.problems)
                                 store.add_run(describe_run(model, cell, places, backend))
@@ -142,27 +148,46 @@ def to_do(store: Store, model: Model, early: bool) -> list[tuple[Variant, list[t
 
 
 class Engine:
-    """The dense model that is loaded, one at a time."""
+    """The dense model that is loaded, one at a time: `with Engine(study, device) as engine: ...`."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, study: Study, device: str) -> None:
+        self.name, self.options, self.device = study.backend, study.engine, device
         self.model: Model | None = None
-        self.backend: HFBackend | None = None
+        self.backend: Backend | None = None
+        self.stack = ExitStack()
 
-    def of(self, model: Model) -> HFBackend:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def of(self, model: Model) -> Backend:
         """A backend that holds this model."""
         if self.backend is None or self.model is not model:
             self.backend = None
+            self.stack.close()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            loaded = BACKENDS["hf"](model.checkpoint.folder, self.device, len(model.tokenizer))
-            assert isinstance(loaded, HFBackend)
-            self.model, self.backend = model, loaded
+            folder, vocabulary = model.checkpoint.folder, len(model.tokenizer)
+            loading = opened_backend(self.name, folder, self.device, vocabulary, self.options)
+            self.model, self.backend = model, self.stack.enter_context(loading)
         return self.backend
 
+    @contextmanager
+    def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
+        """Within this, the backend has the variant's weights. folder: of the study."""
+        backend = self.of(model)
+        if variant.recipe is None:
+            yield backend
+        else:
+            assert isinstance(backend, HFBackend)
+            with swapped(backend.model, model.checkpoint, folder, variant):
+                yield backend
 
-def describe_run(model: Model, cell: Cell, places: Places, backend: HFBackend) -> Run:
+
+def describe_run(model: Model, cell: Cell, places: Places, backend: Backend) -> Run:
     """What the store keeps of a cell: of a variant the same as of the checkpoint that it would be."""
     described = describe_model(model.typed, model.checkpoint)
     if cell.variant.recipe is not None:

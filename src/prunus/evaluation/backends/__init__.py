@@ -1,16 +1,37 @@
 """Backends: what continues token ids. A new one is one file here and one line in BACKENDS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prunus.evaluation.budget import Backend
+from prunus.evaluation.engines import EngineOptions
 
 
-def _hf(folder: Path, device: str, vocabulary: int) -> Backend:
+def _hf(folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Backend:
     from prunus.evaluation.backends.hf import HFBackend
 
     return HFBackend.load(folder, device, vocabulary)
 
 
-# name -> (model folder, device, number of ids the tokenizer knows) -> backend
-BACKENDS: dict[str, Callable[[Path, str, int], Backend]] = {"hf": _hf}
+# name -> (model folder, device, number of ids the tokenizer knows, how it is started or reached) -> backend
+BACKENDS: dict[str, Callable[[Path, str, int, EngineOptions], Backend]] = {"hf": _hf}
+
+
+@contextmanager
+def opened(
+    name: str, folder: Path, device: str, vocabulary: int, engine: EngineOptions | None = None
+) -> Iterator[Backend]:
+    """The backend of that name with a model loaded; at the end it lets go of processes and connections it holds.
+
+    PrunusError where engine says something that this backend does not know.
+    """
+    engine = engine or EngineOptions()
+    engine.check(name)
+    backend = BACKENDS[name](folder, device, vocabulary, engine)
+    try:
+        yield backend
+    finally:
+        close = getattr(backend, "close", None)
+        if close is not None:
+            close()
