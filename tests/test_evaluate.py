@@ -20,11 +20,11 @@ from tiny_models import make_model
 import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline
 from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.engines import EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan

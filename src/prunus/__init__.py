@@ -16,8 +16,8 @@ and reading results needs no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.engines import EngineOptions
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import click
 
 import prunus
 from prunus import progress
-from prunus.evaluation.engines import EngineOptions, parse_args
+from prunus.engines import EngineOptions, parse_args
 
 _verbose = False
 

@@ -19,7 +19,7 @@ from prunus.cli.common import (
     show_summary,
     store_argument,
 )
-from prunus.evaluation.engines import EngineOptions
+from prunus.engines import EngineOptions
 from prunus.recipes import EvalPlan, TraceRecipe
 
 

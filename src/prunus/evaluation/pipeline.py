@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.budget import Backend, Chain, Draw, Rules, Sampling, force_budgets
-from prunus.evaluation.engines import EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.profiles import Markers, Profile, decode, encode_markers, encode_prompt, resolve_profile
 from prunus.evaluation.tasks import Problem, load_task, prompt_text

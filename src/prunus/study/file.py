@@ -11,8 +11,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.engines import EngineOptions
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.study.lines import Lines, suggestion
 

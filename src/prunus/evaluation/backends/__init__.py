@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prunus.engines import EngineOptions
 from prunus.evaluation.budget import Backend
-from prunus.evaluation.engines import EngineOptions
 
 
 def _hf(folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Backend:
