@@ -21,6 +21,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 if TYPE_CHECKING:
+    from prunus import sparse
     from prunus.checkpoint.packed import pack, unpack
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.traces import traces
@@ -57,6 +58,7 @@ __all__ = [
     "regrade",
     "report",
     "run_study",
+    "sparse",
     "stats",
     "traces",
     "unpack",
@@ -83,6 +85,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sparse":
+        return import_module("prunus.sparse")
     if name not in _HOME:
         raise AttributeError(f"module 'prunus' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)

@@ -122,6 +122,15 @@ class PackedTensor(Stored):
             buffer = self._bits().reshape(-1).view(np.uint8)
         return torch.from_numpy(buffer).view(DTYPES[self.dtype]).view(self.shape)
 
+    def bits(self) -> PackedBits:
+        """Starts, mask and values of a `packed` tensor as they are stored. Only checksums are checked: not whether the
+        parts fit each other. Damage raises PrunusError."""
+        assert self.form == "packed"
+        try:
+            return PackedBits(*self._parts())
+        except ValueError as error:
+            raise damaged(self.file, error) from error
+
     def _bits(self) -> NDArray:
         """The dense tensor's bit patterns."""
         try:

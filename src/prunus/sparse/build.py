@@ -1,0 +1,54 @@
+"""Compile kernel.cpp. Standard library only: hatch_build.py, which makes wheels, loads this file on its own."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+# No -march: the kernel asks the processor at run time. Without the C++ runtime the library needs nothing but libc.
+FLAGS = (
+    *("-O3", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fvisibility=hidden"),
+    *("-shared", "-fPIC", "-pthread", "-static-libgcc", "-Wl,--as-needed", "-s"),
+)
+COMPILE_SECONDS = 300
+_OLDEST_GLIBC = 17  # manylinux_2_17: the oldest that pip knows for wheels without a list of their own
+
+
+class BuildError(Exception):
+    """Why there is no library, in one line."""
+
+
+def supported() -> bool:
+    """Whether the kernel has anything for this system."""
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+
+
+def find_compiler() -> str:
+    """$CXX, else g++ or clang++; BuildError if there is none."""
+    named = os.environ.get("CXX")
+    for candidate in (named,) if named else ("g++", "clang++", "c++"):
+        if found := shutil.which(candidate):
+            return found
+    raise BuildError(f"$CXX is '{named}', which is not there" if named else "there is no C++ compiler (g++ or clang++)")
+
+
+def compile_kernel(target: Path, extra: tuple[str, ...] = ()) -> None:
+    """Write the library to target; BuildError if that fails. extra: more flags."""
+    command = [find_compiler(), *FLAGS, *extra, str(SOURCE), "-o", str(target)]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from error
+    if done.returncode or not target.is_file() or not target.stat().st_size:
+        reason = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+        raise BuildError(f"{command[0]} fails: {reason.strip()}")
+
+
+def platform_tag(library: Path) -> str:
+    """The wheel's platform tag: what the library needs, from the versions of glibc's symbols that it names."""
+    needed = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", library.read_bytes())]
+    return f"manylinux_2_{max([_OLDEST_GLIBC, *needed])}_x86_64"

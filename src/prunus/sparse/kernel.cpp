@@ -1,0 +1,900 @@
+// y = W x for a few rows of x and a W with zeros: what decoding one token does with every Linear of a model.
+//
+// Decoding reads each weight once per token, so its speed is that of memory. W is kept as one bit per weight and the
+// weights that are left, 1.125 bytes a weight at 50 % in 16 bits instead of 2, and expanded in registers on the way to
+// the multiplication. C ABI, no Python, torch, OpenMP or C++ runtime; the processor is asked at run time what it can do.
+//
+// Layout. O outputs (rows), I inputs (columns). The finest piece is a chunk: 32 columns of a row, a 32-bit mask whose
+// bit k stands for column k. Masks and values lie in the order in which the kernel meets them,
+//
+//     group (16 rows) > tile (16 chunks, the last one may be shorter) > quad (4 rows) > chunk > row,
+//
+// so both are read as one stream each, front to back, which is what hardware prefetchers follow; and a tile of x stays
+// in the L1 cache while the 16 rows of a group pass over it. Rows and columns that do not exist have masks of 0.
+//   masks   uint32, groups * 16 * chunks
+//   values  bfloat16, float16 or float32, those with a bit; then at least PADDING bytes, since the kernel loads whole
+//           vectors and lets the mask choose
+//   starts  int64, groups + 1: the index in values of each group's first; the last is their number
+// Only +0.0 (all bits zero) has no bit, so that -0.0 and NaN come back as they were, as in packed checkpoints.
+//
+// Every output is summed by one thread in one order, so results do not depend on the number of threads, bit by bit,
+// nor on how many rows of x come together.
+//
+// The loops are written once and compiled for each instruction set: the file includes itself, see "the loops" below.
+
+#ifndef LOOPS_FOR
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+// Instruction sets, better ones higher. NOTHING: this processor runs dense.
+enum Isa { NOTHING = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3 };
+// How numbers are stored. Sums are float32 throughout.
+enum Kind { BF16 = 0, FP16 = 1, FP32 = 2 };
+enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
+}  // namespace
+
+#if defined(__x86_64__) && defined(__linux__)
+
+#include <immintrin.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+
+namespace {
+
+constexpr int CHUNK = 32, TILE = 16, QUAD = 4, GROUP = 16, MAX_ROWS = 8, PADDING = 64;
+// How far ahead of the loads memory is asked for, in bytes: more for values, of which there are more.
+constexpr int VALUES_AHEAD = 4096, MASKS_AHEAD = 1024;
+
+// Bit patterns, told apart by type.
+struct bf16 { uint16_t bits; };
+struct fp16 { uint16_t bits; };
+using fp32 = float;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline float widen(bf16 number) {
+  uint32_t bits = uint32_t(number.bits) << 16;
+  float wide;
+  memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+inline bf16 narrow(float wide) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &wide, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return {uint16_t(bits >> 16 | 0x40)};
+  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+// ---------------------------------------------------------------------------------------------------------- threads
+//
+// The caller works too, and waits only for ranges that a worker has taken, never for a worker that has not woken up.
+// An OpenMP team would end every call in a barrier over all threads; where cores are shared that costs a time slice of
+// the scheduler, some milliseconds, for each Linear.
+
+using Work = void (*)(const void* job, int64_t first, int64_t last);
+
+struct Pool {
+  // Generation of the job (32 bits), how many units it has (16), the first one that nobody has taken (16). In one
+  // word, so that a worker that wakes up late can never take units of a job it has not seen: its exchange fails.
+  std::atomic<uint64_t> ticket{0};
+  std::atomic<int64_t> done{0};
+  std::atomic<bool> busy{false};  // a caller is inside
+  std::atomic<int> sleepers{0}, threads{1};
+  // Of the current job; changed only while no unit of any job is taken and not done.
+  Work work = nullptr;
+  const void* job = nullptr;
+  int64_t size = 0, step = 1;  // a unit is that many of the job's size
+  int workers = 0;
+  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+};
+
+// Never destroyed: workers may look at it until the process ends.
+alignas(Pool) char pool_memory[sizeof(Pool)];
+Pool* pool = nullptr;
+pthread_once_t pool_once = PTHREAD_ONCE_INIT;
+
+constexpr int64_t MAX_UNITS = 4096;
+// How long a worker looks for the next job before it sleeps: longer than what lies between two Linears of a model.
+constexpr int LOOKS = 4000;
+
+// After a fork the child has no workers, and nobody else is inside.
+void new_pool() { pool = new (static_cast<void*>(pool_memory)) Pool; }
+
+void make_pool() {
+  new_pool();
+  pthread_atfork(nullptr, nullptr, new_pool);
+}
+
+inline uint32_t generation_of(uint64_t ticket) { return uint32_t(ticket >> 32); }
+
+// Take units of a generation until none is left, and do them. Ranges shrink as they run out, and are contiguous, so
+// that each thread reads one stream.
+void take_units(uint32_t generation) {
+  uint64_t ticket = pool->ticket.load(std::memory_order_acquire);
+  for (;;) {
+    int64_t units = ticket >> 16 & 0xffff, first = ticket & 0xffff;
+    if (generation_of(ticket) != generation || first == units) return;
+    int64_t share = (units - first) / (2 * int64_t(pool->threads.load(std::memory_order_relaxed)));
+    int64_t last = first + (share > 0 ? share : 1);
+    if (!pool->ticket.compare_exchange_weak(ticket, ticket - first + last, std::memory_order_acq_rel)) continue;
+    // From here until done is raised the caller stays, and with it the job.
+    pool->work(pool->job, first * pool->step, smaller(last * pool->step, pool->size));
+    pool->done.fetch_add(last - first, std::memory_order_release);
+    ticket = pool->ticket.load(std::memory_order_acquire);
+  }
+}
+
+void* worker(void*) {
+  uint32_t seen = 0;
+  for (;;) {
+    uint32_t current = seen;
+    for (int look = 0; look < LOOKS && current == seen; look++) {
+      current = generation_of(pool->ticket.load(std::memory_order_acquire));
+      _mm_pause();
+    }
+    if (current == seen) {
+      pthread_mutex_lock(&pool->mutex);
+      pool->sleepers.fetch_add(1);
+      while ((current = generation_of(pool->ticket.load())) == seen) pthread_cond_wait(&pool->wake, &pool->mutex);
+      pool->sleepers.fetch_sub(1);
+      pthread_mutex_unlock(&pool->mutex);
+    }
+    seen = current;
+    take_units(current);
+  }
+  return nullptr;
+}
+
+// work(job, first, last) over ranges that make up [0, size), on up to so many threads, this one among them.
+void run(Work work, const void* job, int64_t size, int threads) {
+  if (threads > 1 && size >= 2 * threads) {
+    pthread_once(&pool_once, make_pool);
+    if (!pool->busy.exchange(true, std::memory_order_acquire)) {
+      for (pthread_t thread; pool->workers < threads - 1; pool->workers++) {
+        if (pthread_create(&thread, nullptr, worker, nullptr)) break;
+        pthread_detach(thread);
+      }
+      pool->work = work, pool->job = job, pool->size = size, pool->step = ceil_div(size, MAX_UNITS);
+      pool->threads.store(threads, std::memory_order_relaxed);
+      pool->done.store(0, std::memory_order_relaxed);
+      uint64_t units = ceil_div(size, pool->step);
+      uint32_t generation = generation_of(pool->ticket.load(std::memory_order_relaxed)) + 1;
+      pool->ticket.store(uint64_t(generation) << 32 | units << 16);
+      if (pool->sleepers.load() > 0) {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->mutex);
+      }
+      take_units(generation);
+      for (int look = 0; uint64_t(pool->done.load(std::memory_order_acquire)) < units; look++) {
+        if (look < LOOKS) _mm_pause();
+        else sched_yield();
+      }
+      pool->busy.store(false, std::memory_order_release);
+      return;
+    }
+    // Another thread of the caller's program is inside: this one does its work alone.
+  }
+  work(job, 0, size);
+}
+
+// ------------------------------------------------------------------------------------------------------------- jobs
+
+// y = W x. x: rows * inputs, y: rows * outputs, both of kind `activations`; in between, float32.
+struct Job {
+  // W: in the layout above, or plain values and the others null.
+  const uint32_t* masks;
+  const void* values;
+  const int64_t* starts;
+  int64_t outputs, inputs, chunks;
+  int rows, activations;
+  const void* x;  // as the loops want it: chunk > row > 32 columns, see prepare
+  const void* bias;
+  void* y;
+};
+
+// Between plain W, the layout above and the arrays of a packed checkpoint (docs/format.md).
+struct Move {
+  void* plain;
+  const uint8_t* file_mask;  // row after row, file_width bytes each
+  const void* file_values;
+  int64_t file_width;
+  int64_t outputs, inputs, chunks;
+  int64_t* starts;
+  uint32_t* masks;
+  void* values;
+  int64_t first;  // group that plain begins with, in unpack
+};
+
+// What is compiled for each instruction set: by kind of the weights, and by their width.
+struct Loops {
+  void (*prepare)(const Job& job, const void* x, void* to);
+  Work sparse[3], dense[3];
+};
+struct Movers { Work count, pack, repack, unpack; };
+
+// Sums of a group in vectors of up to 64 bytes: output > row.
+struct alignas(64) Sums { char bytes[GROUP * MAX_ROWS * 64]; };
+
+// How many bits of these bytes are one.
+int64_t ones(const uint8_t* bytes, int64_t size) {
+  int64_t count = 0, at = 0;
+  for (uint64_t word; at + 8 <= size; at += 8) {
+    memcpy(&word, bytes + at, 8);
+    count += __builtin_popcountll(word);
+  }
+  for (; at < size; at++) count += __builtin_popcount(bytes[at]);
+  return count;
+}
+
+// Where the 16-bit values of 8 columns go, by mask: for each byte of the result the byte of the loaded values, or 0x80
+// for zero. Where 32-bit ones go: the index, or 0x80.
+struct Tables {
+  alignas(64) uint8_t halves[256][16];
+  alignas(64) uint8_t words[256][8];
+  constexpr Tables() : halves(), words() {
+    for (int mask = 0; mask < 256; mask++) {
+      for (int column = 0, next = 0; column < 8; column++) {
+        bool kept = mask >> column & 1;
+        halves[mask][2 * column] = uint8_t(kept ? 2 * next : 0x80);
+        halves[mask][2 * column + 1] = uint8_t(kept ? 2 * next + 1 : 0x80);
+        words[mask][column] = uint8_t(kept ? next : 0x80);
+        next += kept;
+      }
+    }
+  }
+};
+constexpr Tables TABLES;
+
+}  // namespace
+
+#define EVERY_KIND 1
+#define ONLY_BF16 2
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+// --------------------------------------------------------------------------------------- what instruction sets offer
+//
+// X: how x is kept. Vector: sums, of one output and one row. Weights: LANES of them, ready to be multiplied.
+// PASS: rows of x per look at the weights, as many as registers hold sums for.
+// take: the next weights by their mask; moves the pointer on. See "Layout" for why it may load PADDING bytes too many.
+// whole: weights from a dense row.
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,popcnt")
+namespace avx2 {
+namespace {
+using X = float;
+using Vector = __m256;
+using Weights = __m256;
+constexpr int LANES = 8, PASS = 2;
+
+INLINE Vector zero() { return _mm256_setzero_ps(); }
+INLINE Vector load_sums(const char* from) { return _mm256_load_ps((const float*)from); }
+INLINE void store_sums(char* to, Vector sums) { _mm256_store_ps((float*)to, sums); }
+INLINE Vector multiply(Vector sums, Weights weights, const X* x) {
+  return _mm256_fmadd_ps(weights, _mm256_loadu_ps(x), sums);
+}
+INLINE float total(Vector sums) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE Weights widened(__m128i bits, bf16) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+INLINE Weights widened(__m128i bits, fp16) { return _mm256_cvtph_ps(bits); }
+INLINE __m128i spread(uint32_t mask, const void* values) {
+  return _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)values), _mm_load_si128((const __m128i*)TABLES.halves[mask]));
+}
+INLINE __m256 spread_words(uint32_t mask, const void* values) {
+  __m256i from = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)TABLES.words[mask]));  // negative where zero
+  __m256 moved = _mm256_permutevar8x32_ps(_mm256_loadu_ps((const float*)values), from);
+  return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)), moved);
+}
+template <class V>
+INLINE Weights take(uint32_t mask, const V*& values) {
+  Weights weights = widened(spread(mask, values), V());
+  values += _mm_popcnt_u32(mask);
+  return weights;
+}
+INLINE Weights take(uint32_t mask, const fp32*& values) {
+  Weights weights = spread_words(mask, values);
+  values += _mm_popcnt_u32(mask);
+  return weights;
+}
+template <class V>
+INLINE Weights whole(const V* row) { return widened(_mm_loadu_si128((const __m128i*)row), V()); }
+INLINE Weights whole(const fp32* row) { return _mm256_loadu_ps(row); }
+INLINE void expand(uint32_t mask, const uint16_t* values, uint16_t* to) {
+  UNROLL for (int eighth = 0; eighth < 4; eighth++, mask >>= 8) {
+    _mm_storeu_si128((__m128i*)(to + 8 * eighth), spread(mask & 0xff, values));
+    values += _mm_popcnt_u32(mask & 0xff);
+  }
+}
+INLINE void expand(uint32_t mask, const uint32_t* values, uint32_t* to) {
+  UNROLL for (int eighth = 0; eighth < 4; eighth++, mask >>= 8) {
+    _mm256_storeu_ps((float*)(to + 8 * eighth), spread_words(mask & 0xff, values));
+    values += _mm_popcnt_u32(mask & 0xff);
+  }
+}
+template <class Bits>
+INLINE uint32_t compress(const Bits* chunk, Bits* to) {
+  // Without a branch on the weight, which nothing could predict.
+  Bits kept[CHUNK + 1];
+  uint32_t mask = 0;
+  int count = 0;
+  for (int column = 0; column < CHUNK; column++) {
+    kept[count] = chunk[column];
+    mask |= uint32_t(chunk[column] != 0) << column;
+    count += chunk[column] != 0;
+  }
+  memcpy(to, kept, count * sizeof(Bits));
+  return mask;
+}
+}  // namespace
+#define LOOPS_FOR EVERY_KIND
+#include __FILE__
+#undef LOOPS_FOR
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,popcnt,avx512f")
+namespace avx512 {
+namespace {
+using X = float;
+using Vector = __m512;
+using Weights = __m512;
+constexpr int LANES = 16, PASS = 4;
+
+INLINE Vector zero() { return _mm512_setzero_ps(); }
+INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
+INLINE void store_sums(char* to, Vector sums) { _mm512_store_ps(to, sums); }
+INLINE Vector multiply(Vector sums, Weights weights, const X* x) {
+  return _mm512_fmadd_ps(weights, _mm512_loadu_ps(x), sums);
+}
+INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
+INLINE Weights widened(__m256i bits, bf16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+INLINE Weights widened(__m256i bits, fp16) { return _mm512_cvtph_ps(bits); }
+template <class V>
+INLINE Weights whole(const V* row) { return widened(_mm256_loadu_si256((const __m256i*)row), V()); }
+INLINE Weights whole(const fp32* row) { return _mm512_loadu_ps(row); }
+// A zero that the compiler does not know to be one. On Zen 5 (and maybe before) vpexpand waits for the register that it
+// writes, even where it zeroes what is masked out; with the same register for every row, 5 cycles a chunk instead of 1.
+INLINE __m512i fresh() {
+  __m512i zero;
+  __asm__ volatile("vpxord %0, %0, %0" : "=v"(zero));
+  return zero;
+}
+template <class V>
+INLINE Weights take(uint32_t mask, const V*& values) {  // 16-bit values cannot be expanded before VBMI2, 32-bit ones can
+  Weights weights = _mm512_mask_expand_ps(_mm512_castsi512_ps(fresh()), __mmask16(mask), whole(values));
+  values += _mm_popcnt_u32(mask);
+  return weights;
+}
+using avx2::compress;
+using avx2::expand;
+}  // namespace
+#define LOOPS_FOR EVERY_KIND
+#include __FILE__
+#undef LOOPS_FOR
+}  // namespace avx512
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16")
+namespace avx512bf16 {
+namespace {
+using X = bf16;
+using Vector = __m512;
+using Weights = __m512i;  // 32 bfloat16; products of neighbours are added in pairs
+constexpr int LANES = 32, PASS = 4;
+
+INLINE Vector zero() { return _mm512_setzero_ps(); }
+INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
+INLINE void store_sums(char* to, Vector sums) { _mm512_store_ps(to, sums); }
+INLINE Vector multiply(Vector sums, Weights weights, const X* x) {
+  return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)_mm512_loadu_si512(x));
+}
+INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
+INLINE Weights whole(const bf16* row) { return _mm512_loadu_si512(row); }
+INLINE Weights take(uint32_t mask, const bf16*& values) {
+  Weights weights = _mm512_mask_expand_epi16(avx512::fresh(), mask, whole(values));
+  values += _mm_popcnt_u32(mask);
+  return weights;
+}
+INLINE void expand(uint32_t mask, const uint16_t* values, uint16_t* to) {
+  _mm512_storeu_si512(to, _mm512_mask_expand_epi16(avx512::fresh(), mask, _mm512_loadu_si512(values)));
+}
+INLINE void expand(uint32_t mask, const uint32_t* values, uint32_t* to) {
+  _mm512_storeu_si512(to, _mm512_mask_expand_epi32(avx512::fresh(), __mmask16(mask), _mm512_loadu_si512(values)));
+  values += _mm_popcnt_u32(mask & 0xffff);
+  _mm512_storeu_si512(to + 16,
+                      _mm512_mask_expand_epi32(avx512::fresh(), __mmask16(mask >> 16), _mm512_loadu_si512(values)));
+}
+INLINE uint32_t compress(const uint16_t* chunk, uint16_t* to) {
+  // In registers and a masked store: the compressing store is microcode on Zen 4.
+  __m512i weights = _mm512_loadu_si512(chunk);
+  __mmask32 mask = _mm512_test_epi16_mask(weights, weights);
+  uint32_t there = _bzhi_u32(~0u, _mm_popcnt_u32(mask));
+  _mm512_mask_storeu_epi16(to, there, _mm512_mask_compress_epi16(avx512::fresh(), mask, weights));
+  return mask;
+}
+INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::compress(chunk, to); }
+}  // namespace
+#define LOOPS_FOR ONLY_BF16
+#include __FILE__
+#undef LOOPS_FOR
+}  // namespace avx512bf16
+#pragma GCC pop_options
+
+// ------------------------------------------------------------------------------------------------------ what is kept
+
+namespace {
+
+// A scratch of the calling thread, aligned, freed when it ends; nullptr if there is no memory.
+struct Scratch { size_t size; char* bytes; };
+
+void free_scratch(void* scratch) {
+  free(static_cast<Scratch*>(scratch)->bytes);
+  free(scratch);
+}
+
+pthread_key_t scratch_key;
+pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+
+void make_scratch_key() { pthread_key_create(&scratch_key, free_scratch); }
+
+char* scratch(size_t size) {
+  pthread_once(&scratch_once, make_scratch_key);
+  auto* held = static_cast<Scratch*>(pthread_getspecific(scratch_key));
+  if (!held) {
+    held = static_cast<Scratch*>(calloc(1, sizeof(Scratch)));
+    if (!held || pthread_setspecific(scratch_key, held)) return free(held), nullptr;
+  }
+  if (held->size < size) {
+    free(held->bytes);
+    void* bytes = nullptr;
+    held->size = posix_memalign(&bytes, 64, size) ? 0 : size;
+    held->bytes = held->size ? static_cast<char*>(bytes) : nullptr;
+  }
+  return held->bytes;
+}
+
+int best_isa() {
+  static int best = -1;
+  if (best >= 0) return best;
+  __builtin_cpu_init();
+  auto avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+              __builtin_cpu_supports("popcnt");
+  auto avx512 = avx2 && __builtin_cpu_supports("avx512f");
+  auto dots = avx512 && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16");
+  return best = dots ? AVX512BF16 : avx512 ? AVX512 : avx2 ? AVX2 : NOTHING;
+}
+
+// The loops of an instruction set; bfloat16 dot products only where both sides are bfloat16.
+const Loops* loops_for(int isa, int weights, int activations) {
+  if (isa < AVX2 || isa > best_isa()) return nullptr;
+  if (isa == AVX512BF16 && weights == BF16 && activations == BF16) return &avx512bf16::LOOPS;
+  return isa == AVX2 ? &avx2::LOOPS : &avx512::LOOPS;
+}
+
+const Movers* movers_for(int isa, int width) {
+  const Movers* all = isa == AVX512BF16 ? avx512bf16::MOVERS : isa == AVX512 ? avx512::MOVERS : avx2::MOVERS;
+  if (isa < AVX2 || isa > best_isa() || (width != 2 && width != 4)) return nullptr;
+  return &all[width == 4];
+}
+
+}  // namespace
+
+// -------------------------------------------------------------------------------------------------------------- C ABI
+//
+// isa: 1 to prunus_isa(). kinds: 0 bfloat16, 1 float16, 2 float32. width: bytes of a weight, 2 or 4. All pointers are to
+// arrays of the sizes above, row-major where plain; nothing is written if the status is not 0.
+
+// The best instruction set that this processor has, 0 if there is none to work with.
+EXPORT int prunus_isa() { return best_isa(); }
+
+// Y (rows, outputs) = X (rows, inputs) W^T + bias, on up to so many threads. W is (masks, values, starts), as the
+// functions below make them, or, if masks is null, plain values. bias may be null; it is of the kind of x, as y is.
+EXPORT int prunus_linear(int isa, int weights, int activations, const uint32_t* masks, const void* values,
+                         const int64_t* starts, const void* x, const void* bias, void* y, int64_t outputs,
+                         int64_t inputs, int64_t rows, int threads) {
+  const Loops* loops = loops_for(isa, weights, activations);
+  if (!loops || weights < BF16 || weights > FP32 || activations < BF16 || activations > FP32) return UNSUPPORTED;
+  Job job{};
+  job.masks = masks, job.values = values, job.starts = starts, job.bias = bias;
+  job.outputs = outputs, job.inputs = inputs, job.chunks = ceil_div(inputs, CHUNK), job.activations = activations;
+  char* prepared = scratch(size_t(job.chunks) * CHUNK * MAX_ROWS * sizeof(float));
+  if (!prepared) return NO_MEMORY;
+  job.x = prepared;
+  int64_t size = activations == FP32 ? 4 : 2;
+  for (int64_t done = 0; done < rows; done += MAX_ROWS) {
+    job.rows = int(smaller(rows - done, MAX_ROWS));
+    job.y = static_cast<char*>(y) + done * outputs * size;
+    loops->prepare(job, static_cast<const char*>(x) + done * inputs * size, prepared);
+    run(masks ? loops->sparse[weights] : loops->dense[weights], &job, ceil_div(outputs, GROUP), threads);
+  }
+  return OK;
+}
+
+// Fills starts from a plain W.
+EXPORT int prunus_count(int isa, int width, const void* weight, int64_t outputs, int64_t inputs, int64_t* starts,
+                        int threads) {
+  const Movers* movers = movers_for(isa, width);
+  if (!movers) return UNSUPPORTED;
+  Move move{};
+  move.plain = const_cast<void*>(weight), move.outputs = outputs, move.inputs = inputs;
+  move.chunks = ceil_div(inputs, CHUNK), move.starts = starts;
+  int64_t groups = ceil_div(outputs, GROUP), sum = 0;
+  run(movers->count, &move, groups, threads);  // of each group, in its place
+  for (int64_t group = 0; group <= groups; group++) {
+    int64_t count = group < groups ? starts[group] : 0;
+    starts[group] = sum;
+    sum += count;
+  }
+  return OK;
+}
+
+// Fills masks and values from a plain W and its starts.
+EXPORT int prunus_pack(int isa, int width, const void* weight, int64_t outputs, int64_t inputs, int64_t* starts,
+                       uint32_t* masks, void* values, int threads) {
+  const Movers* movers = movers_for(isa, width);
+  if (!movers) return UNSUPPORTED;
+  Move move{};
+  move.plain = const_cast<void*>(weight), move.outputs = outputs, move.inputs = inputs;
+  move.chunks = ceil_div(inputs, CHUNK), move.starts = starts, move.masks = masks, move.values = values;
+  run(movers->pack, &move, ceil_div(outputs, GROUP), threads);
+  return OK;
+}
+
+// Fills masks and values from a packed checkpoint's arrays, which are checked before anything is touched: file_mask has
+// file_width bytes a row, groups * 16 rows; file_values holds so many values, padding included. starts are the file's.
+EXPORT int prunus_repack(int isa, int width, const uint8_t* file_mask, int64_t file_width, const void* file_values,
+                         int64_t available, int64_t outputs, int64_t inputs, int64_t* starts, uint32_t* masks,
+                         void* values, int threads) {
+  const Movers* movers = movers_for(isa, width);
+  if (!movers) return UNSUPPORTED;
+  int64_t groups = ceil_div(outputs, GROUP), chunks = ceil_div(inputs, CHUNK);
+  if (file_width < chunks * 4 || starts[0] != 0 || starts[groups] > available) return BAD_ARRAYS;
+  for (int64_t group = 0; group < groups; group++) {
+    const uint8_t* rows = file_mask + group * GROUP * file_width;
+    if (ones(rows, GROUP * file_width) != starts[group + 1] - starts[group]) return BAD_ARRAYS;
+  }
+  for (int64_t row = 0; row < groups * GROUP; row++) {  // no bits for columns and rows that do not exist
+    const uint8_t* bytes = file_mask + row * file_width;
+    int64_t whole = row < outputs ? inputs / 8 : 0;
+    int64_t behind = ones(bytes + whole, file_width - whole);
+    if (row < outputs && inputs % 8) behind -= __builtin_popcount(bytes[whole] & ((1 << inputs % 8) - 1));
+    if (behind) return BAD_ARRAYS;
+  }
+  Move move{};
+  move.file_mask = file_mask, move.file_width = file_width, move.file_values = file_values;
+  move.outputs = outputs, move.inputs = inputs, move.chunks = chunks;
+  move.starts = starts, move.masks = masks, move.values = values;
+  run(movers->repack, &move, groups, threads);
+  return OK;
+}
+
+// Whether masks and starts agree with each other and with the number of values (without padding).
+EXPORT int prunus_check(const uint32_t* masks, const int64_t* starts, int64_t count, int64_t outputs, int64_t inputs) {
+  int64_t groups = ceil_div(outputs, GROUP), size = GROUP * ceil_div(inputs, CHUNK);
+  if (starts[0] != 0 || starts[groups] != count) return BAD_ARRAYS;
+  for (int64_t group = 0; group < groups; group++) {
+    auto* bytes = reinterpret_cast<const uint8_t*>(masks + group * size);
+    if (ones(bytes, size * 4) != starts[group + 1] - starts[group]) return BAD_ARRAYS;
+  }
+  return OK;
+}
+
+// Groups [first, last) of W, plain again: (up to 16 rows for each, inputs).
+EXPORT int prunus_unpack(int isa, int width, const uint32_t* masks, const void* values, const int64_t* starts,
+                         int64_t outputs, int64_t inputs, int64_t first, int64_t last, void* to, int threads) {
+  const Movers* movers = movers_for(isa, width);
+  if (!movers) return UNSUPPORTED;
+  Move move{};
+  move.plain = to, move.outputs = outputs, move.inputs = inputs, move.chunks = ceil_div(inputs, CHUNK);
+  move.starts = const_cast<int64_t*>(starts), move.masks = const_cast<uint32_t*>(masks);
+  move.values = const_cast<void*>(values), move.first = first;
+  run(movers->unpack, &move, last - first, threads);
+  return OK;
+}
+
+// Asks for huge pages where the system gives them on request only, as most do; fewer misses of the TLB.
+EXPORT void prunus_huge_pages(void* from, int64_t size) {
+  uintptr_t page = 4096, begin = (uintptr_t(from) + page - 1) & ~(page - 1), end = (uintptr_t(from) + size) & ~(page - 1);
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+#else  // another processor or system: everything runs dense
+
+EXPORT int prunus_isa() { return NOTHING; }
+
+#endif
+
+#else  // LOOPS_FOR -------------------------------------------------------------------------------------------- the loops
+//
+// Included into the namespace of each instruction set, which has said what X, Vector, take, ... are.
+
+namespace {
+
+INLINE float read(const bf16* number) { return widen(*number); }
+INLINE float read(const fp16* number) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(number->bits))); }
+INLINE float read(const fp32* number) { return *number; }
+INLINE void write(bf16* to, float number) { *to = narrow(number); }
+INLINE void write(fp16* to, float number) {
+  to->bits = uint16_t(_mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(number), _MM_FROUND_TO_NEAREST_INT), 0));
+}
+INLINE void write(fp32* to, float number) { *to = number; }
+INLINE void convert(const bf16* from, bf16* to) { *to = *from; }
+template <class A>
+INLINE void convert(const A* from, float* to) { *to = read(from); }
+template <class A>
+INLINE void convert(const A*, bf16*) {}  // never called: bfloat16 loops take bfloat16 only
+
+// x (rows, inputs) as the loops want it: chunk > row > 32 columns, zeros behind the last.
+template <class A>
+void prepare_kind(const Job& job, const A* x, X* to) {
+  for (int64_t chunk = 0; chunk < job.chunks; chunk++) {
+    int64_t there = smaller(job.inputs - chunk * CHUNK, CHUNK);
+    for (int row = 0; row < job.rows; row++, to += CHUNK) {
+      const A* from = x + row * job.inputs + chunk * CHUNK;
+      if (there == CHUNK) {
+        for (int column = 0; column < CHUNK; column++) convert(from + column, to + column);
+      } else {
+        memset(to, 0, CHUNK * sizeof(X));
+        for (int column = 0; column < there; column++) convert(from + column, to + column);
+      }
+    }
+  }
+}
+
+void prepare(const Job& job, const void* x, void* to) {
+  switch (job.activations) {
+    case BF16: return prepare_kind(job, static_cast<const bf16*>(x), static_cast<X*>(to));
+    case FP16: return prepare_kind(job, static_cast<const fp16*>(x), static_cast<X*>(to));
+    default: return prepare_kind(job, static_cast<const fp32*>(x), static_cast<X*>(to));
+  }
+}
+
+template <class A>
+INLINE void put_kind(const Job& job, int64_t output, int row, float number) {
+  if (job.bias) number += read(static_cast<const A*>(job.bias) + output);
+  write(static_cast<A*>(job.y) + row * job.outputs + output, number);
+}
+
+INLINE void put(const Job& job, int64_t output, int row, float number) {
+  switch (job.activations) {
+    case BF16: return put_kind<bf16>(job, output, row, number);
+    case FP16: return put_kind<fp16>(job, output, row, number);
+    default: return put_kind<fp32>(job, output, row, number);
+  }
+}
+
+INLINE char* place(char* sums, int output, int row) { return sums + (output * MAX_ROWS + row) * 64; }
+
+// A quad of a tile times B rows of x, onto their sums; returns where the values of the next quad are.
+// Every loop over sums is unrolled on request: GCC keeps arrays in registers only if none of them is left.
+template <class V, int B>
+INLINE const V* quad_rows(const uint32_t* masks, const V* values, const X* x, int64_t x_step, int64_t chunks,
+                          char* sums) {
+  Vector sum[QUAD][B];
+  UNROLL for (int output = 0; output < QUAD; output++)
+    UNROLL for (int row = 0; row < B; row++) sum[output][row] = load_sums(place(sums, output, row));
+  for (int64_t chunk = 0; chunk < chunks; chunk++, masks += QUAD, x += x_step) {
+    _mm_prefetch(reinterpret_cast<const char*>(masks) + MASKS_AHEAD, _MM_HINT_T0);
+    UNROLL for (int output = 0; output < QUAD; output++) {
+      _mm_prefetch(reinterpret_cast<const char*>(values) + VALUES_AHEAD, _MM_HINT_T0);
+      UNROLL for (int part = 0; part < CHUNK / LANES; part++) {
+        constexpr uint32_t ALL = uint32_t((uint64_t(1) << LANES) - 1);
+        Weights weights = take(masks[output] >> (part * LANES % CHUNK) & ALL, values);
+        UNROLL for (int row = 0; row < B; row++)
+          sum[output][row] = multiply(sum[output][row], weights, x + row * CHUNK + part * LANES);
+      }
+    }
+  }
+  UNROLL for (int output = 0; output < QUAD; output++)
+    UNROLL for (int row = 0; row < B; row++) store_sums(place(sums, output, row), sum[output][row]);
+  return values;
+}
+
+// The same for 1 to B rows.
+template <class V, int B>
+const V* quad(int rows, const uint32_t* masks, const V* values, const X* x, int64_t x_step, int64_t chunks, char* sums) {
+  if constexpr (B > 1) {
+    if (rows < B) return quad<V, B - 1>(rows, masks, values, x, x_step, chunks, sums);
+  }
+  return quad_rows<V, B>(masks, values, x, x_step, chunks, sums);
+}
+
+template <class V>
+void sparse(const void* described, int64_t first, int64_t last) {
+  const Job& job = *static_cast<const Job*>(described);
+  Sums sums;
+  for (int64_t group = first; group < last; group++) {
+    const V* values = static_cast<const V*>(job.values) + job.starts[group];
+    const uint32_t* masks = job.masks + group * GROUP * job.chunks;
+    memset(&sums, 0, sizeof sums);
+    for (int64_t chunk = 0; chunk < job.chunks; chunk += TILE) {
+      int64_t chunks = smaller(job.chunks - chunk, TILE);
+      for (int output = 0; output < GROUP; output += QUAD, masks += chunks * QUAD) {
+        const V* next = values;
+        for (int row = 0; row < job.rows; row += PASS) {
+          const X* x = static_cast<const X*>(job.x) + (chunk * job.rows + row) * CHUNK;
+          next = quad<V, PASS>(job.rows - row, masks, values, x, job.rows * CHUNK, chunks,
+                               place(sums.bytes, output, row));
+        }
+        values = next;
+      }
+    }
+    int64_t there = smaller(job.outputs - group * GROUP, GROUP);
+    for (int row = 0; row < job.rows; row++)
+      for (int output = 0; output < there; output++)
+        put(job, group * GROUP + output, row, total(load_sums(place(sums.bytes, output, row))));
+  }
+}
+
+// A quad of plain rows times B rows of x. Sums are in the order of the sparse loops: the same bits come out.
+template <class V, int B>
+INLINE void plain_rows(const Job& job, int64_t output, int row) {
+  const X* x = static_cast<const X*>(job.x) + row * CHUNK;
+  const V* rows[QUAD];
+  Vector sum[QUAD][B];
+  UNROLL for (int i = 0; i < QUAD; i++) {  // rows that do not exist are read as the last and not written
+    rows[i] = static_cast<const V*>(job.values) + smaller(output + i, job.outputs - 1) * job.inputs;
+    UNROLL for (int j = 0; j < B; j++) sum[i][j] = zero();
+  }
+  int64_t chunks = job.inputs / CHUNK, rest = job.inputs % CHUNK;
+  for (int64_t chunk = 0; chunk < chunks; chunk++, x += job.rows * CHUNK) {
+    UNROLL for (int i = 0; i < QUAD; i++) {
+      _mm_prefetch(reinterpret_cast<const char*>(rows[i]) + MASKS_AHEAD, _MM_HINT_T0);
+      UNROLL for (int part = 0; part < CHUNK / LANES; part++, rows[i] += LANES) {
+        Weights weights = whole(rows[i]);
+        UNROLL for (int j = 0; j < B; j++) sum[i][j] = multiply(sum[i][j], weights, x + j * CHUNK + part * LANES);
+      }
+    }
+  }
+  UNROLL for (int i = 0; i < QUAD; i++) {
+    if (rest) {  // nothing is read behind the end of a row
+      V padded[CHUNK] = {};
+      memcpy(padded, rows[i], rest * sizeof(V));
+      UNROLL for (int part = 0; part < CHUNK / LANES; part++) {
+        Weights weights = whole(padded + part * LANES);
+        UNROLL for (int j = 0; j < B; j++) sum[i][j] = multiply(sum[i][j], weights, x + j * CHUNK + part * LANES);
+      }
+    }
+    if (output + i < job.outputs)
+      UNROLL for (int j = 0; j < B; j++) put(job, output + i, row + j, total(sum[i][j]));
+  }
+}
+
+template <class V, int B>
+void plain(int rows, const Job& job, int64_t output, int row) {
+  if constexpr (B > 1) {
+    if (rows < B) return plain<V, B - 1>(rows, job, output, row);
+  }
+  plain_rows<V, B>(job, output, row);
+}
+
+template <class V>
+void dense(const void* described, int64_t first, int64_t last) {
+  const Job& job = *static_cast<const Job*>(described);
+  for (int64_t output = first * GROUP; output < smaller(last * GROUP, job.outputs); output += QUAD)
+    for (int row = 0; row < job.rows; row += PASS) plain<V, PASS>(job.rows - row, job, output, row);
+}
+
+#if LOOPS_FOR == ONLY_BF16
+constexpr Loops LOOPS = {prepare, {sparse<bf16>}, {dense<bf16>}};
+#else
+constexpr Loops LOOPS = {
+    prepare, {sparse<bf16>, sparse<fp16>, sparse<fp32>}, {dense<bf16>, dense<fp16>, dense<fp32>}};
+#endif
+
+// Chunks of a group in the order of the layout: see(row within the group, chunk).
+template <class See>
+INLINE void each_chunk(int64_t chunks, See see) {
+  for (int64_t tile = 0; tile < chunks; tile += TILE)
+    for (int quad = 0; quad < GROUP; quad += QUAD)
+      for (int64_t chunk = tile; chunk < smaller(tile + TILE, chunks); chunk++)
+        for (int row = quad; row < quad + QUAD; row++) see(row, chunk);
+}
+
+template <class Bits>
+void count(const void* described, int64_t first, int64_t last) {
+  const Move& move = *static_cast<const Move*>(described);
+  for (int64_t group = first; group < last; group++) {
+    int64_t from = group * GROUP * move.inputs, to = smaller((group + 1) * GROUP, move.outputs) * move.inputs;
+    int64_t kept = 0;
+    for (int64_t at = from; at < to; at++) kept += static_cast<const Bits*>(move.plain)[at] != 0;
+    move.starts[group] = kept;
+  }
+}
+
+template <class Bits>
+void pack(const void* described, int64_t first, int64_t last) {
+  const Move& move = *static_cast<const Move*>(described);
+  for (int64_t group = first; group < last; group++) {
+    uint32_t* masks = move.masks + group * GROUP * move.chunks;
+    Bits* values = static_cast<Bits*>(move.values) + move.starts[group];
+    each_chunk(move.chunks, [&](int row, int64_t chunk) {
+      int64_t output = group * GROUP + row, there = smaller(move.inputs - chunk * CHUNK, CHUNK);
+      uint32_t mask = 0;
+      if (output < move.outputs) {
+        const Bits* from = static_cast<const Bits*>(move.plain) + output * move.inputs + chunk * CHUNK;
+        Bits padded[CHUNK] = {};
+        if (there < CHUNK) from = static_cast<Bits*>(memcpy(padded, from, there * sizeof(Bits)));
+        mask = compress(from, values);
+      }
+      values += _mm_popcnt_u32(mask);
+      *masks++ = mask;
+    });
+  }
+}
+
+template <class Bits>
+void repack(const void* described, int64_t first, int64_t last) {
+  const Move& move = *static_cast<const Move*>(described);
+  for (int64_t group = first; group < last; group++) {
+    uint32_t* masks = move.masks + group * GROUP * move.chunks;
+    Bits* values = static_cast<Bits*>(move.values) + move.starts[group];
+    const uint8_t* file_masks = move.file_mask + group * GROUP * move.file_width;
+    // The file has row after row: each row's values are taken a chunk at a time.
+    const Bits* rows[GROUP];
+    rows[0] = static_cast<const Bits*>(move.file_values) + move.starts[group];
+    for (int row = 1; row < GROUP; row++)
+      rows[row] = rows[row - 1] + ones(file_masks + (row - 1) * move.file_width, move.file_width);
+    each_chunk(move.chunks, [&](int row, int64_t chunk) {
+      uint32_t mask;
+      memcpy(&mask, file_masks + row * move.file_width + chunk * sizeof mask, sizeof mask);
+      int64_t kept = _mm_popcnt_u32(mask);
+      memcpy(values, rows[row], kept * sizeof(Bits));
+      rows[row] += kept;
+      values += kept;
+      *masks++ = mask;
+    });
+  }
+}
+
+template <class Bits>
+void unpack(const void* described, int64_t first, int64_t last) {
+  const Move& move = *static_cast<const Move*>(described);
+  for (int64_t place = first; place < last; place++) {
+    int64_t group = move.first + place;
+    const uint32_t* masks = move.masks + group * GROUP * move.chunks;
+    const Bits* values = static_cast<const Bits*>(move.values) + move.starts[group];
+    each_chunk(move.chunks, [&](int row, int64_t chunk) {
+      uint32_t mask = *masks++;
+      int64_t there = smaller(move.inputs - chunk * CHUNK, CHUNK);
+      if (group * GROUP + row < move.outputs) {
+        Bits* to = static_cast<Bits*>(move.plain) + (place * GROUP + row) * move.inputs + chunk * CHUNK;
+        Bits padded[CHUNK];
+        expand(mask, values, there < CHUNK ? padded : to);
+        if (there < CHUNK) memcpy(to, padded, there * sizeof(Bits));
+      }
+      values += _mm_popcnt_u32(mask);
+    });
+  }
+}
+
+constexpr Movers MOVERS[2] = {{count<uint16_t>, pack<uint16_t>, repack<uint16_t>, unpack<uint16_t>},
+                              {count<uint32_t>, pack<uint32_t>, repack<uint32_t>, unpack<uint32_t>}};
+
+}  // namespace
+
+#endif  // LOOPS_FOR

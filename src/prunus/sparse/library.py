@@ -1,0 +1,138 @@
+"""The compiled kernel: the one in the wheel, else compiled at first use into a cache, else none, and why."""
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from prunus.errors import PrunusError
+from prunus.progress import say
+from prunus.sparse.build import FLAGS, SOURCE, BuildError, compile_kernel, find_compiler, supported
+
+PREBUILT = SOURCE.with_name("_kernel.so")
+# Instruction sets by the kernel's numbers. `off` is for comparing with dense.
+ISAS = ("off", "avx2", "avx512", "avx512bf16")
+SWITCH = "PRUNUS_KERNEL"
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+# As in the C ABI at the end of kernel.cpp.
+_SIGNATURES = {
+    "prunus_isa": [],
+    "prunus_linear": [*[_INT] * 3, *[_POINTER] * 6, *[_LONG] * 3, _INT],
+    "prunus_count": [_INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
+    "prunus_pack": [_INT, _INT, _POINTER, _LONG, _LONG, *[_POINTER] * 3, _INT],
+    "prunus_repack": [_INT, _INT, _POINTER, _LONG, _POINTER, *[_LONG] * 3, *[_POINTER] * 3, _INT],
+    "prunus_check": [_POINTER, _POINTER, *[_LONG] * 3],
+    "prunus_unpack": [_INT, _INT, *[_POINTER] * 3, *[_LONG] * 4, _POINTER, _INT],
+    "prunus_huge_pages": [_POINTER, _LONG],
+}
+
+
+class Kernel(NamedTuple):
+    """library: None if everything runs dense; then reason says why. isa: the instruction set, a number as in ISAS."""
+
+    library: Any  # ctypes.CDLL
+    isa: int
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The instruction set's name."""
+        return ISAS[self.isa]
+
+
+@lru_cache(maxsize=1)
+def kernel() -> Kernel:
+    """What this machine computes with. The first call may compile, for some seconds.
+
+    The environment variable PRUNUS_KERNEL chooses another instruction set than the best one, or `off`.
+    """
+    wanted = os.environ.get(SWITCH, "")
+    if wanted and wanted not in ISAS:
+        raise PrunusError(f"{SWITCH} is '{wanted}'; it can be {', '.join(ISAS)}")
+    if wanted == "off":
+        return Kernel(None, 0, f"{SWITCH} is off")
+    if not supported():
+        return Kernel(None, 0, "it is for Linux on x86-64 only")
+    try:
+        library = _load()
+    except (BuildError, OSError) as error:
+        return Kernel(None, 0, " ".join(str(error).split()))
+    best = library.prunus_isa()
+    if best == 0:
+        return Kernel(None, 0, "this processor has no AVX2")
+    if wanted and ISAS.index(wanted) > best:
+        raise PrunusError(
+            f"{SWITCH} is {wanted}, which this processor has not; it can be {', '.join(ISAS[: best + 1])}"
+        )
+    return Kernel(library, ISAS.index(wanted) if wanted else best, "")
+
+
+def needed() -> Kernel:
+    """The kernel; PrunusError if there is none."""
+    found = kernel()
+    if found.library is None:
+        raise PrunusError(f"the sparse kernel cannot be used: {found.reason}")
+    return found
+
+
+@lru_cache(maxsize=1)
+def say_why_dense(reason: str) -> None:
+    """One line, once, where a kernel was wanted and there is none."""
+    say(f"the sparse kernel cannot be used: {reason}; weights stay dense")
+
+
+@lru_cache(maxsize=1)
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def threads() -> int:
+    """torch's number of threads, but no more than there are processors."""
+    return min(torch.get_num_threads(), processors())
+
+
+def cache_folder() -> Path:
+    """This user's cache, made if need be; nobody else can write there. OSError if that cannot be had."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "prunus"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state = folder.stat()
+    if state.st_uid != os.geteuid() or state.st_mode & 0o022:
+        raise OSError(f"{folder} can be written by others, who could put a library there")
+    return folder
+
+
+def _load() -> ctypes.CDLL:
+    """The library with its functions' types; BuildError or OSError if it cannot be had."""
+    if PREBUILT.is_file():
+        return _open(PREBUILT)
+    compiler = find_compiler()
+    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), " ".join(FLAGS).encode()])).hexdigest()[:16]
+    path = cache_folder() / f"kernel-{key}.so"
+    if path.is_file():
+        try:
+            return _open(path)
+        except OSError:  # damaged: made again
+            path.unlink(missing_ok=True)
+    say(f"compiling the sparse kernel with {compiler}, once")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        compile_kernel(Path(folder) / path.name)
+        (Path(folder) / path.name).replace(path)  # whole or not at all, whoever else does the same
+    return _open(path)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name, types in _SIGNATURES.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise OSError(f"{path} lacks {name}") from error
+        function.argtypes, function.restype = types, None if name == "prunus_huge_pages" else _INT
+    return library

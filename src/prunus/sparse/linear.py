@@ -1,0 +1,198 @@
+"""Linears through the kernel: drop-ins for nn.Linear, for inference on a CPU.
+
+Few rows of x (decoding) go through the kernel, more (prefill) through torch's own matrix product: there it is
+arithmetic that counts, not memory. O: outputs, I: inputs, R: rows of x.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunus.errors import PrunusError
+from prunus.sparse.library import needed, threads
+from prunus.sparse.weight import GROUP, KINDS, SparseWeight, checked
+
+# Rows up to which the kernel is worth asking.
+MOST_ROWS = 8
+# Weights unpacked at a time for many rows: so many that torch's product is efficient, so few that they stay in a cache.
+PANEL_BYTES = 1 << 22
+
+
+def multiply(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """(R, O) x W^T + bias by the kernel, summed in float32; the same bits for any number of threads.
+
+    x: (R, I), contiguous, on the CPU, in bfloat16, float16 or float32, whatever the weight's dtype; y and bias are of
+    the dtype of x. A plain weight (a tensor) must be contiguous. Wrong input raises PrunusError.
+    """
+    check(x_RI, weight, bias_O)
+    return _multiply(x_RI, weight, bias_O)
+
+
+def apply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None, rows: int) -> Tensor:
+    """(..., O) of (..., I): by the kernel up to so many rows of x, else by torch. Wrong input raises PrunusError."""
+    x_RI = x.reshape(-1, x.shape[-1]).contiguous()
+    check(x_RI, weight, bias_O)
+    if x_RI.shape[0] <= rows:
+        y_RO = _multiply(x_RI, weight, bias_O)
+    elif isinstance(weight, Tensor) and weight.dtype == x.dtype:
+        y_RO = functional.linear(x_RI, weight, bias_O)
+    else:
+        y_RO = _by_panels(x_RI, weight, bias_O)
+    return y_RO.view(*x.shape[:-1], y_RO.shape[-1])
+
+
+def check(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> None:
+    """Raise PrunusError, which says what is wrong, unless the kernel can multiply these."""
+    outputs, inputs = shape_of(weight)
+    if x_RI.requires_grad and torch.is_grad_enabled():
+        raise PrunusError("x asks for gradients, which the kernel has none of; use torch.no_grad() or the dense model")
+    if x_RI.dtype not in KINDS:
+        raise PrunusError(f"x is {x_RI.dtype}; give bfloat16, float16 or float32")
+    if x_RI.device.type != "cpu":
+        raise PrunusError(f"x is on {x_RI.device}; the kernel works on the CPU only")
+    if x_RI.ndim != 2 or x_RI.shape[1] != inputs:
+        raise PrunusError(f"x is {tuple(x_RI.shape)}; this weight takes (rows, {inputs})")
+    if not x_RI.is_contiguous():
+        raise PrunusError("x is not contiguous; give x.contiguous()")
+    if bias_O is not None and (bias_O.dtype != x_RI.dtype or bias_O.shape != (outputs,) or not bias_O.is_contiguous()):
+        raise PrunusError(f"the bias is {bias_O.dtype} {tuple(bias_O.shape)}; x asks for {x_RI.dtype} ({outputs},)")
+    if isinstance(weight, Tensor) and not (
+        weight.dtype in KINDS and weight.device.type == "cpu" and weight.is_contiguous()
+    ):
+        raise PrunusError(
+            f"the weight is {weight.dtype} on {weight.device}, contiguous: {weight.is_contiguous()}; "
+            "give bfloat16, float16 or float32 on the CPU, contiguous"
+        )
+
+
+def shape_of(weight: SparseWeight | Tensor) -> tuple[int, int]:
+    """(O, I)."""
+    return (weight.outputs, weight.inputs) if isinstance(weight, SparseWeight) else (weight.shape[0], weight.shape[1])
+
+
+def _multiply(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> Tensor:
+    found = needed()
+    outputs, inputs = shape_of(weight)
+    if isinstance(weight, SparseWeight):
+        parts = weight.masks.data_ptr(), weight.values.data_ptr(), weight.starts.data_ptr()
+    else:
+        parts = None, weight.data_ptr(), None
+    y_RO = torch.empty((x_RI.shape[0], outputs), dtype=x_RI.dtype)
+    status = found.library.prunus_linear(
+        found.isa,
+        KINDS[weight.dtype],
+        KINDS[x_RI.dtype],
+        *parts,
+        x_RI.data_ptr(),
+        None if bias_O is None else bias_O.data_ptr(),
+        y_RO.data_ptr(),
+        outputs,
+        inputs,
+        x_RI.shape[0],
+        threads(),
+    )
+    if status:
+        raise PrunusError(f"the kernel failed with status {status}")
+    return y_RO
+
+
+def _by_panels(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> Tensor:
+    """As multiply, by torch: a panel of rows of W at a time, dense and in the dtype of x; W as a whole never is."""
+    outputs, inputs = shape_of(weight)
+    groups = -(-outputs // GROUP)
+    y_RO = torch.empty((x_RI.shape[0], outputs), dtype=x_RI.dtype)
+    step = max(1, PANEL_BYTES // (inputs * x_RI.element_size()) // GROUP)
+    for first in range(0, groups, step):
+        last = min(first + step, groups)
+        rows = slice(first * GROUP, min(last * GROUP, outputs))
+        panel_PI = weight.unpack(first, last) if isinstance(weight, SparseWeight) else weight[rows]
+        bias_P = None if bias_O is None else bias_O[rows]
+        y_RO[:, rows] = functional.linear(x_RI, panel_PI.to(x_RI.dtype), bias_P)
+    return y_RO
+
+
+class _KernelLinear(nn.Module):
+    """What SparseLinear and DenseLinear share. rows: up to so many rows of x the kernel works, above torch."""
+
+    def __init__(self, outputs: int, inputs: int, bias_O: Tensor | None, rows: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rows = inputs, outputs, rows
+        self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, rows={self.rows}"
+
+
+class SparseLinear(_KernelLinear):
+    """nn.Linear with a SparseWeight. It has no parameter `weight`; state_dict and the property give a dense copy.
+
+    The weight stays in its dtype and on the CPU whatever is done to the module; x may be of another dtype.
+    dense_OI: a dense copy for many rows, in the dtype of x.
+    """
+
+    def __init__(
+        self, packed: SparseWeight, bias_O: Tensor | None, rows: int = MOST_ROWS, dense_OI: Tensor | None = None
+    ) -> None:
+        super().__init__(packed.outputs, packed.inputs, bias_O, rows)
+        self.packed, self.dense = packed, dense_OI
+
+    @property
+    def weight(self) -> Tensor:
+        """A dense copy of the weight, made anew."""
+        return self.packed.unpack()
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.packed
+        if torch.compiler.is_compiling():
+            parts = packed.masks, packed.values, packed.starts
+            return torch.ops.prunus.sparse_linear(x, *parts, self.bias, self.out_features, self.rows)
+        if self.dense is not None and x.numel() > self.rows * self.in_features:
+            return functional.linear(x, self.dense, self.bias)
+        return apply(x, packed, self.bias, self.rows)
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight
+
+    def _load_from_state_dict(self, *arguments: object, **options: object) -> None:
+        raise PrunusError("a sparse Linear takes no other weights; load them into the dense model and sparsify that")
+
+
+class DenseLinear(_KernelLinear):
+    """nn.Linear whose weight is as it was, possibly another module's too (tied), but read by the kernel."""
+
+    def __init__(self, weight_OI: nn.Parameter, bias_O: Tensor | None, rows: int = MOST_ROWS) -> None:
+        super().__init__(weight_OI.shape[0], weight_OI.shape[1], bias_O, rows)
+        self.weight = weight_OI
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch.ops.prunus.dense_linear(x, self.weight, self.bias, self.rows)
+        return apply(x, self.weight, self.bias, self.rows)
+
+
+# Under torch.compile; called directly they would cost some microseconds more than `apply`.
+
+
+@torch.library.custom_op("prunus::sparse_linear", mutates_args=(), device_types="cpu")
+def sparse_linear(
+    x: Tensor, masks: Tensor, values: Tensor, starts: Tensor, bias: Tensor | None, outputs: int, rows: int
+) -> Tensor:
+    """`apply` with a SparseWeight given by its parts."""
+    return apply(x, checked(masks, values, starts, outputs, x.shape[-1]), bias, rows)
+
+
+@torch.library.custom_op("prunus::dense_linear", mutates_args=(), device_types="cpu")
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    """`apply` with a plain weight."""
+    return apply(x, weight, bias, rows)
+
+
+@sparse_linear.register_fake
+def _(x: Tensor, masks: Tensor, values: Tensor, starts: Tensor, bias: Tensor | None, outputs: int, rows: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+@dense_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])

@@ -1,0 +1,205 @@
+"""A weight in the kernel's layout (see kernel.cpp): made from a dense one or a packed checkpoint's arrays, and back.
+
+O: outputs (rows), I: inputs (columns). Rows come in groups of 16, columns in chunks of 32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prunus.errors import PrunusError
+from prunus.sparse.library import needed, threads
+
+GROUP, CHUNK, PADDING = 16, 32, 64
+KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+_BAD_ARRAYS = 2
+
+
+# Weights in memory by where their masks are: those that have been checked.
+_KNOWN: "WeakValueDictionary[int, SparseWeight]" = WeakValueDictionary()
+
+
+class SparseWeight:
+    """masks (int32), values and starts (int64) of an (outputs, inputs) weight. Never changed; copies share it.
+
+    The arrays are checked against each other here, so that the kernel can trust them: PrunusError if they disagree.
+    """
+
+    def __init__(self, masks: Tensor, values: Tensor, starts: Tensor, outputs: int, inputs: int) -> None:
+        self.masks, self.values, self.starts, self.outputs, self.inputs = masks, values, starts, outputs, inputs
+        groups, chunks = _sizes(outputs, inputs)
+        padding = PADDING // values.element_size()
+        right = (
+            (masks.dtype, masks.numel()) == (torch.int32, groups * GROUP * chunks)
+            and (starts.dtype, starts.numel()) == (torch.int64, groups + 1)
+            and values.dtype in KINDS
+            and int(starts[-1]) == values.numel() - padding
+            and all(part.device.type == "cpu" and part.is_contiguous() for part in (masks, values, starts))
+        )
+        arguments = (masks.data_ptr(), starts.data_ptr(), values.numel() - padding, outputs, inputs)
+        if not right or _library().prunus_check(*arguments):
+            raise PrunusError(f"masks, values and starts are not those of a weight of ({outputs}, {inputs})")
+        _KNOWN[masks.data_ptr()] = self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the values."""
+        return self.values.dtype
+
+    @property
+    def kept(self) -> int:
+        """How many weights are left."""
+        return self.values.numel() - PADDING // self.values.element_size()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(part.nbytes for part in (self.masks, self.values, self.starts))
+
+    def unpack(self, first: int = 0, last: int | None = None, out: Tensor | None = None) -> Tensor:
+        """Rows of groups [first, last), dense, bit by bit; all of them by default. out: where to, else new memory."""
+        groups, _ = _sizes(self.outputs, self.inputs)
+        last = groups if last is None else last
+        if not 0 <= first <= last <= groups:
+            raise PrunusError(f"groups {first} to {last} of {groups}")
+        rows = min(last * GROUP, self.outputs) - first * GROUP
+        if out is None:
+            out = torch.empty(rows, self.inputs, dtype=self.dtype)
+        assert out.shape == (rows, self.inputs) and out.dtype == self.dtype and out.is_contiguous()
+        _call(
+            "prunus_unpack",
+            self.values.element_size(),
+            self.masks.data_ptr(),
+            self.values.data_ptr(),
+            self.starts.data_ptr(),
+            self.outputs,
+            self.inputs,
+            first,
+            last,
+            out.data_ptr(),
+        )
+        return out
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseWeight":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., "SparseWeight"], tuple[Any, ...]]:
+        return SparseWeight, (self.masks, self.values, self.starts, self.outputs, self.inputs)
+
+
+def checked(masks: Tensor, values: Tensor, starts: Tensor, outputs: int, inputs: int) -> SparseWeight:
+    """The weight of these parts; it is made, and so checked, unless it is there already."""
+    known = _KNOWN.get(masks.data_ptr())
+    if known is not None and (known.outputs, known.inputs) == (outputs, inputs):
+        theirs = known.masks.data_ptr(), known.values.data_ptr(), known.starts.data_ptr()
+        if theirs == (masks.data_ptr(), values.data_ptr(), starts.data_ptr()):
+            return known
+    return SparseWeight(masks, values, starts, outputs, inputs)
+
+
+def packed_bytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
+    """What a weight of this shape takes in memory with so many weights left."""
+    groups, chunks = _sizes(*shape)
+    return groups * GROUP * chunks * 4 + kept * itemsize + PADDING + 8 * (groups + 1)
+
+
+def pack(weight_OI: Tensor) -> SparseWeight:
+    """From a dense matrix; +0.0 is what is left out, bit by bit the rest comes back. Wrong input raises PrunusError."""
+    if weight_OI.ndim != 2 or 0 in weight_OI.shape or weight_OI.dtype not in KINDS or weight_OI.device.type != "cpu":
+        raise PrunusError(
+            f"{weight_OI.dtype} of {tuple(weight_OI.shape)} on {weight_OI.device} cannot be packed; "
+            "give a matrix in bfloat16, float16 or float32 on the CPU"
+        )
+    dense_OI = weight_OI.detach().contiguous()
+    starts = torch.empty(_sizes(*dense_OI.shape)[0] + 1, dtype=torch.int64)
+    _call("prunus_count", dense_OI.element_size(), dense_OI.data_ptr(), *dense_OI.shape, starts.data_ptr())
+    masks, values = _room(dense_OI.shape, int(starts[-1]), dense_OI.dtype)
+    _call(
+        "prunus_pack",
+        dense_OI.element_size(),
+        dense_OI.data_ptr(),
+        *dense_OI.shape,
+        starts.data_ptr(),
+        masks.data_ptr(),
+        values.data_ptr(),
+    )
+    return SparseWeight(masks, values, starts, *dense_OI.shape)
+
+
+def from_packed(
+    shape: tuple[int, int], dtype: torch.dtype, starts: NDArray[np.int64], mask: NDArray[np.uint8], values: NDArray
+) -> SparseWeight:
+    """From the arrays of a packed checkpoint (docs/format.md): starts, mask, and values as bit patterns, with padding.
+
+    Nothing is read before mask, starts and number of values agree; PrunusError if they do not.
+    """
+    groups, _ = _sizes(*shape)
+    width = dtype.itemsize
+    right = (
+        dtype in KINDS
+        and starts.dtype == np.int64
+        and len(starts) > groups
+        and mask.dtype == np.uint8
+        and mask.ndim == 2
+        and len(mask) == groups * GROUP
+        and values.itemsize == width
+        and all(part.flags.c_contiguous for part in (starts, mask, values))
+        and 0 <= int(starts[groups]) <= len(values)
+    )
+    if not right:
+        raise PrunusError(f"these are not the arrays of a packed weight of {shape}")
+    own_starts = torch.from_numpy(starts[: groups + 1].copy())
+    masks, room = _room(shape, int(own_starts[-1]), dtype)
+    _call(
+        "prunus_repack",
+        width,
+        mask.ctypes.data,
+        mask.shape[1],
+        values.ctypes.data,
+        len(values),
+        *shape,
+        own_starts.data_ptr(),
+        masks.data_ptr(),
+        room.data_ptr(),
+    )
+    return SparseWeight(masks, room, own_starts, *shape)
+
+
+def huge_pages(tensor: Tensor) -> None:
+    """Ask for huge pages under a tensor that will be read again and again."""
+    _library().prunus_huge_pages(tensor.data_ptr(), tensor.nbytes)
+
+
+def _library() -> Any:
+    return needed().library
+
+
+def _sizes(outputs: int, inputs: int) -> tuple[int, int]:
+    """Groups of rows and chunks of columns."""
+    return -(-outputs // GROUP), -(-inputs // CHUNK)
+
+
+def _room(shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Memory for masks and values; the padding of the values is zero."""
+    groups, chunks = _sizes(*shape)
+    masks = torch.empty(groups * GROUP * chunks, dtype=torch.int32)
+    values = torch.empty(kept + PADDING // dtype.itemsize, dtype=dtype)
+    values[kept:] = 0
+    for part in (masks, values):
+        huge_pages(part)
+    return masks, values
+
+
+def _call(name: str, *arguments: int) -> None:
+    """One of the functions that begin with the instruction set and end with the number of threads."""
+    found = needed()
+    status = getattr(found.library, name)(found.isa, *arguments, threads())
+    if status == _BAD_ARRAYS:
+        raise PrunusError("mask, starts and number of values do not agree; the packed weight is damaged")
+    if status:
+        raise PrunusError(f"{name} failed with status {status}")
