@@ -39,7 +39,7 @@ from prunus.recipes import AllocationName, MethodName, content_hash
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, WORK = ROOT / ".cache/smollm2", ROOT / ".cache/benchmark/quality"
 RESULTS = ROOT / ".cache/benchmark/quality.jsonl"
-SEQLEN, HELD_OUT, SAMPLES, SEEDS = 512, 16, 32, 3
+SEQLEN, HELD_OUT, SAMPLES, SEEDS = 512, 8, 16, 3
 INFLUENCES, INFLUENCE_TOKENS = 80, 128
 SLEB_SAMPLES, SLEB_SEQLEN = 4, 256
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,8 +47,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "4:8": {"pattern": "4:8"},
     "2:4": {"pattern": "2:4"},
 }
-# A cell of these takes minutes: one seed, these settings, after all others. SLEB sees fewer tokens.
-SLOW: dict[str, tuple[str, ...]] = dict.fromkeys(("alps", "gblm", "wanda++"), ("50 %", "60 %", "2:4"))
+# A cell of these takes a minute or more: one seed, these settings, after all others. SLEB sees fewer tokens.
+SLOW: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("alps", "gblm", "wanda++"), ("50 %", "60 %", "2:4")),
+    "dsnot": tuple(SETTINGS),
+}
 SLOW_DEPTH = ("laco", "sleb")
 # These columns are filled first.
 SOON = ("50 %", "60 %", "2:4", "10 %", "perplexity")
@@ -59,7 +62,8 @@ class Cell:
     """One model to make and measure. table, row, column: where its perplexity goes.
 
     stats: norms of the dense model, measured once per seed: `saved`, or `shuffled` among the inputs of each Linear.
-    evidence: recipe by which the allocation is measured once per seed. slow: comes after all that are not.
+    evidence: recipe by which the allocation is measured once per seed. slow: comes after those of its seed that are
+    not.
     """
 
     table: str
@@ -104,7 +108,7 @@ def weights() -> Path:
 
 
 def prepare() -> None:
-    """Model and token ids. Seeds share no row. Influences see the beginnings of 80 rows, 32 of them calibration too."""
+    """Model and token ids. Seeds share no row. Influences see the beginnings of 80 rows, 16 of them calibration too."""
     WORK.mkdir(parents=True, exist_ok=True)
     if not (MODEL / "config.json").exists():
         subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
@@ -141,6 +145,14 @@ def method_cells() -> Iterator[Cell]:
                 yield Cell("methods", f"{method}, `--update obs`", column, seed, recipe)
 
 
+def propagation_cells() -> Iterator[Cell]:
+    """Wanda with the reference semantics; `dense` is under allocations, `staged` under methods."""
+    for column in ("20 %", "50 %", "70 %"):
+        for seed in range(SEEDS):
+            recipe = replace(method_recipe("wanda", seed, SETTINGS[column]), propagation="pruned")
+            yield Cell("propagation", "pruned", column, seed, recipe)
+
+
 def method_recipe(method: MethodName, seed: int, setting: dict[str, Any], data: bool = False) -> prunus.PruneRecipe:
     """Staged: one pass, and later Linears see pruned inputs. data: even if the method needs none."""
     on = calibrated(seed) if data or METHODS[method].needs != "nothing" else {}
@@ -151,7 +163,7 @@ def method_recipe(method: MethodName, seed: int, setting: dict[str, Any], data: 
 def allocation_cells() -> Iterator[Cell]:
     """Wanda under every allocation, all from the same norms of the dense model."""
     for allocation, about in ALLOCATIONS.items():
-        columns = ("20 %", "30 %", "50 %", "70 %") if allocation in ("uniform", "owl", "atp") else ("50 %", "70 %")
+        columns = ("20 %", "50 %", "70 %") if allocation in ("uniform", "owl", "atp") else ("50 %", "70 %")
         slow = about.needs == "gradients"
         for seed in range(1 if slow else SEEDS):
             evidence = None if about.needs == "nothing" else evidence_recipe(allocation, seed)
@@ -297,13 +309,13 @@ def measure(cell: Cell) -> dict[str, Any]:
 
 def grid() -> list[Cell]:
     """All cells, table by table and row by row."""
-    return [*method_cells(), *allocation_cells(), *control_cells(), *depth_cells()]
+    return [*method_cells(), *propagation_cells(), *allocation_cells(), *control_cells(), *depth_cells()]
 
 
 def in_turn(cells: Sequence[Cell]) -> list[Cell]:
-    """The order to measure in: slow ones last; seeds and columns mixed, so that no table stays empty for long."""
+    """The order to measure in: one seed of everything before the next, slow cells last in it; else mixed."""
     shuffled = random.Random(0).sample(cells, len(cells))
-    return sorted(shuffled, key=lambda cell: (cell.slow, cell.seed + (cell.column not in SOON)))
+    return sorted(shuffled, key=lambda cell: (cell.seed, cell.slow, cell.column not in SOON))
 
 
 def finished() -> dict[str, dict[str, Any]]:
@@ -330,7 +342,7 @@ def append(line: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    tables = ("methods", "allocations", "controls", "depth", "blocks")
+    tables = ("methods", "propagation", "allocations", "controls", "depth", "blocks")
     parser.add_argument("--only", choices=tables, action="append", help="default: all")
     parser.add_argument("--row", action="append", help="only this method or allocation")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="only the first so many")

@@ -10,7 +10,7 @@ from prunus.reporting.text import esc
 
 Row = Mapping[str, Any]
 SETTINGS = ("20 %", "50 %", "60 %", "70 %", "4:8", "2:4")
-ALLOCATED = ("20 %", "30 %", "50 %", "70 %")
+ALLOCATED = ("20 %", "50 %", "70 %")
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
 WIDTH, HEIGHT = 980, 440
 HIGHEST = 1000.0  # perplexities above are not drawn: there is nothing left to compare
@@ -47,6 +47,12 @@ def tables(dense: float, rows: Sequence[Row], blocks: int) -> str:
         of.setdefault(row["table"], []).append(row)
     methods, allocations, controls = (of.get(name, []) for name in ("methods", "allocations", "controls"))
     wanda = [row for row in allocations if row["row"] == "uniform"]
+    staged = [row for row in methods if row["row"] == "wanda" and row["column"] in ALLOCATED]
+    propagation = [
+        *of.get("propagation", []),
+        *({**row, "row": "dense"} for row in wanda),
+        *({**row, "row": "staged"} for row in staged),
+    ]
     names = {"uniform": "Wanda", "shuffled": "Wanda, norms shuffled", "random": "random zeros"}
     against = [{**row, "row": names[row["row"]]} for row in (*wanda, *controls)]
     single = [{**row, "row": f"block {row['row']} of {blocks}"} for row in of.get("blocks", [])]
@@ -54,6 +60,8 @@ def tables(dense: float, rows: Sequence[Row], blocks: int) -> str:
     parts = [
         "### Methods\n",
         table("method", SETTINGS, methods, ("CPU s at 50 %", lambda found: seconds(found, "50 %")), dense),
+        "\n### Propagation, Wanda\n",
+        table("`--propagation`", ALLOCATED, propagation),
         "\n### Allocations, Wanda\n",
         table("allocation", ALLOCATED, allocations),
         "\n### Controls\n",

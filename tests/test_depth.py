@@ -36,8 +36,12 @@ def file(tmp_path, rows):
     return path
 
 
+MERGE = {"laco": {"merge": 2}}
+
+
 def recipe(file, method, **changes):
-    return DropRecipe(**{"method": method, "calibration": str(file), "samples": 5, "threshold": -1.0} | changes)
+    own = {"threshold": -1.0} if method == "laco" else {}
+    return DropRecipe(**{"method": method, "calibration": str(file), "samples": 5, **own} | changes)
 
 
 def load(folder) -> Any:
@@ -210,7 +214,7 @@ def test_tail_needs_no_data(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_gives_a_model_that_generates_the_same_with_and_without_cache(tmp_path, file, name, family):
     folder = make_model(tmp_path / "m", family, blocks=6, tied=family == "qwen3")
-    summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(file, name, blocks="2", merge=2))
+    summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(file, name, blocks="2", **MERGE.get(name, {})))
     assert summary["blocks"] == 4 and len(summary["blocks_removed"]) == 2
     model = load(tmp_path / "out")
     settings = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
@@ -224,7 +228,7 @@ def test_every_method_gives_a_model_that_generates_the_same_with_and_without_cac
 @pytest.mark.parametrize("name", DEPTH_METHODS)
 def test_every_method_writes_the_same_bytes_after_an_interruption(tmp_path, file, name, monkeypatch):
     folder = make_model(tmp_path / "m", blocks=6)
-    asked = recipe(file, name, blocks="2", merge=2)
+    asked = recipe(file, name, blocks="2", **MERGE.get(name, {}))
     prunus.drop_blocks(folder, tmp_path / "whole", asked)
     write_block = Partial.write_block
 
@@ -278,4 +282,6 @@ def test_match_sparsity_end_to_end_and_its_errors(tmp_path):
         DropRecipe(match_sparsity=1.2)
     with pytest.raises(PrunusError, match="it is a cosine"):
         DropRecipe(method="laco", threshold=1.5)
+    with pytest.raises(PrunusError, match="merge belongs to method laco, not to shortgpt"):
+        DropRecipe(merge=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy.stats import spearmanr
 from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM
@@ -21,6 +22,7 @@ from prunus.pruning.allocation.measures import chain_only
 from prunus.pruning.calibration import Calibration
 from prunus.pruning.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe
+from prunus.reporting.allocation import allocation_table
 
 
 def whole_model_gradients(folder, sequences):
@@ -214,7 +216,11 @@ def test_noise_is_called_noise(place, monkeypatch):
     data = prunus.allocate(place / "m", asked)
     assert noisy(data) == (data["evidence"]["details"]["split_half_spearman"]["block"] < 0.5)
     monkeypatch.setattr("prunus.pruning.allocation.measures.agreement", lambda *_: 0.49)
-    assert noisy(prunus.allocate(place / "m", asked))
+    shown = prunus.allocate(place / "m", asked)
+    assert noisy(shown)
+    with (console := Console(width=200)).capture() as printed:
+        console.print(allocation_table(shown))
+    assert "agree on the order of blocks by Spearman 0.49." in printed.get()
     monkeypatch.setattr("prunus.pruning.allocation.measures.agreement", lambda *_: 0.51)
     assert not noisy(prunus.allocate(place / "m", asked))
 

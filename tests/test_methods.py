@@ -143,7 +143,7 @@ def test_every_method_says_what_it_is():
         assert method.source and method.description
 
 
-@pytest.mark.parametrize("pattern", ["4:2", "0:4", "2:2", "2", "a:b", "2:4:8", "-1:4", ""])
+@pytest.mark.parametrize("pattern", ["4:2", "0:4", "2:2", "2", "a:b", "2:4:8", "-1:4", "", "1:257"])
 def test_wrong_patterns_are_refused(pattern):
     with pytest.raises(PrunusError, match="is not N:M"):
         PruneRecipe(pattern=pattern)
@@ -153,7 +153,9 @@ def test_a_pattern_is_a_sparsity_and_comes_alone():
     recipe = PruneRecipe(pattern="1:4")
     assert (recipe.sparsity, recipe.groups) == (0.75, (1, 4))
     assert PruneRecipe.from_json(recipe.to_json()) == recipe
-    with pytest.raises(PrunusError, match=r"1:4 is a sparsity of 0\.75 already"):
-        PruneRecipe(pattern="1:4", sparsity=0.3)
+    for given in (0.3, 0.5, 0.25 * 2):  # 0.5 is the default, but here it was asked for
+        with pytest.raises(PrunusError, match=r"1:4 is a sparsity of 0\.75 already"):
+            PruneRecipe(pattern="1:4", sparsity=given)
+    assert replace(PruneRecipe(), pattern="1:4").sparsity == 0.75
     with pytest.raises(PrunusError, match="allocation must be uniform"):
         PruneRecipe(pattern="2:4", allocation="owl")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal, Self, get_args
@@ -27,6 +27,9 @@ TraceFilter = Literal["all", "correct"]
 
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 ROWS = {"hf": 64, "vllm": 512, "openai": 512}  # engines that batch by themselves want many requests at once
+# An object of its own, so that a recipe can tell a sparsity left out from one of 0.5.
+DEFAULT_SPARSITY = float("0.5")
+WIDEST_PATTERN = 256
 
 
 def canonical_json(data: Any) -> str:
@@ -70,6 +73,13 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise PrunusError(f"{name} must be at least 1, not {getattr(self, name)}")
 
+    def _check_owner(self, what: str, owners: Mapping[str, tuple[str, ...]]) -> None:
+        """Raise PrunusError where a field is set that only others than the recipe's `what` (method...) look at."""
+        chosen = getattr(self, what)
+        for name, users in owners.items():
+            if getattr(self, name) != getattr(type(self), name) and chosen not in users:
+                raise PrunusError(f"{name} belongs to {what} {' or '.join(users)}, not to {chosen}")
+
     def _check_calibration(self) -> None:
         self._check_positive("samples", "seqlen")
         if getattr(self, "calibration_tokens", None) is not None:
@@ -109,7 +119,7 @@ class PruneRecipe(Recipe):
     """
 
     method: MethodName = "wanda"
-    sparsity: float = 0.5
+    sparsity: float = DEFAULT_SPARSITY
     pattern: str | None = None
     scope: Scope = "all"
     calibration: str = "auto"
@@ -162,15 +172,18 @@ class PruneRecipe(Recipe):
         if self.pattern is None:
             return None
         keep, _, width = self.pattern.partition(":")
-        if not (keep.isdecimal() and width.isdecimal() and 0 < int(keep) < int(width) <= 256):
-            raise PrunusError(f"pattern '{self.pattern}' is not N:M with 0 < N < M, such as 2:4, which keeps 2 of 4")
+        if not (keep.isdecimal() and width.isdecimal() and 0 < int(keep) < int(width) <= WIDEST_PATTERN):
+            raise PrunusError(
+                f"pattern '{self.pattern}' is not N:M with 0 < N < M <= {WIDEST_PATTERN}, such as 2:4, "
+                "which keeps 2 of 4"
+            )
         return int(keep), int(width)
 
     def _check_pattern(self) -> None:
         if self.groups is None:
             return
         implied = 1 - self.groups[0] / self.groups[1]
-        if self.sparsity not in (implied, type(self).sparsity):
+        if self.sparsity is not DEFAULT_SPARSITY and self.sparsity != implied:
             raise PrunusError(f"pattern {self.pattern} is a sparsity of {implied:g} already; leave sparsity out")
         if self.allocation != "uniform":
             raise PrunusError(f"pattern {self.pattern} is the same for all; allocation must be uniform")
@@ -180,11 +193,16 @@ class PruneRecipe(Recipe):
         self._check_choice("allocation", AllocationName)
         self._check_choice("window", Window)
         self._check_choice("statistic", Statistic)
-        if self.statistic != "mean" and self.allocation != "dlp":
-            raise PrunusError(f"statistic belongs to allocation dlp, not to {self.allocation}")
-        for name, users in (("spread", ("owl", "alphapruning", "dlp", "layerif-sketch")), ("step", ("atp",))):
-            if getattr(self, name) is not None and self.allocation not in users:
-                raise PrunusError(f"{name} belongs to allocation {' or '.join(users)}, not to {self.allocation}")
+        owners = {
+            "spread": ("owl", "alphapruning", "dlp", "layerif-sketch"),
+            "step": ("atp",),
+            "outlier_threshold": ("owl",),
+            "statistic": ("dlp",),
+            "window": ("alphapruning",),
+            "influence_train": ("layerif", "layerif-sketch"),
+            "influence_validation": ("layerif", "layerif-sketch"),
+        }
+        self._check_owner("allocation", owners)
         if self.scores is not None and self.allocation in ("uniform", "atp"):
             raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
         self._check_positive("influence_train", "influence_validation")
@@ -201,9 +219,8 @@ class PruneRecipe(Recipe):
             "repair_rounds": ("wanda++",),
             "repair_rate": ("wanda++",),
         }
-        for name, methods in owners.items():
-            if getattr(self, name) != getattr(type(self), name) and self.method not in methods:
-                raise PrunusError(f"{name} belongs to method {' or '.join(methods)}, not to {self.method}")
+        self._check_owner("method", owners)
+        for name in owners:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise PrunusError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.row_power and self.groups is not None:
@@ -246,6 +263,7 @@ class DropRecipe(Recipe):
         self._check_choice("method", DepthMethodName)
         self._check_calibration()
         self._check_positive("merge", "interval")
+        self._check_owner("method", dict.fromkeys(("merge", "threshold", "interval", "telescoping"), ("laco",)))
         if not -1 <= self.threshold < 1:
             raise PrunusError(f"threshold must lie in [-1, 1), not {self.threshold}; it is a cosine")
         if self.match_sparsity is not None:

@@ -92,11 +92,19 @@ class Checkpoint:
 
     def block_tensors(self, index: int) -> dict[str, Stored]:
         """Where the tensors of one block lie, by their full names."""
-        return {name: stored for name, stored in self.tensors.items() if block_index(name) == index}
+        return dict(self._parts.get(index, {}))
 
     def outer_tensors(self) -> dict[str, Stored]:
         """Where the tensors outside the blocks lie: embedding, final norm, head."""
-        return {name: stored for name, stored in self.tensors.items() if block_index(name) is None}
+        return dict(self._parts.get(None, {}))
+
+    @cached_property
+    def _parts(self) -> Mapping[int | None, dict[str, Stored]]:
+        """Tensors by block, None for those outside: names are looked at once, not once per block."""
+        parts: dict[int | None, dict[str, Stored]] = {}
+        for name, stored in self.tensors.items():
+            parts.setdefault(block_index(name), {})[name] = stored
+        return parts
 
     def linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
         """Shape (O, I) of each prunable Linear of a block, by its name within the block."""

@@ -70,7 +70,9 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; PrunusError names it if it cannot be read."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise PrunusError(f"{path} cannot be read as JSON: {error}") from error
 
 

@@ -25,7 +25,9 @@ def read_text(path: Path) -> str:
     """A text file; PrunusError if it is not there or not UTF-8."""
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise PrunusError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from error
 
 

@@ -32,6 +32,9 @@ def allocation_table(data: Mapping[str, Any]) -> RenderableType:
     scope = "" if data["scope"] == "all" else f" of {data['scope']}"
     title = Text(f"{data['allocation']}: sparsity{scope} in % by block, {percent(data['sparsity'])} in all", "bold")
     notes = [Text(f"warning: {visible(note)}") for note in data["warnings"]]
+    if stability := data["evidence"]["details"].get("split_half_spearman"):
+        found = ", ".join(f"{value:.2f}{_of(part)}" for part, value in stability.items())
+        notes.insert(0, Text(f"Two halves of the data agree on the order of blocks by Spearman {found}."))
     return Group(title, table, Text(f"A bar of {BAR_WIDTH} would be 100 %."), *notes)
 
 
