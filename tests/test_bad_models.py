@@ -49,6 +49,14 @@ def index_with_too_much(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+def write_json(name, content):
+    return lambda folder: (folder / name).write_text(json.dumps(content))
+
+
+def with_steps(steps):
+    return write_json("prunus.json", {"prunus": "0.1.0", "format": 1, "history": steps})
+
+
 def set_value(name, value):
     def change(folder):
         edit_tensors(folder, lambda tensors: tensors[name].view(-1).__setitem__(7, value))
@@ -66,6 +74,11 @@ PROBLEMS = {
     ),
     "no model type": (lambda f: edit_config(f, model_type=None), "model_type 'None' is not supported"),
     "bad config value": (lambda f: edit_config(f, hidden_size="wide"), "config.json is not accepted by transformers"),
+    "family is a list": (lambda f: edit_config(f, model_type=["llama"]), "model_type '['llama']' is not supported"),
+    "a billion blocks": (lambda f: edit_config(f, num_hidden_layers=10**9), "asks for 1000000000 blocks"),
+    "no blocks": (lambda f: edit_config(f, num_hidden_layers=0), "asks for 0 blocks (num_hidden_layers)"),
+    "blocks in words": (lambda f: edit_config(f, num_hidden_layers="three"), "asks for three blocks"),
+    "endless rows": (lambda f: edit_config(f, intermediate_size=1 << 70), "asks for blocks that cannot be made"),
     "quantised": (lambda f: edit_config(f, quantization_config={"quant_method": "awq"}), "is quantised; give the unq"),
     "pickled": (to_pickle, "weights only as .bin or .pt, which can run code; convert them to safetensors"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no *.safetensors file"),
@@ -90,6 +103,17 @@ PROBLEMS = {
     "index names no file": (index_without_file, "names model-00001-of-00002.safetensors, which is not there"),
     "index points outside": (index_outside, "names ../secret.safetensors, which is not there"),
     "index names too much": (index_with_too_much, "lacks the tensor 'ghost'"),
+    "index is a list": (write_json("model.safetensors.index.json", [1]), "does not say which file holds which tensor"),
+    "index of numbers": (
+        write_json("model.safetensors.index.json", {"weight_map": {"model.norm.weight": 3}}),
+        "does not say which file holds which tensor",
+    ),
+    "history of nothing": (with_steps([{}]), "prunus.json is damaged: its history is no list of steps"),
+    "history is a number": (with_steps(3), "prunus.json is damaged"),
+    "source without a name": (
+        with_steps([{"action": "prune", "recipe": {}, "source": {"checksum": "0"}, "warnings": []}]),
+        "prunus.json is damaged",
+    ),
     "NaN": (set_value(Q1, float("nan")), f"'{Q1}' holds NaN or infinity"),
     "infinity": (set_value("model.layers.2.mlp.up_proj.weight", float("-inf")), "up_proj.weight' holds NaN or inf"),
     "NaN outside blocks": (set_value("lm_head.weight", float("nan")), "'lm_head.weight' holds NaN"),
@@ -151,6 +175,8 @@ def test_a_model_is_not_written_onto_or_around_itself(tmp_path, monkeypatch, nam
         ("tinny", "'tinny' is not there"),
         ("a-file", "a-file is a file; give the folder"),
         ("empty", "empty has no config.json"),
+        ("x" * 1000, "x' cannot be opened: File name too long"),
+        ("no\0thing", "is not there"),
     ],
 )
 def test_models_that_are_not_there(tmp_path, monkeypatch, model, words):

@@ -190,10 +190,12 @@ def test_blocks_dropped_from_a_model_of_unlike_blocks(tmp_path, alike):
 
 
 def test_manifest_keeps_profile_and_earlier_steps(tmp_path):
+    made_of = {"name": "m", "checksum": "0"}
+    earlier = {"action": "drop", "recipe": {}, "source": made_of, "warnings": []}
     folder = make_model(tmp_path / "m")
     assert Checkpoint(folder).manifest == {}
     assert "profile" not in next_manifest(Checkpoint(folder), {"action": "prune"})
-    first = {"prunus": "0.0.1", "format": 1, "profile": "tiny", "history": [{"action": "drop"}]}
+    first = {"prunus": "0.0.1", "format": 1, "profile": "tiny", "history": [earlier]}
     (folder / "prunus.json").write_text(json.dumps(first))
     manifest = next_manifest(Checkpoint(folder), {"action": "prune"})
     assert manifest["profile"] == "tiny"

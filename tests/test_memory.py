@@ -72,6 +72,25 @@ CASES = {
 }
 
 
+def packings(folder: Path) -> dict[str, Any]:
+    """Ways from a pruned checkpoint to a packed one and back, each called with a folder to write to."""
+    import prunus
+
+    half, wide = folder / "half", folder / str(WIDE.width)
+    return {
+        "pack": lambda out: prunus.pack(half, out),
+        "pack, int8": lambda out: prunus.pack(half, out, int8=True),
+        "pack, masks": lambda out: prunus.pack(half, out, masks_only=True, source=wide),
+        "unpack": lambda out: prunus.unpack(folder / "packed", out),
+        "unpack, masks": lambda out: prunus.unpack(folder / "masks", out, source=wide),
+    }
+
+
+PACKINGS = tuple(packings(Path()))
+# A weight, what is made of it, and that of the source or what is compared on the way.
+LINEARS_AT_ONCE = 3
+
+
 def bound(case: Case) -> int:
     """The formulas of docs/memory.md, in bytes, for a bfloat16 model."""
     shape, method = case.shape, case.recipe["method"]
@@ -129,6 +148,29 @@ def run_all(folder: Path) -> None:
             prunus.prune(folder / str(case.shape.width), Path(out) / "out", recipe, offload=case.offload)
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
         os._exit(0)
+    run_packings(folder)
+
+
+def run_packings(folder: Path) -> None:
+    """The same for every way to pack and unpack."""
+    import prunus
+
+    wide = folder / str(WIDE.width)
+    prunus.prune(wide, folder / "half", prunus.PruneRecipe(method="magnitude", sparsity=0.5))
+    prunus.pack(folder / "half", folder / "packed")
+    prunus.pack(folder / "half", folder / "masks", masks_only=True, source=wide)
+    for name, work in packings(folder).items():
+        if child := os.fork():
+            _, status = os.waitpid(child, 0)
+            assert status == 0, name
+            continue
+        with tempfile.TemporaryDirectory(dir=folder) as out:  # what is loaded when first used
+            prunus.pack("tiny", f"{out}/packed", int8=True)
+            prunus.unpack(f"{out}/packed", f"{out}/again", lossy=True)
+        before = resident("VmRSS")
+        work(folder / "out of packing" / str(os.getpid()))
+        print(json.dumps([name, resident("VmHWM") - before]), flush=True)
+        os._exit(0)
 
 
 def resident(which: str) -> int:
@@ -175,6 +217,16 @@ def grown(tmp_path_factory) -> dict[str, int]:
 @pytest.mark.parametrize("name", CASES)
 def test_growth_is_a_block_hidden_states_and_what_the_method_needs(grown, name):
     assert grown[name] <= bound(CASES[name]) + SLACK
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("name", PACKINGS)
+def test_packing_holds_a_linear_at_a_time(grown, name):
+    largest = HALF * WIDE.width * WIDE.feed
+    assert LINEARS_AT_ONCE * largest + SLACK < HALF * sum(rows * columns for rows, columns in WIDE.linears)
+    assert grown[name] <= LINEARS_AT_ONCE * largest + SLACK
 
 
 def test_factor_is_right_and_made_in_the_memory_of_the_matrix():

@@ -3,6 +3,7 @@
 Shapes: N sequences, T tokens, D hidden width.
 """
 
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from importlib import import_module
@@ -35,6 +36,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     }
 )
 BLOCK_PREFIX = "model.layers."
+_MOST_BLOCKS = 10_000  # no model has a tenth of it; a damaged config.json may ask for billions
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 # The prunable Linears of a block, in the order in which a forward pass meets them.
 LINEARS: Mapping[str, Kind] = MappingProxyType(
@@ -65,16 +67,19 @@ def block_name(index: int, local: str) -> str:
 
 def block_index(name: str) -> int | None:
     """The block a tensor belongs to, None outside the blocks."""
-    head = name.removeprefix(BLOCK_PREFIX).split(".", 1)[0]
-    return int(head) if name.startswith(BLOCK_PREFIX) and head.isdigit() else None
+    found = re.match(r"model\.layers\.([0-9]{1,9})\.", name)
+    return int(found[1]) if found else None
 
 
 def check_family(folder: Any, config: Mapping[str, Any]) -> None:
     """Raise PrunusError unless config.json (as a dict) is of a family that we can run."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise PrunusError(f"{folder}: model_type '{model_type}' is not supported; supported families are {known}")
+    blocks = config.get("num_hidden_layers", 1)
+    if not isinstance(blocks, int) or not 1 <= blocks <= _MOST_BLOCKS:
+        raise PrunusError(f"{folder}: config.json asks for {blocks} blocks (num_hidden_layers), which no model has")
     if "quantization_config" in config:
         raise PrunusError(f"{folder} is quantised; give the unquantised model (float32, bfloat16 or float16)")
 
@@ -93,12 +98,18 @@ def block_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
 
 
 def expected_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of this configuration must hold."""
+    """Name and shape of every tensor that a checkpoint of this configuration must hold; PrunusError if none can be."""
     width, vocabulary = config.hidden_size, config.vocab_size
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (vocabulary, width), FINAL_NORM: (width,)}
     if not config.tie_word_embeddings:
         shapes[HEAD] = (vocabulary, width)
-    per_block = block_shapes(config)
+    try:
+        per_block = block_shapes(config)
+    except Exception as error:  # sizes that torch cannot count are errors of several kinds
+        reason = str(error).split("\n")[0]
+        raise PrunusError(
+            f"{config.name_or_path}: config.json asks for blocks that cannot be made: {reason}"
+        ) from error
     for index in range(config.num_hidden_layers):
         shapes |= {block_name(index, local): shape for local, shape in per_block.items()}
     return shapes

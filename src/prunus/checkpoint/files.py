@@ -82,6 +82,9 @@ class Checkpoint:
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
             raise PrunusError(f"{path} is not of format {MANIFEST_FORMAT}: it is from another version of prunus")
+        history = manifest.get("history", [])
+        if not isinstance(history, list) or not all(map(_is_step, history)):
+            raise PrunusError(f"{path} is damaged: its history is no list of steps; delete it or fetch it again")
         return manifest
 
     def read(self, name: str) -> Tensor:
@@ -133,6 +136,14 @@ class Checkpoint:
                 raise PrunusError(f"{stored.file} is damaged: '{name}' has {stored.nbytes} bytes; fetch it again")
 
 
+def _is_step(step: Any) -> bool:
+    """Whether something from a manifest's history has what is read of a step."""
+    kinds = {"action": str, "recipe": dict, "source": dict, "warnings": list}
+    if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in kinds.items()):
+        return False
+    return all(isinstance(step["source"].get(key), str) for key in ("name", "checksum"))
+
+
 def read_block(index: int, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     """The tensors of one block in memory, by their names within the block."""
     prefix = block_name(index, "")
@@ -148,7 +159,10 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder: those of its index, else of its only safetensors file."""
     if not (folder / INDEX).exists():
         return read_header(_only_file(folder))
-    weight_map = read_json(folder / INDEX).get("weight_map", {})
+    index = read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise PrunusError(f"{folder / INDEX} is damaged: it does not say which file holds which tensor; fetch it again")
     found: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
         path = folder / file

@@ -17,11 +17,11 @@ from prunus.checkpoint.files import PACKED_FILE, Checkpoint, checksum_of, versio
 from prunus.checkpoint.packed_bits import mask_nbytes, packed_nbytes
 from prunus.checkpoint.packed_folder import PackedCheckpoint, check_source, lean_on
 from prunus.checkpoint.packed_reader import read_packed
-from prunus.checkpoint.packed_tensor import ITEMSIZES, bit_patterns, damaged
+from prunus.checkpoint.packed_tensor import bit_patterns, damaged
 from prunus.checkpoint.packed_writer import packed_writer
 from prunus.checkpoint.partial import Partial, check_target, disk_errors, disk_needed
-from prunus.checkpoint.safetensors_file import DTYPES
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES
+from prunus.checkpoint.source import resolve, typed_path
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 
@@ -92,7 +92,7 @@ def unpack(
     PrunusError and leaves nothing behind.
     """
     started = time.monotonic()
-    model, target = PackedCheckpoint(Path(packed).expanduser(), source), Path(out)
+    model, target = PackedCheckpoint(typed_path(packed), source), Path(out)
     if model.lossy and not lossy:
         raise PrunusError(f"{packed} holds values rounded to 8 bits, not the model's own; add --lossy to unpack those")
     check_target(model.dense.folder if model.dense else model.folder, target, overwrite)
@@ -107,7 +107,8 @@ def unpack(
         tensors = model.outer_tensors()
         for index in range(model.blocks):
             tensors |= partial.read_block(index)
-        if not model.lossy and checksum_of(tensors) != origin["checksum"]:
+        checksum = checksum_of(tensors)  # which refuses NaN, too
+        if not model.lossy and checksum != origin["checksum"]:
             raise damaged(model.packed.path, "the weights are not those that were packed")
         partial.finish(None, rounding_step(origin) if model.lossy else None)
     return {

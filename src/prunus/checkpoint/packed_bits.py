@@ -65,7 +65,7 @@ def pack_bits(bits_OI: NDArray, values_OI: NDArray | None = None) -> PackedBits:
     mask = np.zeros(mask_shape(rows, columns), np.uint8)
     values = np.zeros(values_length(bits_OI.size, values_OI.itemsize), values_OI.dtype)
     counts_O, stored = np.zeros(rows, np.int64), 0
-    for slab in _slabs(rows, columns):
+    for slab in slabs(rows, columns):
         kept = bits_OI[slab] != 0
         counts_O[slab] = np.count_nonzero(kept, axis=1)
         packed = np.packbits(kept, axis=1, bitorder="little")
@@ -74,6 +74,15 @@ def pack_bits(bits_OI: NDArray, values_OI: NDArray | None = None) -> PackedBits:
         values[stored : stored + len(chosen)] = chosen
         stored += len(chosen)
     return PackedBits(_starts(counts_O), mask, values[: values_length(stored, values.itemsize)])
+
+
+def pack_mask(bits_OI: NDArray) -> NDArray[np.uint8]:
+    """The mask of a weight alone."""
+    rows, columns = bits_OI.shape
+    mask = np.zeros(mask_shape(rows, columns), np.uint8)
+    for slab in slabs(rows, columns):
+        mask[slab, : -(-columns // 8)] = np.packbits(bits_OI[slab] != 0, axis=1, bitorder="little")
+    return mask
 
 
 def unpack_bits(shape: tuple[int, ...], packed: PackedBits) -> NDArray:
@@ -110,8 +119,8 @@ def apply_mask(bits_OI: NDArray, mask: NDArray[np.uint8]) -> NDArray:
     return result_OI
 
 
-def _slabs(rows: int, columns: int) -> list[slice]:
-    """Rows in pieces of whole groups."""
+def slabs(rows: int, columns: int) -> list[slice]:
+    """Rows in pieces of whole groups, so that what is computed on the way is small."""
     height = max(GROUP, _SLAB // columns // GROUP * GROUP)
     return [slice(first, min(first + height, rows)) for first in range(0, rows, height)]
 
@@ -121,7 +130,7 @@ def _mask_slabs(shape: tuple[int, ...], mask: NDArray[np.uint8]):
     rows, columns = shape
     if mask[rows:].any():
         raise ValueError("the mask has ones in the padding")
-    for slab in _slabs(rows, columns):
+    for slab in slabs(rows, columns):
         kept = np.unpackbits(mask[slab], axis=1, bitorder="little")
         if kept[:, columns:].any():
             raise ValueError("the mask has ones in the padding")

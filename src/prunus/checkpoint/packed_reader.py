@@ -9,13 +9,11 @@ import re
 import struct
 from collections.abc import Mapping
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunus.checkpoint.packed_bits import ALIGNMENT
 from prunus.checkpoint.packed_tensor import (
-    ITEMSIZES,
     PARTS,
     Damaged,
     Form,
@@ -25,11 +23,18 @@ from prunus.checkpoint.packed_tensor import (
     part_types,
 )
 from prunus.checkpoint.packed_writer import DIGEST, INFO, NO_DIGEST, VERSION
-from prunus.checkpoint.safetensors_file import DTYPES, Stored
+from prunus.checkpoint.safetensors_file import (
+    DTYPES,
+    ITEMSIZES,
+    Stored,
+    check_cover,
+    check_name,
+    header_text,
+    place_of,
+    whole_numbers,
+)
 from prunus.errors import PrunusError
 
-_MAX_HEADER = 100_000_000
-_MAX_DIMENSIONS = 8
 # Forms that each kind of file may use.
 FORMS = {"checkpoint": ("dense", "packed", "int8"), "variant": ("source", "mask", "packed")}
 
@@ -62,18 +67,14 @@ def read_packed(path: Path) -> PackedFile:
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header, where data begin, and the size of the file."""
     size = path.stat().st_size
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > min(_MAX_HEADER, size - 8):
-            raise Damaged("header longer than the file")
-        text = stream.read(length)
+    text, base = header_text(path, size)
     header = json.loads(text)
     digest = header["__metadata__"][DIGEST]
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise Damaged("no digest of the header")
     if hashlib.sha256(text.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
         raise Damaged("the digest of the header does not match")
-    return header, 8 + length, size
+    return header, base, size
 
 
 def _read_info(header: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -86,6 +87,7 @@ def _read_info(header: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any
         raise Damaged("kind or about")
     if not isinstance(info["lossy"], bool) or not isinstance(model["name"], str):
         raise Damaged("lossy or name")
+    check_name(model["name"])
     if not re.fullmatch("[0-9a-f]{64}", model["checksum"]):
         raise Damaged("checksum of the model")
     return info, info.pop("tensors")
@@ -95,33 +97,26 @@ def _place(
     path: Path, header: Mapping[str, Any], table: Mapping[str, Any], base: int, size: int
 ) -> dict[str, PackedTensor]:
     """Where each tensor lies. Their parts fill the file, each has the size that its shape needs, none is left over."""
-    spans = {name: _check_entry(path, name, entry, base) for name, entry in header.items()}
-    edges = sorted((stored.start, stored.end) for stored in spans.values())
-    if any(left[1] != right[0] for left, right in pairwise([(0, base), *edges, (size, size)])):
-        raise Damaged("tensors do not fill the file")
+    spans = {name: place_of(path, name, entry, base) for name, entry in header.items()}
+    check_cover(spans.values(), base, size)
     tensors = {}
     for name, row in table.items():
-        form, dtype, shape = row["form"], row["dtype"], _numbers(row["shape"])
+        check_name(name)
+        form, dtype, shape = row["form"], row["dtype"], whole_numbers(row["shape"])
+        if dtype not in ITEMSIZES:
+            raise Damaged(f"dtype of '{name}'")
         if form not in PARTS or (form != "dense" and (len(shape) != 2 or 0 in shape or dtype not in DTYPES)):
             raise Damaged(f"'{name}' cannot be {form}")
         parts = [spans.pop(name + part) for part in PARTS[form]]
         _check_parts(name, form, dtype, shape, parts)
         start, end = (parts[0].start, parts[-1].end) if parts else (base, base)
         tensor = tensors[name] = PackedTensor(path, dtype, shape, start, end)
-        tensor.form, tensor.checksums = form, _numbers(row["crc32"])
+        tensor.form, tensor.checksums = form, whole_numbers(row["crc32"])
         if len(tensor.checksums) != len(parts):
             raise Damaged(f"checksums of '{name}'")
     if spans:
         raise Damaged(f"'{next(iter(spans))}' belongs to no tensor")
     return tensors
-
-
-def _check_entry(path: Path, name: str, entry: Mapping[str, Any], base: int) -> Stored:
-    """Where an entry of the header lies in the file."""
-    dtype, shape, (start, end) = entry["dtype"], _numbers(entry["shape"]), _numbers(entry["data_offsets"])
-    if end - start != prod(shape) * ITEMSIZES[dtype]:
-        raise Damaged(f"'{name}' has {end - start} bytes, which is not what its shape needs")
-    return Stored(path, dtype, shape, base + start, base + end)
 
 
 def _check_parts(name: str, form: Form, dtype: str, shape: tuple[int, ...], parts: list[Stored]) -> None:
@@ -134,12 +129,3 @@ def _check_parts(name: str, form: Form, dtype: str, shape: tuple[int, ...], part
             raise Damaged(f"a part of '{name}' is not aligned")
     if any(left.end != right.start for left, right in pairwise(parts)):
         raise Damaged(f"parts of '{name}' are apart")
-
-
-def _numbers(found: Any) -> tuple[int, ...]:
-    """A short list of whole numbers that are not negative."""
-    if not isinstance(found, list) or len(found) > _MAX_DIMENSIONS:
-        raise Damaged("a list of a few numbers expected")
-    if not all(type(number) is int and 0 <= number < 1 << 63 for number in found):
-        raise Damaged("whole numbers expected")
-    return tuple(found)

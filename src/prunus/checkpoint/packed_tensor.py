@@ -22,10 +22,11 @@ from prunus.checkpoint.packed_bits import (
     apply_mask,
     mask_shape,
     round_up,
+    slabs,
     starts_length,
     unpack_bits,
 )
-from prunus.checkpoint.safetensors_file import DTYPES, Stored
+from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, Stored
 from prunus.errors import PrunusError
 
 Form = Literal["dense", "packed", "int8", "mask", "source"]
@@ -36,13 +37,6 @@ PARTS: Mapping[Form, tuple[str, ...]] = {
     "int8": (".starts", ".mask", ".values", ".scale"),
     "mask": (".mask",),
     "source": (),
-}
-# Bytes of a number by the format's name of its dtype.
-ITEMSIZES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
-    **dict.fromkeys(("I32", "U32", "F32"), 4),
-    **dict.fromkeys(("I64", "U64", "F64"), 8),
 }
 # What starts, masks and scales are read as.
 NUMBERS = {"I64": np.dtype("<i8"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
@@ -171,17 +165,21 @@ def bit_patterns(weight: Tensor) -> NDArray:
 
 def quantise(weight_OI: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Nearest whole numbers in [-127, 127], and for each row, padded, what one of them is worth."""
-    float_OI = weight_OI.float().numpy()
-    scale_O = np.zeros(scale_length(len(float_OI)), np.float32)
-    scale_O[: len(float_OI)] = np.abs(float_OI).max(axis=1) / np.float32(INT8_LARGEST)
-    divisor_O = np.where(scale_O > 0, scale_O, np.float32(1))[: len(float_OI), None]
-    # Where a scale is so small that few of its bits are left, a quotient can leave the range.
-    rounded_OI = np.rint(float_OI / divisor_O).clip(-INT8_LARGEST, INT8_LARGEST)
-    return rounded_OI.astype(np.int8), scale_O
+    rows, columns = weight_OI.shape
+    values_OI, scale_O = np.empty((rows, columns), np.int8), np.zeros(scale_length(rows), np.float32)
+    for slab in slabs(rows, columns):
+        float_OI = weight_OI[slab].float().numpy()
+        scale_O[slab] = np.abs(float_OI).max(axis=1) / np.float32(INT8_LARGEST)
+        divisor_O1 = np.where(scale_O[slab] > 0, scale_O[slab], np.float32(1))[:, None]
+        # Where a scale is so small that few of its bits are left, a quotient can leave the range.
+        values_OI[slab] = np.rint(float_OI / divisor_O1).clip(-INT8_LARGEST, INT8_LARGEST)
+    return values_OI, scale_O
 
 
 def dequantise(bits_OI: NDArray, scale_O: NDArray, dtype: str) -> NDArray:
     """Bit patterns of the numbers that 8-bit patterns and padded scales stand for."""
-    # torch, as numpy would warn of a scale that is not finite.
-    float_OI = torch.from_numpy(bits_OI.view(np.int8)).float() * torch.from_numpy(scale_O)[: len(bits_OI), None]
-    return bit_patterns(float_OI.to(DTYPES[dtype]))
+    weight_OI, values_OI = torch.empty(bits_OI.shape, dtype=DTYPES[dtype]), torch.from_numpy(bits_OI.view(np.int8))
+    for slab in slabs(*bits_OI.shape):
+        # torch, as numpy would warn of a scale that is not finite.
+        weight_OI[slab] = values_OI[slab].float() * torch.from_numpy(scale_O)[slab, None]
+    return bit_patterns(weight_OI)

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.checkpoint.packed_bits import ALIGNMENT, pack_bits, round_up
-from prunus.checkpoint.packed_tensor import ITEMSIZES, PARTS, Form, bit_patterns, part_types, quantise
-from prunus.checkpoint.safetensors_file import Stored, atomic_file, dtype_name
+from prunus.checkpoint.packed_bits import ALIGNMENT, pack_bits, pack_mask, round_up
+from prunus.checkpoint.packed_tensor import PARTS, Form, bit_patterns, part_types, quantise
+from prunus.checkpoint.safetensors_file import ITEMSIZES, Stored, atomic_file, dtype_name
 from prunus.errors import PrunusError
 
 VERSION = 1
@@ -42,8 +43,9 @@ class PackedWriter:
             unmoved_OI = bits_OI == bit_patterns(source_OI)
             if unmoved_OI.all():
                 return self._add(name, weight_OI, "source", ())
-            if (unmoved_OI | (bits_OI == 0)).all():
-                return self._add(name, weight_OI, "mask", (pack_bits(bits_OI).mask,))
+            unmoved_OI |= bits_OI == 0
+            if unmoved_OI.all():
+                return self._add(name, weight_OI, "mask", (pack_mask(bits_OI),))
         if int8:
             values_OI, scale_O = quantise(weight_OI)
             return self._add(name, weight_OI, "int8", (*pack_bits(bits_OI, values_OI), scale_O))
@@ -61,7 +63,7 @@ class PackedWriter:
         self._begin(name, form, dtype, tuple(weight_OI.shape))
         for part, kind, array in zip(PARTS[form], part_types(form, dtype), parts, strict=True):
             assert (self.stream.tell() % ALIGNMENT, array.nbytes % ALIGNMENT) == (0, 0)
-            self._put(name, name + part, kind, array.shape, [array.tobytes()])
+            self._put(name, name + part, kind, array.shape, [array.reshape(-1).view(np.uint8).data])
         return form
 
     def _begin(self, name: str, form: Form, dtype: str, shape: tuple[int, ...]) -> None:
@@ -69,7 +71,9 @@ class PackedWriter:
             raise PrunusError(f"tensor '{name}' comes twice, or has the name of another's part; it cannot be packed")
         self.table[name] = {"form": form, "dtype": dtype, "shape": list(shape), "crc32": []}
 
-    def _put(self, name: str, part: str, dtype: str, shape: tuple[int, ...], pieces: Iterable[bytes]) -> None:
+    def _put(
+        self, name: str, part: str, dtype: str, shape: tuple[int, ...], pieces: Iterable[bytes | memoryview]
+    ) -> None:
         checksum, start = 0, self.offset
         for piece in pieces:
             self.stream.write(piece)

@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,7 +24,15 @@ from prunus.errors import PrunusError
 CHUNK = 1 << 20  # what a core's cache holds
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_MAX_HEADER = 100_000_000
+# Bytes of a number by the format's name of its dtype.
+ITEMSIZES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64"), 8),
+}
+# What a header may at most hold; the format's own limit, and ours for names and dimensions.
+_MAX_HEADER, _MAX_NAME, _MAX_DIMENSIONS = 100_000_000, 512, 8
 
 
 class Stored(NamedTuple):
@@ -74,36 +83,68 @@ class Stored(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a file. A file that is cut off or is no safetensors file raises PrunusError."""
+    """The tensors of a file. A file that is cut off, damaged or no safetensors file raises PrunusError."""
     size = path.stat().st_size
     try:
-        header, base = _header(path, size)
+        text, base = header_text(path, size)
+        header = json.loads(text)
         header.pop("__metadata__", None)
-        tensors = {
-            name: Stored(
-                path, entry["dtype"], tuple(entry["shape"]), *(base + offset for offset in entry["data_offsets"])
-            )
-            for name, entry in header.items()
-        }
-    except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise PrunusError(f"{path} is damaged or no safetensors file ({error}); fetch it again") from error
-    if tensors and (needed := max(stored.end for stored in tensors.values())) > size:
-        raise PrunusError(f"{path} is cut off: {size} of {needed} bytes; fetch it again")
+        tensors = {name: place_of(path, name, entry, base) for name, entry in header.items()}
+        if tensors and (needed := max(stored.end for stored in tensors.values())) > size:
+            raise PrunusError(f"{path} is cut off: {size} of {needed} bytes; fetch it again")
+        check_cover(tensors.values(), base, size)
+    except (ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PrunusError(f"{path} is damaged or no safetensors file ({reason}); fetch it again") from error
     return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts in the header of a file that read_header has read."""
-    return _header(path, path.stat().st_size)[0].get("__metadata__", {})
+    return json.loads(header_text(path, path.stat().st_size)[0]).get("__metadata__", {})
 
 
-def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    """The header, and where the data begins."""
+def header_text(path: Path, size: int) -> tuple[bytes, int]:
+    """The header of a file of this size, and where its data begin; ValueError or struct.error where there is none."""
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         if length > min(_MAX_HEADER, size - 8):
             raise ValueError("header longer than the file")
-        return json.loads(stream.read(length)), 8 + length
+        return stream.read(length), 8 + length
+
+
+def place_of(path: Path, name: str, entry: Mapping[str, Any], base: int) -> Stored:
+    """Where a tensor lies by its entry in a header, which is not believed: ValueError unless the entry fits itself."""
+    check_name(name)
+    dtype, shape = entry["dtype"], whole_numbers(entry["shape"])
+    start, end = whole_numbers(entry["data_offsets"])
+    if not isinstance(dtype, str):
+        raise ValueError(f"the dtype of '{name}' is no text")
+    if start > end or (dtype in ITEMSIZES and end - start != prod(shape) * ITEMSIZES[dtype]):
+        raise ValueError(f"'{name}' has {end - start} bytes, which is not what its shape needs")
+    return Stored(path, dtype, shape, base + start, base + end)
+
+
+def check_cover(tensors: Iterable[Stored], base: int, size: int) -> None:
+    """ValueError unless tensors fill a file of this size from base on, without gaps and without overlap."""
+    edges = sorted((stored.start, stored.end) for stored in tensors)
+    if any(left[1] != right[0] for left, right in pairwise([(0, base), *edges, (size, size)])):
+        raise ValueError("tensors do not fill the file")
+
+
+def check_name(name: str) -> None:
+    """ValueError unless a name from a file can be printed as it is, and used as a path."""
+    if not name.isprintable() or len(name) > _MAX_NAME:
+        raise ValueError("a name is too long or cannot be printed")
+
+
+def whole_numbers(found: Any) -> tuple[int, ...]:
+    """A short list from a header, of whole numbers that are not negative; else ValueError."""
+    if not isinstance(found, list) or len(found) > _MAX_DIMENSIONS:
+        raise ValueError("a list of a few numbers expected")
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in found):
+        raise ValueError("whole numbers expected")
+    return tuple(found)
 
 
 def dtype_name(tensor: Tensor) -> str:

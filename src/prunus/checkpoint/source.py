@@ -23,13 +23,24 @@ def resolve(model: str | Path) -> Path:
     model: `tiny` (the reasoner inside the package; write ./tiny for a folder of that name), a folder, or a hub id such
     as org/name, which is downloaded into the hub's cache. Anything else raises PrunusError.
     """
-    folder = tiny_folder() if str(model) == TINY else Path(model).expanduser()
+    folder = tiny_folder() if str(model) == TINY else typed_path(model)
     if not folder.exists():
         if not is_hub_id(str(model)):
             raise PrunusError(f"model '{model}' is not there; give a folder, a hub id such as Qwen/Qwen3-0.6B, or tiny")
         folder = download(str(model))
     check_folder(folder)
     return folder
+
+
+def typed_path(path: str | Path) -> Path:
+    """A path as the user or a file gives it, ~ replaced; PrunusError where the system can have no such path."""
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, no permission, no such user
+        reason = getattr(error, "strerror", None) or error
+        raise PrunusError(f"'{str(path)[:200]}' cannot be opened: {reason}") from error
+    return found
 
 
 def tiny_folder() -> Path:

@@ -1,0 +1,47 @@
+"""What the tests of packed files share: weights of every kind, and ways to compare and to be refused."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prunus.errors import PrunusError
+
+INTEGERS = {4: torch.int32, 2: torch.int16}
+
+
+def bits(tensor):
+    return tensor.contiguous().view(INTEGERS[tensor.element_size()]).numpy()
+
+
+def same_bits(left, right):
+    return left.dtype == right.dtype and left.shape == right.shape and np.array_equal(bits(left), bits(right))
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(words, function, *arguments, **options):
+    with pytest.raises(PrunusError) as caught:
+        function(*arguments, **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def variant_weights(source, seed=0):
+    """Weights that need every form: untouched, zeroed, zeroed and moved, moved to -0.0 and NaN, all zero."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [name for name in source.tensors if "proj.weight" in name][:5]
+    weights = {name: source.read(name) for name in names}
+    for name in names[1:]:
+        weights[name][torch.rand(weights[name].shape, generator=generator) < 0.4] = 0
+    weights[names[2]] *= 1.5
+    weights[names[3]].view(-1)[7], weights[names[3]].view(-1)[9] = -0.0, float("nan")
+    weights[names[4]].zero_()
+    return weights

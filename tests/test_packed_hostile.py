@@ -1,0 +1,382 @@
+"""Packed files and checkpoints that are damaged, or made to harm: refused in one line, soon, and in little memory."""
+
+import hashlib
+import json
+import random
+import resource
+import struct
+import time
+import zlib
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packed_models import refused, variant_weights
+from tiny_models import make_model
+
+import prunus
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.packed import pack, read_variant, unpack, variant_about, write_variant
+from prunus.checkpoint.packed_reader import read_packed
+from prunus.checkpoint.safetensors_file import ITEMSIZES, read_header
+from prunus.errors import PrunusError
+from prunus.recipes import PruneRecipe
+
+
+@pytest.fixture(scope="module")
+def victims(tmp_path_factory):
+    """Files of every kind with what reads them: (path, function that gives {name: bytes})."""
+    folder = tmp_path_factory.mktemp("victims")
+    source = Checkpoint(make_model(folder / "dense", blocks=1, dtype=torch.bfloat16))
+    write_variant(folder / "v.safetensors", source, variant_weights(source).items(), {"n": 1})
+    prunus.prune(folder / "dense", folder / "half", PruneRecipe(method="magnitude", sparsity=0.5))
+    pack(folder / "half", folder / "packed")
+    pack(folder / "half", folder / "rounded", int8=True)
+
+    def variant(path):
+        about = json.dumps(variant_about(path)).encode()
+        return {"about": about} | {
+            name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in read_variant(path, source)
+        }
+
+    def whole(path):
+        return {name: b"".join(tensor.chunks()) for name, tensor in read_packed(path).tensors.items()}
+
+    return [
+        (folder / "v.safetensors", variant),
+        (folder / "packed" / "packed.safetensors", whole),
+        (folder / "rounded" / "packed.safetensors", whole),
+    ]
+
+
+def header_of(data):
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), 8 + length
+
+
+def mutate(data, generator, of_header=0.5):
+    """Random damage: bits, bytes, runs, cuts, insertions; such a share of it in the header."""
+    data = bytearray(data)
+    header = min(len(data), 8 + int.from_bytes(data[:4], "little"))
+    end = header if generator.random() < of_header else len(data)
+    place = generator.randrange(end)
+    kind = generator.randrange(8)
+    if kind == 0:
+        data[place] ^= 1 << generator.randrange(8)
+    elif kind == 1:
+        data[place] = generator.randrange(256)
+    elif kind == 2:
+        data[generator.randrange(8)] = generator.randrange(256)
+    elif kind == 3:
+        del data[place:]
+    elif kind == 4:
+        del data[place : place + generator.randrange(1, 100)]
+    elif kind == 5:
+        data[place:place] = generator.randbytes(generator.randrange(1, 100))
+    elif kind == 6:
+        data[place : place + 64] = generator.randbytes(len(data[place : place + 64]))
+    else:
+        digits = [index for index in range(8, header) if chr(data[index]).isdigit()]
+        if digits:
+            data[generator.choice(digits)] = ord(generator.choice("0123456789"))
+    return bytes(data)
+
+
+ROUNDS = 1000  # of each kind of damage to each kind of file
+SPARE_BYTES, SPARE_SECONDS = 1 << 28, 1.0  # what reading a file of some kilobytes may take at most
+
+
+@contextmanager
+def little_memory():
+    """Within this no more than SPARE_BYTES can be allocated; who asks for more meets a MemoryError."""
+    lines = Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else []
+    used = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used[0] + SPARE_BYTES if used else soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def attempt(read, target):
+    """What reading gives, None where it is refused; any other error, a long time, or text over several lines fails."""
+    started = time.process_time()
+    try:
+        with little_memory():
+            return read(target)
+    except PrunusError as error:
+        assert str(error).isprintable()
+        return None
+    finally:
+        assert time.process_time() - started < SPARE_SECONDS
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_random_damage_is_found(victims, tmp_path, which):
+    path, read = victims[which]
+    data, content = path.read_bytes(), read(path)
+    generator, target, found = random.Random(which), tmp_path / "damaged", 0
+    for _ in range(ROUNDS):
+        spoilt = data
+        for _ in range(generator.randrange(1, 4)):
+            spoilt = mutate(spoilt, generator) if len(spoilt) > 200 else spoilt
+        target.write_bytes(spoilt)
+        result = attempt(read, target)
+        if result is None:
+            found += 1
+        else:
+            assert result == content and spoilt == data
+    assert found > 0.7 * ROUNDS
+
+
+def test_random_damage_to_dense_files_is_found_or_harmless(tmp_path):
+    """They have no checksums: numbers may change, but every tensor lies in the file and is as long as its shape."""
+    data = (make_model(tmp_path / "dense", blocks=1) / "model.safetensors").read_bytes()
+    generator, target, found = random.Random(0), tmp_path / "damaged", 0
+
+    def read(path):
+        return {name: (stored, b"".join(stored.chunks())) for name, stored in read_header(path).items()}
+
+    for _ in range(ROUNDS):
+        spoilt = mutate(data, generator, of_header=0.9)
+        target.write_bytes(spoilt)
+        result = attempt(read, target)
+        found += result is None
+        for stored, content in (result or {}).values():
+            assert 8 <= stored.start <= stored.end <= len(spoilt) and len(content) == stored.nbytes
+            assert stored.nbytes == prod(stored.shape) * ITEMSIZES.get(stored.dtype, stored.nbytes / prod(stored.shape))
+    assert found > 0.4 * ROUNDS
+
+
+def with_checksums(header, info, body):
+    """A file whose checksums and digest all match, whatever it says: what a hostile writer would make."""
+    for name, row in info["tensors"].items():
+        for index, part in enumerate(PARTS_OF.get(str(row.get("form")), ())):
+            try:
+                start, end = header[name + part]["data_offsets"]
+                row["crc32"][index] = zlib.crc32(body[start:end])
+            except (KeyError, TypeError, ValueError, IndexError):
+                pass
+    header = dict(header)
+    header["__metadata__"] = header["__metadata__"] | {
+        "prunus_packed_sha256": "0" * 64,
+        "prunus_packed": json.dumps(info),
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    text = text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1)
+    return struct.pack("<Q", len(text)) + text + body
+
+
+PARTS_OF = {
+    "dense": ("",),
+    "packed": (".starts", ".mask", ".values"),
+    "int8": (".starts", ".mask", ".values", ".scale"),
+    "mask": (".mask",),
+}
+LIES = [
+    0,
+    1,
+    7,
+    -1,
+    63,
+    64,
+    1 << 31,
+    1 << 32,
+    1 << 62,
+    1 << 63,
+    1 << 200,
+    1.5,
+    True,
+    None,
+    "8",
+    [],
+    {},
+    "F32",
+    "I8",
+    "U8",
+]
+FORMS = ["dense", "packed", "int8", "mask", "source", "", "variant", "checkpoint", True, False]
+
+
+def lie(value, generator):
+    """The JSON value with one number, text or list in it replaced, removed or doubled."""
+    if isinstance(value, dict) and value and generator.random() < 0.95:
+        key = generator.choice(list(value))
+        if generator.random() < 0.05:
+            return {name: item for name, item in value.items() if name != key}
+        return value | {key: lie(value[key], generator)}
+    if isinstance(value, list) and value and generator.random() < 0.8:
+        index = generator.randrange(len(value))
+        return [*value[:index], lie(value[index], generator), *value[index + 1 :]]
+    if isinstance(value, list):
+        return generator.choice([value[:-1], value + value, value[::-1], [*value, 1]])
+    if type(value) is int and generator.random() < 0.5:
+        return value + generator.choice([-64, -16, -8, -1, 1, 8, 16, 64])
+    return generator.choice(LIES + FORMS)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_lies_with_matching_checksums_are_found_or_harmless(victims, tmp_path, which):
+    path, read = victims[which]
+    data, content = path.read_bytes(), read(path)
+    header, base = header_of(data)
+    info: Any = json.loads(header["__metadata__"]["prunus_packed"])
+    body = data[base:]
+    target, generator = tmp_path / "lying", random.Random(which)
+    target.write_bytes(with_checksums(header, json.loads(json.dumps(info)), body))
+    assert read(target) == content
+    refusals = tries = 0
+    for _ in range(ROUNDS):
+        new_header, new_body = json.loads(json.dumps(header)), bytearray(body)
+        new_info: Any = json.loads(json.dumps(info))
+        for _ in range(generator.randrange(1, 4)):
+            choice = generator.random()
+            if choice < 0.4:
+                name = generator.choice([key for key in header if key != "__metadata__"])
+                new_header[name] = lie(new_header.get(name), generator)
+            elif choice < 0.7:
+                new_info = lie(new_info, generator)
+            else:
+                spoil_part(header, new_body, generator)
+        try:
+            target.write_bytes(with_checksums(new_header, new_info, bytes(new_body)))
+        except (AttributeError, KeyError, TypeError):
+            continue  # no longer a table that checksums could be put into
+        tries += 1
+        result = attempt(read, target)
+        refusals += result is None
+        # Matching checksums vouch for what the file says of itself: each tensor is what its table says, in full.
+        for name, value in (result or {}).items():
+            row = new_info["tensors"][name] if name != "about" else None
+            assert row is None or len(value) == prod(row["shape"]) * ITEMSIZES[row["dtype"]]
+    assert tries > 0.8 * ROUNDS and refusals > 0.5 * tries
+
+
+def spoil_part(header, body, generator):
+    """Put another byte into the mask, values, starts or scale of some tensor."""
+    part = generator.choice([key for key in header if key.endswith((".starts", ".mask", ".values", ".scale"))])
+    start, end = header[part]["data_offsets"]
+    if start < end:
+        body[generator.randrange(start, end)] = generator.choice((0x00, 0x7F, 0x80, 0xFF))
+
+
+def test_headers_that_are_no_tables(victims, tmp_path):
+    path, read = victims[0]
+    data = path.read_bytes()
+    header, base = header_of(data)
+    info = json.loads(header["__metadata__"]["prunus_packed"])
+    nested = b"[" * 100_000 + b"]" * 100_000
+    texts = [
+        b"[]",
+        b"1",
+        b"{}",
+        b'{"__metadata__": []}',
+        b'{"__metadata__": {"prunus_packed_sha256": 1}}',
+        nested,
+        b"\xff",
+    ]
+    for text in texts:
+        (tmp_path / "f").write_bytes(struct.pack("<Q", len(text)) + text)
+        refused("is damaged or no packed file", read, tmp_path / "f")
+    for length in (0, 1 << 63, (1 << 64) - 1, base - 7, len(data)):
+        (tmp_path / "f").write_bytes(struct.pack("<Q", length) + data[8:])
+        refused("is damaged or no packed file", read, tmp_path / "f")
+    (tmp_path / "f").write_bytes(with_checksums(header, info | {"version": 2}, data[base:]))
+    refused("format version 2; this version of prunus reads only 1", read, tmp_path / "f")
+
+
+def test_a_checkpoint_with_other_weights_than_it_says_is_not_unpacked(victims, tmp_path):
+    folder = victims[1][0].parent
+    header, base = header_of(data := victims[1][0].read_bytes())
+    body = bytearray(data[base:])
+    body[header["model.norm.weight"]["data_offsets"][0]] ^= 1
+    info = json.loads(header["__metadata__"]["prunus_packed"])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "packed.safetensors").write_bytes(with_checksums(header, info, bytes(body)))
+    refused("the weights are not those that were packed", unpack, copy, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def rewritten(folder, target, change):
+    """A copy of a packed folder whose file was changed (header, info, body in place) and vouches for itself."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    data = (folder / "packed.safetensors").read_bytes()
+    header, base = header_of(data)
+    info, body = json.loads(header["__metadata__"]["prunus_packed"]), bytearray(data[base:])
+    change(header, info, body)
+    (target / "packed.safetensors").write_bytes(with_checksums(header, info, bytes(body)))
+    return target
+
+
+def also(name, dtype, shape):
+    """One more tensor, without a byte of data."""
+
+    def change(header, info, body):
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body)]}
+        info["tensors"][name] = {"form": "dense", "dtype": dtype, "shape": shape, "crc32": [0]}
+
+    return change
+
+
+NOT_PACKED, NOT_PRINTED = "the weights are not those that were packed", "a name is too long or cannot be printed"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.layers.\u00b2.weight", NOT_PACKED),  # a digit that int() does not take
+        ("model.layers." + "9" * 490 + ".weight", NOT_PACKED),
+        ("../../weight", NOT_PACKED),
+        ("model.layers." + "9" * 5000 + ".weight", NOT_PRINTED),
+        ("\ud800", NOT_PRINTED),
+        ("\x1b[2J", NOT_PRINTED),
+        ("a\nb", NOT_PRINTED),
+        ("a\0b", NOT_PRINTED),
+    ],
+)
+def test_names_of_tensors_do_no_harm(victims, tmp_path, name, words):
+    folder = rewritten(victims[1][0].parent, tmp_path / "packed", also(name, "F32", [0]))
+    refused(words, unpack, folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_shapes_without_end_that_hold_nothing_do_no_harm(victims, tmp_path):
+    folder = rewritten(victims[1][0].parent, tmp_path / "packed", also("x", "F32", [0, 1 << 62, 1 << 62]))
+    refused(NOT_PACKED, unpack, folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("\0", NOT_PRINTED), ("a\nb", NOT_PRINTED), ("x" * 9999, NOT_PRINTED), ("~nobody/x", "which is needed too")],
+)
+def test_names_of_the_source_do_no_harm(victims, tmp_path, name, words):
+    half = victims[1][0].parent.parent / "half"
+    pack(half, tmp_path / "masks", masks_only=True)
+    folder = rewritten(tmp_path / "masks", tmp_path / "packed", lambda _, info, body: info["model"].update(name=name))
+    refused(words, unpack, folder, tmp_path / "out")
+    refused(words, prunus.inspect, folder)
+
+
+def test_rounded_values_with_a_scale_that_is_no_number_are_not_unpacked(victims, tmp_path):
+    def change(header, info, body):
+        start, _ = header["model.layers.0.mlp.up_proj.weight.scale"]["data_offsets"]
+        body[start : start + 4] = struct.pack("<f", float("nan"))
+
+    folder = rewritten(victims[2][0].parent, tmp_path / "packed", change)
+    refused("'model.layers.0.mlp.up_proj.weight' holds NaN or infinity", unpack, folder, tmp_path / "out", lossy=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_paths_that_cannot_be(tmp_path):
+    refused("cannot be opened: File name too long", unpack, "x" * 1000, tmp_path / "out")
+    refused("is no packed checkpoint", unpack, "a\0b", tmp_path / "out")
