@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import load_model
 from prunus.reporting import page
 from prunus.results.comparison import compare
-from prunus.results.store import Store
+from prunus.results.store import Sample, Store
 from prunus.study import pages, variants
 from prunus.study import run as running
 from prunus.study.cells import open_model
@@ -35,9 +37,17 @@ from prunus.study.variants import make_variant, swapped
 
 
 def results(store: Path) -> dict[str, list]:
-    """Rows of every run, texts too, by run id."""
+    """Rows of every run, texts too, by run id.
+
+    Scores are rounded: their last bits depend on where in memory the same weights lie.
+    """
     with Store(store) as opened:
-        return {run.run_id: opened.samples(run.run_id, texts=True) for run in opened.runs()}
+        return {run.run_id: [rounded(row) for row in opened.samples(run.run_id, texts=True)] for run in opened.runs()}
+
+
+def rounded(row: Sample) -> Sample:
+    values = {name: getattr(row, name) for name in ("logprob", "self_certainty")}
+    return replace(row, **{name: None if value is None else round(value, 4) for name, value in values.items()})
 
 
 def by_name(store: Path) -> dict[str, str]:
@@ -217,6 +227,7 @@ def test_two_recipes_that_come_to_the_same_are_refused(tmp_path):
         ("[[drop]]\nmatch_sparsity = 0.1", "", "line 14: shortgpt-s10: match_sparsity 0.1 is nearest to 0 of 3 blocks"),
         ("", "wait = 1\nreuse = false\nmode = 'legacy'\nsamples = 0", "line 3: samples must be at least 1"),
         ("[report]\nbase = 'wanda-20'", "", "base 'wanda-20' is no variant; there are dense"),
+        ("[[prune]]\npattern = '2:4'\nsparsity = 0.2", "", "line 14: pattern 2:4 is a sparsity of 0.5 already"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, recipes, eval_, message):
@@ -224,7 +235,33 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, recipes, eva
     with pytest.raises(PrunusError, match=message) as error:
         prunus.run_study(file, out=tmp_path / "out")
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "out" / "results.db").exists() and not (tmp_path / "out" / "variants").exists()
+    assert not (tmp_path / "out").exists(), "nothing is left behind"
+
+
+def test_a_model_that_is_not_there_has_its_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file = write_study(tmp_path, "")
+    for name, message in (("nowhere", "model 'nowhere' is not there"), ("o/n", "'o/n' is no folder here and could")):
+        file.write_text(file.read_text().replace("model = ", "").replace('models = ["model"]', f'models = ["{name}"]'))
+        with pytest.raises(PrunusError, match=rf"small\.toml, line 1: {message}"):
+            prunus.run_study(file, out=tmp_path / "out")
+        file.write_text(file.read_text().replace(f'["{name}"]', '["model"]'))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_of_a_newer_prunus_is_left_alone(tmp_path, capsys):
+    file, store = write_study(tmp_path, ""), tmp_path / "results.db"
+    Store(store, create=True).close()
+    with sqlite3.connect(store) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = store.read_bytes()
+    for words in (["run"], ["plan", "--no-measure"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["study", *words, str(file), "--out", str(tmp_path / "out"), "--store", str(store)])
+        told = capsys.readouterr().err
+        assert stopped.value.code == 2 and "newer" in told and "Traceback" not in told
+    assert store.read_bytes() == before
 
 
 def test_a_budget_over_the_context_is_refused(tmp_path):
@@ -266,8 +303,8 @@ def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batch
     assert models == ["a<b"] * 4 + ["c"] * 4 + ["a<b"] * 2 + ["c"] * 2, "each model shows something early"
 
 
-def test_the_file_is_read_once(tmp_path, monkeypatch):
-    """Edited under a running study, it counts the next time."""
+def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
+    """Edited under a running study, it counts the next time, and the study says so."""
     file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']\n")
     text, original = file.read_text(), running.do_batch
 
@@ -278,6 +315,7 @@ def test_the_file_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "do_batch", edited)
     assert prunus.run_study(file, out=tmp_path / "out")["cells"] == 3
     assert (tmp_path / "out" / "study.toml").read_text() == text
+    assert f"{file} was edited meanwhile" in capsys.readouterr().err
 
 
 def test_a_second_process_is_sent_away(tmp_path, capsys):
@@ -287,8 +325,9 @@ def test_a_second_process_is_sent_away(tmp_path, capsys):
             with pytest.raises(SystemExit) as stopped:
                 main(["study", str(file), *map(str, arguments)])
             assert stopped.value.code == 2
-            assert "another prunus process works on" in capsys.readouterr().err
+            assert f"another prunus process (pid {os.getpid()}) works on" in capsys.readouterr().err
     prunus.run_study(file, out=tmp_path / "out", store=tmp_path / "s.db")
+    assert not list(tmp_path.rglob("*lock")), "locks go with their holder"
 
 
 def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, batches):
@@ -347,7 +386,7 @@ def stopped_at(batch: int, file: Path, out: Path) -> Iterator[subprocess.Popen]:
 def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, batches):
     file, out = write_study(tmp_path), tmp_path / "out"
     with stopped_at(6, file, out) as process:  # the third variant is swapped in
-        with pytest.raises(PrunusError, match="another prunus process works on"):
+        with pytest.raises(PrunusError, match=rf"another prunus process \(pid {process.pid}\) works on"):
             prunus.run_study(file, out=out)
         process.send_signal(signal.SIGKILL)
     assert sum(map(len, results(out / "results.db").values())) == 5 * 2 * 3, "whole batches, and all of them"

@@ -103,6 +103,7 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
             5,
             r"spread belongs to allocation owl.*\(in the combination allocation uniform, spread 0.1\)",
         ),
+        (GOOD + "mode = 'loose'", 2, r"mode 'loose' is not known; choose one of strict, legacy$"),
         (GOOD + "[[drop]]\nblocks = 0", 5, "blocks must be at least 1"),
         (GOOD + "[[prune]]\nsparsity = [0.5, 0.2, 0.5]", 5, "a recipe is there twice"),
         (GOOD + "[prune]\nsparsity = 0.5", 5, r"write \[\[prune\]\] with double brackets"),

@@ -14,9 +14,10 @@ from prunus import progress
 from prunus.checkpoint.files import Checkpoint
 from prunus.cli import main
 from prunus.results.store import Sample, Store
+from prunus.study import plan as planning
 from prunus.study import run as running
 from prunus.study.board import Board, Row, duration
-from prunus.study.cells import variant_names
+from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
 from prunus.study.plan_table import plan_table
 
@@ -66,6 +67,23 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     [speed] = plan["tokens_per_second"].values()
     assert plan["seconds_at_most"] == pytest.approx(plan["totals"]["tokens"] / speed)
     assert plan["seconds_expected"] <= plan["seconds_at_most"]
+
+
+@pytest.mark.parametrize(("start", "step", "steps"), [(0.4, 0.05, 16), (0.0, 0.01, 20), (3.0, 0.5, 1)])
+def test_speed_is_of_a_run_that_takes_long_enough_to_tell(tmp_path, monkeypatch, start, step, steps):
+    """A second at least, but no more steps than the largest budget (20); of the batch's two prompts."""
+    study = read_study(write_study(tmp_path, ""))
+    model = open_model(study, study.models[0], Path(study.models[0]))
+    asked = []
+
+    def fake(_backend, _work, prompts, count):
+        asked.append(count)
+        assert len(prompts) == 2
+        return start + step * count
+
+    monkeypatch.setattr(planning, "seconds_for", fake)
+    assert planning.tokens_per_second(study, model, "cpu") == pytest.approx(2 * steps / (start + step * steps))
+    assert asked[-1] == steps and asked[0] == 1, "a warm-up first"
 
 
 def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):

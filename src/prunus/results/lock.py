@@ -1,4 +1,4 @@
-"""One process at a time on one run of a store: a lock that the kernel lets go of when its holder dies."""
+"""One process at a time on one thing: a lock that the kernel lets go of when its holder dies."""
 
 import fcntl
 import os
@@ -11,14 +11,21 @@ from prunus.errors import PrunusError
 
 @contextmanager
 def claimed(store: Path, run_id: str) -> Iterator[None]:
-    """Hold the run for as long as the block takes; PrunusError at once where somebody holds it already.
-
-    The lock is on a file beside the store, STORE.RUN_ID.lock, which names its holder's process and is removed at the
-    end. One that a killed process left behind is taken over. Where the file system has no locks nothing is checked.
-    """
+    """Hold a run of a store for as long as the block takes; PrunusError at once where somebody holds it already."""
     store = store.resolve()  # a link to the store is the same store
-    path = store.with_name(f"{store.name}.{run_id}.lock")
-    descriptor = _take(path, store)
+    lock = store.with_name(f"{store.name}.{run_id}.lock")
+    with held(lock, f"is evaluating this run into {store}; wait for it"):
+        yield
+
+
+@contextmanager
+def held(path: Path, why: str) -> Iterator[None]:
+    """Hold the lock file for as long as the block takes; PrunusError at once where somebody holds it already.
+
+    The file names its holder's process and is removed at the end. One that a killed process left behind is taken over.
+    Where the file system has no locks nothing is checked. why: the message after `another prunus process (pid 1)`.
+    """
+    descriptor = _take(path, why)
     try:
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -28,7 +35,7 @@ def claimed(store: Path, run_id: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(path: Path, store: Path) -> int:
+def _take(path: Path, why: str) -> int:
     """The lock file, open and locked."""
     while True:
         try:
@@ -41,7 +48,7 @@ def _take(path: Path, store: Path) -> int:
             holder = os.pread(descriptor, 20, 0).decode(errors="replace")
             os.close(descriptor)
             process = f"another prunus process (pid {holder})" if holder.isdigit() else "another prunus process"
-            raise PrunusError(f"{process} is evaluating this run into {store}; wait for it") from error
+            raise PrunusError(f"{process} {why}") from error
         except OSError:  # a file system without locks
             return descriptor
         if _is_at(path, descriptor):

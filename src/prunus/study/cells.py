@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.source import load_tokenizer, resolve, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.pipeline import Work, make_work
 from prunus.pruning.allocation import ALLOCATIONS
@@ -77,6 +77,14 @@ class Model:
 def model_label(typed: str) -> str:
     """The name that describe_model of the evaluation gives."""
     return Path(typed).resolve().name if typed != "tiny" and Path(typed).is_dir() else typed
+
+
+def folder_of(study: Study, typed: str) -> Path:
+    """A model's folder, downloaded where it is of the hub; PrunusError names the line that asks for it."""
+    try:
+        return resolve(typed)
+    except PrunusError as error:
+        study.fail(study.models_line, str(error))
 
 
 def open_model(study: Study, typed: str, folder: Path) -> Model:

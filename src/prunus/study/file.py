@@ -65,6 +65,7 @@ class Study:
     keep_checkpoints: bool
     text: str
     eval_line: int | None
+    models_line: int | None
 
     def fail(self, line: int | None, message: str) -> NoReturn:
         """Raise PrunusError that names the file and the line."""
@@ -121,6 +122,7 @@ class _Reader:
             keep_checkpoints=self.data.get("keep_checkpoints", False),
             text=self.text,
             eval_line=self.lines.of("eval"),
+            models_line=self.lines.of("", "models"),
         )
 
     def models(self) -> Iterator[str]:
@@ -193,8 +195,7 @@ class _Reader:
         hints = get_type_hints(cls)
         axes: dict[str, list[Any]] = {}
         for key, value in values.items():
-            is_axis = isinstance(value, list) and get_origin(hints[key]) is not tuple
-            axes[key] = list(value) if is_axis else [value]
+            axes[key] = list(value) if self.is_axis(cls, key, value) else [value]
             if not axes[key]:
                 self.fail(table, key, number, f"'{key}' is an empty list; leave it out or give a value")
             for one in axes[key]:
@@ -211,8 +212,12 @@ class _Reader:
             return cls(**given)
         except PrunusError as error:
             listed = ", ".join(f"{key} {value}" for key, value in given.items() if key not in SHARED)
-            several = any(isinstance(v, list) for v in self.raw(table, number).values())
+            several = any(self.is_axis(cls, key, value) for key, value in self.raw(table, number).items())
             self.fail(table, "", number, f"{error}{f' (in the combination {listed})' if several else ''}")
+
+    def is_axis(self, cls: type, key: str, value: Any) -> bool:
+        """Whether a value is a list where the recipe has one value."""
+        return isinstance(value, list) and get_origin(get_type_hints(cls)[key]) is not tuple
 
     def raw(self, table: str, number: int) -> dict[str, Any]:
         found = self.data[table]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import HUB_PATTERNS, is_hub_id, resolve
+from prunus.checkpoint.source import HUB_PATTERNS, is_hub_id
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.recipes import EvalPlan
-from prunus.study.cells import DENSE, plan_names, variant_names
+from prunus.study.cells import DENSE, folder_of, plan_names, variant_names
 from prunus.study.file import Study
 
 
@@ -48,10 +48,10 @@ def promised(task: str) -> int:
     return int(found[0]) if found else 0
 
 
-def local_folder(typed: str) -> Path | None:
+def local_folder(study: Study, typed: str) -> Path | None:
     """The folder of a model that is on this disk, None for one of the hub that is not; PrunusError for others."""
     if Path(typed).expanduser().exists() or not is_hub_id(typed):
-        return resolve(typed)
+        return folder_of(study, typed)
     from huggingface_hub import snapshot_download
 
     try:

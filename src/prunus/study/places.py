@@ -1,13 +1,13 @@
 """Where a study keeps things, and the lock that keeps a second process out."""
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunus.checkpoint.partial import disk_errors
 from prunus.errors import PrunusError
+from prunus.results.lock import held
 from prunus.study.file import Study
 
 
@@ -33,30 +33,23 @@ class Places:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder, made where missing, and the store are ours meanwhile; PrunusError where another has them."""
-        with disk_errors(self.folder, 0):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        """The folder, made where missing, and the store are ours meanwhile; PrunusError where another has them.
+
+        A folder in which nothing came to be, as a check refused, is gone afterwards.
+        """
         locks = [self.folder / "lock"]
         if self.store.absolute().parent != self.folder.absolute():
+            if not self.store.absolute().parent.is_dir():
+                raise PrunusError(f"the folder of '{self.store}' does not exist: create it or name another store")
             locks.append(self.store.with_name(f"{self.store.name}.lock"))
-        with ExitStack() as stack:
-            for lock in locks:
-                stack.enter_context(taken(lock))
-            yield
-
-
-@contextmanager
-def taken(lock: Path) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it however the process ends."""
-    if not lock.absolute().parent.is_dir():
-        raise PrunusError(f"the folder of '{lock.with_suffix('')}' does not exist: create it or name another store")
-    with disk_errors(lock.parent, 0), lock.open("w") as handle:
+        with disk_errors(self.folder, 0):
+            self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PrunusError(
-                f"another prunus process works on {lock.parent} (it holds {lock}): wait for it, or name another --out"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        yield
+            with ExitStack() as stack:
+                for lock in locks:
+                    why = f"works on {lock.parent} (it holds {lock}): wait for it, or name another --out"
+                    stack.enter_context(held(lock, why))
+                yield
+        finally:
+            with suppress(OSError):
+                self.folder.rmdir()

@@ -22,7 +22,7 @@ from prunus.study.places import Places
 from prunus.study.run import Engine, check_variants
 from prunus.study.variants import read_about
 
-MEASURED_STEPS = 8
+MEASURED_SECONDS = 1.0
 TEXT_BYTES = 5  # of the store, a token of text
 
 
@@ -46,7 +46,8 @@ def plan_study(
     study = read_study(file)
     places = Places.of(study, out, store)
     unread = unread_tasks(study)
-    absent = [typed for typed in study.models if local_folder(typed) is None]
+    folders = {typed: local_folder(study, typed) for typed in study.models}
+    absent = [typed for typed, folder in folders.items() if folder is None]
     unknown = missing_lines(unread, absent)
     if measure and study.backend != "hf":
         unknown.append(f"how fast {study.backend} is: it is not started to plan")
@@ -54,8 +55,7 @@ def plan_study(
     variants: list[dict[str, Any]] = []
     disk: int | None = 0
     speeds: dict[str, float] = {}
-    for typed in study.models:
-        folder = local_folder(typed)
+    for typed, folder in folders.items():
         if folder is None or unread:
             if folder is not None:
                 variants_of(study, Checkpoint(folder))
@@ -189,13 +189,20 @@ def could_not_be_made(study: Study, model: Model, places: Places, device: str) -
 
 
 def tokens_per_second(study: Study, model: Model, device: str) -> float:
-    """How fast the dense model decodes the first batch, by a few steps."""
+    """How fast the dense model decodes the first batch, reading its prompts included.
+
+    Twice as many steps until they take long enough to tell: the difference of two short runs may come out below 0 on a
+    busy machine.
+    """
     work: Work = model.cells[0].work
     prompts = [work.prompts[index] for index, _ in work.batches[0]]
+    steps, most = 1, max(1, work.budgets[-1])
     with Engine(study, device) as engine:
         backend = engine.of(model)
-        spent = [seconds_for(backend, work, prompts, steps) for steps in (1, 1, 1 + MEASURED_STEPS)]
-    return len(prompts) * MEASURED_STEPS / max(1e-9, spent[2] - spent[1])
+        seconds_for(backend, work, prompts, 1)  # the first call also warms up
+        while (spent := seconds_for(backend, work, prompts, steps)) < MEASURED_SECONDS and steps < most:
+            steps = min(2 * steps, most)
+    return len(prompts) * steps / spent
 
 
 def seconds_for(backend: Backend, work: Work, prompts: Sequence[list[int]], steps: int) -> float:

@@ -13,7 +13,6 @@ import torch
 from prunus import progress
 from prunus.checkpoint.files import MANIFEST
 from prunus.checkpoint.safetensors_file import write_text
-from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened as opened_backend
 from prunus.evaluation.backends.hf import HFBackend
@@ -33,7 +32,7 @@ from prunus.pruning.pipeline import prune
 from prunus.recipes import PruneRecipe
 from prunus.results.store import Run, Store
 from prunus.study.board import Board, Row
-from prunus.study.cells import Cell, Model, Variant, effective, open_model, plan_names
+from prunus.study.cells import Cell, Model, Variant, effective, folder_of, open_model, plan_names
 from prunus.study.file import Study, read_study
 from prunus.study.pages import conclude
 from prunus.study.places import Places
@@ -55,12 +54,22 @@ def run_study(
     study = read_study(file)
     places = Places.of(study, out, store)
     with places.locked():
-        models = [open_model(study, typed, resolve(typed)) for typed in study.models]
+        models = [open_model(study, typed, folder_of(study, typed)) for typed in study.models]
         check_variants(study, models, places, device)
         write_text(places.folder / "study.toml", study.text)
         with Store(places.store, create=True) as opened:
             run_cells(study, models, places, opened, device)
+            if edited(study):
+                progress.say(f"{study.path} was edited meanwhile: this was it as it was, run the same command again")
             return conclude(study, models, places, opened)
+
+
+def edited(study: Study) -> bool:
+    """Whether the study's file is there and says something else by now."""
+    try:
+        return study.path.read_text("utf-8") != study.text
+    except (OSError, ValueError):
+        return False
 
 
 def check_variants(study: Study, models: Sequence[Model], places: Places, device: str) -> None:
