@@ -349,7 +349,10 @@ def test_what_expects_dense_weights_names_unpack(tmp_path, pruned):
         (prunus.prune, (tmp_path / "x", PruneRecipe())),
         (prunus.drop_blocks, (tmp_path / "x", DropRecipe())),
         (prunus.perplexity, (Path(__file__),)),
-        (prunus.evaluate, (prunus.EvalPlan(tasks=("tiny",), budgets=(16,)), tmp_path / "s.db")),
+        (
+            prunus.evaluate,
+            (prunus.EvalPlan(tasks=("tiny",), budgets=(16,), backend="openai"), tmp_path / "s.db"),
+        ),
         (prunus.pack, (tmp_path / "x",)),
     ):
         refused("packed is a packed checkpoint; run `prunus unpack", function, tmp_path / "packed", *more)

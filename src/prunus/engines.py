@@ -15,16 +15,18 @@ KNOWN = {
     "served_model": ("openai",),
     "concurrency": ("openai",),
     "timeout": ("openai",),
+    "sparse": ("hf",),
 }
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Settings of vllm and of openai; hf has none besides the device.
+    """Settings of vllm and of openai, and one of hf.
 
     args: keyword arguments of vllm.LLM, such as {"tensor_parallel_size": 2}. url: of a server's OpenAI API, such as
     http://localhost:8000/v1. served_model: what the server calls the model, where that is not its name here.
     concurrency: requests under way at once. timeout: seconds for one request.
+    sparse: whether a packed checkpoint runs on the sparse kernel where the CPU has it (docs/sparse.md).
     """
 
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class EngineOptions:
     served_model: str | None = None
     concurrency: int = 64
     timeout: float = 1800.0
+    sparse: bool = True
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:

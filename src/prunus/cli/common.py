@@ -80,12 +80,12 @@ class IntegerList(click.ParamType):
 
 
 def engine_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Options of the backends vllm and openai, which reach the function as one `engine`."""
+    """Options of single backends, which reach the function as one `engine`."""
     usual = EngineOptions()
 
     @wraps(function)
     def call(*args: Any, engine_args: str | None, url: str | None, served_model: str | None, **rest: Any) -> None:
-        told = {key: rest.pop(key) for key in ("concurrency", "timeout")}
+        told = {key: rest.pop(key) for key in ("concurrency", "timeout", "sparse")}
         engine = EngineOptions(parse_args(engine_args), url, served_model, **told)
         function(*args, engine=engine, **rest)
 
@@ -95,6 +95,9 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--served-model", metavar="NAME", help="openai: the server's name for MODEL, if another."),
         click.option("--concurrency", default=usual.concurrency, show_default=True, help="openai: requests at once."),
         click.option("--timeout", default=usual.timeout, show_default=True, help="openai: seconds for a request."),
+        click.option(
+            "--sparse/--no-sparse", default=True, show_default=True, help="hf: packed weights by the sparse kernel."
+        ),
     )
     for option in reversed(options):
         call = option(call)

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.files import Checkpoint, is_packed
+from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
@@ -60,15 +61,17 @@ def evaluate(
 ) -> str:
     """Accuracy of a model under thinking budgets: every missing row of the plan is added to the store.
 
-    model: `tiny`, a folder or a hub id. store: SQLite file, made where missing. device: `auto` is cuda if there is one.
+    model: `tiny`, a folder (also a packed one, for hf) or a hub id. store: SQLite file, made where missing. device:
+    `auto` is cuda if there is one.
     engine: how the plan's backend is started or reached (docs/engines.md).
-    Returns the run's id, a hash of the model's weights and the plan with the values that take effect. What the store
+    Returns the run's id, a hash of the model's weights and the plan with the values that take effect; the sparse kernel
+    is one of them, so that a packed model and the same dense are two runs of a store, and compared. What the store
     holds already is not done again; without missing rows the model is not even loaded. PrunusError if another process
     is at this run.
     """
     folder = resolve(model)
-    checkpoint = Checkpoint(folder)
-    work = make_work(checkpoint, load_tokenizer(folder), plan)
+    checkpoint, kernel = open_for(plan.backend, folder, device, engine or EngineOptions())
+    work = make_work(checkpoint, load_tokenizer(folder), plan, kernel)
     with Store(Path(store), create=True) as opened:
         if missing_batches(opened, work):
             with (
@@ -76,12 +79,24 @@ def evaluate(
                 backends.opened(plan.backend, folder, device, len(work.tokenizer), engine) as backend,
             ):
                 check_engine(work, backend)
-                description = describe_model(model, checkpoint)
+                description = describe_model(model, checkpoint, kernel)
                 opened.add_problems(problem_row(problem) for problem in work.problems)
                 opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
                 # Asked again: another process may have stored some before the run was ours.
                 fill(opened, work, backend, missing_batches(opened, work))
     return work.run_id
+
+
+def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[Checkpoint, str | None]:
+    """The checkpoint of a folder, and the kernel that its weights will run on: `sparse`, or None for torch's own.
+
+    PrunusError where a packed folder is given to a backend that cannot read it.
+    """
+    if backend != "hf" or not is_packed(folder):
+        return Checkpoint(folder), None
+    from prunus.evaluation.backends.loading import runs_sparse
+
+    return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
 
 
 def fill(store: Store, work: Work, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
@@ -177,8 +192,13 @@ def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
     return total
 
 
-def make_work(checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan) -> Work:
-    """Load the problems, fix profile, sampling and caps, and check that every chain fits the model's context."""
+def make_work(
+    checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
+) -> Work:
+    """Load the problems, fix profile, sampling and caps, and check that every chain fits the model's context.
+
+    kernel: as open_for tells; None leaves no trace in the plan.
+    """
     profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest)
     markers = encode_markers(profile, tokenizer, plan.mode)
     problems = load_problems(plan)
@@ -203,6 +223,8 @@ def make_work(checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan
         "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
         "problems": digest_of(problems),
     }
+    if kernel is not None:
+        resolved["kernel"] = kernel
     return Work(
         run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
         plan=resolved,
@@ -294,13 +316,21 @@ def problem_row(problem: Problem) -> ProblemRow:
     return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest)
 
 
-def describe_model(model: str | Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The model as the store keeps it. name: what people read: a folder's last part, else what was typed."""
+def describe_model(model: str | Path, checkpoint: Checkpoint, kernel: str | None = None) -> dict[str, Any]:
+    """The model as the store keeps it. name: what people read: a folder's last part, else what was typed.
+
+    A kernel is one more step of what was done to the model, so that tables tell it from the same weights dense.
+    """
+    manifest = checkpoint.manifest
+    if kernel is not None:
+        source = {"name": str(model), "checksum": checkpoint.checksum()}
+        step = {"action": "pack", "recipe": {"kernel": kernel}, "versions": {}, "source": source, "warnings": []}
+        manifest = manifest | {"history": [*manifest.get("history", []), step]}
     return {
         "name": Path(model).resolve().name if Path(model).is_dir() else str(model),
         "source": str(model),
         "checksum": checkpoint.checksum(),
-        "manifest": checkpoint.manifest,
+        "manifest": manifest,
         "parameters": checkpoint.parameters,
         "blocks": checkpoint.blocks,
     }

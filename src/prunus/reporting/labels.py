@@ -73,8 +73,10 @@ def _method(step: dict[str, Any]) -> str:
 
 
 def step_label(step: dict[str, Any]) -> str:
-    """`Wanda 50 %`, `Magnitude mlp 20 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`."""
+    """`Wanda 50 %`, `Magnitude mlp 20 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `packed`."""
     recipe = _recipe(step)
+    if step.get("action") == "pack":
+        return "packed"
     if step.get("action") == "drop":
         blocks = str(recipe.get("blocks", "?"))
         if "," in blocks:

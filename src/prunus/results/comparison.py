@@ -30,7 +30,7 @@ METHOD = {
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
 }
 # What two plans may differ in and still measure the same; of the first four only what both runs have is compared.
-HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "backend"}
+HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "backend", "kernel"}
 
 
 def compare(

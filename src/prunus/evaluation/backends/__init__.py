@@ -11,7 +11,7 @@ from prunus.evaluation.budget import Backend
 def _hf(folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Backend:
     from prunus.evaluation.backends.hf import HFBackend
 
-    return HFBackend.load(folder, device, vocabulary)
+    return HFBackend.load(folder, device, vocabulary, engine.sparse)
 
 
 # name -> (model folder, device, number of ids the tokenizer knows, how it is started or reached) -> backend

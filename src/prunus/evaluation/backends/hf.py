@@ -6,20 +6,17 @@ Rows that are done leave the batch; a chain that a budget cuts goes on twice, th
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from prunus.errors import PrunusError
+from prunus.evaluation.backends.loading import describe, is_sparse, load_model
 from prunus.evaluation.backends.rows import Rows
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick
 from prunus.evaluation.budget import Completion, Continue, Sampling, Scores, Thought
 from prunus.evaluation.profiles import Markers
 
-FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
 COMPACT_SHARE = 0.25  # rows leave the batch when so many of them are done: leaving copies the cache
 
 
@@ -75,15 +72,18 @@ class HFBackend:
         self.vocabulary = vocabulary
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto", vocabulary: int | None = None) -> "HFBackend":
-        """The model of a folder. device: `auto` is cuda where there is one, else cpu."""
-        model = load_model(folder, device)
+    def load(
+        cls, folder: Path, device: str = "auto", vocabulary: int | None = None, sparse: bool = True
+    ) -> "HFBackend":
+        """The model of a folder. device: `auto` is cuda where there is one, else cpu. sparse: as in load_model."""
+        model = load_model(folder, device, sparse=sparse)
         return cls(model, vocabulary or model.config.vocab_size)
 
     @property
     def description(self) -> dict[str, str]:
         """Where and how it computes, for the record."""
-        return {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
+        found = {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
+        return found | ({"kernel": str(describe(self.model))} if is_sparse(self.model) else {})
 
     @torch.inference_mode()
     def generate(
@@ -208,32 +208,3 @@ class HFBackend:
 
 def _uniforms(seed: int, sampling: Sampling) -> Uniforms | None:
     return Uniforms(seed) if sampling.temperature > 0 else None
-
-
-def load_model(folder: Path, device: str = "auto", dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A causal language model from its folder, ready to run; PrunusError if transformers cannot load it.
-
-    device: `auto` is cuda where there is one, else cpu. dtype: None is bfloat16 on cuda; on a cpu float32 up to a
-    billion parameters and the checkpoint's own above.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise PrunusError(f"device '{device}' is not there: torch finds no CUDA GPU; use --device cpu")
-    wanted: Any = dtype or (torch.bfloat16 if device.startswith("cuda") else "auto")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=wanted, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
-        )
-        torch.nn.Module.to(model, torch.device(device))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    if dtype is None and model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS:
-        model = model.float()
-    return model.eval()

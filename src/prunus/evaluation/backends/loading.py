@@ -1,0 +1,119 @@
+"""From a folder to a transformers model that is ready to run: dense or packed, on a GPU or a CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from prunus.checkpoint.files import is_packed
+from prunus.checkpoint.packed_folder import PackedCheckpoint
+from prunus.errors import PrunusError
+from prunus.sparse.library import kernel, say_why_dense
+from prunus.sparse.load import describe, load
+
+__all__ = ["describe", "is_sparse", "load_model", "runs_sparse"]
+
+FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
+SPARSE = "prunus_sparse"  # what a model is marked with that the sparse kernel reads
+
+
+def load_model(
+    folder: Path, device: str = "auto", dtype: torch.dtype | None = None, sparse: bool = True
+) -> PreTrainedModel:
+    """A causal language model from its folder, ready to run; PrunusError if transformers cannot load it.
+
+    device: `auto` is cuda where there is one, else cpu. dtype: None is bfloat16 on cuda; on a cpu float32 up to a
+    billion parameters and the checkpoint's own above. sparse: a packed folder runs on the sparse kernel, on a cpu that
+    has it; else it is unpacked in memory.
+    """
+    device = pick(device)
+    wanted = dtype or (torch.bfloat16 if device.startswith("cuda") else None)
+    try:
+        if runs_sparse(folder, device, sparse):
+            return load_sparse(folder, dtype)
+        if is_packed(folder):
+            model = unpacked(folder, wanted)
+        else:
+            with quiet():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=wanted or "auto",
+                    attn_implementation="sdpa",
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
+        nn.Module.to(model, torch.device(device))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
+    if dtype is None and model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS:
+        model = model.float()
+    return model.eval()
+
+
+def pick(device: str) -> str:
+    """The device that a name means; PrunusError where it is a GPU that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise PrunusError(f"device '{device}' is not there: torch finds no CUDA GPU; use --device cpu")
+    return device
+
+
+def runs_sparse(folder: Path, device: str, sparse: bool) -> bool:
+    """Whether load_model takes the sparse kernel: it is wanted, the folder is packed, and the CPU has it.
+
+    Where only the last is missing, one line on stderr says so.
+    """
+    if not sparse or not is_packed(folder) or pick(device) != "cpu":
+        return False
+    if kernel().library is None:
+        say_why_dense(kernel().reason)
+        return False
+    return True
+
+
+def is_sparse(model: PreTrainedModel) -> bool:
+    """Whether load_model took the sparse kernel."""
+    return getattr(model, SPARSE, False)
+
+
+def load_sparse(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A packed folder on the sparse kernel."""
+    if dtype is None and PackedCheckpoint(folder).parameters <= FLOAT32_PARAMETERS:
+        dtype = torch.float32
+    model = load(folder, dtype=dtype)
+    setattr(model, SPARSE, True)
+    return model
+
+
+def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The dense model of a packed folder; no dense file is written. dtype: None is the checkpoint's own."""
+    checkpoint = PackedCheckpoint(folder)
+    state = {name: stored.read() for name, stored in checkpoint.tensors.items()}
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
+    with quiet():
+        return family.from_pretrained(
+            None,
+            config=checkpoint.config,
+            state_dict=state,
+            dtype=dtype or checkpoint.dtype,
+            attn_implementation="sdpa",
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within this, transformers draws no progress bar."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()

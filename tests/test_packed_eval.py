@@ -1,0 +1,159 @@
+"""Packed checkpoints under evaluation: on the sparse kernel or dense, the same model, and two runs of one store."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from real_llm import smollm2
+from tiny_models import make_model
+
+import prunus
+from prunus.checkpoint.source import load_tokenizer
+from prunus.cli import main
+from prunus.engines import EngineOptions
+from prunus.evaluation.backends.loading import describe, is_sparse, load_model
+from prunus.evaluation.pipeline import make_work, open_for
+from prunus.recipes import EvalPlan, PruneRecipe
+from prunus.reporting.page import report
+from prunus.results.store import Store
+from prunus.sparse import library
+
+PLAN = EvalPlan(tasks=("tiny",), budgets=(64, 256), limit=60, batch_size=60)
+needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """The tiny reasoner at 40 %: dense, packed, as masks alone, and with values rounded to 8 bits."""
+    folder = tmp_path_factory.mktemp("models")
+    prunus.prune("tiny", folder / "dense", PruneRecipe(method="wanda", sparsity=0.4, samples=32))
+    prunus.pack(folder / "dense", folder / "packed")
+    prunus.pack(folder / "dense", folder / "masks", masks_only=True)
+    prunus.pack(folder / "dense", folder / "rounded", int8=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(models) -> Path:
+    """Dense and packed evaluated into one store."""
+    prunus.evaluate("tiny", PLAN, models / "s.db")
+    prunus.evaluate(models / "dense", PLAN, models / "s.db")
+    prunus.evaluate(models / "packed", PLAN, models / "s.db")
+    return models / "s.db"
+
+
+@pytest.fixture
+def no_kernel(monkeypatch) -> Iterator[None]:
+    """A machine without the kernel."""
+    monkeypatch.setenv(library.SWITCH, "off")
+    for cached in (library.kernel, library.say_why_dense):
+        cached.cache_clear()
+    yield
+    for cached in (library.kernel, library.say_why_dense):
+        cached.cache_clear()
+
+
+def logits_of(model) -> torch.Tensor:
+    ids_RT = torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model(ids_RT).logits.float()
+
+
+@needs_kernel
+def test_dense_and_packed_are_two_runs_that_agree(store):
+    with Store(store) as opened:
+        tiny, dense, packed = opened.runs()
+        ours, theirs = (opened.samples(run.run_id, texts=True) for run in (packed, dense))
+    assert packed.plan == dense.plan | {"kernel": "sparse"} and "kernel" not in tiny.plan
+    assert packed.model["checksum"] == dense.model["checksum"]
+    assert packed.versions["kernel"].startswith("sparse kernel (") and "kernel" not in dense.versions
+    assert [step["action"] for step in packed.model["manifest"]["history"]] == ["prune", "pack"]
+    found = prunus.compare(store, base=dense.run_id, others=[packed.run_id])["others"][0]
+    assert found["warnings"] == [] and found["primary"]["p"] > 0.05
+    assert abs(found["primary"]["difference"]) < 0.05 < found["primary"]["accuracy"]
+    # In float32 sums differ in their last bits only: few chains ever meet a tie that these could break.
+    same = sum(
+        one.text == other.text and one.thinking == other.thinking for one, other in zip(ours, theirs, strict=True)
+    )
+    assert same > 0.9 * len(theirs)
+
+
+@needs_kernel
+def test_without_the_kernel_it_is_the_dense_run(models, store):
+    with Store(store) as opened:
+        before = [run.run_id for run in opened.runs()]
+    for folder in ("packed", "masks"):
+        found = prunus.evaluate(models / folder, PLAN, store, engine=EngineOptions(sparse=False))
+        assert found == before[1], "the rows are there already"
+    with Store(store) as opened:
+        assert [run.run_id for run in opened.runs()] == before
+
+
+@pytest.mark.parametrize("name", ["packed", "masks"])
+def test_a_packed_folder_is_unpacked_in_memory_where_there_is_no_kernel(models, no_kernel, capsys, name):
+    dense, found = load_model(models / "dense", "cpu"), load_model(models / name, "cpu")
+    assert not is_sparse(found) and type(found) is type(dense)
+    ours, theirs = found.state_dict(), dense.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert torch.equal(logits_of(found), logits_of(dense))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["the sparse kernel cannot be used: PRUNUS_KERNEL is off; weights stay dense"]
+    _, kernel = open_for("hf", models / name, "cpu", EngineOptions())
+    assert kernel is None
+
+
+@needs_kernel
+def test_sparse_and_dense_logits_are_close(models):
+    dense = logits_of(load_model(models / "dense", "cpu"))
+    for name in ("packed", "masks"):
+        model = load_model(models / name, "cpu")
+        assert is_sparse(model) and model.dtype == torch.float32
+        torch.testing.assert_close(logits_of(model), dense, atol=1e-3, rtol=1e-3)
+
+
+@needs_kernel
+def test_rounded_values_are_another_model(models, store):
+    plan = EvalPlan(tasks=("tiny",), budgets=(16,), limit=3)
+    found = prunus.evaluate(models / "rounded", plan, models / "rounded.db")
+    assert found != prunus.evaluate(models / "packed", plan, models / "rounded.db")
+    with Store(models / "rounded.db") as opened:
+        checksums = {run.model["checksum"] for run in opened.runs()}
+    assert len(checksums) == 2
+
+
+@needs_kernel
+def test_the_page_tells_dense_and_packed_apart(store, tmp_path):
+    page = report(store, tmp_path / "page.html").read_text("utf-8")
+    assert "Wanda 40\xa0% + packed" in page
+
+
+def test_ordinary_plans_say_nothing_of_a_kernel(tmp_path):
+    folder = make_model(tmp_path / "m", max_position_embeddings=2048)
+    checkpoint, kernel = open_for("hf", folder, "cpu", EngineOptions())
+    assert kernel is None
+    work = make_work(checkpoint, load_tokenizer(folder), EvalPlan(tasks=("tiny",), budgets=(16,), limit=2))
+    assert "kernel" not in work.plan
+
+
+@needs_kernel
+def test_the_command_takes_packed_folders_and_no_sparse(models, tmp_path, capsys):
+    common = ["--task", "tiny", "--budgets", "16", "--limit", "4", "--store", str(tmp_path / "s.db")]
+    main(["eval", str(models / "packed"), *common])
+    main(["eval", str(models / "packed"), "--no-sparse", *common])
+    with Store(tmp_path / "s.db") as opened:
+        assert [run.plan.get("kernel") for run in opened.runs()] == ["sparse", None]
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "tiny", "--backend", "openai", "--url", "http://localhost:1/v1", "--no-sparse", *common])
+    assert ended.value.code == 2 and "sparse is for the backend hf, not for openai" in capsys.readouterr().err
+
+
+@needs_kernel
+@pytest.mark.real_llm
+def test_a_real_llm_has_the_same_logits_packed(tmp_path):
+    prunus.prune(smollm2(), tmp_path / "half", PruneRecipe(method="magnitude", sparsity=0.5))
+    prunus.pack(tmp_path / "half", tmp_path / "packed")
+    dense, packed = load_model(tmp_path / "half", "cpu"), load_model(tmp_path / "packed", "cpu")
+    assert describe(packed).sparse > 0
+    difference, size = (logits_of(packed) - logits_of(dense)), logits_of(dense)
+    assert difference.norm() / size.norm() < 1e-4
