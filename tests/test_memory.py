@@ -19,7 +19,7 @@ from prunus.pruning.hessian import inverse_factor
 
 HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 BATCH = 2048  # tokens that run through a block at a time
-SEQUENCES, LENGTH = 32, 128
+SEQUENCES, FEW, LENGTH = 32, 8, 128
 # What is allowed beyond: pieces of files, the tokenizer, buffers of matrix products.
 SLACK = 10_000_000
 
@@ -48,6 +48,7 @@ class Shape(NamedTuple):
 
 
 WIDE, NARROW = Shape(2048, 2048, 2, 1000), Shape(1024, 1024, 2, 50_000)
+SMALL = Shape(1056, 1056, 3, 1000)  # for what runs in float32, there and back
 
 
 class Case(NamedTuple):
@@ -56,6 +57,7 @@ class Case(NamedTuple):
     shape: Shape
     recipe: dict[str, Any]
     offload: bool = False
+    sequences: int = SEQUENCES
 
 
 CASES = {
@@ -69,6 +71,9 @@ CASES = {
     "wanda, obs": Case(NARROW, {"method": "wanda", "update": "obs"}),
     "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}),
     "alps": Case(NARROW, {"method": "alps"}),
+    "gblm": Case(SMALL, {"method": "gblm"}, sequences=FEW),
+    "wanda, row budgets": Case(SMALL, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
+    "wanda++": Case(SMALL, {"method": "wanda++", "repair_rounds": 1}, sequences=FEW),
 }
 
 
@@ -98,6 +103,9 @@ def bound(case: Case) -> int:
     weights, largest = (kind(rows * columns for rows, columns in linears) for kind in (sum, max))
     widest = max(columns for _, columns in linears)
     block = HALF * weights
+    tokens = case.sequences * LENGTH
+    if (gradients := with_gradients(case, weights, largest, tokens)) is not None:
+        return gradients
     own = {
         "magnitude": 8 * largest,
         "wanda": 8 * largest,
@@ -108,7 +116,6 @@ def bound(case: Case) -> int:
     }[method]
     if method == "magnitude":
         return block + own
-    tokens = SEQUENCES * LENGTH
     hidden = HALF * width * (BATCH if case.offload else tokens)
     if case.recipe.get("propagation") == "staged":
         hidden += HALF * tokens * max(width, feed)
@@ -119,6 +126,23 @@ def bound(case: Case) -> int:
         if method != "alps":
             own = 10 * largest + 6 * widest**2
     return block + hidden + hessians + max(batch, own)
+
+
+def with_gradients(case: Case, weights: int, largest: int, tokens: int) -> int | None:
+    """The bound of methods that take gradients, which run in float32; None for others."""
+    shape, recipe = case.shape, case.recipe
+    states, block = FULL * tokens * shape.width, FULL * weights
+    rows = FULL * (10 * shape.width + 5 * shape.feed)  # of one token: what goes back through a block
+    whole = rows + FULL * (3 * shape.width + shape.feed)  # and the inputs of its Linears
+    batch = min(BATCH, tokens)
+    if recipe["method"] == "wanda++":
+        repair = 5 * block + 4 * FULL * largest + LENGTH * whole
+        return block + states // 2 + max(2 * block + batch * whole, repair)
+    if recipe["method"] == "gblm":
+        return (shape.blocks + 2) * states + 2 * block + FULL * largest + batch * whole
+    if "row_power" in recipe:
+        return (shape.blocks + 2) * states + block + batch * rows
+    return None
 
 
 def run_all(folder: Path) -> None:
@@ -140,7 +164,7 @@ def run_all(folder: Path) -> None:
             continue
         warm, recipe = (
             prunus.PruneRecipe(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH, **case.recipe)
-            for kind, n in (("warm", 2), (case.shape.width, SEQUENCES))
+            for kind, n in (("warm", 2), (case.shape.width, case.sequences))
         )
         with tempfile.TemporaryDirectory(dir=folder) as out:
             prunus.prune("tiny", Path(out) / "warm", warm)  # what is loaded when first used
@@ -191,7 +215,7 @@ def grown(tmp_path_factory) -> dict[str, int]:
     from tiny_models import VOCABULARY, make_model
 
     folder = tmp_path_factory.mktemp("memory")
-    for shape in (WIDE, NARROW):
+    for shape in (WIDE, NARROW, SMALL):
         make_model(
             folder / str(shape.width),
             "qwen3",
