@@ -16,7 +16,7 @@ from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
-ALSO = {"plan_study"}  # `prunus study plan`
+ALSO = {"plan_study", "report_study"}  # `prunus study plan`, `prunus study report`
 LISTINGS = {"tasks", "methods"}
 
 

@@ -14,6 +14,7 @@ from html_page import Page
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting import prose
+from prunus.reporting.labels import step_label
 from prunus.reporting.page import report
 from prunus.reporting.text import joined, points, probability
 from prunus.results.accuracy_bands import add_bands
@@ -242,6 +243,26 @@ def test_runs_left_out_for_one_reason_are_named_together():
     reason = "profile is qwen3, not s1; name it to compare"
     texts = [f"{name} (id{k}) is left out: {reason}" for k, name in enumerate("abcde")] + ["f (id6) is left out: other"]
     assert prose.grouped(texts) == [f"a (id0), b (id1), c (id2) and 2 more are left out: {reason}", texts[-1]]
+
+
+def test_what_was_said_of_several_models_is_said_once(store, tmp_path):
+    with Store(store) as old, Store(tmp_path / "a.db", create=True) as new:
+        new.add_problems(old.problems().values())
+        for run in old.runs():
+            for step in run.model["manifest"]["history"]:
+                step["warnings"] = ["a block was held at 0.99"] if step["recipe"].get("sparsity") == 0.5 else []
+            new.add_run(run)
+            new.add_samples(run.run_id, old.samples(run.run_id))
+    (care,) = Page(report(tmp_path / "a.db", tmp_path / "a.html")).all("div", "warnings")
+    assert care.count("a block was held at 0.99.") == 1
+    assert "Wanda 50\xa0% and Magnitude 50\xa0%, when made: a block" in care
+
+
+@pytest.mark.parametrize("kind", ["owl", "layerif", "mlp"])
+def test_names_are_spelled_as_their_authors_do(kind):
+    key = "scope" if kind == "mlp" else "allocation"
+    step = {"action": "prune", "recipe": {"method": "wanda", "sparsity": 0.2, key: kind}}
+    assert step_label(step) == f"Wanda {'LayerIF' if kind == 'layerif' else kind.upper()} 20\xa0%"
 
 
 def test_texts_that_are_not_kept_are_said_to_be_missing(tmp_path):

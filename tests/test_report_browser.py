@@ -14,6 +14,7 @@ from browser import Browser, find_chromium
 from fake_store import BUDGETS, make_store
 from many_runs import rich_store
 
+from prunus.reporting import traces
 from prunus.reporting.page import report
 
 pytestmark = pytest.mark.browser
@@ -38,7 +39,9 @@ def page(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rich")
-    return report(rich_store(folder / "results.db"), folder / "report.html", published=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traces, "REST_LIMIT", 100_000)
+        return report(rich_store(folder / "results.db"), folder / "report.html", published=True)
 
 
 @pytest.fixture
@@ -121,6 +124,21 @@ def test_a_click_on_the_legend_hides_a_run_everywhere_but_in_the_verdicts(opened
     assert visible_count(opened, ".r3.keep") == 1 and visible_count(opened, ".r2") == others
     opened.click(*centre(opened, "document.querySelector('#t3').closest('label')"))
     assert visible_count(opened, ".r3:not(.keep)") == before
+
+
+def test_a_run_whose_name_is_pointed_at_stands_out(opened):
+    """With seven runs only the base's band is plain to see; a run's own is while its name is pointed at."""
+    look = """(n => { const g = document.querySelector("svg.chart:not(.panel) > g.r" + n + ":has(.band)");
+        return [getComputedStyle(g).opacity, getComputedStyle(g.querySelector(".band")).fillOpacity].map(Number); })"""
+    assert [opened.evaluate(f"{look}({n})") for n in (0, 2, 3)] == [[1, 0.13], [1, 0.035], [1, 0.035]]
+    x, y = centre(opened, "document.querySelector('#t3').closest('label')")
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    opened.settle()
+    assert [opened.evaluate(f"{look}({n})") for n in (0, 2, 3)] == [[1, 0.13], [0.12, 0.035], [1, 0.2]]
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+    opened.evaluate("document.querySelector('#t2').focus({focusVisible: true})")
+    opened.settle()
+    assert [opened.evaluate(f"{look}({n})") for n in (0, 2, 3)] == [[1, 0.13], [1, 0.2], [0.12, 0.035]]
 
 
 def test_the_base_cannot_be_hidden(opened):

@@ -11,7 +11,7 @@ from many_runs import BUDGETS, DRAWS, NAMES, rich_store
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting import traces
-from prunus.reporting.changes import flips, linear_sparsities
+from prunus.reporting.changes import choose, flips, linear_sparsities
 from prunus.reporting.evidence import linear_map
 from prunus.reporting.labels import Look
 from prunus.reporting.page import report
@@ -27,7 +27,9 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(store) -> Page:
-    return Page(report(store, store.parent / "report.html"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traces, "REST_LIMIT", 100_000)
+        return Page(report(store, store.parent / "report.html"))
 
 
 def section(page: Page, name: str) -> str:
@@ -177,6 +179,13 @@ def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
     assert [rows["ShortGPT −1\xa0block"][k].replace("\u202f", "") for k in (0, 1)] == ["720", "1440"]
 
 
+def test_a_name_and_notes_stand_above_all_else_as_text(store, tmp_path):
+    page = Page(report(store, tmp_path / "r.html", name="<b>My study</b>", notes=["Not begun: <i>x</i>."]))
+    assert page.all("p", "kicker")[0].startswith("<b>My study</b> · base: dense")
+    assert page.all("div", "warnings")[0].removeprefix("Read with care").startswith("Not begun: <i>x</i>.")
+    assert "Prunus report · base" in Page(report(store, tmp_path / "s.html")).all("p", "kicker")[0]
+
+
 def test_tokens_that_budgets_share_are_counted_once(store):
     with Store(store) as opened:
         run = opened.runs()[0]
@@ -244,6 +253,28 @@ def test_every_flip_is_listed_and_its_texts_are_in_the_page_or_beside_it(page, s
 
     assert set(shown) <= {visible(text) for text in whole}
     assert f"{len(frames)} pairs of texts lie in the folder report_files" in section(page, "flips")
+
+
+def test_runs_whose_texts_fit_stand_in_the_page_the_shortest_first(store, tmp_path, monkeypatch):
+    with Store(store) as opened:
+        ids = [run.run_id for run in opened.runs()][:4]
+        base = opened.samples(ids[0])
+        sizes = []
+        for run in ids[1:]:
+            found = flips(base, opened.samples(run))
+            few = {flip.key for flip in choose(found, traces.FLIPS_PER_RUN)}
+            texts = [opened.texts(one, [flip.key for flip in found if flip.key not in few]) for one in (ids[0], run)]
+            sizes.append(sum(len(text) for side in texts for pair in side.values() for text in pair))
+    order = sorted(range(3), key=sizes.__getitem__)
+    assert len(set(sizes)) == 3
+    for fitting in range(4):
+        limit = sum(sizes[place] for place in order[:fitting])
+        monkeypatch.setattr(traces, "REST_LIMIT", limit)
+        out = tmp_path / f"{fitting}.html"
+        page = Page(report(store, out))
+        links = [a["href"] or "" for tag, a in page.elements if tag == "a"]
+        beside = {int(link.split("flip-")[1].split("-")[0]) - 1 for link in links}
+        assert beside == {place for place in order[fitting:] if sizes[place]}
 
 
 def test_a_small_store_needs_no_folder(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -348,6 +349,66 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, 
     main(["study", str(file), "--out", str(tmp_path / "out"), "--json"])
     assert len(batches) == 6
     assert json.loads(capsys.readouterr().out)["cells"] == 2
+
+
+def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys, batches):
+    """Stopped after the base and two batches, also while another process would go on."""
+    file = write_study(tmp_path, "[[prune]]\nmethod = ['magnitude', 'wanda']\nsparsity = [0.3, 0.5]\n")
+    noted = running.do_batch
+    out = tmp_path / "out"
+    words = ["study", "report", str(file), "--out", str(out), "--json"]
+
+    def interrupted(*arguments):
+        if len(batches) == 5:
+            raise KeyboardInterrupt
+        return noted(*arguments)
+
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2 and "nothing of" in capsys.readouterr().err and not out.exists()
+    monkeypatch.setattr(running, "do_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.run_study(file, out=out)
+    capsys.readouterr()
+    with Places.of(read_study(file), out, None).locked():
+        main(words)
+    [entry] = json.loads(capsys.readouterr().out)["comparisons"]
+    assert [other["model"] for other in entry["comparison"]["others"]] == ["model/magnitude-30", "model/magnitude-50"]
+    assert entry["not_begun"] == ["wanda-30", "wanda-50"]
+    html = (out / "report.html").read_text()
+    assert "Not begun: wanda-30 and wanda-50." in html and "33.3\xa0% of the answers" in html.replace(" %", "\xa0%")
+    assert "<bdi>small</bdi> · base: " in html, "the study's name"
+    monkeypatch.setattr(running, "do_batch", noted)
+    done = prunus.run_study(file, out=out)
+    assert done["comparisons"][0]["not_begun"] == []
+    again = prunus.report_study(file, out=out)
+    assert again == done and len(batches) == 5 * 3
+    assert "Not begun" not in (out / "report.html").read_text()
+
+
+def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypatch, batches):
+    write_study(tmp_path, "")
+    (tmp_path / "model").rename(tmp_path / "first")
+    file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\n", seed=1)
+    file.write_text(file.read_text().replace('["model"]', '["first", "model"]'))
+    noted = running.do_batch
+
+    def interrupted(*arguments):
+        if len(batches) == 1:
+            raise KeyboardInterrupt
+        return noted(*arguments)
+
+    monkeypatch.setattr(running, "do_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prunus.run_study(file, out=tmp_path / "out")
+    done = prunus.report_study(file, out=tmp_path / "out")
+    assert [entry["not_begun"] for entry in done["comparisons"]] == [["magnitude-50"], ["dense", "magnitude-50"]]
+    html = Path(done["report"]).read_text()
+    assert "nothing to compare with yet" in html and re.search(r"Not begun: <bdi>\S*/model</bdi>", html)
+    assert "Not begun: magnitude-50." in (tmp_path / "out" / "report-1.html").read_text()
+    file.write_text(file.read_text() + "[report]\nbase = 'magnitude-50'\n")
+    with pytest.raises(PrunusError, match="no answer of 'magnitude-50' is there yet"):
+        prunus.report_study(file, out=tmp_path / "out")
 
 
 KILLED = """

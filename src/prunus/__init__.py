@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prunus.pruning.stats import stats
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
+    from prunus.study.pages import report_study
     from prunus.study.plan import plan_study
     from prunus.study.run import run_study
     from prunus.walkthrough import demo
@@ -57,6 +58,7 @@ __all__ = [
     "prune",
     "regrade",
     "report",
+    "report_study",
     "run_study",
     "sparse",
     "stats",
@@ -77,6 +79,7 @@ _HOME = {
     "prune": "prunus.pruning.pipeline",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
+    "report_study": "prunus.study.pages",
     "run_study": "prunus.study.run",
     "stats": "prunus.pruning.stats",
     "traces": "prunus.evaluation.traces",

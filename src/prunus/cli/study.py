@@ -9,11 +9,11 @@ from prunus import progress
 from prunus.cli.common import command, device_option, json_option, print_json
 from prunus.errors import PrunusError
 
-ACTIONS = ("run", "plan")
+ACTIONS = ("run", "plan", "report")
 
 
 @command("study", "prunus study plan examples/tiny.toml\nprunus study examples/tiny.toml")
-@click.argument("words", nargs=-1, required=True, metavar="[run|plan] FILE.toml")
+@click.argument("words", nargs=-1, required=True, metavar="[run|plan|report] FILE.toml")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for all of it; default: study-FILE.")
 @click.option("--store", type=click.Path(path_type=Path), help="Results; default: results.db in that folder.")
 @device_option
@@ -25,10 +25,10 @@ def study_command(
     """Models x recipes x plans of a TOML file: run what is missing, compare, report.
 
     Stop it whenever you like; the same command goes on. `plan` runs nothing: it prints the cells, what is done, and
-    what the rest would take.
+    what the rest would take. `report` makes the page of what is there, also while the study runs.
     """
     action, file = parse(words)
-    if no_measure and action == "run":
+    if no_measure and action != "plan":
         raise PrunusError("--no-measure belongs to `prunus study plan`")
     if action == "plan":
         plan = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
@@ -39,7 +39,10 @@ def study_command(
 
         progress.out_console.print(plan_table(plan))
         return
-    done = prunus.run_study(file, out=out, store=store, device=device)
+    if action == "report":
+        done = prunus.report_study(file, out=out, store=store)
+    else:
+        done = prunus.run_study(file, out=out, store=store, device=device)
     if as_json:
         print_json(done)
         return

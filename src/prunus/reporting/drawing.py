@@ -141,7 +141,7 @@ def _styled(steps: tuple[tuple, ...], kind: str, own: tuple[str, ...], group: tu
         level = next((int(name[1:]) for name in own if re.fullmatch(r"h\d+", name)), 0)
         return Shape(steps, HEAT, opacity=max(0.04, level / 20 * 0.9))
     known = {
-        "band": Shape(steps, colour, opacity=0.13),
+        "band": Shape(steps, colour, opacity=0.035 if "many" in group and "c0" not in group else 0.13),
         "whisker": Shape(steps, None, colour, 1.5, opacity=0.75),
         "grid": Shape(steps, None, GRID, 1.0),
         "gap": Shape(steps, None, WHITE, 3.0),

@@ -12,6 +12,7 @@ from prunus.reporting.svg import PANEL, Axis, Line, Point, budget_axis, chart, l
 from prunus.reporting.text import count, percent, points
 from prunus.reporting.view import Data, View, band_of, cells_of, float_of
 
+MANY = 5  # curves in one chart from which on only the base's band is plain to see
 ENDINGS = {
     "forced": "stopped by the budget",
     "no_answer": "no answer found",
@@ -32,7 +33,8 @@ def accuracy_against_budget(view: View, task: str) -> str:
         *(Line(look.css, _accuracies(look, cells_of(summary, task)), look.marker) for look, summary in _pairs(view)),
     ]
     budgets = sorted({int(point.x) for line in lines for point in line.points})
-    return chart(lines, budget_axis(budgets), _accuracy_axis(lines), f"Accuracy on {task} against thinking budget")
+    label = f"Accuracy on {task} against thinking budget"
+    return chart(lines, budget_axis(budgets), _accuracy_axis(lines), label, css="many" if len(lines) > MANY else "")
 
 
 def accuracy_against_tokens(view: View, task: str) -> str:
@@ -89,7 +91,7 @@ def all_differences(view: View, task: str) -> str:
 def _differences(view: View, task: str, look: Look, entry: Data) -> list[Point]:
     found = []
     for budget, cell in sorted(view.contrasts(entry, task).items()):
-        low, high = (100 * end for end in band_of(cell))
+        low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
         interval = f"{points(cell['low'])} to {points(cell['high'])}"
         note = f"Budget {budget}\n{look.label}\n{points(cell['difference'])} points ({interval})"
         found.append(Point(float(budget), 100 * cell["difference"], low, high, note))
@@ -100,7 +102,7 @@ def _difference_axes(view: View, lines: Sequence[Line], title: str) -> tuple[Axi
     spots = [point for line in lines for point in line.points]
     edge = 100 * view.margin * 1.5
     ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
-    y_axis = linear_axis(min([*ends, -edge, -1]), max([*ends, edge, 1]), title, wanted=4, sign=True)
+    y_axis = linear_axis(max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1])), title, 4, sign=True)
     return budget_axis(sorted({int(point.x) for point in spots})), y_axis
 
 

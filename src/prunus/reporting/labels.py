@@ -19,6 +19,18 @@ NAMES = {
     "shortgpt": "ShortGPT",
     "laco": "LaCo",
     "sleb": "SLEB",
+    "wanda++": "Wanda++",
+    "gblm": "GBLM",
+    "angular": "Angular",
+    "tail": "Tail",
+    "owl": "OWL",
+    "layerif": "LayerIF",
+    "layerif-sketch": "LayerIF-sketch",
+    "alphapruning": "AlphaPruning",
+    "atp": "ATP",
+    "dlp": "DLP",
+    "mlp": "MLP",
+    "obs": "OBS",
 }
 HUES = 6
 FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # what people look for in a recipe
@@ -65,7 +77,7 @@ def _method(step: dict[str, Any]) -> str:
     recipe = _recipe(step)
     method = str(recipe.get("method", step.get("action", "?")))
     extras = [
-        str(recipe[key])
+        NAMES.get(str(recipe[key]), str(recipe[key]))
         for key, usual in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
         if recipe.get(key, usual) != usual
     ]
@@ -73,7 +85,7 @@ def _method(step: dict[str, Any]) -> str:
 
 
 def step_label(step: dict[str, Any]) -> str:
-    """`Wanda 50 %`, `Magnitude mlp 20 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `packed`."""
+    """`Wanda 50 %`, `Magnitude MLP OWL 20 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `packed`."""
     recipe = _recipe(step)
     if step.get("action") == "pack":
         return "packed"

@@ -40,6 +40,8 @@ def report(
     figures: Path | str | None = None,
     csv: Path | str | None = None,
     overwrite: bool = False,
+    name: str = "Prunus report",
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
@@ -47,9 +49,9 @@ def report(
     one where it was run in both modes. margin: share of problems by which a variant may be below the base and still be
     non-inferior. published: show published accuracies of the same models, tasks and budgets beside ours. figures: a
     folder for every chart as .svg and .pdf. csv: a folder for every table as .csv and .tex. Texts that are too large
-    for the page go into a folder beside it (report.html: report_files). Raises PrunusError where anything of that
-    exists (unless overwrite), the base is not clear, or nothing is finished. Every file appears complete or not at all,
-    the page last.
+    for the page go into a folder beside it (report.html: report_files). name: stands above the title. notes: sentences
+    that are to be read with care before all others. Raises PrunusError where anything of that exists (unless
+    overwrite), the base is not clear, or nothing is finished. Every file appears complete or not at all, the page last.
     """
     out = Path(out)
     if out.is_dir():
@@ -65,7 +67,7 @@ def report(
         view = make_view(opened, base_run, comparison, published)
         both = both_modes(opened, view.runs, view.looks)
         standings = [standing(opened, run) for run in view.runs]
-        text = page(opened, view, both, standings, folder)
+        text = page(opened, view, both, standings, folder, name, notes)
         extra = export.contents(view, both, standings, figures, csv)
         export.check(extra, overwrite)
         export.write(extra)
@@ -106,11 +108,19 @@ def make_view(store: Store, base: Run, comparison: Data, published: bool = False
     return view
 
 
-def page(store: Store, view: View, both: Sequence[Both], standings: Sequence[Standing], folder: Folder) -> str:
+def page(
+    store: Store,
+    view: View,
+    both: Sequence[Both],
+    standings: Sequence[Standing],
+    folder: Folder,
+    name: str,
+    notes: Sequence[str],
+) -> str:
     """The HTML of the page; what is too large for it goes into folder."""
     several = len(view.runs) > 1
     body = [
-        _top(view, both, standings),
+        _top(view, both, standings, name, notes),
         "<main>",
         sections.verdict_section(view) if several else "",
         sections.legend(view) if several or view.matches else "",
@@ -130,19 +140,19 @@ def page(store: Store, view: View, both: Sequence[Both], standings: Sequence[Sta
     return document(title, "".join(body), data, _styles(view.looks))
 
 
-def _top(view: View, both: Sequence[Both], standings: Sequence[Standing]) -> str:
+def _top(view: View, both: Sequence[Both], standings: Sequence[Standing], name: str, first: Sequence[str]) -> str:
     labels = [look.label for look in view.looks]
     base, others = view.runs[0], view.comparison["others"]
     plan = base.plan
     sentences = prose.headline(others, labels[1:], labels[0], view.margin)
     elsewhere = [one.counterpart for one in both]
-    notes = missing_notes(view, standings)
+    notes = [*first, *missing_notes(view, standings)]
     notes += prose.warnings(view.comparison, view.runs, view.summaries, labels, elsewhere)
     care = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes)
     problems = sum(curve["problems"] for curve in view.summaries[0]["tasks"].values())
     draws = plan.get("samples")
     facts = (
-        f"Prunus report · base: <bdi>{esc(labels[0])}</bdi>, the run <bdi>{esc(base.run_id)}</bdi> of model "
+        f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(labels[0])}</bdi>, the run <bdi>{esc(base.run_id)}</bdi> of model "
         f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(view.summaries[0]['tasks']))}</bdi>, "
         f"{problems} problems × {esc(draws)} draw{'' if draws == 1 else 's'}"
     )
@@ -156,5 +166,9 @@ def _top(view: View, both: Sequence[Both], standings: Sequence[Standing]) -> str
 
 def _styles(shown: Sequence[Look]) -> str:
     hidden = [f"body:has(#t{look.index}:not(:checked)) .r{look.index}:not(.keep){{display:none}}" for look in shown[1:]]
+    for look in shown[1:]:  # a run whose name is pointed at stands out
+        pointed = f"body:has(.chip:hover>#t{look.index},#t{look.index}:focus-visible)"
+        hidden.append(f"{pointed} .chart:not(.panel)>.run:not(.r{look.index},.r0){{opacity:.12}}")
+        hidden.append(f"{pointed} .many>.r{look.index}>.band{{fill-opacity:.2}}")
     hidden.append("body:has(#tp:not(:checked)) .chart .pub{display:none}")
     return resource("page.css") + evidence.heat_styles() + "".join(hidden)

@@ -72,14 +72,7 @@ def warnings(
     found = [*_legacy(runs), *_leaks(summaries, labels), *map(sentence, grouped(left_out))]
     for entry, label in zip(comparison["others"], labels[1:], strict=True):
         found += [f"{label}: {text}." for text in entry["warnings"]]
-    found += [*_endings(summaries, labels), *_versions(runs)]
-    for run, label in zip(runs, labels, strict=True):
-        for step in history(run):
-            notes = step.get("warnings")
-            found += (
-                [f"{label}, when it was made: {sentence(str(n))}" for n in notes] if isinstance(notes, list) else []
-            )
-    return found
+    return [*found, *_endings(summaries, labels), *_versions(runs), *_makings(runs, labels)]
 
 
 def grouped(texts: Sequence[str]) -> list[str]:
@@ -143,6 +136,17 @@ def _endings(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
         if value > limit:
             found.append(f"Up to {percent(value)} % of {text} ({label}, {task}, budget {budget}).")
     return found
+
+
+def _makings(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
+    """What was said when the models were made; what was said of several, once."""
+    heard: dict[str, list[str]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        for step in history(run):
+            notes = step.get("warnings")
+            for note in notes if isinstance(notes, list) else ():
+                heard.setdefault(sentence(str(note)), []).append(label)
+    return [f"{joined(names)}, when made: {note}" for note, names in heard.items()]
 
 
 def _versions(runs: Sequence[Run]) -> list[str]:

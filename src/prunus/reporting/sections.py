@@ -18,12 +18,16 @@ def verdict_section(view: View) -> str:
     several = any("macro" in entry for entry in view.comparison["others"])
     over = " averaged over tasks" if several else ""
     where = f" The last two columns are for task <bdi>{esc(view.tasks[0])}</bdi>." if several else ""
+    open_ones = [entry for entry in view.comparison["others"] if entry["verdict"] == "cannot tell"]
+    settling = (
+        " What would do: draws of each problem, or problems with as many draws as now, that would find the difference "
+        "seen (the margin, if that is more) four times in five."
+    )
     note = (
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
         f"problem, with a 95 % interval. p: adjusted over the {len(view.runs) - 1} runs (Holm). Non-inferior: the "
         f"one-sided 95 % bound lies above −{100 * view.margin:g} points (dashed). MDE: the true difference that would "
-        f"be found four times in five. What would do: draws of each problem, or problems with as many draws as now, "
-        f"that would find the difference seen (the margin, if that is more) four times in five.{where}"
+        f"be found four times in five.{settling if open_ones else ''}{where}"
     )
     return f'<section id="verdicts"><h2>Verdicts</h2>{grids.verdicts(view).html()}{soft(note)}</section>'
 
@@ -50,9 +54,11 @@ def curve_section(view: View, task: str, warning: str = "") -> str:
     """Both curves, the difference panels and the accuracy table of one task."""
     title = "Accuracy" if len(view.tasks) == 1 else f"Accuracy on <bdi>{esc(task)}</bdi>"
     bands = figures.bands_text(cell for s in view.summaries for cell in cells_of(s, task).values())
+    bands += "; budget 0 stands apart" if any(0 in cells_of(s, task) for s in view.summaries) else ""
+    bands += "; point at a name above to see its band" if len(view.runs) > figures.MANY else ""
     bands += "; hollow and dotted: published" if view.published_on(task) else ""
     pair = (
-        f"<figure><figcaption>Against the thinking budget<small>95 % bands, {bands}; budget 0 stands apart</small>"
+        f"<figure><figcaption>Against the thinking budget<small>95 % bands, {bands}</small>"
         f"</figcaption>{figures.accuracy_against_budget(view, task)}</figure>"
         "<figure><figcaption>Against tokens really used<small>95 % bars; one point per budget</small></figcaption>"
         f"{figures.accuracy_against_tokens(view, task)}</figure>"

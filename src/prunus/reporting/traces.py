@@ -23,7 +23,7 @@ FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # that stand in the page whatever their siz
 LINES_IN_ALL = 1_500  # that are listed at all
 TEXT_LIMIT = 6_000  # characters of each thinking and each answer in the page
 FILE_LIMIT = 1_000_000  # and in a file of the folder
-REST_LIMIT = 200_000  # characters of all other flips' texts, shared among the runs, up to which they do too
+REST_LIMIT = 800_000  # characters of other flips' texts that do too, those of the runs with the shortest first
 MISSING = "[not kept in the store]"
 
 Texts = tuple[tuple[str, str], tuple[str, str]]  # (thinking, answer) of base and variant
@@ -59,25 +59,33 @@ def flip_section(store: Store, view: View, folder: str, write: Write) -> str:
     base_samples = store.samples(view.runs[0].run_id)
     gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
     most = max(2, min(FLIPS_PER_RUN, FLIPS_IN_ALL // len(others)))
+    found = [flips(base_samples, store.samples(run.run_id)) for run in view.runs[1:]]
+    listed = [choose(of_run, max(most, LINES_IN_ALL // len(others))) for of_run in found]
+    inside = [{flip.key for flip in choose(of_run, most)} for of_run in found]
+
+    def cases(place: int) -> list[Case]:
+        """Read when needed and then forgotten: together the texts may be large."""
+        looks, chosen = (view.base, others[place]), listed[place]
+        sides = [store.texts(run.run_id, [flip.key for flip in chosen]) for run in (view.runs[0], view.runs[place + 1])]
+        return [Case(f, gold[f.base.problem_id], looks, (sides[0][f.key], sides[1][f.key])) for f in chosen]
+
+    rest = [sum(case.size for case in cases(n) if case.flip.key not in inside[n]) for n in range(len(others))]
+    room = REST_LIMIT
+    for place in sorted(range(len(others)), key=rest.__getitem__):
+        room -= rest[place]
+        if room >= 0:
+            inside[place] = {flip.key for flip in listed[place]}
     groups, outside = [], 0
-    for look, run in zip(others, view.runs[1:], strict=True):
-        found = flips(base_samples, store.samples(run.run_id))
-        listed = choose(found, max(most, LINES_IN_ALL // len(others)))
-        inside = {flip.key for flip in choose(found, most)}
-        keys = [flip.key for flip in listed]
-        sides = [store.texts(one.run_id, keys) for one in (view.runs[0], run)]
-        cases = [Case(f, gold[f.base.problem_id], (view.base, look), _texts(sides, f)) for f in listed]
-        if sum(case.size for case in cases if case.flip.key not in inside) <= REST_LIMIT // len(others):
-            inside = set(keys)
+    for place, look in enumerate(others):
         items = []
-        for number, case in enumerate(cases):
-            shown, name = case.flip.key in inside, f"flip-{look.index}-{number}.html"
+        for number, case in enumerate(cases(place)):
+            shown, name = case.flip.key in inside[place], f"flip-{look.index}-{number}.html"
             link = None if shown and case.whole else f"{quote(folder)}/{name}"
             items.append(_item(case, shown, link))
             if link:
                 write(name, _file(case))
                 outside += 1
-        groups.append(_group(look, found, items))
+        groups.append(_group(look, found[place], items))
     note = (
         "Right in one model and wrong in the other with the same draw number, at the largest budget both have. Texts "
         "are the models' own; control characters are made visible. Questions are not kept in the store."
@@ -88,10 +96,6 @@ def flip_section(store: Store, view: View, folder: str, write: Write) -> str:
             "read when opened: keep the two together."
         )
     return f'<section id="flips"><h2>Problems that flipped</h2>{soft(note)}{"".join(groups)}</section>'
-
-
-def _texts(sides: Sequence[dict], flip: Flip) -> Texts:
-    return (sides[0][flip.key], sides[1][flip.key])
 
 
 def _group(look: Look, found: Sequence[Flip], items: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe]] = {"prune": PruneRec
 # What [calibration] may say for all tables; one of [[prune]] or [[drop]] may still say otherwise.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", "prune", "drop", "report")
-REPORT = ("base", "margin")
+REPORT = ("base", "margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
 # Tables as the file writes them, and the keys that each knows.
 _TABLES = {
@@ -62,6 +62,7 @@ class Study:
     entries: tuple[Entry, ...]
     base: str
     margin: float
+    published: bool
     keep_checkpoints: bool
     text: str
     eval_line: int | None
@@ -102,6 +103,7 @@ class _Reader:
         self.check_type("", "keep_checkpoints", 0, self.data.get("keep_checkpoints", False), bool)
         self.check_type("", "name", 0, self.data.get("name", ""), str)
         self.check_type("report", "base", 0, report.get("base", ""), str)
+        self.check_type("report", "published", 0, report.get("published", False), bool)
         margin = report.get("margin", 0.02)
         self.check_type("report", "margin", 0, margin, float)
         if not 0 <= margin < 1:
@@ -119,6 +121,7 @@ class _Reader:
             entries=entries,
             base=report.get("base", "dense"),
             margin=float(margin),
+            published=report.get("published", False),
             keep_checkpoints=self.data.get("keep_checkpoints", False),
             text=self.text,
             eval_line=self.lines.of("eval"),
