@@ -14,8 +14,24 @@ def _hf(folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Ba
     return HFBackend.load(folder, device, vocabulary, engine.sparse)
 
 
+def _vllm(folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Backend:
+    from prunus.evaluation.backends.vllm import VLLMBackend
+
+    return VLLMBackend.load(folder, device, vocabulary, engine.args)
+
+
+def _openai(folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Backend:
+    from prunus.evaluation.backends.openai import OpenAIBackend
+
+    return OpenAIBackend.connect(folder, engine, vocabulary)
+
+
 # name -> (model folder, device, number of ids the tokenizer knows, how it is started or reached) -> backend
-BACKENDS: dict[str, Callable[[Path, str, int, EngineOptions], Backend]] = {"hf": _hf}
+BACKENDS: dict[str, Callable[[Path, str, int, EngineOptions], Backend]] = {
+    "hf": _hf,
+    "vllm": _vllm,
+    "openai": _openai,
+}
 
 
 @contextmanager

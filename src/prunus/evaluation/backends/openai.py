@@ -1,0 +1,374 @@
+"""Any server with OpenAI's completions API that takes prompts as token ids: vLLM, SGLang, llama.cpp.
+
+Its answers come back as ids where the server can give them, else as the texts of its tokens, else as one text that the
+model's own tokenizer must give back unchanged. A probe at the start refuses a server that ignores stops, bans or seeds.
+"""
+
+import asyncio
+import heapq
+import math
+import os
+import random
+from array import array
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2 as httpx
+
+from prunus import progress
+from prunus.checkpoint.source import load_config, load_tokenizer
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.requests import Request, RequestBackend, Then
+from prunus.evaluation.budget import Completion, Sampling, Scores
+from prunus.evaluation.profiles import decode
+
+TRIES = 6
+BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
+CONNECT_SECONDS = 10.0
+PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth another try
+NEVER = -100  # the bias of an id that must not come
+PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
+GREEDY = Sampling(0.0)
+KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
+_T = TypeVar("_T")
+
+
+class Unfit(Exception):
+    """A reply that is none: worth another try."""
+
+
+class OpenAIBackend(RequestBackend):
+    """A Backend over a server; `connect` makes one and probes it.
+
+    folder: whose tokenizer makes the ids. name: of the model on the server. vocabulary: ids from there on are never
+    sampled.
+    """
+
+    def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
+        assert engine.url is not None
+        self.folder, self.engine = folder, engine
+        self.url = engine.url.rstrip("/").removesuffix("/completions")
+        if not self.url.endswith("/v1"):
+            self.url += "/v1"
+        self.unknown = range(vocabulary, load_config(folder).vocab_size)
+        self.name, self.server, self.context = "", "", None
+        self.stop_texts, self.token_ids, self.warned = False, "ids", False
+        self.tokenizer = load_tokenizer(folder)
+
+    @classmethod
+    def connect(cls, folder: Path, engine: EngineOptions, vocabulary: int) -> "OpenAIBackend":
+        """Find the model on the server and see whether it does what is asked; PrunusError says what it does not."""
+        backend = cls(folder, engine, vocabulary)
+        run(backend._look())
+        return backend
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What is known of the server, for the record; its address is nobody's business."""
+        stops = "texts" if self.stop_texts else "ids"
+        return {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
+
+    def serve(self, requests: Sequence[Request], sampling: Sampling, then: Then) -> list[Completion]:
+        """As RequestBackend.serve, so many at once as engine.concurrency says."""
+        return run(self._serve(requests, sampling, then))
+
+    async def _serve(self, requests: Sequence[Request], sampling: Sampling, then: Then) -> list[Completion]:
+        asked: list[Request] = []
+        waiting: list[tuple[bool, int]] = []  # what follows goes first
+        running: dict[asyncio.Task[Completion], int] = {}
+        done: dict[int, Completion] = {}
+
+        def ask(more: Sequence[Request]) -> None:
+            for request in more:
+                heapq.heappush(waiting, (not request.follows, len(asked)))
+                asked.append(request)
+
+        async with self._client() as client:
+            ask(requests)
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.engine.concurrency:
+                        _, number = heapq.heappop(waiting)
+                        running[asyncio.create_task(self._complete(client, asked[number], sampling))] = number
+                    finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in finished:
+                        number = running.pop(task)
+                        done[number] = task.result()
+                        ask(then(number, done[number]))
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+        return [done[number] for number in range(len(asked))]
+
+    async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
+        payload = self._payload(request, sampling)
+        for tries in range(1, TRIES + 1):
+            reply = await self._ask(client, "POST", "/completions", payload)
+            try:
+                return self._completion(request, reply)
+            except Unfit as error:
+                if tries == TRIES:
+                    raise PrunusError(f"{self.url} answers {error}, {TRIES} times; {STAYS}") from error
+                await asyncio.sleep(pause(tries))
+        raise AssertionError
+
+    def _payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        """Every value that a server could otherwise take from its own defaults. Names as vLLM has them, others' too."""
+        is_vllm = self.server.startswith("vllm")
+        payload: dict[str, Any] = {
+            "model": self.name,
+            "prompt": request.prompt,
+            "max_tokens": request.max_new_tokens,
+            "n": 1,
+            "stream": False,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            "min_p": 0.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "repetition_penalty": 1.0,
+            "seed": request.seed if is_vllm else request.seed & 0x7FFFFFFF,  # others hold 32 bits
+            "ignore_eos": True,
+            "skip_special_tokens": False,
+            "spaces_between_special_tokens": False,
+            "logprobs": 1,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+        }
+        if not is_vllm:
+            payload["repeat_penalty"] = 1.0
+        if request.min_new_tokens:
+            payload["min_tokens"] = request.min_new_tokens
+        if request.stops and self.stop_texts:
+            payload["stop"] = [decode(self.tokenizer, [token]) for token in sorted(request.stops)]
+        elif request.stops:
+            payload["stop_token_ids"] = sorted(request.stops)
+        if request.banned or self.unknown:
+            payload["logit_bias"] = {str(token): NEVER for token in [*sorted(request.banned), *self.unknown]}
+        return payload
+
+    def _completion(self, request: Request, reply: Any) -> Completion:
+        try:
+            choice: Mapping[str, Any] = reply["choices"][0]
+            finish = choice["finish_reason"]
+            ids, logprobs = self._ids(choice, reply)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise Unfit("with half an answer") from error
+        if finish not in ("stop", "length"):
+            raise Unfit(f"with an answer that ended in '{finish}'")
+        stopped = None
+        if ids and ids[-1] in request.stops:
+            stopped = ids.pop()
+        elif finish == "stop":
+            reason = choice.get("stop_reason")
+            stopped = reason if reason in request.stops else min(request.stops, default=-1)
+        if len(ids) + (stopped is not None) > request.max_new_tokens:
+            if self.token_ids == "ids":
+                raise PrunusError(f"{self.url} ignores max_tokens; no budget can be held with it")
+            ids, stopped = ids[: request.max_new_tokens], None
+        if stopped is not None and len(ids) < request.min_new_tokens:
+            raise PrunusError(f"{self.url} ignores min_tokens, which --wait needs")
+        if banned := [token for token in ids if token in request.banned or token in self.unknown]:
+            raise PrunusError(f"{self.url} sampled id {banned[0]} although it was banned")
+        if logprobs is None or len(logprobs) < len(ids) or not self.server.startswith("vllm"):
+            return Completion(ids, stopped)
+        of_ids = array("f", logprobs[: len(ids)])
+        return Completion(ids, stopped, Scores(of_ids, array("f", [math.nan]) * len(ids)))
+
+    def _ids(self, choice: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[list[int], list[float] | None]:
+        """The ids of a reply, and their log-probabilities if they are there. Sets token_ids to where they are from."""
+        told = choice.get("logprobs") or {}
+        logprobs, texts = told.get("token_logprobs"), told.get("tokens")
+        if isinstance(choice.get("token_ids"), list):
+            return [int(token) for token in choice["token_ids"]], logprobs
+        if texts and all(text.startswith("token_id:") for text in texts):
+            return [int(text.removeprefix("token_id:")) for text in texts], logprobs
+        text: str = choice["text"]
+        if texts and "".join(texts) == text and all(text in self._ids_of_texts for text in texts):
+            self.token_ids = "texts of tokens" if self.token_ids == "ids" else self.token_ids
+            return [self._ids_of_texts[text] for text in texts], logprobs
+        self.token_ids = "text"
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if decode(self.tokenizer, ids) != text:
+            raise PrunusError(
+                f"{self.url} wrote a text that the tokenizer of {self.folder} does not give back unchanged"
+            )
+        counted = (reply.get("usage") or {}).get("completion_tokens")
+        if not self.warned and counted is not None and counted - len(ids) not in (0, 1):
+            self.warned = True
+            progress.say(
+                f"warning: the server gives texts, no token ids; it counts {counted} tokens where the tokenizer finds"
+                f" {len(ids)}: budgets are held by the tokenizer"
+            )
+        return ids, None
+
+    @cached_property
+    def _ids_of_texts(self) -> dict[str, int]:
+        """Text of a token -> its id, where no other has the same."""
+        seen: dict[str, int] = {}
+        twice = {""}
+        for token in range(self.unknown.start):
+            text = decode(self.tokenizer, [token])
+            if text in seen or "\N{REPLACEMENT CHARACTER}" in text:
+                twice.add(text)
+            seen[text] = token
+        return {text: token for text, token in seen.items() if text not in twice}
+
+    async def _look(self) -> None:
+        async with self._client() as client:
+            await self._find_model(client)
+            await self._probe(client)
+
+    async def _find_model(self, client: httpx.AsyncClient) -> None:
+        """Which of the server's models is ours, what the server is, and how much it can read."""
+        reply = await self._ask(client, "GET", "/models", tries=1)
+        models = reply.get("data") if isinstance(reply, dict) else None
+        if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
+            raise PrunusError(f"{self.url} does not list its models; is this an OpenAI-compatible server?")
+        wanted = {self.engine.served_model} if self.engine.served_model else names_of(self.folder)
+        found = [m for m in models if m["id"] in wanted or (not self.engine.served_model and m.get("root") in wanted)]
+        if not found:
+            there = ", ".join(str(model["id"]) for model in models) or "none"
+            asked = self.engine.served_model or self.folder.name
+            raise PrunusError(
+                f"{self.url} does not serve '{asked}' but {there}; if that is the same model, add --served-model NAME"
+            )
+        self.name, self.context = found[0]["id"], found[0].get("max_model_len")
+        self.server = str(found[0].get("owned_by") or "unknown")
+        if self.server == "vllm":
+            try:
+                version = (await client.get(self.url.removesuffix("/v1") + "/version")).json()["version"]
+                self.server = f"vllm {version}"
+            except (httpx.HTTPError, ValueError, KeyError):
+                pass  # a proxy that does not pass it on
+
+    async def _probe(self, client: httpx.AsyncClient) -> None:
+        """A few short completions that show whether stops, bans and seeds do what they say."""
+        prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
+        nothing = frozenset[int]()
+
+        async def probe(sampling: Sampling, stops: frozenset[int], banned: frozenset[int], seed: int) -> Completion:
+            return await self._complete(client, Request(prompt, PROBE_TOKENS, stops, banned, seed), sampling)
+
+        first = (await probe(GREEDY, nothing, nothing, 0)).ids
+        if not first:
+            raise PrunusError(f"{self.url} answers a probe with nothing")
+        stop = frozenset(first[:1])
+        for self.stop_texts in (False, True):
+            found = await probe(GREEDY, stop, nothing, 0)
+            if found.stopped is not None and not found.ids:
+                break
+        else:
+            raise PrunusError(f"{self.url} ignores stop_token_ids and stop: thinking could not be told from answers")
+        banned = (await probe_without(self, client, prompt, stop)).ids
+        if not banned or banned[0] in stop:
+            raise PrunusError(f"{self.url} ignores logit_bias, so that markers could not be banned from answers")
+        drawn = [(await probe(PROBE_SAMPLING, nothing, nothing, seed)).ids for seed in (1, 1, 2, 2, 3, 3)]
+        repeated = any(drawn[at] == drawn[at + 1] for at in (0, 2, 4))
+        if not repeated or len(set(map(tuple, drawn))) == 1:
+            raise PrunusError(f"{self.url} ignores seed: rows could not be drawn again")
+
+    def _client(self) -> httpx.AsyncClient:
+        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        limits = httpx.Limits(max_connections=self.engine.concurrency)
+        timeout = httpx.Timeout(self.engine.timeout, connect=CONNECT_SECONDS, pool=None)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+
+    async def _ask(
+        self, client: httpx.AsyncClient, method: str, path: str, payload: Any = None, tries: int = TRIES
+    ) -> Any:
+        """What the server replies, as data. Tried again where that may help; PrunusError in the end."""
+        problem = ""
+        for attempt in range(1, tries + 1):
+            wait = pause(attempt)
+            try:
+                response = await client.request(method, self.url + path, json=payload)
+                if response.status_code == httpx.codes.OK:
+                    return response.json()
+                problem = f"answers {response.status_code}: {first_words(response)}"
+                if response.status_code not in PASSING:
+                    raise PrunusError(refusal(self.url, response.status_code, problem))
+                wait = max(wait, seconds_to_wait(response))
+            except ValueError:
+                problem = "answers with something that is not JSON"
+            except httpx.ConnectError:
+                problem = "cannot be reached; is it running there?"
+            except httpx.TimeoutException:
+                problem = f"did not answer within {self.engine.timeout:g} s (--timeout)"
+            except httpx.TransportError as error:
+                problem = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
+            if attempt < tries:
+                await asyncio.sleep(wait)
+        often = f" ({tries} tries)" if tries > 1 else ""
+        raise PrunusError(f"{self.url} {problem}{often}; {STAYS}")
+
+
+STAYS = "what is stored stays, the same command goes on"
+
+
+async def probe_without(
+    backend: OpenAIBackend, client: httpx.AsyncClient, prompt: list[int], banned: frozenset[int]
+) -> Completion:
+    """A greedy completion that must not hold these ids, whether it does or not."""
+    request = Request(prompt, PROBE_TOKENS, frozenset(), banned, 0)
+    reply = await backend._ask(client, "POST", "/completions", backend._payload(request, GREEDY))
+    return backend._completion(request._replace(banned=frozenset()), reply)
+
+
+def names_of(folder: Path) -> set[str]:
+    """What a server may call the model of a folder: its path, its name, or its hub id if it lies in the hub's cache."""
+    names = {str(folder), str(folder.resolve()), folder.name}
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        names.add(folder.parents[1].name.removeprefix("models--").replace("--", "/"))
+    return names
+
+
+def refusal(url: str, status: int, problem: str) -> str:
+    """One line for an answer that no other try would change."""
+    if status in (401, 403):
+        return f"{url} wants another key ({status}): set {KEYS[0]} (or {KEYS[1]})"
+    if status == httpx.codes.NOT_FOUND:
+        return f"{url} {problem}; the address must be that of the API, such as http://localhost:8000/v1"
+    return f"{url} {problem}; {STAYS} once that is mended"
+
+
+def first_words(response: httpx.Response) -> str:
+    """The server's own explanation, in one line."""
+    try:
+        data = response.json()
+        error = data.get("error", data)
+        text = error.get("message", "") if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError):
+        text = response.text
+    text = " ".join(str(text).split())
+    return (text if len(text) <= 300 else text[:300] + " ...") or response.reason_phrase
+
+
+def pause(attempt: int) -> float:
+    """Seconds before the next try: twice as long each time, and not all requests at once."""
+    return min(LONGEST_WAIT_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+
+
+def seconds_to_wait(response: httpx.Response) -> float:
+    """What the server asks for in Retry-After, within reason."""
+    try:
+        return min(LONGEST_WAIT_SECONDS, float(response.headers.get("Retry-After", "0")))
+    except ValueError:  # a date
+        return 0.0
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of a coroutine, also from within a notebook, whose event loop is taken."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

@@ -1,0 +1,141 @@
+"""An OpenAI-compatible server on loopback over any Backend, as good or as bad as a test wants it."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+from prunus.evaluation.budget import Backend, Completion, Sampling
+from prunus.evaluation.profiles import decode
+
+Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens"]
+
+
+@dataclass
+class Server:
+    """backend, tokenizer: what answers. form: how ids come back. flaws: what it ignores. faults: taken one a request
+    before anything else: a status, or `half` for an answer that breaks off. seen: bodies of all completions asked for.
+    """
+
+    backend: Backend
+    tokenizer: Any
+    name: str = "tiny"
+    owner: str = "vllm"
+    form: Literal["token_ids", "token_id texts", "token texts", "text"] = "token_ids"
+    flaws: frozenset[Flaw] = frozenset()
+    faults: list[int | str] = field(default_factory=list)
+    key: str | None = None
+    context: int | None = 2048
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    together: int = 0
+    most_together: int = 0
+    counter: int = 0
+    lock: Any = field(default_factory=threading.Lock)
+    url: str = ""
+
+    def models(self) -> dict[str, Any]:
+        """What GET /v1/models says."""
+        return {"data": [{"id": self.name, "owned_by": self.owner, "root": self.name, "max_model_len": self.context}]}
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What POST /v1/completions says."""
+        stops = frozenset(body.get("stop_token_ids", ()) if "stop_token_ids" not in self.flaws else ())
+        texts = body.get("stop", []) if "stop" not in self.flaws else []
+        stops |= (
+            {token for token in range(len(self.tokenizer)) if decode(self.tokenizer, [token]) in texts}
+            if texts
+            else set()
+        )
+        banned = frozenset(map(int, body.get("logit_bias", {}))) if "logit_bias" not in self.flaws else frozenset[int]()
+        with self.lock:
+            self.counter += 1
+            seed = self.counter if "seed" in self.flaws else body["seed"]
+            cap = body["max_tokens"] + (3 if "max_tokens" in self.flaws else 0)
+            sampling = Sampling(body["temperature"], body["top_p"], max(0, body["top_k"]))
+            prompts = [body["prompt"]]
+            minimum = body.get("min_tokens", 0)
+            [found] = self.backend.generate(prompts, [cap], stops, banned, [seed], sampling, minimum)
+        return {
+            "choices": [self.choice(found)],
+            "usage": {"completion_tokens": len(found.ids) + (found.stopped is not None)},
+        }
+
+    def choice(self, found: Completion) -> dict[str, Any]:
+        """The completion in the form of this server."""
+        ids, text = list(found.ids), decode(self.tokenizer, found.ids)
+        if found.stopped is not None and self.form.startswith("token_id"):
+            ids.append(found.stopped)
+        texts = [decode(self.tokenizer, [token]) for token in ids]
+        logprobs = [*(found.scores.logprobs if found.scores else []), -1.0][: len(ids)]
+        choice: dict[str, Any] = {"text": text, "finish_reason": "length" if found.stopped is None else "stop"}
+        if self.form == "token_ids":
+            choice |= {"token_ids": ids, "logprobs": {"token_logprobs": logprobs, "tokens": texts}}
+        elif self.form == "token_id texts":
+            choice["logprobs"] = {"token_logprobs": logprobs, "tokens": [f"token_id:{token}" for token in ids]}
+        elif self.form == "token texts":
+            choice["logprobs"] = {"token_logprobs": logprobs, "tokens": texts}
+        return choice
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_of: Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.reply(200, self.server_of.models() if self.path == "/v1/models" else {"version": "0.0"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server_of
+        server.seen.append(body)
+        if server.key is not None and self.headers.get("Authorization") != f"Bearer {server.key}":
+            self.reply(401, {"error": {"message": "no such key"}})
+        elif self.path != "/v1/completions":
+            self.reply(404, {"error": {"message": "nothing here"}})
+        else:
+            fault = server.faults.pop(0) if server.faults else None
+            if isinstance(fault, int):
+                self.reply(fault, {"error": {"message": f"trouble {fault}"}})
+                return
+            server.together += 1
+            server.most_together = max(server.most_together, server.together)
+            reply = server.complete(body)
+            server.together -= 1
+            self.reply(200, reply, half=fault == "half")
+
+    def reply(self, status: int, data: Any, half: bool = False) -> None:
+        text = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(text[: len(text) // 2] if half else text)
+        if half:
+            self.close_connection = True
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """Within this the server answers at server.url."""
+    handler = type("Handler", (_Handler,), {"server_of": server})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        listening.daemon_threads = True
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        server.url = f"http://127.0.0.1:{listening.server_address[1]}/v1"
+        try:
+            yield server
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def prompts_of(server: Server) -> Sequence[list[int]]:
+    """The prompts of all completions asked for so far."""
+    return [body["prompt"] for body in server.seen]

@@ -1,0 +1,203 @@
+"""What every backend must do: the same list over all of them.
+
+PRUNUS_TEST_BACKENDS says which (`make test-vllm`: vllm,served). `openai` talks to a small server of ours over the
+scripted backend (over hf in test_openai.py), `served` to a real `vllm serve`.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from completions_server import Server, serving
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.engines import EngineOptions
+from prunus.evaluation.backends import opened
+from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.backends.scripted import ScriptedBackend
+from prunus.evaluation.budget import Backend, Chain, Rules, Sampling, contains, force_budgets
+from prunus.evaluation.pipeline import fill, make_work, missing_batches, problem_row
+from prunus.evaluation.profiles import PROFILES, decode, encode_markers, encode_prompt
+from prunus.evaluation.tasks import load_task
+from prunus.recipes import EvalPlan
+from prunus.results.store import Run, Store
+
+BACKENDS = os.environ.get("PRUNUS_TEST_BACKENDS", "scripted,hf,openai").split(",")
+GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
+NONE: frozenset[int] = frozenset()
+TOKENIZER = load_tokenizer(tiny_folder())
+MARKERS = encode_markers(PROFILES["tiny"], TOKENIZER, "strict")
+BUDGETS = (0, 1, 5, 16, 40)
+ROWS = 368  # of the tiny reasoner; the tokenizer knows fewer ids
+
+
+@cache
+def tiny() -> HFBackend:
+    return HFBackend.load(tiny_folder(), "cpu", len(TOKENIZER))
+
+
+def babble(prompt: Any, seed: int) -> Iterator[int]:
+    """Ids that follow from prompt and seed, and stops now and then: no model."""
+    noise = random.Random(f"{list(prompt)} {seed}")
+    while True:
+        yield noise.choice([*MARKERS.think_stops, *MARKERS.answer_stops, *range(3, len(TOKENIZER)), *range(20, 60)])
+
+
+@contextmanager
+def backend_of(name: str) -> Iterator[Backend]:
+    with ExitStack() as stack:
+        if name == "scripted":
+            yield ScriptedBackend(babble)
+        elif name == "hf":
+            yield tiny()
+        elif name == "openai":
+            server = stack.enter_context(serving(Server(ScriptedBackend(babble), TOKENIZER)))
+            engine = EngineOptions(url=server.url)
+            yield stack.enter_context(opened("openai", tiny_folder(), "auto", len(TOKENIZER), engine))
+        elif name == "vllm":
+            engine = EngineOptions(args={"enforce_eager": True})
+            yield stack.enter_context(opened("vllm", tiny_folder(), "auto", len(TOKENIZER), engine))
+        else:
+            from vllm_server import vllm_serve
+
+            engine = EngineOptions(url=stack.enter_context(vllm_serve(tiny_folder())))
+            yield stack.enter_context(opened("openai", tiny_folder(), "auto", len(TOKENIZER), engine))
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request) -> Iterator[Backend]:
+    with backend_of(request.param) as found:
+        yield found
+
+
+@cache
+def chains(count: int = 8, cap: int = 12) -> list[Chain]:
+    """Problems of all families and levels, with different caps."""
+    problems = load_task("tiny")
+    chosen = problems[:: len(problems) // count][:count]
+    return [
+        Chain(
+            encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question) + list(MARKERS.start),
+            (problem.task, problem.id, number % 2),
+            cap - number % 3,
+        )
+        for number, problem in enumerate(chosen)
+    ]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(2.0)], ids=["greedy", "warm", "hot"])
+def test_caps_hold_and_stops_bans_and_unknown_ids_do_not_come(backend, sampling):
+    prompts = [chain.prompt for chain in chains()]
+    stops, banned = frozenset({21, 22, *MARKERS.think_stops}), frozenset(range(7, 20))
+    caps = [1 + 3 * index for index in range(len(prompts))]
+    found = backend.generate(prompts, caps, stops, banned, range(100, 100 + len(prompts)), sampling)
+    for completion, cap in zip(found, caps, strict=True):
+        if completion.stopped is None:
+            assert len(completion.ids) == cap
+        else:
+            assert completion.stopped in stops and len(completion.ids) < cap
+        assert not set(completion.ids) & (stops | banned)
+        assert max(completion.ids, default=0) < len(TOKENIZER) < ROWS
+
+
+def test_stops_wait_for_the_least_number_of_ids(backend):
+    prompts = [chain.prompt for chain in chains()]
+    stops = frozenset(range(3, 60))
+    found = backend.generate(prompts, [20] * len(prompts), stops, NONE, range(len(prompts)), WARM, min_new_tokens=4)
+    assert all(len(completion.ids) >= 4 and not set(completion.ids) & stops for completion in found)
+    assert any(completion.stopped is not None for completion in found)
+
+
+def test_nothing_in_nothing_out(backend):
+    assert backend.generate([], [], NONE, NONE, [], GREEDY) == []
+
+
+def test_neither_order_nor_company_matters(backend):
+    """Every row by itself, all together, and all together the other way round."""
+    some = chains()
+    calls = [
+        (chain.prompt, 8 + 4 * number, 1000 + number)  # prompt, cap, seed
+        for number, chain in enumerate(some)
+    ]
+
+    def run(rows: list[tuple[list[int], int, int]]) -> list:
+        prompts, caps, seeds = zip(*rows, strict=True)
+        return backend.generate(prompts, caps, MARKERS.think_stops, NONE, seeds, WARM)
+
+    together = run(calls)
+    assert run(calls[::-1])[::-1] == together
+    assert [run([call])[0] for call in calls] == together
+
+
+def test_a_row_has_its_own_noise(backend):
+    prompt, hot = TOKENIZER.encode("The answer is"), Sampling(2.0)  # nothing that the tiny reasoner knows
+    different = backend.generate([prompt] * 8, [16] * 8, NONE, NONE, range(8), hot)
+    same = backend.generate([prompt] * 4, [16] * 4, NONE, NONE, [3] * 4, hot)
+    assert len({tuple(completion.ids) for completion in different}) > 6
+    assert {tuple(completion.ids) for completion in same} == {tuple(different[3].ids)}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
+def test_a_cut_chain_is_a_chain_of_its_own(backend, sampling):
+    """One chain cut at every budget, against a chain drawn for each."""
+    rules = Rules(MARKERS, sampling, seed=7)
+    cut = force_budgets(backend, chains(), BUDGETS, rules)
+    assert cut == force_budgets(backend, chains(), BUDGETS, rules, reuse=False)
+    for draws, chain in zip(cut, chains(), strict=True):
+        for draw, budget in zip(draws, BUDGETS, strict=True):
+            assert draw.budget == budget >= len(draw.thinking) and len(draw.answer) <= chain.answer_tokens
+            assert not MARKERS.think_stops & set(draw.thinking) and not MARKERS.answer_stops & set(draw.answer)
+            assert (draw.ended == "natural") or len(draw.thinking) == budget
+
+
+def test_what_is_put_in_is_what_the_profile_says(backend):
+    """Byte by byte, written out here and not taken from the profile."""
+    texts = {"natural": {"</think>\n\n"}, "forced": {"\n</think>\n\n", "</think>\n\n"}}
+    seen = set()
+    for chain, draws in zip(
+        chains(), force_budgets(backend, chains(), (0, 6, 300), Rules(MARKERS, GREEDY)), strict=True
+    ):
+        assert decode(TOKENIZER, chain.prompt).endswith("<think>\n")
+        for draw in draws:
+            closing, thinking = decode(TOKENIZER, list(draw.closing)), decode(TOKENIZER, draw.thinking)
+            assert closing in texts[draw.ended]
+            if draw.ended == "forced":
+                assert closing.startswith("\n") != thinking.endswith("\n")
+            seen.add((draw.ended, closing))
+    assert len(seen) >= 2
+
+
+def test_refused_stops(backend):
+    rules = Rules(MARKERS, GREEDY, wait=1)
+    for budget in (3, 60):
+        for [draw] in force_budgets(backend, chains(), (budget,), rules, reuse=False):
+            assert len(draw.thinking) <= budget and not MARKERS.think_stops & set(draw.thinking)
+            if draw.ended == "natural":
+                waits = (MARKERS.wait, MARKERS.wait_after_newline)
+                assert any(contains(draw.thinking, wait) for wait in waits), "a chain ends only after its refusal"
+
+
+def test_a_run_that_was_interrupted_ends_the_same(backend, tmp_path):
+    """Whole, and with a batch lost on the way: the same rows, texts included."""
+    plan = EvalPlan(tasks=("tiny",), limit=6, budgets=(0, 8, 24), temperature=1.0, samples=2, batch_size=5)
+    work = make_work(Checkpoint(tiny_folder()), TOKENIZER, plan)
+
+    def run(path: Path, part: int | None) -> list:
+        with Store(path, create=True) as store:
+            store.add_problems(problem_row(problem) for problem in work.problems)
+            store.add_run(Run(work.run_id, {"name": "tiny"}, work.plan, {}))
+            fill(store, work, backend, missing_batches(store, work)[:part])
+            return store.samples(work.run_id, texts=True)
+
+    whole = run(tmp_path / "whole.db", None)
+    assert len(run(tmp_path / "parts.db", 1)) == 5 * 3
+    parts = run(tmp_path / "parts.db", None)
+    assert len(whole) == 36 and [(s.problem_id, s.budget, s.draw, s.thinking, s.text, s.ended) for s in parts] == [
+        (s.problem_id, s.budget, s.draw, s.thinking, s.text, s.ended) for s in whole
+    ]
