@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens"]
 @dataclass
 class Server:
     """backend, tokenizer: what answers. form: how ids come back. flaws: what it ignores. faults: taken one a request
-    before anything else: a status, or `half` for an answer that breaks off. seen: bodies of all completions asked for.
+    before anything else: a status, `half` for an answer that breaks off, or None. seen: all completions asked for.
     """
 
     backend: Backend
@@ -26,9 +27,10 @@ class Server:
     owner: str = "vllm"
     form: Literal["token_ids", "token_id texts", "token texts", "text"] = "token_ids"
     flaws: frozenset[Flaw] = frozenset()
-    faults: list[int | str] = field(default_factory=list)
+    faults: list[int | str | None] = field(default_factory=list)
     key: str | None = None
     context: int | None = 2048
+    seconds: float = 0.0  # that an answer takes
     seen: list[dict[str, Any]] = field(default_factory=list)
     together: int = 0
     most_together: int = 0
@@ -52,7 +54,7 @@ class Server:
         banned = frozenset(map(int, body.get("logit_bias", {}))) if "logit_bias" not in self.flaws else frozenset[int]()
         with self.lock:
             self.counter += 1
-            seed = self.counter if "seed" in self.flaws else body["seed"]
+            seed = self.counter if "seed" in self.flaws and body["temperature"] else body["seed"]
             cap = body["max_tokens"] + (3 if "max_tokens" in self.flaws else 0)
             sampling = Sampling(body["temperature"], body["top_p"], max(0, body["top_k"]))
             prompts = [body["prompt"]]
@@ -88,7 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.reply(200, self.server_of.models() if self.path == "/v1/models" else {"version": "0.0"})
+        known = {"/v1/models": self.server_of.models(), "/version": {"version": "0.0"}}
+        self.reply(200 if self.path in known else 404, known.get(self.path, {"error": "nothing here"}))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -105,6 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             server.together += 1
             server.most_together = max(server.most_together, server.together)
+            time.sleep(server.seconds)
             reply = server.complete(body)
             server.together -= 1
             self.reply(200, reply, half=fault == "half")
@@ -134,8 +138,3 @@ def serving(server: Server) -> Iterator[Server]:
         finally:
             listening.shutdown()
             thread.join()
-
-
-def prompts_of(server: Server) -> Sequence[list[int]]:
-    """The prompts of all completions asked for so far."""
-    return [body["prompt"] for body in server.seen]

@@ -190,10 +190,9 @@ class OpenAIBackend(RequestBackend):
         if texts and all(text.startswith("token_id:") for text in texts):
             return [int(text.removeprefix("token_id:")) for text in texts], logprobs
         text: str = choice["text"]
+        self.token_ids = "texts of tokens" if texts else "text"
         if texts and "".join(texts) == text and all(text in self._ids_of_texts for text in texts):
-            self.token_ids = "texts of tokens" if self.token_ids == "ids" else self.token_ids
             return [self._ids_of_texts[text] for text in texts], logprobs
-        self.token_ids = "text"
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if decode(self.tokenizer, ids) != text:
             raise PrunusError(

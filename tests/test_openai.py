@@ -1,0 +1,252 @@
+"""The openai backend against a server on loopback: the same rows as hf, and one line for all that can go wrong."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from completions_server import Server, serving
+from test_backend_contract import MARKERS, TOKENIZER, babble, chains, tiny
+
+import prunus
+from prunus.checkpoint.source import tiny_folder
+from prunus.cli import main
+from prunus.engines import EngineOptions, parse_args
+from prunus.errors import PrunusError
+from prunus.evaluation.backends import openai, opened
+from prunus.evaluation.backends.scripted import ScriptedBackend
+from prunus.evaluation.budget import Rules, Sampling, force_budgets
+from prunus.evaluation.profiles import decode
+from prunus.recipes import EvalPlan
+from prunus.results.store import Store
+
+GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
+PLAN = EvalPlan(tasks=("tiny",), limit=4, budgets=(0, 6), backend="openai", batch_size=2)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(openai, "BACKOFF_SECONDS", 0.001)
+
+
+def babbling(**settings) -> Server:
+    """A server without a model."""
+    return Server(ScriptedBackend(babble), TOKENIZER, **settings)
+
+
+@contextmanager
+def connected(server: Server, **engine) -> Iterator[openai.OpenAIBackend]:
+    with (
+        serving(server),
+        opened("openai", tiny_folder(), "auto", len(TOKENIZER), EngineOptions(url=server.url, **engine)) as backend,
+    ):
+        assert isinstance(backend, openai.OpenAIBackend)
+        yield backend
+
+
+def refusal(server: Server, plan: EvalPlan = PLAN, **engine) -> str:
+    """What evaluating with this server ends in; one line, and no row is stored."""
+    with serving(server), pytest.raises(PrunusError) as error:
+        prunus.evaluate("tiny", plan, ":memory:", engine=EngineOptions(url=server.url, **engine))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("form", ["token_ids", "token_id texts", "token texts", "text"])
+def test_rows_are_those_of_hf_whatever_form_ids_come_back_in(form):
+    some, rules = chains()[:4], Rules(MARKERS, WARM, seed=5)
+    expected = force_budgets(tiny(), some, (0, 5, 24), rules)
+    server = Server(tiny(), TOKENIZER, form=form, owner="vllm" if form.startswith("token_id") else "sglang")
+    if form.startswith("token_id"):
+        with connected(server) as backend:
+            found = force_budgets(backend, some, (0, 5, 24), rules)
+            assert backend.description["token_ids"] == "ids"
+        assert found == expected
+        for ours, theirs in zip(chain.from_iterable(found), chain.from_iterable(expected), strict=True):
+            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-5) and ours.self_certainty is None
+    else:  # other servers hold 32 bits of a seed, so only greedy rows are the same
+        rules = replace(rules, sampling=GREEDY)
+        with connected(server) as backend:
+            found = force_budgets(backend, some, (0, 5, 24), rules)
+            assert backend.description["token_ids"] == ("texts of tokens" if form == "token texts" else "text")
+        assert found == force_budgets(tiny(), some, (0, 5, 24), rules)
+        assert all(draw.logprob is None for draws in found for draw in draws), "theirs need not be the model's own"
+
+
+def test_what_the_server_is_asked():
+    """Ids, not texts; every sampling value; closings to the byte."""
+    server = babbling()
+    with connected(server) as backend:
+        server.seen.clear()
+        [[draw]] = force_budgets(backend, chains()[:1], (6,), Rules(MARKERS, WARM, seed=5))
+    thinking, answering = server.seen
+    assert thinking["prompt"] == chains()[0].prompt and thinking["max_tokens"] == 7
+    assert answering["prompt"] == [*chains()[0].prompt, *draw.thinking, *draw.closing]
+    closing = decode(TOKENIZER, answering["prompt"][len(thinking["prompt"]) + len(draw.thinking) :])
+    assert closing == ("\n</think>\n\n" if draw.ended == "forced" else "</think>\n\n")
+    asked = {"temperature": 1.0, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "presence_penalty": 0.0, "n": 1}
+    asked |= {"frequency_penalty": 0.0, "repetition_penalty": 1.0, "ignore_eos": True, "model": "tiny", "stream": False}
+    for body in server.seen:
+        assert asked.items() <= body.items()
+    assert set(thinking["stop_token_ids"]) == MARKERS.think_stops and thinking["seed"] != answering["seed"]
+    assert set(map(int, answering["logit_bias"])) == MARKERS.answer_banned | set(range(len(TOKENIZER), 368))
+
+
+def test_so_many_at_once_and_answers_first():
+    server = babbling(seconds=0.02)
+    with connected(server, concurrency=3) as backend:
+        server.seen.clear()
+        force_budgets(backend, chains(), (4,), Rules(MARKERS, WARM))
+    assert 1 < server.most_together <= 3
+    is_answer = [len(body["prompt"]) not in {len(one.prompt) for one in chains()} for body in server.seen]
+    assert True in is_answer[:6], "an answer follows its chain, and does not wait for all chains"
+
+
+def test_stops_as_texts_where_ids_are_ignored():
+    server = Server(tiny(), TOKENIZER, flaws=frozenset({"stop_token_ids"}))
+    with connected(server) as backend:
+        assert backend.description["stops"] == "texts"
+        found = force_budgets(backend, chains()[:3], (0, 200), Rules(MARKERS, GREEDY))
+    assert found == force_budgets(tiny(), chains()[:3], (0, 200), Rules(MARKERS, GREEDY))
+
+
+@pytest.mark.parametrize(
+    ("flaws", "message"),
+    [
+        ({"stop_token_ids", "stop"}, "ignores stop_token_ids and stop"),
+        ({"logit_bias"}, "ignores logit_bias"),
+        ({"seed"}, "ignores seed"),
+        ({"max_tokens"}, "ignores max_tokens"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " and ".join(sorted(value)),
+)
+def test_servers_that_ignore_what_matters_are_refused(flaws, message):
+    assert message in refusal(babbling(flaws=frozenset(flaws)))
+
+
+def test_another_model_a_wrong_key_and_a_context_too_small():
+    message = refusal(babbling(name="org/other"))
+    assert "does not serve 'tiny' but org/other" in message and "--served-model" in message
+    with connected(babbling(name="org/other"), served_model="org/other") as backend:
+        assert backend.name == "org/other"
+    assert "wants another key (401): set PRUNUS_API_KEY" in refusal(babbling(key="right"))
+    assert "but the engine's context is 60: lower --budgets" in refusal(babbling(context=60))
+
+
+def test_the_key_is_sent(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    monkeypatch.setenv("PRUNUS_API_KEY", "right")
+    with connected(babbling(key="right")):
+        pass
+
+
+def test_nobody_is_there_or_somebody_else(tmp_path):
+    server, store = babbling(), tmp_path / "results.db"
+    with serving(server), pytest.raises(PrunusError, match=r"answers 404.*such as http://localhost:8000/v1"):
+        prunus.evaluate("tiny", PLAN, store, engine=EngineOptions(url=f"{server.url}/other"))
+    with pytest.raises(PrunusError, match=r"cannot be reached; is it running there\?"):
+        prunus.evaluate("tiny", PLAN, store, engine=EngineOptions(url=server.url))
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "half"])
+def test_passing_troubles_pass(tmp_path, fault):
+    quiet, troubled = babbling(), babbling()
+    with serving(quiet):
+        prunus.evaluate("tiny", PLAN, tmp_path / "quiet.db", engine=EngineOptions(url=quiet.url))
+    troubled.faults = [fault, None, fault, fault] * 3
+    with serving(troubled):
+        prunus.evaluate("tiny", PLAN, tmp_path / "troubled.db", engine=EngineOptions(url=troubled.url))
+    assert not troubled.faults and rows(tmp_path / "troubled.db") == rows(tmp_path / "quiet.db")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (429, "answers 429: trouble 429 (6 tries)"),
+        (500, "answers 500: trouble 500 (6 tries)"),
+        (400, "answers 400: trouble 400"),
+        ("half", "broke off"),
+    ],
+)
+def test_lasting_trouble_loses_nothing(tmp_path, fault, message):
+    """The first batch is stored, the second meets a server that is broken; once it is mended the run goes on."""
+    server, store = babbling(), tmp_path / "results.db"
+    calls = []
+    original = server.complete
+
+    def complete(body):
+        calls.append(body)
+        if len(calls) == 30:
+            server.faults += [fault] * 200
+        return original(body)
+
+    server.complete = complete
+    plan = replace(PLAN, limit=20, batch_size=5)
+    with serving(server):
+        with pytest.raises(PrunusError) as error:
+            prunus.evaluate("tiny", plan, store, engine=EngineOptions(url=server.url, concurrency=2))
+        assert message in str(error.value) and "what is stored stays" in str(error.value)
+        stored = rows(store)
+        assert 0 < len(stored) < 40
+        server.faults.clear()
+        prunus.evaluate("tiny", plan, store, engine=EngineOptions(url=server.url))
+    assert len(rows(store)) == 40 and set(stored) <= set(rows(store))
+
+
+def rows(store: Path) -> list[tuple]:
+    with sqlite3.connect(store) as connection:
+        found = connection.execute("SELECT * FROM sample ORDER BY problem_id, budget, draw").fetchall()
+    connection.close()
+    return found
+
+
+def test_the_run_says_what_computed_it_and_not_where(tmp_path):
+    server = babbling()
+    with serving(server):
+        run_id = prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url))
+    with serving(server):  # at another address
+        assert prunus.evaluate("tiny", PLAN, tmp_path / "results.db", engine=EngineOptions(url=server.url)) == run_id
+    with Store(tmp_path / "results.db") as store:
+        run = store.run(run_id)
+    told = {"engine": "openai", "server": "vllm 0.0", "token_ids": "ids", "stops": "ids"}
+    assert told.items() <= run.versions.items() and run.plan["backend"] == "openai"
+    assert "127.0.0.1" not in str(run)
+
+
+def test_within_a_notebook():
+    """Where an event loop runs already."""
+    server = babbling()
+
+    async def cell() -> int:
+        with connected(server) as backend:
+            return len(backend.generate([[5, 6]], [4], frozenset(), frozenset(), [1], GREEDY)[0].ids)
+
+    assert asyncio.run(cell()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "openai"], "needs the server's address: --url"),
+        (["--url", "http://localhost:1"], "url is for the backend openai, not for hf"),
+        (["--backend", "vllm", "--concurrency", "3"], "concurrency is for the backend openai, not for vllm"),
+        (["--backend", "vllm", "--engine-args", "{"], "engine arguments are not JSON"),
+        (["--backend", "vllm", "--engine-args", "[]"], "must be a JSON object"),
+        (["--backend", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be more than 0"),
+    ],
+)
+def test_options_of_other_engines_are_refused(arguments, message, tmp_path, capsys):
+    store = tmp_path / "results.db"
+    with pytest.raises(SystemExit) as exit_:
+        main(["eval", "tiny", "--task", "tiny", "--budgets", "4", "--store", str(store), *arguments])
+    assert exit_.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told
+
+
+def test_arguments_from_the_command_line():
+    assert parse_args(None) == {} and parse_args('{"a": 1}') == {"a": 1}
