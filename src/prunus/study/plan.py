@@ -70,7 +70,7 @@ def plan_study(
         if disk is not None:
             disk += disk_of(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
         unknown += could_not_be_made(study, model, places, device)
-        if measure and study.backend == "hf":
+        if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == typed):
             speeds[typed] = tokens_per_second(study, model, device)
     left = {typed: [line for line in cells if line.model == typed] for typed in study.models}
     tokens = sum(line.tokens for line in cells)
@@ -189,20 +189,22 @@ def could_not_be_made(study: Study, model: Model, places: Places, device: str) -
 
 
 def tokens_per_second(study: Study, model: Model, device: str) -> float:
-    """How fast the dense model decodes the first batch, reading its prompts included.
+    """How fast the dense model decodes the first batch once its prompts are read.
 
-    Twice as many steps until they take long enough to tell: the difference of two short runs may come out below 0 on a
-    busy machine.
+    Twice as many steps until they take long enough to tell: on a busy machine a few may seem to take less than none.
     """
     work: Work = model.cells[0].work
     prompts = [work.prompts[index] for index, _ in work.batches[0]]
-    steps, most = 1, max(1, work.budgets[-1])
+    steps, most = 2, max(2, work.budgets[-1])
     with Engine(study, device) as engine:
         backend = engine.of(model)
-        seconds_for(backend, work, prompts, 1)  # the first call also warms up
-        while (spent := seconds_for(backend, work, prompts, steps)) < MEASURED_SECONDS and steps < most:
+        seconds_for(backend, work, prompts, 1)  # warms up
+        first = seconds_for(backend, work, prompts, 1)
+        while (spent := seconds_for(backend, work, prompts, steps)) < first + MEASURED_SECONDS and steps < most:
             steps = min(2 * steps, most)
-    return len(prompts) * steps / spent
+    if spent <= first:  # noise all the same: with the reading, which is safe
+        return len(prompts) * steps / spent
+    return len(prompts) * (steps - 1) / (spent - first)
 
 
 def seconds_for(backend: Backend, work: Work, prompts: Sequence[list[int]], steps: int) -> float:

@@ -40,10 +40,13 @@ def summary(plan: Mapping[str, Any]) -> list[str]:
         lines.append(f"{made}; disk: {show_bytes(totals['disk'])} at most")
     for model, speed in plan["tokens_per_second"].items():
         lines.append(f"{model} decodes {speed:,.0f} tokens/s here")
+    if not totals["tokens"]:
+        return [*lines, "nothing is left to evaluate"]
     if plan["seconds_at_most"] is not None:
         expected = plan["seconds_expected"]
         guess = "" if expected is None else f", about {duration(expected)} if chains stay as long as those so far"
         lines.append(
-            f"time to evaluate: {duration(plan['seconds_at_most'])} at most{guess}; making variants comes on top"
+            f"time to evaluate: {duration(plan['seconds_at_most'])} at that speed if all run to their caps{guess}; "
+            "making variants comes on top"
         )
     return lines + [f"not known yet: {line}" for line in plan["unknown"]]
