@@ -85,6 +85,17 @@ def test_every_number_is_compares(page, store):
                 assert shown == value
 
 
+def test_the_cell_that_stands_out_is_compares(page, store):
+    with Store(store) as opened:
+        runs = [run.run_id for run in opened.runs()]
+    entries = compare(store, runs[0])["others"]
+    (note,) = [text for text in page.all("p", "soft") if "stands out most" in text]
+    for entry in entries:
+        cell = entry["largest"]
+        assert f"{points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})" in note
+    assert note.count(" at ") == len(entries)
+
+
 def test_verdict_rows_are_compares(page, store):
     data = compare(store, "tiny")
     rows = page.rows("verdicts")

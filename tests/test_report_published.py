@@ -77,6 +77,40 @@ def test_some_cells_of_the_layer_study():
     assert len(rows) == 4 * 6 + 2 and rows[5]["value"] == "0.885" and rows[-1]["value"] == "0.880"
 
 
+# Of Appendix A's 60 rows a model: accuracies and SDs added up, and accuracies weighed by their place in the order of
+# allocation, method, sparsity and budget, so that no two can be exchanged unseen.
+SUMS = {
+    (S1, "aime24"): (6.0075, 1.4656, 185.1964), (S1, "gpqa_diamond"): (21.3985, 1.0070, 650.0445),
+    (S1, "amc23"): (28.1750, 2.2243, 860.7772), (S1, "math500"): (43.3287, 0.7254, 1316.9652),
+    ("Qwen3-8B", "aime24"): (33.6446, 2.8637, 1024.8418), ("Qwen3-8B", "gpqa_diamond"): (30.1091, 1.1684, 924.3048),
+    ("Qwen3-8B", "amc23"): (51.9002, 1.9346, 1588.1965), ("Qwen3-8B", "math500"): (55.4329, 0.3578, 1690.8398),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "task"), SUMS)
+def test_the_printed_tables_add_up(model, task):
+    printed = [c for c in cells() if c.mark == "A" and (c.variant.model, c.task) == (model, task)]
+    order = ("layerif", "owl", "uniform", "magnitude", "wanda")
+    kinds = {c: (order.index(str(c.variant.allocation)), order.index(c.variant.method)) for c in printed}
+    printed.sort(key=lambda c: (*kinds[c], c.variant.sparsity, c.budget))
+    assert len(printed) == 60
+    sums = sum(c.accuracy for c in printed), sum(c.sd or 0 for c in printed)
+    weighed = sum(place * c.accuracy for place, c in enumerate(printed, 1))
+    assert (*sums, weighed) == pytest.approx(SUMS[model, task], abs=1e-6)
+
+
+def test_figures_without_a_budget():
+    path = Path(__file__).parents[1] / "src/prunus/data/published/uncapped.csv"
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert Counter((row["source"], row["task"]) for row in rows) == {
+        **{("2510.22228", task): 8 for task in ("mmlu", "gsm8k", "math500")}, ("2510.22228", "aime24"): 4,
+        **{("evalchemy", task): 1 for task in ("aime24", "amc23", "math500", "gpqa_diamond", "aime25")},
+    }  # fmt: skip
+    found = {(row["source"], row["task"], row["blocks"]): row["value"] for row in rows}
+    assert found["2510.22228", "gsm8k", "4"] == "0.485" and found["2510.22228", "math500", ""] == "0.945"
+    assert all(row["mark"] == ("B" if row["source"] == "2510.22228" else "A") and row["where"] for row in rows)
+
+
 def test_oddities_are_in_the_data():
     owl = [Variant("Qwen3-8B", method, "owl", 0.1) for method in ("magnitude", "wanda")]
     for task in ("aime24", "gpqa_diamond"):

@@ -182,6 +182,24 @@ def test_the_board_fits_the_screen_and_shows_what_is_under_way(monkeypatch):
     assert "and 17 more" in text_of(board.screen())
 
 
+def test_who_draws_bars_has_the_screen_to_himself(monkeypatch):
+    """The board is wiped away meanwhile and drawn anew; its last picture stays."""
+    file = io.StringIO()
+    console = Console(width=80, height=20, file=file, force_terminal=True)
+    monkeypatch.setattr(progress, "console", console)
+    monkeypatch.setattr(progress, "shows_bars", lambda: True)
+    every = rows()[:3]
+    with Board("study x", every, {"a": every[0]}) as board:
+        first = board.live
+        with board.aside():
+            assert board.live is None
+            wiped = file.getvalue()
+            assert wiped.count("study x") >= 1 and wiped.rstrip().endswith("\x1b[2K")
+            console.print("somebody's bars")
+        assert board.live is not None and board.live is not first
+    assert "study x" in file.getvalue().split("somebody's bars")[1].rsplit("\x1b[2K", 1)[-1]
+
+
 def test_without_a_screen_a_line_for_each_cell_that_is_complete(capsys):
     every = [Row("dense", "a", 1, {}), Row("v", "a", 2, {})]
     with Board("study x", every, {"a": every[0]}) as board:

@@ -26,7 +26,10 @@ def method_section(view: View, costs: Grid) -> str:
         "intervals take the problem as the unit.",
         "Differences are paired by problem."
         + (
-            f" Intervals: {method['interval']}; p: {method['p']}; p adjusted: {method['p_adjusted']}." if method else ""
+            f" Intervals: {method['interval']}; bands: {method['band']}; p: {method['p']}; p adjusted: "
+            f"{method['p_adjusted']}; q: {method['q']}."
+            if method
+            else ""
         ),
         "An answer leaks when it is longer than max(512, budget/2) tokens: then the budget does not bound the work.",
     ]

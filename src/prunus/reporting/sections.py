@@ -4,7 +4,7 @@ from prunus.reporting import figures, grids
 from prunus.reporting.figures import ENDINGS
 from prunus.reporting.grid import named, sign
 from prunus.reporting.svg import swatch
-from prunus.reporting.text import esc
+from prunus.reporting.text import esc, points, probability
 from prunus.reporting.view import View, cells_of
 
 
@@ -97,8 +97,24 @@ def _matrix(view: View, task: str) -> str:
         "tokens in all. 95 % intervals over problems."
     )
     scaling = f"<h3>Scaling</h3>{grids.scaling(view, task).html()}{soft(scale)}"
-    every = f"<details><summary>Every number</summary>{grids.numbers(view, task).html()}</details>"
+    every = (
+        f"<details><summary>Every number</summary>{grids.numbers(view, task).html()}{_largest(view, task)}</details>"
+    )
     return f"<h3>By budget</h3>{soft(note)}{grids.matrix(view, task).html()}{every}{scaling}"
+
+
+def _largest(view: View, task: str) -> str:
+    """The cell of each run that stands out most, if it is of this task, with the p of having looked for it."""
+    found = [
+        f"{look.label} {points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})"
+        for look, entry in zip(view.looks, view.entries, strict=True)
+        if entry is not None and (cell := entry["largest"])["task"] == task
+    ]
+    if not found:
+        return ""
+    text = f"The difference that stands out most of all cells of its run, in points: {'; '.join(found)}."
+    why = "p is that of having looked for it (the largest of all cells under flipped signs), Holm over runs."
+    return soft(f"<bdi>{esc(text)}</bdi> {why}")
 
 
 def token_section(view: View, task: str) -> str:

@@ -1,8 +1,8 @@
 """A study under way, on one screen: cells, answers, tokens per second, time left, accuracy against the base so far."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -55,16 +55,26 @@ class Board:
         self.live: Live | None = None
 
     def __enter__(self) -> Self:
-        if progress.shows_bars():
-            self.live = Live(console=progress.console, get_renderable=self.screen, refresh_per_second=2)
-            self.live.start()
+        self.show()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.hide(for_good=True)
+
+    def show(self) -> None:
+        """Draw, where there is a terminal."""
+        if progress.shows_bars():
+            self.live = Live(console=progress.console, get_renderable=self.screen, refresh_per_second=2)
+            self.live.start()
+
+    def hide(self, for_good: bool = False) -> None:
+        """Stop drawing; for good leaves the last picture, else it is wiped away."""
         if self.live is not None:
+            self.live.transient = not for_good
             self.live.stop()
+            self.live = None
 
     def say(self, doing: str, aloud: bool = False) -> None:
         """What is being done now; aloud: also where there is no screen."""
@@ -72,9 +82,14 @@ class Board:
         if aloud and self.live is None:
             progress.say(doing)
 
-    def aside(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def aside(self) -> Iterator[None]:
         """Within this the screen belongs to somebody else, who draws bars of its own."""
-        return _Aside(self.live)
+        self.hide()
+        try:
+            yield
+        finally:
+            self.show()
 
     def add(self, row: Row, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
         """A batch of a row is done."""
@@ -129,21 +144,6 @@ class Board:
         start = max(0, min(at - room // 2, len(self.rows) - room))
         shown = self.rows[start : start + room]
         return shown, len(self.rows) - len(shown)
-
-
-class _Aside(AbstractContextManager[None]):
-    def __init__(self, live: Live | None) -> None:
-        self.live = live
-
-    def __enter__(self) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live is not None:
-            self.live.start()
 
 
 def duration(seconds: float) -> str:
