@@ -7,7 +7,7 @@
 // Layout. O outputs (rows), I inputs (columns). The finest piece is a chunk: 32 columns of a row, a 32-bit mask whose
 // bit k stands for column k. Masks and values lie in the order in which the kernel meets them,
 //
-//     group (16 rows) > tile (16 chunks, the last one may be shorter) > quad (4 rows) > chunk > row,
+//     group (16 rows) > tile (up to 32 chunks) > quad (4 rows) > chunk > row,
 //
 // so both are read as one stream each, front to back, which is what hardware prefetchers follow; and a tile of x stays
 // in the L1 cache while the 16 rows of a group pass over it. Rows and columns that do not exist have masks of 0.
@@ -49,7 +49,7 @@ enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
 
 namespace {
 
-constexpr int CHUNK = 32, TILE = 16, QUAD = 4, GROUP = 16, MAX_ROWS = 8, PADDING = 64;
+constexpr int CHUNK = 32, TILE = 32, QUAD = 4, GROUP = 16, MAX_ROWS = 8, PADDING = 64;
 // How far ahead of the loads memory is asked for, in bytes: more for values, of which there are more.
 constexpr int VALUES_AHEAD = 4096, MASKS_AHEAD = 1024;
 
@@ -60,6 +60,9 @@ using fp32 = float;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Columns are shared out evenly among tiles, in chunks: a tile of one or two would cost more than it does.
+inline int64_t tile_start(int64_t tile, int64_t tiles, int64_t chunks) { return chunks * tile / tiles; }
 
 inline float widen(bf16 number) {
   uint32_t bits = uint32_t(number.bits) << 16;
@@ -268,7 +271,7 @@ constexpr Tables TABLES;
 //
 // X: how x is kept. Vector: sums, of one output and one row. Weights: LANES of them, ready to be multiplied.
 // PASS: rows of x per look at the weights, as many as registers hold sums for.
-// take: the next weights by their mask; moves the pointer on. See "Layout" for why it may load PADDING bytes too many.
+// take: weights by their mask, from the values that begin there. It loads up to PADDING bytes, more than it needs.
 // whole: weights from a dense row.
 
 #pragma GCC push_options
@@ -304,16 +307,8 @@ INLINE __m256 spread_words(uint32_t mask, const void* values) {
   return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)), moved);
 }
 template <class V>
-INLINE Weights take(uint32_t mask, const V*& values) {
-  Weights weights = widened(spread(mask, values), V());
-  values += _mm_popcnt_u32(mask);
-  return weights;
-}
-INLINE Weights take(uint32_t mask, const fp32*& values) {
-  Weights weights = spread_words(mask, values);
-  values += _mm_popcnt_u32(mask);
-  return weights;
-}
+INLINE Weights take(uint32_t mask, const V* values) { return widened(spread(mask, values), V()); }
+INLINE Weights take(uint32_t mask, const fp32* values) { return spread_words(mask, values); }
 template <class V>
 INLINE Weights whole(const V* row) { return widened(_mm_loadu_si128((const __m128i*)row), V()); }
 INLINE Weights whole(const fp32* row) { return _mm256_loadu_ps(row); }
@@ -381,10 +376,8 @@ INLINE __m512i fresh() {
   return zero;
 }
 template <class V>
-INLINE Weights take(uint32_t mask, const V*& values) {  // 16-bit values cannot be expanded before VBMI2, 32-bit ones can
-  Weights weights = _mm512_mask_expand_ps(_mm512_castsi512_ps(fresh()), __mmask16(mask), whole(values));
-  values += _mm_popcnt_u32(mask);
-  return weights;
+INLINE Weights take(uint32_t mask, const V* values) {  // 16-bit values cannot be expanded before VBMI2, 32-bit ones can
+  return _mm512_mask_expand_ps(_mm512_castsi512_ps(fresh()), __mmask16(mask), whole(values));
 }
 using avx2::compress;
 using avx2::expand;
@@ -412,10 +405,8 @@ INLINE Vector multiply(Vector sums, Weights weights, const X* x) {
 }
 INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
 INLINE Weights whole(const bf16* row) { return _mm512_loadu_si512(row); }
-INLINE Weights take(uint32_t mask, const bf16*& values) {
-  Weights weights = _mm512_mask_expand_epi16(avx512::fresh(), mask, whole(values));
-  values += _mm_popcnt_u32(mask);
-  return weights;
+INLINE Weights take(uint32_t mask, const bf16* values) {
+  return _mm512_mask_expand_epi16(avx512::fresh(), mask, whole(values));
 }
 INLINE void expand(uint32_t mask, const uint16_t* values, uint16_t* to) {
   _mm512_storeu_si512(to, _mm512_mask_expand_epi16(avx512::fresh(), mask, _mm512_loadu_si512(values)));
@@ -699,15 +690,25 @@ INLINE const V* quad_rows(const uint32_t* masks, const V* values, const X* x, in
     UNROLL for (int row = 0; row < B; row++) sum[output][row] = load_sums(place(sums, output, row));
   for (int64_t chunk = 0; chunk < chunks; chunk++, masks += QUAD, x += x_step) {
     _mm_prefetch(reinterpret_cast<const char*>(masks) + MASKS_AHEAD, _MM_HINT_T0);
+    // Where each row's values begin. Only the last of these sums waits for the chunk before: with a pointer that moves
+    // on from row to row the loop would be as slow as four additions, one after the other.
+    uint64_t pairs[2];
+    memcpy(pairs, masks, sizeof pairs);
+    int64_t half = _mm_popcnt_u64(pairs[0]);
+    int64_t before[QUAD] = {0, _mm_popcnt_u32(masks[0]), half, half + _mm_popcnt_u32(masks[2])};
     UNROLL for (int output = 0; output < QUAD; output++) {
-      _mm_prefetch(reinterpret_cast<const char*>(values) + VALUES_AHEAD, _MM_HINT_T0);
+      const V* next = values + before[output];
+      _mm_prefetch(reinterpret_cast<const char*>(next) + VALUES_AHEAD, _MM_HINT_T0);
       UNROLL for (int part = 0; part < CHUNK / LANES; part++) {
-        constexpr uint32_t ALL = uint32_t((uint64_t(1) << LANES) - 1);
-        Weights weights = take(masks[output] >> (part * LANES % CHUNK) & ALL, values);
+        uint32_t mask = masks[output];
+        if (LANES < CHUNK) mask = mask >> (part * LANES % CHUNK) & ((1u << LANES % CHUNK) - 1);
+        Weights weights = take(mask, next);
+        next += LANES < CHUNK ? _mm_popcnt_u32(mask) : 0;
         UNROLL for (int row = 0; row < B; row++)
           sum[output][row] = multiply(sum[output][row], weights, x + row * CHUNK + part * LANES);
       }
     }
+    values += half + _mm_popcnt_u64(pairs[1]);
   }
   UNROLL for (int output = 0; output < QUAD; output++)
     UNROLL for (int row = 0; row < B; row++) store_sums(place(sums, output, row), sum[output][row]);
@@ -731,8 +732,8 @@ void sparse(const void* described, int64_t first, int64_t last) {
     const V* values = static_cast<const V*>(job.values) + job.starts[group];
     const uint32_t* masks = job.masks + group * GROUP * job.chunks;
     memset(&sums, 0, sizeof sums);
-    for (int64_t chunk = 0; chunk < job.chunks; chunk += TILE) {
-      int64_t chunks = smaller(job.chunks - chunk, TILE);
+    for (int64_t tile = 0, tiles = ceil_div(job.chunks, TILE); tile < tiles; tile++) {
+      int64_t chunk = tile_start(tile, tiles, job.chunks), chunks = tile_start(tile + 1, tiles, job.chunks) - chunk;
       for (int output = 0; output < GROUP; output += QUAD, masks += chunks * QUAD) {
         const V* next = values;
         for (int row = 0; row < job.rows; row += PASS) {
@@ -809,9 +810,9 @@ constexpr Loops LOOPS = {
 // Chunks of a group in the order of the layout: see(row within the group, chunk).
 template <class See>
 INLINE void each_chunk(int64_t chunks, See see) {
-  for (int64_t tile = 0; tile < chunks; tile += TILE)
+  for (int64_t tile = 0, tiles = ceil_div(chunks, TILE); tile < tiles; tile++)
     for (int quad = 0; quad < GROUP; quad += QUAD)
-      for (int64_t chunk = tile; chunk < smaller(tile + TILE, chunks); chunk++)
+      for (int64_t chunk = tile_start(tile, tiles, chunks); chunk < tile_start(tile + 1, tiles, chunks); chunk++)
         for (int row = quad; row < quad + QUAD; row++) see(row, chunk);
 }
 
