@@ -51,7 +51,7 @@ namespace {
 
 constexpr int CHUNK = 32, TILE = 32, QUAD = 4, GROUP = 16, MAX_ROWS = 8, PADDING = 64;
 // How far ahead of the loads memory is asked for, in bytes: more for values, of which there are more.
-constexpr int VALUES_AHEAD = 4096, MASKS_AHEAD = 1024;
+constexpr int VALUES_AHEAD = 4096, MASKS_AHEAD = 1024, PLAIN_AHEAD = 2048;
 
 // Bit patterns, told apart by type.
 struct bf16 { uint16_t bits; };
@@ -223,7 +223,7 @@ struct Move {
 // What is compiled for each instruction set: by kind of the weights, and by their width.
 struct Loops {
   void (*prepare)(const Job& job, const void* x, void* to);
-  Work sparse[3], dense[3];
+  Work sparse[3][MAX_ROWS], dense[3][MAX_ROWS];
 };
 struct Movers { Work count, pack, repack, unpack; };
 
@@ -270,7 +270,7 @@ constexpr Tables TABLES;
 // --------------------------------------------------------------------------------------- what instruction sets offer
 //
 // X: how x is kept. Vector: sums, of one output and one row. Weights: LANES of them, ready to be multiplied.
-// PASS: rows of x per look at the weights, as many as registers hold sums for.
+// SUMS: how many of them registers hold beside what else is needed.
 // take: weights by their mask, from the values that begin there. It loads up to PADDING bytes, more than it needs.
 // whole: weights from a dense row.
 
@@ -281,7 +281,7 @@ namespace {
 using X = float;
 using Vector = __m256;
 using Weights = __m256;
-constexpr int LANES = 8, PASS = 2;
+constexpr int LANES = 8, SUMS = 8;
 
 INLINE Vector zero() { return _mm256_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm256_load_ps((const float*)from); }
@@ -352,7 +352,7 @@ namespace {
 using X = float;
 using Vector = __m512;
 using Weights = __m512;
-constexpr int LANES = 16, PASS = 4;
+constexpr int LANES = 16, SUMS = 16;
 
 INLINE Vector zero() { return _mm512_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
@@ -395,7 +395,7 @@ namespace {
 using X = bf16;
 using Vector = __m512;
 using Weights = __m512i;  // 32 bfloat16; products of neighbours are added in pairs
-constexpr int LANES = 32, PASS = 4;
+constexpr int LANES = 32, SUMS = 16;
 
 INLINE Vector zero() { return _mm512_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
@@ -520,7 +520,7 @@ EXPORT int prunus_linear(int isa, int weights, int activations, const uint32_t* 
     job.rows = int(smaller(rows - done, MAX_ROWS));
     job.y = static_cast<char*>(y) + done * outputs * size;
     loops->prepare(job, static_cast<const char*>(x) + done * inputs * size, prepared);
-    run(masks ? loops->sparse[weights] : loops->dense[weights], &job, ceil_div(outputs, GROUP), threads);
+    run((masks ? loops->sparse : loops->dense)[weights][job.rows - 1], &job, ceil_div(outputs, GROUP), threads);
   }
   return OK;
 }
@@ -680,51 +680,51 @@ INLINE void put(const Job& job, int64_t output, int row, float number) {
 
 INLINE char* place(char* sums, int output, int row) { return sums + (output * MAX_ROWS + row) * 64; }
 
-// A quad of a tile times B rows of x, onto their sums; returns where the values of the next quad are.
+// How many outputs to look at together for B rows of x: so many that their sums fit into registers.
+template <int B>
+constexpr int AT_ONCE = B * 4 <= SUMS ? 4 : B * 2 <= SUMS ? 2 : 1;
+
+// Outputs FIRST to FIRST + N of a quad of a tile times B rows of x, onto their sums; returns where the next quad begins.
 // Every loop over sums is unrolled on request: GCC keeps arrays in registers only if none of them is left.
-template <class V, int B>
-INLINE const V* quad_rows(const uint32_t* masks, const V* values, const X* x, int64_t x_step, int64_t chunks,
-                          char* sums) {
-  Vector sum[QUAD][B];
-  UNROLL for (int output = 0; output < QUAD; output++)
-    UNROLL for (int row = 0; row < B; row++) sum[output][row] = load_sums(place(sums, output, row));
-  for (int64_t chunk = 0; chunk < chunks; chunk++, masks += QUAD, x += x_step) {
+template <class V, int B, int FIRST, int N>
+INLINE const V* part_of_quad(const uint32_t* masks, const V* values, const X* x, int64_t chunks, char* sums) {
+  Vector sum[N][B];
+  UNROLL for (int i = 0; i < N; i++)
+    UNROLL for (int row = 0; row < B; row++) sum[i][row] = load_sums(place(sums, FIRST + i, row));
+  for (int64_t chunk = 0; chunk < chunks; chunk++, masks += QUAD, x += B * CHUNK) {
     _mm_prefetch(reinterpret_cast<const char*>(masks) + MASKS_AHEAD, _MM_HINT_T0);
-    // Where each row's values begin. Only the last of these sums waits for the chunk before: with a pointer that moves
-    // on from row to row the loop would be as slow as four additions, one after the other.
+    // Where each output's values begin. Only one addition waits for the chunk before: with a pointer that moves on from
+    // output to output the loop could not be faster than four of them, one after the other.
     uint64_t pairs[2];
     memcpy(pairs, masks, sizeof pairs);
     int64_t half = _mm_popcnt_u64(pairs[0]);
     int64_t before[QUAD] = {0, _mm_popcnt_u32(masks[0]), half, half + _mm_popcnt_u32(masks[2])};
-    UNROLL for (int output = 0; output < QUAD; output++) {
-      const V* next = values + before[output];
+    UNROLL for (int i = 0; i < N; i++) {
+      const V* next = values + before[FIRST + i];
       _mm_prefetch(reinterpret_cast<const char*>(next) + VALUES_AHEAD, _MM_HINT_T0);
-      UNROLL for (int part = 0; part < CHUNK / LANES; part++) {
-        uint32_t mask = masks[output];
-        if (LANES < CHUNK) mask = mask >> (part * LANES % CHUNK) & ((1u << LANES % CHUNK) - 1);
+      UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+        uint32_t mask = masks[FIRST + i];
+        if (LANES < CHUNK) mask = mask >> lanes & ((1u << LANES % CHUNK) - 1);
         Weights weights = take(mask, next);
         next += LANES < CHUNK ? _mm_popcnt_u32(mask) : 0;
-        UNROLL for (int row = 0; row < B; row++)
-          sum[output][row] = multiply(sum[output][row], weights, x + row * CHUNK + part * LANES);
+        UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, x + row * CHUNK + lanes);
       }
     }
     values += half + _mm_popcnt_u64(pairs[1]);
   }
-  UNROLL for (int output = 0; output < QUAD; output++)
-    UNROLL for (int row = 0; row < B; row++) store_sums(place(sums, output, row), sum[output][row]);
+  UNROLL for (int i = 0; i < N; i++)
+    UNROLL for (int row = 0; row < B; row++) store_sums(place(sums, FIRST + i, row), sum[i][row]);
   return values;
 }
 
-// The same for 1 to B rows.
-template <class V, int B>
-const V* quad(int rows, const uint32_t* masks, const V* values, const X* x, int64_t x_step, int64_t chunks, char* sums) {
-  if constexpr (B > 1) {
-    if (rows < B) return quad<V, B - 1>(rows, masks, values, x, x_step, chunks, sums);
-  }
-  return quad_rows<V, B>(masks, values, x, x_step, chunks, sums);
+template <class V, int B, int FIRST = 0>
+INLINE const V* quad(const uint32_t* masks, const V* values, const X* x, int64_t chunks, char* sums) {
+  const V* next = part_of_quad<V, B, FIRST, AT_ONCE<B>>(masks, values, x, chunks, sums);
+  if constexpr (FIRST + AT_ONCE<B> < QUAD) return quad<V, B, FIRST + AT_ONCE<B>>(masks, values, x, chunks, sums);
+  return next;
 }
 
-template <class V>
+template <class V, int B>
 void sparse(const void* described, int64_t first, int64_t last) {
   const Job& job = *static_cast<const Job*>(described);
   Sums sums;
@@ -734,78 +734,68 @@ void sparse(const void* described, int64_t first, int64_t last) {
     memset(&sums, 0, sizeof sums);
     for (int64_t tile = 0, tiles = ceil_div(job.chunks, TILE); tile < tiles; tile++) {
       int64_t chunk = tile_start(tile, tiles, job.chunks), chunks = tile_start(tile + 1, tiles, job.chunks) - chunk;
-      for (int output = 0; output < GROUP; output += QUAD, masks += chunks * QUAD) {
-        const V* next = values;
-        for (int row = 0; row < job.rows; row += PASS) {
-          const X* x = static_cast<const X*>(job.x) + (chunk * job.rows + row) * CHUNK;
-          next = quad<V, PASS>(job.rows - row, masks, values, x, job.rows * CHUNK, chunks,
-                               place(sums.bytes, output, row));
-        }
-        values = next;
-      }
+      const X* x = static_cast<const X*>(job.x) + chunk * B * CHUNK;
+      for (int output = 0; output < GROUP; output += QUAD, masks += chunks * QUAD)
+        values = quad<V, B>(masks, values, x, chunks, place(sums.bytes, output, 0));
     }
     int64_t there = smaller(job.outputs - group * GROUP, GROUP);
-    for (int row = 0; row < job.rows; row++)
+    for (int row = 0; row < B; row++)
       for (int output = 0; output < there; output++)
         put(job, group * GROUP + output, row, total(load_sums(place(sums.bytes, output, row))));
   }
 }
 
-// A quad of plain rows times B rows of x. Sums are in the order of the sparse loops: the same bits come out.
+// AT_ONCE rows of a plain W times B rows of x. Sums are in the order of the sparse loops: the same bits come out.
 template <class V, int B>
-INLINE void plain_rows(const Job& job, int64_t output, int row) {
-  const X* x = static_cast<const X*>(job.x) + row * CHUNK;
-  const V* rows[QUAD];
-  Vector sum[QUAD][B];
-  UNROLL for (int i = 0; i < QUAD; i++) {  // rows that do not exist are read as the last and not written
-    rows[i] = static_cast<const V*>(job.values) + smaller(output + i, job.outputs - 1) * job.inputs;
-    UNROLL for (int j = 0; j < B; j++) sum[i][j] = zero();
+INLINE void plain_rows(const Job& job, int64_t output) {
+  constexpr int N = AT_ONCE<B>;
+  const X* x = static_cast<const X*>(job.x);
+  const V* weights_of[N];
+  Vector sum[N][B];
+  UNROLL for (int i = 0; i < N; i++) {  // rows that do not exist are read as the last and not written
+    weights_of[i] = static_cast<const V*>(job.values) + smaller(output + i, job.outputs - 1) * job.inputs;
+    UNROLL for (int row = 0; row < B; row++) sum[i][row] = zero();
   }
   int64_t chunks = job.inputs / CHUNK, rest = job.inputs % CHUNK;
-  for (int64_t chunk = 0; chunk < chunks; chunk++, x += job.rows * CHUNK) {
-    UNROLL for (int i = 0; i < QUAD; i++) {
-      _mm_prefetch(reinterpret_cast<const char*>(rows[i]) + MASKS_AHEAD, _MM_HINT_T0);
-      UNROLL for (int part = 0; part < CHUNK / LANES; part++, rows[i] += LANES) {
-        Weights weights = whole(rows[i]);
-        UNROLL for (int j = 0; j < B; j++) sum[i][j] = multiply(sum[i][j], weights, x + j * CHUNK + part * LANES);
+  for (int64_t chunk = 0; chunk < chunks; chunk++, x += B * CHUNK) {
+    UNROLL for (int i = 0; i < N; i++) {
+      _mm_prefetch(reinterpret_cast<const char*>(weights_of[i]) + PLAIN_AHEAD, _MM_HINT_T0);
+      UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES, weights_of[i] += LANES) {
+        Weights weights = whole(weights_of[i]);
+        UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, x + row * CHUNK + lanes);
       }
     }
   }
-  UNROLL for (int i = 0; i < QUAD; i++) {
+  UNROLL for (int i = 0; i < N; i++) {
     if (rest) {  // nothing is read behind the end of a row
       V padded[CHUNK] = {};
-      memcpy(padded, rows[i], rest * sizeof(V));
-      UNROLL for (int part = 0; part < CHUNK / LANES; part++) {
-        Weights weights = whole(padded + part * LANES);
-        UNROLL for (int j = 0; j < B; j++) sum[i][j] = multiply(sum[i][j], weights, x + j * CHUNK + part * LANES);
+      memcpy(padded, weights_of[i], rest * sizeof(V));
+      UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+        Weights weights = whole(padded + lanes);
+        UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, x + row * CHUNK + lanes);
       }
     }
     if (output + i < job.outputs)
-      UNROLL for (int j = 0; j < B; j++) put(job, output + i, row + j, total(sum[i][j]));
+      UNROLL for (int row = 0; row < B; row++) put(job, output + i, row, total(sum[i][row]));
   }
 }
 
 template <class V, int B>
-void plain(int rows, const Job& job, int64_t output, int row) {
-  if constexpr (B > 1) {
-    if (rows < B) return plain<V, B - 1>(rows, job, output, row);
-  }
-  plain_rows<V, B>(job, output, row);
-}
-
-template <class V>
 void dense(const void* described, int64_t first, int64_t last) {
   const Job& job = *static_cast<const Job*>(described);
-  for (int64_t output = first * GROUP; output < smaller(last * GROUP, job.outputs); output += QUAD)
-    for (int row = 0; row < job.rows; row += PASS) plain<V, PASS>(job.rows - row, job, output, row);
+  for (int64_t output = first * GROUP; output < smaller(last * GROUP, job.outputs); output += AT_ONCE<B>)
+    plain_rows<V, B>(job, output);
 }
 
+#define FOR_ROWS(loop, V) {loop<V, 1>, loop<V, 2>, loop<V, 3>, loop<V, 4>, loop<V, 5>, loop<V, 6>, loop<V, 7>, loop<V, 8>}
 #if LOOPS_FOR == ONLY_BF16
-constexpr Loops LOOPS = {prepare, {sparse<bf16>}, {dense<bf16>}};
+constexpr Loops LOOPS = {prepare, {FOR_ROWS(sparse, bf16)}, {FOR_ROWS(dense, bf16)}};
 #else
-constexpr Loops LOOPS = {
-    prepare, {sparse<bf16>, sparse<fp16>, sparse<fp32>}, {dense<bf16>, dense<fp16>, dense<fp32>}};
+constexpr Loops LOOPS = {prepare,
+                         {FOR_ROWS(sparse, bf16), FOR_ROWS(sparse, fp16), FOR_ROWS(sparse, fp32)},
+                         {FOR_ROWS(dense, bf16), FOR_ROWS(dense, fp16), FOR_ROWS(dense, fp32)}};
 #endif
+#undef FOR_ROWS
 
 // Chunks of a group in the order of the layout: see(row within the group, chunk).
 template <class See>
