@@ -286,9 +286,8 @@ constexpr int LANES = 8, SUMS = 8;
 INLINE Vector zero() { return _mm256_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm256_load_ps((const float*)from); }
 INLINE void store_sums(char* to, Vector sums) { _mm256_store_ps((float*)to, sums); }
-INLINE Vector multiply(Vector sums, Weights weights, const X* x) {
-  return _mm256_fmadd_ps(weights, _mm256_loadu_ps(x), sums);
-}
+INLINE Weights load_x(const X* x) { return _mm256_load_ps(x); }
+INLINE Vector multiply(Vector sums, Weights weights, Weights x) { return _mm256_fmadd_ps(weights, x, sums); }
 INLINE float total(Vector sums) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
   __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -357,9 +356,8 @@ constexpr int LANES = 16, SUMS = 16;
 INLINE Vector zero() { return _mm512_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
 INLINE void store_sums(char* to, Vector sums) { _mm512_store_ps(to, sums); }
-INLINE Vector multiply(Vector sums, Weights weights, const X* x) {
-  return _mm512_fmadd_ps(weights, _mm512_loadu_ps(x), sums);
-}
+INLINE Weights load_x(const X* x) { return _mm512_load_ps(x); }
+INLINE Vector multiply(Vector sums, Weights weights, Weights x) { return _mm512_fmadd_ps(weights, x, sums); }
 INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
 INLINE Weights widened(__m256i bits, bf16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -400,8 +398,9 @@ constexpr int LANES = 32, SUMS = 16;
 INLINE Vector zero() { return _mm512_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
 INLINE void store_sums(char* to, Vector sums) { _mm512_store_ps(to, sums); }
-INLINE Vector multiply(Vector sums, Weights weights, const X* x) {
-  return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)_mm512_loadu_si512(x));
+INLINE Weights load_x(const X* x) { return _mm512_load_si512(x); }
+INLINE Vector multiply(Vector sums, Weights weights, Weights x) {
+  return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)x);
 }
 INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
 INLINE Weights whole(const bf16* row) { return _mm512_loadu_si512(row); }
@@ -699,15 +698,20 @@ INLINE const V* part_of_quad(const uint32_t* masks, const V* values, const X* x,
     memcpy(pairs, masks, sizeof pairs);
     int64_t half = _mm_popcnt_u64(pairs[0]);
     int64_t before[QUAD] = {0, _mm_popcnt_u32(masks[0]), half, half + _mm_popcnt_u32(masks[2])};
+    const V* next[N];
     UNROLL for (int i = 0; i < N; i++) {
-      const V* next = values + before[FIRST + i];
-      _mm_prefetch(reinterpret_cast<const char*>(next) + VALUES_AHEAD, _MM_HINT_T0);
-      UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+      next[i] = values + before[FIRST + i];
+      _mm_prefetch(reinterpret_cast<const char*>(next[i]) + VALUES_AHEAD, _MM_HINT_T0);
+    }
+    UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+      Weights some_x[B];
+      UNROLL for (int row = 0; row < B; row++) some_x[row] = load_x(x + row * CHUNK + lanes);
+      UNROLL for (int i = 0; i < N; i++) {
         uint32_t mask = masks[FIRST + i];
         if (LANES < CHUNK) mask = mask >> lanes & ((1u << LANES % CHUNK) - 1);
-        Weights weights = take(mask, next);
-        next += LANES < CHUNK ? _mm_popcnt_u32(mask) : 0;
-        UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, x + row * CHUNK + lanes);
+        Weights weights = take(mask, next[i]);
+        next[i] += LANES < CHUNK ? _mm_popcnt_u32(mask) : 0;
+        UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, some_x[row]);
       }
     }
     values += half + _mm_popcnt_u64(pairs[1]);
@@ -758,11 +762,15 @@ INLINE void plain_rows(const Job& job, int64_t output) {
   }
   int64_t chunks = job.inputs / CHUNK, rest = job.inputs % CHUNK;
   for (int64_t chunk = 0; chunk < chunks; chunk++, x += B * CHUNK) {
-    UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int i = 0; i < N; i++)
       _mm_prefetch(reinterpret_cast<const char*>(weights_of[i]) + PLAIN_AHEAD, _MM_HINT_T0);
-      UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES, weights_of[i] += LANES) {
+    UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+      Weights some_x[B];
+      UNROLL for (int row = 0; row < B; row++) some_x[row] = load_x(x + row * CHUNK + lanes);
+      UNROLL for (int i = 0; i < N; i++) {
         Weights weights = whole(weights_of[i]);
-        UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, x + row * CHUNK + lanes);
+        weights_of[i] += LANES;
+        UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, some_x[row]);
       }
     }
   }
@@ -772,7 +780,8 @@ INLINE void plain_rows(const Job& job, int64_t output) {
       memcpy(padded, weights_of[i], rest * sizeof(V));
       UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
         Weights weights = whole(padded + lanes);
-        UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, x + row * CHUNK + lanes);
+        UNROLL for (int row = 0; row < B; row++)
+          sum[i][row] = multiply(sum[i][row], weights, load_x(x + row * CHUNK + lanes));
       }
     }
     if (output + i < job.outputs)
