@@ -1,7 +1,7 @@
 """Kernel or torch: each shape is timed once on this machine, and the winner kept in the user's cache.
 
-Both are timed on weights that are in no cache, as they are when a model decodes, turn by turn, so that a busy machine
-slows both alike.
+Both are timed as Linears of a model are used: one after the other, over so many copies of the weight that none is in a
+cache when its turn comes; and by turns, so that a busy machine slows both alike.
 """
 
 import json
@@ -9,28 +9,25 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.sparse.build import SOURCE
 from prunus.sparse.library import cache_folder, kernel, threads
-from prunus.sparse.linear import MOST_ROWS, multiply, shape_of
+from prunus.sparse.linear import MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import SparseWeight
 
 # Numbers of rows that are timed; the kernel is used up to the largest at which, and below which, it has always won.
-ROWS = (1, 2, 4, MOST_ROWS)
+ROWS = (1, 2, 4, MOST_ROWS, 2 * MOST_ROWS)
 REPEATS = 5
-# Read between two timings, so that weights come from memory: more than a cache of the last level holds.
-SWEPT_BYTES = 1 << 26
-# Of a plain weight only so much is timed.
-TIMED_BYTES = 1 << 26
+# Bytes of all copies of a weight together: more than most caches hold. Of a larger weight only so much is timed.
+ALL_BYTES = 1 << 26
 
 
 def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
@@ -46,38 +43,57 @@ def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
 @torch.inference_mode()
 def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
     """The same, timed now."""
-    _, inputs = shape_of(weight)
-    if isinstance(weight, Tensor):
-        weight = weight[: max(1, TIMED_BYTES // (inputs * weight.element_size()))]
-    dense_OI = (weight.unpack() if isinstance(weight, SparseWeight) else weight).to(dtype)
+    if isinstance(weight, SparseWeight):
+        copies = range(max(1, ALL_BYTES // weight.nbytes))
+        ours: list[nn.Module] = [SparseLinear(weight.copy(), None, ROWS[-1]) for _ in copies]
+        dense_OI = weight.unpack().to(dtype)
+    else:
+        weight = weight[: max(1, ALL_BYTES // (weight.shape[1] * weight.element_size()))]
+        copies = range(max(1, ALL_BYTES // weight.nbytes))
+        ours = [DenseLinear(nn.Parameter(weight.clone(), requires_grad=False), None, ROWS[-1]) for _ in copies]
+        dense_OI = weight.to(dtype)
+    torchs = [stock_linear(dense_OI.clone(), None) for _ in copies]
     best = 0
     for rows in ROWS:
-        x_RI = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows)).to(dtype)
-        ours, torchs = race(lambda: multiply(x_RI, weight), lambda: functional.linear(x_RI, dense_OI))  # noqa: B023
-        if ours >= torchs:
+        x = torch.randn(1, rows, dense_OI.shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)
+        our_seconds, torch_seconds = race([_pass(ours, x), _pass(torchs, x)], REPEATS)
+        if our_seconds >= torch_seconds:
             break
         best = rows
     return best
 
 
-def race(*runners: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Median seconds of each, in turns, with caches swept before each. CPU seconds where there is one thread."""
+def stock_linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
+    """torch's Linear with this weight, for inference."""
+    linear = nn.Linear(1, 1, bias=bias_O is not None, device="meta")
+    linear.out_features, linear.in_features = weight_OI.shape
+    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
+    if bias_O is not None:
+        linear.bias = nn.Parameter(bias_O, requires_grad=False)
+    return linear
+
+
+def race(runners: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median seconds of each, by turns after a first one for warming up. CPU seconds where there is one thread."""
     clock = time.thread_time if threads() == 1 else time.perf_counter
-    swept = _swept()
     seconds: list[list[float]] = [[] for _ in runners]
     for repeat in range(repeats + 1):
         for runner, found in zip(runners, seconds, strict=True):
-            swept.sum()
             started = clock()
             runner()
-            if repeat:  # the first is for warming up
+            if repeat:
                 found.append(clock() - started)
     return [statistics.median(found) for found in seconds]
 
 
-@lru_cache(maxsize=1)
-def _swept() -> Tensor:
-    return torch.ones(SWEPT_BYTES // 4, dtype=torch.int32)
+def _pass(linears: Sequence[nn.Module], x: Tensor) -> Callable[[], object]:
+    """All of them, one after the other."""
+
+    def run() -> None:
+        for linear in linears:
+            linear(x)
+
+    return run
 
 
 @lru_cache(maxsize=1)
@@ -94,12 +110,12 @@ def machine() -> str:
 
 
 def _key(weight: SparseWeight | Tensor, dtype: torch.dtype) -> str:
-    outputs, inputs = shape_of(weight)
     kept = "plain"
+    shape = tuple(weight.shape)
     if isinstance(weight, SparseWeight):
-        kept = f"{100 * weight.kept / (outputs * inputs):.0f}% kept"
-    shape = f"{outputs}x{inputs} {weight.dtype} {kept}, x {dtype}".replace("torch.", "")
-    return f"{shape}; {kernel().name}, {threads()} threads; {machine()}"
+        kept = f"{20 * weight.kept / (shape[0] * shape[1]):.0f}/20 kept"
+    sizes = f"{shape[0]}x{shape[1]} {weight.dtype} {kept}, x {dtype}".replace("torch.", "")
+    return f"{sizes}; {kernel().name}, {threads()} threads; {machine()}"
 
 
 def _file() -> Path:

@@ -874,18 +874,26 @@ void repack(const void* described, int64_t first, int64_t last) {
 template <class Bits>
 void unpack(const void* described, int64_t first, int64_t last) {
   const Move& move = *static_cast<const Move*>(described);
+  // What is read again and again while bytes are written, which for all the compiler knows might be these.
+  const int64_t inputs = move.inputs, outputs = move.outputs;
+  Bits* const plain = static_cast<Bits*>(move.plain);
   for (int64_t place = first; place < last; place++) {
     int64_t group = move.first + place;
     const uint32_t* masks = move.masks + group * GROUP * move.chunks;
     const Bits* values = static_cast<const Bits*>(move.values) + move.starts[group];
     each_chunk(move.chunks, [&](int row, int64_t chunk) {
       uint32_t mask = *masks++;
-      int64_t there = smaller(move.inputs - chunk * CHUNK, CHUNK);
-      if (group * GROUP + row < move.outputs) {
-        Bits* to = static_cast<Bits*>(move.plain) + (place * GROUP + row) * move.inputs + chunk * CHUNK;
-        Bits padded[CHUNK];
-        expand(mask, values, there < CHUNK ? padded : to);
-        if (there < CHUNK) memcpy(to, padded, there * sizeof(Bits));
+      _mm_prefetch(reinterpret_cast<const char*>(values) + VALUES_AHEAD, _MM_HINT_T0);
+      if (group * GROUP + row < outputs) {
+        Bits* to = plain + (place * GROUP + row) * inputs + chunk * CHUNK;
+        int64_t there = inputs - chunk * CHUNK;
+        if (there >= CHUNK) {
+          expand(mask, values, to);
+        } else {
+          Bits padded[CHUNK];
+          expand(mask, values, padded);
+          memcpy(to, padded, there * sizeof(Bits));
+        }
       }
       values += _mm_popcnt_u32(mask);
     });

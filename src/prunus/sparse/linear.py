@@ -12,50 +12,67 @@ from prunus.errors import PrunusError
 from prunus.sparse.library import needed, threads
 from prunus.sparse.weight import GROUP, KINDS, SparseWeight, checked
 
-# Rows up to which the kernel is worth asking.
+# Rows of x that the kernel takes together; for more it reads the weight again.
 MOST_ROWS = 8
-# Weights unpacked at a time for many rows: so many that torch's product is efficient, so few that they stay in a cache.
-PANEL_BYTES = 1 << 22
+# Rows of W unpacked at a time for many rows of x: enough for an efficient product, few enough to stay in a cache.
+PANEL_ROWS = 256
 
 
-def multiply(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """(R, O) x W^T + bias by the kernel, summed in float32; the same bits for any number of threads.
+def multiply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """(..., O) x W^T + bias by the kernel, summed in float32; the same bits for any number of threads or rows of x.
 
-    x: (R, I), contiguous, on the CPU, in bfloat16, float16 or float32, whatever the weight's dtype; y and bias are of
+    x: (..., I), contiguous, on the CPU, in bfloat16, float16 or float32, whatever the weight's dtype; y and bias are of
     the dtype of x. A plain weight (a tensor) must be contiguous. Wrong input raises PrunusError.
     """
-    check(x_RI, weight, bias_O)
-    return _multiply(x_RI, weight, bias_O)
+    check(x, weight, bias_O)
+    found = needed()
+    outputs, inputs = weight.shape
+    parts = weight.pointers if isinstance(weight, SparseWeight) else (None, weight.data_ptr(), None)
+    y = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype)
+    status = found.library.prunus_linear(
+        found.isa,
+        KINDS[weight.dtype],
+        KINDS[x.dtype],
+        *parts,
+        x.data_ptr(),
+        None if bias_O is None else bias_O.data_ptr(),
+        y.data_ptr(),
+        outputs,
+        inputs,
+        x.numel() // inputs,
+        threads(),
+    )
+    if status:
+        raise PrunusError(f"the kernel failed with status {status}")
+    return y
 
 
 def apply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None, rows: int) -> Tensor:
     """(..., O) of (..., I): by the kernel up to so many rows of x, else by torch. Wrong input raises PrunusError."""
-    x_RI = x.reshape(-1, x.shape[-1]).contiguous()
-    check(x_RI, weight, bias_O)
-    if x_RI.shape[0] <= rows:
-        y_RO = _multiply(x_RI, weight, bias_O)
-    elif isinstance(weight, Tensor) and weight.dtype == x.dtype:
-        y_RO = functional.linear(x_RI, weight, bias_O)
-    else:
-        y_RO = _by_panels(x_RI, weight, bias_O)
-    return y_RO.view(*x.shape[:-1], y_RO.shape[-1])
+    x = x.contiguous()
+    if x.numel() <= rows * x.shape[-1]:
+        return multiply(x, weight, bias_O)
+    check(x, weight, bias_O)
+    if isinstance(weight, Tensor) and weight.dtype == x.dtype:
+        return functional.linear(x, weight, bias_O)
+    return _by_panels(x, weight, bias_O)
 
 
-def check(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> None:
+def check(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> None:
     """Raise PrunusError, which says what is wrong, unless the kernel can multiply these."""
-    outputs, inputs = shape_of(weight)
-    if x_RI.requires_grad and torch.is_grad_enabled():
+    outputs, inputs = weight.shape
+    if x.requires_grad and torch.is_grad_enabled():
         raise PrunusError("x asks for gradients, which the kernel has none of; use torch.no_grad() or the dense model")
-    if x_RI.dtype not in KINDS:
-        raise PrunusError(f"x is {x_RI.dtype}; give bfloat16, float16 or float32")
-    if x_RI.device.type != "cpu":
-        raise PrunusError(f"x is on {x_RI.device}; the kernel works on the CPU only")
-    if x_RI.ndim != 2 or x_RI.shape[1] != inputs:
-        raise PrunusError(f"x is {tuple(x_RI.shape)}; this weight takes (rows, {inputs})")
-    if not x_RI.is_contiguous():
+    if x.dtype not in KINDS:
+        raise PrunusError(f"x is {x.dtype}; give bfloat16, float16 or float32")
+    if x.device.type != "cpu":
+        raise PrunusError(f"x is on {x.device}; the kernel works on the CPU only")
+    if x.ndim == 0 or x.shape[-1] != inputs:
+        raise PrunusError(f"x is {tuple(x.shape)}; this weight takes (..., {inputs})")
+    if not x.is_contiguous():
         raise PrunusError("x is not contiguous; give x.contiguous()")
-    if bias_O is not None and (bias_O.dtype != x_RI.dtype or bias_O.shape != (outputs,) or not bias_O.is_contiguous()):
-        raise PrunusError(f"the bias is {bias_O.dtype} {tuple(bias_O.shape)}; x asks for {x_RI.dtype} ({outputs},)")
+    if bias_O is not None and (bias_O.dtype != x.dtype or bias_O.shape != (outputs,) or not bias_O.is_contiguous()):
+        raise PrunusError(f"the bias is {bias_O.dtype} {tuple(bias_O.shape)}; x asks for {x.dtype} ({outputs},)")
     if isinstance(weight, Tensor) and not (
         weight.dtype in KINDS and weight.device.type == "cpu" and weight.is_contiguous()
     ):
@@ -65,50 +82,21 @@ def check(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) ->
         )
 
 
-def shape_of(weight: SparseWeight | Tensor) -> tuple[int, int]:
-    """(O, I)."""
-    return (weight.outputs, weight.inputs) if isinstance(weight, SparseWeight) else (weight.shape[0], weight.shape[1])
-
-
-def _multiply(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> Tensor:
-    found = needed()
-    outputs, inputs = shape_of(weight)
-    if isinstance(weight, SparseWeight):
-        parts = weight.masks.data_ptr(), weight.values.data_ptr(), weight.starts.data_ptr()
-    else:
-        parts = None, weight.data_ptr(), None
-    y_RO = torch.empty((x_RI.shape[0], outputs), dtype=x_RI.dtype)
-    status = found.library.prunus_linear(
-        found.isa,
-        KINDS[weight.dtype],
-        KINDS[x_RI.dtype],
-        *parts,
-        x_RI.data_ptr(),
-        None if bias_O is None else bias_O.data_ptr(),
-        y_RO.data_ptr(),
-        outputs,
-        inputs,
-        x_RI.shape[0],
-        threads(),
-    )
-    if status:
-        raise PrunusError(f"the kernel failed with status {status}")
-    return y_RO
-
-
-def _by_panels(x_RI: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> Tensor:
+def _by_panels(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> Tensor:
     """As multiply, by torch: a panel of rows of W at a time, dense and in the dtype of x; W as a whole never is."""
-    outputs, inputs = shape_of(weight)
-    groups = -(-outputs // GROUP)
-    y_RO = torch.empty((x_RI.shape[0], outputs), dtype=x_RI.dtype)
-    step = max(1, PANEL_BYTES // (inputs * x_RI.element_size()) // GROUP)
-    for first in range(0, groups, step):
-        last = min(first + step, groups)
-        rows = slice(first * GROUP, min(last * GROUP, outputs))
-        panel_PI = weight.unpack(first, last) if isinstance(weight, SparseWeight) else weight[rows]
-        bias_P = None if bias_O is None else bias_O[rows]
-        y_RO[:, rows] = functional.linear(x_RI, panel_PI.to(x_RI.dtype), bias_P)
-    return y_RO
+    x_RI = x.view(-1, x.shape[-1])
+    outputs, inputs = weight.shape
+    y_RO = torch.empty((x_RI.shape[0], outputs), dtype=x.dtype)
+    room_PI = torch.empty((PANEL_ROWS, inputs), dtype=weight.dtype)
+    for first in range(0, outputs, PANEL_ROWS):
+        rows = slice(first, min(first + PANEL_ROWS, outputs))
+        if isinstance(weight, SparseWeight):
+            groups = first // GROUP, -(-rows.stop // GROUP)
+            panel_PI = weight.unpack(*groups, out=room_PI[: rows.stop - first])
+        else:
+            panel_PI = weight[rows]
+        y_RO[:, rows] = functional.linear(x_RI, panel_PI.to(x.dtype), None if bias_O is None else bias_O[rows])
+    return y_RO.view(*x.shape[:-1], outputs)
 
 
 class _KernelLinear(nn.Module):

@@ -20,8 +20,8 @@ KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _BAD_ARRAYS = 2
 
 
-# Weights in memory by where their masks are: those that have been checked.
-_KNOWN: "WeakValueDictionary[int, SparseWeight]" = WeakValueDictionary()
+# Weights that have been checked, by where their parts are.
+_KNOWN: "WeakValueDictionary[tuple[int, int, int], SparseWeight]" = WeakValueDictionary()
 
 
 class SparseWeight:
@@ -44,7 +44,9 @@ class SparseWeight:
         arguments = (masks.data_ptr(), starts.data_ptr(), values.numel() - padding, outputs, inputs)
         if not right or _library().prunus_check(*arguments):
             raise PrunusError(f"masks, values and starts are not those of a weight of ({outputs}, {inputs})")
-        _KNOWN[masks.data_ptr()] = self
+        # The kernel is given addresses; asking tensors for them takes as long as a small product.
+        self.pointers = masks.data_ptr(), values.data_ptr(), starts.data_ptr()
+        _KNOWN[self.pointers] = self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,6 +62,18 @@ class SparseWeight:
     def nbytes(self) -> int:
         """Bytes in memory."""
         return sum(part.nbytes for part in (self.masks, self.values, self.starts))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I)."""
+        return self.outputs, self.inputs
+
+    def copy(self) -> "SparseWeight":
+        """The same in memory of its own."""
+        masks, values, starts = (part.clone() for part in (self.masks, self.values, self.starts))
+        for part in (masks, values):
+            huge_pages(part)
+        return SparseWeight(masks, values, starts, self.outputs, self.inputs)
 
     def unpack(self, first: int = 0, last: int | None = None, out: Tensor | None = None) -> Tensor:
         """Rows of groups [first, last), dense, bit by bit; all of them by default. out: where to, else new memory."""
@@ -94,11 +108,9 @@ class SparseWeight:
 
 def checked(masks: Tensor, values: Tensor, starts: Tensor, outputs: int, inputs: int) -> SparseWeight:
     """The weight of these parts; it is made, and so checked, unless it is there already."""
-    known = _KNOWN.get(masks.data_ptr())
-    if known is not None and (known.outputs, known.inputs) == (outputs, inputs):
-        theirs = known.masks.data_ptr(), known.values.data_ptr(), known.starts.data_ptr()
-        if theirs == (masks.data_ptr(), values.data_ptr(), starts.data_ptr()):
-            return known
+    known = _KNOWN.get((masks.data_ptr(), values.data_ptr(), starts.data_ptr()))
+    if known is not None and (known.outputs, known.inputs, known.dtype) == (outputs, inputs, values.dtype):
+        return known
     return SparseWeight(masks, values, starts, outputs, inputs)
 
 
