@@ -12,15 +12,43 @@ from prunus.errors import PrunusError
 ACTIONS = ("run", "plan", "report")
 
 
-@command("study", "prunus study plan examples/tiny.toml\nprunus study examples/tiny.toml")
+@command(
+    "study",
+    "prunus study plan examples/tiny.toml\nprunus study examples/tiny.toml\nprunus study examples/paper.toml --ray",
+)
 @click.argument("words", nargs=-1, required=True, metavar="[run|plan|report] FILE.toml")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for all of it; default: study-FILE.")
 @click.option("--store", type=click.Path(path_type=Path), help="Results; default: results.db in that folder.")
 @device_option
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[HOST:PORT]",
+    help="Run on a Ray cluster: at this address, else of RAY_ADDRESS, else on this machine.",
+)
+@click.option(
+    "--gpus-per-task", type=click.FloatRange(0), help="With --ray, of each worker; default: 1 where there are any."
+)
+@click.option(
+    "--cpus-per-task",
+    type=click.FloatRange(0, min_open=True),
+    default=1,
+    show_default=True,
+    help="With --ray, of each worker.",
+)
 @click.option("--no-measure", is_flag=True, help="plan: load no model; no estimate of time.")
 @json_option
 def study_command(
-    words: tuple[str, ...], out: Path | None, store: Path | None, device: str, no_measure: bool, as_json: bool
+    words: tuple[str, ...],
+    out: Path | None,
+    store: Path | None,
+    device: str,
+    ray: str | None,
+    gpus_per_task: float | None,
+    cpus_per_task: float,
+    no_measure: bool,
+    as_json: bool,
 ) -> None:
     """Models x recipes x plans of a TOML file: run what is missing, compare, report.
 
@@ -30,6 +58,8 @@ def study_command(
     action, file = parse(words)
     if no_measure and action != "plan":
         raise PrunusError("--no-measure belongs to `prunus study plan`")
+    if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
+        raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray")
     if action == "plan":
         plan = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
         if as_json:
@@ -42,7 +72,15 @@ def study_command(
     if action == "report":
         done = prunus.report_study(file, out=out, store=store)
     else:
-        done = prunus.run_study(file, out=out, store=store, device=device)
+        done = prunus.run_study(
+            file,
+            out=out,
+            store=store,
+            device=device,
+            ray=ray,
+            gpus_per_task=gpus_per_task,
+            cpus_per_task=cpus_per_task,
+        )
     if as_json:
         print_json(done)
         return

@@ -125,10 +125,16 @@ class Done(NamedTuple):
 
 def do_batch(store: Store, work: Work, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]) -> Done:
     """Think, answer, grade, and store the rows in one transaction."""
+    done = answer_batch(work, backend, grader, batch)
+    store.add_samples(work.run_id, done.samples)
+    return done
+
+
+def answer_batch(work: Work, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]) -> Done:
+    """Think, answer and grade: the rows of a batch, which no store has yet."""
     started = time.monotonic()
     draws = run_batch(work, backend, batch)
     samples = graded(work, grader, batch, draws)
-    store.add_samples(work.run_id, samples)
     return Done(samples, sampled_tokens(draws), max(1e-9, time.monotonic() - started))
 
 

@@ -6,7 +6,7 @@ what the scripts of arXiv:2510.22228 and arXiv:2604.25098 do with Qwen3 models. 
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunus.errors import PrunusError
@@ -201,11 +201,6 @@ def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode:
             )
         return token
 
-    # Whether a text ends in a newline is told by its last byte alone, so by its last token.
-    @cache
-    def ends_in_newline(token: int) -> bool:
-        return decode(tokenizer, [token]).endswith("\n")
-
     return Markers(
         start=encode(profile.thinking_start),
         reopening=encode(profile.thinking_start.rstrip("\n")),
@@ -217,8 +212,13 @@ def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode:
         wait_after_newline=encode(profile.wait),
         answer_stops=frozenset(map(single, profile.answer_stops)),
         answer_banned=frozenset(map(single, profile.answer_banned)) if mode == "strict" else frozenset(),
-        ends_in_newline=ends_in_newline,
+        ends_in_newline=partial(ends_in_newline, tokenizer),
     )
+
+
+def ends_in_newline(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
+    """Whether a text of this last token ends in a newline, which its last byte alone tells."""
+    return decode(tokenizer, [token]).endswith("\n")
 
 
 def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -42,7 +42,14 @@ Batches = list[list[tuple[int, int]]]
 
 
 def run_study(
-    file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None, device: str = "auto"
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    ray: str | None = None,
+    gpus_per_task: float | None = None,
+    cpus_per_task: float = 1,
 ) -> dict[str, Any]:
     """Run the study of a TOML file (docs/study.md): every missing cell, then verdicts and the page OUT/report.html.
 
@@ -50,15 +57,27 @@ def run_study(
     time, the same call goes on; only the batch in flight is lost. Returns plain data: name, out, store, report, cells,
     unreported (runs of the store that the study does not ask for), comparisons (for each model and plan: model, plan,
     base, comparison as `compare` gives it). Wrong input raises PrunusError before anything is run.
+    ray: HOST:PORT of a Ray cluster, or `auto`, on which to do it (docs/scale.md); each of its workers has so many GPUs
+    (by default 1 where there are any) and CPUs. The rows are the same.
     """
     study = read_study(file)
     places = Places.of(study, out, store)
+    cluster = None
+    if ray is not None:
+        from prunus.study.ray_cluster import find_cluster
+
+        cluster = find_cluster(ray)
     with places.locked():
         models = [open_model(study, typed, folder_of(study, typed)) for typed in study.models]
         check_variants(study, models, places, device)
         write_text(places.folder / "study.toml", study.text)
         with Store(places.store, create=True) as opened:
-            run_cells(study, models, places, opened, device)
+            if cluster is None:
+                run_cells(study, models, places, opened, device)
+            else:
+                from prunus.study.on_ray import run_on_ray
+
+                run_on_ray(study, models, places, opened, device, cluster, gpus_per_task, cpus_per_task)
             if edited(study):
                 progress.say(f"{study.path} was edited meanwhile: this was it as it was, run the same command again")
             return conclude(study, models, places, opened)
@@ -113,8 +132,7 @@ def making(places: Places, variant: Variant) -> Path:
 
 def run_cells(study: Study, models: Sequence[Model], places: Places, store: Store, device: str) -> None:
     """First each dense model and one batch of every variant, then the rest."""
-    rows = {cell.work.run_id: board_row(store, model, cell, study) for model in models for cell in model.cells}
-    bases = {row_group(model, c): rows[c.work.run_id] for model in models for c in model.cells if is_base(study, c)}
+    rows, bases = board_rows(study, models, store)
     with (
         Grader() as grader,
         Board(f"study {study.name}", list(rows.values()), bases) as board,
@@ -132,8 +150,7 @@ def run_cells(study: Study, models: Sequence[Model], places: Places, store: Stor
                         for cell, batches in cells:
                             check_engine(cell.work, backend)
                             with store.claim(cell.work.run_id):
-                                store.add_problems(problem_row(problem) for problem in cell.work.problems)
-                                store.add_run(describe_run(model, cell, places, backend))
+                                add_cell(store, model, cell, places, describe_versions(backend))
                                 for batch in batches:
                                     done = do_batch(store, cell.work, backend, grader, batch)
                                     board.add(rows[cell.work.run_id], done.samples, done.tokens, done.seconds)
@@ -196,7 +213,13 @@ class Engine:
                 yield backend
 
 
-def describe_run(model: Model, cell: Cell, places: Places, backend: Backend) -> Run:
+def add_cell(store: Store, model: Model, cell: Cell, places: Places, versions: dict[str, Any]) -> None:
+    """Tell the store of a cell's problems and run, before its rows. versions: of what computes it."""
+    store.add_problems(problem_row(problem) for problem in cell.work.problems)
+    store.add_run(describe_run(model, cell, places, versions))
+
+
+def describe_run(model: Model, cell: Cell, places: Places, versions: dict[str, Any]) -> Run:
     """What the store keeps of a cell: of a variant the same as of the checkpoint that it would be."""
     described = describe_model(model.typed, model.checkpoint)
     if cell.variant.recipe is not None:
@@ -210,7 +233,16 @@ def describe_run(model: Model, cell: Cell, places: Places, backend: Backend) -> 
             "parameters": about.parameters,
             "blocks": about.blocks,
         }
-    return Run(cell.work.run_id, described, cell.work.plan, describe_versions(backend))
+    return Run(cell.work.run_id, described, cell.work.plan, versions)
+
+
+def board_rows(
+    study: Study, models: Sequence[Model], store: Store
+) -> tuple[dict[str, Row], dict[tuple[str, int], Row]]:
+    """The row of every cell by its run, and the rows that the others are compared with."""
+    rows = {cell.work.run_id: board_row(store, model, cell, study) for model in models for cell in model.cells}
+    bases = {row_group(model, c): rows[c.work.run_id] for model in models for c in model.cells if is_base(study, c)}
+    return rows, bases
 
 
 def board_row(store: Store, model: Model, cell: Cell, study: Study) -> Row:

@@ -50,6 +50,11 @@ def vectors_file(folder: Path, variant: Variant) -> Path:
     return folder / VARIANTS / f"{variant.key}.vectors.safetensors"
 
 
+def variant_files(folder: Path, variant: Variant) -> list[Path]:
+    """What there is of a variant; the file that says that it is complete comes last."""
+    return [path for path in (vectors_file(folder, variant), weights_file(folder, variant)) if path.exists()]
+
+
 def read_about(folder: Path, variant: Variant) -> About | None:
     """What is known of a variant that was made already."""
     path = weights_file(folder, variant)

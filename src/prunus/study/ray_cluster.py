@@ -1,0 +1,98 @@
+"""Joining a Ray cluster, and how many workers it has room for."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from prunus import progress
+from prunus.errors import PrunusError
+
+AUTO, LOCAL = "auto", "local"
+CONNECT_SECONDS = 5.0
+PROBE_SECONDS = 20.0  # joining a cluster that is not there takes Ray minutes, and ends the process
+# Of Ray's own: no usage reports, and a cluster of this machine alone listens on loopback only.
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def find_cluster(address: str) -> str:
+    """HOST:PORT of the cluster that is meant, or `local` for one to start here; PrunusError where it is not there.
+
+    address: HOST:PORT of its head, or `auto`: that of RAY_ADDRESS, else a cluster that runs on this machine, else
+    `local`.
+    """
+    if find_spec("ray") is None:
+        raise PrunusError("--ray needs the package ray: pip install 'prunus[ray]', on every node of the cluster")
+    if address == AUTO:
+        address = os.environ.get("RAY_ADDRESS", AUTO)
+    reason = unreachable(address)
+    if reason and address == AUTO:
+        return LOCAL
+    if reason:
+        raise PrunusError(f"no Ray cluster at '{address}' ({reason}); give HOST:PORT as `ray start --head` prints it")
+    return address
+
+
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """Within this, this process is a driver of the cluster that find_cluster found."""
+    if address == LOCAL:
+        progress.say("no Ray cluster runs on this machine: one is started for this study")
+        os.environ |= ENVIRONMENT
+    import ray
+
+    how: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **how)
+    except (ConnectionError, RuntimeError, ValueError) as error:  # no node of it here, or another version of Ray
+        raise PrunusError(f"the Ray cluster at '{address}' cannot be joined: {first_line(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def unreachable(address: str) -> str | None:
+    """Why there is no cluster, None if there is one. Asked in another process, which can be ended."""
+    if "://" in address:
+        return "addresses with :// are those of Ray's client, which cannot drive a study"
+    host, _, port = address.rpartition(":")
+    if address != AUTO:
+        if not host or not port.isdigit():
+            return "that is not HOST:PORT"
+        try:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            return str(getattr(error, "strerror", None) or error)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        return "nothing that is one answers"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it is not one"])[-1]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Ray says first: the rest is about Ray's own processes."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def gpus_there() -> bool:
+    """Whether any node has one."""
+    import ray
+
+    return any(node["Resources"].get("GPU", 0) > 0 for node in ray.nodes() if node["Alive"])
+
+
+def room(gpus: float, cpus: float) -> int:
+    """How many workers with so much each the nodes hold, whoever uses them now."""
+    import ray
+
+    needs = {kind: share for kind, share in (("GPU", gpus), ("CPU", cpus)) if share > 0}
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(has.get(kind, 0) / share) for kind, share in needs.items()) for has in alive)

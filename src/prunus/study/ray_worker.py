@@ -1,0 +1,143 @@
+"""A worker of a study on a cluster: one process that holds a dense model, and in it the variant that answers.
+
+It never sees the store nor the study's folder: what it is to do comes with each call, and what came of it goes back.
+"""
+
+import os
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import prunus
+from prunus import progress
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import resolve
+from prunus.errors import PrunusError
+from prunus.evaluation.budget import Backend
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.pipeline import Done, Work, answer_batch, check_engine, describe_versions
+from prunus.study.cells import Model, Variant
+from prunus.study.file import Study
+from prunus.study.run import Engine
+from prunus.study.variants import VARIANTS, make_variant, variant_files
+
+Piece = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A model as workers are told of it. works: of the dense model, one a plan; they hold problems and tokenizer."""
+
+    typed: str
+    checksum: str
+    works: list[Work]
+
+
+class Hello(NamedTuple):
+    """Where a worker is, and which Prunus it has."""
+
+    node: str
+    process: int
+    version: str
+
+
+class Answered(NamedTuple):
+    """What came of a batch, and what computed it."""
+
+    done: Done
+    versions: dict[str, Any]
+
+
+class Worker:
+    """What Ray makes an actor of. folder: where the study was started; relative paths are meant from there."""
+
+    def __init__(self, folder: str, study: Study, device: str) -> None:
+        with suppress(OSError):  # not there: then such paths are not found, which says what is wrong
+            os.chdir(folder)
+        progress.set_quiet(True)
+        self.device, self.engine, self.grader = device, Engine(study, device), Grader()
+        self.scratch = tempfile.TemporaryDirectory(prefix="prunus-")
+        self.model: Model | None = None
+        self.works: list[Work] = []
+        self.held, self.holds = ExitStack(), ""
+        self.backend: Backend | None = None
+
+    @property
+    def folder(self) -> Path:
+        """In place of the study's folder."""
+        return Path(self.scratch.name)
+
+    def hello(self) -> Hello:
+        """So that the driver knows that this worker lives."""
+        return Hello(socket.gethostname(), os.getpid(), prunus.__version__)
+
+    def make(self, lent: Sequence[Any], variant: Variant) -> dict[str, int]:
+        """Make a variant; the sizes of its files, which piece() gives."""
+        make_variant(self.take(lent), variant, self.folder, self.device, keep=False)
+        return {path.name: path.stat().st_size for path in variant_files(self.folder, variant)}
+
+    def piece(self, name: str, start: int, size: int) -> Piece:
+        """Bytes of a file that make() left."""
+        return np.fromfile(self.folder / VARIANTS / name, np.uint8, size, offset=start)
+
+    def answer(
+        self,
+        lent: Sequence[Any],
+        variant: Variant,
+        files: Mapping[str, Sequence[Any]],
+        plan: int,
+        batch: list[tuple[int, int]],
+    ) -> Answered:
+        """Do a batch. lent, files: references, fetched only if this worker does not hold what they are of."""
+        model = self.take(lent)
+        if self.backend is None or self.holds != variant.key:
+            self.let_go()
+            for name, pieces in files.items():
+                write(self.folder / VARIANTS / name, pieces)
+            self.backend = self.held.enter_context(self.engine.holding(model, variant, self.folder))
+            self.holds = variant.key
+            for path in variant_files(self.folder, variant):
+                path.unlink(missing_ok=True)
+        check_engine(self.works[plan], self.backend)
+        done = answer_batch(self.works[plan], self.backend, self.grader, batch)
+        return Answered(done, describe_versions(self.backend))
+
+    def take(self, lent: Sequence[Any]) -> Model:
+        """The model that lent, a reference and the name, stands for."""
+        reference, typed = lent
+        if self.model is None or self.model.typed != typed:
+            self.let_go()
+            told: Lent = fetch(reference)
+            checkpoint = Checkpoint(resolve(told.typed))
+            if checkpoint.checksum() != told.checksum:
+                raise PrunusError(f"'{typed}' has other weights here than where the study was started")
+            self.works = told.works
+            self.model = Model(typed, checkpoint, told.works[0].tokenizer, [], [])
+        return self.model
+
+    def let_go(self) -> None:
+        """Back to the dense model."""
+        self.held.close()
+        self.holds, self.backend = "", None
+
+
+def write(path: Path, pieces: Sequence[Any]) -> None:
+    """A file of pieces that are fetched one by one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(fetch(piece))
+
+
+def fetch(reference: Any) -> Any:
+    """What a reference stands for."""
+    import ray
+
+    return ray.get(reference)

@@ -1,0 +1,235 @@
+"""prunus study --ray: the rows of a run on this machine, whatever becomes of the workers. A cluster on loopback."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small_study import write_study
+
+import prunus
+from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.reporting import page
+from prunus.results.comparison import compare
+from prunus.results.store import Sample, Store
+from prunus.study import on_ray, pages, ray_cluster
+from prunus.study.cells import Variant
+from prunus.study.on_ray import Driver, Hand, Job, pick
+
+RECIPES = """\
+[[prune]]
+method = ["magnitude", "sparsegpt"]
+[[drop]]
+blocks = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes with one CPU each, reachable from this machine only."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's workers are nice, and on a busy machine would starve beside our other tests.
+        for name, value in (ray_cluster.ENVIRONMENT | {"RAY_worker_niceness": "0"}).items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
+        started = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        started.add_node(**node)
+        yield started
+        started.shutdown()
+
+
+@pytest.fixture
+def few_resamples(monkeypatch) -> None:
+    """Intervals are tested elsewhere."""
+    for module in (pages, page):
+        monkeypatch.setattr(module, "compare", partial(compare, resamples=100))
+
+
+def rounded(sample: Sample) -> Sample:
+    """Without the last bits of means, which may be others in another process."""
+    assert sample.logprob is not None and sample.self_certainty is not None
+    return replace(sample, logprob=round(sample.logprob, 4), self_certainty=round(sample.self_certainty, 4))
+
+
+def everything(store: Path) -> dict[str, Any]:
+    """What a store holds, by run id, but for where the weights of a variant lie."""
+    with Store(store) as opened:
+        runs = opened.runs()
+        found = {run.run_id: [rounded(s) for s in opened.samples(run.run_id, texts=True)] for run in runs}
+        told = {run.run_id: (run.model | {"source": None}, run.plan, run.versions) for run in runs}
+        return {"samples": found, "runs": told, "problems": opened.problems()}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
+    cluster, tmp_path, monkeypatch, capsys, few_resamples
+):
+    """One worker is killed in the middle of a batch, later a whole node goes; every row is there, and once."""
+    original, kept = Driver.keep, []
+
+    def keep(self: Driver, job: Job, found: Any) -> None:
+        original(self, job, found)
+        kept.append(job)
+        if len(kept) == 2:
+            victim = next(hand for hand in self.hands if hand.job and hand.job is not job and hand.hello)
+            assert victim.hello is not None
+            os.kill(victim.hello.process, signal.SIGKILL)
+        if len(kept) == 6:
+            cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
+
+    monkeypatch.setattr(Driver, "keep", keep)
+    monkeypatch.setattr(on_ray, "PIECE", 4096)  # files travel in many pieces
+    file = write_study(tmp_path, RECIPES)
+    done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+    told = capsys.readouterr().err
+    assert " was lost while " in told and "another does it" in told
+    assert done["cells"] == 4 and len(kept) == 12 and Path(done["report"]).exists()
+    assert not list((tmp_path / "ray" / "variants").glob("*.part"))
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray's workers have
+    try:
+        prunus.run_study(file, out=tmp_path / "local")
+    finally:
+        torch.set_num_threads(threads)
+    ours, theirs = everything(tmp_path / "ray" / "results.db"), everything(tmp_path / "local" / "results.db")
+    assert ours == theirs and [len(rows) for rows in ours["samples"].values()] == [18] * 4
+    for path in (tmp_path / "local" / "variants").iterdir():
+        assert path.read_bytes() == (tmp_path / "ray" / "variants" / path.name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, monkeypatch, capsys):
+    file = write_study(tmp_path, "")
+    arguments = ["study", str(file), "--out", str(tmp_path / "out"), "--ray", cluster.address]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--gpus-per-task", "1"])
+    assert stopped.value.code == 2
+    assert "no node of the cluster has the 1 GPUs and 1 CPUs" in capsys.readouterr().err
+    lend = on_ray.lend
+    monkeypatch.setattr(on_ray, "lend", lambda model: replace(lend(model), checksum="another"))
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "model' has other weights here than where the study was started" in error
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("no-such-host.invalid:6379", "no-such-host.invalid:6379"),
+        ("6379", "that is not HOST:PORT"),
+        ("ray://127.0.0.1:10001", "Ray's client, which cannot drive a study"),
+    ],
+)
+def test_a_wrong_address_is_one_line_and_nothing_is_made(tmp_path, address, reason, capsys):
+    file = write_study(tmp_path, "")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", str(file), "--out", str(tmp_path / "out"), "--ray", address])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and told.startswith("error: no Ray cluster at") and reason in told
+    assert told.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_another_service_at_the_address_is_no_cluster(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "PROBE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(PrunusError, match="nothing that is one answers"):
+            ray_cluster.find_cluster(address)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(PrunusError, match=address):
+            ray_cluster.find_cluster("auto")
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda _: None)
+    with pytest.raises(PrunusError, match=r"pip install 'prunus\[ray\]'"):
+        prunus.run_study(write_study(tmp_path, ""), out=tmp_path / "out", ray="auto")
+
+
+def test_workers_wished_for_without_ray(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "x.toml", "--gpus-per-task", "1"])
+    assert stopped.value.code == 2 and "belong to --ray" in capsys.readouterr().err
+
+
+def test_room_counts_node_by_node(monkeypatch):
+    """Three GPUs on one node and one on another hold one worker of two; the dead node counts for nothing."""
+    ray = pytest.importorskip("ray")
+    nodes = [{"Alive": alive, "Resources": {"GPU": gpus, "CPU": 8.0}} for alive, gpus in ((1, 3.0), (1, 1.0), (0, 8.0))]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert [ray_cluster.room(gpus, 1) for gpus in (0.5, 1, 2, 4)] == [8, 4, 1, 0]
+    assert ray_cluster.room(0, 3) == 4 and ray_cluster.gpus_there()
+
+
+def job(model: Any, name: str, cell: Any = None, early: bool = False) -> Job:
+    return Job(model, Variant(name, None, name), cell, [], early)
+
+
+def test_what_a_worker_is_given():
+    """Early ones, then of its own model and variant, else where few are at work; never what is not made."""
+    one, other, cell = SimpleNamespace(label="one"), SimpleNamespace(label="other"), object()
+    dense, late, foreign = job(one, "dense", cell), job(one, "wanda", cell), job(other, "other-dense", cell)
+    fresh, at_dense = Hand(None), Hand(None, last=dense)
+    assert pick([late, dense], {"wanda"}, fresh, []) is dense
+    assert pick([late], {"wanda"}, fresh, []) is None
+    make = job(one, "wanda", None, early=True)
+    assert pick([dense, make, late], {"wanda"}, at_dense, []) is make, "early first"
+    assert pick([late, dense], set(), at_dense, []) is dense, "its own variant"
+    assert pick([foreign, late], set(), at_dense, []) is late, "its own model"
+    busy = Hand(None, job=dense)
+    assert pick([dense, late], set(), fresh, [busy]) is late, "where nobody is"
+    assert pick([dense, late], set(), fresh, []) is dense, "else in order"
+
+
+def driver(hand: Hand) -> Driver:
+    """One without a cluster."""
+    made = Driver.__new__(Driver)
+    made.hands, made.jobs, made.failed_starts = [hand], [], 0
+    return made
+
+
+def test_what_loses_every_worker_is_given_up(capsys):
+    made = driver(hand := Hand(None, job=job(SimpleNamespace(label="m"), "wanda", object())))
+    for _ in range(on_ray.ATTEMPTS - 1):
+        made.lose(hand, RuntimeError("\nThe actor died.\n\tpid: 1"))
+        assert made.jobs.pop() is hand.job and made.hands == []
+        made.hands.append(hand)
+    assert "a worker on ? was lost while evaluating wanda of m (The actor died.)" in capsys.readouterr().err
+    with pytest.raises(PrunusError, match=r"lost 3 workers, the last on \? \(The actor died\.\)"):
+        made.lose(hand, RuntimeError("The actor died."))
+
+
+def test_workers_that_never_start_are_given_up():
+    made = driver(hand := Hand(None))
+    with pytest.raises(PrunusError, match="lacks prunus"):
+        made.lose(hand, RuntimeError("The actor died.\nModuleNotFoundError: No module named 'prunus'"))
+    with pytest.raises(PrunusError, match=r"workers end as they start \(why\)"):
+        for _ in range(on_ray.ATTEMPTS):
+            made.hands = [hand]
+            made.lose(hand, RuntimeError("why"))
+
+
+def test_the_example_of_a_cluster_is_one_to_ray():
+    """By Ray's own schema."""
+    pytest.importorskip("ray")
+    import yaml
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((Path(__file__).parents[1] / "examples" / "ray-cluster.yaml").read_text())
+    validate_config(prepare_config(config))
