@@ -13,10 +13,10 @@ import prunus
 from prunus.cli import cli, main
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
-ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout"}
+ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout", "sparse"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
-ALSO = {"plan_study", "report_study"}  # `prunus study plan`, `prunus study report`
+ALSO = {"plan_study", "report_study", "sparse"}  # `prunus study plan`, `prunus study report`, and a module
 LISTINGS = {"tasks", "methods"}
 
 

@@ -45,13 +45,18 @@ from prunus.recipes import EvalPlan, TraceRecipe
 @engine_options
 @click.option("--reuse/--no-reuse", default=True, show_default=True, help="Cut one trace for all budgets.")
 @click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
+@click.option("--measure-seconds", is_flag=True, help="Also time single tokens, for accuracy against seconds.")
 @device_option
-def eval_command(model: str, store: Path, device: str, engine: EngineOptions, **plan: Any) -> None:
+def eval_command(
+    model: str, store: Path, device: str, engine: EngineOptions, measure_seconds: bool, **plan: Any
+) -> None:
     """Accuracy of MODEL under thinking budgets, row by row into a store.
 
     Run it again to go on after an interruption; a finished run does no work.
     """
-    run_id = prunus.evaluate(model, EvalPlan(**plan), store, device=device, engine=engine)
+    run_id = prunus.evaluate(
+        model, EvalPlan(**plan), store, device=device, engine=engine, measure_seconds=measure_seconds
+    )
     from prunus.reporting.tables import curve_table
     from prunus.results.comparison import summarise
     from prunus.results.store import Store

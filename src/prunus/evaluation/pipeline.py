@@ -57,13 +57,20 @@ class Work:
 
 
 def evaluate(
-    model: str | Path, plan: EvalPlan, store: str | Path, *, device: str = "auto", engine: EngineOptions | None = None
+    model: str | Path,
+    plan: EvalPlan,
+    store: str | Path,
+    *,
+    device: str = "auto",
+    engine: EngineOptions | None = None,
+    measure_seconds: bool = False,
 ) -> str:
     """Accuracy of a model under thinking budgets: every missing row of the plan is added to the store.
 
     model: `tiny`, a folder (also a packed one, for hf) or a hub id. store: SQLite file, made where missing. device:
     `auto` is cuda if there is one.
-    engine: how the plan's backend is started or reached (docs/engines.md).
+    engine: how the plan's backend is started or reached (docs/engines.md). measure_seconds: also measure, once for the
+    run and this machine, how long a token takes one chain alone, so that the report can tell budgets in seconds.
     Returns the run's id, a hash of the model's weights and the plan with the values that take effect; the sparse kernel
     is one of them, so that a packed model and the same dense are two runs of a store, and compared. What the store
     holds already is not done again; without missing rows the model is not even loaded. PrunusError if another process
@@ -73,7 +80,8 @@ def evaluate(
     checkpoint, kernel = open_for(plan.backend, folder, device, engine or EngineOptions())
     work = make_work(checkpoint, load_tokenizer(folder), plan, kernel)
     with Store(Path(store), create=True) as opened:
-        if missing_batches(opened, work):
+        untimed = measure_seconds and is_untimed(opened, work, plan.backend, device)
+        if missing_batches(opened, work) or untimed:
             with (
                 opened.claim(work.run_id),
                 backends.opened(plan.backend, folder, device, len(work.tokenizer), engine) as backend,
@@ -84,7 +92,34 @@ def evaluate(
                 opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
                 # Asked again: another process may have stored some before the run was ours.
                 fill(opened, work, backend, missing_batches(opened, work))
+                if untimed:
+                    measure_run(opened, work, backend, checkpoint)
     return work.run_id
+
+
+def is_untimed(store: Store, work: Work, backend: str, device: str) -> bool:
+    """Whether the run's speed on this machine is not known; PrunusError where the backend cannot be timed."""
+    if backend != "hf":
+        raise PrunusError(
+            f"seconds can be measured with the backend hf only, not {backend}; leave --measure-seconds out"
+        )
+    from prunus.evaluation.backends.loading import pick
+    from prunus.evaluation.seconds import machine_of
+
+    return machine_of(pick(device)) not in store.timings(work.run_id)
+
+
+def measure_run(store: Store, work: Work, backend: Backend, checkpoint: Checkpoint) -> None:
+    """Measure the speed of a run's model, and store it."""
+    from prunus.evaluation.seconds import machine_of, measure
+
+    prompts: dict[str, list[int]] = {}
+    for problem, ids in zip(work.problems, work.prompts, strict=True):
+        prompts.setdefault(problem.task, []).append(len(ids))
+    markers, context = work.rules.markers, int(checkpoint.config.max_position_embeddings)
+    longest = max(map(len, work.prompts)) + work.budgets[-1] + markers.longest + max(work.caps)
+    speed = measure(backend, prompts, len(markers.start), longest, context)
+    store.set_timing(work.run_id, machine_of(str(getattr(backend, "description", {}).get("device"))), speed)
 
 
 def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[Checkpoint, str | None]:

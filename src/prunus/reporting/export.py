@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prunus.errors import PrunusError
-from prunus.reporting import evidence, figures, grids, parallel
+from prunus.reporting import evidence, figures, grids, parallel, seconds
 from prunus.reporting.drawing import drawing
 from prunus.reporting.figures import ENDINGS
 from prunus.reporting.files import write_whole
@@ -29,7 +29,7 @@ class Chart(NamedTuple):
     legend: Sequence[Key] = ()
 
 
-def charts(view: View, both: Sequence[Both]) -> Iterator[Chart]:
+def charts(view: View, both: Sequence[Both], timed: seconds.Timings | None) -> Iterator[Chart]:
     """Every chart of the page, and all differences of a task in one."""
     runs = [(look.line, look.marker, look.label) for look in view.looks]
     for task in view.tasks:
@@ -49,6 +49,10 @@ def charts(view: View, both: Sequence[Both]) -> Iterator[Chart]:
                 picture = figures.endings(task, look, summary)
                 yield Chart(f"endings-{task}-{look.label}", f"{look.label}: endings{where}", picture, keys)
         yield from _draws(view, task, runs)
+        if timed is not None and any(run.seconds.get(task) for run in timed.runs):
+            keys = [(run.look.line, run.look.marker, run.look.label) for run in timed.runs]
+            picture = seconds.seconds_chart(timed, task)
+            yield Chart(f"accuracy-seconds-{task}", f"Accuracy{where} against seconds", picture, keys)
         for one in both:
             if all(one.cells(task)):
                 keys = [(f"m{k}", k, mode) for k, mode in enumerate(MODES)]
@@ -79,11 +83,13 @@ def _draws(view: View, task: str, runs: Sequence[Key]) -> Iterator[Chart]:
             yield Chart(f"fan-{task}-{look.label}", title, parallel.fan(task, look, summary), keys)
 
 
-def tables(view: View, both: Sequence[Both], standings: Sequence[Standing]) -> list[Grid]:
+def tables(
+    view: View, both: Sequence[Both], timed: seconds.Timings | None, standings: Sequence[Standing]
+) -> list[Grid]:
     """Every table of the page, and the sparsity of every Linear."""
     found = [*grids.all_of(view), cost_grid(view, standings), evidence.linear_grid(view)]
     for task in view.tasks:
-        found += parallel.all_of(view, task)
+        found += [*parallel.all_of(view, task), *seconds.all_of(timed, task)]
     found += [mode_grid(view, both)] if both else []
     return [grid for grid in found if grid.rows]
 
@@ -91,6 +97,7 @@ def tables(view: View, both: Sequence[Both], standings: Sequence[Standing]) -> l
 def contents(
     view: View,
     both: Sequence[Both],
+    timed: seconds.Timings | None,
     standings: Sequence[Standing],
     figures_in: Path | str | None,
     tables_in: Path | str | None,
@@ -99,13 +106,13 @@ def contents(
     found: dict[Path, str | bytes] = {}
     if figures_in is not None:
         names: Counter[str] = Counter()
-        for chart in charts(view, both):
+        for chart in charts(view, both, timed):
             name, picture = _unique(chart.name, names), drawing(chart.svg, chart.legend)
             found[Path(figures_in) / f"{name}.svg"] = picture.svg()
             found[Path(figures_in) / f"{name}.pdf"] = pdf(picture, chart.title)
     if tables_in is not None:
         names = Counter()
-        for grid in tables(view, both, standings):
+        for grid in tables(view, both, timed, standings):
             name = _unique(grid.name, names)
             found[Path(tables_in) / f"{name}.csv"] = grid.csv()
             found[Path(tables_in) / f"{name}.tex"] = grid.latex()

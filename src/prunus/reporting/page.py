@@ -14,7 +14,7 @@ from typing import Any
 
 from prunus import __version__
 from prunus.errors import PrunusError
-from prunus.reporting import beside, evidence, export, methods, parallel, prose, sections, traces
+from prunus.reporting import beside, evidence, export, methods, parallel, prose, seconds, sections, traces
 from prunus.reporting.document import document, resource
 from prunus.reporting.files import Folder, refuse_existing, write_whole
 from prunus.reporting.labels import Look, history, looks
@@ -67,8 +67,9 @@ def report(
         view = make_view(opened, base_run, comparison, published)
         both = both_modes(opened, view.runs, view.looks)
         standings = [standing(opened, run) for run in view.runs]
-        text = page(opened, view, both, standings, folder, name, notes)
-        extra = export.contents(view, both, standings, figures, csv)
+        timed = seconds.timings(opened, view)
+        text = page(opened, view, both, timed, standings, folder, name, notes)
+        extra = export.contents(view, both, timed, standings, figures, csv)
         export.check(extra, overwrite)
         export.write(extra)
         folder.keep()
@@ -112,6 +113,7 @@ def page(
     store: Store,
     view: View,
     both: Sequence[Both],
+    timed: seconds.Timings | None,
     standings: Sequence[Standing],
     folder: Folder,
     name: str,
@@ -126,6 +128,7 @@ def page(
         sections.legend(view) if several or view.matches else "",
         *(sections.curve_section(view, task) for task in view.tasks),
         *(sections.token_section(view, task) for task in view.tasks),
+        seconds.seconds_section(view, timed),
         mode_section(view, both),
         *(parallel.parallel_section(view, task) for task in view.tasks),
         beside.published_section(view) if view.matches is not None else "",

@@ -27,6 +27,15 @@ BUSY_SECONDS = 30.0
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
 
+# How long a token takes a run's model on some machine. Readers of a format that came before it never look at it, and a
+# store made without it gets it when it is first needed: so it is no new format.
+TIMING_DDL = """
+    CREATE TABLE IF NOT EXISTS timing (
+        run_id TEXT NOT NULL REFERENCES run, machine TEXT NOT NULL,
+        speed TEXT NOT NULL,  -- JSON, see prunus.results.seconds
+        PRIMARY KEY (run_id, machine)
+    ) WITHOUT ROWID"""
+
 # The long texts come last, so that reading the columns before them does not touch their overflow pages.
 DDL = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -58,6 +67,7 @@ DDL = (
         thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
         PRIMARY KEY (run_id, problem_id, budget, draw)
     ) WITHOUT ROWID""",
+    TIMING_DDL,
 )
 
 
@@ -191,6 +201,21 @@ class Store:
         versions = self.run(run_id).versions | dict(changes)
         with self._transaction():
             self._connection.execute("UPDATE run SET versions = ? WHERE run_id = ?", (_json(versions), run_id))
+
+    def set_timing(self, run_id: str, machine: str, speed: Mapping[str, Any]) -> None:
+        """Remember how fast a run's model is on a machine, in place of what was known of it."""
+        with self._transaction():
+            self._connection.execute(TIMING_DDL)
+            self._connection.execute(
+                "INSERT OR REPLACE INTO timing VALUES (?, ?, ?)", (run_id, machine, _json(dict(speed)))
+            )
+
+    def timings(self, run_id: str) -> dict[str, dict[str, Any]]:
+        """Machine to speed, as far as they were measured for the run."""
+        if not self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'timing'"):
+            return {}
+        rows = self._read("SELECT machine, speed FROM timing WHERE run_id = ? ORDER BY machine", (run_id,))
+        return {machine: json.loads(speed) for machine, speed in rows}
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""

@@ -3,8 +3,10 @@
 Rows that are done leave the batch; a chain that a budget cuts goes on twice, thinking and answering, from one cache.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -84,6 +86,25 @@ class HFBackend:
         """Where and how it computes, for the record."""
         found = {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
         return found | ({"kernel": str(describe(self.model))} if is_sparse(self.model) else {})
+
+    @torch.inference_mode()
+    def time_tokens(self, context: int, tokens: int) -> tuple[float, list[float]]:
+        """As TimedBackend: a forward and the choice of the likeliest token each.
+
+        On one thread of a CPU seconds are CPU seconds: those of the wall on an idle machine.
+        """
+        on_one_thread = self.model.device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if on_one_thread else time.perf_counter
+        ids = torch.randint(self.vocabulary, (context,), generator=torch.Generator().manual_seed(0)).tolist()
+        rows = Rows(self.model, [ids])
+        marks = [clock()]
+        chosen = int(rows.prefill().argmax())  # int() waits for a GPU
+        marks.append(clock())
+        for _ in range(tokens):
+            chosen = int(rows.step([min(chosen, self.vocabulary - 1)]).argmax())
+            marks.append(clock())
+        reading, *steps = (end - begin for begin, end in pairwise(marks))
+        return reading, steps
 
     @torch.inference_mode()
     def generate(

@@ -1,0 +1,87 @@
+"""How fast a model decodes one chain alone on this machine, for telling budgets in seconds (docs/protocol.md)."""
+
+import os
+import platform
+import statistics
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from prunus.errors import PrunusError
+from prunus.evaluation.budget import Backend
+from prunus.progress import Steps
+
+ROUNDS, TOKENS = 3, 16  # at each context so often so many tokens are timed
+
+
+@runtime_checkable
+class TimedBackend(Protocol):
+    """A backend that can be timed."""
+
+    def time_tokens(self, context: int, tokens: int) -> tuple[float, list[float]]:
+        """Seconds to read a prompt of so many tokens alone, and for each of the tokens decoded after it."""
+        ...
+
+
+def measure(backend: Backend, prompts: dict[str, list[int]], start: int, longest: int, context: int) -> dict[str, Any]:
+    """The speed of a backend's model, as prunus.results.seconds.Speed keeps it.
+
+    prompts: of each task the tokens of its prompts. start: tokens of the marker that opens the thinking. longest: to
+    how many tokens a chain can come. context: of the model.
+    """
+    if not isinstance(backend, TimedBackend):
+        raise PrunusError("seconds can be measured with the backend hf only; leave --measure-seconds out")
+    shortest = min(min(counts) for counts in prompts.values())
+    contexts = list(grid(shortest, min(longest, context - TOKENS)))
+    prefill: dict[int, list[float]] = {tokens: [] for tokens in contexts}
+    decode: dict[int, list[float]] = {tokens: [] for tokens in contexts}
+    backend.time_tokens(contexts[0], TOKENS)  # what is slow the first time
+    with Steps("measuring seconds", ROUNDS * len(contexts), "contexts") as steps:
+        for _ in range(ROUNDS):
+            for tokens in contexts:
+                reading, steps_T = backend.time_tokens(tokens, TOKENS)
+                prefill[tokens].append(reading)
+                decode[tokens] += steps_T
+                steps.advance()
+    return {
+        "contexts": contexts,
+        "decode": [statistics.median(decode[tokens]) for tokens in contexts],
+        "prefill": [statistics.median(prefill[tokens]) for tokens in contexts],
+        "prompts": {task: statistics.fmean(counts) for task, counts in prompts.items()},
+        "start": start,
+        "how": {**getattr(backend, "description", {}), "clock": clock_name(), "torch": version("torch")},
+    }
+
+
+def grid(shortest: int, longest: int) -> Iterator[int]:
+    """Contexts from the shortest prompt on, each twice the one before, and the longest."""
+    tokens = max(1, shortest)
+    while tokens < longest:
+        yield tokens
+        tokens *= 2
+    yield max(1, longest)
+
+
+def machine_of(device: str) -> str:
+    """What a speed is stored under: the processor or GPU, and how many threads use it."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine() or f"{os.cpu_count()} processors"
+
+
+def clock_name() -> str:
+    """Which clock time_tokens reads on a CPU: with one thread its CPU time, which others' work does not lengthen."""
+    return "cpu" if torch.get_num_threads() == 1 else "wall"
