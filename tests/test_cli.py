@@ -29,7 +29,7 @@ def options_of(command):
     [
         ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite"}),
-        ("eval", EvalPlan, {"store", "device", *ENGINE_OPTIONS}),
+        ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite"}),
     ],
 )

@@ -76,11 +76,15 @@ def evaluate(
     holds already is not done again; without missing rows the model is not even loaded. PrunusError if another process
     is at this run.
     """
+    if measure_seconds and plan.backend != "hf":
+        raise PrunusError(
+            f"seconds are measured with the backend hf only, not {plan.backend}; leave --measure-seconds out"
+        )
     folder = resolve(model)
     checkpoint, kernel = open_for(plan.backend, folder, device, engine or EngineOptions())
     work = make_work(checkpoint, load_tokenizer(folder), plan, kernel)
     with Store(Path(store), create=True) as opened:
-        untimed = measure_seconds and is_untimed(opened, work, plan.backend, device)
+        untimed = measure_seconds and is_untimed(opened, work, device)
         if missing_batches(opened, work) or untimed:
             with (
                 opened.claim(work.run_id),
@@ -97,12 +101,8 @@ def evaluate(
     return work.run_id
 
 
-def is_untimed(store: Store, work: Work, backend: str, device: str) -> bool:
-    """Whether the run's speed on this machine is not known; PrunusError where the backend cannot be timed."""
-    if backend != "hf":
-        raise PrunusError(
-            f"seconds can be measured with the backend hf only, not {backend}; leave --measure-seconds out"
-        )
+def is_untimed(store: Store, work: Work, device: str) -> bool:
+    """Whether the speed of the run's model on this machine is not known."""
     from prunus.evaluation.backends.loading import pick
     from prunus.evaluation.seconds import machine_of
 

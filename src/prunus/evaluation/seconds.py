@@ -3,7 +3,7 @@
 import os
 import platform
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,14 +14,15 @@ from prunus.errors import PrunusError
 from prunus.evaluation.budget import Backend
 from prunus.progress import Steps
 
-ROUNDS, TOKENS = 3, 16  # at each context so often so many tokens are timed
+ROUNDS, TOKENS = 5, 12  # at each context so often so many tokens are timed, the contexts in turns
+Round = tuple[float, list[float]]  # seconds to read a prompt, and for each token after it
 
 
 @runtime_checkable
 class TimedBackend(Protocol):
     """A backend that can be timed."""
 
-    def time_tokens(self, context: int, tokens: int) -> tuple[float, list[float]]:
+    def time_tokens(self, context: int, tokens: int) -> Round:
         """Seconds to read a prompt of so many tokens alone, and for each of the tokens decoded after it."""
         ...
 
@@ -33,26 +34,36 @@ def measure(backend: Backend, prompts: dict[str, list[int]], start: int, longest
     how many tokens a chain can come. context: of the model.
     """
     if not isinstance(backend, TimedBackend):
-        raise PrunusError("seconds can be measured with the backend hf only; leave --measure-seconds out")
+        raise PrunusError("this backend cannot be timed; leave --measure-seconds out")
     shortest = min(min(counts) for counts in prompts.values())
     contexts = list(grid(shortest, min(longest, context - TOKENS)))
-    prefill: dict[int, list[float]] = {tokens: [] for tokens in contexts}
-    decode: dict[int, list[float]] = {tokens: [] for tokens in contexts}
+    timed: dict[int, list[Round]] = {tokens: [] for tokens in contexts}
     backend.time_tokens(contexts[0], TOKENS)  # what is slow the first time
     with Steps("measuring seconds", ROUNDS * len(contexts), "contexts") as steps:
         for _ in range(ROUNDS):
             for tokens in contexts:
-                reading, steps_T = backend.time_tokens(tokens, TOKENS)
-                prefill[tokens].append(reading)
-                decode[tokens] += steps_T
+                timed[tokens].append(backend.time_tokens(tokens, TOKENS))
                 steps.advance()
+    how = {**getattr(backend, "description", {}), "clock": clock_name(), "torch": version("torch")}
+    return speed_of(timed, prompts, start, how)
+
+
+def speed_of(
+    timed: Mapping[int, Sequence[Round]], prompts: Mapping[str, Sequence[int]], start: int, how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The speed from what was timed at each context: of rounds the least disturbed one, whose median token counts.
+
+    spread, in how: by which share the most disturbed round was slower, at the context in the middle.
+    """
+    rounds = {tokens: [statistics.median(steps) for _, steps in found] for tokens, found in timed.items()}
+    spread = statistics.median(max(found) / min(found) - 1 for found in rounds.values())
     return {
-        "contexts": contexts,
-        "decode": [statistics.median(decode[tokens]) for tokens in contexts],
-        "prefill": [statistics.median(prefill[tokens]) for tokens in contexts],
+        "contexts": list(timed),
+        "decode": [min(found) for found in rounds.values()],
+        "prefill": [min(reading for reading, _ in found) for found in timed.values()],
         "prompts": {task: statistics.fmean(counts) for task, counts in prompts.items()},
         "start": start,
-        "how": {**getattr(backend, "description", {}), "clock": clock_name(), "torch": version("torch")},
+        "how": {**how, "spread": spread},
     }
 
 

@@ -16,6 +16,8 @@ from prunus.results.arrays import Table, tables
 from prunus.results.seconds import Speed, affordable, by_budget, contrast, deadlines
 from prunus.results.store import Store
 
+BUSY = 0.1  # rounds of a measurement that differ by more are worth a warning
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -172,6 +174,12 @@ def seconds_section(view: View, timed: Timings | None) -> str:
         "By a deadline: each run at the largest budget of which 95 % of the draws are done in time. A faster model may "
         "think longer. Differences are paired by problem; the speeds are taken as known."
     )
+    spread = max(float_of(run.speed.how.get("spread")) for run in timed.runs)
+    if spread > BUSY:
+        note += (
+            f" The machine was busy: the same tokens took up to {percent(spread)} % longer from one round to the next, "
+            "so differences of this size between runs say nothing."
+        )
     lacking = f" Not timed there: {', '.join(timed.without)}." if timed.without else ""
     body = ""
     for task in view.tasks:
