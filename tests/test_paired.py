@@ -28,6 +28,13 @@ def columns(differences_SP):
     return [np.ascontiguousarray(differences_SP.T)]
 
 
+def test_p_of_random_flips_counts_the_data_as_one_of_them():
+    """(1 + hits) / (1 + flips): never 0, however clear the difference; without it tests of few flips are too easy."""
+    clear = np.ones((40, 1))
+    assert paired.sign_flip_p([clear], flips=99)[0] == pytest.approx(1 / 100)
+    assert paired.sign_flip_p([clear], flips=999)[0] == pytest.approx(1 / 1000)
+
+
 def test_estimate_and_error_by_hand():
     strata = [np.array([[0.5], [-0.25], [0.0], [0.75]]), np.array([[1.0], [0.0]])]
     assert paired.estimate(strata) == pytest.approx([(0.25 + 0.5) / 2])

@@ -26,6 +26,7 @@ from prunus.evaluation.pipeline import (
     missing_batches,
     problem_row,
 )
+from prunus.pruning.allocate import find_evidence
 from prunus.pruning.calibration import HUB_NAMES
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
@@ -112,6 +113,8 @@ def try_out(model: Model, variant: Variant, places: Places, device: str) -> list
     assert recipe is not None
     check_package(str(effective(recipe, model.checkpoint).get("calibration")))
     if isinstance(recipe, PruneRecipe):
+        if recipe.scores is not None:  # a dry run does not open them
+            find_evidence(model.checkpoint, recipe, torch.device("cpu"), None)
         return prune(model.typed, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
     return drop_blocks(model.typed, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
 
