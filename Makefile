@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test check lint format docs train-tiny clean
+.PHONY: demo test check lint sanitize format docs train-tiny clean
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .cache/smollm2
@@ -30,6 +30,10 @@ lint: .venv/.ready
 	$(BIN)/python scripts/command_reference.py --check
 
 check: lint test
+
+# The sparse kernel under sanitizers; needs g++.
+sanitize:
+	scripts/sanitize.sh
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .

@@ -339,7 +339,7 @@ INLINE uint32_t compress(const Bits* chunk, Bits* to) {
 }
 }  // namespace
 #define LOOPS_FOR EVERY_KIND
-#include __FILE__
+#include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx2
 #pragma GCC pop_options
@@ -381,7 +381,7 @@ using avx2::compress;
 using avx2::expand;
 }  // namespace
 #define LOOPS_FOR EVERY_KIND
-#include __FILE__
+#include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx512
 #pragma GCC pop_options
@@ -427,7 +427,7 @@ INLINE uint32_t compress(const uint16_t* chunk, uint16_t* to) {
 INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::compress(chunk, to); }
 }  // namespace
 #define LOOPS_FOR ONLY_BF16
-#include __FILE__
+#include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx512bf16
 #pragma GCC pop_options
