@@ -7,7 +7,7 @@ docs/sparse.md has what it gains, and where.
 """
 
 from prunus.sparse.linear import DenseLinear, SparseLinear, multiply
-from prunus.sparse.load import Summary, describe, load, sparsify
+from prunus.sparse.models import Summary, describe, load, sparsify
 from prunus.sparse.weight import SparseWeight, pack
 
 __all__ = ["DenseLinear", "SparseLinear", "SparseWeight", "Summary", "describe", "load", "multiply", "pack", "sparsify"]

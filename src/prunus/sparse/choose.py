@@ -26,8 +26,8 @@ from prunus.sparse.weight import SparseWeight
 # Numbers of rows that are timed; the kernel is used up to the largest at which, and below which, it has always won.
 ROWS = (1, 2, 4, MOST_ROWS, 2 * MOST_ROWS)
 REPEATS = 5
-# Bytes of all copies of a weight together: more than most caches hold. Of a larger weight only so much is timed.
-ALL_BYTES = 1 << 26
+# Of all copies of a weight together: more bytes than most caches hold. Of a larger weight only so much is timed.
+ALL_BYTES, MOST_COPIES = 1 << 26, 512
 
 
 def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
@@ -44,12 +44,12 @@ def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
 def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
     """The same, timed now."""
     if isinstance(weight, SparseWeight):
-        copies = range(max(1, ALL_BYTES // weight.nbytes))
+        copies = range(copies_for(weight.nbytes))
         ours: list[nn.Module] = [SparseLinear(weight.copy(), None, ROWS[-1]) for _ in copies]
         dense_OI = weight.unpack().to(dtype)
     else:
         weight = weight[: max(1, ALL_BYTES // (weight.shape[1] * weight.element_size()))]
-        copies = range(max(1, ALL_BYTES // weight.nbytes))
+        copies = range(copies_for(weight.nbytes))
         ours = [DenseLinear(nn.Parameter(weight.clone(), requires_grad=False), None, ROWS[-1]) for _ in copies]
         dense_OI = weight.to(dtype)
     torchs = [stock_linear(dense_OI.clone(), None) for _ in copies]
@@ -61,6 +61,11 @@ def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
             break
         best = rows
     return best
+
+
+def copies_for(nbytes: int) -> int:
+    """How many copies to time."""
+    return min(MOST_COPIES, max(1, ALL_BYTES // nbytes))
 
 
 def stock_linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:

@@ -1,0 +1,111 @@
+"""How the kernel gets onto a machine: in the wheel, compiled at first use, or not at all."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from prunus.sparse import build, library
+
+ROOT = Path(__file__).parents[1]
+needs_compiler = pytest.mark.skipif(
+    not build.supported() or not shutil.which(os.environ.get("CXX", "g++")), reason="needs a compiler on Linux x86-64"
+)
+
+
+def make_wheel(folder, compiler=None):
+    """The wheel that pip makes of this tree, opened."""
+    environment = os.environ | ({} if compiler is None else {"CXX": compiler})
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(folder),
+    ]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_wheel_carries_the_library_where_there_is_a_compiler(tmp_path):
+    wheel = make_wheel(tmp_path)
+    assert "-py3-none-manylinux_2_" in wheel.name and wheel.name.endswith("_x86_64.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        path = Path(opened.extract("prunus/sparse/_kernel.so", tmp_path))
+    assert library._open(path).prunus_isa() == library._load().prunus_isa()
+    assert not list((ROOT / "src").rglob("*.so"))
+
+
+def test_a_wheel_is_pure_where_there_is_none(tmp_path):
+    wheel = make_wheel(tmp_path, "/bin/false")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = opened.namelist()
+    assert "prunus/sparse/kernel.cpp" in names
+    assert not [name for name in names if name.endswith(".so")]
+
+
+def test_compilers_that_are_not_there_or_fail(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "PREBUILT", tmp_path / "none.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for compiler, words in [
+        ("/bin/false", "false fails"),
+        ("no-such-compiler", "'no-such-compiler', which is not there"),
+    ]:
+        monkeypatch.setenv("CXX", compiler)
+        found = library.kernel.__wrapped__()
+        assert found.library is None and words in found.reason and "\n" not in found.reason
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_damaged_library_is_made_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "PREBUILT", tmp_path / "none.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def fake(target):
+        made.append(target)
+        target.write_bytes(b"no library either")
+
+    monkeypatch.setattr(library, "supported", lambda: True)
+    monkeypatch.setattr(library, "compile_kernel", fake)
+    monkeypatch.setattr(library, "find_compiler", lambda: "g++")
+    assert library.kernel.__wrapped__().library is None
+    assert library.kernel.__wrapped__().library is None
+    assert len(made) == 2
+
+
+def test_a_cache_that_others_can_write_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "PREBUILT", tmp_path / "none.so")
+    monkeypatch.setattr(library, "supported", lambda: True)
+    monkeypatch.setattr(library, "find_compiler", lambda: "g++")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "prunus").mkdir()
+    (tmp_path / "prunus").chmod(0o777)
+    assert "can be written by others" in library.kernel.__wrapped__().reason
+
+
+def test_the_platform_tag_names_the_newest_glibc_that_is_needed(tmp_path):
+    for text, tag in [
+        (b"GLIBC_2.2.5\0GLIBC_2.34\0GLIBC_2.14", "manylinux_2_34_x86_64"),
+        (b"GLIBC_2.2.5", "manylinux_2_17_x86_64"),
+    ]:
+        (tmp_path / "library").write_bytes(text)
+        assert build.platform_tag(tmp_path / "library") == tag
+
+
+def test_importing_prunus_needs_no_compiler_and_no_torch():
+    code = "import sys, prunus; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CXX": "/bin/false"})
