@@ -115,7 +115,7 @@ def test_arrays_that_lie_are_refused_wherever_the_reference_refuses_them():
     generator = np.random.default_rng(0)
     refused = 0
     for _ in range(300):
-        starts, mask, values = (part.copy() for part in good)
+        starts, mask, values = good.starts.copy(), good.mask.copy(), good.values.copy()
         match generator.integers(3):
             case 0:
                 mask.reshape(-1)[generator.integers(mask.size)] ^= 1 << generator.integers(8)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def models(tmp_path_factory):
 
 
 def dense_model(folder, dtype=torch.float32):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.eval()
 
 
 @torch.inference_mode()
@@ -68,7 +70,7 @@ def test_generate_says_what_the_dense_model_says(models, family):
     half, packed = models[family]
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = dense_model(half).generate(IDS, **options)
-    model = prunus.sparse.load(packed, dtype=torch.float32, always_sparse=True)
+    model: Any = prunus.sparse.load(packed, dtype=torch.float32, always_sparse=True)
     assert model.generate(IDS, **options).tolist() == expected.tolist()
 
 
@@ -81,7 +83,7 @@ def test_sparsify_a_model_in_memory(models):
     assert summary.nbytes < summary.dense_nbytes
     assert "21 Linears packed" in str(summary)
     assert torch.equal(logits(model), logits(prunus.sparse.load(packed, always_sparse=True)))
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.get_parameter("lm_head.weight") is model.get_parameter("model.embed_tokens.weight")
 
 
 @needs_kernel
@@ -97,8 +99,9 @@ def test_a_dense_copy_makes_prefill_torchs(models):
 @needs_kernel
 def test_lossy_and_masked_checkpoints_load_too(models, tmp_path):
     half, _ = models["qwen3"]
-    for name, options in (("int8", {"int8": True}), ("masks", {"masks_only": True})):
-        prunus.pack(half, tmp_path / name, **options)
+    prunus.pack(half, tmp_path / "int8", int8=True)
+    prunus.pack(half, tmp_path / "masks", masks_only=True)
+    for name in ("int8", "masks"):
         model = prunus.sparse.load(tmp_path / name, dtype=torch.float32, always_sparse=True)
         assert prunus.sparse.describe(model).sparse == 21
         close = 0.1 if name == "int8" else 1e-4
@@ -122,11 +125,11 @@ def test_copies_and_changes_of_dtype_leave_packed_weights_alone(models):
     model = prunus.sparse.load(packed, always_sparse=True)
     expected = logits(model)
     assert torch.equal(logits(copy.deepcopy(model)), expected)
-    linear = model.model.layers[0].mlp.up_proj
+    linear: Any = model.get_submodule("model.layers.0.mlp.up_proj")
     again = pickle.loads(pickle.dumps(linear))  # noqa: S301  our own bytes
     assert torch.equal(again.weight, linear.weight)
     widened = copy.deepcopy(model).float()
-    assert widened.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert widened.get_submodule("model.layers.0.mlp.up_proj").weight.dtype == torch.bfloat16
     assert (logits(widened) - expected.float()).norm() < 0.05 * expected.float().norm()
 
 
@@ -139,7 +142,7 @@ def test_compiles_without_a_break():
     model = nn.Sequential(
         SparseLinear(pack(dense), bias), nn.SiLU(), DenseLinear(nn.Parameter(torch.randn(33, 70).bfloat16()), None)
     ).requires_grad_(False)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     for rows in (1, 3, 40):
         x = torch.randn(rows, 90).bfloat16()
         assert torch.equal(compiled(x), model(x))
@@ -239,9 +242,9 @@ def test_the_winner_is_kept_for_each_shape(monkeypatch, tmp_path):
     file.write_text("{")
     assert kernel_rows(weight, torch.bfloat16) == 0  # timed again
     monkeypatch.setattr(models_module, "kernel_rows", lambda weight, dtype: 0)
-    model = nn.Sequential(nn.Linear(64, 64, dtype=torch.bfloat16))
-    model[0].weight.data[:, ::2] = 0
-    summary = prunus.sparse.sparsify(model)
+    linear = nn.Linear(64, 64, dtype=torch.bfloat16)
+    linear.weight.data[:, ::2] = 0
+    summary = prunus.sparse.sparsify(nn.Sequential(linear))
     assert (summary.sparse, summary.stock) == (0, 1)
 
 

@@ -13,8 +13,8 @@ from transformers.utils import logging
 from prunus.checkpoint.files import is_packed
 from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.errors import PrunusError
+from prunus.sparse import describe, load
 from prunus.sparse.library import kernel, say_why_dense
-from prunus.sparse.load import describe, load
 
 __all__ = ["describe", "is_sparse", "load_model", "runs_sparse"]
 
