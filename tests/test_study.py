@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -271,6 +272,24 @@ def test_a_model_that_is_not_there_has_its_line(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_models_that_are_one_or_would_share_a_folder_are_refused(tmp_path):
+    file = write_study(tmp_path, "")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_study(tmp_path / name, "", seed=ord(name))
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    text = file.read_text()
+    file.write_text(text.replace('["model"]', '["model", "copy"]'))
+    for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
+        with pytest.raises(PrunusError, match=r"line 1: '\S*model' and '\S*copy' have the same weights: leave one out"):
+            action(file, out=tmp_path / "out")
+    file.write_text(text.replace('["model"]', '["a/model", "b/model"]\nkeep_checkpoints = true'))
+    for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
+        with pytest.raises(PrunusError, match=r"line 1: .*are both called model"):
+            action(file, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_store_of_a_newer_prunus_is_left_alone(tmp_path, capsys):
     file, store = write_study(tmp_path, ""), tmp_path / "results.db"
     Store(store, create=True).close()
@@ -296,7 +315,7 @@ def test_a_budget_over_the_context_is_refused(tmp_path):
 def test_modes_and_a_base_of_ones_own(tmp_path):
     file = write_study(
         tmp_path,
-        "[[prune]]\nmethod = ['magnitude', 'wanda']\n[report]\nbase = 'magnitude-50'\n",
+        "[[prune]]\nmethod = ['magnitude', 'wanda']\n[report]\nbase = 'magnitude-50'\npublished = true\n",
         "mode = ['strict', 'legacy']\n",
     )
     done = prunus.run_study(file, out=tmp_path / "out")
@@ -304,7 +323,9 @@ def test_modes_and_a_base_of_ones_own(tmp_path):
     for entry in done["comparisons"]:
         assert entry["comparison"]["base"]["model"] == "model/magnitude-50"
         assert [other["model"] for other in entry["comparison"]["others"]] == ["model", "model/wanda-50"]
-    assert done["cells"] == 6 and "strict" in Path(done["report"]).read_text()
+    html = Path(done["report"]).read_text()
+    assert done["cells"] == 6 and "Strict and legacy" in html and "Published figures beside ours" in html
+    assert not list((tmp_path / "out").glob("report-*.html")), "one page shows both modes"
 
 
 def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batches):

@@ -79,6 +79,25 @@ def model_label(typed: str) -> str:
     return Path(typed).resolve().name if typed != "tiny" and Path(typed).is_dir() else typed
 
 
+def open_models(study: Study) -> list[Model]:
+    """All models, downloaded where they are of the hub; PrunusError where one is not there or does not fit."""
+    models = [open_model(study, typed, folder_of(study, typed)) for typed in study.models]
+    check_apart(study, models)
+    return models
+
+
+def check_apart(study: Study, models: Sequence[Model]) -> None:
+    """PrunusError where two models are one by their weights, or their kept checkpoints would share a folder."""
+    weights: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for model in models:
+        if (other := weights.setdefault(model.checkpoint.checksum(), model.typed)) != model.typed:
+            study.fail(study.models_line, f"'{other}' and '{model.typed}' have the same weights: leave one out")
+        if (other := labels.setdefault(model.label, model.typed)) != model.typed and study.keep_checkpoints:
+            message = f"'{other}' and '{model.typed}' are both called {model.label}, as their checkpoints would be"
+            study.fail(study.models_line, f"{message}: rename a folder, or leave out keep_checkpoints")
+
+
 def folder_of(study: Study, typed: str) -> Path:
     """A model's folder, downloaded where it is of the hub; PrunusError names the line that asks for it."""
     try:

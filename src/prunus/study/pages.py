@@ -14,11 +14,12 @@ from prunus.reporting.page import report
 from prunus.reporting.text import esc, joined, points
 from prunus.results.comparison import compare
 from prunus.results.store import Store
-from prunus.study.cells import Cell, Model, folder_of, open_model, plan_names
+from prunus.study.cells import Cell, Model, open_models, plan_names
 from prunus.study.file import Study, read_study
 from prunus.study.places import Places
 
 Data = dict[str, Any]
+OF_MODE = {"mode", "strings", "answer_tokens", "temperature", "top_p", "top_k"}
 STYLE = (
     "body{max-width:44rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color-scheme:light dark}"
 )
@@ -34,7 +35,7 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     if not places.store.is_file():
         raise PrunusError(f"nothing of {study.path} is evaluated yet ({places.store} is not there): run it first")
     places.folder.mkdir(parents=True, exist_ok=True)
-    models = [open_model(study, typed, folder_of(study, typed)) for typed in study.models]
+    models = open_models(study)
     with Store(places.store) as opened:
         return conclude(study, models, places, opened)
 
@@ -90,9 +91,8 @@ def write_pages(study: Study, places: Places, store: Store, comparisons: Sequenc
     for entry in comparisons:
         if entry in waiting:
             continue
-        plan = dict(store.run(entry["base"]).plan)
-        del plan["mode"]  # one page shows both
-        groups.setdefault(content_hash([entry["model"], with_mode_left_out(plan)]), []).append(entry)
+        plan = with_mode_left_out(store.run(entry["base"]).plan)
+        groups.setdefault(content_hash([entry["model"], plan]), []).append(entry)
     if len(groups) == 1 and len(study.models) == 1:
         one_page(study, places, store, next(iter(groups.values())), places.page)
         return
@@ -105,10 +105,8 @@ def write_pages(study: Study, places: Places, store: Store, comparisons: Sequenc
 
 
 def with_mode_left_out(plan: Data) -> Data:
-    """A plan as stored, without what follows from its mode."""
-    return {
-        key: value for key, value in plan.items() if key not in ("strings", "answer_tokens", "temperature", "top_p")
-    }
+    """A plan as stored, without its mode and what may follow from it: one page shows both."""
+    return {key: value for key, value in plan.items() if key not in OF_MODE}
 
 
 def one_page(study: Study, places: Places, store: Store, entries: Sequence[Data], target: Path) -> None:

@@ -15,7 +15,7 @@ from prunus.pruning.allocate import linears_in_scope
 from prunus.pruning.pipeline import find_method
 from prunus.recipes import DropRecipe
 from prunus.results.store import Sample, Store
-from prunus.study.cells import Cell, Model, open_model, plan_names, variants_of
+from prunus.study.cells import Cell, Model, check_apart, open_model, plan_names, variants_of
 from prunus.study.file import Recipe, Study, read_study
 from prunus.study.outline import Line, chain_tokens, local_folder, outline, unread_tasks
 from prunus.study.places import Places
@@ -55,6 +55,7 @@ def plan_study(
     variants: list[dict[str, Any]] = []
     disk: int | None = 0
     speeds: dict[str, float] = {}
+    opened: list[Model] = []
     for typed, folder in folders.items():
         if folder is None or unread:
             if folder is not None:
@@ -63,6 +64,8 @@ def plan_study(
             disk = None
             continue
         model = open_model(study, typed, folder)
+        opened.append(model)
+        check_apart(study, opened)
         made = {v.name: read_about(places.folder, v) is not None for v in model.variants[1:]}
         cells += lines_of(study, model, places)
         sizes = {v.name: variant_bytes(model.checkpoint, v.recipe) for v in model.variants if v.recipe is not None}

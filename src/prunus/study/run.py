@@ -33,7 +33,7 @@ from prunus.pruning.pipeline import prune
 from prunus.recipes import PruneRecipe
 from prunus.results.store import Run, Store
 from prunus.study.board import Board, Row
-from prunus.study.cells import Cell, Model, Variant, effective, folder_of, open_model, plan_names
+from prunus.study.cells import Cell, Model, Variant, effective, open_models, plan_names
 from prunus.study.file import Study, read_study
 from prunus.study.pages import conclude
 from prunus.study.places import Places
@@ -69,7 +69,7 @@ def run_study(
 
         cluster = find_cluster(ray)
     with places.locked():
-        models = [open_model(study, typed, folder_of(study, typed)) for typed in study.models]
+        models = open_models(study)
         check_variants(study, models, places, device)
         write_text(places.folder / "study.toml", study.text)
         with Store(places.store, create=True) as opened:
