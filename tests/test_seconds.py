@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_store import make_store
 from html_page import Page
+from small_study import write_study
 
 import prunus
 from prunus.checkpoint.source import tiny_folder
@@ -191,6 +192,22 @@ def test_a_finished_run_is_measured_once_and_without_drawing_again(tmp_path, mon
             engine=EngineOptions(url="http://localhost:1/v1"),
             measure_seconds=True,
         )
+
+
+def test_a_study_times_its_variants_and_a_model_without_blocks_is_faster(tmp_path):
+    """Two of three blocks gone: what is left takes less time a token, whatever the machine."""
+    recipes = '[[drop]]\nblocks = "0,2"\n'
+    file = write_study(tmp_path, recipes, top="measure_seconds = true", hidden_size=256, intermediate_size=512)
+    prunus.run_study(file, out=tmp_path / "out")
+    found = prunus.run_study(file, out=tmp_path / "out")
+    with Store(found["store"]) as opened:
+        speeds = {run.model["name"]: list(opened.timings(run.run_id).values()) for run in opened.runs()}
+    ((dense,), (dropped,)) = speeds["model"], speeds["model/without-0-2"]
+    assert np.mean(dropped["decode"]) < 0.8 * np.mean(dense["decode"])
+    assert 'id="seconds"' in Path(found["report"]).read_text("utf-8")
+    file.write_text(file.read_text().replace("[eval]", '[eval]\nbackend = "vllm"'))
+    with pytest.raises(PrunusError, match=r"line 2: .*backend hf only, not vllm"):
+        prunus.run_study(file, out=tmp_path / "other")
 
 
 # The page

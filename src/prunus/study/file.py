@@ -20,7 +20,8 @@ Recipe = PruneRecipe | DropRecipe
 RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe]] = {"prune": PruneRecipe, "drop": DropRecipe}
 # What [calibration] may say for all tables; one of [[prune]] or [[drop]] may still say otherwise.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
-TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", "prune", "drop", "report")
+SWITCHES = ("keep_checkpoints", "measure_seconds")
+TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", "prune", "drop", "report")
 REPORT = ("base", "margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
 # Tables as the file writes them, and the keys that each knows.
@@ -64,6 +65,7 @@ class Study:
     margin: float
     published: bool
     keep_checkpoints: bool
+    measure_seconds: bool
     text: str
     eval_line: int | None
     models_line: int | None
@@ -100,7 +102,8 @@ class _Reader:
                 self.fail(
                     "calibration", key, 0, f"'{key}' is the same for all here; a list of values goes to [[prune]]"
                 )
-        self.check_type("", "keep_checkpoints", 0, self.data.get("keep_checkpoints", False), bool)
+        for key in SWITCHES:
+            self.check_type("", key, 0, self.data.get(key, False), bool)
         self.check_type("", "name", 0, self.data.get("name", ""), str)
         self.check_type("report", "base", 0, report.get("base", ""), str)
         self.check_type("report", "published", 0, report.get("published", False), bool)
@@ -111,6 +114,8 @@ class _Reader:
         entries = tuple(entry for kind in RECIPES for entry in self.entries(kind, shared))
         self.check_twice(entries)
         models, plans = tuple(self.models()), tuple(self.plans())
+        if self.data.get("measure_seconds") and plans[0].backend != "hf":
+            self.fail("", "measure_seconds", 0, f"seconds are measured with backend hf only, not {plans[0].backend}")
         return Study(
             path=self.path,
             name=self.data.get("name", self.path.stem),
@@ -123,6 +128,7 @@ class _Reader:
             margin=float(margin),
             published=report.get("published", False),
             keep_checkpoints=self.data.get("keep_checkpoints", False),
+            measure_seconds=self.data.get("measure_seconds", False),
             text=self.text,
             eval_line=self.lines.of("eval"),
             models_line=self.lines.of("", "models"),

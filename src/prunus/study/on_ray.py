@@ -73,8 +73,9 @@ def run_on_ray(
     cpus_per_task: float,
 ) -> None:
     """As run_cells of the local run: every missing cell. gpus_per_task: by default 1 where the cluster has any."""
-    if study.keep_checkpoints:
-        raise PrunusError(f"{study.path}: keep_checkpoints needs a run on this machine; leave it or --ray out")
+    for key in ("keep_checkpoints", "measure_seconds"):
+        if getattr(study, key):
+            raise PrunusError(f"{study.path}: {key} needs a run on this machine; leave it or --ray out")
     jobs = list(jobs_of(models, places, store))
     if not jobs:
         return

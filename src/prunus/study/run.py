@@ -23,6 +23,8 @@ from prunus.evaluation.pipeline import (
     describe_model,
     describe_versions,
     do_batch,
+    is_untimed,
+    measure_run,
     missing_batches,
     problem_row,
 )
@@ -157,7 +159,21 @@ def run_cells(study: Study, models: Sequence[Model], places: Places, store: Stor
                                 for batch in batches:
                                     done = do_batch(store, cell.work, backend, grader, batch)
                                     board.add(rows[cell.work.run_id], done.samples, done.tokens, done.seconds)
+        if study.measure_seconds:
+            measure_cells(models, places, store, engine, board)
     shutil.rmtree(places.folder / MAKING, ignore_errors=True)
+
+
+def measure_cells(models: Sequence[Model], places: Places, store: Store, engine: "Engine", board: Board) -> None:
+    """The speed of every variant alone, where it is not known of this machine."""
+    for model in models:
+        for variant in model.variants:
+            cells = [cell for cell in model.cells_of(variant) if is_untimed(store, cell.work, engine.device)]
+            if cells:
+                board.say(f"timing {variant.name} of {model.label}")
+                with engine.holding(model, variant, places.folder) as backend, board.aside():
+                    for cell in cells:
+                        measure_run(store, cell.work, backend, model.checkpoint)
 
 
 def to_do(store: Store, model: Model, early: bool) -> list[tuple[Variant, list[tuple[Cell, Batches]]]]:
