@@ -35,7 +35,7 @@ from prunus.results.seconds import Speed, affordable, by_budget
 from prunus.results.store import Store
 
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
-ROUNDS, ALONE = 15, 6  # rounds of timing; draws that are really made alone
+ROUNDS, ALONE = 12, 6  # rounds of timing; draws that are really made alone
 ENGINE, DEVICE = EngineOptions(), "cpu"
 
 
@@ -66,7 +66,7 @@ def subjects(folder: Path) -> list[Subject]:
         batch_size=64,
     )
     wanda = PruneRecipe(method="wanda", sparsity=0.5)
-    sparsegpt = PruneRecipe(method="sparsegpt", sparsity=0.5, calibration=str(text), samples=32, seqlen=512)
+    sparsegpt = PruneRecipe(method="sparsegpt", sparsity=0.5, calibration=str(text), samples=8, seqlen=512)
     return [Subject("tiny", "tiny", wanda, tiny_plan), Subject("smollm2", SMOLLM2, sparsegpt, sums_plan)]
 
 
@@ -99,6 +99,7 @@ def timed_in_turns(backends: Mapping[str, HFBackend], work: Work, longest: int) 
             prompts,
             len(work.rules.markers.start),
             {**backend.description, "clock": clock_name(), "torch": torch.__version__},
+            statistics.median,
         )
         for name, backend in backends.items()
     }

@@ -3,7 +3,7 @@
 import os
 import platform
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -49,18 +49,23 @@ def measure(backend: Backend, prompts: dict[str, list[int]], start: int, longest
 
 
 def speed_of(
-    timed: Mapping[int, Sequence[Round]], prompts: Mapping[str, Sequence[int]], start: int, how: Mapping[str, Any]
+    timed: Mapping[int, Sequence[Round]],
+    prompts: Mapping[str, Sequence[int]],
+    start: int,
+    how: Mapping[str, Any],
+    of_rounds: Callable[[list[float]], float] = min,
 ) -> dict[str, Any]:
     """The speed from what was timed at each context: of rounds the least disturbed one, whose median token counts.
 
-    spread, in how: by which share the most disturbed round was slower, at the context in the middle.
+    of_rounds: another choice among rounds, such as the median where models are timed in turns. In how, spread: by which
+    share the most disturbed round was slower than the least, at the context in the middle.
     """
     rounds = {tokens: [statistics.median(steps) for _, steps in found] for tokens, found in timed.items()}
     spread = statistics.median(max(found) / min(found) - 1 for found in rounds.values())
     return {
         "contexts": list(timed),
-        "decode": [min(found) for found in rounds.values()],
-        "prefill": [min(reading for reading, _ in found) for found in timed.values()],
+        "decode": [of_rounds(found) for found in rounds.values()],
+        "prefill": [of_rounds([reading for reading, _ in found]) for found in timed.values()],
         "prompts": {task: statistics.fmean(counts) for task, counts in prompts.items()},
         "start": start,
         "how": {**how, "spread": spread},
