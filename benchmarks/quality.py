@@ -160,11 +160,10 @@ def method_recipe(method: MethodName, seed: int, setting: dict[str, Any], data: 
 def allocation_cells() -> Iterator[Cell]:
     """Wanda under every allocation, all from the same norms of the dense model."""
     for allocation, about in ALLOCATIONS.items():
-        columns = ("20 %", "50 %", "70 %") if allocation in ("uniform", "owl", "atp") else ("50 %", "70 %")
         slow = about.needs == "gradients"
         for seed in range(1 if slow else SEEDS):
             evidence = None if about.needs == "nothing" else evidence_recipe(allocation, seed)
-            for column in columns:
+            for column in ("20 %", "50 %", "70 %"):
                 recipe = dense_recipe(seed, int(column.split()[0]) / 100, allocation)
                 yield Cell("allocations", allocation, column, seed, recipe, "saved", evidence, slow=slow)
 

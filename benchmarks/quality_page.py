@@ -129,9 +129,10 @@ def figure(dense: float, rows: Sequence[Row]) -> str:
     """Perplexity against sparsity, one line per method; beside it the same per allocation."""
     left = lines_of([row for row in rows if row["table"] == "methods"], SETTINGS[:4])
     right = lines_of([row for row in rows if row["table"] == "allocations"], ALLOCATED)
+    legend = math.ceil(max(len(left), len(right)) / 3)
     panels = [
-        panel(left, "Methods", f"Perplexity (dense: {dense:.1f})", (0, 560)),
-        panel(right, "Allocations, Wanda", "Perplexity", (570, 410)),
+        panel(left, "Methods", f"Perplexity (dense: {dense:.1f})", (0, 560), legend),
+        panel(right, "Allocations, Wanda", "Perplexity", (570, 410), legend),
     ]
     label = "Perplexity of SmolLM2-135M on held-out text against sparsity, by method and by allocation"
     return (
@@ -156,10 +157,10 @@ def lines_of(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[str, Lin
     return found
 
 
-def panel(lines: Sequence[tuple[str, Line]], title: str, y_title: str, place: tuple[int, int]) -> str:
-    """A chart with its legend below the title, at place (x, width)."""
+def panel(lines: Sequence[tuple[str, Line]], title: str, y_title: str, place: tuple[int, int], rows: int) -> str:
+    """A chart with its legend of so many rows below the title, at place (x, width)."""
     x, width = place
-    high = 22 * math.ceil(len(lines) / 3) + 40
+    high = 22 * rows + 40
     frame = Frame(width=width, height=HEIGHT - high, left=56)
     values = [value for _, line in lines for point in line.points for value in (point.low, point.high)]
     x_axis = Axis("Sparsity, %", tuple((float(v), f"{v}") for v in range(20, 71, 10)), 20, 70)
@@ -169,6 +170,8 @@ def panel(lines: Sequence[tuple[str, Line]], title: str, y_title: str, place: tu
     for index, (name, line) in enumerate(lines):
         left, top = x + 8 + (width - 16) // 3 * (index % 3), 34 + 22 * (index // 3)
         mark = swatch(line.css, line.marker).replace("<svg ", f'<svg x="{left}" y="{top}" ', 1)
-        parts.append(f'{mark}<text class="name" x="{left + 40}" y="{top + 11}">{esc(name.replace("`", ""))}</text>')
+        parts.append(
+            f'{mark}<text class="name" x="{left + 40}" y="{top + 11}">{esc(name.replace(", `--update obs`", " + obs"))}</text>'
+        )
     size = f'x="{x}" y="{high}" width="{width}" height="{HEIGHT - high}"'
     return "".join([*parts, inner.replace("<svg ", f"<svg {size} ", 1)])
