@@ -18,6 +18,7 @@ from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.results.store import Store
 from prunus.sparse import library
+from prunus.sparse.build import BuildError
 
 PLAN = EvalPlan(tasks=("tiny",), budgets=(64, 256), limit=60, batch_size=60)
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
@@ -43,15 +44,40 @@ def store(models) -> Path:
     return models / "s.db"
 
 
-@pytest.fixture
-def no_kernel(monkeypatch) -> Iterator[None]:
-    """A machine without the kernel."""
-    monkeypatch.setenv(library.SWITCH, "off")
+def forget_kernel() -> None:
+    """Have the next call look for a kernel anew, and say again if there is none."""
     for cached in (library.kernel, library.say_why_dense):
         cached.cache_clear()
-    yield
-    for cached in (library.kernel, library.say_why_dense):
-        cached.cache_clear()
+
+
+def find_none() -> None:
+    raise BuildError("no C++ compiler was found")
+
+
+class OldProcessor:
+    """The library on a processor that it has no instructions for."""
+
+    def prunus_isa(self) -> int:
+        return 0
+
+
+MACHINES = {
+    "PRUNUS_KERNEL is off": lambda patch: patch.setenv(library.SWITCH, "off"),
+    "it is for Linux on x86-64 only": lambda patch: patch.setattr(library, "supported", lambda: False),
+    "this processor has no AVX2": lambda patch: patch.setattr(library, "_load", OldProcessor),
+    "no C++ compiler was found": lambda patch: patch.setattr(library, "_load", find_none),
+}
+
+
+@pytest.fixture(params=MACHINES)
+def no_kernel(request, monkeypatch) -> Iterator[str]:
+    """A machine without the kernel, and why."""
+    monkeypatch.delenv(library.SWITCH, raising=False)
+    MACHINES[request.param](monkeypatch)
+    forget_kernel()
+    yield request.param
+    monkeypatch.undo()
+    forget_kernel()
 
 
 def logits_of(model) -> torch.Tensor:
@@ -98,7 +124,7 @@ def test_a_packed_folder_is_unpacked_in_memory_where_there_is_no_kernel(models, 
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert torch.equal(logits_of(found), logits_of(dense))
     said = capsys.readouterr().err.splitlines()
-    assert said == ["the sparse kernel cannot be used: PRUNUS_KERNEL is off; weights stay dense"]
+    assert said == [f"the sparse kernel cannot be used: {no_kernel}; weights stay dense"]
     _, kernel = open_for("hf", models / name, "cpu", EngineOptions())
     assert kernel is None
 

@@ -171,7 +171,7 @@ def seconds_section(view: View, timed: Timings | None) -> str:
         f"({clock}), on {timed.machine}. Prompts are read, all else is decoded."
     )
     deadline = (
-        "By a deadline: each run at the largest budget of which 95 % of the draws are done in time. A faster model may "
+        "Each run at the largest budget of which 95 % of the draws are done in time. A faster model may "
         "think longer. Differences are paired by problem; the speeds are taken as known."
     )
     spread = max(float_of(run.speed.how.get("spread")) for run in timed.runs)
