@@ -17,8 +17,8 @@
 //   starts  int64, groups + 1: the index in values of each group's first; the last is their number
 // Only +0.0 (all bits zero) has no bit, so that -0.0 and NaN come back as they were, as in packed checkpoints.
 //
-// Every output is summed by one thread in one order, so results do not depend on the number of threads, bit by bit,
-// nor on how many rows of x come together.
+// Every output is summed by one thread in one order, so results do not depend on the number of threads, bit by bit; of
+// a W in this layout nor on how many rows of x come together.
 //
 // The loops are written once and compiled for each instruction set: the file includes itself, see "the loops" below.
 
@@ -749,7 +749,7 @@ void sparse(const void* described, int64_t first, int64_t last) {
   }
 }
 
-// AT_ONCE rows of a plain W times B rows of x. Sums are in the order of the sparse loops: the same bits come out.
+// AT_ONCE rows of a plain W times B rows of x.
 template <class V, int B>
 INLINE void plain_rows(const Job& job, int64_t output) {
   constexpr int N = AT_ONCE<B>;
@@ -789,11 +789,47 @@ INLINE void plain_rows(const Job& job, int64_t output) {
   }
 }
 
+// One row of a plain W, for few rows of x: W is then one stream, which is faster than four. AHEAD chunks have sums of
+// their own, so that none waits for the one before.
+template <class V, int B>
+INLINE void plain_row(const Job& job, int64_t output) {
+  constexpr int AHEAD = 4;
+  const X* x = static_cast<const X*>(job.x);
+  const V* row = static_cast<const V*>(job.values) + output * job.inputs;
+  const V* end = row + job.inputs;
+  Vector sum[AHEAD][B];
+  UNROLL for (int i = 0; i < AHEAD; i++)
+    UNROLL for (int b = 0; b < B; b++) sum[i][b] = zero();
+  for (; end - row >= AHEAD * CHUNK; x += AHEAD * B * CHUNK) {
+    UNROLL for (int i = 0; i < AHEAD; i++) {
+      _mm_prefetch(reinterpret_cast<const char*>(row) + VALUES_AHEAD, _MM_HINT_T0);
+      UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES, row += LANES) {
+        Weights weights = whole(row);
+        UNROLL for (int b = 0; b < B; b++)
+          sum[i][b] = multiply(sum[i][b], weights, load_x(x + (i * B + b) * CHUNK + lanes));
+      }
+    }
+  }
+  for (; row < end; row += CHUNK, x += B * CHUNK) {
+    V padded[CHUNK] = {};  // nothing is read behind the end of a row
+    memcpy(padded, row, smaller(end - row, CHUNK) * sizeof(V));
+    UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+      Weights weights = whole(padded + lanes);
+      UNROLL for (int b = 0; b < B; b++) sum[0][b] = multiply(sum[0][b], weights, load_x(x + b * CHUNK + lanes));
+    }
+  }
+  UNROLL for (int b = 0; b < B; b++)
+    put(job, output, b, total(sum[0][b]) + total(sum[1][b]) + (total(sum[2][b]) + total(sum[3][b])));
+}
+
 template <class V, int B>
 void dense(const void* described, int64_t first, int64_t last) {
   const Job& job = *static_cast<const Job*>(described);
-  for (int64_t output = first * GROUP; output < smaller(last * GROUP, job.outputs); output += AT_ONCE<B>)
-    plain_rows<V, B>(job, output);
+  constexpr int N = B <= 2 ? 1 : AT_ONCE<B>;
+  for (int64_t output = first * GROUP; output < smaller(last * GROUP, job.outputs); output += N) {
+    if constexpr (N == 1 && B <= 2) plain_row<V, B>(job, output);
+    else plain_rows<V, B>(job, output);
+  }
 }
 
 #define FOR_ROWS(loop, V) {loop<V, 1>, loop<V, 2>, loop<V, 3>, loop<V, 4>, loop<V, 5>, loop<V, 6>, loop<V, 7>, loop<V, 8>}

@@ -19,7 +19,7 @@ PANEL_ROWS = 256
 
 
 def multiply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """(..., O) x W^T + bias by the kernel, summed in float32; the same bits for any number of threads or rows of x.
+    """(..., O) x W^T + bias by the kernel, summed in float32; the same bits for any number of threads.
 
     x: (..., I), contiguous, on the CPU, in bfloat16, float16 or float32, whatever the weight's dtype; y and bias are of
     the dtype of x. A plain weight (a tensor) must be contiguous. Wrong input raises PrunusError.

@@ -1,0 +1,231 @@
+"""What zeros are worth when a CPU decodes: the sparse kernel against torch and against the best dense kernel.
+
+`python benchmarks/decode.py` (some ten minutes, 9 GB) prints Markdown. One process, one thread; variants take turns
+call by call, over distinct matrices that together exceed the caches; figures are medians of CPU time of the thread,
+which leaves out what others do on a shared machine, though not that they use its memory too.
+
+stock: torch's bfloat16 linear. pre-packed: oneDNN with weights in its own layout (what inductor's freezing uses). own
+dense: the kernel of Prunus on plain weights. Two ratios: over stock, and over the best of the dense ones.
+"""
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from prunus.sparse import DenseLinear, SparseLinear, multiply, pack, sparsify
+from prunus.sparse.library import kernel
+from prunus.sparse.weight import huge_pages
+
+SHAPES = [(4096, 4096), (14336, 4096), (2048, 6144)]
+SPARSITIES = [0.0, 0.2, 0.3, 0.5, 0.6, 0.7]
+BATCHES = [1, 2, 4, 8]
+ROTATED_BYTES = 150_000_000  # of all dense matrices of a shape together
+SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
+
+
+def turns(variants: dict[str, Callable[[int], object]], count: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each variant, called with numbers of matrices that go round."""
+    times: dict[str, list[int]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, run in variants.items():
+            started = time.thread_time_ns()
+            run(repeat % count)
+            if repeat:
+                times[name].append(time.thread_time_ns() - started)
+    return {name: statistics.median(found) / 1e6 for name, found in times.items()}
+
+
+def zeroed(weight_OI: Tensor, sparsity: float) -> Tensor:
+    """With so many zeros at random."""
+    return weight_OI.masked_fill(torch.rand(weight_OI.shape) < sparsity, 0)
+
+
+@torch.inference_mode()
+def kernels(shape: tuple[int, int], repeats: int) -> None:
+    """One table: milliseconds, and both ratios, for every sparsity and batch."""
+    outputs, inputs = shape
+    count = max(2, ROTATED_BYTES // (2 * outputs * inputs))
+    stock = [torch.randn(shape, dtype=torch.bfloat16) for _ in range(count)]
+    own = [weight.clone() for weight in stock]
+    for weight in own:
+        huge_pages(weight)
+    prepacked = [torch.ops.mkldnn._reorder_linear_weight(weight, 1) for weight in stock]
+    sparse = {s: [pack(zeroed(weight, s)) for weight in stock] for s in SPARSITIES}
+    columns = [f"{s:.0%} zeros" for s in SPARSITIES]
+    print(f"\n{outputs} x {inputs}: milliseconds (read, GB/s); ratio over stock / over the best dense\n")
+    print(f"| batch | stock | pre-packed | own dense | {' | '.join(columns)} |")
+    print("|" + "---|" * (4 + len(columns)))
+    for batch in BATCHES:
+        x = torch.randn(batch, inputs, dtype=torch.bfloat16)
+        variants: dict[str, Callable[[int], object]] = {
+            "stock": lambda i: functional.linear(x, stock[i]),  # noqa: B023
+            "pre-packed": lambda i: torch.ops.mkldnn._linear_pointwise(x, prepacked[i], None, "none", [], ""),  # noqa: B023
+            "own dense": lambda i: multiply(x, own[i]),  # noqa: B023
+        }
+        for s in SPARSITIES:
+            variants[str(s)] = lambda i, packs=sparse[s]: multiply(x, packs[i])  # noqa: B023
+        ms = turns(variants, count, repeats)
+        best = min(ms["stock"], ms["pre-packed"], ms["own dense"])
+        dense = [f"{ms[name]:.2f} ({outputs * inputs * 2 / 1e6 / ms[name]:.0f})" for name in list(variants)[:3]]
+        ours = [
+            f"{ms[str(s)]:.2f} ({sparse[s][0].nbytes / 1e6 / ms[str(s)]:.0f}); "
+            f"{ms['stock'] / ms[str(s)]:.2f} / {best / ms[str(s)]:.2f}"
+            for s in SPARSITIES
+        ]
+        print(f"| {batch} | {' | '.join([*dense, *ours])} |", flush=True)
+    ceilings = [f"{s:.0%}: {outputs * inputs * 2 / sparse[s][0].nbytes:.2f}" for s in SPARSITIES]
+    print(f"\nCeiling by bytes over a perfect dense kernel: {', '.join(ceilings)}.")
+
+
+def packing() -> None:
+    """How long it takes to bring weights into the kernel's layout."""
+    weights = [zeroed(torch.randn(8192, 8192, dtype=torch.bfloat16), 0.5) for _ in range(4)]
+    pack(weights[0])
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(4):
+        for weight in weights:
+            pack(weight)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    gigabytes = 16 * weights[0].nbytes / 1e9
+    print(
+        f"\nPacking {gigabytes:.1f} GB of dense weights: {wall:.1f} s ({cpu:.1f} CPU s) on one thread, "
+        f"so 7 B weights (14 GB) take about {14 * wall / gigabytes:.0f} s."
+    )
+
+
+def qwen3_1_7b() -> nn.Module:
+    """A random model of the shape of Qwen3-1.7B in bfloat16, half of its Linears' weights zero."""
+    shape: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "head_dim": 128}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": True}
+    config = Qwen3Config(**shape, **heads)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    rotary = type(model.model.rotary_emb)
+    model = model.to_empty(device="cpu")
+    model.model.rotary_emb = rotary(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.fill_(1)
+        else:
+            parameter.data.normal_(0, 0.02)
+    model.tie_weights()
+    return model
+
+
+def halve(model: nn.Module, sparsity: float) -> nn.Module:
+    """The model with so many zeros in the Linears of its blocks, by magnitude."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "lm_head" not in name:
+            size = module.weight.data.abs().float()
+            module.weight.data.masked_fill_(size <= size.flatten().kthvalue(int(sparsity * size.numel())).values, 0)
+    return model.eval().requires_grad_(False)
+
+
+def through_own_dense(model: nn.Module) -> nn.Module:
+    """The same weights in the same memory, read by the kernel as they are."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    other = copy.deepcopy(model, memo)
+    for owner in list(other.modules()):
+        for name, child in list(owner.named_children()):
+            if type(child) is nn.Linear:
+                setattr(owner, name, DenseLinear(child.get_parameter("weight"), child.bias))
+    return other
+
+
+def bytes_read(model: nn.Module) -> int:
+    """Of weights, for one token: every Linear once."""
+    total = 0
+    for module in model.modules():
+        if isinstance(module, SparseLinear):
+            total += module.packed.nbytes
+        elif isinstance(module, (nn.Linear, DenseLinear)):
+            total += module.weight.nbytes
+    return total
+
+
+@torch.inference_mode()
+def steps(models: dict[str, Any], batch: int, count: int) -> dict[str, float]:
+    """Median milliseconds of a decoding step of each, by turns."""
+    ids = torch.randint(0, 1000, (batch, 16))
+    caches = {name: model(ids, use_cache=True).past_key_values for name, model in models.items()}
+    times: dict[str, list[int]] = {name: [] for name in models}
+    for step in range(count + 1):
+        for name, model in models.items():
+            started = time.thread_time_ns()
+            model(ids[:, :1], past_key_values=caches[name], use_cache=True)
+            if step:
+                times[name].append(time.thread_time_ns() - started)
+    return {name: statistics.median(found) / 1e6 for name, found in times.items()}
+
+
+def end_to_end(name: str, stock: nn.Module, count: int) -> None:
+    """One table: tokens a second of a model, dense and sparse."""
+    own = through_own_dense(stock)
+    # Linears alone first: the head stays torch's.
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in stock.parameters()}
+    sparse = copy.deepcopy(stock, memo)
+    summary = sparsify(sparse)
+    print(f"\n{name}, 50 % zeros in its blocks. {summary}\n")
+    print("| batch | variant | ms a step | tokens/s | MB a token | over stock | over own dense | of byte ceiling |")
+    print("|" + "---|" * 8)
+    models = {"stock": stock, "own dense": own, "sparse": sparse}
+    read = {label: bytes_read(model) for label, model in models.items()}
+    for batch in BATCHES:
+        ms = steps(models, batch, count)
+        for label in models:
+            over_dense = ms["own dense"] / ms[label]
+            share = f"{over_dense / (read['own dense'] / read[label]):.0%}" if label == "sparse" else ""
+            print(
+                f"| {batch} | {label} | {ms[label]:.1f} | {1000 * batch / ms[label]:.1f} "
+                f"| {read[label] / batch / 1e6:.0f} "
+                f"| {ms['stock'] / ms[label]:.2f} | {over_dense:.2f} | {share} |",
+                flush=True,
+            )
+
+
+def describe_machine() -> str:
+    """Processor, memory and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    field = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in reversed(lines) if ":" in line}
+    count = sum(line.startswith("processor") for line in lines)
+    return (
+        f"{field['model name']} (family {field['cpu family']}, model {field['model']}), {count} processors, "
+        f"{field.get('cache size', '?')} cache, Linux {platform.release()}, torch {torch.__version__}, "
+        f"kernel {kernel().name}, one thread"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--only", choices=["kernels", "packing", "smollm2", "qwen3"], nargs="*")
+    options = parser.parse_args()
+    wanted: Sequence[str] = options.only or ["kernels", "packing", "smollm2", "qwen3"]
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    print(describe_machine())
+    if "kernels" in wanted:
+        for shape in SHAPES:
+            kernels(shape, options.repeats)
+    if "packing" in wanted:
+        packing()
+    if "smollm2" in wanted:
+        model: Any = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.bfloat16)
+        end_to_end("SmolLM2-135M", halve(model, 0.5), 4 * options.steps)
+    if "qwen3" in wanted:
+        end_to_end("Random model of the shape of Qwen3-1.7B", halve(qwen3_1_7b(), 0.5), options.steps)
+
+
+if __name__ == "__main__":
+    main()
