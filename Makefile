@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test check lint sanitize format docs train-tiny clean
+.PHONY: demo test test-lm-eval check lint sanitize format docs train-tiny clean
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := .cache/smollm2
@@ -21,6 +21,11 @@ demo: .venv/.ready
 
 test: .venv/.ready $(SMOLLM2)/config.json
 	$(PYTEST)
+
+# What needs lm-evaluation-harness, in an environment that has it.
+test-lm-eval: .venv/.ready
+	scripts/lm_eval_venv.sh
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -48,4 +53,4 @@ train-tiny: .venv/.ready
 	$(BIN)/python training/train.py --seed 0 --out runs/seed0
 
 clean:
-	rm -rf .venv .cache demo runs dist
+	rm -rf .venv .venv-lm-eval .cache demo runs dist

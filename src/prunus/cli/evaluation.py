@@ -26,7 +26,11 @@ from prunus.recipes import EvalPlan, TraceRecipe
 @command("eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
 @model_argument
 @click.option(
-    "--task", "tasks", multiple=True, required=True, help="Name (see `prunus tasks`) or FILE.jsonl; repeatable."
+    "--task",
+    "tasks",
+    multiple=True,
+    required=True,
+    help="Name (see `prunus tasks`) or FILE.jsonl; repeatable. Or lm_eval:NAME, see docs/lm-eval.md.",
 )
 @recipe_option(EvalPlan, "budgets", "Thinking tokens allowed.", type=IntegerList())
 @recipe_option(EvalPlan, "samples", "Draws per problem and budget.", type=int)

@@ -21,6 +21,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.budget import Backend, Chain, Draw, Rules, Sampling, force_budgets
 from prunus.evaluation.grading import GRADER_VERSION, Grader
+from prunus.evaluation.harness import ask, harness_plan, is_harness_task, name_of
 from prunus.evaluation.profiles import Markers, Profile, decode, encode_markers, encode_prompt, resolve_profile
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.progress import Steps
@@ -76,6 +77,8 @@ def evaluate(
     holds already is not done again; without missing rows the model is not even loaded. PrunusError if another process
     is at this run.
     """
+    if any(map(is_harness_task, plan.tasks)):
+        return evaluate_harness(model, plan, Path(store), device)
     if measure_seconds and plan.backend != "hf":
         raise PrunusError(
             f"seconds are measured with the backend hf only, not {plan.backend}; leave --measure-seconds out"
@@ -120,6 +123,23 @@ def measure_run(store: Store, work: Work, backend: Backend, checkpoint: Checkpoi
     longest = max(map(len, work.prompts)) + work.budgets[-1] + markers.longest + max(work.caps)
     speed = measure(backend, prompts, len(markers.start), longest, context)
     store.set_timing(work.run_id, machine_of(str(getattr(backend, "description", {}).get("device"))), speed)
+
+
+def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
+    """As evaluate, for a task of lm-evaluation-harness, which is done at once and stored in one transaction."""
+    stored, folder = harness_plan(plan), resolve(model)
+    checkpoint, kernel = open_for("hf", folder, device, EngineOptions())
+    run_id = content_hash({"model": checkpoint.checksum(), "plan": stored})
+    with Store(store, create=True) as opened:
+        if not opened.keys(run_id):
+            with opened.claim(run_id), backends.opened("hf", folder, device, len(load_tokenizer(folder))) as backend:
+                loaded = getattr(backend, "model")  # noqa: B009  of the hf backend alone
+                problems, samples = ask(loaded, load_tokenizer(folder), name_of(plan), stored)
+                versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
+                opened.add_problems(problems)
+                opened.add_run(Run(run_id, describe_model(model, checkpoint, kernel), stored, versions))
+                opened.add_samples(run_id, samples)
+    return run_id
 
 
 def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[Checkpoint, str | None]:
@@ -388,7 +408,7 @@ def regrade(store: str | Path) -> dict[str, int]:
     """Grade all stored texts again, in place; nothing is generated.
 
     Returns counts: runs, answers graded, answers whose grade changed, and answers kept as they are because the set is
-    gated and its texts are not in the store.
+    gated and its texts are not in the store, or because lm-evaluation-harness graded them.
     """
     counts = {"runs": 0, "graded": 0, "changed": 0, "kept": 0}
     with Store(Path(store)) as opened, Grader() as grader:
@@ -396,7 +416,7 @@ def regrade(store: str | Path) -> dict[str, int]:
         for run in opened.runs():
             counts["runs"] += 1
             samples = opened.samples(run.run_id, texts=True)
-            with_texts = [sample for sample in samples if not _is_private(problems[sample.problem_id])]
+            with_texts = [sample for sample in samples if not _is_kept(problems[sample.problem_id])]
             counts["kept"] += len(samples) - len(with_texts)
             grades = grader.grade([(problems[sample.problem_id], sample.text) for sample in with_texts])
             changed = [
@@ -411,5 +431,5 @@ def regrade(store: str | Path) -> dict[str, int]:
     return counts
 
 
-def _is_private(problem: ProblemRow) -> bool:
-    return bool(problem.choices) and not any(problem.choices)
+def _is_kept(problem: ProblemRow) -> bool:
+    return (bool(problem.choices) and not any(problem.choices)) or is_harness_task(problem.task)

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# .venv-lm-eval: what .venv has, and lm-evaluation-harness. Apart, because some of our tests need `datasets` to be missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -f .venv-lm-eval/.ready ] && exit
+.venv/bin/python -m venv .venv-lm-eval
+ours=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+theirs=$(.venv-lm-eval/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+echo "import site; site.addsitedir('$ours')" >"$theirs/base.pth"
+.venv-lm-eval/bin/python -m pip install --quiet 'lm_eval>=0.4.13,<0.5'
+touch .venv-lm-eval/.ready

@@ -1,0 +1,188 @@
+"""Tasks of lm-evaluation-harness, as rows of our store: `prunus eval MODEL --task lm_eval:NAME`.
+
+The harness asks, scores and grades by its own rules, on our loaded model; nothing is thought and no budget forced. A
+row is a document that its first all-or-nothing metric calls right or wrong, at budget 0. What else the harness
+reports, such as perplexities, is said, not stored: the store holds draws, and computes everything from them.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunus import progress
+from prunus.checkpoint.source import one_line
+from prunus.errors import PrunusError
+from prunus.recipes import EvalPlan, content_hash
+from prunus.results.store import ProblemRow, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PREFIX = "lm_eval:"
+FAMILY = "lm_eval/"  # how their tasks are called in the store
+HEEDED = {"tasks", "limit", "seed", "batch_size"}  # of a plan; the rest is about thinking
+LONGEST_ANSWER = 200
+
+Data = dict[str, Any]
+
+
+def is_harness_task(task: str) -> bool:
+    """Whether a task, as typed or as stored, is one of the harness."""
+    return task.startswith((PREFIX, FAMILY))
+
+
+def check_installed() -> None:
+    """PrunusError where the harness is missing."""
+    if find_spec("lm_eval") is None:
+        raise PrunusError("tasks of lm-evaluation-harness need its package: pip install 'prunus[lm-eval]'")
+
+
+def harness_plan(plan: EvalPlan) -> Data:
+    """A plan for one task of the harness, as stored; PrunusError where it says something that has no effect there."""
+    check_installed()
+    if len(plan.tasks) > 1:
+        raise PrunusError(f"evaluate {PREFIX} tasks one by one, each in a command of its own")
+    idle = [
+        field.name for field in fields(plan) if field.name not in HEEDED and getattr(plan, field.name) != field.default
+    ]
+    if idle:
+        raise PrunusError(f"{', '.join(idle)} has no effect on a task of lm-evaluation-harness: leave it out")
+    name = name_of(plan)
+    return plan.to_json() | {
+        "tasks": [FAMILY + Path(name).stem],
+        "budgets": [0],
+        "profile": "lm-eval",
+        "strings": {},
+        "batch_size": plan.batch_size or 1,
+        "lm_eval": version("lm_eval"),
+        "definition": content_hash(read_file(Path(name))) if name.endswith(".yaml") else None,
+    }
+
+
+def name_of(plan: EvalPlan) -> str:
+    """The harness's name of a plan's task, or the file that defines it."""
+    return next(iter(plan.tasks)).removeprefix(PREFIX)
+
+
+def load_tasks(name: str) -> Data:
+    """The harness's tasks by name, or those of a YAML file; PrunusError in one line where it cannot load them."""
+    folder = None
+    if name.endswith(".yaml"):
+        folder, name = str(Path(name).absolute().parent), task_of(Path(name))
+    try:
+        found = (
+            import_module("lm_eval.tasks")
+            .TaskManager(include_path=folder, include_defaults=folder is None)
+            .load([name])
+        )
+    except Exception as error:  # the harness and the hub raise errors of several libraries
+        raise PrunusError(f"lm-evaluation-harness cannot load the task '{name}': {one_line(error)[:300]}") from error
+    for task in found["tasks"].values():
+        if task.get_config("output_type") == "loglikelihood_rolling":
+            raise PrunusError(
+                f"'{name}' measures perplexity: no answer of it is right or wrong, so the store has no rows for it;"
+                " use `prunus perplexity`, or the harness itself (docs/lm-eval.md)"
+            )
+    return found
+
+
+def read_file(path: Path) -> str:
+    """The text of a task file."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise PrunusError(f"the task file '{path}' cannot be read: {one_line(error)}") from error
+
+
+def task_of(path: Path) -> str:
+    """The name that a task file gives itself."""
+    for line in read_file(path).splitlines():
+        if line.startswith("task:"):
+            return line.removeprefix("task:").strip().strip("\"'")
+    raise PrunusError(f"{path} names no task: it needs a line such as `task: mine`")
+
+
+def ask(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, plan: Data
+) -> tuple[list[ProblemRow], list[Sample]]:
+    """Problems and rows of a task. What the harness reports is said."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    tasks = load_tasks(name)
+    for task in tasks["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=plan["seed"])
+    asked = import_module("lm_eval.models.huggingface").HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=plan["batch_size"]
+    )
+    try:
+        found: Data = import_module("lm_eval").evaluate(
+            lm=asked, task_dict=tasks, limit=plan["limit"], bootstrap_iters=0
+        )
+    except ValueError as error:  # tasks that run code that a model wrote, and settings that do not go together
+        raise PrunusError(f"lm-evaluation-harness refuses '{name}': {one_line(error)[:300]}") from error
+    for task, result in found["results"].items():
+        values = ", ".join(
+            f"{key.removesuffix(',none')} {value:.4g}"
+            for key, value in result.items()
+            if isinstance(value, float) and "stderr" not in key
+        )
+        progress.say(f"{task}: {values}")
+    problems, samples = [], []
+    for task, entries in found["samples"].items():
+        rows = rows_of(task, entries)
+        problems += [problem for problem, _ in rows]
+        samples += [sample for _, sample in rows]
+    return problems, samples
+
+
+def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample]]:
+    """Rows of what the harness logged of a task. PrunusError where none of its metrics is all or nothing.
+
+    Of several ways to read an answer (the harness's filters) the first counts.
+    """
+    first = [entry for entry in entries if entry["filter"] == entries[0]["filter"]]
+    metric = next((m for m in first[0]["metrics"] if all(entry[m] in (0, 1) for entry in first)), None)
+    if metric is None:
+        raise PrunusError(
+            f"no metric of '{task}' calls an answer right or wrong ({', '.join(first[0]['metrics'])}): its results are"
+            " above, and the store has no rows for it"
+        )
+    found = []
+    for entry in first:
+        key = f"{FAMILY}{task}/{entry['doc_id']}"
+        answer, text = answer_of(entry)
+        problem = ProblemRow(FAMILY + task, key, str(entry["target"]), "exact", (), entry["doc_hash"][:16])
+        sample = Sample(
+            task=FAMILY + task,
+            problem_id=key,
+            budget=0,
+            draw=0,
+            thinking_tokens=0,
+            answer_tokens=0,
+            forced_tokens=0,
+            ended="forced",
+            answer_truncated=False,
+            reopened_think=False,
+            answer=answer,
+            status="ok",
+            correct=bool(entry[metric]),
+            text=text,
+        )
+        found.append((problem, sample))
+    return found
+
+
+def answer_of(entry: Mapping[str, Any]) -> tuple[str | None, str]:
+    """What a model answered, and in which words: a choice by its number, or what it wrote."""
+    responses = entry["filtered_resps"]
+    if len(responses) > 1 and all(isinstance(one, tuple | list) for one in responses):
+        return str(max(range(len(responses)), key=lambda index: responses[index][0])), ""
+    written = responses[0] if responses and isinstance(responses[0], str) else None
+    words = entry["resps"][0][0]
+    return written and written[:LONGEST_ANSWER], words if isinstance(words, str) else ""

@@ -1,0 +1,139 @@
+"""`prunus` as a model of lm-evaluation-harness: what it generates is thought about first, within a budget.
+
+    python -m prunus.evaluation.harness_model --model prunus --model_args pretrained=FOLDER,budget=512 --tasks gsm8k
+
+The harness looks for models only among its own, so this is its command with ours added; in Python importing this module
+does it: `lm_eval.simple_evaluate(model="prunus", ...)`. A task's question goes through the model's chat template, the
+model thinks for at most `budget` tokens and answers; the harness sees the answer alone, cut at the task's stop strings.
+Likelihoods, which cannot be thought about, are the harness's own. docs/lm-eval.md has the arguments.
+"""
+
+import sys
+from collections import Counter
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.backends.loading import load_model
+from prunus.evaluation.budget import Chain, Rules, force_budgets
+from prunus.evaluation.pipeline import answer_text, effective_sampling
+from prunus.evaluation.profiles import encode_markers, encode_prompt, resolve_profile
+from prunus.recipes import EvalPlan
+
+MODEL = "prunus"
+import_module("lm_eval.models")  # adds the harness's own, which it does not do where it finds one of others
+Base: Any = import_module("lm_eval.models.huggingface").HFLM
+
+
+@import_module("lm_eval.api.registry").register_model(MODEL)
+class BudgetForcing(Base):
+    """A model of the harness. pretrained: `tiny`, a folder or a hub id. The other arguments are those of `prunus eval`.
+
+    answer_tokens: by default what the task asks for (max_gen_toks), else 1024.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        budget: int = 1024,
+        mode: str = "strict",
+        profile: str = "auto",
+        answer_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int = 0,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        rows = int(str(batch_size)) if str(batch_size).isdigit() else 64
+        chosen: Any = {"mode": mode, "profile": profile}  # the plan checks them
+        plan = EvalPlan(
+            tasks=(MODEL,),
+            budgets=(int(budget),),
+            answer_tokens=answer_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=int(seed),
+            **chosen,
+        )
+        folder = resolve(pretrained)
+        checkpoint, tokenizer = Checkpoint(folder), load_tokenizer(folder)
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # the harness asks for a GPU where nothing is said, and takes what there is
+        self.thinker = HFBackend(load_model(folder, device or "auto"), len(tokenizer))
+        super().__init__(pretrained=self.thinker.model, tokenizer=tokenizer, batch_size=rows)
+        self.rows, self.plan, self.is_templated = rows, plan, False
+        self.style = resolve_profile(plan.profile, tokenizer, checkpoint.manifest)
+        markers = encode_markers(self.style, tokenizer, plan.mode)
+        self.rules = Rules(markers, effective_sampling(self.style, plan), seed=plan.seed)
+        self.context = int(checkpoint.config.max_position_embeddings)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The harness's --apply_chat_template: then its text is the whole prompt."""
+        self.is_templated = True
+        return str(super().apply_chat_template(chat_history, add_generation_prompt))
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The answers, in order; PrunusError where one would not fit the model's context."""
+        draws: Counter[tuple[str, str]] = Counter()
+        chains: list[Chain] = []
+        stops: list[list[str]] = []
+        for request in requests:
+            text, how = request.args
+            key = (str(request.task_name), str(request.doc_id))
+            cap = int(self.plan.answer_tokens or how.get("max_gen_toks") or 1024)
+            chains.append(Chain(self.prompt(text), (*key, draws[key]), cap))
+            draws[key] += 1
+            until = how.get("until") or []
+            stops.append([until] if isinstance(until, str) else list(until))
+            self.check(chains[-1])
+        answers: list[str] = []
+        for start in range(0, len(chains), self.rows):
+            batch = chains[start : start + self.rows]
+            for [draw] in force_budgets(self.thinker, batch, self.plan.budgets, self.rules):
+                answers.append(answer_text(self.style, self.tokenizer, draw))
+        return [cut(answer, until) for answer, until in zip(answers, stops, strict=True)]
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids up to where thinking starts."""
+        if self.is_templated:
+            ids = self.tokenizer.encode(text.removesuffix(self.style.thinking_start), add_special_tokens=False)
+        else:
+            ids = encode_prompt(self.style, self.tokenizer, text)
+        return ids + list(self.rules.markers.start)
+
+    def check(self, chain: Chain) -> None:
+        """PrunusError unless it fits; nothing is cut off a prompt."""
+        needed = len(chain.prompt) + self.plan.budgets[0] + self.rules.markers.longest + chain.answer_tokens
+        if needed > self.context:
+            raise PrunusError(
+                f"document {chain.key[1]} of '{chain.key[0]}' needs {needed} tokens with its thinking and answer, but"
+                f" the model's context is {self.context}: lower budget or answer_tokens in --model_args"
+            )
+
+
+def cut(text: str, stops: list[str]) -> str:
+    """The text before the first of these strings."""
+    ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def main() -> None:
+    """The harness's command; an error of the user's is one line."""
+    try:
+        import_module("lm_eval.__main__").cli_evaluate()
+    except PrunusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
