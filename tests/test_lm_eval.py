@@ -143,10 +143,9 @@ def test_tasks_without_rows_are_refused(tmp_path, kind, rest, message):
 
 @needs_harness
 @not_ours
-@pytest.mark.parametrize("task", ["no_such_task_anywhere", "nowhere.yaml"])
-def test_a_task_that_is_not_there(tmp_path, task):
-    with pytest.raises(PrunusError, match=r"cannot load the task|cannot be read"):
-        prunus.evaluate("tiny", EvalPlan(tasks=(f"lm_eval:{task}",)), tmp_path / "s.db")
+def test_a_task_that_is_not_there(tmp_path):
+    with pytest.raises(PrunusError, match=r"the task file 'nowhere.yaml' cannot be read"):
+        prunus.evaluate("tiny", EvalPlan(tasks=("lm_eval:nowhere.yaml",)), tmp_path / "s.db")
 
 
 def test_what_has_no_effect_there_is_refused(tmp_path, monkeypatch):
