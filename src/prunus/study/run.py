@@ -16,6 +16,7 @@ from prunus.checkpoint.safetensors_file import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened as opened_backend
 from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import (
@@ -39,7 +40,15 @@ from prunus.study.cells import Cell, Model, Variant, effective, open_models, pla
 from prunus.study.file import Study, read_study
 from prunus.study.pages import conclude
 from prunus.study.places import Places
-from prunus.study.variants import MAKING, make_variant, read_about, swapped, weights_file
+from prunus.study.variants import (
+    MAKING,
+    blocks_removed,
+    files_of,
+    make_variant,
+    read_about,
+    swapped,
+    weights_file,
+)
 
 Batches = list[list[tuple[int, int]]]
 
@@ -143,13 +152,14 @@ def run_cells(study: Study, models: Sequence[Model], places: Places, store: Stor
         Board(f"study {study.name}", list(rows.values()), bases) as board,
         Engine(study, device) as engine,
     ):
+        if study.backend == "vllm":  # which takes the whole GPU from its start on
+            for model in models:
+                for variant, _ in to_do(store, model, early=False):
+                    make_missing(study, model, variant, places, board, device)
         for early in (True, False):
             for model in models:
                 for variant, cells in to_do(store, model, early):
-                    if variant.recipe is not None and read_about(places.folder, variant) is None:
-                        board.say(f"making {variant.name} of {model.label}", aloud=True)
-                        with board.aside():
-                            make_variant(model, variant, places.folder, device, study.keep_checkpoints)
+                    make_missing(study, model, variant, places, board, device)
                     board.say(f"evaluating {variant.name} of {model.label}")
                     with engine.holding(model, variant, places.folder) as backend:
                         for cell, batches in cells:
@@ -174,6 +184,14 @@ def measure_cells(models: Sequence[Model], places: Places, store: Store, engine:
                 with engine.holding(model, variant, places.folder) as backend, board.aside():
                     for cell in cells:
                         measure_run(store, cell.work, backend, model.checkpoint)
+
+
+def make_missing(study: Study, model: Model, variant: Variant, places: Places, board: Board, device: str) -> None:
+    """Make a variant that is not there yet."""
+    if variant.recipe is not None and read_about(places.folder, variant) is None:
+        board.say(f"making {variant.name} of {model.label}", aloud=True)
+        with board.aside():
+            make_variant(model, variant, places.folder, device, study.keep_checkpoints)
 
 
 def to_do(store: Store, model: Model, early: bool) -> list[tuple[Variant, list[tuple[Cell, Batches]]]]:
@@ -224,12 +242,13 @@ class Engine:
     def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
         """Within this, the backend has the variant's weights. folder: of the study."""
         backend = self.of(model)
-        if variant.recipe is None:
-            yield backend
-        else:
-            assert isinstance(backend, HFBackend)
+        if isinstance(backend, HFBackend):
             with swapped(backend.model, model.checkpoint, folder, variant):
                 yield backend
+        else:
+            if isinstance(backend, VLLMBackend):
+                backend.hold(*files_of(folder, variant), blocks_removed(model.checkpoint, folder, variant))
+            yield backend
 
 
 def add_cell(store: Store, model: Model, cell: Cell, places: Places, versions: dict[str, Any]) -> None:

@@ -61,6 +61,20 @@ def read_about(folder: Path, variant: Variant) -> About | None:
     return About(**variant_about(path)["model"]) if path.exists() else None
 
 
+def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
+    """The files of a variant that was made: packed matrices, and vectors if there are any; the dense one has none."""
+    if variant.recipe is None:
+        return None, None
+    vectors = vectors_file(folder, variant)
+    return weights_file(folder, variant), vectors if vectors.exists() else None
+
+
+def blocks_removed(source: Checkpoint, folder: Path, variant: Variant) -> list[int]:
+    """Blocks of the source that a variant that was made lacks."""
+    about = read_about(folder, variant) if variant.recipe is not None else None
+    return [] if about is None else [index for index in range(source.blocks) if index not in about.kept]
+
+
 def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep: bool) -> About:
     """Prune, and keep what differs from the source. Interrupted pruning goes on where it stopped.
 
