@@ -272,3 +272,35 @@ def test_how_a_model_is_loaded(tmp_path):
             load_model(tiny_folder(), "cuda")
     with pytest.raises(PrunusError, match="cannot be loaded"):
         load_model(tmp_path, "cpu")
+
+
+class Cramped(HFBackend):
+    """A device whose memory holds so many rows, and not one more."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(tiny().model, len(TOKENIZER))
+        self.room, self.tried = room, []
+
+    def _decode(self, prompts, tracks, masks, sampling, fork=None) -> None:
+        self.tried.append(len(prompts))
+        if len(prompts) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        super()._decode(prompts, tracks, masks, sampling, fork)
+
+
+def test_out_of_memory_halves_the_batch_says_so_and_changes_nothing(capsys):
+    cramped, rules = Cramped(room=5), Rules(MARKERS, WARM)
+    assert force_budgets(cramped, chains(), (0, 6), rules) == force_budgets(tiny(), chains(), (0, 6), rules)
+    assert cramped.tried[:3] == [18, 9, 4] and max(cramped.tried[2:]) <= 5
+    told = capsys.readouterr().err
+    assert (
+        "out of memory with 18 chains at once: going on with 9" in told and "9 chains at once: going on with 4" in told
+    )
+    before = len(cramped.tried)
+    prompts = [chain.prompt for chain in chains()]
+    calls = (prompts, [3] * 18, NONE, NONE, list(range(18)), WARM)
+    assert cramped.generate(*calls) == tiny().generate(*calls)
+    assert max(cramped.tried[before:]) <= 5, "what was too much is not tried again"
+    with pytest.raises(PrunusError, match=r"memory for a single chain: CUDA out of memory\. Tried") as error:
+        force_budgets(Cramped(room=0), chains(), (0,), rules)
+    assert "\n" not in str(error.value)

@@ -3,23 +3,29 @@
 Rows that are done leave the batch; a chain that a budget cuts goes on twice, thinking and answering, from one cache.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunus import progress
+from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
 from prunus.evaluation.backends.rows import Rows
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick
-from prunus.evaluation.budget import Completion, Continue, Sampling, Scores, Thought
+from prunus.evaluation.budget import Completion, Continuation, Continue, Sampling, Scores, Thought
 from prunus.evaluation.profiles import Markers
 
 COMPACT_SHARE = 0.25  # rows leave the batch when so many of them are done: leaving copies the cache
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -72,6 +78,7 @@ class HFBackend:
     def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
         self.model = model.eval()
         self.vocabulary = vocabulary
+        self.most_rows = sys.maxsize  # that the device's memory has not been too small for
 
     @classmethod
     def load(
@@ -106,7 +113,6 @@ class HFBackend:
         reading, *steps = (end - begin for begin, end in pairwise(marks))
         return reading, steps
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[list[int]],
@@ -117,7 +123,26 @@ class HFBackend:
         sampling: Sampling,
         min_new_tokens: int = 0,
     ) -> list[Completion]:
-        """As Backend.generate; all rows decode together."""
+        """As Backend.generate; all rows decode together, or as many as the device's memory holds."""
+
+        def work(rows: range) -> list[Completion]:
+            some, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
+            caps = [max_new_tokens[row] for row in rows]
+            return self._generate(some, caps, own, stops, banned, sampling, min_new_tokens)
+
+        return self._in_parts(range(len(prompts)), work)
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: Sequence[int],
+        seeds: Sequence[int],
+        stops: frozenset[int],
+        banned: frozenset[int],
+        sampling: Sampling,
+        min_new_tokens: int,
+    ) -> list[Completion]:
         tracks = [
             Track(row, None, stops, 0, cap, _uniforms(seed, sampling), min_new_tokens=min_new_tokens)
             for row, (cap, seed) in enumerate(zip(max_new_tokens, seeds, strict=True))
@@ -126,7 +151,6 @@ class HFBackend:
             self._decode(prompts, list(tracks), [(stops, banned)], sampling)
         return [track.completion for track in tracks]
 
-    @torch.inference_mode()
     def think_and_answer(
         self,
         prompts: Sequence[list[int]],
@@ -137,6 +161,27 @@ class HFBackend:
         continue_: Continue,
     ) -> list[Thought]:
         """As prunus.evaluation.budget.think_and_answer, in one pass over every chain."""
+
+        def work(rows: range) -> list[Thought]:
+            some, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
+
+            def go_on(chain: int, ids: list[int], cut: int | None) -> Continuation:
+                return continue_(rows[chain], ids, cut)
+
+            return self._think_and_answer(some, own, budgets, markers, sampling, go_on)
+
+        return self._in_parts(range(len(prompts)), work)
+
+    @torch.inference_mode()
+    def _think_and_answer(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        budgets: Sequence[int],
+        markers: Markers,
+        sampling: Sampling,
+        continue_: Continue,
+    ) -> list[Thought]:
         thinkers = [
             Track(chain, None, markers.think_stops, 0, max(budgets) + 1, _uniforms(seed, sampling), thinks=True)
             for chain, seed in enumerate(seeds)
@@ -175,6 +220,28 @@ class HFBackend:
         for track in answers:
             thoughts[track.chain].answers[track.cut] = track.completion
         return thoughts
+
+    def _in_parts(self, rows: range, work: Callable[[range], list[_T]]) -> list[_T]:
+        """What work finds for the rows, in halves of halves where the device's memory is too small for all at once.
+
+        A row depends on nothing but itself, so parts find what the whole would. PrunusError where one row is too much.
+        """
+        if len(rows) <= self.most_rows:
+            try:
+                return work(rows)
+            except torch.OutOfMemoryError as error:
+                if len(rows) == 1:
+                    reason = " ".join(str(error).split())
+                    raise PrunusError(
+                        f"{self.model.device} has too little memory for a single chain: {reason}; what is stored stays;"
+                        " lower --budgets, or use --backend vllm"
+                    ) from error
+            self.most_rows = len(rows) // 2
+            progress.say(f"out of memory with {len(rows)} chains at once: going on with {self.most_rows}")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        half = len(rows) // 2
+        return [*self._in_parts(rows[:half], work), *self._in_parts(rows[half:], work)]
 
     def _decode(
         self,

@@ -150,7 +150,7 @@ class VLLMBackend(RequestBackend):
             logit_bias=dict.fromkeys([*sorted(request.banned), *self.unknown], NEVER) or None,
             logprobs=0,
             detokenize=False,
-            output_kind=import_module("vllm.sampling_params").RequestOutputKind.FINAL_ONLY,
+            output_kind=vllm().sampling_params.RequestOutputKind.FINAL_ONLY,
         )
 
     def _completion(self, request: Request, output: Any) -> Completion:

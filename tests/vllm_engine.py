@@ -1,0 +1,156 @@
+"""vLLM itself, on a CPU: the rows of hf, every method's checkpoints, weights swapped in a running engine, SmolLM2.
+
+Run by `make test-vllm` in an environment of its own (not collected elsewhere), beside the shared list of
+test_backend_contract.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_llm import smollm2
+from small_study import write_study
+from test_backend_contract import MARKERS, TOKENIZER, chains, tiny
+from vllm_server import vllm_serve
+
+import prunus
+from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+from prunus.evaluation.backends import opened
+from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.backends.openai import OpenAIBackend
+from prunus.evaluation.backends.vllm import VLLMBackend
+from prunus.evaluation.budget import Backend, Chain, Draw, Rules, Sampling, force_budgets
+from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
+from prunus.pruning.depth import DEPTH_METHODS
+from prunus.pruning.methods import METHODS
+from prunus.results.store import Store
+
+GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
+EAGER = EngineOptions(args={"enforce_eager": True})
+FEW: dict[str, Any] = {"samples": 8, "seqlen": 128}
+
+
+def greedy(backend: Backend, some: Sequence[Chain], budgets: tuple[int, ...] = (0, 8, 40)) -> list[list[Draw]]:
+    return force_budgets(backend, some, budgets, Rules(MARKERS, GREEDY))
+
+
+def test_rows_and_scores_are_those_of_hf():
+    some = chains(24, 40)
+    expected = greedy(tiny(), some, (0, 16, 64, 200))
+    with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EAGER) as backend:
+        found = greedy(backend, some, (0, 16, 64, 200))
+    assert found == expected and {draw.ended for draws in found for draw in draws} == {"natural", "forced"}
+    for ours, theirs in zip(sum_(found), sum_(expected), strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4) and ours.self_certainty is None
+
+
+def sum_(draws: list[list[Draw]]) -> list[Draw]:
+    return [draw for of_chain in draws for draw in of_chain]
+
+
+def test_pruned_checkpoints_of_every_method_load_and_answer_as_in_hf(tmp_path):
+    folders: list[Path] = []
+    for method in METHODS:
+        folders.append(tmp_path / method)
+        prunus.prune("tiny", folders[-1], prunus.PruneRecipe(method=method, sparsity=0.3, **FEW))
+    for method in DEPTH_METHODS:
+        folders.append(tmp_path / method)
+        more: dict[str, Any] = {"threshold": -1.0} if method == "laco" else {"blocks": "1"}
+        prunus.drop_blocks("tiny", folders[-1], prunus.DropRecipe(method=method, **FEW, **more))
+    answers = set()
+    for folder in folders:
+        expected = greedy(HFBackend.load(folder, "cpu", len(TOKENIZER)), chains()[:3])
+        with opened("vllm", folder, "cpu", len(TOKENIZER), EAGER) as backend:
+            assert greedy(backend, chains()[:3]) == expected, folder.name
+        answers.add(str(expected))
+    assert len(answers) > len(folders) // 2, "the checkpoints differ"
+
+
+def test_a_study_in_one_engine_gives_the_rows_of_hf(tmp_path):
+    """Masks, moved weights, blocks without a trace, merged blocks with their norms: all swapped in and out again."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 96,
+    }  # heads of 32, the least that vLLM has on a CPU
+    found = {}
+    for backend in ("hf", "vllm"):
+        engine = "[engine]\nargs = {enforce_eager = true}\n" if backend == "vllm" else ""
+        file = write_study(tmp_path, eval_=f'temperature = 0\nbackend = "{backend}"\n{engine}', **sizes)
+        prunus.run_study(file, out=tmp_path / backend)
+        with Store(tmp_path / backend / "results.db") as store:
+            runs = store.runs()
+            assert {run.plan["backend"] for run in runs} == {backend}
+            found[backend] = {
+                run.model["name"]: [
+                    (s.problem_id, s.budget, s.ended, s.thinking, s.text) for s in store.samples(run.run_id, texts=True)
+                ]
+                for run in runs
+            }
+    assert len(found["hf"]) == 8 and len(set(map(str, found["hf"].values()))) == 8
+    assert found["vllm"] == found["hf"]
+
+
+def test_nothing_is_left_of_other_weights(tmp_path):
+    """Prompts so long that their blocks stay in the prefix cache, which must be forgotten with the weights."""
+    prompts = [[*(TOKENIZER.encode("What is the sum of these? 1 2 3. ") * 30)[:300], 70 + n] for n in range(3)]
+    silent = list(range(1, 8))
+
+    def run(backend: VLLMBackend) -> list:
+        return backend.generate(prompts, [6] * 3, frozenset(), frozenset(), range(3), GREEDY)
+
+    with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EAGER) as backend:
+        assert isinstance(backend, VLLMBackend)
+        dense = run(backend)
+        backend.hold(None, None, silent)
+        shallow = run(backend)
+        backend.hold(None, None, [])
+        assert run(backend) == dense != shallow
+    prunus.drop_blocks("tiny", tmp_path / "shallow", prunus.DropRecipe(blocks=",".join(map(str, silent))))
+    alone = HFBackend.load(tmp_path / "shallow", "cpu", len(TOKENIZER))
+    assert shallow == alone.generate(prompts, [6] * 3, frozenset(), frozenset(), range(3), GREEDY)
+
+
+def test_smollm2_in_the_engine_and_on_a_server():
+    """A real LLM with the markers of s1: the server gives the engine's draws, also sampled ones; greedy those of hf."""
+    folder = smollm2()
+    tokenizer = load_tokenizer(folder)
+    markers = encode_markers(PROFILES["s1"], tokenizer, "strict")
+    questions = ["What is 17 + 25?", "Name a prime number above 20.", "How many legs have three spiders?"]
+    some = [
+        Chain(encode_prompt(PROFILES["s1"], tokenizer, question) + list(markers.start), ("t", question, 0), 16)
+        for question in questions
+    ]
+    how = [(Rules(markers, sampling, seed=3), (0, 6, 20)) for sampling in (GREEDY, WARM)]
+
+    def draws(backend: Backend) -> list[list[list[Draw]]]:
+        return [force_budgets(backend, some, budgets, rules) for rules, budgets in how]
+
+    with opened("vllm", folder, "cpu", len(tokenizer), EAGER) as backend:
+        offline = draws(backend)
+        assert isinstance(backend, VLLMBackend) and backend.context == 8192
+    expected = force_budgets(HFBackend.load(folder, "cpu", len(tokenizer)), some, how[0][1], how[0][0])
+    assert offline[0] == expected
+    with vllm_serve(folder, "--max-model-len", "512", "--served-model-name", "other/name") as url:
+        with pytest.raises(PrunusError, match="but other/name; if that is the same model, add --served-model"):
+            OpenAIBackend.connect(folder, EngineOptions(url=url), len(tokenizer))
+        engine = EngineOptions(url=url, served_model="other/name")
+        with opened("openai", folder, "auto", len(tokenizer), engine) as backend:
+            assert isinstance(backend, OpenAIBackend)
+            assert backend.context == 512 and backend.description["token_ids"] == "ids"
+            assert draws(backend) == offline
+
+
+def test_what_vllm_refuses_is_one_line(tmp_path):
+    for args, message in (
+        ({"no_such_argument": 1}, "cannot be started.*no_such_argument"),
+        ({"enforce_eager": True, "max_model_len": 60}, "engine's context is 60: lower --budgets"),
+    ):
+        plan = prunus.EvalPlan(tasks=("tiny",), limit=2, budgets=(16,), backend="vllm")
+        with pytest.raises(PrunusError, match=message) as error:
+            prunus.evaluate("tiny", plan, tmp_path / "results.db", engine=EngineOptions(args=args))
+        assert "\n" not in str(error.value)
+    with pytest.raises(PrunusError, match=r"is not what the installed vLLM .* runs on cpu"):
+        VLLMBackend.load(tiny_folder(), "cuda", len(TOKENIZER), {})
