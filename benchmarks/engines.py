@@ -1,0 +1,205 @@
+"""Engines side by side: hf and vllm on one cell, prefix reuse by count, and three ways to decode with transformers.
+
+    python benchmarks/engines.py reuse              tokens of budgets 512 to 8192 with and without prefix reuse
+    python benchmarks/engines.py decode             our cache, a static one, a compiled static one
+    .venv-vllm/bin/python benchmarks/engines.py cell    hf and vllm in turn (the environment of `make test-vllm`)
+
+`decode` and `cell` take the tiny reasoner and, where `make test` has fetched it, SmolLM2. Everything on one thread, in
+CPU seconds of one process.
+"""
+
+# ruff: noqa: E402  the settings come before the libraries that read them
+import argparse
+import gc
+import inspect
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+for name, value in {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that its CPU seconds are those of this process
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TORCH_COMPILE_DISABLE": "0" if "decode" in sys.argv else "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+import torch
+
+from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.engines import EngineOptions
+from prunus.evaluation.backends import opened
+from prunus.evaluation.backends.hf import load_model
+from prunus.evaluation.backends.rows import Rows
+from prunus.evaluation.backends.scripted import ScriptedBackend
+from prunus.evaluation.budget import Chain, Draw, Rules, Sampling, force_budgets
+from prunus.evaluation.pipeline import sampled_tokens
+from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
+from prunus.evaluation.tasks import load_task
+
+SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
+PAPER_BUDGETS = (512, 1024, 2048, 4096, 8192)
+ROUNDS = 3
+TOKENIZER = load_tokenizer(tiny_folder())
+
+
+def reuse() -> None:
+    """Counted by a backend that writes down what it is asked for; the lengths of chains are given."""
+    markers = encode_markers(PROFILES["tiny"], TOKENIZER, "strict")
+    noise = random.Random(0)
+    kinds: dict[str, Callable[[], int]] = {
+        "none ends by itself": lambda: 10**9,
+        "lengths log-uniform from 256 to 16,384": lambda: int(256 * 64 ** noise.random()),
+        "all end within 512": lambda: noise.randrange(50, 500),
+    }
+    print("| chains | answer tokens | thinking, reuse / apart | all tokens, reuse / apart |\n|---|---|---|---|")
+    for kind, length in kinds.items():
+        for answer in (100, 300, 1024):
+            lengths = [length() for _ in range(200)]
+            chains = [Chain([3, n], ("t", str(n), 0), answer + 1) for n in range(len(lengths))]
+
+            def replay(
+                prompt: Sequence[int], _seed: int, lengths: list[int] = lengths, answer: int = answer
+            ) -> Iterator[int]:
+                thinks = len(prompt) == 2
+                stop = min(markers.think_stops if thinks else markers.answer_stops)
+                for _ in range(lengths[prompt[1]] if thinks else answer):
+                    yield 5
+                yield stop
+
+            totals = []
+            for cut in (True, False):
+                found = force_budgets(
+                    ScriptedBackend(replay), chains, PAPER_BUDGETS, Rules(markers, Sampling(0.0)), reuse=cut
+                )
+                totals.append(counted(found, cut))
+            thinking, every = (totals[0][n] / totals[1][n] for n in (0, 1))
+            print(f"| {kind} | {answer} | {thinking:.2f} | {every:.2f} |")
+
+
+def counted(draws: list[list[Draw]], cut: bool) -> tuple[int, int]:
+    """Thinking tokens and all tokens that were sampled for these draws."""
+    if cut:
+        return sum(max(len(draw.thinking) for draw in of_chain) for of_chain in draws), sampled_tokens(draws)
+    thinking = sum(len(draw.thinking) for of_chain in draws for draw in of_chain)
+    return thinking, thinking + sum(len(draw.answer) for of_chain in draws for draw in of_chain)
+
+
+def models() -> list[tuple[str, Path]]:
+    """The tiny reasoner, and SmolLM2 if it is there."""
+    return [("tiny", tiny_folder()), *([("SmolLM2", SMOLLM2)] if (SMOLLM2 / "config.json").exists() else [])]
+
+
+def decode(rows: int, tokens: int) -> None:
+    """Milliseconds of CPU a step, all rows at once: median of rounds in turn."""
+    torch.set_num_threads(1)
+    print(f"| model | cache | ms a step of {rows} rows | of ours |\n|---|---|---|---|")
+    for name, folder in models():
+        model = load_model(folder, "cpu")
+        prompts = [[3 + (7 * row + 3 * at) % 300 for at in range(48)] for row in range(rows)]
+        ways: dict[str, Callable[[], float]] = {
+            "ours (growing)": lambda model=model, prompts=prompts: ours(model, prompts, tokens),
+            "static": lambda model=model, prompts=prompts: static(model, prompts, tokens, False),
+            "static, torch.compile": lambda model=model, prompts=prompts: static(model, prompts, tokens, True),
+        }
+        for way in ways.values():  # compile, warm up
+            way()
+        spent = {way: [] for way in ways}
+        for _ in range(ROUNDS):
+            for way, run in ways.items():
+                spent[way].append(run())
+        first = median(spent["ours (growing)"])
+        for way, times in spent.items():
+            print(f"| {name} | {way} | {1000 * median(times) / tokens:.2f} | {median(times) / first:.2f} |", flush=True)
+
+
+@torch.inference_mode()
+def ours(model: Any, prompts: list[list[int]], tokens: int) -> float:
+    rows = Rows(model, prompts)
+    chosen = rows.prefill().argmax(-1).tolist()
+    begin = time.process_time()
+    for _ in range(tokens):
+        chosen = rows.step(chosen).argmax(-1).tolist()
+    return time.process_time() - begin
+
+
+_compiled: dict[int, Any] = {}
+
+
+@torch.inference_mode()
+def static(model: Any, prompts: list[list[int]], tokens: int, compiled: bool) -> float:
+    from transformers import StaticCache
+
+    cache = StaticCache(config=model.config, max_cache_len=len(prompts[0]) + tokens + 1)
+    key = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    logits = model(torch.tensor(prompts), use_cache=True, logits_to_keep=1, **{key: cache}).logits
+    run = _compiled.setdefault(id(model), torch.compile(model.forward, dynamic=False)) if compiled else model
+    chosen = logits[:, -1].argmax(-1, keepdim=True)
+    begin = time.process_time()
+    for step in range(tokens):
+        position = torch.full((len(prompts), 1), len(prompts[0]) + step)
+        logits = run(chosen, position_ids=position, use_cache=True, logits_to_keep=1, **{key: cache}).logits
+        chosen = logits[:, -1].argmax(-1, keepdim=True)
+        chosen.tolist()
+    return time.process_time() - begin
+
+
+def cell(chains: int) -> None:
+    """One cell on both engines, in turn; vLLM also without reuse, where it has its prefix cache alone."""
+    print("| model | engine | chains | tokens | CPU s | tokens a CPU s | of hf |\n|---|---|---|---|---|---|---|")
+    for name, folder in models():
+        tokenizer = load_tokenizer(folder)
+        profile, budgets, cap = PROFILES["tiny" if name == "tiny" else "s1"], (0, 16, 64, 256), 64
+        if name != "tiny":
+            budgets, cap, chains = (0, 16, 48), 16, min(chains, 16)
+        markers = encode_markers(profile, tokenizer, "strict")
+        some = [
+            Chain(encode_prompt(profile, tokenizer, problem.question) + list(markers.start), ("t", problem.id, 0), cap)
+            for problem in load_task("tiny")[:: 630 // chains][:chains]
+        ]
+        rules = Rules(markers, Sampling(0.6, 0.95))
+        first = 0.0
+        for engine, cut in (("hf", True), ("vllm", True), ("vllm", False)):
+            options = EngineOptions(args={"enforce_eager": True}) if engine == "vllm" else None
+            times, tokens = [], 0
+            with opened(engine, folder, "cpu", len(tokenizer), options) as backend:
+                force_budgets(backend, some[:2], budgets, rules)
+                for seed in range(ROUNDS):
+                    begin = time.process_time()
+                    draws = force_budgets(backend, some, budgets, Rules(markers, rules.sampling, seed=seed), cut)
+                    times.append(time.process_time() - begin)
+                    tokens += counted(draws, cut)[1]
+            gc.collect()
+            speed = tokens / sum(times)
+            first = first or speed
+            label = engine if cut else f"{engine}, without reuse"
+            print(
+                f"| {name} | {label} | {ROUNDS} x {len(some)} | {tokens:,} | {sum(times):.1f} | {speed:.0f} |"
+                f" {speed / first:.2f} |",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("reuse", "decode", "cell"))
+    parser.add_argument("--rows", type=int, default=16, help="decode: rows side by side")
+    parser.add_argument("--tokens", type=int, default=64, help="decode: steps")
+    parser.add_argument("--chains", type=int, default=64, help="cell: chains of the tiny reasoner")
+    asked = parser.parse_args()
+    if asked.what == "reuse":
+        reuse()
+    elif asked.what == "decode":
+        decode(asked.rows, asked.tokens)
+    else:
+        cell(asked.chains)
+
+
+if __name__ == "__main__":
+    main()
