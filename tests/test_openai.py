@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from completions_server import Server, serving
@@ -49,9 +50,9 @@ def connected(server: Server, **engine) -> Iterator[openai.OpenAIBackend]:
 
 
 def refusal(server: Server, plan: EvalPlan = PLAN, **engine) -> str:
-    """What evaluating with this server ends in; one line, and no row is stored."""
-    with serving(server), pytest.raises(PrunusError) as error:
-        prunus.evaluate("tiny", plan, ":memory:", engine=EngineOptions(url=server.url, **engine))
+    """What evaluating with this server ends in: one line."""
+    with serving(server), TemporaryDirectory() as folder, pytest.raises(PrunusError) as error:
+        prunus.evaluate("tiny", plan, Path(folder) / "results.db", engine=EngineOptions(url=server.url, **engine))
     assert "\n" not in str(error.value)
     return str(error.value)
 
