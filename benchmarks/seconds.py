@@ -1,6 +1,6 @@
 """Accuracy against seconds, dense and packed: `python benchmarks/seconds.py FOLDER`, some minutes on one thread.
 
-The tiny reasoner (Wanda 50 %, on its own problems) and SmolLM2-135M-Instruct (SparseGPT 50 %, on one-digit sums), each
+The tiny reasoner (Wanda 50 %, on its own problems) and SmolLM2-135M-Instruct (Wanda 30 %, on one-digit sums), each
 unpruned, pruned and dense, and the same packed. Tokens are timed in one process, the models in turns, so that a busy
 machine slows all alike. Then some draws are really made alone, against what their tokens should have taken.
 FOLDER keeps models, answers and speeds: a second call only prints, and writes the pages.
@@ -31,7 +31,7 @@ from prunus.evaluation.seconds import TOKENS, Round, clock_name, grid, machine_o
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.arrays import tables
 from prunus.results.metrics import estimate
-from prunus.results.seconds import Speed, affordable, by_budget
+from prunus.results.seconds import Speed, affordable, by_budget, deadlines
 from prunus.results.store import Store
 
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
@@ -66,18 +66,18 @@ def subjects(folder: Path) -> list[Subject]:
         batch_size=64,
     )
     wanda = PruneRecipe(method="wanda", sparsity=0.5)
-    sparsegpt = PruneRecipe(method="sparsegpt", sparsity=0.5, calibration=str(text), samples=8, seqlen=512)
-    return [Subject("tiny", "tiny", wanda, tiny_plan), Subject("smollm2", SMOLLM2, sparsegpt, sums_plan)]
+    smollm2 = PruneRecipe(method="wanda", sparsity=0.3, calibration=str(text), samples=8, seqlen=512)
+    return [Subject("tiny", "tiny", wanda, tiny_plan), Subject("smollm2", SMOLLM2, smollm2, sums_plan)]
 
 
 def variants(subject: Subject, folder: Path) -> dict[str, Path]:
     """The folders of a subject's models by what they are called."""
-    half, packed = folder / f"{subject.name}-50", folder / f"{subject.name}-50-packed"
+    half, packed = folder / f"{subject.name}-pruned", folder / f"{subject.name}-packed"
     if not half.exists():
         prunus.prune(subject.model, half, subject.recipe)
     if not packed.exists():
         prunus.pack(half, packed)
-    return {"unpruned": resolve(subject.model), "50 %, dense": half, "50 %, packed": packed}
+    return {"unpruned": resolve(subject.model), "pruned, dense": half, "pruned, packed": packed}
 
 
 def timed_in_turns(backends: Mapping[str, HFBackend], work: Work, longest: int) -> dict[str, dict[str, Any]]:
@@ -174,7 +174,8 @@ def print_deadlines(
     opened: Store, subject: Subject, folder: Path, store: Path, ends: Mapping[str, Mapping[int, Mapping[str, float]]]
 ) -> None:
     """Accuracy of each model at the budget that it can afford."""
-    for deadline in sorted({cell["p95"] for cell in ends["50 %, packed"].values()}):
+    late = [cell["p95"] for cells in ends.values() for cell in cells.values()]
+    for deadline in deadlines(min(late), max(late)):
         parts: list[str] = []
         for name, model in variants(subject, folder).items():
             budget = affordable(ends[name], deadline)
@@ -186,7 +187,7 @@ def print_deadlines(
             one = estimate(table.correct[:, table.budgets.index(budget)].mean(axis=1))
             interval = f"[{100 * one.low:.1f}, {100 * one.high:.1f}]"
             parts.append(f"{name}: budget {budget}, {100 * one.value:.1f} % {interval}")
-        print(f"by {deadline:.2f} s: {'; '.join(parts)}")
+        print(f"by {deadline:g} s: {'; '.join(parts)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
