@@ -35,7 +35,8 @@ from prunus.results.seconds import Speed, affordable, by_budget, deadlines
 from prunus.results.store import Store
 
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
-ROUNDS, ALONE = 12, 6  # rounds of timing; draws that are really made alone
+# Rounds of timing, and draws that are really made alone; of a larger model fewer will do.
+ROUNDS, ALONE = {"tiny": 12, "smollm2": 4}, {"tiny": 6, "smollm2": 2}
 ENGINE, DEVICE = EngineOptions(), "cpu"
 
 
@@ -80,14 +81,16 @@ def variants(subject: Subject, folder: Path) -> dict[str, Path]:
     return {"unpruned": resolve(subject.model), "pruned, dense": half, "pruned, packed": packed}
 
 
-def timed_in_turns(backends: Mapping[str, HFBackend], work: Work, longest: int) -> dict[str, dict[str, Any]]:
+def timed_in_turns(
+    backends: Mapping[str, HFBackend], work: Work, longest: int, rounds: int
+) -> dict[str, dict[str, Any]]:
     """The speed of every model, as prunus.evaluation.seconds.measure has it for one."""
     prompts: dict[str, list[int]] = {}
     for problem, ids in zip(work.problems, work.prompts, strict=True):
         prompts.setdefault(problem.task, []).append(len(ids))
     contexts = list(grid(min(map(len, work.prompts)), longest))
     timed: dict[str, dict[int, list[Round]]] = {name: {tokens: [] for tokens in contexts} for name in backends}
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for tokens in contexts:
             for name, backend in backends.items():
                 found = backend.time_tokens(tokens, TOKENS)
@@ -105,12 +108,12 @@ def timed_in_turns(backends: Mapping[str, HFBackend], work: Work, longest: int) 
     }
 
 
-def alone(backend: HFBackend, work: Work, speed: Speed) -> list[float]:
+def alone(backend: HFBackend, work: Work, speed: Speed, count: int) -> list[float]:
     """Seconds of draws that were really made alone, as a share of what their tokens should have taken."""
     budget = work.budgets[-1]
     one = replace(work, budgets=(budget,))
     shares = []
-    for index in range(0, len(work.problems), max(1, len(work.problems) // ALONE)):
+    for index in range(0, len(work.problems), max(1, len(work.problems) // count)):
         started = time.thread_time()
         ((draw,),) = run_batch(one, backend, [(index, 0)])
         took = time.thread_time() - started
@@ -133,10 +136,10 @@ def measure(subject: Subject, folder: Path, store: Path) -> None:
         backends[name] = HFBackend.load(model, DEVICE, len(works[name].tokenizer))
     work = works["unpruned"]
     longest = max(map(len, work.prompts)) + work.budgets[-1] + work.rules.markers.longest + max(work.caps)
-    found = timed_in_turns(backends, work, longest)
+    found = timed_in_turns(backends, work, longest, ROUNDS[subject.name])
     with Store(store) as opened:
         for name, speed in found.items():
-            shares = alone(backends[name], works[name], Speed.from_json(speed))
+            shares = alone(backends[name], works[name], Speed.from_json(speed), ALONE[subject.name])
             speed["how"]["alone"] = {"draws": len(shares), "median": statistics.median(shares)}
             opened.set_timing(runs[name], machine_of(DEVICE), speed)
 
