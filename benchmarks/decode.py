@@ -10,6 +10,7 @@ dense: the kernel of Prunus on plain weights. Two ratios: over stock, and over t
 
 import argparse
 import copy
+import inspect
 import platform
 import statistics
 import time
@@ -157,15 +158,25 @@ def bytes_read(model: nn.Module) -> int:
 def steps(models: dict[str, Any], batch: int, count: int) -> dict[str, float]:
     """Median milliseconds of a decoding step of each, by turns."""
     ids = torch.randint(0, 1000, (batch, 16))
-    caches = {name: model(ids, use_cache=True).past_key_values for name, model in models.items()}
+    key = "cache" if "cache" in inspect.signature(next(iter(models.values())).forward).parameters else "past_key_values"
+    caches = {name: {key: model(ids, use_cache=True).past_key_values} for name, model in models.items()}
     times: dict[str, list[int]] = {name: [] for name in models}
     for step in range(count + 1):
         for name, model in models.items():
             started = time.thread_time_ns()
-            model(ids[:, :1], past_key_values=caches[name], use_cache=True)
+            model(ids[:, :1], use_cache=True, **caches[name])
             if step:
                 times[name].append(time.thread_time_ns() - started)
     return {name: statistics.median(found) / 1e6 for name, found in times.items()}
+
+
+@torch.inference_mode()
+def prefill(models: dict[str, Any], tokens: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds of reading a prompt."""
+    ids = torch.randint(0, 1000, (1, tokens))
+    return turns(
+        {name: lambda _, model=model: model(ids, use_cache=True) for name, model in models.items()}, 1, repeats
+    )
 
 
 def end_to_end(name: str, stock: nn.Module, count: int) -> None:
@@ -191,6 +202,13 @@ def end_to_end(name: str, stock: nn.Module, count: int) -> None:
                 f"| {ms['stock'] / ms[label]:.2f} | {over_dense:.2f} | {share} |",
                 flush=True,
             )
+    for tokens in (128, 512):
+        ms = prefill(models, tokens, 3)
+        print(
+            f"\nPrompt of {tokens} tokens: stock {ms['stock']:.0f} ms, sparse {ms['sparse']:.0f} ms "
+            f"({ms['stock'] / ms['sparse']:.2f} of stock's speed).",
+            flush=True,
+        )
 
 
 def describe_machine() -> str:

@@ -109,3 +109,9 @@ def test_the_platform_tag_names_the_newest_glibc_that_is_needed(tmp_path):
 def test_importing_prunus_needs_no_compiler_and_no_torch():
     code = "import sys, prunus; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CXX": "/bin/false"})
+
+
+def test_ci_has_the_kernel():
+    """Elsewhere its tests may be skipped."""
+    if os.environ.get("CI") and build.supported():
+        assert library.kernel().library is not None, library.kernel().reason

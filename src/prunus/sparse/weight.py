@@ -16,6 +16,7 @@ from prunus.errors import PrunusError
 from prunus.sparse.library import needed, threads
 
 GROUP, CHUNK, PADDING = 16, 32, 64
+HUGE_PAGE = 1 << 21
 KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _BAD_ARRAYS = 2
 
@@ -70,10 +71,8 @@ class SparseWeight:
 
     def copy(self) -> "SparseWeight":
         """The same in memory of its own."""
-        masks, values, starts = (part.clone() for part in (self.masks, self.values, self.starts))
-        for part in (masks, values):
-            huge_pages(part)
-        return SparseWeight(masks, values, starts, self.outputs, self.inputs)
+        masks, values = (_empty(part.numel(), part.dtype).copy_(part) for part in (self.masks, self.values))
+        return SparseWeight(masks, values, self.starts.clone(), self.outputs, self.inputs)
 
     def unpack(self, first: int = 0, last: int | None = None, out: Tensor | None = None) -> Tensor:
         """Rows of groups [first, last), dense, bit by bit; all of them by default. out: where to, else new memory."""
@@ -199,12 +198,22 @@ def _sizes(outputs: int, inputs: int) -> tuple[int, int]:
 def _room(shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Memory for masks and values; the padding of the values is zero."""
     groups, chunks = _sizes(*shape)
-    masks = torch.empty(groups * GROUP * chunks, dtype=torch.int32)
-    values = torch.empty(kept + PADDING // dtype.itemsize, dtype=dtype)
+    masks = _empty(groups * GROUP * chunks, torch.int32)
+    values = _empty(kept + PADDING // dtype.itemsize, dtype)
     values[kept:] = 0
-    for part in (masks, values):
-        huge_pages(part)
     return masks, values
+
+
+def _empty(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory for so many numbers; large ones begin where a huge page can, and ask for these."""
+    size = count * dtype.itemsize
+    if size < HUGE_PAGE:
+        return torch.empty(count, dtype=dtype)
+    room = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
+    first = -room.data_ptr() % HUGE_PAGE
+    made = room[first : first + size].view(dtype)
+    huge_pages(made)
+    return made
 
 
 def _call(name: str, *arguments: int) -> None:
