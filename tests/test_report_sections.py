@@ -74,6 +74,18 @@ def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
     assert len(page.rows("modes")) == 1 + 2 * len(BUDGETS)
 
 
+def test_a_dense_model_in_both_modes_is_a_page_before_anything_else_is_run(store, tmp_path):
+    with Store(store) as old, Store(tmp_path / "a.db", create=True) as new:
+        new.add_problems(old.problems().values())
+        for run in old.runs():
+            if run.model["name"] == "tiny":
+                new.add_run(run)
+                new.add_samples(run.run_id, old.samples(run.run_id))
+    page = Page(report(tmp_path / "a.db", tmp_path / "a.html"))
+    assert "There is nothing to compare with dense yet" in " ".join(page.all("p", "lead"))
+    assert "legacy" in section(page, "modes") and page.all("table", "verdicts sortable") == []
+
+
 def test_without_two_modes_there_is_no_such_section(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=6, budgets=(16,))
     page = Page(report(path, tmp_path / "a.html"))

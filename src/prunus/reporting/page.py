@@ -60,10 +60,7 @@ def report(
     folder = Folder(out.with_name(f"{out.stem}_files"), overwrite)
     with Store(store) as opened, folder:
         base_run = opened.find_run(base) if base is not None else dense_run(opened)
-        if len(opened.runs()) > 1:
-            comparison = compare(opened.path, base_run.run_id, margin=margin)
-        else:
-            comparison = {"others": [], "margin": margin, "warnings": []}
+        comparison = compare(opened.path, base_run.run_id, margin=margin, may_be_alone=True)
         view = make_view(opened, base_run, comparison, published)
         both = both_modes(opened, view.runs, view.looks)
         standings = [standing(opened, run) for run in view.runs]

@@ -40,6 +40,7 @@ def compare(
     margin: float = 0.02,
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
+    may_be_alone: bool = False,
 ) -> dict[str, Any]:
     """Paired differences of other runs to a base run, and one word for each.
 
@@ -77,7 +78,7 @@ def compare(
 
     verdict: better or worse if the adjusted p of the primary is below .05; else non-inferior if its lower bound lies
     above -margin; else `cannot tell`. A run can be worse and yet within_margin. Raises PrunusError for unknown or
-    ambiguous names and where there is nothing to compare.
+    ambiguous names and where there is nothing to compare, unless may_be_alone says that this is no error.
     """
     if not 0 <= margin < 1:
         raise PrunusError(f"margin must be a share of problems in [0, 1), not {margin}; 0.02 is two points")
@@ -99,11 +100,12 @@ def compare(
                 raise PrunusError(
                     f"{_name(run)} shares no finished problem with {_name(base_run)}: evaluate both first"
                 )
-    if not entries:
+    if not entries and not may_be_alone:
         raise PrunusError(
             f"{store} has nothing to compare with {_name(base_run)}: {'; '.join(warnings) or 'no other run'}"
         )
-    _adjust_and_judge(entries)
+    if entries:
+        _adjust_and_judge(entries)
     method = METHOD | {"resamples": resamples, "seed": seed}
     return plain(
         {"base": identity(base_run), "others": entries, "margin": margin, "method": method, "warnings": warnings}
