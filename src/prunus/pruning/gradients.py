@@ -121,8 +121,8 @@ def forward(
         for index in range(model.source.blocks):
             block = model.runner.make_block(index, read_block(index, model.source.block_tensors(index)))
             read.append(hidden.states_SD.clone())
-            for batch_NTD in hidden.batches():
-                batch_NTD.copy_(model.runner.run_block(block, batch_NTD.to(model.runner.device)))
+            for batch_NTD, there_NTD in hidden.batches_on(model.runner.device):
+                batch_NTD.copy_(model.runner.run_block(block, there_NTD))
             steps.advance()
     return read, hidden
 

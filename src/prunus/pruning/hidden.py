@@ -5,10 +5,11 @@ Shapes: N sequences, T tokens, S tokens of all sequences one after the other, D 
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class HiddenStates:
         self.groups = [(length, list(group)) for length, group in groupby(ordered, key=len)]
         self.tokens = sum(map(len, sequences))
         width = source.config.hidden_size
-        both, self._mapped = _allocate(self.tokens * (width + room), runner.dtype, file)
+        both, self._mapped = _allocate(self.tokens * (width + room), runner.dtype, file, runner.device)
         self.states_SD = both[: self.tokens * width].view(self.tokens, width)
         self._room = both[self.tokens * width :]
         self._embed(source, runner)
@@ -52,6 +53,12 @@ class HiddenStates:
     def batches(self) -> Iterator[Tensor]:
         """(N, T, D) views, always the same in the same order; write into them to move on to the next block."""
         return self._views(self.states_SD)
+
+    def batches_on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, each with what is there on device; on another device the next one travels meanwhile."""
+        if device.type == "cpu":
+            return ((batch_NTD, batch_NTD) for batch_NTD in self.batches())
+        return sent_ahead(self.batches(), device)
 
     def batches_with(self, kept_SX: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, each with the (N, T, X) view of another table's same tokens."""
@@ -109,14 +116,38 @@ class HiddenStates:
 
 def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
     """Move hidden from the input of a block to its output."""
-    for batch_NTD in hidden.batches():
-        batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
+    for batch_NTD, there_NTD in hidden.batches_on(runner.device):
+        batch_NTD.copy_(runner.run_block(block, there_NTD))
 
 
-def _allocate(elements: int, dtype: torch.dtype, file: Path | None) -> tuple[Tensor, mmap.mmap | None]:
-    """A table without content, and the mapping that it lies in where there is a file."""
+def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch with its copy on device, which a stream of its own makes while the batch before is worked on.
+
+    Whoever writes a result back into a batch does not meet the copy of the next: they share no rows.
+    """
+    api: Any = torch.get_device_module(device)
+    side, ahead = api.Stream(), None
+    for batch in chain(batches, (None,)):
+        api.current_stream().wait_stream(side)  # for the copies so far, not for the one that follows
+        ready = ahead
+        if batch is not None:
+            with api.stream(side):
+                ahead = batch, batch.to(device, non_blocking=True)
+        if ready is not None:
+            if ready[1].is_cuda:  # its memory is not to be used again before the work on it is done
+                ready[1].record_stream(api.current_stream())
+            yield ready
+
+
+def _allocate(
+    elements: int, dtype: torch.dtype, file: Path | None, device: torch.device
+) -> tuple[Tensor, mmap.mmap | None]:
+    """A table without content, and the mapping that it lies in where there is a file.
+
+    device: to which its rows travel; from pinned memory that does not hold up the processor.
+    """
     if file is None:
-        return torch.empty(elements, dtype=dtype), None
+        return torch.empty(elements, dtype=dtype, pin_memory=device.type == "cuda"), None
     with file.open("w+b") as stream:
         os.posix_fallocate(stream.fileno(), 0, elements * dtype.itemsize)
         mapped = mmap.mmap(stream.fileno(), 0)

@@ -60,7 +60,7 @@ def zero_lowest_per_pattern(weight_OI: Tensor, score_OI: Tensor, pattern: tuple[
     if result_OI.numel() == 0 or covered == 0:
         return result_OI
     _check_scores(score_OI)
-    rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
+    rows = max(1, SLICE // weight_OI.shape[1]) if _on_cpu(weight_OI) else len(weight_OI)
     for begin in range(0, weight_OI.shape[0], rows):
         part_RC = score_OI[begin : begin + rows, :covered]
         _zero(result_OI[begin : begin + rows, :covered], lowest_per_pattern(part_RC, width - keep, width))
@@ -105,7 +105,7 @@ def zero_lowest_per_row(weight_OI: Tensor, score_OI: Tensor, sparsity: float, ro
     result_OI = weight_OI.clone()
     if count == 0 or result_OI.numel() == 0:
         return result_OI
-    rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
+    rows = max(1, SLICE // weight_OI.shape[1]) if _on_cpu(weight_OI) else len(weight_OI)
     for begin in range(0, weight_OI.shape[0], rows):
         _zero(result_OI[begin : begin + rows], _lowest_of_rows(score_OI[begin : begin + rows], count))
     return result_OI
@@ -120,7 +120,7 @@ def zero_lowest_of_rows(weight_OI: Tensor, score_OI: Tensor, zeros_O: Tensor) ->
     if result_OI.numel() == 0:
         return result_OI
     _check_scores(score_OI)
-    rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
+    rows = max(1, SLICE // weight_OI.shape[1]) if _on_cpu(weight_OI) else len(weight_OI)
     place_I = torch.arange(weight_OI.shape[1], device=weight_OI.device)
     for begin in range(0, weight_OI.shape[0], rows):
         order_RI = score_OI[begin : begin + rows].argsort(dim=1, stable=True)
@@ -144,7 +144,7 @@ def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, 
         lowest_OI = (key_N <= _kth_lowest(key_N, count + 1)).view(score_OI.shape)
     else:
         lowest_OI = lowest_in_tensor(score_OI, count)
-    if weight_OI.device.type == "cpu":  # what _zero does, without a copy first
+    if _on_cpu(weight_OI):  # what _zero does, without a copy first
         patterns = weight_OI.view(_SAME_SIZE_INTEGER[weight_OI.element_size()]).numpy()
         return torch.from_numpy(patterns * np.logical_not(lowest_OI.numpy())).view(weight_OI.dtype)
     result_OI = weight_OI.clone()
@@ -177,7 +177,7 @@ def _kth_lowest(key_N: Tensor, k: int) -> Tensor:
     if key_N.dtype == torch.int16:  # counting is enough: there are 2^15 of them
         up_to = torch.bincount(key_N, minlength=1 << 15).cumsum(0)
         return torch.searchsorted(up_to, torch.tensor(k, device=up_to.device)).to(torch.int16)
-    if key_N.device.type == "cpu":
+    if _on_cpu(key_N):
         return torch.from_numpy(np.partition(key_N.numpy(), k - 1)[k - 1 : k].copy())[0]
     return torch.kthvalue(key_N, k).values
 
@@ -186,7 +186,7 @@ def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
     """(R, I) true at the count lowest scores of each row."""
     _check_scores(score_RI)
     score_RI = score_RI.float()
-    if score_RI.device.type == "cpu":
+    if _on_cpu(score_RI):
         table = score_RI.numpy()
         threshold_R1 = torch.from_numpy(np.partition(table, count - 1, axis=1)[:, count - 1 : count].copy())
         lowest_RI = torch.from_numpy(table <= threshold_R1.numpy())
@@ -202,7 +202,7 @@ def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
 
 def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
     """(N,) true at the count lowest, given the count-th lowest: all below it and the first of those equal to it."""
-    if key_N.device.type == "cpu":  # numpy compares and finds several times faster than torch
+    if _on_cpu(key_N):  # numpy compares and finds several times faster than torch
         keys, limit = key_N.numpy(), threshold.numpy()
         lowest_N = torch.from_numpy(keys <= limit)
         if surplus := _count(lowest_N) - count:
@@ -217,10 +217,15 @@ def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
     return lowest_N
 
 
+def _on_cpu(tensor: Tensor) -> bool:
+    """Whether numpy can have it, which is faster there; the other way is for all other devices, and gives the same."""
+    return tensor.device.type == "cpu"
+
+
 def _zero(weight: Tensor, lowest: Tensor) -> None:
     """Set weights to +0.0 in place. As integers: kept bits cannot change, and it is faster than a masked fill."""
     patterns = weight.view(_SAME_SIZE_INTEGER[weight.element_size()])
-    if weight.device.type == "cpu":
+    if _on_cpu(weight):
         np.multiply(patterns.numpy(), np.logical_not(lowest.numpy()), out=patterns.numpy())
     else:
         patterns.mul_(~lowest)
@@ -228,7 +233,7 @@ def _zero(weight: Tensor, lowest: Tensor) -> None:
 
 def count_zeros(weight: Tensor) -> int:
     """How many weights are +0.0 or -0.0."""
-    if weight.device.type != "cpu":
+    if not _on_cpu(weight):
         return weight.numel() - int(weight.count_nonzero())
     # As integers without their sign bit: some twenty times faster than torch's count of 16-bit floats.
     patterns = weight.contiguous().view(_SAME_SIZE_INTEGER[weight.element_size()]).numpy()
@@ -237,12 +242,12 @@ def count_zeros(weight: Tensor) -> int:
 
 def _count(mask: Tensor) -> int:
     # numpy counts booleans some ten times faster than torch.
-    return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.count_nonzero())
+    return int(np.count_nonzero(mask.numpy()) if _on_cpu(mask) else mask.count_nonzero())
 
 
 def _extremes(number: Tensor) -> tuple[int, int]:
     """Least and greatest of whole numbers."""
-    if number.device.type == "cpu":
+    if _on_cpu(number):
         return int(number.numpy().min()), int(number.numpy().max())
     return int(number.min()), int(number.max())
 

@@ -136,11 +136,11 @@ def _observe(passage: Passage, move_on: bool) -> Stats:
     """One pass over all tokens. move_on: keep the outputs too, as inputs of the next block."""
     runner, block = passage.runner, passage.block
     with passage.watch(passage.linears, stop_early=not move_on) as seen:
-        for states_NTD in passage.hidden.batches():
+        for states_NTD, there_NTD in passage.hidden.batches_on(runner.device):
             if move_on:
-                states_NTD.copy_(runner.run_block(block, states_NTD.to(runner.device)))
+                states_NTD.copy_(runner.run_block(block, there_NTD))
             else:
-                _until_seen(lambda batch_NTD: runner.run_block(block, batch_NTD), states_NTD.to(runner.device))
+                _until_seen(lambda batch_NTD: runner.run_block(block, batch_NTD), there_NTD)
     return passage.stats(seen)
 
 

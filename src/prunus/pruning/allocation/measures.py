@@ -184,8 +184,8 @@ def dense_pass(
         for index in range(source.blocks):
             block = runner.make_block(index, read_block(index, source.block_tensors(index)))
             with Observer(block, subject.linears, weights=hidden.weights) as seen:
-                for batch_NTD in hidden.batches():
-                    batch_NTD.copy_(runner.run_block(block, batch_NTD.to(runner.device)))
+                for batch_NTD, there_NTD in hidden.batches_on(runner.device):
+                    batch_NTD.copy_(runner.run_block(block, there_NTD))
             found = {name: block.get_submodule(name).get_parameter("weight") for name in subject.linears}
             yield index, found, seen.stats(index, hidden.tokens)
             steps.advance()

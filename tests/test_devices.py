@@ -1,0 +1,112 @@
+"""Other devices than the CPU: the way that tensors take there, on a CPU as well; and a GPU, where there is one."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import FAMILIES, make_model, random_rows
+
+import prunus
+from prunus.checkpoint.families import LINEARS, Runner
+from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.pruning import masks
+from prunus.pruning.calibration import Calibration
+from prunus.pruning.hidden import sent_ahead
+from prunus.pruning.observe import Observer
+
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
+ELSEWHERE = ["cpu", pytest.param("cuda", marks=gpu)]
+Tensor = torch.Tensor
+
+SELECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "row": lambda weight_OI, score_OI: masks.zero_lowest_per_row(weight_OI, score_OI, 0.37),
+    "tensor": lambda weight_OI, score_OI: masks.zero_lowest_in_tensor(weight_OI, score_OI, 0.37),
+    "reference": lambda weight_OI, score_OI: masks.zero_lowest_in_tensor(weight_OI, score_OI, 0.37, "reference"),
+    "pattern": lambda weight_OI, score_OI: masks.zero_lowest_per_pattern(weight_OI, score_OI, (2, 4)),
+    "rows": lambda weight_OI, score_OI: masks.zero_lowest_of_rows(
+        weight_OI, score_OI, torch.arange(len(weight_OI), device=weight_OI.device) % 50
+    ),
+}
+
+
+@pytest.fixture(params=ELSEWHERE)
+def elsewhere(request, monkeypatch) -> torch.device:
+    """A device on which tensors take the way that is not numpy's: a GPU, or a CPU that is made to."""
+    monkeypatch.setattr(masks, "_on_cpu", lambda _: False)
+    return torch.device(request.param)
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("levels", [3, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_zeros_are_those_of_the_cpu_bit_for_bit(name, levels, dtype, elsewhere):
+    """With few levels most scores are equal, so that the order among equals shows."""
+    draw = torch.Generator().manual_seed(levels)
+    weight_OI = torch.randn(67, 100, generator=draw).to(dtype)
+    score_OI = torch.randint(0, levels, (67, 100), generator=draw).to(dtype) / 8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_on_cpu", lambda tensor: tensor.device.type == "cpu")
+        expected_OI = SELECTIONS[name](weight_OI.clone(), score_OI.clone())
+        zeros = masks.count_zeros(expected_OI)
+    got_OI = SELECTIONS[name](weight_OI.to(elsewhere), score_OI.to(elsewhere))
+    assert got_OI.device.type == elsewhere.type and masks.count_zeros(got_OI) == zeros > 0
+    integer = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    assert torch.equal(got_OI.cpu().view(integer), expected_OI.view(integer))
+
+
+@pytest.mark.parametrize("device", ELSEWHERE)
+def test_batches_that_travel_ahead_arrive_in_order_and_may_be_written_back(device):
+    table_SD = torch.arange(120.0).view(30, 4)
+    expected_SD = table_SD * 2 + 1
+    views = [table_SD[start : start + 7] for start in range(0, 30, 7)]
+    seen = 0
+    for batch, there in sent_ahead(iter(views), torch.device(device)):
+        assert batch is views[seen] and there.device.type == device
+        batch.copy_(there * 2 + 1)
+        seen += 1
+    assert seen == len(views) and torch.equal(table_SD, expected_SD)
+    assert list(sent_ahead(iter([]), torch.device(device))) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm", "wanda++"])
+def test_a_gpu_prunes_as_the_cpu_does(method, tmp_path):
+    """Exactly as many zeros; where sums differ in their last bits a few weights may be others."""
+    make_model(tmp_path / "model", family="qwen3", dtype=torch.float32)
+    (tmp_path / "text.jsonl").write_text(Calibration(random_rows(8, 16), "random", []).to_jsonl())
+    recipe = prunus.PruneRecipe(method=method, calibration=str(tmp_path / "text.jsonl"), samples=8, seqlen=16)
+    for device in ("cpu", "cuda"):
+        prunus.prune(tmp_path / "model", tmp_path / device, recipe, device=device)
+    ours, theirs = (Checkpoint(tmp_path / device) for device in ("cuda", "cpu"))
+    for name, stored in theirs.tensors.items():
+        one, other = ours.tensors[name].read() == 0, stored.read() == 0
+        assert one.sum() == other.sum() and (one == other).float().mean() > 0.98, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("needs", ["norms", "means", "hessian"])
+def test_blocks_and_statistics_stay_on_their_device(family, needs, tmp_path):
+    """On torch's device without content, which refuses to meet a tensor of the CPU as a GPU does."""
+    make_model(tmp_path / "model", family=family, dtype=torch.bfloat16)
+    source, device = Checkpoint(tmp_path / "model"), torch.device("meta")
+    runner = Runner(source.config, torch.bfloat16, device)
+    block = runner.make_block(0, read_block(0, source.block_tensors(0)))
+    hidden_NTD = torch.empty(2, 16, source.config.hidden_size, dtype=torch.bfloat16, device=device)
+    with torch.no_grad(), Observer(block, list(LINEARS), needs=needs) as seen:
+        assert runner.run_block(block, hidden_NTD).device == device
+    kept = [table for tables in (seen.squares, seen.sums, seen.products) for table in tables.values()]
+    assert len(kept) >= 4 and {table.device for table in kept} == {device}
+    with pytest.raises(RuntimeError):  # so the device does refuse
+        _ = hidden_NTD.float() * torch.ones(2, 16, 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which this benchmark would use")
+def test_the_benchmark_says_that_there_is_no_gpu(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "no CUDA GPU here: nothing is measured\n")
+    assert not list(tmp_path.iterdir())
