@@ -1,7 +1,7 @@
 """Engines side by side: hf and vllm on one cell, prefix reuse by count, and three ways to decode with transformers.
 
     python benchmarks/engines.py reuse              tokens of budgets 512 to 8192 with and without prefix reuse
-    python benchmarks/engines.py decode             our cache, a static one, a compiled static one
+    python benchmarks/engines.py decode [--compile] our cache, a static one, and with --compile a compiled static one
     .venv-vllm/bin/python benchmarks/engines.py cell    hf and vllm in turn (the environment of `make test-vllm`)
 
 `decode` and `cell` take the tiny reasoner and, where `make test` has fetched it, SmolLM2. Everything on one thread, in
@@ -96,7 +96,7 @@ def models() -> list[tuple[str, Path]]:
     return [("tiny", tiny_folder()), *([("SmolLM2", SMOLLM2)] if (SMOLLM2 / "config.json").exists() else [])]
 
 
-def decode(rows: int, tokens: int) -> None:
+def decode(rows: int, tokens: int, compiled: bool) -> None:
     """Milliseconds of CPU a step, all rows at once: median of rounds in turn."""
     torch.set_num_threads(1)
     print(f"| model | cache | ms a step of {rows} rows | of ours |\n|---|---|---|---|")
@@ -106,8 +106,9 @@ def decode(rows: int, tokens: int) -> None:
         ways: dict[str, Callable[[], float]] = {
             "ours (growing)": lambda model=model, prompts=prompts: ours(model, prompts, tokens),
             "static": lambda model=model, prompts=prompts: static(model, prompts, tokens, False),
-            "static, torch.compile": lambda model=model, prompts=prompts: static(model, prompts, tokens, True),
         }
+        if compiled:
+            ways["static, torch.compile"] = lambda model=model, prompts=prompts: static(model, prompts, tokens, True)
         for way in ways.values():  # compile, warm up
             way()
         spent = {way: [] for way in ways}
@@ -191,12 +192,13 @@ def main() -> None:
     parser.add_argument("what", choices=("reuse", "decode", "cell"))
     parser.add_argument("--rows", type=int, default=16, help="decode: rows side by side")
     parser.add_argument("--tokens", type=int, default=64, help="decode: steps")
+    parser.add_argument("--compile", action="store_true", help="decode: also torch.compile; needs a C++ compiler")
     parser.add_argument("--chains", type=int, default=64, help="cell: chains of the tiny reasoner")
     asked = parser.parse_args()
     if asked.what == "reuse":
         reuse()
     elif asked.what == "decode":
-        decode(asked.rows, asked.tokens)
+        decode(asked.rows, asked.tokens, asked.compile)
     else:
         cell(asked.chains)
 
