@@ -163,12 +163,15 @@ def test_regional_gradients_are_those_of_the_norm_of_the_blocks_output(tmp_path)
     runner, block, hidden, stats, tensors = block_case(tmp_path)
     found = with_regional_gradients(runner, block, hidden, stats, scale=10.0)
     ours = runner.make_block(1, {name: tensor.clone() for name, tensor in tensors.items()}).requires_grad_()
-    squares = {name: torch.zeros_like(ours.get_submodule(name).weight) for name in LINEARS}
+    weights = {name: ours.get_submodule(name).get_parameter("weight") for name in LINEARS}
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for states in hidden.sequences():
         ours.zero_grad()
         runner.run_block(ours, states[None].clone()).norm().backward()
         for name in LINEARS:
-            squares[name] += ours.get_submodule(name).weight.grad.square()
+            gradient = weights[name].grad
+            assert gradient is not None
+            squares[name] += gradient.square()
     for name in LINEARS:
         assert found[name].sequences == 1, "the norm stays that of all tokens"
         expected = 10 * (squares[name] / 7).sqrt()
@@ -189,8 +192,8 @@ def test_a_repair_brings_the_pruned_output_nearer_to_the_dense_one(tmp_path):
         with torch.no_grad():
             repair(runner, block, dense, hidden, stats, pruned, Repair(rounds, rate, "0"))
             for name in LINEARS:
-                module = block.get_submodule(name)
-                module.weight.data = pruned(name, module.weight.data, stats[name])
+                weight = block.get_submodule(name).get_parameter("weight")
+                weight.data = pruned(name, weight.data, stats[name])
             pairs = [(runner.run_block(block, b), runner.run_block(dense, b)) for b in hidden.batches()]
         return sum((a - b).square().sum().item() for a, b in pairs)
 

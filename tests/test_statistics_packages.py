@@ -1,6 +1,7 @@
 """The same scores through statsmodels and evalconfidence give the same numbers."""
 
 from itertools import pairwise
+from typing import Any
 
 import evalconfidence
 import numpy as np
@@ -40,7 +41,8 @@ def test_adjusted_p_are_statsmodels(size):
 @pytest.mark.parametrize(("lost", "won"), [(8, 2), (2, 8), (0, 5), (6, 6), (13, 4), (0, 0)])
 def test_exact_mcnemar_is_theirs(lost, won):
     exact, middle = paired.mcnemar_p(lost, won)
-    assert exact == pytest.approx(mcnemar(np.array([[40, lost], [won, 7]]), exact=True).pvalue)
+    result: Any = mcnemar(np.array([[40, lost], [won, 7]]), exact=True)
+    assert exact == pytest.approx(result.pvalue)
     base = np.array([1.0] * 40 + [1.0] * lost + [0.0] * won + [0.0] * 7)
     other = np.array([1.0] * 40 + [0.0] * lost + [1.0] * won + [0.0] * 7)
     theirs = evalconfidence.compare(rows("other", other[:, None]), rows("base", base[:, None]))

@@ -186,7 +186,7 @@ def dense_pass(
             with Observer(block, subject.linears, weights=hidden.weights) as seen:
                 for batch_NTD, there_NTD in hidden.batches_on(runner.device):
                     batch_NTD.copy_(runner.run_block(block, there_NTD))
-            found = {name: block.get_submodule(name).get_parameter("weight") for name in subject.linears}
+            found: dict[str, Tensor] = {n: block.get_submodule(n).get_parameter("weight") for n in subject.linears}
             yield index, found, seen.stats(index, hidden.tokens)
             steps.advance()
 
