@@ -7,6 +7,7 @@ from typing import Any
 from prunus.reporting.grid import Column, Grid, named
 from prunus.reporting.labels import Look
 from prunus.reporting.sections import soft
+from prunus.reporting.standing import Standing, standing
 from prunus.reporting.svg import PANEL, Line, Point, budget_axis, chart, linear_axis, swatch
 from prunus.reporting.text import count, esc, percent, points
 from prunus.reporting.view import Data, View, cells_of, float_of
@@ -18,11 +19,14 @@ MODES = ("strict", "legacy")
 
 @dataclass(frozen=True)
 class Both:
-    """One model's numbers under both modes."""
+    """One model's numbers under both modes. counterpart: run id of the one that the rest of the page leaves out; name
+    and standing are its."""
 
     look: Look
     by_mode: Mapping[str, Data]
-    counterpart: str  # run id of the one that the rest of the page leaves out
+    counterpart: str
+    name: str
+    standing: Standing
 
     def cells(self, task: str) -> list[dict[int, Data]]:
         """Of strict and of legacy."""
@@ -38,7 +42,8 @@ def both_modes(store: Store, runs: Sequence[Run], looks: Sequence[Look]) -> list
             same = other.model.get("checksum") == run.model.get("checksum") and other.run_id != run.run_id
             if mode in MODES and same and {mode, other.plan.get("mode")} == set(MODES):
                 summaries = {str(one.plan.get("mode")): summarise(store, one.run_id) for one in (run, other)}
-                found.append(Both(look, summaries, other.run_id))
+                name = f"{look.label} in {other.plan.get('mode')} mode"
+                found.append(Both(look, summaries, other.run_id, name, standing(store, other)))
                 break
     return found
 

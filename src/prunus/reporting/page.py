@@ -146,7 +146,8 @@ def _top(view: View, both: Sequence[Both], standings: Sequence[Standing], name: 
     plan = base.plan
     sentences = prose.headline(others, labels[1:], labels[0], view.margin)
     elsewhere = [one.counterpart for one in both]
-    notes = [*first, *missing_notes(view, standings)]
+    others_too = [(one.name, one.standing) for one in both]
+    notes = [*first, *missing_notes([*zip(labels, standings, strict=True), *others_too])]
     notes += prose.warnings(view.comparison, view.runs, view.summaries, labels, elsewhere)
     care = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes)
     problems = sum(curve["problems"] for curve in view.summaries[0]["tasks"].values())

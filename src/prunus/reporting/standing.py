@@ -1,6 +1,6 @@
 """How far the runs are and what they cost: a report can be made of a study that is still running."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prunus.reporting.grid import Column, Grid
@@ -52,14 +52,12 @@ def planned_rows(store: Store, run: Run) -> int | None:
     return problems * len(budgets) * draws or None
 
 
-def missing_notes(view: View, standings: Sequence[Standing]) -> list[str]:
-    """A sentence for all runs that lack rows of their plan."""
-    lacking = [
-        (look.label, one) for look, one in zip(view.looks, standings, strict=True) if one.missing and one.planned
-    ]
+def missing_notes(standings: Iterable[tuple[str, Standing]]) -> list[str]:
+    """A sentence for all runs (name, standing) that lack rows of their plan."""
+    lacking = [(name, one) for name, one in standings if one.missing and one.planned]
     if not lacking:
         return []
-    parts = [f"{label} has {percent(one.done / (one.planned or 1))} %" for label, one in lacking[:6]]
+    parts = [f"{name} has {percent(one.done / (one.planned or 1))} %" for name, one in lacking[:6]]
     rest = f", and {len(lacking) - 6} more" if len(lacking) > 6 else ""
     return [
         f"Not finished: {', '.join(parts)}{rest} of the answers that the plan asks for. Numbers are of the problems "

@@ -30,7 +30,7 @@ METHOD = {
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
 }
 # What two plans may differ in and still measure the same; of the first four only what both runs have is compared.
-HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "backend", "kernel"}
+HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
 
 
 def compare(
@@ -45,8 +45,8 @@ def compare(
     """Paired differences of other runs to a base run, and one word for each.
 
     base, others: run id, start of one, or model name. Without others: every run whose plan is that of the base but for
-    tasks, budgets, samples, limit, seed and batches; the rest is named under `warnings`. Runs named by the user are
-    compared even so, with a warning. Only problems complete in both runs count, over the budgets and draws both have.
+    tasks, budgets, samples, limit, seed, batches and kernel; the rest is named under `warnings`. Runs named by the user
+    are compared even so, with a warning. Only problems complete in both count, over the budgets and draws both have.
 
     Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
     of `others` has
