@@ -245,9 +245,8 @@ def test_command_line(tmp_path):
 def test_allocations_by_scores_need_no_run_of_their_own(tmp_path, rows, monkeypatch, method, allocation):
     folder = make_model(tmp_path / "m")
     prunus.stats(folder, tmp_path / "norms", **calibrated(rows))
-    asked = PruneRecipe(
-        method=method, allocation=allocation, outlier_threshold=3.0, propagation="dense", **calibrated(rows)
-    )
+    setting = {"outlier_threshold": 3.0} if allocation == "owl" else {}
+    asked = PruneRecipe(method=method, allocation=allocation, propagation="dense", **setting, **calibrated(rows))
     prunus.prune(folder, tmp_path / "run", asked)
     monkeypatch.setattr("prunus.checkpoint.families.Runner.run_block", None)
     prunus.prune(folder, tmp_path / "saved", asked, stats=tmp_path / "norms")

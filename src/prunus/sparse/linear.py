@@ -14,8 +14,8 @@ from prunus.sparse.weight import GROUP, KINDS, SparseWeight, checked
 
 # Rows of x that the kernel takes together; for more it reads the weight again.
 MOST_ROWS = 8
-# Rows of W unpacked at a time for many rows of x: enough for an efficient product, few enough to stay in a cache.
-PANEL_ROWS = 256
+# What is unpacked of W at a time for many rows of x: enough for an efficient product, little enough to stay in a cache.
+PANEL_BYTES = 1 << 21
 
 
 def multiply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -87,9 +87,11 @@ def _by_panels(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) 
     x_RI = x.view(-1, x.shape[-1])
     outputs, inputs = weight.shape
     y_RO = torch.empty((x_RI.shape[0], outputs), dtype=x.dtype)
-    room_PI = torch.empty((PANEL_ROWS, inputs), dtype=weight.dtype)
-    for first in range(0, outputs, PANEL_ROWS):
-        rows = slice(first, min(first + PANEL_ROWS, outputs))
+    groups_at_once = max(1, PANEL_BYTES // (GROUP * inputs * weight.dtype.itemsize))
+    panel_rows = min(GROUP * groups_at_once, outputs)
+    room_PI = torch.empty((panel_rows, inputs), dtype=weight.dtype)
+    for first in range(0, outputs, panel_rows):
+        rows = slice(first, min(first + panel_rows, outputs))
         if isinstance(weight, SparseWeight):
             groups = first // GROUP, -(-rows.stop // GROUP)
             panel_PI = weight.unpack(*groups, out=room_PI[: rows.stop - first])
