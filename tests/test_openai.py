@@ -141,8 +141,8 @@ def test_another_model_a_wrong_key_and_a_context_too_small():
 def test_the_key_is_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     monkeypatch.setenv("PRUNUS_API_KEY", "right")
-    with connected(babbling(key="right")):
-        pass
+    with connected(babbling(key="right")) as backend:
+        assert backend.name
 
 
 def test_nobody_is_there_or_somebody_else(tmp_path):

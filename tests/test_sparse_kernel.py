@@ -187,8 +187,10 @@ def test_callers_at_the_same_time_get_what_they_would_alone(monkeypatch):
     assert wrong == []
 
 
+@pytest.mark.parametrize("panel_bytes", [1, 100_000, linear.PANEL_BYTES])  # 38 panels, 4 and one
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_many_rows_are_torchs_product_of_the_dense_weight(dtype):
+def test_many_rows_are_torchs_product_of_the_dense_weight(dtype, panel_bytes, monkeypatch):
+    monkeypatch.setattr(linear, "PANEL_BYTES", panel_bytes)
     dense = random_weight((600, 300), 0.5)
     bias = torch.randn(600).to(dtype)
     x = torch.randn(3, 21, 300).to(dtype)

@@ -129,6 +129,8 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     """As evaluate, for a task of lm-evaluation-harness, which is done at once and stored in one transaction."""
     stored, folder = harness_plan(plan), resolve(model)
     checkpoint, kernel = open_for("hf", folder, device, EngineOptions())
+    if kernel is not None:
+        stored = stored | {"kernel": kernel}
     run_id = content_hash({"model": checkpoint.checksum(), "plan": stored})
     with Store(store, create=True) as opened:
         if not opened.keys(run_id):
