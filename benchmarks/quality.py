@@ -9,7 +9,6 @@ everything anew. One thread, one cell at a time.
 import argparse
 import hashlib
 import json
-import random
 import resource
 import shutil
 import subprocess
@@ -47,11 +46,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "4:8": {"pattern": "4:8"},
     "2:4": {"pattern": "2:4"},
 }
-# A cell of these takes minutes: one seed, these settings. SLEB sees fewer tokens.
-SLOW: dict[str, tuple[str, ...]] = dict.fromkeys(("dsnot", "gblm", "alps", "wanda++"), ("50 %", "60 %", "2:4"))
+# A cell of these takes minutes: they come last, in this order. Depth methods among them have one seed, and SLEB sees
+# fewer tokens.
+SLOW = ("dsnot", "layerif", "layerif-sketch", "gblm", "alps", "laco", "laco, `--threshold 0.9`", "sleb", "wanda++")
 SLOW_DEPTH = ("sleb", "laco")
-# These columns are filled first.
-SOON = ("50 %", "60 %", "2:4", "10 %", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ class Cell:
     """One model to make and measure. table, row, column: where its perplexity goes.
 
     stats: norms of the dense model, measured once per seed: `saved`, or `shuffled` among the inputs of each Linear.
-    evidence: recipe by which the allocation is measured once per seed. slow: comes after those of its seed that are
-    not.
+    evidence: recipe by which the allocation is measured once per seed.
     """
 
     table: str
@@ -71,7 +68,6 @@ class Cell:
     stats: str = ""
     evidence: prunus.PruneRecipe | None = None
     random_mask: bool = False
-    slow: bool = False
 
     @property
     def key(self) -> str:
@@ -129,11 +125,9 @@ def calibrated(seed: int) -> dict[str, Any]:
 def method_cells() -> Iterator[Cell]:
     """Every method at every setting; with the update of kept weights for two that have none of their own."""
     for method, about in METHODS.items():
-        slow = method in SLOW
-        for column in SLOW.get(method, tuple(SETTINGS)):
-            for seed in range(1 if slow or about.needs == "nothing" else SEEDS):
-                recipe = method_recipe(method, seed, SETTINGS[column])
-                yield Cell("methods", method, column, seed, recipe, slow=slow)
+        for column, setting in SETTINGS.items():
+            for seed in range(1 if about.needs == "nothing" else SEEDS):
+                yield Cell("methods", method, column, seed, method_recipe(method, seed, setting))
     updated: tuple[MethodName, ...] = ("magnitude", "wanda")
     for method in updated:
         for column in ("50 %", "60 %"):
@@ -160,12 +154,11 @@ def method_recipe(method: MethodName, seed: int, setting: dict[str, Any], data: 
 def allocation_cells() -> Iterator[Cell]:
     """Wanda under every allocation, all from the same norms of the dense model."""
     for allocation, about in ALLOCATIONS.items():
-        slow = about.needs == "gradients"
-        for seed in range(1 if slow else SEEDS):
+        for seed in range(SEEDS):
             evidence = None if about.needs == "nothing" else evidence_recipe(allocation, seed)
             for column in ("20 %", "50 %", "70 %"):
                 recipe = dense_recipe(seed, int(column.split()[0]) / 100, allocation)
-                yield Cell("allocations", allocation, column, seed, recipe, "saved", evidence, slow=slow)
+                yield Cell("allocations", allocation, column, seed, recipe, "saved", evidence)
 
 
 def dense_recipe(seed: int, sparsity: float, allocation: AllocationName = "uniform") -> prunus.PruneRecipe:
@@ -197,17 +190,16 @@ def control_cells() -> Iterator[Cell]:
 def depth_cells() -> Iterator[Cell]:
     """Every depth method at a tenth and a fifth of the blocks, LaCo also where it accepts less; and single blocks."""
     for method, about in DEPTH_METHODS.items():
-        slow = method in SLOW_DEPTH
         for column, share in (("10 %", 0.1), ("20 %", 0.2)):
-            for seed in range(SEEDS if about.needs_data and not slow else 1):
+            for seed in range(SEEDS if about.needs_data and method not in SLOW_DEPTH else 1):
                 on = calibrated(seed) if about.needs_data else {}
                 if method == "sleb":
                     on |= {"samples": SLEB_SAMPLES, "seqlen": SLEB_SEQLEN, "calibration": str(sleb_text(seed))}
                 recipe = prunus.DropRecipe(method=method, match_sparsity=share, **on)
-                yield Cell("depth", method, column, seed, recipe, slow=slow)
+                yield Cell("depth", method, column, seed, recipe)
                 if method == "laco":
                     stricter = replace(recipe, threshold=0.9)
-                    yield Cell("depth", "laco, `--threshold 0.9`", column, seed, stricter, slow=slow)
+                    yield Cell("depth", "laco, `--threshold 0.9`", column, seed, stricter)
     for block in (0, 10, 20, 25):
         yield Cell("blocks", str(block), "perplexity", 0, prunus.DropRecipe(blocks=f"{block},"))
 
@@ -309,9 +301,13 @@ def grid() -> list[Cell]:
 
 
 def in_turn(cells: Sequence[Cell]) -> list[Cell]:
-    """The order to measure in: one seed of everything before the next, what is cheap and in SOON first; else mixed."""
-    shuffled = random.Random(0).sample(cells, len(cells))
-    return sorted(shuffled, key=lambda cell: (cell.seed, 2 * cell.slow + (cell.column not in SOON and not cell.stats)))
+    """The order to measure in: what is cheap, then the first seed of what is slow, then the others."""
+
+    def place(cell: Cell) -> tuple[bool, int, int]:
+        slow = cell.row in SLOW
+        return slow, cell.seed * slow, SLOW.index(cell.row) if slow else 0
+
+    return sorted(cells, key=place)
 
 
 def finished() -> dict[str, dict[str, Any]]:

@@ -94,6 +94,7 @@ def packings(folder: Path) -> dict[str, Any]:
 PACKINGS = tuple(packings(Path()))
 # A weight, what is made of it, and that of the source or what is compared on the way.
 LINEARS_AT_ONCE = 3
+LIBRARY = 16 << 20  # oneDNN's code and buffers for large products in float32
 
 
 def bound(case: Case) -> int:
@@ -122,7 +123,7 @@ def bound(case: Case) -> int:
     batch = BATCH * ((3 * HALF + 2 * FULL) * feed + 2 * HALF * width)
     hessians = 0
     if method in ("sparsegpt", "alps") or "update" in case.recipe:
-        hessians = FULL * (3 * width**2 + feed**2)
+        hessians = FULL * (3 * width**2 + feed**2) + LIBRARY
         if method != "alps":
             own = 10 * largest + 6 * widest**2
     return block + hidden + hessians + max(batch, own)

@@ -82,7 +82,9 @@ def test_statistics_are_those_of_the_inputs(tmp_path, rows, hessians):
             "variance": every_SI.var(0, correction=0),
             "hessian": every_SI.T @ every_SI,
         }[kind]
-        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4 if kind == "hessian" else 1e-6)
+        # Sums of products that cancel are as exact as what was summed, whose size is on the diagonal.
+        slack = 1e-6 * float(expected.max()) if kind == "hessian" else 1e-6
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=slack)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from prunus.pruning.allocation.measures import (
 )
 from prunus.pruning.calibration import Calibration, load_calibration
 from prunus.pruning.masks import zeros_wanted
+from prunus.pruning.precision import full_float32
 from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
@@ -118,7 +119,8 @@ def find_evidence(
     subject = Subject(source, recipe, linears_in_scope(recipe), Runner(source.config, dtype, device))
     if saved is not None and allocation.needs == "norms":
         subject = subject._replace(saved=lambda index: saved.block(index, device))
-    measured, calibration = measure(subject, calibration)
+    with full_float32(device):
+        measured, calibration = measure(subject, calibration)
     if calibration is not None or subject.saved is not None:
         settings["calibration"] = calibration.summary() if calibration else saved and saved.summary
         if recipe.weighted and allocation.needs == "norms":

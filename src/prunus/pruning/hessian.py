@@ -5,9 +5,6 @@ of the upper triangular R with R R^T = H, which is one Cholesky of H with its ax
 less work, and no inverse of H is formed. Shapes: T tokens, I input features.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -106,14 +103,3 @@ def _reverse(matrix_II: Tensor) -> None:
         kept = front.flip(0)
         front.copy_(back.flip(0))
         back.copy_(kept)
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Products of float32 matrices are float32: with TF32, Hessians would lose definiteness."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -32,11 +32,11 @@ from prunus.pruning.allocation.evidence import Evidence
 from prunus.pruning.allocation.measures import influence_recipe
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.gradients import Model, save_square_sums
-from prunus.pruning.hessian import full_float32
 from prunus.pruning.hidden import HiddenStates, propagate
 from prunus.pruning.masks import Target, count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import METHODS, Method, with_row_budgets, with_update
 from prunus.pruning.observe import InputStats
+from prunus.pruning.precision import full_float32
 from prunus.pruning.propagation import PROPAGATIONS, Passage, Stats, observed
 from prunus.pruning.regional import Repair, repair, with_regional_gradients
 from prunus.pruning.stats import SavedStats
@@ -100,7 +100,7 @@ def prune(
     work = {"action": "prune", "recipe": recipe.to_json(), "source": origin["checksum"]}
     if saved is not None:
         work["stats"] = saved.about
-    with Partial(source, target, work, source.blocks, needed, overwrite) as partial:
+    with Partial(source, target, work, source.blocks, needed, overwrite) as partial, full_float32(job.device):
         calibration = keep_calibration(recipe, source, partial) if needs_tokens(job) else None
         if calibration and recipe.weighted:
             calibration.token_weights(recipe)  # so that it fails early
@@ -108,7 +108,7 @@ def prune(
         shares = share_out(source, recipe, evidence)
         job = job._replace(sparsities=linear_sparsities(source, recipe, shares, job.method.group))
         keep_gradients(job, partial, calibration)
-        with torch.no_grad(), full_float32():
+        with torch.no_grad():
             prune_blocks(job, partial, calibration, offload)
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
         heard = [*(calibration.warnings if calibration else []), *evidence.warnings, *shares.warnings]

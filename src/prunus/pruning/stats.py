@@ -35,9 +35,10 @@ from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps, say
 from prunus.pruning.calibration import Calibration, calibration_name, load_calibration
-from prunus.pruning.hessian import Hessian, full_float32
+from prunus.pruning.hessian import Hessian
 from prunus.pruning.hidden import HiddenStates
 from prunus.pruning.observe import InputStats, Needs
+from prunus.pruning.precision import full_float32
 from prunus.pruning.propagation import LEADERS, Passage, Stats, dense
 from prunus.recipes import DtypeName, PruneRecipe
 
@@ -152,7 +153,7 @@ def measure(
     """For one block after the other what is known of every distinct input, by the names that it has in the file."""
     runner = Runner(source.config, DTYPES[run_dtype(recipe, source)], device)
     weights = chosen.token_weights(recipe) if recipe.weighted else None
-    with torch.inference_mode(), full_float32(), Steps("observing", total=source.blocks, unit="blocks") as steps:
+    with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
         hidden = HiddenStates(source, runner, chosen.sequences, None, token_weights=weights)
         for index in range(source.blocks):
             block = runner.make_block(index, read_block(index, source.block_tensors(index)))
