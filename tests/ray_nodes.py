@@ -1,0 +1,44 @@
+"""A Ray cluster of two nodes on loopback, and what a study left, to be compared with what a local one leaves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunus.results.store import Sample, Store
+from prunus.study import ray_cluster
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """Two nodes with one CPU each, reachable from this machine only."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's workers are nice, and on a busy machine would starve beside our other tests.
+        for name, value in (ray_cluster.ENVIRONMENT | {"RAY_worker_niceness": "0"}).items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
+        started = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        started.add_node(**node)
+        yield started
+        started.shutdown()
+
+
+def everything(store: Path) -> dict[str, Any]:
+    """What a store holds, by run id, but for where the weights of a variant lie."""
+    with Store(store) as opened:
+        runs = opened.runs()
+        found = {run.run_id: [rounded(s) for s in opened.samples(run.run_id, texts=True)] for run in runs}
+        told = {run.run_id: (run.model | {"source": None}, run.plan, run.versions) for run in runs}
+        return {"samples": found, "runs": told, "problems": opened.problems()}
+
+
+def rounded(sample: Sample) -> Sample:
+    """Without the last bits of means, which may be others in another process."""
+    assert sample.logprob is not None
+    certainty = None if sample.self_certainty is None else round(sample.self_certainty, 4)
+    return replace(sample, logprob=round(sample.logprob, 4), self_certainty=certainty)
