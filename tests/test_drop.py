@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.partial import Partial
 from prunus.errors import PrunusError
 from prunus.pruning.depth.shortgpt import block_influence
 from prunus.recipes import DropRecipe, PruneRecipe
@@ -204,23 +203,3 @@ def test_dry_run_says_what_would_go_and_writes_nothing(tmp_path, rows):
     said = prunus.drop_blocks(folder, tmp_path / "out", recipe("nowhere", "0,2"), dry_run=True)
     assert said["would_remove"] == "blocks 0, 2" and said["calibration"] == "none needed"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "rows.jsonl"]
-
-
-def test_an_interrupted_drop_goes_on_without_scoring_again(tmp_path, rows, monkeypatch):
-    folder = make_model(tmp_path / "m", blocks=5)
-    prunus.drop_blocks(folder, tmp_path / "whole", recipe(rows, "2"))
-    write_block = Partial.write_block
-
-    def stopping(self, *arguments):
-        if len(self.records) == 2:
-            raise KeyboardInterrupt
-        write_block(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Partial, "write_block", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            prunus.drop_blocks(folder, tmp_path / "out", recipe(rows, "2"))
-    monkeypatch.setattr("prunus.pruning.drop.choose", None)
-    prunus.drop_blocks(folder, tmp_path / "out", recipe(rows, "2"))
-    for path in (tmp_path / "whole").iterdir():
-        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()

@@ -29,7 +29,6 @@ CALIBRATION = {"calibration", "seqlen", "seed"}
 AMOUNT = {"samples", "calibration_tokens"}
 WEIGHTS = {"prompt_weight", "chain_weight"}
 INFLUENCES = {"influence_train", "influence_validation"}
-LACO = {"merge", "threshold", "interval", "telescoping"}
 
 
 @dataclass(frozen=True)
@@ -173,13 +172,11 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def unused_of_prune(recipe: PruneRecipe) -> set[str]:
-    """Fields that make no difference beside the others."""
+    """Fields that make no difference beside the others; what the recipe refuses beside them has its default anyway."""
     allocation = ALLOCATIONS[recipe.allocation]
     measured = allocation.needs if recipe.scores is None else "nothing"
     observes = find_method(recipe).needs != "nothing"
-    unused = {"outlier_threshold", "window"} - set(allocation.settings)
-    if not observes:
-        unused |= {"propagation"}
+    unused = set() if observes else {"propagation"}
     if not observes and measured != "norms":
         unused |= AMOUNT | WEIGHTS
         if measured != "gradients":
@@ -195,9 +192,7 @@ def unused_of_prune(recipe: PruneRecipe) -> set[str]:
 
 def unused_of_drop(recipe: DropRecipe) -> set[str]:
     """The same of a drop that chooses its blocks."""
-    unused = set() if recipe.method == "laco" else set(LACO)
-    if not DEPTH_METHODS[recipe.method].needs_data:
-        unused |= CALIBRATION | AMOUNT
+    unused = set() if DEPTH_METHODS[recipe.method].needs_data else CALIBRATION | AMOUNT
     if recipe.calibration_tokens is not None:
         unused |= {"samples"}
     return unused
