@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from ray_nodes import everything, two_nodes
@@ -20,9 +22,12 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.reporting import page
 from prunus.results.comparison import compare
-from prunus.study import on_ray, pages, ray_cluster
+from prunus.results.store import Store
+from prunus.study import on_ray, pages, ray_cluster, ray_files
 from prunus.study.cells import Variant
-from prunus.study.on_ray import Driver, Hand, Job, pick
+from prunus.study.on_ray import Driver
+from prunus.study.ray_jobs import Hand, Job, pick
+from prunus.study.ray_worker import Made
 
 RECIPES = """\
 [[prune]]
@@ -47,10 +52,38 @@ def few_resamples(monkeypatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
+def test_without_an_address_a_cluster_is_started_that_only_this_machine_can_reach(
+    tmp_path, monkeypatch, capsys, few_resamples
+):
+    """The first test here: later ones have a cluster running, which would be found."""
+    for name, value in ray_cluster.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    original, listening = Driver.run, set()
+
+    def run(self: Driver) -> None:
+        original(self)
+        for process in psutil.Process().children(recursive=True):
+            listening.update(
+                one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN
+            )
+
+    monkeypatch.setattr(Driver, "run", run)
+    main(["study", str(write_study(tmp_path, "")), "--out", str(tmp_path / "out"), "--ray"])
+    assert "one is started for this study" in capsys.readouterr().err
+    assert listening and {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
+    assert [len(rows) for rows in everything(tmp_path / "out" / "results.db")["samples"].values()] == [18]
+    assert not any("raylet" in process.name() for process in psutil.Process().children(recursive=True))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     cluster, tmp_path, monkeypatch, capsys, few_resamples
 ):
-    """One worker is killed in the middle of a batch, later a whole node goes; every row is there, and once."""
+    """One worker is killed in the middle of a batch, later a whole node goes; every row is there, and once.
+
+    So are the checkpoints, byte by byte, and speeds, all of one machine.
+    """
     original, kept = Driver.keep, []
 
     def keep(self: Driver, job: Job, found: Any) -> None:
@@ -64,8 +97,8 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
             cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
 
     monkeypatch.setattr(Driver, "keep", keep)
-    monkeypatch.setattr(on_ray, "PIECE", 4096)  # files travel in many pieces
-    file = write_study(tmp_path, RECIPES)
+    monkeypatch.setattr(ray_files, "PIECE", 4096)  # files travel in many pieces
+    file = write_study(tmp_path, RECIPES, top="keep_checkpoints = true\nmeasure_seconds = true")
     done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
     told = capsys.readouterr().err
     assert " was lost while " in told and "another does it" in told
@@ -80,8 +113,52 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
         torch.set_num_threads(threads)
     ours, theirs = everything(tmp_path / "ray" / "results.db"), everything(tmp_path / "local" / "results.db")
     assert ours == theirs and [len(rows) for rows in ours["samples"].values()] == [18] * 4
-    for path in (tmp_path / "local" / "variants").iterdir():
-        assert path.read_bytes() == (tmp_path / "ray" / "variants" / path.name).read_bytes()
+    for folder in ("variants", "checkpoints"):
+        assert files(tmp_path / "local" / folder) == files(tmp_path / "ray" / folder) != {}
+    kept_names = {path.name for path in (tmp_path / "ray" / "checkpoints" / "model").iterdir()}
+    assert kept_names == {"magnitude-50", "sparsegpt-50", "shortgpt-1"} and not (tmp_path / "ray" / "making").exists()
+    with Store(tmp_path / "ray" / "results.db") as store:
+        speeds = [store.timings(run.run_id) for run in store.runs()]
+    assert len(speeds) == 4 and len({machine for found in speeds for machine in found}) == 1
+    assert all(step > 0 for found in speeds for speed in found.values() for step in speed["decode"])
+
+    monkeypatch.setattr(on_ray, "joined", None)  # nothing is left to do there
+    prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
+    """A kept checkpoint appears whole, in place of an older one, and before the variant's own file."""
+    monkeypatch.setattr(ray_files, "PIECE", 3)
+    variant, kept_at = Variant("wanda", None, "key"), tmp_path / "checkpoints" / "m" / "wanda"
+    whole = {"config.json": b"{}", "model.safetensors": b"0123456789", "deep/er.jinja": b""}
+    sent = whole | {"key.safetensors": b"abcd"}
+    made = Made({"key.safetensors": 4}, {name: len(content) for name, content in whole.items()})
+
+    def pieces(at_most: int) -> None:
+        asked: list[tuple[str, str, int, int]] = []
+        sending = ray_files.coming(made, lambda *where: asked.append(where), tmp_path, variant, kept_at)
+        next(sending)
+        for _ in range(at_most):
+            _, name, start, size = asked[-1]
+            sending.send(np.frombuffer(sent[name][start : start + size], np.uint8))
+        sending.close()
+
+    pieces(4)
+    assert files(tmp_path) == {}
+    kept_at.mkdir(parents=True)
+    (kept_at / "config.json").write_text("older")
+    pieces(4)
+    assert files(kept_at) == {"config.json": b"older"}
+    pieces(6)
+    assert files(kept_at) == whole and not (tmp_path / "variants" / "key.safetensors").exists()
+    with pytest.raises(StopIteration):
+        pieces(7)
+    assert files(kept_at) == whole and files(tmp_path / "variants") == {"key.safetensors": b"abcd"}
+    assert not list((tmp_path / "making").iterdir())
 
 
 @pytest.mark.slow

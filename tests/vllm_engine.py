@@ -27,7 +27,8 @@ from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.results.store import Store
-from prunus.study.on_ray import Driver, Job
+from prunus.study.on_ray import Driver
+from prunus.study.ray_jobs import Job
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 EAGER = EngineOptions(args={"enforce_eager": True})

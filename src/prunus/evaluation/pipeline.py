@@ -114,6 +114,11 @@ def is_untimed(store: Store, work: Work, device: str) -> bool:
 
 def measure_run(store: Store, work: Work, backend: Backend, checkpoint: Checkpoint) -> None:
     """Measure the speed of a run's model, and store it."""
+    store.set_timing(work.run_id, *speed_here(work, backend, checkpoint))
+
+
+def speed_here(work: Work, backend: Backend, checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """This machine, and how fast the run's model is on it."""
     from prunus.evaluation.seconds import machine_of, measure
 
     prompts: dict[str, list[int]] = {}
@@ -122,7 +127,7 @@ def measure_run(store: Store, work: Work, backend: Backend, checkpoint: Checkpoi
     markers, context = work.rules.markers, int(checkpoint.config.max_position_embeddings)
     longest = max(map(len, work.prompts)) + work.budgets[-1] + markers.longest + max(work.caps)
     speed = measure(backend, prompts, len(markers.start), longest, context)
-    store.set_timing(work.run_id, machine_of(str(getattr(backend, "description", {}).get("device"))), speed)
+    return machine_of(str(getattr(backend, "description", {}).get("device"))), speed
 
 
 def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:

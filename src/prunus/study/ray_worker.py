@@ -4,6 +4,7 @@ It never sees the store nor the study's folder: what it is to do comes with each
 """
 
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,15 @@ from prunus import progress
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
+from prunus.evaluation.backends.loading import pick
 from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import Done, Work, answer_batch, check_engine, describe_versions
+from prunus.evaluation.pipeline import Done, Work, answer_batch, check_engine, describe_versions, speed_here
+from prunus.evaluation.seconds import machine_of
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
 from prunus.study.run import Engine
-from prunus.study.variants import VARIANTS, make_variant, variant_files
+from prunus.study.variants import MAKING, VARIANTS, kept_folder, make_variant, variant_files
 
 Piece = NDArray[np.uint8]
 
@@ -41,11 +44,19 @@ class Lent:
 
 
 class Hello(NamedTuple):
-    """Where a worker is, and which Prunus it has."""
+    """Where a worker is, which Prunus it has, and under which name speeds of its machine are stored."""
 
     node: str
     process: int
     version: str
+    machine: str
+
+
+class Made(NamedTuple):
+    """Bytes of each file of a variant, and of its checkpoint where that is to be kept; piece() gives them."""
+
+    variant: dict[str, int]
+    checkpoint: dict[str, int]
 
 
 class Answered(NamedTuple):
@@ -53,6 +64,13 @@ class Answered(NamedTuple):
 
     done: Done
     versions: dict[str, Any]
+
+
+class Clocked(NamedTuple):
+    """How fast a model is, and on which machine."""
+
+    machine: str
+    speed: dict[str, Any]
 
 
 class Worker:
@@ -68,6 +86,7 @@ class Worker:
         self.works: list[Work] = []
         self.held, self.holds = ExitStack(), ""
         self.backend: Backend | None = None
+        self.made = self.folder / MAKING
 
     @property
     def folder(self) -> Path:
@@ -76,16 +95,31 @@ class Worker:
 
     def hello(self) -> Hello:
         """So that the driver knows that this worker lives."""
-        return Hello(socket.gethostname(), os.getpid(), prunus.__version__)
+        return Hello(socket.gethostname(), os.getpid(), prunus.__version__, machine_of(pick(self.device)))
 
-    def make(self, lent: Sequence[Any], variant: Variant) -> dict[str, int]:
-        """Make a variant; the sizes of its files, which piece() gives."""
-        make_variant(self.take(lent), variant, self.folder, self.device, keep=False)
-        return {path.name: path.stat().st_size for path in variant_files(self.folder, variant)}
+    def make(self, lent: Sequence[Any], variant: Variant, keep: bool) -> Made:
+        """Make a variant. keep: its checkpoint too, until forget()."""
+        model = self.take(lent)
+        make_variant(model, variant, self.folder, self.device, keep)
+        self.made = kept_folder(self.folder, model, variant)
+        return Made(
+            {path.name: path.stat().st_size for path in variant_files(self.folder, variant)},
+            {
+                str(path.relative_to(self.made)): path.stat().st_size
+                for path in sorted(self.made.rglob("*"))
+                if path.is_file()
+            },
+        )
 
-    def piece(self, name: str, start: int, size: int) -> Piece:
-        """Bytes of a file that make() left."""
-        return np.fromfile(self.folder / VARIANTS / name, np.uint8, size, offset=start)
+    def piece(self, of: str, name: str, start: int, size: int) -> Piece:
+        """Bytes of a file that make() left. of: `checkpoint` or `variants`."""
+        folder = self.made if of == "checkpoint" else self.folder / VARIANTS
+        return np.fromfile(folder / name, np.uint8, size, offset=start)
+
+    def forget(self) -> None:
+        """Delete what make() left: the driver has it."""
+        shutil.rmtree(self.made, ignore_errors=True)
+        shutil.rmtree(self.folder / VARIANTS, ignore_errors=True)
 
     def answer(
         self,
@@ -96,6 +130,20 @@ class Worker:
         batch: list[tuple[int, int]],
     ) -> Answered:
         """Do a batch. lent, files: references, fetched only if this worker does not hold what they are of."""
+        _, backend = self.become(lent, variant, files)
+        check_engine(self.works[plan], backend)
+        done = answer_batch(self.works[plan], backend, self.grader, batch)
+        return Answered(done, describe_versions(backend))
+
+    def clock(self, lent: Sequence[Any], variant: Variant, files: Mapping[str, Sequence[Any]], plan: int) -> Clocked:
+        """How fast the variant is here. Arguments as of answer."""
+        model, backend = self.become(lent, variant, files)
+        return Clocked(*speed_here(self.works[plan], backend, model.checkpoint))
+
+    def become(
+        self, lent: Sequence[Any], variant: Variant, files: Mapping[str, Sequence[Any]]
+    ) -> tuple[Model, Backend]:
+        """Hold a variant: the dense model, and what runs with the variant's weights."""
         model = self.take(lent)
         if self.backend is None or self.holds != variant.key:
             self.let_go()
@@ -105,9 +153,7 @@ class Worker:
             self.holds = variant.key
             for path in variant_files(self.folder, variant):
                 path.unlink(missing_ok=True)
-        check_engine(self.works[plan], self.backend)
-        done = answer_batch(self.works[plan], self.backend, self.grader, batch)
-        return Answered(done, describe_versions(self.backend))
+        return model, self.backend
 
     def take(self, lent: Sequence[Any]) -> Model:
         """The model that lent, a reference and the name, stands for."""

@@ -75,6 +75,11 @@ def blocks_removed(source: Checkpoint, folder: Path, variant: Variant) -> list[i
     return [] if about is None else [index for index in range(source.blocks) if index not in about.kept]
 
 
+def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
+    """Where a study leaves a variant's checkpoint if it is to keep them."""
+    return folder / CHECKPOINTS / model.label.replace("/", "--") / variant.name
+
+
 def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep: bool) -> About:
     """Prune, and keep what differs from the source. Interrupted pruning goes on where it stopped.
 
@@ -82,8 +87,7 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
     """
     source, recipe = model.checkpoint, variant.recipe
     assert recipe is not None
-    kept_at = folder / CHECKPOINTS / model.label.replace("/", "--") / variant.name
-    target = kept_at if keep else folder / MAKING / variant.key
+    target = kept_folder(folder, model, variant) if keep else folder / MAKING / variant.key
     # Complete because it has its name. One of that name that was kept may be of another recipe.
     if keep or not (target / MANIFEST).exists():
         if isinstance(recipe, PruneRecipe):
