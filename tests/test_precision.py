@@ -1,9 +1,12 @@
 """float32 products stay float32, whichever library makes them."""
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import AttentionInterface
 
-from prunus.pruning.precision import ROUNDING, full_float32, medium_is_float32
+from prunus.checkpoint.precision import FLOAT32_ATTENTION, ROUNDING, attention_for, full_float32, medium_is_float32
 
 CPU = torch.device("cpu")
 
@@ -46,3 +49,24 @@ def test_the_precision_of_before_comes_back() -> None:
     assert torch.get_float32_matmul_precision() == before
     with full_float32(torch.device("meta")):  # any other device: TF32 is not for us
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_attention_on_float32_copies_rounds_less_than_torchs():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 96, 64).bfloat16() for heads in (6, 2, 2))
+    module: Any = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 3, True
+    attend = AttentionInterface()
+    exact, _ = attend["sdpa"](module, query.double(), key.double(), value.double(), None)
+    errors = {}
+    for name in ("sdpa", FLOAT32_ATTENTION):
+        found, _ = attend[name](module, query, key, value, None)
+        assert found.dtype == torch.bfloat16 and found.shape == exact.shape
+        errors[name] = float((found.double() - exact).norm() / exact.norm())
+    assert errors[FLOAT32_ATTENTION] < min(errors["sdpa"], 2**-9)
+
+
+@pytest.mark.skipif(not medium_is_float32(), reason="float32 products are coarse or slow here")
+def test_blocks_in_16_bits_run_it_on_a_cpu_only():
+    assert attention_for(torch.bfloat16, CPU) == FLOAT32_ATTENTION
+    assert attention_for(torch.float32, CPU) == "sdpa" == attention_for(torch.bfloat16, torch.device("meta"))

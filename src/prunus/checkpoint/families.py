@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
 
+from prunus.checkpoint.precision import attention_for
 from prunus.errors import PrunusError
 
 Kind = Literal["attention", "mlp"]
@@ -136,7 +137,7 @@ class Runner:
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.config, self.dtype, self.device = deepcopy(config), dtype, device
-        self.config._attn_implementation = "sdpa"
+        self.config._attn_implementation = attention_for(dtype, device)
         self.rotary: nn.Module = family_class(config, "rotary")(self.config).to(device)
 
     def embed(self, embedding_VD: Tensor, ids_NT: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from prunus.checkpoint.families import LINEARS, Runner, pick_device
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
@@ -25,7 +26,6 @@ from prunus.pruning.allocation.measures import (
 )
 from prunus.pruning.calibration import Calibration, load_calibration
 from prunus.pruning.masks import zeros_wanted
-from prunus.pruning.precision import full_float32
 from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 

@@ -22,6 +22,7 @@ from prunus.checkpoint.partial import (
     disk_needed,
     show_bytes,
 )
+from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.safetensors_file import Stored, read_header
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
@@ -36,7 +37,6 @@ from prunus.pruning.hidden import HiddenStates, propagate
 from prunus.pruning.masks import Target, count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import METHODS, Method, with_row_budgets, with_update
 from prunus.pruning.observe import InputStats
-from prunus.pruning.precision import full_float32
 from prunus.pruning.propagation import PROPAGATIONS, Passage, Stats, observed
 from prunus.pruning.regional import Repair, repair, with_regional_gradients
 from prunus.pruning.stats import SavedStats

@@ -20,6 +20,7 @@ from torch import Tensor
 from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS, Runner, block_name, pick_device
 from prunus.checkpoint.files import Checkpoint, read_block, versions
 from prunus.checkpoint.partial import check_space, disk_errors, show_bytes
+from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.safetensors_file import (
     DTYPES,
     Entry,
@@ -38,7 +39,6 @@ from prunus.pruning.calibration import Calibration, calibration_name, load_calib
 from prunus.pruning.hessian import Hessian
 from prunus.pruning.hidden import HiddenStates
 from prunus.pruning.observe import InputStats, Needs
-from prunus.pruning.precision import full_float32
 from prunus.pruning.propagation import LEADERS, Passage, Stats, dense
 from prunus.recipes import DtypeName, PruneRecipe
 
