@@ -4,10 +4,11 @@ PRUNUS_TEST_BACKENDS says which (`make test-vllm`: vllm,served). `openai` talks 
 scripted backend (over hf in test_openai.py), `served` to a real `vllm serve`.
 """
 
+import json
 import os
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 from completions_server import Server, serving
 
+import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
+from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.scripted import ScriptedBackend
@@ -25,7 +28,7 @@ from prunus.evaluation.budget import Backend, Chain, Rules, Sampling, contains, 
 from prunus.evaluation.pipeline import fill, make_work, missing_batches, problem_row
 from prunus.evaluation.profiles import PROFILES, decode, encode_markers, encode_prompt
 from prunus.evaluation.tasks import load_task
-from prunus.recipes import EvalPlan
+from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Run, Store
 
 BACKENDS = os.environ.get("PRUNUS_TEST_BACKENDS", "scripted,hf,openai").split(",")
@@ -181,6 +184,26 @@ def test_refused_stops(backend):
             if draw.ended == "natural":
                 waits = (MARKERS.wait, MARKERS.wait_after_newline)
                 assert any(contains(draw.thinking, wait) for wait in waits), "a chain ends only after its refusal"
+
+
+def test_chains_for_calibration_are_what_the_backend_draws(backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(traces, "opened", lambda *_: nullcontext(backend))
+    recipe = TraceRecipe(
+        tasks=("tiny-train",), limit=6, max_tokens=24, samples=2, temperature=1.0, seed=5, batch_size=5
+    )
+    prunus.traces("tiny", tmp_path / "own.jsonl", recipe)
+    found = {
+        (t["problem_id"], t["draw"]): t for t in map(json.loads, (tmp_path / "own.jsonl").read_text().splitlines())
+    }
+    assert len(found) == 12
+    for problem in load_task("tiny-train", 6):
+        prompt = encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question) + list(MARKERS.start)
+        for number in range(2):
+            chain = Chain(prompt, (problem.task, problem.id, number), 64)
+            [[drawn]] = force_budgets(backend, [chain], (24,), Rules(MARKERS, Sampling(1.0), seed=5))
+            answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
+            trace = found[problem.id, number]
+            assert trace["token_ids"] == [*prompt, *drawn.thinking, *answer] and trace["prompt_tokens"] == len(prompt)
 
 
 def test_a_run_that_was_interrupted_ends_the_same(backend, tmp_path):

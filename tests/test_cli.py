@@ -30,7 +30,7 @@ def options_of(command):
         ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite"}),
         ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
-        ("traces", TraceRecipe, {"device", "overwrite"}),
+        ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
 )
 def test_options_are_the_fields_of_the_recipe(command, recipe, more):

@@ -382,7 +382,8 @@ class TraceRecipe(Recipe):
     prompt: PromptStyle = "bare"
     limit: int | None = None
     seed: int = 0
-    batch_size: int = 64
+    backend: BackendName = "hf"
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         self._check_choice("only", TraceFilter)
@@ -404,6 +405,7 @@ class TraceRecipe(Recipe):
             prompt=self.prompt,
             limit=self.limit,
             seed=self.seed,
+            backend=self.backend,
             batch_size=self.batch_size,
         )
 

@@ -85,15 +85,18 @@ def eval_command(
 @recipe_option(TraceRecipe, "prompt", "Bare problem, or asking for a box.", type=choice(recipes.PromptStyle))
 @recipe_option(TraceRecipe, "limit", "First so many problems of each task.", type=int)
 @recipe_option(TraceRecipe, "seed", "Seed of the draws.", type=int)
-@recipe_option(TraceRecipe, "batch_size", "Rows decoded together.", type=int)
+@recipe_option(TraceRecipe, "batch_size", "Chains done together; default 64, 512 on vllm and openai.", type=int)
+@recipe_option(TraceRecipe, "backend", "Engine: see docs/engines.md.", type=choice(recipes.BackendName))
+@engine_options
 @device_option
 @overwrite_option
-def traces_command(model: str, out: Path, device: str, overwrite: bool, **recipe: Any) -> None:
+def traces_command(model: str, out: Path, device: str, engine: EngineOptions, overwrite: bool, **recipe: Any) -> None:
     """MODEL's own chains of thought as token ids in OUT (.jsonl), for `--calibration traces:OUT`.
 
     Evaluation sets are refused. An interrupted run goes on where it stopped when the same command is given again.
     """
-    show_summary(prunus.traces(model, out, TraceRecipe(**recipe), device=device, overwrite=overwrite))
+    made = prunus.traces(model, out, TraceRecipe(**recipe), device=device, engine=engine, overwrite=overwrite)
+    show_summary(made)
 
 
 @command("regrade", "prunus regrade results.db")

@@ -17,11 +17,12 @@ from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.partial import disk_errors
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import Work, graded, make_work, run_batch
+from prunus.evaluation.pipeline import Work, check_engine, graded, make_work, run_batch
 from prunus.evaluation.tasks import Problem
 from prunus.held_out import evaluation_set, question_digest
 from prunus.progress import Steps
@@ -33,12 +34,19 @@ BYTES_PER_TOKEN = 16  # of JSON, in the partial and in the final file together
 
 
 def traces(
-    model: str | Path, out: str | Path, recipe: TraceRecipe, *, device: str = "auto", overwrite: bool = False
+    model: str | Path,
+    out: str | Path,
+    recipe: TraceRecipe,
+    *,
+    device: str = "auto",
+    engine: EngineOptions | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Draw chains of a model (`tiny`, folder or hub id) and write those that pass the filters to out, a .jsonl file.
 
     A line: token_ids (prompt, thinking and, where the model stopped by itself, closing and answer), prompt_tokens (how
     many of them are prompt), thinking_tokens, ended, correct, problem_id, problem_digest, draw. Returns a summary.
+    engine: how the recipe's backend is started or reached (docs/engines.md).
     Problems of evaluation sets raise PrunusError before anything is drawn. If no chain passes the filters they are kept
     in out.partial, so that other filters cost nothing.
     """
@@ -54,7 +62,8 @@ def traces(
     ):
         missing = [number for number in range(len(work.batches)) if number not in journal.batches]
         if missing:
-            with opened("hf", folder, device, len(work.tokenizer)) as backend:
+            with opened(recipe.backend, folder, device, len(work.tokenizer), engine) as backend:
+                check_engine(work, backend)
                 draw(work, journal, missing, backend)
         found = [trace for number in range(len(work.batches)) for trace in journal.batches[number]]
         kept = choose(found, recipe)
