@@ -26,8 +26,10 @@ import prunus
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.pipeline import Work, make_work, open_for, run_batch
+from prunus.evaluation.origin import open_for
+from prunus.evaluation.pipeline import run_batch
 from prunus.evaluation.seconds import TOKENS, Round, clock_name, grid, machine_of, speed_of
+from prunus.evaluation.work import Work, make_work
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.arrays import tables
 from prunus.results.metrics import estimate

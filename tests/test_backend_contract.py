@@ -25,9 +25,10 @@ from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Backend, Chain, Rules, Sampling, contains, force_budgets
-from prunus.evaluation.pipeline import fill, make_work, missing_batches, problem_row
+from prunus.evaluation.pipeline import fill, missing_batches
 from prunus.evaluation.profiles import PROFILES, decode, encode_markers, encode_prompt
 from prunus.evaluation.tasks import load_task
+from prunus.evaluation.work import make_work, problem_row
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Run, Store
 

@@ -27,6 +27,7 @@ from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.tasks import Problem
+from prunus.evaluation.work import cut_into_batches, make_work
 from prunus.recipes import EvalPlan
 from prunus.results.repetition import repetition_rate
 from prunus.results.store import Sample, Store
@@ -234,7 +235,7 @@ def test_ctrl_c_keeps_the_finished_batches(store, monkeypatch):
 
 def test_batches_are_sorted_by_length_and_cover_everything():
     lengths = [5, 3, 9, 3, 7]
-    batches = pipeline.cut_into_batches(lengths, samples=2, size=3)
+    batches = cut_into_batches(lengths, samples=2, size=3)
     assert [len(batch) for batch in batches] == [3, 3, 3, 1]
     chains = [chain for batch in batches for chain in batch]
     assert chains == [(1, 0), (3, 0), (0, 0), (4, 0), (2, 0), (1, 1), (3, 1), (0, 1), (4, 1), (2, 1)]
@@ -283,7 +284,7 @@ def test_caps_follow_the_kind_of_problem(tmp_path, store):
         {"id": "b", "problem": "1/2?", "answer": "\\frac12"},
     )
     model = make_model(tmp_path / "model", "qwen3", max_position_embeddings=2048)
-    work = pipeline.make_work(
+    work = make_work(
         Checkpoint(model), load_tokenizer(model), EvalPlan(tasks=(str(task),), budgets=(1,), profile="qwen3")
     )
     assert work.plan["answer_tokens"] == {"choice": 512, "math": 1024} and work.caps == [512, 1024]
@@ -292,9 +293,9 @@ def test_caps_follow_the_kind_of_problem(tmp_path, store):
     elsewhere.mkdir()
     copied = write_task(elsewhere / "mixed.jsonl", *map(json.loads, task.read_text().splitlines()))
     plan = EvalPlan(tasks=(str(copied),), budgets=(1,), profile="qwen3")
-    assert pipeline.make_work(Checkpoint(model), load_tokenizer(model), plan).run_id == work.run_id
+    assert make_work(Checkpoint(model), load_tokenizer(model), plan).run_id == work.run_id
     write_task(copied, {"id": "a", "problem": "Which?", "answer": "A", "choices": ["x", "y"]})
-    assert pipeline.make_work(Checkpoint(model), load_tokenizer(model), plan).run_id != work.run_id
+    assert make_work(Checkpoint(model), load_tokenizer(model), plan).run_id != work.run_id
 
 
 def test_a_problem_in_two_tasks_is_refused(store):
@@ -329,7 +330,7 @@ def private_problems() -> list[Problem]:
 
 
 def test_texts_of_private_problems_are_not_stored(store, monkeypatch):
-    monkeypatch.setattr(pipeline, "load_task", lambda *_: private_problems())
+    monkeypatch.setattr("prunus.evaluation.work.load_task", lambda *_: private_problems())
     run_id = prunus.evaluate("tiny", EvalPlan(tasks=("gated",), budgets=(0, 30)), store)
     assert b"secret" not in store.read_bytes()
     with Store(store) as opened:

@@ -12,9 +12,10 @@ import prunus
 from prunus.checkpoint.source import load_tokenizer
 from prunus.cli import main
 from prunus.engines import EngineOptions
-from prunus.evaluation import pipeline
+from prunus.evaluation import harness
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
-from prunus.evaluation.pipeline import make_work, open_for
+from prunus.evaluation.origin import open_for
+from prunus.evaluation.work import make_work
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.results.store import Store
@@ -189,8 +190,8 @@ def test_a_real_llm_has_the_same_logits_packed(tmp_path):
 @needs_kernel
 def test_a_run_of_the_harness_on_the_kernel_is_not_the_dense_run(models, tmp_path, monkeypatch):
     stored = {"tasks": ["lm_eval:x"], "lm_eval": "0", "batch_size": 1, "seed": 0, "limit": None}
-    monkeypatch.setattr(pipeline, "harness_plan", lambda _plan: stored)
-    monkeypatch.setattr(pipeline, "ask", lambda *_: ([], []))
+    monkeypatch.setattr(harness, "harness_plan", lambda _plan: stored)
+    monkeypatch.setattr(harness, "ask", lambda *_: ([], []))
     plan = EvalPlan(tasks=("lm_eval:x",), budgets=(0,))
     ids = {name: prunus.evaluate(models / name, plan, tmp_path / "s.db") for name in ("dense", "packed")}
     assert ids["dense"] != ids["packed"] and "kernel" not in stored

@@ -12,16 +12,21 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prunus import progress
-from prunus.checkpoint.source import one_line
+from prunus.checkpoint.source import load_tokenizer, one_line, resolve
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation import backends
+from prunus.evaluation.origin import describe_model, describe_versions, open_for
 from prunus.recipes import EvalPlan, content_hash
-from prunus.results.store import ProblemRow, Sample
+from prunus.results.store import ProblemRow, Run, Sample, Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from prunus.evaluation.backends.hf import HFBackend
 
 PREFIX = "lm_eval:"
 FAMILY = "lm_eval/"  # how their tasks are called in the store
@@ -40,6 +45,25 @@ def check_installed() -> None:
     """PrunusError where the harness is missing."""
     if find_spec("lm_eval") is None:
         raise PrunusError("tasks of lm-evaluation-harness need its package: pip install 'prunus[lm-eval]'")
+
+
+def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
+    """As evaluate, for a task of lm-evaluation-harness, which is done at once and stored in one transaction."""
+    stored, folder = harness_plan(plan), resolve(model)
+    checkpoint, kernel = open_for("hf", folder, device, EngineOptions())
+    if kernel is not None:
+        stored = stored | {"kernel": kernel}
+    run_id = content_hash({"model": checkpoint.checksum(), "plan": stored})
+    with Store(store, create=True) as opened:
+        if not opened.keys(run_id):
+            with opened.claim(run_id), backends.opened("hf", folder, device, len(load_tokenizer(folder))) as backend:
+                loaded = cast("HFBackend", backend).model
+                problems, samples = ask(loaded, load_tokenizer(folder), name_of(plan), stored)
+                versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
+                opened.add_problems(problems)
+                opened.add_run(Run(run_id, describe_model(model, checkpoint, kernel), stored, versions))
+                opened.add_samples(run_id, samples)
+    return run_id
 
 
 def harness_plan(plan: EvalPlan) -> Data:

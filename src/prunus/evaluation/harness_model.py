@@ -21,8 +21,9 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.budget import Chain, Rules, force_budgets
-from prunus.evaluation.pipeline import answer_text, effective_sampling
+from prunus.evaluation.pipeline import answer_text
 from prunus.evaluation.profiles import encode_markers, encode_prompt, resolve_profile
+from prunus.evaluation.work import effective_sampling
 from prunus.recipes import EvalPlan
 
 MODEL = "prunus"

@@ -22,8 +22,9 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import Work, check_engine, graded, make_work, run_batch
+from prunus.evaluation.pipeline import graded, run_batch
 from prunus.evaluation.tasks import Problem
+from prunus.evaluation.work import Work, check_engine, make_work
 from prunus.held_out import evaluation_set, question_digest
 from prunus.progress import Steps
 from prunus.recipes import TraceRecipe

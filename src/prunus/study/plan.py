@@ -10,7 +10,8 @@ from prunus.checkpoint.packed_bits import packed_nbytes
 from prunus.checkpoint.partial import disk_needed
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Backend
-from prunus.evaluation.pipeline import Work, missing_batches
+from prunus.evaluation.pipeline import missing_batches
+from prunus.evaluation.work import Work
 from prunus.pruning.allocate import linears_in_scope
 from prunus.pruning.pipeline import find_method
 from prunus.recipes import DropRecipe

@@ -1,0 +1,51 @@
+"""Where rows come from, as the store keeps it: the model, what was done to it, and what computed."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.files import Checkpoint, is_packed
+from prunus.checkpoint.packed_folder import PackedCheckpoint
+from prunus.engines import EngineOptions
+from prunus.evaluation.budget import Backend
+from prunus.evaluation.grading import GRADER_VERSION
+
+
+def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[Checkpoint, str | None]:
+    """The checkpoint of a folder, and the kernel that its weights will run on: `sparse`, or None for torch's own.
+
+    PrunusError where a packed folder is given to a backend that cannot read it.
+    """
+    if backend != "hf" or not is_packed(folder):
+        return Checkpoint(folder), None
+    from prunus.evaluation.backends.loading import runs_sparse
+
+    return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
+
+
+def describe_model(model: str | Path, checkpoint: Checkpoint, kernel: str | None = None) -> dict[str, Any]:
+    """The model as the store keeps it. name: what people read: a folder's last part, else what was typed.
+
+    A kernel is one more step of what was done to the model, so that tables tell it from the same weights dense.
+    """
+    manifest = checkpoint.manifest
+    if kernel is not None:
+        source = {"name": str(model), "checksum": checkpoint.checksum()}
+        step = {"action": "pack", "recipe": {"kernel": kernel}, "versions": {}, "source": source, "warnings": []}
+        manifest = manifest | {"history": [*manifest.get("history", []), step]}
+    return {
+        "name": Path(model).resolve().name if Path(model).is_dir() else str(model),
+        "source": str(model),
+        "checksum": checkpoint.checksum(),
+        "manifest": manifest,
+        "parameters": checkpoint.parameters,
+        "blocks": checkpoint.blocks,
+    }
+
+
+def describe_versions(backend: Backend) -> dict[str, Any]:
+    """What the numbers may depend on besides model and plan."""
+    packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
+    computing = getattr(backend, "description", {})
+    return packages | {"python": platform.python_version(), "grader": GRADER_VERSION} | computing

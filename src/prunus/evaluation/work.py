@@ -1,0 +1,165 @@
+"""A plan made concrete for one model: prompts, caps, rules and batches, checked before anything is generated."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.errors import PrunusError
+from prunus.evaluation.budget import Backend, Rules, Sampling
+from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_prompt, resolve_profile
+from prunus.evaluation.tasks import Problem, load_task, prompt_text
+from prunus.recipes import EvalPlan, content_hash
+from prunus.results.store import ProblemRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan made concrete for one model: what is asked of it, and how.
+
+    prompts: ids of each problem including thinking_start. caps: answer tokens of each problem. plan: as stored.
+    """
+
+    run_id: str
+    plan: dict[str, Any]
+    profile: Profile
+    tokenizer: "PreTrainedTokenizerBase"
+    problems: list[Problem]
+    prompts: list[list[int]]
+    caps: list[int]
+    rules: Rules
+    budgets: tuple[int, ...]
+    reuse: bool
+    batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
+
+    def keys(self, batch: Sequence[tuple[int, int]]) -> set[tuple[str, int, int]]:
+        """Store keys of the rows that a batch makes."""
+        return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
+
+
+def make_work(
+    checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
+) -> Work:
+    """Load the problems, fix profile, sampling and caps, and check that every chain fits the model's context.
+
+    kernel: as open_for tells; None leaves no trace in the plan.
+    """
+    profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest)
+    markers = encode_markers(profile, tokenizer, plan.mode)
+    problems = load_problems(plan)
+    sampling = effective_sampling(profile, plan)
+    caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
+    prompts = [
+        encode_prompt(profile, tokenizer, prompt_text(problem, plan.prompt)) + list(markers.start)
+        for problem in problems
+    ]
+    context = int(checkpoint.config.max_position_embeddings)
+    check_context(context, "model", plan.budgets[-1], markers, problems, prompts, caps)
+    resolved = plan.to_json() | {
+        "tasks": list(
+            dict.fromkeys(problem.task for problem in problems)
+        ),  # not as typed: a path may be spelled anyhow
+        "profile": profile.name,
+        "strings": profile.strings(),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "batch_size": plan.rows,
+        "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
+        "problems": digest_of(problems),
+    }
+    if kernel is not None:
+        resolved["kernel"] = kernel
+    return Work(
+        run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
+        plan=resolved,
+        profile=profile,
+        tokenizer=tokenizer,
+        problems=problems,
+        prompts=prompts,
+        caps=caps,
+        rules=Rules(markers, sampling, plan.wait, plan.seed),
+        budgets=plan.budgets,
+        reuse=plan.reuse,
+        batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.rows),
+    )
+
+
+def load_problems(plan: EvalPlan) -> list[Problem]:
+    """The problems of all tasks; PrunusError if two share an id."""
+    problems = [problem for task in plan.tasks for problem in load_task(task, plan.limit)]
+    seen: dict[str, str] = {}
+    for problem in problems:
+        if problem.id in seen:
+            raise PrunusError(
+                f"problem '{problem.id}' is in task '{seen[problem.id]}' and in '{problem.task}':"
+                " evaluate these tasks one by one, or rename it"
+            )
+        seen[problem.id] = problem.task
+    return problems
+
+
+def effective_sampling(profile: Profile, plan: EvalPlan) -> Sampling:
+    """The plan's values, the profile's where the plan has none."""
+    temperature, top_p, top_k = profile.sampling(plan.mode)
+    return Sampling(
+        temperature if plan.temperature is None else plan.temperature,
+        top_p if plan.top_p is None else plan.top_p,
+        top_k if plan.top_k is None else plan.top_k,
+    )
+
+
+def caps_by_kind(problems: Sequence[Problem], caps: Sequence[int]) -> dict[str, int]:
+    """Answer tokens for each kind of problem."""
+    return {problem.kind: cap for problem, cap in zip(problems, caps, strict=True)}
+
+
+def check_context(
+    context: int,
+    whose: str,
+    budget: int,
+    markers: Markers,
+    problems: Sequence[Problem],
+    prompts: Sequence[list[int]],
+    caps: Sequence[int],
+) -> None:
+    """PrunusError unless prompt, thinking, markers and answer fit the context for every problem."""
+    for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
+        template = len(prompt) - len(markers.start)
+        needed = template + markers.longest + budget + cap
+        if needed > context:
+            raise PrunusError(
+                f"problem '{problem.id}' needs {needed} tokens ({template} of prompt, {budget} to think,"
+                f" {markers.longest} of markers, {cap} to answer), but the {whose}'s context is {context}:"
+                " lower --budgets or --answer-tokens"
+            )
+
+
+def check_engine(work: Work, backend: Backend) -> None:
+    """PrunusError unless every chain fits the context that the engine was started with, where it tells."""
+    context: int | None = getattr(backend, "context", None)
+    if context is not None:
+        check_context(context, "engine", work.budgets[-1], work.rules.markers, work.problems, work.prompts, work.caps)
+
+
+def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:
+    """All (problem index, draw), draw after draw, each from short prompts to long ones, in lots of at most size."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    chains = [(index, draw) for draw in range(samples) for index in order]
+    return [list(chains[start : start + size]) for start in range(0, len(chains), size)]
+
+
+def digest_of(problems: Sequence[Problem]) -> str:
+    """16 hex digits that stand for the problems asked, so that another edition of a file is another run."""
+    text = "\n".join(f"{problem.task}\t{problem.id}\t{problem.digest}" for problem in problems)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def problem_row(problem: Problem) -> ProblemRow:
+    """What the store keeps of a problem; of private ones not the texts of the choices either."""
+    choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
+    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest)
