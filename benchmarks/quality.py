@@ -355,8 +355,7 @@ def main() -> None:
     done = finished()
     rows = [done[cell.key] for cell in cells if cell.key in done]
     blocks = Checkpoint(MODEL).blocks
-    print(write_page(ROOT / "docs", dense, rows, blocks))
-    print(f"{len(rows)} of {len(cells)} cells are measured")
+    print(write_page(ROOT / "docs", dense, rows, blocks, len(cells)))
 
 
 if __name__ == "__main__":

@@ -30,9 +30,12 @@ text { fill: var(--soft); } .name { fill: var(--ink); } .title { fill: var(--ink
 """
 
 
-def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int) -> str:
-    """Put tables between the markers of docs/quality.md and the figure beside it; returns the tables."""
-    text = tables(dense, rows, blocks)
+def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int, cells: int) -> str:
+    """Put tables between the markers of docs/quality.md and the figure beside it; returns the tables.
+
+    cells: how many there are to measure, of which rows are what is measured.
+    """
+    text = f"{len(rows)} of {cells} cells are measured: each of a setting and a seed.\n\n" + tables(dense, rows, blocks)
     page = docs / "quality.md"
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
