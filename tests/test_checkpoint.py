@@ -1,5 +1,6 @@
 """Checkpoints: reading and writing safetensors, one block outside its model, identity, manifest."""
 
+import hashlib
 import json
 import shutil
 
@@ -122,6 +123,28 @@ def test_checksum_is_of_the_weights_not_of_the_files(tmp_path):
     tensors["model.norm.weight"][3] += 1
     save_file(tensors, one / "model.safetensors", {"format": "pt"})
     assert Checkpoint(one).checksum() != before
+
+
+def test_checksum_is_what_the_format_says_however_its_parts_were_come_by(tmp_path):
+    folder = make_model(tmp_path / "m", "qwen2", dtype=torch.bfloat16)
+    total = hashlib.sha256()
+    for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        data = hashlib.sha256(tensor.view(torch.int16).numpy().tobytes()).digest()
+        total.update(f"{name}\0BF16\0{list(tensor.shape)}\0".encode() + data)
+    checkpoint = Checkpoint(folder)
+    parts = {checkpoint.digest(index) for index in (2, None, 0, 1)}
+    assert len(parts) == 4
+    assert checkpoint.checksum() == total.hexdigest()
+
+
+def test_fingerprint_tells_models_apart_and_copies_not(tmp_path):
+    folder = make_model(tmp_path / "m")
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").touch()
+    other = make_model(tmp_path / "other", seed=1)
+    many = make_model(tmp_path / "many", shard_size="20KB")
+    seen = [Checkpoint(path).fingerprint() for path in (folder, tmp_path / "copy", many, other)]
+    assert seen[0] == seen[1] == seen[2] != seen[3]
 
 
 def test_files_written_are_read_by_the_safetensors_package(tmp_path):

@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from prunus.pruning import masks
 from prunus.pruning.masks import count_zeros, kth_lowest, zero_lowest_in_tensor, zero_lowest_per_row, zeros_wanted
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -55,6 +56,19 @@ def test_rows_lose_exactly_the_first_of_a_stable_sort(sparsity, levels, shape, r
         for index in lowest_by_list(scores, count):
             row[index] = 0
     assert bits(zero_lowest_per_row(weight, score, sparsity, rounding)).tolist() == expected
+
+
+@pytest.mark.parametrize("slice_size", [1, 7, 100, 300, 1000])
+@pytest.mark.parametrize("levels", [1, 3, 200])
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_slices_and_ties_across_them_change_nothing(monkeypatch, slice_size, levels, sparsity):
+    monkeypatch.setattr(masks, "SLICE", slice_size)
+    weight, score = weight_and_score((3, 100), torch.bfloat16, levels)
+    expected = bits(weight).flatten().tolist()
+    for index in lowest_by_list(score.flatten().tolist(), round(Fraction(str(sparsity)) * 300)):
+        expected[index] = 0
+    assert bits(zero_lowest_in_tensor(weight, score, sparsity)).flatten().tolist() == expected
+    assert count_zeros(weight) == int((weight == 0).sum())
 
 
 def test_slices_of_a_large_weight_are_all_there():

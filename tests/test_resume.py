@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections import namedtuple
@@ -177,6 +178,40 @@ def test_work_of_another_recipe_or_model_is_refused_or_deleted(tmp_path, model, 
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_work_on_a_model_that_changed_meanwhile_begins_anew(tmp_path, model, rows, monkeypatch):
+    interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
+    place = Checkpoint(model).tensors["model.layers.0.mlp.down_proj.weight"]
+    with place.file.open("r+b") as stream:  # its end, which no fingerprint sees
+        stream.seek(place.end - 4)
+        stream.write(bytes(4))
+    with pytest.raises(PrunusError, match="changed while work on it lay unfinished; run again"):
+        prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert not (tmp_path / "out.partial").exists()
+    prunus.prune(model, tmp_path / "out", recipe(rows))
+
+
+def test_a_flush_that_fails_is_told_like_a_full_disk(tmp_path, model, rows, monkeypatch):
+    def full(_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(partial_module, "sync_file", full)
+    with pytest.raises(PrunusError, match=r"disk of .*out\.partial is full"):
+        prunus.prune(model, tmp_path / "out", recipe(rows))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize("name", ["model.layers.3.mlp.up_proj.weight", "model.norm.weight"])
+def test_nan_found_on_the_way_leaves_nothing(tmp_path, model, rows, name, method):
+    place = Checkpoint(model).tensors[name]
+    with place.file.open("r+b") as stream:
+        stream.seek(place.end - 4)
+        stream.write(struct.pack("<f", float("nan")))
+    with pytest.raises(PrunusError, match=f"'{name}' holds NaN or infinity"):
+        prunus.prune(model, tmp_path / "out", recipe(rows, method=method))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.jsonl"]
+
+
 def test_a_folder_of_somebody_else_is_never_deleted(tmp_path, model, rows):
     (tmp_path / "out.partial" / "photos").mkdir(parents=True)
     (tmp_path / "precious").mkdir()
@@ -299,6 +334,8 @@ def test_after_a_power_cut_only_what_was_flushed_counts(tmp_path, model, rows, m
     monkeypatch.setattr(partial_module, "SINGLE_FILE_BYTES", whole_bytes)
     prunus.prune(model, tmp_path / "whole", recipe(rows))
     monkeypatch.setattr(partial_module, "FLUSH_SECONDS", 0 if flushed else 1000)
+    if not flushed:
+        monkeypatch.setattr(partial_module, "sync_files", lambda _paths, _blocks: set())
     interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
     if not flushed:  # the disk may hold anything where the blocks should be
         for path in (tmp_path / "out.partial").glob("*.safetensors"):

@@ -1,16 +1,17 @@
 """A checkpoint on disk: its tensors, read one at a time, its identity, and the manifest of what was done to it."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from functools import cached_property, lru_cache
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.ahead import ahead
+from prunus.checkpoint.checksum import checksum_of, digest_of, fingerprint_of
 from prunus.checkpoint.families import (
     LINEARS,
     block_index,
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 MANIFEST = "prunus.json"
 MANIFEST_FORMAT = 1
+# How many bytes of blocks are checked ahead of the one that is worked on.
+CHECKED_AHEAD = 1 << 28
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 PACKED_FILE = "packed.safetensors"  # instead of them in a packed checkpoint
-# Exponent bits; all of them set means infinity or NaN.
-_EXPONENT = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
 
 
 class Checkpoint:
@@ -114,11 +115,27 @@ class Checkpoint:
         return {local: self.tensors[block_name(index, f"{local}.weight")].shape for local in LINEARS}
 
     def checksum(self) -> str:
-        """SHA-256 over names, dtypes, shapes and bytes of all weights: the same model, the same text, however sharded.
-
-        All weights pass by here, so this is also where NaN or infinity among them raises PrunusError.
-        """
+        """SHA-256 of all weights; NaN or infinity among them raises PrunusError. See checksum.checksum_of."""
         return checksum_of(self.tensors)
+
+    def fingerprint(self) -> str:
+        """What tells these weights from others at a glance. See checksum.fingerprint_of."""
+        return fingerprint_of(self.tensors)
+
+    def digest(self, index: int | None) -> str:
+        """SHA-256 of one block, or for None of what lies outside blocks; its share of checksum() is then done."""
+        return digest_of(self._parts.get(index, {}))
+
+    def checked_ahead(self, outside_first: bool) -> Generator[tuple[int | None, str], None, None]:
+        """Every block with its digest, None for what lies outside them, as a thread has checked them.
+
+        That brings the next blocks into the system's cache, too: neither disk nor SHA-256 are waited for, and no memory
+        of ours is taken. outside_first: embeddings are needed before the first block.
+        """
+        order = [None, *range(self.blocks)] if outside_first else [*range(self.blocks), None]
+        block_bytes = sum(stored.nbytes for stored in self.block_tensors(0).values())
+        with closing(ahead(self.digest, order, max(1, CHECKED_AHEAD // block_bytes))) as digests:
+            yield from zip(order, digests, strict=True)
 
     def _find_tensors(self) -> Mapping[str, Stored]:
         return find_tensors(self.folder)
@@ -183,31 +200,6 @@ def _only_file(folder: Path) -> Path:
     if len(files) != 1:
         raise PrunusError(f"{folder} has {len(files)} safetensors files but no {INDEX}; fetch the index")
     return files[0]
-
-
-def checksum_of(tensors: Mapping[str, Stored]) -> str:
-    """SHA-256 of a checkpoint that consists of these tensors; see Checkpoint.checksum."""
-    files = {stored.file for stored in tensors.values()}
-    stamps = tuple(sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-    return _checksum(tuple(sorted(tensors.items())), stamps)
-
-
-@lru_cache(maxsize=16)
-def _checksum(tensors: tuple[tuple[str, Stored], ...], stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """stamps (file, size, time of change) only make a changed file another cache entry."""
-    digest = hashlib.sha256()
-    for name, stored in tensors:
-        digest.update(f"{name}\0{stored.dtype}\0{list(stored.shape)}\0".encode())
-        for piece in stored.chunks():
-            digest.update(piece)
-            if stored.dtype in _EXPONENT and not _finite(piece, stored.dtype):
-                raise PrunusError(f"{stored.file}: '{name}' holds NaN or infinity; this model cannot be used")
-    return digest.hexdigest()
-
-
-def _finite(piece: bytes, dtype: str) -> bool:
-    integer, mask = _EXPONENT[dtype]
-    return not np.any(np.frombuffer(piece, integer) & integer(mask) == integer(mask))
 
 
 def versions() -> dict[str, str]:

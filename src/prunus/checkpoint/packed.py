@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from prunus.checkpoint.checksum import checksum_of
 from prunus.checkpoint.families import LINEARS, block_name
-from prunus.checkpoint.files import PACKED_FILE, Checkpoint, checksum_of, versions
+from prunus.checkpoint.files import PACKED_FILE, Checkpoint, versions
 from prunus.checkpoint.packed_bits import mask_nbytes, packed_nbytes
 from prunus.checkpoint.packed_folder import PackedCheckpoint, check_source, lean_on
 from prunus.checkpoint.packed_reader import read_packed

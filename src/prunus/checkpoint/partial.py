@@ -2,7 +2,7 @@
 
 Blocks of a small model are written to their places in its one file, those of a large one to a file each. The journal
 says which work this is (recipe and source) and which blocks are finished, so an interrupted run can go on: all of them
-after the end of the process, after a power cut those that had been flushed to disk, which happens now and then.
+after the end of the process, after a power cut those that a thread had put on disk meanwhile.
 """
 
 import errno
@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -91,6 +92,8 @@ class Partial:
         self.records: dict[int, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
         self.flushed: set[int] = set()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self.flushing: Future[set[int]] | None = None
         self.flushed_at = self.noted_at = time.monotonic()
         self.whole: OpenFile | None = None
         self.finished = False
@@ -112,6 +115,7 @@ class Partial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.thread.shutdown()
         if self.finished:
             self.lock.close()
             return
@@ -119,6 +123,8 @@ class Partial:
         wrong_input = isinstance(error, PrunusError) and not isinstance(error, DiskFull)
         keep = bool(self.records) and not wrong_input
         if keep:
+            with suppress(OSError):
+                self._await_flush()
             with suppress(OSError):  # a full disk: then blocks since the last time are lost
                 self._write_journal()
         self.lock.close()
@@ -150,7 +156,8 @@ class Partial:
             self._write_part(index, tensors)
             self.records[index] = dict(record)
             if flush := time.monotonic() - self.flushed_at >= FLUSH_SECONDS or not boot():
-                self._flush()
+                self._await_flush()
+            self._start_flush()
             if flush or time.monotonic() - self.noted_at >= JOURNAL_SECONDS:
                 self._write_journal(flush)
 
@@ -171,6 +178,7 @@ class Partial:
         """Add the weights outside blocks, then publish."""
         with disk_errors(self.folder, self.needed):
             self._write_part(self.shards, self.source.outer_tensors())
+            self._await_flush()
             if self.whole is None:
                 self._write_index()
         self.publish(config, step)
@@ -251,6 +259,8 @@ class Partial:
         }
         write_text(self.folder / JOURNAL, json.dumps(journal), sync)
         self.noted_at = time.monotonic()
+        if sync:
+            self.flushed_at = self.noted_at
 
     def _open_whole(self) -> None:
         """Make or find the one file of a small model; a large one, or one of unlike blocks, gets a file per block."""
@@ -281,12 +291,20 @@ class Partial:
         else:
             write_file(self.shard(index), tensors, sync=False)
 
-    def _flush(self) -> None:
-        """Have all finished blocks on disk."""
-        for path in [self.whole.path] if self.whole else map(self.shard, set(self.records) - self.flushed):
-            sync_file(path)
-        sync_folder(self.folder)
-        self.flushed, self.flushed_at = set(self.records), time.monotonic()
+    def _start_flush(self) -> None:
+        """Have the thread put finished blocks on disk while the next one is made, unless it is still at others."""
+        if self.flushing is not None and not self.flushing.done():
+            return
+        self._await_flush()
+        blocks = set(self.records)
+        paths = [self.whole.path] if self.whole else [self.shard(index) for index in blocks - self.flushed]
+        self.flushing = self.thread.submit(sync_files, paths, blocks)
+
+    def _await_flush(self) -> None:
+        """Wait for the thread; what it could not put on disk is raised here."""
+        if self.flushing is not None:
+            self.flushed |= self.flushing.result()
+            self.flushing = None
 
     def _write_index(self) -> None:
         """The index of a model of many files."""
@@ -314,6 +332,13 @@ def read_journal(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def sync_files(paths: Iterable[Path], blocks: set[int]) -> set[int]:
+    """Have files on disk; returns the blocks that lie in them."""
+    for path in paths:
+        sync_file(path)
+    return blocks
 
 
 def sync_tree(folder: Path) -> None:

@@ -1,0 +1,29 @@
+"""Work that a thread does ahead of whoever needs it."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], most: int = 1) -> Generator[Result, None, None]:
+    """work(item) of each item in order, while a thread is already at the next ones, at most so many.
+
+    What work raises is raised where its item's turn comes. Close the generator (contextlib.closing) so that the thread
+    ends with the item at hand when its user stops early.
+    """
+    left = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        waiting = deque(thread.submit(work, item) for item in islice(left, 1))
+        try:
+            while waiting:
+                while len(waiting) <= most and (upcoming := list(islice(left, 1))):
+                    waiting.append(thread.submit(work, *upcoming))
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
