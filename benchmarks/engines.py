@@ -1,11 +1,12 @@
 """Engines side by side: hf and vllm on one cell, prefix reuse by count, and three ways to decode with transformers.
 
     python benchmarks/engines.py reuse              tokens of budgets 512 to 8192 with and without prefix reuse
-    python benchmarks/engines.py decode [--compile] our cache, a static one, and with --compile a compiled static one
+    python benchmarks/engines.py decode [--compile] a step with our cache, a static one, with --compile compiled
+    python benchmarks/engines.py whole              the same three over a whole cell, compiling included
     .venv-vllm/bin/python benchmarks/engines.py cell    hf and vllm in turn (the environment of `make test-vllm`)
 
-`decode` and `cell` take the tiny reasoner and, where `make test` has fetched it, SmolLM2. Everything on one thread, in
-CPU seconds of one process.
+All but `reuse` take the tiny reasoner and, where `make test` has fetched it, SmolLM2. Everything on one thread, in CPU
+seconds of one process (`whole`: and of the compilers that it starts).
 """
 
 # ruff: noqa: E402  the settings come before the libraries that read them
@@ -14,7 +15,9 @@ import gc
 import inspect
 import os
 import random
+import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,11 +29,14 @@ for name, value in {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that its CPU seconds are those of this process
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "TORCH_COMPILE_DISABLE": "0" if "decode" in sys.argv else "1",
+    "TORCH_COMPILE_DISABLE": "0" if {"decode", "whole"} & {*sys.argv} else "1",
+    "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(prefix="prunus-engines-"),
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
 
 import torch
+from transformers import StaticCache
 
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
@@ -105,10 +111,11 @@ def decode(rows: int, tokens: int, compiled: bool) -> None:
         prompts = [[3 + (7 * row + 3 * at) % 300 for at in range(48)] for row in range(rows)]
         ways: dict[str, Callable[[], float]] = {
             "ours (growing)": lambda model=model, prompts=prompts: ours(model, prompts, tokens),
-            "static": lambda model=model, prompts=prompts: static(model, prompts, tokens, False),
         }
-        if compiled:
-            ways["static, torch.compile"] = lambda model=model, prompts=prompts: static(model, prompts, tokens, True)
+        for way, is_compiled in (("static", False), ("static, torch.compile", True)):
+            if compiled or not is_compiled:
+                decoding = Static(model, len(prompts[0]), tokens, is_compiled)
+                ways[way] = lambda decoding=decoding, prompts=prompts: static(decoding, prompts, tokens)
         for way in ways.values():  # compile, warm up
             way()
         spent = {way: [] for way in ways}
@@ -130,25 +137,124 @@ def ours(model: Any, prompts: list[list[int]], tokens: int) -> float:
     return time.process_time() - begin
 
 
-_compiled: dict[int, Any] = {}
+class Static:
+    """Rows in a static cache of transformers, with or without torch.compile.
+
+    For one shape of batch: another cache, even of the same shape, would be compiled for anew.
+    """
+
+    def __init__(self, model: Any, width: int, tokens: int, compiled: bool) -> None:
+        self.model, self.cache = model, StaticCache(config=model.config, max_cache_len=width + tokens + 1)
+        names = inspect.signature(type(model).forward).parameters
+        self.cached = {"cache" if "cache" in names else "past_key_values": self.cache}
+        self.run = torch.compile(model.forward, dynamic=False) if compiled else model
+        self.length = 0
+
+    def read(self, prompts: list[list[int]]) -> torch.Tensor:
+        """Read the prompts of a batch, in place of the one before; the likeliest ids after them."""
+        if self.length:
+            self.go_back_to(0)
+        logits = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1, **self.cached).logits
+        self.length = len(prompts[0])
+        return logits[:, -1].argmax(-1, keepdim=True)
+
+    def step(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Append an id to every row; the likeliest ones after them."""
+        position = torch.full((len(chosen), 1), self.length)
+        logits = self.run(chosen, position_ids=position, use_cache=True, logits_to_keep=1, **self.cached).logits
+        self.length += 1
+        found = logits[:, -1].argmax(-1, keepdim=True)
+        found.tolist()
+        return found
+
+    def go_back_to(self, length: int) -> None:
+        """Forget all columns from there on."""
+        layers: Any = self.cache.layers
+        for layer in layers:
+            layer.cumulative_length.fill_(length)
+        self.length = length
 
 
 @torch.inference_mode()
-def static(model: Any, prompts: list[list[int]], tokens: int, compiled: bool) -> float:
-    from transformers import StaticCache
-
-    cache = StaticCache(config=model.config, max_cache_len=len(prompts[0]) + tokens + 1)
-    key = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
-    logits = model(torch.tensor(prompts), use_cache=True, logits_to_keep=1, **{key: cache}).logits
-    run = _compiled.setdefault(id(model), torch.compile(model.forward, dynamic=False)) if compiled else model
-    chosen = logits[:, -1].argmax(-1, keepdim=True)
+def static(decoding: Static, prompts: list[list[int]], tokens: int) -> float:
+    chosen = decoding.read(prompts)
     begin = time.process_time()
-    for step in range(tokens):
-        position = torch.full((len(prompts), 1), len(prompts[0]) + step)
-        logits = run(chosen, position_ids=position, use_cache=True, logits_to_keep=1, **{key: cache}).logits
-        chosen = logits[:, -1].argmax(-1, keepdim=True)
-        chosen.tolist()
+    for _ in range(tokens):
+        chosen = decoding.step(chosen)
     return time.process_time() - begin
+
+
+def whole(rows: int) -> None:
+    """Chains that fill every cap, which favours a static cache: no row leaves early. Thinking, then an answer a budget.
+
+    Ours answers beside the thinking, in one batch that grows and shrinks; a static cache keeps its rows, so its answers
+    come after the thinking, the last budget first, each from the columns that the thinking left.
+    """
+    torch.set_num_threads(1)
+    print("| model | cache | CPU s | wall s | of ours |\n|---|---|---|---|---|")
+    for name, folder in models():
+        model, first = load_model(folder, "cpu"), 0.0
+        budgets, answer = ((0, 16, 64, 256), 64) if name == "tiny" else ((0, 16, 48), 16)
+        prompts = [[3 + (7 * row + 3 * at) % 300 for at in range(48)] for row in range(rows)]
+
+        def fresh(compiled: bool) -> Static:
+            torch._dynamo.reset()
+            return Static(model, len(prompts[0]), budgets[-1] + answer, compiled)  # noqa: B023
+
+        ours(model, prompts, 2)  # what is slow the first time
+        decoding = fresh(False)
+        for way in (
+            "ours (growing)",
+            "static",
+            "compiled: the first batch of a machine",
+            "compiled: the first batch of a later process",
+            "compiled: a later batch",
+        ):
+            begin, before = time.monotonic(), cpu_seconds()
+            if way.startswith("ours"):
+                whole_ours(model, prompts, budgets, answer)
+            else:
+                decoding = fresh(True) if "first" in way else decoding
+                whole_static(decoding, prompts, budgets, answer)
+            spent, took = cpu_seconds() - before, time.monotonic() - begin
+            first = first or spent
+            print(f"| {name} | {way} | {spent:.1f} | {took:.1f} | {spent / first:.2f} |", flush=True)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended, such as compilers."""
+    parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(part.ru_utime + part.ru_stime for part in parts)
+
+
+@torch.inference_mode()
+def whole_ours(model: Any, prompts: list[list[int]], budgets: Sequence[int], answer: int) -> None:
+    rows = Rows(model, prompts)
+    left: list[int | None] = [None] * len(prompts)  # tokens that a row has to answer yet; None: it thinks
+    chosen = rows.prefill().argmax(-1).tolist()
+    for step in range(budgets[-1] + answer):
+        kept = [row for row, tokens in enumerate(left) if tokens != 0 and not (tokens is None and step > budgets[-1])]
+        forked = [row for row in kept if left[row] is None] if step in budgets else []
+        if step == budgets[-1]:
+            kept = [row for row in kept if left[row] is not None]
+        if forked or len(kept) < len(left):
+            rows.select([*kept, *forked])
+            chosen = [chosen[row] for row in (*kept, *forked)]
+            left = [*(left[row] for row in kept), *[answer] * len(forked)]
+        chosen = rows.step(chosen).argmax(-1).tolist()
+        left = [None if tokens is None else tokens - 1 for tokens in left]
+
+
+@torch.inference_mode()
+def whole_static(decoding: Static, prompts: list[list[int]], budgets: Sequence[int], answer: int) -> None:
+    thought = [decoding.read(prompts)]
+    for _ in range(budgets[-1]):
+        thought.append(decoding.step(thought[-1]))
+    for budget in reversed(budgets):
+        decoding.go_back_to(len(prompts[0]) + budget)
+        chosen = thought[budget]
+        for _ in range(answer):
+            chosen = decoding.step(chosen)
 
 
 def cell(chains: int) -> None:
@@ -189,14 +295,16 @@ def cell(chains: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("reuse", "decode", "cell"))
-    parser.add_argument("--rows", type=int, default=16, help="decode: rows side by side")
+    parser.add_argument("what", choices=("reuse", "decode", "whole", "cell"))
+    parser.add_argument("--rows", type=int, default=16, help="decode, whole: rows side by side")
     parser.add_argument("--tokens", type=int, default=64, help="decode: steps")
     parser.add_argument("--compile", action="store_true", help="decode: also torch.compile; needs a C++ compiler")
     parser.add_argument("--chains", type=int, default=64, help="cell: chains of the tiny reasoner")
     asked = parser.parse_args()
     if asked.what == "reuse":
         reuse()
+    elif asked.what == "whole":
+        whole(asked.rows)
     elif asked.what == "decode":
         decode(asked.rows, asked.tokens, asked.compile)
     else:
