@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from math import exp, expm1
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 from docstrings import docstrings
@@ -29,6 +30,7 @@ CACHE = ROOT / ".cache"
 MODEL, PEER, WORK = CACHE / "smollm2", CACHE / "llmcompressor", CACHE / "benchmark"
 PEER_PACKAGE, PEER_BYTES = "llmcompressor==0.14.0.1", 2_000_000_000
 SAMPLES, SEQLEN, HELD_OUT, ROUNDS = 64, 512, 16, 7
+T_95 = 2.131  # Student's t of HELD_OUT - 1 degrees of freedom
 OURS = {
     "magnitude": ("magnitude", "pruned", 0.5),
     "wanda, two passes (pruned)": ("wanda", "pruned", 0.5),
@@ -40,10 +42,15 @@ OURS = {
 THEIRS = {"llm-compressor wanda": "WandaPruningModifier", "llm-compressor sparsegpt": "SparseGPTModifier"}
 
 
-def write_tokens() -> None:
-    """Token ids for calibration, and held-out ones that share no document with them."""
+def write_tokens(given: Path | None) -> None:
+    """Token ids for calibration, and held-out ones that share no document with them; given: see --tokens."""
     from tokenizers import Tokenizer
 
+    if given is not None:
+        for name, path in (("calibration", given), ("held_out", given.with_suffix(".eval.json"))):
+            rows = json.loads(path.read_text())
+            (WORK / f"{name}.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
+        return
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     ids = [i for text in docstrings() for i in tokenizer.encode(text + "\n\n", add_special_tokens=False).ids]
     rows = [ids[i : i + SEQLEN] for i in range(0, (SAMPLES + 1 + HELD_OUT) * SEQLEN, SEQLEN)]
@@ -104,10 +111,8 @@ def worker(kind: str, arguments: Any, out: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if kind == "perplexity":
-        import prunus
-
-        print(json.dumps(prunus.perplexity(out, WORK / "held_out.jsonl", seqlen=SEQLEN)))
+    if kind == "losses":
+        print(json.dumps({"losses": losses(out)}))
         return
     if kind == "copying":
         print(json.dumps(against_copying(out)))
@@ -131,12 +136,33 @@ def worker(kind: str, arguments: Any, out: Path) -> None:
     )
 
 
+def losses(model: Path) -> list[float]:
+    """Nats per token of each held-out sequence; the exponential of their mean is the perplexity."""
+    import torch
+
+    from prunus.checkpoint.files import Checkpoint
+    from prunus.pruning.perplexity import load_model, negative_log_likelihood
+
+    network = load_model(Checkpoint(model), torch.device("cpu"))
+    rows = [json.loads(line)["token_ids"] for line in (WORK / "held_out.jsonl").read_text().splitlines()]
+    with torch.inference_mode():
+        return [negative_log_likelihood(network, torch.tensor([row])) / (len(row) - 1) for row in rows]
+
+
+def against(ours: list[float], theirs: list[float]) -> str:
+    """By how much our perplexity is above theirs, with a paired 95 % t interval over held-out sequences."""
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    half = T_95 * stdev(differences) / len(differences) ** 0.5
+    low, middle, high = (100 * expm1(mean(differences) + part) for part in (-half, 0, half))
+    return f"{middle:+.2f} % [{low:+.2f}, {high:+.2f}]"
+
+
 def measure(name: str, kind: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
     """Run one worker, then perplexity of what it made."""
     out = WORK / hashlib.sha256(name.encode()).hexdigest()[:8]
     python = str(PEER / "bin/python") if kind == "theirs" else sys.executable
     result = {"name": name} | run_worker(python, kind, arguments, out)
-    result["perplexity"] = run_worker(sys.executable, "perplexity", (), out)["perplexity"]
+    result["losses"] = run_worker(sys.executable, "losses", (), out)["losses"]
     shutil.rmtree(out)
     print(f"{name}: {result}", file=sys.stderr, flush=True)
     return result
@@ -150,12 +176,12 @@ def run_worker(python: str, kind: str, arguments: tuple[Any, ...], out: Path) ->
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def prepare(peer: bool) -> None:
+def prepare(peer: bool, tokens: Path | None) -> None:
     """Model, tokens, the other tool."""
     WORK.mkdir(parents=True, exist_ok=True)
     if not (MODEL / "config.json").exists():
         subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
-    write_tokens()
+    write_tokens(tokens)
     if peer and not (PEER / "bin/python").exists():
         if (free := shutil.disk_usage(CACHE).free) < PEER_BYTES:
             sys.exit(f"{PEER_PACKAGE} needs {PEER_BYTES / 1e9:.0f} GB of disk, {free / 1e9:.1f} are free")
@@ -197,6 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("ours", "theirs"), action="append", help="default: both")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; CPU seconds suffer a little")
+    parser.add_argument("--tokens", type=Path, help="JSON lists of token ids; beside it NAME.eval.json, held out")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -204,24 +231,28 @@ def main() -> None:
         worker(kind, rest, Path(out))
         return
     parts = arguments.only or ["ours", "theirs"]
-    prepare("theirs" in parts)
+    prepare("theirs" in parts, arguments.tokens)
     jobs: list[tuple[str, str, tuple[Any, ...]]] = []
     if "theirs" in parts:
         jobs += [(name, "theirs", (modifier,)) for name, modifier in THEIRS.items()]
     if "ours" in parts:
         jobs += [(name, "ours", settings) for name, settings in OURS.items()]
-    dense = run_worker(sys.executable, "perplexity", (), MODEL)["perplexity"]
+    dense = run_worker(sys.executable, "losses", (), MODEL)["losses"]
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     if "ours" in parts:
         for name, cost in run_worker(sys.executable, "copying", (), WORK / "copy").items():
             print(f"{name}: {cost['wall']:.2f} s, {cost['cpu']:.2f} CPU s")
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda job: measure(*job), jobs))
-    print("\n| run | CPU s | wall s | peak RSS, MB | over imports, MB | perplexity |\n|---|---|---|---|---|---|")
-    print(f"| dense model | | | | | {dense:.2f} |")
+    peers = {row["name"].split()[-1]: row["losses"] for row in results if row["name"] in THEIRS}
+    print("\n| run | CPU s | wall s | peak RSS, MB | over imports, MB | perplexity | above llm-compressor's [95 %] |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| dense model | | | | | {exp(mean(dense)):.2f} | |")
     for row in results:
         costs = f"{row['cpu']:.1f} | {row['wall']:.1f} | {row['peak']:.0f} | {row['growth']:.0f}"
-        print(f"| {row['name']} | {costs} | {row['perplexity']:.2f} |")
+        peer = None if row["name"] in THEIRS else peers.get(row["name"].split(",")[0])
+        beside = "" if peer is None else against(row["losses"], peer)
+        print(f"| {row['name']} | {costs} | {exp(mean(row['losses'])):.2f} | {beside} |")
 
 
 if __name__ == "__main__":

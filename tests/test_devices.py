@@ -10,8 +10,10 @@ import torch
 from tiny_models import FAMILIES, make_model, random_rows
 
 import prunus
+from prunus.checkpoint import blocks
 from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.errors import PrunusError
 from prunus.pruning import masks
 from prunus.pruning.calibration import Calibration
 from prunus.pruning.hidden import sent_ahead
@@ -69,6 +71,33 @@ def test_batches_that_travel_ahead_arrive_in_order_and_may_be_written_back(devic
         seen += 1
     assert seen == len(views) and torch.equal(table_SD, expected_SD)
     assert list(sent_ahead(iter([]), torch.device(device))) == []
+
+
+@pytest.mark.parametrize("device", ELSEWHERE)
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0], []])
+def test_blocks_sent_ahead_are_those_read_here(device, order, tmp_path):
+    source = Checkpoint(make_model(tmp_path / "m", dtype=torch.bfloat16))
+    expected = [read_block(index, source.block_tensors(index)) for index in order]
+    for way in (blocks.sent_ahead, blocks.blocks_on):
+        found = list(way(source, order, torch.device(device)))
+        assert len(found) == len(order)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(
+                ours[name].device.type == device and torch.equal(ours[name].cpu(), theirs[name]) for name in ours
+            )
+
+
+def test_a_block_that_cannot_be_read_is_told_where_its_turn_is(tmp_path):
+    source = Checkpoint(make_model(tmp_path / "m"))
+    sent = blocks.sent_ahead(source, range(3), torch.device("cpu"))
+    next(sent)
+    place = source.tensors["model.layers.2.mlp.down_proj.weight"]
+    with place.file.open("r+b") as stream:
+        stream.truncate(min(stored.start for stored in source.block_tensors(2).values()))
+    next(sent)
+    with pytest.raises(PrunusError, match="ended early while it was read"):
+        next(sent)
 
 
 @pytest.mark.gpu

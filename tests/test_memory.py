@@ -20,8 +20,8 @@ from prunus.pruning.hessian import inverse_factor
 HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 BATCH = 2048  # tokens that run through a block at a time
 SEQUENCES, FEW, LENGTH = 32, 8, 128
-# What is allowed beyond: pieces of files, the tokenizer, buffers of matrix products.
-SLACK = 10_000_000
+# What is allowed beyond: pieces of files (also those of threads), the tokenizer, buffers of matrix products.
+SLACK = 12_000_000
 
 
 class Shape(NamedTuple):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from prunus.checkpoint.blocks import blocks_on
 from prunus.checkpoint.families import LINEARS, Runner
-from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.safetensors_file import read_header, write_file
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -82,8 +83,10 @@ def descend(
             begin += len(part)
             read, last = forward(model, part, of_part, steps)
             up_SD = loss_gradients(head, last)
-            for index in reversed(range(model.source.blocks)):
-                block = model.runner.make_block(index, read_block(index, model.source.block_tensors(index)))
+            backwards = range(model.source.blocks)[::-1]
+            blocks = blocks_on(model.source, backwards, model.runner.device)
+            for index in backwards:
+                block = model.runner.make_block(index, next(blocks))
                 last.states_SD = read.pop()
                 yield Descent(model, index, block, last, up_SD)
                 steps.advance()
@@ -118,8 +121,9 @@ def forward(
     hidden = HiddenStates(model.source, model.runner, sequences, None, token_weights=weights)
     read = []
     with torch.no_grad():
+        blocks = blocks_on(model.source, range(model.source.blocks), model.runner.device)
         for index in range(model.source.blocks):
-            block = model.runner.make_block(index, read_block(index, model.source.block_tensors(index)))
+            block = model.runner.make_block(index, next(blocks))
             read.append(hidden.states_SD.clone())
             for batch_NTD, there_NTD in hidden.batches_on(model.runner.device):
                 batch_NTD.copy_(model.runner.run_block(block, there_NTD))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.blocks import Block, blocks_on
 from prunus.checkpoint.families import LINEARS, Runner, block_name, pick_device
 from prunus.checkpoint.files import Checkpoint, read_block, versions
 from prunus.checkpoint.partial import (
@@ -213,44 +214,45 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, of
     with (
         Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps,
         closing(source.checked_ahead(outside_first=hidden is not None)) as checked,
+        closing(blocks_on(source, [i for i in range(source.blocks) if not partial.has(i)], job.device)) as blocks,
     ):
         for index, digest in checked:
             if index is None:
                 continue
-            last = index == source.blocks - 1
             if partial.has(index):
                 if partial.records[index]["source"] != digest:
                     raise PrunusError(
                         f"{source.folder} changed while work on it lay unfinished; run again to start anew"
                     )
-                if hidden is not None and not last:
+                if hidden is not None and index < source.blocks - 1:
                     stored = source.block_tensors(index) if recipe.propagation == "dense" else partial.read_block(index)
                     propagate(runner, runner.make_block(index, read_block(index, stored)), hidden)
                 continue
-            partial.write_block(index, *prune_block(job, partial, runner, index, hidden, last, digest))
+            partial.write_block(index, *prune_block(job, partial, runner, index, hidden, next(blocks), digest))
             gradient_file(partial, index).unlink(missing_ok=True)
             steps.advance()
 
 
 def prune_block(
-    job: Job, partial: Partial, runner: Runner, index: int, hidden: HiddenStates | None, last: bool, digest: str
+    job: Job, partial: Partial, runner: Runner, index: int, hidden: HiddenStates | None, tensors: Block, digest: str
 ) -> tuple[dict[str, Tensor | Stored], dict[str, Any]]:
-    """Observe and prune one block; hidden moves on to what the next will read. Its tensors, and what was seen of it."""
-    stored = job.source.block_tensors(index)
-    tensors = read_block(index, stored)
+    """Observe and prune one block; hidden moves on to what the next will read. Its tensors, and what was seen of it.
+
+    tensors: the block's, of which the Linears' are taken out. digest: what is noted of where they are from.
+    """
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
     block = None
     if job.stats is not None:
         groups = job.stats.groups(index, job.method.needs)
     if hidden is not None:
         block = runner.make_block(index, tensors)
-        passage = Passage(runner, block, index, hidden, job.linears, last, job.method.needs)
+        passage = Passage(runner, block, index, hidden, job.linears, index == job.source.blocks - 1, job.method.needs)
         groups = PROPAGATIONS[job.recipe.propagation](passage)
         if job.method.gradients == "block":
             groups = repaired(job, passage, tensors)
         elif job.method.gradients != "none":
             groups = (with_gradients(job, partial, index, hidden, group) for group in groups)
-    pruned: dict[str, Tensor | Stored] = dict(stored)
+    pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     record: dict[str, Any] = {"source": digest, "sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
     for group in map(dict, groups):
         for name in [name for name in job.linears if name in group]:

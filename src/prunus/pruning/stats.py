@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.blocks import blocks_on
 from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS, Runner, block_name, pick_device
-from prunus.checkpoint.files import Checkpoint, read_block, versions
+from prunus.checkpoint.files import Checkpoint, versions
 from prunus.checkpoint.partial import check_space, disk_errors, show_bytes
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.safetensors_file import (
@@ -155,8 +156,9 @@ def measure(
     weights = chosen.token_weights(recipe) if recipe.weighted else None
     with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
         hidden = HiddenStates(source, runner, chosen.sequences, None, token_weights=weights)
+        blocks = blocks_on(source, range(source.blocks), device)
         for index in range(source.blocks):
-            block = runner.make_block(index, read_block(index, source.block_tensors(index)))
+            block = runner.make_block(index, next(blocks))
             last = index == source.blocks - 1
             for group in dense(Passage(runner, block, index, hidden, list(LINEARS), last, needs)):
                 yield {name: tensor for leader in LEADERS for name, tensor in as_stored(index, leader, group[leader])}

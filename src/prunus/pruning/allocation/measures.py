@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.blocks import blocks_on
 from prunus.checkpoint.families import LINEARS, Runner
-from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.alphapruning import eigenvalues, tail_exponent
@@ -58,8 +59,7 @@ def spectra(subject: Subject) -> Measured:
     exponents: list[dict[str, float]] = []
     source, recipe = subject.source, subject.recipe
     with Steps("spectra", total=source.blocks, unit="blocks") as steps:
-        for index in range(source.blocks):
-            tensors = read_block(index, source.block_tensors(index))
+        for tensors in blocks_on(source, range(source.blocks), subject.runner.device):
             weights = {name: tensors[f"{name}.weight"].to(subject.runner.device) for name in subject.linears}
             exponents.append({n: tail_exponent(eigenvalues(weight), recipe.window) for n, weight in weights.items()})
             steps.advance()
@@ -168,8 +168,7 @@ def blocks_with_inputs(
         assert calibration is not None
         yield from dense_pass(subject, calibration)
         return
-    for index in range(source.blocks):
-        tensors = read_block(index, source.block_tensors(index))
+    for index, tensors in enumerate(blocks_on(source, range(source.blocks), device)):
         yield index, {name: tensors[f"{name}.weight"].to(device) for name in subject.linears}, saved(index)
 
 
@@ -181,8 +180,9 @@ def dense_pass(
     source, runner = subject.source, subject.runner
     hidden = HiddenStates(source, runner, calibration.sequences, None, token_weights=weights)
     with Steps("measuring", total=source.blocks, unit="blocks") as steps:
+        blocks = blocks_on(source, range(source.blocks), runner.device)
         for index in range(source.blocks):
-            block = runner.make_block(index, read_block(index, source.block_tensors(index)))
+            block = runner.make_block(index, next(blocks))
             with Observer(block, subject.linears, weights=hidden.weights) as seen:
                 for batch_NTD, there_NTD in hidden.batches_on(runner.device):
                     batch_NTD.copy_(runner.run_block(block, there_NTD))

@@ -1,0 +1,67 @@
+"""Blocks of a checkpoint in memory, one after the other: while one is worked on the next is on its way."""
+
+import os
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.ahead import ahead
+from prunus.checkpoint.files import Checkpoint, read_block
+
+Block = dict[str, Tensor]
+
+
+def blocks_on(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
+    """The tensors of each of these blocks, by their names within the block, read from source.
+
+    On a GPU a thread reads the next block and sends it from pinned memory on a stream of its own: there are two on the
+    device. Else the system is asked to bring it into its cache, which takes no memory of ours.
+    """
+    if device.type == "cuda":
+        yield from sent_ahead(source, indices, device)
+        return
+    for index, upcoming in pairwise([*indices, None]):
+        assert index is not None
+        if upcoming is not None:
+            expect(source, upcoming)
+        yield read_block(index, source.block_tensors(index))
+
+
+def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
+    """The same on any device, as on a GPU."""
+    api: Any = torch.get_device_module(device)
+    side = api.Stream()
+
+    def send(index: int) -> tuple[Block, Any]:
+        tensors = read_block(index, source.block_tensors(index))
+        with api.stream(side):
+            sent = {name: pinned(tensor, device).to(device, non_blocking=True) for name, tensor in tensors.items()}
+            return sent, side.record_event()
+
+    with closing(ahead(send, indices)) as blocks:
+        for tensors, arrived in blocks:
+            api.current_stream().wait_event(arrived)
+            if device.type == "cuda":  # its memory is not to be used again before the work on it is done
+                for tensor in tensors.values():
+                    tensor.record_stream(api.current_stream())
+                del tensor
+            yield tensors
+            del tensors  # before another is sent
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor where a GPU can fetch it by itself."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def expect(source: Checkpoint, index: int) -> None:
+    """Tell the system that a block will soon be read."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for stored in source.block_tensors(index).values():
+        with stored.file.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), stored.start, stored.end - stored.start, os.POSIX_FADV_WILLNEED)
