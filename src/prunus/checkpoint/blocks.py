@@ -45,12 +45,16 @@ def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device)
     with closing(ahead(send, indices)) as blocks:
         for tensors, arrived in blocks:
             api.current_stream().wait_event(arrived)
-            if device.type == "cuda":  # its memory is not to be used again before the work on it is done
-                for tensor in tensors.values():
-                    tensor.record_stream(api.current_stream())
-                del tensor
+            if device.type == "cuda":
+                lend(tensors, api.current_stream())
             yield tensors
             del tensors  # before another is sent
+
+
+def lend(tensors: Block, stream: Any) -> None:
+    """Their memory is not to be used again before what stream does with it is done."""
+    for tensor in tensors.values():
+        tensor.record_stream(stream)
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
