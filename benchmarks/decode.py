@@ -1,8 +1,9 @@
 """What zeros are worth when a CPU decodes: the sparse kernel against torch and against the best dense kernel.
 
-`python benchmarks/decode.py` (some ten minutes, 9 GB) prints Markdown. One process, one thread; variants take turns
-call by call, over distinct matrices that together exceed the caches; figures are medians of CPU time of the thread,
-which leaves out what others do on a shared machine, though not that they use its memory too.
+`python benchmarks/decode.py` (some five minutes, 9 GB) prints Markdown. One process; variants take turns call by call,
+over distinct matrices that together exceed the caches; figures are medians of CPU time of the thread, which leaves out
+what others do on a shared machine, though not that they use its memory too. With `--threads 2` they are medians of
+seconds by the clock, so nobody else should be using the machine.
 
 stock: torch's bfloat16 linear. pre-packed: oneDNN with weights in its own layout (what inductor's freezing uses). own
 dense: the kernel of Prunus on plain weights. Two ratios: over stock, and over the best of the dense ones.
@@ -24,14 +25,23 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from prunus.sparse import DenseLinear, SparseLinear, multiply, pack, sparsify
+from prunus.sparse.choose import kernel_rows
 from prunus.sparse.library import kernel
+from prunus.sparse.linear import apply
 from prunus.sparse.weight import huge_pages
 
 SHAPES = [(4096, 4096), (14336, 4096), (2048, 6144)]
 SPARSITIES = [0.0, 0.2, 0.3, 0.5, 0.6, 0.7]
 BATCHES = [1, 2, 4, 8]
+PROMPT_SHAPES = [(576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 4096), (6144, 2048), (2048, 6144)]
+PROMPTS = [9, 16, 32, 64, 128, 256, 512, 2048]
 ROTATED_BYTES = 150_000_000  # of all dense matrices of a shape together
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
+
+
+def clock() -> int:
+    """Nanoseconds: of CPU of this thread where it is the only one."""
+    return time.thread_time_ns() if torch.get_num_threads() == 1 else time.perf_counter_ns()
 
 
 def turns(variants: dict[str, Callable[[int], object]], count: int, repeats: int) -> dict[str, float]:
@@ -39,10 +49,10 @@ def turns(variants: dict[str, Callable[[int], object]], count: int, repeats: int
     times: dict[str, list[int]] = {name: [] for name in variants}
     for repeat in range(repeats + 1):
         for name, run in variants.items():
-            started = time.thread_time_ns()
+            started = clock()
             run(repeat % count)
             if repeat:
-                times[name].append(time.thread_time_ns() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(found) / 1e6 for name, found in times.items()}
 
 
@@ -88,6 +98,30 @@ def kernels(shape: tuple[int, int], repeats: int) -> None:
     print(f"\nCeiling by bytes over a perfect dense kernel: {', '.join(ceilings)}.")
 
 
+@torch.inference_mode()
+def prompts(repeats: int) -> None:
+    """One table: reading prompts through packed weights, as the automatic choice does it, against torch's dense."""
+    print("\nPrompts, 50 % zeros: speed over stock (GFLOP/s of stock, of ours)\n")
+    print(f"| outputs x inputs | {' | '.join(f'{rows} rows' for rows in PROMPTS)} | kernel up to |")
+    print("|" + "---|" * (2 + len(PROMPTS)))
+    for outputs, inputs in PROMPT_SHAPES:
+        count = min(64, max(2, ROTATED_BYTES // (2 * outputs * inputs)))
+        stock = [zeroed(torch.randn(outputs, inputs, dtype=torch.bfloat16), 0.5) for _ in range(count)]
+        sparse = [pack(weight) for weight in stock]
+        most = kernel_rows(sparse[0], torch.bfloat16)
+        cells = []
+        for rows in PROMPTS:
+            x = torch.randn(rows, inputs, dtype=torch.bfloat16)
+            variants: dict[str, Callable[[int], object]] = {
+                "stock": lambda i: functional.linear(x, stock[i]),  # noqa: B023
+                "ours": lambda i: apply(x, sparse[i], None, most),  # noqa: B023
+            }
+            ms = turns(variants, count, max(5, repeats * 64 // max(rows, 64)))
+            rate = {name: 2 * outputs * inputs * rows / found / 1e6 for name, found in ms.items()}
+            cells.append(f"{ms['stock'] / ms['ours']:.2f} ({rate['stock']:.0f}, {rate['ours']:.0f})")
+        print(f"| {outputs} x {inputs} | {' | '.join(cells)} | {most if most <= PROMPTS[-1] else 'any'} |", flush=True)
+
+
 def packing() -> None:
     """How long it takes to bring weights into the kernel's layout."""
     weights = [zeroed(torch.randn(8192, 8192, dtype=torch.bfloat16), 0.5) for _ in range(4)]
@@ -99,7 +133,7 @@ def packing() -> None:
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     gigabytes = 16 * weights[0].nbytes / 1e9
     print(
-        f"\nPacking {gigabytes:.1f} GB of dense weights: {wall:.1f} s ({cpu:.1f} CPU s) on one thread, "
+        f"\nPacking {gigabytes:.1f} GB of dense weights: {wall:.1f} s ({cpu:.1f} CPU s), "
         f"so 7 B weights (14 GB) take about {14 * wall / gigabytes:.0f} s."
     )
 
@@ -163,10 +197,10 @@ def steps(models: dict[str, Any], batch: int, count: int) -> dict[str, float]:
     times: dict[str, list[int]] = {name: [] for name in models}
     for step in range(count + 1):
         for name, model in models.items():
-            started = time.thread_time_ns()
+            started = clock()
             model(ids[:, :1], use_cache=True, **caches[name])
             if step:
-                times[name].append(time.thread_time_ns() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(found) / 1e6 for name, found in times.items()}
 
 
@@ -203,7 +237,7 @@ def end_to_end(name: str, stock: nn.Module, count: int) -> None:
                 flush=True,
             )
     for tokens in (128, 512):
-        ms = prefill(models, tokens, 3)
+        ms = prefill(models, tokens, 7 if tokens < 512 else 3)
         print(
             f"\nPrompt of {tokens} tokens: stock {ms['stock']:.0f} ms, sparse {ms['sparse']:.0f} ms "
             f"({ms['stock'] / ms['sparse']:.2f} of stock's speed).",
@@ -219,7 +253,7 @@ def describe_machine() -> str:
     return (
         f"{field['model name']} (family {field['cpu family']}, model {field['model']}), {count} processors, "
         f"{field.get('cache size', '?')} cache, Linux {platform.release()}, torch {torch.__version__}, "
-        f"kernel {kernel().name}, one thread"
+        f"kernel {kernel().name}, {torch.get_num_threads()} thread(s)"
     )
 
 
@@ -227,15 +261,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--only", choices=["kernels", "packing", "smollm2", "qwen3"], nargs="*")
+    parser.add_argument("--threads", type=int, default=1)
+    parts = ["kernels", "prompts", "packing", "smollm2", "qwen3"]
+    parser.add_argument("--only", choices=parts, nargs="*")
     options = parser.parse_args()
-    wanted: Sequence[str] = options.only or ["kernels", "packing", "smollm2", "qwen3"]
+    wanted: Sequence[str] = options.only or parts
     torch.manual_seed(0)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     print(describe_machine())
     if "kernels" in wanted:
         for shape in SHAPES:
             kernels(shape, options.repeats)
+    if "prompts" in wanted:
+        prompts(4 * options.repeats)
     if "packing" in wanted:
         packing()
     if "smollm2" in wanted:

@@ -53,7 +53,7 @@ def test_products_are_those_of_float64(isa, dtype, activations):
             dense = random_weight(shape, sparsity, dtype)
             bias = torch.randn(shape[0]).to(activations)
             packed = pack(dense)
-            for rows in range(1, 10):
+            for rows in (*range(1, 10), 13, 40):
                 x = torch.randn(rows, shape[1]).to(activations)
                 expected, size = exact(x, dense, bias)
                 # One rounding of the result, and float32 sums of products.
@@ -171,9 +171,28 @@ def test_results_do_not_depend_on_threads_or_rows(isa, monkeypatch):
         assert all(torch.equal(found[0], other) for other in found)
 
 
-def test_callers_at_the_same_time_get_what_they_would_alone(monkeypatch):
+@pytest.mark.parametrize("dtype", EPSILON, ids=str)
+def test_many_rows_have_the_bits_of_one_row(isa, dtype, monkeypatch):
+    """Over several spans of columns, panels of outputs, and blocks and slabs of rows."""
+    bias = torch.randn(100).to(dtype)
+    for outputs, inputs, rows in [(100, 1100, 9), (37, 2100, 14), (100, 5000, 1000), (600, 70, 31), (1, 1, 50)]:
+        packed, x = pack(random_weight((outputs, inputs), 0.5)), torch.randn(rows, inputs).to(dtype)
+        some = sorted({0, 1, 7, rows // 2, rows - 2, rows - 1})
+        expected = torch.cat([multiply(x[row : row + 1], packed, bias[:1].expand(outputs).clone()) for row in some])
+        for count in (1, 3):
+            monkeypatch.setattr(linear, "threads", lambda count=count: count)
+            got = multiply(x, packed, bias[:1].expand(outputs).clone())
+            assert torch.equal(got[some], expected), (outputs, inputs, rows, count)
+            dense = packed.unpack()
+            exactly, size = exact(x, dense, bias[:1].expand(outputs))
+            allowed = EPSILON[dtype] * np.abs(exactly) + 2.0**-20 * size + 1e-7
+            assert (np.abs(got.double().numpy() - exactly) <= allowed).all()
+
+
+@pytest.mark.parametrize("rows", [4, 25])
+def test_callers_at_the_same_time_get_what_they_would_alone(monkeypatch, rows):
     monkeypatch.setattr(linear, "threads", lambda: 3)
-    packed, x = pack(random_weight((500, 900), 0.5)), torch.randn(4, 900).bfloat16()
+    packed, x = pack(random_weight((500, 900), 0.5)), torch.randn(rows, 900).bfloat16()
     alone, wrong = multiply(x, packed), []
 
     def call():
@@ -189,7 +208,7 @@ def test_callers_at_the_same_time_get_what_they_would_alone(monkeypatch):
 
 @pytest.mark.parametrize("panel_bytes", [1, 100_000, linear.PANEL_BYTES])  # 38 panels, 4 and one
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_many_rows_are_torchs_product_of_the_dense_weight(dtype, panel_bytes, monkeypatch):
+def test_panels_are_torchs_product_of_the_dense_weight(dtype, panel_bytes, monkeypatch):
     monkeypatch.setattr(linear, "PANEL_BYTES", panel_bytes)
     dense = random_weight((600, 300), 0.5)
     bias = torch.randn(600).to(dtype)

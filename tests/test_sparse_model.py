@@ -20,6 +20,7 @@ from prunus.recipes import PruneRecipe
 from prunus.sparse import DenseLinear, SparseLinear, choose, library, pack
 from prunus.sparse import models as models_module
 from prunus.sparse.choose import kernel_rows, race
+from prunus.sparse.linear import ANY_ROWS
 
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
 IDS = torch.tensor([[5, 9, 200, 31, 7], [1, 2, 3, 4, 300]])
@@ -227,12 +228,12 @@ def test_the_winner_is_kept_for_each_shape(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = []
 
-    def fake(runners, repeats):
-        """The kernel wins up to 4 rows."""
-        asked.append(len(runners))
-        return [len(asked), 3.5]
+    def fake(ours, rival):
+        """The kernel wins three times, then never: up to 4 rows."""
+        asked.append(ours)
+        return len(asked) < 4
 
-    monkeypatch.setattr(choose, "race", fake)
+    monkeypatch.setattr(choose, "is_faster", fake)
     weight = pack(torch.eye(32).bfloat16())
     assert kernel_rows(weight, torch.bfloat16) == 4 and len(asked) == 4
     assert kernel_rows(weight, torch.bfloat16) == 4 and len(asked) == 4
@@ -241,11 +242,29 @@ def test_the_winner_is_kept_for_each_shape(monkeypatch, tmp_path):
     assert sorted(json.loads(file.read_text()).values()) == [0, 4]
     file.write_text("{")
     assert kernel_rows(weight, torch.bfloat16) == 0  # timed again
+    monkeypatch.setattr(choose, "is_faster", lambda ours, rival: True)
+    assert kernel_rows(weight, torch.float16) == ANY_ROWS
+    assert kernel_rows(torch.eye(32), torch.float32) == 16
     monkeypatch.setattr(models_module, "kernel_rows", lambda weight, dtype: 0)
     linear = nn.Linear(64, 64, dtype=torch.bfloat16)
     linear.weight.data[:, ::2] = 0
     summary = prunus.sparse.sparsify(nn.Sequential(linear))
     assert (summary.sparse, summary.stock) == (0, 1)
+
+
+def test_a_choice_is_timed_until_rounds_agree(monkeypatch):
+    def answer(ratios):
+        """With so many times the kernel's seconds for torch in round after round; how many rounds it took."""
+        rounds = iter(ratios)
+        monkeypatch.setattr(choose, "race", lambda runners, repeats: [1.0, next(rounds)])
+        return choose.is_faster(print, print), len(ratios) - len(list(rounds))
+
+    assert answer([1.5, 1.4, 0.5]) == (True, 2)
+    assert answer([0.7, 0.8, 2.0]) == (False, 2)
+    assert answer([0.5, 1.5, 1.6, 0.5]) == (True, 3)  # the first round was disturbed
+    assert answer([1.5, 0.9, 0.8, 0.5]) == (False, 3)
+    assert answer([1.01, 0.99, 1.02, 1.01, 0.98, 2]) == (True, 5)  # a tie: the median
+    assert answer([0.99, 1.02, 0.98, 0.99, 1.01, 2]) == (False, 5)
 
 
 def test_a_race_is_the_median_of_turns():

@@ -194,8 +194,9 @@ int main() {
     for (int weights = BF16; weights <= FP32; weights++)
       for (int activations = BF16; activations <= FP32; activations++)
         for (auto& shape : shapes) {
-          int rows = 1 + cases % 10;  // also more than the kernel takes together
-          check({isa, weights, activations, shape[0], shape[1], rows, sparsities[cases++ % 5]});
+          const int rows[] = {1 + cases % 8, 9 + cases % 23};  // a few, many
+          for (int count : rows) check({isa, weights, activations, shape[0], shape[1], count, sparsities[cases % 5]});
+          cases++;
         }
   if (prunus_isa() > 0) {
     pthread_t threads[4];
@@ -212,5 +213,6 @@ int main() {
 #endif
     caller(nullptr);
   }
-  printf("%d products on %d instruction sets\n", cases, prunus_isa());
+  if (prunus_isa() > 0) check({prunus_isa(), BF16, BF16, 70, 4200, 50, 0.5});  // several spans, panels and ranges
+  printf("%d products on %d instruction sets\n", 2 * cases + 1, prunus_isa());
 }

@@ -1,7 +1,8 @@
 """Kernel or torch: each shape is timed once on this machine, and the winner kept in the user's cache.
 
 Both are timed as Linears of a model are used: one after the other, over so many copies of the weight that none is in a
-cache when its turn comes; and by turns, so that a busy machine slows both alike.
+cache when its turn comes; and by turns, so that a busy machine slows both alike. Rounds of turns are repeated until two
+agree on who is faster, since on a busy machine one can be wrong, and its answer would be kept.
 """
 
 import json
@@ -20,44 +21,54 @@ from torch import Tensor, nn
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.sparse.build import SOURCE
 from prunus.sparse.library import cache_folder, kernel, threads
-from prunus.sparse.linear import MOST_ROWS, DenseLinear, SparseLinear
+from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import SparseWeight
 
 # Numbers of rows that are timed; the kernel is used up to the largest at which, and below which, it has always won.
-ROWS = (1, 2, 4, MOST_ROWS, 2 * MOST_ROWS)
+# Of a packed weight, up to MOST_ROWS against the dense weight, and above against unpacking it for torch, which is what
+# is done where the kernel loses; at the last one and above, whoever has won there.
+ROWS = (1, 2, 4, MOST_ROWS, 32, 128, 512)
+DENSE_ROWS = (1, 2, 4, MOST_ROWS, 2 * MOST_ROWS)
 REPEATS = 5
+# So many rounds have to agree, by so much, or the median of MOST_ROUNDS decides.
+AGREEING, CLEARLY, MOST_ROUNDS = 2, 1.03, 5
 # Of all copies of a weight together: more bytes than most caches hold. Of a larger weight only so much is timed.
 ALL_BYTES, MOST_COPIES = 1 << 26, 512
 
 
 def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
-    """Up to how many rows of x of this dtype the kernel is faster than torch with the dense weight; 0: never."""
+    """Up to how many rows of x of this dtype the kernel is faster; 0: never, ANY_ROWS: for however many."""
     key = _key(weight, dtype)
     known = _read()
     if key not in known:
         known[key] = time_rows(weight, dtype)
         _write(key, known[key])
-    return known[key]
+    return ANY_ROWS if isinstance(weight, SparseWeight) and known[key] == ROWS[-1] else known[key]
 
 
 @torch.inference_mode()
 def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
-    """The same, timed now."""
+    """The largest of ROWS (of a plain weight, DENSE_ROWS) up to which the kernel is faster, timed now; 0: none."""
     if isinstance(weight, SparseWeight):
         copies = range(copies_for(weight.nbytes))
-        ours: list[nn.Module] = [SparseLinear(weight.copy(), None, ROWS[-1]) for _ in copies]
+        packed = [weight.copy() for _ in copies]
+        ours: list[nn.Module] = [SparseLinear(copy, None) for copy in packed]
+        panels: list[nn.Module] = [SparseLinear(copy, None, 0) for copy in packed]
         dense_OI = weight.unpack().to(dtype)
     else:
         weight = weight[: max(1, ALL_BYTES // (weight.shape[1] * weight.element_size()))]
         copies = range(copies_for(weight.nbytes))
-        ours = [DenseLinear(nn.Parameter(weight.clone(), requires_grad=False), None, ROWS[-1]) for _ in copies]
+        ours = [DenseLinear(nn.Parameter(weight.clone(), requires_grad=False), None, DENSE_ROWS[-1]) for _ in copies]
+        panels = []
         dense_OI = weight.to(dtype)
     torchs = [stock_linear(dense_OI.clone(), None) for _ in copies]
     best = 0
-    for rows in ROWS:
+    for rows in ROWS if panels else DENSE_ROWS:
         x = torch.randn(1, rows, dense_OI.shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)
-        our_seconds, torch_seconds = race([_pass(ours, x), _pass(torchs, x)], REPEATS)
-        if our_seconds >= torch_seconds:
+        rivals = panels if panels and rows > MOST_ROWS else torchs
+        # Many rows take long, and it hardly matters to them whether the weight is in a cache.
+        count = max(1, len(ours) * MOST_ROWS // max(rows, MOST_ROWS))
+        if not is_faster(_pass(ours[:count], x), _pass(rivals[:count], x)):
             break
         best = rows
     return best
@@ -76,6 +87,18 @@ def stock_linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
     if bias_O is not None:
         linear.bias = nn.Parameter(bias_O, requires_grad=False)
     return linear
+
+
+def is_faster(ours: Callable[[], object], rival: Callable[[], object]) -> bool:
+    """Whether ours takes less time, from as many rounds as it takes to be sure; a tie is ours."""
+    ratios: list[float] = []
+    while len(ratios) < MOST_ROUNDS:
+        our_seconds, rival_seconds = race([ours, rival], REPEATS)
+        ratios.append(rival_seconds / our_seconds)
+        last = ratios[-AGREEING:]
+        if len(last) == AGREEING and (min(last) > CLEARLY or max(last) < 1 / CLEARLY):
+            return last[0] > 1
+    return statistics.median(ratios) >= 1
 
 
 def race(runners: Sequence[Callable[[], object]], repeats: int) -> list[float]:
@@ -131,7 +154,7 @@ def _read() -> dict[str, int]:
     """What is known. A cache that cannot be read is no reason to fail."""
     try:
         found = json.loads(_file().read_text("utf-8"))
-        return {key: rows for key, rows in found.items() if isinstance(key, str) and rows in (0, *ROWS)}
+        return {key: rows for key, rows in found.items() if isinstance(key, str) and rows in (0, *ROWS, *DENSE_ROWS)}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 

@@ -1,4 +1,4 @@
-// y = W x for a few rows of x and a W with zeros: what decoding one token does with every Linear of a model.
+// y = W x for a W with zeros: what decoding a token (few rows of x) and reading a prompt (many) do with every Linear.
 //
 // Decoding reads each weight once per token, so its speed is that of memory. W is kept as one bit per weight and the
 // weights that are left, 1.125 bytes a weight at 50 % in 16 bits instead of 2, and expanded in registers on the way to
@@ -18,7 +18,7 @@
 // Only +0.0 (all bits zero) has no bit, so that -0.0 and NaN come back as they were, as in packed checkpoints.
 //
 // Every output is summed by one thread in one order, so results do not depend on the number of threads, bit by bit; of
-// a W in this layout nor on how many rows of x come together.
+// a W in this layout nor on how many rows of x come together: a prompt has the numbers that decoding has.
 //
 // The loops are written once and compiled for each instruction set: the file includes itself, see "the loops" below.
 
@@ -50,16 +50,19 @@ enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
 namespace {
 
 constexpr int CHUNK = 32, TILE = 32, QUAD = 4, GROUP = 16, MAX_ROWS = 8, PADDING = 64;
+// Of many rows of x: what is expanded of W at a time, which is to stay in the L2 cache with room to spare, and the most
+// groups of it; what is prepared of x at a time, which is to stay in the L3 cache.
+constexpr int64_t PANEL_BYTES = 1 << 19, PANEL_GROUPS = 16, SLAB_BYTES = 1 << 23;
 // How far ahead of the loads memory is asked for, in bytes: more for values, of which there are more.
-constexpr int VALUES_AHEAD = 4096, MASKS_AHEAD = 1024, PLAIN_AHEAD = 2048;
+constexpr int VALUES_AHEAD = 4096, TWICE_AHEAD = 8192, MASKS_AHEAD = 1024, PLAIN_AHEAD = 2048;
 
 // Bit patterns, told apart by type.
 struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
 using fp32 = float;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Columns are shared out evenly among tiles, in chunks: a tile of one or two would cost more than it does.
 inline int64_t tile_start(int64_t tile, int64_t tiles, int64_t chunks) { return chunks * tile / tiles; }
@@ -207,6 +210,15 @@ struct Job {
   void* y;
 };
 
+// The same for many rows, in blocks of up to BLOCK rows, evenly.
+struct Many {
+  Job job;          // of all rows; x: block > chunk > row > 32 columns, see prepare_blocks
+  const void* from;  // x as it came
+  void* to;         // x as the job wants it
+  int64_t blocks;
+  std::atomic<int>* status;
+};
+
 // Between plain W, the layout above and the arrays of a packed checkpoint (docs/format.md).
 struct Move {
   void* plain;
@@ -224,11 +236,49 @@ struct Move {
 struct Loops {
   void (*prepare)(const Job& job, const void* x, void* to);
   Work sparse[3][MAX_ROWS], dense[3][MAX_ROWS];
+  int block;    // rows of x in a block, at most
+  int x_width;  // bytes of a number of x, as prepared
+  Work prepare_blocks, many[3];
 };
 struct Movers { Work count, pack, repack, unpack; };
 
 // Sums of a group in vectors of up to 64 bytes: output > row.
 struct alignas(64) Sums { char bytes[GROUP * MAX_ROWS * 64]; };
+
+// Memory of the calling thread, aligned, for x and for a panel of W; freed when it ends; nullptr if there is none.
+enum Purpose { PREPARED = 0, PANEL = 1 };
+struct Scratch { size_t size[2]; char* bytes[2]; };
+
+void free_scratch(void* scratch) {
+  free(static_cast<Scratch*>(scratch)->bytes[PREPARED]);
+  free(static_cast<Scratch*>(scratch)->bytes[PANEL]);
+  free(scratch);
+}
+
+pthread_key_t scratch_key;
+pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+
+void make_scratch_key() { pthread_key_create(&scratch_key, free_scratch); }
+
+char* scratch(Purpose purpose, size_t size) {
+  pthread_once(&scratch_once, make_scratch_key);
+  auto* held = static_cast<Scratch*>(pthread_getspecific(scratch_key));
+  if (!held) {
+    held = static_cast<Scratch*>(calloc(1, sizeof(Scratch)));
+    if (!held || pthread_setspecific(scratch_key, held)) return free(held), nullptr;
+  }
+  if (held->size[purpose] < size) {
+    constexpr size_t HUGE_PAGE = 1 << 21;
+    free(held->bytes[purpose]);
+    held->bytes[purpose] = nullptr, held->size[purpose] = 0;
+    if (size >= HUGE_PAGE) size = (size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    void* bytes = nullptr;
+    if (posix_memalign(&bytes, size < HUGE_PAGE ? 64 : HUGE_PAGE, size)) return nullptr;
+    if (size >= HUGE_PAGE) madvise(bytes, size, MADV_HUGEPAGE);
+    held->bytes[purpose] = static_cast<char*>(bytes), held->size[purpose] = size;
+  }
+  return held->bytes[purpose];
+}
 
 // How many bits of these bytes are one.
 int64_t ones(const uint8_t* bytes, int64_t size) {
@@ -281,17 +331,28 @@ namespace {
 using X = float;
 using Vector = __m256;
 using Weights = __m256;
-constexpr int LANES = 8, SUMS = 8;
+constexpr int LANES = 8, SUMS = 8, BLOCK = 3;
 
 INLINE Vector zero() { return _mm256_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm256_load_ps((const float*)from); }
 INLINE void store_sums(char* to, Vector sums) { _mm256_store_ps((float*)to, sums); }
 INLINE Weights load_x(const X* x) { return _mm256_load_ps(x); }
+INLINE void store_x(X* to, Weights weights) { _mm256_store_ps(to, weights); }
 INLINE Vector multiply(Vector sums, Weights weights, Weights x) { return _mm256_fmadd_ps(weights, x, sums); }
 INLINE float total(Vector sums) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
   __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE __m128 halves(Vector sums) { return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1)); }
+template <int B>
+INLINE void totals(const Vector (&sum)[QUAD][B], float* to, int64_t stride) {
+  UNROLL for (int row = 0; row < B; row++) {
+    __m128 a = halves(sum[0][row]), b = halves(sum[1][row]), c = halves(sum[2][row]), d = halves(sum[3][row]);
+    __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    _mm_store_ps(to + row * stride, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+  }
 }
 INLINE Weights widened(__m128i bits, bf16) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -351,14 +412,48 @@ namespace {
 using X = float;
 using Vector = __m512;
 using Weights = __m512;
-constexpr int LANES = 16, SUMS = 16;
+constexpr int LANES = 16, SUMS = 16, BLOCK = 6;
 
 INLINE Vector zero() { return _mm512_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
 INLINE void store_sums(char* to, Vector sums) { _mm512_store_ps(to, sums); }
 INLINE Weights load_x(const X* x) { return _mm512_load_ps(x); }
+INLINE void store_x(X* to, Weights weights) { _mm512_store_ps(to, weights); }
 INLINE Vector multiply(Vector sums, Weights weights, Weights x) { return _mm512_fmadd_ps(weights, x, sums); }
 INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
+// Of four parts of 128 bits: a0 + a2, a1 + a3, b0 + b2, b1 + b3.
+INLINE __m512 add_halves(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
+}
+// Then a0 + a1, c0 + c1, b0 + b1, d0 + d1 of what that makes of (a, b) and (c, d).
+INLINE __m512 add_quarters(__m512 ab, __m512 cd) {
+  const __m512i others = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, ab, cd), _mm512_permutex2var_ps(ab, others, cd));
+}
+// The same within each part of 128 bits.
+INLINE __m512 add_pairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_shuffle_ps(a, b, 0x4e));
+}
+INLINE __m512 add_singles(__m512 ab, __m512 cd) {
+  const __m512i others = _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
+  return _mm512_add_ps(_mm512_mask_blend_ps(0xaaaa, ab, cd), _mm512_permutex2var_ps(ab, others, cd));
+}
+template <int B>
+INLINE void totals(const Vector (&sum)[QUAD][B], float* to, int64_t stride) {
+  __m512 row_of[B];  // outputs 0, 2, 1, 3, four numbers each
+  UNROLL for (int row = 0; row < B; row++)
+    row_of[row] = add_quarters(add_halves(sum[0][row], sum[1][row]), add_halves(sum[2][row], sum[3][row]));
+  UNROLL for (int row = 0; row < B; row += 4) {
+    int one = row + 1 < B ? row + 1 : row, two = row + 2 < B ? row + 2 : row, three = row + 3 < B ? row + 3 : row;
+    __m512 first = add_pairs(row_of[row], row_of[one]), second = two > row ? add_pairs(row_of[two], row_of[three]) : first;
+    const __m512i by_row = _mm512_setr_epi32(0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15);
+    __m512 all = _mm512_permutexvar_ps(by_row, add_singles(first, second));
+    _mm_store_ps(to + row * stride, _mm512_castps512_ps128(all));
+    if (row + 1 < B) _mm_store_ps(to + (row + 1) * stride, _mm512_extractf32x4_ps(all, 1));
+    if (row + 2 < B) _mm_store_ps(to + (row + 2) * stride, _mm512_extractf32x4_ps(all, 2));
+    if (row + 3 < B) _mm_store_ps(to + (row + 3) * stride, _mm512_extractf32x4_ps(all, 3));
+  }
+}
 INLINE Weights widened(__m256i bits, bf16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
@@ -393,16 +488,18 @@ namespace {
 using X = bf16;
 using Vector = __m512;
 using Weights = __m512i;  // 32 bfloat16; products of neighbours are added in pairs
-constexpr int LANES = 32, SUMS = 16;
+constexpr int LANES = 32, SUMS = 16, BLOCK = 6;
 
 INLINE Vector zero() { return _mm512_setzero_ps(); }
 INLINE Vector load_sums(const char* from) { return _mm512_load_ps(from); }
 INLINE void store_sums(char* to, Vector sums) { _mm512_store_ps(to, sums); }
 INLINE Weights load_x(const X* x) { return _mm512_load_si512(x); }
+INLINE void store_x(X* to, Weights weights) { _mm512_store_si512(to, weights); }
 INLINE Vector multiply(Vector sums, Weights weights, Weights x) {
   return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)x);
 }
 INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
+using avx512::totals;
 INLINE Weights whole(const bf16* row) { return _mm512_loadu_si512(row); }
 INLINE Weights take(uint32_t mask, const bf16* values) {
   return _mm512_mask_expand_epi16(avx512::fresh(), mask, whole(values));
@@ -436,35 +533,6 @@ INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::com
 
 namespace {
 
-// A scratch of the calling thread, aligned, freed when it ends; nullptr if there is no memory.
-struct Scratch { size_t size; char* bytes; };
-
-void free_scratch(void* scratch) {
-  free(static_cast<Scratch*>(scratch)->bytes);
-  free(scratch);
-}
-
-pthread_key_t scratch_key;
-pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
-
-void make_scratch_key() { pthread_key_create(&scratch_key, free_scratch); }
-
-char* scratch(size_t size) {
-  pthread_once(&scratch_once, make_scratch_key);
-  auto* held = static_cast<Scratch*>(pthread_getspecific(scratch_key));
-  if (!held) {
-    held = static_cast<Scratch*>(calloc(1, sizeof(Scratch)));
-    if (!held || pthread_setspecific(scratch_key, held)) return free(held), nullptr;
-  }
-  if (held->size < size) {
-    free(held->bytes);
-    void* bytes = nullptr;
-    held->size = posix_memalign(&bytes, 64, size) ? 0 : size;
-    held->bytes = held->size ? static_cast<char*>(bytes) : nullptr;
-  }
-  return held->bytes;
-}
-
 int best_isa() {
   static int best = -1;
   if (best >= 0) return best;
@@ -493,6 +561,32 @@ const Movers* movers_for(int isa, int width) {
 
 }  // namespace
 
+namespace {
+
+// The product of many rows: a slab of x after the other.
+int many_rows(const Loops& loops, Job job, int weights, const void* x, int64_t rows, int threads) {
+  std::atomic<int> status{OK};
+  int64_t row_bytes = job.chunks * CHUNK * loops.x_width, width = job.activations == FP32 ? 4 : 2;
+  int64_t slabs = ceil_div(rows * row_bytes, SLAB_BYTES);
+  slabs = smaller(slabs, ceil_div(rows, loops.block));
+  char* prepared = scratch(PREPARED, ceil_div(rows, slabs) * row_bytes);
+  if (!prepared) return NO_MEMORY;
+  char* y = static_cast<char*>(job.y);
+  job.x = prepared;
+  for (int64_t slab = 0; slab < slabs && status.load() == OK; slab++) {
+    int64_t row = rows * slab / slabs;
+    job.rows = int(rows * (slab + 1) / slabs - row);
+    job.y = y + row * job.outputs * width;
+    const char* from = static_cast<const char*>(x) + row * job.inputs * width;
+    Many many{job, from, prepared, ceil_div(job.rows, loops.block), &status};
+    run(loops.prepare_blocks, &many, many.blocks, job.rows < 4 * loops.block ? 1 : threads);
+    run(loops.many[weights], &many, ceil_div(job.outputs, GROUP), threads);
+  }
+  return status.load();
+}
+
+}  // namespace
+
 // -------------------------------------------------------------------------------------------------------------- C ABI
 //
 // isa: 1 to prunus_isa(). kinds: 0 bfloat16, 1 float16, 2 float32. width: bytes of a weight, 2 or 4. All pointers are to
@@ -511,7 +605,9 @@ EXPORT int prunus_linear(int isa, int weights, int activations, const uint32_t* 
   Job job{};
   job.masks = masks, job.values = values, job.starts = starts, job.bias = bias;
   job.outputs = outputs, job.inputs = inputs, job.chunks = ceil_div(inputs, CHUNK), job.activations = activations;
-  char* prepared = scratch(size_t(job.chunks) * CHUNK * MAX_ROWS * sizeof(float));
+  job.y = y;
+  if (masks && rows > MAX_ROWS) return many_rows(*loops, job, weights, x, rows, threads);
+  char* prepared = scratch(PREPARED, size_t(job.chunks) * CHUNK * MAX_ROWS * sizeof(float));
   if (!prepared) return NO_MEMORY;
   job.x = prepared;
   int64_t size = activations == FP32 ? 4 : 2;
@@ -632,11 +728,13 @@ INLINE void write(fp16* to, float number) {
   to->bits = uint16_t(_mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(number), _MM_FROUND_TO_NEAREST_INT), 0));
 }
 INLINE void write(fp32* to, float number) { *to = number; }
-INLINE void convert(const bf16* from, bf16* to) { *to = *from; }
+INLINE void convert(const bf16* from, bf16* to, int64_t count) { memcpy(to, from, count * sizeof(bf16)); }
 template <class A>
-INLINE void convert(const A* from, float* to) { *to = read(from); }
+INLINE void convert(const A* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; i++) to[i] = read(from + i);
+}
 template <class A>
-INLINE void convert(const A*, bf16*) {}  // never called: bfloat16 loops take bfloat16 only
+INLINE void convert(const A*, bf16*, int64_t) {}  // never called: bfloat16 loops take bfloat16 only
 
 // x (rows, inputs) as the loops want it: chunk > row > 32 columns, zeros behind the last.
 template <class A>
@@ -645,11 +743,12 @@ void prepare_kind(const Job& job, const A* x, X* to) {
     int64_t there = smaller(job.inputs - chunk * CHUNK, CHUNK);
     for (int row = 0; row < job.rows; row++, to += CHUNK) {
       const A* from = x + row * job.inputs + chunk * CHUNK;
+      _mm_prefetch(reinterpret_cast<const char*>(from + job.rows * job.inputs), _MM_HINT_T0);  // of the next block
       if (there == CHUNK) {
-        for (int column = 0; column < CHUNK; column++) convert(from + column, to + column);
+        convert(from, to, CHUNK);
       } else {
         memset(to, 0, CHUNK * sizeof(X));
-        for (int column = 0; column < there; column++) convert(from + column, to + column);
+        convert(from, to, there);
       }
     }
   }
@@ -728,10 +827,78 @@ INLINE const V* quad(const uint32_t* masks, const V* values, const X* x, int64_t
   return next;
 }
 
+// What will be needed next is asked for a few bytes with each chunk, so that it arrives while there is work to do.
+struct Ahead {
+  const char* at;
+  int64_t step;
+};
+
+// A quad of a tile times more rows of x than registers have sums for, in two passes: the first expands the weights for
+// half of the rows and keeps them, 8 KB in the L1 cache, for the second. Memory is asked for in both, half each.
+template <class V, int B>
+INLINE const V* quad_twice(const uint32_t* masks, const V* values, const X* x, int64_t chunks, char* sums, X* kept) {
+  constexpr int N = B / 2, REST = B - N;
+  const char* const start = reinterpret_cast<const char*>(values);
+  Vector sum[QUAD][N];
+  UNROLL for (int i = 0; i < QUAD; i++)
+    UNROLL for (int row = 0; row < N; row++) sum[i][row] = load_sums(place(sums, i, row));
+  for (int64_t chunk = 0; chunk < chunks; chunk++, masks += QUAD) {
+    const char* ahead = start + TWICE_AHEAD + (reinterpret_cast<const char*>(values) - start) / 2;
+    _mm_prefetch(reinterpret_cast<const char*>(masks) + MASKS_AHEAD, _MM_HINT_T0);
+    _mm_prefetch(ahead, _MM_HINT_T0);
+    _mm_prefetch(ahead + 64, _MM_HINT_T0);
+    uint64_t pairs[2];
+    memcpy(pairs, masks, sizeof pairs);
+    int64_t half = _mm_popcnt_u64(pairs[0]);
+    int64_t before[QUAD] = {0, _mm_popcnt_u32(masks[0]), half, half + _mm_popcnt_u32(masks[2])};
+    UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+      Weights some_x[N];
+      UNROLL for (int row = 0; row < N; row++) some_x[row] = load_x(x + (chunk * B + row) * CHUNK + lanes);
+      UNROLL for (int i = 0; i < QUAD; i++) {
+        uint32_t mask = masks[i];
+        const V* next = values + before[i];
+        if (LANES < CHUNK) {
+          next += _mm_popcnt_u32(mask & ((1u << lanes) - 1));
+          mask = mask >> lanes & ((1u << LANES % CHUNK) - 1);
+        }
+        Weights weights = take(mask, next);
+        store_x(kept + (chunk * QUAD + i) * CHUNK + lanes, weights);
+        UNROLL for (int row = 0; row < N; row++) sum[i][row] = multiply(sum[i][row], weights, some_x[row]);
+      }
+    }
+    values += half + _mm_popcnt_u64(pairs[1]);
+  }
+  UNROLL for (int i = 0; i < QUAD; i++)
+    UNROLL for (int row = 0; row < N; row++) store_sums(place(sums, i, row), sum[i][row]);
+
+  int64_t bytes = reinterpret_cast<const char*>(values) - start;
+  Ahead ahead{start + TWICE_AHEAD + bytes / 2, bytes / (2 * chunks)};
+  Vector more[QUAD][REST];
+  UNROLL for (int i = 0; i < QUAD; i++)
+    UNROLL for (int row = 0; row < REST; row++) more[i][row] = load_sums(place(sums, i, N + row));
+  for (int64_t chunk = 0; chunk < chunks; chunk++, ahead.at += ahead.step) {
+    _mm_prefetch(ahead.at, _MM_HINT_T0);
+    _mm_prefetch(ahead.at + ahead.step / 2, _MM_HINT_T0);
+    UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+      Weights some_x[REST];
+      UNROLL for (int row = 0; row < REST; row++) some_x[row] = load_x(x + (chunk * B + N + row) * CHUNK + lanes);
+      UNROLL for (int i = 0; i < QUAD; i++) {
+        Weights weights = load_x(kept + (chunk * QUAD + i) * CHUNK + lanes);
+        UNROLL for (int row = 0; row < REST; row++) more[i][row] = multiply(more[i][row], weights, some_x[row]);
+      }
+    }
+  }
+  UNROLL for (int i = 0; i < QUAD; i++)
+    UNROLL for (int row = 0; row < REST; row++) store_sums(place(sums, i, N + row), more[i][row]);
+  return values;
+}
+
 template <class V, int B>
 void sparse(const void* described, int64_t first, int64_t last) {
   const Job& job = *static_cast<const Job*>(described);
   Sums sums;
+  constexpr bool TWICE = B > SUMS / QUAD && SUMS >= 16;
+  alignas(64) X kept[TWICE ? TILE * QUAD * CHUNK : 1];
   for (int64_t group = first; group < last; group++) {
     const V* values = static_cast<const V*>(job.values) + job.starts[group];
     const uint32_t* masks = job.masks + group * GROUP * job.chunks;
@@ -739,8 +906,11 @@ void sparse(const void* described, int64_t first, int64_t last) {
     for (int64_t tile = 0, tiles = ceil_div(job.chunks, TILE); tile < tiles; tile++) {
       int64_t chunk = tile_start(tile, tiles, job.chunks), chunks = tile_start(tile + 1, tiles, job.chunks) - chunk;
       const X* x = static_cast<const X*>(job.x) + chunk * B * CHUNK;
-      for (int output = 0; output < GROUP; output += QUAD, masks += chunks * QUAD)
-        values = quad<V, B>(masks, values, x, chunks, place(sums.bytes, output, 0));
+      for (int output = 0; output < GROUP; output += QUAD, masks += chunks * QUAD) {
+        char* sums_of = place(sums.bytes, output, 0);
+        if constexpr (TWICE) values = quad_twice<V, B>(masks, values, x, chunks, sums_of, kept);
+        else values = quad<V, B>(masks, values, x, chunks, sums_of);
+      }
     }
     int64_t there = smaller(job.outputs - group * GROUP, GROUP);
     for (int row = 0; row < B; row++)
@@ -832,13 +1002,180 @@ void dense(const void* described, int64_t first, int64_t last) {
   }
 }
 
+// ---- many rows of x (a prompt)
+//
+// It is arithmetic that counts now, so W is expanded only once, a panel of some groups at a time, and each weight that
+// is loaded from it into a register is used for a block of BLOCK rows: QUAD x BLOCK sums in registers, of two operands
+// that lie in the order in which they are read. While a panel is multiplied the next one's values are asked for, so
+// that neither memory nor arithmetic waits. Sums are added up in the order of the loops above: a row of x has the same
+// y, bit by bit, however many come together.
+//
+// Caches. L1: a span of a block of x, 24 KB, and a quad of the panel. L2: the panel. L3: x. Sums that have to wait for
+// the next span (more than 2048 columns) go to memory and come back.
+
+// How many tiles make a span.
+constexpr int SPAN = LANES == CHUNK ? 2 : 1;
+
+void prepare_blocks(const void* described, int64_t first, int64_t last) {
+  const Many& many = *static_cast<const Many*>(described);
+  for (int64_t block = first; block < last; block++) {
+    Job job = many.job;
+    int64_t row = job.rows * block / many.blocks, width = job.activations == FP32 ? 4 : 2;
+    job.rows = int(many.job.rows * (block + 1) / many.blocks - row);
+    prepare(job, static_cast<const char*>(many.from) + row * job.inputs * width,
+            static_cast<X*>(many.to) + row * job.chunks * CHUNK);
+  }
+}
+
+// Where a span begins, in chunks; of the span behind the last one, the end.
+INLINE int64_t span_start(int64_t span, int64_t chunks) {
+  int64_t tiles = ceil_div(chunks, TILE);
+  return tile_start(smaller(span * SPAN, tiles), tiles, chunks);
+}
+
+// Groups of W as the products want them: span > quad (of all these groups) > chunk > row > 32 columns, zeros and all.
+template <class V>
+void fill(const Job& job, int64_t group, int64_t groups, X* panel) {
+  const V* values = static_cast<const V*>(job.values) + job.starts[group];
+  const uint32_t* masks = job.masks + group * GROUP * job.chunks;
+  for (int64_t in_panel = 0, tiles = ceil_div(job.chunks, TILE); in_panel < groups; in_panel++) {
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      int64_t start = tile_start(tile, tiles, job.chunks), chunks = tile_start(tile + 1, tiles, job.chunks) - start;
+      int64_t span = span_start(tile / SPAN, job.chunks), wide = span_start(tile / SPAN + 1, job.chunks) - span;
+      for (int quad = 0; quad < GROUP / QUAD; quad++) {
+        int64_t place = span * groups * GROUP + ((in_panel * (GROUP / QUAD) + quad) * wide + start - span) * QUAD;
+        X* to = panel + place * CHUNK;
+        for (int64_t chunk = 0; chunk < chunks; chunk++, masks += QUAD, to += QUAD * CHUNK) {
+          _mm_prefetch(reinterpret_cast<const char*>(masks) + MASKS_AHEAD, _MM_HINT_T0);
+          UNROLL for (int i = 0; i < QUAD; i++) {
+            _mm_prefetch(reinterpret_cast<const char*>(values) + VALUES_AHEAD, _MM_HINT_T0);
+            UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+              uint32_t mask = masks[i];
+              if (LANES < CHUNK) mask = mask >> lanes & ((1u << LANES % CHUNK) - 1);
+              store_x(to + i * CHUNK + lanes, take(mask, values));
+              values += _mm_popcnt_u32(mask);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// A panel times a block of B rows of x; the totals to finished, row by row.
+template <int B>
+void panel_times_block(const X* weights, const X* x, int64_t chunks, int64_t quads, Ahead& next_panel, char* sums,
+                       float* finished) {
+  Ahead next_w = next_panel;  // a copy, which a register can hold
+  int64_t start = 0, end;
+  for (int64_t span = 0; start < chunks; span++, x += (end - start) * B * CHUNK, start = end) {
+    end = span_start(span + 1, chunks);
+    char* kept = sums;
+    // What lies behind this span of x is the next one, of this block or the next.
+    Ahead next_x{reinterpret_cast<const char*>(x + (end - start) * B * CHUNK), B * CHUNK * int64_t(sizeof(X)) / quads};
+    for (int64_t quad = 0; quad < quads; quad++) {
+      Vector sum[QUAD][B];
+      UNROLL for (int i = 0; i < QUAD; i++)
+        UNROLL for (int row = 0; row < B; row++) sum[i][row] = start ? load_sums(kept + (i * B + row) * 64) : zero();
+      const X* some_x = x;
+      for (const X* last = weights + (end - start) * QUAD * CHUNK; weights < last; weights += QUAD * CHUNK) {
+        _mm_prefetch(next_x.at, _MM_HINT_T1);
+        next_x.at += next_x.step;
+        _mm_prefetch(next_w.at, _MM_HINT_T1);
+        next_w.at += next_w.step;
+        UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
+          Weights of_x[B];
+          UNROLL for (int row = 0; row < B; row++) of_x[row] = load_x(some_x + row * CHUNK + lanes);
+          UNROLL for (int i = 0; i < QUAD; i++) {
+            Weights some = load_x(weights + i * CHUNK + lanes);
+            UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], some, of_x[row]);
+          }
+        }
+        some_x += B * CHUNK;
+      }
+      if (end < chunks) {
+        UNROLL for (int i = 0; i < QUAD; i++)
+          UNROLL for (int row = 0; row < B; row++) store_sums(kept + (i * B + row) * 64, sum[i][row]);
+      } else {
+        totals(sum, finished + quad * QUAD, PANEL_GROUPS * GROUP);
+      }
+      kept += QUAD * B * 64;
+    }
+  }
+  next_panel = next_w;
+}
+
+template <class A>
+INLINE void put_row(const Job& job, int64_t row, int64_t output, int64_t count, const float* finished) {
+  A* y = static_cast<A*>(job.y) + row * job.outputs + output;
+  if (!job.bias) {
+    for (int64_t i = 0; i < count; i++) write(y + i, finished[i]);
+  } else {
+    const A* bias = static_cast<const A*>(job.bias) + output;
+    for (int64_t i = 0; i < count; i++) write(y + i, finished[i] + read(bias + i));
+  }
+}
+
+// `rows` rows of x, as prepared, times a panel: up to BLOCK of them.
+template <int B = BLOCK>
+INLINE void block_of(int64_t rows, const X* panel, const X* x, int64_t chunks, int64_t quads, Ahead& next_panel,
+                     char* sums, float* finished) {
+  if (rows == B) return panel_times_block<B>(panel, x, chunks, quads, next_panel, sums, finished);
+  if constexpr (B > 1) block_of<B - 1>(rows, panel, x, chunks, quads, next_panel, sums, finished);
+}
+
+template <class V>
+void many_rows(const void* described, int64_t first, int64_t last) {
+  const Many& many = *static_cast<const Many*>(described);
+  const Job& job = many.job;
+  const int64_t group_bytes = GROUP * job.chunks * CHUNK * sizeof(X), width = job.activations == FP32 ? 4 : 2;
+  const int64_t fitting = smaller(PANEL_BYTES / group_bytes, PANEL_GROUPS);
+  const int64_t at_once = smaller(fitting < 1 ? 1 : fitting, last - first);
+  const int64_t panel_bytes = at_once * group_bytes, sums_bytes = at_once * GROUP * BLOCK * 64;
+  char* room = scratch(PANEL, panel_bytes + sums_bytes + BLOCK * PANEL_GROUPS * GROUP * sizeof(float));
+  if (!room) return many.status->store(NO_MEMORY);
+  X* panel = reinterpret_cast<X*>(room);
+  char* sums = room + panel_bytes;
+  float* finished = reinterpret_cast<float*>(sums + sums_bytes);  // row > output of the panel
+  for (int64_t group = first; group < last; group += at_once) {
+    const int64_t groups = smaller(at_once, last - group), quads = groups * (GROUP / QUAD);
+    const int64_t output = group * GROUP, outputs = smaller(groups * GROUP, job.outputs - output);
+    fill<V>(job, group, groups, panel);
+    const V* next = static_cast<const V*>(job.values) + job.starts[group + groups];
+    int64_t next_bytes = (job.starts[smaller(group + groups + at_once, last)] - job.starts[group + groups]) * sizeof(V);
+    Ahead next_panel{reinterpret_cast<const char*>(next), next_bytes / (many.blocks * quads * job.chunks)};
+    for (int64_t block = 0; block < many.blocks; block++) {
+      const int64_t row = job.rows * block / many.blocks, rows = job.rows * (block + 1) / many.blocks - row;
+      for (int64_t i = row; i < row + rows; i++) {  // where y will go
+        const char* y = static_cast<const char*>(job.y) + (i * job.outputs + output) * width;
+        for (int64_t byte = 0; byte < outputs * width; byte += 64) _mm_prefetch(y + byte, _MM_HINT_T0);
+      }
+      const X* x = static_cast<const X*>(job.x) + row * job.chunks * CHUNK;
+      block_of(rows, panel, x, job.chunks, quads, next_panel, sums, finished);
+      for (int64_t i = 0; i < rows; i++) {
+        const float* of_row = finished + i * (PANEL_GROUPS * GROUP);
+        switch (job.activations) {
+          case BF16: put_row<bf16>(job, row + i, output, outputs, of_row); break;
+          case FP16: put_row<fp16>(job, row + i, output, outputs, of_row); break;
+          default: put_row<fp32>(job, row + i, output, outputs, of_row);
+        }
+      }
+    }
+  }
+}
+
 #define FOR_ROWS(loop, V) {loop<V, 1>, loop<V, 2>, loop<V, 3>, loop<V, 4>, loop<V, 5>, loop<V, 6>, loop<V, 7>, loop<V, 8>}
 #if LOOPS_FOR == ONLY_BF16
-constexpr Loops LOOPS = {prepare, {FOR_ROWS(sparse, bf16)}, {FOR_ROWS(dense, bf16)}};
+constexpr Loops LOOPS = {prepare,  {FOR_ROWS(sparse, bf16)}, {FOR_ROWS(dense, bf16)}, BLOCK,
+                         sizeof(X), prepare_blocks, {many_rows<bf16>}};
 #else
 constexpr Loops LOOPS = {prepare,
                          {FOR_ROWS(sparse, bf16), FOR_ROWS(sparse, fp16), FOR_ROWS(sparse, fp32)},
-                         {FOR_ROWS(dense, bf16), FOR_ROWS(dense, fp16), FOR_ROWS(dense, fp32)}};
+                         {FOR_ROWS(dense, bf16), FOR_ROWS(dense, fp16), FOR_ROWS(dense, fp32)},
+                         BLOCK,
+                         sizeof(X),
+                         prepare_blocks,
+                         {many_rows<bf16>, many_rows<fp16>, many_rows<fp32>}};
 #endif
 #undef FOR_ROWS
 

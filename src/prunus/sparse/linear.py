@@ -1,7 +1,7 @@
 """Linears through the kernel: drop-ins for nn.Linear, for inference on a CPU.
 
-Few rows of x (decoding) go through the kernel, more (prefill) through torch's own matrix product: there it is
-arithmetic that counts, not memory. O: outputs, I: inputs, R: rows of x.
+A packed weight goes through the kernel for as many rows of x as it is faster than unpacking the weight, panel by panel,
+for torch's own matrix product; a plain one for the few rows of decoding. O: outputs, I: inputs, R: rows of x.
 """
 
 import torch
@@ -12,15 +12,17 @@ from prunus.errors import PrunusError
 from prunus.sparse.library import needed, threads
 from prunus.sparse.weight import GROUP, KINDS, SparseWeight, checked
 
-# Rows of x that the kernel takes together; for more it reads the weight again.
+# Rows of x that the kernel takes together with a plain weight; for more it reads the weight again.
 MOST_ROWS = 8
-# What is unpacked of W at a time for many rows of x: enough for an efficient product, little enough to stay in a cache.
-PANEL_BYTES = 1 << 21
+ANY_ROWS = 1 << 40
+# What is unpacked of W at a time for torch: enough for an efficient product, little enough to stay in a cache.
+PANEL_BYTES = 1 << 23
 
 
 def multiply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """(..., O) x W^T + bias by the kernel, summed in float32; the same bits for any number of threads.
+    """(..., O) x W^T + bias by the kernel, summed in float32.
 
+    The same bits for any number of threads and, with a packed weight, however many rows of x come together.
     x: (..., I), contiguous, on the CPU, in bfloat16, float16 or float32, whatever the weight's dtype; y and bias are of
     the dtype of x. A plain weight (a tensor) must be contiguous. Wrong input raises PrunusError.
     """
@@ -84,8 +86,10 @@ def check(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> No
 
 def _by_panels(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> Tensor:
     """As multiply, by torch: a panel of rows of W at a time, dense and in the dtype of x; W as a whole never is."""
-    x_RI = x.view(-1, x.shape[-1])
     outputs, inputs = weight.shape
+    if isinstance(weight, SparseWeight) and outputs * inputs * weight.dtype.itemsize <= PANEL_BYTES:
+        return functional.linear(x, weight.unpack().to(x.dtype), bias_O)
+    x_RI = x.view(-1, inputs)
     y_RO = torch.empty((x_RI.shape[0], outputs), dtype=x.dtype)
     groups_at_once = max(1, PANEL_BYTES // (GROUP * inputs * weight.dtype.itemsize))
     panel_rows = min(GROUP * groups_at_once, outputs)
@@ -110,7 +114,8 @@ class _KernelLinear(nn.Module):
         self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, rows={self.rows}"
+        rows = "any" if self.rows >= ANY_ROWS else self.rows
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, rows={rows}"
 
 
 class SparseLinear(_KernelLinear):
@@ -121,7 +126,7 @@ class SparseLinear(_KernelLinear):
     """
 
     def __init__(
-        self, packed: SparseWeight, bias_O: Tensor | None, rows: int = MOST_ROWS, dense_OI: Tensor | None = None
+        self, packed: SparseWeight, bias_O: Tensor | None, rows: int = ANY_ROWS, dense_OI: Tensor | None = None
     ) -> None:
         super().__init__(packed.outputs, packed.inputs, bias_O, rows)
         self.packed, self.dense = packed, dense_OI

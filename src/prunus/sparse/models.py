@@ -16,9 +16,9 @@ from prunus.checkpoint.safetensors_file import DTYPES, Stored
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.sparse.choose import ROWS, kernel_rows, stock_linear
+from prunus.sparse.choose import kernel_rows, stock_linear
 from prunus.sparse.library import kernel, say_why_dense
-from prunus.sparse.linear import DenseLinear, SparseLinear
+from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import KINDS, SparseWeight, from_packed, pack, packed_bytes
 
 
@@ -208,7 +208,8 @@ def _linear(weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.d
     """The fastest Linear for a weight and x of a dtype."""
     rows = 0
     if kernel().library is not None:
-        rows = ROWS[-1] if rules.always else kernel_rows(weight, dtype)
+        always = ANY_ROWS if isinstance(weight, SparseWeight) else MOST_ROWS
+        rows = always if rules.always else kernel_rows(weight, dtype)
     if rows and isinstance(weight, SparseWeight):
         return SparseLinear(weight, bias_O, rows, weight.unpack().to(dtype) if rules.keep_dense else None)
     weight_OI = weight.unpack() if isinstance(weight, SparseWeight) else weight
@@ -224,6 +225,6 @@ def _swap_others(model: nn.Module, rules: _Rules) -> None:
     for owner, name, linear in list(_linears(model)):
         if linear.weight.dtype not in KINDS or not linear.weight.is_contiguous():
             continue
-        rows = ROWS[-1] if rules.always else kernel_rows(linear.weight.detach(), linear.weight.dtype)
+        rows = MOST_ROWS if rules.always else kernel_rows(linear.weight.detach(), linear.weight.dtype)
         if rows:
             setattr(owner, name, DenseLinear(linear.get_parameter("weight"), linear.bias, rows))
