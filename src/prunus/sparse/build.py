@@ -28,12 +28,12 @@ def supported() -> bool:
 
 
 def find_compiler() -> str:
-    """$CXX, else g++; BuildError if there is none. clang ignores how kernel.cpp asks for instruction sets."""
+    """$CXX, else g++, else clang++; BuildError if there is none."""
     named = os.environ.get("CXX")
-    for candidate in (named,) if named else ("g++",):
+    for candidate in (named,) if named else ("g++", "clang++"):
         if found := shutil.which(candidate):
             return found
-    raise BuildError(f"$CXX is '{named}', which is not there" if named else "there is no g++")
+    raise BuildError(f"$CXX is '{named}', which is not there" if named else "there is no g++ or clang++")
 
 
 def compile_kernel(target: Path, extra: tuple[str, ...] = ()) -> None:

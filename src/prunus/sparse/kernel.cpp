@@ -12,13 +12,13 @@
 // so both are read as one stream each, front to back, which is what hardware prefetchers follow; and a tile of x stays
 // in the L1 cache while the 16 rows of a group pass over it. Rows and columns that do not exist have masks of 0.
 //   masks   uint32, groups * 16 * chunks
-//   values  bfloat16, float16 or float32, those with a bit; then at least PADDING bytes, since the kernel loads whole
-//           vectors and lets the mask choose
+//   values  bfloat16, float16 or float32, those with a bit; then at least 64 bytes (PADDING in weight.py), since whole
+//           vectors are loaded and the mask chooses
 //   starts  int64, groups + 1: the index in values of each group's first; the last is their number
 // Only +0.0 (all bits zero) has no bit, so that -0.0 and NaN come back as they were, as in packed checkpoints.
 //
-// Every output is summed by one thread in one order, so results do not depend on the number of threads, bit by bit; of
-// a W in this layout nor on how many rows of x come together: a prompt has the numbers that decoding has.
+// Every output is summed by one thread in one order, so results do not depend on the number of threads, bit by bit, nor,
+// with a W in this layout, on how many rows of x come together: a prompt has the numbers that decoding has.
 //
 // The loops are written once and compiled for each instruction set: the file includes itself, see "the loops" below.
 
@@ -49,7 +49,7 @@ enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
 
 namespace {
 
-constexpr int CHUNK = 32, TILE = 32, QUAD = 4, GROUP = 16, MAX_ROWS = 8, PADDING = 64;
+constexpr int CHUNK = 32, TILE = 32, QUAD = 4, GROUP = 16, MAX_ROWS = 8;
 // Of many rows of x: what is expanded of W at a time, which is to stay in the L2 cache with room to spare, and the most
 // groups of it; what is prepared of x at a time, which is to stay in the L3 cache.
 constexpr int64_t PANEL_BYTES = 1 << 19, PANEL_GROUPS = 16, SLAB_BYTES = 1 << 23;
@@ -315,17 +315,25 @@ constexpr Tables TABLES;
 #define EVERY_KIND 1
 #define ONLY_BF16 2
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 8")
+#endif
 
 // --------------------------------------------------------------------------------------- what instruction sets offer
 //
 // X: how x is kept. Vector: sums, of one output and one row. Weights: LANES of them, ready to be multiplied.
 // SUMS: how many of them registers hold beside what else is needed.
-// take: weights by their mask, from the values that begin there. It loads up to PADDING bytes, more than it needs.
+// take: weights by their mask, from the values that begin there. It loads up to 64 bytes, more than it needs.
 // whole: weights from a dense row.
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,popcnt")
+#endif
 namespace avx2 {
 namespace {
 using X = float;
@@ -403,10 +411,18 @@ INLINE uint32_t compress(const Bits* chunk, Bits* to) {
 #include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx2
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,avx512f"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,popcnt,avx512f")
+#endif
 namespace avx512 {
 namespace {
 using X = float;
@@ -479,10 +495,18 @@ using avx2::expand;
 #include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx512
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16")
+#endif
 namespace avx512bf16 {
 namespace {
 using X = bf16;
@@ -527,7 +551,11 @@ INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::com
 #include "kernel.cpp"
 #undef LOOPS_FOR
 }  // namespace avx512bf16
+#ifdef __clang__
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 // ------------------------------------------------------------------------------------------------------ what is kept
 
