@@ -53,7 +53,7 @@ def cost_of(run: Callable[[], object]) -> Cost:
 
 
 def main() -> None:
-    prepare(peer=False)
+    prepare(peer=False, tokens=None)
     torch.set_num_threads(1)
     for module in ("prunus.pruning.pipeline", "transformers.models.llama.modeling_llama"):
         import_module(module)
