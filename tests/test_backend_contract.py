@@ -9,24 +9,23 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from completions_server import Server, serving
+from tiny_chains import MARKERS, TOKENIZER, chains, tiny
 
 import prunus
 from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.source import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
-from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Backend, Chain, Rules, Sampling, contains, force_budgets
 from prunus.evaluation.pipeline import fill, missing_batches
-from prunus.evaluation.profiles import PROFILES, decode, encode_markers, encode_prompt
+from prunus.evaluation.profiles import PROFILES, decode, encode_prompt
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.work import make_work, problem_row
 from prunus.recipes import EvalPlan, TraceRecipe
@@ -35,15 +34,8 @@ from prunus.results.store import Run, Store
 BACKENDS = os.environ.get("PRUNUS_TEST_BACKENDS", "scripted,hf,openai").split(",")
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 NONE: frozenset[int] = frozenset()
-TOKENIZER = load_tokenizer(tiny_folder())
-MARKERS = encode_markers(PROFILES["tiny"], TOKENIZER, "strict")
 BUDGETS = (0, 1, 5, 16, 40)
 ROWS = 368  # of the tiny reasoner; the tokenizer knows fewer ids
-
-
-@cache
-def tiny() -> HFBackend:
-    return HFBackend.load(tiny_folder(), "cpu", len(TOKENIZER))
 
 
 def babble(prompt: Any, seed: int) -> Iterator[int]:
@@ -78,21 +70,6 @@ def backend_of(name: str) -> Iterator[Backend]:
 def backend(request) -> Iterator[Backend]:
     with backend_of(request.param) as found:
         yield found
-
-
-@cache
-def chains(count: int = 8, cap: int = 12) -> list[Chain]:
-    """Problems of all families and levels, with different caps."""
-    problems = load_task("tiny")
-    chosen = problems[:: len(problems) // count][:count]
-    return [
-        Chain(
-            encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question) + list(MARKERS.start),
-            (problem.task, problem.id, number % 2),
-            cap - number % 3,
-        )
-        for number, problem in enumerate(chosen)
-    ]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(2.0)], ids=["greedy", "warm", "hot"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_chains import MARKERS, TOKENIZER, chains, tiny
 from tiny_models import FAMILIES, make_model
 from transformers import (
     AutoModelForCausalLM,
@@ -16,19 +17,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.source import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.rows import GROW_BY, PREFILL_TOKENS
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick, probabilities
 from prunus.evaluation.budget import Chain, Completion, Draw, Rules, Sampling, contains, force_budgets
-from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
-from prunus.evaluation.tasks import load_task
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 NONE: frozenset[int] = frozenset()
-TOKENIZER = load_tokenizer(tiny_folder())
-MARKERS = encode_markers(PROFILES["tiny"], TOKENIZER, "strict")
 
 
 class TwoPhases:
@@ -38,32 +35,12 @@ class TwoPhases:
         self.generate = backend.generate
 
 
-@cache
-def tiny() -> HFBackend:
-    return HFBackend.load(tiny_folder(), "cpu", len(TOKENIZER))
-
-
-@cache
-def chains(count: int = 18, cap: int = 12) -> list[Chain]:
-    """Problems of all families and levels, draws 0 and 1 of each in turn, with different caps."""
-    problems = load_task("tiny")
-    chosen = problems[:: len(problems) // count][:count]
-    return [
-        Chain(
-            encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question) + list(MARKERS.start),
-            (problem.task, problem.id, number % 2),
-            cap - number % 3,
-        )
-        for number, problem in enumerate(chosen)
-    ]
-
-
 def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, Completion]:
     """Thinking of the chains in this order and in batches of this size."""
     found = {}
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
-        prompts = [chains()[index].prompt for index in some]
+        prompts = [chains(18)[index].prompt for index in some]
         caps, seeds = [10 + 9 * index for index in some], [1000 + index for index in some]
         completions = tiny().generate(prompts, caps, MARKERS.think_stops, NONE, seeds, sampling)
         found |= dict(zip(some, completions, strict=True))
@@ -72,7 +49,7 @@ def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM, Sampling(0.7)], ids=["greedy", "top-k and top-p", "plain"])
 def test_neither_batch_size_nor_order_matters(sampling):
-    order = list(range(len(chains())))
+    order = list(range(len(chains(18))))
     alone = run(order, 1, sampling)
     shuffled = [order[(7 * index) % len(order)] for index in order]
     assert sorted(shuffled) == order and shuffled != order
@@ -86,9 +63,9 @@ def test_neither_batch_size_nor_order_matters(sampling):
 @pytest.mark.parametrize("budgets", [(0,), (0, 1, 5, 16, 64, 160), (33,)], ids=str)
 def test_forked_caches_give_the_draws_of_two_phases(budgets, sampling):
     rules = Rules(MARKERS, sampling, seed=7)
-    forked = force_budgets(tiny(), chains(), budgets, rules)
-    assert forked == force_budgets(TwoPhases(tiny()), chains(), budgets, rules)
-    assert forked == force_budgets(tiny(), chains(), budgets, rules, reuse=False)
+    forked = force_budgets(tiny(), chains(18), budgets, rules)
+    assert forked == force_budgets(TwoPhases(tiny()), chains(18), budgets, rules)
+    assert forked == force_budgets(tiny(), chains(18), budgets, rules, reuse=False)
     if len(budgets) > 3:
         assert {draw.ended for draws in forked for draw in draws} == {"natural", "forced"}
 
@@ -98,8 +75,8 @@ def test_a_chain_that_stops_at_once_is_forced_for_budget_zero_only():
     stops = frozenset(range(len(TOKENIZER)))
     eager = MARKERS.__class__(**{**vars(MARKERS), "think_stops": stops})
     rules = Rules(eager, GREEDY)
-    forked = force_budgets(tiny(), chains(), (0, 4), rules)
-    assert forked == force_budgets(TwoPhases(tiny()), chains(), (0, 4), rules)
+    forked = force_budgets(tiny(), chains(18), (0, 4), rules)
+    assert forked == force_budgets(TwoPhases(tiny()), chains(18), (0, 4), rules)
     assert all([draw.ended for draw in draws] == ["forced", "natural"] for draws in forked)
 
 
@@ -125,7 +102,7 @@ def plain() -> Any:
 def test_scores_equal_a_teacher_forced_pass(sampling, forking):
     """Of the model's own distribution, although ids were picked from a warmer one, cut off and with bans."""
     backend = tiny() if forking else TwoPhases(tiny())
-    some = chains()[::2]
+    some = chains(18)[::2]
     checked = 0
     with torch.inference_mode():
         for chain, draws in zip(
@@ -153,7 +130,7 @@ def test_confidence_is_computed_in_float32(dtype):
 
 def test_refusals_run_on_the_model():
     rules = Rules(MARKERS, GREEDY, wait=1)
-    draws = [found[0] for found in force_budgets(tiny(), chains(), (300,), rules, reuse=False)]
+    draws = [found[0] for found in force_budgets(tiny(), chains(18), (300,), rules, reuse=False)]
     refused = [draw for draw in draws if contains(draw.thinking, MARKERS.wait_after_newline)]
     assert refused and all(not MARKERS.think_stops & set(draw.thinking) for draw in draws)
 
@@ -201,7 +178,7 @@ def check_against_generate(folder) -> None:
 
 def test_what_may_not_be_sampled_is_not():
     few = HFBackend(tiny().model, vocabulary=60)  # the model has 368 rows
-    prompts = [chain.prompt for chain in chains()]
+    prompts = [chain.prompt for chain in chains(18)]
     banned, stops = frozenset({7, 18, 19, 20}), frozenset({21, 22})
     caps = [1 + index for index in range(len(prompts))]
     for sampling in (GREEDY, Sampling(3.0)):
@@ -217,7 +194,7 @@ def test_what_may_not_be_sampled_is_not():
 
 def test_a_row_has_its_own_noise():
     """Sixteen copies of one prompt, one seed each: all but never the same; one seed for all: always the same."""
-    prompt, hot = chains()[0].prompt, Sampling(20.0)
+    prompt, hot = chains(18)[0].prompt, Sampling(20.0)
     different = tiny().generate([prompt] * 16, [12] * 16, NONE, NONE, list(range(16)), hot)
     same = tiny().generate([prompt] * 16, [12] * 16, NONE, NONE, [3] * 16, hot)
     assert len({tuple(completion.ids) for completion in different}) > 12
@@ -290,17 +267,17 @@ class Cramped(HFBackend):
 
 def test_out_of_memory_halves_the_batch_says_so_and_changes_nothing(capsys):
     cramped, rules = Cramped(room=5), Rules(MARKERS, WARM)
-    assert force_budgets(cramped, chains(), (0, 6), rules) == force_budgets(tiny(), chains(), (0, 6), rules)
+    assert force_budgets(cramped, chains(18), (0, 6), rules) == force_budgets(tiny(), chains(18), (0, 6), rules)
     assert cramped.tried[:3] == [18, 9, 4] and max(cramped.tried[2:]) <= 5
     told = capsys.readouterr().err
     assert (
         "out of memory with 18 chains at once: going on with 9" in told and "9 chains at once: going on with 4" in told
     )
     before = len(cramped.tried)
-    prompts = [chain.prompt for chain in chains()]
+    prompts = [chain.prompt for chain in chains(18)]
     calls = (prompts, [3] * 18, NONE, NONE, list(range(18)), WARM)
     assert cramped.generate(*calls) == tiny().generate(*calls)
     assert max(cramped.tried[before:]) <= 5, "what was too much is not tried again"
     with pytest.raises(PrunusError, match=r"memory for a single chain: CUDA out of memory\. Tried") as error:
-        force_budgets(Cramped(room=0), chains(), (0,), rules)
+        force_budgets(Cramped(room=0), chains(18), (0,), rules)
     assert "\n" not in str(error.value)

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from completions_server import Server, serving
-from test_backend_contract import MARKERS, TOKENIZER, babble, chains, tiny
+from test_backend_contract import babble
+from tiny_chains import MARKERS, TOKENIZER, chains, tiny
 
 import prunus
 from prunus.checkpoint.source import tiny_folder

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_backend_contract import MARKERS, TOKENIZER, babble, chains
+from test_backend_contract import babble
+from tiny_chains import MARKERS, TOKENIZER, chains
 
 import prunus
 from prunus.checkpoint.files import Checkpoint

@@ -11,7 +11,7 @@ import pytest
 from ray_nodes import everything, two_nodes
 from real_llm import smollm2
 from small_study import write_study
-from test_backend_contract import MARKERS, TOKENIZER, chains, tiny
+from tiny_chains import MARKERS, TOKENIZER, chains, tiny
 from vllm_server import vllm_serve
 
 import prunus

@@ -1,0 +1,32 @@
+"""What tests of backends ask the tiny reasoner."""
+
+from functools import cache
+
+from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.budget import Chain
+from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
+from prunus.evaluation.tasks import load_task
+
+TOKENIZER = load_tokenizer(tiny_folder())
+MARKERS = encode_markers(PROFILES["tiny"], TOKENIZER, "strict")
+
+
+@cache
+def tiny() -> HFBackend:
+    return HFBackend.load(tiny_folder(), "cpu", len(TOKENIZER))
+
+
+@cache
+def chains(count: int = 8, cap: int = 12) -> list[Chain]:
+    """Problems of all families and levels, draws 0 and 1 of each in turn, with different caps."""
+    problems = load_task("tiny")
+    chosen = problems[:: len(problems) // count][:count]
+    return [
+        Chain(
+            encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question) + list(MARKERS.start),
+            (problem.task, problem.id, number % 2),
+            cap - number % 3,
+        )
+        for number, problem in enumerate(chosen)
+    ]
