@@ -12,13 +12,14 @@ from typing import Any, Literal
 from prunus.evaluation.budget import Backend, Completion, Sampling
 from prunus.evaluation.profiles import decode
 
-Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens"]
+Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens", "special tokens"]
 
 
 @dataclass
 class Server:
     """backend, tokenizer: what answers. form: how ids come back. flaws: what it ignores. faults: taken one a request
     before anything else: a status, `half` for an answer that breaks off, or None. seen: all completions asked for.
+    ends: ids at which it ends by itself, as llama.cpp does, which it is if the owner is "llamacpp".
     """
 
     backend: Backend
@@ -27,6 +28,7 @@ class Server:
     owner: str = "vllm"
     form: Literal["token_ids", "token_id texts", "token texts", "text"] = "token_ids"
     flaws: frozenset[Flaw] = frozenset()
+    ends: frozenset[int] = frozenset()
     faults: list[int | str | None] = field(default_factory=list)
     key: str | None = None
     context: int | None = 2048
@@ -40,7 +42,13 @@ class Server:
 
     def models(self) -> dict[str, Any]:
         """What GET /v1/models says."""
-        return {"data": [{"id": self.name, "owned_by": self.owner, "root": self.name, "max_model_len": self.context}]}
+        model = {"id": self.name, "owned_by": self.owner}
+        more = {"meta": {"n_ctx": self.context}} if self.is_llama_cpp else {"max_model_len": self.context}
+        return {"data": [model | more]}
+
+    @property
+    def is_llama_cpp(self) -> bool:
+        return self.owner == "llamacpp"
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """What POST /v1/completions says."""
@@ -51,19 +59,47 @@ class Server:
             if texts
             else set()
         )
-        banned = frozenset(map(int, body.get("logit_bias", {}))) if "logit_bias" not in self.flaws else frozenset[int]()
-        with self.lock:
-            self.counter += 1
-            seed = self.counter if "seed" in self.flaws and body["temperature"] else body["seed"]
-            cap = body["max_tokens"] + (3 if "max_tokens" in self.flaws else 0)
-            sampling = Sampling(body["temperature"], body["top_p"], max(0, body["top_k"]))
-            prompts = [body["prompt"]]
-            minimum = body.get("min_tokens", 0)
-            [found] = self.backend.generate(prompts, [cap], stops, banned, [seed], sampling, minimum)
+        if "special tokens" in self.flaws:
+            stops -= frozenset(self.tokenizer.all_special_ids)
+        cap = body["max_tokens"] + (3 if "max_tokens" in self.flaws else 0)
+        found = self.sample(body, cap, stops, body.get("min_tokens", 0))
         return {
             "choices": [self.choice(found)],
             "usage": {"completion_tokens": len(found.ids) + (found.stopped is not None)},
         }
+
+    def sample(
+        self, body: dict[str, Any], cap: int, stops: frozenset[int] = frozenset(), minimum: int = 0
+    ) -> Completion:
+        """What the model says to this; an id with a bias upwards and nothing else."""
+        bias = {int(token): value for token, value in body.get("logit_bias", {}).items()}
+        for token, value in bias.items():
+            if value > 0:
+                return Completion([], token) if token in stops else Completion([token] * cap, None)
+        banned = frozenset(bias) if "logit_bias" not in self.flaws else frozenset[int]()
+        if body["ignore_eos"]:
+            banned |= self.ends
+        sampling = Sampling(body["temperature"], body["top_p"], max(0, body["top_k"]))
+        with self.lock:
+            self.counter += 1
+            seed = self.counter if "seed" in self.flaws and body["temperature"] else body["seed"]
+            [found] = self.backend.generate([body["prompt"]], [cap], stops, banned, [seed], sampling, minimum)
+        return found
+
+    def complete_as_llama_cpp(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What POST /completion of llama.cpp says: it reads on until the text ends in a stop, or at its own ends."""
+        special = set(self.tokenizer.all_special_ids)
+        text, kind, tokens = "", "limit", []
+        for token in self.sample(body, body["n_predict"]).ids:
+            tokens.append(token)
+            piece = decode(self.tokenizer, [token])
+            text += "" if token in special and piece not in body["preserved_tokens"] else piece
+            if token in self.ends or any(text.endswith(stop) for stop in body["stop"]):
+                kind = "eos" if token in self.ends else "word"
+                break
+            if self.context is not None and len(body["prompt"]) + len(tokens) == self.context:
+                break
+        return {"content": text, "tokens": tokens, "stop_type": kind}
 
     def choice(self, found: Completion) -> dict[str, Any]:
         """The completion in the form of this server."""
@@ -90,7 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        known = {"/v1/models": self.server_of.models(), "/version": {"version": "0.0"}}
+        known: dict[str, Any] = {"/v1/models": self.server_of.models()}
+        known |= {"/props": {"build_info": "b1"}} if self.server_of.is_llama_cpp else {"/version": {"version": "0.0"}}
         self.reply(200 if self.path in known else 404, known.get(self.path, {"error": "nothing here"}))
 
     def do_POST(self) -> None:
@@ -99,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         server.seen.append(body)
         if server.key is not None and self.headers.get("Authorization") != f"Bearer {server.key}":
             self.reply(401, {"error": {"message": "no such key"}})
-        elif self.path != "/v1/completions":
+        elif self.path != ("/completion" if server.is_llama_cpp else "/v1/completions"):
             self.reply(404, {"error": {"message": "nothing here"}})
         else:
             fault = server.faults.pop(0) if server.faults else None
@@ -109,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.together += 1
             server.most_together = max(server.most_together, server.together)
             time.sleep(server.seconds)
-            reply = server.complete(body)
+            reply = server.complete_as_llama_cpp(body) if server.is_llama_cpp else server.complete(body)
             server.together -= 1
             self.reply(200, reply, half=fault == "half")
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -116,6 +116,55 @@ def test_stops_as_texts_where_ids_are_ignored():
     assert found == force_budgets(tiny(), chains()[:3], (0, 200), Rules(MARKERS, GREEDY))
 
 
+def test_llama_cpp_gives_the_rows_of_hf():
+    """Special tokens have no text there and would not stop, and it ends at every end that its file names."""
+    some, budgets, rules = chains()[:4], (0, 5, 24, 200), Rules(MARKERS, GREEDY)
+    server = Server(tiny(), TOKENIZER, owner="llamacpp", ends=MARKERS.answer_stops)
+    with connected(server) as backend:
+        assert backend.description == {"engine": "openai", "server": "llamacpp b1", "token_ids": "ids", "stops": "ids"}
+        server.seen.clear()
+        found = force_budgets(backend, some, budgets, rules)
+    assert found == force_budgets(tiny(), some, budgets, rules)
+    assert {draw.ended for draws in found for draw in draws} == {"natural", "forced"}
+    answers = sum(len({draw.ended == "natural" or draw.budget for draw in draws}) for draws in found)
+    assert len(server.seen) == len(some) + answers, "nothing is asked twice"
+    asked = {"samplers": ["temperature", "top_k", "top_p"], "ignore_eos": False, "return_tokens": True, "mirostat": 0}
+    assert all(asked.items() <= body.items() for body in server.seen)
+
+
+def test_ends_that_llama_cpp_was_not_asked_for_are_gone_over():
+    """Other ends of its file, a stop that was spelled out, and the least number of tokens, which it does not know."""
+    [stop] = TOKENIZER.encode("</think>")
+    spelled = [token for text in ("</", "think", ">") for token in TOKENIZER.encode(text)]
+    assert stop not in spelled and decode(TOKENIZER, spelled) == "</think>"
+    written = [40, 41, *spelled, 42, stop, 43]
+
+    def write(prompt: Sequence[int], seed: int) -> Iterator[int]:
+        done = len(prompt) - 2
+        yield from chain(written[done:], repeat(50)) if [*prompt[:2]] == [30, 31] else babble(prompt, seed)
+
+    server = Server(ScriptedBackend(write), TOKENIZER, owner="llamacpp", ends=frozenset({41}))
+    with connected(server) as backend:
+        server.seen.clear()
+        [whole] = backend.generate([[30, 31]], [20], frozenset({stop}), frozenset(), [8], WARM)
+        assert (whole.ids, whole.stopped) == (written[:-2], stop)
+        assert [body["prompt"][2:] for body in server.seen] == [[], written[:2], [*written[:2], *spelled]]
+        assert len({body["seed"] for body in server.seen}) == 3
+        server.seen.clear()
+        [cut] = backend.generate([[30, 31]], [4], frozenset({stop, 40}), frozenset(), [8], WARM, min_new_tokens=1)
+        first = server.seen[0]
+        assert first["stop"] == [] and first["n_predict"] == 1 and {"40", str(stop)} <= set(first["logit_bias"])
+        assert len(cut.ids) == 4 and cut.stopped is None and cut.ids[0] not in (stop, 40)
+
+
+def test_llama_cpp_without_room_says_so():
+    """It ends quietly where its context is full."""
+    server = Server(ScriptedBackend(babble), TOKENIZER, owner="llamacpp", context=40)
+    with connected(server) as backend, pytest.raises(PrunusError, match=r"after 30 of 50 ids: its context is full"):
+        backend.generate([[30] * 10], [50], frozenset(), frozenset(), [1], WARM)
+    assert "but the engine's context is 60: lower --budgets" in refusal(babbling(owner="llamacpp", context=60))
+
+
 @pytest.mark.parametrize(
     ("flaws", "message"),
     [
@@ -123,11 +172,12 @@ def test_stops_as_texts_where_ids_are_ignored():
         ({"logit_bias"}, "ignores logit_bias"),
         ({"seed"}, "ignores seed"),
         ({"max_tokens"}, "ignores max_tokens"),
+        ({"special tokens"}, "does not stop at <|endoftext|>"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " and ".join(sorted(value)),
 )
 def test_servers_that_ignore_what_matters_are_refused(flaws, message):
-    assert message in refusal(babbling(flaws=frozenset(flaws)))
+    assert message in refusal(Server(tiny(), TOKENIZER, flaws=frozenset(flaws)))
 
 
 def test_another_model_a_wrong_key_and_a_context_too_small():

@@ -2,15 +2,17 @@
 
 Its answers come back as ids where the server can give them, else as the texts of its tokens, else as one text that the
 model's own tokenizer must give back unchanged. A probe at the start refuses a server that ignores stops, bans or seeds.
+llama.cpp gives ids at its own address `/completion` only, so it is asked there.
 """
 
 import asyncio
+import contextlib
 import heapq
 import math
 import os
 import random
 from array import array
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +26,16 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.requests import Request, RequestBackend, Then
 from prunus.evaluation.budget import Completion, Sampling, Scores
-from prunus.evaluation.profiles import decode
+from prunus.evaluation.profiles import PROFILES, decode, find_token
 
 TRIES = 6
 BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 CONNECT_SECONDS = 10.0
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth another try
-NEVER = -100  # the bias of an id that must not come
+NEVER, ALWAYS = -100, 100  # biases of an id that must not come, and of one that must
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
+VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}  # owner -> where its version is
 KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
 _T = TypeVar("_T")
 
@@ -55,6 +58,7 @@ class OpenAIBackend(RequestBackend):
         if not self.url.endswith("/v1"):
             self.url += "/v1"
         self.unknown = range(vocabulary, load_config(folder).vocab_size)
+        self.completions = self.url + "/completions"
         self.name, self.server, self.context = "", "", None
         self.stop_texts, self.token_ids, self.warned = False, "ids", False
         self.tokenizer = load_tokenizer(folder)
@@ -106,9 +110,31 @@ class OpenAIBackend(RequestBackend):
         return [done[number] for number in range(len(asked))]
 
     async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
+        if not self.is_llama_cpp:
+            return self._checked(request, await self._once(client, request, sampling))
+        ids: list[int] = []
+        while len(ids) < request.max_new_tokens:
+            part = after(request, ids)
+            found = self._checked(part, await self._once(client, part, sampling))
+            ids += found.ids
+            if found.stopped is not None:
+                return Completion(ids, found.stopped)
+        return Completion(ids, None)
+
+    def _checked(self, request: Request, found: Completion) -> Completion:
+        if request.stops.intersection(found.ids):
+            raise PrunusError(f"{self.url} went on behind a stop, at which it stopped when it was probed")
+        return found
+
+    async def _once(
+        self, client: httpx.AsyncClient, request: Request, sampling: Sampling, bias: Mapping[str, int] | None = None
+    ) -> Completion:
+        """What one request comes to; bias: of ids, in place of the request's own."""
         payload = self._payload(request, sampling)
+        if bias is not None:
+            payload["logit_bias"] = bias
         for tries in range(1, TRIES + 1):
-            reply = await self._ask(client, "POST", "/completions", payload)
+            reply = await self._ask(client, "POST", self.completions, payload)
             try:
                 return self._completion(request, reply)
             except Unfit as error:
@@ -117,8 +143,21 @@ class OpenAIBackend(RequestBackend):
                 await asyncio.sleep(pause(tries))
         raise AssertionError
 
+    @property
+    def is_llama_cpp(self) -> bool:
+        """Whether it is llama.cpp's own server."""
+        return self.server.startswith("llamacpp")
+
+    def _texts(self, ids: Iterable[int]) -> list[str]:
+        return [decode(self.tokenizer, [token]) for token in sorted(ids)]
+
+    def _bias(self, banned: Iterable[int]) -> dict[str, int]:
+        return {str(token): NEVER for token in [*sorted(banned), *self.unknown]}
+
     def _payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         """Every value that a server could otherwise take from its own defaults. Names as vLLM has them, others' too."""
+        if self.is_llama_cpp:
+            return self._llama_cpp_payload(request, sampling)
         is_vllm = self.server.startswith("vllm")
         payload: dict[str, Any] = {
             "model": self.name,
@@ -146,16 +185,38 @@ class OpenAIBackend(RequestBackend):
         if request.min_new_tokens:
             payload["min_tokens"] = request.min_new_tokens
         if request.stops and self.stop_texts:
-            payload["stop"] = [decode(self.tokenizer, [token]) for token in sorted(request.stops)]
+            payload["stop"] = self._texts(request.stops)
         elif request.stops:
             payload["stop_token_ids"] = sorted(request.stops)
         if request.banned or self.unknown:
-            payload["logit_bias"] = {str(token): NEVER for token in [*sorted(request.banned), *self.unknown]}
+            payload["logit_bias"] = self._bias(request.banned)
         return payload
+
+    def _llama_cpp_payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        """In llama.cpp's own terms."""
+        stops = self._texts(request.stops)
+        return {
+            "model": self.name,
+            "prompt": request.prompt,
+            "n_predict": request.max_new_tokens,
+            "stream": False,
+            "samplers": ["temperature", "top_k", "top_p"],  # the order of the others; its own has temperature last
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "dynatemp_range": 0.0,
+            "mirostat": 0,
+            "seed": request.seed & 0x7FFFFFFF,
+            "stop": stops,
+            "preserved_tokens": stops,  # else special tokens have no text there, and would not stop
+            "ignore_eos": False,  # it would ban what ends an answer
+            "logit_bias": self._bias(request.banned),
+            "return_tokens": True,
+        }
 
     def _completion(self, request: Request, reply: Any) -> Completion:
         try:
-            choice: Mapping[str, Any] = reply["choices"][0]
+            choice = llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0]
             finish = choice["finish_reason"]
             ids, logprobs = self._ids(choice, reply)
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -165,7 +226,11 @@ class OpenAIBackend(RequestBackend):
         stopped = None
         if ids and ids[-1] in request.stops:
             stopped = ids.pop()
-        elif finish == "stop":
+        elif self.is_llama_cpp and not ids:
+            raise Unfit("with nothing")
+        elif finish == "length" and self.token_ids == "ids" and len(ids) < request.max_new_tokens:
+            raise PrunusError(f"{self.url} ended after {len(ids)} of {request.max_new_tokens} ids: its context is full")
+        elif finish == "stop" and not self.is_llama_cpp:
             reason = choice.get("stop_reason")
             stopped = reason if reason in request.stops else min(request.stops, default=-1)
         if len(ids) + (stopped is not None) > request.max_new_tokens:
@@ -226,12 +291,14 @@ class OpenAIBackend(RequestBackend):
 
     async def _find_model(self, client: httpx.AsyncClient) -> None:
         """Which of the server's models is ours, what the server is, and how much it can read."""
-        reply = await self._ask(client, "GET", "/models", tries=1)
+        reply = await self._ask(client, "GET", self.url + "/models", tries=1)
         models = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
             raise PrunusError(f"{self.url} does not list its models; is this an OpenAI-compatible server?")
         wanted = {self.engine.served_model} if self.engine.served_model else names_of(self.folder)
-        found = [m for m in models if m["id"] in wanted or (not self.engine.served_model and m.get("root") in wanted)]
+        found = [m for m in models if wanted & {m["id"], *(m.get("aliases") or ())}]
+        if not found and not self.engine.served_model:
+            found = [m for m in models if m.get("root") in wanted]
         if not found:
             there = ", ".join(str(model["id"]) for model in models) or "none"
             asked = self.engine.served_model or self.folder.name
@@ -240,12 +307,13 @@ class OpenAIBackend(RequestBackend):
             )
         self.name, self.context = found[0]["id"], found[0].get("max_model_len")
         self.server = str(found[0].get("owned_by") or "unknown")
-        if self.server == "vllm":
-            try:
-                version = (await client.get(self.url.removesuffix("/v1") + "/version")).json()["version"]
-                self.server = f"vllm {version}"
-            except (httpx.HTTPError, ValueError, KeyError):
-                pass  # a proxy that does not pass it on
+        root = self.url.removesuffix("/v1")
+        if self.is_llama_cpp:
+            self.context = (found[0].get("meta") or {}).get("n_ctx")
+            self.completions = root + "/completion"
+        if where := VERSION_AT.get(self.server):
+            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):  # a proxy that does not pass it on
+                self.server += f" {(await client.get(root + where[0])).json()[where[1]]}"
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         """A few short completions that show whether stops, bans and seeds do what they say."""
@@ -253,7 +321,7 @@ class OpenAIBackend(RequestBackend):
         nothing = frozenset[int]()
 
         async def probe(sampling: Sampling, stops: frozenset[int], banned: frozenset[int], seed: int) -> Completion:
-            return await self._complete(client, Request(prompt, PROBE_TOKENS, stops, banned, seed), sampling)
+            return await self._once(client, Request(prompt, PROBE_TOKENS, stops, banned, seed), sampling)
 
         first = (await probe(GREEDY, nothing, nothing, 0)).ids
         if not first:
@@ -265,9 +333,16 @@ class OpenAIBackend(RequestBackend):
                 break
         else:
             raise PrunusError(f"{self.url} ignores stop_token_ids and stop: thinking could not be told from answers")
-        banned = (await probe_without(self, client, prompt, stop)).ids
+        free = Request(prompt, PROBE_TOKENS, nothing, nothing, 0)
+        banned = (await self._once(client, free, GREEDY, self._bias(stop))).ids
         if not banned or banned[0] in stop:
             raise PrunusError(f"{self.url} ignores logit_bias, so that markers could not be banned from answers")
+        for marker in markers_of(self.tokenizer):  # which a server may treat as no other: it is made to sample them
+            request = Request(prompt, PROBE_TOKENS, frozenset({marker}), nothing, 0)
+            found = await self._once(client, request, GREEDY, {str(marker): ALWAYS})
+            if found != Completion([], marker):
+                [text] = self._texts([marker])
+                raise PrunusError(f"{self.url} does not stop at {text}: thinking could not be told from answers")
         drawn = [(await probe(PROBE_SAMPLING, nothing, nothing, seed)).ids for seed in (1, 1, 2, 2, 3, 3)]
         repeated = any(drawn[at] == drawn[at + 1] for at in (0, 2, 4))
         if not repeated or len(set(map(tuple, drawn))) == 1:
@@ -281,14 +356,14 @@ class OpenAIBackend(RequestBackend):
         return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
 
     async def _ask(
-        self, client: httpx.AsyncClient, method: str, path: str, payload: Any = None, tries: int = TRIES
+        self, client: httpx.AsyncClient, method: str, address: str, payload: Any = None, tries: int = TRIES
     ) -> Any:
         """What the server replies, as data. Tried again where that may help; PrunusError in the end."""
         problem = ""
         for attempt in range(1, tries + 1):
             wait = pause(attempt)
             try:
-                response = await client.request(method, self.url + path, json=payload)
+                response = await client.request(method, address, json=payload)
                 if response.status_code == httpx.codes.OK:
                     return response.json()
                 problem = f"answers {response.status_code}: {first_words(response)}"
@@ -312,13 +387,31 @@ class OpenAIBackend(RequestBackend):
 STAYS = "what is stored stays, the same command goes on"
 
 
-async def probe_without(
-    backend: OpenAIBackend, client: httpx.AsyncClient, prompt: list[int], banned: frozenset[int]
-) -> Completion:
-    """A greedy completion that must not hold these ids, whether it does or not."""
-    request = Request(prompt, PROBE_TOKENS, frozenset(), banned, 0)
-    reply = await backend._ask(client, "POST", "/completions", backend._payload(request, GREEDY))
-    return backend._completion(request._replace(banned=frozenset()), reply)
+def after(request: Request, ids: list[int]) -> Request:
+    """What to ask llama.cpp once a request has brought ids.
+
+    It stops at ends that were not asked for, too: at any token that its model file calls an end, and at a stop that
+    was spelled out. And it knows no least number of tokens, so they are asked for first, without stops.
+    """
+    rest, missing = request.max_new_tokens - len(ids), request.min_new_tokens - len(ids)
+    if missing > 0:
+        request = request._replace(stops=frozenset(), banned=request.banned | request.stops)
+        rest = min(rest, missing)
+    seed = request.seed ^ len(ids)
+    return request._replace(prompt=request.prompt + ids, max_new_tokens=rest, seed=seed, min_new_tokens=0)
+
+
+def llama_cpp_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """A reply of llama.cpp as vLLM would have given it."""
+    finish = {"limit": "length", "word": "stop", "eos": "stop"}[reply["stop_type"]]
+    return {"token_ids": reply["tokens"], "text": reply["content"], "finish_reason": finish}
+
+
+def markers_of(tokenizer: Any) -> list[int]:
+    """The ids of all stops that profiles have and this tokenizer knows as tokens."""
+    texts = {text for profile in PROFILES.values() for text in (*profile.think_stops, *profile.answer_stops)}
+    found = (find_token(tokenizer, text) for text in sorted(texts))
+    return [token for token in found if token is not None]
 
 
 def names_of(folder: Path) -> set[str]:
