@@ -1,7 +1,8 @@
 """What every backend must do: the same list over all of them.
 
 PRUNUS_TEST_BACKENDS says which (`make test-vllm`: vllm,served). `openai` talks to a small server of ours over the
-scripted backend (over hf in test_openai.py), `served` to a real `vllm serve`.
+scripted backend (over hf in test_openai.py), `served` to a real `vllm serve`, `url` to whatever serves the tiny
+reasoner as `tiny` at PRUNUS_TEST_URL, such as llama.cpp's server.
 """
 
 import json
@@ -59,6 +60,9 @@ def backend_of(name: str) -> Iterator[Backend]:
         elif name == "vllm":
             engine = EngineOptions(args={"enforce_eager": True})
             yield stack.enter_context(opened("vllm", tiny_folder(), "auto", len(TOKENIZER), engine))
+        elif name == "url":
+            engine = EngineOptions(url=os.environ["PRUNUS_TEST_URL"])
+            yield stack.enter_context(opened("openai", tiny_folder(), "auto", len(TOKENIZER), engine))
         else:
             from vllm_server import vllm_serve
 

@@ -128,7 +128,7 @@ def test_llama_cpp_gives_the_rows_of_hf():
     assert {draw.ended for draws in found for draw in draws} == {"natural", "forced"}
     answers = sum(len({draw.ended == "natural" or draw.budget for draw in draws}) for draws in found)
     assert len(server.seen) == len(some) + answers, "nothing is asked twice"
-    asked = {"samplers": ["temperature", "top_k", "top_p"], "ignore_eos": False, "return_tokens": True, "mirostat": 0}
+    asked = {"samplers": ["temperature", "top_k", "top_p"], "ignore_eos": False, "cache_prompt": False, "mirostat": 0}
     assert all(asked.items() <= body.items() for body in server.seen)
 
 
@@ -185,6 +185,7 @@ def test_another_model_a_wrong_key_and_a_context_too_small():
     assert "does not serve 'tiny' but org/other" in message and "--served-model" in message
     with connected(babbling(name="org/other"), served_model="org/other") as backend:
         assert backend.name == "org/other"
+    assert "takes texts and no token ids: llama.cpp's own, llama-server" in refusal(babbling(owner="me"))
     assert "wants another key (401): set PRUNUS_API_KEY" in refusal(babbling(key="right"))
     assert "but the engine's context is 60: lower --budgets" in refusal(babbling(context=60))
 

@@ -212,6 +212,7 @@ class OpenAIBackend(RequestBackend):
             "ignore_eos": False,  # it would ban what ends an answer
             "logit_bias": self._bias(request.banned),
             "return_tokens": True,
+            "cache_prompt": False,  # what follows a prompt that was kept differs in its last bits, and some rows with it
         }
 
     def _completion(self, request: Request, reply: Any) -> Completion:
@@ -307,6 +308,11 @@ class OpenAIBackend(RequestBackend):
             )
         self.name, self.context = found[0]["id"], found[0].get("max_model_len")
         self.server = str(found[0].get("owned_by") or "unknown")
+        if self.server == "me":
+            raise PrunusError(
+                f"{self.url} is llama-cpp-python's server, which takes texts and no token ids: llama.cpp's own,"
+                " llama-server, takes them"
+            )
         root = self.url.removesuffix("/v1")
         if self.is_llama_cpp:
             self.context = (found[0].get("meta") or {}).get("n_ctx")
