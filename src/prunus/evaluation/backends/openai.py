@@ -212,7 +212,7 @@ class OpenAIBackend(RequestBackend):
             "ignore_eos": False,  # it would ban what ends an answer
             "logit_bias": self._bias(request.banned),
             "return_tokens": True,
-            "cache_prompt": False,  # what follows a prompt that was kept differs in its last bits, and some rows with it
+            "cache_prompt": False,  # what follows a prompt that was kept differs in its last bits
         }
 
     def _completion(self, request: Request, reply: Any) -> Completion:
