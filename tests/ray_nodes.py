@@ -16,8 +16,9 @@ from prunus.study import ray_cluster
 def two_nodes() -> Iterator[Any]:
     """Two nodes with one CPU each, reachable from this machine only."""
     with pytest.MonkeyPatch.context() as patch:
-        # Ray's workers are nice, and on a busy machine would starve beside our other tests.
-        for name, value in (ray_cluster.ENVIRONMENT | {"RAY_worker_niceness": "0"}).items():
+        # On a busy machine: Ray's workers are nice, and would starve beside our other tests; joining takes time.
+        patient = {"RAY_worker_niceness": "0", "RAY_py_gcs_connect_timeout_s": "120"}
+        for name, value in (ray_cluster.ENVIRONMENT | patient).items():
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
 

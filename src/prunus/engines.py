@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
 
@@ -42,6 +43,9 @@ class EngineOptions:
         if not self.timeout > 0:
             raise PrunusError(f"timeout must be more than 0 seconds, not {self.timeout}")
 
+        if self.url is not None and not is_address(self.url):
+            raise PrunusError(f"'{self.url}' is no address of a server, such as http://localhost:8000/v1")
+
     def check(self, backend: str) -> None:
         """PrunusError where a setting is given that the backend does not know, or one is missing that it needs."""
         default = EngineOptions()
@@ -52,6 +56,15 @@ class EngineOptions:
                 )
         if backend == "openai" and self.url is None:
             raise PrunusError("the backend openai needs the server's address: --url http://localhost:8000/v1")
+
+
+def is_address(url: str) -> bool:
+    """Whether it says http or https, a host and perhaps a port."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def parse_args(text: str | None) -> dict[str, Any]:

@@ -352,7 +352,8 @@ class OpenAIBackend(RequestBackend):
         drawn = [(await probe(PROBE_SAMPLING, nothing, nothing, seed)).ids for seed in (1, 1, 2, 2, 3, 3)]
         repeated = any(drawn[at] == drawn[at + 1] for at in (0, 2, 4))
         if not repeated or len(set(map(tuple, drawn))) == 1:
-            raise PrunusError(f"{self.url} ignores seed: rows could not be drawn again")
+            hint = ", unless it is started with --enable-deterministic-inference" if self.server == "sglang" else ""
+            raise PrunusError(f"{self.url} ignores seed{hint}: rows could not be drawn again")
 
     def _client(self) -> httpx.AsyncClient:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
@@ -378,7 +379,7 @@ class OpenAIBackend(RequestBackend):
                 wait = max(wait, seconds_to_wait(response))
             except ValueError:
                 problem = "answers with something that is not JSON"
-            except httpx.ConnectError:
+            except (httpx.ConnectError, httpx.ConnectTimeout):
                 problem = "cannot be reached; is it running there?"
             except httpx.TimeoutException:
                 problem = f"did not answer within {self.engine.timeout:g} s (--timeout)"
