@@ -109,7 +109,8 @@ def test_so_many_at_once_and_answers_first():
 
 
 def test_stops_as_texts_where_ids_are_ignored():
-    server = Server(tiny(), TOKENIZER, flaws=frozenset({"stop_token_ids"}))
+    """As by SGLang, where ignore_eos switches them off."""
+    server = Server(tiny(), TOKENIZER, owner="sglang", flaws=frozenset({"stop_token_ids"}))
     with connected(server) as backend:
         assert backend.description["stops"] == "texts"
         found = force_budgets(backend, chains()[:3], (0, 200), Rules(MARKERS, GREEDY))
@@ -178,6 +179,11 @@ def test_llama_cpp_without_room_says_so():
 )
 def test_servers_that_ignore_what_matters_are_refused(flaws, message):
     assert message in refusal(Server(tiny(), TOKENIZER, flaws=frozenset(flaws)))
+
+
+def test_sglang_heeds_seeds_only_if_told_to():
+    message = refusal(babbling(owner="sglang", flaws=frozenset({"seed"})))
+    assert "ignores seed, unless it is started with --enable-deterministic-inference" in message
 
 
 def test_another_model_a_wrong_key_and_a_context_too_small():
