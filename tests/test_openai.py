@@ -181,6 +181,14 @@ def test_servers_that_ignore_what_matters_are_refused(flaws, message):
     assert message in refusal(Server(tiny(), TOKENIZER, flaws=frozenset(flaws)))
 
 
+def test_a_server_that_forgets_its_stops_later_ends_the_run():
+    server = Server(ScriptedBackend(babble), TOKENIZER)
+    with connected(server) as backend:
+        server.flaws = frozenset({"stop_token_ids"})
+        with pytest.raises(PrunusError, match="went on behind a stop, at which it stopped when it was probed"):
+            backend.generate([[30, 31]], [60], frozenset(range(3, 40)), frozenset(), [1], WARM)
+
+
 def test_sglang_heeds_seeds_only_if_told_to():
     message = refusal(babbling(owner="sglang", flaws=frozenset({"seed"})))
     assert "ignores seed, unless it is started with --enable-deterministic-inference" in message
