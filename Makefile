@@ -41,6 +41,7 @@ test-lm-eval: .venv/.ready
 
 test-vllm: .venv-vllm/.ready $(SMOLLM2)/config.json
 	$(VLLM_SETTINGS) $(VLLM)/python -m pytest -o filterwarnings=default tests/test_backend_contract.py tests/vllm_engine.py
+	$(VLLM_SETTINGS) $(VLLM)/python -m pytest -o filterwarnings=default tests/vllm_on_ray.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

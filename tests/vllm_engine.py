@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-from ray_nodes import everything, two_nodes
 from real_llm import smollm2
 from small_study import write_study
 from tiny_chains import MARKERS, TOKENIZER, chains, tiny
@@ -27,8 +26,6 @@ from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.results.store import Store
-from prunus.study.on_ray import Driver
-from prunus.study.ray_jobs import Job
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 EAGER = EngineOptions(args={"enforce_eager": True})
@@ -100,26 +97,6 @@ def test_a_study_in_one_engine_gives_the_rows_of_hf(tmp_path):
             }
     assert len(found["hf"]) == 8 and len(set(map(str, found["hf"].values()))) == 8
     assert found["vllm"] == found["hf"]
-
-
-def test_a_study_on_ray_is_that_of_one_engine_here(tmp_path, monkeypatch):
-    """An engine in each of two workers, on two nodes: the same rows, answers and thinking, of dense and of pruned."""
-    keep, workers = Driver.keep, set()
-
-    def keeping(self: Driver, job: Job, found: Any) -> None:
-        workers.update(hand.hello.process for hand in self.hands if hand.job is job and hand.hello)
-        keep(self, job, found)
-
-    monkeypatch.setattr(Driver, "keep", keeping)
-    settings = 'temperature = 1\nbackend = "vllm"\n[engine]\nargs = {enforce_eager = true}\n'
-    recipes = '[[prune]]\nmethod = "wanda"\n'
-    file = write_study(tmp_path, recipes, settings, hidden_size=128, intermediate_size=96)
-    with two_nodes() as cluster:
-        done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
-    prunus.run_study(file, out=tmp_path / "local")
-    ours, theirs = (everything(tmp_path / out / "results.db") for out in ("ray", "local"))
-    assert ours == theirs and done["cells"] == 2 and [len(rows) for rows in ours["samples"].values()] == [18, 18]
-    assert len(workers) == 2
 
 
 def test_nothing_is_left_of_other_weights(tmp_path):
