@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,11 +204,17 @@ def _only_file(folder: Path) -> Path:
 
 def versions() -> dict[str, str]:
     """Versions that a result may depend on."""
-    return {package: version(package) for package in ("prunus", "torch", "transformers")}
+    return {package: version_of(package) for package in ("prunus", "torch", "transformers")}
+
+
+@cache
+def version_of(package: str) -> str:
+    """The version of an installed package, looked up once: that reads all of its description."""
+    return version(package)
 
 
 def next_manifest(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a checkpoint made from source by one more step; the steps before and the profile are kept."""
     kept = {"profile": source.manifest["profile"]} if "profile" in source.manifest else {}
     history: Iterable[Any] = source.manifest.get("history", [])
-    return {"prunus": version("prunus"), "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}
+    return {"prunus": version_of("prunus"), "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}

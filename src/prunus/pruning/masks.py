@@ -5,7 +5,6 @@ where equal scores straddle it are they looked at one by one. benchmarks/selecti
 Shapes: O output features (rows), I input features (columns).
 """
 
-from collections.abc import Iterator
 from fractions import Fraction
 from math import floor
 from typing import Literal, NamedTuple
@@ -19,6 +18,7 @@ from prunus.recipes import Rounding
 
 # On a CPU rows are taken in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19
+_STEP, _TRIES = 61, 4  # one of how many numbers is sampled (not a divisor of a width), and how often that is asked
 _SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # as integers; NaN lies above
 Group = Literal["row", "tensor"]
@@ -141,42 +141,12 @@ def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, 
     count = zeros_wanted(weight_OI.numel(), sparsity, rounding)
     if weight_OI.numel() == 0 or (count == 0 and rounding == "exact"):
         return weight_OI.clone()
-    if rounding == "exact" and _on_cpu(weight_OI) and score_OI.dtype in _INFINITY:
-        patterns = weight_OI.reshape(-1).view(_SAME_SIZE_INTEGER[weight_OI.element_size()]).numpy()
-        result = np.empty_like(patterns)
-        for part, lowest in _lowest_by_slices(score_OI.reshape(-1), count):
-            np.multiply(patterns[part], np.logical_not(lowest), out=result[part])
-        return torch.from_numpy(result).view(weight_OI.dtype).view(weight_OI.shape)
     if rounding == "reference":
         key_N = _keys(score_OI.reshape(-1))
         lowest_OI = (key_N <= _kth_lowest(key_N, count + 1)).view(score_OI.shape)
     else:
         lowest_OI = lowest_in_tensor(score_OI, count)
-    result_OI = weight_OI.clone()
-    _zero(result_OI, lowest_OI)
-    return result_OI
-
-
-def _lowest_by_slices(score_N: Tensor, count: int) -> Iterator[tuple[slice, NDArray]]:
-    """Slice after slice where the count lowest of 16-bit scores are, on a CPU: in its cache, without large tables."""
-    parts = [slice(begin, begin + SLICE) for begin in range(0, len(score_N), SLICE)]
-    up_to = sum((_histogram(_keys(score_N[part])) for part in parts), torch.tensor(0)).cumsum(0)
-    limit = int(torch.searchsorted(up_to, count))
-    ties = count - (int(up_to[limit - 1]) if limit else 0)  # so many of those equal to the limit go too, the first ones
-    for part in parts:
-        keys = _keys(score_N[part]).numpy()
-        lowest = keys <= limit if ties else keys < limit
-        if ties:
-            equal = keys == limit
-            if (found := int(np.count_nonzero(equal))) > ties:
-                lowest[np.flatnonzero(equal)[ties:]] = False
-            ties -= min(ties, found)
-        yield part, lowest
-
-
-def _histogram(key_N: Tensor) -> Tensor:
-    """How often each 16-bit key is there: there are only 2^15 of them."""
-    return torch.bincount(key_N, minlength=1 << 15)
+    return _without(weight_OI, lowest_OI)
 
 
 def kth_lowest(score_N: Tensor, k: int) -> Tensor:
@@ -201,12 +171,35 @@ def _keys(score_N: Tensor) -> Tensor:
 
 def _kth_lowest(key_N: Tensor, k: int) -> Tensor:
     """The k-th smallest (from 1) of what _keys gives."""
-    if key_N.dtype == torch.int16:  # counting is enough
-        up_to = _histogram(key_N).cumsum(0)
-        return torch.searchsorted(up_to, torch.tensor(k, device=up_to.device)).to(torch.int16)
     if _on_cpu(key_N):
-        return torch.from_numpy(np.partition(key_N.numpy(), k - 1)[k - 1 : k].copy())[0]
+        keys = key_N.numpy()
+        if keys.dtype == np.int16:
+            return torch.tensor(_kth_lowest_by_counting(keys, k), dtype=torch.int16)
+        return torch.from_numpy(np.partition(keys, k - 1)[k - 1 : k].copy())[0]
+    if key_N.dtype == torch.int16:
+        up_to = torch.bincount(key_N, minlength=1 << 15).cumsum(0)
+        return torch.searchsorted(up_to, torch.tensor(k, device=up_to.device)).to(torch.int16)
     return torch.kthvalue(key_N, k).values
+
+
+def _kth_lowest_by_counting(keys: NDArray[np.int16], k: int) -> int:
+    """The same of 16-bit keys that are not negative. Comparing and counting a few times is faster than a histogram.
+
+    A sample says where to guess, and by how much to correct a guess; where it misleads, the rest is halved.
+    """
+    sample = np.sort(keys[::_STEP])
+    place = k // _STEP
+    below, limit = -1, (1 << 15) - 1  # fewer than k are at most `below`, k or more at most `limit`
+    tries = 0
+    while limit - below > 1:
+        tries += 1
+        guess = int(sample[min(max(place, 0), len(sample) - 1)]) if tries <= _TRIES else (below + limit) // 2
+        guess = min(max(guess, below + 1), limit - 1)
+        parts = (keys[begin : begin + SLICE] for begin in range(0, len(keys), SLICE))
+        found = sum(int(np.count_nonzero(part <= guess)) for part in parts)
+        place += (k - found) // _STEP
+        below, limit = (below, guess) if found >= k else (guess, limit)
+    return limit
 
 
 def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
@@ -247,6 +240,16 @@ def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
 def _on_cpu(tensor: Tensor) -> bool:
     """Whether numpy can have it, which is faster there; the other way is for all other devices, and gives the same."""
     return tensor.device.type == "cpu"
+
+
+def _without(weight: Tensor, lowest: Tensor) -> Tensor:
+    """New weight that has +0.0 there; see _zero."""
+    if not _on_cpu(weight):
+        result = weight.clone()
+        _zero(result, lowest)
+        return result
+    patterns = weight.view(_SAME_SIZE_INTEGER[weight.element_size()])
+    return torch.from_numpy(patterns.numpy() * np.logical_not(lowest.numpy())).view(weight.dtype)
 
 
 def _zero(weight: Tensor, lowest: Tensor) -> None:
