@@ -165,9 +165,10 @@ def _in_child(model, x, expected, queue):
 
 @needs_kernel
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_works_after_a_fork(monkeypatch):
+@pytest.mark.parametrize("rows", [2, 64])  # by threads of our own, and by torch's
+def test_works_after_a_fork(monkeypatch, rows):
     monkeypatch.setattr("prunus.sparse.linear.threads", lambda: 2)
-    model, x = SparseLinear(pack(torch.randn(300, 400).bfloat16()), None), torch.randn(2, 400).bfloat16()
+    model, x = SparseLinear(pack(torch.randn(300, 400).bfloat16()), None), torch.randn(rows, 400).bfloat16()
     expected = model(x)  # the parent has its threads now
     context = multiprocessing.get_context("fork")
     queue = context.Queue()

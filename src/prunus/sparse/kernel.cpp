@@ -42,6 +42,7 @@ enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
 
 #if defined(__x86_64__) && defined(__linux__)
 
+#include <dlfcn.h>
 #include <immintrin.h>
 #include <pthread.h>
 #include <sched.h>
@@ -86,6 +87,10 @@ inline bf16 narrow(float wide) {  // to nearest, ties to even; NaN stays NaN
 // The caller works too, and waits only for ranges that a worker has taken, never for a worker that has not woken up.
 // An OpenMP team would end every call in a barrier over all threads; where cores are shared that costs a time slice of
 // the scheduler, some milliseconds, for each Linear.
+//
+// A prompt is another matter. Between its Linears torch works on all its rows with an OpenMP team, whose threads go on
+// looking for work for some milliseconds after each operation, on the very processors that ours would need. So there
+// that team does the work, barrier and all, as torch's own product would have it.
 
 using Work = void (*)(const void* job, int64_t first, int64_t last);
 
@@ -110,15 +115,26 @@ alignas(Pool) char pool_memory[sizeof(Pool)];
 Pool* pool = nullptr;
 pthread_once_t pool_once = PTHREAD_ONCE_INIT;
 
+// What compilers make of `#pragma omp parallel`: calls a function on so many threads. nullptr: no OpenMP in the process,
+// or it was forked, after which an OpenMP team may be waited for in vain.
+using Team = void (*)(void (*member)(void*), void* argument, unsigned threads, unsigned flags);
+Team team = nullptr;
+// From how many rows of x on.
+constexpr int64_t TEAM_ROWS = 32;
+
 constexpr int64_t MAX_UNITS = 4096;
 // How long a worker looks for the next job before it sleeps: longer than what lies between two Linears of a model.
 constexpr int LOOKS = 4000;
 
 // After a fork the child has no workers, and nobody else is inside.
-void new_pool() { pool = new (static_cast<void*>(pool_memory)) Pool; }
+void new_pool() {
+  pool = new (static_cast<void*>(pool_memory)) Pool;
+  team = nullptr;
+}
 
 void make_pool() {
   new_pool();
+  team = reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   pthread_atfork(nullptr, nullptr, new_pool);
 }
 
@@ -162,27 +178,41 @@ void* worker(void*) {
   return nullptr;
 }
 
+void team_member(void* generation) { take_units(*static_cast<const uint32_t*>(generation)); }
+
+// See that there are workers for so many threads, this one among them, and that none of them sleeps.
+void wake_workers(int threads) {
+  for (pthread_t thread; pool->workers < threads - 1; pool->workers++) {
+    if (pthread_create(&thread, nullptr, worker, nullptr)) break;
+    pthread_detach(thread);
+  }
+  if (pool->sleepers.load() > 0) {
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+  }
+}
+
 // work(job, first, last) over ranges that make up [0, size), on up to so many threads, this one among them.
-void run(Work work, const void* job, int64_t size, int threads) {
+// rows: how many the job is for, which decides on whose threads.
+void run(Work work, const void* job, int64_t size, int threads, int64_t rows = 1) {
   if (threads > 1 && size >= 2 * threads) {
     pthread_once(&pool_once, make_pool);
     if (!pool->busy.exchange(true, std::memory_order_acquire)) {
-      for (pthread_t thread; pool->workers < threads - 1; pool->workers++) {
-        if (pthread_create(&thread, nullptr, worker, nullptr)) break;
-        pthread_detach(thread);
-      }
-      pool->work = work, pool->job = job, pool->size = size, pool->step = ceil_div(size, MAX_UNITS);
+      const bool by_team = team && rows >= TEAM_ROWS;
+      pool->work = work, pool->job = job, pool->size = size;
+      pool->step = ceil_div(size, by_team ? 2 * threads : MAX_UNITS);  // many rows: large units make large panels
       pool->threads.store(threads, std::memory_order_relaxed);
       pool->done.store(0, std::memory_order_relaxed);
       uint64_t units = ceil_div(size, pool->step);
       uint32_t generation = generation_of(pool->ticket.load(std::memory_order_relaxed)) + 1;
       pool->ticket.store(uint64_t(generation) << 32 | units << 16);
-      if (pool->sleepers.load() > 0) {
-        pthread_mutex_lock(&pool->mutex);
-        pthread_cond_broadcast(&pool->wake);
-        pthread_mutex_unlock(&pool->mutex);
+      if (by_team) {
+        team(team_member, &generation, unsigned(threads), 0);
+      } else {
+        wake_workers(threads);
+        take_units(generation);
       }
-      take_units(generation);
       for (int look = 0; uint64_t(pool->done.load(std::memory_order_acquire)) < units; look++) {
         if (look < LOOKS) _mm_pause();
         else sched_yield();
@@ -607,8 +637,8 @@ int many_rows(const Loops& loops, Job job, int weights, const void* x, int64_t r
     job.y = y + row * job.outputs * width;
     const char* from = static_cast<const char*>(x) + row * job.inputs * width;
     Many many{job, from, prepared, ceil_div(job.rows, loops.block), &status};
-    run(loops.prepare_blocks, &many, many.blocks, job.rows < 4 * loops.block ? 1 : threads);
-    run(loops.many[weights], &many, ceil_div(job.outputs, GROUP), threads);
+    run(loops.prepare_blocks, &many, many.blocks, job.rows < 4 * loops.block ? 1 : threads, rows);
+    run(loops.many[weights], &many, ceil_div(job.outputs, GROUP), threads, rows);
   }
   return status.load();
 }
@@ -1157,8 +1187,8 @@ void many_rows(const void* described, int64_t first, int64_t last) {
   const Many& many = *static_cast<const Many*>(described);
   const Job& job = many.job;
   const int64_t group_bytes = GROUP * job.chunks * CHUNK * sizeof(X), width = job.activations == FP32 ? 4 : 2;
-  const int64_t fitting = smaller(PANEL_BYTES / group_bytes, PANEL_GROUPS);
-  const int64_t at_once = smaller(fitting < 1 ? 1 : fitting, last - first);
+  const int64_t fitting = smaller(PANEL_BYTES / group_bytes, PANEL_GROUPS), most = fitting < 1 ? 1 : fitting;
+  const int64_t at_once = ceil_div(last - first, ceil_div(last - first, most));  // panels alike
   const int64_t panel_bytes = at_once * group_bytes, sums_bytes = at_once * GROUP * BLOCK * 64;
   char* room = scratch(PANEL, panel_bytes + sums_bytes + BLOCK * PANEL_GROUPS * GROUP * sizeof(float));
   if (!room) return many.status->store(NO_MEMORY);
