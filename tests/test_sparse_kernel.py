@@ -189,7 +189,7 @@ def test_many_rows_have_the_bits_of_one_row(isa, dtype, monkeypatch):
             assert (np.abs(got.double().numpy() - exactly) <= allowed).all()
 
 
-@pytest.mark.parametrize("rows", [4, 25, 40])  # the last by torch's threads
+@pytest.mark.parametrize("rows", [4, 25])  # by threads of our own, and by torch's
 def test_callers_at_the_same_time_get_what_they_would_alone(monkeypatch, rows):
     monkeypatch.setattr(linear, "threads", lambda: 3)
     packed, x = pack(random_weight((500, 900), 0.5)), torch.randn(rows, 900).bfloat16()

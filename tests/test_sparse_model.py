@@ -230,27 +230,45 @@ def test_the_winner_is_kept_for_each_shape(monkeypatch, tmp_path):
     asked = []
 
     def fake(ours, rival):
-        """The kernel wins three times, then never: up to 4 rows."""
+        """The kernel wins three times, then never: up to 32 rows."""
         asked.append(ours)
         return len(asked) < 4
 
     monkeypatch.setattr(choose, "is_faster", fake)
     weight = pack(torch.eye(32).bfloat16())
-    assert kernel_rows(weight, torch.bfloat16) == 4 and len(asked) == 4
-    assert kernel_rows(weight, torch.bfloat16) == 4 and len(asked) == 4
+    assert kernel_rows(weight, torch.bfloat16) == 32 and len(asked) == 4
+    assert kernel_rows(weight, torch.bfloat16) == 32 and len(asked) == 4
     assert kernel_rows(weight, torch.float32) == 0 and len(asked) == 5
     file = tmp_path / "prunus" / "choices.json"
-    assert sorted(json.loads(file.read_text()).values()) == [0, 4]
+    assert sorted(json.loads(file.read_text()).values()) == [0, 32]
     file.write_text("{")
     assert kernel_rows(weight, torch.bfloat16) == 0  # timed again
     monkeypatch.setattr(choose, "is_faster", lambda ours, rival: True)
     assert kernel_rows(weight, torch.float16) == ANY_ROWS
     assert kernel_rows(torch.eye(32), torch.float32) == 16
-    monkeypatch.setattr(models_module, "kernel_rows", lambda weight, dtype: 0)
+    monkeypatch.setattr(models_module, "kernel_rows", lambda weight, dtype, keep_dense=False: 0)
     linear = nn.Linear(64, 64, dtype=torch.bfloat16)
     linear.weight.data[:, ::2] = 0
     summary = prunus.sparse.sparsify(nn.Sequential(linear))
     assert (summary.sparse, summary.stock) == (0, 1)
+
+
+@needs_kernel
+def test_the_rival_is_what_would_be_done_instead(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choose, "_pass", lambda linears, x: (linears[0], x.shape[1]))
+    rivals = {}
+
+    def fake(ours, rival):
+        rivals[ours[1]] = type(rival[0])
+        return True
+
+    monkeypatch.setattr(choose, "is_faster", fake)
+    weight = pack(torch.eye(32).bfloat16())
+    kernel_rows(weight, torch.bfloat16)
+    assert rivals == {1: nn.Linear, 8: SparseLinear, 32: SparseLinear, 128: SparseLinear, 512: SparseLinear}
+    kernel_rows(weight, torch.bfloat16, keep_dense=True)
+    assert set(rivals.values()) == {nn.Linear}
 
 
 def test_a_choice_is_timed_until_rounds_agree(monkeypatch):

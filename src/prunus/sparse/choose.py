@@ -25,9 +25,10 @@ from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import SparseWeight
 
 # Numbers of rows that are timed; the kernel is used up to the largest at which, and below which, it has always won.
-# Of a packed weight, up to MOST_ROWS against the dense weight, and above against unpacking it for torch, which is what
-# is done where the kernel loses; at the last one and above, whoever has won there.
-ROWS = (1, 2, 4, MOST_ROWS, 32, 128, 512)
+# A weight is packed if it wins at one row against torch's dense. With more rows the rival is what would be done
+# instead: torch on the dense copy, if there is to be one, else on what is unpacked for it. Above the last: whoever
+# has won there.
+ROWS = (1, MOST_ROWS, 32, 128, 512)
 DENSE_ROWS = (1, 2, 4, MOST_ROWS, 2 * MOST_ROWS)
 REPEATS = 5
 # So many rounds have to agree, by so much, or the median of MOST_ROUNDS decides.
@@ -36,18 +37,21 @@ AGREEING, CLEARLY, MOST_ROUNDS = 2, 1.03, 5
 ALL_BYTES, MOST_COPIES = 1 << 26, 512
 
 
-def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
-    """Up to how many rows of x of this dtype the kernel is faster; 0: never, ANY_ROWS: for however many."""
-    key = _key(weight, dtype)
+def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: bool = False) -> int:
+    """Up to how many rows of x of this dtype the kernel is faster; 0: never, ANY_ROWS: for however many.
+
+    keep_dense: there is to be a dense copy beside a packed weight.
+    """
+    key = _key(weight, dtype) + (", dense kept" if keep_dense else "")
     known = _read()
     if key not in known:
-        known[key] = time_rows(weight, dtype)
+        known[key] = time_rows(weight, dtype, keep_dense)
         _write(key, known[key])
     return ANY_ROWS if isinstance(weight, SparseWeight) and known[key] == ROWS[-1] else known[key]
 
 
 @torch.inference_mode()
-def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
+def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: bool) -> int:
     """The largest of ROWS (of a plain weight, DENSE_ROWS) up to which the kernel is faster, timed now; 0: none."""
     if isinstance(weight, SparseWeight):
         copies = range(copies_for(weight.nbytes))
@@ -65,7 +69,7 @@ def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype) -> int:
     best = 0
     for rows in ROWS if panels else DENSE_ROWS:
         x = torch.randn(1, rows, dense_OI.shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)
-        rivals = panels if panels and rows > MOST_ROWS else torchs
+        rivals = panels if panels and rows > 1 and not keep_dense else torchs
         # Many rows take long, and it hardly matters to them whether the weight is in a cache.
         count = max(1, len(ours) * MOST_ROWS // max(rows, MOST_ROWS))
         if not is_faster(_pass(ours[:count], x), _pass(rivals[:count], x)):

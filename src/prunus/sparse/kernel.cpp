@@ -88,9 +88,9 @@ inline bf16 narrow(float wide) {  // to nearest, ties to even; NaN stays NaN
 // An OpenMP team would end every call in a barrier over all threads; where cores are shared that costs a time slice of
 // the scheduler, some milliseconds, for each Linear.
 //
-// A prompt is another matter. Between its Linears torch works on all its rows with an OpenMP team, whose threads go on
-// looking for work for some milliseconds after each operation, on the very processors that ours would need. So there
-// that team does the work, barrier and all, as torch's own product would have it.
+// Many rows (a prompt) are another matter. Between Linears torch works on all of them with an OpenMP team, whose threads
+// go on looking for work for some milliseconds after each operation, on the very processors that ours would need. So
+// there that team does the work, barrier and all, as in torch's own product.
 
 using Work = void (*)(const void* job, int64_t first, int64_t last);
 
@@ -119,9 +119,6 @@ pthread_once_t pool_once = PTHREAD_ONCE_INIT;
 // or it was forked, after which an OpenMP team may be waited for in vain.
 using Team = void (*)(void (*member)(void*), void* argument, unsigned threads, unsigned flags);
 Team team = nullptr;
-// From how many rows of x on.
-constexpr int64_t TEAM_ROWS = 32;
-
 constexpr int64_t MAX_UNITS = 4096;
 // How long a worker looks for the next job before it sleeps: longer than what lies between two Linears of a model.
 constexpr int LOOKS = 4000;
@@ -193,30 +190,33 @@ void wake_workers(int threads) {
   }
 }
 
-// work(job, first, last) over ranges that make up [0, size), on up to so many threads, this one among them.
-// rows: how many the job is for, which decides on whose threads.
-void run(Work work, const void* job, int64_t size, int threads, int64_t rows = 1) {
+// Until others have counted to so many. They are at it: a time slice is given away only where they lost theirs.
+void wait_for(const std::atomic<int64_t>& count, int64_t wanted) {
+  for (int look = 0; count.load(std::memory_order_acquire) < wanted; look++) {
+    if (look < LOOKS) _mm_pause();
+    else sched_yield();
+  }
+}
+
+// work(job, first, last) over ranges that make up [0, size), on up to so many threads, this one among them. Ranges are
+// taken in order. by_team: on OpenMP's threads, if there are any.
+void run(Work work, const void* job, int64_t size, int threads, bool by_team = false) {
   if (threads > 1 && size >= 2 * threads) {
     pthread_once(&pool_once, make_pool);
     if (!pool->busy.exchange(true, std::memory_order_acquire)) {
-      const bool by_team = team && rows >= TEAM_ROWS;
-      pool->work = work, pool->job = job, pool->size = size;
-      pool->step = ceil_div(size, by_team ? 2 * threads : MAX_UNITS);  // many rows: large units make large panels
+      pool->work = work, pool->job = job, pool->size = size, pool->step = ceil_div(size, MAX_UNITS);
       pool->threads.store(threads, std::memory_order_relaxed);
       pool->done.store(0, std::memory_order_relaxed);
       uint64_t units = ceil_div(size, pool->step);
       uint32_t generation = generation_of(pool->ticket.load(std::memory_order_relaxed)) + 1;
       pool->ticket.store(uint64_t(generation) << 32 | units << 16);
-      if (by_team) {
+      if (by_team && team) {
         team(team_member, &generation, unsigned(threads), 0);
       } else {
         wake_workers(threads);
         take_units(generation);
       }
-      for (int look = 0; uint64_t(pool->done.load(std::memory_order_acquire)) < units; look++) {
-        if (look < LOOKS) _mm_pause();
-        else sched_yield();
-      }
+      wait_for(pool->done, int64_t(units));
       pool->busy.store(false, std::memory_order_release);
       return;
     }
@@ -240,12 +240,16 @@ struct Job {
   void* y;
 };
 
-// The same for many rows, in blocks of up to BLOCK rows, evenly.
+// The same for many rows, in blocks of up to BLOCK rows, evenly: parts of x are prepared, and when all of it is, parts of
+// y are computed.
 struct Many {
   Job job;          // of all rows; x: block > chunk > row > 32 columns, see prepare_blocks
   const void* from;  // x as it came
   void* to;         // x as the job wants it
-  int64_t blocks;
+  int64_t blocks, groups;
+  Work prepare, multiply;  // some blocks of x, some groups of outputs
+  int64_t x_parts, y_parts;
+  std::atomic<int64_t>* prepared;  // parts of x
   std::atomic<int>* status;
 };
 
@@ -621,6 +625,21 @@ const Movers* movers_for(int isa, int width) {
 
 namespace {
 
+// Some parts, those of x before those of y.
+void some_parts(const void* described, int64_t first, int64_t last) {
+  const Many& many = *static_cast<const Many*>(described);
+  const int64_t x_last = smaller(last, many.x_parts);
+  if (first < x_last) {
+    many.prepare(&many, many.blocks * first / many.x_parts, many.blocks * x_last / many.x_parts);
+    many.prepared->fetch_add(x_last - first, std::memory_order_release);
+  }
+  if (last > many.x_parts) {
+    wait_for(*many.prepared, many.x_parts);  // whoever has taken the others is at work on them
+    const int64_t y_first = first < many.x_parts ? 0 : first - many.x_parts, y_last = last - many.x_parts;
+    many.multiply(&many, many.groups * y_first / many.y_parts, many.groups * y_last / many.y_parts);
+  }
+}
+
 // The product of many rows: a slab of x after the other.
 int many_rows(const Loops& loops, Job job, int weights, const void* x, int64_t rows, int threads) {
   std::atomic<int> status{OK};
@@ -635,10 +654,15 @@ int many_rows(const Loops& loops, Job job, int weights, const void* x, int64_t r
     int64_t row = rows * slab / slabs;
     job.rows = int(rows * (slab + 1) / slabs - row);
     job.y = y + row * job.outputs * width;
-    const char* from = static_cast<const char*>(x) + row * job.inputs * width;
-    Many many{job, from, prepared, ceil_div(job.rows, loops.block), &status};
-    run(loops.prepare_blocks, &many, many.blocks, job.rows < 4 * loops.block ? 1 : threads, rows);
-    run(loops.many[weights], &many, ceil_div(job.outputs, GROUP), threads, rows);
+    std::atomic<int64_t> parts_prepared{0};
+    Many many{};
+    many.job = job, many.from = static_cast<const char*>(x) + row * job.inputs * width, many.to = prepared;
+    many.blocks = ceil_div(job.rows, loops.block), many.groups = ceil_div(job.outputs, GROUP);
+    many.prepare = loops.prepare_blocks, many.multiply = loops.many[weights];
+    many.x_parts = smaller(many.blocks, threads);
+    many.y_parts = smaller(many.groups, 2 * threads);  // few: of large parts large panels are made
+    many.prepared = &parts_prepared, many.status = &status;
+    run(some_parts, &many, many.x_parts + many.y_parts, threads, true);
   }
   return status.load();
 }

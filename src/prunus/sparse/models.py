@@ -208,8 +208,9 @@ def _linear(weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.d
     """The fastest Linear for a weight and x of a dtype."""
     rows = 0
     if kernel().library is not None:
-        always = ANY_ROWS if isinstance(weight, SparseWeight) else MOST_ROWS
-        rows = always if rules.always else kernel_rows(weight, dtype)
+        kept = rules.keep_dense and isinstance(weight, SparseWeight)
+        always = ANY_ROWS if isinstance(weight, SparseWeight) and not kept else MOST_ROWS
+        rows = always if rules.always else kernel_rows(weight, dtype, kept)
     if rows and isinstance(weight, SparseWeight):
         return SparseLinear(weight, bias_O, rows, weight.unpack().to(dtype) if rules.keep_dense else None)
     weight_OI = weight.unpack() if isinstance(weight, SparseWeight) else weight
