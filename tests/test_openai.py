@@ -19,7 +19,7 @@ from prunus.checkpoint.source import tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import openai, opened
+from prunus.evaluation.backends import openai, opened, transport
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Rules, Sampling, force_budgets
 from prunus.evaluation.profiles import decode
@@ -32,7 +32,7 @@ PLAN = EvalPlan(tasks=("tiny",), limit=4, budgets=(0, 6), backend="openai", batc
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(openai, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(transport, "BACKOFF_SECONDS", 0.001)
 
 
 def babbling(**settings) -> Server:

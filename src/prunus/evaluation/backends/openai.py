@@ -9,14 +9,11 @@ import asyncio
 import contextlib
 import heapq
 import math
-import os
-import random
 from array import array
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2 as httpx
 
@@ -25,19 +22,14 @@ from prunus.checkpoint.source import load_config, load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.requests import Request, RequestBackend, Then
+from prunus.evaluation.backends.transport import STAYS, TRIES, new_client, pause, reply_of, run
 from prunus.evaluation.budget import Completion, Sampling, Scores
 from prunus.evaluation.profiles import PROFILES, decode, find_token
 
-TRIES = 6
-BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
-CONNECT_SECONDS = 10.0
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth another try
 NEVER, ALWAYS = -100, 100  # biases of an id that must not come, and of one that must
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
 VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}  # owner -> where its version is
-KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
-_T = TypeVar("_T")
 
 
 class Unfit(Exception):
@@ -91,7 +83,7 @@ class OpenAIBackend(RequestBackend):
                 heapq.heappush(waiting, (not request.follows, len(asked)))
                 asked.append(request)
 
-        async with self._client() as client:
+        async with new_client(self.engine) as client:
             ask(requests)
             try:
                 while waiting or running:
@@ -134,7 +126,7 @@ class OpenAIBackend(RequestBackend):
         if bias is not None:
             payload["logit_bias"] = bias
         for tries in range(1, TRIES + 1):
-            reply = await self._ask(client, "POST", self.completions, payload)
+            reply = await reply_of(client, self.url, "POST", self.completions, payload)
             try:
                 return self._completion(request, reply)
             except Unfit as error:
@@ -286,13 +278,13 @@ class OpenAIBackend(RequestBackend):
         return {text: token for text, token in seen.items() if text not in twice}
 
     async def _look(self) -> None:
-        async with self._client() as client:
+        async with new_client(self.engine) as client:
             await self._find_model(client)
             await self._probe(client)
 
     async def _find_model(self, client: httpx.AsyncClient) -> None:
         """Which of the server's models is ours, what the server is, and how much it can read."""
-        reply = await self._ask(client, "GET", self.url + "/models", tries=1)
+        reply = await reply_of(client, self.url, "GET", self.url + "/models", tries=1)
         models = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
             raise PrunusError(f"{self.url} does not list its models; is this an OpenAI-compatible server?")
@@ -355,44 +347,6 @@ class OpenAIBackend(RequestBackend):
             hint = ", unless it is started with --enable-deterministic-inference" if self.server == "sglang" else ""
             raise PrunusError(f"{self.url} ignores seed{hint}: rows could not be drawn again")
 
-    def _client(self) -> httpx.AsyncClient:
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        limits = httpx.Limits(max_connections=self.engine.concurrency)
-        timeout = httpx.Timeout(self.engine.timeout, connect=CONNECT_SECONDS, pool=None)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
-
-    async def _ask(
-        self, client: httpx.AsyncClient, method: str, address: str, payload: Any = None, tries: int = TRIES
-    ) -> Any:
-        """What the server replies, as data. Tried again where that may help; PrunusError in the end."""
-        problem = ""
-        for attempt in range(1, tries + 1):
-            wait = pause(attempt)
-            try:
-                response = await client.request(method, address, json=payload)
-                if response.status_code == httpx.codes.OK:
-                    return response.json()
-                problem = f"answers {response.status_code}: {first_words(response)}"
-                if response.status_code not in PASSING:
-                    raise PrunusError(refusal(self.url, response.status_code, problem))
-                wait = max(wait, seconds_to_wait(response))
-            except ValueError:
-                problem = "answers with something that is not JSON"
-            except (httpx.ConnectError, httpx.ConnectTimeout):
-                problem = "cannot be reached; is it running there?"
-            except httpx.TimeoutException:
-                problem = f"did not answer within {self.engine.timeout:g} s (--timeout)"
-            except httpx.TransportError as error:
-                problem = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
-            if attempt < tries:
-                await asyncio.sleep(wait)
-        often = f" ({tries} tries)" if tries > 1 else ""
-        raise PrunusError(f"{self.url} {problem}{often}; {STAYS}")
-
-
-STAYS = "what is stored stays, the same command goes on"
-
 
 def after(request: Request, ids: list[int]) -> Request:
     """What to ask llama.cpp once a request has brought ids.
@@ -427,47 +381,3 @@ def names_of(folder: Path) -> set[str]:
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         names.add(folder.parents[1].name.removeprefix("models--").replace("--", "/"))
     return names
-
-
-def refusal(url: str, status: int, problem: str) -> str:
-    """One line for an answer that no other try would change."""
-    if status in (401, 403):
-        return f"{url} wants another key ({status}): set {KEYS[0]} (or {KEYS[1]})"
-    if status == httpx.codes.NOT_FOUND:
-        return f"{url} {problem}; the address must be that of the API, such as http://localhost:8000/v1"
-    return f"{url} {problem}; {STAYS} once that is mended"
-
-
-def first_words(response: httpx.Response) -> str:
-    """The server's own explanation, in one line."""
-    try:
-        data = response.json()
-        error = data.get("error", data)
-        text = error.get("message", "") if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        text = response.text
-    text = " ".join(str(text).split())
-    return (text if len(text) <= 300 else text[:300] + " ...") or response.reason_phrase
-
-
-def pause(attempt: int) -> float:
-    """Seconds before the next try: twice as long each time, and not all requests at once."""
-    return min(LONGEST_WAIT_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-
-
-def seconds_to_wait(response: httpx.Response) -> float:
-    """What the server asks for in Retry-After, within reason."""
-    try:
-        return min(LONGEST_WAIT_SECONDS, float(response.headers.get("Retry-After", "0")))
-    except ValueError:  # a date
-        return 0.0
-
-
-def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of a coroutine, also from within a notebook, whose event loop is taken."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()

@@ -1,0 +1,103 @@
+"""Requests to a server: tried again where that may help, and one line that says why where it does not."""
+
+import asyncio
+import os
+import random
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import httpx2 as httpx
+
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+
+TRIES = 6
+BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
+CONNECT_SECONDS = 10.0
+PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth another try
+KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
+STAYS = "what is stored stays, the same command goes on"
+_T = TypeVar("_T")
+
+
+def new_client(engine: EngineOptions) -> httpx.AsyncClient:
+    """With the key from the environment, so many connections at once, and patience."""
+    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+    limits = httpx.Limits(max_connections=engine.concurrency)
+    timeout = httpx.Timeout(engine.timeout, connect=CONNECT_SECONDS, pool=None)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+
+
+async def reply_of(
+    client: httpx.AsyncClient, url: str, method: str, address: str, payload: Any = None, tries: int = TRIES
+) -> Any:
+    """What the server replies, as data. Tried again where that may help; PrunusError, which names url, in the end."""
+    problem = ""
+    for attempt in range(1, tries + 1):
+        wait = pause(attempt)
+        try:
+            response = await client.request(method, address, json=payload)
+            if response.status_code == httpx.codes.OK:
+                return response.json()
+            problem = f"answers {response.status_code}: {first_words(response)}"
+            if response.status_code not in PASSING:
+                raise PrunusError(refusal(url, response.status_code, problem))
+            wait = max(wait, seconds_to_wait(response))
+        except ValueError:
+            problem = "answers with something that is not JSON"
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            problem = "cannot be reached; is it running there?"
+        except httpx.TimeoutException:
+            problem = f"did not answer within {client.timeout.read:g} s (--timeout)"
+        except httpx.TransportError as error:
+            problem = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
+        if attempt < tries:
+            await asyncio.sleep(wait)
+    often = f" ({tries} tries)" if tries > 1 else ""
+    raise PrunusError(f"{url} {problem}{often}; {STAYS}")
+
+
+def refusal(url: str, status: int, problem: str) -> str:
+    """One line for an answer that no other try would change."""
+    if status in (401, 403):
+        return f"{url} wants another key ({status}): set {KEYS[0]} (or {KEYS[1]})"
+    if status == httpx.codes.NOT_FOUND:
+        return f"{url} {problem}; the address must be that of the API, such as http://localhost:8000/v1"
+    return f"{url} {problem}; {STAYS} once that is mended"
+
+
+def first_words(response: httpx.Response) -> str:
+    """The server's own explanation, in one line."""
+    try:
+        data = response.json()
+        error = data.get("error", data)
+        text = error.get("message", "") if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError):
+        text = response.text
+    text = " ".join(str(text).split())
+    return (text if len(text) <= 300 else text[:300] + " ...") or response.reason_phrase
+
+
+def pause(attempt: int) -> float:
+    """Seconds before the next try: twice as long each time, and not all requests at once."""
+    return min(LONGEST_WAIT_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+
+
+def seconds_to_wait(response: httpx.Response) -> float:
+    """What the server asks for in Retry-After, within reason."""
+    try:
+        return min(LONGEST_WAIT_SECONDS, float(response.headers.get("Retry-After", "0")))
+    except ValueError:  # a date
+        return 0.0
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of a coroutine, also from within a notebook, whose event loop is taken."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
