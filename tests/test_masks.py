@@ -63,6 +63,7 @@ def test_rows_lose_exactly_the_first_of_a_stable_sort(sparsity, levels, shape, r
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_slices_and_ties_across_them_change_nothing(monkeypatch, slice_size, levels, sparsity):
     monkeypatch.setattr(masks, "SLICE", slice_size)
+    monkeypatch.setattr(masks, "_PART", slice_size)
     weight, score = weight_and_score((3, 100), torch.bfloat16, levels)
     expected = bits(weight).flatten().tolist()
     for index in lowest_by_list(score.flatten().tolist(), round(Fraction(str(sparsity)) * 300)):

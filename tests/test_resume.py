@@ -23,14 +23,15 @@ from prunus.pruning.methods import METHODS
 from prunus.recipes import PruneRecipe
 
 BLOCKS = 5
-# Dies by SIGKILL after so many bytes of weights of a block, or right after a block is finished.
+# Dies by SIGKILL after so many bytes of weights of a block, right after a block is finished, or then and in the middle of
+# what a thread copies from outside the blocks.
 KILLED = """
-import os, signal, sys
+import os, signal, sys, threading, time
 import prunus
 from prunus.checkpoint import partial, safetensors_file
 
 model, out, rows, when, blocks, propagation, offload, method = sys.argv[1:]
-finished = 0
+finished, reached = 0, threading.Event()
 write_block, data = partial.Partial.write_block, safetensors_file._data
 
 def die():
@@ -42,10 +43,16 @@ def counted(self, *arguments):
     finished += 1
     if when == "between blocks" and finished == int(blocks):
         die()
+    if when == "while copying" and finished == int(blocks):
+        reached.set()
+        time.sleep(100)
 
 def cut(tensor):
     for piece in data(tensor):
         yield piece[: len(piece) // 2]
+        if when == "while copying" and threading.current_thread() is not threading.main_thread():
+            reached.wait()
+            die()
         if when == "while writing" and finished == int(blocks):
             die()
         yield piece[len(piece) // 2 :]
@@ -91,7 +98,7 @@ def contents(folder):
         ("between blocks", 3, "staged", "yes", "sparsegpt"),
         ("between blocks", 2, "pruned", "", "dsnot"),
         ("while writing", 0, "pruned", "", "wanda"),
-        ("while writing", BLOCKS, "pruned", "", "wanda"),  # while the tensors outside the blocks are written
+        ("while copying", 2, "pruned", "", "wanda"),
     ],
 )
 def test_killed_run_resumes_to_the_same_bytes(tmp_path, model, rows, when, blocks, propagation, offload, method):

@@ -96,6 +96,7 @@ class Partial:
         self.flushing: Future[set[int]] | None = None
         self.flushed_at = self.noted_at = time.monotonic()
         self.whole: OpenFile | None = None
+        self.outside: Future[None] | None = None
         self.finished = False
 
     def __enter__(self) -> Self:
@@ -177,7 +178,10 @@ class Partial:
     def finish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> None:
         """Add the weights outside blocks, then publish."""
         with disk_errors(self.folder, self.needed):
-            self._write_part(self.shards, self.source.outer_tensors())
+            if self.outside is None:
+                self._write_part(self.shards, self.source.outer_tensors())
+            else:
+                self.outside.result()
             self._await_flush()
             if self.whole is None:
                 self._write_index()
@@ -263,13 +267,17 @@ class Partial:
             self.flushed_at = self.noted_at
 
     def _open_whole(self) -> None:
-        """Make or find the one file of a small model; a large one, or one of unlike blocks, gets a file per block."""
+        """Make or find the one file of a small model; a large one, or one of unlike blocks, gets a file per block.
+
+        A thread copies to it what lies outside blocks, while the first of them is made.
+        """
         entries = self._entries()
         if entries is None or sum(entry.nbytes for entry in entries.values()) > SINGLE_FILE_BYTES:
             return
         self.whole = OpenFile(self.folder / SINGLE_FILE, entries)
         if self.whole.fresh:
             self.records = {}
+        self.outside = self.thread.submit(self.whole.write, self.source.outer_tensors())
 
     def _entries(self) -> dict[str, Entry] | None:
         """What the result will hold; None if that depends on which of unlike blocks are kept."""

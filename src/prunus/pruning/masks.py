@@ -18,6 +18,7 @@ from prunus.recipes import Rounding
 
 # On a CPU rows are taken in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19
+_PART = 1 << 16  # in which places are looked for
 _STEP, _TRIES = 61, 4  # one of how many numbers is sampled (not a divisor of a width), and how often that is asked
 _SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # as integers; NaN lies above
@@ -187,7 +188,7 @@ def _kth_lowest_by_counting(keys: NDArray[np.int16], k: int) -> int:
 
     A sample says where to guess, and by how much to correct a guess; where it misleads, the rest is halved.
     """
-    sample = np.sort(keys[::_STEP])
+    sample = np.sort(keys[::_STEP], kind="stable")  # of 16-bit numbers that is a radix sort, ten times faster
     place = k // _STEP
     below, limit = -1, (1 << 15) - 1  # fewer than k are at most `below`, k or more at most `limit`
     tries = 0
@@ -225,9 +226,13 @@ def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
     if _on_cpu(key_N):  # numpy compares and finds several times faster than torch
         keys, limit = key_N.numpy(), threshold.numpy()
         lowest_N = torch.from_numpy(keys <= limit)
-        if surplus := _count(lowest_N) - count:
-            equal = np.flatnonzero(keys == limit)
-            lowest_N.numpy()[equal[len(equal) - surplus :]] = False
+        surplus = _count(lowest_N) - count
+        for begin in range((len(keys) - 1) // _PART * _PART, -1, -_PART):  # from the end, as far as need be
+            if surplus == 0:
+                break
+            equal = begin + np.flatnonzero(keys[begin : begin + _PART] == limit)[-surplus:]
+            lowest_N.numpy()[equal] = False
+            surplus -= len(equal)
         return lowest_N
     lowest_N = key_N <= threshold
     surplus = _count(lowest_N) - count
