@@ -123,11 +123,11 @@ def test_pruning_further_keeps_the_zeros_and_reaches_the_new_share(name):
     assert torch.equal(twice, METHODS[name].prune(weight, stats(tokens, weight), Target(0.5)))
 
 
-@pytest.mark.parametrize("width", [2, 4, 8])
+@pytest.mark.parametrize("width", [2, 3, 4, 8, 255, 256])
 def test_groups_are_sorted_stably(width):
     generator = torch.Generator().manual_seed(4)
     score = torch.randint(0, 3, (7, 5 * width), generator=generator).float()  # many ties
-    for count in range(width + 1):
+    for count in {0, 1, width // 2, width - 1, width}:
         expected = [[False] * 5 * width for _ in range(7)]
         for row in range(7):
             for begin in range(0, 5 * width, width):

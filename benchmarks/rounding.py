@@ -1,0 +1,74 @@
+"""How far rounding alone moves the perplexity of a pruned model: what other kernels, on another machine, may change.
+
+`python benchmarks/rounding.py` prunes SmolLM2-135M as benchmarks/pruning.py does (two passes, 50 %, the same tokens), then
+again from embeddings in which every number went one unit in its last place up or down, or stayed. That is less than other
+kernels change, which round anew in every layer. Before it is measured a model gets the dense one's embedding back.
+"""
+
+import argparse
+import shutil
+from math import exp
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from pruning import MODEL, SAMPLES, SEQLEN, WORK, against, losses, prepare
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import prunus
+from prunus.recipes import MethodName
+
+FOLDER, FILE, EMBEDDING = WORK / "rounding", "model.safetensors", "model.embed_tokens.weight"
+
+
+def jittered(embedding_VD: Tensor, seed: int) -> Tensor:
+    """V tokens, D width, bfloat16. Zeros stay; seed 0 changes nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern_VD = embedding_VD.view(torch.int16)
+    step_VD = torch.randint(-1, 2, pattern_VD.shape, generator=generator, dtype=torch.int16)
+    step_VD *= (pattern_VD & 0x7FFF > 1) & (seed != 0)
+    return (pattern_VD + step_VD).view(torch.bfloat16)
+
+
+def put_embedding(model: Path, embedding_VD: Tensor) -> None:
+    """Replace the embedding of a model on disk."""
+    tensors = load_file(model / FILE)
+    save_file(tensors | {EMBEDDING: embedding_VD}, model / FILE, {"format": "pt"})
+
+
+def measure(method: MethodName, seed: int) -> list[float]:
+    """Losses of the held-out sequences."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    source, out = FOLDER / "source", FOLDER / "out"
+    shutil.copytree(MODEL, source)
+    embedding_VD = load_file(source / FILE)[EMBEDDING]
+    put_embedding(source, jittered(embedding_VD, seed))
+    calibration = str(WORK / "calibration.jsonl")
+    recipe = prunus.PruneRecipe(method=method, calibration=calibration, samples=SAMPLES, seqlen=SEQLEN)
+    prunus.prune(source, out, recipe)
+    put_embedding(out, embedding_VD)
+    return losses(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--method", choices=("wanda", "sparsegpt"), default="wanda")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tokens", type=Path, help="as for benchmarks/pruning.py")
+    arguments = parser.parse_args()
+    prepare(False, arguments.tokens)
+    torch.set_num_threads(1)
+    undisturbed = measure(arguments.method, 0)
+    print(f"undisturbed: {exp(mean(undisturbed)):.3f}", flush=True)
+    found = []
+    for seed in range(1, arguments.seeds + 1):
+        disturbed = measure(arguments.method, seed)
+        found.append(exp(mean(disturbed)))
+        print(f"{seed}: {found[-1]:.3f}, {against(disturbed, undisturbed)}", flush=True)
+    print(f"disturbed: {mean(found):.3f}, standard deviation {100 * stdev(found) / mean(found):.2f} %")
+    shutil.rmtree(FOLDER)
+
+
+if __name__ == "__main__":
+    main()
