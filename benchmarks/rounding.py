@@ -1,8 +1,8 @@
 """How far rounding alone moves the perplexity of a pruned model: what other kernels, on another machine, may change.
 
-`python benchmarks/rounding.py` prunes SmolLM2-135M as benchmarks/pruning.py does (two passes, 50 %, the same tokens), then
-again from embeddings in which every number went one unit in its last place up or down, or stayed. That is less than other
-kernels change, which round anew in every layer. Before it is measured a model gets the dense one's embedding back.
+`python benchmarks/rounding.py` prunes SmolLM2-135M as benchmarks/pruning.py does (two passes, 50 %, the same tokens),
+and again from embeddings in which every number went one unit in its last place up or down, or stayed. That is less
+than other kernels change, which round anew in every layer. A model gets the right embedding back for measuring.
 """
 
 import argparse

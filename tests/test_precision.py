@@ -6,7 +6,17 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from prunus.checkpoint.precision import FLOAT32_ATTENTION, ROUNDING, attention_for, full_float32, medium_is_float32
+from prunus.checkpoint import precision
+from prunus.checkpoint.precision import (
+    FLOAT32_ATTENTION,
+    ROUNDING,
+    Float32ProductLinear,
+    attention_for,
+    full_float32,
+    medium_is_float32,
+    multiplies_slowly,
+    use_fast_products,
+)
 
 CPU = torch.device("cpu")
 
@@ -70,3 +80,61 @@ def test_attention_on_float32_copies_rounds_less_than_torchs():
 def test_blocks_in_16_bits_run_it_on_a_cpu_only():
     assert attention_for(torch.bfloat16, CPU) == FLOAT32_ATTENTION
     assert attention_for(torch.float32, CPU) == "sdpa" == attention_for(torch.bfloat16, torch.device("meta"))
+
+
+def linear_in(dtype: torch.dtype, bias: bool = True) -> torch.nn.Linear:
+    torch.manual_seed(1)
+    return torch.nn.Linear(40, 70, bias=bias).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("panel", [1, 1000, precision.PANEL])
+def test_products_of_float32_copies_are_the_exact_ones_rounded_once(monkeypatch, dtype, bias, panel):
+    monkeypatch.setattr(precision, "PANEL", panel)
+    monkeypatch.setattr(precision, "multiplies_slowly", lambda _: True)
+    network = torch.nn.Sequential(linear_in(dtype, bias))
+    before = network[0].state_dict()
+    use_fast_products(network)
+    assert type(network[0]) is Float32ProductLinear and network[0].state_dict().keys() == before.keys()
+    input_NTI = torch.randn(3, 50, 40).to(dtype)
+    exact = torch.nn.functional.linear(input_NTI.double(), *(tensor.double() for tensor in before.values()))
+    found = network(input_NTI)
+    assert found.dtype == dtype and found.shape == exact.shape
+    # Half a unit in the last place, and a little for the order of sums in float32.
+    assert ((found.double() - exact).abs() <= 0.501 * torch.finfo(dtype).eps * exact.abs() + 1e-6).all()
+
+
+def test_few_rows_and_gradients_take_torchs_way(monkeypatch):
+    monkeypatch.setattr(precision, "multiplies_slowly", lambda _: True)
+    fast = linear_in(torch.bfloat16)
+    use_fast_products(fast)
+    plain = linear_in(torch.bfloat16)
+    rows = precision.ROWS_WORTH_COPYING
+    taken = []
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: taken.append(1) or tensor.to(torch.float32))
+    few, many = (torch.randn(count, 40).bfloat16() for count in (rows - 1, rows))
+    assert torch.equal(fast(few), plain(few)) and not taken
+    needing = many.clone().requires_grad_()
+    fast(needing).sum().backward()
+    assert needing.grad is not None and not taken
+    fast(many)
+    assert taken
+
+
+def test_only_linears_in_16_bits_on_a_cpu_without_such_products_are_changed(monkeypatch):
+    assert not multiplies_slowly(torch.float32)
+    for dtype, slow, expected in [
+        (torch.bfloat16, True, Float32ProductLinear),
+        (torch.bfloat16, False, torch.nn.Linear),
+        (torch.float32, None, torch.nn.Linear),
+    ]:
+        if slow is not None:
+            monkeypatch.setattr(precision, "multiplies_slowly", lambda _, slow=slow: slow)
+        linear = linear_in(dtype)
+        use_fast_products(linear)
+        assert type(linear) is expected
+    monkeypatch.setattr(precision, "multiplies_slowly", lambda _: True)
+    elsewhere = linear_in(torch.bfloat16).to("meta")
+    use_fast_products(elsewhere)
+    assert type(elsewhere) is torch.nn.Linear

@@ -23,8 +23,8 @@ from prunus.pruning.methods import METHODS
 from prunus.recipes import PruneRecipe
 
 BLOCKS = 5
-# Dies by SIGKILL after so many bytes of weights of a block, right after a block is finished, or then and in the middle of
-# what a thread copies from outside the blocks.
+# Dies by SIGKILL after so many bytes of weights of a block, right after a block is finished, or then and while a thread
+# copies what lies outside the blocks.
 KILLED = """
 import os, signal, sys, threading, time
 import prunus

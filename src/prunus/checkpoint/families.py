@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
 
-from prunus.checkpoint.precision import attention_for
+from prunus.checkpoint.precision import attention_for, use_fast_products
 from prunus.errors import PrunusError
 
 Kind = Literal["attention", "mlp"]
@@ -150,6 +150,7 @@ class Runner:
             block: nn.Module = family_class(self.config, "block")(self.config, index)
         state = {name: tensors[name].to(self.device, self.dtype) for name in block.state_dict()}
         block.load_state_dict(state, assign=True)
+        use_fast_products(block)
         return block.eval().requires_grad_(False)
 
     def run_block(self, block: nn.Module, hidden_NTD: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Products of float32 matrices that are float32, by the fastest library that gives them, and attention made of them."""
+"""Products of float32 matrices that are float32, by the fastest library that gives them, and what is made of them in 16
+bits: attention, and Linears where the processor has no products of 16-bit floats.
+
+Shapes: N rows of numbers, I input features, O output features.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface
 
 ROUNDING = 1e-5  # of the largest element: above what float32 leaves of sums of 1024, far below what TF32 or bfloat16 do
+# With fewer rows, copying a weight takes longer than multiplying it as slowly as torch does.
+ROWS_WORTH_COPYING = 32
+PANEL = 1 << 20  # weights that are copied at a time
+_ASK_TORCH = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
 @contextmanager
@@ -65,3 +74,40 @@ def _attend(
 
 FLOAT32_ATTENTION = "prunus_float32"
 AttentionInterface.register(FLOAT32_ATTENTION, _attend)
+
+
+def use_fast_products(network: nn.Module) -> None:
+    """Make the Linears of a network on a CPU Float32ProductLinears where that is faster; nothing else changes."""
+    for module in network.modules():
+        if type(module) is nn.Linear and module.weight.device.type == "cpu" and multiplies_slowly(module.weight.dtype):
+            module.__class__ = Float32ProductLinear
+
+
+@cache
+def multiplies_slowly(dtype: torch.dtype) -> bool:
+    """Whether torch has but a plain loop for products of this type on this CPU, such as AVX2 for bfloat16."""
+    if dtype not in _ASK_TORCH:
+        return False
+    has_products = getattr(torch.ops.mkldnn, _ASK_TORCH[dtype], None)  # absent: torch without oneDNN
+    return has_products is None or not has_products()
+
+
+class Float32ProductLinear(nn.Linear):
+    """A Linear in 16 bits that multiplies float32 copies, a panel of its weight at a time, and rounds the sums once.
+
+    So do processors with products of 16-bit floats, and torch's loop: only the order of the sums is another.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., I) to (..., O). A few rows take torch's loop, and so does what needs a gradient."""
+        needs_grad = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
+        if needs_grad or input.numel() < ROWS_WORTH_COPYING * self.in_features:
+            return super().forward(input)
+        input_NI = input.reshape(-1, self.in_features).float()
+        output_NO = input.new_empty(len(input_NI), self.out_features)
+        panel = max(1, PANEL // self.in_features)
+        for begin in range(0, self.out_features, panel):
+            weight_PI = self.weight[begin : begin + panel].float()
+            bias_P = None if self.bias is None else self.bias[begin : begin + panel].float()
+            output_NO[:, begin : begin + panel] = functional.linear(input_NI, weight_PI, bias_P)
+        return output_NO.view(*input.shape[:-1], self.out_features)

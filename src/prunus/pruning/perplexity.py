@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prunus.checkpoint.families import pick_device
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.source import one_line, resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -61,7 +62,9 @@ def load_model(source: Checkpoint, device: torch.device) -> Any:
     disable_progress_bar()  # ours is enough
     try:
         network: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=source.dtype)
-        return network.eval().to(device)
+        network = network.eval().to(device)
+        use_fast_products(network)
+        return network
     except (OSError, ValueError, RuntimeError) as error:
         raise PrunusError(f"{source.folder} cannot be loaded by transformers: {one_line(error)}") from error
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from prunus.checkpoint.files import is_packed
 from prunus.checkpoint.packed_folder import PackedCheckpoint
+from prunus.checkpoint.precision import use_fast_products
 from prunus.errors import PrunusError
 from prunus.sparse import describe, load
 from prunus.sparse.library import kernel, say_why_dense
@@ -53,6 +54,7 @@ def load_model(
         raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
     if dtype is None and model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS:
         model = model.float()
+    use_fast_products(model)
     return model.eval()
 
 
