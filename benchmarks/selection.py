@@ -1,6 +1,7 @@
 """How much faster than a stable full sort the selection of prunus.pruning.masks is: `python benchmarks/selection.py`.
 
-Both do the whole step, from weight to pruned weight, by the same rule, on one thread; results are compared bit for bit.
+Both do the whole step, from weight to pruned weight, by the same rule, on one thread; results are compared bit for
+bit.
 Times are the best of several alternating runs, so the ratios hold on a busy machine too.
 """
 
@@ -12,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunus.pruning.masks import zero_lowest_in_tensor, zero_lowest_per_row, zeros_wanted
+from prunus.pruning.masks import zero_lowest_in_tensor, zero_lowest_per_pattern, zero_lowest_per_row, zeros_wanted
 
 
 def sorted_rows(weight_OI: Tensor, score_OI: Tensor, sparsity: float) -> Tensor:
@@ -28,6 +29,14 @@ def sorted_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float) -> Tenso
     pruned_N = weight_OI.flatten().clone()
     pruned_N[order_N[: zeros_wanted(weight_OI.numel(), sparsity)]] = 0
     return pruned_N.view_as(weight_OI)
+
+
+def sorted_groups(weight_OI: Tensor, score_OI: Tensor, pattern: tuple[int, int]) -> Tensor:
+    """Of every group of a pattern (keep n, of m), by a stable sort of each; m divides the width."""
+    keep, width = pattern
+    order_OGM = torch.sort(score_OI.unflatten(1, (-1, width)), dim=2, stable=True).indices
+    pruned_OGM = weight_OI.clone().unflatten(1, (-1, width))
+    return pruned_OGM.scatter_(2, order_OGM[:, :, : width - keep], 0).flatten(1)
 
 
 def best_times(functions: list[Callable[[], Tensor]], repeats: int) -> list[float]:
@@ -53,16 +62,21 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         weight_OI = torch.randn(size, generator=generator).to(dtype)
         wanda_OI = weight_OI.float().abs() * torch.rand(size[1], generator=generator)
-        for sparsity in (0.2, 0.5):
-            for group, score_OI, ours, theirs in (
-                ("row (Wanda)", wanda_OI, zero_lowest_per_row, sorted_rows),
-                ("tensor (Magnitude)", weight_OI.abs(), zero_lowest_in_tensor, sorted_tensor),
-            ):
-                assert torch.equal(ours(weight_OI, score_OI, sparsity), theirs(weight_OI, score_OI, sparsity))
-                runs = [partial(function, weight_OI, score_OI, sparsity) for function in (theirs, ours)]
-                slow, fast = best_times(runs, arguments.repeats)
-                name = str(dtype).removeprefix("torch.")
-                print(f"| {group} | {name} | {sparsity} | {1e3 * slow:.0f} | {1e3 * fast:.0f} | {slow / fast:.1f}x |")
+        cases = [
+            (group, how, ours, theirs, score_OI)
+            for group, hows, ours, theirs, score_OI in (
+                ("row (Wanda)", (0.2, 0.5), zero_lowest_per_row, sorted_rows, wanda_OI),
+                ("tensor (Magnitude)", (0.2, 0.5), zero_lowest_in_tensor, sorted_tensor, weight_OI.abs()),
+                ("pattern (Wanda)", ((2, 4), (4, 8)), zero_lowest_per_pattern, sorted_groups, wanda_OI),
+            )
+            for how in hows
+        ]
+        for group, how, ours, theirs, score_OI in cases:
+            runs = [partial(function, weight_OI, score_OI, how) for function in (theirs, ours)]
+            assert torch.equal(*(run() for run in runs))
+            slow, fast = best_times(runs, arguments.repeats)
+            name, share = str(dtype).removeprefix("torch."), "{}:{}".format(*how) if isinstance(how, tuple) else how
+            print(f"| {group} | {name} | {share} | {1e3 * slow:.0f} | {1e3 * fast:.0f} | {slow / fast:.1f}x |")
 
 
 if __name__ == "__main__":
