@@ -1,7 +1,7 @@
 """What a Linear in 16 bits costs by torch's own product and by float32 copies: `python benchmarks/products.py`.
 
-One thread, CPU time, the best of several runs in turns. prunus.checkpoint.precision takes copies where torch says that it
-has no products of 16-bit floats on this processor, which is printed first.
+One thread, CPU time, the best of several runs in turns. prunus.checkpoint.precision takes copies where torch says that
+it has no products of 16-bit floats on this processor, which is printed first.
 """
 
 import argparse
