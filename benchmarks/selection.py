@@ -1,7 +1,6 @@
 """How much faster than a stable full sort the selection of prunus.pruning.masks is: `python benchmarks/selection.py`.
 
-Both do the whole step, from weight to pruned weight, by the same rule, on one thread; results are compared bit for
-bit.
+Both do the whole step, from weight to pruned weight, by the same rule, on one thread, and must give the same bits.
 Times are the best of several alternating runs, so the ratios hold on a busy machine too.
 """
 
