@@ -5,9 +5,10 @@ where equal scores straddle it are they looked at one by one. benchmarks/selecti
 Shapes: O output features (rows), I input features (columns).
 """
 
+from collections.abc import Iterator
 from fractions import Fraction
 from math import floor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from prunus.recipes import Rounding
 
 # On a CPU rows are taken in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19
-_PART = 1 << 16  # in which places are looked for
+_PART = 1 << 17  # the same where every step is over 16-bit numbers
 _STEP, _TRIES = 61, 4  # one of how many numbers is sampled (not a divisor of a width), and how often that is asked
 _SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # as integers; NaN lies above
@@ -159,12 +160,15 @@ def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, 
     count = zeros_wanted(weight_OI.numel(), sparsity, rounding)
     if weight_OI.numel() == 0 or (count == 0 and rounding == "exact"):
         return weight_OI.clone()
-    if rounding == "reference":
-        key_N = _keys(score_OI.reshape(-1))
-        lowest_OI = (key_N <= _kth_lowest(key_N, count + 1)).view(score_OI.shape)
-    else:
-        lowest_OI = lowest_in_tensor(score_OI, count)
-    return _without(weight_OI, lowest_OI)
+    key_N = _keys(score_OI.reshape(-1))
+    k = count + 1 if rounding == "reference" else count
+    if _on_cpu(weight_OI):
+        return _without_lowest(weight_OI, key_N.numpy(), k, every_tie=rounding == "reference")
+    threshold = _kth_lowest(key_N, k)
+    lowest_N = key_N <= threshold if rounding == "reference" else _take(key_N, threshold, k)
+    result_OI = weight_OI.clone()
+    _zero(result_OI, lowest_N.view(weight_OI.shape))
+    return result_OI
 
 
 def kth_lowest(score_N: Tensor, k: int) -> Tensor:
@@ -190,34 +194,37 @@ def _keys(score_N: Tensor) -> Tensor:
 def _kth_lowest(key_N: Tensor, k: int) -> Tensor:
     """The k-th smallest (from 1) of what _keys gives."""
     if _on_cpu(key_N):
-        keys = key_N.numpy()
-        if keys.dtype == np.int16:
-            return torch.tensor(_kth_lowest_by_counting(keys, k), dtype=torch.int16)
-        return torch.from_numpy(np.partition(keys, k - 1)[k - 1 : k].copy())[0]
+        return torch.tensor(_kth_and_lower(key_N.numpy(), k)[0], dtype=key_N.dtype)
     if key_N.dtype == torch.int16:
         up_to = torch.bincount(key_N, minlength=1 << 15).cumsum(0)
         return torch.searchsorted(up_to, torch.tensor(k, device=up_to.device)).to(torch.int16)
     return torch.kthvalue(key_N, k).values
 
 
-def _kth_lowest_by_counting(keys: NDArray[np.int16], k: int) -> int:
-    """The same of 16-bit keys that are not negative. Comparing and counting a few times is faster than a histogram.
+def _kth_and_lower(keys: NDArray[Any], k: int) -> tuple[Any, int]:
+    """The same on a CPU, and how many are lower than that.
 
-    A sample says where to guess, and by how much to correct a guess; where it misleads, the rest is halved.
+    Of 16-bit keys, which are not negative, comparing and counting a few times is faster than a histogram. A sample says
+    where to guess, and by how much to correct a guess; where it misleads, the rest is halved.
     """
+    if keys.dtype != np.int16:
+        threshold = np.partition(keys, k - 1)[k - 1]
+        return threshold, int(np.count_nonzero(keys < threshold))
     sample = np.sort(keys[::_STEP], kind="stable")  # of 16-bit numbers that is a radix sort, ten times faster
     place = k // _STEP
     below, limit = -1, (1 << 15) - 1  # fewer than k are at most `below`, k or more at most `limit`
-    tries = 0
+    tries = lower = 0
     while limit - below > 1:
         tries += 1
         guess = int(sample[min(max(place, 0), len(sample) - 1)]) if tries <= _TRIES else (below + limit) // 2
         guess = min(max(guess, below + 1), limit - 1)
-        parts = (keys[begin : begin + SLICE] for begin in range(0, len(keys), SLICE))
-        found = sum(int(np.count_nonzero(part <= guess)) for part in parts)
+        found = sum(int(np.count_nonzero(keys[part] <= guess)) for part in _parts(0, len(keys)))
         place += (k - found) // _STEP
-        below, limit = (below, guess) if found >= k else (guess, limit)
-    return limit
+        if found >= k:
+            limit = guess
+        else:
+            below, lower = guess, found
+    return limit, lower
 
 
 def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
@@ -242,15 +249,10 @@ def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
     """(N,) true at the count lowest, given the count-th lowest: all below it and the first of those equal to it."""
     if _on_cpu(key_N):  # numpy compares and finds several times faster than torch
         keys, limit = key_N.numpy(), threshold.numpy()
-        lowest_N = torch.from_numpy(keys <= limit)
-        surplus = _count(lowest_N) - count
-        for begin in range((len(keys) - 1) // _PART * _PART, -1, -_PART):  # from the end, as far as need be
-            if surplus == 0:
-                break
-            equal = begin + np.flatnonzero(keys[begin : begin + _PART] == limit)[-surplus:]
-            lowest_N.numpy()[equal] = False
-            surplus -= len(equal)
-        return lowest_N
+        lowest = keys < limit
+        end = _end(keys, limit, count - int(np.count_nonzero(lowest)))
+        lowest[:end] |= keys[:end] == limit
+        return torch.from_numpy(lowest)
     lowest_N = key_N <= threshold
     surplus = _count(lowest_N) - count
     if surplus:
@@ -264,14 +266,32 @@ def _on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _without(weight: Tensor, lowest: Tensor) -> Tensor:
-    """New weight that has +0.0 there; see _zero."""
-    if not _on_cpu(weight):
-        result = weight.clone()
-        _zero(result, lowest)
-        return result
-    patterns = weight.view(_SAME_SIZE_INTEGER[weight.element_size()])
-    return torch.from_numpy(patterns.numpy() * np.logical_not(lowest.numpy())).view(weight.dtype)
+def _without_lowest(weight: Tensor, keys: NDArray[Any], k: int, every_tie: bool) -> Tensor:
+    """New weight that has +0.0 at its k lowest keys; every_tie: also at all that equal the k-th. For a CPU."""
+    limit, lower = _kth_and_lower(keys, k)
+    end = len(keys) if every_tie else _end(keys, limit, k - lower)
+    bits = weight.reshape(-1).view(_SAME_SIZE_INTEGER[weight.element_size()]).numpy()
+    result = np.empty_like(bits)
+    for part in _parts(0, end):  # as in _zero
+        np.multiply(bits[part], keys[part] > limit, out=result[part])
+    for part in _parts(end, len(keys)):
+        np.multiply(bits[part], keys[part] >= limit, out=result[part])
+    return torch.from_numpy(result).view(weight.dtype).view(weight.shape)
+
+
+def _end(keys: NDArray[Any], limit: Any, count: int) -> int:
+    """Behind which place count keys that equal limit have been seen."""
+    for part in _parts(0, len(keys)):
+        equal = keys[part] == limit
+        if (found := int(np.count_nonzero(equal))) >= count:
+            return part.start + int(np.flatnonzero(equal)[count - 1]) + 1
+        count -= found
+    raise AssertionError(f"{count} more of {limit} expected")
+
+
+def _parts(begin: int, end: int) -> Iterator[slice]:
+    """Slices of so few elements that what is computed of one stays in the cache of a core."""
+    return (slice(start, min(start + _PART, end)) for start in range(begin, end, _PART))
 
 
 def _zero(weight: Tensor, lowest: Tensor) -> None:
@@ -289,8 +309,7 @@ def count_zeros(weight: Tensor) -> int:
         return weight.numel() - int(weight.count_nonzero())
     # As integers without their sign bit: some twenty times faster than torch's count of 16-bit floats.
     patterns = weight.reshape(-1).view(_SAME_SIZE_INTEGER[weight.element_size()]).numpy()
-    parts = (patterns[begin : begin + SLICE] for begin in range(0, len(patterns), SLICE))
-    return weight.numel() - sum(int(np.count_nonzero(np.left_shift(part, 1))) for part in parts)
+    return weight.numel() - sum(int(np.count_nonzero(patterns[part] << 1)) for part in _parts(0, len(patterns)))
 
 
 def _count(mask: Tensor) -> int:
