@@ -83,6 +83,6 @@ def _over(tensors: Mapping[str, Stored], contents: Mapping[str, bytes]) -> str:
     return total.hexdigest()
 
 
-def _finite(piece: bytes, dtype: str) -> bool:
+def _finite(piece: bytes | memoryview, dtype: str) -> bool:
     integer, mask = _EXPONENT[dtype]
     return bool(np.max(np.frombuffer(piece, integer) & integer(mask), initial=0) < mask)
