@@ -108,7 +108,7 @@ def bound(case: Case) -> int:
     if (gradients := with_gradients(case, weights, largest, tokens)) is not None:
         return gradients
     own = {
-        "magnitude": 8 * largest,
+        "magnitude": 6 * largest,
         "wanda": 8 * largest,
         "ria": 12 * largest,
         "dsnot": 10 * largest,
