@@ -1,4 +1,4 @@
-"""Wheels with the compiled kernel where there is a compiler, pure ones elsewhere; see src/prunus/sparse/build.py."""
+"""Wheels with the compiled libraries where there is a compiler, pure ones elsewhere; see src/prunus/sparse/build.py."""
 
 import importlib.util
 import sys
@@ -10,7 +10,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class KernelHook(BuildHookInterface):
-    """Compiles the kernel into a temporary folder, never into the source tree, and puts it into the wheel."""
+    """Compiles the libraries into a temporary folder, never into the source tree, and puts them into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """version: `editable` for installs that use the source tree; those compile at first use."""
@@ -20,18 +20,19 @@ class KernelHook(BuildHookInterface):
         if not build.supported():
             return
         self.folder = tempfile.TemporaryDirectory()
-        library = Path(self.folder.name) / "_kernel.so"
+        libraries = {Path(self.folder.name) / build.prebuilt(source).name: source for source in build.SOURCES}
         try:
-            build.compile_kernel(library)
+            for library, source in libraries.items():
+                build.compile_library(source, library)
         except build.BuildError as error:
-            sys.stderr.write(f"prunus: no compiled kernel in this wheel: {error}; it is compiled at first use\n")
+            sys.stderr.write(f"prunus: nothing compiled in this wheel: {error}; it is compiled at first use\n")
             return
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{build.platform_tag(library)}"
-        build_data["force_include"][str(library)] = "prunus/sparse/_kernel.so"
+        build_data["tag"] = f"py3-none-{build.platform_tag(libraries)}"
+        build_data["force_include"] |= {str(library): f"prunus/sparse/{library.name}" for library in libraries}
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """The wheel is made; the library is in it."""
+        """The wheel is made; the libraries are in it."""
         if hasattr(self, "folder"):
             self.folder.cleanup()
 

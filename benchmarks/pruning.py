@@ -190,7 +190,7 @@ def prepare(peer: bool, tokens: Path | None) -> None:
 
 
 def against_copying(out: Path) -> dict[str, dict[str, float]]:
-    """Magnitude, its bare steps and copying the model's files in turn: median seconds, until everything is on disk."""
+    """Magnitude and copying the model's files in turn: median seconds, until everything is on disk."""
     import prunus
     from prunus.checkpoint import checksum
 
@@ -201,11 +201,10 @@ def against_copying(out: Path) -> dict[str, dict[str, float]]:
                 os.fsync(stream.fileno())
 
     def prune() -> None:
-        checksum._checksum.cache_clear()  # as in a process of its own
-        checksum._digest.cache_clear()
+        checksum.forget()  # as in a process of its own
         prunus.prune(MODEL, out, prunus.PruneRecipe(method="magnitude"))
 
-    ways = {"copy": copy, "bare steps": lambda: bare_magnitude(out), "magnitude": prune}
+    ways = {"copy": copy, "magnitude": prune}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for name in ("magnitude", *tuple(ways) * ROUNDS):
         os.sync()
@@ -218,44 +217,6 @@ def against_copying(out: Path) -> dict[str, dict[str, float]]:
         name: dict(zip(("wall", "cpu"), map(median, zip(*costs, strict=True)), strict=True))
         for name, costs in found.items()
     }
-
-
-def bare_magnitude(out: Path) -> None:
-    """The least that Magnitude has to do, two blocks at a time, with nothing kept for a resume or for a reader.
-
-    Everything is read once, looked at for NaN and hashed; Linears lose the half; all of it is written and on the disk.
-    """
-    import torch
-    from blake3 import blake3
-
-    from prunus.checkpoint import checksum
-    from prunus.checkpoint.ahead import ahead
-    from prunus.checkpoint.files import Checkpoint
-    from prunus.checkpoint.safetensors_file import OpenFile, entry_of, sync_file
-    from prunus.pruning.masks import zero_lowest_in_tensor
-
-    source = Checkpoint(MODEL)
-    out.mkdir()
-    target = OpenFile(out / "model.safetensors", {name: entry_of(stored) for name, stored in source.tensors.items()})
-
-    def made(index: int | None) -> dict[str, Any]:
-        stored = source.outer_tensors() if index is None else source.block_tensors(index)
-        tensors = {name: place.read() for name, place in stored.items()}
-        for name, tensor in tensors.items():
-            data = tensor.view(-1).view(torch.uint8).numpy().data
-            assert checksum._finite(data, "BF16")
-            blake3(data).digest()
-            if "_proj." in name:
-                tensors[name] = zero_lowest_in_tensor(tensor, tensor.abs(), 0.5)
-        return tensors
-
-    blocks = range(source.blocks)
-    with ThreadPoolExecutor(1) as other:
-        rest = other.submit(lambda: [target.write(part) for part in ahead(made, [None, *blocks[1::2]])])
-        for part in ahead(made, blocks[::2]):
-            target.write(part)
-        rest.result()
-    sync_file(target.path)
 
 
 def main() -> None:

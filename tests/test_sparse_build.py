@@ -1,5 +1,6 @@
 """How the kernel gets onto a machine: in the wheel, compiled at first use, or not at all."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -43,8 +44,12 @@ def test_a_wheel_carries_the_library_where_there_is_a_compiler(tmp_path):
     wheel = make_wheel(tmp_path)
     assert "-py3-none-manylinux_2_" in wheel.name and wheel.name.endswith("_x86_64.whl")
     with zipfile.ZipFile(wheel) as opened:
-        path = Path(opened.extract("prunus/sparse/_kernel.so", tmp_path))
-    assert library._open(path).prunus_isa() == library._load().prunus_isa()
+        found = {source: Path(opened.extract(f"prunus/sparse/_{source.stem}.so", tmp_path)) for source in build.SOURCES}
+    assert library._open(build.KERNEL, found[build.KERNEL]).prunus_isa() == library.load(build.KERNEL).prunus_isa()
+    number = ctypes.c_int64()
+    assert (
+        library._open(build.SMALLEST, found[build.SMALLEST]).prunus_count_zeros(b"\0" * 6, 3, ctypes.byref(number)) < 2
+    )
     assert not list((ROOT / "src").rglob("*.so"))
 
 
@@ -53,12 +58,12 @@ def test_a_wheel_is_pure_where_there_is_none(tmp_path):
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
-    assert "prunus/sparse/kernel.cpp" in names
+    assert {"prunus/sparse/kernel.cpp", "prunus/sparse/smallest.cpp"} <= set(names)
     assert not [name for name in names if name.endswith(".so")]
 
 
 def test_compilers_that_are_not_there_or_fail(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "PREBUILT", tmp_path / "none.so")
+    monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for compiler, words in [
         ("/bin/false", "false fails"),
@@ -71,16 +76,16 @@ def test_compilers_that_are_not_there_or_fail(monkeypatch, tmp_path):
 
 
 def test_a_damaged_library_is_made_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "PREBUILT", tmp_path / "none.so")
+    monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = []
 
-    def fake(target):
+    def fake(_source, target):
         made.append(target)
         target.write_bytes(b"no library either")
 
     monkeypatch.setattr(library, "supported", lambda: True)
-    monkeypatch.setattr(library, "compile_kernel", fake)
+    monkeypatch.setattr(library, "compile_library", fake)
     monkeypatch.setattr(library, "find_compiler", lambda: "g++")
     assert library.kernel.__wrapped__().library is None
     assert library.kernel.__wrapped__().library is None
@@ -88,7 +93,7 @@ def test_a_damaged_library_is_made_again(monkeypatch, tmp_path):
 
 
 def test_a_cache_that_others_can_write_is_not_used(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "PREBUILT", tmp_path / "none.so")
+    monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
     monkeypatch.setattr(library, "supported", lambda: True)
     monkeypatch.setattr(library, "find_compiler", lambda: "g++")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -103,7 +108,7 @@ def test_the_platform_tag_names_the_newest_glibc_that_is_needed(tmp_path):
         (b"GLIBC_2.2.5", "manylinux_2_17_x86_64"),
     ]:
         (tmp_path / "library").write_bytes(text)
-        assert build.platform_tag(tmp_path / "library") == tag
+        assert build.platform_tag([tmp_path / "library"]) == tag
 
 
 def test_importing_prunus_needs_no_compiler_and_no_torch():

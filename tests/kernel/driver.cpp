@@ -1,4 +1,4 @@
-// The kernel under sanitizers: `make sanitize` compiles this with kernel.cpp. Every instruction set of this processor,
+// The C++ files under sanitizers: `make sanitize` compiles this with them. Every instruction set of this processor,
 // against plain loops in double, with every array next to a page that must not be touched.
 
 #include <cmath>
@@ -22,6 +22,8 @@ int prunus_repack(int, int, const uint8_t*, int64_t, const void*, int64_t, int64
                   int);
 int prunus_check(const uint32_t*, const int64_t*, int64_t, int64_t, int64_t);
 int prunus_unpack(int, int, const uint32_t*, const void*, const int64_t*, int64_t, int64_t, int64_t, int64_t, void*, int);
+int prunus_zero_smallest(const uint16_t*, int64_t, int64_t, int, uint16_t*);
+int prunus_count_zeros(const uint16_t*, int64_t, int64_t*);
 }
 
 #define EXPECT(truth) \
@@ -184,6 +186,34 @@ void* caller(void* which) {
   return which;
 }
 
+// The k smallest become zero: none that stays is smaller, and of those that equal the greatest that went the first went.
+void check_smallest(int64_t count, int64_t k, int levels) {
+  Array from(count * 2), to(count * 2);
+  auto size = [](uint16_t number) { return number & 0x7fff; };
+  auto *before = from.as<uint16_t>(), *after = to.as<uint16_t>();
+  for (int64_t i = 0; i < count; i++) before[i] = uint16_t(1 + int(uniform() * levels) + (uniform() < 0.5 ? 0x8000 : 0));
+  int status = prunus_zero_smallest(before, count, k, 0x7f80, after);
+  if (status == 1) return;  // this processor has no AVX2
+  EXPECT(status == 0);
+  int64_t zeros = 0, found = -1;
+  int greatest = 0, last_that_went = -1, first_that_stayed = 1 << 16;
+  for (int64_t i = 0; i < count; i++) {
+    EXPECT(after[i] == 0 || after[i] == before[i]);
+    zeros += after[i] == 0;
+    if (after[i] == 0 && size(before[i]) > greatest) greatest = size(before[i]);
+  }
+  for (int64_t i = 0; i < count; i++) {
+    EXPECT(after[i] == 0 || size(before[i]) >= greatest);
+    if (size(before[i]) != greatest) continue;
+    if (after[i] == 0) last_that_went = int(i);
+    if (after[i] != 0 && i < first_that_stayed) first_that_stayed = int(i);
+  }
+  EXPECT(zeros == k && last_that_went < first_that_stayed);
+  EXPECT(prunus_count_zeros(after, count, &found) == 0 && found == k);
+  before[count - 1] = 0x7f81;
+  EXPECT(prunus_zero_smallest(before, count, k, 0x7f80, after) == 2);
+}
+
 }  // namespace
 
 int main() {
@@ -214,5 +244,8 @@ int main() {
     caller(nullptr);
   }
   if (prunus_isa() > 0) check({prunus_isa(), BF16, BF16, 70, 4200, 50, 0.5});  // several spans, panels and ranges
+  for (int64_t count : {1, 15, 16, 17, 4096, 4100, 9000, 50000})
+    for (int levels : {1, 3, 1000, 0x7f7f})
+      for (int64_t k : {int64_t(1), (count + 1) / 2, count}) check_smallest(count, k, levels);
   printf("%d products on %d instruction sets\n", 2 * cases + 1, prunus_isa());
 }

@@ -1,6 +1,6 @@
 """A checkpoint on disk: its tensors, read one at a time, its identity, and the manifest of what was done to it."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.ahead import ahead
-from prunus.checkpoint.checksum import checksum_of, digest_of, fingerprint_of
+from prunus.checkpoint.checksum import checksum_of, digest_of, fingerprint_of, read_checked
 from prunus.checkpoint.families import (
     LINEARS,
     block_index,
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 MANIFEST = "prunus.json"
 MANIFEST_FORMAT = 1
-# How many bytes of blocks are checked ahead of the one that is worked on.
+# How many bytes of blocks are checked ahead of the one that is worked on; of blocks that are kept, only one is.
 CHECKED_AHEAD = 1 << 28
+# Blocks up to this size are kept in memory when they are checked, instead of being read again.
+SMALL_BLOCK = 1 << 23
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 PACKED_FILE = "packed.safetensors"  # instead of them in a packed checkpoint
 
@@ -68,6 +70,17 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all weights."""
         return sum(stored.nbytes for stored in self.tensors.values())
+
+    @cached_property
+    def _block_bytes(self) -> int:
+        """Bytes of the largest block."""
+        blocks = map(self.block_tensors, range(self.blocks))
+        return max(sum(stored.nbytes for stored in block.values()) for block in blocks)
+
+    @property
+    def has_small_blocks(self) -> bool:
+        """Whether checked_ahead may keep them."""
+        return self._block_bytes <= SMALL_BLOCK
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,16 +139,28 @@ class Checkpoint:
         """BLAKE3 of one block, or for None of what lies outside blocks; its share of checksum() is then done."""
         return digest_of(self._parts.get(index, {}))
 
-    def checked_ahead(self, outside_first: bool) -> Generator[tuple[int | None, str], None, None]:
-        """Every block with its digest, None for what lies outside them, as a thread has checked them.
+    def checked_ahead(
+        self, outside_first: bool, keep: Collection[int]
+    ) -> Generator[tuple[int | None, str, dict[str, Tensor] | None], None, None]:
+        """Every block with its digest, None for what lies outside them, as a thread has checked them; and its tensors.
 
         That brings the next blocks into the system's cache, too: neither disk nor BLAKE3 are waited for, and no memory
-        of ours is taken. outside_first: embeddings are needed before the first block.
+        of ours is taken. Tensors, by their names within the block, come with the blocks that keep names, which are to
+        be small. outside_first: embeddings are needed before the first block.
         """
         order = [None, *range(self.blocks)] if outside_first else [*range(self.blocks), None]
-        block_bytes = sum(stored.nbytes for stored in self.block_tensors(0).values())
-        with closing(ahead(self.digest, order, max(1, CHECKED_AHEAD // block_bytes))) as digests:
-            yield from zip(order, digests, strict=True)
+        most = 1 if keep else max(1, CHECKED_AHEAD // self._block_bytes)
+
+        def check(index: int | None) -> tuple[str, dict[str, Tensor] | None]:
+            if index is None or index not in keep:
+                return self.digest(index), None
+            read, digest = read_checked(self.block_tensors(index))
+            prefix = block_name(index, "")
+            return digest, {name.removeprefix(prefix): tensor for name, tensor in read.items()}
+
+        with closing(ahead(check, order, most)) as results:
+            for index, (digest, tensors) in zip(order, results, strict=True):
+                yield index, digest, tensors
 
     def _find_tensors(self) -> Mapping[str, Stored]:
         return find_tensors(self.folder)

@@ -269,7 +269,7 @@ class Partial:
     def _open_whole(self) -> None:
         """Make or find the one file of a small model; a large one, or one of unlike blocks, gets a file per block.
 
-        A thread copies to it what lies outside blocks, while the first of them is made.
+        A thread checks what lies outside blocks, and copies it to there, while the first of them is made.
         """
         entries = self._entries()
         if entries is None or sum(entry.nbytes for entry in entries.values()) > SINGLE_FILE_BYTES:
@@ -277,7 +277,11 @@ class Partial:
         self.whole = OpenFile(self.folder / SINGLE_FILE, entries)
         if self.whole.fresh:
             self.records = {}
-        self.outside = self.thread.submit(self.whole.write, self.source.outer_tensors())
+        self.outside = self.thread.submit(self._copy_outside, self.whole)
+
+    def _copy_outside(self, whole: OpenFile) -> None:
+        self.source.digest(None)
+        whole.write(self.source.outer_tensors())
 
     def _entries(self) -> dict[str, Entry] | None:
         """What the result will hold; None if that depends on which of unlike blocks are kept."""

@@ -7,6 +7,7 @@ Shapes: O output features (rows), I input features (columns).
 
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from math import floor
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunus.recipes import Rounding
+from prunus.sparse import smallest
 
 # On a CPU rows are taken in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19
@@ -51,6 +53,14 @@ def zero_lowest(weight_OI: Tensor, score_OI: Tensor, target: Target, group: Grou
         return zero_lowest_per_pattern(weight_OI, score_OI, target.pattern)
     zero = zero_lowest_per_row if group == "row" else zero_lowest_in_tensor
     return zero(weight_OI, score_OI, target.sparsity, target.rounding)
+
+
+def zero_smallest(weight_OI: Tensor, target: Target) -> Tensor:
+    """zero_lowest by size, of the whole tensor: compiled, where that can be had, which takes a third of the time."""
+    count = zeros_of(target, (weight_OI.numel(), 1), "tensor") if target.pattern is None else 0
+    if count and target.rounding == "exact" and (found := smallest.zero_smallest(weight_OI, count)) is not None:
+        return found
+    return zero_lowest(weight_OI, weight_OI.abs(), target, "tensor")
 
 
 def zero_lowest_per_pattern(weight_OI: Tensor, score_OI: Tensor, pattern: tuple[int, int]) -> Tensor:
@@ -107,6 +117,7 @@ def lowest_in_tensor(score: Tensor, count: int) -> Tensor:
     return _take(key_N, _kth_lowest(key_N, count), count).view(score.shape)
 
 
+@lru_cache
 def zeros_wanted(size: int, sparsity: float, rounding: Rounding = "exact") -> int:
     """How many of size weights are to be zero.
 
@@ -307,6 +318,8 @@ def count_zeros(weight: Tensor) -> int:
     """How many weights are +0.0 or -0.0."""
     if not _on_cpu(weight):
         return weight.numel() - int(weight.count_nonzero())
+    if (found := smallest.count_zeros(weight)) is not None:
+        return found
     # As integers without their sign bit: some twenty times faster than torch's count of 16-bit floats.
     patterns = weight.reshape(-1).view(_SAME_SIZE_INTEGER[weight.element_size()]).numpy()
     return weight.numel() - sum(int(np.count_nonzero(patterns[part] << 1)) for part in _parts(0, len(patterns)))

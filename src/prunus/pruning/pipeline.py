@@ -209,14 +209,16 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, of
             file = partial.folder / HIDDEN if offload else None
             weights = calibration.token_weights(recipe) if recipe.weighted else None
             hidden = HiddenStates(source, runner, calibration.sequences, file, room_needed(job), weights)
+    left = [index for index in range(source.blocks) if not partial.has(index)]
+    kept = left if source.has_small_blocks and job.device.type == "cpu" else []
     # Freed at once: then glibc keeps up to twice as much of what is freed, instead of asking anew for every block.
     np.empty(31 << 20, np.uint8)
     with (
         Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps,
-        closing(source.checked_ahead(outside_first=hidden is not None)) as checked,
-        closing(blocks_on(source, [i for i in range(source.blocks) if not partial.has(i)], job.device)) as blocks,
+        closing(source.checked_ahead(outside_first=hidden is not None, keep=kept)) as checked,
+        closing(blocks_on(source, [] if kept else left, job.device)) as blocks,
     ):
-        for index, digest in checked:
+        for index, digest, tensors in checked:
             if index is None:
                 continue
             if partial.has(index):
@@ -228,7 +230,8 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, of
                     stored = source.block_tensors(index) if recipe.propagation == "dense" else partial.read_block(index)
                     propagate(runner, runner.make_block(index, read_block(index, stored)), hidden)
                 continue
-            partial.write_block(index, *prune_block(job, partial, runner, index, hidden, next(blocks), digest))
+            tensors = next(blocks) if tensors is None else tensors
+            partial.write_block(index, *prune_block(job, partial, runner, index, hidden, tensors, digest))
             gradient_file(partial, index).unlink(missing_ok=True)
             steps.advance()
 

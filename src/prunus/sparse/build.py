@@ -1,4 +1,4 @@
-"""Compile kernel.cpp. Standard library only: hatch_build.py, which makes wheels, loads this file on its own."""
+"""Compile the C++ files. Standard library only: hatch_build.py, which makes wheels, loads this file on its own."""
 
 import os
 import platform
@@ -6,10 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernel.cpp")
-# No -march: the kernel asks the processor at run time. Without the C++ runtime the library needs nothing but libc.
+SOURCES = KERNEL, SMALLEST = Path(__file__).with_name("kernel.cpp"), Path(__file__).with_name("smallest.cpp")
+# No -march: the code asks the processor at run time. Without the C++ runtime a library needs nothing but libc.
 FLAGS = (
     *("-O3", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fvisibility=hidden"),
     *("-shared", "-fPIC", "-pthread", "-static-libgcc", "-Wl,--as-needed", "-s"),
@@ -23,7 +24,7 @@ class BuildError(Exception):
 
 
 def supported() -> bool:
-    """Whether the kernel has anything for this system."""
+    """Whether there is anything for this system."""
     return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
 
 
@@ -36,9 +37,14 @@ def find_compiler() -> str:
     raise BuildError(f"$CXX is '{named}', which is not there" if named else "there is no g++ or clang++")
 
 
-def compile_kernel(target: Path, extra: tuple[str, ...] = ()) -> None:
-    """Write the library to target; BuildError if that fails. extra: more flags."""
-    command = [find_compiler(), *FLAGS, *extra, str(SOURCE), "-o", str(target)]
+def prebuilt(source: Path) -> Path:
+    """Where a wheel has the library of one of the files above."""
+    return source.with_name(f"_{source.stem}.so")
+
+
+def compile_library(source: Path, target: Path) -> None:
+    """Write the library to target; BuildError if that fails."""
+    command = [find_compiler(), *FLAGS, str(source), "-o", str(target)]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -48,7 +54,8 @@ def compile_kernel(target: Path, extra: tuple[str, ...] = ()) -> None:
         raise BuildError(f"{command[0]} fails: {reason.strip()}")
 
 
-def platform_tag(library: Path) -> str:
-    """The wheel's platform tag: what the library needs, from the versions of glibc's symbols that it names."""
-    needed = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", library.read_bytes())]
+def platform_tag(libraries: Iterable[Path]) -> str:
+    """The wheel's platform tag: what the libraries need, from the versions of glibc's symbols that they name."""
+    names = b"".join(library.read_bytes() for library in libraries)
+    needed = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", names)]
     return f"manylinux_2_{max([_OLDEST_GLIBC, *needed])}_x86_64"

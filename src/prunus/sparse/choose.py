@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.safetensors_file import write_text
-from prunus.sparse.build import SOURCE
+from prunus.sparse.build import KERNEL
 from prunus.sparse.library import cache_folder, kernel, threads
 from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import SparseWeight
@@ -137,7 +137,7 @@ def machine() -> str:
         processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    source = sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    source = sha256(KERNEL.read_bytes()).hexdigest()[:16]
     return f"{processor}, {os.cpu_count()} processors, torch {torch.__version__}, kernel {source}"
 
 

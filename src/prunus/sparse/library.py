@@ -1,4 +1,4 @@
-"""The compiled kernel: the one in the wheel, else compiled at first use into a cache, else none, and why."""
+"""What is compiled: the libraries in the wheel, else made at first use in a cache, else none, and why."""
 
 import ctypes
 import hashlib
@@ -12,23 +12,28 @@ import torch
 
 from prunus.errors import PrunusError
 from prunus.progress import say
-from prunus.sparse.build import FLAGS, SOURCE, BuildError, compile_kernel, find_compiler, supported
+from prunus.sparse.build import FLAGS, KERNEL, SMALLEST, BuildError, compile_library, find_compiler, prebuilt, supported
 
-PREBUILT = SOURCE.with_name("_kernel.so")
 # Instruction sets by the kernel's numbers. `off` is for comparing with dense.
 ISAS = ("off", "avx2", "avx512", "avx512bf16")
 SWITCH = "PRUNUS_KERNEL"
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-# As in the C ABI at the end of kernel.cpp.
+# As in the C ABI at the end of each file.
 _SIGNATURES = {
-    "prunus_isa": [],
-    "prunus_linear": [*[_INT] * 3, *[_POINTER] * 6, *[_LONG] * 3, _INT],
-    "prunus_count": [_INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
-    "prunus_pack": [_INT, _INT, _POINTER, _LONG, _LONG, *[_POINTER] * 3, _INT],
-    "prunus_repack": [_INT, _INT, _POINTER, _LONG, _POINTER, *[_LONG] * 3, *[_POINTER] * 3, _INT],
-    "prunus_check": [_POINTER, _POINTER, *[_LONG] * 3],
-    "prunus_unpack": [_INT, _INT, *[_POINTER] * 3, *[_LONG] * 4, _POINTER, _INT],
-    "prunus_huge_pages": [_POINTER, _LONG],
+    KERNEL: {
+        "prunus_isa": [],
+        "prunus_linear": [*[_INT] * 3, *[_POINTER] * 6, *[_LONG] * 3, _INT],
+        "prunus_count": [_INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _INT],
+        "prunus_pack": [_INT, _INT, _POINTER, _LONG, _LONG, *[_POINTER] * 3, _INT],
+        "prunus_repack": [_INT, _INT, _POINTER, _LONG, _POINTER, *[_LONG] * 3, *[_POINTER] * 3, _INT],
+        "prunus_check": [_POINTER, _POINTER, *[_LONG] * 3],
+        "prunus_unpack": [_INT, _INT, *[_POINTER] * 3, *[_LONG] * 4, _POINTER, _INT],
+        "prunus_huge_pages": [_POINTER, _LONG],
+    },
+    SMALLEST: {
+        "prunus_zero_smallest": [_POINTER, _LONG, _LONG, _INT, _POINTER],
+        "prunus_count_zeros": [_POINTER, _LONG, _POINTER],
+    },
 }
 
 
@@ -59,7 +64,7 @@ def kernel() -> Kernel:
     if not supported():
         return Kernel(None, 0, "it is for Linux on x86-64 only")
     try:
-        library = _load()
+        library = load(KERNEL)
     except (BuildError, OSError) as error:
         return Kernel(None, 0, " ".join(str(error).split()))
     best = library.prunus_isa()
@@ -108,28 +113,32 @@ def cache_folder() -> Path:
     return folder
 
 
-def _load() -> ctypes.CDLL:
-    """The library with its functions' types; BuildError or OSError if it cannot be had."""
-    if PREBUILT.is_file():
-        return _open(PREBUILT)
+def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
+    """The library of a file with its functions' types; BuildError or OSError if it cannot be had.
+
+    quiet: say nothing when it is compiled, for what takes no longer than a second.
+    """
+    if prebuilt(source).is_file():
+        return _open(source, prebuilt(source))
     compiler = find_compiler()
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), " ".join(FLAGS).encode()])).hexdigest()[:16]
-    path = cache_folder() / f"kernel-{key}.so"
+    key = hashlib.sha256(b"\0".join([source.read_bytes(), " ".join(FLAGS).encode()])).hexdigest()[:16]
+    path = cache_folder() / f"{source.stem}-{key}.so"
     if path.is_file():
         try:
-            return _open(path)
+            return _open(source, path)
         except OSError:  # damaged: made again
             path.unlink(missing_ok=True)
-    say(f"compiling the sparse kernel with {compiler}, once")
+    if not quiet:
+        say(f"compiling {source.name} with {compiler}, once")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        compile_kernel(Path(folder) / path.name)
+        compile_library(source, Path(folder) / path.name)
         (Path(folder) / path.name).replace(path)  # whole or not at all, whoever else does the same
-    return _open(path)
+    return _open(source, path)
 
 
-def _open(path: Path) -> ctypes.CDLL:
+def _open(source: Path, path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    for name, types in _SIGNATURES.items():
+    for name, types in _SIGNATURES[source].items():
         try:
             function = getattr(library, name)
         except AttributeError as error:

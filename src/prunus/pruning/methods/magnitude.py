@@ -4,7 +4,7 @@ prune_magnitude: each Linear for itself, the whole tensor one group. O: output f
 
 from torch import Tensor
 
-from prunus.pruning.masks import Target, zero_lowest
+from prunus.pruning.masks import Target, zero_smallest
 from prunus.pruning.observe import InputStats
 
 
@@ -14,4 +14,4 @@ def prune(weight_OI: Tensor, _inputs: InputStats | None, target: Target) -> Tens
     Differs from the authors' code in the count: theirs also removes one more and every tie (rounding `reference`),
     which in bfloat16 is about 0.2 % of all weights.
     """
-    return zero_lowest(weight_OI, weight_OI.abs(), target, "tensor")
+    return zero_smallest(weight_OI, target)
