@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
 from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS
+from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.pruning.hessian import Hessian
 from prunus.pruning.masks import Target
@@ -33,6 +34,7 @@ class Llm:
 
     def __init__(self):
         self.network = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16).eval()
+        use_fast_products(self.network)
         tokenizer = AutoTokenizer.from_pretrained(smollm2())
         ids = []
         for text in docstrings():

@@ -87,9 +87,10 @@ def test_magnitude_mask_is_the_smallest_half_of_every_linear(pruned):
         assert torch.equal(expected.view_as(before), after), name
 
 
-def test_wanda_mask_of_the_first_block_is_that_of_a_full_forward(pruned, texts):
-    """Norms from transformers' own forward with hooks; ranking by a stable full sort."""
+def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(pruned, texts):
+    """Norms from transformers' own forward with hooks, of a model cut after that block; ranking by a stable full sort."""
     model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+    del model.model.layers[1:]
     block = model.model.layers[0]
     linears = {n: m for n, m in block.named_modules() if isinstance(m, torch.nn.Linear)}
     squares = {name: torch.zeros(m.in_features, dtype=torch.float64) for name, m in linears.items()}
