@@ -88,7 +88,7 @@ def test_magnitude_mask_is_the_smallest_half_of_every_linear(pruned):
 
 
 def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(pruned, texts):
-    """Norms from transformers' own forward with hooks, of a model cut after that block; ranking by a stable full sort."""
+    """Norms from transformers' own forward with hooks, up to that block; ranking by a stable full sort."""
     model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
     del model.model.layers[1:]
     block = model.model.layers[0]
