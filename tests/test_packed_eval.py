@@ -52,12 +52,15 @@ def forget_kernel() -> None:
         cached.cache_clear()
 
 
-def find_none() -> None:
+def find_none(_source) -> None:
     raise BuildError("no C++ compiler was found")
 
 
 class OldProcessor:
     """The library on a processor that it has no instructions for."""
+
+    def __init__(self, _source):
+        pass
 
     def prunus_isa(self) -> int:
         return 0
@@ -66,8 +69,8 @@ class OldProcessor:
 MACHINES = {
     "PRUNUS_KERNEL is off": lambda patch: patch.setenv(library.SWITCH, "off"),
     "it is for Linux on x86-64 only": lambda patch: patch.setattr(library, "supported", lambda: False),
-    "this processor has no AVX2": lambda patch: patch.setattr(library, "_load", OldProcessor),
-    "no C++ compiler was found": lambda patch: patch.setattr(library, "_load", find_none),
+    "this processor has no AVX2": lambda patch: patch.setattr(library, "load", OldProcessor),
+    "no C++ compiler was found": lambda patch: patch.setattr(library, "load", find_none),
 }
 
 
