@@ -11,11 +11,13 @@ from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
+from prunus.checkpoint import files as files_module
 from prunus.checkpoint.families import LINEARS as KINDS
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning import hessian as hessian_module
 from prunus.pruning import hidden as hidden_module
+from prunus.pruning import pipeline as pipeline_module
 from prunus.pruning.hessian import Hessian
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
@@ -225,6 +227,24 @@ def test_large_models_stay_in_one_file_per_block(tmp_path, rows, monkeypatch):
     assert Checkpoint(tmp_path / "one").checksum() == Checkpoint(tmp_path / "many").checksum()
     states = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("one", "many")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_blocks_that_are_read_again_give_the_same_bytes_as_those_kept_when_checked(tmp_path, rows, monkeypatch, method):
+    model = make_model(tmp_path / "model", "qwen3", dtype=torch.bfloat16)
+    read_again, blocks_on = [], pipeline_module.blocks_on
+
+    def watched(source, indices, device):
+        read_again.append(list(indices))
+        return blocks_on(source, indices, device)
+
+    monkeypatch.setattr(pipeline_module, "blocks_on", watched)
+    for name, limit in (("kept", files_module.SMALL_BLOCK), ("again", 0)):
+        monkeypatch.setattr(files_module, "SMALL_BLOCK", limit)
+        prunus.prune(model, tmp_path / name, recipe(rows, method=method))
+    assert read_again == [[], list(range(Checkpoint(model).blocks))]
+    kept, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "again"))
+    assert kept == again
 
 
 def test_calibration_is_kept_and_replays_to_the_same_masks(tmp_path):
