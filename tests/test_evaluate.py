@@ -1,11 +1,8 @@
 """evaluate(): what is stored, what is done again, what survives a kill, what is refused before anything is written."""
 
 import json
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import warm_processes
 from tiny_models import make_model
 
 import prunus
@@ -162,11 +160,8 @@ print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):
-    plan = replace(PLAN, limit=16, temperature=1.0, samples=2, budgets=(0, 16, 200))
-    command = [sys.executable, "-c", RUNNER, json.dumps(plan.to_json()), str(store)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
+    plan = replace(PLAN, limit=16, temperature=1.0, samples=2, budgets=(0, 16, 80))
+    with warm_processes.running(RUNNER, json.dumps(plan.to_json()), store) as process:
         for _ in range(3):  # two batches are stored, the third is under way
             assert process.stdout.readline() == "batch\n"
         time.sleep(0.05)
@@ -180,18 +175,12 @@ def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):
 
 
 @contextmanager
-def second_batch_under_way(plan: EvalPlan, store: Path) -> Iterator[subprocess.Popen]:
+def second_batch_under_way(plan: EvalPlan, store: Path) -> Iterator[warm_processes.Running]:
     """Another process that evaluates tiny, stopped where its second batch begins; killed at the end."""
-    command = [sys.executable, "-c", RUNNER, json.dumps(plan.to_json()), str(store)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            assert [process.stdout.readline() for _ in range(2)] == ["batch\n"] * 2
-            process.send_signal(signal.SIGSTOP)
-            yield process
-        finally:
-            process.kill()
+    with warm_processes.running(RUNNER, json.dumps(plan.to_json()), store) as process:
+        assert [process.stdout.readline() for _ in range(2)] == ["batch\n"] * 2
+        process.send_signal(signal.SIGSTOP)
+        yield process
 
 
 @pytest.mark.slow

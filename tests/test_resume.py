@@ -6,11 +6,10 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 from collections import namedtuple
 
 import pytest
+import warm_processes
 from tiny_models import make_model, random_rows
 
 import prunus
@@ -106,8 +105,7 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, model, rows, when, block
     prunus.prune(model, tmp_path / "unbroken" / "out", asked)
     out = tmp_path / "broken" / "out"
     arguments = [model, out, rows, when, blocks, propagation, offload, method]
-    died = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], check=False, timeout=100)
-    assert died.returncode == -signal.SIGKILL
+    assert warm_processes.run(KILLED, *arguments) == (-signal.SIGKILL, "")
     assert not out.exists()
     journal = json.loads((out.with_name("out.partial") / "journal.json").read_text())
     assert sorted(map(int, journal["blocks"])) == list(range(blocks))

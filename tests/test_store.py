@@ -3,13 +3,12 @@
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import warm_processes
 
 from prunus.errors import PrunusError
 from prunus.results.lock import claimed
@@ -338,9 +337,7 @@ with module.Store(sys.argv[1]) as store:
 
 
 def test_kill_9_loses_only_the_transaction_in_flight(path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    killed = subprocess.run([sys.executable, "-c", WRITER, str(path)], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert warm_processes.run(WRITER, path) == (-signal.SIGKILL, "")
     journal = path.with_name(path.name + "-journal")
     assert journal.stat().st_size > 0  # the file was caught half-written
     with Store(path) as store:

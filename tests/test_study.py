@@ -7,8 +7,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_processes
 from small_study import NAMES, RECIPES, write_study
 from tiny_models import FAMILIES
 
@@ -454,7 +453,7 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
 
 
 KILLED = """
-import sys
+import signal, sys
 from prunus.study import run
 original, batches = run.do_batch, 0
 def noted(*arguments):
@@ -462,7 +461,7 @@ def noted(*arguments):
     batches += 1
     print("batch", flush=True)
     if batches == int(sys.argv[3]):
-        sys.stdin.readline()  # until we are killed
+        signal.pause()  # until we are killed
     return original(*arguments)
 run.do_batch = noted
 run.run_study(sys.argv[1], out=sys.argv[2])
@@ -470,19 +469,11 @@ run.run_study(sys.argv[1], out=sys.argv[2])
 
 
 @contextmanager
-def stopped_at(batch: int, file: Path, out: Path) -> Iterator[subprocess.Popen]:
+def stopped_at(batch: int, file: Path, out: Path) -> Iterator[warm_processes.Running]:
     """Another process that runs the study and has come to the batch of this number."""
-    command = [sys.executable, "-c", KILLED, str(file), str(out), str(batch)]
-    environment, pipe = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.PIPE
-    with subprocess.Popen(
-        command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert [process.stdout.readline() for _ in range(batch)] == ["batch\n"] * batch
-            yield process
-        finally:
-            process.kill()
+    with warm_processes.running(KILLED, file, out, batch) as process:
+        assert [process.stdout.readline() for _ in range(batch)] == ["batch\n"] * batch
+        yield process
 
 
 @pytest.mark.slow

@@ -1,0 +1,74 @@
+"""Processes for tests to kill that start at once: forks of a server which has imported torch and prunus.
+
+A new interpreter spends five seconds on these imports before its test begins. The server (multiprocessing's forkserver,
+one for each process of pytest) runs nothing else and has a single thread, so that its forks are as good as new.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import TextIO
+
+SECONDS = 100  # until a process that should have ended counts as hung
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["prunus.pruning.pipeline", "prunus.evaluation.pipeline", "prunus.study.run"])
+
+
+class Running:
+    """A process at work: pid, and stdout, which is text."""
+
+    def __init__(self, code: str, arguments: tuple[object, ...]) -> None:
+        ours, theirs = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=_work, args=(code, [str(one) for one in arguments], theirs), daemon=True)
+        with ours, theirs:
+            self._process.start()
+            self.stdout: TextIO = os.fdopen(os.dup(ours.fileno()))
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def send_signal(self, number: int) -> None:
+        """As subprocess.Popen does."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit status once it has ended, negative for a signal."""
+        self._process.join(SECONDS)
+        assert self._process.exitcode is not None, "still running"
+        return self._process.exitcode
+
+    def end(self) -> None:
+        """Kill it if it runs, and free what it holds."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self.stdout.close()
+
+
+@contextmanager
+def running(code: str, *arguments: object) -> Iterator[Running]:
+    """A process that runs Python source text with sys.argv[1:] as given and one thread; killed at the end."""
+    process = Running(code, arguments)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def run(code: str, *arguments: object) -> tuple[int, str]:
+    """Run such a process to its end: exit status, negative for a signal, and what it printed."""
+    with running(code, *arguments) as process:
+        printed = process.stdout.read()
+        return process.wait(), printed
+
+
+def _work(code: str, arguments: list[str], output: Connection) -> None:
+    import torch
+
+    os.dup2(output.fileno(), 1)
+    output.close()
+    torch.set_num_threads(1)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<test>", "exec"), {"__name__": "__main__"})  # noqa: S102  the test's own text
