@@ -23,6 +23,18 @@ from prunus.errors import PrunusError
 
 CHUNK = 1 << 20  # what a core's cache holds
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What can be read, but not pruned: tables of token ids, weights of 8 bits and their scales.
+READABLE = {
+    **DTYPES,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Bytes of a number by the format's name of its dtype.
 ITEMSIZES = {
@@ -67,19 +79,19 @@ class Stored(NamedTuple):
                 yield piece
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own."""
-        buffer = np.empty(self.nbytes, np.uint8)
+        """The tensor, in memory of its own, where torch would have put it: sums may depend on how that is aligned."""
+        buffer = torch.empty(self.nbytes, dtype=torch.uint8)
         with self.file.open("rb") as stream:
             stream.seek(self.start)
-            if stream.readinto(buffer.data) != self.nbytes:
+            if stream.readinto(buffer.numpy().data) != self.nbytes:
                 raise PrunusError(f"{self.file} ended early while it was read; it is damaged or being changed")
-        return torch.from_numpy(buffer).view(DTYPES[self.dtype]).view(self.shape)
+        return buffer.view(READABLE[self.dtype]).view(self.shape)
 
     def read_rows(self, rows: Iterable[int]) -> Tensor:
         """Some rows of a matrix; only these are read."""
         width = self.nbytes // self.shape[0]
         table = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.shape[0], width))
-        return torch.from_numpy(table[np.fromiter(rows, np.int64)]).view(DTYPES[self.dtype])
+        return torch.from_numpy(table[np.fromiter(rows, np.int64)]).view(READABLE[self.dtype])
 
 
 def read_header(path: Path) -> dict[str, Stored]:

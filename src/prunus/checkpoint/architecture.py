@@ -1,0 +1,375 @@
+"""Any decoder of transformers, as its own code has it: where its blocks are, and what it does around them.
+
+Nothing here knows a family. The model is made without its weights, every block's forward is replaced by a recorder, and
+the model's own forward then says what each block is called with (masks, rotary tables, per-layer inputs) and, from the
+last block's output, what follows (final norm, head, soft caps). That is only sound for a model that does nothing with
+hidden states between its blocks, so each is checked when it is opened, and refused in one line (Unstreamable) where
+
+- its list of blocks cannot be found, a block is called more than once or not at all,
+- a block does not read what the one before gave out: the same memory, shape and strides, not written to since,
+- something that a block is called with, or what follows the last block, is made of earlier hidden states: blocks are
+  made to give out NaN, which must turn up nowhere else.
+
+What a block returns is learnt by trying: a tensor, or a tuple of one to three; what stands besides hidden states is
+carried to the later blocks that are given it (Carried). All of this needs the configuration alone.
+
+Around this file:
+
+- names.py     Names(model, names on disk): which stored tensors each tensor of the model is made from, by transformers'
+               conversion mapping; `read` makes some of them, `as_stored` gives back what is to be written.
+- linears.py   find_linears(architecture): for each block its prunable Linears in the order of a forward pass, each with
+               its kind and the leader of its group (who reads the same tensor), and why the rest stays dense.
+- runner.py    Runner(config, tensors, dtype, device): the same model with what lies outside its blocks.
+                   batch = Batch(ids_NT)                       a batch's ids, and what blocks leave for later ones
+                   rows_NTW = runner.embed(batch)              input of block 0
+                   block = runner.make_block(index, tensors)   tensors by their names within the block
+                   rows_NTW = runner.run_block(block, rows_NTW, batch)
+                   states_NTX = runner.states(rows_NTW, batch) what the head reads; both can have a graph
+                   logits_NTV = runner.logits(states_NTX)      any part of it at a time
+               Blocks are modules of their own: several can be there at once, also of the same number.
+
+Shapes: N sequences, T tokens, D hidden width, W numbers per token between two blocks: D, but for a few families that
+carry several streams; X what the head reads, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from prunus.checkpoint.source import one_line
+from prunus.errors import PrunusError
+
+# Sizes that no model has by chance: so the axes of sequences and tokens are found.
+_PROBE_SEQUENCES, _PROBE_TOKENS = 3, 24
+MOST_OUTPUTS = 3
+
+
+class Unstreamable(PrunusError):
+    """The model cannot be run block by block; the text says which check it fails."""
+
+
+class Carried(NamedTuple):
+    """Stands for what a block returns besides hidden states (place 1, 2, ...), where a later block is given it."""
+
+    block: int
+    place: int
+
+
+class Call(NamedTuple):
+    """What one block is called with, but for the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Recording(NamedTuple):
+    """What the model does around its blocks: what the first one reads, and what each of them is called with."""
+
+    first: Tensor
+    calls: list[Call]
+
+
+class _Seen(Exception):
+    """All that was to be seen of a forward pass has been."""
+
+
+class Architecture:
+    """A causal language model of transformers without its weights, taken apart into blocks and what is around them.
+
+    name: of the list of blocks. outputs: how many values a block returns, 0: a tensor that is in no tuple. carried:
+    which of them later blocks are given. probe: a recording of a few tokens, without weights. Opening runs all checks;
+    Unstreamable says which one failed.
+    """
+
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> None:
+        self.model = skeleton(config, dtype, attention)
+        self.name, self.layers = find_layers(self.model)
+        self.head: nn.Module | None = self.model.get_output_embeddings()
+        self.outputs, self._axis = 0, 0
+        self.carried: set[Carried] = set()
+        self.probe: Recording
+        with torch.inference_mode(False), torch.no_grad(), self._hollow():
+            self._learn()
+
+    def block_prefix(self, index: int) -> str:
+        """What the names of all tensors of a block begin with."""
+        return f"{self.name}.{index}."
+
+    def record(self, ids_NT: Tensor, *, poison: bool = False, apart: bool = False) -> Recording:
+        """Run the model up to its last block, around blocks that do nothing.
+
+        apart: blocks give out copies, so that the chain is checked in full; poison: they give out NaN.
+        """
+        calls: list[Call] = []
+        with torch.inference_mode(False), torch.no_grad():
+            first = self._run(ids_NT, calls, poison, apart)
+        return Recording(first, calls)
+
+    def states(self, ids_NT: Tensor, final: Tensor) -> Tensor:
+        """(N, T, X) what the head reads, from what the last block gave out; with a graph where final has one."""
+        if self.head is None:
+            raise Unstreamable("it has no output head")
+        read: list[Tensor] = []
+
+        def see(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            read.append(args[0])
+            raise _Seen
+
+        handle = self.head.register_forward_pre_hook(see)
+        try:
+            self._run(ids_NT, [], True, False, final)
+        finally:
+            handle.remove()
+        if len(read) != 1:
+            raise Unstreamable("its output head is not called")
+        return read[0]
+
+    def logits(self, states_NTX: Tensor) -> Tensor:
+        """(N, T, V) from what the head reads, with the scaling and soft caps of the model. All parts of a text may be
+        given one by one."""
+        assert self.head is not None
+        handle = self.head.register_forward_pre_hook(lambda _module, _args: (states_NTX,))
+        device = states_NTX.device
+        try:
+            with self._responding(lambda _index, hidden, _call: self._pack(hidden, len(self.layers))):
+                ids_11 = torch.zeros(1, 1, dtype=torch.long, device=device)
+                return self.model(input_ids=ids_11, use_cache=False).logits
+        finally:
+            handle.remove()
+
+    def call_block(
+        self, index: int, block: nn.Module, hidden: Tensor, call: Call, carried: dict[Carried, Any]
+    ) -> Tensor:
+        """What a block (the layer itself, or a copy) makes of hidden states.
+
+        carried: what earlier blocks returned besides them; what later ones need of this one is added.
+        """
+
+        def real(value: Any) -> Any:
+            return carried[value] if isinstance(value, Carried) else value
+
+        out = block(hidden, *map(real, call.args), **{name: real(value) for name, value in call.kwargs.items()})
+        out = out if isinstance(out, (tuple, list)) else (out,)
+        for at in self.carried:
+            if at.block == index and at.place < len(out):
+                carried[at] = out[at.place]
+        return out[0]
+
+    def to_rows(self, hidden: Tensor) -> Tensor:
+        """(N, T, W) view or copy of hidden states as blocks have them."""
+        return hidden.movedim((self._axis, self._axis + 1), (0, 1)).flatten(2)
+
+    def from_rows(self, rows_NTW: Tensor) -> Tensor:
+        """Hidden states as blocks have them."""
+        return rows_NTW.unflatten(2, self._others).movedim((0, 1), (self._axis, self._axis + 1))
+
+    @property
+    def width(self) -> int:
+        """Numbers per token between two blocks."""
+        return torch.Size(self._others).numel()
+
+    def _run(self, ids_NT: Tensor, calls: list[Call], poison: bool, apart: bool, final: Tensor | None = None) -> Tensor:
+        """One forward pass that adds to calls; returns what the first block reads.
+
+        It ends with the call of the last block, or, where there is something for that to give out (final), where the
+        head is called.
+        """
+        first: list[Tensor] = []
+        given: list[tuple[Tensor, int]] = []
+
+        def respond(index: int, hidden: Tensor, call: Call) -> Any:
+            if index != len(calls):
+                raise Unstreamable(f"block {index} is called as number {len(calls)} of the blocks")
+            if given and not _same(hidden, *given[-1]):
+                raise Unstreamable(f"block {index} does not read what block {index - 1} gives out")
+            first.append(hidden)
+            calls.append(call)
+            last = index == len(self.layers) - 1
+            if last and final is None:
+                raise _Seen
+            if last:
+                out = final
+            elif poison:
+                out = torch.full_like(hidden, torch.nan)
+            else:
+                out = hidden.clone() if apart else hidden
+            assert out is not None
+            given.append((out, _version(out)))
+            return self._pack(out, index)
+
+        try:
+            with self._responding(respond):
+                self.model(input_ids=ids_NT, use_cache=False)
+        except _Seen:
+            pass
+        if len(calls) != len(self.layers):
+            raise Unstreamable(f"{len(calls)} of {len(self.layers)} blocks are called")
+        return first[0]
+
+    def _pack(self, out: Tensor, index: int) -> Any:
+        """What a block returns, with placeholders besides hidden states."""
+        return (out, *(Carried(index, place) for place in range(1, self.outputs))) if self.outputs else out
+
+    @contextmanager
+    def _responding(self, respond: Callable[[int, Tensor, Call], Any]) -> Iterator[None]:
+        """Let respond(index, hidden states, other arguments) stand for every block's forward."""
+
+        def stand_in(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if args:
+                    return respond(index, args[0], Call(args[1:], kwargs))
+                hidden = kwargs.pop("hidden_states")
+                return respond(index, hidden, Call((), kwargs))
+
+            return forward
+
+        try:
+            for index, layer in enumerate(self.layers):
+                layer.forward = stand_in(index)
+            yield
+        finally:
+            for layer in self.layers:
+                layer.__dict__.pop("forward", None)
+
+    def _learn(self) -> None:
+        """How many values a block returns, where sequences and tokens are in hidden states, and whether checks hold."""
+        if len(set(map(id, self.layers))) < len(self.layers):
+            raise Unstreamable("blocks are called more than once")
+        ids_NT = torch.arange(_PROBE_SEQUENCES * _PROBE_TOKENS).view(_PROBE_SEQUENCES, _PROBE_TOKENS) % 20
+        recording = self.probe = self._try_outputs(ids_NT)
+        self._find_axes(recording.first)
+        everything = [tree for call in recording.calls for tree in (call.args, call.kwargs)]
+        self.carried = {found for found in leaves(everything) if isinstance(found, Carried)}
+        for index, call in enumerate(self.record(ids_NT, poison=True).calls):
+            if _has_nan((call.args, call.kwargs)):
+                raise Unstreamable(f"block {index} is called with something made of earlier hidden states")
+        if self.head is not None and _has_nan(self.states(ids_NT, torch.zeros_like(recording.first))):
+            raise Unstreamable("what follows the last block reads earlier hidden states")
+
+    def _try_outputs(self, ids_NT: Tensor) -> Recording:
+        """A recording with the first number of outputs that lets the model's forward pass through."""
+        reasons: list[str] = []
+        for self.outputs in range(MOST_OUTPUTS + 1):
+            try:
+                recording = self.record(ids_NT, apart=True)
+                if self.head is not None:
+                    self.states(ids_NT, torch.zeros_like(recording.first))
+                return recording
+            except Unstreamable as error:
+                reasons.insert(0, str(error))
+            except Exception as error:  # the model's own code, given something that it did not expect
+                reasons.append(f"{type(error).__name__}: {one_line(error)[:120]}")
+        raise Unstreamable(reasons[0])
+
+    def _find_axes(self, hidden: Tensor) -> None:
+        shape = tuple(hidden.shape)
+        pairs = [axis for axis in range(len(shape) - 1) if shape[axis : axis + 2] == (_PROBE_SEQUENCES, _PROBE_TOKENS)]
+        if len(pairs) != 1:
+            raise Unstreamable(f"its hidden states, {shape}, are not laid out by sequence and token")
+        self._axis = pairs[0]
+        self._others = (*shape[: self._axis], *shape[self._axis + 2 :])
+
+    @contextmanager
+    def _hollow(self) -> Iterator[None]:
+        """Parameters outside the blocks read as 0 meanwhile, which takes no memory."""
+        inside = set(self.layers.parameters())
+        with hollow(self.model, lambda parameter: parameter not in inside):
+            yield
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules made here have parameters without values; their buffers (rotary tables, masks) are real."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+@contextmanager
+def hollow(module: nn.Module, which: Callable[[nn.Parameter], bool] = lambda _: True) -> Iterator[None]:
+    """Parameters of a module that have no values read as 0 meanwhile, which takes no memory."""
+    zeros = {
+        parameter: nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
+        for parameter in module.parameters()
+        if parameter.is_meta and which(parameter)
+    }
+    owners = [owner for owner in module.modules() if owner._parameters]
+    before = [dict(owner._parameters) for owner in owners]
+    for owner in owners:
+        owner._parameters.update({n: zeros.get(p, p) for n, p in owner._parameters.items() if p is not None})
+    try:
+        yield
+    finally:
+        for owner, parameters in zip(owners, before, strict=True):
+            owner._parameters.update(parameters)
+
+
+def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+    """transformers' whole model without the values of its parameters, as it would run in dtype.
+
+    attention: name of the implementation for transformers; None: its own choice.
+    """
+    with parameters_on_meta():
+        model: Any = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
+    return model.eval().requires_grad_(False)
+
+
+def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder blocks: the outermost list of modules that transformers keeps in one piece."""
+    whole = set(model._no_split_modules or ())
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    found = [
+        (name, modules)
+        for name, modules in lists
+        if all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in whole for m in modules)
+    ]
+    found = found or [(n, m) for n, m in lists if len(m) == count and "." not in n.removeprefix("transformer.")]
+    if len(found) > 1:
+        found = [(name, modules) for name, modules in found if len(modules) == count] or found
+    if len(found) != 1:
+        listed = ", ".join(name for name, _ in found) or "none"
+        raise Unstreamable(f"its list of blocks cannot be told from others ({listed})")
+    return found[0]
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """What is in tuples, lists and dicts, however deep."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, (tuple, list)) and not isinstance(tree, Carried):
+        for item in tree:
+            yield from leaves(item)
+    else:
+        yield tree
+
+
+def _has_nan(tree: Any) -> bool:
+    tensors = [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+    return any(bool(t.isnan().any()) for t in tensors if t.is_floating_point() or t.is_complex())
+
+
+def _same(seen: Tensor, given: Tensor, version: int) -> bool:
+    """Whether a tensor is one handed out before, or a view of all of it, and nobody has written into it."""
+    places = [(t.data_ptr(), t.shape, t.stride()) for t in (seen, given)]
+    return places[0] == places[1] and _version(given) == version
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,144 @@
+"""Names and shapes on disk against those of transformers' modules, one block at a time.
+
+transformers renames and converts many checkpoints as it loads them: experts stored one by one become one tensor, a
+fused projection becomes several. Its own conversion mapping says how, so here is no table of models: the mapping makes
+a plan of which stored tensors each module needs, and its reverse gives back what is to be stored.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+from prunus.errors import PrunusError
+
+
+class Origin(NamedTuple):
+    """Where some tensors of a model come from.
+
+    targets: their names in the model. sources: (pattern, name on disk) of what they are made from; converter makes
+    them, None: the only source is the tensor as it is.
+    """
+
+    targets: tuple[str, ...]
+    sources: tuple[tuple[str, str], ...]
+    converter: WeightConverter | None
+
+    @property
+    def stored(self) -> list[str]:
+        """Names on disk."""
+        return [name for _, name in self.sources]
+
+
+class Names:
+    """The plan for a model and the tensors that lie on disk, by their names.
+
+    origins: by each name that a tensor has in the model. unknown: names on disk that no module has. quantizer: that of
+    transformers for a quantised original, whose tensors are then dequantised as they are read.
+    """
+
+    def __init__(self, model: PreTrainedModel, stored: Iterable[str], quantizer: Any = None) -> None:
+        self._model = model
+        transforms = get_model_conversion_mapping(model, hf_quantizer=quantizer)
+        renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        converters = [t for t in transforms if isinstance(t, WeightConverter)]
+        of_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+        wanted, base = model.state_dict(), model.base_model_prefix
+        sources: dict[str, list[tuple[str, str]]] = {}
+        made_by: dict[str, WeightConverter] = {}
+        self.unknown: list[str] = []
+        for name in sorted(stored, key=dot_natural_key):
+            target, pattern = rename_source_key(name, renamings, converters, base, wanted)
+            if target not in wanted and name in wanted:  # a name that should not have been changed
+                target, pattern = name, None
+            if target not in wanted:
+                self.unknown.append(name)
+                continue
+            sources.setdefault(target, []).append((pattern or name, name))
+            if pattern is not None:
+                made_by[target] = of_pattern[pattern]
+        self.origins: dict[str, Origin] = {}
+        for target, pairs in sources.items():
+            targets = _targets(target, made_by.get(target))
+            self.origins |= dict.fromkeys(targets, Origin(targets, tuple(pairs), made_by.get(target)))
+        # Names of a tensor that several modules share, of which only some are on disk.
+        self._alias: dict[str, str] = {}
+        for names in _shared_names(model):
+            if there := [name for name in names if name in self.origins]:
+                self._alias |= {name: there[0] for name in names if name not in self.origins}
+        # The reverse is told which transforms were used, as after transformers' own loading.
+        vars(model)["_weight_conversions"] = [t for t in transforms if t.was_used()]
+
+    def stored_for(self, names: Iterable[str]) -> list[str]:
+        """Names on disk of all that tensors of these names in the model are made from."""
+        return [name for origin in self._origins_of(names) for name in origin.stored]
+
+    def read(self, names: Collection[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Tensors by their names in the model. read: gives a stored tensor; called for what is needed only."""
+        found: dict[str, Tensor] = {}
+        for origin in self._origins_of(names):
+            if origin.converter is None:
+                found[origin.targets[0]] = read(origin.sources[0][1])
+            else:
+                found |= self._convert(origin, origin.converter, read)
+        return found | {name: found[self._alias[name]] for name in names if name in self._alias}
+
+    def as_stored(self, changed: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """What is to be stored for changed tensors of the model, by names on disk, each in its stored shape.
+
+        Tensors that share an origin with a changed one are read to be stored with it.
+        """
+        found: dict[str, Tensor] = {}
+        changed = {self._alias.get(name, name): tensor for name, tensor in changed.items()}
+        for origin in self._origins_of(changed):
+            if origin.converter is None:
+                found |= dict.fromkeys(origin.stored, changed[origin.targets[0]])
+                continue
+            whole = {name: changed[name] for name in origin.targets if name in changed}
+            if len(whole) < len(origin.targets):
+                whole = self._convert(origin, origin.converter, read) | whole
+            made: dict[str, Tensor] = revert_weight_conversion(self._model, whole)
+            if missing := set(origin.stored) - set(made):
+                raise PrunusError(
+                    f"'{origin.targets[0]}' cannot be turned back into '{min(missing)}' by this version of transformers"
+                )
+            found |= {name: made[name].contiguous() for name in origin.stored}
+        return found
+
+    def _origins_of(self, names: Iterable[str]) -> list[Origin]:
+        there = [self._alias.get(name, name) for name in names]
+        found = [self.origins[name] for name in there if name in self.origins]
+        return list({origin.targets[0]: origin for origin in found}.values())
+
+    def _convert(self, origin: Origin, shared: WeightConverter, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        converter: Any = deepcopy(shared)
+        for pattern, name in origin.sources:
+            converter.add_tensor(origin.targets[0], name, pattern, lambda name=name: read(name))
+        made = converter.convert(origin.targets[0], model=self._model, config=self._model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def _shared_names(model: PreTrainedModel) -> list[list[str]]:
+    """Names of each parameter that has more than one."""
+    named: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        named.setdefault(id(parameter), []).append(name)
+    return [names for names in named.values() if len(names) > 1]
+
+
+def _targets(first: str, converter: WeightConverter | None) -> tuple[str, ...]:
+    """Names in the model of all that a converter makes, of which transformers names only the first."""
+    if converter is None:
+        return (first,)
+    head, *others = converter.target_patterns
+    return (first, *(first.replace(head, other) for other in others))

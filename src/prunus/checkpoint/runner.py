@@ -1,0 +1,305 @@
+"""Runs single blocks of a checkpoint as the whole model would, holding nothing else of it than a call needs.
+
+What lies outside the blocks is read once, but for embeddings, of which only the rows that are looked up are read, and
+for the output head, which is read when it is first asked for. A block's arguments are those that the model's own
+forward gives it (architecture.py). Where they depend on nothing but the shape of a batch, as in most families, they are
+kept for that shape; else they are recorded anew from the batch's token ids whenever a block needs them.
+Shapes: N sequences, T tokens, W numbers per token between two blocks, X what the head reads, V vocabulary.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
+
+from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves
+from prunus.checkpoint.linears import is_state
+from prunus.checkpoint.names import Names
+from prunus.checkpoint.precision import attention_for, use_fast_products
+from prunus.checkpoint.safetensors_file import Stored
+
+# Arguments are kept for the shapes of batches that were met last, up to this many bytes.
+KEPT_BYTES = 1 << 26
+
+
+class Batch:
+    """Token ids of some sequences of equal length, and what blocks that ran on them left for later blocks.
+
+    carried: what they returned besides hidden states. state: objects that they are given to leave things in.
+    """
+
+    def __init__(self, ids_NT: Tensor) -> None:
+        self.ids_NT = ids_NT
+        self.carried: dict[Carried, Any] = {}
+        self.state: list[Any] = []
+
+    def copy(self) -> "Batch":
+        """The same, from where blocks can be run in another way."""
+        twin = Batch(self.ids_NT)
+        twin.carried, twin.state = dict(self.carried), deepcopy(self.state)
+        return twin
+
+
+class Runner:
+    """Blocks of one checkpoint on one device in one dtype (parameters that transformers keeps in float32 stay so).
+
+    tensors: where those of the checkpoint lie, by name. Sequences of a batch have equal length and no padding.
+    A model that cannot be run block by block raises Unstreamable.
+    """
+
+    def __init__(
+        self, config: PreTrainedConfig, tensors: Mapping[str, Stored], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.dtype, self.device, self._tensors = dtype, device, tensors
+        self.architecture = Architecture(config, dtype)
+        self._choose_attention()
+        self.names = Names(self.architecture.model, tensors)
+        self._dtypes = dtypes_of(self.architecture.model, dtype)
+        self._lookups: dict[str, nn.Embedding] = {}
+        self._head_is_read = False
+        self._index_of: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self._kept: dict[tuple[int, ...], list[Call]] = {}
+        self._of_ids: bool | None = None
+        self._read_outside()
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return len(self.architecture.layers)
+
+    @property
+    def width(self) -> int:
+        """Numbers per token between two blocks."""
+        return self.architecture.width
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(N, T, W) input of block 0."""
+        recording = self._record(batch.ids_NT)
+        batch.carried, batch.state = {}, states_in(recording.calls)
+        if not self._of_ids:
+            self._of_ids = not _equal(recording.calls, self._calls_of_shape(batch.ids_NT))
+        return self.architecture.to_rows(recording.first)
+
+    def make_block(self, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Block number index with these weights (names within the block; others are ignored), ready to run."""
+        block = self._copy_of(self.architecture.layers[index])
+        prefix = self.architecture.block_prefix(index)
+        state = {
+            name: self._cast(prefix + name, tensors[name]).to(self.device)
+            for name in block.state_dict()
+            if name in tensors
+        }
+        block.load_state_dict(state, strict=False, assign=True)
+        if lacking := [name for name, parameter in block.named_parameters() if parameter.is_meta]:
+            raise Unstreamable(f"block {index} lacks the tensor '{lacking[0]}'")
+        _to_device(block, self.device)
+        use_fast_products(block)
+        self._index_of[block] = index
+        return block.eval().requires_grad_(False)
+
+    def run_block(self, block: nn.Module, rows_NTW: Tensor, batch: Batch) -> Tensor:
+        """(N, T, W) output of a block for a batch: the residual stream, before any final norm."""
+        index = self._index_of[block]
+        hidden = self.architecture.from_rows(rows_NTW)
+        call = self._call(index, batch)
+        return self.architecture.to_rows(self.architecture.call_block(index, block, hidden, call, batch.carried))
+
+    def states(self, rows_NTW: Tensor, batch: Batch) -> Tensor:
+        """(N, T, X) what the head reads, from the last block's output: by the model's own final norm."""
+        with self._looking_up():
+            return self.architecture.states(batch.ids_NT.to(self.device), self.architecture.from_rows(rows_NTW))
+
+    def logits(self, states_NTX: Tensor) -> Tensor:
+        """(N, T, V) by the model's own head, with its scaling and soft caps; tokens may be given in parts."""
+        self._read_head()
+        with self._looking_up():
+            return self.architecture.logits(states_NTX)
+
+    def _call(self, index: int, batch: Batch) -> Call:
+        """What a block is called with for a batch."""
+        calls = self._record(batch.ids_NT).calls if self._of_ids else self._calls_of_shape(batch.ids_NT)
+        call = calls[index]
+        if not batch.state:
+            return call
+        own = {id(old): new for old, new in zip(states_in(calls), batch.state, strict=True)}
+        return Call(
+            tuple(own.get(id(value), value) for value in call.args),
+            {name: own.get(id(value), value) for name, value in call.kwargs.items()},
+        )
+
+    def _calls_of_shape(self, ids_NT: Tensor) -> list[Call]:
+        """What blocks are called with for batches of this shape, where ids do not matter."""
+        shape = tuple(ids_NT.shape)
+        if shape not in self._kept:
+            self._kept[shape] = self._record(torch.zeros_like(ids_NT)).calls
+            while len(self._kept) > 1 and sum(map(_nbytes, self._kept.values())) > KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
+        return self._kept[shape]
+
+    def _record(self, ids_NT: Tensor) -> Recording:
+        with self._looking_up():
+            return self.architecture.record(ids_NT.to(self.device))
+
+    def _choose_attention(self) -> None:
+        """Ours instead of torch's fused attention where that is faster."""
+        model, ours = self.architecture.model, attention_for(self.dtype, self.device)
+        if model.config._attn_implementation == "sdpa" != ours:
+            model.set_attn_implementation(ours)
+
+    def _read_outside(self) -> None:
+        """Read what lies outside the blocks, but for what is looked up in or multiplied only when it is needed."""
+        architecture, model = self.architecture, self.architecture.model
+        later = {id(parameter) for parameter in architecture.layers.parameters()}
+        later |= {id(parameter) for tower in _towers(architecture) for parameter in tower.parameters()}
+        self._lookups = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Embedding) and _is_lookup(module) and self._plain(f"{name}.weight")
+        }
+        looked_up = {id(module.weight) for module in self._lookups.values()}
+        if architecture.head is not None:
+            later |= {id(parameter) for parameter in architecture.head.parameters()} - looked_up
+        self._assign_all_but(later | looked_up)
+        try:
+            recording = self._record(torch.arange(8)[None])
+            by_rows = not recording.first.is_meta
+        except (RuntimeError, NotImplementedError):  # the model wants more of an embedding than to look up rows
+            by_rows = False
+        if not by_rows:
+            self._lookups = {}
+            self._assign_all_but(later)
+        use_fast_products(model)
+
+    def _assign_all_but(self, later: Collection[int]) -> None:
+        """Read all that is not yet there, but for parameters with these ids."""
+        model = self.architecture.model
+        self._assign([n for n, t in model.state_dict(keep_vars=True).items() if t.is_meta and id(t) not in later])
+        if lacking := [n for n, p in model.named_parameters() if p.is_meta and id(p) not in later]:
+            raise Unstreamable(f"the tensor '{lacking[0]}' is missing")
+        _to_device(model, self.device)
+
+    def _plain(self, name: str) -> bool:
+        """Whether a tensor lies on disk as it is."""
+        origin = self.names.origins.get(name)
+        return origin is not None and origin.converter is None
+
+    def _assign(self, names: list[str]) -> None:
+        """Give parameters and buffers outside the blocks their stored values, and those tied to them theirs."""
+        model = self.architecture.model
+        known = model.state_dict()
+        found = self.names.read(names, lambda name: self._tensors[name].read())
+        state = {n: self._cast(n, t).to(self.device) for n, t in found.items() if n in known}
+        with torch.no_grad():
+            model.load_state_dict(state, strict=False, assign=True)
+            model.tie_weights()
+        model.requires_grad_(False)
+
+    def _read_head(self) -> None:
+        """Read the output head, or the embedding that it is tied to."""
+        head = self.architecture.head
+        assert head is not None
+        if self._head_is_read:
+            return
+        own = {id(parameter) for parameter in head.parameters() if parameter.is_meta}
+        self._assign([n for n, t in self.architecture.model.state_dict(keep_vars=True).items() if id(t) in own])
+        if any(parameter.is_meta for parameter in head.parameters()):
+            raise Unstreamable("the output head's weight is missing")
+        use_fast_products(head)
+        self._head_is_read = True
+
+    @contextmanager
+    def _looking_up(self) -> Iterator[None]:
+        """Embeddings read the rows that they look up from disk: a large vocabulary is not worth loading whole."""
+        with ExitStack() as stack:
+            for name, module in self._lookups.items():
+                if module.weight.is_meta:
+                    stack.enter_context(self._rows_of(name, module))
+            yield
+
+    @contextmanager
+    def _rows_of(self, name: str, module: nn.Embedding) -> Iterator[None]:
+        stored, meta, padding = (
+            self._tensors[self.names.origins[f"{name}.weight"].stored[0]],
+            module.weight,
+            module.padding_idx,
+        )
+
+        def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            used, place = args[0].unique(return_inverse=True)
+            # Few at a time: what lies around a row is mapped with it.
+            rows = torch.cat([stored.read_rows(some.tolist()) for some in used.cpu().split(64)])
+            rows = self._cast(f"{name}.weight", rows).to(self.device)
+            module.weight, module.padding_idx = nn.Parameter(rows, requires_grad=False), None
+            return place, *args[1:]
+
+        def after(*_: Any) -> None:
+            module.weight, module.padding_idx = meta, padding
+
+        handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        try:
+            yield
+        finally:
+            after()
+            for handle in handles:
+                handle.remove()
+
+    def _cast(self, name: str, tensor: Tensor) -> Tensor:
+        """A stored tensor in the dtype in which the model has it."""
+        return tensor.to(self._dtypes.get(name, self.dtype)) if tensor.is_floating_point() else tensor
+
+    def _copy_of(self, layer: nn.Module) -> nn.Module:
+        """A block of its own; what it knows of the rest of the model (configuration, other modules) stays shared."""
+        own = {id(module) for module in layer.modules()}
+        shared = [m for m in self.architecture.model.modules() if id(m) not in own]
+        shared += [m.config for m in self.architecture.model.modules() if hasattr(m, "config")]
+        return deepcopy(layer, {id(thing): thing for thing in shared})
+
+
+def dtypes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """In what each tensor of a model is when transformers loads it in dtype; some must stay in float32."""
+    plan = model._get_dtype_plan(dtype)
+    found = {name: tensor.dtype for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    if plan:
+        pattern, names, _ = build_glob_alternation(list(plan))
+        for name in found:
+            if (match := pattern.search(name)) is not None and match.lastgroup is not None:
+                found[name] = plan[names[match.lastgroup]]
+    return found
+
+
+def states_in(calls: list[Call]) -> list[Any]:
+    """Objects that blocks are given to leave things in, each once, in the order of the calls."""
+    values = [value for call in calls for value in (*call.args, *call.kwargs.values()) if is_state(value)]
+    return list({id(value): value for value in values}.values())
+
+
+def _towers(architecture: Architecture) -> list[nn.Module]:
+    """Whole models inside the model that no text goes through: of images, of sound."""
+    around = {id(m) for n, m in architecture.model.named_modules() if architecture.name.startswith(n)}
+    return [m for m in architecture.model.modules() if isinstance(m, PreTrainedModel) and id(m) not in around]
+
+
+def _is_lookup(module: nn.Module) -> bool:
+    """Whether a module gives out rows of its weight, be it times a number."""
+    return type(module) is nn.Embedding or type(module).__name__.endswith("ScaledWordEmbedding")
+
+
+def _to_device(module: nn.Module, device: torch.device) -> None:
+    module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+
+
+def _equal(left: list[Call], right: list[Call]) -> bool:
+    """Whether two recordings hold the same numbers."""
+    pairs = zip(leaves([list(call) for call in left]), leaves([list(call) for call in right]), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else is_state(a) or a == b for a, b in pairs)
+
+
+def _nbytes(calls: list[Call]) -> int:
+    tensors = {id(leaf): leaf for leaf in leaves([list(call) for call in calls]) if isinstance(leaf, Tensor)}
+    return sum(tensor.nbytes for tensor in tensors.values())
