@@ -161,6 +161,17 @@ def allocation_cells() -> Iterator[Cell]:
                 yield Cell("allocations", allocation, column, seed, recipe, "saved", evidence)
 
 
+def magnitude_cells() -> Iterator[Cell]:
+    """Magnitude at the seed study's 20 %, where its LayerIF is said to rescue it; evidence is that of Wanda's cells."""
+    for allocation in ("uniform", "layerif"):
+        for seed in range(1 if allocation == "uniform" else SEEDS):
+            recipe = method_recipe("magnitude", seed, SETTINGS["20 %"])
+            if allocation == "layerif":
+                recipe = replace(recipe, allocation=allocation)
+            evidence = evidence_recipe(allocation, seed) if allocation == "layerif" else None
+            yield Cell("magnitude", allocation, "20 %", seed, recipe, evidence=evidence)
+
+
 def dense_recipe(seed: int, sparsity: float, allocation: AllocationName = "uniform") -> prunus.PruneRecipe:
     """Wanda on inputs of the dense model."""
     return prunus.PruneRecipe(
@@ -297,7 +308,8 @@ def measure(cell: Cell) -> dict[str, Any]:
 
 def grid() -> list[Cell]:
     """All cells, table by table and row by row."""
-    return [*method_cells(), *propagation_cells(), *allocation_cells(), *control_cells(), *depth_cells()]
+    allocated = [*allocation_cells(), *magnitude_cells()]
+    return [*method_cells(), *propagation_cells(), *allocated, *control_cells(), *depth_cells()]
 
 
 def in_turn(cells: Sequence[Cell]) -> list[Cell]:
@@ -334,7 +346,7 @@ def append(line: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    tables = ("methods", "propagation", "allocations", "controls", "depth", "blocks")
+    tables = ("methods", "propagation", "allocations", "magnitude", "controls", "depth", "blocks")
     parser.add_argument("--only", choices=tables, action="append", help="default: all")
     parser.add_argument("--row", action="append", help="only this method or allocation")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="only the first so many")
@@ -353,7 +365,7 @@ def main() -> None:
         append(line)
         print(json.dumps(line), file=sys.stderr, flush=True)
     done = finished()
-    rows = [done[cell.key] for cell in cells if cell.key in done]
+    rows = [done[cell.key] | {"table": cell.table, "row": cell.row} for cell in cells if cell.key in done]
     blocks = Checkpoint(MODEL).blocks
     print(write_page(ROOT / "docs", dense, rows, blocks, len(cells)))
 

@@ -67,6 +67,8 @@ def tables(dense: float, rows: Sequence[Row], blocks: int) -> str:
         table("`--propagation`", ALLOCATED, propagation),
         "\n### Allocations, Wanda\n",
         table("allocation", ALLOCATED, allocations),
+        "\n### Allocations, Magnitude\n",
+        table("allocation", ("20 %",), of.get("magnitude", [])),
         "\n### Controls\n",
         table("zeros", ("50 %",), against),
         "\n### Whole blocks\n",

@@ -67,7 +67,7 @@ def test_direction_of_each():
         "alphapruning": 1,
         "dlp": 1,
         "atp": 1,
-        "layerif": 1,
+        "layerif": -1,
         "layerif-sketch": 1,
     }
     for name, sign in signs.items():

@@ -170,11 +170,46 @@ def test_smoothing_is_a_local_polynomial_fit():
     assert layerif.smoothed([1.0, 5.0, 2.0, 7.0], 7, 3) == pytest.approx([1, 5, 2, 7])  # three points, a parabola
 
 
-def test_the_studys_map():
+def study_by_hand(influences, sizes, target):
+    """The rule of the study's code (e281a0d, wanda/lib/influence_helper.py) in plain loops: more influence, less."""
+    size = [abs(value) for value in influences]
+    share = [(value - min(size)) / (max(size) - min(size)) for value in size]
+    fitted = list(share)
+    if len(share) >= 5:
+        for i in range(len(share)):  # a parabola through five neighbours, at the ends through the first or last five
+            begin = min(max(i - 2, 0), len(share) - 5)
+            places = np.arange(begin, begin + 5)
+            fitted[i] = float(np.polyval(np.polyfit(places - i, np.asarray(share)[places], 2), 0))
+    clipped = [min(1.0, max(0.0, value)) for value in fitted]
+    low, high = min(clipped), max(clipped)
+    wanted = [(1 - (value - low) / (high - low + 1e-8)) * (0.40 - 0.05) + 0.05 for value in clipped]
+    scale = target * sum(sizes) / (sum(w * n for w, n in zip(wanted, sizes, strict=True)) + 1e-8)
+    return [min(1.0, max(0.0, scale * value)) for value in wanted]
+
+
+@pytest.mark.parametrize("target", [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("blocks", [2, 4, 5, 28])
+def test_the_studys_map_as_its_code_runs_it(blocks, target):
+    rng = np.random.default_rng(blocks)
+    scores, sizes = rng.lognormal(size=blocks).tolist(), rng.integers(100, 900, blocks).tolist()
+    expected = study_by_hand(scores, sizes, target)
+    found = layerif.allocate_as_run(scores, sizes, target)
+    assert found == pytest.approx(expected, rel=1e-9)
+    kept = layerif.allocate_study(scores, sizes, target)  # the same, where nothing is clipped
+    assert np.average(kept, weights=sizes) == pytest.approx(target)
+    if max(expected) < 0.99:
+        assert kept == pytest.approx(expected, rel=1e-6)
+    else:
+        assert np.average(found, weights=sizes) < target
+
+
+def test_more_influence_less_sparsity_in_the_study_and_more_in_the_paper():
     found = layerif.allocate_study([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, 0.2)
-    assert max(found) / min(found) == pytest.approx(0.40 / 0.05)
-    assert all(a < b for a, b in pairwise(found))
+    assert max(found) / min(found) == pytest.approx(0.40 / 0.05, rel=1e-6)
+    assert all(a > b for a, b in pairwise(found))
     assert sum(found) / 6 == pytest.approx(0.2)
+    found = layerif.allocate_paper([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, 0.2)
+    assert all(a < b for a, b in pairwise(found))
 
 
 @pytest.fixture(scope="module")
@@ -230,15 +265,92 @@ def test_scores_of_a_file_for_attention_and_mlp(place, tmp_path):
     path.write_text('{"attention": [1, 2, 3, 4], "mlp": [4, 3, 2, 1]}')
     rows = prunus.allocate(place / "m", recipe(place, sparsity=0.2, scores=str(path)))["blocks"]
     assert [row["attention"] for row in rows] == pytest.approx([row["mlp"] for row in reversed(rows)])
-    assert rows[0]["attention"] < rows[3]["attention"]
+    assert rows[0]["attention"] > rows[3]["attention"]  # more influence, less sparsity
     path.write_text('{"attention": [1, 2, 3, 4]}')
     with pytest.raises(PrunusError, match="has no list 'mlp'"):
         prunus.allocate(place / "m", recipe(place, scores=str(path)))
 
 
+def by_sample(rows):
+    return [dict(zip(STUDY_KEYS, row, strict=True)) for row in rows]
+
+
+STUDY_KEYS = [f"layer_{i}_{part}" for i in range(4) for part in ("attention", "mlp")]
+SAMPLES = by_sample([[1, -2, 3, 4.5, 0, 1, -1, 2], [2, 2, -9, 0.5, 1, 1, -1, 0]])
+SUMS = {"attention": [3, 3, 1, 0], "mlp": [2, 5, 2, 2]}  # positive scores, over samples
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (SAMPLES, SUMS),
+        ({"a": SAMPLES[0], "b": SAMPLES[1]}, SUMS),
+        ([{"sample_id": 7 + i, "scores": scores} for i, scores in enumerate(SAMPLES)], SUMS),
+        (SAMPLES[0], {"attention": [1, 3, 0, -1], "mlp": [-2, 4.5, 1, 2]}),  # sums already
+    ],
+)
+def test_influences_by_sample_as_the_study_stores_them(place, tmp_path, data, expected):
+    path = tmp_path / "influences.json"
+    path.write_text(json.dumps(data))
+    evidence = prunus.allocate(place / "m", recipe(place, scores=str(path)))["evidence"]
+    assert evidence["scores"] == expected
+    assert evidence["settings"] == {"file": "influences.json", "samples": 1 if data is SAMPLES[0] else 2}
+    only = prunus.allocate(place / "m", recipe(place, scores=str(path), scope="mlp"))["evidence"]
+    assert only["scores"] == {"mlp": expected["mlp"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([SAMPLES[0], {k: v for k, v in SAMPLES[1].items() if k != "layer_2_mlp"}], "sample 1 has no 'layer_2_mlp'"),
+        ([SAMPLES[0] | {"layer_4_mlp": 1}], "sample 0 has 'layer_4_mlp', but the model has 4 blocks"),
+        ([SAMPLES[0] | {"layer_1_mpl": 1}], "sample 0 has the unknown key 'layer_1_mpl'"),
+        ({"a": SAMPLES[0], "b": SAMPLES[1] | {"layer_1_mlp": float("nan")}}, "'layer_1_mlp' of sample b is nan"),
+        ([SAMPLES[0] | {"layer_1_mlp": "2"}], "'layer_1_mlp' of sample 0 is '2'"),
+        ([SAMPLES[0], 3], "sample 1 is no object with scores"),
+        ([{"sample_id": 3, "scores": SAMPLES[0]}] * 2, "sample 3 is there twice"),
+        ([{"sample_id": 3, "score": SAMPLES[0]}], "sample 0 has the unknown key 'sample_id'"),
+        ([], "has 0 scores for 'attention'"),
+    ],
+)
+def test_influences_by_sample_that_do_not_fit(place, tmp_path, data, words):
+    path = tmp_path / "influences.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(PrunusError, match=words):
+        prunus.allocate(place / "m", recipe(place, scores=str(path)))
+
+
+def test_influences_by_sample_are_for_attention_and_mlp(place, tmp_path):
+    path = tmp_path / "influences.json"
+    path.write_text(json.dumps(SAMPLES))
+    with pytest.raises(PrunusError, match="scores of attention and mlp, which allocation layerif takes, not layerif-s"):
+        prunus.allocate(place / "m", recipe(place, allocation="layerif-sketch", scores=str(path)))
+
+
 def test_too_few_sequences(place):
     with pytest.raises(PrunusError, match="3 sequences of two tokens or more; influences need 4"):
         prunus.allocate(place / "m", recipe(place, calibration=str(place / "few.jsonl")))
+
+
+@pytest.mark.parametrize("prompts", [None, [3] * 8, [3, 9, 11, 2, 8, 1, 9, 20]])
+def test_influences_see_the_first_tokens_only(tmp_path, monkeypatch, prompts):
+    """Of token ids and traces too; what is cut away has no effect on the scores, and it is said."""
+    make_model(tmp_path / "m", "llama", blocks=2)
+    monkeypatch.setattr("prunus.pruning.allocate.INFLUENCE_TOKENS", 10)
+    found = {}
+    for name, rows in (("whole", random_rows(8, 30)), ("cut", [row[:10] for row in random_rows(8, 30)])):
+        lines: list[dict[str, Any]] = [{"token_ids": ids} for ids in rows]
+        for line, prompt in zip(lines, prompts or (), strict=False):
+            line["prompt_tokens"] = min(prompt, len(line["token_ids"]))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        asked = recipe(tmp_path, calibration=str(tmp_path / f"{name}.jsonl"), influence_train=5, influence_validation=3)
+        found[name] = prunus.allocate(tmp_path / "m", asked)
+    assert found["whole"]["evidence"]["scores"] == found["cut"]["evidence"]["scores"]
+    (said,) = [text for text in found["whole"]["warnings"] if "cut to 10 tokens" in text]
+    assert said.startswith("8 of 8 sequences")
+    lost = 0 if prompts is None else sum(prompt >= 10 for prompt in prompts)
+    details = found["whole"]["evidence"]["details"]
+    assert details["train"] + details["validation"] == 8 - lost
 
 
 def test_only_the_chain_counts_in_the_loss_where_prompts_are_known(tmp_path):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
 from prunus.errors import PrunusError
@@ -17,6 +18,7 @@ Statistic = Literal["mean", "median"]
 Scope = Literal["all", "attention", "mlp"]
 Propagation = Literal["pruned", "dense", "staged"]
 Rounding = Literal["exact", "reference"]
+Group = Literal["row", "tensor"]
 UpdateName = Literal["none", "obs"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
@@ -30,6 +32,12 @@ ROWS = {"hf": 64, "vllm": 512, "openai": 512}  # engines that batch by themselve
 # An object of its own, so that a recipe can tell a sparsity left out from one of 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
+# Fields that came after recipes were first written down: where they have their default, hashes are what they were.
+LATER = ("group",)
+# Methods that rank weights by a score of each, and what each ranks together unless the recipe says otherwise.
+OWN_GROUP: Mapping[str, Group] = MappingProxyType(
+    {"magnitude": "tensor", "wanda": "row", "ria": "tensor", "dsnot": "row", "gblm": "row", "wanda++": "row"}
+)
 
 
 def canonical_json(data: Any) -> str:
@@ -47,8 +55,10 @@ class Recipe:
     """What the recipes share: JSON and hash."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; tuples become lists."""
-        return json.loads(canonical_json(asdict(self)))
+        """Plain data; tuples become lists. What LATER names is left out where it is as usual."""
+        usual = {field.name: field.default for field in fields(self)}
+        data = {name: value for name, value in asdict(self).items() if name not in LATER or value != usual[name]}
+        return json.loads(canonical_json(data))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -100,7 +110,10 @@ class PruneRecipe(Recipe):
     propagation: whether later blocks see the pruned or the dense output of earlier ones; `staged`: also within a block
         later Linears see earlier ones pruned (q, k, v, then o, then gate, up, then down), each computed once.
     pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row; sparsity is then what the pattern says, here 0.5.
-    rounding: `exact` (round(S*N) zeros per comparison group, ties by index) or `reference` (as in the authors' code).
+    group: what is ranked together by methods that score weights: each `row` (output) or the whole `tensor`; None is the
+        method's own, tensor for magnitude and ria, else row.
+    rounding: `exact` (round(S*N) zeros per comparison group, ties by index; an allocation's in all) or `reference` (as
+        in the authors' code, or in that of arXiv:2604.25098 where there is an allocation: int(S*N), by floats).
     update: `obs` lets the weights that a method keeps make up for the others, as SparseGPT does.
     row_power: for wanda: rows keep weights in proportion to the Fisher information of their outputs to this power; 0 is
         the same for all.
@@ -130,6 +143,7 @@ class PruneRecipe(Recipe):
     chain_weight: float = 1.0
     seed: int = 0
     propagation: Propagation = "pruned"
+    group: Group | None = None
     rounding: Rounding = "exact"
     update: UpdateName = "none"
     row_power: float = 0.0
@@ -154,6 +168,7 @@ class PruneRecipe(Recipe):
         self._check_choice("rounding", Rounding)
         self._check_choice("update", UpdateName)
         self._check_pattern()
+        self._check_group()
         self._check_choice("dtype", DtypeName)
         self._check_allocation()
         self._check_gradients()
@@ -188,6 +203,16 @@ class PruneRecipe(Recipe):
         if self.allocation != "uniform":
             raise PrunusError(f"pattern {self.pattern} is the same for all; allocation must be uniform")
         object.__setattr__(self, "sparsity", implied)
+
+    def _check_group(self) -> None:
+        if self.group is None:
+            return
+        self._check_choice("group", Group)
+        self._check_owner("method", {"group": tuple(OWN_GROUP)})
+        if self.pattern is not None:
+            raise PrunusError(f"pattern {self.pattern} is a group of its own; leave group out")
+        if self.row_power:
+            raise PrunusError("row_power shares the zeros of a tensor out among its rows; leave group out")
 
     def _check_allocation(self) -> None:
         self._check_choice("allocation", AllocationName)

@@ -61,6 +61,12 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
 @recipe_option(PruneRecipe, "method", "How weights are chosen.", type=choice(recipes.MethodName))
 @allocation_options
 @recipe_option(PruneRecipe, "pattern", "Instead of a sparsity: N:M keeps N of M consecutive inputs.", metavar="N:M")
+@recipe_option(
+    PruneRecipe,
+    "group",
+    "What is ranked together: each row or the whole tensor; default: the method's own.",
+    type=choice(recipes.Group),
+)
 @recipe_option(PruneRecipe, "propagation", "What later blocks see of earlier ones.", type=choice(recipes.Propagation))
 @recipe_option(PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding))
 @recipe_option(PruneRecipe, "update", "obs: SparseGPT's update of kept weights.", type=choice(recipes.UpdateName))

@@ -18,6 +18,7 @@ from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_cou
 from prunus.pruning.allocation.evidence import PARTS, WHOLE, Evidence, read_evidence
 from prunus.pruning.allocation.measures import (
     GRADIENT_MEASURES,
+    INFLUENCE_TOKENS,
     SCORE_MEASURES,
     Measured,
     Subject,
@@ -28,6 +29,9 @@ from prunus.pruning.calibration import Calibration, load_calibration
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
+
+# How far a mean may be from its target by floating point alone.
+REACHED = 1e-6
 
 Group = tuple[int, str]  # block, and `block`, `attention` or `mlp`
 
@@ -133,7 +137,7 @@ def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured
     recipe, source = subject.recipe, subject.source
     needs = ALLOCATIONS[recipe.allocation].needs
     if needs == "gradients":
-        chosen = load_calibration(influence_recipe(recipe), source)
+        chosen = load_calibration(influence_recipe(recipe), source).shortened(INFLUENCE_TOKENS)
         return GRADIENT_MEASURES[recipe.allocation](subject, chosen), chosen
     with torch.inference_mode():
         if needs == "weights":
@@ -150,13 +154,28 @@ def groups_of(recipe: PruneRecipe) -> list[str]:
 
 
 def share_out(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence) -> Shares:
-    """The sparsity of every group; each kind of group has the target as its weighted mean."""
+    """The sparsity of every group; each kind of group has the target as its weighted mean.
+
+    Not so with rounding `reference`, where an allocation is as the study's code runs it: that loses the mean where a
+    sparsity meets a limit, and a warning says so.
+    """
     shared: dict[Group, float] = {}
     warnings = []
     for part in groups_of(recipe):
         sizes = [group_size(source, recipe, index, part) for index in range(source.blocks)]
-        found = ALLOCATIONS[recipe.allocation].allocate(evidence.scores.get(part, []), sizes, recipe)
+        allocation = ALLOCATIONS[recipe.allocation]
+        as_run = allocation.as_run if recipe.rounding == "reference" else None
+        found = (as_run or allocation.allocate)(evidence.scores.get(part, []), sizes, recipe)
         shared |= {(index, part): value for index, value in enumerate(found)}
+        if as_run is not None:
+            mean = weighted_mean(found, sizes)
+            if abs(mean - recipe.sparsity) > REACHED:
+                of = "" if part == WHOLE else f" of {part}"
+                warnings.append(
+                    f"{recipe.allocation}{of} met a limit; with rounding reference nothing makes up for it, as in the "
+                    f"study's code, so the mean sparsity is {mean:.4f}, not {recipe.sparsity:g}"
+                )
+            continue
         for limit, count in ((HIGHEST, sum(v >= HIGHEST for v in found)), (0.0, sum(v <= 0 for v in found))):
             if count and recipe.allocation != "uniform" and recipe.sparsity > 0:
                 warnings.append(

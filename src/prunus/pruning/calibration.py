@@ -20,6 +20,7 @@ from prunus.checkpoint.source import load_tokenizer, one_line, tiny_folder
 from prunus.errors import PrunusError
 from prunus.held_out import evaluation_set, held_out_in
 from prunus.pruning.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
+from prunus.pruning.windows import Window, overlap_warnings, random_window
 from prunus.recipes import DropRecipe, PruneRecipe
 
 HUB_NAMES = ("c4", "wikitext2")
@@ -38,6 +39,15 @@ class Calibration(NamedTuple):
     source: str
     warnings: list[str]
     prompts: Sequence[int] = ()
+
+    def shortened(self, most: int) -> "Calibration":
+        """The same with at most so many tokens of every sequence; a warning says if any had more."""
+        longer = sum(len(ids) > most for ids in self.sequences)
+        if not longer:
+            return self
+        note = f"{longer} of {len(self.sequences)} sequences of {self.source} were cut to {most} tokens for gradients"
+        prompts = [min(prompt, most) for prompt in self.prompts]
+        return Calibration([ids[:most] for ids in self.sequences], self.source, [*self.warnings, note], prompts)
 
     @property
     def tokens(self) -> int:
@@ -236,14 +246,8 @@ def _from_text(text: str, request: Request) -> Calibration:
     ids = encoder(request.model)(text)
     check_enough(len(ids), request)
     rng = random.Random(request.seed)
-    windows = [random_window(ids, request.seqlen, rng) for _ in range(request.samples)]
-    return Calibration(windows, request.name, [])
-
-
-def random_window(ids: list[int], seqlen: int, rng: random.Random) -> list[int]:
-    """seqlen consecutive ids. The last possible start is left out, as in the authors' code, unless it is the only."""
-    start = rng.randint(0, max(0, len(ids) - seqlen - 1))
-    return ids[start : start + seqlen]
+    windows = [random_window(0, ids, request.seqlen, rng) for _ in range(request.samples)]
+    return Calibration([window.ids for window in windows], request.name, overlap_warnings(request.name, windows))
 
 
 def check_enough(tokens: int, request: Request) -> None:
@@ -272,23 +276,23 @@ def _from_documents(count: int, ids_of: Callable[[int], list[int]], request: Req
         long = [ids for ids in documents.values() if len(ids) > request.seqlen]
         if sum(map(len, long)) < wanted:
             note = f"{request.name}: only {len(long)} of {count} documents are longer than {request.seqlen} tokens; "
-            windows = joined_windows(list(documents.values()), request, rng)
-            return Calibration(windows, request.name, [note + "all were joined and cut"])
+            joined = joined_windows(list(documents.values()), request, rng)
+            return Calibration(joined, request.name, [note + "all were joined and cut"])
     check_enough(wanted, request)
-    windows: list[list[int]] = []
+    windows: list[Window] = []
     misses = 0
     while len(windows) < request.samples:
         index = rng.randint(0, count - 1)
         ids = documents[index] if index in documents else documents.setdefault(index, ids_of(index))
         if len(ids) > request.seqlen:
-            windows.append(random_window(ids, request.seqlen, rng))
+            windows.append(random_window(index, ids, request.seqlen, rng))
         else:
             misses += 1
         if misses > 20 * SMALL_CORPUS:
             raise PrunusError(
                 f"{request.name}: hardly a document has more than {request.seqlen} tokens; lower --seqlen"
             )
-    return Calibration(windows, request.name, [])
+    return Calibration([window.ids for window in windows], request.name, overlap_warnings(request.name, windows))
 
 
 def joined_windows(documents: Sequence[list[int]], request: Request, rng: random.Random) -> list[list[int]]:
@@ -302,7 +306,10 @@ def joined_windows(documents: Sequence[list[int]], request: Request, rng: random
 
 
 def _from_hub(request: Request) -> Calibration:
-    """C4: shard 0 of the English training files. WikiText-2: the raw training split as one text."""
+    """C4: shard 0 of the English training files. WikiText-2: the raw training split, its lines joined by blanks.
+
+    Both as the Wanda family has it for calibration; perplexity is measured on text joined by blank lines.
+    """
     try:
         load_dataset = import_module("datasets").load_dataset
     except ImportError as error:
@@ -321,6 +328,6 @@ def _from_hub(request: Request) -> Calibration:
             f"calibration '{request.name}' could not be had from the hub ({one_line(error)}); give a .txt or .jsonl"
         ) from error
     if request.name == "wikitext2":
-        return _from_text("\n\n".join(rows["text"]), request)
+        return _from_text(" ".join(rows["text"]), request)
     encode = encoder(request.model)
     return _from_documents(len(rows), lambda index: encode(rows[index]["text"]), request)

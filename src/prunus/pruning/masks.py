@@ -8,15 +8,14 @@ Shapes: O output features (rows), I input features (columns).
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-from math import floor
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.recipes import Rounding
+from prunus.recipes import Group, Rounding
 from prunus.sparse import smallest
 
 # On a CPU rows are taken in slices of about this many elements, which stay in its cache.
@@ -25,15 +24,20 @@ _PART = 1 << 17  # the same where every step is over 16-bit numbers
 _STEP, _TRIES = 61, 4  # one of how many numbers is sampled (not a divisor of a width), and how often that is asked
 _SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # as integers; NaN lies above
-Group = Literal["row", "tensor"]
 
 
 class Target(NamedTuple):
-    """What a Linear is to lose: a share of its weights, or all but n of every m consecutive inputs (pattern (n, m))."""
+    """What a Linear is to lose: a share of its weights, or all but n of every m consecutive inputs (pattern (n, m)).
+
+    group: what is ranked together; None is the method's own. ties: whether with rounding `reference` a whole tensor
+    loses every score up to the one at its place, as Magnitude's authors have it, or exactly so many as that place.
+    """
 
     sparsity: float
     rounding: Rounding = "exact"
     pattern: tuple[int, int] | None = None
+    group: Group | None = None
+    ties: bool = True
 
 
 def zeros_of(target: Target, shape: tuple[int, ...], group: Group) -> int:
@@ -48,18 +52,24 @@ def zeros_of(target: Target, shape: tuple[int, ...], group: Group) -> int:
 
 
 def zero_lowest(weight_OI: Tensor, score_OI: Tensor, target: Target, group: Group) -> Tensor:
-    """New weight that has lost its lowest scores: of each row, of the whole tensor, or as the target's pattern says."""
+    """New weight that has lost its lowest scores: of each row, of the whole tensor, or as the target's pattern says.
+
+    group: of the method, where the target names none.
+    """
     if target.pattern is not None:
         return zero_lowest_per_pattern(weight_OI, score_OI, target.pattern)
-    zero = zero_lowest_per_row if group == "row" else zero_lowest_in_tensor
-    return zero(weight_OI, score_OI, target.sparsity, target.rounding)
+    if (target.group or group) == "row":
+        return zero_lowest_per_row(weight_OI, score_OI, target.sparsity, target.rounding)
+    return zero_lowest_in_tensor(weight_OI, score_OI, target.sparsity, target.rounding, target.ties)
 
 
 def zero_smallest(weight_OI: Tensor, target: Target) -> Tensor:
-    """zero_lowest by size, of the whole tensor: compiled, where that can be had, which takes a third of the time."""
-    count = zeros_of(target, (weight_OI.numel(), 1), "tensor") if target.pattern is None else 0
-    if count and target.rounding == "exact" and (found := smallest.zero_smallest(weight_OI, count)) is not None:
-        return found
+    """zero_lowest by size, of the whole tensor if it may be; compiled where that can be had, in a third of the time."""
+    counted = target.rounding == "exact" or not target.ties
+    if counted and target.pattern is None and target.group != "row":
+        count = zeros_of(target, (weight_OI.numel(), 1), "tensor")
+        if count and (found := smallest.zero_smallest(weight_OI, count)) is not None:
+            return found
     return zero_lowest(weight_OI, weight_OI.abs(), target, "tensor")
 
 
@@ -121,11 +131,10 @@ def lowest_in_tensor(score: Tensor, count: int) -> Tensor:
 def zeros_wanted(size: int, sparsity: float, rounding: Rounding = "exact") -> int:
     """How many of size weights are to be zero.
 
-    exact: sparsity * size, rounded to the nearest (halves to even). reference: rounded down. sparsity means the decimal
-    number that it prints as, so 0.29 of 100 is 29, where floating point would say 28.999.
+    exact: sparsity * size, rounded to the nearest (halves to even), where sparsity means the decimal number that it
+    prints as. reference: rounded down in floating point, as the authors' codes do: 28 for 0.29 of 100, not 29.
     """
-    share = Fraction(repr(float(sparsity))) * size
-    return round(share) if rounding == "exact" else floor(share)
+    return round(Fraction(repr(float(sparsity))) * size) if rounding == "exact" else int(size * sparsity)
 
 
 def zero_lowest_per_row(weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact") -> Tensor:
@@ -161,22 +170,25 @@ def zero_lowest_of_rows(weight_OI: Tensor, score_OI: Tensor, zeros_O: Tensor) ->
     return result_OI
 
 
-def zero_lowest_in_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact") -> Tensor:
+def zero_lowest_in_tensor(
+    weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact", ties: bool = True
+) -> Tensor:
     """New weight that has lost the zeros_wanted(O * I) lowest scores of the whole tensor; the rest is the same.
 
-    score_OI: not negative, no NaN. Equal scores: the lower flat index goes first. With rounding `reference` it loses
-    every score up to and including the one at place floor(sparsity * O * I) of the sorted scores, as the authors' code
-    has it: at least one more than asked for, and all that equal it.
+    score_OI: not negative, no NaN. Equal scores: the lower flat index goes first. With rounding `reference` and ties it
+    loses every score up to and including the one at place int(sparsity * O * I) of the sorted scores, as the authors'
+    code has it: at least one more than asked for, and all that equal it.
     """
+    every_tie = ties and rounding == "reference"
     count = zeros_wanted(weight_OI.numel(), sparsity, rounding)
-    if weight_OI.numel() == 0 or (count == 0 and rounding == "exact"):
+    if weight_OI.numel() == 0 or (count == 0 and not every_tie):
         return weight_OI.clone()
     key_N = _keys(score_OI.reshape(-1))
-    k = count + 1 if rounding == "reference" else count
+    k = count + 1 if every_tie else count
     if _on_cpu(weight_OI):
-        return _without_lowest(weight_OI, key_N.numpy(), k, every_tie=rounding == "reference")
+        return _without_lowest(weight_OI, key_N.numpy(), k, every_tie)
     threshold = _kth_lowest(key_N, k)
-    lowest_N = key_N <= threshold if rounding == "reference" else _take(key_N, threshold, k)
+    lowest_N = key_N <= threshold if every_tie else _take(key_N, threshold, k)
     result_OI = weight_OI.clone()
     _zero(result_OI, lowest_N.view(weight_OI.shape))
     return result_OI

@@ -42,6 +42,7 @@ from prunus.pruning.methods import METHODS, Method, with_row_budgets, with_updat
 from prunus.pruning.observe import InputStats
 from prunus.pruning.propagation import PROPAGATIONS, Passage, Stats, observed
 from prunus.pruning.regional import Repair, repair, with_regional_gradients
+from prunus.pruning.revisions import revisions
 from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
@@ -61,7 +62,13 @@ class Job(NamedTuple):
 
     def target(self, index: int, linear: str) -> Target:
         """What one Linear is to lose."""
-        return Target(self.sparsities[index, linear], self.recipe.rounding, self.recipe.groups)
+        return target_of(self.recipe, self.sparsities[index, linear])
+
+
+def target_of(recipe: PruneRecipe, sparsity: float) -> Target:
+    """What a Linear of a recipe is to lose. Ties go with rounding `reference` where a method's own code has it so."""
+    ties = METHODS[recipe.method].group == "tensor" and recipe.allocation == "uniform"
+    return Target(sparsity, recipe.rounding, recipe.groups, recipe.group, ties)
 
 
 def prune(
@@ -101,7 +108,7 @@ def prune(
         return describe(job, target, needed)
     if ALLOCATIONS[recipe.allocation].needs != "nothing" or method.gradients != "none":
         source.checksum()  # what looks at all blocks beforehand wants them checked
-    work = {"action": "prune", "recipe": recipe.to_json(), "source": source.fingerprint()}
+    work = {"action": "prune", "recipe": recipe.to_json(), "source": source.fingerprint(), **revisions(recipe)}
     if saved is not None:
         work["stats"] = saved.about
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial, full_float32(job.device):
@@ -143,8 +150,10 @@ def prune(
 
 
 def find_method(recipe: PruneRecipe) -> Method:
-    """The method of a recipe, with the update of kept weights that it asks for."""
+    """The method of a recipe, with the comparison group and the update of kept weights that it asks for."""
     method = METHODS[recipe.method]
+    if recipe.group is not None:
+        method = method._replace(group=recipe.group)
     if recipe.row_power:
         method = with_row_budgets(method, recipe.row_power)
     if recipe.update == "none":
@@ -353,7 +362,7 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
     """What prune would do, as far as it can be known without reading weights or asking the network."""
     recipe, source = job.recipe, job.source
     check_space(target.absolute(), needed)
-    wanted = Target(recipe.sparsity, recipe.rounding, recipe.groups)
+    wanted = target_of(recipe, recipe.sparsity)
     zeros = sum(zeros_of(wanted, source.linear_shapes(0)[name], job.method.group) for name in job.linears)
     allocation = ALLOCATIONS[recipe.allocation]
     if allocation.needs == "nothing":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.recipes import OWN_GROUP, DropRecipe, PruneRecipe
 from prunus.reporting.text import DASH, MINUS, NBSP, one_line
 from prunus.results.store import Run
 
@@ -81,6 +81,8 @@ def _method(step: dict[str, Any]) -> str:
         for key, usual in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
         if recipe.get(key, usual) != usual
     ]
+    if recipe.get("group") not in (None, OWN_GROUP.get(method)):
+        extras.append(f"by {recipe['group']}")
     return " ".join([NAMES.get(method, method), *extras])
 
 

@@ -18,7 +18,8 @@ from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration import HUB_NAMES, TRACES, calibration_name
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.pipeline import find_method
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, content_hash
+from prunus.pruning.revisions import revisions
+from prunus.recipes import OWN_GROUP, DropRecipe, EvalPlan, PruneRecipe, content_hash
 from prunus.study.file import Entry, Recipe, Study
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
 
 def twice(first: Recipe, second: Recipe) -> str:
     """Why two recipes are one."""
-    differing = [key for key, value in first.to_json().items() if second.to_json().get(key) != value]
+    one, other = first.to_json(), second.to_json()
+    differing = [key for key in one | other if one.get(key) != other.get(key)]
     name = base_name(first)
     if not differing:
         return f"{name} is there twice"
@@ -168,7 +170,9 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
         kept["calibration"] = content_of(calibration_name(recipe, checkpoint))
     if kept.get("scores") is not None:
         kept["scores"] = digest(Path(kept["scores"]))
-    return kept | {"action": "prune" if isinstance(recipe, PruneRecipe) else "drop"}
+    if isinstance(recipe, PruneRecipe):
+        return kept | revisions(recipe) | {"action": "prune"}
+    return kept | {"action": "drop"}
 
 
 def unused_of_prune(recipe: PruneRecipe) -> set[str]:
@@ -187,6 +191,8 @@ def unused_of_prune(recipe: PruneRecipe) -> set[str]:
         unused |= {"samples"}
     if not recipe.weighted:
         unused |= WEIGHTS
+    if recipe.group == OWN_GROUP.get(recipe.method):
+        unused |= {"group"}
     return unused
 
 
@@ -200,6 +206,8 @@ def unused_of_drop(recipe: DropRecipe) -> set[str]:
 
 def content_of(calibration: str) -> str:
     """A calibration source by what it holds: a corpus of the hub by name, files by their digest."""
+    if calibration == "wikitext2":
+        return "wikitext2, joined by blanks"  # by blank lines in earlier versions
     if calibration in HUB_NAMES:
         return calibration
     if calibration == "tiny":
@@ -225,6 +233,8 @@ def base_name(recipe: Recipe) -> str:
     usual = PruneRecipe()
     apart = ("allocation", "scope", "update", "propagation")
     words = [getattr(recipe, name) for name in apart if getattr(recipe, name) != getattr(usual, name)]
+    if recipe.group not in (None, OWN_GROUP.get(recipe.method)):
+        words.append(recipe.group)
     amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"
     return "-".join([recipe.method, *words, amount])
 

@@ -18,6 +18,7 @@ Need = Literal["nothing", "weights", "norms", "gradients"]
 class Allocation(NamedTuple):
     """allocate(scores, sizes, recipe) -> sparsity of each group, whose mean weighted by sizes is recipe.sparsity.
 
+    as_run: the same as the code of arXiv:2604.25098 has it, for rounding `reference`; it need not keep the mean.
     needs: what scores are measured from; with `nothing` they are empty. apart: attention and MLP of a block are groups
     of their own, shared out apart, each to the target; else a block is one group. settings: fields of the recipe that
     the measurement depends on, besides scope. score: what a score is, for people.
@@ -30,10 +31,17 @@ class Allocation(NamedTuple):
     score: str = ""
     apart: bool = False
     settings: tuple[str, ...] = ()
+    as_run: Allocate | None = None
 
 
 def _spread(recipe: PruneRecipe, default: float) -> float:
     return default if recipe.spread is None else recipe.spread
+
+
+def _owl_as_run(scores: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """The study's code has no least sparsity for Magnitude."""
+    least = 0.0 if recipe.method == "magnitude" else owl.LEAST
+    return owl.allocate_as_run(scores, recipe.sparsity, _spread(recipe, 0.08), least)
 
 
 ALLOCATIONS: Mapping[AllocationName, Allocation] = MappingProxyType(
@@ -57,6 +65,7 @@ ALLOCATIONS: Mapping[AllocationName, Allocation] = MappingProxyType(
             description="blocks with more outliers among their Wanda scores keep more",
             score="outliers in %",
             settings=("outlier_threshold",),
+            as_run=_owl_as_run,
         ),
         "alphapruning": Allocation(
             lambda scores, sizes, recipe: alphapruning.allocate(scores, sizes, recipe.sparsity, _spread(recipe, 0.3)),
@@ -78,15 +87,16 @@ ALLOCATIONS: Mapping[AllocationName, Allocation] = MappingProxyType(
             lambda scores, sizes, recipe: layerif.allocate_study(scores, sizes, recipe.sparsity),
             needs="gradients",
             source="Askari et al. 2025, arXiv:2505.23811, as in arXiv:2604.25098",
-            description="attention and MLP that gain most from training data lose more; identity Hessian",
+            description="attention and MLP with more influence lose less, as in the study's code; identity Hessian",
             score="influence",
             apart=True,
+            as_run=lambda scores, sizes, recipe: layerif.allocate_as_run(scores, sizes, recipe.sparsity),
         ),
         "layerif-sketch": Allocation(
             lambda scores, sizes, recipe: layerif.allocate_paper(scores, sizes, recipe.sparsity, _spread(recipe, 0.3)),
             needs="gradients",
             source="Askari et al. 2025, arXiv:2505.23811; DataInf, arXiv:2310.00902",
-            description="the same by block, with DataInf on sketched gradients",
+            description="blocks with more influence lose more, as in the paper; DataInf on sketched gradients",
             score="influence",
         ),
     }

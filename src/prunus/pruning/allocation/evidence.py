@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from prunus.checkpoint.source import read_json
 from prunus.errors import PrunusError
+from prunus.pruning.allocation.sample_scores import is_by_sample, sums_of_samples
 
 FORMAT = 1
 WHOLE, PARTS = "block", ("attention", "mlp")
@@ -42,8 +43,8 @@ class Evidence(NamedTuple):
 def read_evidence(path: Path, allocation: str, groups: Sequence[str], blocks: int) -> Evidence:
     """Evidence of a file: our own, or a user's scores, as JSON.
 
-    A user's file is one list with a number per block (for every group), or an object with such a list for `attention`
-    and for `mlp`. Whatever does not fit raises PrunusError.
+    A user's file is one list with a number per block (for every group), an object with such a list for `attention` and
+    for `mlp`, or holds influences by sample (see sample_scores). Whatever does not fit raises PrunusError.
     """
     data = read_json(path)
     if isinstance(data, Mapping) and "evidence" in data:
@@ -52,6 +53,13 @@ def read_evidence(path: Path, allocation: str, groups: Sequence[str], blocks: in
         found = Evidence.from_json(data)
         if found.allocation != allocation:
             raise PrunusError(f"{path} holds evidence of {found.allocation}, not of {allocation}; measure again")
+    elif is_by_sample(data):
+        if WHOLE in groups:
+            raise PrunusError(
+                f"{path} holds scores of attention and mlp, which allocation layerif takes, not {allocation}"
+            )
+        sums, count = sums_of_samples(path, data, groups, blocks)
+        found = Evidence(allocation, None, {"file": path.name, "samples": count}, sums, {}, [])
     else:
         scores = dict.fromkeys(groups, data) if isinstance(data, list) else data
         found = Evidence(allocation, None, {"file": path.name}, scores, {}, [])

@@ -1,8 +1,11 @@
-"""LayerIF: a block whose training data help the validation loss most is pruned most.
+"""LayerIF: how much a block loses follows the influence of training data on the validation loss through its weights.
 
 Askari et al. 2025, arXiv:2505.23811. The authors publish no code that computes the influences; gradients.py and
-influence.py do, from scratch. Two forms: `allocate_study` as the study arXiv:2604.25098 runs it, for attention and MLP
-apart; `allocate_paper` as the paper does (Savitzky-Golay 7, 3, then AlphaPruning's map).
+influence.py do, from scratch. Two forms, and they go opposite ways. `allocate_paper` as the paper (section 3.4): more
+influence, more sparsity (Savitzky-Golay 7, 3, then AlphaPruning's map). `allocate_study` as the code of the study
+arXiv:2604.25098 (wanda/lib/influence_helper.py), for attention and MLP apart: more influence, less sparsity. That code
+reads influences from stored files, and neither it nor its paper says with which sign they were stored; ours are
+positive where training on a sequence lowers the validation loss.
 """
 
 from collections.abc import Sequence
@@ -13,7 +16,10 @@ from scipy.signal import savgol_filter
 from prunus.pruning.allocation.alphapruning import ratios
 from prunus.pruning.allocation.arithmetic import scaled, spread_out
 
+# Of the study: ratios of sparsities, width of its smoothing, and what keeps its divisions from failing.
 LOWEST_RATIO, HIGHEST_RATIO = 0.05, 0.40
+WINDOW = 5
+TINY = 1e-8
 
 
 def smoothed(scores: Sequence[float], window: int, order: int) -> list[float]:
@@ -24,15 +30,34 @@ def smoothed(scores: Sequence[float], window: int, order: int) -> list[float]:
     return np.asarray(savgol_filter(np.asarray(scores, float), width, min(order, width - 1), mode="interp")).tolist()
 
 
-def allocate_study(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
-    """Sparsity of each group of one kind (attention or MLP of each block), in the seed study's form.
+def study_ratios(influences: Sequence[float]) -> list[float]:
+    """How sparsities of the groups relate in the seed study: from 0.40 for the least influence to 0.05 for the most.
 
-    Absolute values, min-max, smoothed (5, 2), min-max again so that the range holds, mapped to 0.05 to 0.40 and scaled
-    to the target.
+    Absolute values, min-max, smoothed (5, 2) from five groups on, clipped to [0, 1], min-max again.
     """
-    shares = spread_out(smoothed(spread_out([abs(value) for value in influences]), window=5, order=2))
-    width = HIGHEST_RATIO - LOWEST_RATIO
-    return scaled([LOWEST_RATIO + width * share for share in shares], sizes, target)
+    shares = spread_out([abs(value) for value in influences])
+    if len(shares) >= WINDOW:
+        shares = [min(max(share, 0.0), 1.0) for share in smoothed(shares, WINDOW, order=2)]
+    low, high = min(shares), max(shares)
+    return [
+        LOWEST_RATIO + (HIGHEST_RATIO - LOWEST_RATIO) * (1 - (share - low) / (high - low + TINY)) for share in shares
+    ]
+
+
+def allocate_study(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
+    """Sparsity of each group of one kind (attention or MLP of each block): the more influence, the less sparsity.
+
+    study_ratios, scaled so that the mean weighted by sizes is the target even where sparsities meet their limits. The
+    study's code clips after scaling and loses the budget; `allocate_as_run` does so too.
+    """
+    return scaled(study_ratios(influences), sizes, target)
+
+
+def allocate_as_run(influences: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
+    """The same as the study's code has it: scaled, then clipped to [0, 1]; the mean may fall short of the target."""
+    ratios = study_ratios(influences)
+    factor = target * sum(sizes) / (sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) + TINY)
+    return [min(max(factor * ratio, 0.0), 1.0) for ratio in ratios]
 
 
 def allocate_paper(

@@ -29,7 +29,7 @@ from prunus.recipes import AllocationName, PruneRecipe
 
 # Scores are made for about so many weights at a time.
 SLICE = 1 << 24
-# Sequences that gradients are taken of are cut to this length.
+# Sequences that influences are taken of are cut to this length, whether they come from text, token ids or traces.
 INFLUENCE_TOKENS = 1024
 
 
@@ -122,10 +122,13 @@ def influences(
     ranking of blocks is more than noise.
     """
     recipe = subject.recipe
-    usable = [i for i, ids in enumerate(calibration.sequences) if len(ids) > 1]
-    if len(usable) < 4:
-        raise PrunusError(f"{calibration.source} has {len(usable)} sequences of two tokens or more; influences need 4")
     weights = chain_only(calibration)
+    usable = [
+        i for i, ids in enumerate(calibration.sequences) if len(ids) > 1 and (weights is None or any(weights[i][1:]))
+    ]
+    if len(usable) < 4:
+        which = "of two tokens or more" if weights is None else f"whose chain begins within {INFLUENCE_TOKENS} tokens"
+        raise PrunusError(f"{calibration.source} has {len(usable)} sequences {which}; influences need 4")
     gradients = sketches(
         Model(subject.source, subject.runner, subject.linears),
         [calibration.sequences[i] for i in usable],

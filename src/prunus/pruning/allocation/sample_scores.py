@@ -1,0 +1,80 @@
+"""Influences as the study arXiv:2604.25098 stores them: of each sample a score per block for attention and for MLP.
+
+Its code sums the positive ones over samples (wanda/lib/influence_helper.py, positive_influence_aggregation).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import PrunusError
+
+_KEY = re.compile(r"layer_(0|[1-9]\d*)_(attention|mlp)")
+
+
+def is_by_sample(data: Any) -> bool:
+    """Whether a file's content is meant so: a list or an object of objects, or one object of such keys (sums)."""
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return any(isinstance(row, Mapping) for row in data)
+    return isinstance(data, Mapping) and any(isinstance(v, Mapping) or _KEY.fullmatch(k) for k, v in data.items())
+
+
+def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -> tuple[dict[str, list[float]], int]:
+    """For each of groups (attention, mlp) one sum per block, and of how many samples; what does not fit is PrunusError.
+
+    data: a list of samples, or an object of them by name; a sample is an object with `layer_0_attention`,
+    `layer_0_mlp` and so on for every block, or has that under `scores`. Of each sample positive scores count. One such
+    object alone is taken to be sums, as it is.
+    """
+    alone = isinstance(data, Mapping) and any(_KEY.fullmatch(key) for key in data)
+    sums = {group: [0.0] * blocks for group in groups}
+    count = 0
+    for name, scores in [("the object", data)] if alone else _samples(path, data):
+        _check_keys(path, name, scores, blocks)
+        for group, totals in sums.items():
+            for index in range(blocks):
+                value = _number(path, name, scores, f"layer_{index}_{group}")
+                totals[index] += value if alone else max(0.0, value)
+        count += 1
+    for group, totals in sums.items():
+        if not all(map(math.isfinite, totals)):
+            raise PrunusError(f"{path}: the scores of '{group}' are too large to be summed")
+    return sums, count
+
+
+def _samples(path: Path, data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every sample's name, for messages, and its scores."""
+    rows = data.items() if isinstance(data, Mapping) else enumerate(data)
+    seen: set[Any] = set()
+    for place, row in rows:
+        name, scores = f"sample {place}", row
+        if isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}:
+            name, scores = f"sample {row['sample_id']}", row["scores"]
+            if name in seen:
+                raise PrunusError(f"{path}: {name} is there twice; leave one out")
+            seen.add(name)
+        if not isinstance(scores, Mapping):
+            raise PrunusError(f"{path}: {name} is no object with scores such as layer_0_attention and layer_0_mlp")
+        yield name, scores
+
+
+def _check_keys(path: Path, name: str, scores: Mapping[str, Any], blocks: int) -> None:
+    for key in scores:
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise PrunusError(
+                f"{path}: {name} has the unknown key '{key}'; keys are layer_0_attention, layer_0_mlp, ..."
+            )
+        if int(found[1]) >= blocks:
+            raise PrunusError(f"{path}: {name} has '{key}', but the model has {blocks} blocks, from layer_0 on")
+
+
+def _number(path: Path, name: str, scores: Mapping[str, Any], key: str) -> float:
+    if key not in scores:
+        raise PrunusError(f"{path}: {name} has no '{key}'; every sample needs a score for every block")
+    value = scores[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PrunusError(f"{path}: '{key}' of {name} is {value!r}, which is no finite number")
+    return float(value)

@@ -1,0 +1,170 @@
+"""The comparison group: rows or the whole tensor for every method that scores, exact counts, and what it goes with."""
+
+import json
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from test_methods import case, stats
+from tiny_models import make_model, random_rows
+
+import prunus
+from prunus.cli import cli
+from prunus.errors import PrunusError
+from prunus.pruning.masks import Target
+from prunus.pruning.methods import METHODS
+from prunus.recipes import OWN_GROUP, Group, PruneRecipe, content_hash
+from prunus.reporting.labels import step_label
+from prunus.study.cells import base_name, effective
+
+SCORES = {
+    "magnitude": lambda w, _: w.abs(),
+    "wanda": lambda w, inputs: w.abs() * inputs.norm_I,
+    "ria": lambda w, inputs: (w.abs() / w.abs().sum(0) + w.abs() / w.abs().sum(1, keepdim=True)) * inputs.norm_I.sqrt(),
+    "gblm": lambda w, inputs: w.abs() * (inputs.norm_I / inputs.sequences**0.5 + inputs.gradient_OI),
+    "wanda++": lambda w, inputs: w.abs() * (inputs.norm_I / inputs.sequences**0.5 + inputs.gradient_OI),
+}
+
+NO_MODEL: Any = None  # it is only asked where a recipe leaves something open
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("group")
+    make_model(folder / "m", "qwen2", dtype=torch.bfloat16)
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in random_rows(6, 20)))
+    return folder
+
+
+def pruned(place, out, stats_file=None, **changes) -> dict[str, torch.Tensor]:
+    """The Linears' weights after pruning."""
+    on: dict[str, Any] = {} if stats_file else {"calibration": str(place / "rows.jsonl"), "samples": 6}
+    prunus.prune(place / "m", out, PruneRecipe(**on | changes), stats=stats_file, overwrite=True)
+    return {name: w for name, w in load_file(out / "model.safetensors").items() if "_proj.weight" in name}
+
+
+@pytest.mark.parametrize("group", get_args(Group))
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_the_lowest_scores_of_the_group_go(name, group: Group):
+    weight, tokens = case((10, 33))
+    inputs = stats(tokens, weight)
+    score = SCORES[name](weight, inputs).double()
+    found = METHODS[name].prune(weight, inputs, Target(0.4, group=group)) == 0
+    expected = torch.zeros_like(found)
+    if group == "row":
+        for o, row in enumerate(score.tolist()):
+            for i in sorted(range(33), key=row.__getitem__)[:13]:
+                expected[o, i] = True
+    else:
+        flat = score.flatten().tolist()
+        for place in sorted(range(330), key=flat.__getitem__)[:132]:
+            expected[place // 33, place % 33] = True
+    assert torch.equal(found, expected)
+
+
+def test_own_groups_are_those_of_the_methods():
+    assert {name: METHODS[name].group for name in OWN_GROUP} == OWN_GROUP
+    weight, tokens = case((10, 33))
+    inputs = stats(tokens, weight)
+    for name, group in OWN_GROUP.items():
+        plain = METHODS[name].prune(weight, inputs, Target(0.4))
+        assert torch.equal(METHODS[name].prune(weight, inputs, Target(0.4, group=group)), plain)
+
+
+def test_dsnot_swaps_within_rows_whatever_its_zeros_were_ranked_in():
+    weight, tokens = case((10, 33))
+    inputs = stats(tokens, weight)
+    target = Target(0.4, group="tensor")
+    start, found = (
+        METHODS["wanda"].prune(weight, inputs, target) == 0,
+        METHODS["dsnot"].prune(weight, inputs, target) == 0,
+    )
+    assert found.sum(1).tolist() == start.sum(1).tolist() and len(set(start.sum(1).tolist())) > 1
+    assert not torch.equal(found, start)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "owl"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_counts_of_a_checkpoint(place, tmp_path, method, allocation):
+    rows = pruned(place, tmp_path / "a", method=method, group="row", allocation=allocation)
+    assert all(len(set((w == 0).sum(1).tolist())) == 1 for w in rows.values())
+    whole = pruned(place, tmp_path / "b", method=method, group="tensor", allocation=allocation)
+    assert sum(int((w == 0).sum()) for w in whole.values()) == sum(w.numel() for w in whole.values()) // 2
+    assert any(len(set((w == 0).sum(1).tolist())) > 1 for w in whole.values())
+    step = json.loads((tmp_path / "b/prunus.json").read_text())["history"][0]
+    assert step["recipe"]["group"] == "tensor"
+    assert prunus.inspect(tmp_path / "b")["history"][0]["recipe"]["group"] == "tensor"
+
+
+def test_saved_statistics_give_the_same(place, tmp_path):
+    prunus.stats(place / "m", tmp_path / "stats", calibration=str(place / "rows.jsonl"), samples=6)
+    asked: dict[str, Any] = {"method": "wanda", "group": "tensor", "propagation": "dense"}
+    full = pruned(place, tmp_path / "full", **asked)
+    quick = pruned(place, tmp_path / "quick", tmp_path / "stats", **asked)
+    assert all(torch.equal(full[name], quick[name]) for name in full)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "sparsegpt", "group": "row"}, "group belongs to method magnitude or wanda or .*, not to sparsegpt"),
+        ({"method": "alps", "group": "tensor"}, "not to alps"),
+        ({"pattern": "2:4", "group": "row"}, "pattern 2:4 is a group of its own; leave group out"),
+        (
+            {"row_power": 0.5, "group": "row"},
+            "row_power shares the zeros of a tensor out among its rows; leave group out",
+        ),
+        ({"group": "column"}, "group 'column' is not known; choose one of row, tensor"),
+    ],
+)
+def test_where_it_makes_no_sense_it_is_refused(changes, words):
+    with pytest.raises(PrunusError, match=words):
+        PruneRecipe(**changes)
+
+
+def test_recipes_and_cells_without_it_keep_their_names():
+    """Hashes as they were before there was a group."""
+    assert PruneRecipe().hash == "cdb9ddacc9a8"
+    assert PruneRecipe(method="magnitude", sparsity=0.2, rounding="reference").hash == "75a443d7a0be"
+    asked = PruneRecipe(group="tensor")
+    assert PruneRecipe.from_json(asked.to_json()) == asked and asked.hash != PruneRecipe().hash
+    cell = PruneRecipe(calibration="c4")
+
+    def key(recipe):
+        return content_hash(effective(recipe, NO_MODEL))
+
+    assert key(cell) == "7b9e33f1ae8e"
+    assert key(replace(cell, allocation="owl")) == "12ba14a22424"
+    assert key(replace(cell, group="row")) == key(cell)  # Wanda's own
+    assert key(replace(cell, group="tensor")) != key(cell)
+    assert base_name(replace(cell, group="row")) == "wanda-50" and base_name(asked) == "wanda-tensor-50"
+
+
+def test_cells_whose_result_is_another_now_are_made_again():
+    """Keys that the same recipes had when LayerIF was reversed, and so on."""
+    cell = PruneRecipe(calibration="c4")
+    changed: list[tuple[dict[str, Any], str]] = [
+        ({"allocation": "layerif"}, "dca9ea7de56e"),
+        ({"allocation": "layerif-sketch"}, "00350969c748"),
+        ({"method": "magnitude", "allocation": "owl", "rounding": "reference"}, "74e56aa486c7"),
+        ({"calibration": "wikitext2"}, "d42092a4bd5d"),
+    ]
+    for changes, once in changed:
+        assert content_hash(effective(replace(cell, **changes), NO_MODEL)) != once
+
+
+def test_labels_say_it_where_it_is_not_the_methods_own():
+    step = {"action": "prune", "recipe": {"method": "wanda", "sparsity": 0.2, "group": "tensor"}}
+    assert step_label(step) == "Wanda by tensor 20\xa0%"
+    step["recipe"]["group"] = "row"
+    assert step_label(step) == "Wanda 20\xa0%"
+
+
+def test_the_command_takes_it(place, tmp_path):
+    command = ["prune", str(place / "m"), str(tmp_path / "out"), "--method", "magnitude", "--group", "row"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    weight = load_file(tmp_path / "out/model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert set((weight == 0).sum(1).tolist()) == {16}
