@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test test-vllm test-lm-eval check lint sanitize format docs train-tiny clean
+.PHONY: demo test quick test-vllm test-lm-eval check lint sanitize format docs train-tiny clean
 PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
@@ -25,6 +25,10 @@ demo: .venv/.ready
 
 test: .venv/.ready $(SMOLLM2)/config.json
 	$(PYTEST)
+
+# For the loop while editing: the fastest tests, chosen by the times of the last `make test`; under a minute.
+quick: .venv/.ready
+	$(PYTEST) --quick
 
 # What needs lm-evaluation-harness, in an environment that has it.
 test-lm-eval: .venv/.ready
