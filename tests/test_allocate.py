@@ -1,6 +1,7 @@
 """allocate() and prune(allocation=...): evidence against the whole model, exact budgets on disk, reuse, bad files."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, get_args
 
@@ -214,6 +215,19 @@ def test_evidence_of_something_else_is_refused(place, tmp_path):
 def test_recipes_that_make_no_sense(changes, words):
     with pytest.raises(PrunusError, match=words):
         PruneRecipe(**changes)
+
+
+@pytest.mark.parametrize(("method", "least", "mean"), [("wanda", 0.01, 0.1075), ("magnitude", 0.0, 0.105)])
+def test_rounding_reference_loses_the_mean_as_the_studys_code_does_and_says_so(place, tmp_path, method, least, mean):
+    path = tmp_path / "scores.json"
+    path.write_text("[0, 0, 0, 1]")
+    asked = recipe(place, method=method, allocation="owl", sparsity=0.1, scores=str(path), rounding="reference")
+    data = prunus.allocate(place / "m", asked)
+    assert [row["sparsity"] for row in data["blocks"]] == pytest.approx([0.14, 0.14, 0.14, least])  # -0.02 by the rule
+    assert f"the mean sparsity is {mean:.4f}, not 0.1" in data["warnings"][0]
+    exact = prunus.allocate(place / "m", replace(asked, rounding="exact"))
+    assert sum(row["sparsity"] for row in exact["blocks"]) == pytest.approx(0.4)
+    assert "the others make up for it" in exact["warnings"][0]
 
 
 def test_limits_that_bind_are_said(place):

@@ -49,6 +49,9 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
         recipe_option(PruneRecipe, "influence_train", "Sequences for layerif.", type=int),
         recipe_option(PruneRecipe, "influence_validation", "Sequences for layerif's validation loss.", type=int),
         recipe_option(PruneRecipe, "scores", "Evidence FILE of `prunus allocate --save`, or your own scores."),
+        recipe_option(
+            PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding)
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -68,7 +71,6 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
     type=choice(recipes.Group),
 )
 @recipe_option(PruneRecipe, "propagation", "What later blocks see of earlier ones.", type=choice(recipes.Propagation))
-@recipe_option(PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding))
 @recipe_option(PruneRecipe, "update", "obs: SparseGPT's update of kept weights.", type=choice(recipes.UpdateName))
 @recipe_option(PruneRecipe, "row_power", "wanda: rows keep by their outputs' Fisher information to this.", type=float)
 @recipe_option(PruneRecipe, "gradient_scale", "Of gradients beside norms, for gblm and wanda++.", type=float)
