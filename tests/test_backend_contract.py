@@ -141,6 +141,19 @@ def test_a_cut_chain_is_a_chain_of_its_own(backend, sampling):
             assert (draw.ended == "natural") or len(draw.thinking) == budget
 
 
+def test_answers_end_with_the_context_and_at_ends_of_text(backend):
+    """A context in which the longest prompt has room for its thinking and six more; ids 20 to 39 end a text."""
+    longest, ends = max(len(chain.prompt) for chain in chains()), range(20, 40)
+    rules = Rules(MARKERS.ending_at(ends), WARM, seed=7, context=longest + 12 + MARKERS.longest + 6)
+    cut = force_budgets(backend, [chain._replace(answer_tokens=99) for chain in chains()], (0, 12), rules)
+    for chain, draws in zip(chains(), cut, strict=True):
+        for draw in draws:
+            before = len(chain.prompt) + len(draw.thinking) + len(draw.closing)
+            assert len(draw.answer) <= draw.answer_cap == min(99, rules.context - before)
+            assert draw.answer_truncated == (len(draw.answer) == draw.answer_cap)
+            assert not set(ends) & {*draw.thinking, *draw.answer}
+
+
 def test_what_is_put_in_is_what_the_profile_says(backend):
     """Byte by byte, written out here and not taken from the profile."""
     texts = {"natural": {"</think>\n\n"}, "forced": {"\n</think>\n\n", "</think>\n\n"}}

@@ -89,6 +89,9 @@ def by_the_book(chain: Chain, budget: int, rules: Rules) -> Draw:
     else:
         closing = FORCED_AFTER_NEWLINE if think and think[-1] == NEWLINE else FORCED
         seed = rules.seed_of(chain, "forced answer", budget)
+    cap = chain.answer_tokens
+    if rules.context is not None:
+        cap = min(cap, rules.context - len([*chain.prompt, *think, *closing]))
     answer: list[int] = []
     stopped = False
     for token in noise([*chain.prompt, *think, *closing], seed):
@@ -97,9 +100,9 @@ def by_the_book(chain: Chain, budget: int, rules: Rules) -> Draw:
             break
         if token != OPEN:
             answer.append(token)
-        if len(answer) == chain.answer_tokens:
+        if len(answer) == cap:
             break
-    return Draw(budget, think, closing, answer, 1 + len(closing), ended, not stopped, False)
+    return Draw(budget, think, closing, answer, 1 + len(closing), ended, not stopped, False, cap)
 
 
 CHAINS = [Chain([1, number, *START], ("task", f"p{number}", number % 2), 1 + number % 5) for number in range(60)]
@@ -116,15 +119,34 @@ def test_equals_the_algorithm_written_by_hand(budget, wait):
         assert {draws[0].ended for draws in found} == {"natural", "forced"}
 
 
+@pytest.mark.parametrize("context", [None, 15])
 @pytest.mark.parametrize("budgets", [[8], [0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 3], [1, 2]])
-def test_cut_chains_equal_direct_runs(budgets):
-    rules = Rules(MARKERS, GREEDY, seed=5)
+def test_cut_chains_equal_direct_runs(budgets, context):
+    rules = Rules(MARKERS, GREEDY, seed=5, context=context)
     once, direct = ScriptedBackend(noise), ScriptedBackend(noise)
     reused = force_budgets(once, CHAINS, budgets, rules, reuse=True)
     assert reused == force_budgets(direct, CHAINS, budgets, rules, reuse=False)
     assert reused == [[by_the_book(chain, budget, rules) for budget in budgets] for chain in CHAINS]
     if len(budgets) > 2:
         assert len(once.calls) < len(direct.calls)
+
+
+@pytest.mark.parametrize("wait", [0, 1])
+def test_an_answer_ends_with_the_context(wait):
+    """15 ids: prompts have 3, thinking up to 8, closings 2 or 3, so 1 to 10 are left for caps of 1 to 5."""
+    rules, budgets = Rules(MARKERS, GREEDY, wait, seed=5, context=15), [0, 4, 8]
+    backend = ScriptedBackend(noise)
+    lowered = 0
+    for chain, draws in zip(CHAINS, force_budgets(backend, CHAINS, budgets, rules, reuse=not wait), strict=True):
+        for draw in draws:
+            before = len(chain.prompt) + len(draw.thinking) + len(draw.closing)
+            assert draw.answer_cap == min(chain.answer_tokens, 15 - before) >= 1
+            assert len(draw.answer) <= draw.answer_cap and draw.answer_truncated == (
+                len(draw.answer) == draw.answer_cap
+            )
+            lowered += draw.answer_cap < chain.answer_tokens
+    assert lowered > 10
+    assert all(len(prompt) + cap <= 15 for prompt, cap, _ in backend.calls), "no request asks for more than there is"
 
 
 def opinion(ids: Sequence[int]) -> tuple[float, float]:
@@ -179,7 +201,7 @@ def test_a_backend_without_scores_leaves_none_and_so_do_numbers_that_are_none():
 
 def test_a_natural_end_before_the_budget():
     [[draw]] = force(thinking_then([2, 3, STOP]), [5])
-    assert draw == Draw(5, [2, 3], NATURAL, [42], 3, "natural", False, False)
+    assert draw == Draw(5, [2, 3], NATURAL, [42], 3, "natural", False, False, 4)
 
 
 def test_a_natural_end_right_at_the_budget_is_natural():
@@ -193,6 +215,21 @@ def test_the_other_marker_ends_the_thinking_too():
     assert (draw.ended, draw.closing) == ("natural", NATURAL)
 
 
+def test_end_of_text_ends_either_phase_beside_the_profiles_own_markers():
+    ending = MARKERS.ending_at([99])
+    chain, replay = (
+        Chain([1, 0, *START], ("task", "p", 0), 9),
+        thinking_then([2, 99, 3, STOP], answer=[42, 99, 43, TURN]),
+    )
+    own, also = (
+        force_budgets(ScriptedBackend(replay), [chain], [5], Rules(markers, GREEDY))[0][0]
+        for markers in (MARKERS, ending)
+    )
+    assert (own.thinking, own.ended, own.answer) == ([2, 99, 3], "natural", [42, 99, 43])
+    assert (also.thinking, also.ended, also.answer, also.closing) == ([2], "natural", [42], NATURAL)
+    assert ending.think_stops == {STOP, TURN, 99} and ending.answer_stops == {TURN, 99}
+
+
 def test_the_newline_rule_of_forced_closings():
     draws = force(thinking_then([2, NEWLINE, 3, 3]), [1, 2, 3])[0]
     assert [draw.closing for draw in draws] == [FORCED, FORCED_AFTER_NEWLINE, FORCED]
@@ -202,7 +239,7 @@ def test_budget_zero_never_asks_for_a_thought():
     backend = ScriptedBackend(thinking_then([STOP]))
     chain = Chain([1, 0, *START], ("task", "p", 0), 4)
     [[draw]] = force_budgets(backend, [chain], [0], Rules(MARKERS, GREEDY))
-    assert draw == Draw(0, [], FORCED, [42], 4, "forced", False, False)
+    assert draw == Draw(0, [], FORCED, [42], 4, "forced", False, False, 4)
     assert [prompt for prompt, *_ in backend.calls] == [(1, 0, *START, *FORCED)]
 
 

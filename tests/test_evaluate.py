@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -264,6 +264,47 @@ def test_a_context_that_just_fits(tmp_path, store):
     prunus.evaluate(roomy, plan, store)
     with pytest.raises(PrunusError, match=f"needs {needed} tokens .* context is {needed - 1}"):
         prunus.evaluate(tight, plan, store)
+
+
+def test_legacy_answers_run_to_the_end_of_the_context(tmp_path, store):
+    """The defaults, on a context far below 32,768: every answer is capped by what its own chain leaves."""
+    problems = ({"id": "short", "problem": "1+1?", "answer": "2"}, {"id": "long", "problem": "1+" * 20, "answer": "21"})
+    model = make_model(tmp_path / "model", "qwen3", max_position_embeddings=128)
+    plan = EvalPlan(tasks=(str(write_task(tmp_path / "t.jsonl", *problems)),), budgets=(0, 8, 24), mode="legacy")
+    run_id = prunus.evaluate(model, plan, store)
+    work = make_work(Checkpoint(model), load_tokenizer(model), plan)
+    lengths = {problem.id: len(prompt) for problem, prompt in zip(work.problems, work.prompts, strict=True)}
+    start = len(work.rules.markers.start)
+    with Store(store) as opened:
+        stored, samples = opened.run(run_id).plan, opened.samples(run_id)
+    assert (stored["profile"], stored["answer_tokens"], stored["context"]) == ("qwen3-legacy", 32768, 128)
+    for sample in samples:
+        before = lengths[sample.problem_id] - start + sample.forced_tokens + sample.thinking_tokens
+        assert sample.answer_cap == 128 - before and sample.answer_tokens <= sample.answer_cap
+        assert sample.answer_truncated == (sample.answer_tokens == sample.answer_cap)
+    assert len({sample.answer_cap for sample in samples}) >= 6, "per row"
+    assert any(sample.answer_truncated for sample in samples)
+    with pytest.raises(PrunusError, match=r"24 to think, \d+ of markers, 32768 to answer"):
+        prunus.evaluate(model, replace(plan, mode="strict", profile="qwen3-legacy"), store)
+    with pytest.raises(
+        PrunusError, match=r"128 to think, \d+ of markers, 1 to answer\), but the model's context is 128"
+    ):
+        prunus.evaluate(model, replace(plan, budgets=(128,)), store)
+
+
+def test_plans_keep_their_ids_where_nothing_is_new(tmp_path):
+    """Neither a context that cuts no answer nor ends of text that the profile has anyway are part of a plan."""
+    model, plan = make_model(tmp_path / "model", "qwen3"), EvalPlan(tasks=("tiny",), budgets=(8,), profile="s1")
+    work = partial(make_work, tokenizer=load_tokenizer(model))
+    usual = work(Checkpoint(model), plan=replace(plan, answer_tokens=8))
+    assert not {"context", "end_ids"} & usual.plan.keys() and usual.rules.context == 256
+    assert not {"context"} & work(Checkpoint(model), plan=replace(plan, mode="legacy", answer_tokens=8)).plan.keys()
+    for ends, more in ((2, None), ([2], None), ([2, 5, 9999], [5]), (None, None)):
+        (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        found = work(Checkpoint(model), plan=replace(plan, answer_tokens=8))
+        assert found.plan.get("end_ids") == more and (found.run_id == usual.run_id) == (more is None)
+        assert found.rules.markers.answer_stops == usual.rules.markers.answer_stops | set(more or ())
+        assert found.rules.markers.think_stops == usual.rules.markers.think_stops | set(more or ())
 
 
 def test_caps_follow_the_kind_of_problem(tmp_path, store):

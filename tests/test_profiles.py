@@ -113,6 +113,24 @@ def test_auto_looks_at_the_manifest_then_at_the_markers(markers, manifest, expec
     assert resolve_profile("s1", byte_tokenizer(markers), manifest).name == "s1"
 
 
+@pytest.mark.parametrize(
+    ("markers", "manifest", "expected", "said"),
+    [
+        (THINKING, {}, "qwen3-legacy", "its own markers: --profile qwen3"),
+        (("<|im_start|>", "<|im_end|>"), {}, "s1", "profile s1: mode legacy takes s1's markers for every model"),
+        (THINKING, {"profile": "tiny"}, "tiny", ""),
+    ],
+)
+def test_auto_takes_the_papers_markers_in_mode_legacy_and_says_so(markers, manifest, expected, said, capsys):
+    tokenizer = byte_tokenizer(markers)
+    assert resolve_profile("auto", tokenizer, manifest, "legacy").name == expected
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == bool(said)
+    assert resolve_profile("qwen3", tokenizer, manifest, "legacy").name == "qwen3", "what is named is taken"
+    assert resolve_profile("auto", tokenizer, manifest, "strict").name != "qwen3-legacy"
+    assert capsys.readouterr().err == ""
+
+
 def test_the_built_in_model_has_its_own_profile():
     tokenizer = load_tokenizer(tiny_folder())
     markers = encode_markers(PROFILES["tiny"], tokenizer, "strict")

@@ -17,8 +17,9 @@ from prunus.results.store import SCHEMA_VERSION, ProblemRow, Run, Sample, Store
 RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
 PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")
 SAMPLE = Sample("tiny", "chain-0", 16, 0, 16, 4, 2, "forced", True, False, None, "no_answer", False, "1 + 1\n", "é 😀",
-                -0.25, 3.5, 0.125)  # fmt: skip
-UNSCORED = replace(SAMPLE, logprob=None, self_certainty=None, repetition=None)
+                -0.25, 3.5, 0.125, 64)  # fmt: skip
+UNCAPPED = replace(SAMPLE, answer_cap=None)
+UNSCORED = replace(UNCAPPED, logprob=None, self_certainty=None, repetition=None)
 
 
 def is_one_line(error: pytest.ExceptionInfo[PrunusError]) -> bool:
@@ -186,9 +187,30 @@ def test_the_first_write_brings_a_store_of_format_1_up_to_date(old):
         for opened in (store, reader):
             assert opened.samples(RUN.run_id, texts=True) == [UNSCORED, replace(SAMPLE, draw=1)]
         reader.update_grades(RUN.run_id, [("chain-0", 16, 0, "7", "ok", True)])
-    assert version_of(old) == SCHEMA_VERSION == 2
+    assert version_of(old) == SCHEMA_VERSION == 3
     with Store(old, create=True) as store:
         assert [sample.correct for sample in store.samples(RUN.run_id)] == [True, False]
+
+
+# What format 2 had more.
+FORMAT_2 = (
+    *FORMAT_1[:-1],
+    *(f"ALTER TABLE sample ADD COLUMN {name} REAL" for name in ("logprob", "self_certainty", "repetition")),
+    "UPDATE sample SET logprob = -0.25, self_certainty = 3.5, repetition = 0.125",
+    "PRAGMA user_version = 2",
+)
+
+
+def test_a_store_of_format_2_is_read_as_it_is_and_brought_up_to_date_by_the_first_write(tmp_path):
+    path = tmp_path / "old.db"
+    make(path, *FORMAT_2)
+    before = path.read_bytes()
+    with Store(path) as store:
+        assert store.samples(RUN.run_id, texts=True) == [UNCAPPED]
+        assert path.read_bytes() == before
+        store.add_samples(RUN.run_id, [replace(SAMPLE, draw=1)])
+        assert store.samples(RUN.run_id, texts=True) == [UNCAPPED, replace(SAMPLE, draw=1)]
+    assert version_of(path) == SCHEMA_VERSION
 
 
 def test_a_write_that_fails_leaves_format_1(old):

@@ -12,6 +12,7 @@ from small_study import NAMES, write_study
 import prunus
 from prunus import progress
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import load_tokenizer
 from prunus.cli import main
 from prunus.results.store import Sample, Store
 from prunus.study import plan as planning
@@ -69,6 +70,19 @@ def test_a_plan_counts_what_is_left(tmp_path, monkeypatch, capsys):
     assert plan["seconds_expected"] <= plan["seconds_at_most"]
 
 
+def test_a_plan_of_legacy_answers_counts_to_the_end_of_the_context(tmp_path):
+    file = write_study(tmp_path, "", "mode = 'legacy'\n")
+    file.write_text(file.read_text().replace("answer_tokens = 8\n", ""))
+    [cell] = prunus.plan_study(file, out=tmp_path / "out", measure=False)["cells"]
+    study = read_study(file)
+    [dense] = open_model(study, study.models[0], Path(study.models[0])).cells
+    lengths = [len(prompt) for prompt in dense.work.prompts]
+    closing = len(load_tokenizer(Path(study.models[0])).encode("<|im_start|>answer"))  # the shortest
+    assert cell["tokens"] == sum(
+        20 + sum(256 - length - budget - closing for budget in (0, 8, 20)) for length in lengths
+    )
+
+
 @pytest.mark.parametrize(
     ("reading", "step", "steps"), [(0.4, 0.08, 16), (5.0, 0.01, 20), (0.0, 2.0, 2), (1.0, 0.0, 20)]
 )
@@ -111,7 +125,7 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     plan = prunus.plan_study(EXAMPLES / "paper.toml", out=tmp_path / "out")
     assert plan["totals"]["cells"] == 30 and plan["totals"]["answers"] == 30 * 768 * 5 * 3
     assert {cell["problems"] for cell in plan["cells"]} == {30 + 198 + 40 + 500}
-    assert {cell["tokens"] for cell in plan["cells"]} == {768 * 3 * (8192 + 5 * 22000)}
+    assert {cell["tokens"] for cell in plan["cells"]} == {768 * 3 * (8192 + 5 * 32768)}
     names = Counter(cell["variant"] for cell in plan["cells"])
     made = ("magnitude", "wanda", "magnitude-owl", "wanda-owl", "magnitude-layerif", "wanda-layerif-dense-tensor")
     methods = [f"{name}-{s}" for name in made for s in (10, 20)]
@@ -131,6 +145,7 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     owl = recipes["wanda-owl-10"]
     assert isinstance(owl, prunus.PruneRecipe) and owl.outlier_threshold == 7 and owl.spread == 0.08
     assert (recipes["shortgpt-2"].samples, recipes["shortgpt-2"].seqlen) == (100, 1024)
+    assert study.plans[0].mode == "legacy" and study.plans[0].answer_tokens is None, "32768, or what the context leaves"
     assert study.plans[0].budgets == (512, 1024, 2048, 4096, 8192) and study.plans[0].samples == 3
 
 

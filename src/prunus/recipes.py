@@ -330,7 +330,7 @@ class EvalPlan(Recipe):
 
     tasks: names or .jsonl files. budgets: thinking tokens allowed, strictly increasing, 0 means no thinking.
     samples: draws per problem and budget. answer_tokens: cap on the answer; None takes the mode's
-        (strict 1024, multiple choice 512, tiny 64; legacy 32768).
+        (strict 1024, multiple choice 512, tiny 64; legacy 32768). In mode legacy the context may leave less.
     wait: how often an attempt to stop thinking is refused. temperature, top_p, top_k: None takes the profile's;
         temperature 0 is greedy, top_k 0 is off. reuse: sample one trace at the largest budget, cut it for the rest.
     limit: first so many problems of each task. prompt: `bare` problem text, or `boxed` with an instruction.

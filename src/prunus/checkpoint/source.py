@@ -87,6 +87,14 @@ def read_json(path: Path) -> Any:
         raise PrunusError(f"{path} cannot be read as JSON: {error}") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that must be an object, as all of a model's are; PrunusError names the file if not."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise PrunusError(f"{path} is damaged: it holds no JSON object but a {type(found).__name__}; fetch it again")
+    return found
+
+
 def load_config(folder: Path) -> "PreTrainedConfig":
     """The transformers configuration of a folder."""
     from transformers import AutoConfig
@@ -109,6 +117,22 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise PrunusError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+
+
+def load_end_ids(folder: Path, vocabulary: int) -> frozenset[int]:
+    """The ids that end a text by generation_config.json (eos_token_id, one or a list); none where it names none.
+
+    vocabulary: ids from there on are left out: no model samples what its tokenizer does not know.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return frozenset()
+    found = read_object(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    for token in ids:
+        if type(token) is not int or token < 0:
+            raise PrunusError(f"{path}: eos_token_id must be a token id or a list of them, not {str(found)[:100]}")
+    return frozenset(token for token in ids if token < vocabulary)
 
 
 def one_line(error: Exception) -> str:

@@ -133,7 +133,10 @@ class ForkingBackend(Protocol):
 
 
 class Chain(NamedTuple):
-    """One draw of one problem. prompt: ids including thinking_start; key: (task, problem_id, draw)."""
+    """One draw of one problem. prompt: ids including thinking_start; key: (task, problem_id, draw).
+
+    answer_tokens: cap on the answer, which the context may lower.
+    """
 
     prompt: list[int]
     key: tuple[str, str, int]
@@ -142,12 +145,16 @@ class Chain(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What all chains of a run share. wait: how often an attempt to stop is refused; seed: of the plan."""
+    """What all chains of a run share. wait: how often an attempt to stop is refused; seed: of the plan.
+
+    context: how many ids a chain may come to with its prompt; an answer ends there at the latest. None: any number.
+    """
 
     markers: Markers
     sampling: Sampling
     wait: int = 0
     seed: int = 0
+    context: int | None = None
 
     def seed_of(self, chain: Chain, phase: SeedPhase, index: int = 0) -> int:
         """63 bits that follow from what is drawn and from nothing else. index: round of thinking, or budget."""
@@ -158,7 +165,13 @@ class Rules:
         """How the chain goes on after thinking; budget: the one that cut it, None where it ended by itself."""
         closing = self.markers.closing(thinking, natural=budget is None)
         seed = self.seed_of(chain, "answer") if budget is None else self.seed_of(chain, "forced answer", budget)
-        return Continuation(closing, chain.answer_tokens, seed)
+        return Continuation(closing, self.answer_cap(chain, len(thinking) + len(closing)), seed)
+
+    def answer_cap(self, chain: Chain, appended: int) -> int:
+        """The chain's cap, or what the context leaves behind its prompt and so many ids if that is less."""
+        if self.context is None:
+            return chain.answer_tokens
+        return min(chain.answer_tokens, self.context - len(chain.prompt) - appended)
 
 
 @dataclass(frozen=True)
@@ -166,7 +179,8 @@ class Draw:
     """One chain under one budget.
 
     prompt + thinking + closing + answer are all the ids the model saw or wrote, apart from stops. forced_tokens: of
-    thinking_start and closing. reopened_think: the answer holds the marker that opens thinking.
+    thinking_start and closing. reopened_think: the answer holds the marker that opens thinking. answer_cap: how many
+    tokens the answer could have, after what the context left.
     logprob, self_certainty: means of Scores over the ids that were sampled, of thinking and answer together; None
     without scores or such ids.
     """
@@ -179,6 +193,7 @@ class Draw:
     ended: Literal["natural", "forced"]
     answer_truncated: bool
     reopened_think: bool
+    answer_cap: int
     logprob: float | None = field(default=None, compare=False)
     self_certainty: float | None = field(default=None, compare=False)
 
@@ -326,7 +341,7 @@ def _draw(chain: Chain, thought: Thought, budget: int, rules: Rules) -> Draw:
     natural = thought.is_natural(budget)
     thinking = thought.thinking.ids[:budget]
     answer = thought.answers[None if natural else budget]
-    closing = rules.markers.closing(thinking, natural)
+    closing, answer_cap, _ = rules.continuation(chain, thinking, None if natural else budget)
     logprob, self_certainty = _means(thought.thinking, answer, budget)
     return Draw(
         budget=budget,
@@ -337,6 +352,7 @@ def _draw(chain: Chain, thought: Thought, budget: int, rules: Rules) -> Draw:
         ended="natural" if natural else "forced",
         answer_truncated=answer.stopped is None,
         reopened_think=contains(answer.ids, rules.markers.reopening),
+        answer_cap=answer_cap,
         logprob=logprob,
         self_certainty=self_certainty,
     )

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.checkpoint.source import load_end_ids, load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.budget import Chain, Rules, force_budgets
 from prunus.evaluation.pipeline import answer_text
 from prunus.evaluation.profiles import encode_markers, encode_prompt, resolve_profile
-from prunus.evaluation.work import effective_sampling
+from prunus.evaluation.work import effective_sampling, tokens_needed
 from prunus.recipes import EvalPlan
 
 MODEL = "prunus"
@@ -72,10 +72,10 @@ class BudgetForcing(Base):
         self.thinker = HFBackend(load_model(folder, device or "auto"), len(tokenizer))
         super().__init__(pretrained=self.thinker.model, tokenizer=tokenizer, batch_size=rows)
         self.rows, self.plan, self.is_templated = rows, plan, False
-        self.style = resolve_profile(plan.profile, tokenizer, checkpoint.manifest)
-        markers = encode_markers(self.style, tokenizer, plan.mode)
-        self.rules = Rules(markers, effective_sampling(self.style, plan), seed=plan.seed)
+        self.style = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode)
+        markers = encode_markers(self.style, tokenizer, plan.mode).ending_at(load_end_ids(folder, len(tokenizer)))
         self.context = int(checkpoint.config.max_position_embeddings)
+        self.rules = Rules(markers, effective_sampling(self.style, plan), seed=plan.seed, context=self.context)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The harness's --apply_chat_template: then its text is the whole prompt."""
@@ -112,8 +112,9 @@ class BudgetForcing(Base):
         return ids + list(self.rules.markers.start)
 
     def check(self, chain: Chain) -> None:
-        """PrunusError unless it fits; nothing is cut off a prompt."""
-        needed = len(chain.prompt) + self.plan.budgets[0] + self.rules.markers.longest + chain.answer_tokens
+        """PrunusError unless it fits; nothing is cut off a prompt. In mode legacy the answer ends with the context."""
+        answer = chain.answer_tokens if self.plan.mode == "strict" else 1
+        needed = tokens_needed(self.plan.budgets[0], self.rules.markers, chain.prompt, answer)
         if needed > self.context:
             raise PrunusError(
                 f"document {chain.key[1]} of '{chain.key[0]}' needs {needed} tokens with its thinking and answer, but"

@@ -172,6 +172,7 @@ def graded(
                 ended=draw.ended,
                 answer_truncated=draw.answer_truncated,
                 reopened_think=draw.reopened_think,
+                answer_cap=draw.answer_cap,
                 answer=grade.answer,
                 status=grade.status,
                 correct=grade.correct,

@@ -4,11 +4,12 @@ The strings are those of s1 (simplescaling/s1, 77272c6) and of the Qwen3 report 
 what the scripts of arXiv:2510.22228 and arXiv:2604.25098 do with Qwen3 models. `Markers` are the strings as token ids.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from prunus import progress
 from prunus.errors import PrunusError
 from prunus.recipes import Mode
 
@@ -118,18 +119,31 @@ TINY = replace(
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in (S1, QWEN3, QWEN3_LEGACY, TINY)}
 
 
-def resolve_profile(name: str, tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any]) -> Profile:
+def resolve_profile(
+    name: str, tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], mode: Mode = "strict"
+) -> Profile:
     """The profile of that name; `auto` takes the manifest's, else the one whose markers the tokenizer has.
 
-    PrunusError if there is none, or if the tokenizer has no chat template to make prompts with.
+    In mode legacy `auto` takes s1's markers for every model whose manifest names none, as the scripts of the papers do,
+    and says so. PrunusError if there is no profile, or if the tokenizer has no chat template to make prompts with.
     """
     if not tokenizer.chat_template:
         raise PrunusError("the model's tokenizer has no chat template: add chat_template.jinja of the original model")
     if name == "auto":
         name = manifest.get("profile") or _profile_by_markers(tokenizer)
+        if mode == "legacy" and "profile" not in manifest:
+            name = _legacy_profile(name)
     if name not in PROFILES:
         raise PrunusError(f"profile '{name}' is not known; choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+def _legacy_profile(usual: str) -> str:
+    """What the papers' scripts come to for a model whose usual profile this is."""
+    name = "s1" if usual == "s1" else "qwen3-legacy"
+    other = "" if name == usual else f"; its own markers: --profile {usual}"
+    progress.say(f"profile {name}: mode legacy takes s1's markers for every model, as the papers' scripts do{other}")
+    return name
 
 
 def _profile_by_markers(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -179,11 +193,24 @@ class Markers:
         after_newline = bool(thinking) and self.ends_in_newline(thinking[-1])
         return self.wait_after_newline if after_newline else self.wait
 
+    def ending_at(self, end_ids: Collection[int]) -> "Markers":
+        """The same, with both phases also ended by these ids, as vLLM and so the papers' harness do with those of a
+        model's generation_config.json."""
+        return replace(self, think_stops=self.think_stops.union(end_ids), answer_stops=self.answer_stops.union(end_ids))
+
     @property
     def longest(self) -> int:
         """Most ids that start and closing can take together."""
-        closings = (self.natural_closing, self.forced_closing, self.forced_closing_after_newline)
-        return len(self.start) + max(map(len, closings))
+        return len(self.start) + max(map(len, self._closings))
+
+    @property
+    def shortest_closing(self) -> int:
+        """Least ids that a closing can take."""
+        return min(map(len, self._closings))
+
+    @property
+    def _closings(self) -> tuple[tuple[int, ...], ...]:
+        return self.natural_closing, self.forced_closing, self.forced_closing_after_newline
 
 
 def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode: Mode) -> Markers:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import load_end_ids
 from prunus.errors import PrunusError
-from prunus.evaluation.budget import Backend, Rules, Sampling
+from prunus.evaluation.budget import Backend, Chain, Rules, Sampling
 from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_prompt, resolve_profile
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.recipes import EvalPlan, content_hash
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 class Work:
     """A plan made concrete for one model: what is asked of it, and how.
 
-    prompts: ids of each problem including thinking_start. caps: answer tokens of each problem. plan: as stored.
+    prompts: ids of each problem including thinking_start. caps: answer tokens of each problem, which rules.context may
+    lower. plan: as stored.
     """
 
     run_id: str
@@ -40,16 +42,26 @@ class Work:
         """Store keys of the rows that a batch makes."""
         return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
 
+    def answers_at_most(self, index: int) -> int:
+        """Tokens that the answers to a problem take at most, one for each budget that cuts a chain."""
+        chain = Chain(self.prompts[index], ("", "", 0), self.caps[index])
+        closing = self.rules.markers.shortest_closing
+        return sum(self.rules.answer_cap(chain, budget + closing) for budget in self.budgets)
+
 
 def make_work(
     checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
 ) -> Work:
     """Load the problems, fix profile, sampling and caps, and check that every chain fits the model's context.
 
+    In mode legacy an answer may run to the end of the context, as in the papers' harness: it need only have room to
+    begin.
+
     kernel: as open_for tells; None leaves no trace in the plan.
     """
-    profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest)
-    markers = encode_markers(profile, tokenizer, plan.mode)
+    profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode)
+    own = encode_markers(profile, tokenizer, plan.mode)
+    markers = own.ending_at(load_end_ids(checkpoint.folder, len(tokenizer)))
     problems = load_problems(plan)
     sampling = effective_sampling(profile, plan)
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
@@ -58,7 +70,9 @@ def make_work(
         for problem in problems
     ]
     context = int(checkpoint.config.max_position_embeddings)
-    check_context(context, "model", plan.budgets[-1], markers, problems, prompts, caps)
+    needed = [tokens_needed(plan.budgets[-1], markers, prompt, cap) for prompt, cap in zip(prompts, caps, strict=True)]
+    least = caps if plan.mode == "strict" else [1] * len(caps)
+    check_context(context, "model", plan.budgets[-1], markers, problems, prompts, least)
     resolved = plan.to_json() | {
         "tasks": list(
             dict.fromkeys(problem.task for problem in problems)
@@ -72,8 +86,13 @@ def make_work(
         "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
         "problems": digest_of(problems),
     }
+    # What is as it always was leaves no trace in the plan, so that older runs of the same work go on.
     if kernel is not None:
         resolved["kernel"] = kernel
+    if max(needed) > context:
+        resolved["context"] = context
+    if ends := (markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops):
+        resolved["end_ids"] = sorted(ends)
     return Work(
         run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
         plan=resolved,
@@ -82,7 +101,7 @@ def make_work(
         problems=problems,
         prompts=prompts,
         caps=caps,
-        rules=Rules(markers, sampling, plan.wait, plan.seed),
+        rules=Rules(markers, sampling, plan.wait, plan.seed, context),
         budgets=plan.budgets,
         reuse=plan.reuse,
         batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.rows),
@@ -118,6 +137,11 @@ def caps_by_kind(problems: Sequence[Problem], caps: Sequence[int]) -> dict[str, 
     return {problem.kind: cap for problem, cap in zip(problems, caps, strict=True)}
 
 
+def tokens_needed(budget: int, markers: Markers, prompt: Sequence[int], cap: int) -> int:
+    """The most tokens that a chain comes to: prompt (with the opening marker), thinking, markers, answer."""
+    return len(prompt) - len(markers.start) + markers.longest + budget + cap
+
+
 def check_context(
     context: int,
     whose: str,
@@ -129,9 +153,9 @@ def check_context(
 ) -> None:
     """PrunusError unless prompt, thinking, markers and answer fit the context for every problem."""
     for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
-        template = len(prompt) - len(markers.start)
-        needed = template + markers.longest + budget + cap
+        needed = tokens_needed(budget, markers, prompt, cap)
         if needed > context:
+            template = len(prompt) - len(markers.start)
             raise PrunusError(
                 f"problem '{problem.id}' needs {needed} tokens ({template} of prompt, {budget} to think,"
                 f" {markers.longest} of markers, {cap} to answer), but the {whose}'s context is {context}:"
@@ -140,10 +164,18 @@ def check_context(
 
 
 def check_engine(work: Work, backend: Backend) -> None:
-    """PrunusError unless every chain fits the context that the engine was started with, where it tells."""
+    """PrunusError unless every chain fits the context that the engine was started with, where it tells.
+
+    An answer that the model's context cuts must be cut there, not earlier.
+    """
     context: int | None = getattr(backend, "context", None)
     if context is not None:
-        check_context(context, "engine", work.budgets[-1], work.rules.markers, work.problems, work.prompts, work.caps)
+        budget, rules = work.budgets[-1], work.rules
+        caps = [
+            min(cap, cap + (rules.context or 0) - tokens_needed(budget, rules.markers, prompt, cap))
+            for prompt, cap in zip(work.prompts, work.caps, strict=True)
+        ]
+        check_context(context, "engine", budget, rules.markers, work.problems, work.prompts, caps)
 
 
 def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:

@@ -117,9 +117,11 @@ def _leaks(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
 def _legacy(runs: Sequence[Run]) -> list[str]:
     if runs[0].plan.get("mode") != "legacy":
         return []
+    plan = runs[0].plan
+    least = f", or what the context of {count(plan['context'])} leaves" if "context" in plan else ""
     return [
         f"These runs are in mode legacy: the budget bounds the thinking only, and an answer may take "
-        f"{count(runs[0].plan.get('answer_tokens'))} tokens. Read the curve against tokens used, or run mode strict."
+        f"{count(plan.get('answer_tokens'))} tokens{least}. Read the curve against tokens used, or run mode strict."
     ]
 
 

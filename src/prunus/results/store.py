@@ -1,8 +1,8 @@
 """The store: one SQLite file with one row per draw. Its key is the resume point; nothing computed is ever kept in it.
 
-Layout as in `DDL`; the first write to a store of format 1 adds the columns that it lacks. The rollback journal with
-full synchronisation (SQLite's default) is used rather than a write-ahead log, so that a store stays one file that can
-be copied; after `kill -9` the transaction in flight is rolled back by the next opener, and everything before it is
+Layout as in `DDL`; the first write to a store of an older format adds the columns that it lacks. The rollback journal
+with full synchronisation (SQLite's default) is used rather than a write-ahead log, so that a store stays one file that
+can be copied; after `kill -9` the transaction in flight is rolled back by the next opener, and everything before it is
 there.
 """
 
@@ -20,7 +20,7 @@ from prunus import __version__
 from prunus.errors import PrunusError
 from prunus.results.lock import claimed
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x5072756E  # "Prun": tells our files from other programs' SQLite files
 BUSY_SECONDS = 30.0
 
@@ -64,6 +64,7 @@ DDL = (
         status TEXT NOT NULL,                         -- of the grader
         correct INTEGER NOT NULL,
         logprob REAL, self_certainty REAL, repetition REAL,  -- of sampled tokens, and of their text; since format 2
+        answer_cap INTEGER,                                  -- answer tokens allowed; since format 3
         thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
         PRIMARY KEY (run_id, problem_id, budget, draw)
     ) WITHOUT ROWID""",
@@ -91,7 +92,8 @@ class Sample:
 
     Tokens: thinking_tokens <= budget and answer_tokens were sampled (refusals count as thinking), forced_tokens are
     markers and closings that were put in. answer: normalised, None where none was found. status: of the grader.
-    thinking, text: the decoded phases; empty when read without texts.
+    thinking, text: the decoded phases; empty when read without texts. answer_cap: how many answer tokens were allowed,
+    the plan's cap or what the context left of it; None in rows of formats 1 and 2, whose plans say it.
 
     Over the thinking and answer tokens that the model sampled itself (no stops, no markers, no refusals), with p the
     softmax of its logits over its whole vocabulary of V, at temperature 1 and before anything is banned or cut off:
@@ -118,6 +120,7 @@ class Sample:
     logprob: float | None = None
     self_certainty: float | None = None
     repetition: float | None = None
+    answer_cap: int | None = None
 
     @property
     def leaked(self) -> bool:
@@ -139,7 +142,12 @@ class ProblemRow:
 
 COLUMNS = tuple(field.name for field in fields(Sample))
 TEXT_COLUMNS = ("thinking", "text")
-SCORE_COLUMNS = ("logprob", "self_certainty", "repetition")  # what format 1 lacks
+ADDED = {  # columns that older formats lack: the format that brought them, and their type
+    "logprob": (2, "REAL"),
+    "self_certainty": (2, "REAL"),
+    "repetition": (2, "REAL"),
+    "answer_cap": (3, "INTEGER"),
+}
 FLAGS = ("answer_truncated", "reopened_think", "correct")  # SQLite knows no truth values
 _values = attrgetter(*COLUMNS)
 _INSERT = (
@@ -338,12 +346,13 @@ class Store:
         self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _upgrade(self) -> None:
-        """Inside a transaction: format 1 becomes the present one. Rows stay as they are, which reads as NULL."""
+        """Inside a transaction: an older format becomes the present one. Rows stay as they are, which reads as NULL."""
         ((version,),) = self._connection.execute("PRAGMA user_version").fetchall()
-        if version != 1:  # the present one, or a file that is just being made
+        if version in (0, SCHEMA_VERSION):  # a file that is just being made, or the present one
             return
-        for name in SCORE_COLUMNS:
-            self._connection.execute(f"ALTER TABLE sample ADD COLUMN {name} REAL")
+        for name, (since, kind) in ADDED.items():
+            if version < since:
+                self._connection.execute(f"ALTER TABLE sample ADD COLUMN {name} {kind}")
         self._connection.execute("UPDATE meta SET value = ? WHERE name = 'prunus'", (__version__,))
         self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

@@ -74,15 +74,14 @@ def outline(study: Study, typed: str) -> list[Line]:
             found = promised(task) if task in TASKS else len(load_task(task))
             count = min(found, plan.limit or found)
             problems += count
-            tokens += (
-                plan.samples * count * chain_tokens(plan, plan.answer_tokens or profile.answer_cap(kind, plan.mode))
-            )
+            cap = plan.answer_tokens or profile.answer_cap(kind, plan.mode)
+            tokens += plan.samples * count * chain_tokens(plan, len(plan.budgets) * cap)
         answers = problems * plan.samples * len(plan.budgets)
         lines += [Line(typed, name, word, None, problems, answers, 0, tokens, None) for name in names]
     return lines
 
 
-def chain_tokens(plan: EvalPlan, cap: int) -> int:
-    """What one chain takes at most: thinking, and an answer for every budget."""
+def chain_tokens(plan: EvalPlan, answers: int) -> int:
+    """What one chain takes at most: thinking, and an answer for every budget, which take so many tokens together."""
     shared = plan.reuse and plan.wait == 0
-    return (max(plan.budgets) if shared else sum(plan.budgets)) + len(plan.budgets) * cap
+    return (max(plan.budgets) if shared else sum(plan.budgets)) + answers

@@ -19,7 +19,7 @@ from prunus.study.file import Study, read_study
 from prunus.study.places import Places
 
 Data = dict[str, Any]
-OF_MODE = {"mode", "strings", "answer_tokens", "temperature", "top_p", "top_k"}
+OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
 STYLE = (
     "body{max-width:44rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color-scheme:light dark}"
 )

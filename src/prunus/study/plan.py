@@ -140,7 +140,7 @@ def line_of(
         len(work.problems),
         sum(map(len, work.batches)) * len(work.budgets),
         done,
-        sum(chain_tokens(plan, work.caps[index]) for index in chains),
+        sum(chain_tokens(plan, work.answers_at_most(index)) for index in chains),
         None if mean is None else mean * len(chains),
     )
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx2 as httpx
 
 from prunus import progress
-from prunus.checkpoint.source import load_config, load_tokenizer
+from prunus.checkpoint.source import load_config, load_end_ids, load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.requests import Request, RequestBackend, Then
@@ -54,6 +54,7 @@ class OpenAIBackend(RequestBackend):
         self.name, self.server, self.context = "", "", None
         self.stop_texts, self.token_ids, self.warned = False, "ids", False
         self.tokenizer = load_tokenizer(folder)
+        self.ends = load_end_ids(folder, vocabulary).difference(markers_of(self.tokenizer))
 
     @classmethod
     def connect(cls, folder: Path, engine: EngineOptions, vocabulary: int) -> "OpenAIBackend":
@@ -335,7 +336,8 @@ class OpenAIBackend(RequestBackend):
         banned = (await self._once(client, free, GREEDY, self._bias(stop))).ids
         if not banned or banned[0] in stop:
             raise PrunusError(f"{self.url} ignores logit_bias, so that markers could not be banned from answers")
-        for marker in markers_of(self.tokenizer):  # which a server may treat as no other: it is made to sample them
+        # A server may treat these as no other: it is made to sample them.
+        for marker in [*markers_of(self.tokenizer), *sorted(self.ends)]:
             request = Request(prompt, PROBE_TOKENS, frozenset({marker}), nothing, 0)
             found = await self._once(client, request, GREEDY, {str(marker): ALWAYS})
             if found != Completion([], marker):
