@@ -281,6 +281,14 @@ def test_other_plans_are_left_out_unless_named(tmp_path):
         compare(path, "legacy")
 
 
+def test_a_context_that_cut_no_answer_is_no_difference_and_another_one_is(tmp_path):
+    runs = {name: random_run(number, 0.6) for number, name in enumerate(("dense", "short", "same", "longer"))}
+    plans = {name: {"context": size} for name, size in (("dense", 4096), ("same", 4096), ("longer", 8192))}
+    result = compare(fill(tmp_path / "s.db", runs, plans), "dense")
+    assert [entry["model"] for entry in result["others"]] == ["short", "same"]
+    assert "context is 8192, not 4096" in result["warnings"][0]
+
+
 def test_names(tmp_path):
     runs = {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.6)}
     path = fill(tmp_path / "s.db", runs)
