@@ -1,10 +1,11 @@
 """DSnoT: start from Wanda's zeros, then swap zeros and weights of a row until its expected error is small.
 
 Zhang et al. 2023, arXiv:2310.08915; authors' code lib/prune.py, prune_DSnoT. O: output features, R: some of them, I:
-input features, G: groups of the pattern. No weight that stays changes. Differs from the authors' code on purpose: MLP
-Linears are refined too (theirs skips them by default), variances are over all tokens (theirs within batches), the
-threshold is per token, and a row whose candidates run out is left as it is (theirs walks on into weights that were
-kept).
+input features, G: groups of the pattern. No weight that stays changes. Differs from the authors' code on purpose: a
+swap is made only if it lowers the error of its row (theirs makes every swap, so that an error which both weights of a
+swap overshoot changes its sign for ever), MLP Linears are refined too (theirs skips them by default), variances are
+over all tokens (theirs within batches), the threshold is per token, and a row whose candidates run out is left as it
+is (theirs walks on into weights that were kept).
 """
 
 import torch
@@ -48,33 +49,40 @@ def refine(
 
     The error of a row is the sum of W * mean over what is gone. Each cycle takes one weight of the error's sign back,
     that with the largest W * mean / variance, and gives up the one of the lowest score among those kept that have the
-    other sign, so that both shrink the error (with a width: among all kept of the same group, if the error shrinks and
-    keeps its sign). Rows stop when the error is below THRESHOLD, or nothing is left to swap.
+    other sign, so that both move the error towards 0 (with a width: among all kept of the same group, as long as the
+    error keeps its sign). A row stops where that would not lower the size of its error, where the error is below
+    THRESHOLD, or where nothing is left to swap.
     """
-    gone_OI, kept_OI = gone_OI.clone(), kept_OI.clone()
+    result_OI = gone_OI.clone()
     pull_OI = weight_OI.float() * mean_I.float()
     gain_OI = pull_OI / variance_I.clamp(min=torch.finfo(torch.float32).tiny)
-    error_O = (pull_OI * gone_OI).sum(1)
-    rows_O = torch.arange(len(weight_OI), device=weight_OI.device)
     group_I = None if width is None else torch.arange(weight_OI.shape[1], device=weight_OI.device) // width
+    rows_R = torch.arange(len(weight_OI), device=weight_OI.device)  # those that may still get better
+    kept_RI, gone_RI, score_RI, pull_RI, gain_RI = kept_OI.clone(), result_OI, score_OI, pull_OI, gain_OI
+    error_R = (pull_OI * gone_OI).sum(1)
     for _ in range(CYCLES):
-        sign_O1 = error_O.sign()[:, None]
-        back_OI = (gain_OI * sign_O1).masked_fill(~gone_OI | (pull_OI * sign_O1 <= 0), -torch.inf)
-        back_O = back_OI.argmax(1)
-        allowed_OI = kept_OI & (pull_OI * sign_O1 < 0)
+        sign_R1 = error_R.sign()[:, None]
+        back_RI = (gain_RI * sign_R1).masked_fill(~gone_RI | (pull_RI * sign_R1 <= 0), -torch.inf)
+        back_R1 = back_RI.argmax(1, keepdim=True)
+        if group_I is None:
+            allowed_RI = kept_RI & (pull_RI * sign_R1 < 0)
+        else:
+            allowed_RI = kept_RI & (group_I == group_I[back_R1])
+        out_R1 = score_RI.masked_fill(~allowed_RI, torch.inf).argmin(1, keepdim=True)
+        after_R = error_R + (pull_RI.gather(1, out_R1) - pull_RI.gather(1, back_R1))[:, 0]
+        possible_R = (back_RI.gather(1, back_R1) > -torch.inf)[:, 0] & allowed_RI.gather(1, out_R1)[:, 0]
+        live_R = possible_R & (error_R.abs() > THRESHOLD) & (after_R.abs() < error_R.abs())
         if group_I is not None:
-            allowed_OI = kept_OI & (group_I == group_I[back_O][:, None])
-        out_OI = score_OI.masked_fill(~allowed_OI, torch.inf)
-        out_O = out_OI.argmin(1)
-        after_O = error_O + pull_OI[rows_O, out_O] - pull_OI[rows_O, back_O]
-        live_O = (error_O.abs() > THRESHOLD) & (back_OI[rows_O, back_O] > -torch.inf) & allowed_OI[rows_O, out_O]
-        if group_I is not None:
-            live_O &= (after_O.sign() == error_O.sign()) & (after_O.abs() < error_O.abs())
-        if not bool(live_O.any()):
+            live_R &= after_R.sign() == error_R.sign()
+        # What did not change now never will: the rest goes on without it.
+        rows_R, error_R = rows_R[live_R], after_R[live_R]
+        if not len(rows_R):
             break
-        live = rows_O[live_O]
-        for place_O, gone in ((back_O, False), (out_O, True)):
-            gone_OI[live, place_O[live]] = gone
-            kept_OI[live, place_O[live]] = not gone
-        error_O = torch.where(live_O, after_O, error_O)
-    return gone_OI
+        kept_RI, gone_RI, score_RI, pull_RI, gain_RI = (
+            table_RI[live_R] for table_RI in (kept_RI, gone_RI, score_RI, pull_RI, gain_RI)
+        )
+        for place_R1, gone in ((back_R1[live_R], False), (out_R1[live_R], True)):
+            gone_RI.scatter_(1, place_R1, gone)
+            kept_RI.scatter_(1, place_R1, not gone)
+        result_OI[rows_R] = gone_RI
+    return result_OI
