@@ -87,6 +87,16 @@ def test_llama3_rope_scaling_is_honoured(tmp_path):
         torch.testing.assert_close(ours.view(theirs.shape), theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_rope_that_depends_on_the_length_forgets_longer_sequences(tmp_path):
+    """In every block but the first the short sequence comes after the long one."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+    folder = make_model(tmp_path / "m", "llama", rope_parameters=rope, max_position_embeddings=32)
+    rows = [row[:length] for row, length in zip(random_rows(2, 100), (40, 100), strict=True)]
+    expected = [block_outputs(folder, [row]) for row in sorted(rows, key=len)]  # each by a model of its own
+    for ours, theirs in zip(streamed_outputs(folder, rows), zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(ours, torch.cat([one[0] for one in theirs]), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_expected_tensors_are_those_that_transformers_saves(tmp_path, family):
     for tied in (True, False):

@@ -138,7 +138,16 @@ class Runner:
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.config, self.dtype, self.device = deepcopy(config), dtype, device
         self.config._attn_implementation = attention_for(dtype, device)
-        self.rotary: nn.Module = family_class(config, "rotary")(self.config).to(device)
+        self._rotary = self._make_rotary()
+
+    @property
+    def rotary(self) -> nn.Module:
+        """The rotary embedding, for one pass: with dynamic NTK it remembers the longest sequence that it has met, and
+        turns shorter ones by its angles, so that every pass gets a fresh one."""
+        return self._make_rotary() if "dynamic" in getattr(self._rotary, "rope_type", "default") else self._rotary
+
+    def _make_rotary(self) -> nn.Module:
+        return family_class(self.config, "rotary")(self.config).to(self.device)
 
     def embed(self, embedding_VD: Tensor, ids_NT: Tensor) -> Tensor:
         """(N, T, D) input of block 0."""
