@@ -64,10 +64,8 @@ def refine(
         sign_R1 = error_R.sign()[:, None]
         back_RI = (gain_RI * sign_R1).masked_fill(~gone_RI | (pull_RI * sign_R1 <= 0), -torch.inf)
         back_R1 = back_RI.argmax(1, keepdim=True)
-        if group_I is None:
-            allowed_RI = kept_RI & (pull_RI * sign_R1 < 0)
-        else:
-            allowed_RI = kept_RI & (group_I == group_I[back_R1])
+        fitting_RI = pull_RI * sign_R1 < 0 if group_I is None else group_I == group_I[back_R1]
+        allowed_RI = kept_RI & fitting_RI
         out_R1 = score_RI.masked_fill(~allowed_RI, torch.inf).argmin(1, keepdim=True)
         after_R = error_R + (pull_RI.gather(1, out_R1) - pull_RI.gather(1, back_R1))[:, 0]
         possible_R = (back_RI.gather(1, back_R1) > -torch.inf)[:, 0] & allowed_RI.gather(1, out_R1)[:, 0]
