@@ -59,6 +59,24 @@ def test_zeros_are_those_of_the_cpu_bit_for_bit(name, levels, dtype, elsewhere):
     assert torch.equal(got_OI.cpu().view(integer), expected_OI.view(integer))
 
 
+@pytest.mark.parametrize("numbers", ["random", "few", "one", "zeros of both signs", "tiny and huge"])
+def test_the_kth_lowest_of_a_whole_tensor_is_that_of_sorting(numbers, elsewhere, monkeypatch):
+    """Found without kthvalue, which gives a whole tensor to one processor of a GPU."""
+    draw = torch.Generator().manual_seed(0)
+    table = {
+        "random": torch.rand(5000, generator=draw),
+        "few": torch.randint(0, 4, (5000,), generator=draw) / 7,
+        "one": torch.tensor([0.3]),
+        "zeros of both signs": torch.randint(-2, 3, (500,), generator=draw).clamp(-1, 1) * 0.0,
+        "tiny and huge": torch.tensor([1e-45, 3e38, 0.0, -0.0, 1.1754944e-38, float("inf"), 1.0, 1e-45]),
+    }[numbers]
+    monkeypatch.setattr(torch, "kthvalue", None)
+    ordered = table.sort().values
+    for k in {1, 2, len(table) // 3 + 1, len(table)} & set(range(1, len(table) + 1)):
+        found = masks.kth_lowest(table.to(elsewhere), k).cpu()
+        assert found.dtype == torch.float32 and found.shape == () and found == ordered[k - 1], k
+
+
 @pytest.mark.parametrize("device", ELSEWHERE)
 def test_batches_that_travel_ahead_arrive_in_order_and_may_be_written_back(device):
     table_SD = torch.arange(120.0).view(30, 4)

@@ -34,7 +34,7 @@ def blocks_on(source: Checkpoint, indices: Iterable[int], device: torch.device) 
 def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
     """The same on any device, as on a GPU."""
     api: Any = torch.get_device_module(device)
-    side = api.Stream()
+    side = stream_of(device)
 
     def send(index: int) -> tuple[Block, Any]:
         tensors = read_block(index, source.block_tensors(index))
@@ -44,11 +44,19 @@ def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device)
 
     with closing(ahead(send, indices)) as blocks:
         for tensors, arrived in blocks:
-            api.current_stream().wait_event(arrived)
+            api.current_stream(device).wait_event(arrived)
             if device.type == "cuda":
-                lend(tensors, api.current_stream())
+                lend(tensors, api.current_stream(device))
             yield tensors
             del tensors  # before another is sent
+
+
+def stream_of(device: torch.device) -> Any:
+    """A new stream of this device, which need not be the one that torch has chosen."""
+    api: Any = torch.get_device_module(device)
+    if device.type == "cpu":
+        return api.Stream()  # which does nothing
+    return api.Stream(device=device)
 
 
 def lend(tensors: Block, stream: Any) -> None:

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.checkpoint.blocks import stream_of
 from prunus.checkpoint.families import EMBEDDING, Runner
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.partial import show_bytes
+from prunus.checkpoint.source import one_line
+from prunus.progress import say
 
 # Enough to fill the processor in one call; a sequence longer than this is a batch of its own.
 BATCH_TOKENS = 2048
@@ -126,16 +130,16 @@ def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[tupl
     Whoever writes a result back into a batch does not meet the copy of the next: they share no rows.
     """
     api: Any = torch.get_device_module(device)
-    side, ahead = api.Stream(), None
+    side, ahead = stream_of(device), None
     for batch in chain(batches, (None,)):
-        api.current_stream().wait_stream(side)  # for the copies so far, not for the one that follows
+        api.current_stream(device).wait_stream(side)  # for the copies so far, not for the one that follows
         ready = ahead
         if batch is not None:
             with api.stream(side):
                 ahead = batch, batch.to(device, non_blocking=True)
         if ready is not None:
             if ready[1].is_cuda:  # its memory is not to be used again before the work on it is done
-                ready[1].record_stream(api.current_stream())
+                ready[1].record_stream(api.current_stream(device))
             yield ready
 
 
@@ -147,8 +151,20 @@ def _allocate(
     device: to which its rows travel; from pinned memory that does not hold up the processor.
     """
     if file is None:
-        return torch.empty(elements, dtype=dtype, pin_memory=device.type == "cuda"), None
+        return unfilled(elements, dtype, device), None
     with file.open("w+b") as stream:
         os.posix_fallocate(stream.fileno(), 0, elements * dtype.itemsize)
         mapped = mmap.mmap(stream.fileno(), 0)
     return torch.frombuffer(mapped, dtype=dtype, count=elements), mapped
+
+
+def unfilled(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory whose content travels to a GPU by itself: pinned, where the system grants so much of that."""
+    if device.type == "cuda":
+        try:
+            with torch.get_device_module(device).device(device):  # else it would wake up the first GPU
+                return torch.empty(elements, dtype=dtype, pin_memory=True)
+        except RuntimeError as error:
+            size = show_bytes(elements * dtype.itemsize)
+            say(f"{size} of hidden states cannot be pinned ({one_line(error)}): they travel to {device} more slowly")
+    return torch.empty(elements, dtype=dtype)

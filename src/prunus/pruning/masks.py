@@ -219,9 +219,31 @@ def _kth_lowest(key_N: Tensor, k: int) -> Tensor:
     if _on_cpu(key_N):
         return torch.tensor(_kth_and_lower(key_N.numpy(), k)[0], dtype=key_N.dtype)
     if key_N.dtype == torch.int16:
-        up_to = torch.bincount(key_N, minlength=1 << 15).cumsum(0)
-        return torch.searchsorted(up_to, torch.tensor(k, device=up_to.device)).to(torch.int16)
+        return _kth_of_counts(key_N, 1 << 15, k)[0].to(torch.int16)
+    if key_N.dtype == torch.float32:
+        return _kth_by_halves(key_N, k)
     return torch.kthvalue(key_N, k).values
+
+
+def _kth_by_halves(key_N: Tensor, k: int) -> Tensor:
+    """The k-th smallest of float32 numbers that are not negative, by counting the halves of their bit patterns.
+
+    Patterns of such numbers are in the order of their values. A GPU counts with all of its processors, where kthvalue
+    gives a whole tensor to one of them.
+    """
+    pattern_N = key_N.view(torch.int32) & 0x7FFFFFFF  # -0.0 counts as 0.0
+    upper_N = pattern_N >> 16
+    upper, below = _kth_of_counts(upper_N, 1 << 15, k)
+    near_M = pattern_N[upper_N == upper]
+    lower, _ = _kth_of_counts(near_M & 0xFFFF, 1 << 16, k - int(below))
+    return (upper << 16 | lower).to(torch.int32).view(torch.float32)
+
+
+def _kth_of_counts(number_N: Tensor, most: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k-th smallest of whole numbers from 0 to below most, and how many are lower than that; int64 scalars."""
+    up_to = torch.bincount(number_N, minlength=most).cumsum(0)
+    found = torch.searchsorted(up_to, torch.tensor(k, device=up_to.device))
+    return found, up_to[found] - (number_N == found).count_nonzero()
 
 
 def _kth_and_lower(keys: NDArray[Any], k: int) -> tuple[Any, int]:

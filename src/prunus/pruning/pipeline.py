@@ -255,7 +255,7 @@ def prune_block(
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
     block = None
     if job.stats is not None:
-        groups = job.stats.groups(index, job.method.needs)
+        groups = job.stats.groups(index, job.method.needs, job.device)
     if hidden is not None:
         block = runner.make_block(index, tensors)
         passage = Passage(runner, block, index, hidden, job.linears, index == job.source.blocks - 1, job.method.needs)

@@ -284,13 +284,16 @@ class SavedStats:
         norms = {leader: self.tensors[stat_name(index, leader, "norm")].read().to(device) for leader in LEADERS}
         return {name: InputStats(norms[SAME_INPUT_AS.get(name, name)]) for name in LINEARS}
 
-    def groups(self, index: int, needs: str) -> Iterator[Stats]:
-        """One input of a block after the other: statistics of the Linears that read it. Only what is needed is read."""
+    def groups(self, index: int, needs: str, device: torch.device) -> Iterator[Stats]:
+        """One input of a block after the other: statistics, on device, of the Linears that read it.
+
+        Only what is needed is read.
+        """
         tokens = self.about["calibration"]["tokens"]
         for leader in LEADERS:
-            norm_I, mean_I, variance_I = (self.tensors[stat_name(index, leader, kind)].read() for kind in VECTORS)
-            hessian = None
-            if needs == "hessian":
-                hessian = Hessian(self.tensors[stat_name(index, leader, MATRIX)].read(), f"block {index}, {leader}")
+            kinds = (*VECTORS, MATRIX) if needs == "hessian" else VECTORS
+            found = {kind: self.tensors[stat_name(index, leader, kind)].read().to(device) for kind in kinds}
+            hessian = Hessian(found[MATRIX], f"block {index}, {leader}") if MATRIX in found else None
+            norm_I, mean_I, variance_I = (found[kind] for kind in VECTORS)
             inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian)
             yield {name: inputs for name in LINEARS if SAME_INPUT_AS.get(name, name) == leader}

@@ -1,0 +1,144 @@
+"""All of pruning with weights on another device than the statistics and files: nothing of the two may meet."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from other_device import other_device
+from tiny_models import make_model, random_rows
+
+import prunus
+from prunus.checkpoint.files import Checkpoint
+from prunus.pruning import hidden
+from prunus.pruning.calibration import Calibration
+
+WANDA: dict[str, Any] = {"method": "wanda"}
+RUNS: dict[str, dict[str, Any]] = {
+    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm")},
+    "wanda++": {"method": "wanda++", "repair_rounds": 1, "repair_rate": 1e-3},
+    "row budgets": WANDA | {"row_power": 1.0},
+    "update": WANDA | {"update": "obs"},
+    "magnitude, update": {"method": "magnitude", "update": "obs"},
+    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt", "dsnot", "alps")},
+    "rounding": WANDA | {"rounding": "reference"},
+    "magnitude, rounding": {"method": "magnitude", "rounding": "reference"},
+    **{way: WANDA | {"propagation": way} for way in ("dense", "staged")},
+    "weighted": WANDA | {"prompt_weight": 0.5},
+    **{name: WANDA | {"allocation": name} for name in ("atp", "owl", "alphapruning", "dlp")},
+    "dlp, median": WANDA | {"allocation": "dlp", "statistic": "median"},
+    **{
+        name: WANDA | {"allocation": name, "influence_train": 4, "influence_validation": 2}
+        for name in ("layerif", "layerif-sketch")
+    },
+}
+SAVED = {
+    name: RUNS[name] | {"propagation": "dense"}
+    for name in ("wanda", "sparsegpt", "ria", "dsnot", "alps", "update", "magnitude, update", "owl", "dlp, median")
+}
+DROPS: dict[str, dict[str, Any]] = {
+    "shortgpt": {},
+    "angular": {},
+    "tail": {},
+    "laco": {"threshold": -0.99},
+    "sleb": {},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model and token ids, some of them the prompt's."""
+    folder = tmp_path_factory.mktemp("mixing")
+    make_model(folder / "model", "qwen3", dtype=torch.float32)
+    (folder / "text.jsonl").write_text(Calibration(random_rows(6, 24), "random", [], [4] * 6).to_jsonl())
+    return folder
+
+
+def on(folder: Path) -> dict[str, Any]:
+    return {"calibration": str(folder / "text.jsonl"), "samples": 6, "seqlen": 24}
+
+
+def compare(ours: Path, theirs: Path) -> None:
+    """As many zeros; where sums differ in their last bits a few weights may be others."""
+    one, other = Checkpoint(ours), Checkpoint(theirs)
+    for name, stored in other.tensors.items():
+        here, there = one.tensors[name].read() == 0, stored.read() == 0
+        assert here.sum() == there.sum() and (here == there).float().mean() > 0.98, name
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_device_prunes_as_the_cpu_does(name, folder, tmp_path, monkeypatch):
+    recipe = prunus.PruneRecipe(**RUNS[name], **on(folder))
+    prunus.prune(folder / "model", tmp_path / "cpu", recipe, device="cpu")
+    with other_device(monkeypatch):
+        prunus.prune(folder / "model", tmp_path / "there", recipe, device="cuda")
+    compare(tmp_path / "there", tmp_path / "cpu")
+
+
+@pytest.fixture(scope="module")
+def saved(folder) -> Path:
+    """Statistics of the dense model, measured on the CPU."""
+    prunus.stats(folder / "model", folder / "stats", hessians=True, device="cpu", **on(folder))
+    return folder / "stats"
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_statistics_go_to_the_device(name, folder, saved, tmp_path, monkeypatch):
+    recipe = prunus.PruneRecipe(**SAVED[name])
+    prunus.prune(folder / "model", tmp_path / "cpu", recipe, stats=saved, device="cpu")
+    with other_device(monkeypatch):
+        prunus.prune(folder / "model", tmp_path / "there", recipe, stats=saved, device="cuda")
+    compare(tmp_path / "there", tmp_path / "cpu")
+
+
+@pytest.mark.parametrize("method", DROPS)
+def test_a_device_drops_the_blocks_that_the_cpu_does(method, folder, tmp_path, monkeypatch):
+    recipe = prunus.DropRecipe(method=method, blocks="1", **DROPS[method], **on(folder))
+    expected = prunus.drop_blocks(folder / "model", tmp_path / "cpu", recipe, device="cpu")
+    with other_device(monkeypatch):
+        found = prunus.drop_blocks(folder / "model", tmp_path / "there", recipe, device="cuda")
+    assert found["blocks_removed"] == expected["blocks_removed"]
+    assert found["scores"] == pytest.approx(expected["scores"], rel=1e-2)
+
+
+def test_statistics_and_perplexity_are_those_of_the_cpu(folder, saved, tmp_path, monkeypatch):
+    expected = prunus.perplexity(folder / "model", folder / "text.jsonl", seqlen=24, device="cpu")
+    with other_device(monkeypatch):
+        prunus.stats(folder / "model", tmp_path / "stats", hessians=True, device="cuda", **on(folder))
+        found = prunus.perplexity(folder / "model", folder / "text.jsonl", seqlen=24, device="cuda")
+    assert found["nll"] == pytest.approx(expected["nll"], rel=1e-2)
+    assert (tmp_path / "stats").stat().st_size == saved.stat().st_size
+
+
+def test_streams_are_those_of_the_chosen_device(folder, tmp_path, monkeypatch):
+    """And what cannot be pinned travels all the same, with a line about it."""
+    recipe = prunus.PruneRecipe(**WANDA, **on(folder))
+    told: list[str] = []
+    monkeypatch.setattr(hidden, "say", told.append)
+    for pins in (True, False):
+        with other_device(monkeypatch, "cuda:1") as device:
+            device.pins = pins
+            prunus.prune(folder / "model", tmp_path / str(pins), recipe, device="cuda:1")
+        assert device.streams == {torch.device("cuda:1")}
+    assert len(told) == 1 and told[0].startswith("18.4 kB of hidden states cannot be pinned (CUDA error: out of memory")
+    assert "\n" not in told[0]
+    compare(tmp_path / "True", tmp_path / "False")
+
+
+def test_the_other_device_does_refuse(monkeypatch):
+    with other_device(monkeypatch):
+        here, there = torch.ones(3), torch.ones(3, device="cuda")
+        assert there.device.type == "cuda" and (there * 2)[1:].abs().device.type == "cuda" and not here.is_cuda
+        for mixed in (
+            lambda: here + there,
+            lambda: torch.cat([here, there]),
+            there.numpy,
+            lambda: here[there.long()],
+            lambda: torch.dot(here, there),
+        ):
+            with pytest.raises((RuntimeError, TypeError)):
+                mixed()
+        assert torch.equal(here + there.cpu(), torch.full((3,), 2.0)) and (there * torch.tensor(2.0)).is_cuda
+        there.copy_(here)
+    with pytest.raises(RuntimeError):
+        _ = there + 1
