@@ -134,7 +134,7 @@ def test_scores_and_repetition_are_stored(store):
 
 
 def test_draws_differ_and_seeds_tell(store):
-    plan = replace(PLAN, temperature=5.0, samples=3, budgets=(40,))
+    plan = replace(PLAN, temperature=5.0, samples=3, budgets=(40,), batch_size=64)
     with Store(store, create=True):
         pass
     ids = [prunus.evaluate("tiny", replace(plan, seed=seed), store) for seed in (0, 1)]

@@ -65,12 +65,13 @@ CASES = {
     "wanda": Case(WIDE, {"method": "wanda"}),
     "wanda, staged": Case(WIDE, {"method": "wanda", "propagation": "staged"}),
     "wanda, offload": Case(WIDE, {"method": "wanda"}, offload=True),
-    "ria": Case(WIDE, {"method": "ria"}),
-    "dsnot": Case(WIDE, {"method": "dsnot"}),
-    "sparsegpt": Case(WIDE, {"method": "sparsegpt"}),
-    "wanda, obs": Case(NARROW, {"method": "wanda", "update": "obs"}),
+    # Few tokens, beside which the methods' own needs are the larger ones.
+    "ria": Case(WIDE, {"method": "ria"}, sequences=FEW),
+    "dsnot": Case(WIDE, {"method": "dsnot"}, sequences=FEW),
+    "sparsegpt": Case(WIDE, {"method": "sparsegpt"}, sequences=FEW),
+    "wanda, obs": Case(NARROW, {"method": "wanda", "update": "obs"}, sequences=FEW),
     "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}),
-    "alps": Case(NARROW, {"method": "alps"}),
+    "alps": Case(NARROW, {"method": "alps"}, sequences=FEW),
     "gblm": Case(SMALL, {"method": "gblm"}, sequences=FEW),
     "wanda, row budgets": Case(SMALL, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
     "wanda++": Case(SMALL, {"method": "wanda++", "repair_rounds": 1}, sequences=FEW),
@@ -117,10 +118,11 @@ def bound(case: Case) -> int:
     }[method]
     if method == "magnitude":
         return block + own
-    hidden = HALF * width * (BATCH if case.offload else tokens)
+    at_once = min(BATCH, tokens)
+    hidden = HALF * width * (at_once if case.offload else tokens)
     if case.recipe.get("propagation") == "staged":
         hidden += HALF * tokens * max(width, feed)
-    batch = BATCH * ((3 * HALF + 2 * FULL) * feed + 2 * HALF * width)
+    batch = at_once * ((3 * HALF + 2 * FULL) * feed + 2 * HALF * width)
     hessians = 0
     if method in ("sparsegpt", "alps") or "update" in case.recipe:
         hessians = FULL * (3 * width**2 + feed**2) + LIBRARY
