@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_model, random_rows
 
 import prunus
+from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe
 
@@ -68,6 +69,11 @@ Q1 = "model.layers.1.self_attn.q_proj.weight"
 PROBLEMS = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read as JSON"),
+    "config is a list": (write_json("config.json", [1]), "config.json is damaged: it holds no JSON object but a list"),
+    "config is nothing": (
+        write_json("config.json", None),
+        "config.json is damaged: it holds no JSON object but a None",
+    ),
     "family": (
         lambda f: edit_config(f, model_type="mamba"),
         "model_type 'mamba' is not supported; supported families are llama, qwen2, qwen3",
@@ -131,6 +137,66 @@ def test_bad_model_is_one_line_and_leaves_nothing(tmp_path, problem):
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def template(text):
+    return lambda folder: (folder / "chat_template.jinja").write_text(text)
+
+
+def tokenizer_setting(name, value):
+    def change(folder):
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        if name == "chat_template":
+            (folder / "chat_template.jinja").unlink()
+
+    return change
+
+
+def ends(value):
+    return write_json("generation_config.json", {"eos_token_id": value})
+
+
+# What evaluation reads beside the weights.
+BESIDE = {
+    "forbidden": (
+        template("{{ messages.__class__.__mro__ }}"),
+        "template cannot be used: access to attribute '__class",
+    ),
+    "too long": (template("{% for i in range(999999) %}x{% endfor %}"), "template cannot be used: Range too big"),
+    "too large": (template("{{ 'x' * 10 ** 15 }}"), "template cannot be used: MemoryError"),
+    "endless": (template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "cannot be used: maximum recursion depth"),
+    "no template": (template("{% for %}"), "template cannot be used: Expected an expression"),
+    "refusing": (template("{{ raise_exception('not\nme') }}"), "template cannot be used: not me"),
+    "no text": (template("{{ '\\ud800' }}"), "the model's chat template cannot be used: "),
+    "template is a number": (tokenizer_setting("chat_template", 3), "the model's chat template cannot be used: "),
+    "length is a word": (tokenizer_setting("model_max_length", "x"), "the tokenizer in "),
+    "tokenizer is a list": (write_json("tokenizer.json", [1]), "the tokenizer in "),
+    "its settings are a list": (write_json("tokenizer_config.json", [1]), "the tokenizer in "),
+    "generation is a list": (
+        write_json("generation_config.json", [1]),
+        "generation_config.json is damaged: it holds no",
+    ),
+    "ends are a text": (ends("x"), "generation_config.json: eos_token_id must be a token id or a list of them, not x"),
+    "an end is none": (ends([2, None]), "must be a token id or a list of them, not [2, None]"),
+    "an end is below 0": (ends(-1), "must be a token id or a list of them, not -1"),
+    "padding is a text": (write_json("generation_config.json", {"pad_token_id": "x"}), "cannot be loaded on cpu: '<'"),
+    "dtype is a number": (lambda f: edit_config(f, dtype=3), "cannot be loaded on cpu: 'int' object has no attribute"),
+}
+
+
+@pytest.mark.parametrize("problem", BESIDE)
+def test_what_evaluation_cannot_read_is_one_line_exit_2(tmp_path, capsys, problem):
+    spoil, words = BESIDE[problem]
+    spoil(make_model(tmp_path / "m"))
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": "p", "problem": "1+1?", "answer": "2"}))
+    files = ("--task", str(tmp_path / "t.jsonl"), "--store", str(tmp_path / "s.db"))
+    plan = ("--budgets", "0", "--answer-tokens", "2", "--profile", "tiny", "--device", "cpu")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", str(tmp_path / "m"), *files, *plan])
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[transformers]")]
+    assert ended.value.code == 2 and len(said) == 1 and words in said[0], said
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -20,7 +20,7 @@ from prunus.checkpoint.families import (
     expected_shapes,
 )
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, read_header
-from prunus.checkpoint.source import check_folder, load_config, read_json
+from prunus.checkpoint.source import check_folder, load_config, read_json, read_object
 from prunus.errors import PrunusError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Checkpoint:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         check_folder(self.folder)
-        check_family(self.folder, read_json(self.folder / "config.json"))
+        check_family(self.folder, read_object(self.folder / "config.json"))
         self.config: PreTrainedConfig = load_config(self.folder)
         self.tensors: Mapping[str, Stored] = self._find_tensors()
         self._check_tensors()

@@ -99,8 +99,7 @@ def load_config(folder: Path) -> "PreTrainedConfig":
     """The transformers configuration of a folder."""
     from transformers import AutoConfig
 
-    if not isinstance(read_json(folder / "config.json"), dict):
-        raise PrunusError(f"{folder / 'config.json'} is not a JSON object")
+    read_object(folder / "config.json")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers checks fields with errors of its own
@@ -114,7 +113,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); copy it from the original model")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer.encode("a")  # settings of a wrong type show only here
+        return tokenizer
     except Exception as error:  # as above
         raise PrunusError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
 

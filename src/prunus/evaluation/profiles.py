@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
+from prunus.checkpoint.source import one_line
 from prunus.errors import PrunusError
 from prunus.recipes import Mode
 
@@ -251,15 +252,18 @@ def ends_in_newline(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
 def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Ids of the chat template with text as the one user message, up to where thinking_start belongs.
 
-    Templates that open the thinking themselves (newer Qwen) lose that part, so that it is not there twice.
+    Templates that open the thinking themselves (newer Qwen) lose that part, so that it is not there twice. PrunusError
+    where the template fails, or is stopped by the sandbox in which templates run.
     """
     options: dict[str, Any] = {} if profile.enable_thinking is None else {"enable_thinking": profile.enable_thinking}
     messages = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-    assert isinstance(rendered, str)
-    for start in (profile.thinking_start, profile.thinking_start.rstrip("\n")):
-        rendered = rendered.removesuffix(start)
-    return tokenizer.encode(rendered, add_special_tokens=False)
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
+        for start in (profile.thinking_start, profile.thinking_start.rstrip("\n")):
+            rendered = rendered.removesuffix(start)
+        return tokenizer.encode(rendered, add_special_tokens=False)
+    except Exception as error:  # templates are programs, and raise and write what they like
+        raise PrunusError(f"the model's chat template cannot be used: {one_line(error)[:300]}") from error
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:

@@ -89,9 +89,9 @@ def render_chats(path: Path, lines: Sequence[Line], source: Checkpoint) -> tuple
     for line in lines:
         try:
             text = str(tokenizer.apply_chat_template(line.value, tokenize=False))
-        except Exception as error:  # templates are programs and raise what they like
+            documents.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except Exception as error:  # templates are programs, and raise and write what they like
             raise PrunusError(f"{path}, line {line.number}: the chat template refuses it: {one_line(error)}") from error
-        documents.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         dropped += any(thought not in text for thought in map(_thinking, line.value))
     warning = (
         f"{path}: the chat template drops the thinking of {dropped} of {len(lines)} lines; give token ids to keep it"

@@ -49,7 +49,9 @@ def load_model(
                     local_files_only=True,
                 )
         nn.Module.to(model, torch.device(device))
-    except (OSError, ValueError, RuntimeError) as error:
+    except PrunusError:
+        raise
+    except Exception as error:  # what is wrong in a file shows as an error of any kind
         reason = " ".join(str(error).split())
         raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
     if dtype is None and model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS:
