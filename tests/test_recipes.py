@@ -1,11 +1,16 @@
 """Recipes: what they refuse, their JSON and their hash."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, check_budgets
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe, check_budgets
 
 
 @pytest.mark.parametrize(
@@ -63,3 +68,68 @@ def test_refusing_to_stop_cannot_share_chains():
     with pytest.raises(PrunusError, match="--no-reuse"):
         EvalPlan(tasks=("tiny",), wait=1)
     assert EvalPlan(tasks=("tiny",), wait=1, reuse=False).wait == 1
+
+
+SETTINGS = {PruneRecipe: {}, DropRecipe: {}, EvalPlan: {"tasks": ("tiny",)}, TraceRecipe: {"tasks": ("tiny",)}}
+SETTINGS[EngineOptions] = {}
+FIELDS = [(cls, field.name) for cls in SETTINGS for field in fields(cls)]
+VALUES = [
+    None,
+    True,
+    3,
+    0.5,
+    "0.5",
+    b"x",
+    ["x"],
+    ("x", "y"),
+    [1],
+    (True,),
+    [0.5],
+    {"a": 1},
+    {1: 2},
+    object(),
+    1 << 2000,
+]
+# Which of them a field of a type may have, written out: what fits is refused for its value at most.
+ALLOWED = {
+    int: [3, 1 << 2000],
+    float: [3, 0.5],
+    bool: [True],
+    str: ["0.5"],
+    tuple[str, ...]: [["x"], ("x", "y")],
+    tuple[int, ...]: [[1]],
+    Mapping: [{"a": 1}],
+    Literal: ["0.5"],
+    NoneType: [None],
+}
+
+
+def allowed(hint) -> set[str]:
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return {repr(value) for part in parts for value in ALLOWED.get(part) or ALLOWED[get_origin(part)]}
+
+
+@pytest.mark.parametrize(("cls", "name"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name in FIELDS])
+def test_a_value_of_a_wrong_type_names_field_value_and_type(cls, name):
+    fitting = allowed(get_type_hints(cls)[name])
+    for value in VALUES:
+        if repr(value) in fitting:
+            try:
+                cls(**SETTINGS[cls] | {name: value})
+            except PrunusError as error:  # for what it is, not for its type
+                assert f"'{name}' must be" not in str(error)
+            continue
+        with pytest.raises(PrunusError) as caught:
+            cls(**SETTINGS[cls] | {name: value})
+        said = str(caught.value)
+        assert said.startswith(f"'{name}' must be a ") or said.startswith(f"'{name}' must be true or false"), said
+        assert repr(value)[:90] in said and "\n" not in said
+
+
+def test_whole_numbers_and_lists_are_the_recipes_that_floats_and_tuples_are():
+    assert (
+        PruneRecipe(sparsity=0, gradient_scale=50, method="gblm").to_json()
+        == PruneRecipe(sparsity=0.0, gradient_scale=50.0, method="gblm").to_json()
+    )
+    listed, usual = EvalPlan(tasks=["tiny"], budgets=[1, 2]), EvalPlan(tasks=("tiny",), budgets=(1, 2))  # type: ignore[arg-type]
+    assert listed == usual and hash(listed) == hash(usual) and listed.hash == usual.hash

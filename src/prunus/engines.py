@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
+from prunus.kinds import settle
 
 EXAMPLE = '{"tensor_parallel_size": 2}'
 # Which backends know a setting.
@@ -38,11 +39,11 @@ class EngineOptions:
     sparse: bool = True
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.concurrency < 1:
             raise PrunusError(f"concurrency must be at least 1, not {self.concurrency}")
         if not self.timeout > 0:
             raise PrunusError(f"timeout must be more than 0 seconds, not {self.timeout}")
-
         if self.url is not None and not is_address(self.url):
             raise PrunusError(f"'{self.url}' is no address of a server, such as http://localhost:8000/v1")
 

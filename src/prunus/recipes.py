@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
 from prunus.errors import PrunusError
+from prunus.kinds import settle
 
 MethodName = Literal["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm", "wanda++"]
 DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
@@ -52,7 +53,10 @@ def content_hash(data: Any, length: int = 12) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the recipes share: JSON and hash."""
+    """What the recipes share: types that are checked, JSON and hash."""
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; tuples become lists. What LATER names is left out where it is as usual."""
@@ -66,7 +70,7 @@ class Recipe:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        return cls(**data)
 
     @property
     def hash(self) -> str:
@@ -162,6 +166,7 @@ class PruneRecipe(Recipe):
     scores: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_choice("method", MethodName)
         self._check_choice("scope", Scope)
         self._check_choice("propagation", Propagation)
@@ -285,6 +290,7 @@ class DropRecipe(Recipe):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_choice("method", DepthMethodName)
         self._check_calibration()
         self._check_positive("merge", "interval")
@@ -356,6 +362,7 @@ class EvalPlan(Recipe):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.tasks:
             raise PrunusError("name at least one task; `prunus tasks` lists them")
         self._check_choice("profile", ProfileName)
@@ -411,6 +418,7 @@ class TraceRecipe(Recipe):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_choice("only", TraceFilter)
         self._check_positive("max_tokens")
         if self.min_tokens < 0:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_origin
 
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.kinds import hints_of, misfit
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.study.lines import Lines, suggestion
 
@@ -36,7 +36,6 @@ _TABLES |= {kind: f"[[{kind}]]" for kind in RECIPES}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
 _KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a table"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class _Reader:
 
     def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:
         """How the one backend of all plans is started or reached."""
-        table, backend, hints = self.table("engine", ENGINE), plans[0].backend, get_type_hints(EngineOptions)
+        table, backend, hints = self.table("engine", ENGINE), plans[0].backend, hints_of(EngineOptions)
         if any(plan.backend != backend for plan in plans):
             self.fail(
                 "eval", "backend", 0, "all cells of a study need the same backend, to be compared; make two files"
@@ -166,8 +165,7 @@ class _Reader:
         if backend == "openai" and entries:
             self.fail("eval", "backend", 0, "openai can only do the dense model: a server's weights cannot be swapped")
         for key, value in table.items():
-            hint = dict if key == "args" else hints[key]
-            self.check_type("engine", key, 0, value, hint)
+            self.check_type("engine", key, 0, value, hints[key])
         try:
             options = EngineOptions(**table)
             options.check(backend)
@@ -201,7 +199,7 @@ class _Reader:
 
     def grid(self, table: str, number: int, values: Mapping[str, Any], cls: type) -> Iterator[dict[str, Any]]:
         """Every combination of the values that are given as lists."""
-        hints = get_type_hints(cls)
+        hints = hints_of(cls)
         axes: dict[str, list[Any]] = {}
         for key, value in values.items():
             axes[key] = list(value) if self.is_axis(cls, key, value) else [value]
@@ -209,24 +207,21 @@ class _Reader:
                 self.fail(table, key, number, f"'{key}' is an empty list; leave it out or give a value")
             for one in axes[key]:
                 self.check_type(table, key, number, one, hints[key])
-            if hints[key] in (float, float | None):
-                axes[key] = [float(one) for one in axes[key]]
         for combination in product(*axes.values()):
             yield dict(zip(axes, combination, strict=True))
 
     def make(self, table: str, number: int, cls: type, values: Mapping[str, Any]) -> Any:
         """The recipe; what it refuses gets the line, and the combination where the table is a grid."""
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         try:
-            return cls(**given)
+            return cls(**values)
         except PrunusError as error:
-            listed = ", ".join(f"{key} {value}" for key, value in given.items() if key not in SHARED)
+            listed = ", ".join(f"{key} {value}" for key, value in values.items() if key not in SHARED)
             several = any(self.is_axis(cls, key, value) for key, value in self.raw(table, number).items())
             self.fail(table, "", number, f"{error}{f' (in the combination {listed})' if several else ''}")
 
     def is_axis(self, cls: type, key: str, value: Any) -> bool:
         """Whether a value is a list where the recipe has one value."""
-        return isinstance(value, list) and get_origin(get_type_hints(cls)[key]) is not tuple
+        return isinstance(value, list) and get_origin(hints_of(cls)[key]) is not tuple
 
     def raw(self, table: str, number: int) -> dict[str, Any]:
         found = self.data[table]
@@ -247,8 +242,8 @@ class _Reader:
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
 
     def check_type(self, table: str, key: str, number: int, value: Any, hint: Any) -> None:
-        if not _fits(value, hint):
-            self.fail(table, key, number, f"'{key}' must be {_kind(hint)}, not {value!r}")
+        if wrong := misfit(key, value, hint):
+            self.fail(table, key, number, wrong)
 
     def fail(self, table: str, key: str, number: int, message: str) -> NoReturn:
         line = self.lines.of(table, key, number)
@@ -272,26 +267,3 @@ def _with_texts(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
     value = table["blocks"]
     texts = [str(one) if type(one) is int else one for one in (value if isinstance(value, list) else [value])]
     return dict(table) | {"blocks": texts if isinstance(value, list) else texts[0]}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of TOML is of a recipe's type."""
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(one, get_args(hint)[0]) for one in value)
-    if origin is Literal:
-        return isinstance(value, str)  # which ones, the recipe says itself
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is hint
-
-
-def _kind(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(_kind(part) for part in get_args(hint) if part is not NoneType)
-    if origin is tuple:
-        return f"a list, each {_kind(get_args(hint)[0])}"
-    return _KINDS.get(hint, "a text")
