@@ -17,7 +17,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
 from prunus.recipes import OWN_GROUP, Group, PruneRecipe, content_hash
-from prunus.reporting.labels import step_label
+from prunus.results.labels import step_label
 from prunus.study.cells import base_name, effective
 
 SCORES = {

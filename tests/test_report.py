@@ -14,11 +14,11 @@ from html_page import Page
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting import prose
-from prunus.reporting.labels import step_label
 from prunus.reporting.page import report
 from prunus.reporting.text import joined, points, probability
 from prunus.results.accuracy_bands import add_bands
 from prunus.results.comparison import compare, summarise, verdict
+from prunus.results.labels import step_label
 from prunus.results.store import Store
 
 

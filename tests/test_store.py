@@ -11,8 +11,11 @@ import pytest
 import warm_processes
 
 from prunus.errors import PrunusError
+from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.results.labels import unique_labels
 from prunus.results.lock import claimed
 from prunus.results.store import SCHEMA_VERSION, ProblemRow, Run, Sample, Store
+from prunus.results.summary import identity
 
 RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})
 PROBLEM = ProblemRow("tiny", "chain-0", "7", "exact", ("a", "é"), "d1")
@@ -99,6 +102,43 @@ def test_leak_rule(budget, answer_tokens, leaked):
     assert replace(SAMPLE, budget=budget, answer_tokens=answer_tokens).leaked is leaked
 
 
+def test_runs_are_found_by_the_labels_that_tables_print(path):
+    def made(run_id: str, name: str, *recipes: PruneRecipe | DropRecipe, mode: str = "strict") -> Run:
+        steps = [{"action": "drop" if isinstance(r, DropRecipe) else "prune", "recipe": r.to_json()} for r in recipes]
+        return Run(run_id, {"name": name, "manifest": {"history": steps}}, {"mode": mode}, {})
+
+    wanda, drop = PruneRecipe(sparsity=0.2), DropRecipe(blocks="2")
+    runs = [
+        made("a1" + 10 * "0", "w20", wanda),
+        made("b2" + 10 * "0", "d2", drop),
+        made("c3" + 10 * "0", "both", wanda, drop),
+    ]
+    with Store(path) as store:
+        for run in runs:
+            store.add_run(run)
+        identities = [identity(run) for run in (RUN, *runs)]
+        printed = unique_labels([(one["run"], str(one["model"]), one["recipe"]) for one in identities])
+        assert printed == [
+            "dense",
+            "Wanda 20\u00a0%",
+            "ShortGPT \u22122\u00a0blocks",
+            " + ".join(reversed(printed[2:0:-1])),
+        ]
+        assert [store.find_run(text) for text in printed] == [RUN, *runs]
+        assert [store.find_run(text).run_id[:2] for text in ("wanda 20 %", "ShortGPT -2 blocks")] == ["a1", "b2"]
+        assert store.find_run("tiny: dense") == store.find_run("dense (01234567)") == RUN
+        for again in (made("d4" + 10 * "0", "tiny", mode="legacy"), made("e5" + 10 * "0", "w20", wanda)):
+            store.add_run(again)
+        for text, choices in (
+            ("dense", r"'dense' fits 2 runs .*give an id: 0123456789ab \(tiny, None\), d40{10} \(tiny, legacy\)"),
+            ("Wanda 20 %", r"fits 2 runs .*a10{10} \(w20\), e50{10} \(w20\)"),
+        ):
+            with pytest.raises(PrunusError, match=choices) as error:
+                store.find_run(text)
+            assert is_one_line(error)
+        assert store.find_run("Wanda 20 % (e5000000)").run_id.startswith("e5")
+
+
 def test_runs_are_found_by_id_name_source_and_start_of_id(path):
     wanda = Run("01aa00000000", {"name": "wanda-20", "source": "out/wanda-20"}, {}, {})
     again = Run("ff0000000000", {"name": "wanda-20", "source": "elsewhere/wanda-20"}, {}, {})
@@ -114,8 +154,8 @@ def test_runs_are_found_by_id_name_source_and_start_of_id(path):
         with pytest.raises(PrunusError, match=r"01aa00000000 \(wanda-20\), ff0000000000 \(wanda-20\)"):
             store.find_run("wanda-20")
         for missing in (store.find_run, store.run):
-            with pytest.raises(PrunusError, match=r"dense.*0123456789ab"):
-                missing("dense")
+            with pytest.raises(PrunusError, match=r"no-such.*0123456789ab"):
+                missing("no-such")
 
 
 def make(path: Path, *statements: str) -> None:

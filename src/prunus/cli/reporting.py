@@ -8,7 +8,7 @@ import prunus
 from prunus import progress
 from prunus.cli.common import command, json_option, overwrite_option, print_json, store_argument
 
-base_option_help = "Run id (or its start) or model name to compare with."
+base_option_help = "What to compare with: run id (or its start), model name, or label as tables print it."
 margin_option = click.option(
     "--margin", default=0.02, show_default=True, help="Loss of accuracy that would not matter (0.02: two points)."
 )
@@ -18,7 +18,7 @@ folder = click.Path(path_type=Path, file_okay=False)
 @command("compare", "prunus compare results.db --base tiny --other wanda-20")
 @store_argument
 @click.option("--base", required=True, help=base_option_help)
-@click.option("--other", "others", multiple=True, help="Runs to compare; default: all others.")
+@click.option("--other", "others", multiple=True, help="Runs to compare, named likewise; default: all others.")
 @margin_option
 @json_option
 def compare_command(store: Path, base: str, others: tuple[str, ...], margin: float, as_json: bool) -> None:

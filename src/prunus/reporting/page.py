@@ -45,7 +45,7 @@ def report(
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
-    base: run id, start of one, or model name; by default the one run of a model that nothing was done to, of the strict
+    base: run id or its start, model name or label; by default the run of the model that nothing was done to, the strict
     one where it was run in both modes. margin: share of problems by which a variant may be below the base and still be
     non-inferior. published: show published accuracies of the same models, tasks and budgets beside ours. figures: a
     folder for every chart as .svg and .pdf. csv: a folder for every table as .csv and .tex. Texts that are too large

@@ -44,7 +44,8 @@ def compare(
 ) -> dict[str, Any]:
     """Paired differences of other runs to a base run, and one word for each.
 
-    base, others: run id, start of one, or model name. Without others: every run whose plan is that of the base but for
+    base, others: run id or its start, model name or printed label.
+    Without others: every run whose plan is that of the base but for
     tasks, budgets, samples, limit, seed, batches and kernel; the rest is named under `warnings`. Runs named by the user
     are compared even so, with a warning. Only problems complete in both count, over the budgets and draws both have.
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 from prunus import __version__
 from prunus.errors import PrunusError
+from prunus.results.labels import is_called
 from prunus.results.lock import claimed
 
 SCHEMA_VERSION = 3
@@ -238,11 +239,13 @@ class Store:
         raise PrunusError(f"no run '{run_id}' in {self.path}; {self._what_there_is()}")
 
     def find_runs(self, text: str) -> list[Run]:
-        """Runs meant by text, oldest first: of this id, else of this model name or source, else whose id starts so."""
+        """Runs meant by text, oldest first: of this id, else of this model name or source, else with this label (as
+        tables print it), else whose id starts so."""
         runs = self.runs()
         meant = (
             lambda run: run.run_id == text,
             lambda run: text in (run.model.get("name"), run.model.get("source")),
+            lambda run: is_called(run, text),
             lambda run: bool(text) and run.run_id.startswith(text),
         )
         return next((found for test in meant if (found := [run for run in runs if test(run)])), [])
@@ -424,4 +427,7 @@ def _json(data: Any) -> str:
 
 
 def _names(runs: Sequence[Run]) -> str:
-    return ", ".join(f"{run.run_id} ({run.model.get('name')})" for run in runs)
+    """Ids and model names, with the mode where it tells runs apart."""
+    modes = {run.plan.get("mode") for run in runs}
+    apart = {run.run_id: f", {run.plan.get('mode')}" if len(modes) > 1 else "" for run in runs}
+    return ", ".join(f"{run.run_id} ({run.model.get('name')}{apart[run.run_id]})" for run in runs)

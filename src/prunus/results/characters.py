@@ -1,0 +1,28 @@
+"""Foreign text made visible: names of models and what they write are shown, never believed."""
+
+import re
+
+# Controls that would vanish, reorder the line or break a parser: C0 and C1 (but tab and line feed), soft line ends,
+# bidi marks, embeddings and isolates, invisible operators and tags, byte order mark, lone surrogates, noncharacters.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e007f]"
+)
+MINUS, DASH, THIN, NBSP = "\u2212", "\u2013", "\u202f", "\u00a0"
+LABEL_LIMIT = 80  # characters of a name: manifests are foreign text too
+
+
+def visible(text: str) -> str:
+    """text with every control character replaced by something one can see: ␀ for NUL, ⟦U+202E⟧ for a bidi override."""
+
+    def show(match: re.Match[str]) -> str:
+        code = ord(match.group())
+        return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else f"⟦U+{code:04X}⟧"
+
+    return _CONTROL.sub(show, text.replace("\r\n", "\n"))
+
+
+def one_line(text: str, limit: int = LABEL_LIMIT) -> str:
+    """text made visible on one line, cut to limit characters."""
+    text = re.sub(r"[ \t\n]+", " ", visible(text)).strip()
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

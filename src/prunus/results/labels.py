@@ -1,0 +1,111 @@
+"""What to call a run: a short name for what was done to its model, as tables and pages print it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from prunus.recipes import OWN_GROUP
+from prunus.results.characters import DASH, MINUS, NBSP, THIN, one_line
+
+if TYPE_CHECKING:
+    from prunus.results.store import Run
+
+NAMES = {
+    "wanda": "Wanda",
+    "magnitude": "Magnitude",
+    "sparsegpt": "SparseGPT",
+    "ria": "RIA",
+    "dsnot": "DSnoT",
+    "alps": "ALPS",
+    "shortgpt": "ShortGPT",
+    "laco": "LaCo",
+    "sleb": "SLEB",
+    "wanda++": "Wanda++",
+    "gblm": "GBLM",
+    "angular": "Angular",
+    "tail": "Tail",
+    "owl": "OWL",
+    "layerif": "LayerIF",
+    "layerif-sketch": "LayerIF-sketch",
+    "alphapruning": "AlphaPruning",
+    "atp": "ATP",
+    "dlp": "DLP",
+    "mlp": "MLP",
+    "obs": "OBS",
+}
+
+
+def history(run: "Run") -> list[dict[str, Any]]:
+    """What was done to the run's model, oldest first; empty for a dense model."""
+    manifest = run.model.get("manifest")
+    steps = manifest.get("history") if isinstance(manifest, dict) else None
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+def recipe_of(step: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a step, {} where there is none."""
+    recipe = step.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def method_name(step: dict[str, Any]) -> str:
+    """Method with what sets it apart besides its strength: what shares a colour."""
+    recipe = recipe_of(step)
+    method = str(recipe.get("method", step.get("action", "?")))
+    extras = [
+        NAMES.get(str(recipe[key]), str(recipe[key]))
+        for key, usual in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
+        if recipe.get(key, usual) != usual
+    ]
+    if recipe.get("group") not in (None, OWN_GROUP.get(method)):
+        extras.append(f"by {recipe['group']}")
+    return " ".join([NAMES.get(method, method), *extras])
+
+
+def step_label(step: dict[str, Any]) -> str:
+    """`Wanda 50 %`, `Magnitude MLP OWL 20 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `packed`."""
+    recipe = recipe_of(step)
+    if step.get("action") == "pack":
+        return "packed"
+    if step.get("action") == "drop":
+        blocks = str(recipe.get("blocks", "?"))
+        if "," in blocks:
+            numbers = [part.strip() for part in blocks.split(",") if part.strip()]
+            return f"block{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} removed"
+        gone = step.get("blocks_removed")
+        blocks = str(len(gone)) if isinstance(gone, list) and gone else blocks
+        return f"{method_name(step)} {MINUS}{blocks}{NBSP}block{'' if blocks == '1' else 's'}"
+    sparsity, pattern = recipe.get("sparsity"), recipe.get("pattern")
+    amount = str(pattern) if pattern else f"{100 * sparsity:.3g}{NBSP}%" if isinstance(sparsity, int | float) else DASH
+    return f"{method_name(step)} {amount}"
+
+
+def label(steps: Sequence[dict[str, Any]]) -> str:
+    """A short name for what was done, on one line; `dense` for nothing."""
+    return one_line(" + ".join(step_label(step) for step in steps)) or "dense"
+
+
+def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> list[str]:
+    """Labels for (run id, model name, history): with the name where base models differ, the id where labels agree."""
+    one_model = len({model for _, model, steps in named if not steps}) <= 1
+    texts = [label(steps) if one_model else f"{one_line(model)}: {label(steps)}" for _, model, steps in named]
+    twice = {text for text, times in Counter(texts).items() if times > 1}
+    return [
+        f"{text} ({run_id[:8]})" if text in twice else text for text, (run_id, _, _) in zip(texts, named, strict=True)
+    ]
+
+
+def is_called(run: "Run", text: str) -> bool:
+    """Whether tables may print text for the run: its label, with the model's name before it or its id behind it.
+
+    Blanks, signs and capitals are as they are typed: `wanda 50 %` is `Wanda 50 %`.
+    """
+    short = label(history(run))
+    names = (short, f"{one_line(str(run.model.get('name')))}: {short}")
+    return _typed(text) in {_typed(name + end) for name in names for end in ("", f" ({run.run_id[:8]})")}
+
+
+def _typed(text: str) -> str:
+    for printed, typed in ((NBSP, " "), (THIN, " "), (MINUS, "-"), (DASH, "-")):
+        text = text.replace(printed, typed)
+    return " ".join(text.split()).casefold()
