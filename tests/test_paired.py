@@ -207,7 +207,7 @@ def test_intervals_cover_95_percent(problems, draws, loss):
 
 
 def test_bca_errs_less_on_one_side_where_a_few_problems_lose_much():
-    """Why it is chosen over percentiles: what lies above the truth would call a loss non-inferior."""
+    """Why it is chosen over percentiles."""
     rng = np.random.default_rng(8)
     strata = columns(simulate(rng, 30, 16, BENCHMARKS, loss=0.1))
     extended = paired.with_pseudo_problems(strata)
@@ -240,10 +240,3 @@ def test_power_at_the_minimum_detectable_effect_is_80_percent():
     found = np.mean(paired.sign_flip_p(columns(noise + effect), flips=2000) <= 0.05)
     assert found == pytest.approx(0.8, abs=0.05)
     assert paired.minimum_detectable(columns(noise)).mean() == pytest.approx(effect, rel=0.03)
-
-
-def test_non_inferiority_is_claimed_wrongly_one_time_in_twenty():
-    strata = columns(simulate(np.random.default_rng(11), 200, 4, BENCHMARKS, loss=0.05))
-    bound, _ = interval(strata, level=0.9)
-    assert np.mean(bound > -0.05) == pytest.approx(0.05, abs=ERROR + 0.01)  # the truth lies on the margin
-    assert np.mean(bound > -0.15) > 0.95

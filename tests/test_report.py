@@ -17,9 +17,10 @@ from prunus.reporting import prose
 from prunus.reporting.page import report
 from prunus.reporting.text import joined, points, probability
 from prunus.results.accuracy_bands import add_bands
-from prunus.results.comparison import compare, summarise, verdict
+from prunus.results.comparison import compare, summarise
 from prunus.results.labels import step_label
 from prunus.results.store import Store
+from prunus.results.verdicts import verdict
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_every_number_is_compares(page, store):
             else:
                 other = entry["tasks"]["tiny"]["budgets"][budget]
                 row += [in_points(other[key]) for key in ("difference", "low", "high")]
-                row += [verdict(other, 0.02), other["p"], other["p_adjusted"], other["q"], in_percent(other["mde"])]
+                row += [verdict(other), other["p"], other["p_adjusted"], other["q"], in_percent(other["mde"])]
             expected.append([*row, "126", "1"])
     rows = page.rows("numbers")[1:]
     assert len(rows) == len(expected) == 7 * 8
@@ -157,12 +158,43 @@ def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
         assert ends == pytest.approx([100 * end for end in wanted], abs=0.05)
 
 
+def test_the_draws_of_each_run_shown_are_read_once_and_no_others(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "a.db", names=("tiny", "wanda-50", "drop-1"), problems=12, budgets=(16, 64))
+    with Store(store) as opened:
+        base, shown, left = (run.run_id for run in opened.runs())
+    read, original = [], Store._read
+
+    def noted(self, query, values=()):
+        if "FROM sample WHERE run_id = ? ORDER" in query:
+            read.append(values[0])
+        return original(self, query, values)
+
+    monkeypatch.setattr(Store, "_read", noted)
+    page = Page(report(store, tmp_path / "a.html", base=base, runs={base, shown}))
+    assert sorted(read) == sorted([base, shown])
+    assert left not in page.source and len(page.rows("verdicts")) == 3
+
+
 # What it says
 
 
-def entry(word: str, difference: float, low: float, high: float, mde: float = 0.05, within: bool = False) -> dict:
+def entry(
+    word: str,
+    difference: float,
+    low: float,
+    high: float,
+    mde: float | None = 0.05,
+    whole: bool = True,
+    against: list[dict] | None = None,
+    scaling: dict | None = None,
+) -> dict:
     cell = {"difference": difference, "low": low, "high": high, "mde": mde, "p_adjusted": 0.5}
-    return {"verdict": word, "primary": cell, "within_margin": within, "warnings": []}
+    curve = {"whole_curve": whole, "contradicted_at": against or [], "scaling": scaling}
+    return {"verdict": word, "primary": cell, "warnings": []} | curve
+
+
+def slope(word: str, *ends: float | None) -> dict:
+    return dict(zip(("retention", "retention_low", "retention_high"), ends, strict=True)) | {"word": word}
 
 
 def test_headline_puts_every_run_into_the_sentence_of_its_verdict():
@@ -171,17 +203,49 @@ def test_headline_puts_every_run_into_the_sentence_of_its_verdict():
         entry("worse", -0.31, -0.335, -0.28),
         entry("better", 0.05, 0.02, 0.08),
         entry("non-inferior", -0.002, -0.01, 0.006),
-        entry("worse", -0.012, -0.018, -0.004, within=True),
+        entry("worse, within the margin", -0.012, -0.018, -0.004),
     ]
     sentences = prose.headline(entries, ["A", "B", "C", "D", "E"], "dense", 0.02)
     assert sentences == [
         "Worse than dense over the whole curve: B by 31.0 points (28.0 to 33.5) and E by 1.2 points (0.4 to 1.8; still "
-        "within the margin); better than dense: C (+5.0 points, +2.0 to +8.0).",
-        "Not worse by more than 2 points, with 95 % confidence: D (−0.2 points, −1.0 to +0.6); cannot "
-        "tell: A (−1.0 points, −4.0 to +2.0; a difference below 4.3 can go unseen here).",
+        "within the margin); better than dense over the whole curve: C (+5.0 points, +2.0 to +8.0).",
+        "Not worse by 2 points or more on average over the curve, with 95 % confidence: D (−0.2 points, −1.0 to +0.6); "
+        "cannot tell: A (−1.0 points, −4.0 to +2.0; a difference below 4.3 can go unseen here).",
     ]
-    assert (
-        prose.title(entries, "dense") == "5 variants against dense: 2 worse, 1 better, 1 non-inferior and 1 undecided"
+    assert prose.title(entries, "dense") == (
+        "5 variants against dense: 1 worse, 1 worse within the margin, 1 better, 1 non-inferior and 1 undecided"
+    )
+
+
+def test_headline_says_no_more_than_the_curve_shows():
+    against = [{"budget": 512, "difference": 0.21, "verdict": "better"}]
+    lost = [{"budget": b, "difference": -0.3, "verdict": "worse"} for b in (64, 128, 256, 512)]
+    entries = [
+        entry("worse", -0.06, -0.1, -0.02, whole=False, against=against),
+        entry("better", 0.03, 0.01, 0.05, whole=False),
+        entry("non-inferior", 0.0, -0.01, 0.01, whole=False, against=lost),
+        entry("cannot tell", 0.0, -0.5, 0.5, mde=None),
+    ]
+    sentences = prose.headline(entries, ["A", "B", "C", "D"], "dense", 0.02)
+    assert sentences == [
+        "Worse than dense on average over the curve: A by 6.0 points (2.0 to 10.0; but better at 512, +21.0); better "
+        "than dense on average over the curve: B (+3.0 points, +1.0 to +5.0).",
+        "Not worse by 2 points or more on average over the curve, with 95 % confidence: C (0.0 points, −1.0 to +1.0; "
+        "but worse at 64, −30.0; but worse at 128, −30.0; and 2 more budgets); cannot tell: D (0.0 points, −50.0 to "
+        "+50.0; so few problems show no difference at all).",
+    ]
+
+
+def test_headline_has_a_sentence_on_scaling():
+    entries = [
+        entry("worse", -0.3, -0.4, -0.2, scaling=slope("lost", 0.45, 0.4, 0.52)),
+        entry("worse", -0.2, -0.3, -0.1, scaling=slope("kept", 0.98, 0.95, 1.01)),
+        entry("worse", -0.1, -0.2, -0.05, scaling=slope("cannot tell", None, None, None)),
+        entry("worse", -0.1, -0.2, -0.05, scaling=slope("cannot tell", 0.9, 0.8, 1.0)),
+    ]
+    assert prose.headline(entries, ["A", "B", "C", "D"], "dense", 0.02)[-1] == (
+        "Accuracy gained per doubling of the budget: at least 90 % of dense's kept: B (98.0 %, 95.0 to 101.0); less "
+        "than 90 % of dense's left: A (45.0 %, 40.0 to 52.0); cannot tell: C and D (90.0 %, 80.0 to 100.0)."
     )
 
 

@@ -172,8 +172,13 @@ def test_scaling_is_summarises(page, store):
     ):  # fmt: skip
         (number,) = re.findall(r"^[+−]?\d+\.\d", cells[title])
         assert float(number.replace("−", "-")) == pytest.approx(100 * value, abs=0.051), title
-    kept = compare(store, summary_base(store), ["wanda-50"])["others"][0]["tasks"]["tiny"]["slope"]["retention"]
-    assert float(cells["Slope kept,%"]) == pytest.approx(100 * kept, abs=0.051)
+    slope = compare(store, summary_base(store), ["wanda-50"])["others"][0]["tasks"]["tiny"]["slope"]
+    shown = [float(number) for number in re.findall(r"\d+\.\d", cells["Slope kept,%"])]
+    wanted = [slope[key] for key in ("retention", "retention_low", "retention_high")]
+    assert shown == pytest.approx([100 * value for value in wanted], abs=0.051)
+    (row,) = [row for row in page.rows("verdicts") if row[0].strip().startswith("Wanda 50")]
+    shown = [float(number) for number in re.findall(r"\d+\.\d", row[6])]
+    assert row[6].startswith(slope["word"]) and shown == pytest.approx([100 * value for value in wanted], abs=0.051)
 
 
 def summary_base(store: Path) -> str:

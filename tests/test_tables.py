@@ -9,10 +9,11 @@ from fake_store import BUDGETS, make_store
 from rich.console import Console
 
 from prunus.reporting.tables import curve_table, inspection_tables, verdict_table
-from prunus.results.comparison import compare, summarise, verdict
+from prunus.results.comparison import compare, summarise
 from prunus.results.store import Store
+from prunus.results.verdicts import verdict
 
-SIGNS = {"^": "better", "v": "worse", "=": "non-inferior", "?": "cannot tell"}
+SIGNS = {"^": "better", "v": "worse", "~": "worse, within the margin", "=": "non-inferior", "?": "cannot tell"}
 
 
 def printed(*tables, width: int = 110) -> str:
@@ -97,7 +98,7 @@ def test_verdict_table_has_the_words_and_differences(comparison):
         assert numbers == pytest.approx(wanted, abs=0.051)
         for word, budget in zip(row_of(text, name, "by thinking budget"), BUDGETS, strict=True):
             detail = entry["tasks"]["tiny"]["budgets"][budget]
-            assert SIGNS[word[-1]] == verdict(detail, 0.02)
+            assert SIGNS[word[-1]] == verdict(detail)
             assert float(word[:-1].replace("−", "-")) == pytest.approx(100 * detail["difference"], abs=0.051)
 
 

@@ -134,14 +134,16 @@ def row_name(head: Look | str) -> str:
 
 def word(text: str) -> str:
     """A verdict with its sign and colour."""
-    return f'<span class="word {text.replace(" ", "-")}">{esc(text)}</span>'
+    return f'<span class="word {_class(text)}">{esc(text)}</span>'
 
 
 def sign(text: str) -> str:
     """A verdict's sign alone."""
-    return (
-        f'<span class="sign {text.replace(" ", "-")}" role="img" aria-label="{esc(text)}" title="{esc(text)}"></span>'
-    )
+    return f'<span class="sign {_class(text)}" role="img" aria-label="{esc(text)}" title="{esc(text)}"></span>'
+
+
+def _class(text: str) -> str:
+    return text.replace(",", "").replace(" ", "-")
 
 
 def shown(column: Column, value: Any) -> str:

@@ -10,7 +10,7 @@ from prunus.reporting.published import about, standard_error
 from prunus.reporting.svg import forest
 from prunus.reporting.text import count, percent, points, probability, signed
 from prunus.reporting.view import Data, View, cells_of, float_of
-from prunus.results.comparison import verdict
+from prunus.results.verdicts import OPEN, verdict
 
 RUN = Column("run", "Run")
 
@@ -26,7 +26,7 @@ def last_cell(view: View) -> tuple[str, int]:
 
 
 def verdicts(view: View) -> Grid:
-    """One row per run: verdict, area, adjusted p, MDE, and what happens at the largest budget."""
+    """One row per run: verdict, area, adjusted p, MDE, scaling, and what happens at the largest budget."""
     entries = view.comparison["others"]
     primaries = [entry["primary"] for entry in entries]
     ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
@@ -35,11 +35,11 @@ def verdicts(view: View) -> Grid:
     rows = []
     for look, summary, entry, picture in zip(view.looks, view.summaries, view.entries, ["", *pictures], strict=True):
         if entry is None:
-            values: list[Any] = [None] * 5
+            values: list[Any] = [None] * 6
         else:
             cell = entry["primary"]
             values = [Word(entry["verdict"], _remark(entry)), _interval(cell, "difference"), Picture(picture)]
-            values += [cell["p_adjusted"], cell["mde"]]
+            values += [cell["p_adjusted"], cell["mde"], _scaling_word(entry)]
         last = cells_of(summary, task).get(budget)
         values += [None, None] if last is None else [_interval(last, "accuracy"), last["tokens"]["total"]["mean"]]
         rows.append((look, values))
@@ -47,6 +47,7 @@ def verdicts(view: View) -> Grid:
         Column("run", "Model"), Column("verdict", "Verdict"),
         Column("difference", "Difference over|the curve, points", points), Column("", "0 and margin|(dashed)"),
         Column("p_adjusted", "p adjusted", probability), Column("mde", "MDE,|points", percent),
+        Column("scaling", "Scaling,|% kept"),
         Column("accuracy", f"Accuracy, %|at budget {budget}", percent),
         Column("tokens", f"Tokens used|at budget {budget}", count),
     ]  # fmt: skip
@@ -54,12 +55,19 @@ def verdicts(view: View) -> Grid:
 
 
 def _remark(entry: Data) -> str:
-    """Whether a loss is within the margin; of what cannot be told, how much more it would take."""
-    if entry["verdict"] == "worse" and entry["within_margin"]:
-        return "within the margin"
+    """Of what cannot be told, how much more it would take."""
     settle = entry["primary"].get("settle") or {}
     wanted = [f"{count(settle[key])} {key}" for key in ("draws", "problems") if settle.get(key)]
-    return f"{' or '.join(wanted)} would do" if entry["verdict"] == "cannot tell" and wanted else ""
+    return f"{' or '.join(wanted)} would do" if entry["verdict"] == OPEN and wanted else ""
+
+
+def _scaling_word(entry: Data) -> Word | None:
+    """kept, lost or cannot tell, with the share of the base's slope that is kept."""
+    slope = entry["scaling"]
+    if slope is None:
+        return None
+    share, low, high = (percent(slope[key]) for key in ("retention", "retention_low", "retention_high"))
+    return Word(slope["word"], "" if slope["retention"] is None else f"{share}, {low} to {high}")
 
 
 def _plain(value: Any) -> Any:
@@ -73,7 +81,7 @@ def matrix(view: View, task: str) -> Grid:
     rows = []
     for look, summary, entry in zip(view.looks, view.summaries, view.entries, strict=True):
         cells, contrasts = cells_of(summary, task), view.contrasts(entry, task)
-        words = {budget: verdict(contrast, view.margin) for budget, contrast in contrasts.items()}
+        words = {budget: verdict(contrast) for budget, contrast in contrasts.items()}
         found = {b: _interval(cell, "accuracy")._replace(word=words.get(b, "")) for b, cell in cells.items()}
         rows.append((look, [found.get(budget) for budget in budgets]))
     columns = [Column("run", "Accuracy, %"), *(Column(str(budget), str(budget), percent) for budget in budgets)]
@@ -89,7 +97,7 @@ def numbers(view: View, task: str) -> Grid:
             values: list[Any] = [budget, *(cell[key] for key in ("accuracy", "low", "high"))]
             if contrast := contrasts.get(budget):
                 values += [contrast[key] for key in ("difference", "low", "high")]
-                values += [Word(verdict(contrast, view.margin))]
+                values += [Word(verdict(contrast))]
                 values += [contrast.get(key) for key in ("p", "p_adjusted", "q", "mde")]
             else:
                 values += [None] * 8
@@ -137,7 +145,11 @@ def scaling(view: View, task: str) -> Grid:
         slope = (entry or {}).get("tasks", {}).get(task, {}).get("slope") or {}
         values = {key: _ends(curve.get(key)) for key in ("auc", "slope", "gain", "auc_tokens", "scaling")}
         values |= {"performance": _plain(curve.get("performance")), "falls": steps.get("falls")}
-        values |= {"retention": slope.get("retention"), "control": curve.get("control_total")}
+        share, low, high = (slope.get(key) for key in ("retention", "retention_low", "retention_high"))
+        values |= {
+            "retention": None if share is None else Interval(share, low, high),
+            "control": curve.get("control_total"),
+        }
         found.append((look, values | {"per_correct": last["tokens_per_correct"], "looping": last.get("looping")}))
     columns = [column for column in SCALING if any(values[column.key] is not None for _, values in found)]
     rows = [(look, [values[column.key] for column in columns]) for look, values in found]

@@ -27,7 +27,7 @@ def method_section(view: View, costs: Grid) -> str:
         "Differences are paired by problem."
         + (
             f" Intervals: {method['interval']}; bands: {method['band']}; p: {method['p']}; p adjusted: "
-            f"{method['p_adjusted']}; q: {method['q']}."
+            f"{method['p_adjusted']}; q: {method['q']}; margin: {method['margin']}; scaling: {method['scaling']}."
             if method
             else ""
         ),

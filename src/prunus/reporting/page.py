@@ -8,7 +8,7 @@ Model text is hostile. It appears only escaped, as text, with control characters
 names the hashes of our one style and one script, so that nothing else could act even if an escape were missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from prunus.reporting.files import Folder, refuse_existing, write_whole
 from prunus.reporting.labels import Look, history, looks
 from prunus.reporting.modes import Both, both_modes, mode_section
 from prunus.reporting.published import matches
+from prunus.reporting.shown import Shown
 from prunus.reporting.standing import Standing, cost_grid, missing_notes, standing
 from prunus.reporting.text import esc
 from prunus.reporting.view import View
@@ -42,6 +43,7 @@ def report(
     overwrite: bool = False,
     name: str = "Prunus report",
     notes: Sequence[str] = (),
+    runs: Collection[str] | None = None,
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
@@ -50,17 +52,18 @@ def report(
     non-inferior. published: show published accuracies of the same models, tasks and budgets beside ours. figures: a
     folder for every chart as .svg and .pdf. csv: a folder for every table as .csv and .tex. Texts that are too large
     for the page go into a folder beside it (report.html: report_files). name: stands above the title. notes: sentences
-    that are to be read with care before all others. Raises PrunusError where anything of that exists (unless
-    overwrite), the base is not clear, or nothing is finished. Every file appears complete or not at all, the page last.
+    that are to be read with care before all others. runs: ids of those that the page is about, where the store has
+    others too. Raises PrunusError where anything of that exists (unless overwrite), the base is not clear, or nothing
+    is finished. Every file appears complete or not at all, the page last.
     """
     out = Path(out)
     if out.is_dir():
         raise PrunusError(f"'{out}' is a folder: name a file, such as {out / 'report.html'}")
     refuse_existing(out, overwrite)
     folder = Folder(out.with_name(f"{out.stem}_files"), overwrite)
-    with Store(store) as opened, folder:
+    with Shown(store, runs) as opened, folder:
         base_run = opened.find_run(base) if base is not None else dense_run(opened)
-        comparison = compare(opened.path, base_run.run_id, margin=margin, may_be_alone=True)
+        comparison = compare(opened, base_run.run_id, margin=margin, may_be_alone=True)
         view = make_view(opened, base_run, comparison, published)
         both = both_modes(opened, view.runs, view.looks)
         standings = [standing(opened, run) for run in view.runs]

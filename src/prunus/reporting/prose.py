@@ -1,4 +1,4 @@
-"""The sentences at the top of the page: at most three for the verdicts, and what to read with care."""
+"""The sentences at the top of the page: at most three for verdicts and scaling, and what to read with care."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 from prunus.reporting.labels import history
 from prunus.reporting.text import DASH, count, joined, percent, points
 from prunus.reporting.view import cells_of, tasks_of
+from prunus.results.retention import ENOUGH
 from prunus.results.store import Run
+from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE
 
 Data = Mapping[str, Any]
 # From which share of draws on an ending is worth a warning.
@@ -18,39 +20,77 @@ def title(entries: Sequence[Data], base: str) -> str:
     verdicts = [entry["verdict"] for entry in entries]
     if not verdicts:
         return f"{base}: accuracy against thinking budget"
-    words = {"worse": "worse", "better": "better", "non-inferior": "non-inferior", "cannot tell": "undecided"}
+    words = {
+        WORSE: "worse", WITHIN: "worse within the margin", BETTER: "better", SAME: "non-inferior", OPEN: "undecided",
+    }  # fmt: skip
     parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items() if verdict in verdicts]
     return f"{len(verdicts)} variant{'s' * (len(verdicts) > 1)} against {base}: {joined(parts, most=9)}"
 
 
 def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
-    """Two sentences about the area under the curve, the contrast that decides: what is sure, then what is not worse."""
-    groups: dict[str, list[str]] = {"worse": [], "better": [], "non-inferior": [], "cannot tell": []}
-    for entry, label in sorted(zip(entries, labels, strict=True), key=lambda pair: pair[0]["primary"]["difference"]):
-        groups[entry["verdict"]].append(f"{label} {_amount(entry)}")
+    """What is sure about the area under the curve, the contrast that decides; what is not worse; and scaling.
+
+    The area is an average over budgets, so no more than that is said of it where the budgets do not agree, and those
+    that contradict it are named.
+    """
+    ruled_out = f"not worse by {100 * margin:g} points or more on average over the curve, with 95 % confidence"
     starts = {
-        "worse": f"worse than {base} over the whole curve",
-        "better": f"better than {base}",
-        "non-inferior": f"not worse by more than {100 * margin:g} points, with 95 % confidence",
-        "cannot tell": "cannot tell",
+        (WORSE, True): f"worse than {base} over the whole curve",
+        (WORSE, False): f"worse than {base} on average over the curve",
+        (BETTER, True): f"better than {base} over the whole curve",
+        (BETTER, False): f"better than {base} on average over the curve",
+        (SAME, False): ruled_out,
+        (OPEN, False): "cannot tell",
     }
+    groups: dict[tuple[str, bool], list[str]] = {key: [] for key in starts}
+    for entry, label in sorted(zip(entries, labels, strict=True), key=lambda pair: pair[0]["primary"]["difference"]):
+        word = WORSE if entry["verdict"] == WITHIN else entry["verdict"]
+        groups[word, entry["whole_curve"] and word in (WORSE, BETTER)].append(f"{label} {_amount(entry)}")
     sentences = []
-    for pair in (("worse", "better"), ("non-inferior", "cannot tell")):
-        if text := "; ".join(f"{starts[word]}: {joined(groups[word])}" for word in pair if groups[word]):
-            sentences.append(f"{text[0].upper()}{text[1:]}.")
+    for words in ((WORSE, BETTER), (SAME, OPEN)):
+        parts = [f"{starts[key]}: {joined(groups[key])}" for key in starts if key[0] in words and groups[key]]
+        sentences += [_sentence("; ".join(parts))] if parts else []
+    sentences += _scaling(entries, labels, base)
     return sentences or [f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."]
 
 
+def _scaling(entries: Sequence[Data], labels: Sequence[str], base: str) -> list[str]:
+    """A sentence on the accuracy that a doubling of the budget gains."""
+    groups: dict[str, list[str]] = {"kept": [], "lost": [], OPEN: []}
+    for entry, label in zip(entries, labels, strict=True):
+        if slope := entry["scaling"]:
+            share, low, high = (percent(slope[key]) for key in ("retention", "retention_low", "retention_high"))
+            groups[slope["word"]].append(
+                label if slope["retention"] is None else f"{label} ({share} %, {low} to {high})"
+            )
+    starts = {
+        "kept": f"at least {100 * ENOUGH:g} % of {base}'s kept",
+        "lost": f"less than {100 * ENOUGH:g} % of {base}'s left",
+        OPEN: "cannot tell",
+    }
+    parts = [f"{starts[word]}: {joined(names)}" for word, names in groups.items() if names]
+    return [f"Accuracy gained per doubling of the budget: {'; '.join(parts)}."] if parts else []
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _amount(entry: Data) -> str:
-    """The difference with its interval; for worse as a loss, without a sign."""
-    cell = entry["primary"]
-    if entry["verdict"] == "worse":
+    """The difference with its interval; for worse as a loss, without a sign. Then what contradicts it."""
+    cell, word = entry["primary"], entry["verdict"]
+    remarks = [f"but {at['verdict']} at {at['budget']}, {points(at['difference'])}" for at in entry["contradicted_at"]]
+    if len(remarks) > 3:
+        remarks = [*remarks[:2], f"and {len(remarks) - 2} more budgets"]
+    if word in (WORSE, WITHIN):
         loss, low, high = (_loss(cell[key]) for key in ("difference", "high", "low"))
-        return f"by {loss} points ({low} to {high}{'; still within the margin' if entry['within_margin'] else ''})"
-    text = f"({points(cell['difference'])} points, {points(cell['low'])} to {points(cell['high'])}"
-    if entry["verdict"] == "cannot tell":
-        text += f"; a difference below {percent(cell['mde'])} can go unseen here"
-    return f"{text})"
+        remarks = ["still within the margin"] * (word == WITHIN) + remarks
+        return f"by {loss} points ({'; '.join([f'{low} to {high}', *remarks])})"
+    if word == OPEN:
+        unseen = f"a difference below {percent(cell['mde'])} can go unseen here"
+        remarks = [unseen if cell["mde"] is not None else "so few problems show no difference at all", *remarks]
+    middle = f"{points(cell['difference'])} points, {points(cell['low'])} to {points(cell['high'])}"
+    return f"({'; '.join([middle, *remarks])})"
 
 
 def _loss(difference: float | None) -> str:

@@ -6,6 +6,8 @@ from prunus.reporting.grid import named, sign
 from prunus.reporting.svg import swatch
 from prunus.reporting.text import esc, points, probability
 from prunus.reporting.view import View, cells_of
+from prunus.results.retention import ENOUGH
+from prunus.results.verdicts import OPEN, WORDS
 
 
 def soft(text: str) -> str:
@@ -14,20 +16,23 @@ def soft(text: str) -> str:
 
 
 def verdict_section(view: View) -> str:
-    """One row per run: verdict, area, adjusted p, MDE, and what happens at the largest budget."""
+    """One row per run: verdict, area, adjusted p, MDE, scaling, and what happens at the largest budget."""
     several = any("macro" in entry for entry in view.comparison["others"])
     over = " averaged over tasks" if several else ""
     where = f" The last two columns are for task <bdi>{esc(view.tasks[0])}</bdi>." if several else ""
-    open_ones = [entry for entry in view.comparison["others"] if entry["verdict"] == "cannot tell"]
+    open_ones = [entry for entry in view.comparison["others"] if entry["verdict"] == OPEN]
     settling = (
         " What would do: draws of each problem, or problems with as many draws as now, that would find the difference "
         "seen (the margin, if that is more) four times in five."
     )
+    corrected = f"corrected for the {len(view.runs) - 1} variants (Holm)" if len(view.runs) > 2 else "for one variant"
     note = (
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
-        f"problem, with a 95 % interval. p: adjusted over the {len(view.runs) - 1} runs (Holm). Non-inferior: the "
-        f"one-sided 95 % bound lies above −{100 * view.margin:g} points (dashed). MDE: the true difference that would "
-        f"be found four times in five.{settling if open_ones else ''}{where}"
+        f"problem, with a 95 % interval. All words, p and MDE are {corrected}. Non-inferior, within the margin: a loss "
+        f"of {100 * view.margin:g} points (dashed) or more is ruled out, by a bound that holds for any number of "
+        f"problems. MDE: the true difference that would be found four times in five. Scaling: accuracy gained per "
+        f"doubling of the budget, in % of the base's: kept if surely at least {100 * ENOUGH:g} %, lost if surely less."
+        f"{settling if open_ones else ''}{where}"
     )
     return f'<section id="verdicts"><h2>Verdicts</h2>{grids.verdicts(view).html()}{soft(note)}</section>'
 
@@ -84,14 +89,15 @@ def curve_section(view: View, task: str, warning: str = "") -> str:
 
 def _matrix(view: View, task: str) -> str:
     sizes = sorted({(c["n"], c["samples"]) for s in view.summaries for c in cells_of(s, task).values()})
-    signs = ", ".join(f"{sign(word)} {word}" for word in ("worse", "better", "non-inferior", "cannot tell"))
+    signs = ", ".join(f"{sign(word)} {word}" for word in WORDS)
     text = " or ".join(f"{n} problems × {draws} draw{'s' * (draws != 1)}" for n, draws in sizes)
     note = (
-        f"{text}. Below each accuracy its 95 % interval, behind it the budget's verdict, p adjusted over a run's "
-        f"budgets: {signs}."
+        f"{text}. Below each accuracy its 95 % interval, behind it the budget's verdict, corrected over a run's "
+        f"budgets (Holm): {signs}."
     )
     scale = (
-        "Area: under accuracy over log<sub>2</sub> budget. Slope kept: of the base's, where that is clear. Falls: "
+        "Area: under accuracy over log<sub>2</sub> budget. Slope kept: of the base's, where that is clear, with "
+        "Fieller's interval. Falls: "
         "steps to a larger budget that lose more than two errors. Area over tokens, points per 1000 thinking tokens "
         "(s1's Scaling) and best count budget 0 too. Within budget: draws of at most budget + max(512, budget/2) "
         "tokens in all. 95 % intervals over problems."

@@ -10,11 +10,12 @@ from rich.text import Text
 from prunus.reporting.labels import unique_labels
 from prunus.reporting.text import count, percent, points, probability, visible
 from prunus.reporting.view import cells_of, tasks_of
-from prunus.results.comparison import verdict
+from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE, verdict
 
 Data = Mapping[str, Any]
-STYLES = {"better": "green", "worse": "red", "non-inferior": "cyan", "cannot tell": "yellow"}
-SIGNS = {"better": "^", "worse": "v", "non-inferior": "=", "cannot tell": "?"}
+STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow"}
+STYLES |= {"kept": "cyan", "lost": "red"}
+SIGNS = {BETTER: "^", WORSE: "v", WITHIN: "~", SAME: "=", OPEN: "?"}
 
 
 def curve_table(summaries: Iterable[Data]) -> RenderableType:
@@ -49,9 +50,10 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
 
 
 def verdict_table(comparison: Data) -> RenderableType:
-    """For each run the verdict and the difference in area that decides it; then the difference at every budget.
+    """For each run the verdict and the difference in area that decides it; then scaling, and the difference by budget.
 
-    All in points. Signs behind the differences at a budget stand for better ^, worse v, non-inferior =, cannot tell ?.
+    In points. Signs behind the differences at a budget stand for better ^, worse v, worse but within the margin ~,
+    non-inferior =, cannot tell ?.
     """
     base, entries = comparison["base"], comparison["others"]
     names = _names([base, *entries])
@@ -62,24 +64,49 @@ def verdict_table(comparison: Data) -> RenderableType:
         table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry["primary"]
-        word = entry["verdict"] + (" (within margin)" if entry["verdict"] == "worse" and entry["within_margin"] else "")
         interval = rf"{points(cell['difference'])} \[{points(cell['low'])}, {points(cell['high'])}]"
         shares = [percent(cell[key]) for key in ("mde", "accuracy", "base_accuracy")]
         numbers = [interval, probability(cell["p_adjusted"]), *shares, str(cell["n"])]
+        word = entry["verdict"].replace(", within the margin", " (within margin)")
         table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
     title = _title(f"Against {names[0]}: {what}, difference in points")
     tables: list[RenderableType] = [title, table]
+    if any(entry["scaling"] for entry in entries):
+        tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
     for task in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
         title = _title(f"{task}: difference in points by thinking budget")
         tables += [Text(""), title, _budget_differences(task, names, entries)]
     margin = f"{100 * comparison['margin']:g}"
-    tables.append(Text(f"^ better  v worse  = non-inferior: at most {margin} points below  ? cannot tell"))
-    tables.append(Text("MDE: true difference that would be found four times in five; p adjusted: Holm over the runs"))
+    tables.append(Text("^ better  v worse  ~ worse, within the margin  = non-inferior  ? cannot tell"))
+    lines = (
+        f"non-inferior, within the margin: a loss of {margin} points or more is ruled out at 95 %",
+        "kept: surely 90 % of the base's slope or more, by a bound that holds for any number of problems and is below",
+        "the interval shown; lost: surely less",
+        "words and p are corrected for the number of runs (Holm), a run's budgets for theirs; MDE, so corrected: true",
+        "difference that would be found four times in five",
+    )
+    tables += map(Text, lines)
     notes = list(comparison["warnings"])
     for name, entry in zip(names[1:], entries, strict=True):
         notes += [f"{name}: {warning}" for warning in entry["warnings"]]
     tables += [Text(f"warning: {visible(note)}") for note in notes]
     return Group(*tables)
+
+
+def _scaling(names: Sequence[str], entries: Sequence[Data]) -> Table:
+    table = _table("run")
+    for column in ("scaling", "kept in % [95 %]", "points", "base", "p of kept", "p of lost"):
+        table.add_column(column, justify="left" if column == "scaling" else "right", no_wrap=True)
+    for name, entry in zip(names[1:], entries, strict=True):
+        if slope := entry["scaling"]:
+            kept = [percent(slope[key]) for key in ("retention", "retention_low", "retention_high")]
+            shown = (
+                "no clear slope of the base" if slope["retention"] is None else rf"{kept[0]} \[{kept[1]}, {kept[2]}]"
+            )
+            numbers = [points(slope["accuracy"]), points(slope["base_accuracy"])]
+            numbers += [probability(slope[f"p_{word}_adjusted"]) for word in ("kept", "lost")]
+            table.add_row(Text(name), Text(slope["word"], style=STYLES[slope["word"]]), shown, *numbers)
+    return table
 
 
 def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Data]) -> Table:
@@ -90,7 +117,7 @@ def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Data]
     for name, entry in zip(names[1:], entries, strict=True):
         if task in entry["tasks"]:
             cells = {int(b): cell for b, cell in entry["tasks"][task]["budgets"].items()}
-            table.add_row(Text(name), *(_difference(cells.get(budget), entry["margin"]) for budget in budgets))
+            table.add_row(Text(name), *(_difference(cells.get(budget)) for budget in budgets))
     return table
 
 
@@ -162,8 +189,8 @@ def _sizes(sizes: Iterable[tuple[int, int]]) -> str:
     return " or ".join(texts)
 
 
-def _difference(cell: Data | None, margin: float) -> Text:
+def _difference(cell: Data | None) -> Text:
     if cell is None:
         return Text("")
-    word = verdict(cell, margin)
+    word = verdict(cell)
     return Text(f"{points(cell['difference'])}{SIGNS[word]}", style=STYLES[word])

@@ -1,6 +1,7 @@
 """The numbers of a comparison: two runs on the same problems, budgets and draws in, cells out.
 
-Intervals and bounds are BCa bootstraps over problems with the two pseudo-problems of `paired`; see there for why.
+Intervals are BCa bootstraps over problems with the two pseudo-problems of `paired`, lower bounds are those of
+`betting`; see there for why.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results import bands, metrics, nested, paired, power, token_use
+from prunus.results import bands, betting, metrics, nested, paired, power, retention, token_use
 from prunus.results.arrays import Table
 from prunus.results.metrics import AUC
 
@@ -28,7 +29,15 @@ class Pair:
     other: Table
 
 
-def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Claims:
+    """Over how many tests the p of budgets, and of areas, are corrected: more of them find less."""
+
+    budgets: int
+    areas: int
+
+
+def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int, claims: Claims) -> dict[str, Any]:
     """{"budgets": {budget: cell}, "auc": cell, "slope": cell or None} of one task, or of several weighed alike.
 
     The keys of a cell are those that `comparison.compare` tells of, without those adjusted for other cells.
@@ -42,6 +51,8 @@ def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int) -> di
     draws = paired.bootstrap(extended, resamples, seed)
     low, high = paired.bca_interval(extended, draws)
     difference = paired.estimate(strata)
+    shares = [d[:, : len(budgets) + 1] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
+    claims_C = np.array([claims.budgets] * len(budgets) + [claims.areas] * (1 + several))
     columns = {
         "accuracy": paired.estimate(other_means),
         "base_accuracy": paired.estimate(base_means),
@@ -50,16 +61,18 @@ def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int) -> di
         "se_fixed": nested.fixed_error(differences),
         "low": low,
         "high": high,
-        "lower_bound": paired.bca_interval(extended, draws, 0.9)[0],
         "p": paired.sign_flip_p(strata, resamples, seed),
-        "mde": paired.minimum_detectable(strata),
+        "mde": paired.minimum_detectable(strata, claims_C, len(pairs[0].base.draws)),
     }
+    bounds = {"lower_bound": betting.lower_bound(shares, seed=seed), "p_margin": betting.p_value(shares, margin, seed)}
     size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
     found: list[dict[str, Any]] = [
         size | {name: float(column[c]) for name, column in columns.items()} for c in range(len(difference))
     ]
+    for c, cell in enumerate(found[: len(budgets) + 1]):
+        cell |= {name: float(column[c]) for name, column in bounds.items()}
     _add_t_intervals(found, strata)
-    _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin)
+    _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin, claims_C)
     _add_bands(found[: len(budgets)], paired.estimate(extended), draws)
     if len(pairs) == 1:
         _add_pairing(found, base_means[0], other_means[0])
@@ -69,9 +82,21 @@ def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int) -> di
             _add_mcnemar(found[: len(budgets)], strata[0])
     slope: dict[str, Any] | None = found[-1] if several else None
     if slope:
-        steep = abs(slope["base_accuracy"]) > 2 * float(paired.standard_error(base_means)[-1])
-        slope["retention"] = slope["accuracy"] / slope["base_accuracy"] if steep else None
+        reach = float(weights_BC[:, -1].clip(0).sum())
+        slope |= _scaling([d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means], reach, seed)
     return {"budgets": dict(zip(budgets, found[: len(budgets)], strict=True)), AUC: found[len(budgets)], "slope": slope}
+
+
+def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int) -> dict[str, float | None]:
+    """What the slopes of single problems say about the scaling that other keeps."""
+    share, low, high = (float(end[0]) for end in retention.retention(base, other))
+    return {
+        "retention": share,
+        "retention_low": low,
+        "retention_high": high,
+        "p_kept": float(retention.p_kept(base, other, reach, seed)[0]),
+        "p_lost": float(retention.p_lost(base, other)[0]),
+    }
 
 
 def budget_differences(pair: Pair) -> Floats:
@@ -103,9 +128,12 @@ def _add_t_intervals(found: Sequence[dict[str, Any]], strata: Sequence[Floats]) 
         cell["t_low"], cell["t_high"] = map(float, ends) if small else (None, None)
 
 
-def _add_settling(found: Sequence[dict[str, Any]], differences: Sequence[Floats], margin: float) -> None:
-    effects = np.array([max(abs(cell["difference"]), margin) for cell in found])
-    draws, problems = power.draws_needed(differences, effects), power.problems_needed(differences, effects)
+def _add_settling(
+    found: Sequence[dict[str, Any]], differences: Sequence[Floats], margin: float, claims_C: NDArray[np.int_]
+) -> None:
+    effects, claims = np.array([max(abs(cell["difference"]), margin) for cell in found]), claims_C[: len(found)]
+    draws = power.draws_needed(differences, effects, claims)
+    problems = power.problems_needed(differences, effects, claims)
     for cell, effect, some_draws, some_problems in zip(found, effects, draws, problems, strict=True):
         note = None
         if isnan(some_draws):

@@ -1,10 +1,12 @@
 """From rows to verdicts against a base run (`compare`); `summarise`, of one run, lives in `summary`.
 
 One contrast per run is declared in advance: the area under accuracy over log2(budget), averaged over tasks. Its p are
-adjusted over the runs compared (Holm) and decide; the budgets are detail, adjusted (Holm) within their run.
+adjusted over the runs compared (Holm) and decide; the budgets are detail, adjusted (Holm) within their run. What the
+words mean, and how often they are wrong: docs/verdicts.md.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,23 @@ from prunus.errors import PrunusError
 from prunus.results import paired
 from prunus.results.arrays import Table, tables
 from prunus.results.bands import largest_p
-from prunus.results.cells import Pair, budget_differences, cells
+from prunus.results.cells import Claims, Pair, budget_differences, cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.store import Run, Store
 from prunus.results.summary import identity, plain, summarise
 from prunus.results.token_use import token_area_cell
+from prunus.results.verdicts import adjust_and_judge, set_adjusted
 
-__all__ = ["compare", "summarise", "verdict"]
+__all__ = ["compare", "summarise"]
 
-ALPHA = 0.05
 METHOD = {
     "p": "sign-flip permutation over problems; McNemar's exact test for one draw",
+    "margin": "p of a loss of the margin or more, and lower bound, by betting on the differences: valid at any n",
+    "scaling": "retention by Fieller; lost by the same t test, kept by betting, both at 90 % of the base's slope",
     "interval": "BCa bootstrap over problems with two pseudo-problems",
     "band": "simultaneous over the budgets of a task: max |t| of the same bootstrap",
-    "p_adjusted": "Holm: the area over runs, budgets within a run",
+    "p_adjusted": "Holm: the area over runs, budgets within a run; alike for losses within the margin and for scaling",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
 }
 # What two plans may differ in and still measure the same; of the first four only what both runs have is compared.
@@ -34,7 +38,7 @@ HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse
 
 
 def compare(
-    store: Path | str,
+    store: Path | str | Store,
     base: str,
     others: Sequence[str] | None = None,
     margin: float = 0.02,
@@ -42,7 +46,7 @@ def compare(
     resamples: int = paired.RESAMPLES,
     may_be_alone: bool = False,
 ) -> dict[str, Any]:
-    """Paired differences of other runs to a base run, and one word for each.
+    """Paired differences of other runs to a base run of a store (a file, or open), and one word for each.
 
     base, others: run id or its start, model name or printed label.
     Without others: every run whose plan is that of the base but for
@@ -53,7 +57,9 @@ def compare(
     of `others` has
     `tasks` -> task -> `budgets` -> budget, `auc` and `slope` (per doubling of the budget; None with fewer than two
         positive budgets): cells with n (problems), samples (draws of each), accuracy, base_accuracy, difference, se,
-        low, high (95 %), lower_bound (one-sided 95 %), p, p_adjusted, mde;
+        low, high (95 %), p, p_adjusted; lower_bound (one-sided 95 %, valid for any number of problems), p_margin (of a
+        loss of the margin or more, by the same bets), p_margin_adjusted; mde, the true difference that p_adjusted would
+        find four times in five if it were the first of its family, None where so few problems would find none;
         se_fixed (if these problems were all there is; None for one draw), t_low, t_high (paired t interval; None from
         60 problems on), correlation (of the runs over problems), q (Benjamini-Hochberg over all budgets and areas of
         all runs, for exploring), and settle: draws of each problem, or problems with as many draws as now, that would
@@ -62,8 +68,9 @@ def compare(
         budgets of the task at once in 95 % of the cases; tokens, base_tokens (mean thinking and answer tokens of a
         draw), tokens_ratio, tokens_ratio_low, tokens_ratio_high (95 %); and with one draw per problem lost and won
         (problems that only base or only other solves) and p_mid (McNemar's mid-p). In `slope` accuracies are slopes,
-        p_adjusted, q and settle are left out, and retention is slope over base's slope, None unless the latter is
-        beyond two errors;
+        adjusted p, q, settle and what has to do with the margin are left out, and there are retention (slope over
+        base's slope), retention_low, retention_high (95 %; all None unless base's slope is clearly above 0), p_kept and
+        p_lost, of the claims that retention is above 0.9 and below;
     `tasks` -> task -> `auc_tokens`: n, samples, accuracy, base_accuracy, difference, se, low, high, p as above, of the
         area under accuracy over mean tokens used, between the token counts (from, to) that both runs' budgets span, so
         that a run which thinks longer gains nothing by it; None where they span nothing in common;
@@ -74,18 +81,23 @@ def compare(
     `largest`: the task and budget whose difference stands out most, with the p of having looked at all of this run,
         and p_adjusted over runs;
     `primary`: the cell that decides, which is the area (of `macro` with several tasks, whose areas per task are then
-        adjusted within the run); `verdict`, `within_margin`, `margin`, `warnings`.
+        adjusted within the run); `verdict`, `within_margin`, `margin`, `warnings`;
+    `whole_curve`: whether the difference has one sign at all budgets and no budget's own verdict contradicts the run's;
+    `contradicted_at`: budget, difference and verdict of those that do;
+    `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
+        tell; None with fewer than two positive budgets.
     Budget 0 is not part of the area; with one positive budget the area is the accuracy there.
 
-    verdict: better or worse if the adjusted p of the primary is below .05; else non-inferior if its lower bound lies
-    above -margin; else `cannot tell`. A run can be worse and yet within_margin. Raises PrunusError for unknown or
-    ambiguous names and where there is nothing to compare, unless may_be_alone says that this is no error.
+    verdict: `better`, `worse` or, if the loss is within the margin, `worse, within the margin` where the adjusted p of
+    the primary is below .05; else `non-inferior` if the adjusted p of a loss of the margin or more is .05 at most; else
+    `cannot tell`. Raises PrunusError for unknown or ambiguous names and where there is nothing to compare, unless
+    may_be_alone says that this is no error.
     """
     if not 0 <= margin < 1:
         raise PrunusError(f"margin must be a share of problems in [0, 1), not {margin}; 0.02 is two points")
     if resamples < 100:
         raise PrunusError(f"resamples must be at least 100, not {resamples}")
-    with Store(store) as opened:
+    with nullcontext(store) if isinstance(store, Store) else Store(store) as opened:
         base_run = opened.find_run(base)
         chosen, warnings = _choose(opened, base_run, others)
         base_tables = tables(opened.samples(base_run.run_id))
@@ -94,7 +106,7 @@ def compare(
             pairs, notes = _pairs(base_tables, tables(opened.samples(run.run_id)))
             notes = _plan_notes(base_run, run) + notes
             if pairs:
-                entries.append(_entry(run, pairs, notes, margin, seed, resamples))
+                entries.append(_entry(run, pairs, notes, margin, seed, resamples, len(chosen)))
             elif others is None:
                 warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base_run)}")
             else:
@@ -103,10 +115,10 @@ def compare(
                 )
     if not entries and not may_be_alone:
         raise PrunusError(
-            f"{store} has nothing to compare with {_name(base_run)}: {'; '.join(warnings) or 'no other run'}"
+            f"{opened.path} has nothing to compare with {_name(base_run)}: {'; '.join(warnings) or 'no other run'}"
         )
     if entries:
-        _adjust_and_judge(entries)
+        adjust_and_judge(entries)
     method = METHOD | {"resamples": resamples, "seed": seed}
     return plain(
         {"base": identity(base_run), "others": entries, "margin": margin, "method": method, "warnings": warnings}
@@ -181,21 +193,25 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
 
 
 def _entry(
-    run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: float, seed: int, resamples: int
+    run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: float, seed: int, resamples: int, runs: int
 ) -> dict[str, Any]:
-    """One of compare's `others`, without what needs all of them: the primary's adjusted p, q, and the verdict."""
-    done = {task: cells([pair], margin, seed, resamples) for task, pair in pairs.items()}
+    """One of compare's `others` (as many as runs), without what needs all of them: the primary's adjusted p, q, and
+    the words."""
+    columns = sum(len(pair.base.budgets) for pair in pairs.values())
+    alone = Claims(columns, runs if len(pairs) == 1 else len(pairs))
+    done = {task: cells([pair], margin, seed, resamples, alone) for task, pair in pairs.items()}
     entry = identity(run) | {"tasks": done, "margin": margin, "warnings": notes}
-    _set_adjusted([cell for task in done.values() for cell in task["budgets"].values()])
+    set_adjusted([cell for task in done.values() for cell in task["budgets"].values()], "p", "p_margin")
     for task, pair in pairs.items():
         done[task]["auc_tokens"] = token_area_cell(pair.base, pair.other, seed, resamples)
         done[task]["parallel"] = compare_change(pair.base, pair.other, seed, resamples)
     if len(done) == 1:
         (entry["primary"],) = (task[AUC] for task in done.values())
     else:
-        _set_adjusted([task[AUC] for task in done.values()])
-        entry["macro"] = cells(list(pairs.values()), margin, seed, resamples)
-        _set_adjusted(list(entry["macro"]["budgets"].values()))
+        set_adjusted([task[AUC] for task in done.values()], "p", "p_margin")
+        together = Claims(columns // len(pairs), runs)
+        entry["macro"] = cells(list(pairs.values()), margin, seed, resamples, together)
+        set_adjusted(list(entry["macro"]["budgets"].values()), "p", "p_margin")
         entry["primary"] = entry["macro"][AUC]
     entry["largest"] = _largest(pairs, seed, resamples)
     return entry
@@ -212,35 +228,6 @@ def _largest(pairs: Mapping[str, Pair], seed: int, resamples: int) -> dict[str, 
         for budget, difference, p in zip(pair.base.budgets, values.mean(axis=0), p_B, strict=True)
     ]
     return min(cells, key=lambda cell: (cell["p"], -abs(cell["difference"])))
-
-
-def _set_adjusted(cells: Sequence[dict[str, Any]]) -> None:
-    for cell, p in zip(cells, paired.holm([cell["p"] for cell in cells]), strict=True):
-        cell["p_adjusted"] = float(p)
-
-
-def _set_q(parts: Sequence[dict[str, Any]]) -> None:
-    """Among all budgets and areas of these parts."""
-    found = [cell for part in parts for cell in (*part["budgets"].values(), part[AUC])]
-    for cell, q in zip(found, paired.benjamini_hochberg([cell["p"] for cell in found]), strict=True):
-        cell["q"] = float(q)
-
-
-def _adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
-    _set_adjusted([entry["primary"] for entry in entries])
-    _set_adjusted([entry["largest"] for entry in entries])
-    _set_q([part for entry in entries for part in entry["tasks"].values()])
-    _set_q([entry["macro"] for entry in entries if "macro" in entry])
-    for entry in entries:
-        entry["within_margin"] = entry["primary"]["lower_bound"] > -entry["margin"]
-        entry["verdict"] = verdict(entry["primary"], entry["margin"])
-
-
-def verdict(cell: Mapping[str, Any], margin: float) -> str:
-    """One word for a cell of `compare`, by its adjusted p and lower bound."""
-    if cell["p_adjusted"] < ALPHA:
-        return "better" if cell["difference"] > 0 else "worse"
-    return "non-inferior" if cell["lower_bound"] > -margin else "cannot tell"
 
 
 def _name(run: Run) -> str:

@@ -4,7 +4,7 @@
 for the area under the curve, ...). The statistic is the mean over tasks of the mean over problems, so a task with many
 problems does not outweigh the others. All contrasts of a problem are resampled and flipped together.
 
-What feeds a verdict, and why:
+What feeds a verdict, and why (that a loss is within a margin is `betting`'s to say):
 
 * Is there a difference? The sign-flip permutation test. It is exact when the models are exchangeable within problems,
   for any number of problems and draws, and for one draw per problem it is McNemar's exact test.
@@ -27,7 +27,7 @@ their draws, (omega^2 + (v_base + v_other)/N)/n, and resampling draws as well wo
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from math import nan, sqrt
+from math import inf, nan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,7 +36,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
 CHUNK = 1000  # resamples held in memory at a time
-DETECTABLE = 2.80  # z(.975) + z(.8): two-sided 5 %, power 80 %
+ALPHA, POWER = 0.05, 0.8
 
 
 def estimate(strata: Sequence[Floats]) -> Floats:
@@ -101,8 +101,7 @@ def percentile_interval(draws: Floats, level: float = 0.95) -> tuple[Floats, Flo
 def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """(C,) low and high of the bias-corrected and accelerated interval (Efron 1987) from bootstrap draws of strata.
 
-    Draws equal to the estimate count half, as the distribution is discrete. Equal draws give a point. The low end at
-    level .9 is the one-sided 95 % bound: non-inferior means that it lies above minus the margin.
+    Draws equal to the estimate count half, as the distribution is discrete. Equal draws give a point.
     """
     centre = estimate(strata)
     close = np.isclose(draws, centre, rtol=0, atol=1e-12)
@@ -172,9 +171,38 @@ def flipped_sums(strata: Sequence[Floats], flips: int, seed: int) -> Iterator[li
         yield sums
 
 
-def minimum_detectable(strata: Sequence[Floats]) -> Floats:
-    """(C,) true difference that would be found four times in five: 2.80 standard errors, with the pseudo-problems."""
-    return DETECTABLE * standard_error(with_pseudo_problems(strata))
+def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
+    """How many standard errors a true difference must have to be found four times in five among so many claims.
+
+    2.80 for one claim and many problems: z(.975) + z(.8). Holm asks the most of the first claim, which this is about.
+    freedom: degrees of freedom of the error, with few of which the quantile is Student's and the ratio spreads more
+    (z(.8) sqrt(1 + t^2 / 2 freedom), about the noncentral t).
+    """
+    quantile = stats.t.isf(ALPHA / 2 / np.asarray(claims, dtype=float), freedom)
+    return quantile + stats.norm.ppf(POWER) * np.sqrt(1 + quantile**2 / (2 * freedom))
+
+
+def freedom(strata: Sequence[Floats]) -> int:
+    """Degrees of freedom: problems less tasks, at least one."""
+    return max(1, sum(map(len, strata)) - len(strata))
+
+
+def one_draw(strata: Sequence[Floats]) -> float:
+    """By how much the estimate changes at most with one draw, if there is one of each problem; with N, 1/N of that."""
+    return 1 / (len(strata) * min(map(len, strata)))
+
+
+def minimum_detectable(strata: Sequence[Floats], claims: ArrayLike = 1, draws: float = inf) -> Floats:
+    """(C,) true difference that would be found four times in five, with the pseudo-problems in its standard error.
+
+    claims: how many tests Holm's correction of each contrast is over. draws: of each problem; with few the test's
+    statistic is coarse, so that it stays below its level, which costs one draw. nan where no difference would be found,
+    however large: p of n problems that all agree is 2/2^n.
+    """
+    error = standard_error(with_pseudo_problems(strata))
+    found = detectable(claims, freedom(strata)) * error + one_draw(strata) / draws
+    problems = sum(map(len, strata))
+    return np.where(2.0 ** (1 - problems) < ALPHA / np.asarray(claims, dtype=float), found, nan)
 
 
 def mcnemar_p(lost: int, won: int) -> tuple[float, float]:

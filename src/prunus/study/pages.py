@@ -1,8 +1,6 @@
 """What a study comes to: verdicts for each model and plan, and the page."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,36 +114,15 @@ def one_page(study: Study, places: Places, store: Store, entries: Sequence[Data]
     shown = {entry["base"] for entry in entries}
     shown |= {other["run"] for entry in entries if entry["comparison"] for other in entry["comparison"]["others"]}
     notes = [not_begun(entry["plan"], entry["not_begun"]) for entry in entries if entry["not_begun"]]
-    with only(store, shown, places.folder) as path:
-        report(
-            path, target, base=base.run_id, margin=study.margin, published=study.published, overwrite=True,
-            name=study.name, notes=notes,
-        )  # fmt: skip
+    report(
+        store.path, target, base=base.run_id, margin=study.margin, published=study.published, overwrite=True,
+        name=study.name, notes=notes, runs=shown,
+    )  # fmt: skip
 
 
 def not_begun(plan: str, names: list[str]) -> str:
     """`Not begun (legacy): wanda-20 and wanda-50.`"""
     return f"Not begun{f' ({plan})' if plan else ''}: {joined(names, most=12)}."
-
-
-@contextmanager
-def only(store: Store, runs: set[str], folder: Path) -> Iterator[Path]:
-    """A store that holds these runs and no others: the study's own, or for a moment a copy."""
-    if {run.run_id for run in store.runs()} <= runs:
-        yield store.path
-        return
-    path = folder / f".report-{os.getpid()}.db"
-    path.unlink(missing_ok=True)
-    try:
-        with Store(path, create=True) as copy:
-            copy.add_problems(store.problems().values())
-            for run in store.runs():
-                if run.run_id in runs:
-                    copy.add_run(run)
-                    copy.add_samples(run.run_id, store.samples(run.run_id, texts=True))
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting: Sequence[Data]) -> str:

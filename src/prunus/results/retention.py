@@ -1,0 +1,81 @@
+"""How much of the base's scaling another model keeps: its slope per doubling of the budget over the base's.
+
+Slopes are those of least squares on log2 of the budgets above 0, one per problem, paired. `base` and `other` are the
+tasks: a (P, C) array of slopes each, P problems by C pairs of models (one, but in simulations); a model's slope is the
+mean over tasks of the mean over problems.
+
+* The interval is Fieller's (1954): all ratios rho for which the mean of other - rho base does not differ from 0, with
+  Student's quantile. It has two ends only where the base's own slope is clearly above 0; where it is not, there is
+  nothing to keep, and no interval. Two pseudo-problems, one that gains the slope of a typical problem and one that
+  loses it, widen it for the reason that `paired` gives: equal models are not known to be equal.
+* *lost*: other - 0.9 base is below 0 by the same t test, and the base's slope above it.
+* *kept*: other - 0.9 base is above 0, and the base's slope too, by betting. That is a claim that nothing is wrong, and
+  with few problems a t test makes it too easily: where a tenth of the problems stop scaling it says *kept* in up to
+  half of the cases at n = 5 (docs/verdicts.md), betting in none.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from prunus.results import betting, paired
+
+Floats = NDArray[np.float64]
+ENOUGH = 0.9  # of the base's slope
+
+
+def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
+    """(C,) each: other's slope over base's, and the ends of its 95 % interval; nan without a base's slope to keep."""
+    x, y, xx, xy, yy, extra = _moments(base, other)
+    square = stats.t.isf(0.025, paired.freedom(base)) ** 2
+    a, b, c = x**2 - square * xx, x * y - square * xy, y**2 - square * (yy + extra)
+    clear = (a > square * extra) & (x > 0)
+    a, root = np.where(clear, a, np.nan), np.sqrt(np.maximum(b**2 - a * c, 0.0))
+    return y / np.where(clear, x, np.nan), (b - root) / a, (b + root) / a
+
+
+def p_lost(base: Sequence[Floats], other: Sequence[Floats]) -> Floats:
+    """(C,) p of "other has 0.9 of base's slope or more, or base has none", by t tests; 1 for one problem."""
+    x, y, xx, xy, yy, extra = _moments(base, other)
+    less = _t_p(ENOUGH * x - y, ENOUGH**2 * xx - 2 * ENOUGH * xy + yy + extra, paired.freedom(base))
+    return np.maximum(less, _t_p(x, xx + extra, paired.freedom(base)))
+
+
+def p_kept(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0) -> Floats:
+    """(C,) p of "other has 0.9 of base's slope or less, or base has none", by betting.
+
+    reach: the largest slope that a problem can have, up or down.
+    """
+    more = [(theirs - ENOUGH * ours) / (1 + ENOUGH) / reach for ours, theirs in zip(base, other, strict=True)]
+    rising = [ours / reach for ours in base]
+    return np.maximum(betting.p_value(more, seed=seed), betting.p_value(rising, seed=seed))
+
+
+def scaling_word(p_kept: float, p_lost: float) -> str:
+    """kept, lost or cannot tell, from p as adjusted over the models compared."""
+    return "kept" if p_kept <= betting.ALPHA else "lost" if p_lost <= betting.ALPHA else "cannot tell"
+
+
+def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, ...]:
+    """(C,) each: means of base and other, their variances as xx, xy, yy, and what the pseudo-problems add to each.
+
+    nan for a task of one problem.
+    """
+    found = np.zeros((6, base[0].shape[1]))
+    for x, y in zip(base, other, strict=True):
+        n, square = len(x), x**2 + y**2
+        typical = square.sum(axis=0) / np.maximum(2 * (square > 0).sum(axis=0), 1)
+        dx, dy = x - x.mean(axis=0), y - y.mean(axis=0)
+        with np.errstate(invalid="ignore"):
+            variances = [(one * two).sum(axis=0) / np.float64(n - 1) / n for one, two in ((dx, dx), (dx, dy), (dy, dy))]
+        found[:2] += np.stack([x.mean(axis=0), y.mean(axis=0)]) / len(base)
+        found[2:] += np.stack([*variances, 2 * typical / (n + 2) ** 2]) / len(base) ** 2
+    return tuple(found)
+
+
+def _t_p(mean_C: Floats, variance_C: Floats, freedom: int) -> Floats:
+    """(C,) p of a mean of 0 or less; 1 where there is nothing to test."""
+    good = variance_C > 0
+    return np.where(good, stats.t.sf(mean_C / np.sqrt(np.where(good, variance_C, 1.0)), freedom), 1.0)

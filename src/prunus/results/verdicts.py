@@ -1,0 +1,87 @@
+"""The words of a comparison, from its cells: each the outcome of tests that are corrected for their number.
+
+Three families of claims are corrected apart, each by Holm over the models compared: that there is a difference (sign
+flips), that a loss is smaller than the margin (betting), that scaling is kept or lost. Budgets are corrected within
+their model, as are the areas of single tasks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunus.results.betting import ALPHA
+from prunus.results.metrics import AUC
+from prunus.results.paired import benjamini_hochberg, holm
+from prunus.results.retention import scaling_word
+
+Data = Mapping[str, Any]
+WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
+WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)
+# What a budget may not say if the model's own word is to hold along the whole curve.
+CONTRADICTED_BY = {
+    WORSE: {BETTER},
+    WITHIN: {BETTER, WORSE},
+    BETTER: {WORSE, WITHIN},
+    SAME: {WORSE},
+    OPEN: {WORSE, WITHIN, BETTER},
+}
+
+
+def verdict(cell: Data) -> str:
+    """One word for a cell of `compare`, from both adjusted p and the sign of its difference."""
+    within = within_margin(cell)
+    if cell["p_adjusted"] < ALPHA:
+        return BETTER if cell["difference"] > 0 else WITHIN if within else WORSE
+    return SAME if within else OPEN
+
+
+def within_margin(cell: Data) -> bool:
+    """Whether the loss is surely smaller than the margin."""
+    return cell["p_margin_adjusted"] <= ALPHA
+
+
+def set_adjusted(cells: Sequence[dict[str, Any]], *names: str) -> None:
+    """Holm over these cells, for each of their p; NAME_adjusted beside NAME."""
+    for name in names:
+        for cell, p in zip(cells, holm([cell[name] for cell in cells]), strict=True):
+            cell[f"{name}_adjusted"] = float(p)
+
+
+def set_q(parts: Sequence[Data]) -> None:
+    """Benjamini and Hochberg among all budgets and areas of these parts."""
+    found = [cell for part in parts for cell in (*part["budgets"].values(), part[AUC])]
+    for cell, q in zip(found, benjamini_hochberg([cell["p"] for cell in found]), strict=True):
+        cell["q"] = float(q)
+
+
+def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
+    """Everything about a model that depends on which others it is compared with, in place."""
+    set_adjusted([entry["primary"] for entry in entries], "p", "p_margin")
+    set_adjusted([entry["largest"] for entry in entries], "p")
+    set_q([part for entry in entries for part in entry["tasks"].values()])
+    set_q([entry["macro"] for entry in entries if "macro" in entry])
+    slopes = [slope for entry in entries if (slope := _whole(entry)["slope"])]
+    set_adjusted(slopes, "p_kept", "p_lost")
+    for slope in slopes:
+        slope["word"] = scaling_word(slope["p_kept_adjusted"], slope["p_lost_adjusted"])
+    for entry in entries:
+        entry["within_margin"] = within_margin(entry["primary"])
+        entry["verdict"] = verdict(entry["primary"])
+        entry["scaling"] = _whole(entry)["slope"]
+        entry |= along_curve(entry["primary"], entry["verdict"], _whole(entry)["budgets"])
+
+
+def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[str, Any]:
+    """whole_curve: whether the difference has the sign of the area's at every budget, and none contradicts the word;
+    contradicted_at: budget, difference and verdict of those that do."""
+    against = [
+        {"budget": budget, "difference": cell["difference"], "verdict": verdict(cell)}
+        for budget, cell in budgets.items()
+        if verdict(cell) in CONTRADICTED_BY[word]
+    ]
+    one_sign = all(cell["difference"] * primary["difference"] > 0 for cell in budgets.values())
+    return {"whole_curve": one_sign and not against, "contradicted_at": against}
+
+
+def _whole(entry: Data) -> Data:
+    """The cells of all tasks together."""
+    return entry["macro"] if "macro" in entry else next(iter(entry["tasks"].values()))
