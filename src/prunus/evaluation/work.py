@@ -194,4 +194,5 @@ def digest_of(problems: Sequence[Problem]) -> str:
 def problem_row(problem: Problem) -> ProblemRow:
     """What the store keeps of a problem; of private ones not the texts of the choices either."""
     choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
-    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest)
+    asks = None if problem.private else problem.asks
+    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks)

@@ -37,6 +37,13 @@ TIMING_DDL = """
         PRIMARY KEY (run_id, machine)
     ) WITHOUT ROWID"""
 
+# What a question wishes of its answer's form, since the question itself is not kept. Like timing, no new format.
+ASKS_DDL = """
+    CREATE TABLE IF NOT EXISTS asks (
+        problem_id TEXT PRIMARY KEY REFERENCES problem,
+        wishes TEXT NOT NULL  -- JSON list, see prunus.evaluation.grading
+    ) WITHOUT ROWID"""
+
 # The long texts come last, so that reading the columns before them does not touch their overflow pages.
 DDL = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -131,7 +138,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """What grading again needs of a problem, and the digest that tells whether two runs met the same one."""
+    """What grading again needs of a problem, and the digest that tells whether two runs met the same one.
+
+    asks: what the question wishes of its answer's form; None where an older prunus stored it, or it is private.
+    """
 
     task: str
     problem_id: str
@@ -139,6 +149,7 @@ class ProblemRow:
     kind: str
     choices: tuple[str, ...]
     digest: str
+    asks: tuple[str, ...] | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Sample))
@@ -272,12 +283,20 @@ class Store:
                         f"problem '{row.problem_id}' of task '{row.task}' is not the one that {self.path} holds results"
                         " for (its text or answer changed): name another --store"
                     )
+            if asks := [(row.problem_id, _json(list(row.asks))) for row in rows if row.asks is not None]:
+                self._connection.execute(ASKS_DDL)
+                self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", asks)
 
     def problems(self) -> dict[str, ProblemRow]:
         """All problems by id."""
         rows = self._read("SELECT task, problem_id, gold, kind, choices, digest FROM problem")
+        asks: dict[str, tuple[str, ...]] = {}
+        if self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'asks'"):
+            asks = {key: tuple(json.loads(wishes)) for key, wishes in self._read("SELECT problem_id, wishes FROM asks")}
         return {
-            problem_id: ProblemRow(task, problem_id, gold, kind, tuple(json.loads(choices)), digest)
+            problem_id: ProblemRow(
+                task, problem_id, gold, kind, tuple(json.loads(choices)), digest, asks.get(problem_id)
+            )
             for task, problem_id, gold, kind, choices, digest in rows
         }
 

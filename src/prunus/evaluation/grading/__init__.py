@@ -1,29 +1,33 @@
 """Find the answer in a text; say whether it is right; say when two answers are the same. Rules only, no judge.
 
 The order of the rules is that of the evaluation reference, section 4.4:
-    find       the last balanced \\boxed{}; else the rest of the line after the last "answer is"; else, for integer
-               tasks only, the last whole number (weak)
+    find       the last balanced \\boxed{}; else the rest of the line after the last "answer is"; else (weak) what the
+               last line concludes with, for integer tasks the last whole number
     integer    compared as whole numbers; \\frac{84}{2} is not one
-    math       equal after normalising, else math-verify in a worker process with a limit on time and memory
+    math       equal after normalising, else read (reading.py) and matched part by part (matching.py); formulas are
+               compared in a worker process with a limit on time and memory
     choice     one letter, or the text of exactly one choice; anything else is no answer, never "A"
     exact      equal up to blanks
 A correct answer is reported in the gold's own form, so that all correct draws vote for the same.
 """
 
+import itertools
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from string import ascii_uppercase
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from prunus.evaluation.grading import normalise
+from prunus.evaluation.grading import matching, normalise
 from prunus.evaluation.grading.extract import MAX_ANSWER, find_answer, first_clause, last_integer
 from prunus.evaluation.grading.pool import Pool, Request, Verdict
+from prunus.evaluation.grading.reading import readings
 
 __all__ = ["GRADER_VERSION", "Gradable", "Grade", "Grader"]
 
-GRADER_VERSION = f"1/math-verify-{version('math-verify')}"
+GRADER_VERSION = f"2/math-verify-{version('math-verify')}"
 Status = Literal["ok", "weak", "malformed", "no_answer", "timeout", "error"]
 
 
@@ -36,6 +40,8 @@ class Gradable(Protocol):
     def gold(self) -> str: ...
     @property
     def choices(self) -> Sequence[str]: ...
+    @property
+    def asks(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,15 @@ class Grader:
 
     def grade(self, items: Sequence[tuple[Gradable, str | None]]) -> list[Grade]:
         """One grade per (problem, answer text), in order. A text of None (never reached an answer) is no answer."""
-        readings = [_read(problem, text) for problem, text in items]
-        requests: list[Request | None] = [
-            (problem.gold, reading.written, False) if _needs_worker(problem, reading) else None
-            for (problem, _), reading in zip(items, readings, strict=True)
+        found = [_read(problem, text) for problem, text in items]
+        questions = [
+            _Question(problem.gold, reading.written, problem.asks) if _needs_reading(problem, reading) else None
+            for (problem, _), reading in zip(items, found, strict=True)
         ]
-        verdicts = self._compare([request for request in requests if request])
+        verdicts = self._settle([question for question in questions if question])
         return [
-            _grade(problem, reading, verdicts[request] if request else None)
-            for (problem, _), reading, request in zip(items, readings, requests, strict=True)
+            _grade(problem, reading, verdicts[question] if question else None)
+            for (problem, _), reading, question in zip(items, found, questions, strict=True)
         ]
 
     def merge_equivalent(self, answers: Iterable[str]) -> dict[str, str]:
@@ -108,8 +114,8 @@ class Grader:
             for other in open_classes[:-1]:
                 if _plainly_different(other, answer):
                     continue
-                request = (other, answer, True)
-                verdict = self._compare([request])[request]
+                question = _Question(other, answer, None, True)
+                verdict = self._settle([question])[question]
                 if verdict == "same":
                     merged[answer] = other
                     open_classes.remove(answer)
@@ -119,6 +125,19 @@ class Grader:
                 if verdict in ("same", "timeout"):
                     break
         return merged
+
+    def _settle(self, questions: Sequence["_Question"]) -> dict["_Question", Verdict]:
+        """Read all, ask the workers for what rules alone do not decide, then decide."""
+        distinct = left = list(dict.fromkeys(questions))
+        known: dict[Request, Verdict] = {}
+        for turn in itertools.count():
+            # One part of every question at a time, so that an answer full of monsters costs one time limit.
+            left = [question for question in left if len(question.requests) > turn]
+            if not left:
+                return {question: question.verdict(known) for question in distinct}
+            known |= self._compare(question.requests[turn] for question in left)
+            left = [question for question in left if known[question.requests[turn]] != "timeout"]
+        raise AssertionError
 
     def _compare(self, requests: Iterable[Request]) -> dict[Request, Verdict]:
         """Verdicts of math-verify; every distinct request is put once."""
@@ -130,6 +149,44 @@ class Grader:
             return {request: self._known[request] for request in wanted}
 
 
+class _Question:
+    """Whether an answer means the gold; equal ones are equal questions. requests: what only a worker can tell."""
+
+    def __init__(self, gold: str, answer: str, asks: Sequence[str] | None, both: bool = False) -> None:
+        self.key = (gold, answer, None if asks is None else tuple(asks), both)
+        self.asks, self.both = asks, both
+        self.golds, self.answers = readings(gold), readings(answer)
+        letter = self.golds[0].text if self.golds[0].kind == "letter" else None
+        self.letter = letter is not None and normalise.choice(answer, [""] * len(ascii_uppercase)) == letter
+        self.requests: list[Request] = []
+        if not self.letter:
+            self._decide(self._collect)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Question) and self.key == other.key
+
+    def verdict(self, known: dict[Request, Verdict]) -> Verdict:
+        """From the workers' verdicts on its requests."""
+        if self.letter or self._decide(lambda gold, answer: known.get((gold, answer, self.both)) == "same"):
+            return "same"
+        failed = {known.get(request) for request in self.requests}
+        return "timeout" if "timeout" in failed else "error" if "error" in failed else "different"
+
+    def _collect(self, gold: str, answer: str) -> bool:
+        self.requests.append((gold, answer, self.both))
+        return True
+
+    def _decide(self, ask: Callable[[str, str], bool]) -> bool:
+        """Every reading is looked at, so that the first call collects what the second needs."""
+        found = [matching.same(self.golds[0], answer, ask, self.asks) for answer in self.answers]
+        if not self.both:
+            return any(found)
+        return found[0] and matching.same(self.answers[0], self.golds[0], lambda a, g: ask(g, a), self.asks)
+
+
 def _read(problem: Gradable, text: str | None) -> _Reading:
     """Find and normalise the answer; gold is not looked at."""
     found = find_answer(text or "")
@@ -137,6 +194,8 @@ def _read(problem: Gradable, text: str | None) -> _Reading:
         return _Reading("", None, "malformed")
     if found.how == "phrase":
         return _read_phrase(problem, found.text, text or "")
+    if found.how == "conclusion" and problem.kind == "math":
+        return replace(_read_phrase(problem, found.text, text or ""), status="weak")
     if found.how == "box":
         canonical = _canonical(problem, found.text)
         return _Reading(found.text, canonical, "ok" if canonical else "no_answer")
@@ -164,10 +223,17 @@ def _read_weakly(problem: Gradable, text: str) -> _Reading:
 def _canonical(problem: Gradable, written: str) -> str | None:
     """The form in which equal answers are equal strings; None where a choice is none, or nothing is left."""
     if problem.kind == "integer":
-        return normalise.integer(written) or normalise.math(written) or None
+        number = normalise.integer(written)
+        if number and "%" in written and problem.asks is not None and "percent" not in problem.asks:
+            return f"{number}%"
+        return number or normalise.math(written) or None
     if problem.kind == "choice":
         return normalise.choice(written, problem.choices)
-    return (normalise.math(written) if problem.kind == "math" else normalise.exact(written)) or None
+    if problem.kind == "exact":
+        return normalise.exact(written) or None
+    # w = 2x is not y = 2x, though both are 2x where the gold gives no name.
+    names = {normalise.name_of(normalise.latex(text)) for text in (problem.gold, written)} - {""}
+    return (normalise.math(written) if len(names) < 2 else normalise.latex(written)) or None
 
 
 def _plainly_different(first: str, second: str) -> bool:
@@ -175,7 +241,7 @@ def _plainly_different(first: str, second: str) -> bool:
     return normalise.is_integer(first) and normalise.is_integer(second) and first != second
 
 
-def _needs_worker(problem: Gradable, reading: _Reading) -> bool:
+def _needs_reading(problem: Gradable, reading: _Reading) -> bool:
     gold = _canonical(problem, problem.gold)
     if problem.kind != "math" or gold is None or reading.canonical is None or reading.canonical == gold:
         return False

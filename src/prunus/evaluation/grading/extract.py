@@ -1,4 +1,4 @@
-"""Find the answer in a text: the last box, else what follows "answer is", else (weakly) the last whole number.
+"""Find the answer in a text: the last box, else what follows "answer is", else (weakly) what it concludes with.
 
 Every search is one pass over at most MAX_TEXT characters from the end of the text, where answers stand; a model that
 rambles for a megabyte costs milliseconds.
@@ -11,24 +11,44 @@ MAX_TEXT = 200_000
 # A longer box is no answer; nothing that reads answers (normalising, math-verify) ever sees more than this.
 MAX_ANSWER = 1000
 
-_BOX = re.compile(r"\\boxed\s*\{")
+# A box with braces, or one that only opens a number or formula: \boxed 12. "Put it into \boxed and stop" is no box.
+_BOX = re.compile(
+    r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*(?:(?P<brace>\{)"
+    r"|(?=[0-9(\[]|[-+.]\s?[0-9\\.]|\\(?!boxed|fbox|framebox)[A-Za-z{$]|[A-Za-z]\s?(?:[-+=^_$]|\\in(?![A-Za-z]))))"
+)
+_UNBRACED_END = re.compile(r"(?<!\\)\$|\\[)\]]|\n")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_PHRASE = re.compile(r"\banswer[*_]{0,2}(?:[ \t]{1,3}is\b|[ \t]{0,3}:)", re.IGNORECASE)
-_REASON = re.compile(r"\s(?:because|since|which)\s|[.;](?=\s)", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\b(?:answer|(?:correct|right|best|final)[ \t]{1,3}(?:option|choice|result|value))[*_]{0,2}"
+    r"(?:[ \t]{1,3}(?:is|equals)\b|[ \t]{0,3}[:=])"
+    r"|\bfinal[ \t]{1,3}answer[*_ \t]{0,6}(?=\r?\n)",  # a heading
+    re.IGNORECASE,
+)
+_REASON = re.compile(r",?\s\(?(?:because|since|which|as)\s|[.;](?=\s)|,\s(?:as|so|not)\s", re.IGNORECASE)
+# What a text without box and "answer" concludes with: "Therefore the result equals 12."
+_CONCLUSION = re.compile(
+    r"(?:\b(?:therefore|thus|hence|so|consequently|in conclusion)\b[^\n=]{0,80}?|^[*_ ]{0,4}the )"
+    r"\b(?:result|value|total|sum|solution|number)\b[^\n=.]{0,40}?(?:\b(?:is|equals)\b|=)",
+    re.IGNORECASE,
+)
+# "The number of ways is 12" says no more than 12.
+_SENTENCE = re.compile(
+    r"(?:the|this|there|it|we)\s.{0,200}\s(?:is|are|equals|get|obtain|=)\s+(?P<rest>\S.*)", re.IGNORECASE
+)
 _NUMBER = re.compile(r"[0-9][0-9,]*(?:\.[0-9]+)?")
 _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
-_MATHS = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_MATHS = re.compile(r"(?<!\\)\$\$?((?:\\\$|[^$])+?)(?<!\\)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 
 
 class Found(NamedTuple):
     """How an answer was found: its text in a `box` or `phrase`, or why there is none."""
 
-    how: Literal["box", "phrase", "malformed", "nothing"]
+    how: Literal["box", "phrase", "conclusion", "malformed", "nothing"]
     text: str = ""
 
 
 def find_answer(text: str) -> Found:
-    """The last box of the text, else the rest of the line after the last "answer is" or "answer:".
+    """The last box of the text, else what follows the last "answer is" or "answer:", else what its last line concludes.
 
     A last box that never closes, or holds over MAX_ANSWER characters, is malformed; earlier boxes are not considered.
     An empty box is a box without an answer.
@@ -36,8 +56,15 @@ def find_answer(text: str) -> Found:
     text = text[-MAX_TEXT:]
     opening = _last_match(_BOX, text)
     if opening is None:
-        phrase = _after_phrase(text)
-        return Found("phrase", phrase) if phrase else Found("nothing")
+        if phrase := _after(_last_match(_PHRASE, text), text):
+            return Found("phrase", phrase)
+        last_line = text.rstrip().rpartition("\n")[2][-MAX_ANSWER:]
+        conclusion = _after(_last_match(_CONCLUSION, last_line), last_line)
+        return Found("conclusion", conclusion) if conclusion else Found("nothing")
+    if not opening["brace"]:
+        end = _UNBRACED_END.search(text, opening.end())
+        content = text[opening.end() : end.start() if end else len(text)]
+        return Found("box", first_clause(content)) if len(content) <= MAX_ANSWER else Found("malformed")
     content = balanced_content(text, opening.end())
     if content is None or len(content) > MAX_ANSWER:
         return Found("malformed")
@@ -57,9 +84,8 @@ def balanced_content(text: str, start: int) -> str | None:
     return None
 
 
-def _after_phrase(text: str) -> str:
-    """Behind the last phrase: the rest of its line, or the next lines where that is blank, without decoration."""
-    phrase = _last_match(_PHRASE, text)
+def _after(phrase: re.Match[str] | None, text: str) -> str:
+    """Behind a phrase: the rest of its line, or the next lines where that is blank, without decoration."""
     if phrase is None:
         return ""
     for line in text[phrase.end() :][: 4 * MAX_ANSWER].split("\n")[:5]:
@@ -81,7 +107,9 @@ def first_clause(phrase: str) -> str:
     formulas = _MATHS.findall(phrase)
     if len(formulas) == 1:
         return "".join(formulas[0]).strip()
-    return _REASON.split(phrase, maxsplit=1)[0].strip()
+    clause = _REASON.split(phrase, maxsplit=1)[0].strip(" \t*_`")
+    sentence = _SENTENCE.fullmatch(clause)
+    return sentence["rest"].strip(" \t*_`") if sentence else clause
 
 
 def last_integer(text: str) -> str | None:

@@ -2,17 +2,46 @@
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from string import ascii_uppercase
 
-_WRAPPERS = ("text", "mbox", "textbf", "textit", "textrm", "mathrm", "mathbf", "mathit", "mathsf", "operatorname")
-_WRAPPER = re.compile(rf"\\(?:{'|'.join(_WRAPPERS)})\b\s*(?=\{{)")
+from prunus.evaluation.grading.units import SCALES
+
+_FONTS = ("bf", "it", "rm", "sf", "tt")
+_WRAPPERS = frozenset(
+    ["text", "mbox", "hbox", "textnormal", "emph", "underline", "boldsymbol", "bm", "operatorname"]
+) | {kind + font for kind in ("text", "math") for font in _FONTS}
+_WRAPPER = re.compile(rf"\\(?:{'|'.join(sorted(_WRAPPERS))})\b\s*(?=\{{)")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|°|\\degrees?(?![A-Za-z])")
-_MINUS = str.maketrans("−–", "--")
+# Signs that people type where LaTeX has commands. A blank keeps the command apart from a letter that follows.
+_SIGNS = str.maketrans(
+    {
+        "\u00a0": "~", "\u2009": "~", "\u202f": "~",
+        "−": "-", "–": "-", "≤": r"\le ", "≥": r"\ge ", "∞": r"\infty ", "π": r"\pi ", "×": r"\times ",
+        "·": r"\cdot ", "÷": r"\div ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx ",
+        "²": "^2", "³": "^3", "√": r"\sqrt ",
+    }
+)  # fmt: skip
+# 2,220 and 2{,}220 and 2,\!220; 2 220 and 2\,220 and 2~220. Not 3, 500 (a list), nor x_1 200.
+_GROUPS = re.compile(
+    r"(?<![0-9._^])[1-9][0-9]{0,2}"
+    r"(?:(?:(?:\{,\}|,)(?:\\[!,:;][ ]?){0,3}[0-9]{3})+|(?:(?:\\[,:;! ]|[ ~]){1,3}[0-9]{3})+)(?![0-9])"
+)
+_DEPTH = {"(": 1, "[": 1, r"\(": -1, r"\[": -1, r"\{": 1, ")": -1, "]": -1, r"\)": 1, r"\]": 1, r"\}": -1}
+_ROOT = re.compile(r"√\s*([0-9]+)")
+_TEXT_COMMA = re.compile(r"\\(?:text|mbox)\{,\}")
+_ROW_SPACE = re.compile(r"\\\\\[[0-9.]{1,6} ?[a-z]{2}\]")
+_EXPLICIT = re.compile(r"\{,\}|\\|[ ~]")
+_NOT_DIGITS = re.compile(r"[^0-9]+")
 
 # Whole numbers
 _THIN = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: $()\[\]]|[${}~*€£]")
 _THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _INTEGER = re.compile(r"([+-]?) *0*([0-9]+)(?:\.0*)?(?P<unit> *%| .+|[A-Za-z]{2}.*)?")
+_SCALED = re.compile(
+    rf"(?P<number>[+-]?[0-9]+(?:\.[0-9]+)?) ?(?P<scale>{'|'.join(SCALES)})(?P<unit> .+)?", re.IGNORECASE
+)
+_CHOICE_BEFORE = re.compile(r"\([A-H]\)[ :.]*(?=[-+0-9])")
 _UNIT = re.compile(r"[A-Za-z/(][A-Za-z²³/ .'()-]*(?:(?<=[A-Za-z])\^?[23])?[A-Za-z/ .]*")
 _UNIT_LETTERS = frozenset("mgshLl")
 # Words that change the number they follow.
@@ -22,10 +51,14 @@ _NOT_UNITS = frozenset(
 
 # LaTeX
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
-_DROPPED = frozenset((r"\left", r"\right", r"\!", r"\,", r"\;", r"\:", "\\ ", "~", r"\quad", r"\qquad")) | frozenset(
-    (r"\displaystyle", "$", r"\$", r"\(", r"\)", r"\[", r"\]")
-)
-_SAME = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac"}
+_SIZES = frozenset(rf"\{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m"))
+_DROPPED = _SIZES | {
+    r"\left", r"\right", r"\!", r"\,", r"\;", r"\:", "\\ ", "~", r"\quad", r"\qquad", r"\displaystyle", r"\textstyle",
+    "$", r"\$", r"\(", r"\)", r"\[", r"\]", r"\bf", r"\rm", r"\it",
+}  # fmt: skip
+_SAME = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\lbrace": r"\{", r"\rbrace": r"\}"} | {
+    r"\leq": r"\le", r"\geq": r"\ge", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\lt": "<", r"\gt": ">"
+}  # fmt: skip
 _ARGUMENTS = {r"\frac": 2, r"\sqrt": 1}
 _LETTER_EQUALS = re.compile(r"[A-Za-z]=")
 _PLAIN_INTEGER = re.compile(r"-?[0-9]+")
@@ -34,7 +67,7 @@ _PLAIN_INTEGER = re.compile(r"-?[0-9]+")
 _BARE_LETTER = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?\s*([A-Z])\s*[)\]]?[.:,;]?", re.IGNORECASE)
 _LED_LETTER = re.compile(
     r"(?i:option|choice)\s+[(\[]?(?P<named>[A-Z])\b|[(\[](?P<bracketed>[A-Z])[)\]]|(?P<marked>[A-Z])[).:,;](?=\s|$)"
-    r"|(?P<bare>[B-HJ-Z])(?=\s)"
+    r"|(?P<reasoned>[A-Z])(?=,?\s+(?:because|since|as)\s)|(?P<bare>[B-HJ-Z])(?=\s)"
 )
 _ANOTHER = re.compile(r"[\s.:)\]]*(?:[,;/&]|\band\b|\bor\b)[\s(\[]*(?:option\s+)?([A-Z])(?![A-Za-z'])")
 
@@ -42,12 +75,17 @@ _ANOTHER = re.compile(r"[\s.:)\]]*(?:[,;/&]|\band\b|\bor\b)[\s(\[]*(?:option\s+)
 def integer(text: str) -> str | None:
     r"""Plain digits with sign of a whole number, or None.
 
-    Signs of money, thousands commas, degrees, leading zeros, a trailing `.0`, fonts, `x =` and units go;
-    `\frac{84}{2}`, 42\pi and 3 million are not read as whole numbers.
+    Signs of money, marks between thousands, degrees, leading zeros, a trailing `.0`, fonts, `x =`, the letter of a
+    choice before it and units go; 3 million is 3000000; \frac{84}{2} and 42\pi are not read as whole numbers.
     """
-    text = _DEGREE.sub(" ", _WRAPPER.sub(" ", text.translate(_MINUS))).replace("\\%", "%").replace("{,}", ",")
+    text = _ungroup(_DEGREE.sub(" ", text.translate(_SIGNS)))
+    text = _WRAPPER.sub(" ", text).replace("\\%", "%").replace("{,}", ",")
     text = " ".join(_THIN.sub("", text).split()).rpartition("=")[2].strip().rstrip(".")
-    match = _INTEGER.fullmatch(_THOUSANDS_COMMA.sub("", text))
+    text = _CHOICE_BEFORE.sub("", _THOUSANDS_COMMA.sub("", text))
+    if scaled := _SCALED.fullmatch(text):
+        value = Fraction(scaled["number"]) * 10 ** SCALES[scaled["scale"].lower()]
+        text = f"{value}{scaled['unit'] or ''}"
+    match = _INTEGER.fullmatch(text)
     if match is None or not _is_unit(match["unit"] or ""):
         return None
     return f"-{match[2]}" if match[1] == "-" and match[2] != "0" else match[2]
@@ -63,18 +101,47 @@ def _is_unit(text: str) -> bool:
 
 
 def math(text: str) -> str:
-    r"""LaTeX without what does not change its meaning: still LaTeX, so that math-verify can read it.
-
-    Drops blanks (but not between two digits), \left \right and thin spaces, dollar signs, degrees, font commands around
-    their content, trailing periods and `x=`; \dfrac becomes \frac, \frac12 becomes \frac{1}{2}.
-    """
-    joined = _join(_braced(_undecorated(_TOKEN.findall(_DEGREE.sub("", text.translate(_MINUS))))))
-    joined = joined.rstrip(".")
-    if _LETTER_EQUALS.match(joined) and joined.count("=") == 1 and len(joined) > 2:
+    r"""LaTeX without what does not change its meaning, and without `x=` in front of the value of a letter."""
+    joined = latex(text)
+    if name_of(joined):
         joined = joined[2:]
     if _PLAIN_INTEGER.fullmatch(joined):
         joined = integer(joined) or joined
     return joined
+
+
+def name_of(joined: str) -> str:
+    """The letter whose value a text in normal form gives, as x in x=5; empty where there is none."""
+    return joined[0] if _LETTER_EQUALS.match(joined) and joined.count("=") == 1 and len(joined) > 2 else ""
+
+
+def latex(text: str, grouped: bool = True) -> str:
+    r"""LaTeX without what does not change its meaning: still LaTeX, so that math-verify can read it.
+
+    Drops blanks (but not between two digits), \left \right \big and thin spaces, dollar signs, degrees, font commands
+    around their content and trailing stops; \dfrac becomes \frac, \frac12 becomes \frac{1}{2}. Grouped: 2,220 and
+    2 220 become 2220; the commas that are left separate.
+    """
+    text = _TEXT_COMMA.sub("{,}", _ROOT.sub(r"\\sqrt{\1}", text))
+    text = _DEGREE.sub("", _ROW_SPACE.sub(r"\\\\", text.translate(_SIGNS)))
+    if text.startswith("**") and text.endswith("**"):
+        text = text.strip("*")
+    if grouped:
+        text = _ungroup(text)
+    return _join(_braced(_undecorated(_TOKEN.findall(text)))).rstrip(".,;:")
+
+
+def _ungroup(text: str) -> str:
+    """Numbers without the marks between their thousands. Inside of brackets a bare comma separates: (1,200)."""
+    parts: list[str] = []
+    depth = done = 0
+    for group in _GROUPS.finditer(text):
+        between = text[done : group.start()]
+        depth += sum(sign * between.count(bracket) for bracket, sign in _DEPTH.items())
+        keep = depth > 0 and not _EXPLICIT.search(group[0])
+        parts += [between, group[0] if keep else _NOT_DIGITS.sub("", group[0])]
+        done = group.end()
+    return "".join([*parts, text[done:]])
 
 
 def is_integer(text: str) -> bool:
@@ -93,7 +160,7 @@ def _undecorated(tokens: list[str]) -> list[str]:
             continue
         if token in _DROPPED:
             continue
-        if token[1:] in _WRAPPERS and token[0] == "\\":
+        if token[0] == "\\" and token[1:] in _WRAPPERS:
             font = True
             continue
         if token == "{":

@@ -7,9 +7,15 @@ replaced. It ends with its input.
 
 import json
 import os
+import random
+import re
 import signal
 import sys
 from functools import lru_cache
+from typing import Any
+
+DIGITS = 40
+DECIMAL = re.compile(r"[0-9]*\.[0-9]+")
 
 
 def main() -> None:
@@ -53,28 +59,158 @@ def limit_memory(memory_mb: int) -> None:
 
 @lru_cache(maxsize=256)
 def parsed(answer: str) -> tuple:
-    """What math-verify reads in a boxed answer. Only its LaTeX reader: the one for plain expressions evaluates text."""
+    """What an answer is to sympy, decimals as fractions. math-verify's reader of plain text would evaluate it."""
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from math_verify.parser import LatexExtractionConfig, parse
 
-    # 0 switches its SIGALRM timeout off, as None does, which its type hints do not know.
-    return tuple(parse(f"\\boxed{{{answer}}}", extraction_config=[LatexExtractionConfig()], parsing_timeout=0))
+    exact = DECIMAL.sub(as_fraction, answer)
+    try:
+        return (latex2sympy(exact, conversion_config=ConversionConfig(lowercase_symbols=False)),)
+    except MemoryError:
+        raise
+    except Exception:  # math-verify's own extraction knows more of what people write
+        # 0 switches its SIGALRM timeout off, as None does, which its type hints do not know.
+        return tuple(parse(f"\\boxed{{{exact}}}", extraction_config=[LatexExtractionConfig()], parsing_timeout=0))
+
+
+def as_fraction(decimal: re.Match[str]) -> str:
+    """0.35 as \\frac{35}{100}: floating-point numbers would be compared with a tolerance."""
+    whole, _, digits = decimal[0].partition(".")
+    return rf"\frac{{{int(whole + digits)}}}{{{10 ** len(digits)}}}"
 
 
 def compare(gold: str, answer: str) -> str:
-    """same, different, or error where no comparison succeeded and at least one failed. Not symmetric."""
-    from math_verify import verify
+    """same, different, or error where no comparison succeeded and at least one failed. Not symmetric.
 
+    An answer \\approx 15.556 is the same as the number that rounds to it.
+    """
+    rounded = answer.startswith("\\approx")
     failed = False
     for expected in parsed(gold):
-        for given in parsed(answer):
+        for given in parsed(answer.removeprefix("\\approx")):
             try:
-                if verify(expected, given, timeout_seconds=None, raise_on_error=True):
+                if rounds_to(expected, answer) if rounded else equal(expected, given):
                     return "same"
             except MemoryError:
                 raise
             except Exception:  # sympy fails in every way there is
                 failed = True
     return "error" if failed else "different"
+
+
+def equal(expected: Any, given: Any) -> bool:
+    """Whether two parsed answers are equal, with no tolerance beyond DIGITS significant digits."""
+    from math_verify import verify
+    from sympy import Expr, MatrixBase
+    from sympy.core.relational import Relational
+
+    if isinstance(expected, Expr) and isinstance(given, Expr):
+        return expected == given or vanishes(expected, given)
+    if isinstance(expected, MatrixBase) and isinstance(given, MatrixBase):
+        cells = zip(expected.flat(), given.flat(), strict=True)
+        return expected.shape == given.shape and all(equal(ours, theirs) for ours, theirs in cells)
+    if isinstance(expected, Relational) and isinstance(given, Relational):
+        return same_relation(expected, given)
+    if type(expected) is not type(given):
+        return False
+    return verify(
+        expected, given, float_rounding=DIGITS, numeric_precision=DIGITS, timeout_seconds=None, raise_on_error=True
+    )
+
+
+def points(names: set, count: int = 6) -> list:
+    """Values for all symbols, alike in every process: fractions of either sign, nowhere special."""
+    from sympy import Rational
+
+    rng = random.Random(20)
+    ordered = sorted(names, key=str)
+    span = [(1, 1), (1, 1), (1, 1), (-1, 1), (-1, 1), (-1, -1)]
+    return [
+        {name: Rational(rng.choice(span[index % 6]) * rng.randint(1009, 9973), 3571) for name in ordered}
+        for index in range(count)
+    ]
+
+
+def as_complex(expression: Any, names: set) -> Any:
+    """With i as the imaginary unit where it is the only letter."""
+    from sympy import I
+
+    return expression.subs(next(iter(names)), I) if {str(name) for name in names} == {"i"} else expression
+
+
+def value_at(expression: Any, point: dict) -> Any:
+    """A complex number of mpmath with more than DIGITS significant digits, or None where there is no finite one."""
+    import mpmath
+
+    value = expression.subs(point).evalf(DIGITS + 20)
+    if not value.is_number or not value.is_finite:
+        return None
+    return mpmath.mpc(*(str(part) for part in value.as_real_imag()))
+
+
+def vanishes(expected: Any, given: Any) -> bool:
+    """Whether the difference of two expressions is zero: at random points to DIGITS digits, relative to their size.
+
+    Different formulas as short as answers agree at no six random points; where none has a value, algebra decides.
+    """
+    import mpmath
+    from sympy import simplify
+
+    names = expected.free_symbols | given.free_symbols
+    expected, given = as_complex(expected, names).doit(), as_complex(given, names).doit()
+    names = expected.free_symbols | given.free_symbols
+    seen = 0
+    with mpmath.workdps(2 * DIGITS):
+        for point in points(names, 6 if names else 1):
+            ours, theirs = value_at(expected, point), value_at(given, point)
+            if ours is None or theirs is None:
+                continue
+            if names and (ours.imag or theirs.imag) and not (ours.imag and theirs.imag):
+                continue  # outside of where one of the two is real
+            seen += 1
+            if (apart := abs(ours - theirs)) <= mpmath.mpf(10) ** -DIGITS * max(abs(ours), abs(theirs)):
+                continue
+            if apart > mpmath.mpf(10) ** -DIGITS or (ours and theirs):
+                return False
+            seen = 0  # one side is zero, the other may be its rounding error
+            break
+    return seen >= (2 if names else 1) or simplify(expected - given) == 0
+
+
+def same_relation(expected: Any, given: Any) -> bool:
+    """Whether two equations or inequalities are multiples of each other: 2x - y + 3 = 0 is y = 2x + 3."""
+    import mpmath
+    from sympy import Eq, Ne
+
+    flipped = expected.reversed.func is given.func and not isinstance(expected, Eq | Ne)
+    if expected.func is not given.func and not flipped:
+        return False
+    ours: Any = expected.lhs - expected.rhs
+    theirs: Any = given.lhs - given.rhs
+    names = ours.free_symbols | theirs.free_symbols
+    ratios = []
+    with mpmath.workdps(2 * DIGITS):
+        for point in points(names):
+            pair = value_at(ours, point), value_at(theirs, point)
+            if pair[0] is None or pair[1] is None or not pair[0] or not pair[1]:
+                continue
+            ratios.append(pair[1] / pair[0])
+        if len(ratios) < 3 or any(abs(ratio - ratios[0]) > mpmath.mpf(10) ** -DIGITS * abs(ratio) for ratio in ratios):
+            return False
+    if isinstance(expected, Eq | Ne):
+        return True
+    return ratios[0].imag == 0 and (ratios[0].real < 0) == (expected.func is not given.func)
+
+
+def rounds_to(expected: Any, answer: str) -> bool:
+    """Whether a number rounds to the decimal of `\\approx decimal`."""
+    import mpmath
+
+    decimal = answer.removeprefix("\\approx").strip()
+    value = value_at(expected.doit(), {})
+    with mpmath.workdps(2 * DIGITS):
+        half = mpmath.mpf(10) ** -len(decimal.partition(".")[2]) / 2
+        return value is not None and not value.imag and abs(value.real - mpmath.mpf(decimal)) <= half
 
 
 if __name__ == "__main__":

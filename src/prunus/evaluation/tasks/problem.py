@@ -8,6 +8,7 @@ from string import ascii_uppercase
 from typing import Literal
 
 from prunus.errors import PrunusError
+from prunus.evaluation.grading.matching import wishes
 
 AnswerKind = Literal["integer", "math", "choice", "exact"]
 MAX_CHOICES = len(ascii_uppercase)
@@ -35,6 +36,11 @@ class Problem:
     def gold(self) -> str:
         """The answer under the name that graders and stores use."""
         return self.answer
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What the question wishes of the answer's form, for the grader: "percent", "base 8"."""
+        return wishes(self.question)
 
     @property
     def digest(self) -> str:

@@ -1,0 +1,166 @@
+r"""Whether two answers that have been read mean the same: structure by rule, formulas by asking.
+
+Sets and lists are equal in any order, tuples in one; a set is no tuple; brackets of intervals count. A decimal equals a
+fraction only where it ends, or where it calls itself rounded and is so to at least MIN_DIGITS digits. 35 % is 0.35, and
+35 only where the question asks for percent. The base of a number is part of it; it may only be left out where the
+question names it.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from prunus.evaluation.grading.reading import BASES, Node
+
+MAX_UNORDERED = 16
+MIN_DIGITS = 3
+Ask = Callable[[str, str], bool]
+_PERCENT_OF = re.compile(r"[0-9}$][ ~\\-]*$")
+_PERCENT = re.compile(r"\bper[- ]?cent(?:age)?\b|(?<=what )\\?%|(?<=as a )\\?%", re.IGNORECASE)
+_BASE = re.compile(r"\bbase[\s$~{-]{0,4}([0-9]{1,2}|[a-z]+)", re.IGNORECASE)
+_DIGITS = re.compile(r"-?[0-9]*\.[0-9]+")
+_INFORMAL = re.compile(r"[^a-z]")
+
+
+def wishes(question: str) -> tuple[str, ...]:
+    """What a question says of the form of its answer: "percent", "base 8". "15 percent of" is no wish."""
+    found = ["percent" for at in _PERCENT.finditer(question) if not _PERCENT_OF.search(question[: at.start()][-8:])]
+    for name in _BASE.findall(question):
+        base = int(name) if name.isdigit() else BASES.get(name.lower())
+        found += [f"base {base}"] if base else []
+    return tuple(sorted(set(found)))
+
+
+def same(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
+    """ask: whether two formulas are equal. asks: the question's wishes, None where the question is not known.
+
+    Every formula that matters is asked for whatever the others say, so that a caller may collect them first.
+    """
+    if answer.rounded or gold.rounded:
+        return _rounded(gold, answer, ask, asks)
+    if gold.percent != answer.percent:
+        return _one_percent(gold, answer, ask, asks)
+    if gold.units and answer.units and not gold.units & answer.units:
+        return False
+    if "equation" in (gold.kind, answer.kind):
+        return _equations(gold, answer, ask, asks)
+    if "based" in (gold.kind, answer.kind):
+        return _based(gold, answer, asks)
+    if "words" in (gold.kind, answer.kind):
+        return _INFORMAL.sub("", gold.text.lower()) == _INFORMAL.sub("", answer.text.lower()) != ""
+    if not gold.parts and not answer.parts:
+        return _leaves(gold, answer, ask)
+    return _structures(gold, answer, ask, asks)
+
+
+def _structures(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
+    kinds = (gold.kind, answer.kind)
+    if "set" in kinds and not (gold.parts and answer.parts):
+        one, other = (gold, answer) if gold.kind == "set" else (answer, gold)
+        if len(one.parts) != 1:
+            return False
+        return same(one.parts[0], other, ask, asks) if one is gold else same(other, one.parts[0], ask, asks)
+    if len(gold.parts) != len(answer.parts):
+        return False
+    unordered = kinds[0] in ("list", "set") and kinds[1] in ("list", "set")
+    unions = kinds[0] in ("union", "list") and kinds[1] in ("union", "list")
+    if unions and not unordered:
+        unordered = all(part.kind in ("interval", "tuple", "set") for part in gold.parts + answer.parts)
+    if unordered:
+        return _matched(gold.parts, answer.parts, ask, asks)
+    ordered = (
+        kinds in (("tuple", "tuple"), ("tuple", "list"))
+        or (gold.kind == answer.kind in ("interval", "matrix") and gold.text == answer.text)
+        or (set(kinds) == {"interval", "tuple"} and "()" in (gold.text, answer.text))
+    )
+    return ordered and _in_order(gold.parts, answer.parts, ask, asks)
+
+
+def _in_order(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Sequence[str] | None) -> bool:
+    found = [same(ours, theirs, ask, asks) for ours, theirs in zip(gold, answer, strict=True)]
+    return all(found)
+
+
+def _matched(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Sequence[str] | None) -> bool:
+    """Whether the elements pair off. Equality is transitive, so taking the first that fits is enough.
+
+    Numbers are sorted instead; more formulas than MAX_UNORDERED are only compared in the order they have.
+    """
+    ours, theirs = _plain_values(gold), _plain_values(answer)
+    if len(ours) == len(gold) and len(theirs) == len(answer):
+        return sorted(ours) == sorted(theirs)
+    if len(gold) > MAX_UNORDERED:
+        return _in_order(gold, answer, ask, asks)
+    fits = [[same(ours, theirs, ask, asks) for theirs in answer] for ours in gold]
+    free = set(range(len(answer)))
+    for row in fits:
+        found = next((index for index in sorted(free) if row[index]), None)
+        if found is None:
+            return False
+        free.discard(found)
+    return True
+
+
+def _plain_values(parts: Sequence[Node]) -> list[Fraction]:
+    """The values of those parts that are nothing but numbers."""
+    plain = (part for part in parts if not (part.percent or part.rounded or part.units))
+    return [part.value for part in plain if part.value is not None]
+
+
+def _leaves(gold: Node, answer: Node, ask: Ask) -> bool:
+    if gold.value is not None and answer.value is not None:
+        return gold.value == answer.value
+    if gold.text == answer.text:
+        return gold.text != ""
+    return bool(gold.text and answer.text) and ask(gold.text, answer.text)
+
+
+def _equations(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
+    if answer.kind != "equation":  # x = 5 against 5; but x + y = 0 against 0 says something else
+        return bool(gold.name) and same(gold.parts[0], answer, ask, asks)
+    if gold.kind != "equation":
+        return bool(answer.parts) and same(gold, answer.parts[0], ask, asks)
+    if gold.name and gold.name == answer.name:
+        return same(gold.parts[0], answer.parts[0], ask, asks)
+    return gold.text == answer.text or ask(gold.text, answer.text)
+
+
+def _based(gold: Node, answer: Node, asks: Sequence[str] | None) -> bool:
+    if gold.kind == answer.kind:
+        return (gold.text, gold.name) == (answer.text, answer.name)
+    based, bare = (gold, answer) if gold.kind == "based" else (answer, gold)
+    if bare.kind != "number" or bare.text != based.text:
+        return False
+    return based.name == "10" or (based is gold and (asks is None or f"base {gold.name}" in asks))
+
+
+def _one_percent(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
+    """One of the two is in percent."""
+    share, bare = (gold, answer) if gold.percent else (answer, gold)
+    if share.kind not in ("number", "formula") or bare.kind not in ("number", "formula"):
+        return False
+    if share.value is not None and bare.value is not None:
+        equal = share.value / 100 == bare.value
+        wished = share.value == bare.value
+    else:
+        equal = ask(bare.text, rf"\frac{{{share.text}}}{{100}}")
+        wished = bare.text == share.text or ask(bare.text, share.text)
+    return equal or (wished and (asks is None or "percent" in asks))
+
+
+def _rounded(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
+    """ "About 0.333" is a third; about 0.3 is not, nor is about 0.334. Two rounded answers must be the same number."""
+    if gold.rounded and answer.rounded:
+        return gold.value is not None and gold.value == answer.value
+    rounded, exact = (gold, answer) if gold.rounded else (answer, gold)
+    if rounded.value is None or rounded.percent != exact.percent:
+        return False
+    if exact.value == rounded.value:
+        return True
+    written = rounded.text
+    if not _DIGITS.fullmatch(written) or len(written.replace(".", "").lstrip("-0")) < MIN_DIGITS:
+        return False
+    places = len(written.partition(".")[2])
+    if exact.value is not None:
+        return abs(exact.value - rounded.value) * 2 * 10**places <= 1
+    return exact.kind == "formula" and ask(exact.text, rf"\approx {written}")

@@ -1,0 +1,251 @@
+r"""What an answer is: a number, a formula, a list, a set, a tuple, an interval, a matrix, words. Read without algebra.
+
+Every reader takes text as written; formulas that remain are in normal form (normalise.latex), which a worker compares.
+Nothing is evaluated but arithmetic (arithmetic.py). Nesting deeper than MAX_DEPTH stays a formula.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+from prunus.evaluation.grading import normalise
+from prunus.evaluation.grading.arithmetic import exact_value
+from prunus.evaluation.grading.units import split_quantity
+
+MAX_DEPTH = 5
+Kind = Literal[
+    "number", "formula", "words", "letter", "based", "list", "set", "tuple", "interval", "union", "matrix", "equation"
+]
+
+
+@dataclass(frozen=True)
+class Node:
+    r"""A part of an answer.
+
+    text: normal form of a formula or equation; digits of a based number; words in lower case without blanks; the letter
+    of a choice; brackets of an interval ("[)"); rows x columns of a matrix. value: exact, of a number. parts: elements
+    in order; of an equation its right side. name: the letter left of =, or the base. percent, rounded (`\approx`) and
+    units say what stood around it.
+    """
+
+    kind: Kind
+    text: str = ""
+    value: Fraction | None = None
+    parts: tuple["Node", ...] = ()
+    name: str = ""
+    percent: bool = False
+    rounded: bool = False
+    units: frozenset[str] = frozenset()
+
+
+_STYLE = r"\\(?:text|mbox|textrm|mathrm)\s*"
+_AND = re.compile(_STYLE + r"\{\s*,?\s*and\s*\}|(?<=[\s$}),])and(?=[\s$\\])|;")
+_OR = re.compile(_STYLE + r"\{\s*,?\s*or\s*\}|(?<=[\s$}),])or(?=[\s$\\])|\\(?:lor|vee)(?![A-Za-z])")
+_APPROX = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])|≈")
+_ROUGHLY = re.compile(r"(?:\\text\{)?(?:approximately|about|roughly|approx\.?)\}?[\s~]+", re.IGNORECASE)
+_BASED = re.compile(
+    r"\(?(?P<digits>[0-9A-F]+(?:\.[0-9A-F]+)?)\)?(?:_\{?(?:base-?)?|\(?(?:in)?base-?)(?P<base>[0-9]{1,2}|[a-z]+)\}?\)?"
+)
+_BASE_NAMES = "two three four five six seven eight nine ten eleven twelve"
+BASES = {name: base for base, name in enumerate(_BASE_NAMES.split(), 2)} | {
+    "sixteen": 16, "binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16,
+}  # fmt: skip
+_WORDS = re.compile(r"[A-Za-z'-]+(?: +[A-Za-z'-]+)*")
+_LONG_WORD = re.compile(r"(?:^|[ '-])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|gcd|lcm|mod)\b)[A-Za-z]{3,}")
+_STYLED_WORDS = re.compile(
+    r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|emph)\s*\{(?P<words>[A-Za-z' -]{2,})\.?\}\.?"
+)
+_CHOICE = re.compile(r"\(?([A-Z])\)?")
+_LABEL = re.compile(
+    r"(?P<styled>\\(?:text|textbf|mathrm|mathbf|textrm)\s*\{\s*"
+    r"(?:\([A-H]\)[.:]?\s*\}|[A-H][.:)]\s*\}|[A-H]\s*\}(?=\\[,;: ]|~|\s))(?:\\[,;:! ]|~|\s|\\q?quad|[:.,])*(?=\S))"
+    r"|\([A-H]\)(?:\\[,;:! ]|~|\s|\\q?quad|:)+(?=\S)|[A-H][).:]\s+(?=\S)"
+)
+_OPERATOR = re.compile(r"[-+*/^_=<>)\]},&!]|\\(?:cdot|times|cup|cap|le|ge|in|pm|mp)(?![A-Za-z])")
+_RELATION = re.compile(r"\\(?:le|ge)(?![A-Za-z])|[<>]")
+_MEMBER = re.compile(r"[A-Za-z]\\in(?![A-Za-z])")
+_VARIABLE = re.compile(r"[A-Za-z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega)|[a-z]\([a-z]\)")
+# What an answer may be called: x, x_1, f(x), AB, \angle ABC. A sum on the left makes an equation of its own.
+_NAME = re.compile(rf"(?:{_VARIABLE.pattern})(?:_\{{?[0-9a-z]+\}}?)?|[A-Za-z]\([^()=]*\)|\\angle ?[A-Z]+|[A-Z]{{2,3}}")
+_BUILDER = re.compile(r"\\\{[A-Za-z](?:\\in\\mathbb\{?R\}?)?(?:\\mid|\\vert|:|\|) ?(?P<condition>[^|]+)\\\}")
+_SEPARATORS: tuple[tuple[str, Literal["union", "list"]], ...] = ((r"\lor", "union"), (",", "list"), (r"\cup", "union"))
+_SIGN = re.compile(r"\\[pm][mp](?![A-Za-z])")
+_MATRIX = re.compile(r"\\begin\{(?P<kind>[pbvBV]?matrix|array)\}(?:\{[clr|]*\})?(?P<body>.*)\\end\{(?P=kind)\}")
+_OPEN = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
+_CLOSE = frozenset(_OPEN.values())
+_PIECE = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
+
+
+def readings(text: str) -> list[Node]:
+    """The ways in which an answer can be read, the likeliest first: as it is, and without the letter of a choice."""
+    found = [read(text)]
+    styled = text.strip().strip("$*").strip()
+    if (label := _LABEL.match(styled)) and (label["styled"] or not _OPERATOR.match(styled, label.end())):
+        found.append(read(styled[label.end() :]))
+    if ungrouped := normalise.latex(text) != normalise.latex(text, grouped=False):
+        found.append(read(text, grouped=not ungrouped))
+    return found
+
+
+def read(text: str, depth: int = 0, grouped: bool = True) -> Node:
+    """One answer as it is written."""
+    text = text.strip()
+    before, *rounded = _APPROX.split(text, maxsplit=1)
+    if rounded and not before.strip(" $="):
+        return replace(read(rounded[0], depth + 1, grouped), rounded=True) if depth < MAX_DEPTH else _formula(text)
+    text = before if rounded else text
+    if (rough := _ROUGHLY.match(text)) and depth < MAX_DEPTH:
+        return replace(read(text[rough.end() :], depth + 1, grouped), rounded=True)
+    if words := _read_words(text):
+        return words
+    quantity = split_quantity(text)
+    latex = normalise.latex(_AND.sub(" , ", _OR.sub(r" \\lor ", quantity.body)), grouped)
+    node = _read_latex(latex, depth)
+    if quantity.scale != 1:
+        value = node.value
+        node = _formula(text) if value is None else Node("number", latex, value * quantity.scale)
+    if quantity.percent:
+        node = replace(node, percent=True)
+    return replace(node, units=quantity.units) if quantity.units else node
+
+
+def _read_words(text: str) -> Node | None:
+    plain = text.strip("$*. ")
+    styled = _STYLED_WORDS.fullmatch(plain)
+    said = styled["words"] if styled else plain if _WORDS.fullmatch(plain) and len(plain) > 3 else ""
+    words = said if styled or _LONG_WORD.search(said) else ""
+    words = "".join(words.lower().split())
+    return Node("words", words) if len(words) > 1 else None
+
+
+def _read_latex(latex: str, depth: int = 0) -> Node:
+    """From normal form; commas separate, `\\lor` stands for "or"."""
+    if depth > MAX_DEPTH:
+        return _formula(latex)
+    if _SIGN.search(latex) and len(_split(latex, ",")) == 1 and not latex.startswith(r"\{"):
+        both = [_SIGN.sub(lambda sign, upper=upper: _resolved(sign[0], upper), latex) for upper in (True, False)]
+        return Node("list", parts=tuple(_read_latex(one, depth + 1) for one in both))
+    for separator, kind in _SEPARATORS:
+        pieces = _split(latex, separator)
+        if len(pieces) > 1 and all(pieces):
+            return _joined(kind, [_read_latex(piece, depth + 1) for piece in pieces])
+    if builder := _BUILDER.fullmatch(latex):
+        return _read_latex(builder["condition"], depth + 1)
+    if member := _MEMBER.match(latex):
+        return _read_latex(latex[member.end() :], depth + 1)
+    if inequality := _read_inequality(latex, depth):
+        return inequality
+    if equation := _read_equation(latex, depth):
+        return equation
+    if based := _BASED.fullmatch(latex):
+        base = int(based["base"]) if based["base"].isdigit() else BASES.get(based["base"])
+        if base and (base > 10 or based["digits"].replace(".", "").isdigit()):
+            return Node("based", based["digits"].lstrip("0") or "0", name=str(base))
+    if enclosed := _read_enclosed(latex, depth):
+        return enclosed
+    if letter := _CHOICE.fullmatch(latex):
+        return Node("letter", letter[1])
+    return _formula(latex)
+
+
+def _formula(latex: str) -> Node:
+    latex = latex.removeprefix("+")
+    if (value := exact_value(latex)) is not None:
+        return Node("number", latex, value)
+    return Node("formula", latex)
+
+
+def _resolved(sign: str, upper: bool) -> str:
+    return "+" if (sign == r"\pm") == upper else "-"
+
+
+def _joined(kind: Literal["union", "list"], parts: list[Node]) -> Node:
+    """A list or union; "x = 1 or x = 2" is a list, and what stands in lists and unions of the same kind is theirs."""
+    if kind == "union" and not all(part.kind in ("interval", "tuple", "set", "union") for part in parts):
+        kind = "list"
+    flat = [inner for part in parts for inner in (part.parts if part.kind == kind else (part,))]
+    return Node(kind, parts=tuple(flat))
+
+
+def _read_inequality(latex: str, depth: int) -> Node | None:
+    """a < x <= b, x > a and their like as intervals; other inequalities are equations of a kind."""
+    signs = _RELATION.findall(latex)
+    if not signs or "=" in latex:
+        return None
+    sides = [side.strip() for side in _RELATION.split(latex)]
+    below = [sign in ("<", r"\le") for sign in signs]
+    strict = [sign in "<>" for sign in signs]
+    if len(sides) == 3 and below[0] == below[1] and _VARIABLE.fullmatch(sides[1]):
+        start, end = (sides[0], sides[2]) if below[0] else (sides[2], sides[0])
+        opening, closing = ("(" if open_ else "[" for open_ in (strict if below[0] else strict[::-1]))
+    elif len(sides) == 2 and (_VARIABLE.fullmatch(sides[0]) or _VARIABLE.fullmatch(sides[1])):
+        left = _VARIABLE.fullmatch(sides[0]) is not None
+        bound, is_upper, bracket = sides[1 if left else 0], below[0] == left, "(" if strict[0] else "["
+        start, end = (r"-\infty", bound) if is_upper else (bound, r"\infty")
+        opening, closing = ("(", bracket) if is_upper else (bracket, "(")
+    else:
+        return Node("equation", latex)
+    closing = ")" if closing == "(" else "]"
+    parts = (_read_latex(start, depth + 1), _read_latex(end, depth + 1))
+    return Node("interval", opening + closing, parts=parts)
+
+
+def _read_equation(latex: str, depth: int) -> Node | None:
+    sides = _split(latex, "=")
+    if len(sides) < 2 or not all(sides):
+        return None
+    name = sides[0] if _NAME.fullmatch(sides[0]) else ""
+    return Node("equation", latex, parts=(_read_latex(sides[-1], depth + 1),), name=name)
+
+
+def _read_enclosed(latex: str, depth: int) -> Node | None:
+    """What one pair of brackets holds: a set, a tuple, an interval, or a part in superfluous parentheses."""
+    if matrix := _MATRIX.fullmatch(latex):
+        rows = [_split(row, "&") for row in _split(matrix["body"], "\\\\") if row]
+        if rows and all(len(row) == len(rows[0]) and all(row) for row in rows):
+            cells = tuple(_read_latex(cell, depth + 1) for row in rows for cell in row)
+            return Node("matrix", f"{len(rows)} x {len(rows[0])}", parts=cells)
+        return None
+    opening = next((start for start in (r"\{", "(", "[") if latex.startswith(start)), None)
+    closing = next((end for end in (r"\}", ")", "]") if latex.endswith(end)), None)
+    if opening is None or closing is None or (opening == r"\{") != (closing == r"\}"):
+        return None
+    inside = latex[len(opening) : -len(closing)]
+    if _split(inside, "") == []:  # the brackets at the ends are not each other's
+        return None
+    elements = _split(inside, ",")
+    if opening == r"\{":
+        parts = [_read_latex(element, depth + 1) for element in elements if element]
+        return Node("set", parts=_joined("list", parts).parts)
+    if not all(elements):
+        return None
+    if len(elements) == 1:
+        return _read_latex(inside, depth + 1) if opening + closing == "()" else None
+    parts = tuple(_read_latex(element, depth + 1) for element in elements)
+    if opening + closing == "()":
+        infinite = len(parts) == 2 and any(part.text.endswith(r"\infty") for part in parts)
+        return Node("interval", "()", parts=parts) if infinite else Node("tuple", parts=parts)
+    return Node("interval", opening + closing, parts=parts) if len(parts) == 2 else None
+
+
+def _split(latex: str, separator: str) -> list[str]:
+    """Pieces between the separators that stand outside of all brackets; half-open intervals close what they open.
+
+    Empty where brackets close that were never opened.
+    """
+    pieces, depth, environments = [""], 0, 0
+    for match in _PIECE.finditer(latex):
+        piece = match[0]
+        if piece in _OPEN:
+            depth += 1
+        elif piece in _CLOSE:
+            depth -= 1
+            if depth < 0:
+                return []
+        environments += (piece == r"\begin") - (piece == r"\end")
+        if piece == separator and depth == 0 and environments == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += piece
+    return pieces
