@@ -7,6 +7,7 @@ import random
 import runpy
 import sqlite3
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from prunus.evaluation.grading.matching import wishes
 from prunus.evaluation.grading.reading import readings
 from prunus.evaluation.tasks import Problem, load_task
 from prunus.evaluation.work import problem_row
-from prunus.results.store import Store
+from prunus.results.store import Run, Store
 
 ROOT = Path(__file__).parents[1]
 forms = runpy.run_path(str(ROOT / "benchmarks/perturbations.py"))["forms"]
@@ -213,6 +214,14 @@ def test_wishes_are_stored_and_old_stores_stay_readable(tmp_path, grader):
         old = store.problems()["i"]
     assert (new.asks, old.asks) == ((), None)
     assert [grade.correct for grade in grader.grade([(new, box(r"10\%")), (old, box(r"10\%"))])] == [False, True]
+
+
+def test_a_run_that_two_graders_share_says_so(tmp_path):
+    run = Run("r" * 12, {"name": "m"}, {}, {"grader": "1", "torch": "2"})
+    with Store(tmp_path / "s.db", create=True) as store:
+        for grader in ("1", "2", "2"):
+            store.add_run(replace(run, versions={"grader": grader}))
+        assert store.run(run.run_id).versions["grader"] == "1 and 2"
 
 
 def test_arithmetic_equals_python():

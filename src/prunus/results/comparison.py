@@ -159,7 +159,7 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     if differences := _plan_differences(base, other):
         notes.append(f"plans differ, so the difference is not the model's alone: {differences}")
     graders = [run.versions.get("grader") for run in (base, other)]
-    if graders[0] != graders[1]:
+    if graders[0] != graders[1] or " and " in str(graders[0]):
         notes.append(f"graded by different versions ({graders[1]}, base {graders[0]}): run `prunus regrade`")
     return notes
 

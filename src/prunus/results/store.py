@@ -211,10 +211,16 @@ class Store:
         return claimed(self.path, run_id)
 
     def add_run(self, run: Run) -> None:
-        """Remember the run; one with its id that is there already stays as it is."""
+        """Remember the run; one with its id that is there already stays as it is.
+
+        But where another version of the grader is about to add rows, the run says so: "1 and 2", until it is regraded.
+        """
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
         with self._transaction():
             self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+        graders = str(self.run(run.run_id).versions.get("grader", "")).split(" and ")
+        if (grader := run.versions.get("grader")) and graders != [""] and grader not in graders:
+            self.update_versions(run.run_id, {"grader": " and ".join([*graders, grader])})
 
     def update_versions(self, run_id: str, changes: Mapping[str, Any]) -> None:
         """Merge into the run's versions: after grading again its grader is another."""
