@@ -97,7 +97,7 @@ class OtherDevice(TorchFunctionMode):
         kept = []
         for value in rest:
             if isinstance(value, Tensor):
-                goal, value = isinstance(value, Marked), plain(Tensor.dtype.__get__, (value,), {})
+                goal, value = isinstance(value, Marked), unmark(value).dtype
             elif isinstance(value, str | torch.device):
                 goal = self.is_there(value)
                 continue

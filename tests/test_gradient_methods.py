@@ -13,7 +13,8 @@ from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint, read_block
 from prunus.checkpoint.partial import Partial
 from prunus.errors import PrunusError
-from prunus.pruning import gradients
+from prunus.pruning import hidden
+from prunus.pruning import portions as portions_module
 from prunus.pruning.hidden import HiddenStates
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import gblm, row_budgets
@@ -74,7 +75,8 @@ def zeros_by_rows(score, counts):
 def test_gblm_prunes_by_the_gradients_of_the_whole_model(tmp_path, rows, monkeypatch, portions):
     folder = make_model(tmp_path / "m", "qwen3", blocks=2)
     if portions != "at once":
-        monkeypatch.setattr(gradients, "KEPT_BYTES", 2 * 32 * 4 * 2 * LENGTH)
+        monkeypatch.setattr(portions_module, "free_memory", lambda: 0)
+        monkeypatch.setattr(hidden, "BATCH_TOKENS", LENGTH)
     prunus.prune(folder, tmp_path / "out", recipe(rows, method="gblm", sparsity=0.5))
     dense, norms, weights, _ = whole_model(folder)
     pruned = Checkpoint(tmp_path / "out")

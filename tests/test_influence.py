@@ -16,7 +16,8 @@ import prunus
 from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning import gradients
+from prunus.pruning import gradients, hidden
+from prunus.pruning import portions as portions_module
 from prunus.pruning.allocation import influence, layerif
 from prunus.pruning.allocation.measures import chain_only
 from prunus.pruning.calibration import Calibration
@@ -56,7 +57,8 @@ def test_streamed_gradients_are_those_of_the_whole_model(tmp_path, monkeypatch, 
     lengths = [30, 2, 17, 30, 9]
     sequences = [row[:n] for row, n in zip(random_rows(5, 30), lengths, strict=True)]
     if portions == "few at a time":
-        monkeypatch.setattr(gradients, "KEPT_BYTES", 2 * 32 * 4 * 40)
+        monkeypatch.setattr(portions_module, "free_memory", lambda: 0)
+        monkeypatch.setattr(hidden, "BATCH_TOKENS", 30)
         monkeypatch.setattr(gradients, "LOGIT_TOKENS", 7)
     found = sketches(model_of(folder), sequences, exact)
     expected = whole_model_gradients(folder, sequences)

@@ -32,7 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
         for name in ("layerif", "layerif-sketch")
     },
 }
-SAVED = {
+SAVED: dict[str, dict[str, Any]] = {
     name: RUNS[name] | {"propagation": "dense"}
     for name in ("wanda", "sparsegpt", "ria", "dsnot", "alps", "update", "magnitude, update", "owl", "dlp, median")
 }

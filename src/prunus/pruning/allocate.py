@@ -95,11 +95,13 @@ def find_evidence(
     device: torch.device,
     calibration: Calibration | None,
     saved: SavedStats | None = None,
+    file: Path | None = None,
 ) -> Evidence:
     """Evidence of the recipe's file, checked against model and recipe, else measured.
 
     calibration: the recipe's sequences where they are at hand already; influences choose their own. saved: statistics
-    to be used instead of running the model where they are enough.
+    to be used instead of running the model where they are enough. file: where to keep hidden states instead of in
+    memory.
     """
     allocation = ALLOCATIONS[recipe.allocation]
     settings: dict[str, Any] = {"scope": recipe.scope, **{name: getattr(recipe, name) for name in allocation.settings}}
@@ -120,7 +122,7 @@ def find_evidence(
         dtype = torch.float32 if allocation.needs == "gradients" else source.dtype
     else:
         dtype = getattr(torch, recipe.dtype)
-    subject = Subject(source, recipe, linears_in_scope(recipe), Runner(source.config, dtype, device))
+    subject = Subject(source, recipe, linears_in_scope(recipe), Runner(source.config, dtype, device), file=file)
     if saved is not None and allocation.needs == "norms":
         subject = subject._replace(saved=lambda index: saved.block(index, device))
     with full_float32(device):

@@ -19,25 +19,36 @@ from torch.utils.hooks import RemovableHandle
 from prunus.checkpoint.blocks import blocks_on
 from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.safetensors_file import read_header, write_file
+from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.head import LOGIT_TOKENS, Head, final_norm
 from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.portions import portions, room_for
 
 RANK = 32
-# What all blocks read is kept for as many sequences as fit here (at least one); the blocks are read again for the next.
-KEPT_BYTES = 1 << 30
 
 Projections = Callable[[int, str, int, int], tuple[Tensor, Tensor]]
 
 
 class Model(NamedTuple):
-    """What gradients are taken of. linears: names within a block."""
+    """What gradients are taken of. linears: names within a block. file: for what all blocks read; None: in memory."""
 
     source: Checkpoint
     runner: Runner
     linears: Sequence[str]
+    file: Path | None = None
+
+    @property
+    def per_token(self) -> int:
+        """Bytes kept of a token: what each block reads, what the last one gives, and the gradient by one of them."""
+        return (self.source.blocks + 2) * self.source.config.hidden_size * self.runner.dtype.itemsize
+
+    @property
+    def weights(self) -> int:
+        """How many weights the Linears of all blocks have."""
+        shapes = self.source.linear_shapes(0)
+        return self.source.blocks * sum(shapes[name][0] * shapes[name][1] for name in self.linears)
 
 
 class Tap(NamedTuple):
@@ -48,13 +59,17 @@ class Tap(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """One block on the way down, and what the sequences of this portion bring to it from both sides."""
+    """One block on the way down, and what the sequences of this portion bring to it from both sides.
+
+    last: whether this is the last portion.
+    """
 
     model: Model
     number: int
     block: nn.Module
     read: HiddenStates
     up_SD: Tensor
+    last: bool
 
     def run(self, tap: Tap) -> None:
         """Pass all sequences through the block, once; up_SD turns into the gradient by its input."""
@@ -65,30 +80,36 @@ class Descent(NamedTuple):
 
 
 def descend(
-    model: Model, sequences: Sequence[list[int]], weights: Sequence[Sequence[float]] | None = None
+    model: Model, sequences: Sequence[list[int]], weights: Sequence[Sequence[float]] | None = None, most: int = 1 << 62
 ) -> Iterator[Descent]:
     """The blocks from last to first, for one portion of the sequences after the other, shortest sequences first.
 
     The loss of a sequence is the mean over its tokens but the first. weights: how much each token counts in it, for
-    each sequence; None: all alike. Every Descent must be run once.
+    each sequence; None: all alike. most: tokens of a portion. Every Descent must be run once.
     """
     order = shortest_first(sequences)
-    parts = list(portions([sequences[i] for i in order], kept_tokens(model)))
+    parts = list(portions([sequences[i] for i in order], most))
     counted = None if weights is None else [weights[i] for i in order]
     head, begin = Head(model.source, model.runner), 0
+    memory = None  # the same for all portions, so that there is never that of two
+    if model.file is None:
+        tables = (model.source.blocks + 1) * model.source.config.hidden_size
+        numbers = max(sum(map(len, part)) for part in parts) * tables
+        memory = torch.empty(numbers, dtype=model.runner.dtype)
     total = 2 * model.source.blocks * len(parts)
     with torch.inference_mode(False), torch.enable_grad(), Steps("gradients", total, unit="blocks") as steps:
-        for part in parts:
+        for number, part in enumerate(parts, 1):
             of_part = None if counted is None else counted[begin : begin + len(part)]
             begin += len(part)
-            read, last = forward(model, part, of_part, steps)
-            up_SD = loss_gradients(head, last)
+            tables_BSD, last = forward(model, part, of_part, steps, memory)
+            up_SD = tables_BSD[-1]
+            loss_gradients(head, last, up_SD)
             backwards = range(model.source.blocks)[::-1]
             blocks = blocks_on(model.source, backwards, model.runner.device)
             for index in backwards:
                 block = model.runner.make_block(index, next(blocks))
-                last.states_SD = read.pop()
-                yield Descent(model, index, block, last, up_SD)
+                last.states_SD = tables_BSD[index]
+                yield Descent(model, index, block, last, up_SD, number == len(parts))
                 steps.advance()
 
 
@@ -97,43 +118,37 @@ def shortest_first(sequences: Sequence[list[int]]) -> list[int]:
     return sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
 
 
-def kept_tokens(model: Model) -> int:
-    """How many tokens' inputs of all blocks fit in KEPT_BYTES."""
-    per_token = model.source.blocks * model.source.config.hidden_size * model.runner.dtype.itemsize
-    return KEPT_BYTES // per_token
-
-
-def portions(sequences: Sequence[list[int]], tokens: int) -> Iterator[list[list[int]]]:
-    """Sequences in order, in portions of at most so many tokens, at least one sequence each."""
-    part: list[list[int]] = []
-    for ids in sequences:
-        if part and sum(map(len, part)) + len(ids) > tokens:
-            yield part
-            part = []
-        part.append(ids)
-    yield part
-
-
 def forward(
-    model: Model, sequences: Sequence[list[int]], weights: Sequence[Sequence[float]] | None, steps: Steps
-) -> tuple[list[Tensor], HiddenStates]:
-    """What each block read, (S, D) each, and the output of the last one."""
-    hidden = HiddenStates(model.source, model.runner, sequences, None, token_weights=weights)
-    read = []
+    model: Model,
+    sequences: Sequence[list[int]],
+    weights: Sequence[Sequence[float]] | None,
+    steps: Steps,
+    memory: Tensor | None,
+) -> tuple[Tensor, HiddenStates]:
+    """What each block read and one table more, (B + 1, S, D), and the output of the last block.
+
+    memory: where to keep the former, None for the file of the hidden states.
+    """
+    source, runner, count = model.source, model.runner, model.source.blocks + 1
+    width = source.config.hidden_size
+    room = count * width if memory is None else 0
+    hidden = HiddenStates(source, runner, sequences, model.file, room, weights)
+    kept_SX = hidden.room(room) if memory is None else memory[: count * hidden.tokens * width]
+    tables_BSD = kept_SX.view(count, hidden.tokens, width)
     with torch.no_grad():
-        blocks = blocks_on(model.source, range(model.source.blocks), model.runner.device)
-        for index in range(model.source.blocks):
-            block = model.runner.make_block(index, next(blocks))
-            read.append(hidden.states_SD.clone())
-            for batch_NTD, there_NTD in hidden.batches_on(model.runner.device):
-                batch_NTD.copy_(model.runner.run_block(block, there_NTD))
+        blocks = blocks_on(source, range(source.blocks), runner.device)
+        for index in range(source.blocks):
+            block = runner.make_block(index, next(blocks))
+            pairs = zip(hidden.batches_on(runner.device), hidden.views(tables_BSD[index]), strict=True)
+            for (batch_NTD, there_NTD), read_NTD in pairs:
+                read_NTD.copy_(batch_NTD)
+                batch_NTD.copy_(runner.run_block(block, there_NTD))
             steps.advance()
-    return read, hidden
+    return tables_BSD, hidden
 
 
-def loss_gradients(head: Head, last: HiddenStates) -> Tensor:
-    """(S, D) gradient of each sequence's loss by the output of the last block."""
-    up_SD = torch.empty_like(last.states_SD)
+def loss_gradients(head: Head, last: HiddenStates, up_SD: Tensor) -> None:
+    """Fill up_SD with the gradient of each sequence's loss by the output of the last block."""
     weights = last.weights()
     for ids_NT, (batch_NTD, up_NTD) in zip(last.ids(), last.batches_with(up_SD), strict=True):
         weight_NT = torch.ones(ids_NT.shape) if weights is None else next(weights)[..., 0]
@@ -144,7 +159,6 @@ def loss_gradients(head: Head, last: HiddenStates) -> Tensor:
         states_NTD.backward(down_NTD)
         assert leaf_NTD.grad is not None
         up_NTD.copy_(leaf_NTD.grad)
-    return up_SD
 
 
 def logit_gradients(head: Head, states_NTD: Tensor, wanted_NT: Tensor, weight_NT: Tensor) -> Tensor:
@@ -223,7 +237,8 @@ def sketches(
     tokens. A NaN or infinity raises PrunusError. weights: as for descend.
     """
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in model.linears} for _ in range(model.source.blocks)]
-    for place in descend(model, sequences, weights):
+    room = room_for(sum(map(len, sequences)), model.per_token, 0, model.file)
+    for place in descend(model, sequences, weights, room.tokens):
         shapes = {name: place.block.get_submodule(name).get_parameter("weight").shape for name in model.linears}
         drawn = {name: projections(place.number, name, *shape) for name, shape in shapes.items()}
         place.run(_sketching(drawn, model.runner.device, found[place.number]))
@@ -294,22 +309,33 @@ def save_square_sums(
     file_of: Callable[[int], Path],
     rows: bool,
 ) -> None:
-    """Write, for every block, SquareSums of all sequences to the file file_of(block): what does not fit in memory.
+    """Write, for every block, SquareSums of all sequences to the file file_of(block).
 
-    One block's sums are held at a time; further portions of the sequences are added to the files.
+    Where sequences come in several portions, the sums stay in memory if there is room for them (portions.py), else
+    those of one block at a time are read from its file and written back to their places.
     """
     usable = [i for i, ids in enumerate(sequences) if len(ids) > 1]
     if not usable:
         raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
     chosen = [sequences[i] for i in usable]
     counted = None if weights is None else [weights[i] for i in usable]
-    started: set[int] = set()
-    for place in descend(model, chosen, counted):
-        found, file = SquareSums(rows), file_of(place.number)
-        if place.number in started:
-            found.sums = {name: stored.read().to(model.runner.device) for name, stored in read_header(file).items()}
+    shapes = model.source.linear_shapes(0)
+    size = 4 * (model.source.blocks * sum(shapes[name][0] for name in model.linears) if rows else model.weights)
+    room = room_for(sum(map(len, chosen)), model.per_token, size, model.file)
+    held: dict[int, dict[str, Tensor]] = {}
+    files: dict[int, OpenFile] = {}
+    for place in descend(model, chosen, counted, room.tokens):
+        number, found = place.number, SquareSums(rows)
+        if number in files:
+            held[number] = {name: stored.read() for name, stored in read_header(files[number].path).items()}
+        found.sums = {name: table.to(model.runner.device) for name, table in held.pop(number, {}).items()}
         place.run(found.tap)
         for name, table in found.sums.items():
-            check_finite(place.number, name, table)
-        write_file(file, {name: table.cpu() for name, table in found.sums.items()})
-        started.add(place.number)
+            check_finite(number, name, table)
+        sums = {name: table.cpu() for name, table in found.sums.items()}
+        if room.sums and not place.last:
+            held[number] = sums
+            continue
+        if number not in files:
+            files[number] = OpenFile(file_of(number), {name: entry_of(table) for name, table in sums.items()})
+        files[number].write(sums)

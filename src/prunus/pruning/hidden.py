@@ -56,7 +56,7 @@ class HiddenStates:
 
     def batches(self) -> Iterator[Tensor]:
         """(N, T, D) views, always the same in the same order; write into them to move on to the next block."""
-        return self._views(self.states_SD)
+        return self.views(self.states_SD)
 
     def batches_on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, each with what is there on device; on another device the next one travels meanwhile."""
@@ -66,13 +66,14 @@ class HiddenStates:
 
     def batches_with(self, kept_SX: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, each with the (N, T, X) view of another table's same tokens."""
-        return zip(self._views(self.states_SD), self._views(kept_SX), strict=True)
+        return zip(self.views(self.states_SD), self.views(kept_SX), strict=True)
 
     def room(self, width: int) -> Tensor:
         """(S, width): a table for other things about the same tokens. There is one: the next call gives it again."""
         return self._room[: self.tokens * width].view(self.tokens, width)
 
-    def _views(self, table_SX: Tensor) -> Iterator[Tensor]:
+    def views(self, table_SX: Tensor) -> Iterator[Tensor]:
+        """(N, T, X) views of the same batches in another table of the same tokens."""
         begin = 0
         for length, group in self.groups:
             most = max(1, BATCH_TOKENS // length)
@@ -93,7 +94,7 @@ class HiddenStates:
 
     def weights(self) -> Iterator[Tensor] | None:
         """(N, T, 1) float32, how much each token of the same batches counts; None where all count alike."""
-        return None if self._weight_S1 is None else self._views(self._weight_S1)
+        return None if self._weight_S1 is None else self.views(self._weight_S1)
 
     def copy(self) -> "HiddenStates":
         """The same states in memory of their own."""
@@ -116,6 +117,13 @@ class HiddenStates:
         """Leave what is kept in a file to the system, which has it in its cache: it is not ours to hold."""
         if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def batches(ordered: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Sequences, sorted by length, as they run through a block together."""
+    for length, group in groupby(ordered, key=len):
+        alike, most = list(group), max(1, BATCH_TOKENS // length)
+        yield from (alike[begin : begin + most] for begin in range(0, len(alike), most))
 
 
 def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:

@@ -1,5 +1,6 @@
 """Prune a checkpoint block by block: memory holds one block and the hidden states of the calibration tokens."""
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -26,8 +27,8 @@ from prunus.checkpoint.partial import (
     show_bytes,
 )
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.safetensors_file import Stored, read_header
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.safetensors_file import Stored, read_header, write_text
+from prunus.checkpoint.source import read_json, resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocate import evidence_text, find_evidence, linear_sparsities, share_out
@@ -36,13 +37,14 @@ from prunus.pruning.allocation.evidence import Evidence
 from prunus.pruning.allocation.measures import influence_recipe
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.gradients import Model, save_square_sums
-from prunus.pruning.hidden import HiddenStates, propagate
+from prunus.pruning.hidden import BATCH_TOKENS, HiddenStates, propagate
 from prunus.pruning.masks import Target, count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import METHODS, Method, with_row_budgets, with_update
 from prunus.pruning.observe import InputStats
 from prunus.pruning.propagation import PROPAGATIONS, Passage, Stats, observed
 from prunus.pruning.regional import Repair, repair, with_regional_gradients
 from prunus.pruning.revisions import revisions
+from prunus.pruning.shared import evidence_key, gradients_key, once
 from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
@@ -59,6 +61,18 @@ class Job(NamedTuple):
     # Sparsity that the method is asked for, by block and Linear: known once the allocation has its evidence.
     sparsities: Mapping[tuple[int, str], float] = MappingProxyType({})
     stats: SavedStats | None = None
+    # Hidden states in a file; a folder of measurements that variants share; and where sums of gradients lie.
+    offload: bool = False
+    shared: Path | None = None
+    gradients: Path = Path()
+
+    def hidden_file(self, partial: Partial) -> Path | None:
+        """Where hidden states are kept; None: in memory."""
+        return partial.folder / HIDDEN if self.offload else None
+
+    def gradient_file(self, index: int) -> Path:
+        """Where sums of squared gradients of one block wait for it."""
+        return self.gradients / f"gradients-{index:05d}.safetensors"
 
     def target(self, index: int, linear: str) -> Target:
         """What one Linear is to lose."""
@@ -81,13 +95,15 @@ def prune(
     overwrite: bool = False,
     dry_run: bool = False,
     stats: str | Path | None = None,
+    shared: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
     Unfinished work lives in out.partial; the same call goes on there, and ends with the same bytes as an unbroken run.
     offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. stats: a file that
     stats() wrote for this model; its calibration counts, nothing is run, and fields of the recipe that ask for another
-    calibration are an error. Wrong input raises PrunusError and leaves nothing behind.
+    calibration are an error. shared: a folder in which evidence of allocations and sums of gradients are left, and
+    found, by all calls that need the same. Wrong input raises PrunusError and leaves nothing behind.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
@@ -102,8 +118,9 @@ def prune(
         saved = SavedStats(stats, source)
         saved.check(recipe, method.needs, ALLOCATIONS[recipe.allocation].needs)
         recipe = saved.recipe(recipe)
-    job = Job(source, recipe, method, linears, pick_device(device), dtype, stats=saved)
-    needed = space_for(job, offload)
+    job = Job(source, recipe, method, linears, pick_device(device), dtype, stats=saved, offload=offload)
+    job = job._replace(shared=None if shared is None else Path(shared))
+    needed = space_for(job)
     if dry_run:
         return describe(job, target, needed)
     if ALLOCATIONS[recipe.allocation].needs != "nothing" or method.gradients != "none":
@@ -118,9 +135,9 @@ def prune(
         evidence = keep_evidence(job, partial, calibration)
         shares = share_out(source, recipe, evidence)
         job = job._replace(sparsities=linear_sparsities(source, recipe, shares, job.method.group))
-        keep_gradients(job, partial, calibration)
+        job = job._replace(gradients=keep_gradients(job, partial, calibration))
         with torch.no_grad():
-            prune_blocks(job, partial, calibration, offload)
+            prune_blocks(job, partial, calibration)
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
         heard = [*(calibration.warnings if calibration else []), *evidence.warnings, *shares.warnings]
         heard += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
@@ -171,34 +188,66 @@ def name_of(recipe: PruneRecipe) -> str:
 def keep_evidence(job: Job, partial: Partial, calibration: Calibration | None) -> Evidence:
     """What the allocation goes by, measured once and kept beside the result, where --scores can read it again."""
     if "evidence" not in partial.notes:
-        found = find_evidence(job.source, job.recipe, job.device, calibration, job.stats)
+        with disk_errors(partial.folder, partial.needed):
+            found = measured_evidence(job, partial, calibration)
         files = {EVIDENCE: evidence_text(found)} if found.scores else {}
         partial.note("evidence", found.to_json(), files)
     return Evidence.from_json(partial.notes["evidence"])
 
 
-def keep_gradients(job: Job, partial: Partial, calibration: Calibration | None) -> None:
-    """Squares of the dense model's loss gradients, summed into files beside the unfinished work where needed."""
-    if job.method.gradients not in ("weights", "outputs") or "gradients" in partial.notes:
-        return
+def measured_evidence(job: Job, partial: Partial, calibration: Calibration | None) -> Evidence:
+    """Measured, or found among what variants share."""
+
+    def find() -> Evidence:
+        return find_evidence(job.source, job.recipe, job.device, calibration, job.stats, job.hidden_file(partial))
+
+    measures = ALLOCATIONS[job.recipe.allocation].needs != "nothing" and job.recipe.scores is None
+    if job.shared is None or job.stats is not None or not measures:
+        return find()
+    with once(job.shared, evidence_key(job.source, job.recipe, job.device)) as place:
+        if not place.exists():
+            write_text(place, evidence_text(find()))
+        return Evidence.from_json(read_json(place))
+
+
+def keep_gradients(job: Job, partial: Partial, calibration: Calibration | None) -> Path:
+    """Squares of the dense model's loss gradients, summed into files where needed; their folder.
+
+    That is beside the unfinished work, or among what variants share.
+    """
+    if job.method.gradients not in ("weights", "outputs"):
+        return partial.folder
     assert calibration is not None
     dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
-    model = Model(job.source, Runner(job.source.config, dtype, job.device), job.linears)
+    runner = Runner(job.source.config, dtype, job.device)
+    model = Model(job.source, runner, job.linears, job.hidden_file(partial))
     weights = calibration.token_weights(job.recipe) if job.recipe.weighted else None
     rows = job.method.gradients == "outputs"
-    with disk_errors(partial.folder, partial.needed):
-        save_square_sums(model, calibration.sequences, weights, lambda index: gradient_file(partial, index), rows)
-    partial.note("gradients", True, {})
+
+    def save(folder: Path) -> None:
+        files = job._replace(gradients=folder).gradient_file
+        with disk_errors(partial.folder, partial.needed):
+            save_square_sums(model, calibration.sequences, weights, files, rows)
+
+    if job.shared is None:
+        if "gradients" not in partial.notes:
+            save(partial.folder)
+            partial.note("gradients", True, {})
+        return partial.folder
+    about = {"rows": rows, "linears": job.linears, "dtype": str(dtype)}
+    with once(job.shared, gradients_key(job.source, job.recipe, calibration, about, job.device)) as place:
+        if not place.exists():
+            unfinished = place.with_suffix(".partial")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            save(unfinished)
+            unfinished.rename(place)
+    return place
 
 
-def gradient_file(partial: Partial, index: int) -> Path:
-    """Where sums of squared gradients of one block wait for it."""
-    return partial.folder / f"gradients-{index:05d}.safetensors"
-
-
-def with_gradients(job: Job, partial: Partial, index: int, hidden: HiddenStates, group: Stats) -> Stats:
+def with_gradients(job: Job, index: int, hidden: HiddenStates, group: Stats) -> Stats:
     """The statistics with the gradients that were kept."""
-    sums = {name: stored for name, stored in read_header(gradient_file(partial, index)).items() if name in group}
+    sums = {name: stored for name, stored in read_header(job.gradient_file(index)).items() if name in group}
     if job.method.gradients == "outputs":
         return {name: replace(group[name], fisher_O=sum_O.read().to(job.device)) for name, sum_O in sums.items()}
     count, scale = len(hidden.sequences()), job.recipe.gradient_scale
@@ -208,16 +257,17 @@ def with_gradients(job: Job, partial: Partial, index: int, hidden: HiddenStates,
     }
 
 
-def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, offload: bool) -> None:
+def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) -> None:
     """Prune block after block. Blocks that partial already has are replayed, not pruned again."""
     source, recipe = job.source, job.recipe
     runner = Runner(source.config, job.dtype, job.device)
     hidden = None
     if calibration is not None and not all(map(partial.has, range(source.blocks))):
         with disk_errors(partial.folder, partial.needed):
-            file = partial.folder / HIDDEN if offload else None
             weights = calibration.token_weights(recipe) if recipe.weighted else None
-            hidden = HiddenStates(source, runner, calibration.sequences, file, room_needed(job), weights)
+            hidden = HiddenStates(
+                source, runner, calibration.sequences, job.hidden_file(partial), room_needed(job), weights
+            )
     left = [index for index in range(source.blocks) if not partial.has(index)]
     kept = left if source.has_small_blocks and job.device.type == "cpu" else []
     # Freed at once: then glibc keeps up to twice as much of what is freed, instead of asking anew for every block.
@@ -241,7 +291,8 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None, of
                 continue
             tensors = next(blocks) if tensors is None else tensors
             partial.write_block(index, *prune_block(job, partial, runner, index, hidden, tensors, digest))
-            gradient_file(partial, index).unlink(missing_ok=True)
+            if job.shared is None:
+                job.gradient_file(index).unlink(missing_ok=True)
             steps.advance()
 
 
@@ -263,7 +314,7 @@ def prune_block(
         if job.method.gradients == "block":
             groups = repaired(job, passage, tensors)
         elif job.method.gradients != "none":
-            groups = (with_gradients(job, partial, index, hidden, group) for group in groups)
+            groups = (with_gradients(job, index, hidden, group) for group in groups)
     pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
     record: dict[str, Any] = {"source": digest, "sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
     for group in map(dict, groups):
@@ -348,13 +399,20 @@ def room_needed(job: Job) -> int:
     return max(columns for _, columns in job.source.linear_shapes(0).values())
 
 
-def space_for(job: Job, offload: bool) -> int:
-    """Bytes of disk for the result and for what is kept there meanwhile."""
-    recipe, hidden = job.recipe, 0
+def space_for(job: Job) -> int:
+    """Bytes of disk for the result and for what is kept there meanwhile.
+
+    Gradients take no more of the disk for what blocks read than is free, but room for one batch.
+    """
+    recipe, config, hidden = job.recipe, job.source.config, 0
     gradients = 4 * weights_in_scope(job) if job.method.gradients == "weights" else 0
-    if offload and needs_tokens(job):
-        width = job.source.config.hidden_size + room_needed(job)
+    needs = ALLOCATIONS[recipe.allocation].needs if recipe.scores is None and job.stats is None else "nothing"
+    if job.offload and (needs_tokens(job) or needs == "norms"):
+        width = config.hidden_size + room_needed(job)
         hidden = recipe.samples * recipe.seqlen * width * job.dtype.itemsize
+    if job.offload and (needs == "gradients" or job.method.gradients in ("weights", "outputs")):
+        batch = max(BATCH_TOKENS, recipe.seqlen)
+        hidden = max(hidden, 4 * batch * (job.source.blocks + 2) * config.hidden_size)
     return disk_needed(job.source.nbytes) + hidden + gradients
 
 

@@ -24,6 +24,7 @@ from prunus.recipes import PruneRecipe
 from prunus.study.cells import Model, Variant
 
 VARIANTS, MAKING, CHECKPOINTS = "variants", "making", "checkpoints"
+MEASURED = "measured"  # within MAKING: what variants share
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
     # Complete because it has its name. One of that name that was kept may be of another recipe.
     if keep or not (target / MANIFEST).exists():
         if isinstance(recipe, PruneRecipe):
-            prune(model.typed, target, recipe, device=device, overwrite=True)
+            prune(model.typed, target, recipe, device=device, overwrite=True, shared=folder / MAKING / MEASURED)
         else:
             drop_blocks(model.typed, target, recipe, device=device, overwrite=True)
     made = Checkpoint(target)

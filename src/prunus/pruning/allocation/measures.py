@@ -6,6 +6,7 @@ Shapes: N sequences, T tokens, O output features, I input features.
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ class Subject(NamedTuple):
     """What is measured. linears: names within a block that are in scope.
 
     saved: of a block's number, statistics of its Linears' inputs that were taken before, so that nothing has to be run.
+    file: where hidden states are kept while it is run, None for memory.
     """
 
     source: Checkpoint
@@ -52,6 +54,7 @@ class Subject(NamedTuple):
     linears: Sequence[str]
     runner: Runner
     saved: Callable[[int], Mapping[str, InputStats]] | None = None
+    file: Path | None = None
 
 
 def spectra(subject: Subject) -> Measured:
@@ -130,7 +133,7 @@ def influences(
         which = "of two tokens or more" if weights is None else f"whose chain begins within {INFLUENCE_TOKENS} tokens"
         raise PrunusError(f"{calibration.source} has {len(usable)} sequences {which}; influences need 4")
     gradients = sketches(
-        Model(subject.source, subject.runner, subject.linears),
+        Model(subject.source, subject.runner, subject.linears, subject.file),
         [calibration.sequences[i] for i in usable],
         signs(recipe.seed),
         None if weights is None else [weights[i] for i in usable],
@@ -181,7 +184,7 @@ def dense_pass(
     """The same, seen in one pass of the unpruned model."""
     weights = calibration.token_weights(subject.recipe) if subject.recipe.weighted else None
     source, runner = subject.source, subject.runner
-    hidden = HiddenStates(source, runner, calibration.sequences, None, token_weights=weights)
+    hidden = HiddenStates(source, runner, calibration.sequences, subject.file, token_weights=weights)
     with Steps("measuring", total=source.blocks, unit="blocks") as steps:
         blocks = blocks_on(source, range(source.blocks), runner.device)
         for index in range(source.blocks):

@@ -1,0 +1,183 @@
+"""What gradients and other measures move: in portions of any size with the same result, in files, once per study."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from small_study import write_study
+from tiny_models import make_model, random_rows
+
+import prunus
+from prunus.checkpoint.families import LINEARS, Runner
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.safetensors_file import Stored
+from prunus.pruning import gradients, hidden, portions
+from prunus.pruning.allocation import measures
+from prunus.pruning.calibration import Calibration
+from prunus.pruning.gradients import Model, save_square_sums, signs, sketches
+from prunus.pruning.portions import room_for, traffic
+from prunus.study.cells import open_models
+from prunus.study.file import read_study
+from prunus.study.variants import make_variant
+
+LENGTH, COUNT, BLOCKS = 16, 40, 3
+BATCH = 4 * LENGTH
+PLENTY = 1 << 40
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Checkpoint:
+    return Checkpoint(make_model(tmp_path_factory.mktemp("portions") / "model", "qwen3", blocks=BLOCKS))
+
+
+def model_of(source, file=None) -> Model:
+    return Model(source, Runner(source.config, torch.float32, torch.device("cpu")), list(LINEARS), file)
+
+
+def sums_of(source) -> int:
+    return 4 * model_of(source).weights
+
+
+def bytes_of_blocks(source) -> int:
+    return sum(stored.nbytes for index in range(BLOCKS) for stored in source.block_tensors(index).values())
+
+
+# Free memory, whether there is a file: for everything, for the sums and two batches of a few, for next to nothing.
+def settings(source, tmp_path):
+    per_token = model_of(source).per_token
+    few = 2 * (2 * sums_of(source) + 8 * LENGTH * per_token)
+    return {"all": (PLENTY, None), "held": (few, None), "least": (1, None), "file": (1, tmp_path / "kept.bin")}
+
+
+@pytest.fixture
+def moved(monkeypatch) -> Counter[str]:
+    """Counts blocks that are read, and bytes of sums that are read and written."""
+    counted: Counter[str] = Counter()
+    real_blocks, real_write, real_read = gradients.blocks_on, gradients.OpenFile.write, Stored.read
+
+    def blocks_on(source, indices, device):
+        for block in real_blocks(source, indices, device):
+            counted["blocks"] += 1
+            yield block
+
+    def write(self, tensors):
+        counted["written"] += sum(tensor.nbytes for tensor in tensors.values())
+        real_write(self, tensors)
+
+    def read(self):
+        counted["sums"] += self.nbytes if "sums" in self.file.name else 0
+        return real_read(self)
+
+    monkeypatch.setattr(gradients, "blocks_on", blocks_on)
+    monkeypatch.setattr(gradients.OpenFile, "write", write)
+    monkeypatch.setattr(Stored, "read", read)
+    return counted
+
+
+def test_sums_are_the_same_in_any_portions_and_bytes_are_those_that_are_said(source, tmp_path, monkeypatch, moved):
+    monkeypatch.setattr(hidden, "BATCH_TOKENS", BATCH)
+    rows = random_rows(COUNT, LENGTH)
+    found, passes = {}, {}
+    for name, (free, file) in settings(source, tmp_path).items():
+        monkeypatch.setattr(portions, "free_memory", lambda free=free: free)
+        moved.clear()
+        folder = tmp_path / name
+        folder.mkdir()
+        model = model_of(source, file)
+        save_square_sums(model, rows, None, lambda index, folder=folder: folder / f"sums-{index}", rows=False)
+        found[name] = [(folder / f"sums-{index}").read_bytes() for index in range(BLOCKS)]
+        room = room_for(COUNT * LENGTH, model.per_token, sums_of(source), file)
+        room = room._replace(tokens=max(room.tokens // BATCH, 1) * BATCH)  # whole batches
+        said = traffic(
+            COUNT * LENGTH, model.per_token, bytes_of_blocks(source), sums_of(source), room, file is not None
+        )
+        kept = COUNT * LENGTH * model.per_token if file else 0
+        assert moved["blocks"] == said.passes * BLOCKS, name
+        assert moved["sums"] + said.passes * bytes_of_blocks(source) + kept == said.read, name
+        assert moved["written"] + kept == said.written, name
+        passes[name] = said.passes
+    assert all(sums == found["all"] for sums in found.values())
+    assert passes["all"] == passes["file"] == 2 < passes["held"] < passes["least"] == 2 * COUNT * LENGTH // BATCH
+
+
+def test_sketches_do_not_depend_on_portions_either(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(hidden, "BATCH_TOKENS", BATCH)
+    rows = [row[: LENGTH - i % 2] for i, row in enumerate(random_rows(COUNT, LENGTH))]
+    tables = []
+    for free, file in settings(source, tmp_path).values():
+        monkeypatch.setattr(portions, "free_memory", lambda free=free: free)
+        tables.append(sketches(model_of(source, file), rows, signs(0)))
+    for others in tables[1:]:
+        for ours, theirs in zip(others, tables[0], strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in LINEARS)
+
+
+def test_free_memory_is_some_of_what_the_machine_has():
+    with Path("/proc/meminfo").open() as lines:
+        total = int(next(line for line in lines if line.startswith("MemTotal")).split()[1]) * 1024
+    assert 0 < portions.free_memory() <= total
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"allocation": "owl"},
+        {"method": "magnitude", "allocation": "dlp"},
+        {"allocation": "layerif-sketch", "influence_train": 5, "influence_validation": 3},
+        {"method": "gblm"},
+    ],
+    ids=str,
+)
+def test_offload_keeps_every_hidden_state_in_a_file(source, tmp_path, monkeypatch, asked):
+    """And changes nothing."""
+    (tmp_path / "text.jsonl").write_text(Calibration(random_rows(8, LENGTH), "random", []).to_jsonl())
+    recipe = prunus.PruneRecipe(calibration=str(tmp_path / "text.jsonl"), samples=8, seqlen=LENGTH, **asked)
+    prunus.prune(source.folder, tmp_path / "memory", recipe)
+    real, files = hidden._allocate, []
+
+    def allocate(elements, dtype, file, device):
+        files.append(file)
+        return real(elements, dtype, file, device)
+
+    monkeypatch.setattr(hidden, "_allocate", allocate)
+    prunus.prune(source.folder, tmp_path / "file", recipe, offload=True)
+    assert files and all(files)
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("memory", "file"))
+    assert one == other
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("memory", "file")]
+    assert names[0] == names[1]
+
+
+def test_variants_of_a_study_share_what_is_measured(tmp_path, monkeypatch):
+    recipes = """\
+[[prune]]
+method = "gblm"
+sparsity = [0.1, 0.2]
+[[prune]]
+method = ["magnitude", "wanda"]
+sparsity = [0.3, 0.4]
+allocation = "layerif"
+influence_train = 5
+influence_validation = 3
+"""
+    study = read_study(write_study(tmp_path, recipes))
+    (model,) = open_models(study)
+    counted: Counter[str] = Counter()
+    real_sums, real_sketches = save_square_sums, measures.sketches
+
+    def sums(*arguments):
+        counted["sums"] += 1
+        real_sums(*arguments)
+
+    def influences(*arguments):
+        counted["influences"] += 1
+        return real_sketches(*arguments)
+
+    monkeypatch.setattr("prunus.pruning.pipeline.save_square_sums", sums)
+    monkeypatch.setattr(measures, "sketches", influences)
+    made = {variant.name: make_variant(model, variant, tmp_path, "cpu", keep=False) for variant in model.variants[1:]}
+    assert len(made) == 6 and counted == {"sums": 1, "influences": 1}
+    for variant in model.variants[1:]:  # the same as each by itself
+        prunus.prune(model.typed, tmp_path / "alone" / variant.name, variant.recipe)
+        assert Checkpoint(tmp_path / "alone" / variant.name).checksum() == made[variant.name].checksum
