@@ -103,14 +103,21 @@ def test_tensor_counts_sum_to_the_budget_and_stay_within_one_weight(target):
     assert all(abs(c - s * n) < 1 for c, s, n in zip(counts, sparsities, SIZES, strict=True))
 
 
-def test_row_counts_come_as_near_as_rows_allow():
+def test_row_counts_sum_to_the_budget_and_stay_within_one_weight_a_row():
     shapes = [(8, 10), (3, 17), (5, 9), (2, 31)]
     for target in (0.1, 0.35, 0.5, 0.81):
         sizes = [o * i for o, i in shapes]
         sparsities = owl.allocate([1, 2, 3, 5], sizes, target, 0.1)
         counts = row_counts(sparsities, shapes, round(target * sum(sizes)))
-        assert abs(sum(c * o for c, (o, _) in zip(counts, shapes, strict=True)) - target * sum(sizes)) <= 4 + 0.5
-        assert all(abs(c - s * i) < 1 for c, s, (_, i) in zip(counts, sparsities, shapes, strict=True))
+        rows = [[c + (r < more) for r in range(o)] for (c, more), (o, _) in zip(counts, shapes, strict=True)]
+        assert sum(map(sum, rows)) == round(target * sum(sizes))
+        assert sum(len(set(row)) > 1 for row in rows) <= 1  # of one Linear at most rows differ
+        for row, share, (_, columns) in zip(rows, sparsities, shapes, strict=True):
+            assert all(abs(count - share * columns) < 1 for count in row)
+
+
+def test_row_counts_without_remainders_give_back_what_is_too_much():
+    assert row_counts([0.5, 0.5], [(4, 2), (3, 4)], 9) == [(0, 3), (2, 0)]
 
 
 def power_law(exponent, size, seed=0):

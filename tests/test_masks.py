@@ -30,6 +30,15 @@ def weight_and_score(shape, dtype, levels, seed=0):
     return weight, torch.randint(0, levels, shape, generator=generator).to(dtype) / 8
 
 
+@pytest.mark.parametrize("more", [0, 1, 7, 20])
+def test_the_first_rows_lose_one_weight_more(more):
+    score = torch.randint(0, 5, (20, 11), generator=torch.Generator().manual_seed(more)).float()
+    got = zero_lowest_per_row(torch.ones(20, 11), score, 0.3, more=more)
+    for index, (row, kept) in enumerate(zip(score.tolist(), got.tolist(), strict=True)):
+        gone = sorted(range(11), key=row.__getitem__)[: 3 + (index < more)]
+        assert kept == [0.0 if column in gone else 1.0 for column in range(11)]
+
+
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 @pytest.mark.parametrize("levels", [2, 5, 200])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (3, 100), (100, 3), (40, 64)])

@@ -196,16 +196,17 @@ def group_size(source: Checkpoint, recipe: PruneRecipe, index: int, part: str) -
 
 def linear_sparsities(
     source: Checkpoint, recipe: PruneRecipe, shares: Shares, group: str
-) -> dict[tuple[int, str], float]:
-    """What a method is to be asked for, for each Linear: whole weights (of a row, where group is `row`).
+) -> dict[tuple[int, str], tuple[float, int]]:
+    """What a method is to be asked for, for each Linear: a share of whole weights (of a row, where group is `row`), and
+    in how many rows one weight more.
 
-    Over the Linears in scope the zeros add up to round(S * N), or as near to it as whole rows allow. `uniform` and
-    rounding `reference` leave rounding to the method: each Linear for itself.
+    Over the Linears in scope the zeros add up to round(S * N). `uniform` and rounding `reference` leave rounding to the
+    method: each Linear for itself.
     """
     names = [(index, name) for index in range(source.blocks) for name in linears_in_scope(recipe)]
     wanted = [shares.of(index, name) for index, name in names]
     if recipe.allocation == "uniform" or recipe.rounding == "reference":
-        return dict(zip(names, wanted, strict=True))
+        return {name: (share, 0) for name, share in zip(names, wanted, strict=True)}
     shapes = [(s[0], s[1]) for index, name in names for s in [source.linear_shapes(index)[name]]]
     sizes = [rows * columns for rows, columns in shapes]
     total = zeros_wanted(sum(sizes), recipe.sparsity)
@@ -213,8 +214,8 @@ def linear_sparsities(
         counts = row_counts(wanted, shapes, total)
         units: Sequence[int] = [columns for _, columns in shapes]
     else:
-        counts, units = tensor_counts(wanted, sizes, total), sizes
-    return {name: count / unit for name, count, unit in zip(names, counts, units, strict=True)}
+        counts, units = [(count, 0) for count in tensor_counts(wanted, sizes, total)], sizes
+    return {name: (count / unit, more) for name, (count, more), unit in zip(names, counts, units, strict=True)}
 
 
 def block_rows(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence, shares: Shares) -> list[dict[str, Any]]:

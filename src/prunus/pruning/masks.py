@@ -31,6 +31,7 @@ class Target(NamedTuple):
 
     group: what is ranked together; None is the method's own. ties: whether with rounding `reference` a whole tensor
     loses every score up to the one at its place, as Magnitude's authors have it, or exactly so many as that place.
+    more: where rows are ranked, so many of them, the first ones, lose one weight more.
     """
 
     sparsity: float
@@ -38,6 +39,7 @@ class Target(NamedTuple):
     pattern: tuple[int, int] | None = None
     group: Group | None = None
     ties: bool = True
+    more: int = 0
 
 
 def zeros_of(target: Target, shape: tuple[int, ...], group: Group) -> int:
@@ -47,7 +49,7 @@ def zeros_of(target: Target, shape: tuple[int, ...], group: Group) -> int:
         keep, width = target.pattern
         return rows * (columns // width) * (width - keep)
     if group == "row":
-        return rows * zeros_wanted(columns, target.sparsity, target.rounding)
+        return rows * zeros_wanted(columns, target.sparsity, target.rounding) + target.more
     return zeros_wanted(rows * columns, target.sparsity, target.rounding)
 
 
@@ -59,7 +61,7 @@ def zero_lowest(weight_OI: Tensor, score_OI: Tensor, target: Target, group: Grou
     if target.pattern is not None:
         return zero_lowest_per_pattern(weight_OI, score_OI, target.pattern)
     if (target.group or group) == "row":
-        return zero_lowest_per_row(weight_OI, score_OI, target.sparsity, target.rounding)
+        return zero_lowest_per_row(weight_OI, score_OI, target.sparsity, target.rounding, target.more)
     return zero_lowest_in_tensor(weight_OI, score_OI, target.sparsity, target.rounding, target.ties)
 
 
@@ -137,18 +139,23 @@ def zeros_wanted(size: int, sparsity: float, rounding: Rounding = "exact") -> in
     return round(Fraction(repr(float(sparsity))) * size) if rounding == "exact" else int(size * sparsity)
 
 
-def zero_lowest_per_row(weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact") -> Tensor:
+def zero_lowest_per_row(
+    weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact", more: int = 0
+) -> Tensor:
     """New weight in which every row has lost its zeros_wanted(I) lowest scores; the rest is the same bit for bit.
 
-    score_OI: not negative, no NaN. Equal scores: the lower column goes first.
+    more: so many rows, the first ones, have lost one more. score_OI: not negative, no NaN. Equal scores: the lower
+    column goes first.
     """
     count = zeros_wanted(weight_OI.shape[1], sparsity, rounding)
     result_OI = weight_OI.clone()
-    if count == 0 or result_OI.numel() == 0:
+    if result_OI.numel() == 0:
         return result_OI
-    rows = max(1, SLICE // weight_OI.shape[1]) if _on_cpu(weight_OI) else len(weight_OI)
-    for begin in range(0, weight_OI.shape[0], rows):
-        _zero(result_OI[begin : begin + rows], _lowest_of_rows(score_OI[begin : begin + rows], count))
+    step = max(1, SLICE // weight_OI.shape[1]) if _on_cpu(weight_OI) else len(weight_OI)
+    for first, last, zeros in ((0, more, count + 1), (more, len(weight_OI), count)):
+        for begin in range(first, last if zeros else first, step):
+            end = min(begin + step, last)
+            _zero(result_OI[begin:end], _lowest_of_rows(score_OI[begin:end], zeros))
     return result_OI
 
 

@@ -58,8 +58,9 @@ class Job(NamedTuple):
     linears: list[str]
     device: torch.device
     dtype: torch.dtype
-    # Sparsity that the method is asked for, by block and Linear: known once the allocation has its evidence.
-    sparsities: Mapping[tuple[int, str], float] = MappingProxyType({})
+    # Sparsity that the method is asked for, and in how many rows one weight more, by block and Linear: known once the
+    # allocation has its evidence.
+    sparsities: Mapping[tuple[int, str], tuple[float, int]] = MappingProxyType({})
     stats: SavedStats | None = None
     # Hidden states in a file; a folder of measurements that variants share; and where sums of gradients lie.
     offload: bool = False
@@ -76,7 +77,8 @@ class Job(NamedTuple):
 
     def target(self, index: int, linear: str) -> Target:
         """What one Linear is to lose."""
-        return target_of(self.recipe, self.sparsities[index, linear])
+        sparsity, more = self.sparsities[index, linear]
+        return target_of(self.recipe, sparsity)._replace(more=more)
 
 
 def target_of(recipe: PruneRecipe, sparsity: float) -> Target:

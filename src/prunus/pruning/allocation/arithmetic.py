@@ -75,20 +75,27 @@ def tensor_counts(sparsities: Sequence[float], sizes: Sequence[int], total: int)
     return counts
 
 
-def row_counts(sparsities: Sequence[float], shapes: Sequence[tuple[int, int]], total: int) -> list[int]:
-    """Zeros per row of each Linear: rounded down, then one more by largest remainder as long as that nears total.
+def row_counts(sparsities: Sequence[float], shapes: Sequence[tuple[int, int]], total: int) -> list[tuple[int, int]]:
+    """For each Linear the zeros of a row, and how many rows have one more, so that all zeros together are total.
 
-    A Linear can only gain or lose one zero in all of its rows, so total is met to within half of the most rows.
+    Each share is rounded down; then, by largest remainder, rows of one Linear after the other lose one more: all of
+    them, but for the last such Linear.
     """
     exact = [Fraction(s) * columns for s, (_, columns) in zip(sparsities, shapes, strict=True)]
     counts = [floor(share) for share in exact]
+    more = [0] * len(counts)
     left = total - sum(count * rows for count, (rows, _) in zip(counts, shapes, strict=True))
     for i in sorted(range(len(shapes)), key=lambda i: (counts[i] - exact[i], i)):
         rows, columns = shapes[i]
-        if 2 * left >= rows and counts[i] < columns:
-            counts[i] += 1
-            left -= rows
-    return counts
+        if left < 0 < counts[i]:  # by an error of floating point, where no share had a remainder
+            counts[i], left = counts[i] - 1, left + rows
+        if counts[i] < columns:
+            more[i] = min(max(left, 0), rows)
+            left -= more[i]
+        if more[i] == rows:
+            counts[i], more[i] = counts[i] + 1, 0
+    assert left == 0, f"{left} zeros left to share among rows"
+    return list(zip(counts, more, strict=True))
 
 
 def _clip(value: float) -> float:
