@@ -288,7 +288,7 @@ def test_the_curve_decides_what_is_said_of_it(tmp_path):
     budgets, problems = (512, 1024, 2048, 4096), 200
     dense = {512: 0.3, 1024: 0.5, 2048: 0.7, 4096: 0.9}
     crossing = {512: 0.51, 1024: 0.45, 2048: 0.45, 4096: 0.57}
-    below = {512: 0.2, 1024: 0.35, 2048: 0.5, 4096: 0.6}
+    below = {512: 0.3, 1024: 0.35, 2048: 0.5, 4096: 0.6}
     noisy = {512: 0.305, 1024: 0.35, 2048: 0.5, 4096: 0.6}
     runs = {
         name: grid(lambda _t, p, b, _d, c=curve: p < c[b] * problems, problems=problems, budgets=budgets)

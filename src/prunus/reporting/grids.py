@@ -46,7 +46,7 @@ def verdicts(view: View) -> Grid:
     columns = [
         Column("run", "Model"), Column("verdict", "Verdict"),
         Column("difference", "Difference over|the curve, points", points), Column("", "0 and margin|(dashed)"),
-        Column("p_adjusted", "p adjusted", probability), Column("mde", "MDE,|points", percent),
+        Column("p_adjusted", "p|adjusted", probability), Column("mde", "MDE,|points", percent),
         Column("scaling", "Scaling,|% kept"),
         Column("accuracy", f"Accuracy, %|at budget {budget}", percent),
         Column("tokens", f"Tokens used|at budget {budget}", count),

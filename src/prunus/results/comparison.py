@@ -82,7 +82,7 @@ def compare(
         and p_adjusted over runs;
     `primary`: the cell that decides, which is the area (of `macro` with several tasks, whose areas per task are then
         adjusted within the run); `verdict`, `within_margin`, `margin`, `warnings`;
-    `whole_curve`: whether the difference has one sign at all budgets and no budget's own verdict contradicts the run's;
+    `whole_curve`: whether the difference has the other sign at no budget, nor a budget a verdict against the run's;
     `contradicted_at`: budget, difference and verdict of those that do;
     `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
         tell; None with fewer than two positive budgets.

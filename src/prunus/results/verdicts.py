@@ -71,14 +71,14 @@ def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[str, Any]:
-    """whole_curve: whether the difference has the sign of the area's at every budget, and none contradicts the word;
+    """whole_curve: whether no budget's difference has the other sign than the area's, and none contradicts the word;
     contradicted_at: budget, difference and verdict of those that do."""
     against = [
         {"budget": budget, "difference": cell["difference"], "verdict": verdict(cell)}
         for budget, cell in budgets.items()
         if verdict(cell) in CONTRADICTED_BY[word]
     ]
-    one_sign = all(cell["difference"] * primary["difference"] > 0 for cell in budgets.values())
+    one_sign = all(cell["difference"] * primary["difference"] >= 0 for cell in budgets.values())
     return {"whole_curve": one_sign and not against, "contradicted_at": against}
 
 
