@@ -299,12 +299,10 @@ HOSTILE = [
 def test_reading_a_hostile_answer_is_fast(piece):
     for text in ((piece * MAX_ANSWER)[:MAX_ANSWER], ("7" + piece * MAX_ANSWER)[: MAX_ANSWER - 1] + "7"):
         before = time.process_time()
-        (
-            readings(text),
-            normalise.integer(text),
-            find_answer("The answer is " + text),
-            find_answer("thus the sum is " + text),
-        )
+        readings(text)
+        normalise.integer(text)
+        for lead in ("The answer is ", "thus the sum is "):
+            find_answer(lead + text)
         assert time.process_time() - before < 0.5
 
 

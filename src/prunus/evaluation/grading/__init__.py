@@ -114,7 +114,7 @@ class Grader:
             for other in open_classes[:-1]:
                 if _plainly_different(other, answer):
                     continue
-                question = _Question(other, answer, None, True)
+                question = _Question(other, answer, (), True)
                 verdict = self._settle([question])[question]
                 if verdict == "same":
                     merged[answer] = other

@@ -182,11 +182,10 @@ def same_relation(expected: Any, given: Any) -> bool:
     import mpmath
     from sympy import Eq, Ne
 
+    ours, theirs = expected.lhs - expected.rhs, given.lhs - given.rhs
     flipped = expected.reversed.func is given.func and not isinstance(expected, Eq | Ne)
     if expected.func is not given.func and not flipped:
         return False
-    ours: Any = expected.lhs - expected.rhs
-    theirs: Any = given.lhs - given.rhs
     names = ours.free_symbols | theirs.free_symbols
     ratios = []
     with mpmath.workdps(2 * DIGITS):
