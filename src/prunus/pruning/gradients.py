@@ -91,13 +91,13 @@ def descend(
     parts = list(portions([sequences[i] for i in order], most))
     counted = None if weights is None else [weights[i] for i in order]
     head, begin = Head(model.source, model.runner), 0
-    memory = None  # the same for all portions, so that there is never that of two
-    if model.file is None:
-        tables = (model.source.blocks + 1) * model.source.config.hidden_size
-        numbers = max(sum(map(len, part)) for part in parts) * tables
-        memory = torch.empty(numbers, dtype=model.runner.dtype)
     total = 2 * model.source.blocks * len(parts)
     with torch.inference_mode(False), torch.enable_grad(), Steps("gradients", total, unit="blocks") as steps:
+        memory = None  # the same for all portions, so that there is never that of two
+        if model.file is None:
+            tables = (model.source.blocks + 1) * model.source.config.hidden_size
+            numbers = max(sum(map(len, part)) for part in parts) * tables
+            memory = torch.empty(numbers, dtype=model.runner.dtype)
         for number, part in enumerate(parts, 1):
             of_part = None if counted is None else counted[begin : begin + len(part)]
             begin += len(part)

@@ -4,9 +4,9 @@ A portion is made of whole batches, which are the same however they are shared o
 order of the sequences: results are the same bit for bit, however much was free.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -41,17 +41,18 @@ def room_for(tokens: int, per_token: int, sums: int, file: Path | None) -> Room:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: the system's, within the limits of its control group."""
-    found = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
+    """Bytes that this process may still take: the system's, within the limits of its control group.
+
+    1 GiB where the system does not say.
+    """
+    found = []
+    with suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")] or found
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        if limit != "max":
-            found.append(max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        pass  # another system, or no limits
-    return min(found)
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    with suppress(OSError, ValueError):  # `max` where there is no limit
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        found.append(max(0, limit - used))
+    return min(found, default=1 << 30)
 
 
 def portions(ordered: Sequence[list[int]], tokens: int) -> Iterator[list[list[int]]]:
