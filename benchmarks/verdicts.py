@@ -1,6 +1,6 @@
 """How often verdicts are wrong and how often they come: the tables of docs/verdicts.md.
 
-    python benchmarks/verdicts.py [--runs 2000]       a few minutes on one core
+    python benchmarks/verdicts.py [--runs 2000]       about a minute on one core
 
 Made-up comparisons in which the truth is known, many of them side by side as contrasts of one array. A scenario says
 how a loss is spread over problems; every problem is a fresh draw from it, and so are its answers. The tests run the
