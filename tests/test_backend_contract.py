@@ -144,12 +144,13 @@ def test_a_cut_chain_is_a_chain_of_its_own(backend, sampling):
 def test_answers_end_with_the_context_and_at_ends_of_text(backend):
     """A context in which the longest prompt has room for its thinking and six more; ids 20 to 39 end a text."""
     longest, ends = max(len(chain.prompt) for chain in chains()), range(20, 40)
-    rules = Rules(MARKERS.ending_at(ends), WARM, seed=7, context=longest + 12 + MARKERS.longest + 6)
+    context = longest + 12 + MARKERS.longest + 6
+    rules = Rules(MARKERS.ending_at(ends), WARM, seed=7, context=context)
     cut = force_budgets(backend, [chain._replace(answer_tokens=99) for chain in chains()], (0, 12), rules)
     for chain, draws in zip(chains(), cut, strict=True):
         for draw in draws:
             before = len(chain.prompt) + len(draw.thinking) + len(draw.closing)
-            assert len(draw.answer) <= draw.answer_cap == min(99, rules.context - before)
+            assert len(draw.answer) <= draw.answer_cap == min(99, context - before)
             assert draw.answer_truncated == (len(draw.answer) == draw.answer_cap)
             assert not set(ends) & {*draw.thinking, *draw.answer}
 

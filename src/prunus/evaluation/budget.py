@@ -5,7 +5,8 @@ has used its budget; then a closing is appended and it answers. What is appended
 
 When does a chain end naturally for budget b? When b > 0 and the model's stop comes after at most b thinking ids. So
 that a stop right behind id b is seen, b + 1 ids are asked for and the last one is dropped. Budget 0 never asks: it is
-forced. This holds for a chain of its own as for one that is cut, so both give the same draws.
+forced. This holds for a chain of its own as for one that is cut, so both give the same draws where rounding does not
+depend on the batch (docs/protocol.md).
 """
 
 import hashlib
@@ -83,7 +84,8 @@ class Backend(Protocol):
         """One completion per prompt, in order.
 
         max_new_tokens: per row, at least 1; the stop counts. banned: never sampled. min_new_tokens: so many ids come
-        before a stop may. seeds: per row; a row depends on its own prompt, cap and seed only, not on its neighbours.
+        before a stop may. seeds: per row; a row depends on its own prompt, cap and seed, and on its neighbours by no
+        more than how sums round, which float32 keeps below what decides a token (docs/protocol.md).
         """
         ...
 

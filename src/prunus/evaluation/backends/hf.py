@@ -224,7 +224,8 @@ class HFBackend:
     def _in_parts(self, rows: range, work: Callable[[range], list[_T]]) -> list[_T]:
         """What work finds for the rows, in halves of halves where the device's memory is too small for all at once.
 
-        A row depends on nothing but itself, so parts find what the whole would. PrunusError where one row is too much.
+        A row depends on nothing but itself, rounding aside, so parts find what the whole would; in 16 bits only nearly
+        so (docs/protocol.md). PrunusError where one row is too much.
         """
         if len(rows) <= self.most_rows:
             try:

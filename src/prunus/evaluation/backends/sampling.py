@@ -1,8 +1,8 @@
 """Pick tokens from logits: temperature, top-k, top-p, with one stream of random numbers per row.
 
 Shapes: R rows, V vocabulary. Every row is picked by its own logits and its own random number, so what a row draws does
-not depend on its neighbours. Ids stay in vocabulary order: near-equal logits may swap ranks from one batch to another,
-and a draw must not notice.
+not depend on its neighbours' (rounding may make its logits do so: docs/protocol.md). Ids stay in vocabulary order:
+near-equal logits may swap ranks from one batch to another, and a draw must not notice.
 """
 
 import math
