@@ -1,13 +1,12 @@
-"""The whole job on a real LLM: SmolLM2-135M-Instruct (Llama architecture), pruned at 50 % on 64 x 512 tokens."""
+"""The whole job on a real LLM: SmolLM2-135M-Instruct (Llama architecture), pruned at 50 %."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm_processes
 from real_llm import docstrings, smollm2
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,7 +16,8 @@ from prunus.results.store import Store
 
 pytestmark = [pytest.mark.real_llm, pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
-SAMPLES, SEQLEN, HELD_OUT = 64, 512, 8
+SAMPLES, SEQLEN, HELD_OUT = 64, 512, 4
+FEW = 16  # enough to tell good models from bad ones; 64 for masks, weight by weight
 GSM8K = Path(__file__).parent / "data" / "gsm8k_30.jsonl"
 
 
@@ -30,10 +30,13 @@ def folder(tmp_path_factory):
 def texts(folder):
     """Files of token ids: calibration, and held-out text that shares no document with it."""
     tokenizer = AutoTokenizer.from_pretrained(smollm2())
-    documents = docstrings()
-    ids = [token for text in documents for token in tokenizer.encode(text + "\n\n", add_special_tokens=False)]
-    rows = [ids[i : i + SEQLEN] for i in range(0, (SAMPLES + 1 + HELD_OUT) * SEQLEN, SEQLEN)]
-    files = {"calibration": rows[:SAMPLES], "held_out": rows[SAMPLES + 1 :]}  # the row between may share a document
+    documents = iter(docstrings())
+    wanted, ids = (SAMPLES + 1 + HELD_OUT) * SEQLEN, []
+    while len(ids) < wanted:
+        ids += tokenizer.encode(next(documents) + "\n\n", add_special_tokens=False)
+    rows = [ids[i : i + SEQLEN] for i in range(0, wanted, SEQLEN)]
+    held_out = rows[SAMPLES + 1 :]  # the row between may share a document
+    files = {"calibration": rows[:SAMPLES], "few": rows[:FEW], "held_out": held_out}
     for name, sequences in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in sequences))
     return {name: folder / f"{name}.jsonl" for name in files}
@@ -45,11 +48,21 @@ def pruned(folder, texts):
     made = {}
     for method in ("magnitude", "wanda"):
         recipe = prunus.PruneRecipe(
-            method=method, sparsity=0.5, calibration=str(texts["calibration"]), samples=SAMPLES, seqlen=SEQLEN
+            method=method, sparsity=0.5, calibration=str(texts["few"]), samples=FEW, seqlen=SEQLEN
         )
         made[method] = folder / method
         prunus.prune(smollm2(), made[method], recipe)
     return made
+
+
+def first_two_blocks(folder):
+    """A model of them alone: what is done to the first does not depend on later ones."""
+    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
+    del model.model.layers[2:]
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2()).save_pretrained(folder)
+    return folder
 
 
 def weights(model):
@@ -87,7 +100,7 @@ def test_magnitude_mask_is_the_smallest_half_of_every_linear(pruned):
         assert torch.equal(expected.view_as(before), after), name
 
 
-def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(pruned, texts):
+def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tmp_path):
     """Norms from transformers' own forward with hooks, up to that block; ranking by a stable full sort."""
     model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.bfloat16)
     del model.model.layers[1:]
@@ -106,7 +119,11 @@ def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(pruned, t
     for line in texts["calibration"].read_text().splitlines():
         with torch.inference_mode():
             model.model(torch.tensor([json.loads(line)["token_ids"]]))
-    after = weights(pruned["wanda"])
+    recipe = prunus.PruneRecipe(
+        method="wanda", sparsity=0.5, calibration=str(texts["calibration"]), samples=SAMPLES, seqlen=SEQLEN
+    )
+    prunus.prune(first_two_blocks(tmp_path / "two"), tmp_path / "out", recipe)
+    after = weights(tmp_path / "out")
     for name, module in linears.items():
         weight = module.weight.data
         score = weight.float().abs() * squares[name].sqrt().float()
@@ -134,22 +151,21 @@ def test_pruned_model_loads_and_generates(pruned):
 
 EVALUATE = """
 import sys, prunus
-plan = prunus.EvalPlan(tasks=(sys.argv[2],), budgets=(16, 32), limit=20, answer_tokens=32, batch_size=5, seed=3)
+plan = prunus.EvalPlan(tasks=(sys.argv[2],), budgets=(16, 32), limit=10, answer_tokens=32, batch_size=5, seed=3)
 print(prunus.evaluate(sys.argv[1], plan, sys.argv[3]))
 """
 
 
 def test_gsm8k_completes_and_resumes_after_a_kill(pruned, folder):
     store = folder / "gsm8k.db"
-    command = [sys.executable, "-c", EVALUATE, str(pruned["wanda"]), str(GSM8K), str(store)]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    before = rows_when_some_are_there(first, store)
-    first.kill()
-    first.communicate()
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
+    arguments = pruned["wanda"], GSM8K, store
+    with warm_processes.running(EVALUATE, *arguments) as first:
+        before = rows_when_some_are_there(first, store)
+    status, printed = warm_processes.run(EVALUATE, *arguments)
+    assert status == 0
     with Store(store) as opened:
-        rows = opened.samples(finished.stdout.split()[-1], texts=True)
-    assert len(rows) == 40
+        rows = opened.samples(printed.split()[-1], texts=True)
+    assert len(rows) == 20
     assert set(before) <= set(rows), "rows written before the kill were changed"
     assert all(row.thinking_tokens <= row.budget and row.answer_tokens <= 32 for row in rows)
 
@@ -158,7 +174,7 @@ def rows_when_some_are_there(process, store):
     """Rows of the first batches of a run that goes on meanwhile."""
     import time
 
-    while process.poll() is None:
+    while process.is_running():
         time.sleep(0.3)
         if store.exists():
             try:
@@ -168,4 +184,4 @@ def rows_when_some_are_there(process, store):
                 continue  # the store is being created or written this very moment
             if rows:
                 return rows
-    raise AssertionError(process.communicate())
+    raise AssertionError("it ended before a row was there")

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from dataclasses import replace
 from typing import Any
@@ -17,7 +15,7 @@ from tiny_models import FAMILIES, make_model, random_rows
 import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import resolve
-from prunus.cli import cli
+from prunus.cli import cli, main
 from prunus.errors import PrunusError
 from prunus.pruning import pipeline as pipeline_module
 from prunus.recipes import PruneRecipe, Scope
@@ -225,19 +223,16 @@ def test_given_options_must_be_those_of_the_file_even_at_their_default(tmp_path,
         assert CliRunner().invoke(cli, [*common, *options]).exit_code == 0
 
 
-def test_command_line(tmp_path):
-    def run(*arguments, code=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "prunus", *arguments], cwd=tmp_path, timeout=120, check=False, stderr=subprocess.PIPE
-        )
-        assert done.returncode == code, done.stderr
-        return done.stderr.decode()
-
-    run("stats", "tiny", "norms", "--samples", "4")
-    vary = ("prune", "tiny", "out", "--stats", "norms", "--propagation", "dense", "--sparsity", "0.3")
-    said = run(*vary, "--samples", "128", code=2)
-    assert "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
-    run(*vary, "--calibration", "tiny")
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["stats", "tiny", "norms", "--samples", "4"])
+    vary = ["prune", "tiny", "out", "--stats", "norms", "--propagation", "dense", "--sparsity", "0.3"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*vary, "--samples", "128"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
+    main([*vary, "--calibration", "tiny"])
     (step,) = Checkpoint(tmp_path / "out").manifest["history"][-1:]
     assert step["recipe"]["samples"] == 4 and step["recipe"]["sparsity"] == 0.3
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from prunus import progress
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer
 from prunus.cli import main
+from prunus.reporting import page
+from prunus.results.comparison import compare
 from prunus.results.store import Sample, Store
+from prunus.study import pages
 from prunus.study import plan as planning
 from prunus.study import run as running
 from prunus.study.board import Board, Row, duration
@@ -150,7 +154,9 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys):
+def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, monkeypatch):
+    for module in (pages, page):  # intervals are tested elsewhere
+        monkeypatch.setattr(module, "compare", partial(compare, resamples=100))
     text = (EXAMPLES / "tiny.toml").read_text()
     for old, new in (
         ("limit = 126", "limit = 6"),

@@ -1,10 +1,14 @@
 """The demo, on few problems: all variants, one page, and nothing done twice."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import warm_processes
 
 from prunus import walkthrough
+from prunus.reporting import page
+from prunus.results.comparison import compare
 from prunus.results.store import Store
 from prunus.results.verdicts import WORDS
 
@@ -12,6 +16,8 @@ from prunus.results.verdicts import WORDS
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 64), limit=12, batch_size=12))
+    for module in (walkthrough, page):  # intervals are tested elsewhere
+        monkeypatch.setattr(module, "compare", partial(compare, resamples=100))
     comparison = walkthrough.demo(tmp_path)
     printed = capsys.readouterr().out
     with Store(tmp_path / "results.db") as store:
@@ -23,13 +29,13 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     for entry in comparison["others"]:
         assert entry["verdict"] in WORDS
         assert entry["verdict"].split(",")[0] in printed
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("ShortGPT") > 1
+    assert (tmp_path / "report.html").read_text().count("ShortGPT") > 1
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(stamps) == len(walkthrough.VARIANTS)
     monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
+    monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     again = walkthrough.demo(tmp_path)
     assert again == comparison
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}

@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TextIO
 
-SECONDS = 100  # until a process that should have ended counts as hung
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["prunus.pruning.pipeline", "prunus.evaluation.pipeline", "prunus.study.run"])
+SECONDS = 500  # until a process that should have ended counts as hung
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["prunus.pruning.pipeline", "prunus.evaluation.pipeline", "prunus.study.run"])
 
 
 class Running:
     """A process at work: pid, and stdout, which is text."""
 
     def __init__(self, code: str, arguments: tuple[object, ...]) -> None:
-        ours, theirs = _FORKS.Pipe(duplex=False)
-        self._process = _FORKS.Process(target=_work, args=(code, [str(one) for one in arguments], theirs), daemon=True)
+        ours, theirs = FORKS.Pipe(duplex=False)
+        self._process = FORKS.Process(target=_work, args=(code, [str(one) for one in arguments], theirs), daemon=True)
         with ours, theirs:
             self._process.start()
             self.stdout: TextIO = os.fdopen(os.dup(ours.fileno()))
@@ -32,6 +32,10 @@ class Running:
     def send_signal(self, number: int) -> None:
         """As subprocess.Popen does."""
         os.kill(self.pid, number)
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.is_alive()
 
     def wait(self) -> int:
         """Its exit status once it has ended, negative for a signal."""
