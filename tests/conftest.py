@@ -9,12 +9,12 @@ import pytest
 from quick import fastest
 
 QUICK_SECONDS = 60  # of tests, all workers together: about 45 s on two cores, with what it takes to start
-GIVE_UP_SECONDS = 50  # on a busy machine, and in a clone where nothing has been timed yet
+GIVE_UP_SECONDS = 35  # after collection: on a busy machine, and in a clone where nothing has been timed yet
 TIMES = "prunus/seconds"  # in pytest's cache: test or shared fixture to seconds
 APART = ("slow", "real_llm", "browser", "gpu")
-_began = time.monotonic()
 _made: list[tuple[str, float]] = []  # fixtures that several tests share, since the last test was set up
 _times: dict[str, float] = {}
+_until = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, Any, Any]:
+def pytest_collection(session: pytest.Session) -> Generator[None, Any, Any]:
     """What is imported here stays: no collection of garbage need look at it, now or later."""
     gc.disable()
     try:
@@ -42,6 +42,7 @@ def pytest_collection() -> Generator[None, Any, Any]:
     finally:
         gc.freeze()
         gc.enable()
+        session.config.stash[_until] = time.monotonic() + GIVE_UP_SECONDS
 
 
 def known_times(config: pytest.Config) -> dict[str, float]:
@@ -73,7 +74,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     _made.clear()
-    if item.config.getoption("quick") and time.monotonic() - _began > GIVE_UP_SECONDS:
+    if item.config.getoption("quick") and time.monotonic() > item.config.stash[_until]:
         pytest.skip(f"not begun within {GIVE_UP_SECONDS} s")
 
 
