@@ -332,10 +332,11 @@ def save_square_sums(
         place.run(found.tap)
         for name, table in found.sums.items():
             check_finite(number, name, table)
-        sums = {name: table.cpu() for name, table in found.sums.items()}
+        sums, found.sums = {name: table.cpu() for name, table in found.sums.items()}, {}
         if room.sums and not place.last:
             held[number] = sums
-            continue
-        if number not in files:
-            files[number] = OpenFile(file_of(number), {name: entry_of(table) for name, table in sums.items()})
-        files[number].write(sums)
+        else:
+            if number not in files:
+                files[number] = OpenFile(file_of(number), {name: entry_of(table) for name, table in sums.items()})
+            files[number].write(sums)
+        del sums  # they are as large as two blocks: gone before the next one runs
