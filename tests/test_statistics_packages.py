@@ -100,6 +100,7 @@ def test_problems_needed_and_minimum_detectable_effect_are_theirs():
         theirs = evalconfidence.power(pilot, mde=effect).n_required
         deviation = differences.mean(axis=1).std(ddof=1)
         exact = TTestPower().solve_power(effect_size=effect / deviation, alpha=0.05, power=0.8)
+        assert theirs is not None
         # Ours add one draw, as the test that decides counts draws and is no t test.
         assert theirs < ours < 1.06 * theirs and exact < ours < 1.06 * exact
     detectable = paired.minimum_detectable([differences.mean(axis=1)[:, None]])[0]
