@@ -85,7 +85,7 @@ def make(options: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import Qwen3Config
 
-    from prunus.checkpoint.families import expected_shapes
+    from prunus.checkpoint.architecture import skeleton
     from prunus.checkpoint.files import INDEX
     from prunus.checkpoint.safetensors_file import write_file
     from prunus.checkpoint.source import tiny_folder
@@ -105,7 +105,7 @@ def make(options: dict[str, Any]) -> dict[str, Any]:
         architectures=["Qwen3ForCausalLM"],
         dtype="bfloat16",
     )
-    shapes = expected_shapes(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton(config, torch.bfloat16).state_dict().items()}
     shards: dict[str, list[str]] = {}
     for name in shapes:
         shard = name.rpartition("layers.")[2].partition(".")[0] if "layers." in name else name.removesuffix(".weight")

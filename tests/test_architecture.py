@@ -53,7 +53,7 @@ def read_block(runner, tensors, index):
 def check_streams(folder, config):
     """Every block of every batch, and the logits, bit for bit; and what is written back."""
     tensors = find_tensors(folder)
-    runner = Runner(load_config(folder), tensors, torch.float32, torch.device("cpu"))
+    runner = Runner(load_config(folder), tensors, torch.float32, torch.device("cpu"), any_direction=True)
     batches = [Batch(ids_NT) for ids_NT in token_batches(config)]
     whole = whole_model(folder)
     expected = [block_outputs(whole, batch.ids_NT) for batch in batches]
@@ -127,6 +127,26 @@ def test_streamed_blocks_equal_the_whole_model(tmp_path, model_type):
             check_streams(tmp_path, config)
     else:
         check_streams(tmp_path, config)
+
+
+# Their blocks stream, but let a token see later ones.
+LOOK_AHEAD = (
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["bert", "roformer", "llama", "recurrent_gemma", "mamba2", "mixtral"])
+def test_what_lets_a_token_see_later_ones_is_no_decoder(tmp_path, model_type):
+    make_random_model(model_type, tmp_path)
+    runner = Runner(load_config(tmp_path), find_tensors(tmp_path), torch.float32, torch.device("cpu"))
+    if model_type in LOOK_AHEAD:
+        with pytest.raises(Unstreamable, match="depends on later tokens"):
+            runner.read_block(0)
+    else:
+        runner.read_block(0)
 
 
 def llama_that(between, arguments=lambda hidden: {}, end=lambda outputs: outputs[-1]):
@@ -325,11 +345,11 @@ def test_embeddings_are_looked_up_row_by_row_and_the_head_read_when_asked_for(tm
 def test_arguments_are_recorded_anew_only_where_ids_matter(tmp_path):
     """gemma3n gives every block an input of its own, looked up by the tokens; llama's masks go by the shape."""
     batches = [Batch(torch.randint(3, 100, (2, 24))) for _ in range(3)]
-    for model_type, times in (("llama", 1 + 3 + 1), ("gemma3n_text", 1 + 3 + 1 + 3)):
+    for model_type, times in (("llama", 1 + 1 + 3 + 1), ("gemma3n_text", 1 + 3 + 1 + 3)):
         make_random_model(model_type, tmp_path / model_type)
         tensors = find_tensors(tmp_path / model_type)
         runner = Runner(load_config(tmp_path / model_type), tensors, torch.float32, torch.device("cpu"))
-        recorded = 1  # when it was opened
+        recorded = 1  # when it was opened; once more where the block is tried for whether it looks ahead
 
         def record(ids_NT, before=runner.architecture.record, **options):
             nonlocal recorded

@@ -7,10 +7,9 @@ import types
 
 import pytest
 import torch
-from tiny_models import make_model, random_rows
+from tiny_models import make_model, random_rows, runner_of
 from transformers import AutoTokenizer
 
-from prunus.checkpoint.families import Runner
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
@@ -286,18 +285,19 @@ def test_other_bad_calibration_is_refused(model, tmp_path, monkeypatch, name, ch
 
 
 def run_observed(model, sequences, linears, stop_early):
-    runner = Runner(model.config, torch.float32, torch.device("cpu"))
+    runner = runner_of(model)
     tensors = {name.removeprefix("model.layers.0."): t.read() for name, t in model.block_tensors(0).items()}
+    chosen = [linear for linear in model.linears(0) if linear.name in linears]
     with torch.inference_mode():
         block = runner.make_block(0, tensors)
-        hidden = HiddenStates(model, runner, sequences, None)
-        with Observer(block, linears, stop_early) as seen:
-            for batch in hidden.batches():
+        hidden = HiddenStates(runner, sequences, None)
+        with Observer(runner, block, chosen, stop_early) as seen:
+            for batch, rows in hidden.batches():
                 try:
-                    runner.run_block(block, batch)
+                    runner.run_block(block, rows, batch)
                 except Observed:
                     assert stop_early
-        return seen.stats(0, hidden.tokens), hidden
+        return seen.stats(0), hidden
 
 
 def test_norms_are_those_of_all_tokens_and_shared_inputs_are_seen_once(model):
@@ -306,7 +306,7 @@ def test_norms_are_those_of_all_tokens_and_shared_inputs_are_seen_once(model):
     full, hidden = run_observed(model, sequences, everything, stop_early=False)
     early, _ = run_observed(model, sequences, everything, stop_early=True)
     norm = model.read("model.layers.0.input_layernorm.weight")
-    states = hidden.states_SD
+    states = hidden.states_SW
     inputs = states * (states.pow(2).mean(-1, keepdim=True) + model.config.rms_norm_eps).rsqrt() * norm
     torch.testing.assert_close(full["self_attn.q_proj"].norm_I, inputs.double().norm(dim=0).float())
     assert full["self_attn.q_proj"].tokens == 90
@@ -314,7 +314,7 @@ def test_norms_are_those_of_all_tokens_and_shared_inputs_are_seen_once(model):
     assert "self_attn.o_proj" not in full
     for name, stats in full.items():
         assert torch.equal(stats.norm_I, early[name].norm_I)
-    assert torch.equal(full["self_attn.q_proj"].norm_I, full["self_attn.k_proj"].norm_I)
+    assert full["self_attn.q_proj"] is full["self_attn.v_proj"]
 
 
 def test_stopping_early_skips_the_last_matrix(model, monkeypatch):

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import make_model, random_rows
+from tiny_models import LINEARS, make_model, random_rows, runner_of
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.families import LINEARS, Runner
-from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.partial import Partial
 from prunus.errors import PrunusError
 from prunus.pruning import hidden
@@ -154,11 +153,11 @@ def test_row_budgets_by_hand():
 def block_case(tmp_path, dtype=torch.float32):
     """A passage through the second block of a small model, with what the block has read."""
     source = Checkpoint(make_model(tmp_path / "m", "llama", blocks=2))
-    runner = Runner(source.config, dtype, torch.device("cpu"))
-    hidden = HiddenStates(source, runner, random_rows(5, 16) + random_rows(2, 9, seed=1), None)
-    tensors = read_block(1, source.block_tensors(1))
+    runner = runner_of(source, dtype)
+    hidden = HiddenStates(runner, random_rows(5, 16) + random_rows(2, 9, seed=1), None)
+    tensors = source.read_block(1)
     block = runner.make_block(1, tensors)
-    return runner, block, hidden, observed(Passage(runner, block, 1, hidden, list(LINEARS), False)), tensors
+    return runner, block, hidden, observed(Passage(runner, block, 1, hidden, source.linears(1), False)), tensors
 
 
 def test_regional_gradients_are_those_of_the_norm_of_the_blocks_output(tmp_path):
@@ -167,9 +166,9 @@ def test_regional_gradients_are_those_of_the_norm_of_the_blocks_output(tmp_path)
     ours = runner.make_block(1, {name: tensor.clone() for name, tensor in tensors.items()}).requires_grad_()
     weights = {name: ours.get_submodule(name).get_parameter("weight") for name in LINEARS}
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for states in hidden.sequences():
+    for batch, rows in hidden.sequences():
         ours.zero_grad()
-        runner.run_block(ours, states[None].clone()).norm().backward()
+        runner.run_block(ours, rows.clone(), batch).norm().backward()
         for name in LINEARS:
             gradient = weights[name].grad
             assert gradient is not None
@@ -196,7 +195,7 @@ def test_a_repair_brings_the_pruned_output_nearer_to_the_dense_one(tmp_path):
             for name in LINEARS:
                 weight = block.get_submodule(name).get_parameter("weight")
                 weight.data = pruned(name, weight.data, stats[name])
-            pairs = [(runner.run_block(block, b), runner.run_block(dense, b)) for b in hidden.batches()]
+            pairs = [[runner.run_block(one, x, batch) for one in (block, dense)] for batch, x in hidden.batches()]
         return sum((a - b).square().sum().item() for a, b in pairs)
 
     assert error(5, 1e-3) < 0.8 * error(0, 1e-3)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 from scipy.stats import spearmanr
-from tiny_models import FAMILIES, make_model, random_rows
+from tiny_models import FAMILIES, LINEARS, make_model, random_rows, runner_of
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.pruning import gradients, hidden
 from prunus.pruning import portions as portions_module
@@ -47,7 +47,7 @@ def exact(_block, _linear, outputs, inputs):
 
 def model_of(folder):
     source = Checkpoint(folder)
-    return Model(source, Runner(source.config, torch.float32, torch.device("cpu")), list(LINEARS))
+    return Model(source, runner_of(source), [LINEARS] * source.blocks)
 
 
 @pytest.mark.parametrize("portions", ["at once", "few at a time"])
@@ -92,7 +92,7 @@ def test_influences_by_their_definitions():
 def test_datainf_does_not_depend_on_the_size_of_a_blocks_gradients():
     rows = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
     for function, same in ((influence.datainf, True), (influence.identity, False)):
-        scores = influence.block_scores([{"a": rows}, {"a": 30 * rows}], ["a"], range(6), range(6, 9), function)
+        scores = influence.block_scores([{"a": rows}, {"a": 30 * rows}], [["a"]] * 2, range(6), range(6, 9), function)
         assert (scores[1] == pytest.approx(scores[0])) == same
 
 
@@ -107,7 +107,7 @@ def test_block_scores_by_plain_loops():
             mean = [(rows[2][x] + rows[7][x]) / 2 for x in range(5)]
             total += sum(g * v for g, v in zip(rows[k], mean, strict=True))
         expected += max(0.0, total)
-    found = influence.block_scores(tables, ["a", "c"], train, validation, influence.identity)
+    found = influence.block_scores(tables, [["a", "c"]], train, validation, influence.identity)
     assert found == pytest.approx([expected])
 
 
@@ -133,27 +133,29 @@ def test_sketches_rank_like_exact_gradients(tmp_path):
     chances = 1 / torch.arange(1, 366) ** 1.2  # like words: some tokens are frequent, so that gradients have a signal
     generator = torch.Generator().manual_seed(1)
     sequences = (torch.multinomial(chances.expand(60, -1), 48, True, generator=generator) + 3).tolist()
-    full, sketched = whole_model_gradients(folder, sequences), sketches(model_of(folder), sequences, signs(1))
+    model = model_of(folder)
+    full, sketched = whole_model_gradients(folder, sequences), sketches(model, sequences, signs(1, model.source))
     for exactly, function in (
         (influence.identity, influence.identity),
         (datainf_of_sketch_size, influence.datainf),
     ):
         scores = [
-            [influence.block_scores(table, [name], range(45), range(45, 60), chosen) for name in LINEARS]
+            [influence.block_scores(table, [[name]] * 4, range(45), range(45, 60), chosen) for name in LINEARS]
             for table, chosen in ((full, exactly), (sketched, function))
         ]
         assert np.asarray(spearmanr(np.ravel(scores[0]), np.ravel(scores[1]))[0]) >= 0.9
 
 
 def test_sketches_are_the_same_for_a_seed_and_keep_inner_products():
-    left, right = signs(3)(1, "mlp.up_proj", 50, 40)
-    again, _ = signs(3)(1, "mlp.up_proj", 50, 40)
-    other, _ = signs(3)(0, "mlp.up_proj", 50, 40)
+    source = Checkpoint(resolve("tiny"))
+    left, right = signs(3, source)(1, "mlp.up_proj", 50, 40)
+    again, _ = signs(3, source)(1, "mlp.up_proj", 50, 40)
+    other, _ = signs(3, source)(0, "mlp.up_proj", 50, 40)
     assert torch.equal(left, again) and not torch.equal(left, other)
     gradient = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
     products = []
     for seed in range(200):
-        left, right = signs(seed)(0, "mlp.up_proj", 50, 40)
+        left, right = signs(seed, source)(0, "mlp.up_proj", 50, 40)
         products.append((left.T @ gradient @ right).square().sum().item())
     assert np.mean(products) == pytest.approx(gradient.square().sum().item(), rel=0.05)
 

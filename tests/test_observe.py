@@ -1,9 +1,14 @@
 """What is observed of inputs: norms, means, variances and Hessians against all tokens kept and computed at once."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.runner import Batch
 from prunus.pruning.observe import InputStats, Needs, Observer, add_product, mirror
 
 SHAPES = [(2, 5), (1, 9), (3, 4)]  # sequences and tokens of the batches
@@ -27,12 +32,15 @@ def batches(dtype=torch.float32):
 
 
 def observe(needs: Needs, weights=None, dtype=torch.float32) -> InputStats:
-    block = Block().to(dtype)
-    linears = ["self_attn.q_proj", "self_attn.k_proj"]
-    with Observer(block, linears, needs=needs, weights=lambda: weights and iter(weights)) as seen, torch.no_grad():
-        for batch in batches(dtype):
-            block(batch)
-    found = seen.stats(3, 31)
+    block, runner = Block().to(dtype), SimpleNamespace()
+    q, k = (Linear(f"self_attn.{name}_proj", "attention", (4, 6), "self_attn.q_proj") for name in "qk")
+    runner_like: Any = runner
+    with Observer(runner_like, block, [q, k], needs=needs) as seen, torch.no_grad():
+        for states, weight in zip(batches(dtype), weights or [None] * len(SHAPES), strict=True):
+            runner.batch = Batch(torch.zeros(states.shape[:2]), weight)
+            block(states)
+    found = seen.stats(3)
+    assert found["self_attn.q_proj"].tokens == 31
     assert found["self_attn.q_proj"] is found["self_attn.k_proj"], "one factor for both"
     return found["self_attn.q_proj"]
 

@@ -10,11 +10,11 @@ import math
 import pytest
 import torch
 from real_llm import docstrings, smollm2
+from tiny_models import LINEARS
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
-from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.pruning.hessian import Hessian
@@ -27,6 +27,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 CALIBRATION, HELD_OUT, SEQLEN = 8, 2, 512
 HALF, MORE = Target(0.5), Target(0.6)
 TWO_OF_FOUR, FOUR_OF_EIGHT = Target(0.5, pattern=(2, 4)), Target(0.5, pattern=(4, 8))
+
+
+# Linears that read the same tensor as an earlier one.
+SAME_INPUT_AS = {
+    "self_attn.k_proj": "self_attn.q_proj",
+    "self_attn.v_proj": "self_attn.q_proj",
+    "mlp.up_proj": "mlp.gate_proj",
+}
 
 
 class Llm:
@@ -74,7 +82,7 @@ class Llm:
             )
             for name in leaders
         }
-        leader_of = {name: name for name in LINEARS} | dict(SAME_INPUT_AS)
+        leader_of = {name: name for name in LINEARS} | SAME_INPUT_AS
         of = {name: "{}.{}".format(name.partition(".")[0], leader_of[name.partition(".")[2]]) for name in self.linears}
         return {name: found[of[name]] for name in self.linears}
 

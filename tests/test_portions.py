@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from small_study import write_study
-from tiny_models import make_model, random_rows
+from tiny_models import LINEARS, make_model, random_rows, runner_of
 
 import prunus
-from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.pruning import gradients, hidden, portions
@@ -32,7 +31,7 @@ def source(tmp_path_factory) -> Checkpoint:
 
 
 def model_of(source, file=None) -> Model:
-    return Model(source, Runner(source.config, torch.float32, torch.device("cpu")), list(LINEARS), file)
+    return Model(source, runner_of(source), [LINEARS] * source.blocks, file)
 
 
 def sums_of(source) -> int:
@@ -107,7 +106,7 @@ def test_sketches_do_not_depend_on_portions_either(source, tmp_path, monkeypatch
     tables = []
     for free, file in settings(source, tmp_path).values():
         monkeypatch.setattr(portions, "free_memory", lambda free=free: free)
-        tables.append(sketches(model_of(source, file), rows, signs(0)))
+        tables.append(sketches(model_of(source, file), rows, signs(0, source)))
     for others in tables[1:]:
         for ours, theirs in zip(others, tables[0], strict=True):
             assert all(torch.equal(ours[name], theirs[name]) for name in LINEARS)

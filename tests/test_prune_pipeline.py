@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, make_model, random_rows
+from tiny_models import ATTENTION, FAMILIES, make_model, random_rows
+from tiny_models import LINEARS as ALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
 from prunus.checkpoint import files as files_module
-from prunus.checkpoint.families import LINEARS as KINDS
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning import hessian as hessian_module
@@ -121,7 +121,7 @@ def test_staged_equals_running_the_block_again_before_each_group(tmp_path, famil
     sequences = [row[:length] for row, length in zip(random_rows(8, 60), [60, 20, 33, 60, 20, 7, 60, 1], strict=True)]
     write_rows(tmp_path / "rows.jsonl", sequences)
     asked = recipe(tmp_path / "rows.jsonl", samples=8, sparsity=0.4, propagation="staged", scope=scope)
-    linears = [name for name, kind in KINDS.items() if scope in ("all", kind)]
+    linears = [name for name in ALL if scope == "all" or (scope == "attention") == (name in ATTENTION)]
     expected = wanda_by_running_again(folder, sequences, 0.4, linears)
     for offload in (False, True):
         prunus.prune(folder, tmp_path / "out", asked, offload=offload, overwrite=True)

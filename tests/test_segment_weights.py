@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import make_model, random_rows
+from tiny_models import LINEARS, make_model, random_rows, runner_of
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import Calibration
@@ -38,14 +37,14 @@ def calibration(sequences):
 @torch.inference_mode()
 def seen(folder, sequences, weights) -> Any:
     source = Checkpoint(folder)
-    runner = Runner(source.config, torch.float32, torch.device("cpu"))
-    hidden = HiddenStates(source, runner, sequences, None, token_weights=weights)
+    runner = runner_of(source)
+    hidden = HiddenStates(runner, sequences, None, token_weights=weights)
     tensors = {n.split(".", 3)[3]: source.read(n) for n in source.tensor_names if n.startswith("model.layers.0.")}
     block = runner.make_block(0, tensors)
-    with Observer(block, LINEARS, needs="hessian", weights=hidden.weights) as observer:
-        for batch in hidden.batches():
-            runner.run_block(block, batch)
-    return observer.stats(0, hidden.tokens)
+    with Observer(runner, block, source.linears(0), needs="hessian") as observer:
+        for batch, rows in hidden.batches():
+            runner.run_block(block, rows, batch)
+    return observer.stats(0)
 
 
 @torch.inference_mode()

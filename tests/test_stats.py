@@ -245,7 +245,7 @@ def test_allocations_by_scores_need_no_run_of_their_own(tmp_path, rows, monkeypa
     setting = {"outlier_threshold": 3.0} if allocation == "owl" else {}
     asked = PruneRecipe(method=method, allocation=allocation, propagation="dense", **setting, **calibrated(rows))
     prunus.prune(folder, tmp_path / "run", asked)
-    monkeypatch.setattr("prunus.checkpoint.families.Runner.run_block", None)
+    monkeypatch.setattr("prunus.checkpoint.runner.Runner.run_block", None)
     prunus.prune(folder, tmp_path / "saved", asked, stats=tmp_path / "norms")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("saved", "run")]
     assert weights[0] == weights[1]

@@ -14,9 +14,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.runner import Runner
 from prunus.checkpoint.source import tiny_folder
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+# The prunable Linears of all three, in the order of a forward pass.
+ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+LINEARS = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 VOCABULARY = 368  # that of the built-in tokenizer, which these models borrow
 _CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -67,6 +72,11 @@ def make_model(
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tiny_folder() / name, folder / name)
     return folder
+
+
+def runner_of(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Runner:
+    """What runs the blocks of a checkpoint on the CPU."""
+    return Runner(source.config, source.tensors, dtype, torch.device("cpu"))
 
 
 def random_rows(count: int, length: int, seed: int = 0) -> list[list[int]]:

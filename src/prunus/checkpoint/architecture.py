@@ -33,7 +33,7 @@ carry several streams; X what the head reads, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -88,7 +88,17 @@ class Architecture:
     """
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> None:
-        self.model = skeleton(config, dtype, attention)
+        self._open(skeleton(config, dtype, attention))
+
+    @classmethod
+    def around(cls, model: PreTrainedModel) -> "Architecture":
+        """The same of a whole model, with its weights."""
+        found = cls.__new__(cls)
+        found._open(model)
+        return found
+
+    def _open(self, model: PreTrainedModel) -> None:
+        self.model = model
         self.name, self.layers = find_layers(self.model)
         self.head: nn.Module | None = self.model.get_output_embeddings()
         self.outputs, self._axis = 0, 0
@@ -113,6 +123,14 @@ class Architecture:
 
     def states(self, ids_NT: Tensor, final: Tensor) -> Tensor:
         """(N, T, X) what the head reads, from what the last block gave out; with a graph where final has one."""
+        return self._read_by_head(lambda: self._run(ids_NT, [], True, False, final))
+
+    def whole_states(self, ids_NT: Tensor) -> Tensor:
+        """(N, T, X) what the head of a model with all of its weights reads."""
+        return self._read_by_head(lambda: self.model(input_ids=ids_NT, use_cache=False))
+
+    def _read_by_head(self, run: Callable[[], Any]) -> Tensor:
+        """What the head is called with while run runs, which ends there."""
         if self.head is None:
             raise Unstreamable("it has no output head")
         read: list[Tensor] = []
@@ -123,7 +141,8 @@ class Architecture:
 
         handle = self.head.register_forward_pre_hook(see)
         try:
-            self._run(ids_NT, [], True, False, final)
+            with suppress(_Seen):
+                run()
         finally:
             handle.remove()
         if len(read) != 1:
@@ -203,14 +222,25 @@ class Architecture:
             given.append((out, _version(out)))
             return self._pack(out, index)
 
-        try:
-            with self._responding(respond):
-                self.model(input_ids=ids_NT, use_cache=False)
-        except _Seen:
-            pass
+        with suppress(_Seen), self._responding(respond), self._remembering_nothing():
+            self.model(input_ids=ids_NT, use_cache=False)
         if len(calls) != len(self.layers):
             raise Unstreamable(f"{len(calls)} of {len(self.layers)} blocks are called")
         return first[0]
+
+    @contextmanager
+    def _remembering_nothing(self) -> Iterator[None]:
+        """Every pass is as if it were the first: with dynamic NTK a rotary embedding remembers the longest sequence."""
+        inside = {id(module) for module in self.layers.modules()}
+        modules = [m for m in self.model.modules() if m._buffers and id(m) not in inside]
+        numbers = [{name: value for name, value in vars(m).items() if isinstance(value, (int, float))} for m in modules]
+        buffers = [dict(m._buffers) for m in modules]
+        try:
+            yield
+        finally:
+            for module, own, more in zip(modules, buffers, numbers, strict=True):
+                module._buffers.update(own)
+                vars(module).update(more)
 
     def _pack(self, out: Tensor, index: int) -> Any:
         """What a block returns, with placeholders besides hidden states."""
@@ -241,7 +271,9 @@ class Architecture:
         """How many values a block returns, where sequences and tokens are in hidden states, and whether checks hold."""
         if len(set(map(id, self.layers))) < len(self.layers):
             raise Unstreamable("blocks are called more than once")
-        ids_NT = torch.arange(_PROBE_SEQUENCES * _PROBE_TOKENS).view(_PROBE_SEQUENCES, _PROBE_TOKENS) % 20
+        device = next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
+        ids_S = torch.arange(_PROBE_SEQUENCES * _PROBE_TOKENS, device=device) % 20
+        ids_NT = ids_S.view(_PROBE_SEQUENCES, _PROBE_TOKENS)
         recording = self.probe = self._try_outputs(ids_NT)
         self._find_axes(recording.first)
         everything = [tree for call in recording.calls for tree in (call.args, call.kwargs)]

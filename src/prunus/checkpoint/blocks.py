@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.ahead import ahead
-from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.checkpoint.files import Checkpoint
 
 Block = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ def blocks_on(source: Checkpoint, indices: Iterable[int], device: torch.device) 
         assert index is not None
         if upcoming is not None:
             expect(source, upcoming)
-        yield read_block(index, source.block_tensors(index))
+        yield source.read_block(index)
 
 
 def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
@@ -37,7 +37,7 @@ def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device)
     side = stream_of(device)
 
     def send(index: int) -> tuple[Block, Any]:
-        tensors = read_block(index, source.block_tensors(index))
+        tensors = source.read_block(index)
         with api.stream(side):
             sent = {name: pinned(tensor, device).to(device, non_blocking=True) for name, tensor in tensors.items()}
             return sent, side.record_event()

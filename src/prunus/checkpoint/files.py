@@ -1,6 +1,6 @@
 """A checkpoint on disk: its tensors, read one at a time, its identity, and the manifest of what was done to it."""
 
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.ahead import ahead
+from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checksum import checksum_of, digest_of, fingerprint_of, read_checked
-from prunus.checkpoint.families import (
-    LINEARS,
-    block_index,
-    block_name,
-    check_family,
-    expected_shapes,
-)
-from prunus.checkpoint.safetensors_file import DTYPES, Stored, read_header
-from prunus.checkpoint.source import check_folder, load_config, read_json, read_object
+from prunus.checkpoint.linears import Linear, find_linears
+from prunus.checkpoint.names import Names
+from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, read_header
+from prunus.checkpoint.source import check_folder, load_config, one_line, read_json, read_object
 from prunus.errors import PrunusError
 
 if TYPE_CHECKING:
@@ -32,24 +28,27 @@ MANIFEST_FORMAT = 1
 CHECKED_AHEAD = 1 << 28
 # Blocks up to this size are kept in memory when they are checked, instead of being read again.
 SMALL_BLOCK = 1 << 23
+_MOST_BLOCKS = 10_000  # no model has a tenth of it; a damaged config.json may ask for billions
+UNLIMITED = 1 << 62  # tokens that a model without positions may read
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 PACKED_FILE = "packed.safetensors"  # instead of them in a packed checkpoint
+_KEPT_ARCHITECTURES = 8
+_architectures: dict[str, Architecture] = {}
 
 
-class Checkpoint:
+class ModelFolder:
     """A model folder, opened: config.json and the headers of its safetensors are read, the weights are not.
 
-    Opening checks that every tensor that the configuration asks for is there, whole, and of its shape; PrunusError says
-    what is wrong. config: transformers' configuration. tensors: name -> where it lies.
+    What the model does with them is not looked at, so this is enough for a model that others load; `Checkpoint` knows
+    its blocks. config: transformers' configuration. tensors: name -> where it lies.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         check_folder(self.folder)
-        check_family(self.folder, read_object(self.folder / "config.json"))
+        self._check_config(read_object(self.folder / "config.json"))
         self.config: PreTrainedConfig = load_config(self.folder)
         self.tensors: Mapping[str, Stored] = self._find_tensors()
-        self._check_tensors()
 
     @property
     def tensor_names(self) -> list[str]:
@@ -57,9 +56,24 @@ class Checkpoint:
         return sorted(self.tensors)
 
     @property
+    def text_config(self) -> "PreTrainedConfig":
+        """The configuration of the language model, which models of several parts keep apart."""
+        return self.config.get_text_config(decoder=True)
+
+    @property
     def blocks(self) -> int:
-        """Number of decoder blocks."""
-        return self.config.num_hidden_layers
+        """Number of decoder blocks, as the configuration has it; 0 where it does not say."""
+        return getattr(self.text_config, "num_hidden_layers", None) or 0
+
+    @property
+    def context(self) -> int:
+        """How many tokens a sequence may have."""
+        return int(getattr(self.text_config, "max_position_embeddings", None) or UNLIMITED)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+        return int(self.text_config.vocab_size)
 
     @property
     def parameters(self) -> int:
@@ -71,21 +85,13 @@ class Checkpoint:
         """Bytes of all weights."""
         return sum(stored.nbytes for stored in self.tensors.values())
 
-    @cached_property
-    def _block_bytes(self) -> int:
-        """Bytes of the largest block."""
-        blocks = map(self.block_tensors, range(self.blocks))
-        return max(sum(stored.nbytes for stored in block.values()) for block in blocks)
-
-    @property
-    def has_small_blocks(self) -> bool:
-        """Whether checked_ahead may keep them."""
-        return self._block_bytes <= SMALL_BLOCK
-
     @property
     def dtype(self) -> torch.dtype:
-        """That of the first Linear."""
-        return DTYPES[self.tensors[block_name(0, "self_attn.q_proj.weight")].dtype]
+        """That of most weights."""
+        sizes: dict[str, int] = {}
+        for stored in self.tensors.values():
+            sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.elements
+        return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.bfloat16)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -107,26 +113,6 @@ class Checkpoint:
             raise PrunusError(f"{self.folder} holds no tensor '{name}'")
         return self.tensors[name].read()
 
-    def block_tensors(self, index: int) -> dict[str, Stored]:
-        """Where the tensors of one block lie, by their full names."""
-        return dict(self._parts.get(index, {}))
-
-    def outer_tensors(self) -> dict[str, Stored]:
-        """Where the tensors outside the blocks lie: embedding, final norm, head."""
-        return dict(self._parts.get(None, {}))
-
-    @cached_property
-    def _parts(self) -> Mapping[int | None, dict[str, Stored]]:
-        """Tensors by block, None for those outside: names are looked at once, not once per block."""
-        parts: dict[int | None, dict[str, Stored]] = {}
-        for name, stored in self.tensors.items():
-            parts.setdefault(block_index(name), {})[name] = stored
-        return parts
-
-    def linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
-        """Shape (O, I) of each prunable Linear of a block, by its name within the block."""
-        return {local: self.tensors[block_name(index, f"{local}.weight")].shape for local in LINEARS}
-
     def checksum(self) -> str:
         """BLAKE3 of all weights; NaN or infinity among them raises PrunusError. See checksum.checksum_of."""
         return checksum_of(self.tensors)
@@ -134,6 +120,104 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """What tells these weights from others at a glance. See checksum.fingerprint_of."""
         return fingerprint_of(self.tensors)
+
+    def _check_config(self, config: Mapping[str, Any]) -> None:
+        """Raise PrunusError where config.json asks for something that transformers should not even try."""
+
+    def _find_tensors(self) -> Mapping[str, Stored]:
+        return find_tensors(self.folder)
+
+
+class Checkpoint(ModelFolder):
+    """A model folder whose blocks can be read, run and changed one by one, whatever transformers' model is.
+
+    Opening checks that every tensor that the model needs is there, whole, and of its shape; PrunusError says what is
+    wrong. architecture: the model without its weights. names: which stored tensors its own are made from. Tensors of a
+    block go by the names that they have within the block (`self_attn.q_proj.weight`), in the shapes of the model.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__(folder)
+        self.architecture = architecture_of(self.folder, self.config)
+        self.names = Names(self.architecture.model, self.tensors)
+        self._check_tensors()
+
+    @property
+    def blocks(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.architecture.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the first Linear."""
+        for index in range(self.blocks):
+            for linear in self.linears(index)[:1]:
+                return DTYPES[self.tensors[self.weight_sources(index, linear.name)[0]].dtype]
+        return super().dtype
+
+    @cached_property
+    def _block_bytes(self) -> int:
+        """Bytes of the largest block."""
+        blocks = map(self.block_tensors, range(self.blocks))
+        return max(sum(stored.nbytes for stored in block.values()) for block in blocks)
+
+    @property
+    def has_small_blocks(self) -> bool:
+        """Whether checked_ahead may keep them."""
+        return self._block_bytes <= SMALL_BLOCK
+
+    def linears(self, index: int) -> tuple[Linear, ...]:
+        """What can be pruned in a block, in the order in which a forward pass meets it."""
+        return find_linears(self.architecture)[index].linears
+
+    def left_dense(self, index: int) -> Mapping[str, str]:
+        """Why other matrices of a block cannot be pruned, by their names within it."""
+        return find_linears(self.architecture)[index].dense
+
+    def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
+        """Shape (O, I) of each prunable Linear of a block, by its name within the block."""
+        return {linear.name: linear.shape_OI for linear in self.linears(index)}
+
+    def block_name(self, index: int, local: str) -> str:
+        """The model's name of a tensor or Linear of one block."""
+        return self.architecture.block_prefix(index) + local
+
+    def weight_sources(self, index: int, linear: str) -> list[str]:
+        """Names on disk of what the weight of a block's Linear is made from."""
+        return self.names.stored_for([self.block_name(index, f"{linear}.weight")])
+
+    def block_tensors(self, index: int) -> dict[str, Stored]:
+        """Where the tensors of one block lie, by their names on disk."""
+        return dict(self._parts.get(index, {}))
+
+    def outer_tensors(self) -> dict[str, Stored]:
+        """Where the tensors outside the blocks lie: embedding, final norm, head, parts that are no language model."""
+        return dict(self._parts.get(None, {}))
+
+    def read_block(self, index: int, stored: Mapping[str, Stored] | None = None) -> dict[str, Tensor]:
+        """The tensors of one block in memory, by their names within the block.
+
+        stored: where they lie, by their names on disk, if elsewhere than in this checkpoint.
+        """
+        places = self.tensors if stored is None else {**self.tensors, **stored}
+        return self.as_block(index, lambda name: places[name].read())
+
+    def read_weight(self, index: int, local: str) -> Tensor:
+        """One tensor of a block, by its name within the block."""
+        name = self.block_name(index, local)
+        return self.names.read([name], self.read)[name]
+
+    def as_block(self, index: int, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The same from stored tensors that read gives by their names on disk."""
+        prefix = self.architecture.block_prefix(index)
+        names = [prefix + local for local in self._block_names[index]]
+        found = self.names.read(names, read)
+        return {name.removeprefix(prefix): found[name] for name in names if name in found}
+
+    def as_stored(self, index: int, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Changed tensors of a block, given by their names within it, as they are to be stored: by names on disk."""
+        whole = {self.block_name(index, name): tensor for name, tensor in changed.items()}
+        return self.names.as_stored(whole, self.read)
 
     def digest(self, index: int | None) -> str:
         """BLAKE3 of one block, or for None of what lies outside blocks; its share of checksum() is then done."""
@@ -155,27 +239,103 @@ class Checkpoint:
             if index is None or index not in keep:
                 return self.digest(index), None
             read, digest = read_checked(self.block_tensors(index))
-            prefix = block_name(index, "")
-            return digest, {name.removeprefix(prefix): tensor for name, tensor in read.items()}
+            return digest, self.as_block(index, lambda name: read[name] if name in read else self.read(name))
 
         with closing(ahead(check, order, most)) as results:
             for index, (digest, tensors) in zip(order, results, strict=True):
                 yield index, digest, tensors
 
-    def _find_tensors(self) -> Mapping[str, Stored]:
-        return find_tensors(self.folder)
+    @cached_property
+    def _block_names(self) -> list[list[str]]:
+        """Names within it of each block's tensors."""
+        return [list(layer.state_dict()) for layer in self.architecture.layers]
+
+    def block_starts(self, index: int) -> tuple[str, ...]:
+        """What the names on disk of a block's tensors begin with: `model.layers.3.`; in odd models one of several."""
+        assert self._parts
+        return tuple(f"{stem}{index}." for stem in self._stems)
+
+    def renumbered(self, name: str, old: int, new: int) -> str:
+        """The name on disk of a tensor of block old, if that were block new."""
+        for before, after in zip(self.block_starts(old), self.block_starts(new), strict=True):
+            if name.startswith(before):
+                return after + name.removeprefix(before)
+        raise PrunusError(f"{self.folder}: '{name}' does not say which block it is of, so that cannot be changed")
+
+    @cached_property
+    def _parts(self) -> Mapping[int | None, dict[str, Stored]]:
+        """Tensors by block, None for those outside: names are looked at once, not once per block."""
+        block_of: dict[str, int] = {}
+        for index, names in enumerate(self._block_names):
+            for name in self.names.stored_for(self.block_name(index, local) for local in names):
+                block_of.setdefault(name, index)
+        self._stems = sorted({stem_of(name, index) for name, index in block_of.items()})
+        starts = [(f"{stem}{index}.", index) for stem in self._stems for index in range(self.blocks)]
+        for name in self.names.unknown:  # of a block, for all that its name says: it goes where the block goes
+            block_of.update((name, index) for start, index in starts if name.startswith(start))
+        parts: dict[int | None, dict[str, Stored]] = {}
+        for name, stored in self.tensors.items():
+            parts.setdefault(block_of.get(name), {})[name] = stored
+        return parts
+
+    def _check_config(self, config: Mapping[str, Any]) -> None:
+        inner = config.get("text_config")
+        blocks = (inner if isinstance(inner, dict) else config).get("num_hidden_layers", 1)
+        if not isinstance(blocks, int) or not 1 <= blocks <= _MOST_BLOCKS:
+            raise PrunusError(
+                f"{self.folder}: config.json asks for {blocks} blocks (num_hidden_layers), which no model has"
+            )
+        if "quantization_config" in config:
+            raise PrunusError(f"{self.folder} is quantised; give the unquantised model (float32, bfloat16 or float16)")
 
     def _check_tensors(self) -> None:
-        for name, shape in expected_shapes(self.config).items():
-            stored = self.tensors.get(name)
-            if stored is None:
+        model = self.architecture.model
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        for name, tensor in model.state_dict().items():
+            origin = self.names.origin(name)
+            if origin is not None:
+                for source in origin.stored:
+                    self._check_tensor(source, tensor if origin.converter is None else None)
+            elif name in parameters:
                 raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
-            if stored.shape != shape:
-                raise PrunusError(f"{self.folder}: '{name}' is {stored.shape}, but config.json asks for {shape}")
-            if stored.dtype not in DTYPES:
-                raise PrunusError(f"{self.folder}: '{name}' is {stored.dtype}; only {', '.join(DTYPES)} can be pruned")
-            if stored.nbytes != stored.elements * DTYPES[stored.dtype].itemsize:
-                raise PrunusError(f"{stored.file} is damaged: '{name}' has {stored.nbytes} bytes; fetch it again")
+
+    def _check_tensor(self, name: str, wanted: Tensor | None) -> None:
+        """Raise PrunusError unless a tensor can be read and is what the model has, where that is known."""
+        stored = self.tensors[name]
+        if wanted is not None and stored.shape != tuple(wanted.shape):
+            shape = tuple(wanted.shape)
+            raise PrunusError(f"{self.folder}: '{name}' is {stored.shape}, but config.json asks for {shape}")
+        readable = DTYPES if wanted is not None and wanted.is_floating_point() else READABLE
+        if stored.dtype not in readable:
+            raise PrunusError(f"{self.folder}: '{name}' is {stored.dtype}; only {', '.join(DTYPES)} can be pruned")
+        if stored.nbytes != stored.elements * READABLE[stored.dtype].itemsize:
+            raise PrunusError(f"{stored.file} is damaged: '{name}' has {stored.nbytes} bytes; fetch it again")
+
+
+def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
+    """The model of a configuration without its weights; PrunusError where there is none that can be run by blocks.
+
+    The last ones are kept: opening checks a model's own code.
+    """
+    known = config.to_json_string(use_diff=False)
+    if known not in _architectures:
+        try:
+            found = Architecture(config, torch.float32)
+        except Unstreamable as error:
+            raise PrunusError(f"{folder} ({config.model_type}) cannot be run block by block: {error}") from error
+        except Exception as error:  # sizes that torch cannot count are errors of several kinds
+            reason = one_line(error)
+            raise PrunusError(f"{folder}: config.json asks for blocks that cannot be made: {reason}") from error
+        while len(_architectures) >= _KEPT_ARCHITECTURES:
+            del _architectures[next(iter(_architectures))]
+        _architectures[known] = found
+    return _architectures[known]
+
+
+def stem_of(name: str, index: int) -> str:
+    """What stands before the number of its block in a tensor's name on disk."""
+    before, found, _ = f".{name}".partition(f".{index}.")
+    return f"{before}.".removeprefix(".") if found else name
 
 
 def _is_step(step: Any) -> bool:
@@ -184,12 +344,6 @@ def _is_step(step: Any) -> bool:
     if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in kinds.items()):
         return False
     return all(isinstance(step["source"].get(key), str) for key in ("name", "checksum"))
-
-
-def read_block(index: int, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """The tensors of one block in memory, by their names within the block."""
-    prefix = block_name(index, "")
-    return {name.removeprefix(prefix): tensor.read() for name, tensor in stored.items()}
 
 
 def is_packed(folder: Path) -> bool:

@@ -9,6 +9,7 @@ Shapes: O output features, I input features.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,16 +33,20 @@ _LEAST_OUTPUTS, _LEAST_INPUTS, _LEAST_SHARE = 8, 8, 32
 
 
 class Linear(NamedTuple):
-    """A Linear that can be pruned. name: within its block. leader: the first Linear that reads the same input."""
+    """A Linear that can be pruned. name: within its block. leader: the first Linear that reads the same input.
+
+    calls: how often it is called in a forward pass.
+    """
 
     name: str
     kind: Kind
     shape_OI: tuple[int, int]
     leader: str
+    calls: int = 1
 
 
 class BlockLinears(NamedTuple):
-    """Those of one block, in the order in which a forward pass meets them.
+    """Those of one block, in the order in which a forward pass meets them (for the last time).
 
     dense: why other matrices of the block stay as they are, by name.
     """
@@ -50,6 +55,7 @@ class BlockLinears(NamedTuple):
     dense: Mapping[str, str]
 
 
+@lru_cache(maxsize=8)
 def find_linears(architecture: Architecture) -> list[BlockLinears]:
     """For every block what can be pruned in it."""
     found: list[BlockLinears] = []
@@ -84,6 +90,7 @@ def _look(
 ) -> BlockLinears:
     modules = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear) and is_linear(m)}
     seen: dict[str, list[Any]] = {}
+    order: list[str] = []
     kept: list[Tensor] = []  # so that no memory is used again
 
     def hook(name: str) -> Callable[..., None]:
@@ -91,6 +98,7 @@ def _look(
             tensor = args[0] if args else next(iter(kwargs.values()))
             kept.append(tensor)
             seen.setdefault(name, []).append(_identity(tensor))
+            order.append(name)
 
         return see
 
@@ -107,14 +115,15 @@ def _look(
     dense |= {
         name: "never called: the block uses its weight in a way of its own" for name in modules if name not in seen
     }
-    for name, inputs in seen.items():
+    for name in reversed(dict.fromkeys(reversed(order))):
+        inputs = seen[name]
         outputs, width = modules[name].weight.shape
         reason, kind = _why_dense(name, outputs, width), _kind(name)
         if reason is not None or kind is None:
             dense[name] = reason or "neither attention nor MLP by its name"
             continue
         leader = leaders.setdefault(tuple(inputs), name)
-        linears.append(Linear(name, kind, (outputs, width), leader))
+        linears.append(Linear(name, kind, (outputs, width), leader, len(inputs)))
     return BlockLinears(tuple(linears), dense)
 
 

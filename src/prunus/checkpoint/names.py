@@ -5,6 +5,7 @@ fused projection becomes several. Its own conversion mapping says how, so here i
 a plan of which stored tensors each module needs, and its reverse gives back what is to be stored.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -78,6 +79,15 @@ class Names:
                 self._alias |= {name: there[0] for name in names if name not in self.origins}
         # The reverse is told which transforms were used, as after transformers' own loading.
         vars(model)["_weight_conversions"] = [t for t in transforms if t.was_used()]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether blocks have weights of other blocks."""
+        return any(re.search(r"\.\d+\.", name) for name in self._alias)
+
+    def origin(self, name: str) -> Origin | None:
+        """Where a tensor of the model comes from; None where nothing on disk makes it."""
+        return self.origins.get(self._alias.get(name, name))
 
     def stored_for(self, names: Iterable[str]) -> list[str]:
         """Names on disk of all that tensors of these names in the model are made from."""

@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from prunus.checkpoint.checksum import checksum_of
-from prunus.checkpoint.families import LINEARS, block_name
 from prunus.checkpoint.files import PACKED_FILE, Checkpoint, versions
 from prunus.checkpoint.packed_bits import mask_nbytes, packed_nbytes
 from prunus.checkpoint.packed_folder import PackedCheckpoint, check_source, lean_on
@@ -169,8 +168,10 @@ def describe(name: str, model: Checkpoint, lossy: bool, about: Mapping[str, Any]
 
 
 def linear_weights(model: Checkpoint) -> list[str]:
-    """Names of the weights of all prunable Linears, block by block."""
-    return [block_name(index, f"{local}.weight") for index in range(model.blocks) for local in LINEARS]
+    """Names on disk of the weights of all prunable Linears, block by block."""
+    places = [(index, linear.name) for index in range(model.blocks) for linear in model.linears(index)]
+    names = [name for index, linear in places for name in model.weight_sources(index, linear)]
+    return [name for name in dict.fromkeys(names) if len(model.tensors[name].shape) == 2]
 
 
 def read_linears(model: Checkpoint, steps: Steps) -> Iterator[tuple[str, Tensor]]:

@@ -21,7 +21,6 @@ from typing import IO, Any, Self
 
 from torch import Tensor
 
-from prunus.checkpoint.families import block_index, block_name
 from prunus.checkpoint.files import INDEX, MANIFEST, SINGLE_FILE, Checkpoint, next_manifest
 from prunus.checkpoint.safetensors_file import (
     Entry,
@@ -146,7 +145,8 @@ class Partial:
     def read_block(self, index: int) -> dict[str, Stored]:
         """Where the tensors of a finished block lie."""
         if self.whole is not None:
-            return {name: place for name, place in self.whole.places.items() if block_index(name) == index}
+            starts = self.source.block_starts(index)
+            return {name: place for name, place in self.whole.places.items() if name.startswith(starts)}
         return read_header(self.shard(index))
 
     def write_block(self, index: int, tensors: Mapping[str, Tensor | Stored], record: Mapping[str, Any]) -> None:
@@ -289,11 +289,11 @@ class Partial:
             return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
         entries = {name: entry_of(tensor) for name, tensor in self.source.outer_tensors().items()}
         kinds = [
-            {name.removeprefix(block_name(index, "")): entry_of(tensor) for name, tensor in block.items()}
+            {self.source.renumbered(name, index, 0): entry_of(tensor) for name, tensor in block.items()}
             for index, block in enumerate(map(self.source.block_tensors, range(self.source.blocks)))
         ]
         for index in range(self.shards):
-            entries |= {block_name(index, name): entry for name, entry in kinds[0].items()}
+            entries |= {self.source.renumbered(name, 0, index): entry for name, entry in kinds[0].items()}
         return entries if all(kind == kinds[0] for kind in kinds) else None
 
     def _write_part(self, index: int, tensors: Mapping[str, Tensor | Stored]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ROUNDING = 1e-5  # of the largest element: above what float32 leaves of sums of 1024, far below what TF32 or bfloat16 do
 # With fewer rows, copying a weight takes longer than multiplying it as slowly as torch does.
@@ -74,6 +75,7 @@ def _attend(
 
 FLOAT32_ATTENTION = "prunus_float32"
 AttentionInterface.register(FLOAT32_ATTENTION, _attend)
+AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)  # without it sliding windows would not be honoured
 
 
 def use_fast_products(network: nn.Module) -> None:

@@ -19,29 +19,33 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves
-from prunus.checkpoint.linears import is_state
+from prunus.checkpoint.linears import is_state, is_stateful
 from prunus.checkpoint.names import Names
 from prunus.checkpoint.precision import attention_for, use_fast_products
 from prunus.checkpoint.safetensors_file import Stored
+from prunus.errors import PrunusError
 
 # Arguments are kept for the shapes of batches that were met last, up to this many bytes.
 KEPT_BYTES = 1 << 26
+# As a share of the largest output: by how much later tokens may move earlier ones, in 16 bits and in float32.
+LOOKS_AHEAD = (5e-3, 1e-4)
 
 
 class Batch:
     """Token ids of some sequences of equal length, and what blocks that ran on them left for later blocks.
 
     carried: what they returned besides hidden states. state: objects that they are given to leave things in.
+    weight_NT1: how much each token counts for who watches; None: all alike.
     """
 
-    def __init__(self, ids_NT: Tensor) -> None:
-        self.ids_NT = ids_NT
+    def __init__(self, ids_NT: Tensor, weight_NT1: Tensor | None = None) -> None:
+        self.ids_NT, self.weight_NT1 = ids_NT, weight_NT1
         self.carried: dict[Carried, Any] = {}
         self.state: list[Any] = []
 
     def copy(self) -> "Batch":
         """The same, from where blocks can be run in another way."""
-        twin = Batch(self.ids_NT)
+        twin = Batch(self.ids_NT, self.weight_NT1)
         twin.carried, twin.state = dict(self.carried), deepcopy(self.state)
         return twin
 
@@ -50,19 +54,27 @@ class Runner:
     """Blocks of one checkpoint on one device in one dtype (parameters that transformers keeps in float32 stay so).
 
     tensors: where those of the checkpoint lie, by name. Sequences of a batch have equal length and no padding.
-    A model that cannot be run block by block raises Unstreamable.
+    batch: the one that a block runs on, or ran on last. A model that cannot be run block by block raises Unstreamable,
+    and so does, unless any_direction, one whose first block lets a token see later ones: that is no decoder.
     """
 
     def __init__(
-        self, config: PreTrainedConfig, tensors: Mapping[str, Stored], dtype: torch.dtype, device: torch.device
+        self,
+        config: PreTrainedConfig,
+        tensors: Mapping[str, Stored],
+        dtype: torch.dtype,
+        device: torch.device,
+        any_direction: bool = False,
     ) -> None:
         self.dtype, self.device, self._tensors = dtype, device, tensors
         self.architecture = Architecture(config, dtype)
         self._choose_attention()
         self.names = Names(self.architecture.model, tensors)
         self._dtypes = dtypes_of(self.architecture.model, dtype)
+        self.batch = Batch(torch.zeros(0, 0, dtype=torch.long))
         self._lookups: dict[str, nn.Embedding] = {}
         self._head_is_read = False
+        self._is_causal = any_direction
         self._index_of: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self._kept: dict[tuple[int, ...], list[Call]] = {}
         self._of_ids: bool | None = None
@@ -77,6 +89,12 @@ class Runner:
     def width(self) -> int:
         """Numbers per token between two blocks."""
         return self.architecture.width
+
+    @property
+    def shares_state(self) -> bool:
+        """Whether blocks hand on more than hidden states, such as keys and values: then each must run once, in order,
+        and no gradient stops at a block."""
+        return bool(self.architecture.carried) or any(map(is_stateful, self.architecture.probe.calls))
 
     def embed(self, batch: Batch) -> Tensor:
         """(N, T, W) input of block 0."""
@@ -98,16 +116,38 @@ class Runner:
         block.load_state_dict(state, strict=False, assign=True)
         if lacking := [name for name, parameter in block.named_parameters() if parameter.is_meta]:
             raise Unstreamable(f"block {index} lacks the tensor '{lacking[0]}'")
-        _to_device(block, self.device)
+        _send_buffers(block, self.device)
         use_fast_products(block)
         self._index_of[block] = index
-        return block.eval().requires_grad_(False)
+        block.eval().requires_grad_(False)
+        if not self._is_causal and not self.shares_state:
+            self._check_causal(block)
+        return block
+
+    def _check_causal(self, block: nn.Module) -> None:
+        """Raise Unstreamable where what a block makes of a token depends on a later one."""
+        rows_2TW = torch.randn(1, 8, self.width, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1)
+        rows_2TW[1, -1] *= -3
+        with torch.inference_mode(False), torch.no_grad():
+            there = rows_2TW.to(self.device, self.dtype)
+            after_2TW = self.run_block(block, there, Batch(torch.zeros(2, 8, dtype=torch.long)))[:, :-1].float()
+        moved, size = (after_2TW[0] - after_2TW[1]).abs().max(), after_2TW[0].abs().max()
+        if bool(moved > LOOKS_AHEAD[self.dtype == torch.float32] * size):
+            raise Unstreamable("it is no decoder: what it makes of a token depends on later tokens")
+        self._is_causal = True
+
+    def read_block(self, index: int) -> nn.Module:
+        """The block as the checkpoint has it, ready to run."""
+        prefix = self.architecture.block_prefix(index)
+        names = [prefix + name for name in self.architecture.layers[index].state_dict()]
+        found = self.names.read(names, lambda name: self._tensors[name].read())
+        return self.make_block(index, {name.removeprefix(prefix): tensor for name, tensor in found.items()})
 
     def run_block(self, block: nn.Module, rows_NTW: Tensor, batch: Batch) -> Tensor:
         """(N, T, W) output of a block for a batch: the residual stream, before any final norm."""
-        index = self._index_of[block]
-        hidden = self.architecture.from_rows(rows_NTW)
-        call = self._call(index, batch)
+        self.batch = batch
+        index, hidden = self._index_of[block], self.architecture.from_rows(rows_NTW)
+        call = self.call_of(block, batch)
         return self.architecture.to_rows(self.architecture.call_block(index, block, hidden, call, batch.carried))
 
     def states(self, rows_NTW: Tensor, batch: Batch) -> Tensor:
@@ -121,8 +161,9 @@ class Runner:
         with self._looking_up():
             return self.architecture.logits(states_NTX)
 
-    def _call(self, index: int, batch: Batch) -> Call:
-        """What a block is called with for a batch."""
+    def call_of(self, block: nn.Module, batch: Batch) -> Call:
+        """What a block is called with for a batch, besides hidden states."""
+        index = self._index_of[block]
         calls = self._record(batch.ids_NT).calls if self._of_ids else self._calls_of_shape(batch.ids_NT)
         call = calls[index]
         if not batch.state:
@@ -182,7 +223,7 @@ class Runner:
         self._assign([n for n, t in model.state_dict(keep_vars=True).items() if t.is_meta and id(t) not in later])
         if lacking := [n for n, p in model.named_parameters() if p.is_meta and id(p) not in later]:
             raise Unstreamable(f"the tensor '{lacking[0]}' is missing")
-        _to_device(model, self.device)
+        _send_buffers(model, self.device)
 
     def _plain(self, name: str) -> bool:
         """Whether a tensor lies on disk as it is."""
@@ -261,6 +302,18 @@ class Runner:
         return deepcopy(layer, {id(thing): thing for thing in shared})
 
 
+def pick_device(device: str) -> torch.device:
+    """The torch device of a name; `auto` is a GPU where there is one. An unknown or absent one raises PrunusError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise PrunusError(f"device '{device}' cannot be used here; try --device cpu") from error
+    return chosen
+
+
 def dtypes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """In what each tensor of a model is when transformers loads it in dtype; some must stay in float32."""
     plan = model._get_dtype_plan(dtype)
@@ -290,8 +343,12 @@ def _is_lookup(module: nn.Module) -> bool:
     return type(module) is nn.Embedding or type(module).__name__.endswith("ScaledWordEmbedding")
 
 
-def _to_device(module: nn.Module, device: torch.device) -> None:
-    module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+def _send_buffers(module: nn.Module, device: torch.device) -> None:
+    """Have the buffers of all of a module on a device; parameters get there when they are read."""
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = buffer.to(device)
 
 
 def _equal(left: list[Call], right: list[Call]) -> bool:

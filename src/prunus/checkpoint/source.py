@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,9 +98,17 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def load_config(folder: Path) -> "PreTrainedConfig":
     """The transformers configuration of a folder."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-    read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        if "auto_map" in config:
+            raise PrunusError(f"{folder}: model_type '{model_type}' needs code of its own, which prunus never runs")
+        raise PrunusError(
+            f"{folder}: model_type '{model_type}' is not known to transformers {version('transformers')}; a newer one"
+            " may know it (pip install -U transformers)"
+        )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers checks fields with errors of its own

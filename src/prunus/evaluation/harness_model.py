@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.source import load_end_ids, load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
@@ -66,7 +66,7 @@ class BudgetForcing(Base):
             **chosen,
         )
         folder = resolve(pretrained)
-        checkpoint, tokenizer = Checkpoint(folder), load_tokenizer(folder)
+        checkpoint, tokenizer = ModelFolder(folder), load_tokenizer(folder)
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness asks for a GPU where nothing is said, and takes what there is
         self.thinker = HFBackend(load_model(folder, device or "auto"), len(tokenizer))
@@ -74,7 +74,7 @@ class BudgetForcing(Base):
         self.rows, self.plan, self.is_templated = rows, plan, False
         self.style = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode)
         markers = encode_markers(self.style, tokenizer, plan.mode).ending_at(load_end_ids(folder, len(tokenizer)))
-        self.context = int(checkpoint.config.max_position_embeddings)
+        self.context = checkpoint.context
         self.rules = Rules(markers, effective_sampling(self.style, plan), seed=plan.seed, context=self.context)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -5,26 +5,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.files import Checkpoint, is_packed
+from prunus.checkpoint.files import ModelFolder, is_packed
 from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.engines import EngineOptions
 from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import GRADER_VERSION
 
 
-def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[Checkpoint, str | None]:
+def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[ModelFolder, str | None]:
     """The checkpoint of a folder, and the kernel that its weights will run on: `sparse`, or None for torch's own.
 
     PrunusError where a packed folder is given to a backend that cannot read it.
     """
     if backend != "hf" or not is_packed(folder):
-        return Checkpoint(folder), None
+        return ModelFolder(folder), None
     from prunus.evaluation.backends.loading import runs_sparse
 
     return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
 
 
-def describe_model(model: str | Path, checkpoint: Checkpoint, kernel: str | None = None) -> dict[str, Any]:
+def describe_model(model: str | Path, checkpoint: ModelFolder, kernel: str | None = None) -> dict[str, Any]:
     """The model as the store keeps it. name: what people read: a folder's last part, else what was typed.
 
     A kernel is one more step of what was done to the model, so that tables tell it from the same weights dense.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
@@ -84,19 +84,19 @@ def is_untimed(store: Store, work: Work, device: str) -> bool:
     return machine_of(pick(device)) not in store.timings(work.run_id)
 
 
-def measure_run(store: Store, work: Work, backend: Backend, checkpoint: Checkpoint) -> None:
+def measure_run(store: Store, work: Work, backend: Backend, checkpoint: ModelFolder) -> None:
     """Measure the speed of a run's model, and store it."""
     store.set_timing(work.run_id, *speed_here(work, backend, checkpoint))
 
 
-def speed_here(work: Work, backend: Backend, checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+def speed_here(work: Work, backend: Backend, checkpoint: ModelFolder) -> tuple[str, dict[str, Any]]:
     """This machine, and how fast the run's model is on it."""
     from prunus.evaluation.seconds import machine_of, measure
 
     prompts: dict[str, list[int]] = {}
     for problem, ids in zip(work.problems, work.prompts, strict=True):
         prompts.setdefault(problem.task, []).append(len(ids))
-    markers, context = work.rules.markers, int(checkpoint.config.max_position_embeddings)
+    markers, context = work.rules.markers, checkpoint.context
     longest = max(map(len, work.prompts)) + work.budgets[-1] + markers.longest + max(work.caps)
     speed = measure(backend, prompts, len(markers.start), longest, context)
     return machine_of(str(getattr(backend, "description", {}).get("device"))), speed

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.partial import disk_errors
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.checkpoint.source import load_tokenizer, resolve
@@ -54,7 +54,7 @@ def traces(
     started, target = time.monotonic(), Path(out)
     check_target(target, overwrite)
     folder = resolve(model)
-    work = make_work(Checkpoint(folder), load_tokenizer(folder), recipe.plan())
+    work = make_work(ModelFolder(folder), load_tokenizer(folder), recipe.plan())
     check_problems(work.problems)
     longest = sum(len(work.prompts[index]) + recipe.max_tokens for batch in work.batches for index, _ in batch)
     with (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.source import load_end_ids
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Backend, Chain, Rules, Sampling
@@ -50,7 +50,7 @@ class Work:
 
 
 def make_work(
-    checkpoint: Checkpoint, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
+    checkpoint: ModelFolder, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
 ) -> Work:
     """Load the problems, fix profile, sampling and caps, and check that every chain fits the model's context.
 
@@ -69,7 +69,7 @@ def make_work(
         encode_prompt(profile, tokenizer, prompt_text(problem, plan.prompt)) + list(markers.start)
         for problem in problems
     ]
-    context = int(checkpoint.config.max_position_embeddings)
+    context = checkpoint.context
     needed = [tokens_needed(plan.budgets[-1], markers, prompt, cap) for prompt, cap in zip(prompts, caps, strict=True)]
     least = caps if plan.mode == "strict" else [1] * len(caps)
     check_context(context, "model", plan.budgets[-1], markers, problems, prompts, least)

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prunus.checkpoint.families import LINEARS, Runner, pick_device
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
@@ -27,6 +28,7 @@ from prunus.pruning.allocation.measures import (
 )
 from prunus.pruning.calibration import Calibration, load_calibration
 from prunus.pruning.masks import zeros_wanted
+from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
@@ -42,10 +44,10 @@ class Shares(NamedTuple):
     groups: Mapping[Group, float]
     warnings: list[str]
 
-    def of(self, index: int, linear: str) -> float:
+    def of(self, index: int, linear: Linear) -> float:
         """Sparsity of one Linear, before it is made whole weights."""
         whole = self.groups.get((index, WHOLE))
-        return self.groups[index, LINEARS[linear]] if whole is None else whole
+        return self.groups[index, linear.kind] if whole is None else whole
 
 
 def allocate(
@@ -84,11 +86,6 @@ def evidence_text(evidence: Evidence) -> str:
     return json.dumps(evidence.to_json(), indent=1) + "\n"
 
 
-def linears_in_scope(recipe: PruneRecipe) -> list[str]:
-    """Names within a block of the Linears that the recipe is about."""
-    return [name for name, kind in LINEARS.items() if recipe.scope in ("all", kind)]
-
-
 def find_evidence(
     source: Checkpoint,
     recipe: PruneRecipe,
@@ -109,7 +106,7 @@ def find_evidence(
         return Evidence(recipe.allocation, None, {}, {}, {}, [])
     if recipe.scores is not None:
         path = Path(recipe.scores).expanduser()
-        evidence = read_evidence(path, recipe.allocation, groups_of(recipe), source.blocks)
+        evidence = read_evidence(path, recipe.allocation, groups_of(source, recipe), source.blocks)
         if evidence.model is not None and evidence.model != source.checksum():
             raise PrunusError(f"{path} was measured on another model (its weights differ); measure again")
         for name, value in settings.items():
@@ -122,7 +119,13 @@ def find_evidence(
         dtype = torch.float32 if allocation.needs == "gradients" else source.dtype
     else:
         dtype = getattr(torch, recipe.dtype)
-    subject = Subject(source, recipe, linears_in_scope(recipe), Runner(source.config, dtype, device), file=file)
+    linears = linears_in_scope(source, recipe)
+    if not all(linears):
+        raise PrunusError(
+            f"block {linears.index([])} has no Linear in scope, so {recipe.allocation} cannot tell what it is worth; "
+            "use --allocation uniform"
+        )
+    subject = Subject(source, recipe, linears, Runner(source.config, source.tensors, dtype, device), file=file)
     if saved is not None and allocation.needs == "norms":
         subject = subject._replace(saved=lambda index: saved.block(index, device))
     with full_float32(device):
@@ -148,11 +151,15 @@ def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured
         return SCORE_MEASURES[recipe.allocation](subject, chosen), chosen
 
 
-def groups_of(recipe: PruneRecipe) -> list[str]:
+def groups_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
     """The parts of a block that get a sparsity of their own."""
-    if not ALLOCATIONS[recipe.allocation].apart:
-        return [WHOLE]
-    return [kind for kind in PARTS if recipe.scope in ("all", kind)]
+    return parts_of(source, recipe) if ALLOCATIONS[recipe.allocation].apart else [WHOLE]
+
+
+def parts_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
+    """The parts of which there are Linears in scope."""
+    kinds = {linear.kind for linears in linears_in_scope(source, recipe) for linear in linears}
+    return [part for part in PARTS if part in kinds]
 
 
 def share_out(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence) -> Shares:
@@ -163,8 +170,8 @@ def share_out(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence) -> Sh
     """
     shared: dict[Group, float] = {}
     warnings = []
-    for part in groups_of(recipe):
-        sizes = [group_size(source, recipe, index, part) for index in range(source.blocks)]
+    for part in groups_of(source, recipe):
+        sizes = group_sizes(source, recipe, part)
         allocation = ALLOCATIONS[recipe.allocation]
         as_run = allocation.as_run if recipe.rounding == "reference" else None
         found = (as_run or allocation.allocate)(evidence.scores.get(part, []), sizes, recipe)
@@ -187,11 +194,12 @@ def share_out(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence) -> Sh
     return Shares(shared, warnings)
 
 
-def group_size(source: Checkpoint, recipe: PruneRecipe, index: int, part: str) -> int:
-    """Weights in scope of one group."""
-    shapes = source.linear_shapes(index)
-    names = [name for name in linears_in_scope(recipe) if part in (WHOLE, LINEARS[name])]
-    return sum(shapes[name][0] * shapes[name][1] for name in names)
+def group_sizes(source: Checkpoint, recipe: PruneRecipe, part: str) -> list[int]:
+    """Weights in scope of one part of every block."""
+    return [
+        weights_of([linear for linear in linears if part in (WHOLE, linear.kind)])
+        for linears in linears_in_scope(source, recipe)
+    ]
 
 
 def linear_sparsities(
@@ -203,11 +211,12 @@ def linear_sparsities(
     Over the Linears in scope the zeros add up to round(S * N). `uniform` and rounding `reference` leave rounding to the
     method: each Linear for itself.
     """
-    names = [(index, name) for index in range(source.blocks) for name in linears_in_scope(recipe)]
-    wanted = [shares.of(index, name) for index, name in names]
+    places = [(index, linear) for index, linears in enumerate(linears_in_scope(source, recipe)) for linear in linears]
+    names = [(index, linear.name) for index, linear in places]
+    wanted = [shares.of(index, linear) for index, linear in places]
     if recipe.allocation == "uniform" or recipe.rounding == "reference":
         return {name: (share, 0) for name, share in zip(names, wanted, strict=True)}
-    shapes = [(s[0], s[1]) for index, name in names for s in [source.linear_shapes(index)[name]]]
+    shapes = [linear.shape_OI for _, linear in places]
     sizes = [rows * columns for rows, columns in shapes]
     total = zeros_wanted(sum(sizes), recipe.sparsity)
     if group == "row":
@@ -221,14 +230,12 @@ def linear_sparsities(
 def block_rows(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence, shares: Shares) -> list[dict[str, Any]]:
     """One row per block, for people: sparsity, that of attention and MLP, scores."""
     rows = []
-    shapes = source.linear_shapes(0)
-    names = linears_in_scope(recipe)
-    for index in range(source.blocks):
+    for index, linears in enumerate(linears_in_scope(source, recipe)):
         row: dict[str, Any] = {"block": index}
-        for part in (WHOLE, *(kind for kind in PARTS if recipe.scope in ("all", kind))):
-            chosen = [name for name in names if part in (WHOLE, LINEARS[name])]
-            sizes = [shapes[name][0] * shapes[name][1] for name in chosen]
-            mean = weighted_mean([shares.of(index, name) for name in chosen], sizes)
+        for part in (WHOLE, *parts_of(source, recipe)):
+            chosen = [linear for linear in linears if part in (WHOLE, linear.kind)]
+            sizes = [weights_of([linear]) for linear in chosen]
+            mean = weighted_mean([shares.of(index, linear) for linear in chosen], sizes) if chosen else None
             row["sparsity" if part == WHOLE else part] = mean
         row["scores"] = {part: values[index] for part, values in evidence.scores.items() if values}
         rows.append(row)

@@ -195,11 +195,10 @@ def _as_they_are(path: Path, lines: Sequence[Line], request: Request) -> Calibra
     for line in lines:
         if name := evaluation_set(str(line.row.get("problem_digest"))):
             raise _held_out(f"{path}, line {line.number}", name)
-    config = request.model.config
-    check_ids(path, lines, config.vocab_size)
+    context = request.model.context
+    check_ids(path, lines, request.model.vocabulary)
     for line in lines:
-        if len(line.value) > config.max_position_embeddings:
-            context = config.max_position_embeddings
+        if len(line.value) > context:
             raise PrunusError(f"{path}, line {line.number}: {len(line.value)} tokens; the model's context is {context}")
     if request.tokens is not None:  # as many as it takes, in random order; they are cut to measure later
         lines = random.Random(request.seed).sample(lines, len(lines))
@@ -253,7 +252,7 @@ def _from_text(text: str, request: Request) -> Calibration:
 def check_enough(tokens: int, request: Request) -> None:
     """Raise PrunusError where a text is too short for the windows asked for, or the model's context for one window."""
     samples, seqlen, model = request.samples, request.seqlen, request.model
-    context = model.config.max_position_embeddings
+    context = model.context
     if seqlen > context:
         raise PrunusError(f"seqlen {seqlen} is longer than the model's context; use --seqlen {context} or less")
     if tokens < samples * seqlen:
@@ -297,7 +296,7 @@ def _from_documents(count: int, ids_of: Callable[[int], list[int]], request: Req
 
 def joined_windows(documents: Sequence[list[int]], request: Request, rng: random.Random) -> list[list[int]]:
     """Documents in order, each followed by the end-of-text id, cut into windows; a random choice of these, in order."""
-    end = request.model.config.eos_token_id
+    end = request.model.text_config.eos_token_id
     closing = [] if end is None else [end[0] if isinstance(end, list) else end]
     stream = [token for ids in documents for token in (*ids, *closing)]
     size = request.seqlen

@@ -1,22 +1,22 @@
 """Remove whole decoder blocks: a depth method chooses what stays, which is then written block by block."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.families import block_name, pick_device
 from prunus.checkpoint.files import Checkpoint, versions
 from prunus.checkpoint.partial import Partial, check_space, check_target, disk_needed, show_bytes
+from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.source import read_json, resolve
+from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
+from prunus.pruning.shorter import check_shorter, shorter_config
 from prunus.recipes import DropRecipe
 
 
@@ -52,6 +52,9 @@ def drop_blocks(
             partial.resize(len(choice.kept))
             partial.note("choice", choice.to_json(), {})
         choice = Choice.from_json(partial.notes["choice"])
+        config = shorter_config(source, choice.removed(source.blocks))
+        if not partial.records:
+            check_shorter(source, config, [mix.base for mix in choice.kept])
         write_kept(source, partial, choice)
         removed = choice.removed(source.blocks)
         warnings = [*(calibration.warnings if calibration else []), *choice.warnings]
@@ -67,7 +70,7 @@ def drop_blocks(
         }
         if merged := {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}:
             step["blocks_merged"] = merged
-        partial.finish(shorter_config(source, removed), step)
+        partial.finish(config, step)
     return {
         "out": str(target),
         "method": "by index" if recipe.indices else recipe.method,
@@ -114,20 +117,8 @@ def write_kept(source: Checkpoint, partial: Partial, choice: Choice) -> None:
             continue
         tensors: dict[str, Tensor | Stored] = dict(source.block_tensors(mix.base))
         if not mix.is_copy:
-            tensors |= {block_name(mix.base, name): tensor for name, tensor in mix.tensors(source).items()}
-        old_prefix, new_prefix = block_name(mix.base, ""), block_name(new, "")
-        partial.write_block(new, {new_prefix + n.removeprefix(old_prefix): t for n, t in tensors.items()}, {})
-
-
-def shorter_config(source: Checkpoint, removed: Sequence[int]) -> dict[str, Any]:
-    """config.json for the blocks that stay: their number, the attention type of each, where sliding windows begin."""
-    config = dict(read_json(source.folder / "config.json"))
-    config["num_hidden_layers"] = source.blocks - len(removed)
-    if config.get("layer_types"):
-        config["layer_types"] = [kind for index, kind in enumerate(config["layer_types"]) if index not in removed]
-    if config.get("max_window_layers") is not None:
-        config["max_window_layers"] -= sum(index < config["max_window_layers"] for index in removed)
-    return config
+            tensors |= source.as_stored(mix.base, mix.tensors(source))
+        partial.write_block(new, {source.renumbered(n, mix.base, new): t for n, t in tensors.items()}, {})
 
 
 def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, needed: int) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 A forward stream keeps what every block read, a backward stream goes from the loss down through the blocks, each run
 again with a graph of its own. Weights take no part in that graph: a Tap sees the input X of every Linear and the
 gradient Delta by its output, and makes of them what it needs, the weight's gradient Delta^T X or less.
-Shapes: N sequences of a batch, T tokens, S tokens of all sequences, D hidden width, O and I features of a Linear, R
-rank of a sketch, K sequences in all.
+Shapes: N sequences of a batch, T tokens, S tokens of all sequences, W numbers per token between two blocks, X what the
+head reads, O and I features of a Linear, R rank of a sketch, K sequences in all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +17,14 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from prunus.checkpoint.blocks import blocks_on
-from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.head import LOGIT_TOKENS, Head, final_norm
+from prunus.pruning.head import LOGIT_TOKENS
 from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.observe import by_sequence
 from prunus.pruning.portions import portions, room_for
 
 RANK = 32
@@ -32,23 +33,33 @@ Projections = Callable[[int, str, int, int], tuple[Tensor, Tensor]]
 
 
 class Model(NamedTuple):
-    """What gradients are taken of. linears: names within a block. file: for what all blocks read; None: in memory."""
+    """What gradients are taken of.
+
+    linears: for each block, names within it. file: for what all blocks read; None: in memory.
+    """
 
     source: Checkpoint
     runner: Runner
-    linears: Sequence[str]
+    linears: Sequence[Sequence[str]]
     file: Path | None = None
 
     @property
     def per_token(self) -> int:
         """Bytes kept of a token: what each block reads, what the last one gives, and the gradient by one of them."""
-        return (self.source.blocks + 2) * self.source.config.hidden_size * self.runner.dtype.itemsize
+        return (self.source.blocks + 2) * self.runner.width * self.runner.dtype.itemsize
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the Linears of all blocks have."""
+        return sum(outputs for outputs, _ in self._shapes())
 
     @property
     def weights(self) -> int:
         """How many weights the Linears of all blocks have."""
-        shapes = self.source.linear_shapes(0)
-        return self.source.blocks * sum(shapes[name][0] * shapes[name][1] for name in self.linears)
+        return sum(outputs * inputs for outputs, inputs in self._shapes())
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        return [self.source.linear_shapes(index)[name] for index, names in enumerate(self.linears) for name in names]
 
 
 class Tap(NamedTuple):
@@ -68,15 +79,15 @@ class Descent(NamedTuple):
     number: int
     block: nn.Module
     read: HiddenStates
-    up_SD: Tensor
+    up_SW: Tensor
     last: bool
 
     def run(self, tap: Tap) -> None:
-        """Pass all sequences through the block, once; up_SD turns into the gradient by its input."""
-        runner = self.model.runner
-        for inputs_NTD, up_NTD in self.read.batches_with(self.up_SD):
-            wanted_NTD = up_NTD.to(runner.device)
-            up_NTD.copy_(backward(runner, self.block, inputs_NTD, lambda _, up=wanted_NTD: up, self.model.linears, tap))
+        """Pass all sequences through the block, once; up_SW turns into the gradient by its input."""
+        runner, linears = self.model.runner, self.model.linears[self.number]
+        for batch, inputs_NTW, up_NTW in self.read.batches_with(self.up_SW):
+            wanted_NTW = up_NTW.to(runner.device)
+            up_NTW.copy_(backward(runner, self.block, batch, inputs_NTW, lambda _, up=wanted_NTW: up, linears, tap))
 
 
 def descend(
@@ -87,29 +98,33 @@ def descend(
     The loss of a sequence is the mean over its tokens but the first. weights: how much each token counts in it, for
     each sequence; None: all alike. most: tokens of a portion. Every Descent must be run once.
     """
+    if model.runner.shares_state:
+        raise PrunusError(
+            f"gradients cannot be taken of {model.source.folder}: its blocks hand on more than hidden states"
+        )
     order = shortest_first(sequences)
     parts = list(portions([sequences[i] for i in order], most))
     counted = None if weights is None else [weights[i] for i in order]
-    head, begin = Head(model.source, model.runner), 0
+    begin = 0
     total = 2 * model.source.blocks * len(parts)
     with torch.inference_mode(False), torch.enable_grad(), Steps("gradients", total, unit="blocks") as steps:
         memory = None  # the same for all portions, so that there is never that of two
         if model.file is None:
-            tables = (model.source.blocks + 1) * model.source.config.hidden_size
+            tables = (model.source.blocks + 1) * model.runner.width
             numbers = max(sum(map(len, part)) for part in parts) * tables
             memory = torch.empty(numbers, dtype=model.runner.dtype)
         for number, part in enumerate(parts, 1):
             of_part = None if counted is None else counted[begin : begin + len(part)]
             begin += len(part)
-            tables_BSD, last = forward(model, part, of_part, steps, memory)
-            up_SD = tables_BSD[-1]
-            loss_gradients(head, last, up_SD)
+            tables_BSW, last = forward(model, part, of_part, steps, memory)
+            up_SW = tables_BSW[-1]
+            loss_gradients(model.runner, last, up_SW)
             backwards = range(model.source.blocks)[::-1]
             blocks = blocks_on(model.source, backwards, model.runner.device)
             for index in backwards:
                 block = model.runner.make_block(index, next(blocks))
-                last.states_SD = tables_BSD[index]
-                yield Descent(model, index, block, last, up_SD, number == len(parts))
+                last.states_SW = tables_BSW[index]
+                yield Descent(model, index, block, last, up_SW, number == len(parts))
                 steps.advance()
 
 
@@ -125,77 +140,75 @@ def forward(
     steps: Steps,
     memory: Tensor | None,
 ) -> tuple[Tensor, HiddenStates]:
-    """What each block read and one table more, (B + 1, S, D), and the output of the last block.
+    """What each block read and one table more, (B + 1, S, W), and the output of the last block.
 
     memory: where to keep the former, None for the file of the hidden states.
     """
     source, runner, count = model.source, model.runner, model.source.blocks + 1
-    width = source.config.hidden_size
+    width = runner.width
     room = count * width if memory is None else 0
-    hidden = HiddenStates(source, runner, sequences, model.file, room, weights)
+    hidden = HiddenStates(runner, sequences, model.file, room, weights)
     kept_SX = hidden.room(room) if memory is None else memory[: count * hidden.tokens * width]
-    tables_BSD = kept_SX.view(count, hidden.tokens, width)
+    tables_BSW = kept_SX.view(count, hidden.tokens, width)
     with torch.no_grad():
         blocks = blocks_on(source, range(source.blocks), runner.device)
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
-            pairs = zip(hidden.batches_on(runner.device), hidden.views(tables_BSD[index]), strict=True)
-            for (batch_NTD, there_NTD), read_NTD in pairs:
-                read_NTD.copy_(batch_NTD)
-                batch_NTD.copy_(runner.run_block(block, there_NTD))
+            pairs = zip(hidden.batches_on(runner.device), hidden.views(tables_BSW[index]), strict=True)
+            for (batch, rows_NTW, there_NTW), read_NTW in pairs:
+                read_NTW.copy_(rows_NTW)
+                rows_NTW.copy_(runner.run_block(block, there_NTW, batch))
             steps.advance()
-    return tables_BSD, hidden
+    return tables_BSW, hidden
 
 
-def loss_gradients(head: Head, last: HiddenStates, up_SD: Tensor) -> None:
-    """Fill up_SD with the gradient of each sequence's loss by the output of the last block."""
-    weights = last.weights()
-    for ids_NT, (batch_NTD, up_NTD) in zip(last.ids(), last.batches_with(up_SD), strict=True):
-        weight_NT = torch.ones(ids_NT.shape) if weights is None else next(weights)[..., 0]
-        leaf_NTD = batch_NTD.to(head.runner.device).clone().requires_grad_()
-        states_NTD = final_norm(head.source, head.runner, leaf_NTD[:, :-1])
-        device = head.runner.device
-        down_NTD = logit_gradients(head, states_NTD.detach(), ids_NT[:, 1:].to(device), weight_NT[:, 1:].to(device))
-        states_NTD.backward(down_NTD)
-        assert leaf_NTD.grad is not None
-        up_NTD.copy_(leaf_NTD.grad)
+def loss_gradients(runner: Runner, last: HiddenStates, up_SW: Tensor) -> None:
+    """Fill up_SW with the gradient of each sequence's loss by the output of the last block."""
+    for batch, rows_NTW, up_NTW in last.batches_with(up_SW):
+        weight_NT = torch.ones(batch.ids_NT.shape) if batch.weight_NT1 is None else batch.weight_NT1[..., 0]
+        leaf_NTW = rows_NTW.to(runner.device).clone().requires_grad_()
+        states_NTX = runner.states(leaf_NTW, batch)[:, :-1]
+        wanted_NT, counted_NT = (table_NT[:, 1:].to(runner.device) for table_NT in (batch.ids_NT, weight_NT))
+        states_NTX.backward(logit_gradients(runner, states_NTX.detach(), wanted_NT, counted_NT))
+        assert leaf_NTW.grad is not None
+        up_NTW.copy_(leaf_NTW.grad)
 
 
-def logit_gradients(head: Head, states_NTD: Tensor, wanted_NT: Tensor, weight_NT: Tensor) -> Tensor:
-    """(N, T, D) gradient of the weighted mean loss of each sequence by the head's input; few logits held at a time.
+def logit_gradients(runner: Runner, states_NTX: Tensor, wanted_NT: Tensor, weight_NT: Tensor) -> Tensor:
+    """(N, T, X) gradient of the weighted mean loss of each sequence by the head's input; few logits held at a time.
 
     A sequence in which no token counts has gradient 0.
     """
-    result_NTD = torch.empty_like(states_NTD)
-    tokens = states_NTD.shape[1]
+    result_NTX = torch.empty_like(states_NTX)
+    tokens = states_NTX.shape[1]
     share_NT = weight_NT / weight_NT.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    most = max(1, LOGIT_TOKENS // len(states_NTD))
+    most = max(1, LOGIT_TOKENS // len(states_NTX))
     for begin in range(0, tokens, most):
-        part_NTD = states_NTD[:, begin : begin + most].clone().requires_grad_()
-        logits_SV = functional.linear(part_NTD, head.weight_VD).float().flatten(0, 1)
+        part_NTX = states_NTX[:, begin : begin + most].clone().requires_grad_()
+        logits_SV = runner.logits(part_NTX).float().flatten(0, 1)
         targets_S = wanted_NT[:, begin : begin + most].flatten()
         loss_S = functional.cross_entropy(logits_SV, targets_S, reduction="none")
         (loss_S * share_NT[:, begin : begin + most].flatten()).sum().backward()
-        assert part_NTD.grad is not None
-        result_NTD[:, begin : begin + most] = part_NTD.grad
-    return result_NTD
+        assert part_NTX.grad is not None
+        result_NTX[:, begin : begin + most] = part_NTX.grad
+    return result_NTX
 
 
 def backward(
     runner: Runner,
     block: nn.Module,
-    inputs_NTD: Tensor,
+    batch: Batch,
+    inputs_NTW: Tensor,
     up_of: Callable[[Tensor], Tensor],
     linears: Sequence[str],
     tap: Tap,
 ) -> Tensor:
-    """Send a batch through a block and back: the (N, T, D) gradient by its input, from up_of(output), that by it."""
-    kept: dict[str, Any] = {}
+    """Send a batch through a block and back: the (N, T, W) gradient by its input, from up_of(output), that by it."""
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output_NTO: Tensor) -> None:
-            kept[name] = tap.see(name, inputs[0].detach())
-            output_NTO.register_hook(lambda delta_NTO: tap.take(name, kept.pop(name), delta_NTO))
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            kept = [tap.see(name, by_sequence(inputs[0].detach(), batch))]
+            output.register_hook(lambda delta: tap.take(name, kept.pop(), by_sequence(delta, batch)))
 
         return hook
 
@@ -203,21 +216,22 @@ def backward(
     try:
         for name in linears:
             handles.append(block.get_submodule(name).register_forward_hook(watch(name)))
-        leaf_NTD = inputs_NTD.to(runner.device, runner.dtype, copy=True).requires_grad_()
-        output_NTD = runner.run_block(block, leaf_NTD)
-        output_NTD.backward(up_of(output_NTD.detach()))
+        leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
+        output_NTW = runner.run_block(block, leaf_NTW, batch)
+        output_NTW.backward(up_of(output_NTW.detach()))
     finally:
         for handle in handles:
             handle.remove()
-    assert leaf_NTD.grad is not None
-    return leaf_NTD.grad
+    assert leaf_NTW.grad is not None
+    return leaf_NTW.grad
 
 
-def signs(seed: int) -> Projections:
+def signs(seed: int, source: Checkpoint) -> Projections:
     """projections(block, linear, O, I) -> random signs (O, R) and (I, R) over sqrt(R), always the same for a seed."""
+    tables = [[linear.name for linear in source.linears(index)] for index in range(source.blocks)]
 
     def draw(block: int, linear: str, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
-        place = block * len(LINEARS) + list(LINEARS).index(linear)
+        place = sum(map(len, tables[:block])) + tables[block].index(linear)
         generator = torch.Generator().manual_seed((seed << 20) + place)
         both = torch.randint(0, 2, (outputs + inputs, RANK), generator=generator) * 2.0 - 1.0
         return both[:outputs] / RANK**0.5, both[outputs:] / RANK**0.5
@@ -236,10 +250,11 @@ def sketches(
     The sketch (Delta Q)^T (X P), with random signs Q and P, keeps inner products in expectation. Sequences need two
     tokens. A NaN or infinity raises PrunusError. weights: as for descend.
     """
-    found: list[dict[str, list[Tensor]]] = [{name: [] for name in model.linears} for _ in range(model.source.blocks)]
+    found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
     room = room_for(sum(map(len, sequences)), model.per_token, 0, model.file)
     for place in descend(model, sequences, weights, room.tokens):
-        shapes = {name: place.block.get_submodule(name).get_parameter("weight").shape for name in model.linears}
+        names = model.linears[place.number]
+        shapes = {name: place.block.get_submodule(name).get_parameter("weight").shape for name in names}
         drawn = {name: projections(place.number, name, *shape) for name, shape in shapes.items()}
         place.run(_sketching(drawn, model.runner.device, found[place.number]))
     order = shortest_first(sequences)
@@ -319,8 +334,7 @@ def save_square_sums(
         raise PrunusError("calibration has no sequence of two tokens or more; gradients need one")
     chosen = [sequences[i] for i in usable]
     counted = None if weights is None else [weights[i] for i in usable]
-    shapes = model.source.linear_shapes(0)
-    size = 4 * (model.source.blocks * sum(shapes[name][0] for name in model.linears) if rows else model.weights)
+    size = 4 * (model.outputs if rows else model.weights)
     room = room_for(sum(map(len, chosen)), model.per_token, size, model.file)
     held: dict[int, dict[str, Tensor]] = {}
     files: dict[int, OpenFile] = {}

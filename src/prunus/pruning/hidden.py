@@ -1,6 +1,7 @@
 """The residual stream of all calibration tokens between two blocks: in memory, or in a file mapped into it.
 
-Shapes: N sequences, T tokens, S tokens of all sequences one after the other, D hidden width.
+Shapes: N sequences, T tokens, S tokens of all sequences one after the other, W numbers per token between two blocks
+(for nearly all families the hidden width).
 """
 
 import mmap
@@ -15,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.blocks import stream_of
-from prunus.checkpoint.families import EMBEDDING, Runner
-from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.partial import show_bytes
+from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.source import one_line
 from prunus.progress import say
 
@@ -35,7 +35,6 @@ class HiddenStates:
 
     def __init__(
         self,
-        source: Checkpoint,
         runner: Runner,
         sequences: Sequence[list[int]],
         file: Path | None,
@@ -48,25 +47,31 @@ class HiddenStates:
             self._weight_S1 = torch.tensor([w for weights in sorted(token_weights, key=len) for w in weights])[:, None]
         self.groups = [(length, list(group)) for length, group in groupby(ordered, key=len)]
         self.tokens = sum(map(len, sequences))
-        width = source.config.hidden_size
+        width = runner.width
         both, self._mapped = _allocate(self.tokens * (width + room), runner.dtype, file, runner.device)
-        self.states_SD = both[: self.tokens * width].view(self.tokens, width)
+        self.states_SW = both[: self.tokens * width].view(self.tokens, width)
         self._room = both[self.tokens * width :]
-        self._embed(source, runner)
+        weights = self._weights()
+        self._batches = [Batch(ids_NT, None if weights is None else next(weights)) for ids_NT in self.ids()]
+        for batch, rows_NTW in self.batches():
+            rows_NTW.copy_(runner.embed(batch))
 
-    def batches(self) -> Iterator[Tensor]:
-        """(N, T, D) views, always the same in the same order; write into them to move on to the next block."""
-        return self.views(self.states_SD)
+    def batches(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Every batch with its (N, T, W) view, always in the same order; write into views to move on to the next block.
 
-    def batches_on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, each with what is there on device; on another device the next one travels meanwhile."""
-        if device.type == "cpu":
-            return ((batch_NTD, batch_NTD) for batch_NTD in self.batches())
-        return sent_ahead(self.batches(), device)
+        Sequences of a batch are of equal length.
+        """
+        return zip(self._batches, self.views(self.states_SW), strict=True)
 
-    def batches_with(self, kept_SX: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches_on(self, device: torch.device) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """The same, each with what is there on device; on another device the next one travels meanwhile."""
+        views = self.views(self.states_SW)
+        pairs = ((rows, rows) for rows in views) if device.type == "cpu" else sent_ahead(views, device)
+        return ((batch, *pair) for batch, pair in zip(self._batches, pairs, strict=True))
+
+    def batches_with(self, kept_SX: Tensor) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """The batches, each with the (N, T, X) view of another table's same tokens."""
-        return zip(self.views(self.states_SD), self.views(kept_SX), strict=True)
+        return zip(self._batches, self.views(self.states_SW), self.views(kept_SX), strict=True)
 
     def room(self, width: int) -> Tensor:
         """(S, width): a table for other things about the same tokens. There is one: the next call gives it again."""
@@ -83,35 +88,25 @@ class HiddenStates:
                 begin += count * length
                 self._let_go()
 
-    def sequences(self) -> list[Tensor]:
-        """(T, D) view of every sequence, shortest first."""
-        return [states_TD for batch_NTD in self.batches() for states_TD in batch_NTD]
+    def sequences(self) -> list[tuple[Batch, Tensor]]:
+        """Every sequence as a batch of one with its (1, T, W) view, shortest first."""
+        pairs = ((batch.ids_NT.split(1), rows_NTW.split(1)) for batch, rows_NTW in self.batches())
+        return [(Batch(ids_1T), rows_1TW) for ids, rows in pairs for ids_1T, rows_1TW in zip(ids, rows, strict=True)]
 
     def ids(self) -> Iterator[Tensor]:
         """(N, T) token ids of the same batches."""
         for length, group in self.groups:
             yield from torch.tensor(group).split(max(1, BATCH_TOKENS // length))
 
-    def weights(self) -> Iterator[Tensor] | None:
+    def _weights(self) -> Iterator[Tensor] | None:
         """(N, T, 1) float32, how much each token of the same batches counts; None where all count alike."""
         return None if self._weight_S1 is None else self.views(self._weight_S1)
 
     def copy(self) -> "HiddenStates":
         """The same states in memory of their own."""
         twin = copy(self)
-        twin.states_SD = self.states_SD.clone()
+        twin.states_SW, twin._batches = self.states_SW.clone(), [batch.copy() for batch in self._batches]
         return twin
-
-    def _embed(self, source: Checkpoint, runner: Runner) -> None:
-        ids_S = torch.tensor([token for _, group in self.groups for ids in group for token in ids])
-        embedding = source.tensors[EMBEDDING]
-        for begin in range(0, self.tokens, BATCH_TOKENS):
-            part = slice(begin, begin + BATCH_TOKENS)
-            # A large vocabulary is not worth loading whole, nor mapping at once: what lies around a row comes with it.
-            used, place_S = ids_S[part].unique(return_inverse=True)
-            rows = torch.cat([embedding.read_rows(some.tolist()) for some in used.split(64)])
-            self.states_SD[part] = runner.embed(rows, place_S).cpu()
-            self._let_go()
 
     def _let_go(self) -> None:
         """Leave what is kept in a file to the system, which has it in its cache: it is not ours to hold."""
@@ -128,14 +123,14 @@ def batches(ordered: Sequence[list[int]]) -> Iterator[list[list[int]]]:
 
 def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
     """Move hidden from the input of a block to its output."""
-    for batch_NTD, there_NTD in hidden.batches_on(runner.device):
-        batch_NTD.copy_(runner.run_block(block, there_NTD))
+    for batch, rows_NTW, there_NTW in hidden.batches_on(runner.device):
+        rows_NTW.copy_(runner.run_block(block, there_NTW, batch))
 
 
 def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Each batch with its copy on device, which a stream of its own makes while the batch before is worked on.
 
-    Whoever writes a result back into a batch does not meet the copy of the next: they share no rows.
+    Whoever writes a result back into a view does not meet the copy of the next: they share no rows.
     """
     api: Any = torch.get_device_module(device)
     side, ahead = stream_of(device), None

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunus.checkpoint.families import LINEARS, block_name
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.packed_bits import mask_nbytes, packed_nbytes
 from prunus.checkpoint.packed_folder import PackedCheckpoint, open_checkpoint
 from prunus.checkpoint.packed_tensor import bit_patterns
@@ -34,7 +34,7 @@ def inspect(checkpoint: str | Path) -> dict[str, Any]:
     linears = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
-            linears += [linear_facts(source, index, local) for local in LINEARS]
+            linears += [linear_facts(source, index, linear) for linear in source.linears(index)]
             steps.advance()
     common = [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row["patterns"] for row in linears)]
     totals = share(linears)
@@ -52,33 +52,36 @@ def inspect(checkpoint: str | Path) -> dict[str, Any]:
         "packed_bytes": packed_size(source, linears),
         "prunable_bytes": totals["weights"] * source.dtype.itemsize,
         "packed_prunable_bytes": sum(row["packed_bytes"] for row in linears),
-        "mask_bytes": sum(mask_nbytes(source.tensors[f"{row['linear']}.weight"].shape) for row in linears),
+        "mask_bytes": sum(mask_nbytes(tuple(row["shape"])) for row in linears),
         "history": [history_row(step) for step in source.manifest.get("history", [])],
         "kinds": [
-            {"kind": local, "part": part, **share([row for row in linears if row["linear"].endswith(local)])}
-            for local, part in LINEARS.items()
+            {"kind": local, "part": part, **share([row for row in linears if row["kind"] == local])}
+            for local, part in dict.fromkeys((row["kind"], row["part"]) for row in linears)
         ],
         "blocks": [
-            {"block": index, **share([row for row in linears if row["linear"].startswith(block_name(index, ""))])}
+            {"block": index, **share([row for row in linears if row["block"] == index])}
             for index in range(source.blocks)
         ],
         "linears": linears,
     }
 
 
-def linear_facts(source: Checkpoint, index: int, local: str) -> dict[str, Any]:
+def linear_facts(source: Checkpoint, index: int, linear: Linear) -> dict[str, Any]:
     """Counts and patterns of one Linear."""
-    name = block_name(index, local)
-    weight_OI = source.read(f"{name}.weight")
+    weight_OI = source.read_weight(index, f"{linear.name}.weight")
     zeros = count_zeros(weight_OI)
     sparsity = zeros / weight_OI.numel()
     return {
-        "linear": name,
+        "linear": source.block_name(index, linear.name),
+        "block": index,
+        "kind": linear.name,
+        "part": linear.kind,
+        "shape": list(linear.shape_OI),
         "sparsity": sparsity,
         "zeros": zeros,
         "weights": weight_OI.numel(),
         "patterns": find_patterns(weight_OI) if sparsity >= 0.5 else [],
-        "packed_bytes": packed_linear_size(source, f"{name}.weight", weight_OI),
+        "packed_bytes": packed_linear_size(source, index, linear, weight_OI),
     }
 
 
@@ -91,10 +94,10 @@ def storage(source: Checkpoint) -> str:
     return "packed, values rounded to 8 bits" if source.lossy else "packed"
 
 
-def packed_linear_size(source: Checkpoint, name: str, weight_OI: Tensor) -> int:
+def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI: Tensor) -> int:
     """Bytes of a Linear's weight in the packed file, or in the one that pack would write."""
     if isinstance(source, PackedCheckpoint):
-        return source.packed_tensors[name].packed_nbytes
+        return sum(source.packed_tensors[name].packed_nbytes for name in source.weight_sources(index, linear.name))
     kept = int(np.count_nonzero(bit_patterns(weight_OI)))
     return min(weight_OI.nbytes, packed_nbytes(tuple(weight_OI.shape), kept, weight_OI.itemsize))
 
@@ -103,7 +106,7 @@ def packed_size(source: Checkpoint, linears: list[dict[str, Any]]) -> int:
     """Bytes of all tensors in the packed file, or in the one that pack would write."""
     if isinstance(source, PackedCheckpoint):
         return sum(tensor.packed_nbytes for tensor in source.packed_tensors.values())
-    dense = sum(source.tensors[f"{row['linear']}.weight"].nbytes for row in linears)
+    dense = sum(row["weights"] for row in linears) * source.dtype.itemsize
     return source.nbytes - dense + sum(row["packed_bytes"] for row in linears)
 
 
@@ -122,7 +125,7 @@ def find_patterns(weight_OI: Tensor) -> list[str]:
 def share(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts of several Linears together."""
     zeros, weights = sum(row["zeros"] for row in rows), sum(row["weights"] for row in rows)
-    return {"sparsity": zeros / weights, "zeros": zeros, "weights": weights}
+    return {"sparsity": zeros / weights if weights else 0.0, "zeros": zeros, "weights": weights}
 
 
 def history_row(step: Mapping[str, Any]) -> dict[str, Any]:

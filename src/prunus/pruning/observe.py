@@ -3,7 +3,7 @@
 Shapes: N sequences, T tokens, S tokens of all of them, I input features.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS
+from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.runner import Batch, Runner
 from prunus.errors import PrunusError
 from prunus.pruning.hessian import Hessian
 
@@ -49,32 +50,31 @@ class Observed(Exception):
 
 
 class Observer:
-    """Watches inputs of a block's Linears while batches run through it: `with Observer(block, names) as seen`.
+    """Watches inputs of a block's Linears while runner sends batches through it: `with Observer(...) as seen`.
 
     Linears that read the same tensor (q, k, v; gate, up) are watched once. Sums and sums of squares are taken per
     sequence in float32 and added in float64, so they do not depend on how sequences are batched; the Hessian is a plain
     sum in float32. stop_early: raise Observed as soon as the last input of a batch is seen (the caller catches it per
-    batch), where the block's output is not needed. weights: called once per input, gives (N, T, 1) for every batch to
-    come, how often each token counts; or None.
+    batch), where the block's output is not needed. Tokens count as often as their batch says.
     """
 
     def __init__(
         self,
+        runner: Runner,
         block: nn.Module,
-        linears: Iterable[str],
+        linears: Iterable[Linear],
         stop_early: bool = False,
         needs: Needs = "norms",
-        weights: Callable[[], Iterator[Tensor] | None] = lambda: None,
     ) -> None:
-        leaders = {SAME_INPUT_AS.get(name, name) for name in linears}
-        self.block, self.leaders = block, [name for name in LINEARS if name in leaders]
+        self.runner, self.block, self.linears = runner, block, list(linears)
+        self.leaders = list(dict.fromkeys(linear.leader for linear in self.linears))
         self.stop_early, self.needs = stop_early, needs
         self.squares: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
         self.tokens = dict.fromkeys(self.leaders, 0)
-        self.weights = {name: weights() for name in self.leaders}
         self.counted = dict.fromkeys(self.leaders, 0.0)
+        self.calls_left = self.calls = self.linears[-1].calls if self.linears else 1
         self.handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
@@ -89,22 +89,13 @@ class Observer:
         for handle in self.handles:
             handle.remove()
 
-    def stats(self, block_index: int, tokens: int) -> Mapping[str, InputStats]:
-        """InputStats of every Linear of the block whose input was watched.
+    def stats(self, block_index: int) -> Mapping[str, InputStats]:
+        """InputStats of every Linear that was given. A NaN or infinity raises PrunusError naming block and Linear."""
+        found = {leader: self._stats_of(leader, block_index) for leader in self.leaders}
+        return {linear.name: found[linear.leader] for linear in self.linears}
 
-        tokens: how many must have been seen. A NaN or infinity raises PrunusError naming block and Linear.
-        """
-        found: dict[str, InputStats] = {}
-        for name in LINEARS:
-            leader = SAME_INPUT_AS.get(name, name)
-            if leader in found:
-                found[name] = found[leader]
-            elif leader in self.squares:
-                found[name] = found[leader] = self._stats_of(leader, block_index, tokens)
-        return {name: found[name] for name in LINEARS if name in found}
-
-    def _stats_of(self, leader: str, block_index: int, tokens: int) -> InputStats:
-        assert self.tokens[leader] == tokens, f"{leader}: {self.tokens[leader]} of {tokens} tokens seen"
+    def _stats_of(self, leader: str, block_index: int) -> InputStats:
+        assert leader in self.squares, f"{leader} was not called"
         norm_I = self.squares[leader].sqrt().float()
         if not bool(norm_I.isfinite().all()):
             raise PrunusError(
@@ -120,13 +111,14 @@ class Observer:
         if product_II is not None:
             mirror(product_II)
         hessian = None if product_II is None else Hessian(product_II, f"block {block_index}, {leader}")
-        return InputStats(norm_I, tokens, mean_I, variance_I, hessian)
+        return InputStats(norm_I, self.tokens[leader], mean_I, variance_I, hessian)
 
     def _hook(self, name: str) -> Any:
         def hook(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
-            input_NTI = inputs[0].detach().float()
+            batch = self.runner.batch
+            input_NTI = by_sequence(inputs[0].detach(), batch).float()
             self.tokens[name] += input_NTI.shape[0] * input_NTI.shape[1]
-            root_NT1 = self._roots(name, input_NTI)
+            root_NT1 = self._roots(name, input_NTI, batch)
             if root_NT1 is not None:
                 input_NTI = input_NTI * root_NT1
             _add(self.squares, name, input_NTI.square().sum(1).double().sum(0))
@@ -139,20 +131,33 @@ class Observer:
                     width = input_SI.shape[1]
                     self.products[name] = torch.zeros(width, width, device=input_SI.device)
                 add_product(self.products[name], input_SI)
-            if self.stop_early and name == self.leaders[-1]:
-                raise Observed
+            if name == self.leaders[-1]:
+                self.calls_left = self.calls_left - 1 or self.calls
+                if self.stop_early and self.calls_left == self.calls:
+                    raise Observed
 
         return hook
 
-    def _roots(self, name: str, input_NTI: Tensor) -> Tensor | None:
+    def _roots(self, name: str, input_NTI: Tensor, batch: Batch) -> Tensor | None:
         """Square roots of the weights of a batch's tokens, which are added to what was counted."""
-        weights = self.weights[name]
-        if weights is None:
+        if batch.weight_NT1 is None:
             self.counted[name] += input_NTI.shape[0] * input_NTI.shape[1]
             return None
-        weight_NT1 = next(weights).to(input_NTI.device)
+        weight_NT1 = batch.weight_NT1.to(input_NTI.device)
+        if weight_NT1.shape[:2] != input_NTI.shape[:2]:
+            raise PrunusError(f"{name} does not read one input per token, so tokens cannot be weighted; leave that out")
         self.counted[name] += weight_NT1.double().sum().item()
         return weight_NT1.sqrt()
+
+
+def by_sequence(input: Tensor, batch: Batch) -> Tensor:
+    """(N, T, I) view of a Linear's input, which may have any number of axes; T: rows per sequence.
+
+    Where sequences cannot be told apart, all rows are those of one.
+    """
+    sequences = len(batch.ids_NT)
+    rows = input.numel() // input.shape[-1]
+    return input.reshape(sequences if rows % sequences == 0 else 1, -1, input.shape[-1])
 
 
 def add_product(total_II: Tensor, input_SI: Tensor) -> None:

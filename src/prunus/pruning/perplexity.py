@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from prunus.checkpoint.families import pick_device
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.architecture import Architecture, Unstreamable
+from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.precision import use_fast_products
+from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.source import one_line, resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps
@@ -35,20 +36,21 @@ def perplexity(
     the first windows, up to so many tokens. The model runs whole, in its own dtype, its logits in float32.
     Returns perplexity, nll (nats per token), tokens (predicted), windows, seqlen.
     """
-    source, path = Checkpoint(resolve(model)), Path(text).expanduser()
-    context = source.config.max_position_embeddings
+    source, path = ModelFolder(resolve(model)), Path(text).expanduser()
+    context = source.context
     if not 2 <= seqlen <= context:
         raise PrunusError(f"seqlen {seqlen} must lie between 2 and the model's context of {context}")
     chosen = first_windows(cut(read_documents(path, source), seqlen), max_tokens)
     if not chosen:
         raise PrunusError(f"{path} has no text of at least two tokens")
     network = load_model(source, pick_device(device))
+    head = find_head(network)
     total, predicted = 0.0, 0
     batches = list(batches_of(chosen))
     with torch.inference_mode(), Steps("perplexity", total=len(batches), unit="batches") as steps:
         for batch in batches:
             ids_NT = torch.tensor(batch, device=network.device)
-            total += negative_log_likelihood(network, ids_NT)
+            total += negative_log_likelihood(network, head, ids_NT)
             predicted += ids_NT.shape[0] * (ids_NT.shape[1] - 1)
             steps.advance()
     if not math.isfinite(total):
@@ -57,7 +59,7 @@ def perplexity(
     return {"perplexity": math.exp(nll), "nll": nll, "tokens": predicted, "windows": len(chosen), "seqlen": seqlen}
 
 
-def load_model(source: Checkpoint, device: torch.device) -> Any:
+def load_model(source: ModelFolder, device: torch.device) -> Any:
     """transformers' whole model in the checkpoint's dtype."""
     disable_progress_bar()  # ours is enough
     try:
@@ -69,7 +71,7 @@ def load_model(source: Checkpoint, device: torch.device) -> Any:
         raise PrunusError(f"{source.folder} cannot be loaded by transformers: {one_line(error)}") from error
 
 
-def read_documents(path: Path, source: Checkpoint) -> list[list[int]]:
+def read_documents(path: Path, source: ModelFolder) -> list[list[int]]:
     """Token ids of a text file; see perplexity."""
     if path.suffix == ".txt":
         return [encoder(source)(read_text(path))]
@@ -80,7 +82,7 @@ def read_documents(path: Path, source: Checkpoint) -> list[list[int]]:
         return [encoder(source)("\n\n".join(line.value for line in lines))]
     if lines[0].kind == "messages":
         return render_chats(path, lines, source)[0]
-    check_ids(path, lines, source.config.vocab_size)
+    check_ids(path, lines, source.vocabulary)
     return [line.value for line in lines]
 
 
@@ -112,12 +114,23 @@ def batches_of(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
             yield same[begin : begin + most]
 
 
-def negative_log_likelihood(network: Any, ids_NT: Tensor) -> float:
+def find_head(network: Any) -> Architecture | None:
+    """What gives logits for a few tokens at a time; None for a model that mixes them in some way of its own."""
+    try:
+        return Architecture.around(network)
+    except Unstreamable:
+        return None
+
+
+def negative_log_likelihood(network: Any, head: Architecture | None, ids_NT: Tensor) -> float:
     """Sum over all tokens but the first of each row, in nats."""
-    head: nn.Module = network.lm_head
-    hidden_ND = network.model(input_ids=ids_NT, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     targets_N = ids_NT[:, 1:].flatten()
+    if head is None:
+        logits_NV = network(input_ids=ids_NT, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+        return functional.cross_entropy(logits_NV, targets_N, reduction="none").double().sum().item()
+    hidden_NX = head.whole_states(ids_NT)[:, :-1].flatten(0, 1)
     total = 0.0
-    for states_ND, wanted_N in zip(hidden_ND.split(LOGIT_TOKENS), targets_N.split(LOGIT_TOKENS), strict=True):
-        total += functional.cross_entropy(head(states_ND).float(), wanted_N, reduction="none").double().sum().item()
+    for states_NX, wanted_N in zip(hidden_NX.split(LOGIT_TOKENS), targets_N.split(LOGIT_TOKENS), strict=True):
+        logits_NV = head.logits(states_NX[None])[0].float()
+        total += functional.cross_entropy(logits_NV, wanted_N, reduction="none").double().sum().item()
     return total

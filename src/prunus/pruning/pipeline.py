@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.blocks import Block, blocks_on
-from prunus.checkpoint.families import LINEARS, Runner, block_name, pick_device
-from prunus.checkpoint.files import Checkpoint, read_block, versions
+from prunus.checkpoint.files import Checkpoint, versions
+from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.partial import (
     EVIDENCE,
     HIDDEN,
@@ -27,6 +27,7 @@ from prunus.checkpoint.partial import (
     show_bytes,
 )
 from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_text
 from prunus.checkpoint.source import read_json, resolve
 from prunus.errors import PrunusError
@@ -44,18 +45,19 @@ from prunus.pruning.observe import InputStats
 from prunus.pruning.propagation import PROPAGATIONS, Passage, Stats, observed
 from prunus.pruning.regional import Repair, repair, with_regional_gradients
 from prunus.pruning.revisions import revisions
+from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.pruning.shared import evidence_key, gradients_key, once
 from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
 
 class Job(NamedTuple):
-    """Everything that the loop over blocks needs to know. linears: names within a block that are in scope."""
+    """Everything that the loop over blocks needs to know. linears: of each block those in scope."""
 
     source: Checkpoint
     recipe: PruneRecipe
     method: Method
-    linears: list[str]
+    linears: list[list[Linear]]
     device: torch.device
     dtype: torch.dtype
     # Sparsity that the method is asked for, and in how many rows one weight more, by block and Linear: known once the
@@ -110,7 +112,7 @@ def prune(
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
-    linears = [name for name, kind in LINEARS.items() if recipe.scope in ("all", kind)]
+    linears = linears_in_scope(source, recipe)
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     method = find_method(recipe)
     saved = None
@@ -221,8 +223,9 @@ def keep_gradients(job: Job, partial: Partial, calibration: Calibration | None) 
         return partial.folder
     assert calibration is not None
     dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
-    runner = Runner(job.source.config, dtype, job.device)
-    model = Model(job.source, runner, job.linears, job.hidden_file(partial))
+    runner = Runner(job.source.config, job.source.tensors, dtype, job.device)
+    names = [[linear.name for linear in linears] for linears in job.linears]
+    model = Model(job.source, runner, names, job.hidden_file(partial))
     weights = calibration.token_weights(job.recipe) if job.recipe.weighted else None
     rows = job.method.gradients == "outputs"
 
@@ -236,7 +239,7 @@ def keep_gradients(job: Job, partial: Partial, calibration: Calibration | None) 
             save(partial.folder)
             partial.note("gradients", True, {})
         return partial.folder
-    about = {"rows": rows, "linears": job.linears, "dtype": str(dtype)}
+    about = {"rows": rows, "linears": names, "dtype": str(dtype)}
     with once(job.shared, gradients_key(job.source, job.recipe, calibration, about, job.device)) as place:
         if not place.exists():
             unfinished = place.with_suffix(".partial")
@@ -262,14 +265,12 @@ def with_gradients(job: Job, index: int, hidden: HiddenStates, group: Stats) -> 
 def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) -> None:
     """Prune block after block. Blocks that partial already has are replayed, not pruned again."""
     source, recipe = job.source, job.recipe
-    runner = Runner(source.config, job.dtype, job.device)
+    runner = Runner(source.config, source.tensors, job.dtype, job.device)
     hidden = None
     if calibration is not None and not all(map(partial.has, range(source.blocks))):
         with disk_errors(partial.folder, partial.needed):
             weights = calibration.token_weights(recipe) if recipe.weighted else None
-            hidden = HiddenStates(
-                source, runner, calibration.sequences, job.hidden_file(partial), room_needed(job), weights
-            )
+            hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), room_needed(job), weights)
     left = [index for index in range(source.blocks) if not partial.has(index)]
     kept = left if source.has_small_blocks and job.device.type == "cpu" else []
     # Freed at once: then glibc keeps up to twice as much of what is freed, instead of asking anew for every block.
@@ -289,7 +290,7 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) ->
                     )
                 if hidden is not None and index < source.blocks - 1:
                     stored = source.block_tensors(index) if recipe.propagation == "dense" else partial.read_block(index)
-                    propagate(runner, runner.make_block(index, read_block(index, stored)), hidden)
+                    propagate(runner, runner.make_block(index, source.read_block(index, stored)), hidden)
                 continue
             tensors = next(blocks) if tensors is None else tensors
             partial.write_block(index, *prune_block(job, partial, runner, index, hidden, tensors, digest))
@@ -305,42 +306,44 @@ def prune_block(
 
     tensors: the block's, of which the Linears' are taken out. digest: what is noted of where they are from.
     """
-    groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(job.linears)]
+    names = [linear.name for linear in job.linears[index]]
+    groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(names)]
     block = None
     if job.stats is not None:
         groups = job.stats.groups(index, job.method.needs, job.device)
     if hidden is not None:
         block = runner.make_block(index, tensors)
-        passage = Passage(runner, block, index, hidden, job.linears, index == job.source.blocks - 1, job.method.needs)
+        last = index == job.source.blocks - 1
+        passage = Passage(runner, block, index, hidden, job.linears[index], last, job.method.needs)
         groups = PROPAGATIONS[job.recipe.propagation](passage)
         if job.method.gradients == "block":
             groups = repaired(job, passage, tensors)
         elif job.method.gradients != "none":
             groups = (with_gradients(job, index, hidden, group) for group in groups)
-    pruned: dict[str, Tensor | Stored] = dict(job.source.block_tensors(index))
+    pruned: dict[str, Tensor] = {}
     record: dict[str, Any] = {"source": digest, "sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
     for group in map(dict, groups):
-        for name in [name for name in job.linears if name in group]:
+        for name in [name for name in names if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group.pop(name)
             new_OI = job.method.prune(weight_OI, inputs, job.target(index, name))
             if block is not None:
                 block.get_submodule(name).weight.data = new_OI.to(job.dtype)
-            pruned[block_name(index, f"{name}.weight")] = new_OI.cpu()
+            pruned[f"{name}.weight"] = new_OI.cpu()
             zeros = count_zeros(new_OI)
-            record["sparsity"][block_name(index, name)] = zeros / new_OI.numel()
+            record["sparsity"][job.source.block_name(index, name)] = zeros / new_OI.numel()
             record["zeros"] += zeros
             if inputs is not None and (dead := int((inputs.norm_I == 0).sum())):
-                record["dead"][block_name(index, name)] = dead
+                record["dead"][job.source.block_name(index, name)] = dead
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 record["warnings"].append(inputs.hessian.warning)
             weight_OI = inputs = None  # a Hessian is as large as a weight: gone before tokens move on
-    return pruned, record
+    return {**job.source.block_tensors(index), **job.source.as_stored(index, pruned)}, record
 
 
 def repaired(job: Job, passage: Passage, tensors: dict[str, Tensor]) -> Iterator[Stats]:
     """The propagation of methods that go by gradients of the block; repairs the weights in tensors beforehand."""
     recipe, block, hidden = job.recipe, passage.block, passage.hidden
-    runner = Runner(job.source.config, torch.float32, job.device)
+    runner = Runner(job.source.config, job.source.tensors, torch.float32, job.device)
     moved = runner.make_block(passage.number, tensors)
     stats = with_regional_gradients(runner, moved, hidden, observed(passage), recipe.gradient_scale)
 
@@ -375,11 +378,11 @@ def ragged_tails(job: Job) -> list[str]:
     if job.recipe.groups is None:
         return []
     width = job.recipe.groups[1]
-    shapes = job.source.linear_shapes(0)
-    tails = {name: shapes[name][1] % width for name in job.linears if shapes[name][1] % width}
+    linears = dict.fromkeys((linear.name, linear.shape_OI[1]) for linears in job.linears for linear in linears)
+    tails = [f"{name} ({inputs % width} of {inputs})" for name, inputs in linears if inputs % width]
     if not tails:
         return []
-    listed = ", ".join(f"{name} ({count} of {shapes[name][1]})" for name, count in tails.items())
+    listed = ", ".join(tails)
     return [f"pattern {job.recipe.pattern} leaves the last columns of these Linears dense in every block: {listed}"]
 
 
@@ -390,15 +393,15 @@ def needs_tokens(job: Job) -> bool:
 
 def weights_in_scope(job: Job) -> int:
     """How many weights the recipe's sparsity is a share of."""
-    shapes = job.source.linear_shapes(0)
-    return job.source.blocks * sum(shapes[name][0] * shapes[name][1] for name in job.linears)
+    return sum(map(weights_of, job.linears))
 
 
 def room_needed(job: Job) -> int:
     """Numbers per token that propagation keeps besides the hidden states: staged, the widest input of a Linear."""
     if job.recipe.propagation != "staged":
         return 0
-    return max(columns for _, columns in job.source.linear_shapes(0).values())
+    linears = (linear for index in range(job.source.blocks) for linear in job.source.linears(index))
+    return max(linear.shape_OI[1] for linear in linears)
 
 
 def space_for(job: Job) -> int:
@@ -406,15 +409,15 @@ def space_for(job: Job) -> int:
 
     Gradients take no more of the disk for what blocks read than is free, but room for one batch.
     """
-    recipe, config, hidden = job.recipe, job.source.config, 0
+    recipe, hidden = job.recipe, 0
     gradients = 4 * weights_in_scope(job) if job.method.gradients == "weights" else 0
     needs = ALLOCATIONS[recipe.allocation].needs if recipe.scores is None and job.stats is None else "nothing"
     if job.offload and (needs_tokens(job) or needs == "norms"):
-        width = config.hidden_size + room_needed(job)
+        width = job.source.architecture.width + room_needed(job)
         hidden = recipe.samples * recipe.seqlen * width * job.dtype.itemsize
     if job.offload and (needs == "gradients" or job.method.gradients in ("weights", "outputs")):
         batch = max(BATCH_TOKENS, recipe.seqlen)
-        hidden = max(hidden, 4 * batch * (job.source.blocks + 2) * config.hidden_size)
+        hidden = max(hidden, 4 * batch * (job.source.blocks + 2) * job.source.architecture.width)
     return disk_needed(job.source.nbytes) + hidden + gradients
 
 
@@ -423,7 +426,8 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
     recipe, source = job.recipe, job.source
     check_space(target.absolute(), needed)
     wanted = target_of(recipe, recipe.sparsity)
-    zeros = sum(zeros_of(wanted, source.linear_shapes(0)[name], job.method.group) for name in job.linears)
+    shapes = [linear.shape_OI for linears in job.linears for linear in linears]
+    zeros = sum(zeros_of(wanted, shape_OI, job.method.group) for shape_OI in shapes)
     allocation = ALLOCATIONS[recipe.allocation]
     if allocation.needs == "nothing":
         share_out(source, recipe, find_evidence(source, recipe, job.device, None))  # a wrong step is noticed here
@@ -431,9 +435,9 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
         "would_write": str(target),
         "method": recipe.method,
         "blocks": source.blocks,
-        "linears": source.blocks * len(job.linears),
+        "linears": len(shapes),
         "weights": weights_in_scope(job),
-        "zeros": source.blocks * zeros,
+        "zeros": zeros,
         "disk": show_bytes(needed),
         "calibration": "none needed",
         "warnings": ragged_tails(job),

@@ -2,16 +2,18 @@
 
 Each way is a generator: it yields statistics of the Linears that can be pruned now, the caller prunes those in the
 block, then lets it go on; at its end the hidden states are those that the next block will read.
-Shapes: S tokens of all sequences, N sequences, T tokens, D hidden width, A width of attention's output, F of the MLP.
+Shapes: N sequences, T tokens, W numbers per token between two blocks, A width of attention's output, F of the MLP.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS, Runner
+from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.runner import Batch, Runner
 from prunus.pruning.hidden import HiddenStates, propagate
 from prunus.pruning.observe import InputStats, Needs, Observed, Observer
 from prunus.recipes import Propagation
@@ -22,24 +24,26 @@ Stats = Mapping[str, InputStats]
 class Passage(NamedTuple):
     """Block number `number` and what goes through it.
 
-    linears: to be pruned. last: nobody needs its output. needs: what must be known of their inputs.
+    linears: to be pruned, in the order of a forward pass. last: nobody needs its output. needs: what must be known of
+    their inputs.
     """
 
     runner: Runner
     block: nn.Module
     number: int
     hidden: HiddenStates
-    linears: Sequence[str]
+    linears: Sequence[Linear]
     last: bool
     needs: Needs = "norms"
 
-    def watch(self, linears: Sequence[str], stop_early: bool = False) -> Observer:
+    def watch(self, linears: Sequence[Linear], stop_early: bool = False) -> Observer:
         """An Observer of some of the block's Linears."""
-        return Observer(self.block, linears, stop_early, self.needs, self.hidden.weights)
+        return Observer(self.runner, self.block, linears, stop_early, self.needs)
 
-    def stats(self, seen: Observer) -> Stats:
-        """What it has seen, once all tokens have passed."""
-        return seen.stats(self.number, self.hidden.tokens)
+    def groups(self) -> list[list[Linear]]:
+        """The Linears, those together that read the same input."""
+        leaders = dict.fromkeys(linear.leader for linear in self.linears)
+        return [[linear for linear in self.linears if linear.leader == leader] for leader in leaders]
 
 
 def pruned(passage: Passage) -> Iterator[Stats]:
@@ -51,64 +55,116 @@ def pruned(passage: Passage) -> Iterator[Stats]:
 
 def observed(passage: Passage) -> Stats:
     """Statistics of the block as it is; hidden stays where it was."""
-    return _observe(passage, move_on=False)
+    return _observe(passage, passage.linears, move_on=False)
 
 
 def dense(passage: Passage) -> Iterator[Stats]:
     """One pass of the dense model, which pruning does not touch."""
-    yield _observe(passage, move_on=not passage.last)
+    yield _observe(passage, passage.linears, move_on=not passage.last)
 
 
 def staged(passage: Passage) -> Iterator[Stats]:
+    """`true_sequential` of the SparseGPT code: before each group of Linears the block is run again up to it, with all
+    earlier ones pruned. A block that is attention and then an MLP is run in pieces instead, each once."""
+    if _is_two_halves(passage):
+        yield from _in_pieces(passage)
+        return
+    for group in passage.groups():
+        yield _observe(passage, group, move_on=False)
+    if not passage.last:
+        propagate(passage.runner, passage.block, passage.hidden)
+
+
+def _in_pieces(passage: Passage) -> Iterator[Stats]:
     """q, k, v, then attention, then o, then gate, up, then down: every Linear is computed once, already pruned.
 
-    The same statistics as `true_sequential` of the SparseGPT code, which runs the block again before each group, at the
-    price of one pass and of room for the widest input, (S, max(A, F)).
+    The same statistics as by running the block again, at the price of one pass and of room for the widest input,
+    (S, max(A, F)).
     """
     runner, block, hidden = passage.runner, passage.block, passage.hidden
-    groups = [[name for name in passage.linears if SAME_INPUT_AS.get(name, name) == leader] for leader in LEADERS]
-    query, output, gate, down = groups
+    o_name, down_name = OUTPUTS
+    output, down = ([linear for linear in passage.linears if linear.name == name] for name in OUTPUTS)
+    query, gate = (
+        [linear for linear in passage.linears if linear.kind == kind and linear.name not in OUTPUTS]
+        for kind in ("attention", "mlp")
+    )
     if query:
         with passage.watch(query, stop_early=True) as seen:
-            for states_NTD in hidden.batches():
-                _until_seen(lambda batch_NTD: runner.attend(block, batch_NTD), states_NTD.to(runner.device))
-        yield passage.stats(seen)
+            for batch, rows_NTW in hidden.batches():
+                _until_seen(lambda there, of=batch: attend(runner, block, there, of), rows_NTW.to(runner.device))
+        yield seen.stats(passage.number)
     if passage.last and not (output or gate or down):
         return
-    o_proj = _linear(block, "self_attn.o_proj")
+    o_proj = _linear(block, o_name)
     kept_SA = hidden.room(o_proj.in_features)
-    with Without(block, "self_attn.o_proj"), passage.watch(output) as seen:
-        for states_NTD, kept_NTA in hidden.batches_with(kept_SA):
-            kept_NTA.copy_(runner.attend(block, states_NTD.to(runner.device)))
+    with Without(block, o_name), passage.watch(output) as seen:
+        for batch, rows_NTW, kept_NTA in hidden.batches_with(kept_SA):
+            kept_NTA.copy_(attend(runner, block, rows_NTW.to(runner.device), batch))
     if output:
-        yield passage.stats(seen)
+        yield seen.stats(passage.number)
     if passage.last and not (gate or down):
         return
     with passage.watch(gate, stop_early=True) as seen:
-        for states_NTD, kept_NTA in hidden.batches_with(kept_SA):
-            states_NTD.add_(o_proj(kept_NTA.to(runner.device)).to(states_NTD.device))
+        for batch, rows_NTW, kept_NTA in hidden.batches_with(kept_SA):
+            rows_NTW.add_(o_proj(kept_NTA.to(runner.device)).to(rows_NTW.device))
             if gate:
-                _until_seen(lambda batch_NTD: runner.feed(block, batch_NTD), states_NTD.to(runner.device))
+                _until_seen(lambda there, of=batch: feed(runner, block, there, of), rows_NTW.to(runner.device))
     if gate:
-        yield passage.stats(seen)
+        yield seen.stats(passage.number)
     if passage.last and not down:
         return
-    down_proj = _linear(block, "mlp.down_proj")
+    down_proj = _linear(block, down_name)
     kept_SF = hidden.room(down_proj.in_features)
-    with Without(block, "mlp.down_proj"), passage.watch(down) as seen:
-        for states_NTD, kept_NTF in hidden.batches_with(kept_SF):
-            kept_NTF.copy_(runner.feed(block, states_NTD.to(runner.device)))
+    with Without(block, down_name), passage.watch(down) as seen:
+        for batch, rows_NTW, kept_NTF in hidden.batches_with(kept_SF):
+            kept_NTF.copy_(feed(runner, block, rows_NTW.to(runner.device), batch))
     if down:
-        yield passage.stats(seen)
+        yield seen.stats(passage.number)
     if not passage.last:
-        for states_NTD, kept_NTF in hidden.batches_with(kept_SF):
-            states_NTD.add_(down_proj(kept_NTF.to(runner.device)).to(states_NTD.device))
+        for _, rows_NTW, kept_NTF in hidden.batches_with(kept_SF):
+            rows_NTW.add_(down_proj(kept_NTF.to(runner.device)).to(rows_NTW.device))
 
 
-LEADERS = tuple(name for name in LINEARS if name not in SAME_INPUT_AS)
 PROPAGATIONS: Mapping[Propagation, Callable[[Passage], Iterator[Stats]]] = MappingProxyType(
     {"pruned": pruned, "dense": dense, "staged": staged}
 )
+# The last Linears of the halves of a block that _in_pieces knows.
+OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
+
+
+def attend(runner: Runner, block: nn.Module, rows_NTW: Tensor, batch: Batch) -> Tensor:
+    """The first half of a block without its residual, if the block is two halves: what attention adds to (N, T, W)."""
+    runner.batch = batch
+    normed_NTW = block.get_submodule("input_layernorm")(rows_NTW)
+    return block.get_submodule("self_attn")(hidden_states=normed_NTW, **runner.call_of(block, batch).kwargs)[0]
+
+
+def feed(runner: Runner, block: nn.Module, rows_NTW: Tensor, batch: Batch) -> Tensor:
+    """The second half without its residual: what the MLP adds to (N, T, W)."""
+    runner.batch = batch
+    return block.get_submodule("mlp")(block.get_submodule("post_attention_layernorm")(rows_NTW))
+
+
+def _is_two_halves(passage: Passage) -> bool:
+    """Whether the block adds what attention, then what the MLP makes of its norm, and each ends with its last Linear.
+
+    Tried on the first batch, bit for bit.
+    """
+    runner, block = passage.runner, passage.block
+    for kind in ("attention", "mlp"):
+        if len({linear.leader for linear in passage.linears if linear.kind == kind} - set(OUTPUTS)) > 1:
+            return False
+    batch, rows_NTW = next(iter(passage.hidden.batches()))
+    there_NTW = rows_NTW.to(runner.device)
+    try:
+        whole_NTW, pieces_NTW = runner.run_block(block, there_NTW, batch.copy()), there_NTW
+        for half, name in zip((attend, feed), OUTPUTS, strict=True):
+            with Without(block, name):
+                kept_NTX = half(runner, block, pieces_NTW, batch.copy())
+            pieces_NTW = pieces_NTW + _linear(block, name)(kept_NTX)
+        return torch.equal(whole_NTW, pieces_NTW)
+    except (AttributeError, AssertionError, TypeError, RuntimeError, ValueError):  # a block of another make
+        return False
 
 
 class Without:
@@ -132,20 +188,20 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
     return linear
 
 
-def _observe(passage: Passage, move_on: bool) -> Stats:
+def _observe(passage: Passage, linears: Sequence[Linear], move_on: bool) -> Stats:
     """One pass over all tokens. move_on: keep the outputs too, as inputs of the next block."""
     runner, block = passage.runner, passage.block
-    with passage.watch(passage.linears, stop_early=not move_on) as seen:
-        for states_NTD, there_NTD in passage.hidden.batches_on(runner.device):
+    with passage.watch(linears, stop_early=not move_on) as seen:
+        for batch, rows_NTW, there_NTW in passage.hidden.batches_on(runner.device):
             if move_on:
-                states_NTD.copy_(runner.run_block(block, there_NTD))
-            else:
-                _until_seen(lambda batch_NTD: runner.run_block(block, batch_NTD), there_NTD)
-    return passage.stats(seen)
+                rows_NTW.copy_(runner.run_block(block, there_NTW, batch))
+            elif linears:
+                _until_seen(lambda there, of=batch: runner.run_block(block, there, of), there_NTW)
+    return seen.stats(passage.number)
 
 
-def _until_seen(run: Callable[[Tensor], Tensor], batch_NTD: Tensor) -> None:
+def _until_seen(run: Callable[[Tensor], Tensor], rows_NTW: Tensor) -> None:
     try:
-        run(batch_NTD)
+        run(rows_NTW)
     except Observed:
         return

@@ -3,7 +3,7 @@
 Yang et al. 2025, arXiv:2503.04992 (Wanda++: regional gradients and regional optimisation). Nothing but the block is
 run: in float32, for the steps of the repair are too small for 16 bits. The paper's code is not public; as in the open
 reproduction TTTTTTris/wandaplus every drawn sequence is a step of its own. Unlike there, gradients and norms are those
-of the dense block throughout. Shapes: N sequences of a batch, T tokens, D hidden width.
+of the dense block throughout. Shapes: N sequences of a batch, T tokens, W numbers per token between two blocks.
 """
 
 import random
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.families import Runner
+from prunus.checkpoint.runner import Runner
 from prunus.pruning.gradients import SquareSums, backward
 from prunus.pruning.hidden import HiddenStates
 from prunus.pruning.observe import InputStats
@@ -41,12 +41,12 @@ def with_regional_gradients(
     """
     found, count = SquareSums(rows=False), len(hidden.sequences())
 
-    def by_norm(output_NTD: Tensor) -> Tensor:
-        return output_NTD / output_NTD.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
+    def by_norm(output_NTW: Tensor) -> Tensor:
+        return output_NTW / output_NTW.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)[:, None, None]
 
     with torch.enable_grad():
-        for inputs_NTD in hidden.batches():
-            backward(runner, block, inputs_NTD, by_norm, list(stats), found.tap)
+        for batch, inputs_NTW in hidden.batches():
+            backward(runner, block, batch, inputs_NTW, by_norm, list(stats), found.tap)
     return {
         name: replace(inputs, gradient_OI=found.sums[name].div_(count).sqrt_().mul_(scale))
         for name, inputs in stats.items()
@@ -73,12 +73,13 @@ def repair(
         for name, weight_OI in weights.items():
             weight_OI.data = pruned(name, weight_OI.data, stats[name])
         for index in rng.sample(range(len(sequences)), min(DRAWN, len(sequences))):
-            input_1TD = sequences[index][None].to(runner.device, runner.dtype)
-            wanted_1TD = runner.run_block(dense, input_1TD)
+            batch, rows_1TW = sequences[index]
+            input_1TW = rows_1TW.to(runner.device, runner.dtype)
+            wanted_1TW = runner.run_block(dense, input_1TW, batch)
             with torch.enable_grad():
                 block.requires_grad_(False)
                 for weight_OI in weights.values():
                     weight_OI.requires_grad_()
-                (runner.run_block(block, input_1TD) - wanted_1TD).square().sum().backward()
+                (runner.run_block(block, input_1TW, batch) - wanted_1TW).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.blocks import blocks_on
-from prunus.checkpoint.families import LINEARS, SAME_INPUT_AS, Runner, block_name, pick_device
 from prunus.checkpoint.files import Checkpoint, versions
 from prunus.checkpoint.partial import check_space, disk_errors, show_bytes
 from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import (
     DTYPES,
     Entry,
@@ -40,7 +40,7 @@ from prunus.pruning.calibration import Calibration, calibration_name, load_calib
 from prunus.pruning.hessian import Hessian
 from prunus.pruning.hidden import HiddenStates
 from prunus.pruning.observe import InputStats, Needs
-from prunus.pruning.propagation import LEADERS, Passage, Stats, dense
+from prunus.pruning.propagation import Passage, Stats, dense
 from prunus.recipes import DtypeName, PruneRecipe
 
 FORMAT = 2
@@ -96,7 +96,8 @@ def stats(
     source, target = Checkpoint(resolve(model)), Path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")
-    needed = sum(width * 4 * (len(VECTORS) + hessians * width) for width in widths(source).values()) * source.blocks
+    inputs = [width for index in range(source.blocks) for width in widths(source, index).values()]
+    needed = sum(width * 4 * (len(VECTORS) + hessians * width) for width in inputs)
     check_space(target.absolute(), needed)
     runner_device = pick_device(device)
     chosen = load_calibration(recipe, source)
@@ -113,7 +114,7 @@ def stats(
         write_stats(target, source, hessians, about, blocks)
     return {
         "out": str(target),
-        "inputs": len(LEADERS) * source.blocks,
+        "inputs": len(inputs),
         "hessians": hessians,
         "size": show_bytes(target.stat().st_size),
         "sequences": len(chosen.sequences),
@@ -128,10 +129,10 @@ def write_stats(
     """Write the file block by block, as they are measured; memory never holds two blocks' Hessians."""
     shapes: dict[str, tuple[int, ...]] = {}
     for index in range(source.blocks):
-        for leader, width in widths(source).items():
-            shapes |= {stat_name(index, leader, kind): (width,) for kind in VECTORS}
+        for leader, width in widths(source, index).items():
+            shapes |= {stat_name(source, index, leader, kind): (width,) for kind in VECTORS}
             if hessians:
-                shapes[stat_name(index, leader, MATRIX)] = (width, width)
+                shapes[stat_name(source, index, leader, MATRIX)] = (width, width)
     entries = {name: Entry("F32", shape, 4 * prod(shape)) for name, shape in shapes.items()}
     head, places = layout(target, entries, {"prunus": json.dumps(about, sort_keys=True)})
     made = [folder for folder in target.absolute().parents if not folder.exists()]
@@ -152,37 +153,37 @@ def measure(
     source: Checkpoint, recipe: PruneRecipe, chosen: Calibration, device: torch.device, needs: Needs
 ) -> Iterator[dict[str, Tensor]]:
     """For one block after the other what is known of every distinct input, by the names that it has in the file."""
-    runner = Runner(source.config, DTYPES[run_dtype(recipe, source)], device)
+    runner = Runner(source.config, source.tensors, DTYPES[run_dtype(recipe, source)], device)
     weights = chosen.token_weights(recipe) if recipe.weighted else None
     with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
-        hidden = HiddenStates(source, runner, chosen.sequences, None, token_weights=weights)
+        hidden = HiddenStates(runner, chosen.sequences, None, token_weights=weights)
         blocks = blocks_on(source, range(source.blocks), device)
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
             last = index == source.blocks - 1
-            for group in dense(Passage(runner, block, index, hidden, list(LINEARS), last, needs)):
-                yield {name: tensor for leader in LEADERS for name, tensor in as_stored(index, leader, group[leader])}
+            for group in dense(Passage(runner, block, index, hidden, source.linears(index), last, needs)):
+                leaders = widths(source, index)
+                yield {name: t for leader in leaders for name, t in as_stored(source, index, leader, group[leader])}
             steps.advance()
 
 
-def as_stored(index: int, leader: str, inputs: InputStats) -> Iterator[tuple[str, Tensor]]:
+def as_stored(source: Checkpoint, index: int, leader: str, inputs: InputStats) -> Iterator[tuple[str, Tensor]]:
     """Names in the file and tensors of one input."""
     for kind, tensor in zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True):
         assert tensor is not None
-        yield stat_name(index, leader, kind), tensor
+        yield stat_name(source, index, leader, kind), tensor
     if inputs.hessian is not None:
-        yield stat_name(index, leader, MATRIX), inputs.hessian.matrix_II
+        yield stat_name(source, index, leader, MATRIX), inputs.hessian.matrix_II
 
 
-def stat_name(index: int, leader: str, kind: str) -> str:
+def stat_name(source: Checkpoint, index: int, leader: str, kind: str) -> str:
     """The file's name of one statistic of one input."""
-    return block_name(index, f"{leader}.{kind}")
+    return source.block_name(index, f"{leader}.{kind}")
 
 
-def widths(source: Checkpoint) -> dict[str, int]:
-    """How many features each distinct input of a block has."""
-    shapes = source.linear_shapes(0)
-    return {leader: shapes[leader][1] for leader in LEADERS}
+def widths(source: Checkpoint, index: int) -> dict[str, int]:
+    """How many features each distinct input of a block has, by the first Linear that reads it."""
+    return {linear.leader: linear.shape_OI[1] for linear in source.linears(index)}
 
 
 def run_dtype(recipe: PruneRecipe, source: Checkpoint) -> str:
@@ -235,7 +236,7 @@ class SavedStats:
     @property
     def hessians(self) -> bool:
         """Whether the file holds X^T X."""
-        return stat_name(0, LEADERS[0], MATRIX) in self.tensors
+        return any(name.endswith(f".{MATRIX}") for name in self.tensors)
 
     def check(self, recipe: PruneRecipe, needs: str, allocation_needs: str) -> None:
         """Raise PrunusError where these statistics are not what such a recipe would have measured."""
@@ -281,8 +282,8 @@ class SavedStats:
 
     def block(self, index: int, device: torch.device) -> Stats:
         """Norms of the inputs of all Linears of a block."""
-        norms = {leader: self.tensors[stat_name(index, leader, "norm")].read().to(device) for leader in LEADERS}
-        return {name: InputStats(norms[SAME_INPUT_AS.get(name, name)]) for name in LINEARS}
+        norms = {leader: self._read(index, leader, "norm").to(device) for leader in widths(self.source, index)}
+        return {linear.name: InputStats(norms[linear.leader]) for linear in self.source.linears(index)}
 
     def groups(self, index: int, needs: str, device: torch.device) -> Iterator[Stats]:
         """One input of a block after the other: statistics, on device, of the Linears that read it.
@@ -290,10 +291,13 @@ class SavedStats:
         Only what is needed is read.
         """
         tokens = self.about["calibration"]["tokens"]
-        for leader in LEADERS:
+        for leader in widths(self.source, index):
             kinds = (*VECTORS, MATRIX) if needs == "hessian" else VECTORS
-            found = {kind: self.tensors[stat_name(index, leader, kind)].read().to(device) for kind in kinds}
+            found = {kind: self._read(index, leader, kind).to(device) for kind in kinds}
             hessian = Hessian(found[MATRIX], f"block {index}, {leader}") if MATRIX in found else None
             norm_I, mean_I, variance_I = (found[kind] for kind in VECTORS)
             inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian)
-            yield {name: inputs for name in LINEARS if SAME_INPUT_AS.get(name, name) == leader}
+            yield {linear.name: inputs for linear in self.source.linears(index) if linear.leader == leader}
+
+    def _read(self, index: int, leader: str, kind: str) -> Tensor:
+        return self.tensors[stat_name(self.source, index, leader, kind)].read()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.source import load_tokenizer, one_line
 from prunus.errors import PrunusError
 
@@ -74,13 +74,13 @@ def check_ids(path: Path, lines: Sequence[Line], vocabulary: int) -> None:
             raise PrunusError(f"{path}, line {line.number}: token id {wrong} is not in the vocabulary of {vocabulary}")
 
 
-def encoder(source: Checkpoint) -> Callable[[str], list[int]]:
+def encoder(source: ModelFolder) -> Callable[[str], list[int]]:
     """Text to token ids, with whatever the model's tokenizer puts at the start of a text."""
     tokenizer = load_tokenizer(source.folder)
     return lambda text: tokenizer(text, verbose=False)["input_ids"]
 
 
-def render_chats(path: Path, lines: Sequence[Line], source: Checkpoint) -> tuple[list[list[int]], list[str]]:
+def render_chats(path: Path, lines: Sequence[Line], source: ModelFolder) -> tuple[list[list[int]], list[str]]:
     """Token ids of messages in the model's chat template; and a warning if the template drops thinking."""
     tokenizer = load_tokenizer(source.folder)
     if not tokenizer.chat_template:

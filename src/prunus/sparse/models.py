@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from prunus.checkpoint.families import LINEARS, block_name, family_class
+from prunus.checkpoint.architecture import skeleton
 from prunus.checkpoint.files import Checkpoint, is_packed
 from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.checkpoint.packed_tensor import PackedTensor, damaged
+from prunus.checkpoint.runner import dtypes_of
 from prunus.checkpoint.safetensors_file import DTYPES, Stored
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
@@ -80,18 +81,22 @@ def load(
         raise PrunusError(f"dtype {dtype} is not one of {', '.join(map(str, KINDS))}")
     rules = _ready(always_sparse, keep_dense)
     loaded = _skeleton(checkpoint, dtype)
-    weights = {block_name(index, local) for index in range(checkpoint.blocks) for local in LINEARS}
-    with Steps("loading", len(weights), "Linears") as steps:
-        for name, stored in checkpoint.tensors.items():
-            owner_name, _, local = name.rpartition(".")
-            if local == "weight" and owner_name in weights:
-                owner, inner = _owner(loaded, owner_name)
-                setattr(owner, inner, _linear(_read_weight(stored), _bias(checkpoint, owner_name, dtype), dtype, rules))
-                steps.advance()
-            elif not (local == "bias" and owner_name in weights):
-                owner, inner = _owner(loaded, name)
-                if hasattr(owner, inner):
-                    setattr(owner, inner, nn.Parameter(stored.read().to(dtype), requires_grad=False))
+    linears = _stored_linears(checkpoint, loaded)
+    names, dtypes = checkpoint.names, dtypes_of(loaded, dtype)
+    others = [n for n in loaded.state_dict() if n.removesuffix(".weight").removesuffix(".bias") not in linears]
+    with Steps("loading", len(linears), "Linears") as steps:
+        for name, stored in linears.items():
+            bias = names.read([f"{name}.bias"], checkpoint.read).get(f"{name}.bias")
+            bias_O = None if bias is None else bias.to(dtype)
+            owner, inner = _owner(loaded, name)
+            setattr(owner, inner, _linear(_read_weight(stored), bias_O, dtype, rules))
+            steps.advance()
+    for name in others:
+        for found, tensor in names.read([name], checkpoint.read).items():
+            owner, inner = _owner(loaded, found)
+            value = tensor.to(dtypes[found]) if tensor.is_floating_point() else tensor
+            is_buffer = inner in owner._buffers
+            setattr(owner, inner, value if is_buffer else nn.Parameter(value, requires_grad=False))
     loaded.tie_weights()
     _swap_others(loaded, rules)
     left = [name for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers()) if tensor.is_meta]
@@ -146,15 +151,23 @@ def _ready(always_sparse: bool, keep_dense: bool) -> _Rules:
 
 def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model without its weights; what it computes rather than stores is there."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            checkpoint.config, dtype=dtype, attn_implementation="sdpa"
-        )
-    model.model.rotary_emb = family_class(checkpoint.config, "rotary")(checkpoint.config)
+    model = skeleton(checkpoint.config, dtype)
     model.name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     return model
+
+
+def _stored_linears(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, Stored]:
+    """Prunable Linears of the blocks whose weights lie on disk as the model has them, by their names in it."""
+    found: dict[str, Stored] = {}
+    for index in range(checkpoint.blocks):
+        for linear in checkpoint.linears(index):
+            name = checkpoint.block_name(index, linear.name)
+            origin = checkpoint.names.origin(f"{name}.weight")
+            if origin is not None and origin.converter is None and type(model.get_submodule(name)) is nn.Linear:
+                found[name] = checkpoint.tensors[origin.stored[0]]
+    return found
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -197,11 +210,6 @@ def _maybe_pack(weight_OI: Tensor) -> SparseWeight | Tensor:
     if packed_bytes(tuple(weight_OI.shape), kept, weight_OI.itemsize) >= weight_OI.nbytes:
         return weight_OI
     return pack(weight_OI)
-
-
-def _bias(checkpoint: Checkpoint, linear: str, dtype: torch.dtype) -> Tensor | None:
-    name = f"{linear}.bias"
-    return checkpoint.read(name).to(dtype) if name in checkpoint.tensors else None
 
 
 def _linear(weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.dtype, rules: _Rules) -> nn.Module:

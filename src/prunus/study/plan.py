@@ -12,8 +12,8 @@ from prunus.errors import PrunusError
 from prunus.evaluation.budget import Backend
 from prunus.evaluation.pipeline import missing_batches
 from prunus.evaluation.work import Work
-from prunus.pruning.allocate import linears_in_scope
 from prunus.pruning.pipeline import find_method
+from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import DropRecipe
 from prunus.results.store import Sample, Store
 from prunus.study.cells import Cell, Model, check_apart, open_model, plan_names, variants_of
@@ -166,7 +166,7 @@ def variant_bytes(source: Checkpoint, recipe: Recipe) -> int:
     if isinstance(recipe, DropRecipe):
         blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
         return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
-    shapes = [source.linear_shapes(index)[name] for index in range(source.blocks) for name in linears_in_scope(recipe)]
+    shapes = [linear.shape_OI for linears in linears_in_scope(source, recipe) for linear in linears]
     kept = 1.0 if recipe.allocation != "uniform" else 1 - recipe.sparsity
     if not find_method(recipe).updates:
         kept = 0.0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunus.checkpoint.families import block_name
+from prunus.checkpoint.architecture import find_layers
 from prunus.checkpoint.files import MANIFEST, Checkpoint
 from prunus.checkpoint.packed import read_variant, variant_about, write_variant
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
@@ -117,7 +117,7 @@ def changed(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[t
     for new, old in enumerate(kept):
         before = source.block_tensors(old)
         for name, stored in sorted(made.block_tensors(new).items()):
-            old_name = block_name(old, name.removeprefix(block_name(new, "")))
+            old_name = made.renumbered(name, new, old)
             if not same(stored, before[old_name]):
                 yield old_name, stored
 
@@ -168,8 +168,7 @@ def put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
 @contextmanager
 def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
     """Within this, model has only these of its blocks, numbered anew as in a checkpoint without the others."""
-    inner: Any = model.get_submodule("model")
-    layers, kinds = list(inner.layers), getattr(model.config, "layer_types", None)
+    layers, kinds = list(find_layers(model)[1]), getattr(model.config, "layer_types", None)
     try:
         set_blocks(model, [layers[index] for index in kept], kinds and [kinds[index] for index in kept])
         yield
@@ -179,9 +178,13 @@ def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
 
 def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | None) -> None:
     """Give the model these blocks. kinds: the attention of each, where the configuration says so."""
-    model.get_submodule("model").register_module("layers", nn.ModuleList(layers))
+    name, _ = find_layers(model)
+    path, _, inner = name.rpartition(".")
+    model.get_submodule(path).register_module(inner, nn.ModuleList(layers))
     for index, layer in enumerate(layers):
-        layer.self_attn.layer_idx = index
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
     model.config.num_hidden_layers = len(layers)
     if kinds is not None:
         model.config.layer_types = kinds

@@ -41,13 +41,15 @@ def load_model(
             model = unpacked(folder, wanted)
         else:
             with quiet():
-                model = AutoModelForCausalLM.from_pretrained(
+                model, info = AutoModelForCausalLM.from_pretrained(
                     folder,
                     dtype=wanted or "auto",
-                    attn_implementation="sdpa",
                     use_safetensors=True,
                     local_files_only=True,
+                    output_loading_info=True,
                 )
+            if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+                raise PrunusError(f"{folder} lacks the tensor '{missing[0]}' that its config.json asks for")
         nn.Module.to(model, torch.device(device))
     except PrunusError:
         raise
@@ -107,7 +109,6 @@ def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
             config=checkpoint.config,
             state_dict=state,
             dtype=dtype or checkpoint.dtype,
-            attn_implementation="sdpa",
         )
 
 

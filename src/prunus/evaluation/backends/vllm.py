@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.families import block_name
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.files import Checkpoint, ModelFolder
 from prunus.checkpoint.packed import read_variant
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.errors import PrunusError
@@ -202,7 +201,7 @@ class Swapping:
 def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a variant by name. A block whose two outputs are zero passes on what it gets, to the bit."""
     silent = tuple(
-        block_name(index, f"{linear}.") for index in removed for linear in ("self_attn.o_proj", "mlp.down_proj")
+        source.block_name(index, f"{linear}.") for index in removed for linear in ("self_attn.o_proj", "mlp.down_proj")
     )
     for name in source.tensor_names:
         tensor = changed[name] if name in changed else source.read(name)
@@ -253,7 +252,7 @@ def dtype_for(folder: Path, kind: str) -> str:
     """The rule of the backend hf: bfloat16 on a GPU; on a CPU float32 where the model is small."""
     if kind != "cpu":
         return "bfloat16"
-    return "float32" if Checkpoint(folder).parameters <= FLOAT32_PARAMETERS else "auto"
+    return "float32" if ModelFolder(folder).parameters <= FLOAT32_PARAMETERS else "auto"
 
 
 def explained(error: BaseException) -> str:

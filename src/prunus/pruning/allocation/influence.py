@@ -38,19 +38,20 @@ def datainf(train_KX: Tensor, validation_X: Tensor) -> Tensor:
 
 def block_scores(
     gradients: Sequence[Mapping[str, Tensor]],
-    linears: Sequence[str],
+    linears: Sequence[Sequence[str]],
     train: Sequence[int],
     validation: Sequence[int],
     influence: Influence,
 ) -> list[float]:
     """For each block, the positive influences of all training sequences on its chosen Linears together, summed.
 
-    gradients: of each block and Linear, one row per sequence. train, validation: which rows.
+    gradients: of each block and Linear, one row per sequence. linears: those of each block that are chosen. train,
+    validation: which rows.
     """
     scores = []
-    for tables in gradients:
+    for tables, names in zip(gradients, linears, strict=True):
         total_K = torch.zeros(len(train), dtype=torch.float64)
-        for name in linears:
+        for name in names:
             table = tables[name]
             total_K += influence(table[list(train)], table[list(validation)].double().mean(0))
         scores.append(float(total_K.clamp(min=0).sum()))

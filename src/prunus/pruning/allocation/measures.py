@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.blocks import blocks_on
-from prunus.checkpoint.families import LINEARS, Runner
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.alphapruning import eigenvalues, tail_exponent
@@ -23,7 +24,7 @@ from prunus.pruning.allocation.evidence import PARTS, WHOLE
 from prunus.pruning.allocation.influence import STABLE, Influence, agreement, block_scores, datainf, identity
 from prunus.pruning.calibration import Calibration
 from prunus.pruning.gradients import Model, signs, sketches
-from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.hidden import HiddenStates, propagate
 from prunus.pruning.methods import wanda
 from prunus.pruning.observe import InputStats, Observer
 from prunus.recipes import AllocationName, PruneRecipe
@@ -43,7 +44,7 @@ class Measured(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is measured. linears: names within a block that are in scope.
+    """What is measured. linears: of each block those in scope.
 
     saved: of a block's number, statistics of its Linears' inputs that were taken before, so that nothing has to be run.
     file: where hidden states are kept while it is run, None for memory.
@@ -51,9 +52,14 @@ class Subject(NamedTuple):
 
     source: Checkpoint
     recipe: PruneRecipe
-    linears: Sequence[str]
+    linears: Sequence[Sequence[Linear]]
     runner: Runner
     saved: Callable[[int], Mapping[str, InputStats]] | None = None
+
+    def names(self, index: int, part: str = WHOLE) -> list[str]:
+        """Names within a block of its Linears in scope, or of those of one part of it."""
+        return [linear.name for linear in self.linears[index] if part in (WHOLE, linear.kind)]
+
     file: Path | None = None
 
 
@@ -62,8 +68,8 @@ def spectra(subject: Subject) -> Measured:
     exponents: list[dict[str, float]] = []
     source, recipe = subject.source, subject.recipe
     with Steps("spectra", total=source.blocks, unit="blocks") as steps:
-        for tensors in blocks_on(source, range(source.blocks), subject.runner.device):
-            weights = {name: tensors[f"{name}.weight"].to(subject.runner.device) for name in subject.linears}
+        for index, tensors in enumerate(blocks_on(source, range(source.blocks), subject.runner.device)):
+            weights = {name: tensors[f"{name}.weight"].to(subject.runner.device) for name in subject.names(index)}
             exponents.append({n: tail_exponent(eigenvalues(weight), recipe.window) for n, weight in weights.items()})
             steps.advance()
     scores = [sum(row.values()) / len(row) for row in exponents]
@@ -78,7 +84,7 @@ def wanda_scores(subject: Subject, calibration: Calibration | None) -> Measured:
     """
     means, medians, outliers = [], [], []
     for index, weights, inputs in blocks_with_inputs(subject, calibration):
-        scores = [(weights[n], inputs[n].norm_I) for n in subject.linears]
+        scores = [(weights[n], inputs[n].norm_I) for n in subject.names(index)]
         size = sum(weight_OI.numel() for weight_OI, _ in scores)
         mean = sum(part.sum(dtype=torch.float64).item() for part in slices(scores)) / size
         if not mean > 0:
@@ -106,18 +112,16 @@ def central_scores(subject: Subject, calibration: Calibration | None) -> Measure
 
 def study_influences(subject: Subject, calibration: Calibration) -> Measured:
     """For LayerIF in the seed study's form: attention and MLP apart, identity in place of the Hessian."""
-    linears = {kind: [n for n in subject.linears if LINEARS[n] == kind] for kind in PARTS}
-    return influences(subject, calibration, {kind: names for kind, names in linears.items() if names}, identity)
+    kinds = {linear.kind for linears in subject.linears for linear in linears}
+    return influences(subject, calibration, [part for part in PARTS if part in kinds], identity)
 
 
 def sketched_influences(subject: Subject, calibration: Calibration) -> Measured:
     """For LayerIF with DataInf's Hessian, one score per block."""
-    return influences(subject, calibration, {WHOLE: list(subject.linears)}, datainf)
+    return influences(subject, calibration, [WHOLE], datainf)
 
 
-def influences(
-    subject: Subject, calibration: Calibration, groups: dict[str, list[str]], influence: Influence
-) -> Measured:
+def influences(subject: Subject, calibration: Calibration, parts: Sequence[str], influence: Influence) -> Measured:
     """Summed positive influences of the training sequences on the loss of the validation sequences, by group.
 
     The loss is that of the chain alone where calibration says where prompts end, else that of all tokens. Which
@@ -132,10 +136,11 @@ def influences(
     if len(usable) < 4:
         which = "of two tokens or more" if weights is None else f"whose chain begins within {INFLUENCE_TOKENS} tokens"
         raise PrunusError(f"{calibration.source} has {len(usable)} sequences {which}; influences need 4")
+    names = [subject.names(index) for index in range(subject.source.blocks)]
     gradients = sketches(
-        Model(subject.source, subject.runner, subject.linears, subject.file),
+        Model(subject.source, subject.runner, names, subject.file),
         [calibration.sequences[i] for i in usable],
-        signs(recipe.seed),
+        signs(recipe.seed, subject.source),
         None if weights is None else [weights[i] for i in usable],
     )
     drawn = random.Random(recipe.seed).sample(range(len(usable)), len(usable))
@@ -143,7 +148,8 @@ def influences(
     count = min(max(2, round(len(usable) * share)), len(usable) - 2)
     validation, train = drawn[:count], drawn[count:]
     scores, stability = {}, {}
-    for group, names in groups.items():
+    for group in parts:
+        names = [subject.names(index, group) for index in range(subject.source.blocks)]
         scores[group] = block_scores(gradients, names, train, validation, influence)
         halves = [block_scores(gradients, names, train[h::2], validation[h::2], influence) for h in (0, 1)]
         stability[group] = agreement(*halves)
@@ -175,7 +181,7 @@ def blocks_with_inputs(
         yield from dense_pass(subject, calibration)
         return
     for index, tensors in enumerate(blocks_on(source, range(source.blocks), device)):
-        yield index, {name: tensors[f"{name}.weight"].to(device) for name in subject.linears}, saved(index)
+        yield index, {name: tensors[f"{name}.weight"].to(device) for name in subject.names(index)}, saved(index)
 
 
 def dense_pass(
@@ -184,16 +190,16 @@ def dense_pass(
     """The same, seen in one pass of the unpruned model."""
     weights = calibration.token_weights(subject.recipe) if subject.recipe.weighted else None
     source, runner = subject.source, subject.runner
-    hidden = HiddenStates(source, runner, calibration.sequences, subject.file, token_weights=weights)
+    hidden = HiddenStates(runner, calibration.sequences, subject.file, token_weights=weights)
     with Steps("measuring", total=source.blocks, unit="blocks") as steps:
         blocks = blocks_on(source, range(source.blocks), runner.device)
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
-            with Observer(block, subject.linears, weights=hidden.weights) as seen:
-                for batch_NTD, there_NTD in hidden.batches_on(runner.device):
-                    batch_NTD.copy_(runner.run_block(block, there_NTD))
-            found: dict[str, Tensor] = {n: block.get_submodule(n).get_parameter("weight") for n in subject.linears}
-            yield index, found, seen.stats(index, hidden.tokens)
+            with Observer(runner, block, subject.linears[index]) as seen:
+                propagate(runner, block, hidden)
+            names = subject.names(index)
+            found: dict[str, Tensor] = {n: block.get_submodule(n).get_parameter("weight") for n in names}
+            yield index, found, seen.stats(index)
             steps.advance()
 
 

@@ -1,6 +1,6 @@
 """What depth methods share: the model and tokens they look at, how they walk through it, and what they decide.
 
-Shapes: N sequences, T tokens, D hidden width.
+Shapes: N sequences, T tokens, W numbers per token between two blocks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.families import LINEARS, Runner
-from prunus.checkpoint.files import Checkpoint, read_block
+from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.partial import SINGLE_FILE_BYTES
+from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.hidden import HiddenStates
@@ -40,14 +40,13 @@ class Mix(NamedTuple):
 
     def tensors(self, source: Checkpoint) -> dict[str, Tensor]:
         """The block's tensors, by their names within the block; sums are taken in float32."""
-        tensors = read_block(self.base, source.block_tensors(self.base))
+        tensors = source.read_block(self.base)
         if self.is_copy:
             return tensors
-        for name in (f"{linear}.weight" for linear in LINEARS):
+        for name in (f"{linear.name}.weight" for linear in source.linears(self.base)):
             total_OI = torch.zeros_like(tensors[name], dtype=torch.float32)
             for index, factor in self.parts:
-                full_name = next(n for n in source.block_tensors(index) if n.endswith("." + name))
-                total_OI += factor * source.read(full_name).float()
+                total_OI += factor * source.read_weight(index, name).float()
             tensors[name] = total_OI.to(tensors[name].dtype)
         return tensors
 
@@ -96,11 +95,11 @@ class Calibrated:
     _blocks: dict[Mix, nn.Module] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.runner = Runner(self.source.config, self.source.dtype, self.device)
+        self.runner = Runner(self.source.config, self.source.tensors, self.source.dtype, self.device)
 
     def embedded(self) -> HiddenStates:
         """The input of the first block, for all tokens."""
-        return HiddenStates(self.source, self.runner, self.sequences, None)
+        return HiddenStates(self.runner, self.sequences, None)
 
     def block(self, mix: Mix) -> nn.Module:
         """A block ready to run."""
@@ -112,7 +111,7 @@ class Calibrated:
         return block
 
     def walk(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(block, its input (N, T, D), its output) for every block and every batch of it, in one dense pass.
+        """(block, its input (N, T, W), its output) for every block and every batch of it, in one dense pass.
 
         What is kept of an input must be copied: its memory is used again.
         An output that is not finite raises PrunusError that names the block.
@@ -121,12 +120,12 @@ class Calibrated:
         with Steps("scoring", total=self.source.blocks, unit="blocks") as steps:
             for index in range(self.source.blocks):
                 block = self.block(Mix.of(index))
-                for batch_NTD in hidden.batches():
-                    before_NTD = batch_NTD.to(self.device)
-                    after_NTD = self.runner.run_block(block, before_NTD)
-                    check_finite(index, after_NTD)
-                    yield index, before_NTD, after_NTD
-                    batch_NTD.copy_(after_NTD)
+                for batch, rows_NTW in hidden.batches():
+                    before_NTW = rows_NTW.to(self.device)
+                    after_NTW = self.runner.run_block(block, before_NTW, batch)
+                    check_finite(index, after_NTW)
+                    yield index, before_NTW, after_NTW
+                    rows_NTW.copy_(after_NTW)
                 steps.advance()
 
 

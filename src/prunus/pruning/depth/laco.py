@@ -9,13 +9,12 @@ telescoping: the sum as some codes take it, subtracting what has been added alre
 """
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.depth.choice import Calibrated, Choice, Mix, check_finite
-from prunus.pruning.head import final_norm
-from prunus.pruning.hidden import HiddenStates
 
 
 def choose(model: Calibrated, count: int) -> Choice:
@@ -54,24 +53,22 @@ def merged(neighbours: list[Mix], telescoping: bool) -> Mix:
     return Mix(base.base, tuple((index, factor) for index, factor in factors.items() if factor))
 
 
-def last_hidden(model: Calibrated, live: list[Mix]) -> HiddenStates:
-    """The last hidden states, after the final norm, of a model made of these blocks."""
+def last_hidden(model: Calibrated, live: list[Mix]) -> list[Tensor]:
+    """(N, T, X) per batch: what the head reads of a model made of these blocks."""
     hidden = model.embedded()
     for mix in live:
         block = model.block(mix)
-        for batch_NTD in hidden.batches():
-            after_NTD = model.runner.run_block(block, batch_NTD.to(model.device))
-            check_finite(mix.base, after_NTD)
-            batch_NTD.copy_(after_NTD)
-    for batch_NTD in hidden.batches():
-        batch_NTD.copy_(final_norm(model.source, model.runner, batch_NTD.to(model.device)))
-    return hidden
+        for batch, rows_NTW in hidden.batches():
+            after_NTW = model.runner.run_block(block, rows_NTW.to(model.device), batch)
+            check_finite(mix.base, after_NTW)
+            rows_NTW.copy_(after_NTW)
+    return [model.runner.states(rows_NTW.to(model.device), batch).cpu() for batch, rows_NTW in hidden.batches()]
 
 
-def mean_cosine(first: HiddenStates, second: HiddenStates) -> float:
+def mean_cosine(first: list[Tensor], second: list[Tensor]) -> float:
     """Mean over sequences of the cosine between all hidden states of a sequence, as one vector."""
     cosines = [
-        functional.cosine_similarity(a_NTD.flatten(1).double(), b_NTD.flatten(1).double(), dim=-1)
-        for a_NTD, b_NTD in zip(first.batches(), second.batches(), strict=True)
+        functional.cosine_similarity(a_NTX.flatten(1).double(), b_NTX.flatten(1).double(), dim=-1)
+        for a_NTX, b_NTX in zip(first, second, strict=True)
     ]
     return torch.cat(cosines).mean().item()

@@ -8,10 +8,11 @@ dropped about L^2 / 2 block passes over the calibration tokens, as what lies bef
 import math
 from collections.abc import Sequence
 
+from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.depth.choice import Calibrated, Choice, Mix
-from prunus.pruning.head import Head
+from prunus.pruning.head import negative_log_likelihood
 from prunus.pruning.hidden import HiddenStates, propagate
 
 
@@ -25,17 +26,16 @@ def choose(model: Calibrated, count: int) -> Choice:
     if all(len(ids) < 2 for ids in model.sequences):
         raise PrunusError("sleb needs calibration sequences of at least two tokens; these have one each")
     live, scores = list(range(blocks)), []
-    head = Head(model.source, model.runner)
     with Steps("scoring", total=sum(blocks - 2 - done for done in range(count)), unit="candidates") as steps:
         for _ in range(count):
-            losses = losses_without_each(model, head, live, steps)
+            losses = losses_without_each(model, live, steps)
             worst = min(losses, key=lambda index: (losses[index], index))
             live.remove(worst)
             scores.append(losses[worst])
     return Choice.without([index for index in range(blocks) if index not in live], blocks, scores)
 
 
-def losses_without_each(model: Calibrated, head: Head, live: Sequence[int], steps: Steps) -> dict[int, float]:
+def losses_without_each(model: Calibrated, live: Sequence[int], steps: Steps) -> dict[int, float]:
     """Nats per predicted token of the live blocks without one, for each of them but the first and the last."""
     before = model.embedded()
     propagate(model.runner, model.block(Mix.of(live[0])), before)
@@ -44,7 +44,7 @@ def losses_without_each(model: Calibrated, head: Head, live: Sequence[int], step
         trial = before.copy()
         for later in live[place + 1 :]:
             propagate(model.runner, model.block(Mix.of(later)), trial)
-        losses[index] = mean_loss(head, trial)
+        losses[index] = mean_loss(model.runner, trial)
         if not math.isfinite(losses[index]):
             raise PrunusError(f"without block {index} the loss on the calibration text is not finite; try another text")
         if place < len(live) - 2:
@@ -53,11 +53,12 @@ def losses_without_each(model: Calibrated, head: Head, live: Sequence[int], step
     return losses
 
 
-def mean_loss(head: Head, last: HiddenStates) -> float:
+def mean_loss(runner: Runner, last: HiddenStates) -> float:
     """Nats per predicted token, from the outputs of the last block."""
     total, predicted = 0.0, 0
-    for batch_NTD, ids_NT in zip(last.batches(), last.ids(), strict=True):
-        if ids_NT.shape[1] > 1:
-            total += head.negative_log_likelihood(batch_NTD.to(head.runner.device), ids_NT)
-            predicted += ids_NT.shape[0] * (ids_NT.shape[1] - 1)
+    for batch, rows_NTW in last.batches():
+        count, length = batch.ids_NT.shape
+        if length > 1:
+            total += negative_log_likelihood(runner, rows_NTW.to(runner.device), batch)
+            predicted += count * (length - 1)
     return total / predicted

@@ -1,0 +1,34 @@
+"""Which Linears of a model a recipe is about."""
+
+from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.linears import Linear
+from prunus.errors import PrunusError
+from prunus.recipes import PruneRecipe
+
+
+def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linear]]:
+    """For each block its Linears in scope, in the order of a forward pass; PrunusError where there are none."""
+    if source.names.is_shared:
+        raise PrunusError(
+            f"{source.folder} ({source.config.model_type}): blocks share weights, so they cannot be pruned one by one"
+        )
+    others = (name for index in range(source.blocks) for name in source.left_dense(index))
+    if half := next((name for name in others if "encoder_attn" in name or "crossattention" in name), None):
+        raise PrunusError(
+            f"{source.folder} ({source.config.model_type}) is half of a model with an encoder ({half}), no decoder"
+        )
+    found = [
+        [linear for linear in source.linears(index) if recipe.scope in ("all", linear.kind)]
+        for index in range(source.blocks)
+    ]
+    if not any(found):
+        what = "Linear" if recipe.scope == "all" else f"Linear of its {recipe.scope}"
+        raise PrunusError(
+            f"{source.folder} ({source.config.model_type}) has no {what} that can be pruned; `prunus inspect` says why"
+        )
+    return found
+
+
+def weights_of(linears: list[Linear]) -> int:
+    """How many weights Linears have together."""
+    return sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears)
