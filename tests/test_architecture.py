@@ -1,5 +1,7 @@
 """Any decoder of transformers, run block by block: equal to the whole model, or refused by the check that it fails."""
 
+from typing import Any
+
 import pytest
 import torch
 from random_models import TYPES, make_random_model, tiny_config
@@ -334,7 +336,7 @@ def test_embeddings_are_looked_up_row_by_row_and_the_head_read_when_asked_for(tm
     make_random_model("gemma2", tmp_path, tie_word_embeddings=False)
     tensors = find_tensors(tmp_path)
     runner = Runner(load_config(tmp_path), tensors, torch.float32, torch.device("cpu"))
-    model = runner.architecture.model
+    model: Any = runner.architecture.model
     runner.embed(Batch(torch.tensor([[5, 7, 5]])))
     assert model.get_input_embeddings().weight.is_meta and model.get_output_embeddings().weight.is_meta
     runner.logits(torch.zeros(1, 2, 64))

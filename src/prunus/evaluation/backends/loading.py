@@ -41,13 +41,14 @@ def load_model(
             model = unpacked(folder, wanted)
         else:
             with quiet():
-                model, info = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
                     folder,
                     dtype=wanted or "auto",
                     use_safetensors=True,
                     local_files_only=True,
                     output_loading_info=True,
                 )
+            model, info = loaded
             if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
                 raise PrunusError(f"{folder} lacks the tensor '{missing[0]}' that its config.json asks for")
         nn.Module.to(model, torch.device(device))
