@@ -22,6 +22,7 @@ from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 
 if TYPE_CHECKING:
     from prunus import sparse
+    from prunus.checkpoint.dequantise import dequantize
     from prunus.checkpoint.packed import pack, unpack
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.traces import traces
@@ -49,6 +50,7 @@ __all__ = [
     "allocate",
     "compare",
     "demo",
+    "dequantize",
     "drop_blocks",
     "evaluate",
     "inspect",
@@ -70,6 +72,7 @@ _HOME = {
     "allocate": "prunus.pruning.allocate",
     "compare": "prunus.results.comparison",
     "demo": "prunus.walkthrough",
+    "dequantize": "prunus.checkpoint.dequantise",
     "drop_blocks": "prunus.pruning.drop",
     "evaluate": "prunus.evaluation.pipeline",
     "inspect": "prunus.pruning.inspection",

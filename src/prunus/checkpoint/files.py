@@ -32,6 +32,7 @@ _MOST_BLOCKS = 10_000  # no model has a tenth of it; a damaged config.json may a
 UNLIMITED = 1 << 62  # tokens that a model without positions may read
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 PACKED_FILE = "packed.safetensors"  # instead of them in a packed checkpoint
+DEQUANTISED = ("fp8", "mxfp4")  # what `prunus dequantize` can read
 _KEPT_ARCHITECTURES = 8
 _architectures: dict[str, Architecture] = {}
 
@@ -286,7 +287,11 @@ class Checkpoint(ModelFolder):
                 f"{self.folder}: config.json asks for {blocks} blocks (num_hidden_layers), which no model has"
             )
         if "quantization_config" in config:
-            raise PrunusError(f"{self.folder} is quantised; give the unquantised model (float32, bfloat16 or float16)")
+            found = config["quantization_config"]
+            method = found.get("quant_method") if isinstance(found, dict) else None
+            way = f"run `prunus dequantize {self.folder} OUT` and use OUT" if method in DEQUANTISED else ""
+            way = way or "give the unquantised model (float32, bfloat16 or float16)"
+            raise PrunusError(f"{self.folder} is quantised; {way}")
 
     def _check_tensors(self) -> None:
         model = self.architecture.model

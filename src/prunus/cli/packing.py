@@ -1,4 +1,4 @@
-"""Commands between dense and packed checkpoints."""
+"""Commands between dense, packed and quantised checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -36,3 +36,15 @@ def pack_command(checkpoint: str, out: Path, **options: Any) -> None:
 def unpack_command(packed: str, out: Path, **options: Any) -> None:
     """Write a PACKED checkpoint to the folder OUT as plain dense safetensors, which any program reads."""
     show_summary(prunus.unpack(packed, out, **options))
+
+
+@command("dequantize", "prunus dequantize openai/gpt-oss-20b gpt-oss-bf16")
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@overwrite_option
+def dequantize_command(model: str, out: Path, **options: Any) -> None:
+    """Write MODEL, an original in FP8 or MXFP4, in bfloat16 to the folder OUT, which can then be pruned.
+
+    Block by block, the same numbers as transformers makes of them. Takes two to four times the disk of the original.
+    """
+    show_summary(prunus.dequantize(model, out, **options))
