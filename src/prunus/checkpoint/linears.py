@@ -7,7 +7,7 @@ Shapes: O output features, I input features.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -104,7 +104,7 @@ def _look(
 
     handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in modules.items()]
     try:
-        with hollow(layer):
+        with hollow(layer), _giving_zeros(modules.values()):
             architecture.call_block(index, layer, torch.zeros_like(architecture.probe.first), call, carried)
     finally:
         for handle in handles:
@@ -125,6 +125,23 @@ def _look(
         leader = leaders.setdefault(tuple(inputs), name)
         linears.append(Linear(name, kind, (outputs, width), leader, len(inputs)))
     return BlockLinears(tuple(linears), dense)
+
+
+@contextmanager
+def _giving_zeros(linears: Iterable[nn.Linear]) -> Iterator[None]:
+    """Linears give out zeros meanwhile, as they would without weights: no matrix is made."""
+
+    def stand_in(outputs: int) -> Callable[[Tensor], Tensor]:
+        return lambda input: input.new_zeros(*input.shape[:-1], outputs)
+
+    chosen = list(linears)
+    try:
+        for linear in chosen:
+            linear.forward = stand_in(linear.out_features)
+        yield
+    finally:
+        for linear in chosen:
+            linear.__dict__.pop("forward", None)
 
 
 def is_linear(module: nn.Module) -> bool:
