@@ -163,7 +163,7 @@ class Architecture:
             handle.remove()
 
     def call_block(
-        self, index: int, block: nn.Module, hidden: Tensor, call: Call, carried: dict[Carried, Any]
+        self, index: int, block: Callable[..., Any], hidden: Tensor, call: Call, carried: dict[Carried, Any]
     ) -> Tensor:
         """What a block (the layer itself, or a copy) makes of hidden states.
 

@@ -1,5 +1,6 @@
 """A checkpoint on disk: its tensors, read one at a time, its identity, and the manifest of what was done to it."""
 
+import re
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from functools import cache, cached_property
@@ -13,8 +14,9 @@ from torch import Tensor
 from prunus.checkpoint.ahead import ahead
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checksum import checksum_of, digest_of, fingerprint_of, read_checked
+from prunus.checkpoint.decoders import check_decoder
 from prunus.checkpoint.linears import Linear, find_linears
-from prunus.checkpoint.names import Names
+from prunus.checkpoint.names import Names, Origin
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, read_header
 from prunus.checkpoint.source import check_folder, load_config, one_line, read_json, read_object
 from prunus.errors import PrunusError
@@ -77,8 +79,16 @@ class ModelFolder:
         return int(self.text_config.vocab_size)
 
     @property
+    def quantised(self) -> str | None:
+        """By which method (fp8, awq, ...) the weights are quantised; None where they are not."""
+        found = getattr(self.config, "quantization_config", None)
+        method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+        return None if found is None else str(getattr(method, "value", method) or "quantised")
+
+    @property
     def parameters(self) -> int:
-        """Number of weights stored; tied ones once."""
+        """Number of weights stored; tied ones once. Of quantised ones, of which some formats pack several into a
+        number, numbers stored."""
         return sum(stored.elements for stored in self.tensors.values())
 
     @property
@@ -301,8 +311,42 @@ class Checkpoint(ModelFolder):
             if origin is not None:
                 for source in origin.stored:
                     self._check_tensor(source, tensor if origin.converter is None else None)
+                if origin.converter is not None:
+                    self._check_made(name, origin, tuple(tensor.shape))
             elif name in parameters:
                 raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
+        assert self._parts
+        foreign = [name for name in self.names.unknown if re.match(self._numbered, name) and not self._may_ignore(name)]
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise PrunusError(
+                f"{self.folder} holds '{foreign[0]}'{more}, for which {self.config.model_type} as config.json describes"
+                f" it has no place in transformers {version_of('transformers')}: its blocks would not be what they were"
+            )
+
+    @property
+    def _numbered(self) -> str:
+        """A pattern for the names on disk of what is in blocks, also in more than there are."""
+        return "|".join(rf"{re.escape(stem)}\d+\." for stem in self._stems)
+
+    def _may_ignore(self, name: str) -> bool:
+        """Whether transformers leaves out a tensor without a word: blocks that predict further tokens, old buffers."""
+        patterns = {*(self.architecture.model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"}
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    def _check_made(self, name: str, origin: Origin, wanted: tuple[int, ...]) -> None:
+        """Raise PrunusError where one of the tensors is missing that a tensor of the model is made from."""
+        if lacking := origin.lacking():
+            raise PrunusError(f"{self.folder} lacks the tensor '{lacking}' that its config.json asks for")
+        try:
+            made = self.names.read([name], lambda part: torch.empty(self.tensors[part].shape, device="meta"))[name]
+        except Exception:  # a conversion that looks at values: whether it works shows when it is read
+            return
+        if tuple(made.shape) != wanted:
+            raise PrunusError(
+                f"{self.folder}: '{name}' is made of tensors on disk that give {tuple(made.shape)}, but config.json"
+                f" asks for {wanted}"
+            )
 
     def _check_tensor(self, name: str, wanted: Tensor | None) -> None:
         """Raise PrunusError unless a tensor can be read and is what the model has, where that is known."""
@@ -326,6 +370,7 @@ def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
     if known not in _architectures:
         try:
             found = Architecture(config, torch.float32)
+            check_decoder(found)
         except Unstreamable as error:
             raise PrunusError(f"{folder} ({config.model_type}) cannot be run block by block: {error}") from error
         except Exception as error:  # sizes that torch cannot count are errors of several kinds

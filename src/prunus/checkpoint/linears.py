@@ -61,7 +61,7 @@ def find_linears(architecture: Architecture) -> list[BlockLinears]:
     found: list[BlockLinears] = []
     known: dict[Any, BlockLinears] = {}
     carried: dict[Carried, Any] = {}
-    with torch.inference_mode(False), torch.no_grad(), _plain_experts(architecture):
+    with torch.inference_mode(False), torch.no_grad(), plain_experts(architecture):
         for index, (layer, call) in enumerate(zip(architecture.layers, architecture.probe.calls, strict=True)):
             kind = None if is_stateful(call) or architecture.carried else _signature(layer)
             if kind is None or kind not in known:
@@ -208,7 +208,7 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 @contextmanager
-def _plain_experts(architecture: Architecture) -> Iterator[None]:
+def plain_experts(architecture: Architecture) -> Iterator[None]:
     """Routed experts are run one by one meanwhile: no copy of all of them is made."""
     model = architecture.model
     before = model.get_experts_implementation()

@@ -40,6 +40,17 @@ class Origin(NamedTuple):
         """Names on disk."""
         return [name for _, name in self.sources]
 
+    def lacking(self) -> str | None:
+        """Name on disk of a numbered tensor that is missing where others of its number are there."""
+        numbered: dict[str, dict[str, str]] = {}  # for each pattern, by number, what stands around the number
+        for pattern, name in self.sources:
+            found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
+            if found is not None and found.groups():
+                numbered.setdefault(pattern, {})[found[1]] = f"{name[: found.start(1)]}*{name[found.end(1) :]}"
+        every = sorted({number for of_pattern in numbered.values() for number in of_pattern}, key=int)
+        absent = [(of, number) for of in numbered.values() for number in every if number not in of]
+        return next((next(iter(of.values())).replace("*", number) for of, number in absent), None)
+
 
 class Names:
     """The plan for a model and the tensors that lie on disk, by their names.

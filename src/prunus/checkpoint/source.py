@@ -105,12 +105,14 @@ def load_config(folder: Path) -> "PreTrainedConfig":
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise PrunusError(f"{folder}: model_type '{model_type}' needs code of its own, which prunus never runs")
+        written = config.get("transformers_version")
+        by = f"; config.json was written by {written}" if isinstance(written, str) else ""
         raise PrunusError(
             f"{folder}: model_type '{model_type}' is not known to transformers {version('transformers')}; a newer one"
-            " may know it (pip install -U transformers)"
+            f" may know it (pip install -U transformers{by})"
         )
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers checks fields with errors of its own
         raise PrunusError(f"{folder / 'config.json'} is not accepted by transformers: {one_line(error)}") from error
 
@@ -122,10 +124,12 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); copy it from the original model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer.encode("a")  # settings of a wrong type show only here
         return tokenizer
     except Exception as error:  # as above
+        if "trust_remote_code" in str(error):
+            raise PrunusError(f"the tokenizer in {folder} needs code of its own, which prunus never runs") from error
         raise PrunusError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
 
 

@@ -27,12 +27,17 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
 def describe_model(model: str | Path, checkpoint: ModelFolder, kernel: str | None = None) -> dict[str, Any]:
     """The model as the store keeps it. name: what people read: a folder's last part, else what was typed.
 
-    A kernel is one more step of what was done to the model, so that tables tell it from the same weights dense.
+    A kernel is one more step of what was done to the model, so that tables tell it from the same weights dense; so is
+    the quantisation of a model that came quantised.
     """
-    manifest = checkpoint.manifest
+    steps: list[tuple[str, dict[str, Any]]] = []
+    if checkpoint.quantised is not None:
+        steps.append(("quantise", {"method": checkpoint.quantised}))
     if kernel is not None:
-        source = {"name": str(model), "checksum": checkpoint.checksum()}
-        step = {"action": "pack", "recipe": {"kernel": kernel}, "versions": {}, "source": source, "warnings": []}
+        steps.append(("pack", {"kernel": kernel}))
+    manifest, source = checkpoint.manifest, {"name": str(model), "checksum": checkpoint.checksum()}
+    for action, recipe in steps:
+        step = {"action": action, "recipe": recipe, "versions": {}, "source": source, "warnings": []}
         manifest = manifest | {"history": [*manifest.get("history", []), step]}
     return {
         "name": Path(model).resolve().name if Path(model).is_dir() else str(model),

@@ -27,6 +27,7 @@ from prunus.pruning.allocation.measures import (
     spectra,
 )
 from prunus.pruning.calibration import Calibration, load_calibration
+from prunus.pruning.fits import check_block_fits
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.pruning.stats import SavedStats
@@ -119,6 +120,7 @@ def find_evidence(
         dtype = torch.float32 if allocation.needs == "gradients" else source.dtype
     else:
         dtype = getattr(torch, recipe.dtype)
+    check_block_fits(source, dtype)
     linears = linears_in_scope(source, recipe)
     if not all(linears):
         raise PrunusError(

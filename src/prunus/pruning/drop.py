@@ -16,6 +16,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
+from prunus.pruning.fits import check_block_fits
 from prunus.pruning.shorter import check_shorter, shorter_config
 from prunus.recipes import DropRecipe
 
@@ -38,6 +39,7 @@ def drop_blocks(
     source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
     count = check_blocks(recipe, source)
+    check_block_fits(source, source.dtype)
     block_bytes = sum(stored.nbytes for stored in source.block_tensors(0).values())
     needed = disk_needed(source.nbytes - count * block_bytes)
     chosen_device = pick_device(device)

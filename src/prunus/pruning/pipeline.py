@@ -37,6 +37,7 @@ from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.evidence import Evidence
 from prunus.pruning.allocation.measures import influence_recipe
 from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.fits import check_block_fits
 from prunus.pruning.gradients import Model, save_square_sums
 from prunus.pruning.hidden import BATCH_TOKENS, HiddenStates, propagate
 from prunus.pruning.masks import Target, count_zeros, zeros_of, zeros_wanted
@@ -114,6 +115,7 @@ def prune(
     check_target(source.folder, target, overwrite)
     linears = linears_in_scope(source, recipe)
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    check_block_fits(source, dtype)
     method = find_method(recipe)
     saved = None
     if stats is not None:

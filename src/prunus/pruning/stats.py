@@ -37,6 +37,7 @@ from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps, say
 from prunus.pruning.calibration import Calibration, calibration_name, load_calibration
+from prunus.pruning.fits import check_block_fits
 from prunus.pruning.hessian import Hessian
 from prunus.pruning.hidden import HiddenStates
 from prunus.pruning.observe import InputStats, Needs
@@ -99,6 +100,7 @@ def stats(
     inputs = [width for index in range(source.blocks) for width in widths(source, index).values()]
     needed = sum(width * 4 * (len(VECTORS) + hessians * width) for width in inputs)
     check_space(target.absolute(), needed)
+    check_block_fits(source, DTYPES[run_dtype(recipe, source)])
     runner_device = pick_device(device)
     chosen = load_calibration(recipe, source)
     about = {

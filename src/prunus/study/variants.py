@@ -4,8 +4,8 @@ No checkpoint stays per variant: one is written by `prune` or `drop_blocks`, com
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunus.checkpoint.architecture import find_layers
+from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.files import MANIFEST, Checkpoint
 from prunus.checkpoint.packed import read_variant, variant_about, write_variant
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
+from prunus.errors import PrunusError
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
 from prunus.recipes import PruneRecipe
@@ -25,6 +26,7 @@ from prunus.study.cells import Model, Variant
 
 VARIANTS, MAKING, CHECKPOINTS = "variants", "making", "checkpoints"
 MEASURED = "measured"  # within MAKING: what variants share
+PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,32 @@ def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: V
         return
     touched: list[str] = []
     try:
-        for name, tensor in read_tensors(folder, variant, source):
+        for name, tensor in as_in_model(source, read_tensors(folder, variant, source)):
             touched.append(name)
             put(model, name, tensor)
         with blocks_kept(model, about.kept):
             yield
     finally:
         for name in touched:
-            put(model, name, source.read(name))
+            put(model, name, source.names.read([name], source.read)[name])
+
+
+def as_in_model(source: Checkpoint, stored: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by their names in transformers' model, from some that were stored by their names on disk.
+
+    What several stored ones make comes last, from those that were given and the source's own.
+    """
+    origins = {name: origin for origin in source.names.origins.values() for name in origin.stored}
+    parts: dict[str, Tensor] = {}
+    for name, tensor in stored:
+        origin = origins.get(name)
+        if origin is not None and origin.converter is None:
+            yield origin.targets[0], tensor
+        elif origin is not None:
+            parts[name] = tensor
+    targets = [target for name in parts for target in origins[name].targets]
+    made = source.names.read(targets, lambda name: parts[name] if name in parts else source.read(name))
+    yield from made.items()
 
 
 def read_tensors(folder: Path, variant: Variant, source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
@@ -167,13 +187,49 @@ def put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
 
 @contextmanager
 def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
-    """Within this, model has only these of its blocks, numbered anew as in a checkpoint without the others."""
-    layers, kinds = list(find_layers(model)[1]), getattr(model.config, "layer_types", None)
+    """Within this, model has only these of its blocks, numbered anew as in a checkpoint without the others.
+
+    PrunusError where it is then not what its blocks make, one after the other, each called as it was in its old place.
+    """
+    config = model.config.get_text_config(decoder=True)
+    layers, kinds = list(find_layers(model)[1]), getattr(config, "layer_types", None)
+    if len(kept) == len(layers):
+        yield
+        return
+    ids_NT = (torch.arange(2 * PROBE_TOKENS, device=model.device) % config.vocab_size).view(2, PROBE_TOKENS)
+    expected = states_without(model, kept, ids_NT)
     try:
         set_blocks(model, [layers[index] for index in kept], kinds and [kinds[index] for index in kept])
+        try:
+            with torch.no_grad():
+                found = Architecture.around(model).whole_states(ids_NT)
+            same = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        except Exception:  # the model's own code, which wanted all of its blocks
+            same = False
+        if not same:
+            raise PrunusError(
+                f"{config.model_type} without some of its blocks does not run in memory as it should: use `prunus drop`"
+                " and `prunus eval` instead of a study"
+            )
         yield
     finally:
         set_blocks(model, layers, kinds)
+
+
+@torch.no_grad()
+def states_without(model: PreTrainedModel, kept: list[int], ids_NT: Tensor) -> Tensor:
+    """(N, T, X) what the head reads where only these blocks run, each called as in the whole model."""
+    architecture = Architecture.around(model)
+    recording, carried = architecture.record(ids_NT), dict[Carried, Any]()
+    hidden = recording.first
+    try:
+        for index in kept:
+            hidden = architecture.call_block(index, architecture.layers[index], hidden, recording.calls[index], carried)
+    except KeyError as error:
+        raise PrunusError(
+            f"a block of {model.config.model_type} needs what an earlier one found, so that one cannot be left out"
+        ) from error
+    return architecture.states(ids_NT, hidden)
 
 
 def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | None) -> None:
@@ -185,6 +241,8 @@ def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | Non
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
-    model.config.num_hidden_layers = len(layers)
+    config = model.config.get_text_config(decoder=True)
+    config.num_hidden_layers = len(layers)
     if kinds is not None:
-        model.config.layer_types = kinds
+        with suppress(AttributeError):  # where they follow from other settings
+            config.layer_types = kinds

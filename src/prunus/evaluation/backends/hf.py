@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +18,8 @@ from transformers import PreTrainedModel
 
 from prunus import progress
 from prunus.errors import PrunusError
+from prunus.evaluation.backends.alone import Decoding, rows_for
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
-from prunus.evaluation.backends.rows import Rows
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick
 from prunus.evaluation.budget import Completion, Continuation, Continue, Sampling, Scores, Thought
 from prunus.evaluation.profiles import Markers
@@ -86,7 +87,7 @@ class HFBackend:
     ) -> "HFBackend":
         """The model of a folder. device: `auto` is cuda where there is one, else cpu. sparse: as in load_model."""
         model = load_model(folder, device, sparse=sparse)
-        return cls(model, vocabulary or model.config.vocab_size)
+        return cls(model, vocabulary or model.config.get_text_config(decoder=True).vocab_size)
 
     @property
     def description(self) -> dict[str, str]:
@@ -103,7 +104,7 @@ class HFBackend:
         on_one_thread = self.model.device.type == "cpu" and torch.get_num_threads() == 1
         clock = time.thread_time if on_one_thread else time.perf_counter
         ids = torch.randint(self.vocabulary, (context,), generator=torch.Generator().manual_seed(0)).tolist()
-        rows = Rows(self.model, [ids])
+        rows = self._rows([ids])
         marks = [clock()]
         chosen = int(rows.prefill().argmax())  # int() waits for a GPU
         marks.append(clock())
@@ -253,9 +254,9 @@ class HFBackend:
         fork: Callable[[list[Track], int], list[tuple[int, Track]]] | None = None,
     ) -> None:
         """Run the tracks to their ends. fork: (tracks, ids sampled so far) -> rows to copy, and what the copies do."""
-        rows = Rows(self.model, prompts)
-        never = self._never(masks)
+        rows = self._rows(prompts)
         logits_RV = rows.prefill()
+        never = self._never(masks, logits_RV.shape[1])
         sampled = 0
         while True:
             for track, (token, *scores) in zip(tracks, self._pick(logits_RV, tracks, never, sampling), strict=True):
@@ -284,9 +285,13 @@ class HFBackend:
         # Float64 holds every id exactly.
         return torch.stack([number_R.double() for number_R in (token_R, *confidence(logits_RV, token_R))], 1).tolist()
 
-    def _never(self, masks: list[tuple[frozenset[int], frozenset[int]]]) -> Tensor:
+    @cached_property
+    def _rows(self) -> Callable[[Sequence[list[int]]], Decoding]:
+        """What makes rows of prompts."""
+        return rows_for(self.model)
+
+    def _never(self, masks: list[tuple[frozenset[int], frozenset[int]]], size: int) -> Tensor:
         """(2M, V) to add to logits: for each mask -inf on banned ids and unknown ones; then the same with its stops."""
-        size = self.model.config.vocab_size
         never_MV = torch.zeros(2 * len(masks), size, dtype=self.model.dtype)
         never_MV[:, self.vocabulary :] = -torch.inf
         for index, (stops, banned) in enumerate(masks):

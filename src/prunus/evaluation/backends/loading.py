@@ -13,6 +13,7 @@ from transformers.utils import logging
 from prunus.checkpoint.files import is_packed
 from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.checkpoint.precision import use_fast_products
+from prunus.checkpoint.source import one_line
 from prunus.errors import PrunusError
 from prunus.sparse import describe, load
 from prunus.sparse.library import kernel, say_why_dense
@@ -46,6 +47,7 @@ def load_model(
                     dtype=wanted or "auto",
                     use_safetensors=True,
                     local_files_only=True,
+                    trust_remote_code=False,
                     output_loading_info=True,
                 )
             model, info = loaded
@@ -55,9 +57,10 @@ def load_model(
     except PrunusError:
         raise
     except Exception as error:  # what is wrong in a file shows as an error of any kind
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
-    if dtype is None and model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS:
+    small = model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS
+    if dtype is None and small and not getattr(model, "is_quantized", False):
         model = model.float()
     use_fast_products(model)
     return model.eval()

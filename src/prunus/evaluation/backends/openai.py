@@ -18,7 +18,8 @@ from typing import Any
 import httpx2 as httpx
 
 from prunus import progress
-from prunus.checkpoint.source import load_config, load_end_ids, load_tokenizer
+from prunus.checkpoint.files import ModelFolder
+from prunus.checkpoint.source import load_end_ids, load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.requests import Request, RequestBackend, Then
@@ -49,7 +50,7 @@ class OpenAIBackend(RequestBackend):
         self.url = engine.url.rstrip("/").removesuffix("/completions")
         if not self.url.endswith("/v1"):
             self.url += "/v1"
-        self.unknown = range(vocabulary, load_config(folder).vocab_size)
+        self.unknown = range(vocabulary, ModelFolder(folder).vocabulary)
         self.completions = self.url + "/completions"
         self.name, self.server, self.context = "", "", None
         self.stop_texts, self.token_ids, self.warned = False, "ids", False

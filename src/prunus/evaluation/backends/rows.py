@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import Cache, DynamicLayer, PreTrainedModel
+from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
 GROW_BY = 256  # columns added to a full cache at once
 PREFILL_TOKENS = 512  # prompt columns read at once: bounds the activations of long prompts
@@ -58,16 +58,21 @@ class GrowingLayer(DynamicLayer):
 class Rows:
     """Sequences that a model reads side by side, padded on the left; one step appends one id to each."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], own_masks: bool = True) -> None:
+        """own_masks: we make the masks of models whose blocks all look back to the first token."""
         self.model = model
         self.device = model.device
-        self.layers = [GrowingLayer() for _ in range(model.config.num_hidden_layers)]
+        config = model.config.get_text_config(decoder=True)
+        self.layers = [GrowingLayer() for _ in range(config.num_hidden_layers)]
         # transformers 5.2x renamed the argument; the old name still works there but warns.
         names = inspect.signature(type(model).forward).parameters
-        self._cache = {("cache" if "cache" in names else "past_key_values"): Cache(layers=[*self.layers])}
-        # Models whose blocks differ in how far they look get their masks from transformers, which costs more a step.
-        kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-        self._same_mask = kinds == {"full_attention"}
+        self._cache: dict[str, Any] = {
+            ("cache" if "cache" in names else "past_key_values"): Cache(layers=[*self.layers])
+        }
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
+        self._wants_positions = "position_ids" in names
+        # Models whose blocks do not look back to the start get their masks from transformers, which costs more a step.
+        self._same_mask = own_masks and looks_back_to_the_start(config)
         width = max(map(len, prompts))
         self._prompt_RT = torch.zeros(len(prompts), width, dtype=torch.long)
         self._pads_R = torch.tensor([width - len(ids) for ids in prompts])
@@ -95,19 +100,16 @@ class Rows:
         index_R = torch.tensor(rows, device=self.device)
         self._pads_R, self._bias_RK = self._pads_R[index_R], self._bias_RK[index_R]
         for layer in self.layers:
-            layer.select(index_R)
+            if layer.is_initialized:  # others read the keys and values of an earlier block
+                layer.select(index_R)
 
     def _read(self, ids_RT: Tensor) -> Tensor:
         start, end = self._columns, self._columns + ids_RT.shape[1]
-        position_RT = torch.arange(start, end, device=self.device) - self._pads_R[:, None]
-        logits_RTV = self.model(
-            input_ids=ids_RT,
-            attention_mask=self._mask(start, end),
-            position_ids=position_RT.clamp_(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-            **self._cache,
-        ).logits
+        given = self._cache | self._last_only
+        if self._wants_positions:
+            position_RT = torch.arange(start, end, device=self.device) - self._pads_R[:, None]
+            given["position_ids"] = position_RT.clamp_(min=0)
+        logits_RTV = self.model(input_ids=ids_RT, attention_mask=self._mask(start, end), use_cache=True, **given).logits
         self._columns = end
         return logits_RTV[:, -1]
 
@@ -130,3 +132,11 @@ class Rows:
         is_pad_RK = torch.arange(columns, device=self.device) < self._pads_R[:, None]
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros(is_pad_RK.shape, dtype=self.model.dtype, device=self.device).masked_fill_(is_pad_RK, lowest)
+
+
+def looks_back_to_the_start(config: PreTrainedConfig) -> bool:
+    """Whether every block's attention reaches back to the first token, for all that a configuration says."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return set(kinds) == {"full_attention"}
+    return all(getattr(config, name, None) is None for name in ("sliding_window", "attention_chunk_size"))

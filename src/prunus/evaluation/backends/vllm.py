@@ -9,6 +9,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
+from prunus.checkpoint.architecture import Architecture
 from prunus.checkpoint.files import Checkpoint, ModelFolder
+from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.packed import read_variant
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.errors import PrunusError
@@ -199,13 +203,42 @@ class Swapping:
 
 
 def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a variant by name. A block whose two outputs are zero passes on what it gets, to the bit."""
-    silent = tuple(
-        source.block_name(index, f"{linear}.") for index in removed for linear in ("self_attn.o_proj", "mlp.down_proj")
-    )
+    """All tensors of a variant by name. A block whose weights are all zero passes on what it gets, to the bit."""
+    layers = source.architecture.layers
+    local = [(index, name) for index in removed for name, _ in layers[index].named_parameters()]
+    silent = set(source.names.stored_for(source.block_name(index, name) for index, name in local))
+    if any(not adds_nothing(source.architecture, index) for index in removed):
+        raise PrunusError(
+            f"vLLM cannot leave out blocks of {source.folder} ({source.config.model_type}), which do more than add to"
+            " what they read; use --backend hf"
+        )
     for name in source.tensor_names:
         tensor = changed[name] if name in changed else source.read(name)
-        yield name, torch.zeros_like(tensor) if name.startswith(silent) else tensor
+        yield name, torch.zeros_like(tensor) if name in silent else tensor
+
+
+def adds_nothing(architecture: Architecture, index: int) -> bool:
+    """Whether a block passes on what it gets, to the bit, where its parameters are 0, whatever else it has stored."""
+    probe, layer, generator = architecture.probe, architecture.layers[index], torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+        for name, tensor in layer.state_dict().items()
+        if tensor.is_floating_point() and not tensor.is_meta
+    }
+    for name, parameter in layer.named_parameters():
+        state[name] = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+    rows_NTW = torch.randn(architecture.to_rows(probe.first).shape, generator=generator)
+    hidden = architecture.from_rows(rows_NTW.to(probe.first.dtype))
+
+    def block(*args: Any, **kwargs: Any) -> Any:
+        return functional_call(layer, state, args, kwargs)
+
+    try:
+        with torch.inference_mode(False), torch.no_grad(), plain_experts(architecture):
+            out = architecture.call_block(index, block, hidden, deepcopy(probe.calls[index]), {})
+    except KeyError:  # it needs what an earlier block found
+        return False
+    return torch.equal(out, hidden)
 
 
 def check_args(args: Mapping[str, Any]) -> None:
@@ -252,7 +285,8 @@ def dtype_for(folder: Path, kind: str) -> str:
     """The rule of the backend hf: bfloat16 on a GPU; on a CPU float32 where the model is small."""
     if kind != "cpu":
         return "bfloat16"
-    return "float32" if ModelFolder(folder).parameters <= FLOAT32_PARAMETERS else "auto"
+    model = ModelFolder(folder)
+    return "float32" if model.quantised is None and model.parameters <= FLOAT32_PARAMETERS else "auto"
 
 
 def explained(error: BaseException) -> str:
