@@ -51,7 +51,7 @@ class Alone:
         names = inspect.signature(type(model).forward).parameters
         self._cache = next((name for name in CACHES if name in names), None)
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
-        self._wanted = {"attention_mask", "position_ids"} & set(names)
+        self._wants_positions = "position_ids" in names
         self._read_R = [0] * len(prompts)
         self._remembered: list[Any] = [None] * len(prompts)
 
@@ -78,9 +78,8 @@ class Alone:
         ids_1T = torch.tensor([ids], device=self.model.device)
         start, self._read_R[row] = self._read_R[row], self._read_R[row] + len(ids)
         # As generate of transformers has them: some models cannot tell by their caches what they have read.
-        position_1T = torch.arange(start, self._read_R[row], device=self.model.device)[None]
-        places = {"position_ids": position_1T, "attention_mask": ids_1T.new_ones(1, self._read_R[row])}
-        given |= {name: places[name] for name in self._wanted}
+        if self._wants_positions:
+            given["position_ids"] = torch.arange(start, self._read_R[row], device=self.model.device)[None]
         found = self.model(input_ids=ids_1T, use_cache=True, **self._options, **given)
         self._remembered[row] = found.get(self._cache)
         if self._remembered[row] is None:
