@@ -291,7 +291,9 @@ class Architecture:
             try:
                 recording = self.record(ids_NT, apart=True)
                 if self.head is not None:
-                    self.states(ids_NT, torch.zeros_like(recording.first))
+                    read = self.states(ids_NT, torch.zeros_like(recording.first))
+                    if read.shape[:2] != ids_NT.shape:  # one block alone: no other is there to notice a lost axis
+                        raise Unstreamable(f"its head reads {tuple(read.shape)}, not by sequence and token")
                 return recording
             except Unstreamable as error:
                 reasons.insert(0, str(error))

@@ -195,12 +195,17 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
-    """The same for blocks of one kind: their modules, the plain settings of these but for a block's number, shapes."""
-    modules = [
-        (name, type(module), tuple(sorted((k, v) for k, v in vars(module).items() if _is_setting(k, v))))
-        for name, module in layer.named_modules()
-    ]
-    return tuple(modules), tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+    """The same for blocks of one kind."""
+    return tuple(sorted(settings_of(layer).items(), key=lambda item: item[0]))
+
+
+def settings_of(layer: nn.Module) -> dict[str, Any]:
+    """What tells kinds of blocks apart: their modules, the plain settings of these but for a block's number, shapes."""
+    found: dict[str, Any] = {}
+    for path, module in layer.named_modules():
+        found[path or "block"] = type(module).__name__
+        found |= {f"{path}.{n}".lstrip("."): value for n, value in vars(module).items() if _is_setting(n, value)}
+    return found | {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
 
 
 def _is_setting(name: str, value: Any) -> bool:

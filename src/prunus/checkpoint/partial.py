@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -78,15 +78,24 @@ class Partial:
 
     work: JSON that says what is made from what; work found on disk is continued if it says the same, else it is an
     error (with overwrite: deleted). shards: how many blocks the result has (see resize). needed: bytes of disk in all.
+    left_out: tensors outside blocks that the result lacks.
     Left by an interruption, the folder keeps finished blocks; left by an error of input, it is deleted.
     """
 
     def __init__(
-        self, source: Checkpoint, target: Path, work: Mapping[str, Any], shards: int, needed: int, overwrite: bool
+        self,
+        source: Checkpoint,
+        target: Path,
+        work: Mapping[str, Any],
+        shards: int,
+        needed: int,
+        overwrite: bool,
+        left_out: Collection[str] = (),
     ) -> None:
         check_target(source.folder, target, overwrite)
         self.source, self.target, self.work = source, target.resolve(), dict(work)
         self.shards, self.needed, self.overwrite = shards, needed, overwrite
+        self.left_out = frozenset(left_out)
         self.folder = partial_folder(target)
         self.records: dict[int, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
@@ -179,7 +188,7 @@ class Partial:
         """Add the weights outside blocks, then publish."""
         with disk_errors(self.folder, self.needed):
             if self.outside is None:
-                self._write_part(self.shards, self.source.outer_tensors())
+                self._write_part(self.shards, self._outer_tensors())
             else:
                 self.outside.result()
             self._await_flush()
@@ -281,13 +290,18 @@ class Partial:
 
     def _copy_outside(self, whole: OpenFile) -> None:
         self.source.digest(None)
-        whole.write(self.source.outer_tensors())
+        whole.write(self._outer_tensors())
+
+    def _outer_tensors(self) -> dict[str, Stored]:
+        """What the result holds outside blocks."""
+        outer = self.source.outer_tensors()
+        return {name: stored for name, stored in outer.items() if name not in self.left_out}
 
     def _entries(self) -> dict[str, Entry] | None:
         """What the result will hold; None if that depends on which of unlike blocks are kept."""
         if self.shards == self.source.blocks:
             return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
-        entries = {name: entry_of(tensor) for name, tensor in self.source.outer_tensors().items()}
+        entries = {name: entry_of(tensor) for name, tensor in self._outer_tensors().items()}
         kinds = [
             {self.source.renumbered(name, index, 0): entry_of(tensor) for name, tensor in block.items()}
             for index, block in enumerate(map(self.source.block_tensors, range(self.source.blocks)))

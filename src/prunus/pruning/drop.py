@@ -1,6 +1,7 @@
 """Remove whole decoder blocks: a depth method chooses what stays, which is then written block by block."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prunus.pruning.calibration import Calibration, describe_calibration, keep_c
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
 from prunus.pruning.fits import check_block_fits
-from prunus.pruning.shorter import check_shorter, shorter_config
+from prunus.pruning.verify import check_removable, left_out, new_config, verify
 from prunus.recipes import DropRecipe
 
 
@@ -40,26 +41,24 @@ def drop_blocks(
     check_target(source.folder, target, overwrite)
     count = check_blocks(recipe, source)
     check_block_fits(source, source.dtype)
-    block_bytes = sum(stored.nbytes for stored in source.block_tensors(0).values())
-    needed = disk_needed(source.nbytes - count * block_bytes)
+    stray = left_out(source)
+    needed = disk_needed(bytes_left(recipe, count, source, stray))
     chosen_device = pick_device(device)
     if dry_run:
         return describe(recipe, count, source, target, needed)
     origin = {"name": str(model), "checksum": source.checksum()}
     work = {"action": "drop", "recipe": recipe.to_json(), "source": origin["checksum"]}
-    with Partial(source, target, work, source.blocks - count, needed, overwrite) as partial:
+    with Partial(source, target, work, source.blocks - count, needed, overwrite, stray) as partial:
         calibration = keep_calibration(recipe, source, partial) if needs_data(recipe) else None
         if "choice" not in partial.notes:
             choice = choose(recipe, count, source, calibration, chosen_device)
+            verify(source, choice, chosen_device)
             partial.resize(len(choice.kept))
             partial.note("choice", choice.to_json(), {})
         choice = Choice.from_json(partial.notes["choice"])
-        config = shorter_config(source, choice.removed(source.blocks))
-        if not partial.records:
-            check_shorter(source, config, [mix.base for mix in choice.kept])
         write_kept(source, partial, choice)
         removed = choice.removed(source.blocks)
-        warnings = [*(calibration.warnings if calibration else []), *choice.warnings]
+        warnings = [*(calibration.warnings if calibration else []), *choice.warnings, *warn_of(stray)]
         step = {
             "action": "drop",
             "recipe": recipe.to_json(),
@@ -72,7 +71,7 @@ def drop_blocks(
         }
         if merged := {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}:
             step["blocks_merged"] = merged
-        partial.finish(config, step)
+        partial.finish(new_config(source, choice), step)
     return {
         "out": str(target),
         "method": "by index" if recipe.indices else recipe.method,
@@ -123,6 +122,21 @@ def write_kept(source: Checkpoint, partial: Partial, choice: Choice) -> None:
         partial.write_block(new, {source.renumbered(n, mix.base, new): t for n, t in tensors.items()}, {})
 
 
+def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint, stray: Sequence[str]) -> int:
+    """Bytes of weights in the result; at most so many, as long as the blocks that go are not chosen."""
+    sizes = [sum(stored.nbytes for stored in source.block_tensors(i).values()) for i in range(source.blocks)]
+    gone = [sizes[index] for index in recipe.indices] if recipe.indices else sorted(sizes)[:count]
+    return source.nbytes - sum(gone) - sum(source.tensors[name].nbytes for name in stray)
+
+
+def warn_of(stray: Sequence[str]) -> list[str]:
+    """A warning that tensors which belong to no block and to no module are left out."""
+    if not stray:
+        return []
+    shown = stray[0] + (f" and {len(stray) - 1} more" if len(stray) > 1 else "")
+    return [f"left out, as no module of the model has them (layers that predict further tokens, say): {shown}"]
+
+
 def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, needed: int) -> dict[str, Any]:
     """What drop_blocks would do, as far as it can be known without running the model or asking the network."""
     check_space(target.absolute(), needed)
@@ -131,11 +145,13 @@ def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, n
         "blocks": source.blocks - count,
         "disk": show_bytes(needed),
         "calibration": "none needed",
-        "warnings": [],
+        "warnings": warn_of(left_out(source)),
     }
     if recipe.indices:
+        check_removable(source, recipe.indices)
         return result | {"would_remove": "blocks " + ", ".join(map(str, recipe.indices))}
     result["would_remove"] = f"the {count} of {source.blocks} blocks that {recipe.method} chooses"
     if needs_data(recipe):
-        result["calibration"], result["warnings"] = describe_calibration(recipe, source)
+        result["calibration"], warnings = describe_calibration(recipe, source)
+        result["warnings"] = [*warnings, *result["warnings"]]
     return result

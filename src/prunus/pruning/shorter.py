@@ -1,90 +1,96 @@
-"""config.json of a model without some of its blocks, and the proof that it means the blocks that are left.
+"""config.json of a model that lacks some of its blocks, by rules that know no family.
 
-No table of families is complete, so the rule is generic and every result is tried: a short sequence must come out of
-the new model as it comes out of the old one's remaining blocks. Some families put a block's place into what it computes
-(diffllama, minicpm3), or choose kinds of blocks by a period: they are refused by that.
+Fields that count blocks fall; lists with an entry per block lose those of the blocks that go; lists of block numbers
+are renumbered; counts of leading blocks fall by those removed among them. What a configuration derives (which attention
+a block has, from a period, say) is written out, else the pattern would shift. No list of fields is complete, so what
+comes out is a proposal: verify.py says whether it gives the blocks that stay.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.source import one_line, read_json
-from prunus.errors import PrunusError
-
-# Fields that count blocks from the first on, and those that list blocks by their numbers.
-LEADING = ("first_k_dense_replace", "num_dense_layers", "max_window_layers", "moe_layer_start_index")
-NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids")
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-TOKENS, SOME_IDS = 32, 20
-NEAR = 1e-5  # of the largest number, in float32
-
-
-def shorter_config(source: Checkpoint, removed: Sequence[int]) -> dict[str, Any]:
-    """config.json for the blocks that stay: their number, and all that it says of each block.
-
-    What it leaves to be derived from a block's number (`layer_types` from a period) is written as transformers has
-    derived it.
-    """
-    whole: dict[str, Any] = dict(read_json(source.folder / "config.json"))
-    inner = "text_config" if isinstance(whole.get("text_config"), dict) else None
-    config = dict(whole["text_config"]) if inner else whole
-    derived = getattr(source.text_config, "layer_types", None)
-    if derived is not None and len(derived) == source.blocks and "layer_types" not in config:
-        period = any(name in config for name in ("sliding_window_pattern", "full_attention_interval", "no_rope_layers"))
-        if len(set(derived)) > 1 or period:
-            config["layer_types"] = list(derived)
-    config = without(config, removed, source.blocks)
-    return {**whole, inner: config} if inner else config
+# How many blocks there are; a multiple of it where a block counts as several layers.
+NUMBERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
+# How many of the first blocks are of some kind, or the number of the first block that is not.
+LEADING = (
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "n_dense_layers",
+    "max_window_layers",
+    "moe_layer_start_index",
+    "num_hash_layers",
+)
+# Numbers of blocks, from 0.
+INDICES = (
+    "mlp_only_layers",
+    "moe_layers",
+    "attn_layer_indices",
+    "full_attn_idxs",
+    "hybrid_layer_ids",
+    "cross_attention_layers",
+)
+# How many blocks follow that predict tokens further ahead; they go when blocks are dropped.
+PREDICTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "n_predict_layers")
+# Lists of other things, which may be as long as there are blocks.
+_OTHER_LISTS = ("architectures", "token_id", "time_step", "labels", "_grid", "auto_map")
 
 
-def without(config: Mapping[str, Any], removed: Sequence[int], blocks: int) -> dict[str, Any]:
-    """The same for the fields of one configuration."""
-    result = dict(config)
-    for name, value in config.items():
-        if isinstance(value, list) and len(value) == blocks and name != "architectures":
-            result[name] = [item for index, item in enumerate(value) if index not in removed]
-        elif name in NUMBERS and isinstance(value, list):
-            result[name] = [i - sum(r < i for r in removed) for i in value if i not in removed]
-        elif name in LEADING and isinstance(value, int):
-            result[name] = value - sum(r < value for r in removed)
-    count = next((name for name in COUNTS if name in config), COUNTS[0])
-    result[count] = blocks - len(removed)
-    return result
+def shorter_config(
+    content: Mapping[str, Any], config: PreTrainedConfig, blocks: int, removed: Collection[int]
+) -> dict[str, Any]:
+    """config.json without the removed of so many blocks. content: the old file; config: as transformers has it."""
+    text = config.get_text_config(decoder=True)
+    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
+    if part is None or not isinstance(content.get(part), dict):
+        return _shorter(content, text, blocks, removed)
+    return {**content, part: _shorter(content[part], text, blocks, removed)}
 
 
-@torch.no_grad()
-def check_shorter(source: Checkpoint, config: Mapping[str, Any], kept: Sequence[int]) -> None:
-    """Raise PrunusError unless the model of config, made of these blocks, computes what they do where they are now."""
-    refusal = f"blocks of {source.folder} ({source.config.model_type}) cannot be dropped this way"
-    tensors: dict[str, Stored] = source.outer_tensors()
-    try:
-        for new, index in enumerate(kept):
-            stored = source.block_tensors(index)
-            tensors |= {source.renumbered(name, index, new): place for name, place in stored.items()}
-        wanted_1TX = run(Runner(source.config, source.tensors, torch.float32, torch.device("cpu")), kept)
-        shorter = Runner(AutoConfig.for_model(**config), tensors, torch.float32, torch.device("cpu"))
-        if shorter.blocks != len(kept):
-            raise PrunusError(f"its configuration then asks for {shorter.blocks} blocks, not {len(kept)}")
-        found_1TX = run(shorter, range(len(kept)))
-    except PrunusError as error:
-        raise PrunusError(f"{refusal}: {error}") from error
-    except Exception as error:  # of transformers, about the configuration, or of a block that lacks what it needs
-        raise PrunusError(f"{refusal}: {type(error).__name__}: {one_line(error)[:200]}") from error
-    if not bool((wanted_1TX - found_1TX).abs().max() <= NEAR * wanted_1TX.abs().max()):
-        raise PrunusError(f"{refusal}: what a block computes depends on its place in the model")
+def _shorter(
+    content: Mapping[str, Any], config: PreTrainedConfig, blocks: int, removed: Collection[int]
+) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
+    kept = [index for index in range(blocks) if index not in removed]
+    shorter = dict(content)
+    # A block that is dense by a step of its own number is one that is dense by its number.
+    step = known.get("decoder_sparse_step")
+    if isinstance(step, int) and step > 1:
+        only: Sequence[int] = known.get("mlp_only_layers") or ()
+        dense = [index for index in range(blocks) if index in only or (index + 1) % step]
+        known |= {"mlp_only_layers": dense}
+        shorter |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+    ahead = max((n for name in PREDICTING if isinstance(n := known.get(name), int)), default=0)
+    for name, value in {**known, **shorter}.items():
+        new = _shorter_value(name, value, blocks, kept, ahead)
+        if new != value and (name in shorter or isinstance(value, list)):
+            shorter[name] = new
+    number = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    if not any(name in shorter for name in NUMBERS) and not any("pattern" in n or "block_type" in n for n in shorter):
+        shorter[number] = len(kept)
+    if "attention_types" in shorter and isinstance(shorter.get("attention_layers"), list):  # gpt_neo counts them out
+        shorter["attention_types"] = [[shorter["attention_layers"], 1]]
+    return shorter
 
 
-def run(runner: Runner, blocks: Sequence[int]) -> Tensor:
-    """(1, T, X) what the head reads of a short sequence that goes through these blocks only."""
-    batch = Batch(torch.arange(TOKENS)[None] % SOME_IDS)
-    rows_1TW = runner.embed(batch)
-    for index in blocks:
-        rows_1TW = runner.run_block(runner.read_block(index), rows_1TW, batch)
-    return runner.states(rows_1TW, batch)
+def _shorter_value(name: str, value: Any, blocks: int, kept: Sequence[int], ahead: int) -> Any:
+    """What a field becomes; the value itself where it says nothing of blocks."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if name in NUMBERS and value and value % blocks == 0:
+            return value // blocks * len(kept)
+        if name in LEADING:
+            return sum(index < value for index in kept) + max(0, value - blocks)
+        return 0 if name in PREDICTING else value
+    if isinstance(value, list) and name in INDICES:
+        return [kept.index(index) for index in value if index in kept]
+    if isinstance(value, dict) and "layer" in name and value and all(str(key).isdigit() for key in value):
+        return {str(kept.index(int(key))): of for key, of in value.items() if int(key) in kept}
+    per_block = isinstance(value, list) and not any(part in name for part in _OTHER_LISTS)
+    if (per_block or (isinstance(value, str) and "pattern" in name)) and len(value) in {blocks, blocks + ahead}:
+        chosen = [value[index] for index in kept]
+        return "".join(chosen) if isinstance(value, str) else chosen
+    return value

@@ -97,6 +97,14 @@ class Calibrated:
     def __post_init__(self) -> None:
         self.runner = Runner(self.source.config, self.source.tensors, self.source.dtype, self.device)
 
+    def check_independent(self, method: str) -> None:
+        """Raise PrunusError where blocks cannot be left out in a trial: later ones need more than hidden states."""
+        if self.runner.shares_state:
+            raise PrunusError(
+                f"{method} leaves out blocks in trials, but here ({self.source.config.model_type}) blocks read what "
+                "earlier ones leave; use shortgpt, angular, tail or --blocks by index"
+            )
+
     def embedded(self) -> HiddenStates:
         """The input of the first block, for all tokens."""
         return HiddenStates(self.runner, self.sequences, None)

@@ -5,6 +5,9 @@ As in the authors' code it is the Linear weights that are merged; norms and bias
 merge stays if the mean cosine between the old and the new last hidden states (all tokens of a sequence as one vector)
 exceeds the threshold. The next merge begins `interval` blocks lower after a success, else one lower.
 
+Blocks that do not have the same Linears are not folded into each other; routed experts and other weights that are no
+prunable Linear stay those of block l, which is said.
+
 telescoping: the sum as some codes take it, subtracting what has been added already; only theta_{l+m} is left of it.
 """
 
@@ -19,6 +22,7 @@ from prunus.pruning.depth.choice import Calibrated, Choice, Mix, check_finite
 
 def choose(model: Calibrated, count: int) -> Choice:
     """Merge until count blocks are gone or no merge is good enough. Scores: the cosine after each merge that stayed."""
+    model.check_independent("laco")
     recipe, blocks = model.recipe, model.source.blocks
     live, left, scores = [Mix.of(index) for index in range(blocks)], count, []
     original = last_hidden(model, live)
@@ -27,6 +31,10 @@ def choose(model: Calibrated, count: int) -> Choice:
         while place >= 0 and left:
             width, lower = min(recipe.merge, left, len(live) - 1 - place), place - 1
             end = place + width + 1
+            if not are_alike(model, live[place:end]):
+                steps.advance()
+                place = lower
+                continue
             trial = [*live[:place], merged(live[place:end], recipe.telescoping), *live[end:]]
             cosine = mean_cosine(original, last_hidden(model, trial))
             if cosine > recipe.threshold:
@@ -36,9 +44,28 @@ def choose(model: Calibrated, count: int) -> Choice:
             steps.advance(place - lower)
             place = lower
     if left == count:
-        raise PrunusError(f"laco: no merge keeps the cosine above threshold {recipe.threshold}; lower --threshold")
+        raise PrunusError(
+            f"laco: no merge of {recipe.merge} + 1 blocks with the same Linears keeps the cosine above threshold "
+            f"{recipe.threshold}; lower --threshold or --merge"
+        )
     short = f"laco removed {count - left} of {count} blocks: no further merge keeps the cosine above {recipe.threshold}"
-    return Choice(live, scores, [short] if left else [])
+    return Choice(live, scores, ([short] if left else []) + warn_of_unmerged(model, live))
+
+
+def are_alike(model: Calibrated, mixes: list[Mix]) -> bool:
+    """Whether blocks have Linears of the same names and shapes, so that their weights can be added."""
+    first, *others = ({*model.source.linear_shapes(mix.base).items()} for mix in mixes)
+    return bool(first) and all(other == first for other in others)
+
+
+def warn_of_unmerged(model: Calibrated, live: list[Mix]) -> list[str]:
+    """A warning where merged blocks hold matrices that no merge adds up."""
+    dense = {name: mix.base for mix in live if not mix.is_copy for name in model.source.left_dense(mix.base)}
+    if not dense:
+        return []
+    name = min(dense)
+    more = f" and {len(dense) - 1} more" if len(dense) > 1 else ""
+    return [f"laco adds up prunable Linears only; of merged blocks the first one's stays of {name}{more}"]
 
 
 def merged(neighbours: list[Mix], telescoping: bool) -> Mix:

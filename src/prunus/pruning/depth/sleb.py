@@ -18,6 +18,7 @@ from prunus.pruning.hidden import HiddenStates, propagate
 
 def choose(model: Calibrated, count: int) -> Choice:
     """Drop count blocks greedily. Scores: nats per token after each removal, in the order of removal."""
+    model.check_independent("sleb")
     blocks = model.source.blocks
     if count > blocks - 2:
         raise PrunusError(
