@@ -58,6 +58,7 @@ lint: .venv/.ready
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/command_reference.py --check
+	$(BIN)/python scripts/models.py --check
 
 check: lint test
 
@@ -69,9 +70,10 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# docs/commands.md, from the command line's own help.
+# docs/commands.md, from the command line's own help; docs/models.md, from docs/models.json.
 docs: .venv/.ready
 	$(BIN)/python scripts/command_reference.py
+	$(BIN)/python scripts/models.py --page
 
 # Train the built-in reasoner again (about 40 minutes on one core a seed); see training/README.md.
 train-tiny: .venv/.ready

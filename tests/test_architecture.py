@@ -1,7 +1,9 @@
 """Any decoder of transformers, run block by block: equal to the whole model, or refused by the check that it fails."""
 
+from importlib.metadata import version
 from typing import Any
 
+import models
 import pytest
 import torch
 from random_models import TYPES, make_random_model, tiny_config
@@ -53,7 +55,7 @@ def read_block(runner, tensors, index):
 
 
 def check_streams(folder, config):
-    """Every block of every batch, and the logits, bit for bit; and what is written back."""
+    """Every block of every batch, and the logits, bit for bit; and what is written back. Returns the architecture."""
     tensors = find_tensors(folder)
     runner = Runner(load_config(folder), tensors, torch.float32, torch.device("cpu"), any_direction=True)
     batches = [Batch(ids_NT) for ids_NT in token_batches(config)]
@@ -70,6 +72,7 @@ def check_streams(folder, config):
         check_written_back(runner, tensors, index, stored)
     for batch, rows_NTW, (_, logits) in zip(batches, rows, expected, strict=True):
         assert torch.equal(runner.logits(runner.states(rows_NTW, batch)), logits), "logits"
+    return runner.architecture
 
 
 def check_written_back(runner, tensors, index, stored):
@@ -80,6 +83,7 @@ def check_written_back(runner, tensors, index, stored):
     assert all(torch.equal(tensor, tensors[name].read()) for name, tensor in back.items()), f"block {index} on disk"
 
 
+MODELS = models.read_data()
 # What each check of the architecture refuses.
 REFUSED = {
     "cpmant": "list of blocks",
@@ -128,7 +132,11 @@ def test_streamed_blocks_equal_the_whole_model(tmp_path, model_type):
         with pytest.raises(Unstreamable, match=REFUSED[model_type]):
             check_streams(tmp_path, config)
     else:
-        check_streams(tmp_path, config)
+        architecture = check_streams(tmp_path, config)
+        if version("transformers") == MODELS["transformers"]:
+            found = models.facts(architecture)
+            listed = {key: MODELS["types"][model_type][key] for key in found}
+            assert found == listed, "docs/models.json is out of step: run scripts/models.py --facts"
 
 
 # Their blocks stream, but let a token see later ones.

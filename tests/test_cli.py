@@ -99,7 +99,7 @@ def test_bad_input_is_one_line_exit_2_and_leaves_nothing(case, tmp_path, monkeyp
 
 
 def test_internal_errors_exit_1_and_show_a_traceback_only_when_asked(monkeypatch, capsys):
-    monkeypatch.setattr(prunus, "inspect", lambda _: 1 / 0, raising=False)
+    monkeypatch.setattr(prunus, "inspect", lambda *_, **__: 1 / 0, raising=False)
     for arguments, lines in ((["inspect", "tiny"], 1), (["inspect", "tiny", "-v"], None)):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
@@ -110,7 +110,7 @@ def test_internal_errors_exit_1_and_show_a_traceback_only_when_asked(monkeypatch
 
 
 def test_interruption_exits_130(monkeypatch, capsys):
-    def interrupted(_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prunus, "inspect", interrupted, raising=False)

@@ -1,13 +1,17 @@
-"""inspect(): counts against a plain count over all tensors; N:M patterns; history; JSON."""
+"""inspect(): what any model is made of; counts against a plain count over all tensors; N:M patterns; history; JSON."""
 
 import json
 
 import pytest
 import torch
+from click.testing import CliRunner
+from random_models import make_random_model
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model
 
 import prunus
+from prunus.checkpoint.safetensors_file import Stored
+from prunus.cli import cli
 from prunus.pruning.inspection import PATTERNS, find_patterns
 from prunus.recipes import DropRecipe, PruneRecipe
 
@@ -37,7 +41,7 @@ def test_counts_are_those_of_the_tensors(tmp_path):
 
 
 def test_dense_model_and_tiny_have_no_pattern_and_no_history():
-    found = prunus.inspect("tiny")
+    found = prunus.inspect("tiny", weights=True)
     assert found["patterns"] == [] and found["history"] == [] and found["sparsity"] < 0.01
     json.dumps(found)
 
@@ -73,10 +77,10 @@ def test_patterns_of_the_model_are_those_of_every_linear(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     pruned = {n: apply_pattern(t, 2, 4) if n.endswith("proj.weight") else t for n, t in tensors.items()}
     save_file(pruned, folder / "model.safetensors", {"format": "pt"})
-    assert prunus.inspect(folder)["patterns"] == ["2:4", "4:8", "8:16"]
+    assert prunus.inspect(folder, weights=True)["patterns"] == ["2:4", "4:8", "8:16"]
     pruned["model.layers.2.mlp.down_proj.weight"] = tensors["model.layers.2.mlp.down_proj.weight"]
     save_file(pruned, folder / "model.safetensors", {"format": "pt"})
-    found = prunus.inspect(folder)
+    found = prunus.inspect(folder, weights=True)
     assert found["patterns"] == []
     assert {row["linear"] for row in found["linears"] if not row["patterns"]} == {"model.layers.2.mlp.down_proj"}
 
@@ -91,3 +95,94 @@ def test_history_tells_what_was_done_in_order(tmp_path):
     assert PruneRecipe.from_json(history[0]["recipe"]) == PruneRecipe(method="magnitude", sparsity=0.25)
     assert history[1]["recipe"] == {"method": "shortgpt", "blocks": "1,"}
     assert history[1]["blocks_removed"] == [1] and history[1]["source"] == str(tmp_path / "a")
+
+
+def uses(found):
+    return {row["use"]: (row["possible"], row["note"]) for row in found["uses"]}
+
+
+def test_a_model_is_described_without_reading_weights(tmp_path, monkeypatch):
+    """A hybrid: two kinds of block, each with its own Linears."""
+    make_random_model("lfm2", tmp_path, layer_types=["conv", "full_attention"] * 2)
+    tensors = load_file(tmp_path / "model.safetensors")
+
+    def never(_self):
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(Stored, "read", never)
+    found = prunus.inspect(tmp_path)
+    assert (found["family"], found["class"], found["number_of_blocks"]) == ("lfm2", "Lfm2ForCausalLM", 4)
+    assert (found["refused"], found["history"]) == (None, [])
+    assert "sparsity" not in found and "linears" not in found
+    groups = [(row["blocks"], row["part"], row["linears"]) for row in found["groups"]]
+    assert groups == [
+        ([0, 2], "attention", ["conv.in_proj"]),
+        ([0, 2], "attention", ["conv.out_proj"]),
+        ([0, 2], "mlp", ["feed_forward.w1", "feed_forward.w3"]),
+        ([0, 2], "mlp", ["feed_forward.w2"]),
+        ([1, 3], "attention", [f"self_attn.{name}_proj" for name in "qkv"]),
+        ([1, 3], "attention", ["self_attn.out_proj"]),
+        ([1, 3], "mlp", ["feed_forward.w1", "feed_forward.w3"]),
+        ([1, 3], "mlp", ["feed_forward.w2"]),
+    ]
+    for row in found["groups"]:
+        for local, shape in zip(row["linears"], row["shapes"], strict=True):
+            assert tensors[f"model.layers.{row['blocks'][0]}.{local}.weight"].shape == tuple(shape)
+    listed = {
+        f"model.layers.{index}.{local}.weight"
+        for row in found["groups"]
+        for index in row["blocks"]
+        for local in row["linears"]
+    }
+    assert found["prunable"] == sum(tensors[name].numel() for name in listed)
+    assert found["of_parameters"] == pytest.approx(found["prunable"] / found["parameters"])
+    dense = {(row["matrix"], tuple(row["blocks"])): row["why"] for row in found["left_dense"]}
+    assert dense == {
+        ("conv.conv.weight", (0, 2)): "no Linear",
+        ("model.embed_tokens.weight", ()): "embedding, and head",
+    }
+    assert all(possible for possible, _ in uses(found).values())
+    json.dumps(found)
+
+
+def test_what_chooses_experts_and_experts_are_named_once_each(tmp_path):
+    make_random_model("mixtral", tmp_path)
+    found = prunus.inspect(tmp_path)
+    dense = {row["matrix"]: row["why"] for row in found["left_dense"]}
+    assert dense["mlp.experts.gate_up_proj"] == "routed experts"
+    assert dense["lm_head.weight"] == "head" and dense["model.embed_tokens.weight"] == "embedding"
+    assert len(dense) == len(found["left_dense"])
+
+
+def test_a_model_that_cannot_be_run_by_blocks_is_described_with_the_check_that_fails(tmp_path):
+    make_random_model("inkling2_text", tmp_path)
+    found = prunus.inspect(tmp_path)
+    reason = "block 3 is called with something made of earlier hidden states"
+    assert found["refused"].endswith(reason)
+    assert found["parameters"] == sum(t.numel() for t in load_file(tmp_path / "model.safetensors").values())
+    assert all(not possible and note.endswith(reason) for possible, note in uses(found).values())
+    shown = CliRunner().invoke(cli, ["inspect", str(tmp_path)])
+    assert shown.exit_code == 0 and reason in " ".join(shown.output.split())
+
+
+def test_a_model_without_linears_says_what_cannot_be_done(tmp_path):
+    make_random_model("gpt2", tmp_path)  # its matrices are Conv1D's
+    found = prunus.inspect(tmp_path)
+    assert found["groups"] == [] and found["prunable"] == 0
+    assert {row["why"] for row in found["left_dense"] if row["blocks"]} == {"no Linear"}
+    assert {use: possible for use, (possible, _) in uses(found).items()} == {
+        "prune": False,
+        "drop": True,
+        "pack": False,
+        "sparse kernel": False,
+    }
+
+
+def test_the_table_in_the_terminal_says_which_blocks(tmp_path):
+    make_random_model("lfm2", tmp_path, layer_types=["conv", "full_attention"] * 2)
+    lines = CliRunner().invoke(cli, ["inspect", str(tmp_path)]).output.splitlines()
+    rows = [" ".join(line.split()) for line in lines]
+    assert "0, 2 feed_forward.w1, feed_forward.w3 mlp 96x64, 96x64" in rows or any(
+        row.startswith("0, 2 feed_forward.w1, feed_forward.w3 mlp") for row in rows
+    )
+    assert "prune yes" in rows

@@ -301,7 +301,7 @@ class Checkpoint(ModelFolder):
             method = found.get("quant_method") if isinstance(found, dict) else None
             way = f"run `prunus dequantize {self.folder} OUT` and use OUT" if method in DEQUANTISED else ""
             way = way or "give the unquantised model (float32, bfloat16 or float16)"
-            raise PrunusError(f"{self.folder} is quantised; {way}")
+            raise Unstreamable(f"{self.folder} is quantised; {way}")
 
     def _check_tensors(self) -> None:
         model = self.architecture.model
@@ -372,7 +372,7 @@ def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
             found = Architecture(config, torch.float32)
             check_decoder(found)
         except Unstreamable as error:
-            raise PrunusError(f"{folder} ({config.model_type}) cannot be run block by block: {error}") from error
+            raise Unstreamable(f"{folder} ({config.model_type}) cannot be run block by block: {error}") from error
         except Exception as error:  # sizes that torch cannot count are errors of several kinds
             reason = one_line(error)
             raise PrunusError(f"{folder}: config.json asks for blocks that cannot be made: {reason}") from error

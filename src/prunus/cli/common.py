@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +31,17 @@ def _set_verbose(_context: click.Context, _parameter: click.Parameter, value: bo
     _verbose = _verbose or value
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Group(click.Group):
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Which models work; the version is looked up when it is asked for."""
+        formatter.write_paragraph()
+        formatter.write_text(
+            f"MODEL is a folder, a hub id, or `tiny`: any decoder of transformers {version('transformers')} that can be"
+            " run block by block. `prunus inspect MODEL` says what can be done with it."
+        )
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(prunus.__version__, prog_name="prunus")
 def cli() -> None:
     """Prune a reasoning LLM, measure accuracy against thinking budget, and say whether it still thinks."""

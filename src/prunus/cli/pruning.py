@@ -191,14 +191,21 @@ def drop_command(model: str, out: Path, device: str, dry_run: bool, overwrite: b
     )
 
 
-@command("inspect", "prunus inspect out/wanda-20")
-@click.argument("checkpoint")
+@command("inspect", "prunus inspect tiny\nprunus inspect out/wanda-20")
+@model_argument
+@click.option(
+    "--weights/--no-weights", default=None, help="Read the weights, too; default: of what prunus has written."
+)
 @json_option
-def inspect_command(checkpoint: str, as_json: bool) -> None:
-    """Sparsity per block and per Linear kind, N:M patterns, what was done to it, sizes."""
+def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
+    """What MODEL is made of, what can be pruned and what stays dense, and why; what cannot be done with it.
+
+    MODEL is a folder, a hub id, or `tiny`. From its weights: sparsity per block and kind of Linear, N:M patterns,
+    packed sizes.
+    """
     from prunus.reporting.tables import inspection_tables
 
-    data = prunus.inspect(checkpoint)
+    data = prunus.inspect(model, weights=weights)
     if as_json:
         print_json(data)
     else:

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of: sparsity per block, kind and Linear, N:M patterns, what was done to it, sizes."""
+"""What a checkpoint is made of and what can be done with it; from its weights sparsity, N:M patterns, packed sizes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.architecture import Unstreamable
+from prunus.checkpoint.files import Checkpoint, ModelFolder
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.packed_bits import mask_nbytes, packed_nbytes
 from prunus.checkpoint.packed_folder import PackedCheckpoint, open_checkpoint
@@ -15,45 +16,67 @@ from prunus.checkpoint.packed_tensor import bit_patterns
 from prunus.checkpoint.source import resolve
 from prunus.progress import Steps
 from prunus.pruning.masks import count_zeros
+from prunus.pruning.overview import describe_blocks, describe_model, describe_uses, refused
 from prunus.recipes import DropRecipe, PruneRecipe
 
 # (N, M): at most N weights that are not zero in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
 
 
-def inspect(checkpoint: str | Path) -> dict[str, Any]:
+def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str, Any]:
     """Facts about a checkpoint (folder, hub id or `tiny`; packed or not) as plain data.
 
-    sparsity: share of zeros in all prunable Linears; blocks, kinds, linears: the same for each of them. patterns: the
-    N:M patterns that every Linear keeps to, in linears each Linear's own. history: the recipes applied so far; of
-    most knobs only what differs from the default. weight_bytes, prunable_bytes: of the dense tensors, all and those of
-    Linears; packed_bytes, packed_prunable_bytes: the same as `prunus pack` writes or wrote them, without the header.
-    mask_bytes: what masks alone would take.
+    Of every model, from its configuration and the headers of its files: what it is (see overview.describe_model and
+    describe_blocks), uses (prune, drop, pack, sparse kernel: possible, and why not), parameters and weight_bytes as
+    stored, history: the recipes applied so far; of most knobs only what differs from the default. refused: why its
+    blocks cannot be run one by one; then nothing is known of them.
+
+    weights: read the weights, too; None: if prunus has made the checkpoint. sparsity: share of zeros in all prunable
+    Linears; blocks, kinds, linears: the same for each of them. patterns: the N:M patterns that every Linear keeps to,
+    in linears each Linear's own. prunable_bytes: what Linears take dense; packed_bytes, packed_prunable_bytes: all and
+    Linears as `prunus pack` writes or wrote them, without the header. mask_bytes: what masks alone would take.
     """
-    source = open_checkpoint(resolve(checkpoint))
+    folder = resolve(checkpoint)
+    try:
+        source = open_checkpoint(folder)
+    except Unstreamable as error:
+        return stored_facts(ModelFolder(folder)) | {"refused": str(error), "uses": refused(str(error))}
+    facts = stored_facts(source)
+    if weights is None:
+        weights = bool(facts["history"]) or isinstance(source, PackedCheckpoint)
+    facts |= {"refused": None, **describe_blocks(source.architecture), "uses": describe_uses(source.architecture)}
+    return facts | count_weights(source) if weights else facts
+
+
+def stored_facts(model: ModelFolder) -> dict[str, Any]:
+    """What configuration, headers and manifest say."""
+    return {
+        "folder": str(model.folder),
+        **describe_model(model.config),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "stored": storage(model),
+        "parameters": model.parameters,
+        "weight_bytes": model.nbytes,
+        "history": [history_row(step) for step in model.manifest.get("history", [])],
+    }
+
+
+def count_weights(source: Checkpoint) -> dict[str, Any]:
+    """What only the weights say."""
     linears = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
             linears += [linear_facts(source, index, linear) for linear in source.linears(index)]
             steps.advance()
-    common = [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row["patterns"] for row in linears)]
     totals = share(linears)
     return {
-        "folder": str(source.folder),
-        "family": source.config.model_type,
-        "dtype": str(source.dtype).removeprefix("torch."),
-        "stored": storage(source),
         "sparsity": totals["sparsity"],
-        "patterns": common,
-        "parameters": source.parameters,
-        "prunable": totals["weights"],
+        "patterns": [f"{n}:{m}" for n, m in PATTERNS if all(f"{n}:{m}" in row["patterns"] for row in linears)],
         "nonzero": totals["weights"] - totals["zeros"],
-        "weight_bytes": source.nbytes,
         "packed_bytes": packed_size(source, linears),
         "prunable_bytes": totals["weights"] * source.dtype.itemsize,
         "packed_prunable_bytes": sum(row["packed_bytes"] for row in linears),
         "mask_bytes": sum(mask_nbytes(tuple(row["shape"])) for row in linears),
-        "history": [history_row(step) for step in source.manifest.get("history", [])],
         "kinds": [
             {"kind": local, "part": part, **share([row for row in linears if row["kind"] == local])}
             for local, part in dict.fromkeys((row["kind"], row["part"]) for row in linears)
@@ -85,7 +108,7 @@ def linear_facts(source: Checkpoint, index: int, linear: Linear) -> dict[str, An
     }
 
 
-def storage(source: Checkpoint) -> str:
+def storage(source: ModelFolder) -> str:
     """In which form the weights are there."""
     if not isinstance(source, PackedCheckpoint):
         return "dense"

@@ -1,6 +1,7 @@
 """Tables for the terminal: 8 budgets fit into 110 columns, and plain text comes out where there is no terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -154,15 +155,35 @@ def _is_number(value: Any) -> bool:
 def _plain(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(name, item)}" for name, item in value.items())
+    if key == "shapes":
+        return ", ".join("x".join(map(str, shape)) for shape in value)
+    if key == "blocks" and isinstance(value, list):
+        return _ranges(value)
     if isinstance(value, list):
         return ", ".join(_plain(key, item) for item in value) or "none"
-    if key == "sparsity" and _is_number(value):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key in ("sparsity", "of_parameters") and _is_number(value):
         return f"{percent(value)} %"
     if key.endswith("bytes") and _is_number(value):
         return f"{value / 1e6:,.1f} MB"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else visible("none" if value is None else str(value))
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """Sorted whole numbers as `0-3, 5`; an even step as `1, 3 .. 27`."""
+    steps = {after - before for before, after in pairwise(indices)}
+    if len(indices) > 3 and len(steps) == 1 and 1 not in steps:
+        return f"{indices[0]}, {indices[1]} .. {indices[-1]}"
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1] = [runs[-1][0], index]
+        else:
+            runs.append([index])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _names(identities: Sequence[Data]) -> list[str]:

@@ -1,0 +1,125 @@
+"""What can be done with a model, by its configuration alone: its Linears, what stays dense and why, what is refused."""
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+
+from prunus.checkpoint.architecture import Architecture
+from prunus.checkpoint.linears import BlockLinears, find_linears
+from prunus.pruning.scope import weights_of
+from prunus.recipes import PruneRecipe
+
+Row = dict[str, Any]
+
+
+def describe_model(config: PreTrainedConfig) -> Row:
+    """The names of a model: family (model_type), the type of its language model, transformers' class and version."""
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return {
+        "family": config.model_type,
+        "language_model": config.get_text_config(decoder=True).model_type,
+        "class": getattr(found, "__name__", None),
+        "transformers": version("transformers"),
+    }
+
+
+def describe_blocks(architecture: Architecture) -> Row:
+    """What a model is made of, as plain data.
+
+    number_of_blocks. scope: that of prune by default. prunable: weights in it; of_parameters: their share of the
+    model's. groups: Linears that read the same input, in the order of a forward pass, for each kind of block: blocks
+    (indices), linears, part, shapes (O, I). left_dense: every other matrix and why; of numbered ones * is the number.
+    """
+    scope = PruneRecipe().scope
+    found = find_linears(architecture)
+    chosen = [[linear for linear in block.linears if scope in ("all", linear.kind)] for block in found]
+    prunable = sum(map(weights_of, chosen))
+    kinds = _kinds(found)
+    dense = [row for block, indices in kinds for row in _dense(block, indices)]
+    return {
+        "number_of_blocks": len(found),
+        "scope": scope,
+        "prunable": prunable,
+        "of_parameters": prunable / sum(parameter.numel() for parameter in architecture.model.parameters()),
+        "groups": [row for block, indices in kinds for row in _groups(block, indices)],
+        "left_dense": [*dense, *_outside(architecture)],
+    }
+
+
+def describe_uses(architecture: Architecture) -> list[Row]:
+    """For prune, drop, pack and the sparse kernel: whether it works (possible); why not, or for what not (note)."""
+    linears = [
+        (f"{architecture.block_prefix(index)}{linear.name}", linear)
+        for index, block in enumerate(find_linears(architecture))
+        for linear in block.linears
+    ]
+    if not linears:
+        none = "no Linear of its blocks can be pruned; see left_dense"
+        return [_use("prune", none), _use("drop"), _use("pack", none), _use("sparse kernel", none)]
+    odd = {name for name, _ in linears if type(architecture.model.get_submodule(name)) is not nn.Linear}
+    slow = f"{len(odd)} of {len(linears)} Linears are of a class of their own and stay with torch" if odd else ""
+    every = len(odd) == len(linears)
+    return [
+        _use("prune"),
+        _use("drop", note="checked on a short sequence when it is done"),
+        _use("pack"),
+        _use("sparse kernel", slow if every else "", "" if every else slow),
+    ]
+
+
+def refused(why: str) -> list[Row]:
+    """The same of a model whose blocks cannot be run one by one."""
+    return [_use(name, why) for name in ("prune", "drop", "pack", "sparse kernel")]
+
+
+def _use(name: str, why_not: str = "", note: str = "") -> Row:
+    return {"use": name, "possible": not why_not, "note": why_not or note}
+
+
+def _kinds(found: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]]:
+    """Blocks that are alike, with their indices, in the order of the first."""
+    kinds: list[tuple[BlockLinears, list[int]]] = []
+    for index, block in enumerate(found):
+        same = next((indices for known, indices in kinds if known == block), None)
+        if same is None:
+            kinds.append((block, [index]))
+        else:
+            same.append(index)
+    return kinds
+
+
+def _groups(block: BlockLinears, indices: list[int]) -> Iterator[Row]:
+    for leader in dict.fromkeys(linear.leader for linear in block.linears):
+        linears = [linear for linear in block.linears if linear.leader == leader]
+        yield {
+            "blocks": indices,
+            "linears": [linear.name for linear in linears],
+            "part": "+".join(dict.fromkeys(linear.kind for linear in linears)),
+            "shapes": [list(linear.shape_OI) for linear in linears],
+        }
+
+
+def _dense(block: BlockLinears, indices: list[int]) -> Iterator[Row]:
+    rows = {(re.sub(r"\.\d+(?=\.)", ".*", name), why) for name, why in block.dense.items()}
+    return ({"blocks": indices, "matrix": name, "why": why} for name, why in sorted(rows))
+
+
+def _outside(architecture: Architecture) -> Iterator[Row]:
+    """Matrices outside the blocks, each once."""
+    embedding = architecture.model.get_input_embeddings()
+    inside = {id(parameter) for parameter in architecture.layers.parameters()}
+    rows: dict[str, str] = {}
+    for name, parameter in architecture.model.named_parameters():
+        if id(parameter) in inside or parameter.ndim < 2:
+            continue
+        head = architecture.head is not None and any(parameter is own for own in architecture.head.parameters())
+        if any(parameter is own for own in embedding.parameters()):
+            why = "embedding, and head" if head else "embedding"
+        else:
+            why = "head" if head else "outside the blocks"
+        rows[re.sub(r"\.\d+(?=\.)", ".*", name)] = why
+    return ({"blocks": [], "matrix": name, "why": why} for name, why in rows.items())
