@@ -188,10 +188,10 @@ def test_what_loads_but_computes_something_else_is_refused_by_one_check(tmp_path
 
 
 def test_tensors_of_no_module_are_copied_by_prune_and_left_out_by_drop(tmp_path):
-    """Such as layers that predict further tokens, which are numbered as blocks after the last."""
+    """Such as layers that predict further tokens, by the numbers that transformers ignores."""
     folder = tmp_path / "m"
     make_random_model("glm4_moe", folder)
-    extra = {"model.layers.4.enorm.weight": torch.ones(64), "mtp.fc.weight": torch.ones(4, 4)}
+    extra = {"model.layers.46.enorm.weight": torch.ones(64), "mtp.fc.weight": torch.ones(4, 4)}
     inside = {"model.layers.3.self_attn.rotary_emb.inv_freq": torch.arange(8.0)}
     save_file(load_file(folder / "model.safetensors") | extra | inside, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
