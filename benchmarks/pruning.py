@@ -141,12 +141,13 @@ def losses(model: Path) -> list[float]:
     import torch
 
     from prunus.checkpoint.files import Checkpoint
-    from prunus.pruning.perplexity import load_model, negative_log_likelihood
+    from prunus.pruning.perplexity import find_head, load_model, negative_log_likelihood
 
     network = load_model(Checkpoint(model), torch.device("cpu"))
+    head = find_head(network)
     rows = [json.loads(line)["token_ids"] for line in (WORK / "held_out.jsonl").read_text().splitlines()]
     with torch.inference_mode():
-        return [negative_log_likelihood(network, torch.tensor([row])) / (len(row) - 1) for row in rows]
+        return [negative_log_likelihood(network, head, torch.tensor([row])) / (len(row) - 1) for row in rows]
 
 
 def against(ours: list[float], theirs: list[float]) -> str:

@@ -1,12 +1,14 @@
 """Quantised originals in bfloat16: the numbers that transformers makes of them, and a model that can be pruned."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from random_models import make_random_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+from transformers import AutoModelForCausalLM
+from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 import prunus
 from prunus.checkpoint.files import Checkpoint
@@ -71,9 +73,10 @@ def test_the_numbers_are_those_of_transformers_and_can_be_pruned(tmp_path, quant
     told = prunus.dequantize(folder, tmp_path / "plain")
     assert told["from"] in ("fp8", "mxfp4") and told["warnings"] == []
     expected = AutoModelForCausalLM.from_pretrained(folder, quantization_config=asked, dtype=torch.bfloat16)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path / "plain", dtype=torch.bfloat16, output_loading_info=True
     )
+    model, info = loaded
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ours, theirs = model.state_dict(), expected.state_dict()
     assert set(ours) == set(theirs)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from prunus.checkpoint.architecture import Architecture
 from prunus.checkpoint.files import DEQUANTISED, INDEX, MANIFEST, MANIFEST_FORMAT, find_tensors, versions
@@ -43,7 +43,8 @@ def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
     if not isinstance(quantisation, dict) or method not in DEQUANTISED:
         raise PrunusError(f"{folder} is not in {' or '.join(DEQUANTISED)}; there is nothing to make bfloat16 of")
-    config, tensors = load_config(folder), find_tensors(folder)
+    config: Any = load_config(folder)
+    tensors = find_tensors(folder)
     del config.quantization_config
     architecture = Architecture(config, torch.bfloat16)
     quantizer = AutoHfQuantizer.from_config({**quantisation, "dequantize": True}, pre_quantized=True)

@@ -134,7 +134,7 @@ def _giving_zeros(linears: Iterable[nn.Linear]) -> Iterator[None]:
     def stand_in(outputs: int) -> Callable[[Tensor], Tensor]:
         return lambda input: input.new_zeros(*input.shape[:-1], outputs)
 
-    chosen = list(linears)
+    chosen: list[Any] = list(linears)
     try:
         for linear in chosen:
             linear.forward = stand_in(linear.out_features)
