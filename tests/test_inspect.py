@@ -12,6 +12,7 @@ from tiny_models import make_model
 import prunus
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.cli import cli
+from prunus.errors import PrunusError
 from prunus.pruning.inspection import PATTERNS, find_patterns
 from prunus.recipes import DropRecipe, PruneRecipe
 
@@ -186,3 +187,11 @@ def test_the_table_in_the_terminal_says_which_blocks(tmp_path):
         row.startswith("0, 2 feed_forward.w1, feed_forward.w3 mlp") for row in rows
     )
     assert "prune yes" in rows
+
+
+def test_drop_is_said_to_be_impossible_where_blocks_know_their_place(tmp_path):
+    make_random_model("diffllama", tmp_path / "model")
+    possible, note = uses(prunus.inspect(tmp_path / "model"))["drop"]
+    assert not possible and "lambda_init" in note
+    with pytest.raises(PrunusError, match="lambda_init"):
+        prunus.drop_blocks(tmp_path / "model", tmp_path / "out", DropRecipe(blocks="1,"))

@@ -17,6 +17,7 @@ from prunus.checkpoint.source import resolve
 from prunus.progress import Steps
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.overview import describe_blocks, describe_model, describe_uses, refused
+from prunus.pruning.verify import Droppable, try_drops
 from prunus.recipes import DropRecipe, PruneRecipe
 
 # (N, M): at most N weights that are not zero in every M consecutive inputs of an output.
@@ -42,9 +43,15 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     except Unstreamable as error:
         return stored_facts(ModelFolder(folder)) | {"refused": str(error), "uses": refused(str(error))}
     facts = stored_facts(source)
+    packed = isinstance(source, PackedCheckpoint)  # its tensors must be unpacked first, so none is tried
     if weights is None:
-        weights = bool(facts["history"]) or isinstance(source, PackedCheckpoint)
-    facts |= {"refused": None, **describe_blocks(source.architecture), "uses": describe_uses(source.architecture)}
+        weights = bool(facts["history"]) or packed
+    drops = Droppable(True, None) if packed else try_drops(source, read_weights=False)
+    facts |= {
+        "refused": None,
+        **describe_blocks(source.architecture),
+        "uses": describe_uses(source.architecture, drops),
+    }
     return facts | count_weights(source) if weights else facts
 
 

@@ -11,6 +11,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from prunus.checkpoint.architecture import Architecture
 from prunus.checkpoint.linears import BlockLinears, find_linears
 from prunus.pruning.scope import weights_of
+from prunus.pruning.verify import Droppable
 from prunus.recipes import PruneRecipe
 
 Row = dict[str, Any]
@@ -50,8 +51,13 @@ def describe_blocks(architecture: Architecture) -> Row:
     }
 
 
-def describe_uses(architecture: Architecture) -> list[Row]:
-    """For prune, drop, pack and the sparse kernel: whether it works (possible); why not, or for what not (note)."""
+def describe_uses(architecture: Architecture, drops: Droppable) -> list[Row]:
+    """For prune, drop, pack and the sparse kernel: whether it works (possible); why not, or for what not (note).
+
+    drops: what can be told of drop without reading weights.
+    """
+    note = "; ".join(filter(None, (drops.note, "checked on a short sequence when it is done")))
+    drop = _use("drop", note=note) if drops.possible else _use("drop", drops.note or "it has a single block")
     linears = [
         (f"{architecture.block_prefix(index)}{linear.name}", linear)
         for index, block in enumerate(find_linears(architecture))
@@ -59,13 +65,13 @@ def describe_uses(architecture: Architecture) -> list[Row]:
     ]
     if not linears:
         none = "no Linear of its blocks can be pruned; see left_dense"
-        return [_use("prune", none), _use("drop"), _use("pack", none), _use("sparse kernel", none)]
+        return [_use("prune", none), drop, _use("pack", none), _use("sparse kernel", none)]
     odd = {name for name, _ in linears if type(architecture.model.get_submodule(name)) is not nn.Linear}
     slow = f"{len(odd)} of {len(linears)} Linears are of a class of their own and stay with torch" if odd else ""
     every = len(odd) == len(linears)
     return [
         _use("prune"),
-        _use("drop", note="checked on a short sequence when it is done"),
+        drop,
         _use("pack"),
         _use("sparse kernel", slow if every else "", "" if every else slow),
     ]
