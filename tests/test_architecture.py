@@ -264,7 +264,7 @@ def test_hidden_states_of_another_layout_are_refused(monkeypatch):
         hidden = self.embed_tokens(input_ids).flatten(0, 1)
         for layer in self.layers:
             hidden = layer(hidden)
-        return BaseModelOutputWithPast(last_hidden_state=hidden[None])
+        return BaseModelOutputWithPast(last_hidden_state=hidden.unflatten(0, input_ids.shape))
 
     monkeypatch.setattr(LlamaModel, "forward", forward)
     with pytest.raises(Unstreamable, match="not laid out by sequence and token"):
