@@ -104,8 +104,8 @@ class OtherDevice(TorchFunctionMode):
             kept.append(value)
         if (device := kwargs.pop("device", None)) is not None:
             goal = self.is_there(device)
-        if torch.device("meta") in [device, *(value for value in rest if not isinstance(value, Tensor))]:
-            return plain(Tensor.to, args, {**kwargs, "device": "meta"})
+        if any(str(value) == "meta" for value in (device, *rest) if isinstance(value, str | torch.device)):
+            return plain(Tensor.to, (owner, *kept), {**kwargs, "device": "meta"})
         moves = goal != isinstance(owner, Marked)
         dtype = next((value for value in kept if isinstance(value, torch.dtype)), kwargs.get("dtype"))
         with torch._C.DisableTorchFunctionSubclass():

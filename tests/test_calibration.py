@@ -284,13 +284,16 @@ def test_other_bad_calibration_is_refused(model, tmp_path, monkeypatch, name, ch
         load_calibration(recipe(name, **changes), model)
 
 
-def run_observed(model, sequences, linears, stop_early):
+def run_observed(model, sequences, linears, stop_early, ran=None):
+    """ran: a list that is emptied when everything is ready to be observed."""
     runner = runner_of(model)
     tensors = {name.removeprefix("model.layers.0."): t.read() for name, t in model.block_tensors(0).items()}
     chosen = [linear for linear in model.linears(0) if linear.name in linears]
     with torch.inference_mode():
         block = runner.make_block(0, tensors)
         hidden = HiddenStates(runner, sequences, None)
+        if ran is not None:
+            ran.clear()
         with Observer(runner, block, chosen, stop_early) as seen:
             for batch, rows in hidden.batches():
                 try:
@@ -321,8 +324,7 @@ def test_stopping_early_skips_the_last_matrix(model, monkeypatch):
     ran = []
     forward = torch.nn.Linear.forward
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: ran.append(self.weight.shape) or forward(self, x))
-    run_observed(model, random_rows(1, 10), ["mlp.down_proj"], stop_early=True)
+    run_observed(model, random_rows(1, 10), ["mlp.down_proj"], stop_early=True, ran=ran)
     assert ran.count((32, 56)) == 0 and ran.count((56, 32)) == 2
-    ran.clear()
-    run_observed(model, random_rows(1, 10), ["self_attn.q_proj"], stop_early=True)
+    run_observed(model, random_rows(1, 10), ["self_attn.q_proj"], stop_early=True, ran=ran)
     assert ran == []

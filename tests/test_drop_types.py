@@ -38,7 +38,7 @@ KEPT = {
     "jamba": "it lacks the tensor 'model.layers.0.feed_forward.gate_proj.weight'",
     "minicpm3": rf"{PLACE} 0: residual_scale is",
     "minimax": PLACE,
-    "modernbert-decoder": "'model.layers.0.attn_norm.weight', for which the new model has no place",
+    "modernbert-decoder": "'model.layers.0.attn_norm.weight', for which modernbert-decoder as config.json describes it",
     "rwkv": CARRIED,
     "zaya": CARRIED,
 }

@@ -335,7 +335,7 @@ NOT_PACKED, NOT_PRINTED = "the weights are not those that were packed", "a name 
     ("name", "words"),
     [
         ("model.layers.\u00b2.weight", NOT_PACKED),  # a digit that int() does not take
-        ("model.layers." + "9" * 490 + ".weight", NOT_PACKED),
+        ("model.layers." + "9" * 490 + ".weight", "has no place"),
         ("../../weight", NOT_PACKED),
         ("model.layers." + "9" * 5000 + ".weight", NOT_PRINTED),
         ("\ud800", NOT_PRINTED),

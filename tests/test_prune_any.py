@@ -112,7 +112,7 @@ def test_what_is_not_pruned_stays_as_it_is_on_disk(tmp_path, recipe, model_type)
 @pytest.mark.parametrize(
     ("model_type", "says"),
     {
-        "bert": "no decoder: what it makes of a token depends on later tokens",
+        "bert": "its tokens see later ones, so it is an encoder",
         "bart": "half of a model with an encoder",
         "zamba": "blocks share weights",
         "inkling2_text": "cannot be run block by block: block 3 is called with something made of earlier hidden states",

@@ -69,7 +69,7 @@ class Names:
         sources: dict[str, list[tuple[str, str]]] = {}
         made_by: dict[str, WeightConverter] = {}
         self.unknown: list[str] = []
-        for name in sorted(stored, key=dot_natural_key):
+        for name in sorted(stored, key=_natural):
             target, pattern = rename_source_key(name, renamings, converters, base, wanted)
             if target not in wanted and name in wanted:  # a name that should not have been changed
                 target, pattern = name, None
@@ -147,6 +147,14 @@ class Names:
             converter.add_tensor(origin.targets[0], name, pattern, lambda name=name: read(name))
         made = converter.convert(origin.targets[0], model=self._model, config=self._model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def _natural(name: str) -> Any:
+    """transformers' order of names; names with digits that int() does not take, which no model has, stand last."""
+    try:
+        return 0, dot_natural_key(name)
+    except ValueError:
+        return 1, name
 
 
 def _shared_names(model: PreTrainedModel) -> list[list[str]]:
