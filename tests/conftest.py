@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from quick import fastest
 
-QUICK_SECONDS = 60  # of tests, all workers together: about 45 s on two cores, with what it takes to start
+QUICK_SECONDS = 60  # of tests, all workers together
 GIVE_UP_SECONDS = 35  # after collection: on a busy machine, and in a clone where nothing has been timed yet
 TIMES = "prunus/seconds"  # in pytest's cache: test or shared fixture to seconds
 APART = ("slow", "real_llm", "browser", "gpu")
