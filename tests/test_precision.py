@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface
+from random_models import tiny_config
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from prunus.checkpoint import precision
 from prunus.checkpoint.precision import (
@@ -138,3 +139,18 @@ def test_only_linears_in_16_bits_on_a_cpu_without_such_products_are_changed(monk
     elsewhere = linear_in(torch.bfloat16).to("meta")
     use_fast_products(elsewhere)
     assert type(elsewhere) is torch.nn.Linear
+
+
+def test_attention_on_float32_copies_keeps_to_sliding_windows():
+    config = tiny_config("mistral", sliding_window=8)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    ids = torch.arange(1, 25)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits.float()
+        model.set_attn_implementation(FLOAT32_ATTENTION)
+        found = model(input_ids=ids).logits.float()
+        model.config.sliding_window = None
+        everything = model(input_ids=ids).logits.float()
+    size = expected.abs().max()
+    assert (found - expected).abs().max() < 0.02 * size < (everything - expected).abs().max()
