@@ -26,10 +26,10 @@ import prunus
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends.hf import HFBackend
-from prunus.evaluation.origin import open_for
+from prunus.evaluation.latency import TOKENS, Round, clock_name, grid, machine_of, speed_of
 from prunus.evaluation.pipeline import run_batch
-from prunus.evaluation.seconds import TOKENS, Round, clock_name, grid, machine_of, speed_of
-from prunus.evaluation.work import Work, make_work
+from prunus.evaluation.provenance import open_for
+from prunus.evaluation.resolved_plan import Work, make_work
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.arrays import tables
 from prunus.results.metrics import estimate
@@ -86,7 +86,7 @@ def variants(subject: Subject, folder: Path) -> dict[str, Path]:
 def timed_in_turns(
     backends: Mapping[str, HFBackend], work: Work, longest: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """The speed of every model, as prunus.evaluation.seconds.measure has it for one."""
+    """The speed of every model, as prunus.evaluation.latency.measure has it for one."""
     prompts: dict[str, list[int]] = {}
     for problem, ids in zip(work.problems, work.prompts, strict=True):
         prompts.setdefault(problem.task, []).append(len(ids))

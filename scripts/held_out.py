@@ -9,8 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
+from prunus.contamination import FILE, file_text
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, FRESH_SEED, HELD_OUT_PER_CELL, VALIDATION_SEED, problem_set
-from prunus.held_out import FILE, file_text
 
 HUB = {"gsm8k": "gsm8k_test", "math500": "math500", "aime24": "aime24", "aime25": "aime25", "amc23": "amc23"}
 FIELDS = ("question", "problem")

@@ -25,15 +25,15 @@ from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import alone
-from prunus.evaluation.backends.alone import rows_for
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.backends.openai import OpenAIBackend
-from prunus.evaluation.backends.rows import Rows
+from prunus.evaluation.backends.padded_rows import Rows
+from prunus.evaluation.backends.separate_rows import rows_for
 from prunus.evaluation.backends.vllm import adds_nothing, dtype_for, weights
 from prunus.evaluation.budget import Sampling
-from prunus.evaluation.origin import describe_model, open_for
-from prunus.evaluation.work import make_work
+from prunus.evaluation.provenance import describe_model, open_for
+from prunus.evaluation.resolved_plan import make_work
 from prunus.pruning import fits
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.labels import history, label

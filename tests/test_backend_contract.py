@@ -27,8 +27,8 @@ from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Backend, Chain, Rules, Sampling, contains, force_budgets
 from prunus.evaluation.pipeline import fill, missing_batches
 from prunus.evaluation.profiles import PROFILES, decode, encode_prompt
+from prunus.evaluation.resolved_plan import make_work, problem_row
 from prunus.evaluation.tasks import load_task
-from prunus.evaluation.work import make_work, problem_row
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Run, Store
 

@@ -8,10 +8,10 @@ from tiny_models import make_model, random_rows
 import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.contamination import question_digest
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import FRESH_SEED, problem_set
-from prunus.held_out import question_digest
 from prunus.pruning.calibration import Calibration, load_calibration
 from prunus.recipes import DropRecipe, PruneRecipe
 

@@ -26,10 +26,10 @@ from prunus.evaluation import pipeline
 from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.grading import GRADER_VERSION
+from prunus.evaluation.repetition import repetition_rate
+from prunus.evaluation.resolved_plan import check_engine, cut_into_batches, make_work
 from prunus.evaluation.tasks import Problem
-from prunus.evaluation.work import check_engine, cut_into_batches, make_work
 from prunus.recipes import EvalPlan
-from prunus.results.repetition import repetition_rate
 from prunus.results.store import Sample, Store
 
 PLAN = EvalPlan(tasks=("tiny",), limit=10, budgets=(0, 8, 40), batch_size=4)
@@ -376,7 +376,7 @@ def private_problems() -> list[Problem]:
 
 
 def test_texts_of_private_problems_are_not_stored(store, monkeypatch):
-    monkeypatch.setattr("prunus.evaluation.work.load_task", lambda *_: private_problems())
+    monkeypatch.setattr("prunus.evaluation.resolved_plan.load_task", lambda *_: private_problems())
     run_id = prunus.evaluate("tiny", EvalPlan(tasks=("gated",), budgets=(0, 30)), store)
     assert b"secret" not in store.read_bytes()
     with Store(store) as opened:

@@ -18,8 +18,8 @@ from prunus.evaluation.grading.arithmetic import exact_value
 from prunus.evaluation.grading.extract import MAX_ANSWER, find_answer
 from prunus.evaluation.grading.matching import wishes
 from prunus.evaluation.grading.reading import readings
+from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks import Problem, load_task
-from prunus.evaluation.work import problem_row
 from prunus.results.store import Run, Store
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from transformers import (
 from prunus.checkpoint.source import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.evaluation.backends.rows import GROW_BY, PREFILL_TOKENS
+from prunus.evaluation.backends.padded_rows import GROW_BY, PREFILL_TOKENS
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick, probabilities
 from prunus.evaluation.budget import Chain, Completion, Draw, Rules, Sampling, contains, force_budgets
 

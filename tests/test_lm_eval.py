@@ -14,9 +14,9 @@ import torch
 import prunus
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.errors import PrunusError
-from prunus.evaluation import harness
 from prunus.evaluation.backends.loading import load_model
-from prunus.evaluation.harness import rows_of
+from prunus.evaluation.lm_eval import tasks as harness
+from prunus.evaluation.lm_eval.tasks import rows_of
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store
@@ -84,7 +84,7 @@ def test_rows_are_right_where_the_likeliest_choice_is(tmp_path):
         assert {row.budget for row in rows} == {0} and opened.run(run).plan["tasks"] == ["lm_eval/sums"]
     assert prunus.regrade(store) == {"runs": 1, "graded": 0, "changed": 0, "kept": 4}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prunus.evaluation.harness.ask", None)
+        patch.setattr("prunus.evaluation.lm_eval.tasks.ask", None)
         assert prunus.evaluate("tiny", EvalPlan(tasks=(task,)), store) == run
 
 
@@ -108,7 +108,8 @@ def test_the_harness_meets_the_answers_of_prunus_eval(tmp_path):
     rows = [{"question": problem.question, "answer": problem.gold} for problem in problems]
     write_task(tmp_path, "thought", "generate_until", WRITTEN, rows)
     arguments = "pretrained=tiny,budget=24,temperature=0"
-    command = [sys.executable, "-m", "prunus.evaluation.harness_model", "--model", "prunus", "--tasks", "thought"]
+    command = [sys.executable, "-m", "prunus.evaluation.lm_eval.model", "--model", "prunus"]
+    command += ["--tasks", "thought"]
     command += ["--model_args", arguments, "--include_path", str(tmp_path), "--batch_size", "4", "--device", "cpu"]
     command += ["--output_path", str(tmp_path / "out"), "--log_samples"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)

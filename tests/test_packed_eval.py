@@ -12,10 +12,10 @@ import prunus
 from prunus.checkpoint.source import load_tokenizer
 from prunus.cli import main
 from prunus.engines import EngineOptions
-from prunus.evaluation import harness
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
-from prunus.evaluation.origin import open_for
-from prunus.evaluation.work import make_work
+from prunus.evaluation.lm_eval import tasks as harness
+from prunus.evaluation.provenance import open_for
+from prunus.evaluation.resolved_plan import make_work
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.results.store import Store

@@ -6,13 +6,13 @@ import pytest
 
 import prunus
 from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.contamination import evaluation_set, held_out_in, question_digest
+from prunus.contamination import held_out as digests
 from prunus.errors import PrunusError
 from prunus.evaluation import traces as module
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, held_out, question_hash
 from prunus.evaluation.traces import choose, difficulty
-from prunus.held_out import evaluation_set, held_out_in, question_digest
-from prunus.held_out import held_out as digests
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Store
 

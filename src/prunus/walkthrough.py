@@ -11,7 +11,7 @@ from typing import Any
 
 import prunus
 from prunus.checkpoint.files import MANIFEST
-from prunus.evaluation.work import load_problems
+from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.reporting.tables import curve_table, verdict_table

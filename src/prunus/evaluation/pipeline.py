@@ -16,13 +16,13 @@ from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.budget import Backend, Chain, Draw, force_budgets
 from prunus.evaluation.grading import GRADER_VERSION, Grader
-from prunus.evaluation.harness import evaluate_harness, is_harness_task
-from prunus.evaluation.origin import describe_model, describe_versions, open_for
+from prunus.evaluation.lm_eval.tasks import evaluate_harness, is_harness_task
 from prunus.evaluation.profiles import Profile, decode
-from prunus.evaluation.work import Work, check_engine, make_work, problem_row
+from prunus.evaluation.provenance import describe_model, describe_versions, open_for
+from prunus.evaluation.repetition import repetition_rate
+from prunus.evaluation.resolved_plan import Work, check_engine, make_work, problem_row
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
-from prunus.results.repetition import repetition_rate
 from prunus.results.store import ProblemRow, Run, Sample, Store
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def evaluate(
 def is_untimed(store: Store, work: Work, device: str) -> bool:
     """Whether the speed of the run's model on this machine is not known."""
     from prunus.evaluation.backends.loading import pick
-    from prunus.evaluation.seconds import machine_of
+    from prunus.evaluation.latency import machine_of
 
     return machine_of(pick(device)) not in store.timings(work.run_id)
 
@@ -91,7 +91,7 @@ def measure_run(store: Store, work: Work, backend: Backend, checkpoint: ModelFol
 
 def speed_here(work: Work, backend: Backend, checkpoint: ModelFolder) -> tuple[str, dict[str, Any]]:
     """This machine, and how fast the run's model is on it."""
-    from prunus.evaluation.seconds import machine_of, measure
+    from prunus.evaluation.latency import machine_of, measure
 
     prompts: dict[str, list[int]] = {}
     for problem, ids in zip(work.problems, work.prompts, strict=True):

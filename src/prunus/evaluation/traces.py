@@ -17,15 +17,15 @@ from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.partial import disk_errors
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.contamination import evaluation_set, question_digest
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import graded, run_batch
+from prunus.evaluation.resolved_plan import Work, check_engine, make_work
 from prunus.evaluation.tasks import Problem
-from prunus.evaluation.work import Work, check_engine, make_work
-from prunus.held_out import evaluation_set, question_digest
 from prunus.progress import Steps
 from prunus.recipes import TraceRecipe
 from prunus.results.store import Sample

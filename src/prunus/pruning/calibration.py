@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.partial import CALIBRATION, Partial
 from prunus.checkpoint.source import load_tokenizer, one_line, tiny_folder
+from prunus.contamination import evaluation_set, held_out_in
 from prunus.errors import PrunusError
-from prunus.held_out import evaluation_set, held_out_in
 from prunus.pruning.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
 from prunus.pruning.windows import Window, overlap_warnings, random_window
 from prunus.recipes import DropRecipe, PruneRecipe
@@ -106,7 +106,7 @@ def calibration_name(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> str
 def load_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> Calibration:
     """The calibration sequences of a recipe for a model; everything wrong with them raises PrunusError.
 
-    Among what is wrong: a question of a built-in evaluation set, as far as prunus.held_out can tell.
+    Among what is wrong: a question of a built-in evaluation set, as far as prunus.contamination can tell.
     """
     name, tokens = calibration_name(recipe, model), recipe.calibration_tokens
     samples = recipe.samples if tokens is None else -(-tokens // recipe.seqlen)

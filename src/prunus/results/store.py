@@ -107,7 +107,7 @@ class Sample:
     softmax of its logits over its whole vocabulary of V, at temperature 1 and before anything is banned or cut off:
     logprob: the mean of log p(token), natural logarithm. self_certainty: the mean of KL(uniform || p), which is
     -log V - mean over the vocabulary of log p (arXiv:2502.18581). Both None where the backend gives none or nothing was
-    sampled. repetition: prunus.results.repetition.repetition_rate of both phases; None in rows of format 1.
+    sampled. repetition: prunus.evaluation.repetition.repetition_rate of both phases; None in rows of format 1.
     """
 
     task: str

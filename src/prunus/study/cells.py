@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, resolve, tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation.work import Work, make_work
+from prunus.evaluation.resolved_plan import Work, make_work
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration import HUB_NAMES, TRACES, calibration_name
 from prunus.pruning.depth import DEPTH_METHODS

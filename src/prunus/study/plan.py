@@ -11,7 +11,7 @@ from prunus.checkpoint.partial import disk_needed
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Backend
 from prunus.evaluation.pipeline import missing_batches
-from prunus.evaluation.work import Work
+from prunus.evaluation.resolved_plan import Work
 from prunus.pruning.pipeline import find_method
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import DropRecipe

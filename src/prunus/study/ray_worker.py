@@ -24,10 +24,10 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import pick
 from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.origin import describe_versions
+from prunus.evaluation.latency import machine_of
 from prunus.evaluation.pipeline import Done, answer_batch, speed_here
-from prunus.evaluation.seconds import machine_of
-from prunus.evaluation.work import Work, check_engine
+from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.resolved_plan import Work, check_engine
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
 from prunus.study.run import Engine

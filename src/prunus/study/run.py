@@ -19,9 +19,9 @@ from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.origin import describe_model, describe_versions
 from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches
-from prunus.evaluation.work import check_engine, problem_row
+from prunus.evaluation.provenance import describe_model, describe_versions
+from prunus.evaluation.resolved_plan import check_engine, problem_row
 from prunus.pruning.allocate import find_evidence
 from prunus.pruning.calibration import HUB_NAMES
 from prunus.pruning.drop import drop_blocks

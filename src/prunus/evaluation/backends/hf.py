@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from prunus import progress
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.alone import Decoding, rows_for
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick
+from prunus.evaluation.backends.separate_rows import Decoding, rows_for
 from prunus.evaluation.budget import Completion, Continuation, Continue, Sampling, Scores, Thought
 from prunus.evaluation.profiles import Markers
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from prunus.contamination import question_digest
 from prunus.evaluation.tasks.problem import Problem
-from prunus.held_out import question_digest
 
 __all__ = ["overlap", "question_digest"]
 

@@ -19,7 +19,7 @@ from prunus.checkpoint.source import load_tokenizer, one_line, resolve
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.evaluation.origin import describe_model, describe_versions, open_for
+from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.recipes import EvalPlan, content_hash
 from prunus.results.store import ProblemRow, Run, Sample, Store
 

@@ -15,7 +15,7 @@ from prunus.checkpoint.source import tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation import seconds as measuring
+from prunus.evaluation import latency as measuring
 from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.recipes import EvalPlan

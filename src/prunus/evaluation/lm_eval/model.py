@@ -1,6 +1,6 @@
 """`prunus` as a model of lm-evaluation-harness: what it generates is thought about first, within a budget.
 
-    python -m prunus.evaluation.harness_model --model prunus --model_args pretrained=FOLDER,budget=512 --tasks gsm8k
+    python -m prunus.evaluation.lm_eval.model --model prunus --model_args pretrained=FOLDER,budget=512 --tasks gsm8k
 
 The harness looks for models only among its own, so this is its command with ours added; in Python importing this module
 does it: `lm_eval.simple_evaluate(model="prunus", ...)`. A task's question goes through the model's chat template, the
@@ -23,7 +23,7 @@ from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.budget import Chain, Rules, force_budgets
 from prunus.evaluation.pipeline import answer_text
 from prunus.evaluation.profiles import encode_markers, encode_prompt, resolve_profile
-from prunus.evaluation.work import effective_sampling, tokens_needed
+from prunus.evaluation.resolved_plan import effective_sampling, tokens_needed
 from prunus.recipes import EvalPlan
 
 MODEL = "prunus"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from prunus.checkpoint.source import one_line
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.rows import Rows
+from prunus.evaluation.backends.padded_rows import Rows
 
 # What transformers' models call that which they remember of a sequence.
 CACHES = ("cache", "past_key_values", "cache_params", "state")
