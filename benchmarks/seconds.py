@@ -29,7 +29,7 @@ from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.latency import TOKENS, Round, clock_name, grid, machine_of, speed_of
 from prunus.evaluation.pipeline import run_batch
 from prunus.evaluation.provenance import open_for
-from prunus.evaluation.resolved_plan import Work, make_work
+from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.arrays import tables
 from prunus.results.metrics import estimate
@@ -84,7 +84,7 @@ def variants(subject: Subject, folder: Path) -> dict[str, Path]:
 
 
 def timed_in_turns(
-    backends: Mapping[str, HFBackend], work: Work, longest: int, rounds: int
+    backends: Mapping[str, HFBackend], work: ResolvedPlan, longest: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
     """The speed of every model, as prunus.evaluation.latency.measure has it for one."""
     prompts: dict[str, list[int]] = {}
@@ -110,7 +110,7 @@ def timed_in_turns(
     }
 
 
-def alone(backend: HFBackend, work: Work, speed: Speed, count: int) -> list[float]:
+def alone(backend: HFBackend, work: ResolvedPlan, speed: Speed, count: int) -> list[float]:
     """Seconds of draws that were really made alone, as a share of what their tokens should have taken."""
     budget = work.budgets[-1]
     one = replace(work, budgets=(budget,))
@@ -130,7 +130,7 @@ def measure(subject: Subject, folder: Path, store: Path) -> None:
     for name, model in variants(subject, folder).items():
         runs[name] = prunus.evaluate(model, subject.plan, store, device=DEVICE)
         checkpoint, kernel = open_for("hf", model, DEVICE, ENGINE)
-        works[name] = make_work(checkpoint, load_tokenizer(model), subject.plan, kernel)
+        works[name] = resolve_plan(checkpoint, load_tokenizer(model), subject.plan, kernel)
     with Store(store) as opened:
         if all(opened.timings(run_id) for run_id in runs.values()):
             return

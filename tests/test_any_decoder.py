@@ -33,7 +33,7 @@ from prunus.evaluation.backends.separate_rows import rows_for
 from prunus.evaluation.backends.vllm import adds_nothing, dtype_for, weights
 from prunus.evaluation.budget import Sampling
 from prunus.evaluation.provenance import describe_model, open_for
-from prunus.evaluation.resolved_plan import make_work
+from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.pruning import fits
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.labels import history, label
@@ -493,7 +493,9 @@ def test_a_quantised_model_is_opened_for_engines_that_read_it_and_tables_say_so(
     folder = quantised(tmp_path / "m")
     found, kernel = open_for("openai", folder, "cpu", EngineOptions(url="http://localhost:1"))
     assert (found.quantised, found.blocks, found.context, kernel) == ("fp8", 4, 128, None)
-    work = make_work(found, load_tokenizer(folder), EvalPlan(tasks=("tiny",), limit=1, budgets=(4,), answer_tokens=4))
+    work = resolve_plan(
+        found, load_tokenizer(folder), EvalPlan(tasks=("tiny",), limit=1, budgets=(4,), answer_tokens=4)
+    )
     described = describe_model(folder, found)
     assert described["checksum"] == found.checksum() != Checkpoint(with_tokenizer("qwen3", tmp_path / "d")).checksum()
     assert label(history(Run(work.run_id, described, work.plan, {}))) == "fp8"

@@ -27,7 +27,7 @@ from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Backend, Chain, Rules, Sampling, contains, force_budgets
 from prunus.evaluation.pipeline import fill, missing_batches
 from prunus.evaluation.profiles import PROFILES, decode, encode_prompt
-from prunus.evaluation.resolved_plan import make_work, problem_row
+from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Run, Store
@@ -205,7 +205,7 @@ def test_chains_for_calibration_are_what_the_backend_draws(backend, tmp_path, mo
 def test_a_run_that_was_interrupted_ends_the_same(backend, tmp_path):
     """Whole, and with a batch lost on the way: the same rows, texts included."""
     plan = EvalPlan(tasks=("tiny",), limit=6, budgets=(0, 8, 24), temperature=1.0, samples=2, batch_size=5)
-    work = make_work(Checkpoint(tiny_folder()), TOKENIZER, plan)
+    work = resolve_plan(Checkpoint(tiny_folder()), TOKENIZER, plan)
 
     def run(path: Path, part: int | None) -> list:
         with Store(path, create=True) as store:

@@ -27,7 +27,7 @@ from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.repetition import repetition_rate
-from prunus.evaluation.resolved_plan import check_engine, cut_into_batches, make_work
+from prunus.evaluation.resolved_plan import check_engine, cut_into_batches, resolve_plan
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
 from prunus.results.store import Sample, Store
@@ -274,7 +274,7 @@ def test_legacy_answers_run_to_the_end_of_the_context(tmp_path, store):
     model = make_model(tmp_path / "model", "qwen3", max_position_embeddings=128)
     plan = EvalPlan(tasks=(str(write_task(tmp_path / "t.jsonl", *problems)),), budgets=(0, 8, 24), mode="legacy")
     run_id = prunus.evaluate(model, plan, store)
-    work = make_work(Checkpoint(model), load_tokenizer(model), plan)
+    work = resolve_plan(Checkpoint(model), load_tokenizer(model), plan)
     lengths = {problem.id: len(prompt) for problem, prompt in zip(work.problems, work.prompts, strict=True)}
     start = len(work.rules.markers.start)
     with Store(store) as opened:
@@ -298,20 +298,20 @@ def test_an_engine_that_would_cut_answers_before_the_model_does_is_refused(tmp_p
     model = make_model(tmp_path / "model", "qwen3", max_position_embeddings=128)
     task = write_task(tmp_path / "t.jsonl", {"id": "p", "problem": "1+1?", "answer": "2"})
     plan = EvalPlan(tasks=(str(task),), budgets=(8,), mode="legacy")
-    work = make_work(Checkpoint(model), load_tokenizer(model), plan)
+    work = resolve_plan(Checkpoint(model), load_tokenizer(model), plan)
     engine: Any = SimpleNamespace(context=128)
     check_engine(work, engine)
     engine.context = 127
     with pytest.raises(PrunusError, match=r"needs 128 tokens .* but the engine's context is 127"):
         check_engine(work, engine)
-    short = make_work(Checkpoint(model), load_tokenizer(model), replace(plan, answer_tokens=9))
+    short = resolve_plan(Checkpoint(model), load_tokenizer(model), replace(plan, answer_tokens=9))
     check_engine(short, engine)
 
 
 def test_plans_keep_their_ids_where_nothing_is_new(tmp_path):
     """Neither a context that cuts no answer nor ends of text that the profile has anyway are part of a plan."""
     model, plan = make_model(tmp_path / "model", "qwen3"), EvalPlan(tasks=("tiny",), budgets=(8,), profile="s1")
-    work = partial(make_work, tokenizer=load_tokenizer(model))
+    work = partial(resolve_plan, tokenizer=load_tokenizer(model))
     usual = work(Checkpoint(model), plan=replace(plan, answer_tokens=8))
     assert not {"context", "end_ids"} & usual.plan.keys() and usual.rules.context == 256
     assert not {"context"} & work(Checkpoint(model), plan=replace(plan, mode="legacy", answer_tokens=8)).plan.keys()
@@ -330,7 +330,7 @@ def test_caps_follow_the_kind_of_problem(tmp_path, store):
         {"id": "b", "problem": "1/2?", "answer": "\\frac12"},
     )
     model = make_model(tmp_path / "model", "qwen3", max_position_embeddings=2048)
-    work = make_work(
+    work = resolve_plan(
         Checkpoint(model), load_tokenizer(model), EvalPlan(tasks=(str(task),), budgets=(1,), profile="qwen3")
     )
     assert work.plan["answer_tokens"] == {"choice": 512, "math": 1024} and work.caps == [512, 1024]
@@ -339,9 +339,9 @@ def test_caps_follow_the_kind_of_problem(tmp_path, store):
     elsewhere.mkdir()
     copied = write_task(elsewhere / "mixed.jsonl", *map(json.loads, task.read_text().splitlines()))
     plan = EvalPlan(tasks=(str(copied),), budgets=(1,), profile="qwen3")
-    assert make_work(Checkpoint(model), load_tokenizer(model), plan).run_id == work.run_id
+    assert resolve_plan(Checkpoint(model), load_tokenizer(model), plan).run_id == work.run_id
     write_task(copied, {"id": "a", "problem": "Which?", "answer": "A", "choices": ["x", "y"]})
-    assert make_work(Checkpoint(model), load_tokenizer(model), plan).run_id != work.run_id
+    assert resolve_plan(Checkpoint(model), load_tokenizer(model), plan).run_id != work.run_id
 
 
 def test_a_problem_in_two_tasks_is_refused(store):

@@ -15,7 +15,7 @@ from prunus.engines import EngineOptions
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
 from prunus.evaluation.lm_eval import tasks as harness
 from prunus.evaluation.provenance import open_for
-from prunus.evaluation.resolved_plan import make_work
+from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.results.store import Store
@@ -163,7 +163,7 @@ def test_ordinary_plans_say_nothing_of_a_kernel(tmp_path):
     folder = make_model(tmp_path / "m", max_position_embeddings=2048)
     checkpoint, kernel = open_for("hf", folder, "cpu", EngineOptions())
     assert kernel is None
-    work = make_work(checkpoint, load_tokenizer(folder), EvalPlan(tasks=("tiny",), budgets=(16,), limit=2))
+    work = resolve_plan(checkpoint, load_tokenizer(folder), EvalPlan(tasks=("tiny",), budgets=(16,), limit=2))
     assert "kernel" not in work.plan
 
 

@@ -20,7 +20,7 @@ from prunus.evaluation.lm_eval.tasks import evaluate_harness, is_harness_task
 from prunus.evaluation.profiles import Profile, decode
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.repetition import repetition_rate
-from prunus.evaluation.resolved_plan import Work, check_engine, make_work, problem_row
+from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_row, resolve_plan
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results.store import ProblemRow, Run, Sample, Store
@@ -57,7 +57,7 @@ def evaluate(
         )
     folder = resolve(model)
     checkpoint, kernel = open_for(plan.backend, folder, device, engine or EngineOptions())
-    work = make_work(checkpoint, load_tokenizer(folder), plan, kernel)
+    work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel)
     with Store(Path(store), create=True) as opened:
         untimed = measure_seconds and is_untimed(opened, work, device)
         if missing_batches(opened, work) or untimed:
@@ -76,7 +76,7 @@ def evaluate(
     return work.run_id
 
 
-def is_untimed(store: Store, work: Work, device: str) -> bool:
+def is_untimed(store: Store, work: ResolvedPlan, device: str) -> bool:
     """Whether the speed of the run's model on this machine is not known."""
     from prunus.evaluation.backends.loading import pick
     from prunus.evaluation.latency import machine_of
@@ -84,12 +84,12 @@ def is_untimed(store: Store, work: Work, device: str) -> bool:
     return machine_of(pick(device)) not in store.timings(work.run_id)
 
 
-def measure_run(store: Store, work: Work, backend: Backend, checkpoint: ModelFolder) -> None:
+def measure_run(store: Store, work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) -> None:
     """Measure the speed of a run's model, and store it."""
     store.set_timing(work.run_id, *speed_here(work, backend, checkpoint))
 
 
-def speed_here(work: Work, backend: Backend, checkpoint: ModelFolder) -> tuple[str, dict[str, Any]]:
+def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) -> tuple[str, dict[str, Any]]:
     """This machine, and how fast the run's model is on it."""
     from prunus.evaluation.latency import machine_of, measure
 
@@ -102,7 +102,7 @@ def speed_here(work: Work, backend: Backend, checkpoint: ModelFolder) -> tuple[s
     return machine_of(str(getattr(backend, "description", {}).get("device"))), speed
 
 
-def fill(store: Store, work: Work, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
+def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
     """Do the missing batches, each in one transaction."""
     total = sum(map(len, work.batches)) * len(work.budgets)
     to_do = sum(map(len, missing)) * len(work.budgets)
@@ -112,7 +112,7 @@ def fill(store: Store, work: Work, backend: Backend, missing: Sequence[Sequence[
             steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")
 
 
-def missing_batches(store: Store, work: Work) -> list[list[tuple[int, int]]]:
+def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, int]]]:
     """The batches of which the store lacks a row, in order."""
     stored = store.keys(work.run_id)
     return [batch for batch in work.batches if not work.keys(batch) <= stored]
@@ -126,14 +126,16 @@ class Done(NamedTuple):
     seconds: float
 
 
-def do_batch(store: Store, work: Work, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]) -> Done:
+def do_batch(
+    store: Store, work: ResolvedPlan, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]
+) -> Done:
     """Think, answer, grade, and store the rows in one transaction."""
     done = answer_batch(work, backend, grader, batch)
     store.add_samples(work.run_id, done.samples)
     return done
 
 
-def answer_batch(work: Work, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]) -> Done:
+def answer_batch(work: ResolvedPlan, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]) -> Done:
     """Think, answer and grade: the rows of a batch, which no store has yet."""
     started = time.monotonic()
     draws = run_batch(work, backend, batch)
@@ -141,7 +143,7 @@ def answer_batch(work: Work, backend: Backend, grader: Grader, batch: Sequence[t
     return Done(samples, sampled_tokens(draws), max(1e-9, time.monotonic() - started))
 
 
-def run_batch(work: Work, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
+def run_batch(work: ResolvedPlan, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
     """Think and answer: for each chain of the batch its draws, one per budget."""
     chains = [
         Chain(work.prompts[index], (work.problems[index].task, work.problems[index].id, draw), work.caps[index])
@@ -151,7 +153,7 @@ def run_batch(work: Work, backend: Backend, batch: Sequence[tuple[int, int]]) ->
 
 
 def graded(
-    work: Work, grader: Grader, batch: Sequence[tuple[int, int]], draws: Sequence[Sequence[Draw]]
+    work: ResolvedPlan, grader: Grader, batch: Sequence[tuple[int, int]], draws: Sequence[Sequence[Draw]]
 ) -> list[Sample]:
     """Rows for the store. The texts of private problems are graded, but not kept: models quote the question."""
     rows = [(index, number, draw) for (index, number), of_chain in zip(batch, draws, strict=True) for draw in of_chain]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Work:
+class ResolvedPlan:
     """A plan made concrete for one model: what is asked of it, and how.
 
     prompts: ids of each problem including thinking_start. caps: answer tokens of each problem, which rules.context may
@@ -49,9 +49,9 @@ class Work:
         return sum(self.rules.answer_cap(chain, budget + closing) for budget in self.budgets)
 
 
-def make_work(
+def resolve_plan(
     checkpoint: ModelFolder, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
-) -> Work:
+) -> ResolvedPlan:
     """Load the problems, fix profile, sampling and caps, and check that every chain fits the model's context.
 
     In mode legacy an answer may run to the end of the context, as in the papers' harness: it need only have room to
@@ -93,7 +93,7 @@ def make_work(
         resolved["context"] = context
     if ends := (markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops):
         resolved["end_ids"] = sorted(ends)
-    return Work(
+    return ResolvedPlan(
         run_id=content_hash({"model": checkpoint.checksum(), "plan": resolved}),
         plan=resolved,
         profile=profile,
@@ -163,7 +163,7 @@ def check_context(
             )
 
 
-def check_engine(work: Work, backend: Backend) -> None:
+def check_engine(work: ResolvedPlan, backend: Backend) -> None:
     """PrunusError unless every chain fits the context that the engine was started with, where it tells.
 
     An answer that the model's context cuts must be cut there, not earlier.

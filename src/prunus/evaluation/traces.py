@@ -24,7 +24,7 @@ from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import graded, run_batch
-from prunus.evaluation.resolved_plan import Work, check_engine, make_work
+from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, resolve_plan
 from prunus.evaluation.tasks import Problem
 from prunus.progress import Steps
 from prunus.recipes import TraceRecipe
@@ -54,7 +54,7 @@ def traces(
     started, target = time.monotonic(), Path(out)
     check_target(target, overwrite)
     folder = resolve(model)
-    work = make_work(ModelFolder(folder), load_tokenizer(folder), recipe.plan())
+    work = resolve_plan(ModelFolder(folder), load_tokenizer(folder), recipe.plan())
     check_problems(work.problems)
     longest = sum(len(work.prompts[index]) + recipe.max_tokens for batch in work.batches for index, _ in batch)
     with (
@@ -103,7 +103,7 @@ def check_problems(problems: Sequence[Problem]) -> None:
             )
 
 
-def draw(work: Work, journal: "Journal", missing: Sequence[int], backend: Any) -> None:
+def draw(work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend: Any) -> None:
     """Draw and grade the missing batches, each kept as soon as it is finished."""
     total = sum(map(len, work.batches))
     to_do = sum(len(work.batches[number]) for number in missing)

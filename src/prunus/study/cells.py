@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, resolve, tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation.resolved_plan import Work, make_work
+from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration import HUB_NAMES, TRACES, calibration_name
 from prunus.pruning.depth import DEPTH_METHODS
@@ -51,7 +51,7 @@ class Cell:
 
     variant: Variant
     plan: int
-    work: Work
+    work: ResolvedPlan
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def open_model(study: Study, typed: str, folder: Path) -> Model:
     tokenizer = load_tokenizer(folder)
     variants = variants_of(study, checkpoint)
     try:
-        works = [make_work(checkpoint, tokenizer, plan) for plan in study.plans]
+        works = [resolve_plan(checkpoint, tokenizer, plan) for plan in study.plans]
     except PrunusError as error:
         study.fail(study.eval_line, f"{typed}: {error}")
     if len({work.run_id for work in works}) < len(works):
@@ -121,7 +121,7 @@ def open_model(study: Study, typed: str, folder: Path) -> Model:
     return Model(typed, checkpoint, tokenizer, variants, cells)
 
 
-def of_variant(dense: Work, variant: Variant) -> Work:
+def of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
     """The same work for a variant. The dense model keeps the id that `prunus eval` gives, and so shares its rows."""
     if variant.recipe is None:
         return dense

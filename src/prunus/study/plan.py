@@ -11,7 +11,7 @@ from prunus.checkpoint.partial import disk_needed
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Backend
 from prunus.evaluation.pipeline import missing_batches
-from prunus.evaluation.resolved_plan import Work
+from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.pruning.pipeline import find_method
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import DropRecipe
@@ -197,7 +197,7 @@ def tokens_per_second(study: Study, model: Model, device: str) -> float:
 
     Twice as many steps until they take long enough to tell: on a busy machine a few may seem to take less than none.
     """
-    work: Work = model.cells[0].work
+    work: ResolvedPlan = model.cells[0].work
     prompts = [work.prompts[index] for index, _ in work.batches[0]]
     steps, most = 2, max(2, work.budgets[-1])
     with Engine(study, device) as engine:
@@ -211,7 +211,7 @@ def tokens_per_second(study: Study, model: Model, device: str) -> float:
     return len(prompts) * (steps - 1) / (spent - first)
 
 
-def seconds_for(backend: Backend, work: Work, prompts: Sequence[list[int]], steps: int) -> float:
+def seconds_for(backend: Backend, work: ResolvedPlan, prompts: Sequence[list[int]], steps: int) -> float:
     """Time to read the prompts and sample so many ids for each."""
     started = time.monotonic()
     seeds, none = range(len(prompts)), frozenset[int]()

@@ -27,7 +27,7 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.latency import machine_of
 from prunus.evaluation.pipeline import Done, answer_batch, speed_here
 from prunus.evaluation.provenance import describe_versions
-from prunus.evaluation.resolved_plan import Work, check_engine
+from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
 from prunus.study.run import Engine
@@ -42,7 +42,7 @@ class Lent:
 
     typed: str
     checksum: str
-    works: list[Work]
+    works: list[ResolvedPlan]
 
 
 class Hello(NamedTuple):
@@ -85,7 +85,7 @@ class Worker:
         self.device, self.engine, self.grader = device, Engine(study, device), Grader()
         self.scratch = tempfile.TemporaryDirectory(prefix="prunus-")
         self.model: Model | None = None
-        self.works: list[Work] = []
+        self.works: list[ResolvedPlan] = []
         self.held, self.holds = ExitStack(), ""
         self.backend: Backend | None = None
         self.made = self.folder / MAKING
