@@ -13,7 +13,7 @@ import torch
 
 import prunus
 from prunus.recipes import EvalPlan
-from prunus.reporting.svg import MARKERS, Frame, Line, Point, budget_axis, chart, linear_axis, log_axis
+from prunus.reporting.render.chart import MARKERS, Frame, Line, Point, budget_axis, chart, linear_axis, log_axis
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.reporting.svg import Axis, Frame, Line, Point, chart, linear_axis, log_axis, swatch
-from prunus.reporting.text import esc
+from prunus.reporting.render.chart import Axis, Frame, Line, Point, chart, linear_axis, log_axis, swatch
+from prunus.reporting.render.text import esc
 
 Row = Mapping[str, Any]
 SETTINGS = ("20 %", "50 %", "60 %", "70 %", "4:8", "2:4")

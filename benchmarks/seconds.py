@@ -31,10 +31,10 @@ from prunus.evaluation.pipeline import run_batch
 from prunus.evaluation.provenance import open_for
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.recipes import EvalPlan, PruneRecipe
-from prunus.results.arrays import tables
+from prunus.results.latency import Speed, affordable, by_budget, deadlines
 from prunus.results.metrics import estimate
-from prunus.results.seconds import Speed, affordable, by_budget, deadlines
 from prunus.results.store import Store
+from prunus.results.table import tables
 
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
 # Rounds of timing, and draws that are really made alone; of a larger model fewer will do.

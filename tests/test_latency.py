@@ -20,10 +20,10 @@ from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
-from prunus.reporting.seconds import seconds_text
-from prunus.results.arrays import tables
-from prunus.results.seconds import Speed, affordable, by_budget, contrast, deadlines, draw_seconds
+from prunus.reporting.sections.latency import seconds_text
+from prunus.results.latency import Speed, affordable, by_budget, contrast, deadlines, draw_seconds
 from prunus.results.store import Store
+from prunus.results.table import tables
 
 SPEED = Speed((10, 40, 100), (0.1, 0.2, 0.5), (1.0, 2.0, 5.0), {"tiny": 20.0}, 3, {"dtype": "float32", "clock": "cpu"})
 

@@ -15,7 +15,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting import prose
 from prunus.reporting.page import report
-from prunus.reporting.text import joined, points, probability
+from prunus.reporting.render.text import joined, points, probability
 from prunus.results.accuracy_bands import add_bands
 from prunus.results.comparison import compare, summarise
 from prunus.results.labels import step_label
@@ -435,7 +435,7 @@ def test_several_tasks_have_a_section_each_and_one_verdict(tmp_path):
 
 def test_colours_can_be_told_from_the_background():
     """WCAG: 4.5 for text, 3 for lines, in both schemes."""
-    css = (Path(prose.__file__).parent / "page.css").read_text()
+    css = (Path(prose.__file__).parent / "render/page.css").read_text()
     light, dark = (
         dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", part))
         for part in re.findall(r":root \{(.*?)\n *\}", css, re.DOTALL)[:2]

@@ -14,8 +14,8 @@ from browser import Browser, find_chromium
 from fake_store import BUDGETS, make_store
 from many_runs import rich_store
 
-from prunus.reporting import traces
 from prunus.reporting.page import report
+from prunus.reporting.sections import flips as traces
 
 pytestmark = pytest.mark.browser
 

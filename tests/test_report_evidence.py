@@ -9,7 +9,7 @@ from html_page import Page
 
 from prunus.reporting.changes import block_sparsities, choose, flips
 from prunus.reporting.page import report
-from prunus.reporting.text import visible
+from prunus.reporting.render.text import visible
 from prunus.results.store import Run, Sample, Store
 
 

@@ -13,11 +13,11 @@ from html_page import Page
 
 from prunus.errors import PrunusError
 from prunus.reporting.drawing import Shape, drawing, text_width
-from prunus.reporting.grid import Column, Grid, Interval, Picture, Word, slug, tex
 from prunus.reporting.page import report
 from prunus.reporting.pdf import pdf
-from prunus.reporting.svg import Line, Point, budget_axis, chart, linear_axis
-from prunus.reporting.text import percent
+from prunus.reporting.render.chart import Line, Point, budget_axis, chart, linear_axis
+from prunus.reporting.render.table import Column, Grid, Interval, Picture, Word, slug, tex
+from prunus.reporting.render.text import percent
 from prunus.results.comparison import compare
 
 RUNS = ("tiny", "wanda-20", "magnitude-50", "drop-2")

@@ -12,7 +12,7 @@ from html_page import Page
 
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
-from prunus.reporting.text import clip, script_json, visible
+from prunus.reporting.render.text import clip, script_json, visible
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import ProblemRow, Sample, Store
 

@@ -10,12 +10,12 @@ from many_runs import BUDGETS, DRAWS, NAMES, rich_store
 
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
-from prunus.reporting import traces
 from prunus.reporting.changes import choose, flips, linear_sparsities
-from prunus.reporting.evidence import linear_map
 from prunus.reporting.labels import Look
 from prunus.reporting.page import report
-from prunus.reporting.standing import planned_rows, standing
+from prunus.reporting.run_totals import planned_rows, standing
+from prunus.reporting.sections import flips as traces
+from prunus.reporting.sections.sparsity import linear_map
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import Run, Store
 
@@ -271,7 +271,7 @@ def test_every_flip_is_listed_and_its_texts_are_in_the_page_or_beside_it(page, s
         small = Page(store.parent / frame)
         assert len(small.all("pre", "answer")) == 2 and len(small.all("pre", "thinking")) == 2
     shown = inside + [text for frame in frames for text in Page(store.parent / frame).all("pre", "answer")]
-    from prunus.reporting.text import visible
+    from prunus.reporting.render.text import visible
 
     assert set(shown) <= {visible(text) for text in whole}
     assert f"{len(frames)} pairs of texts lie in the folder report_files" in section(page, "flips")

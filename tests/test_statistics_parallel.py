@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from prunus.results import metrics, paired, parallel
-from prunus.results.arrays import tables
 from prunus.results.store import Sample
+from prunus.results.table import tables
 
 BUDGETS = (0, 16, 32, 64)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from prunus.results import paired, scaling, token_use
-from prunus.results.arrays import Table
 from prunus.results.store import Sample
+from prunus.results.table import Table
 
 BUDGETS = (16, 32, 64, 128, 256)
 

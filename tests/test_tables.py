@@ -8,7 +8,7 @@ import pytest
 from fake_store import BUDGETS, make_store
 from rich.console import Console
 
-from prunus.reporting.tables import curve_table, inspection_tables, verdict_table
+from prunus.reporting.terminal import curve_table, inspection_tables, verdict_table
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import Store
 from prunus.results.verdicts import verdict

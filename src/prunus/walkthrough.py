@@ -14,7 +14,7 @@ from prunus.checkpoint.files import MANIFEST
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
-from prunus.reporting.tables import curve_table, verdict_table
+from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import Store
 

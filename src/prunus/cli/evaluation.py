@@ -61,7 +61,7 @@ def eval_command(
     run_id = prunus.evaluate(
         model, EvalPlan(**plan), store, device=device, engine=engine, measure_seconds=measure_seconds
     )
-    from prunus.reporting.tables import curve_table
+    from prunus.reporting.terminal import curve_table
     from prunus.results.comparison import summarise
     from prunus.results.store import Store
 

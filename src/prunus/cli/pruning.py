@@ -203,7 +203,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
     MODEL is a folder, a hub id, or `tiny`. From its weights: sparsity per block and kind of Linear, N:M patterns,
     packed sizes.
     """
-    from prunus.reporting.tables import inspection_tables
+    from prunus.reporting.terminal import inspection_tables
 
     data = prunus.inspect(model, weights=weights)
     if as_json:

@@ -27,7 +27,7 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], margin: flo
     if as_json:
         print_json(data)
     else:
-        from prunus.reporting.tables import verdict_table
+        from prunus.reporting.terminal import verdict_table
 
         progress.out_console.print(verdict_table(data))
 

@@ -84,7 +84,7 @@ def study_command(
     if as_json:
         print_json(done)
         return
-    from prunus.reporting.tables import verdict_table
+    from prunus.reporting.terminal import verdict_table
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:

@@ -28,7 +28,7 @@ class TimedBackend(Protocol):
 
 
 def measure(backend: Backend, prompts: dict[str, list[int]], start: int, longest: int, context: int) -> dict[str, Any]:
-    """The speed of a backend's model, as prunus.results.seconds.Speed keeps it.
+    """The speed of a backend's model, as prunus.results.latency.Speed keeps it.
 
     prompts: of each task the tokens of its prompts. start: tokens of the marker that opens the thinking. longest: to
     how many tokens a chain can come. context: of the model.

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prunus.reporting.text import percent, visible
+from prunus.reporting.render.text import percent, visible
 
 # Columns of a bar that stands for all weights of a block.
 BAR_WIDTH = 50

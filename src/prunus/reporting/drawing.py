@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from prunus.reporting.svg import swatch
-from prunus.reporting.text import esc
+from prunus.reporting.render.chart import swatch
+from prunus.reporting.render.text import esc
 
 INK, SOFT, GRID, WHITE = "#1b1f24", "#4a5159", "#dfe2e6", "#ffffff"
 HUES = (INK, "#0067ab", "#c14a00", "#007d5b", "#9b3d86", "#7a6400", "#3f5a7d")  # as in page.css, light

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prunus.errors import PrunusError
-from prunus.reporting import evidence, figures, grids, parallel, seconds
+from prunus.reporting import grids
 from prunus.reporting.drawing import drawing
-from prunus.reporting.figures import ENDINGS
-from prunus.reporting.files import write_whole
-from prunus.reporting.grid import Grid, slug
-from prunus.reporting.modes import MODES, Both, mode_chart, mode_grid
+from prunus.reporting.output_files import write_whole
 from prunus.reporting.pdf import pdf
 from prunus.reporting.published import about
-from prunus.reporting.standing import Standing, cost_grid
-from prunus.reporting.view import View, cells_of
+from prunus.reporting.render.table import Grid, slug
+from prunus.reporting.report_data import View, cells_of
+from prunus.reporting.run_totals import Standing, cost_grid
+from prunus.reporting.sections import curves as figures
+from prunus.reporting.sections import draws as parallel
+from prunus.reporting.sections import latency as seconds
+from prunus.reporting.sections import sparsity as evidence
+from prunus.reporting.sections.curves import ENDINGS
+from prunus.reporting.sections.modes import MODES, Both, mode_chart, mode_grid
 
 Key = tuple[str, int, str]  # classes, marker and name of a line
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prunus.reporting.figures import ENDINGS
-from prunus.reporting.grid import Column, Grid, Interval, Picture, Word
 from prunus.reporting.labels import Look
 from prunus.reporting.published import about, standard_error
-from prunus.reporting.svg import forest
-from prunus.reporting.text import count, percent, points, probability, signed
-from prunus.reporting.view import Data, View, cells_of, float_of
+from prunus.reporting.render.chart import forest
+from prunus.reporting.render.table import Column, Grid, Interval, Picture, Word
+from prunus.reporting.render.text import count, percent, points, probability, signed
+from prunus.reporting.report_data import Data, View, cells_of, float_of
+from prunus.reporting.sections.curves import ENDINGS
 from prunus.results.verdicts import OPEN, verdict
 
 RUN = Column("run", "Run")

@@ -14,16 +14,23 @@ from typing import Any
 
 from prunus import __version__
 from prunus.errors import PrunusError
-from prunus.reporting import beside, evidence, export, methods, parallel, prose, seconds, sections, traces
-from prunus.reporting.document import document, resource
-from prunus.reporting.files import Folder, refuse_existing, write_whole
+from prunus.reporting import export, prose
 from prunus.reporting.labels import Look, history, looks
-from prunus.reporting.modes import Both, both_modes, mode_section
+from prunus.reporting.output_files import Folder, refuse_existing, write_whole
 from prunus.reporting.published import matches
+from prunus.reporting.render.html import document, resource
+from prunus.reporting.render.text import esc
+from prunus.reporting.report_data import View
+from prunus.reporting.run_totals import Standing, cost_grid, missing_notes, standing
+from prunus.reporting.sections import draws as parallel
+from prunus.reporting.sections import flips as traces
+from prunus.reporting.sections import latency as seconds
+from prunus.reporting.sections import published as beside
+from prunus.reporting.sections import settings as methods
+from prunus.reporting.sections import sparsity as evidence
+from prunus.reporting.sections import verdicts as sections
+from prunus.reporting.sections.modes import Both, both_modes, mode_section
 from prunus.reporting.shown import Shown
-from prunus.reporting.standing import Standing, cost_grid, missing_notes, standing
-from prunus.reporting.text import esc
-from prunus.reporting.view import View
 from prunus.results.accuracy_bands import add_bands
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import Run, Store

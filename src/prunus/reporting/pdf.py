@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 
 from prunus.reporting.drawing import Drawing, Label, Shape, text_width
-from prunus.reporting.text import MINUS, THIN
+from prunus.reporting.render.text import MINUS, THIN
 
 POINTS = 0.75  # of a CSS pixel
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunus.reporting.labels import history
-from prunus.reporting.text import DASH, count, joined, percent, points
-from prunus.reporting.view import cells_of, tasks_of
+from prunus.reporting.render.text import DASH, count, joined, percent, points
+from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.retention import ENOUGH
 from prunus.results.store import Run
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE

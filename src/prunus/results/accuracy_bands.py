@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import paired
-from prunus.results.arrays import tables
 from prunus.results.metrics import estimate
 from prunus.results.store import Store
+from prunus.results.table import tables
 
 RESAMPLES = 4000
 NORMAL = 1.959963984540054

@@ -12,13 +12,13 @@ from typing import Any
 
 from prunus.errors import PrunusError
 from prunus.results import paired
-from prunus.results.arrays import Table, tables
 from prunus.results.bands import largest_p
-from prunus.results.cells import Claims, Pair, budget_differences, cells
+from prunus.results.contrasts import Claims, Pair, budget_differences, cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.store import Run, Store
 from prunus.results.summary import identity, plain, summarise
+from prunus.results.table import Table, tables
 from prunus.results.token_use import token_area_cell
 from prunus.results.verdicts import adjust_and_judge, set_adjusted
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import best_of, metrics, paired
-from prunus.results.arrays import Table
+from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
 RESAMPLES = 4000

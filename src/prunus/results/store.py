@@ -33,7 +33,7 @@ Key = tuple[str, int, int]  # problem_id, budget, draw
 TIMING_DDL = """
     CREATE TABLE IF NOT EXISTS timing (
         run_id TEXT NOT NULL REFERENCES run, machine TEXT NOT NULL,
-        speed TEXT NOT NULL,  -- JSON, see prunus.results.seconds
+        speed TEXT NOT NULL,  -- JSON, see prunus.results.latency
         PRIMARY KEY (run_id, machine)
     ) WITHOUT ROWID"""
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import best_of, metrics, paired, scaling
-from prunus.results.arrays import Table, tables
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_parallel
 from prunus.results.store import Run, Store
+from prunus.results.table import Table, tables
 
 Floats = NDArray[np.float64]
 SCORES = ("logprob", "self_certainty", "shortest")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from prunus.results import paired, scaling
-from prunus.results.arrays import Table
+from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from prunus.checkpoint.safetensors_file import write_text
 from prunus.errors import PrunusError
 from prunus.recipes import content_hash
 from prunus.reporting.page import report
-from prunus.reporting.text import esc, joined, points
+from prunus.reporting.render.text import esc, joined, points
 from prunus.results.comparison import compare
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, open_models, plan_names

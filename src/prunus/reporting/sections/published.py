@@ -2,9 +2,9 @@
 
 from prunus.reporting import grids
 from prunus.reporting.published import about, notes, nothing_matches
-from prunus.reporting.sections import soft
-from prunus.reporting.text import count, esc, signed
-from prunus.reporting.view import View
+from prunus.reporting.render.text import count, esc, signed
+from prunus.reporting.report_data import View
+from prunus.reporting.sections.verdicts import soft
 
 
 def published_section(view: View) -> str:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunus.reporting.grid import Column, Grid, Interval
 from prunus.reporting.labels import Look
-from prunus.reporting.sections import soft
-from prunus.reporting.svg import Axis, Line, Point, chart, linear_axis
-from prunus.reporting.text import DASH, esc, percent, points, probability
-from prunus.reporting.view import Data, View, cells_of, float_of
-from prunus.results.arrays import Table, tables
-from prunus.results.seconds import Speed, affordable, by_budget, contrast, deadlines
+from prunus.reporting.render.chart import Axis, Line, Point, chart, linear_axis
+from prunus.reporting.render.table import Column, Grid, Interval
+from prunus.reporting.render.text import DASH, esc, percent, points, probability
+from prunus.reporting.report_data import Data, View, cells_of, float_of
+from prunus.reporting.sections.verdicts import soft
+from prunus.results.latency import Speed, affordable, by_budget, contrast, deadlines
 from prunus.results.store import Store
+from prunus.results.table import Table, tables
 
 BUSY = 0.1  # rounds of a measurement that differ by more are worth a warning
 

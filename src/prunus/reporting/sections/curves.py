@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from prunus.reporting.labels import Look
 from prunus.reporting.published import Match, about
-from prunus.reporting.svg import PANEL, Axis, Line, Point, budget_axis, chart, linear_axis, log_axis
-from prunus.reporting.text import count, percent, points
-from prunus.reporting.view import Data, View, band_of, cells_of, float_of
+from prunus.reporting.render.chart import PANEL, Axis, Line, Point, budget_axis, chart, linear_axis, log_axis
+from prunus.reporting.render.text import count, percent, points
+from prunus.reporting.report_data import Data, View, band_of, cells_of, float_of
 
 MANY = 5  # curves in one chart from which on only the base's band is plain to see
 ENDINGS = {

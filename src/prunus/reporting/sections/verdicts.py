@@ -1,11 +1,12 @@
 """The page's sections about numbers: verdicts, curves, tables. All give HTML in which foreign text is escaped."""
 
-from prunus.reporting import figures, grids
-from prunus.reporting.figures import ENDINGS
-from prunus.reporting.grid import named, sign
-from prunus.reporting.svg import swatch
-from prunus.reporting.text import esc, points, probability
-from prunus.reporting.view import View, cells_of
+from prunus.reporting import grids
+from prunus.reporting.render.chart import swatch
+from prunus.reporting.render.table import named, sign
+from prunus.reporting.render.text import esc, points, probability
+from prunus.reporting.report_data import View, cells_of
+from prunus.reporting.sections import curves as figures
+from prunus.reporting.sections.curves import ENDINGS
 from prunus.results.retention import ENOUGH
 from prunus.results.verdicts import OPEN, WORDS
 

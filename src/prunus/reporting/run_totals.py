@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from prunus.reporting.grid import Column, Grid
-from prunus.reporting.text import count, percent
-from prunus.reporting.view import View
+from prunus.reporting.render.table import Column, Grid
+from prunus.reporting.render.text import count, percent
+from prunus.reporting.report_data import View
 from prunus.results.store import Run, Sample, Store
 
 

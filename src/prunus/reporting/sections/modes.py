@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunus.reporting.grid import Column, Grid, named
 from prunus.reporting.labels import Look
-from prunus.reporting.sections import soft
-from prunus.reporting.standing import Standing, standing
-from prunus.reporting.svg import PANEL, Line, Point, budget_axis, chart, linear_axis, swatch
-from prunus.reporting.text import count, esc, percent, points
-from prunus.reporting.view import Data, View, cells_of, float_of
+from prunus.reporting.render.chart import PANEL, Line, Point, budget_axis, chart, linear_axis, swatch
+from prunus.reporting.render.table import Column, Grid, named
+from prunus.reporting.render.text import count, esc, percent, points
+from prunus.reporting.report_data import Data, View, cells_of, float_of
+from prunus.reporting.run_totals import Standing, standing
+from prunus.reporting.sections.verdicts import soft
 from prunus.results.store import Run, Store
 from prunus.results.summary import summarise
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunus.reporting.grid import Column, Grid, Interval, named
 from prunus.reporting.labels import Look
-from prunus.reporting.sections import soft
-from prunus.reporting.svg import PANEL, Axis, Line, Point, chart, linear_axis, log_axis
-from prunus.reporting.text import count, esc, percent, points, probability
-from prunus.reporting.view import Data, View, cells_of
+from prunus.reporting.render.chart import PANEL, Axis, Line, Point, chart, linear_axis, log_axis
+from prunus.reporting.render.table import Column, Grid, Interval, named
+from prunus.reporting.render.text import count, esc, percent, points, probability
+from prunus.reporting.report_data import Data, View, cells_of
+from prunus.reporting.sections.verdicts import soft
 
 # Key of a cell, what it is called, what it means.
 WAYS = {

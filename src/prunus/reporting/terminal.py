@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.reporting.labels import unique_labels
-from prunus.reporting.text import count, percent, points, probability, visible
-from prunus.reporting.view import cells_of, tasks_of
+from prunus.reporting.render.text import count, percent, points, probability, visible
+from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE, verdict
 
 Data = Mapping[str, Any]

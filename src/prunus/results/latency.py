@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prunus.results import metrics, paired
-from prunus.results.arrays import Table
+from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
 RESAMPLES = 4000

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.reporting.grid import Grid, named
 from prunus.reporting.labels import Look, history
-from prunus.reporting.text import THIN, clip, esc
-from prunus.reporting.view import View
+from prunus.reporting.render.table import Grid, named
+from prunus.reporting.render.text import THIN, clip, esc
+from prunus.reporting.report_data import View
 from prunus.results.store import Run
 
 RECORD_LIMIT = 20_000  # characters of a run's settings

@@ -11,12 +11,12 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from prunus.reporting.changes import Flip, choose, flips
-from prunus.reporting.document import small_page
-from prunus.reporting.grid import named
 from prunus.reporting.labels import Look
-from prunus.reporting.sections import soft
-from prunus.reporting.text import clip, count, esc
-from prunus.reporting.view import View
+from prunus.reporting.render.html import small_page
+from prunus.reporting.render.table import named
+from prunus.reporting.render.text import clip, count, esc
+from prunus.reporting.report_data import View
+from prunus.reporting.sections.verdicts import soft
 from prunus.results.store import Sample, Store
 
 FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # that stand in the page whatever their size

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from prunus.reporting.labels import Look
-from prunus.reporting.svg import swatch
-from prunus.reporting.text import DASH, MINUS, NBSP, THIN, esc, visible
+from prunus.reporting.render.chart import swatch
+from prunus.reporting.render.text import DASH, MINUS, NBSP, THIN, esc, visible
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import bands, betting, metrics, nested, paired, power, retention, token_use
-from prunus.results.arrays import Table
 from prunus.results.metrics import AUC
+from prunus.results.table import Table
 
 SMALL = 60  # problems below which the bootstrap covers a little less than it says, so the t interval stands beside it
 

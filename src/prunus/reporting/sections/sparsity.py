@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from prunus.reporting.changes import block_sparsities, linear_sparsities
-from prunus.reporting.grid import Column, Grid, named, row_name
 from prunus.reporting.labels import Look, recipe_text
-from prunus.reporting.sections import soft
-from prunus.reporting.text import esc, one_line, percent
-from prunus.reporting.view import View
+from prunus.reporting.render.table import Column, Grid, named, row_name
+from prunus.reporting.render.text import esc, one_line, percent
+from prunus.reporting.report_data import View
+from prunus.reporting.sections.verdicts import soft
 from prunus.results.store import Run
 
 

@@ -7,12 +7,12 @@ from importlib.resources import files
 from typing import Any
 
 from prunus import __version__
-from prunus.reporting.text import esc, script_json
+from prunus.reporting.render.text import esc, script_json
 
 
 def resource(name: str) -> str:
     """A file beside this one."""
-    return files("prunus.reporting").joinpath(name).read_text("utf-8")
+    return files("prunus.reporting.render").joinpath(name).read_text("utf-8")
 
 
 def document(title: str, body: str, data: Mapping[str, Any], styles: str) -> str:
@@ -32,7 +32,7 @@ def document(title: str, body: str, data: Mapping[str, Any], styles: str) -> str
 
 def small_page(title: str, body: str) -> str:
     """A page for a frame: no script at all, one style."""
-    styles = resource("trace.css")
+    styles = resource("flip.css")
     policy = f"default-src 'none'; style-src {_hash(styles)}; base-uri 'none'; form-action 'none'"
     return _html(title, policy, styles, body)
 
