@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prunus.checkpoint.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the tiny random models are those of the tests
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny random models are those of the tests
 
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"

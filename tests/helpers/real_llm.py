@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMOLLM2 = Path(os.environ.get("PRUNUS_SMOLLM2", ROOT / ".cache" / "smollm2"))
 # The benchmarks' text: long docstrings of the standard library, in a fixed order.
 docstrings: Callable[[], list[str]] = runpy.run_path(str(ROOT / "benchmarks/docstrings.py"))["docstrings"]
