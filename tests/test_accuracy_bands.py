@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from fake_store import make_store
 
-from prunus.results.accuracy_bands import NORMAL, accuracy_bands, add_bands, reach
+from prunus.results import paired
+from prunus.results.bands import accuracy_bands, add_bands, max_t_quantile
 from prunus.results.metrics import estimate
 from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.results.table import tables
 
 TRUTH = np.array([0.08, 0.2, 0.45, 0.7, 0.85, 0.9])
 
@@ -39,8 +41,11 @@ def test_bands_cover_the_whole_curve_and_single_intervals_do_not(draws):
 def test_budgets_that_go_together_cost_less_than_independent_ones():
     rng = np.random.default_rng(0)
     one = (rng.random((200, 1)) < 0.5).astype(float)
-    together = reach(np.repeat(one, 6, axis=1))
-    apart = reach((rng.random((200, 6)) < 0.5).astype(float))
+    apart_PB = (rng.random((200, 6)) < 0.5).astype(float)
+    together, apart = (
+        max_t_quantile(shares_PB.mean(axis=0), paired.bootstrap([shares_PB], 4000))
+        for shares_PB in (np.repeat(one, 6, axis=1), apart_PB)
+    )
     assert together == pytest.approx(1.96, abs=0.08) and apart == pytest.approx(2.63, abs=0.12)  # 6 independent: 2.631
 
 
@@ -49,13 +54,14 @@ def test_bands_hold_the_intervals_and_stay_inside():
     for (low, high), shares_P in zip(accuracy_bands(shares_PB, 2), shares_PB.T, strict=True):
         single = estimate(shares_P, 2)
         assert 0 <= low <= single.low <= single.value <= single.high <= high <= 1
-    assert reach(np.ones((4, 2))) == NORMAL
+    alike = estimate(np.ones(4), 1)
+    assert accuracy_bands(np.ones((4, 2)), 1) == [(alike.low, alike.high)] * 2
 
 
 def test_cells_of_a_summary_get_them(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny",), problems=20, budgets=(16, 64), draws=2)
     with Store(path) as store:
         summary = summarise(store, store.runs()[0].run_id)
-        add_bands(store, summary)
+        add_bands(summary, tables(store.samples(summary["run"])))
     for cell in summary["tasks"]["tiny"]["budgets"].values():
         assert cell["band_low"] <= cell["low"] <= cell["high"] <= cell["band_high"]

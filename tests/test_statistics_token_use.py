@@ -1,5 +1,6 @@
 """Accuracy of two runs at equal tokens used: areas by fine sums, and errors and coverage by repeated benchmarks."""
 
+from dataclasses import replace
 from math import isnan, sqrt
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_ratio_of_tokens_covers_and_has_the_bootstraps_ends():
     base, other = (table(*outcome) for outcome in chains(rng, 60, 2, 2.0))
     ours, theirs = (t.used.mean(axis=2).astype(float) for t in (other, base))
     draws = paired.bootstrap([np.hstack([ours, theirs])], 10_000)
-    low, high = paired.percentile_interval(draws[:, :5] / draws[:, 5:])
+    low, high = np.quantile(draws[:, :5] / draws[:, 5:], (0.025, 0.975), axis=0)
     for b, cell in enumerate(token_use.token_ratios(base, other)):
         assert (cell["tokens"], cell["base_tokens"]) == pytest.approx((ours[:, b].mean(), theirs[:, b].mean()))
         assert cell["tokens_ratio"] == pytest.approx(ours[:, b].mean() / theirs[:, b].mean())
@@ -101,3 +102,13 @@ def test_errors_are_those_of_repeated_benchmarks(slower):
     assert values.mean() == pytest.approx(truth, abs=4 * values.std() / 15)
     assert errors.mean() == pytest.approx(values.std(), rel=0.2)  # 4 / sqrt(2 * 225)
     assert np.mean(np.abs(values - truth) <= 2.0 * errors) == pytest.approx(0.95, abs=4 * sqrt(0.05 * 0.95 / 225))
+
+
+def test_tokens_that_budgets_share_are_counted_once():
+    """Two draws of a problem, cut at 8 and 32 tokens: the first ended alone after 5, the second thought on to 20."""
+    one = Sample("t", "p", 8, 0, 5, 3, 0, "natural", False, False, "1", "ok", True)
+    two = replace(one, draw=1, thinking_tokens=8, answer_tokens=4, ended="forced")
+    samples = [one, replace(one, budget=32), two, replace(two, budget=32, thinking_tokens=20, ended="natural")]
+    assert token_use.sampled_tokens(token_use.chains_of(samples)) == (5 + 20, 3 + 4 + 4)
+    assert token_use.sampled_tokens(token_use.chains_of(samples), reuse=False) == (5 + 5 + 8 + 20, 3 + 3 + 4 + 4)
+    assert token_use.sampled_tokens([]) == (0, 0)

@@ -96,12 +96,6 @@ def test_a_problem_that_changed_is_refused(path):
         assert store.problems() == {"chain-0": PROBLEM}
 
 
-@pytest.mark.parametrize(("budget", "answer_tokens", "leaked"), [(16, 512, False), (16, 513, True),
-                                                               (2048, 1024, False), (2048, 1025, True)])  # fmt: skip
-def test_leak_rule(budget, answer_tokens, leaked):
-    assert replace(SAMPLE, budget=budget, answer_tokens=answer_tokens).leaked is leaked
-
-
 def test_runs_are_found_by_the_labels_that_tables_print(path):
     def made(run_id: str, name: str, *recipes: PruneRecipe | DropRecipe, mode: str = "strict") -> Run:
         steps = [{"action": "drop" if isinstance(r, DropRecipe) else "prune", "recipe": r.to_json()} for r in recipes]

@@ -23,6 +23,7 @@ from prunus.evaluation.repetition import repetition_rate
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_row, resolve_plan
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
+from prunus.results import token_use
 from prunus.results.store import ProblemRow, Run, Sample, Store
 
 if TYPE_CHECKING:
@@ -196,12 +197,8 @@ def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Dr
 
 def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
     """Tokens that were generated, not counting cut copies: the longest thinking, and every distinct answer."""
-    total = 0
-    for of_chain in draws:
-        total += max(len(draw.thinking) for draw in of_chain)
-        total += sum(len(draw.answer) for draw in of_chain if draw.ended == "forced")
-        total += max((len(draw.answer) for draw in of_chain if draw.ended == "natural"), default=0)
-    return total
+    chains = [[(len(draw.thinking), len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws]
+    return sum(token_use.sampled_tokens(chains))
 
 
 def regrade(store: str | Path) -> dict[str, int]:

@@ -31,9 +31,10 @@ from prunus.reporting.sections import sparsity as evidence
 from prunus.reporting.sections import verdicts as sections
 from prunus.reporting.sections.modes import Both, both_modes, mode_section
 from prunus.reporting.shown import Shown
-from prunus.results.accuracy_bands import add_bands
+from prunus.results.bands import add_bands
 from prunus.results.comparison import compare, summarise
 from prunus.results.store import Run, Store
+from prunus.results.table import tables
 
 Data = Mapping[str, Any]
 
@@ -107,7 +108,7 @@ def make_view(store: Store, base: Run, comparison: Data, published: bool = False
     shown = looks(runs[0], runs[1:])
     summaries = [summarise(store, run.run_id) for run in runs]
     for summary in summaries:
-        add_bands(store, summary)
+        add_bands(summary, tables(store.samples(summary["run"])))
     view = View(runs, shown, summaries, comparison, matches(shown, runs, summaries) if published else None)
     if not view.tasks:
         raise PrunusError(

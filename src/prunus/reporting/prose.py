@@ -6,6 +6,7 @@ from typing import Any
 from prunus.reporting.labels import history
 from prunus.reporting.render.text import DASH, count, joined, percent, points
 from prunus.reporting.report_data import cells_of, tasks_of
+from prunus.results.metrics import answer_allowance
 from prunus.results.retention import ENOUGH
 from prunus.results.store import Run
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE
@@ -150,7 +151,8 @@ def _leaks(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
     return [
         f"The budget does not bound the tokens of {joined(leaking)}: the reasoning goes on in the answer. Worst is "
         f"{label} on {task} at budget {budget}, where {percent(leaked)} % of answers are longer than "
-        f"{count(max(512, budget / 2))} tokens. Trust the curve against tokens used more than the one against budget."
+        f"{count(float(answer_allowance(budget)))} tokens. Trust the curve against tokens used more than the one "
+        "against budget."
     ]
 
 

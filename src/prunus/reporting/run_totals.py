@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from prunus.reporting.render.table import Column, Grid
 from prunus.reporting.render.text import count, percent
 from prunus.reporting.report_data import View
-from prunus.results.store import Run, Sample, Store
+from prunus.results.store import Run, Store
+from prunus.results.token_use import chains_of, sampled_tokens
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,9 @@ class Standing:
 
 def standing(store: Store, run: Run) -> Standing:
     """Of one run. What budgets share is counted once: a chain as long as it got, the answer after its natural end."""
-    chains: dict[tuple[str, int], list[Sample]] = {}
-    for sample in store.samples(run.run_id):
-        chains.setdefault((sample.problem_id, sample.draw), []).append(sample)
-    done = sum(map(len, chains.values()))
-    share = max if run.plan.get("reuse") else sum
-    thinking = sum(share(s.thinking_tokens for s in samples) for samples in chains.values())
-    answer = 0
-    for samples in chains.values():
-        natural = [s.answer_tokens for s in samples if s.ended == "natural"]
-        answer += sum(s.answer_tokens for s in samples if s.ended == "forced") + (share(natural) if natural else 0)
-    return Standing(done, planned_rows(store, run), thinking, answer)
+    samples = store.samples(run.run_id)
+    thinking, answer = sampled_tokens(chains_of(samples), bool(run.plan.get("reuse")))
+    return Standing(len(samples), planned_rows(store, run), thinking, answer)
 
 
 def planned_rows(store: Store, run: Run) -> int | None:

@@ -1,25 +1,60 @@
-"""Many budgets looked at together: bands that hold for the whole curve, and p of the largest difference in it."""
+"""Many budgets looked at together: bands that hold for the whole curve, and p of the largest difference in it.
 
-from collections.abc import Sequence
+P: problems, B: budgets, C: contrasts, R: bootstrap draws.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results.paired import RESAMPLES, flipped_sums
+from prunus.results.metrics import NORMAL, estimate
+from prunus.results.paired import EXPLORING_RESAMPLES, RESAMPLES, bootstrap, flipped_sums
+from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
 
 
-def simultaneous_bands(centre_C: Floats, draws_RC: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
-    """(C,) low and high that cover all contrasts at once in `level` of the cases: centre -+ q standard errors.
+def max_t_quantile(centre_C: Floats, draws_RC: Floats, level: float = 0.95) -> float:
+    """The quantile of max over contrasts of |draw - centre| / standard error in bootstrap draws.
 
-    q is the quantile of max over contrasts of |draw - centre| / error in bootstrap draws, so budgets that go together
+    Bands of so many standard errors cover all contrasts at once in `level` of the cases; contrasts that go together
     cost less than Bonferroni would ask.
     """
     error_C = draws_RC.std(axis=0)
-    deviations = np.abs(draws_RC - centre_C) / np.where(error_C > 0, error_C, 1.0)
-    reach = np.quantile(deviations.max(axis=1), level) * error_C
-    return centre_C - reach, centre_C + reach
+    deviations_RC = np.abs(draws_RC - centre_C) / np.where(error_C > 0, error_C, 1.0)
+    return float(np.quantile(deviations_RC.max(axis=1), level))
+
+
+def simultaneous_bands(centre_C: Floats, draws_RC: Floats) -> tuple[Floats, Floats]:
+    """(C,) low and high that cover all contrasts at once in 95 % of the cases."""
+    reach_C = max_t_quantile(centre_C, draws_RC) * draws_RC.std(axis=0)
+    return centre_C - reach_C, centre_C + reach_C
+
+
+def accuracy_bands(shares_PB: Floats, draws: int, seed: int = 0) -> list[tuple[float, float]]:
+    """(low, high) at each budget: the interval of `metrics.estimate`, made so much wider that all hold at once."""
+    centre_B, draws_RB = shares_PB.mean(axis=0), bootstrap([shares_PB], EXPLORING_RESAMPLES, seed)
+    wider = max(NORMAL, max_t_quantile(centre_B, draws_RB)) / NORMAL
+    singles = [estimate(shares_P, draws) for shares_P in shares_PB.T]
+    return [
+        (max(0.0, one.value - wider * (one.value - one.low)), min(1.0, one.value + wider * (one.high - one.value)))
+        for one in singles
+    ]
+
+
+def add_bands(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
+    """Give cells of a run's summary band_low and band_high, where their problems are those of all budgets."""
+    for task, table in tables.items():
+        whole = table.select(table.complete(), table.budgets, table.draws)
+        if not whole.problems:
+            continue
+        bands = accuracy_bands(whole.correct.mean(axis=2), len(whole.draws))
+        for budget, (low, high) in zip(whole.budgets, bands, strict=True):
+            cell = summary["tasks"][task]["budgets"].get(budget)
+            if cell and cell["n"] == len(whole.problems):
+                cell |= {"band_low": low, "band_high": high}
 
 
 def largest_p(tasks: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0) -> list[Floats]:

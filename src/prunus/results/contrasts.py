@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results import bands, betting, metrics, nested, paired, power, retention, token_use
+from prunus.results import bands, betting, metrics, paired, power, retention, token_use
 from prunus.results.metrics import AUC
 from prunus.results.table import Table
 
@@ -47,33 +47,26 @@ def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int, claim
     base, other = ([_per_draw(table, weights_BC) for table in side] for side in _sides(pairs))
     differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (P, N, C) of each task
     strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
-    extended = paired.with_pseudo_problems(strata)
-    draws = paired.bootstrap(extended, resamples, seed)
-    low, high = paired.bca_interval(extended, draws)
-    difference = paired.estimate(strata)
+    tested = paired.contrasts(strata, resamples, seed)
     shares = [d[:, : len(budgets) + 1] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
     claims_C = np.array([claims.budgets] * len(budgets) + [claims.areas] * (1 + several))
     columns = {
         "accuracy": paired.estimate(other_means),
         "base_accuracy": paired.estimate(base_means),
-        "difference": difference,
-        "se": paired.standard_error(strata),
-        "se_fixed": nested.fixed_error(differences),
-        "low": low,
-        "high": high,
-        "p": paired.sign_flip_p(strata, resamples, seed),
+        **tested.columns,
+        "se_fixed": paired.fixed_error(differences),
         "mde": paired.minimum_detectable(strata, claims_C, len(pairs[0].base.draws)),
     }
     bounds = {"lower_bound": betting.lower_bound(shares, seed=seed), "p_margin": betting.p_value(shares, margin, seed)}
     size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
     found: list[dict[str, Any]] = [
-        size | {name: float(column[c]) for name, column in columns.items()} for c in range(len(difference))
+        size | {name: float(column[c]) for name, column in columns.items()} for c in range(weights_BC.shape[1])
     ]
     for c, cell in enumerate(found[: len(budgets) + 1]):
         cell |= {name: float(column[c]) for name, column in bounds.items()}
     _add_t_intervals(found, strata)
     _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin, claims_C)
-    _add_bands(found[: len(budgets)], paired.estimate(extended), draws)
+    _add_bands(found[: len(budgets)], tested)
     if len(pairs) == 1:
         _add_pairing(found, base_means[0], other_means[0])
         for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
@@ -148,9 +141,9 @@ def _add_settling(
         }
 
 
-def _add_bands(found: Sequence[dict[str, Any]], centre: Floats, draws: Floats) -> None:
+def _add_bands(found: Sequence[dict[str, Any]], tested: paired.Contrasts) -> None:
     """Simultaneous over these cells; never narrower than a cell's own interval, which need not be symmetric."""
-    ends = bands.simultaneous_bands(centre[: len(found)], draws[:, : len(found)])
+    ends = bands.simultaneous_bands(tested.centre_C[: len(found)], tested.draws_RC[:, : len(found)])
     for cell, low, high in zip(found, *ends, strict=True):
         cell["band_low"], cell["band_high"] = min(float(low), cell["low"]), max(float(high), cell["high"])
 

@@ -18,7 +18,6 @@ from prunus.results import metrics, paired
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
-RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,4 @@ def contrast(base: Table, other: Table, budgets: tuple[int, int], seed: int = 0)
         for table, budget in zip((base, other), budgets, strict=True)
     ]
     strata = [(shares[1] - shares[0])[:, None]]
-    extended = paired.with_pseudo_problems(strata)
-    low, high = paired.bca_interval(extended, paired.bootstrap(extended, RESAMPLES, seed))
-    return {
-        "difference": float(paired.estimate(strata)[0]),
-        "low": float(low[0]),
-        "high": float(high[0]),
-        "p": float(paired.sign_flip_p(strata, RESAMPLES, seed)[0]),
-    }
+    return paired.contrasts(strata, paired.EXPLORING_RESAMPLES, seed).cells()[0]

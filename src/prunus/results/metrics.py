@@ -15,6 +15,8 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 Ballot = tuple[tuple[tuple[int, float], ...], int]  # (draws with an answer, its worth) per answer; draws without
+LEAK_RULE = "max(512, budget/2)"  # `answer_allowance` in words
+NORMAL = 1.959963984540054  # the quantile of a 95 % interval
 AUC = "auc"  # what the area is called among the numbers of a run
 
 
@@ -52,7 +54,7 @@ def estimate(values_P: ArrayLike, draws: int = 1) -> Estimate:
     return Estimate(mean, se, *wilson_interval(mean, size, float(quantile)))
 
 
-def wilson_interval(share: float, size: float, quantile: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(share: float, size: float, quantile: float = NORMAL) -> tuple[float, float]:
     """Wilson's score interval of a share of size trials."""
     spread = quantile**2 / size
     centre = (share + spread / 2) / (1 + spread)
@@ -199,9 +201,14 @@ def share(flags: ArrayLike) -> float:
     return float(np.mean(np.asarray(flags, dtype=float)))
 
 
+def answer_allowance(budget: ArrayLike) -> NDArray[Any]:
+    """Tokens that an answer may take before it counts as leaked: then the budget no longer bounds the reasoning."""
+    return np.maximum(512, np.asarray(budget) / 2)
+
+
 def leaked(answer_tokens: ArrayLike, budget: int) -> NDArray[Any]:
-    """Whether answers are longer than max(512, budget/2): the budget then no longer bounds the reasoning."""
-    return np.asarray(answer_tokens) > max(512, 0.5 * budget)
+    """Whether answers are longer than `answer_allowance`."""
+    return np.asarray(answer_tokens) > answer_allowance(budget)
 
 
 def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:

@@ -11,17 +11,18 @@ or fewer than any budget of single chains did. That line is estimated too. To fi
 per-problem terms, which are added to the differences, so that the same interval and test serve (the delta method).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from prunus.results import best_of, metrics, paired
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
-RESAMPLES = 4000
+RESAMPLES = paired.EXPLORING_RESAMPLES
 
 
 class Contrast(NamedTuple):
@@ -149,19 +150,8 @@ def at_equal_use(shares_PB: Floats, used_PB: Floats, wanted_P: Floats) -> Floats
 
 
 def _cells(differences: Sequence[Floats], seed: int, resamples: int) -> list[dict[str, float]]:
-    """Estimate, error, interval and p of each; all share their resamples."""
+    """Difference, se, low, high, p and q of each; all share their resamples."""
     if not differences:
         return []
-    strata = [np.column_stack(differences)]
-    extended = paired.with_pseudo_problems(strata)
-    low, high = paired.bca_interval(extended, paired.bootstrap(extended, resamples, seed))
-    p = paired.sign_flip_p(strata, resamples, seed)
-    columns: Mapping[str, Floats] = {
-        "difference": paired.estimate(strata),
-        "se": paired.standard_error(strata),
-        "low": low,
-        "high": high,
-        "p": p,
-        "q": paired.benjamini_hochberg(p),
-    }
-    return [{name: float(column[c]) for name, column in columns.items()} for c in range(len(differences))]
+    found = paired.contrasts([np.column_stack(differences)], resamples, seed)
+    return found.cells(q=stats.false_discovery_control(found.columns["p"]))

@@ -1,7 +1,7 @@
 """How much more work would settle a comparison. C: contrasts; n: problems, N: draws of each.
 
 The mean difference varies by (omega^2 + v/N)/n: omega^2 is the spread of true differences between problems, v the noise
-of one draw (`nested.draw_variance`). More draws shrink the second term only; more problems shrink both.
+of one draw (`paired.draw_variance`). More draws shrink the second term only; more problems shrink both.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from math import inf, nan
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prunus.results import nested, paired
+from prunus.results import paired
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ def spread(strata: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
     for differences in strata:
         P, N, _ = differences.shape
         total = P * paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1)])) ** 2
-        v = nested.draw_variance(differences)
+        v = paired.draw_variance(differences)
         found.append((np.maximum(total - v / N, 0.0), v))
     return found
 

@@ -130,11 +130,6 @@ class Sample:
     repetition: float | None = None
     answer_cap: int | None = None
 
-    @property
-    def leaked(self) -> bool:
-        """Whether the answer phase is so long that the budget no longer bounds the work."""
-        return self.answer_tokens > max(512, 0.5 * self.budget)
-
 
 @dataclass(frozen=True)
 class ProblemRow:

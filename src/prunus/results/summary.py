@@ -35,8 +35,8 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
         (s1's, accuracy per 1000 thinking tokens used: value, se; None with one budget), `performance` (s1's, the best
         accuracy, which is above the truth for being the best: value, budget), `control` (s1's, share of draws whose
         thinking tokens the budget bounds: 1 unless a backend ignores it), `control_total` (whose thinking and answer
-        tokens are at most budget + max(512, budget/2)) and `monotonicity` (steps between budgets, rises, and falls by
-        more than two paired standard errors); all with budget 0, and None while no problem is finished;
+        tokens are at most budget + `metrics.answer_allowance`) and `monotonicity` (steps between budgets, rises, and
+        falls by more than two paired standard errors); all with budget 0, and None while no problem is finished;
     `parallel`: one long chain against k short ones, as `parallel.compare_parallel` tells.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
     """
@@ -92,7 +92,7 @@ def _scaling(table: Table) -> dict[str, Any]:
         _over_tokens(shares_PB, thinking.mean(axis=2), scaling.scaling),
         {"value": float(accuracy_B[best]), "budget": table.budgets[best]},
         scaling.control(thinking, 0, budgets_B1),
-        scaling.control(used, 0, budgets_B1 + np.maximum(512, budgets_B1 / 2)),
+        scaling.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)),
         {"steps": len(table.budgets) - 1, "rises": rises, "falls": falls},
     )
     return dict(zip(SCALING, values, strict=True))

@@ -3,6 +3,8 @@
 A pruned model may think longer at the same budget, and accuracy by budget then hides what it costs.
 """
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from prunus.results import paired, scaling
+from prunus.results.store import Sample
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
@@ -52,8 +55,6 @@ def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dic
     differences = [scaling.per_problem(values_PC, area_differences)[:, None]]
     if not np.isfinite(differences).all():
         return None
-    extended = paired.with_pseudo_problems(differences)
-    low, high = paired.bca_interval(extended, paired.bootstrap(extended, resamples, seed))
     theirs, ours = areas(mean)
     return {
         "from": low_end,
@@ -62,11 +63,8 @@ def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dic
         "samples": len(base.draws),
         "accuracy": ours,
         "base_accuracy": theirs,
+        **paired.contrasts(differences, resamples, seed).cells()[0],
         "difference": ours - theirs,
-        "se": float(paired.standard_error(differences)[0]),
-        "low": float(low[0]),
-        "high": float(high[0]),
-        "p": float(paired.sign_flip_p(differences, resamples, seed)[0]),
     }
 
 
@@ -99,3 +97,29 @@ def area_differences(means: Floats) -> Floats:
     """(...,) other's less base's, of (..., C) means."""
     flat = means.reshape(-1, means.shape[-1])
     return np.array([ours - theirs for theirs, ours in map(areas, flat)]).reshape(means.shape[:-1])
+
+
+Chain = Sequence[tuple[int, int, str]]  # (thinking tokens, answer tokens, ended) of one draw at each budget
+
+
+def sampled_tokens(chains: Iterable[Chain], reuse: bool = True) -> tuple[int, int]:
+    """Thinking and answer tokens that were generated for these chains, counting once what their budgets share.
+
+    reuse: all budgets of a draw are cut from one chain. They share its longest thinking and the answer after its
+    natural end; each forced answer is generated on its own. Without it, every budget was generated anew.
+    """
+    thinking = answer = 0
+    share = max if reuse else sum
+    for chain in chains:
+        thinking += share(tokens for tokens, _, _ in chain)
+        natural = [tokens for _, tokens, ended in chain if ended == "natural"]
+        answer += sum(tokens for _, tokens, ended in chain if ended == "forced") + (share(natural) if natural else 0)
+    return thinking, answer
+
+
+def chains_of(samples: Iterable[Sample]) -> list[Chain]:
+    """A run's samples grouped into chains: one for each draw of each problem."""
+    found: dict[tuple[str, int], list[tuple[int, int, str]]] = defaultdict(list)
+    for sample in samples:
+        found[sample.problem_id, sample.draw].append((sample.thinking_tokens, sample.answer_tokens, sample.ended))
+    return list(found.values())

@@ -8,9 +8,11 @@ their model, as are the areas of single tasks.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 from prunus.results.betting import ALPHA
 from prunus.results.metrics import AUC
-from prunus.results.paired import benjamini_hochberg, holm
+from prunus.results.paired import holm
 from prunus.results.retention import scaling_word
 
 Data = Mapping[str, Any]
@@ -49,7 +51,7 @@ def set_adjusted(cells: Sequence[dict[str, Any]], *names: str) -> None:
 def set_q(parts: Sequence[Data]) -> None:
     """Benjamini and Hochberg among all budgets and areas of these parts."""
     found = [cell for part in parts for cell in (*part["budgets"].values(), part[AUC])]
-    for cell, q in zip(found, benjamini_hochberg([cell["p"] for cell in found]), strict=True):
+    for cell, q in zip(found, stats.false_discovery_control([cell["p"] for cell in found]), strict=True):
         cell["q"] = float(q)
 
 

@@ -16,6 +16,7 @@ from prunus.pruning.pipeline import find_method
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import DropRecipe
 from prunus.results.store import Sample, Store
+from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.cells import Cell, Model, check_apart, open_model, plan_names, variants_of
 from prunus.study.file import Recipe, Study, read_study
 from prunus.study.outline import Line, chain_tokens, local_folder, outline, unread_tasks
@@ -147,18 +148,8 @@ def line_of(
 
 def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
     """Mean of the tokens sampled for a chain of these runs: its longest thinking, and every distinct answer."""
-    chains: dict[tuple[int, str, int], list[Sample]] = {}
-    for number, samples in enumerate(runs):
-        for sample in samples:
-            chains.setdefault((number, sample.problem_id, sample.draw), []).append(sample)
-    if not chains:
-        return None
-    total = 0
-    for rows in chains.values():
-        total += max(row.thinking_tokens for row in rows)
-        total += sum(row.answer_tokens for row in rows if row.ended == "forced")
-        total += max((row.answer_tokens for row in rows if row.ended == "natural"), default=0)
-    return total / len(chains)
+    chains = [chain for samples in runs for chain in chains_of(samples)]
+    return sum(sampled_tokens(chains)) / len(chains) if chains else None
 
 
 def variant_bytes(source: Checkpoint, recipe: Recipe) -> int:

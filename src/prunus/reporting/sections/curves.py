@@ -11,13 +11,14 @@ from prunus.reporting.published import Match, about
 from prunus.reporting.render.chart import PANEL, Axis, Line, Point, budget_axis, chart, linear_axis, log_axis
 from prunus.reporting.render.text import count, percent, points
 from prunus.reporting.report_data import Data, View, band_of, cells_of, float_of
+from prunus.results.metrics import LEAK_RULE
 
 MANY = 5  # curves in one chart from which on only the base's band is plain to see
 ENDINGS = {
     "forced": "stopped by the budget",
     "no_answer": "no answer found",
     "truncated": "answer cut at its cap",
-    "leaked": "leaked: answer longer than max(512, budget/2)",
+    "leaked": f"leaked: answer longer than {LEAK_RULE}",
 }
 
 

@@ -8,6 +8,7 @@ from prunus.reporting.labels import Look, history
 from prunus.reporting.render.table import Grid, named
 from prunus.reporting.render.text import THIN, clip, esc
 from prunus.reporting.report_data import View
+from prunus.results.metrics import LEAK_RULE
 from prunus.results.store import Run
 
 RECORD_LIMIT = 20_000  # characters of a run's settings
@@ -31,7 +32,7 @@ def method_section(view: View, costs: Grid) -> str:
             if method
             else ""
         ),
-        "An answer leaks when it is longer than max(512, budget/2) tokens: then the budget does not bound the work.",
+        f"An answer leaks when it is longer than {LEAK_RULE} tokens: then the budget does not bound the work.",
     ]
     rows = {
         "Tasks": _list(plan.get("tasks")),

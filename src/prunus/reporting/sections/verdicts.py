@@ -7,6 +7,7 @@ from prunus.reporting.render.text import esc, points, probability
 from prunus.reporting.report_data import View, cells_of
 from prunus.reporting.sections import curves as figures
 from prunus.reporting.sections.curves import ENDINGS
+from prunus.results.metrics import LEAK_RULE
 from prunus.results.retention import ENOUGH
 from prunus.results.verdicts import OPEN, WORDS
 
@@ -100,7 +101,7 @@ def _matrix(view: View, task: str) -> str:
         "Area: under accuracy over log<sub>2</sub> budget. Slope kept: of the base's, where that is clear, with "
         "Fieller's interval. Falls: "
         "steps to a larger budget that lose more than two errors. Area over tokens, points per 1000 thinking tokens "
-        "(s1's Scaling) and best count budget 0 too. Within budget: draws of at most budget + max(512, budget/2) "
+        f"(s1's Scaling) and best count budget 0 too. Within budget: draws of at most budget + {LEAK_RULE} "
         "tokens in all. 95 % intervals over problems."
     )
     scaling = f"<h3>Scaling</h3>{grids.scaling(view, task).html()}{soft(scale)}"
