@@ -16,10 +16,11 @@ from prunus.recipes import EvalPlan
 from prunus.reporting import prose
 from prunus.reporting.page import report
 from prunus.reporting.render.text import joined, points, probability
-from prunus.results.accuracy_bands import add_bands
+from prunus.results.bands import add_bands
 from prunus.results.comparison import compare, summarise
 from prunus.results.labels import step_label
 from prunus.results.store import Store
+from prunus.results.table import tables
 from prunus.results.verdicts import verdict
 
 
@@ -128,7 +129,7 @@ def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
     with Store(store) as opened:
         summaries = [summarise(opened, run.run_id) for run in opened.runs()]
         for summary in summaries:
-            add_bands(opened, summary)
+            add_bands(summary, tables(opened.samples(summary["run"])))
     chart = page.source[page.source.index('<svg class="chart') :].split("</svg>", 1)[0]
     groups = re.findall(r'<g class="run r(\d)[^>]*>(.*?)</g>', chart, re.DOTALL)
     marks: dict[int, list[tuple[float, float]]] = {}
