@@ -24,12 +24,11 @@ from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import alone
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.backends.openai import OpenAIBackend
 from prunus.evaluation.backends.padded_rows import Rows
-from prunus.evaluation.backends.separate_rows import rows_for
+from prunus.evaluation.backends.separate_rows import Alone, rows_for
 from prunus.evaluation.backends.vllm import adds_nothing, dtype_for, weights
 from prunus.evaluation.budget import Sampling
 from prunus.evaluation.provenance import describe_model, open_for
@@ -98,7 +97,7 @@ def test_rows_give_the_logits_of_each_text_alone(tmp_path, model_type):
     make_random_model(model_type, tmp_path, **({"attn_layer_indices": [1, 3]} if model_type == "bamba" else {}))
     model, texts = whole(tmp_path), sentences(5, 17, 12)
     rows = rows_for(model)(texts)
-    kind = ALONE if isinstance(rows, alone.Alone) else OWN if isinstance(rows, Rows) and rows._same_mask else THEIRS
+    kind = ALONE if isinstance(rows, Alone) else OWN if isinstance(rows, Rows) and rows._same_mask else THEIRS
     assert kind == ROWS[model_type]
     found = rows.prefill()
     for step in range(8):
