@@ -30,9 +30,9 @@ from tokenizers import Tokenizer
 import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.pruning.allocation import ALLOCATIONS
+from prunus.pruning.calibration.saved_statistics import FORMAT
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
-from prunus.pruning.stats import FORMAT
 from prunus.recipes import AllocationName, MethodName, content_hash
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -82,7 +82,7 @@ def _try(model_type: str, scratch: Path) -> Row:
 
 def facts(architecture: "Architecture") -> Row:
     """Without weights: which Linears read the same input, for each kind of block, and why other matrices stay dense."""
-    from prunus.pruning.overview import describe_blocks
+    from prunus.pruning.capabilities import describe_blocks
 
     found = describe_blocks(architecture)
     groups: dict[str, list[str]] = {}

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
-from prunus.pruning import calibration as calibration_module
-from prunus.pruning.calibration import calibration_name, load_calibration
-from prunus.pruning.hidden import HiddenStates
-from prunus.pruning.observe import Observed, Observer
+from prunus.pruning.calibration import data as calibration_module
+from prunus.pruning.calibration.data import calibration_name, load_calibration
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.statistics import Observed, Observer
 from prunus.recipes import DropRecipe, PruneRecipe
 
 

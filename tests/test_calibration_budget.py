@@ -12,7 +12,7 @@ from prunus.contamination import question_digest
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import FRESH_SEED, problem_set
-from prunus.pruning.calibration import Calibration, load_calibration
+from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.recipes import DropRecipe, PruneRecipe
 
 

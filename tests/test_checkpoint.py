@@ -17,7 +17,7 @@ from prunus.checkpoint.files import Checkpoint, next_manifest
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header, write_file
 from prunus.checkpoint.source import resolve, tiny_folder
 from prunus.errors import PrunusError
-from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.calibration.hidden_states import HiddenStates
 
 
 def block_outputs(folder, ids):

@@ -14,8 +14,8 @@ from prunus.checkpoint import blocks
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning import masks
-from prunus.pruning.calibration import Calibration
-from prunus.pruning.hidden import sent_ahead
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.hidden_states import sent_ahead
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 ELSEWHERE = ["cpu", pytest.param("cuda", marks=gpu)]

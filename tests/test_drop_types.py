@@ -14,8 +14,8 @@ import prunus
 from prunus.checkpoint.architecture import Architecture, find_layers
 from prunus.checkpoint.files import Checkpoint, find_tensors
 from prunus.errors import PrunusError
-from prunus.pruning import verify
-from prunus.pruning.shorter import shorter_config
+from prunus.pruning.depth import verification as verify
+from prunus.pruning.depth.shortened_config import shorter_config
 from prunus.recipes import DepthMethodName, DropRecipe, PruneRecipe
 
 # Encoders, and decoders of an encoder's output, which are no decoders in our sense.

@@ -12,14 +12,14 @@ import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.partial import Partial
 from prunus.errors import PrunusError
-from prunus.pruning import hidden
-from prunus.pruning import portions as portions_module
-from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.calibration import hidden_states as hidden
+from prunus.pruning.calibration import memory_budget as portions_module
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.propagation import Passage, observed
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import gblm, row_budgets
-from prunus.pruning.observe import InputStats
-from prunus.pruning.propagation import Passage, observed
-from prunus.pruning.regional import Repair, repair, with_regional_gradients
+from prunus.pruning.methods.wanda_plus_plus import Repair, repair, with_regional_gradients
 from prunus.recipes import PruneRecipe
 
 COUNT, LENGTH = 6, 24

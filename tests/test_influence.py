@@ -16,12 +16,13 @@ import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
-from prunus.pruning import gradients, hidden
-from prunus.pruning import portions as portions_module
 from prunus.pruning.allocation import influence, layerif
-from prunus.pruning.allocation.measures import chain_only
-from prunus.pruning.calibration import Calibration
-from prunus.pruning.gradients import Model, signs, sketches
+from prunus.pruning.allocation.measurement import chain_only
+from prunus.pruning.calibration import gradients
+from prunus.pruning.calibration import hidden_states as hidden
+from prunus.pruning.calibration import memory_budget as portions_module
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe
 from prunus.reporting.allocation import allocation_table
 
@@ -254,13 +255,13 @@ def test_noise_is_called_noise(place, monkeypatch):
     asked = recipe(place, allocation="layerif-sketch")
     data = prunus.allocate(place / "m", asked)
     assert noisy(data) == (data["evidence"]["details"]["split_half_spearman"]["block"] < 0.5)
-    monkeypatch.setattr("prunus.pruning.allocation.measures.agreement", lambda *_: 0.49)
+    monkeypatch.setattr("prunus.pruning.allocation.measurement.agreement", lambda *_: 0.49)
     shown = prunus.allocate(place / "m", asked)
     assert noisy(shown)
     with (console := Console(width=200)).capture() as printed:
         console.print(allocation_table(shown))
     assert "agree on the order of blocks by Spearman 0.49." in printed.get()
-    monkeypatch.setattr("prunus.pruning.allocation.measures.agreement", lambda *_: 0.51)
+    monkeypatch.setattr("prunus.pruning.allocation.measurement.agreement", lambda *_: 0.51)
     assert not noisy(prunus.allocate(place / "m", asked))
 
 

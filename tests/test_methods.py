@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from prunus.errors import PrunusError
-from prunus.pruning.hessian import Hessian
+from prunus.pruning.calibration.hessian import Hessian
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, lowest_per_pattern, zeros_of
 from prunus.pruning.methods import METHODS, with_update
-from prunus.pruning.observe import InputStats
 from prunus.recipes import MethodName, PruneRecipe
 
 EVERY = dict(METHODS) | {f"{name}+obs": with_update(method) for name, method in METHODS.items() if not method.updates}

@@ -10,8 +10,8 @@ from tiny_models import make_model, random_rows
 
 import prunus
 from prunus.checkpoint.files import Checkpoint
-from prunus.pruning import hidden
-from prunus.pruning.calibration import Calibration
+from prunus.pruning.calibration import hidden_states as hidden
+from prunus.pruning.calibration.data import Calibration
 
 WANDA: dict[str, Any] = {"method": "wanda"}
 RUNS: dict[str, dict[str, Any]] = {

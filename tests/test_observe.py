@@ -9,7 +9,7 @@ from torch import nn
 
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch
-from prunus.pruning.observe import InputStats, Needs, Observer, add_product, mirror
+from prunus.pruning.calibration.statistics import InputStats, Needs, Observer, add_product, mirror
 
 SHAPES = [(2, 5), (1, 9), (3, 4)]  # sequences and tokens of the batches
 

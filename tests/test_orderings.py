@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import prunus
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.source import load_tokenizer, resolve
-from prunus.pruning.hessian import Hessian
+from prunus.pruning.calibration.hessian import Hessian
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS, with_update
-from prunus.pruning.observe import InputStats
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 

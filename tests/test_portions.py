@@ -11,11 +11,13 @@ from tiny_models import LINEARS, make_model, random_rows, runner_of
 import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.pruning import gradients, hidden, portions
-from prunus.pruning.allocation import measures
-from prunus.pruning.calibration import Calibration
-from prunus.pruning.gradients import Model, save_square_sums, signs, sketches
-from prunus.pruning.portions import room_for, traffic
+from prunus.pruning.allocation import measurement as measures
+from prunus.pruning.calibration import gradients
+from prunus.pruning.calibration import hidden_states as hidden
+from prunus.pruning.calibration import memory_budget as portions
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.gradients import Model, save_square_sums, signs, sketches
+from prunus.pruning.calibration.memory_budget import room_for, traffic
 from prunus.study.cells import open_models
 from prunus.study.file import read_study
 from prunus.study.variants import make_variant

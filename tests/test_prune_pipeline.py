@@ -15,13 +15,13 @@ import prunus
 from prunus.checkpoint import files as files_module
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning import hessian as hessian_module
-from prunus.pruning import hidden as hidden_module
 from prunus.pruning import pipeline as pipeline_module
-from prunus.pruning.hessian import Hessian
+from prunus.pruning.calibration import hessian as hessian_module
+from prunus.pruning.calibration import hidden_states as hidden_module
+from prunus.pruning.calibration.hessian import Hessian
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
-from prunus.pruning.observe import InputStats
 from prunus.recipes import PruneRecipe
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

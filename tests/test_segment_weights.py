@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 import prunus
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning.calibration import Calibration
-from prunus.pruning.hidden import HiddenStates
-from prunus.pruning.observe import Observer
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.statistics import Observer
 from prunus.recipes import PruneRecipe
 
 LENGTHS, PROMPTS = (30, 12, 30, 1, 19), (7, 12, 30, 0, 3)

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.traces import traces
     from prunus.pruning.allocate import allocate
+    from prunus.pruning.calibration.saved_statistics import stats
     from prunus.pruning.drop import drop_blocks
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
-    from prunus.pruning.stats import stats
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.study.pages import report_study
@@ -84,7 +84,7 @@ _HOME = {
     "report": "prunus.reporting.page",
     "report_study": "prunus.study.pages",
     "run_study": "prunus.study.run",
-    "stats": "prunus.pruning.stats",
+    "stats": "prunus.pruning.calibration.saved_statistics",
     "traces": "prunus.evaluation.traces",
     "unpack": "prunus.checkpoint.packed",
 }

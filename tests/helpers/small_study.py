@@ -5,7 +5,7 @@ from typing import Any
 
 from tiny_models import make_model, random_rows
 
-from prunus.pruning.calibration import Calibration
+from prunus.pruning.calibration.data import Calibration
 
 STUDY = """\
 models = ["model"]

@@ -121,7 +121,7 @@ def is_given(name: str) -> bool:
 
 def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any]) -> None:
     """Raise PrunusError where an option that was given, be it at its default, is not what the statistics are of."""
-    from prunus.pruning.stats import FIELDS, check_given
+    from prunus.pruning.calibration.saved_statistics import FIELDS, check_given
 
     if given := {name: recipe[name] for name in FIELDS if is_given(name)}:
         check_given(stats, model, given)

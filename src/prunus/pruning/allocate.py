@@ -16,8 +16,8 @@ from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
-from prunus.pruning.allocation.evidence import PARTS, WHOLE, Evidence, read_evidence
-from prunus.pruning.allocation.measures import (
+from prunus.pruning.allocation.importance_scores import PARTS, WHOLE, Evidence, read_evidence
+from prunus.pruning.allocation.measurement import (
     GRADIENT_MEASURES,
     INFLUENCE_TOKENS,
     SCORE_MEASURES,
@@ -26,11 +26,11 @@ from prunus.pruning.allocation.measures import (
     influence_recipe,
     spectra,
 )
-from prunus.pruning.calibration import Calibration, load_calibration
+from prunus.pruning.calibration.data import Calibration, load_calibration
+from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.fits import check_block_fits
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.scope import linears_in_scope, weights_of
-from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
 # How far a mean may be from its target by floating point alone.

@@ -14,11 +14,11 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
-from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
+from prunus.pruning.depth.verification import check_removable, left_out, new_config, verify
 from prunus.pruning.fits import check_block_fits
-from prunus.pruning.verify import check_removable, left_out, new_config, verify
 from prunus.recipes import DropRecipe
 
 

@@ -4,7 +4,7 @@ import torch
 
 from prunus.checkpoint.files import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning.portions import free_memory
+from prunus.pruning.calibration.memory_budget import free_memory
 
 
 def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:

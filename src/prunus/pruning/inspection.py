@@ -15,9 +15,9 @@ from prunus.checkpoint.packed_folder import PackedCheckpoint, open_checkpoint
 from prunus.checkpoint.packed_tensor import bit_patterns
 from prunus.checkpoint.source import resolve
 from prunus.progress import Steps
+from prunus.pruning.capabilities import describe_blocks, describe_model, describe_uses, refused
+from prunus.pruning.depth.verification import Droppable, try_drops
 from prunus.pruning.masks import count_zeros
-from prunus.pruning.overview import describe_blocks, describe_model, describe_uses, refused
-from prunus.pruning.verify import Droppable, try_drops
 from prunus.recipes import DropRecipe, PruneRecipe
 
 # (N, M): at most N weights that are not zero in every M consecutive inputs of an output.

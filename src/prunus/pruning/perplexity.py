@@ -19,8 +19,8 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.source import one_line, resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.hidden import BATCH_TOKENS
-from prunus.pruning.text_files import check_ids, encoder, read_jsonl, read_text, render_chats
+from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
+from prunus.pruning.calibration.text_files import check_ids, encoder, read_jsonl, read_text, render_chats
 
 # Logits are made for so many tokens at a time: with a vocabulary of 150,000 that is 150 MB.
 LOGIT_TOKENS = 256

@@ -34,21 +34,21 @@ from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocate import evidence_text, find_evidence, linear_sparsities, share_out
 from prunus.pruning.allocation import ALLOCATIONS
-from prunus.pruning.allocation.evidence import Evidence
-from prunus.pruning.allocation.measures import influence_recipe
-from prunus.pruning.calibration import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.allocation.importance_scores import Evidence
+from prunus.pruning.allocation.measurement import influence_recipe
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.calibration.gradients import Model, save_square_sums
+from prunus.pruning.calibration.hidden_states import BATCH_TOKENS, HiddenStates, propagate
+from prunus.pruning.calibration.propagation import PROPAGATIONS, Passage, Stats, observed
+from prunus.pruning.calibration.saved_statistics import SavedStats
+from prunus.pruning.calibration.shared_measurements import evidence_key, gradients_key, once
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.fits import check_block_fits
-from prunus.pruning.gradients import Model, save_square_sums
-from prunus.pruning.hidden import BATCH_TOKENS, HiddenStates, propagate
 from prunus.pruning.masks import Target, count_zeros, zeros_of, zeros_wanted
 from prunus.pruning.methods import METHODS, Method, with_row_budgets, with_update
-from prunus.pruning.observe import InputStats
-from prunus.pruning.propagation import PROPAGATIONS, Passage, Stats, observed
-from prunus.pruning.regional import Repair, repair, with_regional_gradients
-from prunus.pruning.revisions import revisions
+from prunus.pruning.methods.wanda_plus_plus import Repair, repair, with_regional_gradients
+from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.scope import linears_in_scope, weights_of
-from prunus.pruning.shared import evidence_key, gradients_key, once
-from prunus.pruning.stats import SavedStats
 from prunus.recipes import PruneRecipe
 
 

@@ -15,10 +15,10 @@ from prunus.checkpoint.source import load_tokenizer, resolve, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.pruning.allocation import ALLOCATIONS
-from prunus.pruning.calibration import HUB_NAMES, TRACES, calibration_name
+from prunus.pruning.calibration.data import HUB_NAMES, TRACES, calibration_name
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.pipeline import find_method
-from prunus.pruning.revisions import revisions
+from prunus.pruning.recipe_revisions import revisions
 from prunus.recipes import OWN_GROUP, DropRecipe, EvalPlan, PruneRecipe, content_hash
 from prunus.study.file import Entry, Recipe, Study
 

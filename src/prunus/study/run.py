@@ -23,7 +23,7 @@ from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missin
 from prunus.evaluation.provenance import describe_model, describe_versions
 from prunus.evaluation.resolved_plan import check_engine, problem_row
 from prunus.pruning.allocate import find_evidence
-from prunus.pruning.calibration import HUB_NAMES
+from prunus.pruning.calibration.data import HUB_NAMES
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
 from prunus.recipes import PruneRecipe

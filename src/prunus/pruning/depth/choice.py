@@ -15,7 +15,7 @@ from prunus.checkpoint.partial import SINGLE_FILE_BYTES
 from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.hidden import HiddenStates
+from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.recipes import DropRecipe
 
 

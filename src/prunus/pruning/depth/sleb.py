@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
+from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
+from prunus.pruning.calibration.log_likelihood import negative_log_likelihood
 from prunus.pruning.depth.choice import Calibrated, Choice, Mix
-from prunus.pruning.head import negative_log_likelihood
-from prunus.pruning.hidden import HiddenStates, propagate
 
 
 def choose(model: Calibrated, count: int) -> Choice:

@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from prunus.pruning.calibration.statistics import InputStats, Needs
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import alps, dsnot, gblm, magnitude, ria, row_budgets, sparsegpt, wanda
-from prunus.pruning.observe import InputStats, Needs
 from prunus.recipes import Group, MethodName
 
 # Whose: of the loss by each weight or by each output of the model's Linears, or of a block's own output.

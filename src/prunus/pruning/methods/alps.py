@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunus.pruning.hessian import DAMPING
+from prunus.pruning.calibration.hessian import DAMPING
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, lowest_in_tensor, lowest_per_pattern, zeros_of
-from prunus.pruning.observe import InputStats
 
 FIRST_RHO, MOST_RHO = 0.1, 1e6
 ITERATIONS, CHECK_EVERY, POLISHING = 300, 3, 10

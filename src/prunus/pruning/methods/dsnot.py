@@ -11,9 +11,9 @@ is (theirs walks on into weights that were kept).
 import torch
 from torch import Tensor
 
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import SLICE, Target
 from prunus.pruning.methods import wanda
-from prunus.pruning.observe import InputStats
 
 CYCLES = 50
 THRESHOLD = 0.1 / 2048  # the authors' 0.1 is for sums over 2048 tokens

@@ -6,8 +6,8 @@ The gradients are those of the dense model, one sequence after the other.
 
 from torch import Tensor
 
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest
-from prunus.pruning.observe import InputStats
 
 
 def score(weight_OI: Tensor, inputs: InputStats) -> Tensor:

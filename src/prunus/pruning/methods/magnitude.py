@@ -4,8 +4,8 @@ prune_magnitude: each Linear for itself, the whole tensor one group. O: output f
 
 from torch import Tensor
 
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_smallest
-from prunus.pruning.observe import InputStats
 
 
 def prune(weight_OI: Tensor, _inputs: InputStats | None, target: Target) -> Tensor:

@@ -5,8 +5,8 @@ Zhang et al. 2024, "Plug-and-Play" (ICLR); authors' code lib/prune.py, prune_ria
 
 from torch import Tensor
 
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest
-from prunus.pruning.observe import InputStats
 
 EXPONENT = 0.5  # of the input norm, as in the paper
 

@@ -7,9 +7,9 @@ information of its output. O: output features, I: input features.
 import torch
 from torch import Tensor
 
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest_of_rows, zeros_wanted
 from prunus.pruning.methods import wanda
-from prunus.pruning.observe import InputStats
 
 
 def kept_of_rows(fisher_O: Tensor, columns: int, zeros: int, power: float) -> Tensor:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.pruning.hessian import DAMPING, Hessian
+from prunus.pruning.calibration.hessian import DAMPING, Hessian
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, kth_lowest, lowest_in_tensor, lowest_per_pattern, zeros_wanted
-from prunus.pruning.observe import InputStats
 
 BLOCK = 128
 

@@ -5,8 +5,8 @@ Sun et al. 2023, arXiv:2306.11695; authors' code lib/prune.py, prune_wanda. O: o
 
 from torch import Tensor
 
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest
-from prunus.pruning.observe import InputStats
 
 
 def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.source import one_line, read_object
 from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
-from prunus.pruning.shorter import shorter_config
+from prunus.pruning.depth.shortened_config import shorter_config
 
 TOKENS = 32
 # The same products of the same numbers: any difference that is no accident of memory is a real one.

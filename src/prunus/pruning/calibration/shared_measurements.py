@@ -11,7 +11,7 @@ import torch
 
 from prunus.checkpoint.files import Checkpoint, versions
 from prunus.pruning.allocation import ALLOCATIONS
-from prunus.pruning.calibration import TRACES, Calibration, calibration_name
+from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name
 from prunus.recipes import PruneRecipe, content_hash
 
 # Fields of a recipe on which evidence may depend; those of the allocation's own measurement come with it.

@@ -11,7 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from prunus.pruning.hidden import batches
+from prunus.pruning.calibration.hidden_states import batches
 
 # Of what is free when the work begins.
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.5

@@ -36,12 +36,12 @@ from prunus.checkpoint.safetensors_file import (
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps, say
-from prunus.pruning.calibration import Calibration, calibration_name, load_calibration
+from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
+from prunus.pruning.calibration.hessian import Hessian
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.propagation import Passage, Stats, dense
+from prunus.pruning.calibration.statistics import InputStats, Needs
 from prunus.pruning.fits import check_block_fits
-from prunus.pruning.hessian import Hessian
-from prunus.pruning.hidden import HiddenStates
-from prunus.pruning.observe import InputStats, Needs
-from prunus.pruning.propagation import Passage, Stats, dense
 from prunus.recipes import DtypeName, PruneRecipe
 
 FORMAT = 2

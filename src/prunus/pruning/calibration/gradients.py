@@ -22,10 +22,10 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.head import LOGIT_TOKENS
-from prunus.pruning.hidden import HiddenStates
-from prunus.pruning.observe import by_sequence
-from prunus.pruning.portions import portions, room_for
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.log_likelihood import LOGIT_TOKENS
+from prunus.pruning.calibration.memory_budget import portions, room_for
+from prunus.pruning.calibration.statistics import by_sequence
 
 RANK = 32
 
@@ -326,7 +326,7 @@ def save_square_sums(
 ) -> None:
     """Write, for every block, SquareSums of all sequences to the file file_of(block).
 
-    Where sequences come in several portions, the sums stay in memory if there is room for them (portions.py), else
+    Where sequences come in several portions, the sums stay in memory if there is room for them (memory_budget.py), else
     those of one block at a time are read from its file and written back to their places.
     """
     usable = [i for i, ids in enumerate(sequences) if len(ids) > 1]

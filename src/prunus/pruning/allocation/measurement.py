@@ -20,13 +20,13 @@ from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocation.alphapruning import eigenvalues, tail_exponent
-from prunus.pruning.allocation.evidence import PARTS, WHOLE
+from prunus.pruning.allocation.importance_scores import PARTS, WHOLE
 from prunus.pruning.allocation.influence import STABLE, Influence, agreement, block_scores, datainf, identity
-from prunus.pruning.calibration import Calibration
-from prunus.pruning.gradients import Model, signs, sketches
-from prunus.pruning.hidden import HiddenStates, propagate
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.gradients import Model, signs, sketches
+from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
+from prunus.pruning.calibration.statistics import InputStats, Observer
 from prunus.pruning.methods import wanda
-from prunus.pruning.observe import InputStats, Observer
 from prunus.recipes import AllocationName, PruneRecipe
 
 # Scores are made for about so many weights at a time.

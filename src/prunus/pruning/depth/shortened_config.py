@@ -3,7 +3,7 @@
 Fields that count blocks fall; lists with an entry per block lose those of the blocks that go; lists of block numbers
 are renumbered; counts of leading blocks fall by those removed among them. What a configuration derives (which attention
 a block has, from a period, say) is written out, else the pattern would shift. No list of fields is complete, so what
-comes out is a proposal: verify.py says whether it gives the blocks that stay.
+comes out is a proposal: verification.py says whether it gives the blocks that stay.
 """
 
 import json

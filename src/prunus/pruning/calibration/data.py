@@ -19,8 +19,8 @@ from prunus.checkpoint.partial import CALIBRATION, Partial
 from prunus.checkpoint.source import load_tokenizer, one_line, tiny_folder
 from prunus.contamination import evaluation_set, held_out_in
 from prunus.errors import PrunusError
-from prunus.pruning.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
-from prunus.pruning.windows import Window, overlap_warnings, random_window
+from prunus.pruning.calibration.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
+from prunus.pruning.calibration.windows import Window, overlap_warnings, random_window
 from prunus.recipes import DropRecipe, PruneRecipe
 
 HUB_NAMES = ("c4", "wikitext2")

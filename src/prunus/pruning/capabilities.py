@@ -10,8 +10,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from prunus.checkpoint.architecture import Architecture
 from prunus.checkpoint.linears import BlockLinears, find_linears
+from prunus.pruning.depth.verification import Droppable
 from prunus.pruning.scope import weights_of
-from prunus.pruning.verify import Droppable
 from prunus.recipes import PruneRecipe
 
 Row = dict[str, Any]

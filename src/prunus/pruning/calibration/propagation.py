@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.pruning.hidden import HiddenStates, propagate
-from prunus.pruning.observe import InputStats, Needs, Observed, Observer
+from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
+from prunus.pruning.calibration.statistics import InputStats, Needs, Observed, Observer
 from prunus.recipes import Propagation
 
 Stats = Mapping[str, InputStats]

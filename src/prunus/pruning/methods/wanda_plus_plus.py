@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.runner import Runner
-from prunus.pruning.gradients import SquareSums, backward
-from prunus.pruning.hidden import HiddenStates
-from prunus.pruning.observe import InputStats
+from prunus.pruning.calibration.gradients import SquareSums, backward
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.statistics import InputStats
 
 DRAWN = 32  # sequences of a round of repair
 # pruned(name of a Linear, its weight, what is known of it) -> the weight with its zeros

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.errors import PrunusError
-from prunus.pruning.hessian import Hessian
+from prunus.pruning.calibration.hessian import Hessian
 
 # What calibration must observe; each includes what stands before it.
 Needs = Literal["nothing", "norms", "means", "hessian"]
