@@ -13,8 +13,9 @@ import torch
 from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
-from prunus.evaluation.budget import Chain, Draw, Rules, Sampling, force_budgets
+from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.profiles import encode_markers, encode_prompt, resolve_profile
+from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import load_task
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -42,11 +42,12 @@ from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import load_model
-from prunus.evaluation.backends.padded_rows import Rows
+from prunus.evaluation.backends.padded_rows import PaddedRows
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.evaluation.budget import Chain, Draw, Rules, Sampling, force_budgets
+from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.pipeline import sampled_tokens
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
+from prunus.evaluation.requests import Sampling
 from prunus.evaluation.tasks import load_task
 
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
@@ -129,7 +130,7 @@ def decode(rows: int, tokens: int, compiled: bool) -> None:
 
 @torch.inference_mode()
 def ours(model: Any, prompts: list[list[int]], tokens: int) -> float:
-    rows = Rows(model, prompts)
+    rows = PaddedRows(model, prompts)
     chosen = rows.prefill().argmax(-1).tolist()
     begin = time.process_time()
     for _ in range(tokens):
@@ -229,7 +230,7 @@ def cpu_seconds() -> float:
 
 @torch.inference_mode()
 def whole_ours(model: Any, prompts: list[list[int]], budgets: Sequence[int], answer: int) -> None:
-    rows = Rows(model, prompts)
+    rows = PaddedRows(model, prompts)
     left: list[int | None] = [None] * len(prompts)  # tokens that a row has to answer yet; None: it thinks
     chosen = rows.prefill().argmax(-1).tolist()
     for step in range(budgets[-1] + answer):

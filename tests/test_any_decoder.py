@@ -11,6 +11,7 @@ import torch
 from random_models import make_random_model
 from safetensors.torch import load_file, save_file
 from small_study import write_study
+from tiny_chains import complete
 from tiny_models import VOCABULARY
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel
@@ -27,11 +28,11 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.backends.openai import OpenAIBackend
-from prunus.evaluation.backends.padded_rows import Rows
-from prunus.evaluation.backends.separate_rows import Alone, rows_for
+from prunus.evaluation.backends.padded_rows import PaddedRows
+from prunus.evaluation.backends.separate_rows import SeparateRows, rows_for
 from prunus.evaluation.backends.vllm import adds_nothing, dtype_for, weights
-from prunus.evaluation.budget import Sampling
 from prunus.evaluation.provenance import describe_model, open_for
+from prunus.evaluation.requests import Sampling
 from prunus.evaluation.resolved_plan import resolve_plan
 from prunus.pruning import fits
 from prunus.recipes import EvalPlan, PruneRecipe
@@ -97,7 +98,9 @@ def test_rows_give_the_logits_of_each_text_alone(tmp_path, model_type):
     make_random_model(model_type, tmp_path, **({"attn_layer_indices": [1, 3]} if model_type == "bamba" else {}))
     model, texts = whole(tmp_path), sentences(5, 17, 12)
     rows = rows_for(model)(texts)
-    kind = ALONE if isinstance(rows, Alone) else OWN if isinstance(rows, Rows) and rows._same_mask else THEIRS
+    kind = (
+        ALONE if isinstance(rows, SeparateRows) else OWN if isinstance(rows, PaddedRows) and rows._same_mask else THEIRS
+    )
     assert kind == ROWS[model_type]
     found = rows.prefill()
     for step in range(8):
@@ -114,7 +117,7 @@ def test_rows_give_the_logits_of_each_text_alone(tmp_path, model_type):
 def test_greedy_equals_generate_of_transformers(tmp_path, model_type):
     make_random_model(model_type, tmp_path)
     model, texts, nothing = whole(tmp_path), sentences(4, 15), frozenset[int]()
-    found = HFBackend(model, 128).generate(texts, [12, 12], nothing, nothing, [0, 0], Sampling(0.0))
+    found = complete(HFBackend(model, 128), texts, [12, 12], nothing, nothing, [0, 0], Sampling(0.0))
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = [model.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist() for ids in texts]
     assert [completion.ids for completion in found] == expected

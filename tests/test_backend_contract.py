@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from completions_server import Server, serving
-from tiny_chains import MARKERS, TOKENIZER, chains, tiny
+from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 
 import prunus
 from prunus.checkpoint.files import Checkpoint
@@ -24,9 +24,10 @@ from prunus.engines import EngineOptions
 from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.evaluation.budget import Backend, Chain, Rules, Sampling, contains, force_budgets
+from prunus.evaluation.budget import Chain, Rules, contains, force_budgets
 from prunus.evaluation.pipeline import fill, missing_batches
 from prunus.evaluation.profiles import PROFILES, decode, encode_prompt
+from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan, TraceRecipe
@@ -81,7 +82,7 @@ def test_caps_hold_and_stops_bans_and_unknown_ids_do_not_come(backend, sampling)
     prompts = [chain.prompt for chain in chains()]
     stops, banned = frozenset({21, 22, *MARKERS.think_stops}), frozenset(range(7, 20))
     caps = [1 + 3 * index for index in range(len(prompts))]
-    found = backend.generate(prompts, caps, stops, banned, range(100, 100 + len(prompts)), sampling)
+    found = complete(backend, prompts, caps, stops, banned, range(100, 100 + len(prompts)), sampling)
     for completion, cap in zip(found, caps, strict=True):
         if completion.stopped is None:
             assert len(completion.ids) == cap
@@ -94,13 +95,13 @@ def test_caps_hold_and_stops_bans_and_unknown_ids_do_not_come(backend, sampling)
 def test_stops_wait_for_the_least_number_of_ids(backend):
     prompts = [chain.prompt for chain in chains()]
     stops = frozenset(range(3, 60))
-    found = backend.generate(prompts, [20] * len(prompts), stops, NONE, range(len(prompts)), WARM, min_new_tokens=4)
+    found = complete(backend, prompts, [20] * len(prompts), stops, NONE, range(len(prompts)), WARM, min_new_tokens=4)
     assert all(len(completion.ids) >= 4 and not set(completion.ids) & stops for completion in found)
     assert any(completion.stopped is not None for completion in found)
 
 
 def test_nothing_in_nothing_out(backend):
-    assert backend.generate([], [], NONE, NONE, [], GREEDY) == []
+    assert complete(backend, [], [], NONE, NONE, [], GREEDY) == []
 
 
 def test_neither_order_nor_company_matters(backend):
@@ -113,7 +114,7 @@ def test_neither_order_nor_company_matters(backend):
 
     def run(rows: list[tuple[list[int], int, int]]) -> list:
         prompts, caps, seeds = zip(*rows, strict=True)
-        return backend.generate(prompts, caps, MARKERS.think_stops, NONE, seeds, WARM)
+        return complete(backend, prompts, caps, MARKERS.think_stops, NONE, seeds, WARM)
 
     together = run(calls)
     assert run(calls[::-1])[::-1] == together
@@ -122,8 +123,8 @@ def test_neither_order_nor_company_matters(backend):
 
 def test_a_row_has_its_own_noise(backend):
     prompt, hot = TOKENIZER.encode("The answer is"), Sampling(2.0)  # nothing that the tiny reasoner knows
-    different = backend.generate([prompt] * 8, [16] * 8, NONE, NONE, range(8), hot)
-    same = backend.generate([prompt] * 4, [16] * 4, NONE, NONE, [3] * 4, hot)
+    different = complete(backend, [prompt] * 8, [16] * 8, NONE, NONE, range(8), hot)
+    same = complete(backend, [prompt] * 4, [16] * 4, NONE, NONE, [3] * 4, hot)
     assert len({tuple(completion.ids) for completion in different}) > 6
     assert {tuple(completion.ids) for completion in same} == {tuple(different[3].ids)}
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import pytest
 
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.evaluation.budget import Chain, Draw, Rules, Sampling, SeedPhase, contains, force_budgets
+from prunus.evaluation.budget import Chain, Draw, Rules, SeedPhase, contains, force_budgets
 from prunus.evaluation.profiles import Markers
+from prunus.evaluation.requests import Sampling
 
 NEWLINE, OPEN, STOP, TURN, WAIT = 7, 8, 9, 10, 11
 START, NATURAL, FORCED, FORCED_AFTER_NEWLINE = (OPEN,), (STOP, 20), (NEWLINE, STOP, 21), (STOP, 21)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_chains import MARKERS, TOKENIZER, chains, tiny
+from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 from tiny_models import FAMILIES, make_model
 from transformers import (
     AutoModelForCausalLM,
@@ -22,17 +22,25 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.padded_rows import GROW_BY, PREFILL_TOKENS
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick, probabilities
-from prunus.evaluation.budget import Chain, Completion, Draw, Rules, Sampling, contains, force_budgets
+from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
+from prunus.evaluation.requests import Backend, Completion, Request, Sampling, follow_ups
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 NONE: frozenset[int] = frozenset()
 
 
-class TwoPhases:
-    """A backend without its fast path."""
+class TwoPhases(Backend):
+    """A backend without its cache: what follows a request is read again, in a later call."""
 
     def __init__(self, backend: HFBackend) -> None:
-        self.generate = backend.generate
+        self.backend = backend
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        found = self.backend.generate([request._replace(cuts=(), then=None) for request in requests], sampling)
+        following = [one for pair in zip(requests, found, strict=True) for one in follow_ups(*pair)]
+        if following:
+            self.generate(following, sampling)
+        return found
 
 
 def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, Completion]:
@@ -42,7 +50,7 @@ def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, 
         some = order[start : start + batch_size]
         prompts = [chains(18)[index].prompt for index in some]
         caps, seeds = [10 + 9 * index for index in some], [1000 + index for index in some]
-        completions = tiny().generate(prompts, caps, MARKERS.think_stops, NONE, seeds, sampling)
+        completions = complete(tiny(), prompts, caps, MARKERS.think_stops, NONE, seeds, sampling)
         found |= dict(zip(some, completions, strict=True))
     return found
 
@@ -164,7 +172,7 @@ def check_against_generate(folder) -> None:
     lengths = (3, 40, PREFILL_TOKENS + 30)
     prompts = [torch.randint(3, 368, (length,), generator=generator).tolist() for length in lengths]
     caps, stops = [GROW_BY + 40, 25, 80], frozenset({5, 6, 7, 8, 9})
-    found = backend.generate(prompts, caps, stops, NONE, [0, 0, 0], GREEDY)
+    found = complete(backend, prompts, caps, stops, NONE, [0, 0, 0], GREEDY)
     for prompt, cap, completion in zip(prompts, caps, found, strict=True):
         config = GenerationConfig(
             max_new_tokens=cap, do_sample=False, eos_token_id=sorted(stops), pad_token_id=0, bos_token_id=None
@@ -182,21 +190,21 @@ def test_what_may_not_be_sampled_is_not():
     banned, stops = frozenset({7, 18, 19, 20}), frozenset({21, 22})
     caps = [1 + index for index in range(len(prompts))]
     for sampling in (GREEDY, Sampling(3.0)):
-        found = few.generate(prompts, caps, stops, banned, list(range(len(prompts))), sampling, min_new_tokens=3)
+        found = complete(few, prompts, caps, stops, banned, list(range(len(prompts))), sampling, min_new_tokens=3)
         ids = {token for completion in found for token in completion.ids}
         assert ids and max(ids) < 60 and not ids & (banned | stops)
         assert all(len(completion.ids) <= cap for completion, cap in zip(found, caps, strict=True))
         assert all(
             len(c.ids) == cap if c.stopped is None else len(c.ids) >= 3 for c, cap in zip(found, caps, strict=True)
         )
-    assert few.generate([], [], stops, banned, [], GREEDY) == []
+    assert complete(few, [], [], stops, banned, [], GREEDY) == []
 
 
 def test_a_row_has_its_own_noise():
     """Sixteen copies of one prompt, one seed each: all but never the same; one seed for all: always the same."""
     prompt, hot = chains(18)[0].prompt, Sampling(20.0)
-    different = tiny().generate([prompt] * 16, [12] * 16, NONE, NONE, list(range(16)), hot)
-    same = tiny().generate([prompt] * 16, [12] * 16, NONE, NONE, [3] * 16, hot)
+    different = complete(tiny(), [prompt] * 16, [12] * 16, NONE, NONE, list(range(16)), hot)
+    same = complete(tiny(), [prompt] * 16, [12] * 16, NONE, NONE, [3] * 16, hot)
     assert len({tuple(completion.ids) for completion in different}) > 12
     assert {tuple(completion.ids) for completion in same} == {tuple(different[3].ids)}
 
@@ -258,11 +266,11 @@ class Cramped(HFBackend):
         super().__init__(tiny().model, len(TOKENIZER))
         self.room, self.tried = room, []
 
-    def _decode(self, prompts, tracks, masks, sampling, fork=None) -> None:
-        self.tried.append(len(prompts))
-        if len(prompts) > self.room:
+    def _decode(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        self.tried.append(len(requests))
+        if len(requests) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
-        super()._decode(prompts, tracks, masks, sampling, fork)
+        return super()._decode(requests, sampling)
 
 
 def test_out_of_memory_halves_the_batch_says_so_and_changes_nothing(capsys):
@@ -276,7 +284,7 @@ def test_out_of_memory_halves_the_batch_says_so_and_changes_nothing(capsys):
     before = len(cramped.tried)
     prompts = [chain.prompt for chain in chains(18)]
     calls = (prompts, [3] * 18, NONE, NONE, list(range(18)), WARM)
-    assert cramped.generate(*calls) == tiny().generate(*calls)
+    assert complete(cramped, *calls) == complete(tiny(), *calls)
     assert max(cramped.tried[before:]) <= 5, "what was too much is not tried again"
     with pytest.raises(PrunusError, match=r"memory for a single chain: CUDA out of memory\. Tried") as error:
         force_budgets(Cramped(room=0), chains(18), (0,), rules)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from completions_server import Server, serving
 from test_backend_contract import babble
-from tiny_chains import MARKERS, TOKENIZER, chains, tiny
+from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 
 import prunus
 from prunus.checkpoint.source import tiny_folder
@@ -21,8 +21,9 @@ from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import openai, opened, transport
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.evaluation.budget import Rules, Sampling, force_budgets
+from prunus.evaluation.budget import Rules, force_budgets
 from prunus.evaluation.profiles import decode
+from prunus.evaluation.requests import Sampling
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store
 
@@ -147,12 +148,12 @@ def test_ends_that_llama_cpp_was_not_asked_for_are_gone_over():
     server = Server(ScriptedBackend(write), TOKENIZER, owner="llamacpp", ends=frozenset({41}))
     with connected(server) as backend:
         server.seen.clear()
-        [whole] = backend.generate([[30, 31]], [20], frozenset({stop}), frozenset(), [8], WARM)
+        [whole] = complete(backend, [[30, 31]], [20], frozenset({stop}), frozenset(), [8], WARM)
         assert (whole.ids, whole.stopped) == (written[:-2], stop)
         assert [body["prompt"][2:] for body in server.seen] == [[], written[:2], [*written[:2], *spelled]]
         assert len({body["seed"] for body in server.seen}) == 3
         server.seen.clear()
-        [cut] = backend.generate([[30, 31]], [4], frozenset({stop, 40}), frozenset(), [8], WARM, min_new_tokens=1)
+        [cut] = complete(backend, [[30, 31]], [4], frozenset({stop, 40}), frozenset(), [8], WARM, min_new_tokens=1)
         first = server.seen[0]
         assert first["stop"] == [] and first["n_predict"] == 1 and {"40", str(stop)} <= set(first["logit_bias"])
         assert len(cut.ids) == 4 and cut.stopped is None and cut.ids[0] not in (stop, 40)
@@ -162,7 +163,7 @@ def test_llama_cpp_without_room_says_so():
     """It ends quietly where its context is full."""
     server = Server(ScriptedBackend(babble), TOKENIZER, owner="llamacpp", context=40)
     with connected(server) as backend, pytest.raises(PrunusError, match=r"after 30 of 50 ids: its context is full"):
-        backend.generate([[30] * 10], [50], frozenset(), frozenset(), [1], WARM)
+        complete(backend, [[30] * 10], [50], frozenset(), frozenset(), [1], WARM)
     assert "but the engine's context is 60: lower --budgets" in refusal(babbling(owner="llamacpp", context=60))
 
 
@@ -186,7 +187,7 @@ def test_a_server_that_forgets_its_stops_later_ends_the_run():
     with connected(server) as backend:
         server.flaws = frozenset({"stop_token_ids"})
         with pytest.raises(PrunusError, match="went on behind a stop, at which it stopped when it was probed"):
-            backend.generate([[30, 31]], [60], frozenset(range(3, 40)), frozenset(), [1], WARM)
+            complete(backend, [[30, 31]], [60], frozenset(range(3, 40)), frozenset(), [1], WARM)
 
 
 def test_sglang_heeds_seeds_only_if_told_to():
@@ -290,7 +291,7 @@ def test_within_a_notebook():
 
     async def cell() -> int:
         with connected(server) as backend:
-            return len(backend.generate([[5, 6]], [4], frozenset(), frozenset(), [1], GREEDY)[0].ids)
+            return len(complete(backend, [[5, 6]], [4], frozenset(), frozenset(), [1], GREEDY)[0].ids)
 
     assert asyncio.run(cell()) == 4
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_backend_contract import babble
-from tiny_chains import MARKERS, TOKENIZER, chains
+from tiny_chains import MARKERS, TOKENIZER, chains, complete
 
 import prunus
 from prunus.checkpoint.files import Checkpoint
@@ -23,7 +23,8 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends import vllm as module
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.backends.vllm import VLLMBackend, weights
-from prunus.evaluation.budget import Rules, Sampling, force_budgets
+from prunus.evaluation.budget import Rules, force_budgets
+from prunus.evaluation.requests import Sampling
 
 WARM = Sampling(0.6, 0.95, 20)
 
@@ -51,9 +52,8 @@ class PlainEngine:
         self.waiting.remove(first)
         _, _, name, prompt, how = first
         stops, banned = frozenset(how.stop_token_ids), frozenset(how.logit_bias or ())
-        [found] = ScriptedBackend(babble).generate(
-            [prompt], [how.max_tokens], stops, banned, [how.seed], WARM, how.min_tokens
-        )
+        seeds, least = [how.seed], how.min_tokens
+        [found] = complete(ScriptedBackend(babble), [prompt], [how.max_tokens], stops, banned, seeds, WARM, least)
         ids = [*found.ids, *([] if found.stopped is None else [found.stopped])]
         output = SimpleNamespace(
             token_ids=ids,

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from real_llm import smollm2
 from small_study import write_study
-from tiny_chains import MARKERS, TOKENIZER, chains, tiny
+from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 from vllm_server import vllm_serve
 
 import prunus
@@ -21,8 +21,9 @@ from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.openai import OpenAIBackend
 from prunus.evaluation.backends.vllm import VLLMBackend
-from prunus.evaluation.budget import Backend, Chain, Draw, Rules, Sampling, force_budgets
+from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
+from prunus.evaluation.requests import Backend, Sampling
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
 from prunus.results.store import Store
@@ -105,7 +106,7 @@ def test_nothing_is_left_of_other_weights(tmp_path):
     silent = list(range(1, 8))
 
     def run(backend: VLLMBackend) -> list:
-        return backend.generate(prompts, [6] * 3, frozenset(), frozenset(), range(3), GREEDY)
+        return complete(backend, prompts, [6] * 3, frozenset(), frozenset(), range(3), GREEDY)
 
     with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EAGER) as backend:
         assert isinstance(backend, VLLMBackend)
@@ -116,7 +117,7 @@ def test_nothing_is_left_of_other_weights(tmp_path):
         assert run(backend) == dense != shallow
     prunus.drop_blocks("tiny", tmp_path / "shallow", prunus.DropRecipe(blocks=",".join(map(str, silent))))
     alone = HFBackend.load(tmp_path / "shallow", "cpu", len(TOKENIZER))
-    assert shallow == alone.generate(prompts, [6] * 3, frozenset(), frozenset(), range(3), GREEDY)
+    assert shallow == complete(alone, prompts, [6] * 3, frozenset(), frozenset(), range(3), GREEDY)
 
 
 def test_smollm2_in_the_engine_and_on_a_server():

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-from prunus.evaluation.budget import Backend, Completion, Sampling
+from tiny_chains import complete
+
 from prunus.evaluation.profiles import decode
+from prunus.evaluation.requests import Backend, Completion, Sampling
 
 Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens", "special tokens"]
 
@@ -83,7 +85,7 @@ class Server:
         with self.lock:
             self.counter += 1
             seed = self.counter if "seed" in self.flaws and body["temperature"] else body["seed"]
-            [found] = self.backend.generate([body["prompt"]], [cap], stops, banned, [seed], sampling, minimum)
+            [found] = complete(self.backend, [body["prompt"]], [cap], stops, banned, [seed], sampling, minimum)
         return found
 
     def complete_as_llama_cpp(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,33 @@
 """What tests of backends ask the tiny reasoner."""
 
+from collections.abc import Sequence
 from functools import cache
 
 from prunus.checkpoint.source import load_tokenizer, tiny_folder
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.budget import Chain
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
+from prunus.evaluation.requests import Backend, Completion, Request, Sampling
 from prunus.evaluation.tasks import load_task
 
 TOKENIZER = load_tokenizer(tiny_folder())
 MARKERS = encode_markers(PROFILES["tiny"], TOKENIZER, "strict")
+
+
+def complete(
+    backend: Backend,
+    prompts: Sequence[list[int]],
+    caps: Sequence[int],
+    stops: frozenset[int],
+    banned: frozenset[int],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    min_new_tokens: int = 0,
+) -> list[Completion]:
+    """A completion of each prompt, which nothing follows."""
+    rows = zip(prompts, caps, seeds, strict=True)
+    requests = [Request(prompt, cap, stops, banned, seed, min_new_tokens) for prompt, cap, seed in rows]
+    return backend.generate(requests, sampling)
 
 
 @cache

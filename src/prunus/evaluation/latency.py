@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from prunus.errors import PrunusError
-from prunus.evaluation.budget import Backend
+from prunus.evaluation.requests import Backend
 from prunus.progress import Steps
 
 ROUNDS, TOKENS = 5, 12  # at each context so often so many tokens are timed, the contexts in turns
@@ -44,7 +44,7 @@ def measure(backend: Backend, prompts: dict[str, list[int]], start: int, longest
             for tokens in contexts:
                 timed[tokens].append(backend.time_tokens(tokens, TOKENS))
                 steps.advance()
-    how = {**getattr(backend, "description", {}), "clock": clock_name(), "torch": version("torch")}
+    how = {**backend.description, "clock": clock_name(), "torch": version("torch")}
     return speed_of(timed, prompts, start, how)
 
 

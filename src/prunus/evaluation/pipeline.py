@@ -14,12 +14,13 @@ from prunus.checkpoint.source import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.evaluation.budget import Backend, Chain, Draw, force_budgets
+from prunus.evaluation.budget import Chain, Draw, force_budgets
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval.tasks import evaluate_harness, is_harness_task
 from prunus.evaluation.profiles import Profile, decode
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.repetition import repetition_rate
+from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_row, resolve_plan
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
@@ -100,7 +101,7 @@ def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) ->
     markers, context = work.rules.markers, checkpoint.context
     longest = max(map(len, work.prompts)) + work.budgets[-1] + markers.longest + max(work.caps)
     speed = measure(backend, prompts, len(markers.start), longest, context)
-    return machine_of(str(getattr(backend, "description", {}).get("device"))), speed
+    return machine_of(str(backend.description.get("device"))), speed
 
 
 def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from prunus.checkpoint.files import ModelFolder, is_packed
 from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.engines import EngineOptions
-from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import GRADER_VERSION
+from prunus.evaluation.requests import Backend
 
 
 def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[ModelFolder, str | None]:
@@ -52,5 +52,4 @@ def describe_model(model: str | Path, checkpoint: ModelFolder, kernel: str | Non
 def describe_versions(backend: Backend) -> dict[str, Any]:
     """What the numbers may depend on besides model and plan."""
     packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
-    computing = getattr(backend, "description", {})
-    return packages | {"python": platform.python_version(), "grader": GRADER_VERSION} | computing
+    return packages | {"python": platform.python_version(), "grader": GRADER_VERSION} | backend.description

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.source import load_end_ids
 from prunus.errors import PrunusError
-from prunus.evaluation.budget import Backend, Chain, Rules, Sampling
+from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_prompt, resolve_profile
+from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.recipes import EvalPlan, content_hash
 from prunus.results.store import ProblemRow
@@ -168,14 +169,13 @@ def check_engine(work: ResolvedPlan, backend: Backend) -> None:
 
     An answer that the model's context cuts must be cut there, not earlier.
     """
-    context: int | None = getattr(backend, "context", None)
-    if context is not None:
+    if backend.context is not None:
         budget, rules = work.budgets[-1], work.rules
         caps = [
             min(cap, cap + (rules.context or 0) - tokens_needed(budget, rules.markers, prompt, cap))
             for prompt, cap in zip(work.prompts, work.caps, strict=True)
         ]
-        check_context(context, "engine", budget, rules.markers, work.problems, work.prompts, caps)
+        check_context(backend.context, "engine", budget, rules.markers, work.problems, work.prompts, caps)
 
 
 def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:

@@ -9,8 +9,8 @@ from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.packed_bits import packed_nbytes
 from prunus.checkpoint.partial import disk_needed
 from prunus.errors import PrunusError
-from prunus.evaluation.budget import Backend
 from prunus.evaluation.pipeline import missing_batches
+from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.pruning.pipeline import find_method
 from prunus.pruning.scope import linears_in_scope
@@ -205,8 +205,9 @@ def tokens_per_second(study: Study, model: Model, device: str) -> float:
 def seconds_for(backend: Backend, work: ResolvedPlan, prompts: Sequence[list[int]], steps: int) -> float:
     """Time to read the prompts and sample so many ids for each."""
     started = time.monotonic()
-    seeds, none = range(len(prompts)), frozenset[int]()
-    backend.generate(prompts, [steps] * len(prompts), none, none, seeds, work.rules.sampling)
+    none = frozenset[int]()
+    requests = [Request(prompt, steps, none, none, seed) for seed, prompt in enumerate(prompts)]
+    backend.generate(requests, work.rules.sampling)
     return time.monotonic() - started
 
 

@@ -22,11 +22,11 @@ from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import pick
-from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.latency import machine_of
 from prunus.evaluation.pipeline import Done, answer_batch, speed_here
 from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study

@@ -17,10 +17,10 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened as opened_backend
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.vllm import VLLMBackend
-from prunus.evaluation.budget import Backend
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches
 from prunus.evaluation.provenance import describe_model, describe_versions
+from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, problem_row
 from prunus.pruning.allocate import find_evidence
 from prunus.pruning.calibration.data import HUB_NAMES

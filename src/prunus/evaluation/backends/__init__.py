@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prunus.engines import EngineOptions
-from prunus.evaluation.budget import Backend
+from prunus.evaluation.requests import Backend
 
 
 def _hf(folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> Backend:
@@ -48,6 +48,4 @@ def opened(
     try:
         yield backend
     finally:
-        close = getattr(backend, "close", None)
-        if close is not None:
-            close()
+        backend.close()

@@ -1,6 +1,7 @@
 """Decoding with transformers' models: our own loop, because `generate` has no seed per row and cannot fork a chain.
 
-Rows that are done leave the batch; a chain that a budget cuts goes on twice, thinking and answering, from one cache.
+All requests of a call are rows of one batch. A row that is done leaves it; what follows a request goes on in its row,
+or in a copy of it, from the cache.
 """
 
 import sys
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,59 +19,71 @@ from transformers import PreTrainedModel
 from prunus import progress
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
-from prunus.evaluation.backends.sampling import Uniforms, confidence, pick
+from prunus.evaluation.backends.sampling import Bans, Uniforms, confidence, pick
 from prunus.evaluation.backends.separate_rows import Decoding, rows_for
-from prunus.evaluation.budget import Completion, Continuation, Continue, Sampling, Scores, Thought
-from prunus.evaluation.profiles import Markers
+from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 
-COMPACT_SHARE = 0.25  # rows leave the batch when so many of them are done: leaving copies the cache
-
-_T = TypeVar("_T")
+COMPACT_SHARE = 0.25  # rows leave the batch when this share of them is done: leaving copies the cache
 
 
 @dataclass
-class Track:
-    """What one row is doing: first it is fed `pending`, then it samples until a stop or its cap.
+class Row:
+    """A request on its way: first the model is fed `pending`, then it samples until a stop or the cap.
 
-    chain, cut: whose row it is; cut is the budget after which it answers, None while it thinks or after a natural end.
-    masked: which of the batch's masks applies. min_new_tokens: before so many ids no stop is sampled.
+    uniforms: the request's random numbers, None where sampling is greedy. fed: the id that the model reads next.
     """
 
-    chain: int
-    cut: int | None
-    stops: frozenset[int]
-    masked: int
-    cap: int
+    request: Request
     uniforms: Uniforms | None
     pending: list[int] = field(default_factory=list)
-    min_new_tokens: int = 0
-    thinks: bool = False
     ids: list[int] = field(default_factory=list)
-    scores: Scores = field(default_factory=Scores.none_yet)
+    scores: Scores = field(default_factory=Scores.empty)
     stopped: int | None = None
     done: bool = False
     fed: int = 0
 
-    def take(self, token: int, logprob: float, certainty: float) -> None:
-        """The model's next id and its scores, which count only if nothing is pending."""
+    def take(self, token: int, logprob: float, certainty: float) -> bool:
+        """Take the id that was sampled, unless another one is pending; whether something may follow the request now."""
         if self.pending:
             self.fed = self.pending.pop(0)
-        elif token in self.stops:
+            return False
+        if token in self.request.stops:
             self.stopped, self.done = token, True
         else:
             self.fed = token
             self.ids.append(token)
             self.scores.add(logprob, certainty)
-            self.done = len(self.ids) == self.cap
+            self.done = len(self.ids) == self.request.max_new_tokens
+        return self.request.then is not None and (self.done or self.cut is not None)
+
+    @property
+    def cut(self) -> int | None:
+        """The cut of the request that the last id has passed, None if there is none."""
+        cut = len(self.ids) - 1 if self.stopped is None else len(self.ids)
+        return cut if cut in self.request.cuts and (self.stopped is None or cut == 0) else None
 
     @property
     def completion(self) -> Completion:
-        """What came of it."""
+        """The ids so far."""
         return Completion(self.ids, self.stopped, self.scores)
 
+    def following(self) -> tuple[Request | None, Request | None]:
+        """The requests that go on in this row and in a copy of it."""
+        assert self.request.then is not None
+        at_end = self.request.then(self.completion, None) if self.done else None
+        cut = self.cut
+        at_cut = None if cut is None else self.request.then(self.completion.first(cut), cut)
+        return (at_cut, None) if self.done and at_end is None else (at_end, at_cut)
 
-class HFBackend:
-    """A Backend and ForkingBackend over a transformers causal language model.
+    def continued_by(self, request: Request, uniforms: Uniforms | None) -> "Row":
+        """A row for a request that follows this one, fed from where the model has read to."""
+        read = len(self.request.prompt) + len(self.ids) - (self.stopped is None)
+        first, *pending = request.prompt[read:]
+        return Row(request, uniforms, pending, fed=first)
+
+
+class HFBackend(Backend):
+    """A Backend over a transformers causal language model.
 
     vocabulary: number of ids the tokenizer knows; the model's rows beyond are never sampled.
     """
@@ -114,171 +126,64 @@ class HFBackend:
         reading, *steps = (end - begin for begin, end in pairwise(marks))
         return reading, steps
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: Sequence[int],
-        stops: frozenset[int],
-        banned: frozenset[int],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        min_new_tokens: int = 0,
-    ) -> list[Completion]:
-        """As Backend.generate; all rows decode together, or as many as the device's memory holds."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """As Backend.generate: all requests decode together, or in halves of halves where memory is too small for that.
 
-        def work(rows: range) -> list[Completion]:
-            some, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
-            caps = [max_new_tokens[row] for row in rows]
-            return self._generate(some, caps, own, stops, banned, sampling, min_new_tokens)
-
-        return self._in_parts(range(len(prompts)), work)
-
-    @torch.inference_mode()
-    def _generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: Sequence[int],
-        seeds: Sequence[int],
-        stops: frozenset[int],
-        banned: frozenset[int],
-        sampling: Sampling,
-        min_new_tokens: int,
-    ) -> list[Completion]:
-        tracks = [
-            Track(row, None, stops, 0, cap, _uniforms(seed, sampling), min_new_tokens=min_new_tokens)
-            for row, (cap, seed) in enumerate(zip(max_new_tokens, seeds, strict=True))
-        ]
-        if prompts:
-            self._decode(prompts, list(tracks), [(stops, banned)], sampling)
-        return [track.completion for track in tracks]
-
-    def think_and_answer(
-        self,
-        prompts: Sequence[list[int]],
-        seeds: Sequence[int],
-        budgets: Sequence[int],
-        markers: Markers,
-        sampling: Sampling,
-        continue_: Continue,
-    ) -> list[Thought]:
-        """As prunus.evaluation.budget.think_and_answer, in one pass over every chain."""
-
-        def work(rows: range) -> list[Thought]:
-            some, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
-
-            def go_on(chain: int, ids: list[int], cut: int | None) -> Continuation:
-                return continue_(rows[chain], ids, cut)
-
-            return self._think_and_answer(some, own, budgets, markers, sampling, go_on)
-
-        return self._in_parts(range(len(prompts)), work)
-
-    @torch.inference_mode()
-    def _think_and_answer(
-        self,
-        prompts: Sequence[list[int]],
-        seeds: Sequence[int],
-        budgets: Sequence[int],
-        markers: Markers,
-        sampling: Sampling,
-        continue_: Continue,
-    ) -> list[Thought]:
-        thinkers = [
-            Track(chain, None, markers.think_stops, 0, max(budgets) + 1, _uniforms(seed, sampling), thinks=True)
-            for chain, seed in enumerate(seeds)
-        ]
-        answers: list[Track] = []
-
-        def answer(thinker: Track, cut: int | None) -> Track:
-            how = continue_(thinker.chain, thinker.ids[:cut], cut)
-            uniforms, pending = _uniforms(how.seed, sampling), list(how.closing)
-            track = Track(thinker.chain, cut, markers.answer_stops, 1, how.max_new_tokens, uniforms, pending)
-            track.take(-1, 0.0, 0.0)  # the closing begins where the chain was left
-            answers.append(track)
-            return track
-
-        def fork(tracks: list[Track], sampled: int) -> list[tuple[int, Track]]:
-            """Chains that ended turn into answers in place; those still thinking at a budget get a second row."""
-            cut = sampled - 1  # the id just sampled is not part of a chain that is cut here
-            added = []
-            for index, track in enumerate(tracks):
-                if not track.thinks:
-                    continue
-                # Budget 0 cuts every chain, even one that would stop at once.
-                is_cut = cut in budgets and (cut == 0 or track.stopped is None)
-                if is_cut and track.done and track.stopped is None:
-                    tracks[index] = answer(track, cut)
-                elif is_cut:
-                    added.append((index, answer(track, cut)))
-                if track.stopped is not None and max(budgets) > 0:
-                    tracks[index] = answer(track, None)
-            return added
-
-        if prompts:
-            masks = [(markers.think_stops, frozenset[int]()), (markers.answer_stops, markers.answer_banned)]
-            self._decode(prompts, list(thinkers), masks, sampling, fork)
-        thoughts = [Thought(thinker.completion) for thinker in thinkers]
-        for track in answers:
-            thoughts[track.chain].answers[track.cut] = track.completion
-        return thoughts
-
-    def _in_parts(self, rows: range, work: Callable[[range], list[_T]]) -> list[_T]:
-        """What work finds for the rows, in halves of halves where the device's memory is too small for all at once.
-
-        A row depends on nothing but itself, rounding aside, so parts find what the whole would; in 16 bits only nearly
-        so (docs/protocol.md). PrunusError where one row is too much.
+        A row depends on nothing but itself, rounding aside, so halves give what the whole would; in 16 bits only nearly
+        (docs/protocol.md). PrunusError where the memory is too small for a single chain.
         """
-        if len(rows) <= self.most_rows:
+        if not requests:
+            return []
+        if len(requests) <= self.most_rows:
             try:
-                return work(rows)
+                return self._decode(requests, sampling)
             except torch.OutOfMemoryError as error:
-                if len(rows) == 1:
+                if len(requests) == 1:
                     reason = " ".join(str(error).split())
                     raise PrunusError(
                         f"{self.model.device} has too little memory for a single chain: {reason}; what is stored stays;"
                         " lower --budgets, or use --backend vllm"
                     ) from error
-            self.most_rows = len(rows) // 2
-            progress.say(f"out of memory with {len(rows)} chains at once: going on with {self.most_rows}")
+            self.most_rows = len(requests) // 2
+            progress.say(f"out of memory with {len(requests)} chains at once: going on with {self.most_rows}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        half = len(rows) // 2
-        return [*self._in_parts(rows[:half], work), *self._in_parts(rows[half:], work)]
+        half = len(requests) // 2
+        return [*self.generate(requests[:half], sampling), *self.generate(requests[half:], sampling)]
 
-    def _decode(
-        self,
-        prompts: Sequence[list[int]],
-        tracks: list[Track],
-        masks: list[tuple[frozenset[int], frozenset[int]]],
-        sampling: Sampling,
-        fork: Callable[[list[Track], int], list[tuple[int, Track]]] | None = None,
-    ) -> None:
-        """Run the tracks to their ends. fork: (tracks, ids sampled so far) -> rows to copy, and what the copies do."""
-        rows = self._rows(prompts)
-        logits_RV = rows.prefill()
-        never = self._never(masks, logits_RV.shape[1])
-        sampled = 0
+    @torch.inference_mode()
+    def _decode(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Complete the requests, and those that follow them, in one batch."""
+        cache = self._rows([request.prompt for request in requests])
+        first = rows = [Row(request, _uniforms(request, sampling)) for request in requests]
+        logits_RV = cache.prefill()
+        bans = Bans(self.vocabulary, logits_RV)
         while True:
-            for track, (token, *scores) in zip(tracks, self._pick(logits_RV, tracks, never, sampling), strict=True):
-                if not track.done:
-                    track.take(int(token), *scores)
-            sampled += 1
-            added = fork(tracks, sampled) if fork else []
-            live = [index for index, track in enumerate(tracks) if not track.done]
+            added: list[tuple[int, Row]] = []
+            sampled = self._pick(logits_RV, rows, bans, sampling)
+            rows, before = list(rows), rows
+            for index, (row, (token, *scores)) in enumerate(zip(before, sampled, strict=True)):
+                if row.done or not row.take(int(token), *scores):
+                    continue
+                here, copy = row.following()
+                if here is not None:
+                    rows[index] = row.continued_by(here, _uniforms(here, sampling))
+                if copy is not None:
+                    added.append((index, row.continued_by(copy, _uniforms(copy, sampling))))
+            live = [index for index, row in enumerate(rows) if not row.done]
             if not live and not added:
-                return
-            if added or len(live) <= (1 - COMPACT_SHARE) * len(tracks):
-                rows.select([*live, *(index for index, _ in added)])
-                tracks = [*(tracks[index] for index in live), *(track for _, track in added)]
-            logits_RV = rows.step([track.fed for track in tracks])
+                return [row.completion for row in first]
+            if added or len(live) <= (1 - COMPACT_SHARE) * len(rows):
+                cache.select([*live, *(index for index, _ in added)])
+                rows = [*(rows[index] for index in live), *(row for _, row in added)]
+            logits_RV = cache.step([row.fed for row in rows])
 
-    def _pick(self, logits_RV: Tensor, tracks: list[Track], never_MV: Tensor, sampling: Sampling) -> list[list[float]]:
-        """For each row the id picked, its log-probability and its self-certainty; in one copy from the device."""
-        masks = [2 * track.masked + (len(track.ids) < track.min_new_tokens) for track in tracks]
-        allowed_RV = logits_RV + never_MV[torch.tensor(masks, device=logits_RV.device)]
+    def _pick(self, logits_RV: Tensor, rows: list[Row], bans: Bans, sampling: Sampling) -> list[list[float]]:
+        """For each row the id sampled, its log-probability and its self-certainty; in one copy from the device."""
+        allowed_RV = bans.applied(logits_RV, [row.request for row in rows], [len(row.ids) for row in rows])
         uniform_R = None
         if sampling.temperature > 0:
-            drawing = (track.uniforms if not (track.done or track.pending) else None for track in tracks)
+            drawing = (row.uniforms if not (row.done or row.pending) else None for row in rows)
             drawn = [uniforms.next() if uniforms else 0.0 for uniforms in drawing]
             uniform_R = torch.tensor(drawn, dtype=torch.float64, device=logits_RV.device)
         token_R = pick(allowed_RV, sampling, uniform_R)
@@ -287,18 +192,9 @@ class HFBackend:
 
     @cached_property
     def _rows(self) -> Callable[[Sequence[list[int]]], Decoding]:
-        """What makes rows of prompts."""
+        """What makes rows of prompts for this model."""
         return rows_for(self.model)
 
-    def _never(self, masks: list[tuple[frozenset[int], frozenset[int]]], size: int) -> Tensor:
-        """(2M, V) to add to logits: for each mask -inf on banned ids and unknown ones; then the same with its stops."""
-        never_MV = torch.zeros(2 * len(masks), size, dtype=self.model.dtype)
-        never_MV[:, self.vocabulary :] = -torch.inf
-        for index, (stops, banned) in enumerate(masks):
-            never_MV[2 * index, sorted(banned)] = -torch.inf
-            never_MV[2 * index + 1, sorted(banned | stops)] = -torch.inf
-        return never_MV.to(self.model.device)
 
-
-def _uniforms(seed: int, sampling: Sampling) -> Uniforms | None:
-    return Uniforms(seed) if sampling.temperature > 0 else None
+def _uniforms(request: Request, sampling: Sampling) -> Uniforms | None:
+    return Uniforms(request.seed) if sampling.temperature > 0 else None

@@ -22,10 +22,9 @@ from prunus.checkpoint.files import ModelFolder
 from prunus.checkpoint.source import load_end_ids, load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.requests import Request, RequestBackend, Then
 from prunus.evaluation.backends.transport import STAYS, TRIES, new_client, pause, reply_of, run
-from prunus.evaluation.budget import Completion, Sampling, Scores
 from prunus.evaluation.profiles import PROFILES, decode, find_token
+from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
 
 NEVER, ALWAYS = -100, 100  # biases of an id that must not come, and of one that must
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
@@ -37,7 +36,7 @@ class Unfit(Exception):
     """A reply that is none: worth another try."""
 
 
-class OpenAIBackend(RequestBackend):
+class OpenAIBackend(Backend):
     """A Backend over a server; `connect` makes one and probes it.
 
     folder: whose tokenizer makes the ids. name: of the model on the server. vocabulary: ids from there on are never
@@ -70,23 +69,23 @@ class OpenAIBackend(RequestBackend):
         stops = "texts" if self.stop_texts else "ids"
         return {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
 
-    def serve(self, requests: Sequence[Request], sampling: Sampling, then: Then) -> list[Completion]:
-        """As RequestBackend.serve, so many at once as engine.concurrency says."""
-        return run(self._serve(requests, sampling, then))
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """As Backend.generate, with at most engine.concurrency requests under way at once."""
+        return run(self._generate(requests, sampling))
 
-    async def _serve(self, requests: Sequence[Request], sampling: Sampling, then: Then) -> list[Completion]:
+    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         asked: list[Request] = []
-        waiting: list[tuple[bool, int]] = []  # what follows goes first
+        waiting: list[tuple[bool, int]] = []  # (whether it is one of the first, number): what follows goes first
         running: dict[asyncio.Task[Completion], int] = {}
         done: dict[int, Completion] = {}
 
-        def ask(more: Sequence[Request]) -> None:
+        def ask(more: Sequence[Request], first: bool) -> None:
             for request in more:
-                heapq.heappush(waiting, (not request.follows, len(asked)))
+                heapq.heappush(waiting, (first, len(asked)))
                 asked.append(request)
 
         async with new_client(self.engine) as client:
-            ask(requests)
+            ask(requests, True)
             try:
                 while waiting or running:
                     while waiting and len(running) < self.engine.concurrency:
@@ -96,12 +95,12 @@ class OpenAIBackend(RequestBackend):
                     for task in finished:
                         number = running.pop(task)
                         done[number] = task.result()
-                        ask(then(number, done[number]))
+                        ask(follow_ups(asked[number], done[number]), False)
             finally:
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
-        return [done[number] for number in range(len(asked))]
+        return [done[number] for number in range(len(requests))]
 
     async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
         if not self.is_llama_cpp:

@@ -55,7 +55,7 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._keys_RHKD[:, :, :columns], self._values_RHKD[:, :, :columns]
 
 
-class Rows:
+class PaddedRows:
     """Sequences that a model reads side by side, padded on the left; one step appends one id to each."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], own_masks: bool = True) -> None:

@@ -6,11 +6,12 @@ near-equal logits may swap ranks from one batch to another, and a draw must not 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from prunus.evaluation.budget import Sampling
+from prunus.evaluation.requests import Request, Sampling
 
 NUCLEUS_START = 128  # candidates looked at first for top-p; a full sort only where they do not suffice
 DRAWN_AT_ONCE = 64
@@ -29,6 +30,38 @@ class Uniforms:
             drawn = torch.rand(DRAWN_AT_ONCE, generator=self._generator, dtype=torch.float64)
             self._drawn = drawn.tolist()[::-1]
         return self._drawn.pop()
+
+
+class Bans:
+    """The ids that each request must not sample, as numbers to add to its logits: 0, or -inf.
+
+    Never: what the request bans, and ids that the tokenizer does not know. Before min_new_tokens: its stops as well.
+    """
+
+    def __init__(self, vocabulary: int, logits_RV: Tensor) -> None:
+        """vocabulary: how many ids the tokenizer knows. logits_RV: of which size, type and device the numbers are."""
+        self._vocabulary = vocabulary
+        self._kinds: dict[tuple[frozenset[int], frozenset[int]], int] = {}  # (banned, stops) -> two rows of _bias_BV
+        self._bias_BV = logits_RV.new_zeros(0, logits_RV.shape[1])
+
+    def applied(self, logits_RV: Tensor, requests: Sequence[Request], counts: Sequence[int]) -> Tensor:
+        """(R, V) logits with -inf where a request's next id must not be. counts: ids sampled so far."""
+        chosen = [
+            2 * self._kind(request) + (count < request.min_new_tokens)
+            for request, count in zip(requests, counts, strict=True)
+        ]
+        return logits_RV + self._bias_BV[torch.tensor(chosen, device=logits_RV.device)]
+
+    def _kind(self, request: Request) -> int:
+        key = request.banned, request.stops
+        if key not in self._kinds:
+            self._kinds[key] = len(self._kinds)
+            bias_2V = self._bias_BV.new_zeros(2, self._bias_BV.shape[1], device="cpu")
+            bias_2V[:, self._vocabulary :] = -torch.inf
+            bias_2V[0, sorted(request.banned)] = -torch.inf
+            bias_2V[1, sorted(request.banned | request.stops)] = -torch.inf
+            self._bias_BV = torch.cat([self._bias_BV, bias_2V.to(self._bias_BV.device)])
+        return self._kinds[key]
 
 
 def pick(logits_RV: Tensor, sampling: Sampling, uniform_R: Tensor | None) -> Tensor:

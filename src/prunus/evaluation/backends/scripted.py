@@ -3,58 +3,50 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from prunus.evaluation.budget import Completion, Sampling, Scores
+from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
 
 
 @dataclass
-class ScriptedBackend:
+class ScriptedBackend(Backend):
     """Continues every prompt with the ids that `replay` gives for it.
 
     replay: (prompt ids, seed) -> ids, stops among them; may be endless. Banned ids, and stops that come before
-    min_new_tokens, are passed over, as a model would have picked something else. score: (all ids up to one that was
-    generated) -> its log-probability and self-certainty; None: completions have no scores. calls: (prompt, cap, seed)
-    of every row asked for so far.
+    min_new_tokens, are skipped, as a model would have sampled something else. score: (prompt and completion up to and
+    including an id) -> log-probability and self-certainty of that id; None: completions have no scores. calls:
+    (prompt, cap, seed) of every request so far.
     """
 
     replay: Callable[[Sequence[int], int], Iterable[int]]
     score: Callable[[Sequence[int]], tuple[float, float]] | None = None
     calls: list[tuple[tuple[int, ...], int, int]] = field(default_factory=list)
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: Sequence[int],
-        stops: frozenset[int],
-        banned: frozenset[int],
-        seeds: Sequence[int],
-        sampling: Sampling,
-        min_new_tokens: int = 0,
-    ) -> list[Completion]:
-        """As Backend.generate; ValueError where the script of a row ends too early."""
-        found = []
-        for prompt, cap, seed in zip(prompts, max_new_tokens, seeds, strict=True):
-            self.calls.append((tuple(prompt), cap, seed))
-            ids, stopped = _complete(self.replay(prompt, seed), cap, stops, banned, min_new_tokens)
-            found.append(Completion(ids, stopped, self._scores(prompt, ids)))
-        return found
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """As Backend.generate; ValueError where the script of a request ends too early."""
+        return [self._complete(request) for request in requests]
+
+    def _complete(self, request: Request) -> Completion:
+        self.calls.append((tuple(request.prompt), request.max_new_tokens, request.seed))
+        ids, stopped = _replayed(self.replay(request.prompt, request.seed), request)
+        completion = Completion(ids, stopped, self._scores(request.prompt, ids))
+        for following in follow_ups(request, completion):
+            self._complete(following)
+        return completion
 
     def _scores(self, prompt: list[int], ids: list[int]) -> Scores | None:
         if self.score is None:
             return None
-        scores = Scores.none_yet()
+        scores = Scores.empty()
         for end in range(1, len(ids) + 1):
             scores.add(*self.score(prompt + ids[:end]))
         return scores
 
 
-def _complete(
-    script: Iterable[int], cap: int, stops: frozenset[int], banned: frozenset[int], min_new_tokens: int
-) -> tuple[list[int], int | None]:
-    ids: list[int] = []
+def _replayed(script: Iterable[int], request: Request) -> tuple[list[int], int | None]:
+    ids, cap = list[int](), request.max_new_tokens
     for token in script:
-        if token in banned or (token in stops and len(ids) < min_new_tokens):
+        if token in request.banned or (token in request.stops and len(ids) < request.min_new_tokens):
             continue
-        if token in stops:
+        if token in request.stops:
             return ids, token
         ids.append(token)
         if len(ids) == cap:

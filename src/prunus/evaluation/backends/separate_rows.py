@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from prunus.checkpoint.source import one_line
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.padded_rows import Rows
+from prunus.evaluation.backends.padded_rows import PaddedRows
 
 # What transformers' models call that which they remember of a sequence.
 CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -26,7 +26,7 @@ _FLOAT32, _HALF = 1e-3, 0.05
 
 
 class Decoding(Protocol):
-    """Rows that decode together, however they do it; see Rows."""
+    """Rows that decode together, however they do it; see PaddedRows."""
 
     def __len__(self) -> int: ...
 
@@ -43,8 +43,8 @@ class Decoding(Protocol):
         ...
 
 
-class Alone:
-    """Sequences that a model reads one after the other; as Rows."""
+class SeparateRows:
+    """Sequences that a model reads one after the other; as PaddedRows."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
         self.model, self._prompts = model, prompts
@@ -96,7 +96,7 @@ def rows_for(model: PreTrainedModel) -> Callable[[Sequence[list[int]]], Decoding
     ids = torch.randint(config.vocab_size, (2 * _PROMPT + 2 * _STEPS,), generator=generator).tolist()
     prompts, steps = [ids[:_PROMPT], ids[_PROMPT : 2 * _PROMPT] + ids[:_PROMPT]], ids[2 * _PROMPT :]
     try:
-        expected = _probe(Alone(model, prompts), steps)
+        expected = _probe(SeparateRows(model, prompts), steps)
         whole = _read_at_once(model, prompts[0] + steps[::2])
     except (PrunusError, torch.OutOfMemoryError):
         raise
@@ -106,13 +106,13 @@ def rows_for(model: PreTrainedModel) -> Callable[[Sequence[list[int]]], Decoding
         raise PrunusError(f"{model.config.model_type} reads token by token other than at once; it cannot be trusted")
     for own_masks in (True, False):
         try:
-            if _alike(_probe(Rows(model, prompts, own_masks), steps), expected):
-                return partial(Rows, model, own_masks=own_masks)
+            if _alike(_probe(PaddedRows(model, prompts, own_masks), steps), expected):
+                return partial(PaddedRows, model, own_masks=own_masks)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # noqa: S112  as above: it wants another cache, other masks, or no positions
             continue
-    return partial(Alone, model)
+    return partial(SeparateRows, model)
 
 
 @torch.inference_mode()

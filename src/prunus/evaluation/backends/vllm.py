@@ -25,8 +25,7 @@ from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.packed import read_variant
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.requests import Request, RequestBackend, Then
-from prunus.evaluation.budget import Completion, Sampling, Scores
+from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
 
 OLDEST = (0, 32)  # what is tested; older ones lack `weights_iterator` of reload_weights, and 0.2x other things
 NEVER = -100.0  # added to the logit of an id that must not come: the most that vLLM takes
@@ -47,13 +46,13 @@ OURS = {
 FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_ATTENTION_BACKEND")
 
 
-class VLLMBackend(RequestBackend):
+class VLLMBackend(Backend):
     """A Backend over vllm.LLM; `load` makes one. vocabulary: ids from there on are never sampled."""
 
     def __init__(self, llm: Any, folder: Path, vocabulary: int, args: Mapping[str, Any]) -> None:
         self.llm, self.folder = llm, folder
         self.engine, self.config = llm.llm_engine, llm.llm_engine.vllm_config
-        self.context: int = self.config.model_config.max_model_len
+        self.context = self.config.model_config.max_model_len
         self.unknown = range(vocabulary, self.config.model_config.get_vocab_size())
         if len(self.unknown) > MOST_BIASES - 100:
             raise PrunusError(
@@ -103,19 +102,27 @@ class VLLMBackend(RequestBackend):
             "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
         }
 
-    def serve(self, requests: Sequence[Request], sampling: Sampling, then: Then) -> list[Completion]:
-        """As RequestBackend.serve; a request's number is the end of its id."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """As Backend.generate. What follows a request is sent as soon as it is done, while its ids are in the cache."""
         done: dict[int, Completion] = {}
-        asked: list[Request] = []
+        asked: list[Request] = []  # a request's number here is the end of its name in the engine
         batch, self.made = f"prunus-{self.made}-", self.made + 1
+
+        def ask(more: Sequence[Request], priority: int) -> None:
+            for request in more:
+                prompt = {"prompt_token_ids": request.prompt}
+                how = self._parameters(request, sampling)
+                self.engine.add_request(f"{batch}{len(asked)}", prompt, how, priority=priority)
+                asked.append(request)
+
         try:
-            self._add(batch, asked, requests, sampling)
+            ask(requests, LAST)
             while len(done) < len(asked):
                 for output in self.engine.step():
                     if output.finished:
                         number = int(output.request_id.removeprefix(batch))
                         done[number] = self._completion(asked[number], output.outputs[0])
-                        self._add(batch, asked, then(number, done[number]), sampling)
+                        ask(follow_ups(asked[number], done[number]), FIRST)
         except PrunusError:
             raise
         except Exception as error:
@@ -124,15 +131,7 @@ class VLLMBackend(RequestBackend):
             left = [f"{batch}{number}" for number in range(len(asked)) if number not in done]
             if left:
                 self.engine.abort_request(left)
-        return [done[number] for number in range(len(asked))]
-
-    def _add(self, batch: str, asked: list[Request], requests: Sequence[Request], sampling: Sampling) -> None:
-        for request in requests:
-            prompt, priority = {"prompt_token_ids": request.prompt}, FIRST if request.follows else LAST
-            self.engine.add_request(
-                f"{batch}{len(asked)}", prompt, self._parameters(request, sampling), priority=priority
-            )
-            asked.append(request)
+        return [done[number] for number in range(len(requests))]
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
         """Everything that vLLM could otherwise take from a default or from the model's files."""

@@ -1,0 +1,52 @@
+"""Rows of the tiny reasoner as an earlier version stored them, at commit 97f2ae7: ids of runs, seeds and texts stay.
+
+data/golden_rows.json was written by that version: `python tests/test_golden_rows.py` in a checkout of it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+import prunus
+from prunus.recipes import EvalPlan
+from prunus.results.store import Store
+
+FILE = Path(__file__).parent / "data" / "golden_rows.json"
+FEW = {"tasks": ("tiny",), "limit": 7, "batch_size": 5}
+PLANS = {
+    "one chain for all budgets": EvalPlan(**FEW, budgets=(0, 1, 6, 24), samples=2, temperature=0.9, top_k=12),
+    "a chain for each budget": EvalPlan(**FEW, budgets=(0, 4, 16), temperature=0.9, reuse=False),
+    "refused stops": EvalPlan(**FEW, budgets=(30,), temperature=0.8, wait=2),
+    "legacy": EvalPlan(**FEW, budgets=(4, 40), mode="legacy", answer_tokens=200),
+}
+
+
+def rows(plan: EvalPlan) -> dict[str, list]:
+    """Run id, and of every row its counts, a digest of its texts and its scores."""
+    with TemporaryDirectory() as folder:
+        run_id = prunus.evaluate("tiny", plan, Path(folder) / "results.db", device="cpu")
+        with Store(Path(folder) / "results.db") as store:
+            samples = store.samples(run_id, texts=True)
+    found: dict[str, list] = {"run": [run_id]}
+    for s in samples:
+        digest = hashlib.sha256(f"{s.thinking}\n{s.text}\n{s.answer}".encode()).hexdigest()[:12]
+        counts = [s.thinking_tokens, s.answer_tokens, s.forced_tokens, s.answer_cap, s.ended, s.correct, digest]
+        scores = [s.logprob, s.self_certainty]
+        found[f"{s.problem_id} {s.budget} {s.draw}"] = [*counts, *(x and round(x, 9) for x in scores)]
+    return found
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_rows_are_those_of_an_earlier_version(name):
+    expected = json.loads(FILE.read_text())[name]
+    found = rows(PLANS[name])
+    assert {key: row[:7] for key, row in found.items()} == {key: row[:7] for key, row in expected.items()}
+    for key, row in found.items():  # the last bits depend on the processor, and on how rows are put together
+        assert row[7:] == pytest.approx(expected[key][7:], rel=1e-4, abs=1e-5)
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps({name: rows(plan) for name, plan in PLANS.items()}, indent=0) + "\n")
