@@ -23,11 +23,14 @@ from prunus.errors import PrunusError
 from prunus.reporting import page
 from prunus.results.comparison import compare
 from prunus.results.store import Store
-from prunus.study import on_ray, pages, ray_cluster, ray_files
+from prunus.study import pages
 from prunus.study.cells import Variant
-from prunus.study.on_ray import Driver
-from prunus.study.ray_jobs import Hand, Job, pick
-from prunus.study.ray_worker import Made
+from prunus.study.ray import cluster as ray_cluster
+from prunus.study.ray import driver as ray_driver
+from prunus.study.ray import transfer
+from prunus.study.ray.driver import Driver
+from prunus.study.ray.jobs import Hand, Job, pick
+from prunus.study.ray.worker import Made
 
 RECIPES = """\
 [[prune]]
@@ -97,7 +100,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
             cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
 
     monkeypatch.setattr(Driver, "keep", keep)
-    monkeypatch.setattr(ray_files, "PIECE", 4096)  # files travel in many pieces
+    monkeypatch.setattr(transfer, "PIECE", 4096)  # files travel in many pieces
     file = write_study(tmp_path, RECIPES, top="keep_checkpoints = true\nmeasure_seconds = true")
     done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
     told = capsys.readouterr().err
@@ -122,7 +125,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     assert len(speeds) == 4 and len({machine for found in speeds for machine in found}) == 1
     assert all(step > 0 for found in speeds for speed in found.values() for step in speed["decode"])
 
-    monkeypatch.setattr(on_ray, "joined", None)  # nothing is left to do there
+    monkeypatch.setattr(ray_driver, "joined", None)  # nothing is left to do there
     prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
 
 
@@ -132,7 +135,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
     """A kept checkpoint appears whole, in place of an older one, and before the variant's own file."""
-    monkeypatch.setattr(ray_files, "PIECE", 3)
+    monkeypatch.setattr(transfer, "PIECE", 3)
     variant, kept_at = Variant("wanda", None, "key"), tmp_path / "checkpoints" / "m" / "wanda"
     whole = {"config.json": b"{}", "model.safetensors": b"0123456789", "deep/er.jinja": b""}
     sent = whole | {"key.safetensors": b"abcd"}
@@ -140,7 +143,7 @@ def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
 
     def pieces(at_most: int) -> None:
         asked: list[tuple[str, str, int, int]] = []
-        sending = ray_files.coming(made, lambda *where: asked.append(where), tmp_path, variant, kept_at)
+        sending = transfer.coming(made, lambda *where: asked.append(where), tmp_path, variant, kept_at)
         next(sending)
         for _ in range(at_most):
             _, name, start, size = asked[-1]
@@ -170,8 +173,8 @@ def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, m
         main([*arguments, "--gpus-per-task", "1"])
     assert stopped.value.code == 2
     assert "no node of the cluster has the 1 GPUs and 1 CPUs" in capsys.readouterr().err
-    lend = on_ray.lend
-    monkeypatch.setattr(on_ray, "lend", lambda model: replace(lend(model), checksum="another"))
+    lend = ray_driver.lend
+    monkeypatch.setattr(ray_driver, "lend", lambda model: replace(lend(model), checksum="another"))
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     error = capsys.readouterr().err.splitlines()[-1]
@@ -258,7 +261,7 @@ def driver(hand: Hand) -> Driver:
 
 def test_what_loses_every_worker_is_given_up(capsys):
     made = driver(hand := Hand(None, job=job(SimpleNamespace(label="m"), "wanda", object())))
-    for _ in range(on_ray.ATTEMPTS - 1):
+    for _ in range(ray_driver.ATTEMPTS - 1):
         made.lose(hand, RuntimeError("\nThe actor died.\n\tpid: 1"))
         assert made.jobs.pop() is hand.job and made.hands == []
         made.hands.append(hand)
@@ -272,7 +275,7 @@ def test_workers_that_never_start_are_given_up():
     with pytest.raises(PrunusError, match="lacks prunus"):
         made.lose(hand, RuntimeError("The actor died.\nModuleNotFoundError: No module named 'prunus'"))
     with pytest.raises(PrunusError, match=r"workers end as they start \(why\)"):
-        for _ in range(on_ray.ATTEMPTS):
+        for _ in range(ray_driver.ATTEMPTS):
             made.hands = [hand]
             made.lose(hand, RuntimeError("why"))
 

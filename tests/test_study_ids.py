@@ -1,7 +1,7 @@
 """Names and ids of a study's cells are those of earlier versions, so that a study begun with one goes on with another.
 
-`data/study/ids.json` was written by the code at 97f2ae7: of every variant name and key, and of every plan the run ids of
-the dense model and of the first variant (all others follow from key and plan in the same way).
+`data/study/ids.json` was written by the code at 97f2ae7: name and key of every variant, and for each plan the run ids
+of the dense model and of the first variant (all others follow from key and plan in the same way).
 """
 
 import json

@@ -21,9 +21,9 @@ from prunus.results.store import Sample, Store
 from prunus.study import pages
 from prunus.study import plan as planning
 from prunus.study import run as running
-from prunus.study.board import Board, Row, duration
 from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
+from prunus.study.live_table import Board, Row, duration
 from prunus.study.plan_table import plan_table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

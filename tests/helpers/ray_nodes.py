@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunus.results.store import Sample, Store
-from prunus.study import ray_cluster
+from prunus.study.ray import cluster as ray_cluster
 
 
 @contextmanager

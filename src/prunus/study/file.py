@@ -14,7 +14,7 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
-from prunus.study.lines import Lines, suggestion
+from prunus.study.toml_lines import Lines, suggestion
 
 Recipe = PruneRecipe | DropRecipe
 RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe]] = {"prune": PruneRecipe, "drop": DropRecipe}

@@ -19,7 +19,7 @@ from prunus.results.store import Sample, Store
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.cells import Cell, Model, check_apart, open_model, plan_names, variants_of
 from prunus.study.file import Recipe, Study, read_study
-from prunus.study.outline import Line, chain_tokens, local_folder, outline, unread_tasks
+from prunus.study.offline_plan import Line, chain_tokens, local_folder, outline, unread_tasks
 from prunus.study.places import Places
 from prunus.study.run import Engine, check_variants
 from prunus.study.variants import read_about

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.checkpoint.partial import show_bytes
-from prunus.study.board import duration
 from prunus.study.cells import model_label
+from prunus.study.live_table import duration
 
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:

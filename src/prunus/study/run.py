@@ -28,9 +28,9 @@ from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
 from prunus.recipes import PruneRecipe
 from prunus.results.store import Run, Store
-from prunus.study.board import Board, Row
 from prunus.study.cells import Cell, Model, Variant, effective, open_models, plan_names
 from prunus.study.file import Study, read_study
+from prunus.study.live_table import Board, Row
 from prunus.study.pages import conclude
 from prunus.study.places import Places
 from prunus.study.variants import (
@@ -69,7 +69,7 @@ def run_study(
     places = Places.of(study, out, store)
     cluster = None
     if ray is not None:
-        from prunus.study.ray_cluster import find_cluster
+        from prunus.study.ray.cluster import find_cluster
 
         cluster = find_cluster(ray)
     with places.locked():
@@ -80,7 +80,7 @@ def run_study(
             if cluster is None:
                 run_cells(study, models, places, opened, device)
             else:
-                from prunus.study.on_ray import run_on_ray
+                from prunus.study.ray.driver import run_on_ray
 
                 run_on_ray(study, models, places, opened, device, cluster, gpus_per_task, cpus_per_task)
             if edited(study):

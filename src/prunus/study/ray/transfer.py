@@ -9,7 +9,7 @@ import numpy as np
 
 from prunus.checkpoint.partial import disk_errors, replace_folder, sync_tree
 from prunus.study.cells import Variant
-from prunus.study.ray_worker import Made, Piece
+from prunus.study.ray.worker import Made, Piece
 from prunus.study.variants import MAKING, VARIANTS, variant_files
 
 PIECE = 64 << 20  # bytes of a file that travel at once

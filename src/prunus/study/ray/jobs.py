@@ -9,8 +9,8 @@ from prunus.evaluation.pipeline import missing_batches
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
 from prunus.study.places import Places
-from prunus.study.ray_files import Coming
-from prunus.study.ray_worker import Hello
+from prunus.study.ray.transfer import Coming
+from prunus.study.ray.worker import Hello
 from prunus.study.variants import read_about
 
 

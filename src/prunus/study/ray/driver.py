@@ -18,14 +18,14 @@ from prunus import progress
 from prunus.checkpoint.partial import check_target
 from prunus.errors import PrunusError
 from prunus.results.store import Store
-from prunus.study.board import Board
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
+from prunus.study.live_table import Board
 from prunus.study.places import Places
-from prunus.study.ray_cluster import first_line, gpus_there, joined, room
-from prunus.study.ray_files import coming, shipped
-from prunus.study.ray_jobs import Hand, Job, is_clocked, jobs_of, pick
-from prunus.study.ray_worker import Answered, Clocked, Hello, Lent, Made, Worker
+from prunus.study.ray.cluster import first_line, gpus_there, joined, room
+from prunus.study.ray.jobs import Hand, Job, is_clocked, jobs_of, pick
+from prunus.study.ray.transfer import coming, shipped
+from prunus.study.ray.worker import Answered, Clocked, Hello, Lent, Made, Worker
 from prunus.study.run import add_cell, board_rows
 from prunus.study.variants import MAKING, kept_folder
 
