@@ -58,7 +58,7 @@ def measure(store: Path, problems: int) -> dict[str, dict[int, dict[str, Any]]]:
 def panel(lines: list[Line], y_axis: Any, label: str, left: int) -> str:
     """One chart at its place in the picture."""
     frame = Frame(width=440, height=330)
-    picture = chart(lines, budget_axis(BUDGETS), y_axis, label, frame=frame)
+    picture = chart(lines, budget_axis(BUDGETS), y_axis, label, frame=frame).html()
     place = f'x="{left}" y="30" width="{frame.width}" height="{frame.height}"'
     return picture.replace("<svg ", f"<svg {place} ", 1)
 

@@ -170,11 +170,11 @@ def panel(lines: Sequence[tuple[str, Line]], title: str, y_title: str, place: tu
     values = [value for _, line in lines for point in line.points for value in (point.low, point.high)]
     x_axis = Axis("Sparsity, %", tuple((float(v), f"{v}") for v in range(20, 71, 10)), 20, 70)
     y_axis = log_axis(values, y_title) if values else linear_axis(0, 1, y_title)
-    inner = chart([line for _, line in lines], x_axis, y_axis, title, frame=frame, whiskers=True)
+    inner = chart([line for _, line in lines], x_axis, y_axis, title, frame=frame, whiskers=True).html()
     parts = [f'<text class="title" x="{x + 8}" y="22">{esc(title)}</text>']
     for index, (name, line) in enumerate(lines):
         left, top = x + 8 + (width - 16) // 3 * (index % 3), 34 + 22 * (index // 3)
-        mark = swatch(line.css, line.marker).replace("<svg ", f'<svg x="{left}" y="{top}" ', 1)
+        mark = swatch(line.css, line.marker).html().replace("<svg ", f'<svg x="{left}" y="{top}" ', 1)
         label = esc(name.replace(", `--update obs`", " + obs"))
         parts.append(f'{mark}<text class="name" x="{left + 40}" y="{top + 11}">{label}</text>')
     size = f'x="{x}" y="{high}" width="{width}" height="{HEIGHT - high}"'

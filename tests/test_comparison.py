@@ -12,8 +12,9 @@ from statsmodels.stats.multitest import multipletests
 from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.results import betting, paired
-from prunus.results.comparison import compare, summarise
+from prunus.results.comparison import compare
 from prunus.results.store import ProblemRow, Run, Sample, Store
+from prunus.results.summary import summarise
 from prunus.results.verdicts import verdict
 
 BUDGETS = (0, 16, 64)

@@ -20,8 +20,8 @@ from small_study import write_study
 import prunus
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.reporting import page
-from prunus.results.comparison import compare
+from prunus.reporting import report_data
+from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
 from prunus.study import pages
 from prunus.study.cells import Variant
@@ -49,8 +49,8 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture
 def few_resamples(monkeypatch) -> None:
     """Intervals are tested elsewhere."""
-    for module in (pages, page):
-        monkeypatch.setattr(module, "compare", partial(compare, resamples=100))
+    monkeypatch.setattr(pages, "compare", partial(compare, resamples=100))
+    monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
 
 
 @pytest.mark.slow

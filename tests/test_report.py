@@ -3,23 +3,28 @@
 import errno
 import os
 import re
+from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from fake_store import BUDGETS, draw_samples, make_store, run_of
 from html_page import Page
+from many_runs import rich_store
 
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
+from prunus.reporting import page as page_module
 from prunus.reporting import prose
 from prunus.reporting.page import report
 from prunus.reporting.render.text import joined, points, probability
 from prunus.results.bands import add_bands
-from prunus.results.comparison import compare, summarise
+from prunus.results.comparison import compare
 from prunus.results.labels import step_label
 from prunus.results.store import Store
+from prunus.results.summary import summarise
 from prunus.results.table import tables
 from prunus.results.verdicts import verdict
 
@@ -159,21 +164,71 @@ def test_points_of_the_first_chart_lie_where_the_numbers_are(page, store):
         assert ends == pytest.approx([100 * end for end in wanted], abs=0.05)
 
 
-def test_the_draws_of_each_run_shown_are_read_once_and_no_others(tmp_path, monkeypatch):
-    store = make_store(tmp_path / "a.db", names=("tiny", "wanda-50", "drop-1"), problems=12, budgets=(16, 64))
-    with Store(store) as opened:
-        base, shown, left = (run.run_id for run in opened.runs())
-    read, original = [], Store._read
+@pytest.fixture
+def statements(monkeypatch) -> list[tuple[str, tuple]]:
+    """Every query that a store is asked, with its values."""
+    asked, original = [], Store._read
 
     def noted(self, query, values=()):
-        if "FROM sample WHERE run_id = ? ORDER" in query:
-            read.append(values[0])
+        asked.append((query, tuple(values)))
         return original(self, query, values)
 
     monkeypatch.setattr(Store, "_read", noted)
+    return asked
+
+
+def rows_read(statements: list[tuple[str, tuple]]) -> list[str]:
+    """Ids of the runs whose rows were fetched, a time each."""
+    return sorted(values[0] for query, values in statements if "FROM sample" in query and "problem_id = ?" not in query)
+
+
+def test_the_rows_of_each_run_shown_are_read_once_and_no_others(tmp_path, statements):
+    store = make_store(tmp_path / "a.db", names=("tiny", "wanda-50", "drop-1"), problems=12, budgets=(16, 64))
+    with Store(store) as opened:
+        base, shown, left = (run.run_id for run in opened.runs())
+    statements.clear()
     page = Page(report(store, tmp_path / "a.html", base=base, runs={base, shown}))
-    assert sorted(read) == sorted([base, shown])
+    assert rows_read(statements) == sorted([base, shown])
     assert left not in page.source and len(page.rows("verdicts")) == 3
+
+
+def test_page_figures_and_tables_share_one_reading_of_the_rows(tmp_path, statements):
+    """With a section of every kind: both modes, several draws, a run that is not finished, texts beside the page."""
+    store = rich_store(tmp_path / "a.db", problems=12, words=6000)
+    with Store(store) as opened:
+        ids = [run.run_id for run in opened.runs()]
+    statements.clear()
+    report(store, tmp_path / "a.html", figures=tmp_path / "f", csv=tmp_path / "t")
+    assert rows_read(statements) == sorted(ids)
+    assert sum("FROM run" in query for query, _ in statements) == 1
+    assert sum("FROM problem" in query for query, _ in statements) == 1
+    texts = Counter(values for query, values in statements if "SELECT thinking, text" in query)
+    assert texts and max(texts.values()) <= 2 * 3, "once to measure and once to show, for each variant"
+
+
+# A new section
+
+
+def test_a_new_section_is_one_file_and_one_line(tmp_path, monkeypatch):
+    """The example of CONTRIBUTING.md, in a folder of its own: page, figures and tables have it without more."""
+    (example,) = re.findall(
+        r"## A report section: one file.*?```python\n(.*?)```",
+        (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8"),
+        re.DOTALL,
+    )
+    (tmp_path / "lengths.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    lengths = import_module("lengths")
+    monkeypatch.setattr(page_module, "SECTIONS", (*page_module.SECTIONS, lengths.section))
+    store = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=12, budgets=(16, 64))
+    page = Page(report(store, tmp_path / "a.html", figures=tmp_path / "f", csv=tmp_path / "t"))
+    assert "Longest answers" in page.all("h2")
+    rows = page.rows("lengths")
+    with Store(store) as opened:
+        longest = [max(s.answer_tokens for s in opened.samples(run.run_id)) for run in opened.runs()]
+    assert [row[1] for row in rows[1:]] == [str(tokens) for tokens in longest]
+    assert (tmp_path / "t" / "lengths.csv").exists() and (tmp_path / "t" / "lengths.tex").exists()
+    assert (tmp_path / "f" / "lengths.svg").exists() and (tmp_path / "f" / "lengths.pdf").exists()
 
 
 # What it says

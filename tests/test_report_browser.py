@@ -15,7 +15,7 @@ from fake_store import BUDGETS, make_store
 from many_runs import rich_store
 
 from prunus.reporting.page import report
-from prunus.reporting.sections import flips as traces
+from prunus.reporting.sections import flips
 
 pytestmark = pytest.mark.browser
 
@@ -40,7 +40,7 @@ def page(tmp_path_factory) -> Path:
 def rich(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rich")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traces, "REST_LIMIT", 100_000)
+        patch.setattr(flips, "REST_LIMIT", 100_000)
         return report(rich_store(folder / "results.db"), folder / "report.html", published=True)
 
 

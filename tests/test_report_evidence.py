@@ -7,9 +7,10 @@ import pytest
 from fake_store import VARIANTS, make_store, manifest
 from html_page import Page
 
-from prunus.reporting.changes import block_sparsities, choose, flips
 from prunus.reporting.page import report
 from prunus.reporting.render.text import visible
+from prunus.reporting.sections.flips import find_flips, spread_out
+from prunus.reporting.sparsities import block_sparsities
 from prunus.results.store import Run, Sample, Store
 
 
@@ -67,9 +68,9 @@ def test_flips_are_the_problems_that_only_one_side_solves(store):
         for s, t in zip(base, other, strict=True)
         if s.budget == 1024 and s.correct is not t.correct
     }
-    found = flips(base, other)
+    found = find_flips(base, other)
     assert {flip.base.problem_id: flip.gained for flip in found} == by_hand and len(found) == len(by_hand)
-    assert flips(base, []) == []
+    assert find_flips(base, []) == []
 
 
 @pytest.mark.parametrize("lost", [0, 1, 5, 40])
@@ -78,11 +79,11 @@ def test_flips_are_the_problems_that_only_one_side_solves(store):
 def test_chosen_flips_are_few_and_of_both_kinds(lost, gained, most):
     sample = Sample("t", "p", 1, 0, 0, 0, 0, "forced", False, False, None, "ok", True)
     pairs = [(sample, replace(sample, correct=False))] * lost + [(replace(sample, correct=False), sample)] * gained
-    found = flips(
+    found = find_flips(
         [replace(a, problem_id=str(k)) for k, (a, _) in enumerate(pairs)],
         [replace(b, problem_id=str(k)) for k, (_, b) in enumerate(pairs)],
     )
-    chosen = choose(found, most)
+    chosen = spread_out(found, most)
     assert len(chosen) == min(most, lost + gained) == len({flip.key for flip in chosen})
     assert len([f for f in chosen if f.gained]) >= min(gained, most // 2)
     assert len([f for f in chosen if not f.gained]) >= min(lost, most // 2)

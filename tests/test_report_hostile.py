@@ -13,8 +13,9 @@ from html_page import Page
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
 from prunus.reporting.render.text import clip, script_json, visible
-from prunus.results.comparison import compare, summarise
+from prunus.results.comparison import compare
 from prunus.results.store import ProblemRow, Sample, Store
+from prunus.results.summary import summarise
 
 TAGS = """
     html head meta title style body header main footer section h1 h2 h3 h4 p strong b small span sub br ul li div bdi

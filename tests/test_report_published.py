@@ -12,8 +12,8 @@ from html_page import Page
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.reporting.published import Variant, about, cells, matches, notes, standard_error, variant_of
-from prunus.results.comparison import summarise
 from prunus.results.store import ProblemRow, Run, Store
+from prunus.results.summary import summarise
 
 BUDGETS = (256, 512, 8192)
 S1 = "s1.1-7B"
@@ -258,7 +258,7 @@ def test_notes_are_those_of_the_cells_that_matched(page, store):
         summaries = [summarise(opened, run.run_id) for run in runs]
     from prunus.reporting.labels import looks
 
-    found = matches(looks(runs[0], []), runs, summaries)
+    found = matches(list(zip(looks(runs[0], []), runs, summaries, strict=True)))
     assert len(found) == 2 and not any("17.75" in text or "divisor" in text for text in notes(found))
 
 

@@ -10,14 +10,16 @@ from many_runs import BUDGETS, DRAWS, NAMES, rich_store
 
 from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
-from prunus.reporting.changes import choose, flips, linear_sparsities
 from prunus.reporting.labels import Look
 from prunus.reporting.page import report
-from prunus.reporting.run_totals import planned_rows, standing
-from prunus.reporting.sections import flips as traces
+from prunus.reporting.run_totals import RunTotals, planned_answers, run_totals
+from prunus.reporting.sections import flips
+from prunus.reporting.sections.flips import find_flips, spread_out
 from prunus.reporting.sections.sparsity import linear_map
-from prunus.results.comparison import compare, summarise
+from prunus.reporting.sparsities import linear_sparsities
+from prunus.results.comparison import compare
 from prunus.results.store import Run, Store
+from prunus.results.summary import summarise
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def store(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def page(store) -> Page:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traces, "REST_LIMIT", 100_000)
+        patch.setattr(flips, "REST_LIMIT", 100_000)
         return Page(report(store, store.parent / "report.html"))
 
 
@@ -189,14 +191,18 @@ def summary_base(store: Path) -> str:
 # What is missing
 
 
+def totals(store: Store, run: Run) -> RunTotals:
+    return run_totals(run, store.samples(run.run_id), store.problems().values())
+
+
 def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
     (warning,) = page.all("div", "warnings")
     assert "Not finished: ShortGPT −1\xa0block has 50.0 % of the answers that the plan asks for" in warning
     with Store(store) as opened:
         runs = {(run.model["name"], run.plan["mode"]): run for run in opened.runs()}
-        half = standing(opened, runs["drop-1", "strict"])
-        assert (half.done, half.planned) == (30 * 6 * DRAWS, 60 * 6 * DRAWS) and half.missing == half.done
-        assert standing(opened, runs["tiny", "strict"]).missing == 0
+        half = totals(opened, runs["drop-1", "strict"])
+        assert (half.answers, half.planned) == (30 * 6 * DRAWS, 60 * 6 * DRAWS) and half.missing == half.answers
+        assert totals(opened, runs["tiny", "strict"]).missing == 0
     rows = {row[0].strip(): row[1:] for row in page.rows("costs")}
     assert [rows["ShortGPT −1\xa0block"][k].replace("\u202f", "") for k in (0, 1)] == ["720", "1440"]
 
@@ -212,25 +218,25 @@ def test_tokens_that_budgets_share_are_counted_once(store):
     with Store(store) as opened:
         run = opened.runs()[0]
         samples = opened.samples(run.run_id)
-        one = standing(opened, run)
+        one = totals(opened, run)
     chains: dict = {}
     for s in samples:
         chains.setdefault((s.problem_id, s.draw), {})[s.budget] = s
-    assert one.thinking == sum(chain[max(BUDGETS)].thinking_tokens for chain in chains.values())
+    assert one.thinking_tokens == sum(chain[max(BUDGETS)].thinking_tokens for chain in chains.values())
     answers = 0
     for chain in chains.values():
         lengths = [chain[budget].thinking_tokens for budget in BUDGETS]
         answers += sum(s.answer_tokens for s in chain.values() if s.ended == "forced")
         answers += next((s.answer_tokens for s in chain.values() if s.ended == "natural"), 0)
         assert lengths == sorted(lengths)
-    assert one.answer == answers
+    assert one.answer_tokens == answers
 
 
 def test_a_plan_with_a_limit_or_without_sense(store):
     with Store(store) as opened:
-        run = opened.runs()[0]
-        assert planned_rows(opened, Run("r", run.model, run.plan | {"limit": 7}, {})) == 7 * 6 * DRAWS
-        assert planned_rows(opened, Run("r", run.model, run.plan | {"tasks": None}, {})) is None
+        run, problems = opened.runs()[0], list(opened.problems().values())
+        assert planned_answers(Run("r", run.model, run.plan | {"limit": 7}, {}), problems) == 7 * 6 * DRAWS
+        assert planned_answers(Run("r", run.model, run.plan | {"tasks": None}, {}), problems) is None
 
 
 # Every Linear
@@ -245,12 +251,13 @@ def test_every_linear_in_the_numbering_of_the_original():
     run = Run("r", {"blocks": 2, "manifest": {"history": steps}}, {}, {})
     assert linear_sparsities(run) == {"mlp.up": [0.2, None, 0.6], "attn.q": [None, None, 0.1]}
     picture = linear_map(Look(1, "r", "a", 1, 0, 1), run)
-    titles = re.findall(r"<title>([^<]+)</title>", picture)
+    assert picture is not None
+    titles = re.findall(r"<title>([^<]+)</title>", picture.html())
     assert titles == [
         "mlp.up, block 0: 20.0 %", "mlp.up, block 1: none", "mlp.up, block 2: 60.0 %", "attn.q, blocks 0 to 1: none",
         "attn.q, block 2: 10.0 %",
     ]  # fmt: skip
-    assert linear_map(Look(0, "r", "a", 0, 0, 0), Run("r", {"blocks": 2, "manifest": {}}, {}, {})) == ""
+    assert linear_map(Look(0, "r", "a", 0, 0, 0), Run("r", {"blocks": 2, "manifest": {}}, {}, {})) is None
 
 
 # All that flipped
@@ -260,7 +267,7 @@ def test_every_flip_is_listed_and_its_texts_are_in_the_page_or_beside_it(page, s
     with Store(store) as opened:
         ids = [run.run_id for run in opened.runs()][:4]
         base = opened.samples(ids[0])
-        found = [flips(base, opened.samples(run)) for run in ids[1:]]
+        found = [find_flips(base, opened.samples(run)) for run in ids[1:]]
         whole = {s.text for run in ids for s in opened.samples(run, texts=True) if s.budget == 1024}
     items = [k for k, (tag, a) in enumerate(page.elements) if (tag, a.get("class")) == ("details", "flip")]
     assert len(items) == sum(map(len, found))
@@ -283,15 +290,15 @@ def test_runs_whose_texts_fit_stand_in_the_page_the_shortest_first(store, tmp_pa
         base = opened.samples(ids[0])
         sizes = []
         for run in ids[1:]:
-            found = flips(base, opened.samples(run))
-            few = {flip.key for flip in choose(found, traces.FLIPS_PER_RUN)}
+            found = find_flips(base, opened.samples(run))
+            few = {flip.key for flip in spread_out(found, flips.FLIPS_PER_RUN)}
             texts = [opened.texts(one, [flip.key for flip in found if flip.key not in few]) for one in (ids[0], run)]
             sizes.append(sum(len(text) for side in texts for pair in side.values() for text in pair))
     order = sorted(range(3), key=sizes.__getitem__)
     assert len(set(sizes)) == 3
     for fitting in range(4):
         limit = sum(sizes[place] for place in order[:fitting])
-        monkeypatch.setattr(traces, "REST_LIMIT", limit)
+        monkeypatch.setattr(flips, "REST_LIMIT", limit)
         out = tmp_path / f"{fitting}.html"
         page = Page(report(store, out))
         links = [a["href"] or "" for tag, a in page.elements if tag == "a"]
@@ -303,8 +310,8 @@ def test_a_small_store_needs_no_folder(tmp_path):
     path = make_store(tmp_path / "a.db", names=("tiny", "wanda-50"), problems=40, texts=())
     page = Page(report(path, tmp_path / "a.html"))
     with Store(path) as opened:
-        found = flips(*(opened.samples(run.run_id) for run in opened.runs()))
-    assert len(page.all("pre", "answer")) == 2 * len(found) > 2 * traces.FLIPS_PER_RUN
+        found = find_flips(*(opened.samples(run.run_id) for run in opened.runs()))
+    assert len(page.all("pre", "answer")) == 2 * len(found) > 2 * flips.FLIPS_PER_RUN
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.db", "a.html"]
 
 

@@ -26,8 +26,8 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import load_model
-from prunus.reporting import page
-from prunus.results.comparison import compare
+from prunus.reporting import report_data
+from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Sample, Store
 from prunus.study import pages, variants
 from prunus.study import run as running
@@ -82,8 +82,8 @@ def batches(monkeypatch) -> list[str]:
 def few_resamples() -> Iterator[None]:
     """Intervals are tested elsewhere, and cost more than all else here."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pages, page):
-            patch.setattr(module, "compare", partial(compare, resamples=100))
+        patch.setattr(pages, "compare", partial(compare, resamples=100))
+        patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
         yield
 
 

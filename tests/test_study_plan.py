@@ -15,8 +15,8 @@ from prunus import progress
 from prunus.checkpoint.files import Checkpoint
 from prunus.checkpoint.source import load_tokenizer
 from prunus.cli import main
-from prunus.reporting import page
-from prunus.results.comparison import compare
+from prunus.reporting import report_data
+from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Sample, Store
 from prunus.study import pages
 from prunus.study import plan as planning
@@ -155,8 +155,8 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, monkeypatch):
-    for module in (pages, page):  # intervals are tested elsewhere
-        monkeypatch.setattr(module, "compare", partial(compare, resamples=100))
+    monkeypatch.setattr(pages, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
+    monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
     text = (EXAMPLES / "tiny.toml").read_text()
     for old, new in (
         ("limit = 126", "limit = 6"),

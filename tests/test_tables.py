@@ -9,8 +9,9 @@ from fake_store import BUDGETS, make_store
 from rich.console import Console
 
 from prunus.reporting.terminal import curve_table, inspection_tables, verdict_table
-from prunus.results.comparison import compare, summarise
+from prunus.results.comparison import compare
 from prunus.results.store import Store
+from prunus.results.summary import summarise
 from prunus.results.verdicts import verdict
 
 SIGNS = {"^": "better", "v": "worse", "~": "worse, within the margin", "=": "non-inferior", "?": "cannot tell"}

@@ -7,8 +7,8 @@ import pytest
 import warm_processes
 
 from prunus import walkthrough
-from prunus.reporting import page
-from prunus.results.comparison import compare
+from prunus.reporting import report_data
+from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
 from prunus.results.verdicts import WORDS
 
@@ -16,8 +16,8 @@ from prunus.results.verdicts import WORDS
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 64), limit=12, batch_size=12))
-    for module in (walkthrough, page):  # intervals are tested elsewhere
-        monkeypatch.setattr(module, "compare", partial(compare, resamples=100))
+    monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
+    monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
     comparison = walkthrough.demo(tmp_path)
     printed = capsys.readouterr().out
     with Store(tmp_path / "results.db") as store:

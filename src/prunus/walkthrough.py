@@ -15,8 +15,9 @@ from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
-from prunus.results.comparison import compare, summarise
+from prunus.results.comparison import compare
 from prunus.results.store import Store
+from prunus.results.summary import summarise
 
 BASE = "tiny"
 CALIBRATION = {"calibration": "tiny", "samples": 128}

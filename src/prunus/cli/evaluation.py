@@ -62,8 +62,8 @@ def eval_command(
         model, EvalPlan(**plan), store, device=device, engine=engine, measure_seconds=measure_seconds
     )
     from prunus.reporting.terminal import curve_table
-    from prunus.results.comparison import summarise
     from prunus.results.store import Store
+    from prunus.results.summary import summarise
 
     with Store(store) as opened:
         progress.out_console.print(curve_table([summarise(opened, run_id)]))

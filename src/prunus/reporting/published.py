@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -144,10 +144,13 @@ def _same(ours: Variant, theirs: Variant) -> bool:
     return ours.model.lower() == theirs.model.lower() and ours[1:] == theirs[1:]
 
 
-def matches(looks: Sequence[Look], runs: Sequence[Run], summaries: Sequence[Data]) -> list[Match]:
-    """Every published cell whose model, recipe, task and budget are those of a run; runs in order, then budgets."""
+def matches(runs: Iterable[tuple[Look, Run, Data]]) -> list[Match]:
+    """Every published cell whose model, recipe, task and budget are those of a run; runs in order, then budgets.
+
+    runs: each with its look and its summary.
+    """
     found = []
-    for look, run, summary in zip(looks, runs, summaries, strict=True):
+    for look, run, summary in runs:
         variant = variant_of(run)
         if variant is None:
             continue

@@ -1,15 +1,27 @@
-"""What all sections of a report look at: the runs in order, the base first, with their numbers."""
+"""What a report shows: every run with its rows, read from the store once, and the numbers that follow from them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
 
-from prunus.reporting.labels import Look
-from prunus.reporting.published import Match
-from prunus.results.store import Run
+from prunus.errors import PrunusError
+from prunus.reporting.labels import Look, history, looks
+from prunus.reporting.published import Match, matches
+from prunus.reporting.render.text import esc
+from prunus.reporting.run_totals import RunTotals, run_totals
+from prunus.results.bands import add_bands
+from prunus.results.comparison import compare_runs
+from prunus.results.latency import Speed
+from prunus.results.store import Key, Run, Sample, Store
+from prunus.results.summary import describe
+from prunus.results.table import Table, tables
 
 Data = Mapping[str, Any]
+Texts = tuple[str, str]  # thinking and answer of a draw
+MODES = ("strict", "legacy")
 
 
 def float_of(value: Any) -> float:
@@ -34,40 +46,175 @@ def band_of(cell: Data) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class View:
-    """runs, looks and summaries are in the same order, the base first; comparison has an entry for each but the base.
+class ReportedRun:
+    """One run: its rows (samples without texts, and the same as a table for each task) and its numbers.
 
-    matches: published figures beside ours; None where nobody asked for them.
+    summary: as `summarise` gives it, with bands. contrast: as `compare` gives it, None for the base. speeds: by
+    machine.
     """
 
-    runs: Sequence[Run]
-    looks: Sequence[Look]
-    summaries: Sequence[Data]
-    comparison: Data
-    matches: Sequence[Match] | None = None
+    run: Run
+    look: Look
+    samples: Sequence[Sample]
+    tables: Mapping[str, Table]
+    summary: Data
+    contrast: Data | None
+    totals: RunTotals
+    speeds: Mapping[str, Speed]
+
+    def cells(self, task: str) -> dict[int, Data]:
+        """The cells of one task by budget, in order; empty where no problem is finished."""
+        return cells_of(self.summary, task)
+
+    def contrasts(self, task: str) -> dict[int, Data]:
+        """The differences to the base on one task by budget; empty for the base."""
+        if self.contrast is None or task not in self.contrast["tasks"]:
+            return {}
+        return {int(budget): cell for budget, cell in self.contrast["tasks"][task]["budgets"].items()}
+
+
+@dataclass(frozen=True)
+class BothModes:
+    """A run of the report, and the run of the same model in the other mode, which the rest of the report leaves out."""
+
+    look: Look
+    summaries: Mapping[str, Data]  # by mode
+    counterpart: Run
+    totals: RunTotals  # of the counterpart
 
     @property
-    def base(self) -> Look:
-        return self.looks[0]
+    def name(self) -> str:
+        """Of the counterpart."""
+        return f"{self.look.label} in {self.counterpart.plan.get('mode')} mode"
+
+    def cells(self, task: str) -> list[dict[int, Data]]:
+        """Of strict and of legacy."""
+        return [cells_of(self.summaries[mode], task) for mode in MODES]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the sections of a report show.
+
+    runs: the base first, then those that can be compared with it. comparison: as `compare` gives it. both_modes: of
+    runs that the store has in the other mode too. matches: published figures beside ours; None where nobody asked for
+    them. gold: the right answer of each problem. texts: reads the texts of some draws of a run, since all together may
+    be large. folder: name of the folder beside the page for what is too large for it.
+    """
+
+    runs: Sequence[ReportedRun]
+    comparison: Data
+    both_modes: Sequence[BothModes]
+    matches: Sequence[Match] | None
+    gold: Mapping[str, str]
+    texts: Callable[[str, Iterable[Key]], dict[Key, Texts]]
+    folder: str = "report_files"
+
+    @classmethod
+    def read(
+        cls,
+        store: Store,
+        runs: Collection[str] | None = None,
+        *,
+        base: str | None = None,
+        margin: float = 0.02,
+        published: bool = False,
+        folder: str = "report_files",
+    ) -> Self:
+        """Everything about these runs (ids; None: all of the store); the rows of each are read once.
+
+        base: run id or its start, model name or label; by default the run of the model that nothing was done to. Raises
+        PrunusError where the base is not clear, or no problem of any run is finished.
+        """
+        there = [run for run in store.runs() if runs is None or run.run_id in runs]
+        base_run = store.find_run(base) if base is not None else dense_run(there, store.path)
+        problems = store.problems()
+
+        @cache
+        def rows(run_id: str) -> tuple[list[Sample], dict[str, Table]]:
+            samples = store.samples(run_id)
+            return samples, tables(samples)
+
+        def totals(run: Run) -> RunTotals:
+            return run_totals(run, rows(run.run_id)[0], problems.values())
+
+        comparison = compare_runs(base_run, there, lambda run_id: rows(run_id)[1], margin=margin)
+        by_id = {run.run_id: run for run in there}
+        chosen = [base_run, *(by_id[entry["run"]] for entry in comparison["others"])]
+        reported = []
+        for look, run, contrast in zip(looks(base_run, chosen[1:]), chosen, [None, *comparison["others"]], strict=True):
+            samples, by_task = rows(run.run_id)
+            summary = describe(run, by_task)
+            add_bands(summary, by_task)
+            speeds = {machine: Speed.from_json(speed) for machine, speed in store.timings(run.run_id).items()}
+            reported.append(ReportedRun(run, look, samples, by_task, summary, contrast, totals(run), speeds))
+        if not tasks_of(one.summary for one in reported):
+            raise PrunusError(
+                f"no problem of run {base_run.run_id} is finished in '{store.path}': run the same `prunus eval` again"
+            )
+        both = []
+        for one in reported:
+            if (other := in_other_mode(one.run, there)) is not None:
+                summaries = {str(run.plan.get("mode")): describe(run, rows(run.run_id)[1]) for run in (one.run, other)}
+                both.append(BothModes(one.look, summaries, other, totals(other)))
+        found = matches([(one.look, one.run, one.summary) for one in reported]) if published else None
+        gold = {problem_id: problem.gold for problem_id, problem in problems.items()}
+        return cls(reported, comparison, both, found, gold, store.texts, folder)
+
+    @property
+    def base(self) -> ReportedRun:
+        return self.runs[0]
+
+    @property
+    def others(self) -> Sequence[ReportedRun]:
+        """All runs but the base."""
+        return self.runs[1:]
+
+    @property
+    def drawn(self) -> Sequence[ReportedRun]:
+        """All runs in the order in which charts draw them: the base comes last, so that it is on top."""
+        return [*self.others, self.base]
 
     @property
     def margin(self) -> float:
         return self.comparison["margin"]
 
     @property
-    def entries(self) -> list[Data | None]:
-        """What compare says of each run, None for the base."""
-        return [None, *self.comparison["others"]]
-
-    @property
     def tasks(self) -> list[str]:
-        return tasks_of(self.summaries)
+        return tasks_of(one.summary for one in self.runs)
 
-    def contrasts(self, entry: Data | None, task: str) -> dict[int, Data]:
-        """The differences of one run on one task by budget; empty for the base."""
-        if entry is None or task not in entry["tasks"]:
-            return {}
-        return {int(budget): cell for budget, cell in entry["tasks"][task]["budgets"].items()}
+    def with_cells(self, task: str) -> list[ReportedRun]:
+        """Runs that have finished problems of a task."""
+        return [one for one in self.runs if one.cells(task)]
 
     def published_on(self, task: str) -> list[Match]:
+        """Published figures of a task."""
         return [match for match in self.matches or () if match.task == task]
+
+    def title(self, text: str, task: str) -> str:
+        """HTML of a heading about one task, which names it where there are several."""
+        return text if len(self.tasks) == 1 else f"{text} on <bdi>{esc(task)}</bdi>"
+
+
+def dense_run(runs: Sequence[Run], store: Path) -> Run:
+    """The one run of a model without history, the strict one of two modes; PrunusError if that is not clear."""
+    if not runs:
+        raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
+    dense = [run for run in runs if not history(run)]
+    strict = [run for run in dense if run.plan.get("mode") == "strict"]
+    if len({run.model.get("checksum") for run in dense}) == 1 and len(strict) == 1:
+        dense = strict  # one model in both modes
+    if len(dense) == 1:
+        return dense[0]
+    listed = ", ".join(f"{run.run_id} ({run.model.get('name')})" for run in dense or runs)
+    what = "several runs of unpruned models" if dense else "no run of an unpruned model"
+    raise PrunusError(f"the store '{store}' has {what}: say with --base what to compare with: {listed}")
+
+
+def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:
+    """The first of these runs that has the same weights and the other mode."""
+    for other in runs:
+        same = other.model.get("checksum") == run.model.get("checksum") and other.run_id != run.run_id
+        if same and {run.plan.get("mode"), other.plan.get("mode")} == set(MODES):
+            return other
+    return None

@@ -1,12 +1,11 @@
-"""From rows to verdicts against a base run (`compare`); `summarise`, of one run, lives in `summary`.
+"""From rows to verdicts against a base run.
 
 One contrast per run is declared in advance: the area under accuracy over log2(budget), averaged over tasks. Its p are
 adjusted over the runs compared (Holm) and decide; the budgets are detail, adjusted (Holm) within their run. What the
 words mean, and how often they are wrong: docs/verdicts.md.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ from prunus.results.contrasts import Claims, Pair, budget_differences, cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.store import Run, Store
-from prunus.results.summary import identity, plain, summarise
+from prunus.results.summary import identity, plain
 from prunus.results.table import Table, tables
 from prunus.results.token_use import token_area_cell
 from prunus.results.verdicts import adjust_and_judge, set_adjusted
-
-__all__ = ["compare", "summarise"]
 
 METHOD = {
     "p": "sign-flip permutation over problems; McNemar's exact test for one draw",
@@ -38,15 +35,14 @@ HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse
 
 
 def compare(
-    store: Path | str | Store,
+    store: Path | str,
     base: str,
     others: Sequence[str] | None = None,
     margin: float = 0.02,
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
-    may_be_alone: bool = False,
 ) -> dict[str, Any]:
-    """Paired differences of other runs to a base run of a store (a file, or open), and one word for each.
+    """Paired differences of other runs to a base run of a store, and one word for each.
 
     base, others: run id or its start, model name or printed label.
     Without others: every run whose plan is that of the base but for
@@ -90,54 +86,80 @@ def compare(
 
     verdict: `better`, `worse` or, if the loss is within the margin, `worse, within the margin` where the adjusted p of
     the primary is below .05; else `non-inferior` if the adjusted p of a loss of the margin or more is .05 at most; else
-    `cannot tell`. Raises PrunusError for unknown or ambiguous names and where there is nothing to compare, unless
-    may_be_alone says that this is no error.
+    `cannot tell`. Raises PrunusError for unknown or ambiguous names and where there is nothing to compare.
     """
+    _check(margin, resamples)
+    with Store(store) as opened:
+        base_run = opened.find_run(base)
+        named = None if others is None else [opened.find_run(other) for other in others]
+        result = compare_runs(
+            base_run,
+            opened.runs() if named is None else named,
+            lambda run_id: tables(opened.samples(run_id)),
+            may_leave_out=named is None,
+            margin=margin,
+            seed=seed,
+            resamples=resamples,
+        )
+        if not result["others"]:
+            why = "; ".join(result["warnings"]) or "no other run"
+            raise PrunusError(f"{opened.path} has nothing to compare with {_name(base_run)}: {why}")
+    return result
+
+
+def compare_runs(
+    base: Run,
+    runs: Iterable[Run],
+    tables_of: Callable[[str], Mapping[str, Table]],
+    *,
+    may_leave_out: bool = True,
+    margin: float = 0.02,
+    seed: int = 0,
+    resamples: int = paired.RESAMPLES,
+) -> dict[str, Any]:
+    """What `compare` returns, from runs that were read already; `others` may be empty.
+
+    tables_of: rows of the run with an id. may_leave_out: runs that measure something else, or share no finished problem
+    with base, are left out and named under `warnings`; else they are compared with a warning, or refused.
+    """
+    _check(margin, resamples)
+    chosen, warnings = _choose(base, runs, may_leave_out)
+    base_tables, entries = tables_of(base.run_id), []
+    for run in chosen:
+        pairs, notes = _pairs(base_tables, tables_of(run.run_id))
+        notes = _plan_notes(base, run) + notes
+        if pairs:
+            entries.append(_entry(run, pairs, notes, margin, seed, resamples, len(chosen)))
+        elif may_leave_out:
+            warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
+        else:
+            raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: evaluate both first")
+    if entries:
+        adjust_and_judge(entries)
+    method = METHOD | {"resamples": resamples, "seed": seed}
+    return plain({"base": identity(base), "others": entries, "margin": margin, "method": method, "warnings": warnings})
+
+
+def _check(margin: float, resamples: int) -> None:
     if not 0 <= margin < 1:
         raise PrunusError(f"margin must be a share of problems in [0, 1), not {margin}; 0.02 is two points")
     if resamples < 100:
         raise PrunusError(f"resamples must be at least 100, not {resamples}")
-    with nullcontext(store) if isinstance(store, Store) else Store(store) as opened:
-        base_run = opened.find_run(base)
-        chosen, warnings = _choose(opened, base_run, others)
-        base_tables = tables(opened.samples(base_run.run_id))
-        entries = []
-        for run in chosen:
-            pairs, notes = _pairs(base_tables, tables(opened.samples(run.run_id)))
-            notes = _plan_notes(base_run, run) + notes
-            if pairs:
-                entries.append(_entry(run, pairs, notes, margin, seed, resamples, len(chosen)))
-            elif others is None:
-                warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base_run)}")
-            else:
-                raise PrunusError(
-                    f"{_name(run)} shares no finished problem with {_name(base_run)}: evaluate both first"
-                )
-    if not entries and not may_be_alone:
-        raise PrunusError(
-            f"{opened.path} has nothing to compare with {_name(base_run)}: {'; '.join(warnings) or 'no other run'}"
-        )
-    if entries:
-        adjust_and_judge(entries)
-    method = METHOD | {"resamples": resamples, "seed": seed}
-    return plain(
-        {"base": identity(base_run), "others": entries, "margin": margin, "method": method, "warnings": warnings}
-    )
 
 
-def _choose(store: Store, base: Run, others: Sequence[str] | None) -> tuple[list[Run], list[str]]:
+def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[Run], list[str]]:
     """The runs to compare, and a line for each that is left out."""
-    if others is not None:
-        chosen = list({run.run_id: run for run in map(store.find_run, others)}.values())
-        if any(run.run_id == base.run_id for run in chosen):
+    by_id = {run.run_id: run for run in runs}
+    if not may_leave_out:
+        if base.run_id in by_id:
             raise PrunusError(f"{_name(base)} is the base and cannot be compared with itself: name another run")
-        return chosen, []
-    runs = [run for run in store.runs() if run.run_id != base.run_id]
-    notes = {run.run_id: _plan_differences(base, run) for run in runs}
+        return list(by_id.values()), []
+    others = [run for run in by_id.values() if run.run_id != base.run_id]
+    notes = {run.run_id: _plan_differences(base, run) for run in others}
     left_out = [
-        f"{_name(run)} is left out: {notes[run.run_id]}; name it to compare" for run in runs if notes[run.run_id]
+        f"{_name(run)} is left out: {notes[run.run_id]}; name it to compare" for run in others if notes[run.run_id]
     ]
-    return [run for run in runs if not notes[run.run_id]], left_out
+    return [run for run in others if not notes[run.run_id]], left_out
 
 
 def _plan_differences(base: Run, other: Run) -> str:

@@ -1,6 +1,6 @@
 """The numbers of one run, from its rows: what the tables and the page show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -40,8 +40,12 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
     `parallel`: one long chain against k short ones, as `parallel.compare_parallel` tells.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
     """
-    run = store.run(run_id)
-    tasks = {task: _curve(table) for task, table in tables(store.samples(run_id)).items()}
+    return describe(store.run(run_id), tables(store.samples(run_id)))
+
+
+def describe(run: Run, by_task: Mapping[str, Table]) -> dict[str, Any]:
+    """What `summarise` returns, from rows that were read already."""
+    tasks = {task: _curve(table) for task, table in by_task.items()}
     result = identity(run) | {"plan": run.plan, "versions": run.versions, "tasks": tasks}
     if len(tasks) > 1:
         result["macro"] = _macro(list(tasks.values()))

@@ -1,4 +1,4 @@
-"""Charts as plain SVG text: lines with bands on a budget, log or linear axis. Colours and dashes come from CSS classes.
+"""Charts as pictures: lines with bands over a budget, log or linear axis. CSS classes name colours and dashes.
 
 The picture is complete without scripts, so it prints, scales and can be read by a test; scripts only add a readout.
 """
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from prunus.reporting.render.text import MINUS, esc
+from prunus.reporting.render.picture import Box, Group, Label, Path, Picture, Shape
+from prunus.reporting.render.text import MINUS
 
 MARKERS = (
     "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",  # circle
@@ -125,53 +126,46 @@ def chart(
     zone: tuple[float, float] | None = None,
     zero_line: bool = False,
     css: str = "",
-) -> str:
-    """One <svg>. zone: y range shaded behind the lines (a margin). whiskers: intervals as bars instead of bands."""
+) -> Picture:
+    """Lines over two axes. zone: y range shaded behind them (a margin). whiskers: intervals as bars, not bands."""
     frame = frame or Frame()
-    parts = [
-        f'<svg class="chart {css}" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{esc(label)}">',
-        *_grid(x_axis, y_axis, frame),
-    ]
+    back = _grid(x_axis, y_axis, frame)
     if zone is not None:
         low, high = (min(1.0, max(0.0, y_axis.place(value))) for value in zone)
         width, height = frame.width - frame.left - frame.right, frame.y(low) - frame.y(high)
-        place = f'x="{frame.left}" y="{frame.y(high):.1f}" width="{width}" height="{height:.1f}"'
-        parts.append(f'<rect class="zone" {place}/>')
+        back.append(Box("zone", frame.left, frame.y(high), width, height))
     if zero_line:
         y = frame.y(y_axis.place(0.0))
-        parts.append(f'<path class="zero" d="M{frame.left},{y:.1f}H{frame.width - frame.right}"/>')
+        back.append(Path("zero", f"M{frame.left},{y:.1f}H{frame.width - frame.right}"))
     shown = [line for line in lines if line.points]
-    parts += [_interval(line, x_axis, y_axis, frame, whiskers) for line in shown]
-    parts += [_curve(line, x_axis, y_axis, frame) for line in shown]
-    return "".join([*parts, "</svg>"])
+    groups = [
+        Group("", back),
+        *(Group(line.css, _interval(line, x_axis, y_axis, frame, whiskers)) for line in shown),
+        *(Group(line.css, _curve(line, x_axis, y_axis, frame)) for line in shown),
+    ]
+    return Picture(f"chart {css}".strip(), frame.width, frame.height, groups, label)
 
 
-def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[str]:
+def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
     right, bottom = frame.width - frame.right, frame.height - frame.bottom
-    parts = [f'<text class="axis-title" x="0" y="{frame.top - 15}">{esc(y_axis.title)}</text>']
+    shapes: list[Shape] = [Label("axis-title", 0, frame.top - 15, y_axis.title)]
     for value, text in y_axis.ticks:
         y = frame.y(y_axis.place(value))
-        parts.append(f'<path class="grid" d="M{frame.left},{y:.1f}H{right}"/>')
-        parts.append(
-            f'<text class="tick" x="{frame.left - 7}" y="{y:.1f}" dy=".35em" text-anchor="end">{esc(text)}</text>'
-        )
-    parts.append(f'<path class="base-line" d="M{frame.left},{bottom}H{right}"/>')
+        shapes.append(Path("grid", f"M{frame.left},{y:.1f}H{right}"))
+        shapes.append(Label("tick", frame.left - 7, y, text, 0.35, "end"))
+    shapes.append(Path("base-line", f"M{frame.left},{bottom}H{right}"))
     every = max(1, math.ceil(len(x_axis.ticks) / 9))
     for index, (value, text) in enumerate(x_axis.ticks):
         x = frame.x(x_axis.place(value))
-        parts.append(f'<path class="tick-mark" d="M{x:.1f},{bottom}v5"/>')
+        shapes.append(Path("tick-mark", f"M{x:.1f},{bottom}v5"))
         if (len(x_axis.ticks) - 1 - index) % every == 0 or value == 0:
-            parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{bottom + 8}" dy=".9em" text-anchor="middle">{esc(text)}</text>'
-            )
+            shapes.append(Label("tick", x, bottom + 8, text, 0.9, "middle"))
     if x_axis.zero is not None and len(x_axis.ticks) > 1:
         x = (frame.x(x_axis.place(0)) + frame.x(x_axis.place(x_axis.ticks[1][0]))) / 2
-        parts.append(f'<path class="gap" d="M{x - 3:.1f},{bottom}h6"/>')
-        parts.append(f'<path class="break" d="M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"/>')
-    parts.append(
-        f'<text class="axis-title" x="{right}" y="{frame.height - 5}" text-anchor="end">{esc(x_axis.title)}</text>'
-    )
-    return parts
+        shapes.append(Path("gap", f"M{x - 3:.1f},{bottom}h6"))
+        shapes.append(Path("break", f"M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"))
+    shapes.append(Label("axis-title", right, frame.height - 5, x_axis.title, anchor="end"))
+    return shapes
 
 
 def _pieces(line: Line, x_axis: Axis) -> list[list[Point]]:
@@ -181,48 +175,42 @@ def _pieces(line: Line, x_axis: Axis) -> list[list[Point]]:
     return [piece for piece in ([p for p in line.points if p.x == 0], [p for p in line.points if p.x != 0]) if piece]
 
 
-def _interval(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame, whiskers: bool) -> str:
-    parts = []
+def _interval(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame, whiskers: bool) -> list[Shape]:
+    shapes: list[Shape] = []
     for piece in _pieces(line, x_axis):
         ends = [
             (frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.low)), frame.y(y_axis.place(p.high)))
             for p in piece
             if math.isfinite(p.low) and math.isfinite(p.high)
         ]
-        if whiskers or len(ends) == 1:
-            bars = "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends)
-            parts.append(f'<path class="whisker" d="{bars}"/>' if bars else "")
+        if ends and (whiskers or len(ends) == 1):
+            shapes.append(Path("whisker", "".join(f"M{x:.1f},{low:.1f}V{high:.1f}" for x, low, high in ends)))
         elif ends:
             upper = "L".join(f"{x:.1f},{high:.1f}" for x, _, high in ends)
             lower = "L".join(f"{x:.1f},{low:.1f}" for x, low, _ in reversed(ends))
-            parts.append(f'<path class="band" d="M{upper}L{lower}Z"/>')
-    return f'<g class="{line.css}">{"".join(parts)}</g>'
+            shapes.append(Path("band", f"M{upper}L{lower}Z"))
+    return shapes
 
 
-def _curve(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame) -> str:
-    parts = []
+def _curve(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
+    shapes: list[Shape] = []
     for piece in _pieces(line, x_axis):
         places = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in piece]
         if len(places) > 1:
-            parts.append(f'<path class="line" d="M{"L".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
-        shape = MARKERS[line.marker % len(MARKERS)]
-        for (x, y), point in zip(places, piece, strict=True):
-            place = f'transform="translate({x:.1f},{y:.1f})"'
-            parts.append(f'<path class="mark" {place} d="{shape}"><title>{esc(point.note)}</title></path>')
-    return f'<g class="{line.css}">{"".join(parts)}</g>'
+            shapes.append(Path("line", f"M{'L'.join(f'{x:.1f},{y:.1f}' for x, y in places)}"))
+        marker = MARKERS[line.marker % len(MARKERS)]
+        shapes += [Path("mark", marker, at, point.note) for at, point in zip(places, piece, strict=True)]
+    return shapes
 
 
-def swatch(css: str, marker: int) -> str:
+def swatch(css: str, marker: int) -> Picture:
     """The line and marker of a series, for the legend."""
-    shape = MARKERS[marker % len(MARKERS)]
-    return (
-        f'<svg class="swatch {css}" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
-        f'<path class="line" d="M1,7H33"/><path class="mark" transform="translate(17,7)" d="{shape}"/></svg>'
-    )
+    shapes = [Path("line", "M1,7H33"), Path("mark", MARKERS[marker % len(MARKERS)], (17, 7))]
+    return Picture(f"swatch {css}", 34, 14, [Group("", shapes)])
 
 
-def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[str]:
-    """One small <svg> per (difference, low, high), all on one axis that shows 0 and -margin."""
+def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[Picture]:
+    """A small picture for each (difference, low, high), all on one axis that shows 0 and -margin."""
     ends = [abs(value) for row in rows for value in row if math.isfinite(value)]
     reach = max([*ends, 2 * margin]) * 1.05
     width, height = 180, 22
@@ -232,15 +220,13 @@ def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[st
 
     pictures = []
     for difference, low, high in rows:
-        parts = [
-            f'<svg class="forest" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">',
-            f'<path class="grid" d="M2,{height / 2}H{width - 2}"/><path class="zero" d="M{at(0):.1f},0V{height}"/>',
-            f'<path class="margin" d="M{at(-margin):.1f},0V{height}"/>',
+        shapes = [
+            Path("grid", f"M2,{height / 2}H{width - 2}"),
+            Path("zero", f"M{at(0):.1f},0V{height}"),
+            Path("margin", f"M{at(-margin):.1f},0V{height}"),
         ]
         if all(math.isfinite(value) for value in (difference, low, high)):
-            parts.append(f'<path class="whisker" d="M{at(low):.1f},{height / 2}H{at(high):.1f}"/>')
-            parts.append(
-                f'<path class="mark" transform="translate({at(difference):.1f},{height / 2})" d="{MARKERS[0]}"/>'
-            )
-        pictures.append("".join([*parts, "</svg>"]))
+            shapes.append(Path("whisker", f"M{at(low):.1f},{height / 2}H{at(high):.1f}"))
+            shapes.append(Path("mark", MARKERS[0], (at(difference), height / 2)))
+        pictures.append(Picture("forest", width, height, [Group("", shapes)]))
     return pictures

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from prunus.reporting.labels import Look
 from prunus.reporting.render.chart import swatch
+from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.text import DASH, MINUS, NBSP, THIN, esc, visible
 
 _TEX = {
@@ -28,10 +29,6 @@ class Interval(NamedTuple):
     word: str = ""  # a verdict on it, on the page only
 
 
-class Picture(str):
-    """HTML of ours; on the page only."""
-
-
 class Word(NamedTuple):
     """A verdict, and a remark in small letters below it."""
 
@@ -48,7 +45,7 @@ class Column(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Grid:
+class Table:
     """name: of its files. css: classes of the table. A row is a run (or a name) and a value a column but for the first.
 
     None stands for what does not apply.
@@ -124,7 +121,7 @@ def slug(text: str) -> str:
 
 def named(look: Look) -> str:
     """A run's name with its line."""
-    return f"{swatch(look.line, look.marker)} <bdi>{esc(look.label)}</bdi>"
+    return f"{swatch(look.line, look.marker).html()} <bdi>{esc(look.label)}</bdi>"
 
 
 def row_name(head: Look | str) -> str:
@@ -159,7 +156,7 @@ def shown(column: Column, value: Any) -> str:
 
 def _cell(column: Column, value: Any) -> str:
     if isinstance(value, Picture):
-        return f"<td>{value}</td>"
+        return f"<td>{value.html()}</td>"
     if isinstance(value, Word):
         return f"<td>{word(value.text)}{f'<small>{esc(value.remark)}</small>' if value.remark else ''}</td>"
     if isinstance(value, Interval):

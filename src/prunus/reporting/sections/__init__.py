@@ -1,0 +1,33 @@
+"""The parts of a report in their order on the page. A new one is a file here and a line in SECTIONS."""
+
+from collections.abc import Callable
+
+from prunus.reporting.report_data import ReportData
+from prunus.reporting.section import Section
+from prunus.reporting.sections import (
+    curves,
+    draws,
+    flips,
+    latency,
+    legend,
+    modes,
+    published,
+    settings,
+    sparsity,
+    tokens,
+    verdicts,
+)
+
+SECTIONS: tuple[Callable[[ReportData], Section], ...] = (
+    verdicts.section,
+    legend.section,
+    curves.section,
+    tokens.section,
+    latency.section,
+    modes.section,
+    draws.section,
+    published.section,
+    sparsity.section,
+    flips.section,
+    settings.section,
+)

@@ -1,25 +1,69 @@
-"""The curves of a report, from what `summarise` and `compare` return. Each function gives one or more <svg>.
-
-Summaries and looks are in the same order, the base first. Numbers that are not known (None) are left out of curves.
-"""
+"""Accuracy against the thinking budget and the tokens used, differences to the base, and how accuracy scales."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from prunus.reporting.labels import Look
 from prunus.reporting.published import Match, about
 from prunus.reporting.render.chart import PANEL, Axis, Line, Point, budget_axis, chart, linear_axis, log_axis
-from prunus.reporting.render.text import count, percent, points
-from prunus.reporting.report_data import Data, View, band_of, cells_of, float_of
+from prunus.reporting.render.figure import Figure, Key
+from prunus.reporting.render.picture import Picture
+from prunus.reporting.render.table import Column, Interval, Table, Word, sign
+from prunus.reporting.render.text import count, esc, percent, points, probability
+from prunus.reporting.report_data import Data, ReportData, ReportedRun, band_of, float_of
+from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
 from prunus.results.metrics import LEAK_RULE
+from prunus.results.verdicts import WORDS, verdict
 
 MANY = 5  # curves in one chart from which on only the base's band is plain to see
-ENDINGS = {
-    "forced": "stopped by the budget",
-    "no_answer": "no answer found",
-    "truncated": "answer cut at its cap",
-    "leaked": f"leaked: answer longer than {LEAK_RULE}",
-}
+
+
+def section(data: ReportData) -> Section:
+    """For each task both curves, a panel of differences for each run, and the tables."""
+    parts = [_of_task(data, task) for task in data.tasks]
+    return Section(
+        "curves",
+        "".join(part.html for part in parts),
+        [one for part in parts for one in part.figures],
+        [one for part in parts for one in part.tables],
+    )
+
+
+def _of_task(data: ReportData, task: str) -> Section:
+    against_budget, against_tokens = accuracy_against_budget(data, task), accuracy_against_tokens(data, task)
+    compared = [one for one in data.others if one.contrasts(task)]
+    panels = [(one.look, differences(data, task, one)) for one in compared]
+    by_budget, every, scaling = accuracy_table(data, task), number_table(data, task), scaling_table(data, task)
+    keys = [run_key(one.look) for one in data.runs]
+    figures = [
+        Figure(f"accuracy-budget-{task}", against_budget, [*keys, *_published_keys(data, task)]),
+        Figure(f"accuracy-tokens-{task}", against_tokens, keys),
+        *([Figure(f"difference-{task}", all_differences(data, task, compared), keys[1:])] if data.others else []),
+        *(Figure(f"difference-{task}-{look.label}", picture) for look, picture in panels),
+    ]
+    bands = bands_text(cell for one in data.runs for cell in one.cells(task).values())
+    bands += "; budget 0 stands apart" if any(0 in one.cells(task) for one in data.runs) else ""
+    bands += "; point at a name above to see its band" if len(data.runs) > MANY else ""
+    bands += "; hollow and dotted: published" if data.published_on(task) else ""
+    pair = figure(against_budget, "Against the thinking budget", f"95 % bands, {bands}")
+    pair += figure(against_tokens, "Against tokens really used", "95 % bars; one point per budget")
+    contrasts = [cell for one in compared for cell in one.contrasts(task).values()]
+    difference = (
+        f"<h3>Difference to <bdi>{esc(data.base.look.label)}</bdi></h3>"
+        + soft(
+            f"Accuracy minus the base's on the same problems, in points. Bands: 95 %, {bands_text(contrasts)}. The "
+            "shaded strip is the margin; each panel has its own scale."
+        )
+        + f'<div class="panels three">{"".join(run_figure(*panel) for panel in panels)}</div>'
+    )
+    html = (
+        f'<section><h2>{data.title("Accuracy", task)}</h2><div class="pair">{pair}</div>{difference if panels else ""}'
+        f"<h3>By budget</h3>{soft(_by_budget_note(data, task))}{by_budget.html()}"
+        f"{details('Every number', every.html() + _largest(data, task))}"
+        f"<h3>Scaling</h3>{scaling.html()}{soft(SCALING_NOTE)}</section>"
+    )
+    return Section(task, html, figures, [by_budget, every, scaling])
 
 
 def bands_text(cells: Iterable[Data]) -> str:
@@ -27,28 +71,28 @@ def bands_text(cells: Iterable[Data]) -> str:
     return "for all budgets at once" if any("band_low" in cell for cell in cells) else "each budget by itself"
 
 
-def accuracy_against_budget(view: View, task: str) -> str:
+def accuracy_against_budget(data: ReportData, task: str) -> Picture:
     """Accuracy in percent with 95 % bands over log2 of the budget; 0 apart; published figures hollow and dotted."""
     lines = [
-        *_published_lines(view.published_on(task)),
-        *(Line(look.css, _accuracies(look, cells_of(summary, task)), look.marker) for look, summary in _pairs(view)),
+        *_published_lines(data.published_on(task)),
+        *(Line(one.look.css, _accuracies(one.look, one.cells(task)), one.look.marker) for one in data.drawn),
     ]
     budgets = sorted({int(point.x) for line in lines for point in line.points})
     label = f"Accuracy on {task} against thinking budget"
     return chart(lines, budget_axis(budgets), _accuracy_axis(lines), label, css="many" if len(lines) > MANY else "")
 
 
-def accuracy_against_tokens(view: View, task: str) -> str:
+def accuracy_against_tokens(data: ReportData, task: str) -> Picture:
     """The same accuracies over the mean tokens that were used, thinking and answer, with 95 % bars."""
     lines = []
-    for look, summary in _pairs(view):
-        cells = cells_of(summary, task)
+    for one in data.drawn:
+        cells = one.cells(task)
         used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
         moved = [
             point._replace(x=used[int(point.x)], note=f"{point.note}, {count(used[int(point.x)])} tokens")
-            for point in _accuracies(look, cells, together=False)
+            for point in _accuracies(one.look, cells, together=False)
         ]
-        lines.append(Line(look.css, moved, look.marker))
+        lines.append(Line(one.look.css, moved, one.look.marker))
     axis = log_axis(
         [point.x for line in lines for point in line.points], "Mean tokens used per draw (thinking + answer)"
     )
@@ -68,65 +112,46 @@ def _published_lines(matches: Sequence[Match]) -> list[Line]:
     return [Line(f"{look.css} pub", spots, sources.index(source)) for (look, source), spots in groups.items()]
 
 
-def differences(view: View, task: str, look: Look, entry: Data) -> str:
+def _published_keys(data: ReportData, task: str) -> list[Key]:
+    sources = list(about()["sources"])
+    found = dict.fromkeys((match.look, match.theirs.source) for match in data.published_on(task))
+    names = about()["sources"]
+    return [Key(f"{look.line} pub", sources.index(s), f"{look.label}, {names[s]['name']}") for look, s in found]
+
+
+def differences(data: ReportData, task: str, one: ReportedRun) -> Picture:
     """One panel: accuracy minus the base's in points, with its 95 % band; the margin is shaded."""
-    line = Line(look.css, _differences(view, task, look, entry), look.marker)
-    label = f"{look.label}: difference on {task} against thinking budget"
-    x_axis, y_axis = _difference_axes(view, [line], "Points")
-    zone = (-100 * view.margin, 0.0)
+    line = Line(one.look.css, _differences(task, one), one.look.marker)
+    label = f"{one.look.label}: difference on {task} against thinking budget"
+    x_axis, y_axis = _difference_axes(data, [line], "Points")
+    zone = (-100 * data.margin, 0.0)
     return chart([line], x_axis, y_axis, label, frame=PANEL, zone=zone, zero_line=True, css="panel")
 
 
-def all_differences(view: View, task: str) -> str:
+def all_differences(data: ReportData, task: str, compared: Sequence[ReportedRun]) -> Picture:
     """The differences of all runs in one chart."""
-    lines = [
-        Line(look.css, _differences(view, task, look, entry), look.marker)
-        for look, entry in zip(view.looks, view.entries, strict=True)
-        if entry is not None and task in entry["tasks"]
-    ]
-    x_axis, y_axis = _difference_axes(view, lines, f"Accuracy minus that of {view.base.label}, points")
+    lines = [Line(one.look.css, _differences(task, one), one.look.marker) for one in compared]
+    x_axis, y_axis = _difference_axes(data, lines, f"Accuracy minus that of {data.base.look.label}, points")
     label = f"Differences on {task} against thinking budget"
-    return chart(lines, x_axis, y_axis, label, zone=(-100 * view.margin, 0.0), zero_line=True)
+    return chart(lines, x_axis, y_axis, label, zone=(-100 * data.margin, 0.0), zero_line=True)
 
 
-def _differences(view: View, task: str, look: Look, entry: Data) -> list[Point]:
+def _differences(task: str, one: ReportedRun) -> list[Point]:
     found = []
-    for budget, cell in sorted(view.contrasts(entry, task).items()):
+    for budget, cell in sorted(one.contrasts(task).items()):
         low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
         interval = f"{points(cell['low'])} to {points(cell['high'])}"
-        note = f"Budget {budget}\n{look.label}\n{points(cell['difference'])} points ({interval})"
+        note = f"Budget {budget}\n{one.look.label}\n{points(cell['difference'])} points ({interval})"
         found.append(Point(float(budget), 100 * cell["difference"], low, high, note))
     return found
 
 
-def _difference_axes(view: View, lines: Sequence[Line], title: str) -> tuple[Axis, Axis]:
+def _difference_axes(data: ReportData, lines: Sequence[Line], title: str) -> tuple[Axis, Axis]:
     spots = [point for line in lines for point in line.points]
-    edge = 100 * view.margin * 1.5
+    edge = 100 * data.margin * 1.5
     ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
     y_axis = linear_axis(max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1])), title, 4, sign=True)
     return budget_axis(sorted({int(point.x) for point in spots})), y_axis
-
-
-def endings(task: str, look: Look, summary: Data) -> str:
-    """One panel: shares of draws by how they ended, over the budget; an ending that never happens has no line."""
-    cells = cells_of(summary, task)
-    lines = []
-    for index, (ending, words) in enumerate(ENDINGS.items()):
-        found = [(budget, cell[ending]) for budget, cell in cells.items()]
-        if any(share > 0 for _, share in found):
-            notes = [f"Budget {budget}\n{words.split(':')[0]}\n{percent(share)} %" for budget, share in found]
-            values = zip(found, notes, strict=True)
-            spots = [Point(float(b), 100 * share, math.nan, math.nan, note) for (b, share), note in values]
-            lines.append(Line(f"e{index}", spots, index))
-    axis = linear_axis(0, 100, "Percent of draws", wanted=4)
-    label = f"{look.label}: how draws on {task} ended"
-    return chart(lines, budget_axis(list(cells)), axis, label, frame=PANEL, css="panel")
-
-
-def _pairs(view: View) -> list[tuple[Look, Data]]:
-    """The base comes last, so that it is drawn on top."""
-    pairs = list(zip(view.looks, view.summaries, strict=True))
-    return [*pairs[1:], pairs[0]]
 
 
 def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) -> list[Point]:
@@ -143,3 +168,122 @@ def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) ->
 def _accuracy_axis(lines: Sequence[Line]) -> Axis:
     ends = [value for line in lines for point in line.points for value in (point.y, point.high) if math.isfinite(value)]
     return linear_axis(0, min(100.0, max([*ends, 1.0])), "Accuracy, %")
+
+
+def _by_budget_note(data: ReportData, task: str) -> str:
+    sizes = sorted({(c["n"], c["samples"]) for one in data.runs for c in one.cells(task).values()})
+    text = " or ".join(f"{n} problems × {draws} draw{'s' * (draws != 1)}" for n, draws in sizes)
+    signs = ", ".join(f"{sign(word)} {word}" for word in WORDS)
+    return (
+        f"{text}. Below each accuracy its 95 % interval, behind it the budget's verdict, corrected over a run's "
+        f"budgets (Holm): {signs}."
+    )
+
+
+def _largest(data: ReportData, task: str) -> str:
+    """The cell of each run that stands out most, if it is of this task, with the p of having looked for it."""
+    found = [
+        f"{one.look.label} {points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})"
+        for one in data.others
+        if one.contrast is not None and (cell := one.contrast["largest"])["task"] == task
+    ]
+    if not found:
+        return ""
+    text = f"The difference that stands out most of all cells of its run, in points: {'; '.join(found)}."
+    why = "p is that of having looked for it (the largest of all cells under flipped signs), Holm over runs."
+    return soft(f"<bdi>{esc(text)}</bdi> {why}")
+
+
+def accuracy_table(data: ReportData, task: str) -> Table:
+    """Accuracy with its interval and the budget's verdict, one row per run and one column per budget."""
+    budgets = sorted({budget for one in data.runs for budget in one.cells(task)})
+    rows = []
+    for one in data.runs:
+        words = {budget: verdict(contrast) for budget, contrast in one.contrasts(task).items()}
+        found = {
+            budget: Interval(cell["accuracy"], cell["low"], cell["high"], words.get(budget, ""))
+            for budget, cell in one.cells(task).items()
+        }
+        rows.append((one.look, [found.get(budget) for budget in budgets]))
+    columns = [Column("run", "Accuracy, %"), *(Column(str(budget), str(budget), percent) for budget in budgets)]
+    return Table(f"accuracy-{task}", f"Accuracy on {task} by budget", "matrix sortable", columns, rows)
+
+
+def number_table(data: ReportData, task: str) -> Table:
+    """Every accuracy and difference of one task."""
+    rows = []
+    for one in data.runs:
+        contrasts = one.contrasts(task)
+        for budget, cell in one.cells(task).items():
+            values: list[Any] = [budget, *(cell[key] for key in ("accuracy", "low", "high"))]
+            if contrast := contrasts.get(budget):
+                values += [contrast[key] for key in ("difference", "low", "high")]
+                values += [Word(verdict(contrast))]
+                values += [contrast.get(key) for key in ("p", "p_adjusted", "q", "mde")]
+            else:
+                values += [None] * 8
+            rows.append((one.look, [*values, cell["n"], cell["samples"]]))
+    columns = [
+        Column("run", "Run"), Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
+        Column("low", "low", percent), Column("high", "high", percent),
+        Column("difference", "Difference, points", points),
+        Column("difference_low", "low", points), Column("difference_high", "high", points),
+        Column("verdict", "Verdict"), Column("p", "p", probability), Column("p_adjusted", "p adjusted", probability),
+        Column("q", "q", probability), Column("mde", "MDE", percent),
+        Column("problems", "Problems"), Column("draws", "Draws"),
+    ]  # fmt: skip
+    return Table(f"numbers-{task}", f"Every number on {task}", "data numbers sortable", columns, rows)
+
+
+SCALING = (
+    Column("auc", "Area,|%", percent),
+    Column("slope", "Per doubling,|points", points),
+    Column("retention", "Slope kept,|%", percent),
+    Column("gain", "First to last|budget, points", points),
+    Column("falls", "Falls"),
+    Column("auc_tokens", "Area over|tokens, %", percent),
+    Column("scaling", "Per 1000 thinking|tokens, points", points),
+    Column("performance", "Best,|%", percent),
+    Column("control", "Within|budget, %", percent),
+    Column("per_correct", "Tokens per|correct", count),
+    Column("looping", "Going in|circles, %", percent),
+)
+SCALING_NOTE = (
+    "Area: under accuracy over log<sub>2</sub> budget. Slope kept: of the base's, where that is clear, with "
+    "Fieller's interval. Falls: "
+    "steps to a larger budget that lose more than two errors. Area over tokens, points per 1000 thinking tokens "
+    f"(s1's Scaling) and best count budget 0 too. Within budget: draws of at most budget + {LEAK_RULE} "
+    "tokens in all. 95 % intervals over problems."
+)
+
+
+def scaling_table(data: ReportData, task: str) -> Table:
+    """How accuracy follows the budget, a row a run; columns that no run has are left out."""
+    found: list[tuple[Look, dict[str, Any]]] = []
+    for one in data.with_cells(task):
+        curve, cells = one.summary["tasks"][task], one.cells(task)
+        steps, last = curve.get("monotonicity") or {}, cells[max(cells)]
+        slope = (one.contrast or {}).get("tasks", {}).get(task, {}).get("slope") or {}
+        values = {key: _ends(curve.get(key)) for key in ("auc", "slope", "gain", "auc_tokens", "scaling")}
+        share, low, high = (slope.get(key) for key in ("retention", "retention_low", "retention_high"))
+        values |= {
+            "performance": (curve.get("performance") or {}).get("value"),
+            "falls": steps.get("falls"),
+            "retention": None if share is None else Interval(share, low, high),
+            "control": curve.get("control_total"),
+            "per_correct": last["tokens_per_correct"],
+            "looping": last.get("looping"),
+        }
+        found.append((one.look, values))
+    columns = [column for column in SCALING if any(values[column.key] is not None for _, values in found)]
+    rows = [(look, [values[column.key] for column in columns]) for look, values in found]
+    head = Column("run", "Run")
+    return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [head, *columns], rows)
+
+
+def _ends(value: Data | None) -> Interval | None:
+    """A value with its interval; from the standard error where there are no ends; None without a value."""
+    if value is None or value.get("value") is None:
+        return None
+    middle, reach = value["value"], 1.96 * float_of(value.get("se"))
+    return Interval(middle, value.get("low", middle - reach), value.get("high", middle + reach))

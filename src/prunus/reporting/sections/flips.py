@@ -1,4 +1,4 @@
-"""The page's section about problems that flipped: both traces side by side. Texts are hostile.
+"""Problems that only one of base and variant solves, with both texts side by side. Texts are hostile.
 
 A few stand in the page itself. The rest go into small pages in a folder beside it, to which a row links. The script
 puts a sandboxed frame above the link when the row is opened and takes it away when it is closed: `fetch` is forbidden
@@ -6,18 +6,18 @@ on `file:`, `loading="lazy"` is ignored there, and a frame without scripts can h
 laid out (`content-visibility`), so that long lists stay quick.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote
 
-from prunus.reporting.changes import Flip, choose, flips
 from prunus.reporting.labels import Look
 from prunus.reporting.render.html import small_page
 from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, count, esc
-from prunus.reporting.report_data import View
-from prunus.reporting.sections.verdicts import soft
-from prunus.results.store import Sample, Store
+from prunus.reporting.report_data import ReportData, Texts
+from prunus.reporting.section import Section, soft
+from prunus.results.store import Key, Sample
 
 FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # that stand in the page whatever their size
 LINES_IN_ALL = 1_500  # that are listed at all
@@ -25,9 +25,24 @@ TEXT_LIMIT = 6_000  # characters of each thinking and each answer in the page
 FILE_LIMIT = 1_000_000  # and in a file of the folder
 REST_LIMIT = 800_000  # characters of other flips' texts that do too, those of the runs with the shortest first
 MISSING = "[not kept in the store]"
+NO_TEXTS = ("", "")
 
-Texts = tuple[tuple[str, str], tuple[str, str]]  # (thinking, answer) of base and variant
-Write = Callable[[str, str], None]  # a file's name and its content
+
+@dataclass(frozen=True)
+class Flip:
+    """One problem that base and variant answered differently at one budget; draw is the same in both."""
+
+    base: Sample
+    other: Sample
+
+    @property
+    def gained(self) -> bool:
+        """Whether the variant is the one that is right."""
+        return self.other.correct
+
+    @property
+    def key(self) -> Key:
+        return (self.base.problem_id, self.base.budget, self.base.draw)
 
 
 class Case(NamedTuple):
@@ -36,7 +51,7 @@ class Case(NamedTuple):
     flip: Flip
     gold: str
     looks: tuple[Look, Look]
-    texts: Texts
+    texts: tuple[Texts, Texts]  # of base and variant
 
     @property
     def size(self) -> int:
@@ -48,54 +63,87 @@ class Case(NamedTuple):
         return all(len(text) <= TEXT_LIMIT for side in self.texts for text in side)
 
 
-def flip_section(store: Store, view: View, folder: str, write: Write) -> str:
-    """All problems that only one of base and variant solves, in a list for each variant.
-
-    folder: name of the folder beside the page for what write(name, text) keeps.
-    """
-    others = view.looks[1:]
+def section(data: ReportData) -> Section:
+    """All problems that only one of base and variant solves, in a list for each variant."""
+    others = data.others
     if not others:
-        return ""
-    base_samples = store.samples(view.runs[0].run_id)
-    gold = {problem_id: problem.gold for problem_id, problem in store.problems().items()}
+        return Section("flips")
     most = max(2, min(FLIPS_PER_RUN, FLIPS_IN_ALL // len(others)))
-    found = [flips(base_samples, store.samples(run.run_id)) for run in view.runs[1:]]
-    listed = [choose(of_run, max(most, LINES_IN_ALL // len(others))) for of_run in found]
-    inside = [{flip.key for flip in choose(of_run, most)} for of_run in found]
+    found = [find_flips(data.base.samples, one.samples) for one in others]
+    listed = [spread_out(of_run, max(most, LINES_IN_ALL // len(others))) for of_run in found]
+    inside = [{flip.key for flip in spread_out(of_run, most)} for of_run in found]
 
-    def cases(place: int) -> list[Case]:
-        """Read when needed and then forgotten: together the texts may be large."""
-        looks, chosen = (view.base, others[place]), listed[place]
-        sides = [store.texts(run.run_id, [flip.key for flip in chosen]) for run in (view.runs[0], view.runs[place + 1])]
-        return [Case(f, gold[f.base.problem_id], looks, (sides[0][f.key], sides[1][f.key])) for f in chosen]
+    def cases(place: int, chosen: Sequence[Flip], with_texts: Collection[Key]) -> list[Case]:
+        """Texts are read when needed and then forgotten: together they may be large."""
+        sides = (data.base, others[place])
+        base, other = (data.texts(side.run.run_id, with_texts) for side in sides)
+        looks = (sides[0].look, sides[1].look)
+        return [
+            Case(f, data.gold[f.base.problem_id], looks, (base.get(f.key, NO_TEXTS), other.get(f.key, NO_TEXTS)))
+            for f in chosen
+        ]
 
-    rest = [sum(case.size for case in cases(n) if case.flip.key not in inside[n]) for n in range(len(others))]
+    rest = []
+    for place, of_run in enumerate(listed):
+        outside = [flip for flip in of_run if flip.key not in inside[place]]
+        rest.append(sum(case.size for case in cases(place, outside, [flip.key for flip in outside])))
     room = REST_LIMIT
     for place in sorted(range(len(others)), key=rest.__getitem__):
         room -= rest[place]
         if room >= 0:
             inside[place] = {flip.key for flip in listed[place]}
-    groups, outside = [], 0
-    for place, look in enumerate(others):
-        items = []
-        for number, case in enumerate(cases(place)):
-            shown, name = case.flip.key in inside[place], f"flip-{look.index}-{number}.html"
-            link = None if shown and case.whole else f"{quote(folder)}/{name}"
-            items.append(_item(case, shown, link))
-            if link:
-                write(name, _file(case))
-                outside += 1
-        groups.append(_group(look, found[place], items))
+    groups: list[str] = []
+    linked: list[list[tuple[str, Flip]]] = []
+    for place, one in enumerate(others):
+        items, links = [], []
+        for number, case in enumerate(cases(place, listed[place], inside[place])):
+            shown, name = case.flip.key in inside[place], f"flip-{one.look.index}-{number}.html"
+            inline = shown and case.whole
+            items.append(_item(case, shown, None if inline else f"{quote(data.folder)}/{name}"))
+            links += [] if inline else [(name, case.flip)]
+        groups.append(_group(one.look, found[place], items))
+        linked.append(links)
+
+    def files() -> Iterator[tuple[str, str]]:
+        for place, links in enumerate(linked):
+            chosen = [flip for _, flip in links]
+            for (name, _), case in zip(links, cases(place, chosen, [flip.key for flip in chosen]), strict=True):
+                yield name, _file(case)
+
     note = (
         "Right in one model and wrong in the other with the same draw number, at the largest budget both have. Texts "
         "are the models' own; control characters are made visible. Questions are not kept in the store."
     )
-    if outside:
+    if outside := sum(map(len, linked)):
         note += (
-            f" {count(outside)} pairs of texts lie in the folder <code>{esc(folder)}</code> beside this page and are "
-            "read when opened: keep the two together."
+            f" {count(outside)} pairs of texts lie in the folder <code>{esc(data.folder)}</code> beside this page "
+            "and are read when opened: keep the two together."
         )
-    return f'<section id="flips"><h2>Problems that flipped</h2>{soft(note)}{"".join(groups)}</section>'
+    html = f'<section id="flips"><h2>Problems that flipped</h2>{soft(note)}{"".join(groups)}</section>'
+
+    return Section("flips", html, files=files())
+
+
+def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
+    """Draws of which exactly one side is correct, at the largest budget both have; at most one draw a problem."""
+    left, right = ({(s.problem_id, s.budget, s.draw): s for s in side} for side in (base, other))
+    shared = left.keys() & right.keys()
+    if not shared:
+        return []
+    largest = max(budget for _, budget, _ in shared)
+    found: dict[str, Flip] = {}
+    for key in sorted(key for key in shared if key[1] == largest):
+        if left[key].correct != right[key].correct:
+            found.setdefault(key[0], Flip(left[key], right[key]))
+    return list(found.values())
+
+
+def spread_out(found: Sequence[Flip], most: int) -> list[Flip]:
+    """At most `most` flips, lost and gained in turn, spread over the list rather than from its start."""
+    kinds = [[flip for flip in found if flip.gained == gained] for gained in (False, True)]
+    shares = [min(len(kinds[0]), most - min(len(kinds[1]), most // 2)), 0]
+    shares[1] = min(len(kinds[1]), most - shares[0])
+    return [kind[k * len(kind) // share] for kind, share in zip(kinds, shares, strict=True) for k in range(share)]
 
 
 def _group(look: Look, found: Sequence[Flip], items: Sequence[str]) -> str:

@@ -2,32 +2,37 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prunus.reporting.labels import Look
 from prunus.reporting.render.chart import Axis, Line, Point, chart, linear_axis
-from prunus.reporting.render.table import Column, Grid, Interval
+from prunus.reporting.render.figure import Figure
+from prunus.reporting.render.picture import Picture
+from prunus.reporting.render.table import Column, Interval
+from prunus.reporting.render.table import Table as Displayed
 from prunus.reporting.render.text import DASH, esc, percent, points, probability
-from prunus.reporting.report_data import Data, View, cells_of, float_of
-from prunus.reporting.sections.verdicts import soft
+from prunus.reporting.report_data import ReportData, ReportedRun, float_of
+from prunus.reporting.section import Section, details, figure, run_key, soft
 from prunus.results.latency import Speed, affordable, by_budget, contrast, deadlines
-from prunus.results.store import Store
-from prunus.results.table import Table, tables
+from prunus.results.table import Table
 
 BUSY = 0.1  # rounds of a measurement that differ by more are worth a warning
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One run whose speed is known. tables: of a task, the problems that are complete. seconds: of a task's budgets."""
+class TimedRun:
+    """One run whose speed is known. tables: of a task, its complete problems. seconds: of a task's budgets."""
 
-    look: Look
-    summary: Data
+    reported: ReportedRun
     speed: Speed
-    tables: dict[str, Table]
-    seconds: dict[str, dict[int, dict[str, float]]]
+    tables: Mapping[str, Table]
+    seconds: Mapping[str, Mapping[int, Mapping[str, float]]]
+
+    @property
+    def look(self) -> Look:
+        return self.reported.look
 
 
 @dataclass(frozen=True)
@@ -35,132 +40,15 @@ class Timings:
     """The runs that were timed on one machine, the base first if it was; and labels of runs that were not."""
 
     machine: str
-    runs: Sequence[Timed]
+    runs: Sequence[TimedRun]
     without: Sequence[str]
 
 
-def timings(store: Store, view: View) -> Timings | None:
-    """What is known of the machine on which most runs of the page were timed; None where none was."""
-    speeds = [store.timings(run.run_id) for run in view.runs]
-    counts = Counter(machine for found in speeds for machine in found)
-    if not counts:
-        return None
-    machine = max(sorted(counts), key=counts.__getitem__)
-    runs, without = [], []
-    for look, run, summary, found in zip(view.looks, view.runs, view.summaries, speeds, strict=True):
-        if machine not in found:
-            without.append(look.label)
-            continue
-        speed = Speed.from_json(found[machine])
-        whole = {}
-        for task, table in tables(store.samples(run.run_id)).items():
-            problems = table.complete()
-            if problems and task in speed.prompts:
-                whole[task] = table.select(problems, table.budgets, table.draws)
-        seconds = {task: by_budget(table, speed, task) for task, table in whole.items()}
-        runs.append(Timed(look, summary, speed, whole, seconds))
-    return Timings(machine, runs, without)
-
-
-def seconds_text(value: float | None) -> str:
-    """Two digits that count: 0.052, 1.3, 12."""
-    if value is None or not math.isfinite(value):
-        return DASH
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def seconds_chart(timed: Timings, task: str) -> str:
-    """Accuracy over the mean seconds of a draw, a point a budget, with 95 % bars."""
-    lines = []
-    for run in [*timed.runs[1:], *timed.runs[:1]]:  # the base on top
-        spots = [
-            Point(run.seconds[task][budget]["mean"], 100 * cell["accuracy"], 100 * float_of(cell["low"]),
-                  100 * float_of(cell["high"]),
-                  f"{seconds_text(run.seconds[task][budget]['mean'])} s\n{run.look.label}\nbudget {budget}: "
-                  f"{percent(cell['accuracy'])} %")
-            for budget, cell in cells_of(run.summary, task).items()
-            if budget in run.seconds.get(task, {})
-        ]  # fmt: skip
-        lines.append(Line(run.look.css, spots, run.look.marker))
-    places = [point.x for line in lines for point in line.points]
-    highest = max([point.high for line in lines for point in line.points if point.high == point.high], default=1.0)
-    axis = linear_axis(0, min(100.0, max(highest, 1.0)), "Accuracy, %")
-    return chart(lines, seconds_axis(places), axis, f"Accuracy on {task} against seconds", whiskers=True)
-
-
-def seconds_axis(values: Sequence[float]) -> Axis:
-    """log2 axis with ticks at 1, 2 and 5 times powers of 10."""
-    low, high = math.log2(min(values)), math.log2(max(values))
-    low, high = (low - 0.1, high + 0.1) if high - low > 0.5 else (low - 1, high + 1)
-    powers = range(math.floor(low * math.log10(2)), math.ceil(high * math.log10(2)) + 1)
-    steps = [round(factor * 10.0**power, 9) for power in powers for factor in (1, 2, 5)]
-    ticks = tuple((step, f"{step:g}") for step in steps if low <= math.log2(step) <= high)
-    return Axis("Mean seconds of a draw, decoded alone", ticks, low, high, log=True)
-
-
-def seconds_grid(timed: Timings, task: str) -> Grid:
-    """Speed of each run, and seconds of a draw at each budget."""
-    rows = []
-    for run in timed.runs:
-        speed = run.speed
-        shown = {context: 1000 * seconds for context, seconds in zip(speed.contexts, speed.decode, strict=True)}
-        first, last = min(shown), max(shown)
-        how = speed.how
-        for budget, cell in run.seconds.get(task, {}).items():
-            accuracy = cells_of(run.summary, task).get(budget, {}).get("accuracy")
-            values: list[Any] = [budget, cell["mean"], cell["p95"], accuracy, first, shown[first], last, shown[last]]
-            rows.append((run.look, [*values, str(how.get("dtype")), str(how.get("kernel", "torch"))]))
-    columns = [
-        Column("run", "Run"), Column("budget", "Budget"), Column("seconds", "Seconds|of a draw", seconds_text),
-        Column("seconds_p95", "95th|percentile", seconds_text), Column("accuracy", "Accuracy,|%", percent),
-        Column("context", "First|context"), Column("first", "ms a token|there", seconds_text),
-        Column("last_context", "Last|context"), Column("last", "ms a token|there", seconds_text),
-        Column("dtype", "Numbers"), Column("kernel", "Linears by"),
-    ]  # fmt: skip
-    return Grid(f"seconds-{task}", f"Seconds on {task}", "data seconds sortable", columns, rows)
-
-
-def deadline_grid(timed: Timings, task: str) -> Grid:
-    """What each run gets right by a deadline, at the largest budget it can afford, and how it compares to the base."""
-    ends = [cell["p95"] for run in timed.runs for cell in run.seconds.get(task, {}).values()]
-    rows = []
-    for deadline in deadlines(min(ends), max(ends)) if ends else []:
-        for run in timed.runs:
-            budget = affordable(run.seconds.get(task, {}), deadline)
-            if budget is None:
-                rows.append((run.look, [deadline, *[None] * 4]))
-                continue
-            cell = cells_of(run.summary, task)[budget]
-            accuracy = Interval(cell["accuracy"], float_of(cell["low"]), float_of(cell["high"]))
-            rows.append((run.look, [deadline, budget, accuracy, *against_base(timed, run, task, deadline, budget)]))
-    columns = [
-        Column("run", "Run"), Column("deadline", "Deadline, s", seconds_text), Column("budget", "Budget|that fits"),
-        Column("accuracy", "Accuracy, %", percent), Column("difference", "Minus the base's,|points", points),
-        Column("p", "p", probability),
-    ]  # fmt: skip
-    return Grid(f"deadlines-{task}", f"By a deadline on {task}", "data deadlines sortable", columns, rows)
-
-
-def against_base(timed: Timings, run: Timed, task: str, deadline: float, budget: int) -> list[Any]:
-    """Difference to the base at the budget that the base can afford, and its p; None for the base or without one."""
-    base = timed.runs[0]
-    theirs = affordable(base.seconds.get(task, {}), deadline)
-    if base.look.index != 0 or run is base or theirs is None or task not in base.tables:
-        return [None, None]
-    ours, other = base.tables[task], run.tables[task]
-    problems = [problem for problem in ours.problems if problem in set(other.problems)]
-    draws = [draw for draw in ours.draws if draw in other.draws]
-    if not problems or not draws:
-        return [None, None]
-    pair = (ours.select(problems, ours.budgets, draws), other.select(problems, other.budgets, draws))
-    found = contrast(*pair, (theirs, budget))
-    return [Interval(found["difference"], found["low"], found["high"]), found["p"]]
-
-
-def seconds_section(view: View, timed: Timings | None) -> str:
+def section(data: ReportData) -> Section:
     """The curve, what a deadline buys, and the speeds; nothing where no run was timed."""
+    timed = timings(data)
     if timed is None:
-        return ""
+        return Section("seconds")
     clocks = {str(run.speed.how.get("clock")) for run in timed.runs}
     clock = (
         "CPU seconds, which on an idle machine are those of the wall" if clocks == {"cpu"} else "seconds of the wall"
@@ -181,20 +69,136 @@ def seconds_section(view: View, timed: Timings | None) -> str:
             "so differences of this size between runs say nothing."
         )
     lacking = f" Not timed there: {', '.join(timed.without)}." if timed.without else ""
-    body = ""
-    for task in view.tasks:
+    body, figures, tables = "", [], []
+    for task in data.tasks:
         if not any(run.seconds.get(task) for run in timed.runs):
             continue
-        title = "" if len(view.tasks) == 1 else f" on <bdi>{esc(task)}</bdi>"
-        body += (
-            f"<figure><figcaption>Accuracy{title} against seconds<small>95 % bars; one point per budget</small>"
-            f"</figcaption>{seconds_chart(timed, task)}</figure>"
-            f"<h3>By a deadline{title}</h3>{soft(deadline)}{deadline_grid(timed, task).html()}"
-            f"<details><summary>Seconds in numbers</summary>{seconds_grid(timed, task).html()}</details>"
+        picture, by_deadline, every = (
+            seconds_chart(timed, task),
+            deadline_table(timed, task),
+            seconds_table(timed, task),
         )
-    return f'<section id="seconds"><h2>Accuracy against seconds</h2>{soft(esc(note + lacking))}{body}</section>'
+        figures.append(Figure(f"accuracy-seconds-{task}", picture, [run_key(run.look) for run in timed.runs]))
+        tables += [by_deadline, every]
+        caption = f"{data.title('Accuracy', task)} against seconds"
+        body += (
+            f"{figure(picture, caption, '95 % bars; one point per budget')}<h3>{data.title('By a deadline', task)}</h3>"
+            f"{soft(deadline)}{by_deadline.html()}{details('Seconds in numbers', every.html())}"
+        )
+    html = f'<section id="seconds"><h2>Accuracy against seconds</h2>{soft(esc(note + lacking))}{body}</section>'
+    return Section("seconds", html, figures, tables)
 
 
-def all_of(timed: Timings | None, task: str) -> list[Grid]:
-    """The tables, for `--csv`."""
-    return [] if timed is None else [deadline_grid(timed, task), seconds_grid(timed, task)]
+def timings(data: ReportData) -> Timings | None:
+    """What is known of the machine on which most runs of the report were timed; None where none was."""
+    counts = Counter(machine for one in data.runs for machine in one.speeds)
+    if not counts:
+        return None
+    machine = max(sorted(counts), key=counts.__getitem__)
+    runs = []
+    for one in data.runs:
+        if (speed := one.speeds.get(machine)) is None:
+            continue
+        whole = {}
+        for task, table in one.tables.items():
+            problems = table.complete()
+            if problems and task in speed.prompts:
+                whole[task] = table.select(problems, table.budgets, table.draws)
+        seconds = {task: by_budget(table, speed, task) for task, table in whole.items()}
+        runs.append(TimedRun(one, speed, whole, seconds))
+    return Timings(machine, runs, [one.look.label for one in data.runs if machine not in one.speeds])
+
+
+def seconds_text(value: float | None) -> str:
+    """Two digits that count: 0.052, 1.3, 12."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def seconds_chart(timed: Timings, task: str) -> Picture:
+    """Accuracy over the mean seconds of a draw, a point a budget, with 95 % bars."""
+    lines = []
+    for run in [*timed.runs[1:], *timed.runs[:1]]:  # the base on top
+        spots = [
+            Point(run.seconds[task][budget]["mean"], 100 * cell["accuracy"], 100 * float_of(cell["low"]),
+                  100 * float_of(cell["high"]),
+                  f"{seconds_text(run.seconds[task][budget]['mean'])} s\n{run.look.label}\nbudget {budget}: "
+                  f"{percent(cell['accuracy'])} %")
+            for budget, cell in run.reported.cells(task).items()
+            if budget in run.seconds.get(task, {})
+        ]  # fmt: skip
+        lines.append(Line(run.look.css, spots, run.look.marker))
+    places = [point.x for line in lines for point in line.points]
+    highest = max([point.high for line in lines for point in line.points if point.high == point.high], default=1.0)
+    axis = linear_axis(0, min(100.0, max(highest, 1.0)), "Accuracy, %")
+    return chart(lines, seconds_axis(places), axis, f"Accuracy on {task} against seconds", whiskers=True)
+
+
+def seconds_axis(values: Sequence[float]) -> Axis:
+    """log2 axis with ticks at 1, 2 and 5 times powers of 10."""
+    low, high = math.log2(min(values)), math.log2(max(values))
+    low, high = (low - 0.1, high + 0.1) if high - low > 0.5 else (low - 1, high + 1)
+    powers = range(math.floor(low * math.log10(2)), math.ceil(high * math.log10(2)) + 1)
+    steps = [round(factor * 10.0**power, 9) for power in powers for factor in (1, 2, 5)]
+    ticks = tuple((step, f"{step:g}") for step in steps if low <= math.log2(step) <= high)
+    return Axis("Mean seconds of a draw, decoded alone", ticks, low, high, log=True)
+
+
+def seconds_table(timed: Timings, task: str) -> Displayed:
+    """Speed of each run, and seconds of a draw at each budget."""
+    rows = []
+    for run in timed.runs:
+        speed = run.speed
+        shown = {context: 1000 * seconds for context, seconds in zip(speed.contexts, speed.decode, strict=True)}
+        first, last = min(shown), max(shown)
+        how = speed.how
+        for budget, cell in run.seconds.get(task, {}).items():
+            accuracy = run.reported.cells(task).get(budget, {}).get("accuracy")
+            values: list[Any] = [budget, cell["mean"], cell["p95"], accuracy, first, shown[first], last, shown[last]]
+            rows.append((run.look, [*values, str(how.get("dtype")), str(how.get("kernel", "torch"))]))
+    columns = [
+        Column("run", "Run"), Column("budget", "Budget"), Column("seconds", "Seconds|of a draw", seconds_text),
+        Column("seconds_p95", "95th|percentile", seconds_text), Column("accuracy", "Accuracy,|%", percent),
+        Column("context", "First|context"), Column("first", "ms a token|there", seconds_text),
+        Column("last_context", "Last|context"), Column("last", "ms a token|there", seconds_text),
+        Column("dtype", "Numbers"), Column("kernel", "Linears by"),
+    ]  # fmt: skip
+    return Displayed(f"seconds-{task}", f"Seconds on {task}", "data seconds sortable", columns, rows)
+
+
+def deadline_table(timed: Timings, task: str) -> Displayed:
+    """What each run gets right by a deadline, at the largest budget it can afford, and how it compares to the base."""
+    ends = [cell["p95"] for run in timed.runs for cell in run.seconds.get(task, {}).values()]
+    rows = []
+    for deadline in deadlines(min(ends), max(ends)) if ends else []:
+        for run in timed.runs:
+            budget = affordable(run.seconds.get(task, {}), deadline)
+            if budget is None:
+                rows.append((run.look, [deadline, *[None] * 4]))
+                continue
+            cell = run.reported.cells(task)[budget]
+            accuracy = Interval(cell["accuracy"], float_of(cell["low"]), float_of(cell["high"]))
+            rows.append((run.look, [deadline, budget, accuracy, *against_base(timed, run, task, deadline, budget)]))
+    columns = [
+        Column("run", "Run"), Column("deadline", "Deadline, s", seconds_text), Column("budget", "Budget|that fits"),
+        Column("accuracy", "Accuracy, %", percent), Column("difference", "Minus the base's,|points", points),
+        Column("p", "p", probability),
+    ]  # fmt: skip
+    return Displayed(f"deadlines-{task}", f"By a deadline on {task}", "data deadlines sortable", columns, rows)
+
+
+def against_base(timed: Timings, run: TimedRun, task: str, deadline: float, budget: int) -> list[Any]:
+    """Difference to the base at the budget that the base can afford, and its p; None for the base or without one."""
+    base = timed.runs[0]
+    theirs = affordable(base.seconds.get(task, {}), deadline)
+    if base.look.index != 0 or run is base or theirs is None or task not in base.tables:
+        return [None, None]
+    ours, other = base.tables[task], run.tables[task]
+    problems = [problem for problem in ours.problems if problem in set(other.problems)]
+    draws = [draw for draw in ours.draws if draw in other.draws]
+    if not problems or not draws:
+        return [None, None]
+    pair = (ours.select(problems, ours.budgets, draws), other.select(problems, other.budgets, draws))
+    found = contrast(*pair, (theirs, budget))
+    return [Interval(found["difference"], found["low"], found["high"]), found["p"]]

@@ -1,32 +1,59 @@
-"""The page's section that sets published figures beside ours."""
+"""Published accuracies beside ours."""
 
-from prunus.reporting import grids
-from prunus.reporting.published import about, notes, nothing_matches
-from prunus.reporting.render.text import count, esc, signed
-from prunus.reporting.report_data import View
-from prunus.reporting.sections.verdicts import soft
+from prunus.reporting.published import about, notes, nothing_matches, standard_error
+from prunus.reporting.render.table import Column, Table
+from prunus.reporting.render.text import count, esc, percent, points, signed
+from prunus.reporting.report_data import ReportData
+from prunus.reporting.section import Section, soft
 
 
-def published_section(view: View) -> str:
-    """A table of differences with their z, where the figures come from and what is odd about them; or one line."""
+def section(data: ReportData) -> Section:
+    """Differences with their z, where the figures come from and what is odd about them; one line where none match.
+
+    Nothing unless published figures were asked for.
+    """
+    if data.matches is None:
+        return Section("published")
     title = '<section id="published"><h2>Published figures beside ours</h2>'
-    if not view.matches:
-        return f"{title}<p><bdi>{esc(nothing_matches(view.runs, view.tasks))}</bdi></p></section>"
-    known = about()["sources"]
-    used = dict.fromkeys(match.theirs.source for match in view.matches)
-    far = sum(abs(match.z) > 2 for match in view.matches)
+    if not data.matches:
+        text = nothing_matches([one.run for one in data.runs], data.tasks)
+        return Section("published", f"{title}<p><bdi>{esc(text)}</bdi></p></section>")
+    sources = about()["sources"]
+    used = dict.fromkeys(match.theirs.source for match in data.matches)
+    far = sum(abs(match.z) > 2 for match in data.matches)
     note = (
-        f"z: our accuracy minus theirs over the root of both variances; {far} of {len(view.matches)} lie beyond ±2 "
-        f"({signed(0.05 * len(view.matches)).lstrip('+')} would by chance). Our error is over problems, which both "
+        f"z: our accuracy minus theirs over the root of both variances; {far} of {len(data.matches)} lie beyond ±2 "
+        f"({signed(0.05 * len(data.matches)).lstrip('+')} would by chance). Our error is over problems, which both "
         "share, so |z| comes out rather too small. Mark A: a printed table; B: read from a figure."
     )
     facts = "".join(
         f"<dt>{esc(source['name'])}</dt><dd>{esc(source['paper'])}; {esc(source['draws'])}, answers of up to "
         f"{count(source['answer_tokens'])} tokens; {esc(source['read'])}; code {esc(source['code'])}</dd>"
-        for source in (known[name] for name in used)
+        for source in (sources[name] for name in used)
     )
-    odd = "".join(f"<li>{esc(text)}</li>" for text in notes(view.matches))
-    return (
-        f"{title}{soft(note)}{grids.published(view).html()}<dl>{facts}</dl>"
+    odd = "".join(f"<li>{esc(text)}</li>" for text in notes(data.matches))
+    table = published_table(data)
+    html = (
+        f"{title}{soft(note)}{table.html()}<dl>{facts}</dl>"
         f'<h3>What to know about them</h3><ul class="notes">{odd}</ul></section>'
     )
+    return Section("published", html, tables=[table])
+
+
+def published_table(data: ReportData) -> Table:
+    """Published accuracies beside ours, with the distance in standard errors."""
+    sources = about()["sources"]
+    rows = []
+    for match in data.matches or ():
+        theirs = match.theirs
+        values = [match.task, theirs.budget, match.mode, match.ours["accuracy"], match.ours["se"]]
+        values += [theirs.accuracy, theirs.sd, standard_error(theirs), match.difference, match.z]
+        rows.append((match.look, [*values, theirs.mark, f"{sources[theirs.source]['name']}, {theirs.where}"]))
+    columns = [
+        Column("run", "Run"), Column("task", "Task"), Column("budget", "Budget"), Column("mode", "Our mode"),
+        Column("accuracy", "Ours, %", percent), Column("se", "error", percent),
+        Column("published", "Theirs, %", percent), Column("published_sd", "SD", percent),
+        Column("published_se", "error", percent), Column("difference", "Difference,|points", points),
+        Column("z", "z", signed), Column("mark", "Mark"), Column("where", "From"),
+    ]  # fmt: skip
+    return Table("published", "Published figures beside ours", "data published sortable", columns, rows)

@@ -1,13 +1,14 @@
-"""The page's section about methods: every setting, version and seed that the numbers depend on."""
+"""Every setting, version and seed that the numbers depend on, and how many tokens were sampled for them."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from prunus.reporting.labels import Look, history
-from prunus.reporting.render.table import Grid, named
-from prunus.reporting.render.text import THIN, clip, esc
-from prunus.reporting.report_data import View
+from prunus.reporting.render.table import Column, Table, named
+from prunus.reporting.render.text import THIN, clip, count, esc
+from prunus.reporting.report_data import ReportData
+from prunus.reporting.section import Section
 from prunus.results.metrics import LEAK_RULE
 from prunus.results.store import Run
 
@@ -15,11 +16,9 @@ RECORD_LIMIT = 20_000  # characters of a run's settings
 SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "scores")
 
 
-def method_section(view: View, costs: Grid) -> str:
-    """How it was measured, with every setting, version and seed, and what it cost."""
-    comparison = view.comparison
-    plan = view.runs[0].plan
-    method = comparison.get("method", {})
+def section(data: ReportData) -> Section:
+    """How it was measured, with every setting, version and seed, and the tokens that it took."""
+    plan, method = data.base.run.plan, data.comparison.get("method", {})
     sentences = [
         "Thinking is cut at the budget, closed, and the answer generated after it (budget forcing); all budgets of a "
         "draw " + ("share one chain." if plan.get("reuse") else "are generated anew."),
@@ -43,14 +42,30 @@ def method_section(view: View, costs: Grid) -> str:
         "Answer tokens at most": plan.get("answer_tokens"),
         "Seed of draws": plan.get("seed"),
         "Resamples, their seed": f"{method.get('resamples')}, {method.get('seed')}" if method else "none",
-        "Margin": f"{100 * comparison['margin']:g} points",
+        "Margin": f"{100 * data.margin:g} points",
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())
-    details = "".join(_run_details(look, run) for look, run in zip(view.looks, view.runs, strict=True))
-    return (
+    runs, totals = "".join(_run_details(one.look, one.run) for one in data.runs), totals_table(data)
+    html = (
         f'<section id="methods"><h2>Methods, versions, seeds</h2><p>{" ".join(map(esc, sentences))}</p>'
-        f"<dl>{facts}</dl><h3>Answers and tokens sampled</h3>{costs.html()}<h3>Runs</h3>{details}</section>"
+        f"<dl>{facts}</dl><h3>Answers and tokens sampled</h3>{totals.html()}<h3>Runs</h3>{runs}</section>"
     )
+    return Section("methods", html, tables=[totals])
+
+
+def totals_table(data: ReportData) -> Table:
+    """Answers done and planned, and tokens sampled, a row a run."""
+    rows = []
+    for one in data.runs:
+        done, device = one.totals, str(one.run.versions.get("device", "")) or None
+        tokens = [done.thinking_tokens, done.answer_tokens, done.thinking_tokens + done.answer_tokens]
+        rows.append((one.look, [done.answers, done.planned, *tokens, device]))
+    columns = [
+        Column("run", "Run"), Column("answers", "Answers", count), Column("planned", "Planned", count),
+        Column("thinking", "Thinking tokens|sampled", count), Column("answer", "Answer tokens|sampled", count),
+        Column("total", "Tokens|sampled", count), Column("device", "Device"),
+    ]  # fmt: skip
+    return Table("costs", "Answers and tokens sampled", "data costs sortable", columns, rows)
 
 
 def _list(values: Any) -> str:

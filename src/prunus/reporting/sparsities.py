@@ -1,12 +1,10 @@
-"""What a report tells beyond accuracy: which weights went, and which problems flipped."""
+"""Sparsity of each block and Linear of the original model, from the steps that a run's manifest tells."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from prunus.reporting.labels import history
-from prunus.results.store import Key, Run, Sample
+from prunus.results.store import Run
 
 
 def removed_blocks(run: Run) -> int:
@@ -74,42 +72,3 @@ def _shares(step: dict[str, Any]) -> dict[tuple[int, str], float]:
         if place is not None and isinstance(share, int | float):
             shares[int(parts[place]), ".".join(parts[place + 1 :])] = float(share)
     return shares
-
-
-@dataclass(frozen=True)
-class Flip:
-    """One problem that base and variant answered differently at one budget; draw is the same in both."""
-
-    base: Sample
-    other: Sample
-
-    @property
-    def gained(self) -> bool:
-        """Whether the variant is the one that is right."""
-        return self.other.correct
-
-    @property
-    def key(self) -> Key:
-        return (self.base.problem_id, self.base.budget, self.base.draw)
-
-
-def flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
-    """Draws of which exactly one side is correct, at the largest budget both have; at most one draw a problem."""
-    left, right = ({(s.problem_id, s.budget, s.draw): s for s in side} for side in (base, other))
-    shared = left.keys() & right.keys()
-    if not shared:
-        return []
-    largest = max(budget for _, budget, _ in shared)
-    found: dict[str, Flip] = {}
-    for key in sorted(key for key in shared if key[1] == largest):
-        if left[key].correct != right[key].correct:
-            found.setdefault(key[0], Flip(left[key], right[key]))
-    return list(found.values())
-
-
-def choose(found: Sequence[Flip], most: int) -> list[Flip]:
-    """At most `most` flips, lost and gained in turn, spread over the list rather than from its start."""
-    kinds = [[flip for flip in found if flip.gained == gained] for gained in (False, True)]
-    shares = [min(len(kinds[0]), most - min(len(kinds[1]), most // 2)), 0]
-    shares[1] = min(len(kinds[1]), most - shares[0])
-    return [kind[k * len(kind) // share] for kind, share in zip(kinds, shares, strict=True) for k in range(share)]

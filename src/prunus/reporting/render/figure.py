@@ -1,0 +1,137 @@
+"""Figures for papers: pictures as files of their own, .svg and .pdf, with a legend.
+
+The page gives pictures their colours by CSS classes, which follow the reader's colour scheme. A figure in a paper has
+no style sheet, so the styles of roles and classes are looked up here, and each shape carries its own.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prunus.errors import PrunusError
+from prunus.reporting.render.chart import swatch
+from prunus.reporting.render.picture import Label, Picture, Shape, element
+from prunus.reporting.render.text import esc
+
+INK, SOFT, GRID, WHITE = "#1b1f24", "#4a5159", "#dfe2e6", "#ffffff"
+HUES = (INK, "#0067ab", "#c14a00", "#007d5b", "#9b3d86", "#7a6400", "#3f5a7d")  # as in page.css, light
+HEAT = "#0067ab"
+DASHES: tuple[tuple[float, ...], ...] = ((), (6, 4), (2, 3.5), (9, 3, 2, 3))
+# Classes of a group: colour and dash.
+GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {
+    **{f"e{k}": (colour, DASHES[k]) for k, colour in enumerate((HUES[1], HUES[2], HUES[4], "#b23c00"))},
+    "m0": (INK, ()),
+    "m1": (HUES[2], DASHES[1]),
+    "branch": (SOFT, ()),
+}
+FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
+WIDTH = 0.58  # of a letter in heights of the font, on the wide side: only legends are set by it
+POINTS = 0.75  # of a CSS pixel: the size of a PDF is in points
+
+
+class Key(NamedTuple):
+    """One entry of a legend: classes and marker of a series, and its name."""
+
+    css: str
+    marker: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture that `--figures` writes. name: of its files; legend: empty where one line needs none."""
+
+    name: str
+    picture: Picture
+    legend: Sequence[Key] = ()
+
+    def svg(self, scale: float = 1.0) -> str:
+        """A file that any program draws alike: styles as attributes, no classes. scale: of its size alone."""
+        width, below = self.picture.width, self.picture.height
+        parts = [_groups(self.picture)]
+        x, y = 8.0, below + 12.0
+        for key in self.legend if len(self.legend) > 1 else ():
+            space = 40 + WIDTH * 12 * len(key.name) + 18
+            if x + space > width and x > 8:
+                x, y = 8.0, y + 19
+            line = _groups(swatch(key.css, key.marker))
+            parts.append(f'<g transform="translate({x:g},{y - 7:g})">{line}</g>')
+            parts.append(f'<text x="{x + 40:g}" y="{y + 4.3:g}" font-size="12" fill="{INK}">{esc(key.name)}</text>')
+            x += space
+        height = y + 12 if len(self.legend) > 1 else below + 4
+        size = f'width="{scale * width:g}" height="{scale * height:g}" viewBox="0 0 {width:g} {height:g}"'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONT}">'
+        paper = f'<rect width="{width:g}" height="{height:g}" fill="{WHITE}"/>'
+        return "\n".join([head, paper, *parts, "</svg>", ""])
+
+    def pdf(self) -> bytes:
+        """A page of the figure's size with vector shapes, selectable text and embedded fonts."""
+        return pdf_converter()(self.svg(POINTS))
+
+
+def pdf_converter() -> Callable[[str], bytes]:
+    """The function that turns SVG text into the bytes of a PDF; PrunusError that says what to install without it."""
+    try:
+        from vl_convert import svg_to_pdf
+    except ImportError as error:
+        raise PrunusError("--figures needs another package for .pdf: pip install 'prunus[figures]'") from error
+    return svg_to_pdf
+
+
+def _groups(picture: Picture) -> str:
+    parts = []
+    for group in picture.groups:
+        css = (*picture.css.split(), *group.css.split())
+        parts += [element(shape, _style(shape, css)) for shape in group.shapes]
+    return "\n".join(parts)
+
+
+def _style(shape: Shape, group: tuple[str, ...]) -> str:
+    """Attributes of a shape by its role and the classes around it."""
+    role, *more = shape.role.split()
+    if isinstance(shape, Label):
+        size = 11 if role == "share" else 12 if "panel" in group else 13
+        return f'font-size="{size}" fill="{WHITE if "dark" in more else INK if role == "share" else SOFT}" '
+    colour, dash = _colour(group)
+    hollow = "pub" in group or "branch" in group
+    if role == "line":
+        width = 1.4 if "pub" in group else 1.2 if "branch" in group else 2.6 if "c0" in group else 2.0
+        return _stroke(colour, width, (1.5, 4) if "pub" in group else dash)
+    if role == "mark":
+        fill, edge = (WHITE, colour) if hollow else (colour, WHITE)
+        return f'fill="{fill}" stroke="{edge}" stroke-width="{1.5 if hollow else 1:g}" '
+    if role == "heat":
+        level = next((int(name[1:]) for name in more if re.fullmatch(r"h\d+", name)), 0)
+        return _fill(HEAT, max(0.04, level / 20 * 0.9))
+    known = {
+        "band": _fill(colour, 0.035 if "many" in group and "c0" not in group else 0.13),
+        "whisker": f'{_stroke(colour, 1.5)}stroke-opacity="0.75" ',
+        "grid": _stroke(GRID, 1.0),
+        "gap": _stroke(WHITE, 3.0),
+        "zero": _stroke(INK, 1.2),
+        "zone": _fill(INK, 0.075),
+        "gone": _fill(GRID),
+    }
+    return known.get(role, _stroke(SOFT, 1.0))
+
+
+def _fill(colour: str, opacity: float = 1.0) -> str:
+    return f'fill="{colour}" ' + (f'fill-opacity="{opacity:g}" ' if opacity < 1 else "")
+
+
+def _stroke(colour: str, width: float, dash: Sequence[float] = ()) -> str:
+    dashes = f'stroke-dasharray="{" ".join(f"{part:g}" for part in dash)}" ' if dash else ""
+    return f'fill="none" stroke="{colour}" stroke-width="{width:g}" {dashes}'
+
+
+def _colour(group: tuple[str, ...]) -> tuple[str, tuple[float, ...]]:
+    colour, dash = INK, ()
+    for name in group:
+        if name in GROUPS:
+            return GROUPS[name]
+        if re.fullmatch(r"c[0-6]", name):
+            colour = HUES[int(name[1])]
+        elif re.fullmatch(r"d[0-3]", name):
+            dash = DASHES[int(name[1])]
+    return colour, dash

@@ -1,0 +1,75 @@
+"""Tokens that draws took, and how draws ended."""
+
+import math
+
+from prunus.reporting.render.chart import PANEL, Line, Point, budget_axis, chart, linear_axis, swatch
+from prunus.reporting.render.figure import Figure, Key
+from prunus.reporting.render.picture import Picture
+from prunus.reporting.render.table import Column, Table
+from prunus.reporting.render.text import count, esc, percent
+from prunus.reporting.report_data import ReportData, ReportedRun
+from prunus.reporting.section import Section, details, run_figure, soft
+from prunus.results.metrics import LEAK_RULE
+
+ENDINGS = {
+    "forced": "stopped by the budget",
+    "no_answer": "no answer found",
+    "truncated": "answer cut at its cap",
+    "leaked": f"leaked: answer longer than {LEAK_RULE}",
+}
+
+
+def section(data: ReportData) -> Section:
+    """For each task how draws ended, as panels, and the tokens they took, as a table."""
+    keys = [Key(f"e{index}", index, words) for index, words in enumerate(ENDINGS.values())]
+    legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{esc(key.name)}</li>" for key in keys)
+    note = "Mean tokens per draw; markers and closings that the protocol puts in are not counted."
+    html, figures, tables = "", [], []
+    for task in data.tasks:
+        panels = [(one.look, endings(task, one)) for one in data.with_cells(task)]
+        figures += [Figure(f"endings-{task}-{look.label}", picture, keys) for look, picture in panels]
+        tables.append(token_table(data, task))
+        html += (
+            f'<section><h2>{data.title("Tokens and endings", task)}</h2><ul class="endings">{legend}</ul>'
+            f'<div class="panels">{"".join(run_figure(*panel) for panel in panels)}</div>'
+            f"{details('Tokens and endings in numbers', tables[-1].html() + soft(note))}</section>"
+        )
+    return Section("tokens", html, figures, tables)
+
+
+def endings(task: str, one: ReportedRun) -> Picture:
+    """One panel: shares of draws by how they ended, over the budget; an ending that never happens has no line."""
+    cells = one.cells(task)
+    lines = []
+    for index, (ending, words) in enumerate(ENDINGS.items()):
+        found = [(budget, cell[ending]) for budget, cell in cells.items()]
+        if any(share > 0 for _, share in found):
+            notes = [f"Budget {budget}\n{words.split(':')[0]}\n{percent(share)} %" for budget, share in found]
+            values = zip(found, notes, strict=True)
+            spots = [Point(float(b), 100 * share, math.nan, math.nan, note) for (b, share), note in values]
+            lines.append(Line(f"e{index}", spots, index))
+    axis = linear_axis(0, 100, "Percent of draws", wanted=4)
+    label = f"{one.look.label}: how draws on {task} ended"
+    return chart(lines, budget_axis(list(cells)), axis, label, frame=PANEL, css="panel")
+
+
+def token_table(data: ReportData, task: str) -> Table:
+    """Tokens that draws took and how they ended, a row for each run and budget."""
+    rows = []
+    for one in data.runs:
+        for budget, cell in one.cells(task).items():
+            used = cell["tokens"]
+            values = [budget, *(used[phase]["mean"] for phase in ("thinking", "answer", "total"))]
+            values += [used["total"]["p95"], cell["tokens_per_correct"], 1 - cell["forced"]]
+            rows.append((one.look, values + [cell[ending] for ending in ENDINGS]))
+    shares = [
+        ("natural", "Natural|end, %"), ("forced", "Forced|end, %"), ("no_answer", "No answer,|%"),
+        ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),
+    ]  # fmt: skip
+    columns = [
+        Column("run", "Run"), Column("budget", "Budget"), Column("thinking", "Thinking", count),
+        Column("answer", "Answer", count), Column("total", "Total", count),
+        Column("total_p95", "Total, 95th|percentile", count), Column("per_correct", "Per correct|draw", count),
+        *(Column(key, title, percent) for key, title in shares),
+    ]  # fmt: skip
+    return Table(f"tokens-{task}", f"Tokens and endings on {task}", "data tokens sortable", columns, rows)
