@@ -24,7 +24,7 @@ from prunus.pruning.calibration import memory_budget as portions_module
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe
-from prunus.reporting.allocation import allocation_table
+from prunus.reporting.terminal import allocation_table
 
 
 def whole_model_gradients(folder, sequences):

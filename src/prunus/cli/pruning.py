@@ -161,7 +161,7 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
     if as_json:
         print_json(data)
     else:
-        from prunus.reporting.allocation import allocation_table
+        from prunus.reporting.terminal import allocation_table
 
         progress.out_console.print(allocation_table(data))
 

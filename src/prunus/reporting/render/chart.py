@@ -4,7 +4,7 @@ The picture is complete without scripts, so it prints, scales and can be read by
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,6 +86,12 @@ def linear_axis(low: float, high: float, title: str, wanted: int = 5, sign: bool
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     values = [step * k for k in range(first, last + 1)]
     return Axis(title, tuple((v, _tick(v, sign)) for v in values), values[0], values[-1])
+
+
+def accuracy_axis(lines: Iterable[Line], wanted: int = 5) -> Axis:
+    """Linear axis in percent from 0 to the highest point or interval."""
+    ends = [value for line in lines for point in line.points for value in (point.y, point.high) if math.isfinite(value)]
+    return linear_axis(0, min(100.0, max([*ends, 1.0])), "Accuracy, %", wanted)
 
 
 def _tick(value: float, sign: bool) -> str:

@@ -44,6 +44,9 @@ class Column(NamedTuple):
     show: Callable[[Any], str] = str
 
 
+RUN = Column("run", "Run")
+
+
 @dataclass(frozen=True)
 class Table:
     """name: of its files. css: classes of the table. A row is a run (or a name) and a value a column but for the first.

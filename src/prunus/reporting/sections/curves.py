@@ -6,10 +6,20 @@ from typing import Any
 
 from prunus.reporting.labels import Look
 from prunus.reporting.published import Match, about
-from prunus.reporting.render.chart import PANEL, Axis, Line, Point, budget_axis, chart, linear_axis, log_axis
+from prunus.reporting.render.chart import (
+    PANEL,
+    Axis,
+    Line,
+    Point,
+    accuracy_axis,
+    budget_axis,
+    chart,
+    linear_axis,
+    log_axis,
+)
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
-from prunus.reporting.render.table import Column, Interval, Table, Word, sign
+from prunus.reporting.render.table import RUN, Column, Interval, Table, Word, sign
 from prunus.reporting.render.text import count, esc, percent, points, probability
 from prunus.reporting.report_data import Data, ReportData, ReportedRun, band_of, float_of
 from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
@@ -79,7 +89,7 @@ def accuracy_against_budget(data: ReportData, task: str) -> Picture:
     ]
     budgets = sorted({int(point.x) for line in lines for point in line.points})
     label = f"Accuracy on {task} against thinking budget"
-    return chart(lines, budget_axis(budgets), _accuracy_axis(lines), label, css="many" if len(lines) > MANY else "")
+    return chart(lines, budget_axis(budgets), accuracy_axis(lines), label, css="many" if len(lines) > MANY else "")
 
 
 def accuracy_against_tokens(data: ReportData, task: str) -> Picture:
@@ -96,7 +106,7 @@ def accuracy_against_tokens(data: ReportData, task: str) -> Picture:
     axis = log_axis(
         [point.x for line in lines for point in line.points], "Mean tokens used per draw (thinking + answer)"
     )
-    return chart(lines, axis, _accuracy_axis(lines), f"Accuracy on {task} against tokens used", whiskers=True)
+    return chart(lines, axis, accuracy_axis(lines), f"Accuracy on {task} against tokens used", whiskers=True)
 
 
 def _published_lines(matches: Sequence[Match]) -> list[Line]:
@@ -165,11 +175,6 @@ def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) ->
     return found
 
 
-def _accuracy_axis(lines: Sequence[Line]) -> Axis:
-    ends = [value for line in lines for point in line.points for value in (point.y, point.high) if math.isfinite(value)]
-    return linear_axis(0, min(100.0, max([*ends, 1.0])), "Accuracy, %")
-
-
 def _by_budget_note(data: ReportData, task: str) -> str:
     sizes = sorted({(c["n"], c["samples"]) for one in data.runs for c in one.cells(task).values()})
     text = " or ".join(f"{n} problems × {draws} draw{'s' * (draws != 1)}" for n, draws in sizes)
@@ -224,7 +229,7 @@ def number_table(data: ReportData, task: str) -> Table:
                 values += [None] * 8
             rows.append((one.look, [*values, cell["n"], cell["samples"]]))
     columns = [
-        Column("run", "Run"), Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
+        RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
         Column("low", "low", percent), Column("high", "high", percent),
         Column("difference", "Difference, points", points),
         Column("difference_low", "low", points), Column("difference_high", "high", points),
@@ -277,8 +282,7 @@ def scaling_table(data: ReportData, task: str) -> Table:
         found.append((one.look, values))
     columns = [column for column in SCALING if any(values[column.key] is not None for _, values in found)]
     rows = [(look, [values[column.key] for column in columns]) for look, values in found]
-    head = Column("run", "Run")
-    return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [head, *columns], rows)
+    return Table(f"scaling-{task}", f"Scaling on {task}", "data scaling sortable", [RUN, *columns], rows)
 
 
 def _ends(value: Data | None) -> Interval | None:

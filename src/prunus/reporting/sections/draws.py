@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.reporting.render.chart import PANEL, Axis, Line, Point, chart, linear_axis, log_axis
+from prunus.reporting.render.chart import PANEL, Axis, Line, Point, accuracy_axis, chart, log_axis
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
-from prunus.reporting.render.table import Column, Interval, Table
+from prunus.reporting.render.table import RUN, Column, Interval, Table
 from prunus.reporting.render.text import count, percent, points, probability
 from prunus.reporting.report_data import Data, ReportData, ReportedRun
 from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
@@ -79,8 +79,7 @@ def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
     sizes = sorted({point.x for line in lines for point in line.points})
     low, high = math.log2(sizes[0]), math.log2(sizes[-1])
     axis = Axis("Draws k", tuple((k, f"{k:g}") for k in sizes), low, high, log=True)
-    highest = max(point.y for line in lines for point in line.points)
-    return chart(lines, axis, linear_axis(0, min(100.0, max(highest, 1.0)), "Accuracy, %"), f"{WAYS[way][0]} on {task}")
+    return chart(lines, axis, accuracy_axis(lines), f"{WAYS[way][0]} on {task}")
 
 
 def fan(task: str, one: ReportedRun) -> Picture:
@@ -101,10 +100,9 @@ def fan(task: str, one: ReportedRun) -> Picture:
         for budget, cell in cells.items()
     ]  # fmt: skip
     lines.append(Line(one.look.line, single, one.look.marker))
-    spots = [point for line in lines for point in line.points]
-    axis = linear_axis(0, min(100.0, max([point.y for point in spots] + [1.0])), "Accuracy, %", wanted=4)
+    x_axis = log_axis([point.x for line in lines for point in line.points], "Tokens used")
     label = f"{one.look.label}: one chain or several on {task}, over tokens used"
-    return chart(lines, log_axis([point.x for point in spots], "Tokens used"), axis, label, frame=PANEL, css="panel")
+    return chart(lines, x_axis, accuracy_axis(lines, wanted=4), label, frame=PANEL, css="panel")
 
 
 def parallel_table(data: ReportData, task: str) -> Table:
@@ -119,7 +117,7 @@ def parallel_table(data: ReportData, task: str) -> Table:
             values += [used["sequential"], *_contrast(used)] if used else [None] * 3
             rows.append((one.look, values))
     columns = [
-        Column("run", "Run"), Column("budget", "Budget"), Column("chains", "Chains"), Column("method", "By"),
+        RUN, Column("budget", "Budget"), Column("chains", "Chains"), Column("method", "By"),
         Column("sequential", "One chain,|%", percent), Column("parallel", "k chains,|%", percent),
         Column("difference", "Difference,|points", points), Column("q", "q", probability),
         Column("tokens_sequential", "Tokens,|one chain", count), Column("tokens_parallel", "Tokens,|k chains", count),
@@ -143,6 +141,6 @@ def draw_table(data: ReportData, task: str) -> Table:
             for way, (name, _) in WAYS.items():
                 if values := by_draws(cell, way):
                     rows.append((one.look, [budget, name, *(values.get(k) for k in sizes)]))
-    columns = [Column("run", "Run"), Column("budget", "Budget"), Column("way", "Way")]
+    columns = [RUN, Column("budget", "Budget"), Column("way", "Way")]
     columns += [Column(f"k{k}", f"k = {k}", percent) for k in sizes]
     return Table(f"draws-{task}", f"Several draws on {task}", "data draws sortable", columns, rows)

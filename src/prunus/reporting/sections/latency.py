@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus.reporting.labels import Look
-from prunus.reporting.render.chart import Axis, Line, Point, chart, linear_axis
+from prunus.reporting.render.chart import Axis, Line, Point, accuracy_axis, chart
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.picture import Picture
-from prunus.reporting.render.table import Column, Interval
+from prunus.reporting.render.table import RUN, Column, Interval
 from prunus.reporting.render.table import Table as Displayed
 from prunus.reporting.render.text import DASH, esc, percent, points, probability
 from prunus.reporting.report_data import ReportData, ReportedRun, float_of
@@ -130,9 +130,9 @@ def seconds_chart(timed: Timings, task: str) -> Picture:
         ]  # fmt: skip
         lines.append(Line(run.look.css, spots, run.look.marker))
     places = [point.x for line in lines for point in line.points]
-    highest = max([point.high for line in lines for point in line.points if point.high == point.high], default=1.0)
-    axis = linear_axis(0, min(100.0, max(highest, 1.0)), "Accuracy, %")
-    return chart(lines, seconds_axis(places), axis, f"Accuracy on {task} against seconds", whiskers=True)
+    return chart(
+        lines, seconds_axis(places), accuracy_axis(lines), f"Accuracy on {task} against seconds", whiskers=True
+    )
 
 
 def seconds_axis(values: Sequence[float]) -> Axis:
@@ -158,7 +158,7 @@ def seconds_table(timed: Timings, task: str) -> Displayed:
             values: list[Any] = [budget, cell["mean"], cell["p95"], accuracy, first, shown[first], last, shown[last]]
             rows.append((run.look, [*values, str(how.get("dtype")), str(how.get("kernel", "torch"))]))
     columns = [
-        Column("run", "Run"), Column("budget", "Budget"), Column("seconds", "Seconds|of a draw", seconds_text),
+        RUN, Column("budget", "Budget"), Column("seconds", "Seconds|of a draw", seconds_text),
         Column("seconds_p95", "95th|percentile", seconds_text), Column("accuracy", "Accuracy,|%", percent),
         Column("context", "First|context"), Column("first", "ms a token|there", seconds_text),
         Column("last_context", "Last|context"), Column("last", "ms a token|there", seconds_text),
@@ -181,7 +181,7 @@ def deadline_table(timed: Timings, task: str) -> Displayed:
             accuracy = Interval(cell["accuracy"], float_of(cell["low"]), float_of(cell["high"]))
             rows.append((run.look, [deadline, budget, accuracy, *against_base(timed, run, task, deadline, budget)]))
     columns = [
-        Column("run", "Run"), Column("deadline", "Deadline, s", seconds_text), Column("budget", "Budget|that fits"),
+        RUN, Column("deadline", "Deadline, s", seconds_text), Column("budget", "Budget|that fits"),
         Column("accuracy", "Accuracy, %", percent), Column("difference", "Minus the base's,|points", points),
         Column("p", "p", probability),
     ]  # fmt: skip

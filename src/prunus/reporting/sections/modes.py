@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from prunus.reporting.render.chart import PANEL, Line, Point, budget_axis, chart, linear_axis, swatch
+from prunus.reporting.render.chart import PANEL, Line, Point, accuracy_axis, budget_axis, chart, swatch
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
-from prunus.reporting.render.table import Column, Table
+from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points
 from prunus.reporting.report_data import MODES, BothModes, ReportData, float_of
 from prunus.reporting.section import Section, details, run_figure, soft
@@ -45,10 +45,8 @@ def mode_chart(task: str, one: BothModes) -> Picture:
         ]  # fmt: skip
         lines.append(Line(f"m{index}", spots, index))
     budgets = sorted({int(point.x) for line in lines for point in line.points})
-    highest = max([point.high for line in lines for point in line.points if point.high == point.high], default=1.0)
-    axis = linear_axis(0, min(100.0, max(highest, 1.0)), "Accuracy, %", wanted=4)
     label = f"{one.look.label}: accuracy on {task} in strict and legacy mode"
-    return chart(lines, budget_axis(budgets), axis, label, frame=PANEL, css="panel")
+    return chart(lines, budget_axis(budgets), accuracy_axis(lines, wanted=4), label, frame=PANEL, css="panel")
 
 
 def mode_table(data: ReportData) -> Table:
@@ -65,7 +63,7 @@ def mode_table(data: ReportData) -> Table:
                 values += [cell["tokens"]["answer"][key] for cell in pair for key in ("mean", "p95")]
                 rows.append((one.look, values + [cell["forced"] for cell in pair]))
     columns = [
-        Column("run", "Run"), Column("task", "Task"), Column("budget", "Budget"),
+        RUN, Column("task", "Task"), Column("budget", "Budget"),
         Column("strict", "Accuracy, %|strict", percent), Column("legacy", "Accuracy, %|legacy", percent),
         Column("difference", "Difference,|points", points), Column("strict_leaked", "Leaked, %|strict", percent),
         Column("legacy_leaked", "Leaked, %|legacy", percent),

@@ -1,7 +1,7 @@
 """Published accuracies beside ours."""
 
 from prunus.reporting.published import about, notes, nothing_matches, standard_error
-from prunus.reporting.render.table import Column, Table
+from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent, points, signed
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, soft
@@ -50,7 +50,7 @@ def published_table(data: ReportData) -> Table:
         values += [theirs.accuracy, theirs.sd, standard_error(theirs), match.difference, match.z]
         rows.append((match.look, [*values, theirs.mark, f"{sources[theirs.source]['name']}, {theirs.where}"]))
     columns = [
-        Column("run", "Run"), Column("task", "Task"), Column("budget", "Budget"), Column("mode", "Our mode"),
+        RUN, Column("task", "Task"), Column("budget", "Budget"), Column("mode", "Our mode"),
         Column("accuracy", "Ours, %", percent), Column("se", "error", percent),
         Column("published", "Theirs, %", percent), Column("published_sd", "SD", percent),
         Column("published_se", "error", percent), Column("difference", "Difference,|points", points),

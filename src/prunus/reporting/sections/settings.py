@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunus.reporting.labels import Look, history
-from prunus.reporting.render.table import Column, Table, named
+from prunus.reporting.render.table import RUN, Column, Table, named
 from prunus.reporting.render.text import THIN, clip, count, esc
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section
@@ -61,7 +61,7 @@ def totals_table(data: ReportData) -> Table:
         tokens = [done.thinking_tokens, done.answer_tokens, done.thinking_tokens + done.answer_tokens]
         rows.append((one.look, [done.answers, done.planned, *tokens, device]))
     columns = [
-        Column("run", "Run"), Column("answers", "Answers", count), Column("planned", "Planned", count),
+        RUN, Column("answers", "Answers", count), Column("planned", "Planned", count),
         Column("thinking", "Thinking tokens|sampled", count), Column("answer", "Answer tokens|sampled", count),
         Column("total", "Tokens|sampled", count), Column("device", "Device"),
     ]  # fmt: skip

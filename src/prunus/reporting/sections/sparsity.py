@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from prunus.reporting.labels import Look, recipe_text
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.picture import Box, Group, Label, Picture, Shape
-from prunus.reporting.render.table import Column, Table, named, row_name
+from prunus.reporting.render.table import RUN, Column, Table, named, row_name
 from prunus.reporting.render.text import esc, one_line, percent
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, run_figure, soft
@@ -117,7 +117,7 @@ def linear_table(data: ReportData) -> Table:
         if share is not None
     ]
     columns = [
-        Column("run", "Run"), Column("block", "Block"), Column("linear", "Linear"),
+        RUN, Column("block", "Block"), Column("linear", "Linear"),
         Column("sparsity", "Zeros, %", percent),
     ]  # fmt: skip
     return Table("linears", "Sparsity of every Linear", "data", columns, rows)

@@ -5,7 +5,7 @@ import math
 from prunus.reporting.render.chart import PANEL, Line, Point, budget_axis, chart, linear_axis, swatch
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
-from prunus.reporting.render.table import Column, Table
+from prunus.reporting.render.table import RUN, Column, Table
 from prunus.reporting.render.text import count, esc, percent
 from prunus.reporting.report_data import ReportData, ReportedRun
 from prunus.reporting.section import Section, details, run_figure, soft
@@ -67,7 +67,7 @@ def token_table(data: ReportData, task: str) -> Table:
         ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),
     ]  # fmt: skip
     columns = [
-        Column("run", "Run"), Column("budget", "Budget"), Column("thinking", "Thinking", count),
+        RUN, Column("budget", "Budget"), Column("thinking", "Thinking", count),
         Column("answer", "Answer", count), Column("total", "Total", count),
         Column("total_p95", "Total, 95th|percentile", count), Column("per_correct", "Per correct|draw", count),
         *(Column(key, title, percent) for key, title in shares),
