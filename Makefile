@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test quick environments test-vllm test-lm-eval check lint sanitize format docs train-tiny clean
+.PHONY: demo test quick environments test-vllm test-lm-eval check lint sanitize format docs site train-tiny clean
 PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
@@ -9,6 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # vLLM on a small machine: 1 GiB for its cache, no binding to cores, no child process, nothing compiled.
 VLLM_SETTINGS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 	VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCH_COMPILE_DISABLE=1 PRUNUS_TEST_BACKENDS=vllm,served
+SPHINX := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . site
 
 .venv/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -59,6 +60,7 @@ lint: .venv/.ready
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/command_reference.py --check
 	$(BIN)/python scripts/models.py --check
+	$(SPHINX)
 
 check: lint test
 
@@ -75,9 +77,13 @@ docs: .venv/.ready
 	$(BIN)/python scripts/command_reference.py
 	$(BIN)/python scripts/models.py --page
 
+# The documentation as a site with search: open site/index.html. Warnings are errors, here and in `make lint`.
+site: .venv/.ready
+	$(SPHINX)
+
 # Train the built-in reasoner again (about 40 minutes on one core a seed); see training/README.md.
 train-tiny: .venv/.ready
 	$(BIN)/python training/train.py --seed 0 --out runs/seed0
 
 clean:
-	rm -rf .venv .venv-vllm .venv-lm-eval .cache demo runs dist
+	rm -rf .venv .venv-vllm .venv-lm-eval .cache demo runs dist site

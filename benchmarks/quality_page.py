@@ -1,4 +1,4 @@
-"""The tables of docs/quality.md and its figure, from the finished cells of benchmarks/quality.py."""
+"""The tables of docs/measurements/quality.md and its figure, from the finished cells of benchmarks/quality.py."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +31,12 @@ text { fill: var(--soft); } .name { fill: var(--ink); } .title { fill: var(--ink
 
 
 def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int, cells: int) -> str:
-    """Put tables between the markers of docs/quality.md and the figure beside it; returns the tables.
+    """Put tables between the markers of docs/measurements/quality.md and the figure beside it; returns the tables.
 
     cells: how many there are to measure, of which rows are what is measured.
     """
     text = f"{len(rows)} of {cells} cells are measured: each of a setting and a seed.\n\n" + tables(dense, rows, blocks)
-    page = docs / "quality.md"
+    page = docs / "measurements/quality.md"
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
     (docs / "images/quality.svg").write_text(figure(dense, rows) + "\n", "utf-8")
@@ -61,17 +61,17 @@ def tables(dense: float, rows: Sequence[Row], blocks: int) -> str:
     single = [{**row, "row": f"block {row['row']} of {blocks}"} for row in of.get("blocks", [])]
     depth = of.get("depth", [])
     parts = [
-        "### Methods\n",
+        "## Methods\n",
         table("method", SETTINGS, methods, ("CPU s at 50 %", lambda found: seconds(found, "50 %")), dense),
-        "\n### Propagation, Wanda\n",
+        "\n## Propagation, Wanda\n",
         table("`--propagation`", ALLOCATED, propagation),
-        "\n### Allocations, Wanda\n",
+        "\n## Allocations, Wanda\n",
         table("allocation", ALLOCATED, allocations),
-        "\n### Allocations, Magnitude\n",
+        "\n## Allocations, Magnitude\n",
         table("allocation", ("20 %",), of.get("magnitude", [])),
-        "\n### Controls\n",
+        "\n## Controls\n",
         table("zeros", ("50 %",), against),
-        "\n### Whole blocks\n",
+        "\n## Whole blocks\n",
         table("depth method", ("10 %", "20 %"), depth, ("CPU s, 20 %", lambda found: seconds(found, "20 %"))),
         "",
         table("method", ("10 %", "20 %"), depth, show=removed),

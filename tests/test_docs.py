@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from docstrings import to_rst
 
+import prunus
 from prunus.cli import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "training/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_command_reference_is_in_step():
@@ -18,7 +23,7 @@ def test_command_reference_is_in_step():
     assert subprocess.run([sys.executable, script, "--check"], check=False, timeout=60).returncode == 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_options_named_in_a_page_exist(page):
     for line in page.read_text().splitlines():
         for name, rest in re.findall(r"prunus ([a-z]+)\b([^`|]*)", line):
@@ -43,7 +48,41 @@ def test_design_names_only_what_exists():
         assert list((ROOT / "src").rglob(name)), f"docs/design.md names {name}"
 
 
-def test_links_inside_the_repository_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def anchors(page: Path) -> set[str]:
+    """What GitHub and the site call the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_inside_the_repository_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+        linked = (page.parent / target) if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{page.name} links to {target}#{anchor}"
+
+
+def test_every_public_name_is_in_the_api_reference():
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert {name for name in prunus.__all__ if not re.search(rf"auto\w+:: prunus\.{name}\b", text)} == set()
+
+
+def test_docstrings_become_lists_and_literal_blocks():
+    text = """Scores of a weight_OI, 2 * 3.
+
+    a, b: of the `rows
+    `: and more. Returns
+    Returns nothing.
+    `key` -> what
+        it holds
+    end"""
+    lines = [line[4:] if line.startswith("    ") else line for line in text.split("\n")]
+    assert to_rst(lines) == [
+        *("Scores of a weight\\_OI, 2 \\* 3.", ""),
+        *("- **a, b**: of the \\ ``rows``\\ : and more. Returns", ""),
+        *("Returns nothing.", ""),
+        *("- \\ ``key``\\  -> what it holds", ""),
+        *("end", ""),
+    ]
+    assert to_rst(["First.", "", "    x = 1"]) == ["First.", "", "::", "", "    x = 1", ""]
