@@ -1,6 +1,7 @@
 """Perplexity of SmolLM2-135M after every method, allocation and depth method, on text that none of them has seen.
 
-`python benchmarks/quality.py` fetches the model into .cache and writes the tables and the figure of docs/measurements/quality.md.
+`python benchmarks/quality.py` fetches the model into .cache and writes the tables and the figure of
+docs/measurements/quality.md.
 Each finished cell is one line of benchmarks/quality.jsonl, under a hash of its recipe, its texts and its model: stop it
 at any time, run it in parts (--only, --minutes, --seeds), add a method and run it again; delete the file to measure
 everything anew. One thread, one cell at a time.
