@@ -17,10 +17,10 @@ Floats = NDArray[np.float64]
 
 
 def max_t_quantile(centre_C: Floats, draws_RC: Floats, level: float = 0.95) -> float:
-    """The quantile of max over contrasts of |draw - centre| / standard error in bootstrap draws.
+    """The max-t quantile: of the largest |draw - centre| / standard error over contrasts, in bootstrap draws.
 
-    Bands of so many standard errors cover all contrasts at once in `level` of the cases; contrasts that go together
-    cost less than Bonferroni would ask.
+    Bands that are this many standard errors wide on each side cover all contrasts at once in `level` of the cases. They
+    are narrower than Bonferroni's where contrasts are correlated.
     """
     error_C = draws_RC.std(axis=0)
     deviations_RC = np.abs(draws_RC - centre_C) / np.where(error_C > 0, error_C, 1.0)
@@ -34,7 +34,7 @@ def simultaneous_bands(centre_C: Floats, draws_RC: Floats) -> tuple[Floats, Floa
 
 
 def accuracy_bands(shares_PB: Floats, draws: int, seed: int = 0) -> list[tuple[float, float]]:
-    """(low, high) at each budget: the interval of `metrics.estimate`, made so much wider that all hold at once."""
+    """(low, high) at each budget: the interval of `metrics.estimate`, widened until all budgets are covered at once."""
     centre_B, draws_RB = shares_PB.mean(axis=0), bootstrap([shares_PB], EXPLORING_RESAMPLES, seed)
     wider = max(NORMAL, max_t_quantile(centre_B, draws_RB)) / NORMAL
     singles = [estimate(shares_P, draws) for shares_P in shares_PB.T]
@@ -45,7 +45,7 @@ def accuracy_bands(shares_PB: Floats, draws: int, seed: int = 0) -> list[tuple[f
 
 
 def add_bands(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-    """Give cells of a run's summary band_low and band_high, where their problems are those of all budgets."""
+    """Add band_low and band_high to the cells of a run's summary that hold the problems complete at every budget."""
     for task, table in tables.items():
         whole = table.select(table.complete(), table.budgets, table.draws)
         if not whole.problems:
@@ -58,11 +58,11 @@ def add_bands(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
 
 
 def largest_p(tasks: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0) -> list[Floats]:
-    """(C,) p of each contrast of each task among all of them: how often the largest of all is as large by chance.
+    """(C,) p of each contrast of each task, adjusted for choosing the largest of all of them (max-t permutation test).
 
     tasks: (P, C) per-problem differences each. Signs are flipped problem by problem (the two models swapped), all
-    contrasts of a problem together; each contrast is divided by the root of its sum of squares, which no flip changes.
-    So "up to x points better, in this cell" has the p of having looked for it (Westfall and Young 1993, single step).
+    contrasts of a problem together; each contrast is divided by the root of its sum of squares, which no flip changes
+    (Westfall and Young 1993, single step). So the p of "up to x points better, at this budget" accounts for the search.
     """
     scaled = []
     for differences in tasks:

@@ -1,6 +1,7 @@
 """Best-of-n: of n draws take the answer of the one that scores highest. P: problems, N: draws of each.
 
-A score needs no key and no second model: the mean log-probability of the sampled tokens, self-certainty, or shortness.
+The scores need neither the right answer nor a second model: the mean log-probability of the sampled tokens,
+self-certainty, or shortness.
 """
 
 from math import comb
@@ -14,9 +15,9 @@ Floats = NDArray[np.float64]
 def best_of_values(scores_PN: ArrayLike, correct_PN: ArrayLike, n: int) -> Floats:
     """(P,) chance that the best-scored of n of the N draws is correct, over all subsets.
 
-    The draw of rank r (1: best) is the best of C(N-r, n-1) of the C(N, n) subsets. Draws that score alike share their
-    ranks, which is the expectation of a random choice among them; so a constant score gives the share correct. -inf is
-    a score, of a draw that is taken only where there is no other; nan is not.
+    The draw of rank r (1: best) is the best of C(N-r, n-1) of the C(N, n) subsets. Draws with equal scores share their
+    ranks, which is the expectation of a random tie-break; so a constant score gives the share correct. A draw with
+    score -inf is chosen only where there is no other. Raises ValueError for nan.
     """
     scores, correct = np.asarray(scores_PN, dtype=float), np.asarray(correct_PN, dtype=float)
     if scores.shape != correct.shape or scores.ndim != 2 or not 1 <= n <= scores.shape[1]:

@@ -1,21 +1,22 @@
 """A lower bound for the mean of bounded differences that holds for any number of problems, by betting.
 
-Who thinks that the mean is above m bets on it, problem after problem, an amount that he chooses before he sees the next
-difference. If the mean is m or less, his wealth K is a supermartingale that starts at 1: it ever reaches 1/alpha with
-probability alpha at most (Ville), whatever the distribution. So 1 / (largest K) is a p of "the mean is at most m", and
-the smallest m that it does not reject bounds the mean from below: for 2 problems as for 2000, and also where none of
-those sampled shows what a few others would. A bootstrap knows only what was sampled (docs/verdicts.md).
+A gambler bets, problem after problem, that the mean is above m, and chooses each amount before seeing the next
+difference. If the mean is m or less, the wealth K is a supermartingale that starts at 1, so it ever reaches 1/alpha
+with probability alpha at most (Ville's inequality), whatever the distribution. So 1 / (largest K) is a p-value of "the
+mean is at most m", and the smallest m that is not rejected is a lower bound of the mean: for 2 problems as for 2000,
+and also where a rare large loss was not sampled, which no bootstrap accounts for (docs/verdicts.md).
 
 Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS-B 2024, arXiv:2010.09686: their
-predictable plug-in bets with at most 3/4 of what could be lost, of which this is the upper half.
+predictable plug-in bets, truncated at 3/4 of what could be lost; this is the one-sided half of their method.
 
 `strata` are the tasks, as in `paired`: a (P, C) array of differences in [-1, 1] each, P problems by C contrasts; the
-mean is that over tasks of the mean over problems. Problems are met in an order that the seed alone decides.
+mean is that over tasks of the mean over problems. The order of the problems is random and follows from the seed alone.
 
-With several tasks wealth is the product of one wealth per task, (1 + 9 K) / 10 each: a tenth of the money is kept. The
-bound is the mean over tasks of their own bounds at the worst way to share log(1/alpha) out among them, since nobody
-knows how the mean splits. A bound per task at alpha / tasks would have all of them pay the whole of it, and rounds of
-one problem of each task would have the smallest task limit all others; docs/verdicts.md has all three measured.
+With several tasks the wealth is the product of one wealth per task, (1 + 9 K) / 10 each: a tenth of the money is never
+bet. How the mean splits among tasks is not known, so the bound is the smallest mean over tasks of per-task bounds, over
+all ways to share log(1/alpha) among the tasks. The two simpler ways are weaker (docs/verdicts.md has all three
+measured): a bound per task at alpha / tasks corrects each task for all of them, and betting on rounds of one problem
+from each task is limited by the smallest task.
 """
 
 from collections.abc import Sequence
@@ -26,16 +27,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 ALPHA = 0.05
-MOST = 0.75  # of what a bet on more than m could lose
-HALVINGS = 24  # of [-1, 1] when a bound is sought: a ten-millionth
-KEPT = 0.1  # money that no bet touches, where there are several tasks
-STEP = 0.02  # of log wealth, when it is shared out among tasks
-SMALLEST = 1e-6  # p of several tasks is not followed further
-NULLS = (np.linspace(-1, 1, 801) ** 3 + 1) / 2  # means in [0, 1] that are tried then, densest about no difference
+MOST = 0.75  # largest share of the wealth that one bet can lose
+HALVINGS = 24  # steps of bisection of [-1, 1]: bounds to a ten-millionth
+KEPT = 0.1  # share of the money that is never bet, where there are several tasks
+STEP = 0.02  # grid of log wealth for sharing it among tasks
+SMALLEST = 1e-6  # p-values of several tasks are not computed below this
+NULLS = (np.linspace(-1, 1, 801) ** 3 + 1) / 2  # grid of null means in [0, 1], densest around no difference
 
 
 def lower_bound(strata: Sequence[Floats], alpha: float = ALPHA, seed: int = 0) -> Floats:
-    """(C,) numbers that lie above the mean difference with probability alpha at most, for any number of problems."""
+    """(C,) lower bounds of the mean difference; each holds with probability 1 - alpha for any number of problems."""
     scaled = _scaled(strata, seed)
     if len(scaled) > 1:
         bounds_SC = _shared_out(scaled, alpha, log(1 / alpha))
@@ -44,10 +45,10 @@ def lower_bound(strata: Sequence[Floats], alpha: float = ALPHA, seed: int = 0) -
 
 
 def p_value(strata: Sequence[Floats], margin: float = 0.0, seed: int = 0) -> Floats:
-    """(C,) p of "the mean difference is -margin or less": small where a loss is surely smaller than the margin.
+    """(C,) p-values of "the mean difference is -margin or less": small where the loss is below the margin.
 
-    p <= .05 where `lower_bound` lies above -margin, as bets are tuned for that level; it is valid at any other too, so
-    that Holm's correction may be applied to it.
+    p <= .05 where `lower_bound` lies above -margin. Bets are tuned for that level but valid at any, so Holm's
+    correction may be applied.
     """
     scaled, null = _scaled(strata, seed), (1 - margin) / 2
     if len(scaled) > 1:
@@ -59,28 +60,27 @@ def p_value(strata: Sequence[Floats], margin: float = 0.0, seed: int = 0) -> Flo
 
 
 def any_time_bound(differences_TC: Floats, alpha: float = ALPHA) -> Floats:
-    """(C,) a bound as `lower_bound` for one task, that may be looked at after every problem, to stop when one likes.
+    """(C,) lower bounds as `lower_bound` for one task that stay valid under optional stopping (checked at any time).
 
-    Problems stand in the order in which they were met, so that a later look only adds to an earlier one; bets fall with
-    the number of problems met, instead of being tuned for their final number.
+    Rows are in the order in which problems were evaluated, so a later look extends an earlier one. Bets shrink with the
+    number of problems so far instead of being tuned for their final number.
     """
     scaled = (differences_TC + 1) / 2
     return 2 * _bound(scaled, bets([scaled], alpha, any_time=True)[0], alpha) - 1
 
 
 def any_time_p(differences_TC: Floats, margin: float = 0.0) -> Floats:
-    """(C,) p as `p_value` for one task, with the bets of `any_time_bound`: valid whenever it is looked at."""
+    """(C,) p-values as `p_value` for one task, valid under optional stopping; see `any_time_bound`."""
     scaled = (differences_TC + 1) / 2
     null = np.full(scaled.shape[1], (1 - margin) / 2)
     return np.exp(-log_wealth(scaled, bets([scaled], ALPHA, any_time=True)[0], null))
 
 
 def bets(scaled: Sequence[Floats], alpha: float, any_time: bool = False) -> list[Floats]:
-    """(T, C) sizes of the bets before each value of each task, all in [0, 1], from values before it.
+    """(T, C) bet on each value of each task, from the values before it.
 
     For one task sqrt(2 log(1/alpha) / (v n)), v the variance so far; for several sqrt(2 log(1/alpha)) / (n sqrt(sum of
-    their v/n)), which is what suits their mean, with each v as far as the tasks were met in step. any_time: t log(1+t)
-    in place of n.
+    their v/n)), which suits their mean; each v is of the same share of its task. any_time: t log(1+t) in place of n.
     """
     sizes = list(map(len, scaled))
     variances = [_variance_before(values) for values in scaled]
@@ -94,7 +94,7 @@ def bets(scaled: Sequence[Floats], alpha: float, any_time: bool = False) -> list
 
 
 def _variance_before(scaled_TC: Floats) -> Floats:
-    """(T, C) variance of the values before each, with one of variance 1/4 thought in front."""
+    """(T, C) variance of the values before each one, regularised by a first pseudo-value of variance 1/4."""
     t_T1 = np.arange(1, len(scaled_TC) + 1)[:, None]
     mean_TC = (0.5 + np.cumsum(scaled_TC, axis=0)) / (t_T1 + 1)
     variance_TC = (0.25 + np.cumsum((scaled_TC - mean_TC) ** 2, axis=0)) / (t_T1 + 1)
@@ -102,17 +102,17 @@ def _variance_before(scaled_TC: Floats) -> Floats:
 
 
 def _steps(scaled_TC: Floats, bets_TC: Floats, null: Floats) -> Floats:
-    """(T, C) what each value adds to the logarithm of wealth; null means in (0, 1], (C,). It falls with the null."""
+    """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1]."""
     return np.log1p(np.minimum(bets_TC, MOST / null) * (scaled_TC - null))
 
 
 def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats) -> Floats:
-    """(C,) logarithm of the largest wealth that betting against these null means ever had; it starts at 0."""
+    """(C,) logarithm of the largest wealth reached by betting against these null means; at least 0."""
     return np.maximum(np.cumsum(_steps(scaled_TC, bets_TC, null_C), axis=0).max(axis=0), 0.0)
 
 
 def _bound(scaled_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
-    """(C,) the largest null mean found rejected at alpha, as are then all below it; 0 if none is."""
+    """(C,) the largest null mean that is rejected at alpha, by bisection; 0 if none is."""
     low_C, high_C = np.zeros(scaled_TC.shape[1]), np.ones(scaled_TC.shape[1])
     for _ in range(HALVINGS):
         middle_C = (low_C + high_C) / 2
@@ -122,11 +122,10 @@ def _bound(scaled_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
 
 
 def _shared_out(scaled: Sequence[Floats], alpha: float, most: float) -> Floats:
-    """(S, C) smallest mean over tasks that log wealth 0, STEP, ... (at least `most` in the end) does not reject.
+    """(S, C) smallest mean over tasks that is not rejected at log wealth 0, STEP, ..., up to `most` or slightly above.
 
-    Means m_k of the tasks are not rejected if the logarithms of their wealths sum to less. A task's log wealth falls
-    with m_k, so the smallest sum of m_k is sought over the ways to split a total among tasks. All is rounded to the
-    side that makes the bound lower.
+    Task means m_k are not rejected at a level if their log wealths sum to less. A task's log wealth decreases in m_k,
+    so the smallest sum of m_k is found over the ways to split the level among tasks. Rounding makes the bound lower.
     """
     K, least = len(scaled), log(KEPT)
     levels = ceil((most - K * least) / STEP) + K  # the sum of K numbers, each rounded up, may be K steps too large
@@ -144,7 +143,7 @@ def _shared_out(scaled: Sequence[Floats], alpha: float, most: float) -> Floats:
 
 
 def _bounds_by_level(scaled_TC: Floats, bets_TC: Floats, levels_L: Floats) -> Floats:
-    """(L, C) the largest null mean whose final log wealth, with the money kept, is at each level or above; else 0."""
+    """(L, C) the largest null mean whose final log wealth, with the money never bet, is at least each level; else 0."""
     found = np.empty((len(levels_L), scaled_TC.shape[1]))
     nulls = np.maximum(NULLS, 1e-9)
     for c in range(scaled_TC.shape[1]):
@@ -156,6 +155,6 @@ def _bounds_by_level(scaled_TC: Floats, bets_TC: Floats, levels_L: Floats) -> Fl
 
 
 def _scaled(strata: Sequence[Floats], seed: int) -> list[Floats]:
-    """Values in [0, 1], each task's in an order of its own that the seed decides."""
+    """Differences mapped to [0, 1], each task's in a random order that follows from the seed."""
     orders = [np.random.default_rng([seed, number]).permutation(len(task)) for number, task in enumerate(strata)]
     return [(task[order] + 1) / 2 for task, order in zip(strata, orders, strict=True)]

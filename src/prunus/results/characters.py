@@ -1,4 +1,4 @@
-"""Foreign text made visible: names of models and what they write are shown, never believed."""
+"""Control characters in foreign text made visible: model names and model output are untrusted."""
 
 import re
 
@@ -13,7 +13,7 @@ LABEL_LIMIT = 80  # characters of a name: manifests are foreign text too
 
 
 def visible(text: str) -> str:
-    """text with every control character replaced by something one can see: ␀ for NUL, ⟦U+202E⟧ for a bidi override."""
+    """text with every control character replaced by a visible symbol: ␀ for NUL, ⟦U+202E⟧ for a bidi override."""
 
     def show(match: re.Match[str]) -> str:
         code = ord(match.group())

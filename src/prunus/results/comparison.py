@@ -1,8 +1,8 @@
 """From rows to verdicts against a base run.
 
-One contrast per run is declared in advance: the area under accuracy over log2(budget), averaged over tasks. Its p are
-adjusted over the runs compared (Holm) and decide; the budgets are detail, adjusted (Holm) within their run. What the
-words mean, and how often they are wrong: docs/verdicts.md.
+The primary contrast is declared in advance: the area under accuracy over log2(budget), averaged over tasks. Its
+p-values decide, corrected over the runs compared (Holm); those of single budgets are detail, corrected within their run
+(Holm). What the verdicts mean, and how often they are wrong, is in docs/verdicts.md.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 from prunus.errors import PrunusError
 from prunus.results import paired
 from prunus.results.bands import largest_p
-from prunus.results.contrasts import Claims, Pair, budget_differences, cells
+from prunus.results.contrasts import Claims, Pair, budget_differences, contrast_cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.store import Run, Store
@@ -30,7 +30,7 @@ METHOD = {
     "p_adjusted": "Holm: the area over runs, budgets within a run; alike for losses within the margin and for scaling",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
 }
-# What two plans may differ in and still measure the same; of the first four only what both runs have is compared.
+# Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
 HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
 
 
@@ -44,49 +44,49 @@ def compare(
 ) -> dict[str, Any]:
     """Paired differences of other runs to a base run of a store, and one word for each.
 
-    base, others: run id or its start, model name or printed label.
-    Without others: every run whose plan is that of the base but for
-    tasks, budgets, samples, limit, seed, batches and kernel; the rest is named under `warnings`. Runs named by the user
-    are compared even so, with a warning. Only problems complete in both count, over the budgets and draws both have.
+    base, others: run id or its start, model name or printed label. Without others, every run is compared whose plan
+    differs from that of the base in tasks, budgets, samples, limit, seed, batches and kernel only; the other runs are
+    listed under `warnings`. Runs that are named are compared in any case, with a warning. Only problems that are
+    complete in both runs count, over the budgets and draws that both have.
 
     Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
     of `others` has
     `tasks` -> task -> `budgets` -> budget, `auc` and `slope` (per doubling of the budget; None with fewer than two
         positive budgets): cells with n (problems), samples (draws of each), accuracy, base_accuracy, difference, se,
         low, high (95 %), p, p_adjusted; lower_bound (one-sided 95 %, valid for any number of problems), p_margin (of a
-        loss of the margin or more, by the same bets), p_margin_adjusted; mde, the true difference that p_adjusted would
-        find four times in five if it were the first of its family, None where so few problems would find none;
-        se_fixed (if these problems were all there is; None for one draw), t_low, t_high (paired t interval; None from
-        60 problems on), correlation (of the runs over problems), q (Benjamini-Hochberg over all budgets and areas of
-        all runs, for exploring), and settle: draws of each problem, or problems with as many draws as now, that would
-        find the effect (the difference seen, or the margin if that is larger) four times in five; None where no number
-        is enough or one draw cannot tell, which `note` says. Budgets have band_low, band_high too, which cover all
-        budgets of the task at once in 95 % of the cases; tokens, base_tokens (mean thinking and answer tokens of a
-        draw), tokens_ratio, tokens_ratio_low, tokens_ratio_high (95 %); and with one draw per problem lost and won
-        (problems that only base or only other solves) and p_mid (McNemar's mid-p). In `slope` accuracies are slopes,
-        adjusted p, q, settle and what has to do with the margin are left out, and there are retention (slope over
-        base's slope), retention_low, retention_high (95 %; all None unless base's slope is clearly above 0), p_kept and
-        p_lost, of the claims that retention is above 0.9 and below;
+        loss of the margin or more, by betting), p_margin_adjusted; mde, the true difference that would be detected with
+        80 % power at the first step of Holm's correction, None where no difference could be detected with so few
+        problems; se_fixed (standard error for these problems alone, from the noise of draws; None for one draw), t_low,
+        t_high (paired t interval; None from 60 problems on), correlation (of the two runs over problems), q
+        (Benjamini-Hochberg over all budgets and areas of all runs, for exploration), and settle: the draws per problem,
+        or the problems at the present number of draws, with 80 % power for the effect (the observed difference, or the
+        margin if that is larger); None where no number is enough or one draw is too few to estimate it, explained in
+        `note`. Budgets also have band_low, band_high, which cover all budgets of the task simultaneously (95 %);
+        tokens, base_tokens (mean thinking and answer tokens of a draw), tokens_ratio, tokens_ratio_low,
+        tokens_ratio_high (95 %); and with one draw per problem lost and won (problems that only base or only other
+        solves) and p_mid (McNemar's mid-p). In `slope` the accuracies are slopes; it has no adjusted p, q, settle nor
+        anything about the margin, but retention (slope over base's slope), retention_low, retention_high (95 %; all
+        None unless base's slope is clearly above 0), and p_kept and p_lost, of retention above 0.9 and below;
     `tasks` -> task -> `auc_tokens`: n, samples, accuracy, base_accuracy, difference, se, low, high, p as above, of the
-        area under accuracy over mean tokens used, between the token counts (from, to) that both runs' budgets span, so
-        that a run which thinks longer gains nothing by it; None where they span nothing in common;
+        area under accuracy over mean tokens used, between the token counts (from, to) that the budgets of both runs
+        span, so that longer thinking is no advantage; None where the two spans do not overlap;
     `tasks` -> task -> `parallel`: whether k short chains gain more over one long in this run than in base, as
         `parallel.compare_change` tells;
     `macro`, with several tasks: the same over all, weighing tasks alike, without correlation, lost, won, tokens,
         auc_tokens and parallel;
-    `largest`: the task and budget whose difference stands out most, with the p of having looked at all of this run,
-        and p_adjusted over runs;
-    `primary`: the cell that decides, which is the area (of `macro` with several tasks, whose areas per task are then
-        adjusted within the run); `verdict`, `within_margin`, `margin`, `warnings`;
-    `whole_curve`: whether the difference has the other sign at no budget, nor a budget a verdict against the run's;
-    `contradicted_at`: budget, difference and verdict of those that do;
-    `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
+    `largest`: the task and budget with the most significant difference, its p corrected for the choice among all cells
+        of this run, and p_adjusted over runs;
+    `primary`: the cell of the primary contrast, the area (that of `macro` with several tasks; the areas of single tasks
+        are then corrected within the run); `verdict`, `within_margin`, `margin`, `warnings`;
+    `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
+    run's; `contradicted_at`: budget, difference and verdict of those budgets that contradict it; `scaling`: the slope
+    of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
         tell; None with fewer than two positive budgets.
     Budget 0 is not part of the area; with one positive budget the area is the accuracy there.
 
-    verdict: `better`, `worse` or, if the loss is within the margin, `worse, within the margin` where the adjusted p of
-    the primary is below .05; else `non-inferior` if the adjusted p of a loss of the margin or more is .05 at most; else
-    `cannot tell`. Raises PrunusError for unknown or ambiguous names and where there is nothing to compare.
+    verdict, where p_adjusted of the primary is below .05: `better`, `worse`, or `worse, within the margin` if
+    p_margin_adjusted is .05 at most; elsewhere `non-inferior` if p_margin_adjusted is .05 at most, else `cannot tell`.
+    Raises PrunusError for unknown or ambiguous names and where there is nothing to compare.
     """
     _check(margin, resamples)
     with Store(store) as opened:
@@ -117,10 +117,11 @@ def compare_runs(
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
 ) -> dict[str, Any]:
-    """What `compare` returns, from runs that were read already; `others` may be empty.
+    """What `compare` returns, for runs that were read already; `others` may be empty.
 
-    tables_of: rows of the run with an id. may_leave_out: runs that measure something else, or share no finished problem
-    with base, are left out and named under `warnings`; else they are compared with a warning, or refused.
+    tables_of: the tables of the run with an id. may_leave_out: runs with another plan, and runs that share no finished
+    problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and
+    the latter raise PrunusError.
     """
     _check(margin, resamples)
     chosen, warnings = _choose(base, runs, may_leave_out)
@@ -148,7 +149,7 @@ def _check(margin: float, resamples: int) -> None:
 
 
 def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[Run], list[str]]:
-    """The runs to compare, and a line for each that is left out."""
+    """The runs to compare, and a warning for each run that is left out."""
     by_id = {run.run_id: run for run in runs}
     if not may_leave_out:
         if base.run_id in by_id:
@@ -163,13 +164,13 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
 
 
 def _plan_differences(base: Run, other: Run) -> str:
-    """What else than the model differs, as `mode is legacy, not strict`; empty if nothing that matters."""
+    """The settings that differ between two plans and matter, such as `mode is legacy, not strict`; empty if none do."""
     keys = sorted((base.plan.keys() | other.plan.keys()) - HARMLESS)
     found = []
     for key in keys:
         ours, theirs = other.plan.get(key), base.plan.get(key)
         if key == "context" and None in (ours, theirs):
-            continue  # a plan without it is of chains that no context cuts, as may be those that both runs have
+            continue  # without it no context limit was in force, which may make no difference to what both runs have
         if ours != theirs:
             short = len(f"{ours}{theirs}") <= 60
             found.append(f"{key} is {ours}, not {theirs}" if short else f"{key} differs")
@@ -187,7 +188,7 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
 
 
 def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[str, Pair], list[str]]:
-    """Tasks with what both runs have, and a line for each thing that only one has."""
+    """For each task the rows that both runs have, and a note on everything that only one of them has."""
     notes = []
     if apart := sorted(base.keys() ^ other.keys()):
         notes.append(f"not both runs have task {', '.join(apart)}: left out")
@@ -217,11 +218,13 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
 def _entry(
     run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: float, seed: int, resamples: int, runs: int
 ) -> dict[str, Any]:
-    """One of compare's `others` (as many as runs), without what needs all of them: the primary's adjusted p, q, and
-    the words."""
+    """One entry of `others`, without what depends on the other entries: the primary's adjusted p, q and the verdicts.
+
+    runs: how many entries there will be.
+    """
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     alone = Claims(columns, runs if len(pairs) == 1 else len(pairs))
-    done = {task: cells([pair], margin, seed, resamples, alone) for task, pair in pairs.items()}
+    done = {task: contrast_cells([pair], margin, seed, resamples, alone) for task, pair in pairs.items()}
     entry = identity(run) | {"tasks": done, "margin": margin, "warnings": notes}
     set_adjusted([cell for task in done.values() for cell in task["budgets"].values()], "p", "p_margin")
     for task, pair in pairs.items():
@@ -232,7 +235,7 @@ def _entry(
     else:
         set_adjusted([task[AUC] for task in done.values()], "p", "p_margin")
         together = Claims(columns // len(pairs), runs)
-        entry["macro"] = cells(list(pairs.values()), margin, seed, resamples, together)
+        entry["macro"] = contrast_cells(list(pairs.values()), margin, seed, resamples, together)
         set_adjusted(list(entry["macro"]["budgets"].values()), "p", "p_margin")
         entry["primary"] = entry["macro"][AUC]
     entry["largest"] = _largest(pairs, seed, resamples)
@@ -240,7 +243,7 @@ def _entry(
 
 
 def _largest(pairs: Mapping[str, Pair], seed: int, resamples: int) -> dict[str, Any]:
-    """The cell whose difference stands out most, with the p of having looked through all of them."""
+    """The cell with the most significant difference, its p corrected for the choice among all cells."""
     differences_PB = [budget_differences(pair) for pair in pairs.values()]
     cells = [
         {"task": task, "budget": budget, "difference": float(difference), "p": float(p)}

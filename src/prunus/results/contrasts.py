@@ -1,7 +1,6 @@
-"""The numbers of a comparison: two runs on the same problems, budgets and draws in, cells out.
+"""The cells of a comparison: every contrast of two runs on the same problems, budgets and draws.
 
-Intervals are BCa bootstraps over problems with the two pseudo-problems of `paired`, lower bounds are those of
-`betting`; see there for why.
+Intervals and p-values are those of `paired`, lower bounds those of `betting`, where the reasons are.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from prunus.results import bands, betting, metrics, paired, power, retention, to
 from prunus.results.metrics import AUC
 from prunus.results.table import Table
 
-SMALL = 60  # problems below which the bootstrap covers a little less than it says, so the t interval stands beside it
+SMALL = 60  # below so many problems the bootstrap covers a little less than 95 %, so the t interval is given as well
 
 Floats = NDArray[np.float64]
 
@@ -31,23 +30,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class Claims:
-    """Over how many tests the p of budgets, and of areas, are corrected: more of them find less."""
+    """The number of tests that the p-values of budgets, and of areas, are corrected for."""
 
     budgets: int
     areas: int
 
 
-def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int, claims: Claims) -> dict[str, Any]:
-    """{"budgets": {budget: cell}, "auc": cell, "slope": cell or None} of one task, or of several weighed alike.
+def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int, claims: Claims) -> dict[str, Any]:
+    """{"budgets": {budget: cell}, "auc": cell, "slope": cell or None} of one task, or of several with equal weights.
 
-    The keys of a cell are those that `comparison.compare` tells of, without those adjusted for other cells.
+    `comparison.compare` lists the keys of a cell; those that are corrected for other cells are added later.
     """
     budgets = pairs[0].base.budgets
     weights_BC, several = _weights(budgets)
     base, other = ([_per_draw(table, weights_BC) for table in side] for side in _sides(pairs))
     differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (P, N, C) of each task
     strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
-    tested = paired.contrasts(strata, resamples, seed)
+    tested = paired.infer(strata, resamples, seed)
     shares = [d[:, : len(budgets) + 1] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
     claims_C = np.array([claims.budgets] * len(budgets) + [claims.areas] * (1 + several))
     columns = {
@@ -81,7 +80,7 @@ def cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int, claim
 
 
 def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int) -> dict[str, float | None]:
-    """What the slopes of single problems say about the scaling that other keeps."""
+    """The share of the base's scaling that other keeps, from slopes per problem (`retention`)."""
     share, low, high = (float(end[0]) for end in retention.retention(base, other))
     return {
         "retention": share,
@@ -93,7 +92,7 @@ def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed
 
 
 def budget_differences(pair: Pair) -> Floats:
-    """(P, B) other minus base, of shares of draws correct."""
+    """(P, B) share of draws correct of other minus that of base."""
     return pair.other.correct.mean(axis=2) - pair.base.correct.mean(axis=2)
 
 
@@ -102,7 +101,7 @@ def _sides(pairs: Sequence[Pair]) -> tuple[list[Table], list[Table]]:
 
 
 def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
-    """(B, C) weights over budgets of every contrast: each budget, the area, and the slope if there is one."""
+    """(B, C) weights over budgets of every contrast: each budget, the area, and the slope where it is defined."""
     slope = metrics.slope_weights(budgets)
     several = bool(np.isfinite(slope).all())
     columns = [np.eye(len(budgets)), metrics.auc_weights(budgets)[:, None], slope[:, None]]
@@ -110,7 +109,7 @@ def _weights(budgets: Sequence[int]) -> tuple[Floats, bool]:
 
 
 def _per_draw(table: Table, weights_BC: Floats) -> Floats:
-    """(P, N, C) contrasts of each draw; they are weighted sums over budgets, so a draw has them as a problem has."""
+    """(P, N, C) contrasts of each draw, which are weighted sums over its budgets."""
     return table.correct.astype(float).transpose(0, 2, 1) @ weights_BC
 
 
@@ -141,8 +140,8 @@ def _add_settling(
         }
 
 
-def _add_bands(found: Sequence[dict[str, Any]], tested: paired.Contrasts) -> None:
-    """Simultaneous over these cells; never narrower than a cell's own interval, which need not be symmetric."""
+def _add_bands(found: Sequence[dict[str, Any]], tested: paired.Inference) -> None:
+    """Add bands that are simultaneous over these cells, and never narrower than a cell's own (asymmetric) interval."""
     ends = bands.simultaneous_bands(tested.centre_C[: len(found)], tested.draws_RC[:, : len(found)])
     for cell, low, high in zip(found, *ends, strict=True):
         cell["band_low"], cell["band_high"] = min(float(low), cell["low"]), max(float(high), cell["high"])

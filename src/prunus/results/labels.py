@@ -1,4 +1,4 @@
-"""What to call a run: a short name for what was done to its model, as tables and pages print it."""
+"""Labels of runs: short names for what was done to a model, as tables and pages print them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ NAMES = {
 
 
 def history(run: "Run") -> list[dict[str, Any]]:
-    """What was done to the run's model, oldest first; empty for a dense model."""
+    """The steps that made the run's model, oldest first; empty for an unpruned model."""
     manifest = run.model.get("manifest")
     steps = manifest.get("history") if isinstance(manifest, dict) else None
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
@@ -49,7 +49,7 @@ def recipe_of(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def method_name(step: dict[str, Any]) -> str:
-    """Method with what sets it apart besides its strength: what shares a colour."""
+    """The method with its options but without its strength; runs of the same name share a colour."""
     recipe = recipe_of(step)
     method = str(recipe.get("method", step.get("action", "?")))
     extras = [
@@ -88,7 +88,7 @@ def label(steps: Sequence[dict[str, Any]]) -> str:
 
 
 def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> list[str]:
-    """Labels for (run id, model name, history): with the name where base models differ, the id where labels agree."""
+    """Labels for (run id, model name, history); the model's name tells base models apart, the run id equal labels."""
     one_model = len({model for _, model, steps in named if not steps}) <= 1
     texts = [label(steps) if one_model else f"{one_line(model)}: {label(steps)}" for _, model, steps in named]
     twice = {text for text, times in Counter(texts).items() if times > 1}
@@ -98,9 +98,9 @@ def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) ->
 
 
 def is_called(run: "Run", text: str) -> bool:
-    """Whether tables may print text for the run: its label, with the model's name before it or its id behind it.
+    """Whether text is the run's label as tables print it: alone, after the model's name, or before the run's id.
 
-    Blanks, signs and capitals are as they are typed: `wanda 50 %` is `Wanda 50 %`.
+    Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`.
     """
     short = label(history(run))
     names = (short, f"{one_line(str(run.model.get('name')))}: {short}")

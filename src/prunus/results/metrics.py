@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
-Ballot = tuple[tuple[tuple[int, float], ...], int]  # (draws with an answer, its worth) per answer; draws without
+Ballot = tuple[tuple[tuple[int, float], ...], int]  # (votes, score) of each distinct answer; draws without an answer
 LEAK_RULE = "max(512, budget/2)"  # `answer_allowance` in words
 NORMAL = 1.959963984540054  # the quantile of a 95 % interval
-AUC = "auc"  # what the area is called among the numbers of a run
+AUC = "auc"  # the key of the area among the numbers of a run
 
 
 class Estimate(NamedTuple):
@@ -37,11 +37,11 @@ class Tokens(NamedTuple):
 
 
 def estimate(values_P: ArrayLike, draws: int = 1) -> Estimate:
-    """Mean of per-problem values in [0, 1], each a mean over so many draws; avg@N where they are shares correct.
+    """Mean of per-problem values in [0, 1], each a mean over `draws` draws: avg@N if they are shares correct.
 
     Interval: Wilson's at the effective sample size mean(1-mean)/se^2 (Korn and Graubard 1998, with the t quantile); for
     one draw per problem that is Wilson's own. It stays inside [0, 1] and never shrinks to a point: where all problems
-    agree they count as one trial each.
+    have the same value, each counts as one trial.
     """
     values = np.asarray(values_P, dtype=float)
     n, mean = len(values), float(values.mean())
@@ -60,18 +60,18 @@ def wilson_interval(share: float, size: float, quantile: float = NORMAL) -> tupl
     centre = (share + spread / 2) / (1 + spread)
     half = quantile * np.sqrt(share * (1 - share) / size + spread / (4 * size)) / (1 + spread)
     low, high = float(centre - half), float(centre + half)
-    return 0.0 if share == 0 else low, 1.0 if share == 1 else high  # exact there, but for the last bit
+    return 0.0 if share == 0 else low, 1.0 if share == 1 else high  # without rounding error
 
 
 def pass_at_k(correct_PN: ArrayLike, k: int) -> float:
-    """Chance that k of the N draws hold a correct one, over all subsets: the unbiased pass@k of Chen et al. 2021."""
+    """Probability that a random k of the N draws have a correct one: the unbiased pass@k of Chen et al. 2021."""
     return float(pass_values(correct_PN, k).mean())
 
 
 def pass_values(correct_PN: ArrayLike, k: int) -> Floats:
     """(P,) pass@k of each problem.
 
-    1 - prod over t = N-c+1..N of (1 - k/t), with c draws correct; which is 1 where fewer than k are wrong.
+    1 - prod over t = N-c+1..N of (1 - k/t), with c draws correct; it is 1 where fewer than k are wrong.
     """
     correct = _matrix(correct_PN, k)
     N = correct.shape[1]
@@ -89,15 +89,16 @@ def majority_at_k(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayL
 def majority_values(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike, k: int) -> Floats:
     """(P,) maj@k of each problem.
 
-    None does not vote; if nobody votes the score is 0. Tied answers share the score, which is the expectation of a
-    random tie-break. An answer's worth is the share of its draws graded correct: 0 or 1 unless the grader contradicts
-    itself. Exact by counting subsets with a polynomial per answer, so no random subsets are needed.
+    Draws without an answer (None) do not vote; without any vote the score is 0. Tied answers share the score, which is
+    the expectation of a random tie-break. The score of an answer is the share of its draws graded correct: 0 or 1
+    unless the grader contradicts itself. The value is exact: subsets are counted with a polynomial per answer, not
+    sampled.
     """
     return vote(ballots(answers_PN, _matrix(correct_PN, k)), k)
 
 
 def ballots(answers_PN: Sequence[Sequence[str | None]], correct_PN: ArrayLike) -> list[Ballot]:
-    """What a vote needs of each problem, for any k."""
+    """The votes of each problem, from which `vote` computes maj@k for any k."""
     found = []
     for answers, verdicts in zip(answers_PN, np.asarray(correct_PN, dtype=bool).tolist(), strict=True):
         votes: dict[str, int] = {}
@@ -118,11 +119,11 @@ def vote(ballots_P: Sequence[Ballot], k: int) -> Floats:
 
 @lru_cache(maxsize=65536)
 def _vote(classes: tuple[tuple[int, float], ...], abstaining: int, k: int) -> float:
-    """Mean score over all k-subsets. classes: (draws with this answer, its worth).
+    """Mean score over all k-subsets. classes: (votes, score) of each distinct answer.
 
-    For every winning count t: ways[q, s] counts the choices of s draws where q answers have exactly t of them and none
-    has more; worth[q, s] is the summed worth of those q answers over the same choices. Sums of positive terms in
-    float64, so nothing cancels.
+    For every winning count t: ways[q, s] counts the choices of s draws in which q answers have exactly t votes and none
+    has more; worth[q, s] is the sum of the scores of those q answers over the same choices. All terms are positive, so
+    float64 does not lose precision to cancellation.
     """
     score = 0.0
     for t in range(1, k + 1):
@@ -145,10 +146,10 @@ def _vote(classes: tuple[tuple[int, float], ...], abstaining: int, k: int) -> fl
 
 
 def auc_weights(budgets: Sequence[int]) -> Floats:
-    """Weights over budgets whose sum with the accuracies is the area under accuracy over log2(budget), by range.
+    """Weights over budgets whose dot product with the accuracies is the area under accuracy over log2(budget).
 
-    Trapezoid, divided by the range: a mean accuracy. Budget 0 has no logarithm and gets weight 0. With one positive
-    budget the area is the accuracy there; with none, the accuracy at 0.
+    Trapezoidal rule, divided by the range, so the area is a mean accuracy. Budget 0 has no logarithm and gets weight 0.
+    With one positive budget the area is the accuracy there; with none, the accuracy at 0.
     """
     weights = np.zeros(len(budgets))
     positive = [i for i, budget in enumerate(budgets) if budget > 0] or [0]
@@ -162,7 +163,7 @@ def auc_weights(budgets: Sequence[int]) -> Floats:
 
 
 def slope_weights(budgets: Sequence[int]) -> Floats:
-    """Weights whose sum with the accuracies is the least-squares slope on log2(budget): accuracy gained per doubling.
+    """Weights whose dot product with the accuracies is their least-squares slope on log2(budget), a gain per doubling.
 
     Budget 0 gets weight 0. All nan with fewer than two positive budgets.
     """
@@ -177,7 +178,7 @@ def slope_weights(budgets: Sequence[int]) -> Floats:
 
 
 def gain_weights(budgets: Sequence[int]) -> Floats:
-    """Weights whose sum with the accuracies is accuracy at the largest minus at the smallest budget (0 counts)."""
+    """Weights whose dot product with the accuracies is the gain from the smallest budget (also 0) to the largest."""
     weights = np.zeros(len(budgets))
     weights[int(np.argmax(budgets))] += 1
     weights[int(np.argmin(budgets))] -= 1
@@ -185,7 +186,7 @@ def gain_weights(budgets: Sequence[int]) -> Floats:
 
 
 def tokens(counts: ArrayLike) -> Tokens:
-    """Of token counts, one per draw."""
+    """Mean and 95th percentile of token counts, one per draw."""
     counts = np.asarray(counts, dtype=float)
     return Tokens(float(counts.mean()), float(np.percentile(counts, 95)))
 
@@ -197,17 +198,17 @@ def tokens_per_correct(total_tokens: ArrayLike, correct: ArrayLike) -> float:
 
 
 def share(flags: ArrayLike) -> float:
-    """Share of draws with the flag."""
+    """Share of draws for which the flag is set."""
     return float(np.mean(np.asarray(flags, dtype=float)))
 
 
 def answer_allowance(budget: ArrayLike) -> NDArray[Any]:
-    """Tokens that an answer may take before it counts as leaked: then the budget no longer bounds the reasoning."""
+    """Answer tokens beyond which an answer counts as leaked: the budget then no longer bounds the reasoning."""
     return np.maximum(512, np.asarray(budget) / 2)
 
 
 def leaked(answer_tokens: ArrayLike, budget: int) -> NDArray[Any]:
-    """Whether answers are longer than `answer_allowance`."""
+    """Whether each answer is longer than `answer_allowance`."""
     return np.asarray(answer_tokens) > answer_allowance(budget)
 
 

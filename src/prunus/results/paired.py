@@ -1,10 +1,10 @@
-"""Two models on the same problems: intervals and tests of mean differences. Arrays in, numbers out.
+"""Two models on the same problems: intervals and tests of mean differences.
 
 `strata` are the tasks: one (P, C) array of per-problem differences each, P problems by C contrasts (one per budget, one
 for the area under the curve, ...). The statistic is the mean over tasks of the mean over problems, so a task with many
 problems does not outweigh the others. All contrasts of a problem are resampled and flipped together.
 
-What feeds a verdict, and why (that a loss is within a margin is `betting`'s to say):
+The methods behind a verdict and the reasons for them (non-inferiority is tested in `betting`):
 
 * Is there a difference? The sign-flip permutation test. It is exact when the models are exchangeable within problems,
   for any number of problems and draws, and for one draw per problem it is McNemar's exact test.
@@ -13,16 +13,17 @@ What feeds a verdict, and why (that a loss is within a margin is `betting`'s to 
   of Bonett and Price (2012) to the paired Wald interval, carried over to the bootstrap. Without it intervals collapse
   where few problems differ: with 3 % discordant pairs plain bootstraps and the t interval cover .55 to .60 at n = 30
   and .71 at n = 40 (nominal .95), the adjusted ones .99 or more; with no discordant pair at all they are the point 0,
-  and this is about +-3/n, as honest as the rule of three. The minimum detectable effect uses the same pseudo-problems,
-  hence is never 0.
-* Which ends? BCa rather than percentiles (`bca_interval`), of the same resamples. Where a few
-  problems lose much the percentile interval misses on one side: with 30 problems of which one in five breaks
-  completely, 16 draws each, it lies above the truth in 8 % of the cases, which would call a loss non-inferior, and BCa
-  in 6 % (nominal 2.5; coverage .92 and .94), for 4 % more width. No interval shows what no sampled problem shows: with
-  15 problems of which one in ten breaks, all of them cover .80.
+  and this one is about +-3/n, as by the rule of three. The minimum detectable effect uses the same
+  pseudo-problems, so it is never 0.
+* Which interval? BCa rather than percentiles of the same resamples. Where a few problems lose much, the percentile
+  interval misses on one side: with 30 problems of which one in five breaks completely, 16 draws each, it lies above the
+  truth in 8 % of the cases, which would call a loss non-inferior, and BCa in 6 % (nominal 2.5; coverage .92 and .94),
+  for 4 % more width. No bootstrap accounts for losses that were not sampled: with 15 problems of which one in ten
+  breaks, all of them cover .80.
 
-Problems are resampled and draws within them are not: the spread of per-problem means already contains the noise of
-their draws, (omega^2 + (v_base + v_other)/N)/n, and resampling draws as well would count it twice.
+Problems are resampled and draws within them are not: the variance of per-problem means already contains the noise of
+their draws, (omega^2 + (v_base + v_other)/N)/n, and resampling draws as well would count it twice (Davison and Hinkley
+1997, section 3.8).
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
-EXPLORING_RESAMPLES = 4_000  # for numbers that decide nothing
+EXPLORING_RESAMPLES = 4_000  # for numbers that do not enter a verdict
 CHUNK = 1000  # resamples held in memory at a time
 ALPHA, POWER = 0.05, 0.8
 
@@ -57,7 +58,7 @@ def _variances(strata: Sequence[Floats]) -> list[Floats]:
 
 
 def with_pseudo_problems(strata: Sequence[Floats]) -> list[Floats]:
-    """Each task with two problems more, +s and -s per contrast; see the module's text for why."""
+    """Each task with two pseudo-problems added, +s and -s per contrast; the module's docstring says why."""
     extended = []
     for differences in strata:
         differing = (differences != 0).sum(axis=0)
@@ -68,7 +69,7 @@ def with_pseudo_problems(strata: Sequence[Floats]) -> list[Floats]:
 
 
 def bootstrap(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """(R, C) estimates of resamples: each task's problems are drawn with replacement, all contrasts of one together."""
+    """(R, C) bootstrap estimates: each task's problems are drawn with replacement, with all contrasts of a problem."""
     means = np.zeros((resamples, strata[0].shape[1]))
     for differences, counts in zip(strata, _counts(tuple(map(len, strata)), resamples, seed), strict=True):
         for rows in _chunks(resamples):
@@ -78,9 +79,9 @@ def bootstrap(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 
 
 @lru_cache(maxsize=8)
 def _counts(sizes: tuple[int, ...], resamples: int, seed: int) -> list[NDArray[np.uint8]]:
-    """How often each resample has each problem, an (R, P) array for each task; runs on one set of problems share it.
+    """How often each resample has each problem, an (R, P) array for each task; cached for runs on the same problems.
 
-    No problem comes 256 times: the chance of even 20 times is below 1e-18.
+    8 bits are enough: the probability that a problem is drawn even 20 times is below 1e-18.
     """
     rng = np.random.default_rng(seed)
     found = []
@@ -97,7 +98,7 @@ def _counts(sizes: tuple[int, ...], resamples: int, seed: int) -> list[NDArray[n
 def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """(C,) low and high of the bias-corrected and accelerated interval (Efron 1987) from bootstrap draws of strata.
 
-    Draws equal to the estimate count half, as the distribution is discrete. Equal draws give a point.
+    Draws equal to the estimate count half, as the distribution is discrete. If all draws are equal, so are the ends.
     """
     centre = estimate(strata)
     close = np.isclose(draws, centre, rtol=0, atol=1e-12)
@@ -116,7 +117,7 @@ def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -
 def t_test(strata: Sequence[Floats], level: float = 0.95) -> tuple[Floats, Floats, Floats]:
     """(C,) low, high and two-sided p of the paired t interval: n-1 degrees of freedom, Welch-Satterthwaite over tasks.
 
-    Where all differences are equal it is a point and p is 1 at 0, else 0.
+    Where all differences are equal the interval is a point, and p is 1 if they are 0, else 0.
     """
     centre, error = estimate(strata), standard_error(strata)
     variances = _variances(strata)
@@ -129,7 +130,7 @@ def t_test(strata: Sequence[Floats], level: float = 0.95) -> tuple[Floats, Float
     return centre - half, centre + half, p
 
 
-class Contrasts(NamedTuple):
+class Inference(NamedTuple):
     """columns: difference, se, low, high (95 %) and p of C contrasts, (C,) each.
 
     centre_C, draws_RC: estimate and bootstrap draws with the pseudo-problems, from which bands over several contrasts
@@ -141,13 +142,13 @@ class Contrasts(NamedTuple):
     draws_RC: Floats
 
     def cells(self, **more: Floats) -> list[dict[str, float]]:
-        """A cell per contrast: its number from every column, and from those of `more`."""
+        """A dictionary for each contrast, with its entry of every column and of those in `more`."""
         columns = self.columns | more
         return [{name: float(column[c]) for name, column in columns.items()} for c in range(len(self.centre_C))]
 
 
-def contrasts(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Contrasts:
-    """What is told of every difference: its estimate and error, BCa with pseudo-problems, and the sign-flip test."""
+def infer(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Inference:
+    """Estimate, standard error, BCa interval with pseudo-problems, and sign-flip p of every contrast."""
     extended = with_pseudo_problems(strata)
     draws = bootstrap(extended, resamples, seed)
     low, high = bca_interval(extended, draws)
@@ -158,14 +159,14 @@ def contrasts(strata: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 
         "high": high,
         "p": sign_flip_p(strata, resamples, seed),
     }
-    return Contrasts(columns, estimate(extended), draws)
+    return Inference(columns, estimate(extended), draws)
 
 
 def sign_flip_p(strata: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0) -> Floats:
     """(C,) two-sided p of the permutation test that swaps the two models problem by problem.
 
-    All 2^m swaps where they are no more than `flips` (m: problems with a difference in any contrast), else so many
-    random ones with (1 + hits) / (1 + flips), which is exact too. Ties count as hits; no difference at all gives 1.
+    All 2^m swaps are enumerated if they are at most `flips` (m: problems with a difference in any contrast); else p is
+    (1 + hits) / (1 + flips) over random swaps, which is exact too. Ties count as hits; no difference at all gives 1.
     """
     weighted = np.concatenate([differences / (len(differences) * len(strata)) for differences in strata])
     weighted = weighted[(weighted != 0).any(axis=1)]
@@ -181,7 +182,7 @@ def sign_flip_p(strata: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0)
 
 
 def flipped_sums(strata: Sequence[Floats], flips: int, seed: int) -> Iterator[list[Floats]]:
-    """Sums over problems with random signs, an (F, C) array for each task, some flips at a time."""
+    """Yield sums over problems with random signs in chunks of flips: an (F, C) array for each task."""
     rng = np.random.default_rng(seed)
     totals = [values.sum(axis=0) for values in strata]
     for rows in _chunks(flips):
@@ -194,45 +195,45 @@ def flipped_sums(strata: Sequence[Floats], flips: int, seed: int) -> Iterator[li
 
 
 def draw_variance(differences_PNC: Floats) -> Floats:
-    """(C,) v: variance between draws of one problem, mean over problems; nan for one draw."""
+    """(C,) variance between draws of one problem, averaged over problems; nan for one draw."""
     if differences_PNC.shape[1] < 2:
         return np.full(differences_PNC.shape[2], nan)
     return differences_PNC.var(axis=1, ddof=1).mean(axis=0)
 
 
 def fixed_error(strata_PNC: Sequence[Floats]) -> Floats:
-    """(C,) standard error if the problems are all there is: only the noise of their draws; nan for one draw."""
+    """(C,) standard error for exactly these problems, from the noise of their draws only; nan for one draw."""
     parts = [draw_variance(d) / (d.shape[0] * d.shape[1]) for d in strata_PNC]
     return np.sqrt(sum(parts)) / len(strata_PNC)
 
 
 def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
-    """How many standard errors a true difference must have to be found four times in five among so many claims.
+    """The true difference, in standard errors, that is detected with 80 % power when Holm corrects for so many claims.
 
-    2.80 for one claim and many problems: z(.975) + z(.8). Holm asks the most of the first claim, which this is about.
-    freedom: degrees of freedom of the error, with few of which the quantile is Student's and the ratio spreads more
-    (z(.8) sqrt(1 + t^2 / 2 freedom), about the noncentral t).
+    2.80 for one claim and many problems: z(.975) + z(.8). It is for the first, strictest step of Holm's correction.
+    freedom: degrees of freedom of the error, from which the quantile is Student's and the power that of the noncentral
+    t to a good approximation: z(.8) sqrt(1 + t^2 / (2 freedom)).
     """
     quantile = stats.t.isf(ALPHA / 2 / np.asarray(claims, dtype=float), freedom)
     return quantile + stats.norm.ppf(POWER) * np.sqrt(1 + quantile**2 / (2 * freedom))
 
 
 def freedom(strata: Sequence[Floats]) -> int:
-    """Degrees of freedom: problems less tasks, at least one."""
+    """Degrees of freedom: the number of problems minus that of tasks, at least 1."""
     return max(1, sum(map(len, strata)) - len(strata))
 
 
 def one_draw(strata: Sequence[Floats]) -> float:
-    """By how much the estimate changes at most with one draw, if there is one of each problem; with N, 1/N of that."""
+    """The most that one draw changes the estimate with one draw per problem; with N draws it is 1/N of that."""
     return 1 / (len(strata) * min(map(len, strata)))
 
 
 def minimum_detectable(strata: Sequence[Floats], claims: ArrayLike = 1, draws: float = inf) -> Floats:
-    """(C,) true difference that would be found four times in five, with the pseudo-problems in its standard error.
+    """(C,) true difference detected with 80 % power, from the standard error with pseudo-problems.
 
-    claims: how many tests Holm's correction of each contrast is over. draws: of each problem; with few the test's
-    statistic is coarse, so that it stays below its level, which costs one draw. nan where no difference would be found,
-    however large: p of n problems that all agree is 2/2^n.
+    claims: number of tests that Holm's correction of each contrast is over. draws: of each problem; with few, the
+    test's statistic is so coarse that it stays below its level, which costs one draw. nan where no difference however
+    large would be detected: n problems that all agree have p = 2/2^n.
     """
     error = standard_error(with_pseudo_problems(strata))
     found = detectable(claims, freedom(strata)) * error + one_draw(strata) / draws
@@ -241,14 +242,14 @@ def minimum_detectable(strata: Sequence[Floats], claims: ArrayLike = 1, draws: f
 
 
 def mcnemar_p(lost: int, won: int) -> tuple[float, float]:
-    """Exact and mid-p two-sided p for one draw per problem: problems only the base solves, and only the other."""
+    """Exact and mid-p two-sided p for one draw per problem. lost: problems that only base solves; won: only other."""
     n, fewer = lost + won, min(lost, won)
     tails = 2 * float(stats.binom.cdf(fewer, n, 0.5))
     return min(1.0, tails), tails - float(stats.binom.pmf(fewer, n, 0.5))
 
 
 def holm(p: ArrayLike) -> Floats:
-    """Adjusted p in the given order (Holm 1979): controls the chance of any false claim in the family."""
+    """Adjusted p-values in the given order (Holm 1979), which control the family-wise error rate."""
     p = np.asarray(p, dtype=float)
     order = np.argsort(p, kind="stable")
     steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
@@ -258,7 +259,7 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def correlation(base: ArrayLike, other: ArrayLike) -> float:
-    """Of per-problem means: how much pairing helps; nan where one of them is constant."""
+    """Correlation of per-problem means: the higher, the more pairing helps; nan where one of them is constant."""
     base_P, other_P = np.asarray(base, dtype=float), np.asarray(other, dtype=float)
     base_P, other_P = base_P - base_P.mean(), other_P - other_P.mean()
     scale = sqrt(float((base_P**2).sum() * (other_P**2).sum()))

@@ -1,14 +1,14 @@
 """One long chain or k short ones for the same tokens, within one run. P: problems, B: budgets, N: draws.
 
 For every pair of budgets B = k * b, one chain that may think B tokens stands against k chains that may think b each:
-their majority vote, their best by a score, and whether any is right (which needs somebody who knows; an upper bound).
-Each is the mean over all subsets of k of the N draws, per problem, so nothing depends on which draws come first.
+their majority vote, their best by a score, and whether any is right (oracle selection: an upper bound). Each is the
+mean over all subsets of k of the N draws, per problem, so the order of draws does not matter.
 
-Equal budgets are not equal use: short chains write k answers, long ones may end early. So there are two contrasts.
-`budget` takes both as they are. `used` asks what the single chain gets for the tokens that the k chains really used,
-reading its accuracy off the line through (mean tokens used, accuracy) of the run's budgets; None where they used more
-or fewer than any budget of single chains did. That line is estimated too. To first order its error is the sum of
-per-problem terms, which are added to the differences, so that the same interval and test serve (the delta method).
+Equal budgets are not equal use: short chains write k answers, long ones may end early. So there are two contrasts. The
+first compares at equal budgets. `used` compares at equal tokens: the accuracy of a single chain at the tokens that the
+k chains used is interpolated linearly between the (mean tokens used, accuracy) of the run's budgets; None outside their
+range. The interpolated accuracy is an estimate too. By the delta method its error is a sum of per-problem terms, which
+are added to the differences, so that the same interval and test apply.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ RESAMPLES = paired.EXPLORING_RESAMPLES
 
 
 class Contrast(NamedTuple):
-    """A way to spend tokens on k chains against one chain: per-problem numbers, whose means are the estimates.
+    """k chains against one chain: per-problem values, whose means are the estimates.
 
-    used_P: parallel less sequential at equal use, with the terms for the estimated line; None outside the line.
+    used_P: parallel minus sequential at equal tokens, with the terms for the interpolation; None outside its range.
     """
 
     budget: int
@@ -45,12 +45,12 @@ class Contrast(NamedTuple):
 
 
 def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Plain data for each contrast of a complete table; empty where no budget is a multiple of another or N is 1.
+    """A dictionary for each contrast of a complete table; none where no budget is a multiple of another or N is 1.
 
     budget, chains (k), chain_budget, method (majority, logprob, self_certainty, shortest, any: best-of-n and pass@k),
     n, samples, sequential and parallel (accuracies), tokens_sequential and tokens_parallel (mean used), and
-    `difference`, se, low, high, p, q (parallel less sequential; q: Benjamini-Hochberg over all contrasts, as they are
-    for exploring); used: the same at equal tokens used with its own sequential, or None.
+    `difference`, se, low, high, p, q (parallel minus sequential; q: Benjamini-Hochberg over all contrasts, for
+    exploration); used: the same at equal tokens used, with its own sequential, or None.
     """
     found = contrasts(table)
     if not found:
@@ -80,10 +80,10 @@ def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) ->
 
 
 def compare_change(base: Table, other: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Whether parallel gains more over sequential in one model than in another, on the same problems.
+    """How much more parallel gains over sequential in other than in base, on the same problems.
 
-    For each contrast: budget, chains, chain_budget, method, base_gain and gain (parallel less sequential of either),
-    and difference, se, low, high, p, q of gain less base_gain.
+    For each contrast: budget, chains, chain_budget, method, base_gain and gain (parallel minus sequential in each
+    model), and difference, se, low, high, p, q of gain minus base_gain.
     """
     theirs = {c.key: c for c in contrasts(base)}
     pairs = [(theirs[c.key], c) for c in contrasts(other) if c.key in theirs]
@@ -104,7 +104,7 @@ def compare_change(base: Table, other: Table, seed: int = 0, resamples: int = RE
 
 
 def contrasts(table: Table) -> list[Contrast]:
-    """Every way to spend a budget on 2 to N chains that the table's budgets allow; the table must be complete."""
+    """Every split of a budget of the table into 2 to N chains of another one; the table must be complete."""
     correct, scores = table.correct, table.scores()
     shares_PB, used_PB = correct.mean(axis=2), table.used.mean(axis=2)
     found = []
@@ -126,11 +126,11 @@ def contrasts(table: Table) -> list[Contrast]:
 
 
 def at_equal_use(shares_PB: Floats, used_PB: Floats, wanted_P: Floats) -> Floats | None:
-    """(P,) numbers whose mean is single chains' accuracy at as many tokens as wanted_P has on average.
+    """(P,) values with the mean and the standard error of single chains' accuracy at mean(wanted_P) tokens.
 
-    And whose spread over problems is that estimate's: accuracy is read off the line between the two budgets around it,
-    and each problem adds slope * (its wanted tokens less its own tokens there), a term that is 0 on average. None
-    outside the line.
+    The accuracy is interpolated between the two budgets around it. Each problem adds slope * (its wanted tokens minus
+    its own tokens there), a term that is 0 on average and carries the error of the interpolation. None outside the
+    range of the budgets.
     """
     wanted, mean_B = float(wanted_P.mean()), used_PB.mean(axis=0)
     order = np.argsort(mean_B, kind="stable")
@@ -153,5 +153,5 @@ def _cells(differences: Sequence[Floats], seed: int, resamples: int) -> list[dic
     """Difference, se, low, high, p and q of each; all share their resamples."""
     if not differences:
         return []
-    found = paired.contrasts([np.column_stack(differences)], resamples, seed)
+    found = paired.infer([np.column_stack(differences)], resamples, seed)
     return found.cells(q=stats.false_discovery_control(found.columns["p"]))

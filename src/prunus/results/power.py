@@ -1,4 +1,4 @@
-"""How much more work would settle a comparison. C: contrasts; n: problems, N: draws of each.
+"""How many draws or problems a comparison needs for a wanted power. C: contrasts; n: problems, N: draws of each.
 
 The mean difference varies by (omega^2 + v/N)/n: omega^2 is the spread of true differences between problems, v the noise
 of one draw (`paired.draw_variance`). More draws shrink the second term only; more problems shrink both.
@@ -18,8 +18,8 @@ Floats = NDArray[np.float64]
 def spread(strata: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
     """(omega^2, v) of each task, (C,) each; omega^2 is never negative, and both are nan where there is one draw.
 
-    strata: one (P, N, C) array of differences each. omega^2 is the variance of per-problem means less v/N. It has the
-    pseudo-problems of `paired`, as the minimum detectable effect has: that few problems differ is not that none does.
+    strata: one (P, N, C) array of differences each. omega^2 is the variance of per-problem means minus v/N, with the
+    pseudo-problems of `paired`, as in the minimum detectable effect: where no problem differs it is not 0.
     """
     found = []
     for differences in strata:
@@ -33,10 +33,10 @@ def spread(strata: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
 def draws_for(
     omega2: ArrayLike, v: ArrayLike, problems: float, effect: ArrayLike, errors: ArrayLike = 2.80, step: float = 0.0
 ) -> Floats:
-    """Draws of each of so many problems at which the minimum detectable effect is this one.
+    """Draws per problem at which the minimum detectable effect equals `effect`.
 
-    errors: standard errors that it takes (`paired.detectable`). step: what one draw changes (`paired.one_draw`), if
-    that counts. inf where no number of draws is enough, because the problems differ too much.
+    errors: the effect in standard errors that is detected (`paired.detectable`). step: the change by one draw
+    (`paired.one_draw`), where it is to count. inf where the spread between problems makes any number of draws too few.
     """
     square, effect = np.asarray(errors) ** 2 / problems, np.asarray(effect)
     room = effect**2 - square * np.asarray(omega2)  # of (effect - step/N)^2 = square * (omega^2 + v/N), solved for 1/N
@@ -46,9 +46,9 @@ def draws_for(
 
 
 def draws_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1) -> Floats:
-    """(C,) draws of each of these problems that would find it; nan where one draw does not tell how draws vary.
+    """(C,) draws of each of these problems with 80 % power for the effect; nan where there is one draw only.
 
-    claims: how many tests are corrected together, as in `paired.minimum_detectable`.
+    claims: number of tests corrected together, as in `paired.minimum_detectable`.
     """
     between, noise = np.zeros((2, len(effect_C)))
     for differences, (omega2, v) in zip(strata, spread(strata), strict=True):
@@ -59,7 +59,7 @@ def draws_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike =
 
 
 def problems_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1) -> Floats:
-    """(C,) problems, with as many draws as now and tasks in the same proportion, that would find it as often."""
+    """(C,) problems with 80 % power for the effect, with the present number of draws and proportion of tasks."""
     error = paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1) for differences in strata]))
     now, step = sum(map(len, strata)), paired.one_draw(strata) / strata[0].shape[1]
     reach = paired.detectable(claims, paired.freedom(strata)) * error
@@ -70,5 +70,5 @@ def problems_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLik
 
 
 def _whole(numbers: Floats) -> Floats:
-    """Rounded up, but for the last bits; at least 1."""
+    """Rounded up, ignoring rounding errors; at least 1."""
     return np.maximum(1.0, np.ceil(numbers * (1 - 1e-12)))

@@ -1,17 +1,17 @@
-"""How much of the base's scaling another model keeps: its slope per doubling of the budget over the base's.
+"""Retention: the slope of another model per doubling of the budget, as a share of the base's slope.
 
-Slopes are those of least squares on log2 of the budgets above 0, one per problem, paired. `base` and `other` are the
-tasks: a (P, C) array of slopes each, P problems by C pairs of models (one, but in simulations); a model's slope is the
+Slopes are least-squares slopes on log2 of the budgets above 0, one per problem, paired. `base` and `other` hold a (P,
+C) array of slopes for each task, P problems by C pairs of models (one, except in simulations); a model's slope is the
 mean over tasks of the mean over problems.
 
-* The interval is Fieller's (1954): all ratios rho for which the mean of other - rho base does not differ from 0, with
-  Student's quantile. It has two ends only where the base's own slope is clearly above 0; where it is not, there is
-  nothing to keep, and no interval. Two pseudo-problems, one that gains the slope of a typical problem and one that
-  loses it, widen it for the reason that `paired` gives: equal models are not known to be equal.
-* *lost*: other - 0.9 base is below 0 by the same t test, and the base's slope above it.
-* *kept*: other - 0.9 base is above 0, and the base's slope too, by betting. That is a claim that nothing is wrong, and
-  with few problems a t test makes it too easily: where a tenth of the problems stop scaling it says *kept* in up to
-  half of the cases at n = 5 (docs/verdicts.md), betting in none.
+* The interval is Fieller's (1954): all ratios rho for which the mean of other - rho base is not significantly different
+  from 0, with Student's quantile. It is finite only where the base's own slope is clearly above 0; elsewhere there is
+  no scaling to keep, and no interval. Two pseudo-problems, one with the slope of a typical problem and one with its
+  negative, widen it for the reason that `paired` gives: without them it would be a point where no problem differs.
+* *lost*: other - 0.9 base is below 0, and the base's slope above 0, by the same t test. * *kept*: other - 0.9 base and
+the base's slope are above 0, by betting. This is a claim of no harm, which a t test makes
+  too easily with few problems: where a tenth of the problems stop scaling, it says *kept* in up to half of the cases at
+  n = 5, and betting in none (docs/verdicts.md).
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from scipy import stats
 from prunus.results import betting, paired
 
 Floats = NDArray[np.float64]
-ENOUGH = 0.9  # of the base's slope
+ENOUGH = 0.9  # share of the base's slope from which on scaling is kept
 
 
 def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
-    """(C,) each: other's slope over base's, and the ends of its 95 % interval; nan without a base's slope to keep."""
+    """(C,) each: other's slope over base's, and its 95 % interval; nan where base's slope is not clearly above 0."""
     x, y, xx, xy, yy, extra = _moments(base, other)
     square = stats.t.isf(0.025, paired.freedom(base)) ** 2
     a, b, c = x**2 - square * xx, x * y - square * xy, y**2 - square * (yy + extra)
@@ -54,14 +54,14 @@ def p_kept(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: 
 
 
 def scaling_word(p_kept: float, p_lost: float) -> str:
-    """kept, lost or cannot tell, from p as adjusted over the models compared."""
+    """kept, lost or cannot tell, from the adjusted p-values."""
     return "kept" if p_kept <= betting.ALPHA else "lost" if p_lost <= betting.ALPHA else "cannot tell"
 
 
 def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, ...]:
-    """(C,) each: means of base and other, their variances as xx, xy, yy, and what the pseudo-problems add to each.
+    """(C,) each: means of base and other; variances xx, xy, yy of these means; what pseudo-problems add to xx and yy.
 
-    nan for a task of one problem.
+    Variances are nan if a task has one problem.
     """
     found = np.zeros((6, base[0].shape[1]))
     for x, y in zip(base, other, strict=True):
@@ -76,6 +76,6 @@ def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, .
 
 
 def _t_p(mean_C: Floats, variance_C: Floats, freedom: int) -> Floats:
-    """(C,) p of a mean of 0 or less; 1 where there is nothing to test."""
+    """(C,) one-sided p of a mean of 0 or less; 1 where the variance is 0 or unknown."""
     good = variance_C > 0
     return np.where(good, stats.t.sf(mean_C / np.sqrt(np.where(good, variance_C, 1.0)), freedom), 1.0)

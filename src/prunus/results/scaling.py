@@ -1,4 +1,4 @@
-"""How accuracy follows thinking in one run. Accuracies and mean tokens of its budgets in, numbers out; B: budgets.
+"""How the accuracy of one run scales with thinking, from its accuracies and mean tokens. B: budgets, P: problems.
 
 Control, Scaling and Performance are those of s1 (Muennighoff et al., arXiv:2501.19393, section 3). Functions of
 (..., B) arrays work along the last axis, so that the jackknife takes all its replicates at once.
@@ -30,8 +30,8 @@ def control(tokens: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
 def scaling(accuracy: Floats, tokens: Floats) -> Floats:
     """(...,) mean slope over all pairs of budgets: accuracy gained per 1000 thinking tokens really used.
 
-    Pairs less than one token apart have no slope worth the name and are left out; nan if none is left. Short steps
-    weigh as much as long ones, so it is noisier than the slope per doubling; it is here to compare with s1.
+    Pairs less than one token apart are left out; nan if none is left. Short steps have the same weight as long ones, so
+    it is noisier than the slope per doubling; it is reported for comparison with s1.
     """
     first, second = np.triu_indices(accuracy.shape[-1], 1)
     steps = tokens[..., second] - tokens[..., first]
@@ -44,8 +44,8 @@ def scaling(accuracy: Floats, tokens: Floats) -> Floats:
 def token_area(accuracy: Floats, tokens: Floats) -> Floats:
     """(...,) area under accuracy over mean tokens used (trapezoid), divided by their range: a mean accuracy.
 
-    Not over log tokens, so that a token late counts as much as one early and budget 0 has its place. Where all budgets
-    used the same, the mean of their accuracies.
+    The axis is not logarithmic, so every token has the same weight and budget 0 is included. If all budgets used the
+    same number of tokens, it is the mean of their accuracies.
     """
     order = np.argsort(tokens, axis=-1, kind="stable")
     x, y = np.take_along_axis(tokens, order, axis=-1), np.take_along_axis(accuracy, order, axis=-1)
@@ -55,9 +55,9 @@ def token_area(accuracy: Floats, tokens: Floats) -> Floats:
 
 
 def steps(shares_PB: Floats) -> tuple[int, int]:
-    """(rises, falls) among the steps from one budget to the next: mean rises, and falls by more than 2 paired errors.
+    """(rises, falls): steps to the next budget at which accuracy rises, or falls by more than 2 paired errors.
 
-    A curve is monotone as far as anybody can tell where falls is 0.
+    Without such falls the curve is compatible with a monotone one.
     """
     differences = np.diff(shares_PB, axis=1)
     P = len(differences)
@@ -69,7 +69,8 @@ def steps(shares_PB: Floats) -> tuple[int, int]:
 def jackknife(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Value:
     """A statistic of means over problems, and its standard error from leaving out each problem in turn.
 
-    statistic: (..., C) means -> (...,). Exact for means, near enough for smooth functions of them; nan for one problem.
+    statistic: (..., C) means -> (...,). Exact for means, a good approximation for smooth functions of them; nan for one
+    problem.
     """
     P, value = len(values_PC), float(statistic(values_PC.mean(axis=0)))
     if P < 2:
@@ -78,10 +79,9 @@ def jackknife(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Value
 
 
 def per_problem(values_PC: Floats, statistic: Callable[[Floats], Floats]) -> Floats:
-    """(P,) numbers whose mean is a statistic of means over problems, and whose spread is to first order its own.
+    """(P,) Tukey's pseudo-values of a statistic of means over problems, shifted to have the statistic as their mean.
 
-    Tukey's pseudo-values, moved to have the statistic as their mean: with them whatever is made for means serves. Two
-    problems or more.
+    Their standard error is that of the statistic to first order, so methods for means apply. Needs two problems.
     """
     P, mean = len(values_PC), values_PC.mean(axis=0)
     without_P = statistic((P * mean - values_PC) / (P - 1))

@@ -1,9 +1,9 @@
-"""The store: one SQLite file with one row per draw. Its key is the resume point; nothing computed is ever kept in it.
+"""The store: one SQLite file with one row per draw, keyed so that runs resume; no statistic is kept in it.
 
-Layout as in `DDL`; the first write to a store of an older format adds the columns that it lacks. The rollback journal
-with full synchronisation (SQLite's default) is used rather than a write-ahead log, so that a store stays one file that
-can be copied; after `kill -9` the transaction in flight is rolled back by the next opener, and everything before it is
-there.
+The layout is that of `DDL`; the first write to a store of an older format adds the columns that it lacks. The rollback
+journal with full synchronisation (SQLite's default) is used rather than a write-ahead log, so that a store stays one
+file that can be copied; after `kill -9` the transaction in flight is rolled back by the next opener, and everything
+before it is there.
 """
 
 import json
@@ -28,8 +28,8 @@ BUSY_SECONDS = 30.0
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
 
-# How long a token takes a run's model on some machine. Readers of a format that came before it never look at it, and a
-# store made without it gets it when it is first needed: so it is no new format.
+# The speed of a run's model on a machine. Readers of older formats ignore the table, and older stores get it when it is
+# first needed, so it does not need a new format version.
 TIMING_DDL = """
     CREATE TABLE IF NOT EXISTS timing (
         run_id TEXT NOT NULL REFERENCES run, machine TEXT NOT NULL,
@@ -37,7 +37,7 @@ TIMING_DDL = """
         PRIMARY KEY (run_id, machine)
     ) WITHOUT ROWID"""
 
-# What a question wishes of its answer's form, since the question itself is not kept. Like timing, no new format.
+# The form of answer that a question asks for, as questions are not kept. Like timing, it needs no new format version.
 ASKS_DDL = """
     CREATE TABLE IF NOT EXISTS asks (
         problem_id TEXT PRIMARY KEY REFERENCES problem,
@@ -99,9 +99,9 @@ class Sample:
     """One draw of one problem at one budget.
 
     Tokens: thinking_tokens <= budget and answer_tokens were sampled (refusals count as thinking), forced_tokens are
-    markers and closings that were put in. answer: normalised, None where none was found. status: of the grader.
-    thinking, text: the decoded phases; empty when read without texts. answer_cap: how many answer tokens were allowed,
-    the plan's cap or what the context left of it; None in rows of formats 1 and 2, whose plans say it.
+    markers and closings that the protocol inserted. answer: normalised, None where none was found. status: of the
+    grader. thinking, text: the decoded phases; empty when read without texts. answer_cap: the limit of answer tokens,
+    the plan's or what the context left; None in rows of formats 1 and 2, whose plans have it.
 
     Over the thinking and answer tokens that the model sampled itself (no stops, no markers, no refusals), with p the
     softmax of its logits over its whole vocabulary of V, at temperature 1 and before anything is banned or cut off:
@@ -133,9 +133,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """What grading again needs of a problem, and the digest that tells whether two runs met the same one.
+    """What regrading needs of a problem, and a digest that shows whether two runs had the same one.
 
-    asks: what the question wishes of its answer's form; None where an older prunus stored it, or it is private.
+    asks: the form of answer that the question asks for; None if it is private or an older prunus stored the problem.
     """
 
     task: str
@@ -166,8 +166,8 @@ _INSERT = (
 class Store:
     """An open store: `with Store(path) as store: ...`; one process may write while others read.
 
-    create: make the file where it is missing, or empty because its making was interrupted. timeout: seconds to wait
-    for another writer. Raises PrunusError where the file is missing, not a store, or of another format.
+    create: make the file if it is missing, or empty after an interruption. timeout: seconds to wait for another writer.
+    Raises PrunusError if the file is missing, not a store, or of a newer format.
     """
 
     def __init__(self, path: str | Path, create: bool = False, timeout: float = BUSY_SECONDS) -> None:
@@ -198,17 +198,18 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def claim(self, run_id: str) -> AbstractContextManager[None]:
-        """Hold a run while adding to it: `with store.claim(run_id): ...`; PrunusError if another process holds it."""
+        """Lock a run while adding to it: `with store.claim(run_id): ...`; PrunusError if another process holds it."""
         return claimed(self.path, run_id)
 
     def add_run(self, run: Run) -> None:
-        """Remember the run; one with its id that is there already stays as it is.
+        """Add the run unless one with its id is there, which stays as it is.
 
-        But where another version of the grader is about to add rows, the run says so: "1 and 2", until it is regraded.
+        If another version of the grader is going to add rows, the stored run names both ("1 and 2") until it is
+        regraded.
         """
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
         with self._transaction():
@@ -218,13 +219,13 @@ class Store:
             self.update_versions(run.run_id, {"grader": " and ".join([*graders, grader])})
 
     def update_versions(self, run_id: str, changes: Mapping[str, Any]) -> None:
-        """Merge into the run's versions: after grading again its grader is another."""
+        """Merge changes into the run's versions, such as the grader's after regrading."""
         versions = self.run(run_id).versions | dict(changes)
         with self._transaction():
             self._connection.execute("UPDATE run SET versions = ? WHERE run_id = ?", (_json(versions), run_id))
 
     def set_timing(self, run_id: str, machine: str, speed: Mapping[str, Any]) -> None:
-        """Remember how fast a run's model is on a machine, in place of what was known of it."""
+        """Store the speed of a run's model on a machine, replacing an older measurement."""
         with self._transaction():
             self._connection.execute(TIMING_DDL)
             self._connection.execute(
@@ -232,7 +233,7 @@ class Store:
             )
 
     def timings(self, run_id: str) -> dict[str, dict[str, Any]]:
-        """Machine to speed, as far as they were measured for the run."""
+        """Machine to speed, for the machines on which the run's model was timed."""
         if not self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'timing'"):
             return {}
         rows = self._read("SELECT machine, speed FROM timing WHERE run_id = ? ORDER BY machine", (run_id,))
@@ -251,8 +252,8 @@ class Store:
         raise PrunusError(f"no run '{run_id}' in {self.path}; {self._what_there_is()}")
 
     def find_runs(self, text: str) -> list[Run]:
-        """Runs meant by text, oldest first: of this id, else of this model name or source, else with this label (as
-        tables print it), else whose id starts so."""
+        """Runs that text names, oldest first: by id, else by model name or source, else by label (as tables print it),
+        else by the start of the id."""
         runs = self.runs()
         meant = (
             lambda run: run.run_id == text,
@@ -263,7 +264,7 @@ class Store:
         return next((found for test in meant if (found := [run for run in runs if test(run)])), [])
 
     def find_run(self, text: str) -> Run:
-        """The one run meant by text, as in find_runs; PrunusError that lists the choices if none or several are."""
+        """The one run that text names, as in find_runs; PrunusError listing the choices unless there is exactly one."""
         found = self.find_runs(text)
         if not found:
             raise PrunusError(f"no run of '{text}' in {self.path}; {self._what_there_is()}")
@@ -272,7 +273,7 @@ class Store:
         return found[0]
 
     def add_problems(self, rows: Iterable[ProblemRow]) -> None:
-        """Remember problems; PrunusError, and none is added, if one differs from the stored one of the same id."""
+        """Add problems; PrunusError, and none is added, if one differs from the stored one of the same id."""
         rows = list(rows)
         values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
         with self._transaction():
@@ -302,7 +303,7 @@ class Store:
         }
 
     def add_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
-        """Add draws in one transaction: all of them or none. A draw that is there already stays; returns how many came.
+        """Add draws in one transaction, all or none, and return how many are new; draws that are there already stay.
 
         The run and the problems must have been added before.
         """
@@ -325,7 +326,7 @@ class Store:
         return [_sample(columns, row) for row in self._read(query, (run_id,))]
 
     def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
-        """(thinking, text) of these draws only, so that a few can be shown from a store of any size."""
+        """(thinking, text) of these draws only, so that a few texts can be shown from a store of any size."""
         query = "SELECT thinking, text FROM sample WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?"
         return {key: row for key in keys for row in self._read(query, (run_id, *key))}
 
@@ -356,7 +357,7 @@ class Store:
             )
 
     def _is_empty(self) -> bool:
-        """Whether nothing was ever written: no table and no version."""
+        """Whether the file has neither a table nor a version."""
         (tables,), (version,) = self._read("SELECT count(*) FROM sqlite_master") + self._read("PRAGMA user_version")
         return tables == 0 and version == 0
 
@@ -369,7 +370,7 @@ class Store:
         self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _upgrade(self) -> None:
-        """Inside a transaction: an older format becomes the present one. Rows stay as they are, which reads as NULL."""
+        """Upgrade an older format inside a transaction; new columns of existing rows are NULL."""
         ((version,),) = self._connection.execute("PRAGMA user_version").fetchall()
         if version in (0, SCHEMA_VERSION):  # a file that is just being made, or the present one
             return
@@ -396,7 +397,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing. The write lock is taken at once, so that waiting for another writer happens only here."""
+        """A transaction that takes the write lock at once, so that only its start waits for another writer."""
         with self._errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -410,7 +411,7 @@ class Store:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """SQLite's errors that are the user's to mend, in one line; others pass."""
+        """Turn SQLite's errors that the user can fix into one line; others pass."""
         try:
             yield
         except sqlite3.IntegrityError:

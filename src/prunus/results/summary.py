@@ -1,4 +1,4 @@
-"""The numbers of one run, from its rows: what the tables and the page show."""
+"""The statistics of one run, computed from its rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
@@ -19,32 +19,34 @@ SCALING = ("auc_tokens", "scaling", "performance", "control", "control_total", "
 
 
 def summarise(store: Store, run_id: str) -> dict[str, Any]:
-    """What one run shows. Of each task only problems count that have every draw: at a budget for its cell, else at all.
+    """The statistics of one run.
+
+    A budget's cell counts the problems with all draws at that budget; all else counts those complete at every budget.
 
     Returns plain data: `run`, `model`, `recipe`, `plan`, `versions`, and `tasks` -> task ->
     `problems` (finished), `started`, `samples` (draws of each);
     `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at, maj_at by k, best_of by score
         (logprob, self_certainty, shortest) and k, a score being None where rows lack it, tokens (thinking, answer,
         forced, total -> mean, p95; total is thinking and answer), tokens_per_correct (None if no draw is), repetition
-        (mean share of a chain's end that goes in circles; None where rows lack it), and shares of draws: looping (any
-        of the end does; None likewise), forced, leaked, no_answer, malformed, failed (the grader, not the model),
+        (mean share of a chain's end that is repetition; None where rows lack it), and shares of draws: looping (with
+        any such repetition; None likewise), forced, leaked, no_answer, malformed, failed (the grader, not the model),
         truncated, reopened;
     `auc` (value, se, low, high), `slope` (per doubling; None with fewer than two positive budgets) and `gain` (value,
         se); None while no problem is finished. Budget 0 counts for the gain only;
     `auc_tokens` (area under accuracy over mean tokens used, as share of their range: value, se, from, to), `scaling`
         (s1's, accuracy per 1000 thinking tokens used: value, se; None with one budget), `performance` (s1's, the best
-        accuracy, which is above the truth for being the best: value, budget), `control` (s1's, share of draws whose
+        accuracy, biased upwards as a maximum: value, budget), `control` (s1's, share of draws whose
         thinking tokens the budget bounds: 1 unless a backend ignores it), `control_total` (whose thinking and answer
         tokens are at most budget + `metrics.answer_allowance`) and `monotonicity` (steps between budgets, rises, and
         falls by more than two paired standard errors); all with budget 0, and None while no problem is finished;
-    `parallel`: one long chain against k short ones, as `parallel.compare_parallel` tells.
+    `parallel`: one long chain against k short ones, from `parallel.compare_parallel`.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
     """
     return describe(store.run(run_id), tables(store.samples(run_id)))
 
 
 def describe(run: Run, by_task: Mapping[str, Table]) -> dict[str, Any]:
-    """What `summarise` returns, from rows that were read already."""
+    """What `summarise` returns, for rows that were read already."""
     tasks = {task: _curve(table) for task, table in by_task.items()}
     result = identity(run) | {"plan": run.plan, "versions": run.versions, "tasks": tasks}
     if len(tasks) > 1:
@@ -71,7 +73,7 @@ def _curve(table: Table) -> dict[str, Any]:
 
 
 def _functionals(table: Table) -> dict[str, Any]:
-    """Area, slope and gain; each is a weighted sum over budgets, so its standard error is over problems too."""
+    """Area, slope and gain with standard errors over problems; each is a weighted sum over budgets."""
     shares_PB = table.correct.mean(axis=2)
     area = metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), len(table.draws) * len(table.budgets))
     found: dict[str, Any] = {AUC: area._asdict()}
@@ -83,7 +85,7 @@ def _functionals(table: Table) -> dict[str, Any]:
 
 
 def _scaling(table: Table) -> dict[str, Any]:
-    """What depends on the tokens used, and s1's three."""
+    """The metrics that depend on tokens used, s1's three among them."""
     budgets_B1 = np.array(table.budgets)[:, None]
     shares_PB = table.correct.mean(axis=2)
     thinking, used = table.values("thinking_tokens"), table.used
@@ -153,7 +155,7 @@ def _describe(table: Table, budget: int) -> dict[str, Any]:
 
 
 def _macro(curves: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over tasks, each weighing alike, at the budgets that all have."""
+    """Means over tasks with equal weights, at the budgets that all of them have."""
     budgets = sorted(set.intersection(*(set(curve["budgets"]) for curve in curves)))
     cells = {b: _mean([(c["budgets"][b]["accuracy"], c["budgets"][b]["se"]) for c in curves]) for b in budgets}
     areas = [(c[AUC]["value"], c[AUC]["se"]) for c in curves if c[AUC]]
@@ -169,16 +171,16 @@ def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """Which run, which model, and what was done to it; an empty recipe is a dense model."""
+    """The run's id, its model, and the steps that made it; an empty recipe means a dense model."""
     steps = (run.model.get("manifest") or {}).get("history") or []
-    # blocks_removed: of a drop; its recipe may say a share instead of a number.
+    # blocks_removed: of a drop, whose recipe may hold a share instead of a number.
     kept = ("action", "recipe", "blocks_removed")
     recipe = [{key: step[key] for key in kept if key in step} for step in steps]
     return {"run": run.run_id, "model": run.model.get("name"), "recipe": recipe}
 
 
 def plain(data: Any) -> Any:
-    """The same with None for numbers that are not finite, which JSON does not know."""
+    """The same data with None for nan and infinity, which JSON does not have."""
     if isinstance(data, dict):
         return {key: plain(value) for key, value in data.items()}
     if isinstance(data, list):

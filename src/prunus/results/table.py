@@ -23,13 +23,13 @@ class Table:
     rows_PBN: NDArray[Any]
 
     def select(self, problems: Sequence[str], budgets: Sequence[int], draws: Sequence[int]) -> "Table":
-        """The part with these labels, in the order given; all must be there."""
+        """The subtable with these labels in the given order; all must be there."""
         axes = ((self.problems, problems), (self.budgets, budgets), (self.draws, draws))
         places = [[index[label] for label in wanted] for have, wanted in axes for index in [_index(have)]]
         return Table(tuple(problems), tuple(budgets), tuple(draws), self.rows_PBN[np.ix_(*places)])
 
     def complete(self) -> tuple[str, ...]:
-        """Problems with a draw in every place."""
+        """Problems with every draw at every budget."""
         present_P = (self.rows_PBN != None).all(axis=(1, 2))  # noqa: E711  element by element
         return tuple(problem for problem, present in zip(self.problems, present_P, strict=True) if present)
 
@@ -54,9 +54,9 @@ class Table:
         return [[sample.answer for sample in row] for row in self.rows_PBN[:, place]]
 
     def numbers(self, field: str) -> NDArray[np.float64] | None:
-        """(P, B, N) array of a field that older stores lack: None if any draw that sampled tokens lacks it.
+        """(P, B, N) array of a field that older stores lack; None if any draw that sampled tokens lacks it.
 
-        -inf for draws that sampled none, which have no log-probability either.
+        Draws without sampled tokens have no such value and get -inf.
         """
         numbers = self.values(field).astype(float)  # None turns into nan
         missing = np.isnan(numbers)
@@ -67,7 +67,7 @@ class Table:
         return numbers
 
     def scores(self) -> dict[str, NDArray[np.float64]]:
-        """(P, B, N) scores by which best-of-n may choose, as far as the rows have them."""
+        """(P, B, N) scores for best-of-n, for those scores that all rows have."""
         found = {name: self.numbers(name) for name in ("logprob", "self_certainty")}
         return {name: values for name, values in found.items() if values is not None} | {
             "shortest": -self.used.astype(float)

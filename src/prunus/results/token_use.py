@@ -1,6 +1,6 @@
-"""Two runs and the tokens they really used: how many more, and which is right more often for the same number.
+"""Tokens that runs used, and the accuracy of two runs at equal tokens used.
 
-A pruned model may think longer at the same budget, and accuracy by budget then hides what it costs.
+A pruned model may think longer at the same budget; comparing accuracy by budget then hides that cost.
 """
 
 from collections import defaultdict
@@ -19,16 +19,16 @@ Floats = NDArray[np.float64]
 
 
 def token_ratios(base: Table, other: Table) -> list[dict[str, float]]:
-    """Per budget tokens and base_tokens (mean used by a draw) and tokens_ratio with its 95 % interval (_low, _high).
+    """For each budget tokens and base_tokens (mean per draw) and tokens_ratio with its 95 % interval (_low, _high).
 
-    The interval is the delta method's for the logarithm of a ratio of means, with Student's quantile; nan where base
-    used nothing, and for one problem.
+    The interval is by the delta method on the log of the ratio, with Student's quantile; nan where base used no tokens,
+    and for one problem.
     """
     theirs_PB, ours_PB = (table.used.mean(axis=2).astype(float) for table in (base, other))
     P, theirs_B, ours_B = len(theirs_PB), theirs_PB.mean(axis=0), ours_PB.mean(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_B = ours_B / theirs_B
-        log_PB = ours_PB / ours_B - theirs_PB / theirs_B  # each problem's part in the logarithm
+        log_PB = ours_PB / ours_B - theirs_PB / theirs_B  # linearised contribution of each problem to the log ratio
         spread_B = stats.t.ppf(0.975, P - 1) * np.sqrt((log_PB**2).sum(axis=0) / np.float64(P - 1) / P)
         columns = {
             "tokens": ours_B,
@@ -41,10 +41,11 @@ def token_ratios(base: Table, other: Table) -> list[dict[str, float]]:
 
 
 def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dict[str, Any] | None:
-    """Mean accuracy of both over the range of mean tokens that both used, and their difference with interval and p.
+    """Mean accuracy of both runs over their common range of mean tokens used, and the difference with interval and p.
 
-    None where the ranges do not overlap, or one problem is all there is. Accuracy is the line through (mean tokens,
-    accuracy) of each run's budgets. The difference is no mean over problems, so `scaling.per_problem` makes it one.
+    None where the ranges do not overlap, or there is only one problem. Accuracy is interpolated linearly between the
+    (mean tokens, accuracy) of each run's budgets. The difference is not a mean over problems, so its jackknife
+    pseudo-values are used (`scaling.per_problem`).
     """
     parts = [part.astype(float).mean(axis=2) for table in (base, other) for part in (table.correct, table.used)]
     values_PC = np.hstack(parts)
@@ -63,21 +64,21 @@ def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dic
         "samples": len(base.draws),
         "accuracy": ours,
         "base_accuracy": theirs,
-        **paired.contrasts(differences, resamples, seed).cells()[0],
+        **paired.infer(differences, resamples, seed).cells()[0],
         "difference": ours - theirs,
     }
 
 
 def shared_range(means_C: Floats) -> tuple[float, float]:
-    """First and last number of tokens that lie within both curves; means_C as in `areas`."""
+    """The range of tokens that both curves cover; means_C as in `areas`."""
     _, theirs, _, ours = np.split(means_C, 4)
     return float(max(theirs.min(), ours.min())), float(min(theirs.max(), ours.max()))
 
 
 def areas(means_C: Floats) -> tuple[float, float]:
-    """Base's and other's mean accuracy over the shared range; nan where there is none.
+    """Mean accuracy of base and of other over the shared range; nan where there is none.
 
-    means_C: base's accuracies and tokens at B budgets, then other's.
+    means_C: accuracies, then tokens, of base at B budgets, followed by those of other.
     """
     low, high = shared_range(means_C)
     if high <= low:
@@ -94,7 +95,7 @@ def areas(means_C: Floats) -> tuple[float, float]:
 
 
 def area_differences(means: Floats) -> Floats:
-    """(...,) other's less base's, of (..., C) means."""
+    """(...,) area of other minus that of base, from (..., C) means."""
     flat = means.reshape(-1, means.shape[-1])
     return np.array([ours - theirs for theirs, ours in map(areas, flat)]).reshape(means.shape[:-1])
 

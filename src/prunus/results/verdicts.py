@@ -1,8 +1,8 @@
-"""The words of a comparison, from its cells: each the outcome of tests that are corrected for their number.
+"""Verdicts of a comparison: words for the outcome of tests, corrected for how many tests there are.
 
-Three families of claims are corrected apart, each by Holm over the models compared: that there is a difference (sign
-flips), that a loss is smaller than the margin (betting), that scaling is kept or lost. Budgets are corrected within
-their model, as are the areas of single tasks.
+Three families of claims are corrected separately, each by Holm over the models compared: that there is a difference
+(sign flips), that the loss is smaller than the margin (betting), and that scaling is kept or lost. Budgets are
+corrected within their model, as are the areas of single tasks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from prunus.results.retention import scaling_word
 Data = Mapping[str, Any]
 WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
 WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)
-# What a budget may not say if the model's own word is to hold along the whole curve.
+# Verdicts of single budgets that contradict the model's own verdict.
 CONTRADICTED_BY = {
     WORSE: {BETTER},
     WITHIN: {BETTER, WORSE},
@@ -29,7 +29,7 @@ CONTRADICTED_BY = {
 
 
 def verdict(cell: Data) -> str:
-    """One word for a cell of `compare`, from both adjusted p and the sign of its difference."""
+    """The verdict on a cell of `compare`, from its two adjusted p-values and the sign of its difference."""
     within = within_margin(cell)
     if cell["p_adjusted"] < ALPHA:
         return BETTER if cell["difference"] > 0 else WITHIN if within else WORSE
@@ -37,26 +37,26 @@ def verdict(cell: Data) -> str:
 
 
 def within_margin(cell: Data) -> bool:
-    """Whether the loss is surely smaller than the margin."""
+    """Whether a loss of the margin or more is ruled out."""
     return cell["p_margin_adjusted"] <= ALPHA
 
 
 def set_adjusted(cells: Sequence[dict[str, Any]], *names: str) -> None:
-    """Holm over these cells, for each of their p; NAME_adjusted beside NAME."""
+    """Set NAME_adjusted of each cell: Holm's correction of NAME over these cells, for each of the names."""
     for name in names:
         for cell, p in zip(cells, holm([cell[name] for cell in cells]), strict=True):
             cell[f"{name}_adjusted"] = float(p)
 
 
 def set_q(parts: Sequence[Data]) -> None:
-    """Benjamini and Hochberg among all budgets and areas of these parts."""
+    """Set q: Benjamini-Hochberg over all budgets and areas of these parts."""
     found = [cell for part in parts for cell in (*part["budgets"].values(), part[AUC])]
     for cell, q in zip(found, stats.false_discovery_control([cell["p"] for cell in found]), strict=True):
         cell["q"] = float(q)
 
 
 def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
-    """Everything about a model that depends on which others it is compared with, in place."""
+    """Set, in place, everything about an entry that depends on which other models are compared."""
     set_adjusted([entry["primary"] for entry in entries], "p", "p_margin")
     set_adjusted([entry["largest"] for entry in entries], "p")
     set_q([part for entry in entries for part in entry["tasks"].values()])
@@ -73,8 +73,11 @@ def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[str, Any]:
-    """whole_curve: whether no budget's difference has the other sign than the area's, and none contradicts the word;
-    contradicted_at: budget, difference and verdict of those that do."""
+    """Whether the verdict holds along the curve.
+
+    whole_curve: whether every budget's difference has the sign of the area's, and no budget's verdict contradicts word.
+    contradicted_at: budget, difference and verdict of those that contradict it.
+    """
     against = [
         {"budget": budget, "difference": cell["difference"], "verdict": verdict(cell)}
         for budget, cell in budgets.items()
@@ -85,5 +88,5 @@ def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[s
 
 
 def _whole(entry: Data) -> Data:
-    """The cells of all tasks together."""
+    """The cells over all tasks."""
     return entry["macro"] if "macro" in entry else next(iter(entry["tasks"].values()))
