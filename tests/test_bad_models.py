@@ -87,7 +87,10 @@ PROBLEMS = {
     "no blocks": (lambda f: edit_config(f, num_hidden_layers=0), "asks for 0 blocks (num_hidden_layers)"),
     "blocks in words": (lambda f: edit_config(f, num_hidden_layers="three"), "asks for three blocks"),
     "endless rows": (lambda f: edit_config(f, intermediate_size=1 << 70), "asks for blocks that cannot be made"),
-    "quantised": (lambda f: edit_config(f, quantization_config={"quant_method": "awq"}), "is quantised; give the unq"),
+    "quantised": (
+        lambda f: edit_config(f, quantization_config={"quant_method": "awq"}),
+        "and only fp8 and mxfp4",
+    ),
     "pickled": (to_pickle, "weights only as .bin or .pt, which can run code; convert them to safetensors"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no *.safetensors file"),
     "cut off": (cut, "model.safetensors is cut off: "),

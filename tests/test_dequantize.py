@@ -1,18 +1,25 @@
-"""Quantised originals in bfloat16: the numbers that transformers makes of them, and a model that can be pruned."""
+"""Originals in FP8 and MXFP4, read in bfloat16: the numbers of transformers, by every command, block by block."""
 
 import json
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from random_models import make_random_model
 from safetensors.torch import load_file, save_file
+from small_study import write_study
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.files import Checkpoint, ModelFolder
+from prunus.checkpoint.partial import Partial
+from prunus.checkpoint.quantised import Dequantised, plain_tensors
+from prunus.checkpoint.safetensors_file import read_header
 from prunus.errors import PrunusError
+from prunus.study.cells import open_model
+from prunus.study.file import read_study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
@@ -66,13 +73,15 @@ def quantised(tmp_path, request):
     return folder, (FineGrainedFP8Config if fp8 else Mxfp4Config)(dequantize=True)
 
 
-def test_the_numbers_are_those_of_transformers_and_can_be_pruned(tmp_path, quantised):
+def read_by_transformers(folder, asked):
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=asked, dtype=torch.bfloat16)
+
+
+def test_written_plain_the_numbers_are_those_of_transformers(tmp_path, quantised):
     folder, asked = quantised
-    with pytest.raises(PrunusError, match=r"is quantised; run `prunus dequantize .* OUT` and use OUT"):
-        Checkpoint(folder)
     told = prunus.dequantize(folder, tmp_path / "plain")
-    assert told["from"] in ("fp8", "mxfp4") and told["warnings"] == []
-    expected = AutoModelForCausalLM.from_pretrained(folder, quantization_config=asked, dtype=torch.bfloat16)
+    assert told["from"] in ("fp8", "mxfp4") and "in bfloat16" in told["warnings"][0]
+    expected = read_by_transformers(folder, asked)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path / "plain", dtype=torch.bfloat16, output_loading_info=True
     )
@@ -83,9 +92,174 @@ def test_the_numbers_are_those_of_transformers_and_can_be_pruned(tmp_path, quant
     for name in ours:
         assert torch.equal(ours[name], theirs[name].to(ours[name].dtype)), name
     made = Checkpoint(tmp_path / "plain")
-    assert made.dtype == torch.bfloat16 and made.manifest["history"][0]["action"] == "dequantize"
-    prunus.prune(tmp_path / "plain", tmp_path / "out", prunus.PruneRecipe(method="magnitude", sparsity=0.5))
-    assert prunus.inspect(tmp_path / "out")["sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert made.dtype == torch.bfloat16 and made.quantised is None
+    (step,) = made.manifest["history"]
+    source = {"name": str(folder), "checksum": ModelFolder(folder).checksum(), "dequantised": told["from"]}
+    assert (step["action"], step["source"]) == ("dequantize", source)
+
+
+def tensors_of(folder):
+    return {name: stored.read() for name, stored in Checkpoint(folder).tensors.items()}
+
+
+def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
+    """What prune, drop, stats, inspect and perplexity make of it is what they make of the model in bfloat16."""
+    folder, plain = quantised[0], tmp_path / "in-bfloat16"
+    prunus.dequantize(folder, plain)
+    rows = [torch.randint(3, 120, (24,), generator=torch.Generator().manual_seed(1)).tolist() for _ in range(4)]
+    text = tmp_path / "rows.jsonl"
+    text.write_text("\n".join(json.dumps({"token_ids": row}) for row in rows))
+    common = {"calibration": str(text), "samples": 4, "seqlen": 24}
+    wanda, found = prunus.PruneRecipe(method="wanda", sparsity=0.5, **common), {}
+    dense = prunus.PruneRecipe(method="wanda", sparsity=0.5, propagation="dense")
+    for name, model in (("original", folder), ("plain", plain)):
+        out = tmp_path / name
+        prunus.prune(model, out / "wanda", wanda)
+        prunus.drop_blocks(model, out / "drop", prunus.DropRecipe(blocks="1,"))
+        prunus.stats(model, out / "stats.safetensors", **common)
+        prunus.prune(model, out / "saved", dense, stats=out / "stats.safetensors")
+        measured = prunus.perplexity(model, text, seqlen=24)["nll"]
+        found[name] = [tensors_of(out / made) for made in ("wanda", "drop", "saved")], measured
+    for ours, theirs in zip(found["original"][0], found["plain"][0], strict=True):
+        assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert found["original"][1] == found["plain"][1]
+    step = Checkpoint(tmp_path / "original/wanda").manifest["history"][0]
+    method, checksum = ModelFolder(folder).quantised, ModelFolder(folder).checksum()
+    assert step["source"] == {"name": str(folder), "checksum": checksum, "dequantised": method}
+    assert f"the model's {method} weights are read and written in bfloat16" in step["warnings"][0]
+    told, planned = prunus.inspect(folder), prunus.prune(folder, tmp_path / "no", wanda, dry_run=True)
+    assert told["stored"] == f"{method}, read in bfloat16" and not told["refused"]
+    assert "in bfloat16" in planned["warnings"][0]
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(tmp_path, quantised, monkeypatch):
+    folder = quantised[0]
+    magnitude = prunus.PruneRecipe(method="magnitude", sparsity=0.5)
+    for name, make in (
+        ("plain", lambda out: prunus.dequantize(folder, out)),
+        ("pruned", lambda out: prunus.prune(folder, out, magnitude)),
+    ):
+        make(tmp_path / name / "unbroken")
+        write, done = Partial.write_block, []
+
+        def break_off(self, index, *args, write=write, done=done):
+            done.append(index)
+            if done == [0, 1, 2]:
+                raise KeyboardInterrupt
+            write(self, index, *args)
+
+        monkeypatch.setattr(Partial, "write_block", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / name / "resumed")
+        make(tmp_path / name / "resumed")
+        monkeypatch.undo()
+        assert done == [0, 1, 2, 2, 3], "blocks 0 and 1 were there"
+        one, other = (tensors_of(tmp_path / name / which) for which in ("unbroken", "resumed"))
+        assert set(one) == set(other) and all(torch.equal(one[tensor], other[tensor]) for tensor in one)
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_fp8_in_its_other_forms(tmp_path):
+    """One scale for all, exponents as scales, two 4-bit numbers in a byte, rectangles that do not divide a matrix."""
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape):
+        return torch.randn(shape, generator=generator).to(torch.float8_e4m3fn)
+
+    def bytes_of(*shape, low=0, high=256):
+        return torch.randint(low, high, shape, generator=generator).to(torch.uint8)
+
+    fours, exponents = bytes_of(6, 32), bytes_of(6, 2, low=120, high=130)
+    stored = {
+        "a.weight": numbers(6, 64),
+        "a.weight_scale_inv": torch.tensor(0.37),
+        "a.activation_scale": torch.tensor(1.0),
+        "b.weight": numbers(6, 64),
+        "b.scale": exponents,
+        "c.weight": fours.view(torch.int8),
+        "c.scale": exponents.clone(),
+        "d.weight": numbers(576, 300),
+        "d.weight_scale_inv": torch.rand(5, 3, generator=generator) + 0.5,
+        "e": numbers(2, 6, 64),
+        "e_scale_inv": torch.rand(2, 1, 1, generator=generator) + 0.5,
+        "q_norm.scale": torch.ones(4),
+    }
+    save_file(stored, tmp_path / "model.safetensors")
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    found = plain_tensors(read_header(tmp_path / "model.safetensors"), settings)
+    assert set(found) == {"a.weight", "b.weight", "c.weight", "d.weight", "e", "q_norm.scale"}
+    values = [0.0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    nibbles = [[half for byte in row for half in (byte & 15, byte >> 4)] for row in fours.tolist()]
+    scale = (2.0 ** (exponents.float() - 127)).repeat_interleave(32, 1)
+    by_hand = {
+        "a.weight": stored["a.weight"].float() * 0.37,
+        "b.weight": stored["b.weight"].float() * scale,
+        "c.weight": torch.tensor([[values[n & 7] * (-1) ** (n >> 3) for n in row] for row in nibbles]) * scale,
+        "d.weight": stored["d.weight"].float()
+        * stored["d.weight_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)[:576, :300],
+        "e": stored["e"].float() * stored["e_scale_inv"],
+    }
+    for name, expected in by_hand.items():
+        assert found[name].shape == tuple(expected.shape) and found[name].nbytes == 2 * expected.numel()
+        assert torch.equal(found[name].read(), expected.bfloat16()), name
+        assert b"".join(found[name].chunks()) == expected.bfloat16().contiguous().view(torch.uint8).numpy().tobytes()
+    assert torch.equal(found["d.weight"].read_rows([5, 570]), by_hand["d.weight"].bfloat16()[[5, 570]])
+
+
+def test_an_original_is_never_whole_in_memory(tmp_path, quantised, monkeypatch):
+    """Quantised tensors are read block after block, and a block is gone when the next is read."""
+    folder, read, alive, most = quantised[0], Dequantised.read, {}, []
+
+    def note(self):
+        tensor = read(self)
+        block = next(int(part) for part in next(iter(self.parts)).split(".") if part.isdigit())
+        alive.setdefault(block, []).append(weakref.ref(tensor))
+        most.append(sum(any(one() is not None for one in refs) for refs in alive.values()))
+        return tensor
+
+    monkeypatch.setattr(Dequantised, "read", note)
+    prunus.prune(folder, tmp_path / "out", prunus.PruneRecipe(method="magnitude", sparsity=0.5))
+    assert len(alive) > 1 and max(most) <= 2
+
+
+def scales_in(folder):
+    return next(name for name in load_file(folder / "model.safetensors") if name.endswith(("_scale_inv", "_scales")))
+
+
+def wrong_scales(folder):
+    name = scales_in(folder)
+    edit_tensors(folder, lambda tensors: tensors.update({name: tensors[name].repeat(7, 1)}))
+
+
+def no_scales(folder):
+    name = scales_in(folder)
+    edit_tensors(folder, lambda tensors: tensors.pop(name))
+
+
+def not_a_number(folder):
+    name = scales_in(folder).removesuffix("_scale_inv")
+    edit_tensors(folder, lambda tensors: tensors[name].view(torch.uint8)[0, 0].fill_(0x7F))
+
+
+@pytest.mark.parametrize("quantised", ["deepseek_v3"], indirect=True)
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (wrong_scales, "the scales of '.*' do not fit it"),
+        (no_scales, "is F8_E4M3; only F32, F16, BF16 can be pruned"),
+        (not_a_number, "holds NaN or infinity"),
+    ],
+)
+def test_a_damaged_original_is_refused(tmp_path, quantised, damage, says):
+    damage(quantised[0])
+    with pytest.raises(PrunusError, match=says):
+        prunus.prune(quantised[0], tmp_path / "out", prunus.PruneRecipe(method="magnitude", sparsity=0.5))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_other_models_are_refused(tmp_path):
@@ -93,3 +267,12 @@ def test_other_models_are_refused(tmp_path):
     with pytest.raises(PrunusError, match="is not in fp8 or mxfp4"):
         prunus.dequantize(tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quantised", ["gpt_oss"], indirect=True)
+def test_what_cannot_work_on_an_original_says_so(tmp_path, quantised):
+    with pytest.raises(PrunusError, match="is in mxfp4 and was not pruned, so there is nothing to pack"):
+        prunus.pack(quantised[0], tmp_path / "packed")
+    study = read_study(write_study(tmp_path / "study", recipes='[[prune]]\nmethod = "magnitude"\n'))
+    with pytest.raises(PrunusError, match="/model' is in mxfp4, whose weights cannot be swapped: run `prunus dequant"):
+        open_model(study, study.models[0], quantised[0])

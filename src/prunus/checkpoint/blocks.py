@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunus.checkpoint.ahead import ahead
 from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.quantised import parts_of
 
 Block = dict[str, Tensor]
 
@@ -74,6 +75,6 @@ def expect(source: Checkpoint, index: int) -> None:
     """Tell the system that a block will soon be read."""
     if not hasattr(os, "posix_fadvise"):
         return
-    for stored in source.block_tensors(index).values():
+    for stored in parts_of(source.block_tensors(index)).values():
         with stored.file.open("rb") as stream:
             os.posix_fadvise(stream.fileno(), stored.start, stored.end - stored.start, os.POSIX_FADV_WILLNEED)

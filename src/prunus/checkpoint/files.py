@@ -17,6 +17,7 @@ from prunus.checkpoint.checksum import checksum_of, digest_of, fingerprint_of, r
 from prunus.checkpoint.decoders import check_decoder
 from prunus.checkpoint.linears import Linear, find_linears
 from prunus.checkpoint.names import Names, Origin
+from prunus.checkpoint.quantised import DEQUANTISED, parts_of, plain_tensors
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, read_header
 from prunus.checkpoint.source import check_folder, load_config, one_line, read_json, read_object
 from prunus.errors import PrunusError
@@ -34,7 +35,6 @@ _MOST_BLOCKS = 10_000  # no model has a tenth of it; a damaged config.json may a
 UNLIMITED = 1 << 62  # tokens that a model without positions may read
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 PACKED_FILE = "packed.safetensors"  # instead of them in a packed checkpoint
-DEQUANTISED = ("fp8", "mxfp4")  # what `prunus dequantize` can read
 _KEPT_ARCHITECTURES = 8
 _architectures: dict[str, Architecture] = {}
 
@@ -43,7 +43,8 @@ class ModelFolder:
     """A model folder, opened: config.json and the headers of its safetensors are read, the weights are not.
 
     What the model does with them is not looked at, so this is enough for a model that others load; `Checkpoint` knows
-    its blocks. config: transformers' configuration. tensors: name -> where it lies.
+    its blocks. config: transformers' configuration. quantised: by which method (fp8, awq, ...) the weights are
+    quantised; None where they are not. stored: name -> where it lies. tensors: the same, as it is read.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -51,7 +52,9 @@ class ModelFolder:
         check_folder(self.folder)
         self._check_config(read_object(self.folder / "config.json"))
         self.config: PreTrainedConfig = load_config(self.folder)
-        self.tensors: Mapping[str, Stored] = self._find_tensors()
+        self.quantised = _method_of(getattr(self.config, "quantization_config", None))
+        self.stored: Mapping[str, Stored] = self._find_tensors()
+        self.tensors: Mapping[str, Stored] = self._as_read(self.stored)
 
     @property
     def tensor_names(self) -> list[str]:
@@ -77,13 +80,6 @@ class ModelFolder:
     def vocabulary(self) -> int:
         """How many token ids there are."""
         return int(self.text_config.vocab_size)
-
-    @property
-    def quantised(self) -> str | None:
-        """By which method (fp8, awq, ...) the weights are quantised; None where they are not."""
-        found = getattr(self.config, "quantization_config", None)
-        method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-        return None if found is None else str(getattr(method, "value", method) or "quantised")
 
     @property
     def parameters(self) -> int:
@@ -118,6 +114,10 @@ class ModelFolder:
             raise PrunusError(f"{path} is damaged: its history is no list of steps; delete it or fetch it again")
         return manifest
 
+    def provenance(self, name: str | Path) -> dict[str, str]:
+        """What a manifest says of this model, which the user calls name."""
+        return {"name": str(name), "checksum": self.checksum()}
+
     def read(self, name: str) -> Tensor:
         """One tensor, in the dtype in which it is stored."""
         if name not in self.tensors:
@@ -126,17 +126,20 @@ class ModelFolder:
 
     def checksum(self) -> str:
         """BLAKE3 of all weights; NaN or infinity among them raises PrunusError. See checksum.checksum_of."""
-        return checksum_of(self.tensors)
+        return checksum_of(self.stored)
 
     def fingerprint(self) -> str:
         """What tells these weights from others at a glance. See checksum.fingerprint_of."""
-        return fingerprint_of(self.tensors)
+        return fingerprint_of(self.stored)
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
         """Raise PrunusError where config.json asks for something that transformers should not even try."""
 
     def _find_tensors(self) -> Mapping[str, Stored]:
         return find_tensors(self.folder)
+
+    def _as_read(self, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
+        return stored
 
 
 class Checkpoint(ModelFolder):
@@ -145,6 +148,8 @@ class Checkpoint(ModelFolder):
     Opening checks that every tensor that the model needs is there, whole, and of its shape; PrunusError says what is
     wrong. architecture: the model without its weights. names: which stored tensors its own are made from. Tensors of a
     block go by the names that they have within the block (`self_attn.q_proj.weight`), in the shapes of the model.
+
+    An original in FP8 or MXFP4 is read in bfloat16: config and tensors are those of a model that is not quantised.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -157,6 +162,29 @@ class Checkpoint(ModelFolder):
     def blocks(self) -> int:
         """Number of decoder blocks."""
         return len(self.architecture.layers)
+
+    @property
+    def config_json(self) -> dict[str, Any]:
+        """The content of config.json for a checkpoint with these tensors."""
+        content = read_object(self.folder / "config.json")
+        if self.quantised is not None:
+            del content["quantization_config"]
+            content = {n: v for n, v in content.items() if n != "torch_dtype"} | {"dtype": "bfloat16"}
+        return content
+
+    @property
+    def reading_notes(self) -> list[str]:
+        """What the user is to be told of how the weights are read."""
+        if self.quantised is None:
+            return []
+        sizes = (sum(t.nbytes for t in tensors.values()) for tensors in (self.stored, self.tensors))
+        now, then = (f"{size / 1e9:.3g} GB" for size in sizes)
+        return [f"the model's {self.quantised} weights are read and written in bfloat16: {then} instead of {now}"]
+
+    def provenance(self, name: str | Path) -> dict[str, str]:
+        """What a manifest says of this model; dequantised: by which method its weights were quantised."""
+        said = super().provenance(name)
+        return said if self.quantised is None else {**said, "dequantised": self.quantised}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,7 +203,7 @@ class Checkpoint(ModelFolder):
     @property
     def has_small_blocks(self) -> bool:
         """Whether checked_ahead may keep them."""
-        return self._block_bytes <= SMALL_BLOCK
+        return self._block_bytes <= SMALL_BLOCK and self.quantised is None
 
     def linears(self, index: int) -> tuple[Linear, ...]:
         """What can be pruned in a block, in the order in which a forward pass meets it."""
@@ -232,7 +260,7 @@ class Checkpoint(ModelFolder):
 
     def digest(self, index: int | None) -> str:
         """BLAKE3 of one block, or for None of what lies outside blocks; its share of checksum() is then done."""
-        return digest_of(self._parts.get(index, {}))
+        return digest_of(parts_of(self._parts.get(index, {})))
 
     def checked_ahead(
         self, outside_first: bool, keep: Collection[int]
@@ -296,12 +324,20 @@ class Checkpoint(ModelFolder):
             raise PrunusError(
                 f"{self.folder}: config.json asks for {blocks} blocks (num_hidden_layers), which no model has"
             )
-        if "quantization_config" in config:
-            found = config["quantization_config"]
-            method = found.get("quant_method") if isinstance(found, dict) else None
-            way = f"run `prunus dequantize {self.folder} OUT` and use OUT" if method in DEQUANTISED else ""
-            way = way or "give the unquantised model (float32, bfloat16 or float16)"
-            raise Unstreamable(f"{self.folder} is quantised; {way}")
+        method = _method_of(config.get("quantization_config"))
+        if method not in (None, *DEQUANTISED):
+            raise Unstreamable(
+                f"{self.folder} is quantised ({method}), and only {' and '.join(DEQUANTISED)} can be read: give the"
+                " unquantised model (float32, bfloat16 or float16), or load it with what quantised it and save it so"
+            )
+
+    def _as_read(self, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
+        if self.quantised is None:
+            return stored
+        config: Any = self.config
+        settings = config.quantization_config
+        del config.quantization_config
+        return plain_tensors(stored, settings if isinstance(settings, dict) else settings.to_dict())
 
     def _check_tensors(self) -> None:
         model = self.architecture.model
@@ -386,6 +422,12 @@ def stem_of(name: str, index: int) -> str:
     """What stands before the number of its block in a tensor's name on disk."""
     before, found, _ = f".{name}".partition(f".{index}.")
     return f"{before}.".removeprefix(".") if found else name
+
+
+def _method_of(settings: Any) -> str | None:
+    """The quant_method of a quantization_config; None where there is none."""
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    return None if settings is None else str(getattr(method, "value", method) or "quantised")
 
 
 def _is_step(step: Any) -> bool:

@@ -55,13 +55,12 @@ class Origin(NamedTuple):
 class Names:
     """The plan for a model and the tensors that lie on disk, by their names.
 
-    origins: by each name that a tensor has in the model. unknown: names on disk that no module has. quantizer: that of
-    transformers for a quantised original, whose tensors are then dequantised as they are read.
+    origins: by each name that a tensor has in the model. unknown: names on disk that no module has.
     """
 
-    def __init__(self, model: PreTrainedModel, stored: Iterable[str], quantizer: Any = None) -> None:
+    def __init__(self, model: PreTrainedModel, stored: Iterable[str]) -> None:
         self._model = model
-        transforms = get_model_conversion_mapping(model, hf_quantizer=quantizer)
+        transforms = get_model_conversion_mapping(model)
         renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         converters = [t for t in transforms if isinstance(t, WeightConverter)]
         of_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}

@@ -49,6 +49,8 @@ def pack(
     if source is not None and not masks_only:
         raise PrunusError("a source is needed for masks alone; leave --source out or add --masks-only")
     model, target = Checkpoint(resolve(checkpoint)), Path(out)
+    if model.quantised is not None:
+        raise PrunusError(f"{model.folder} is in {model.quantised} and was not pruned, so there is nothing to pack")
     check_target(model.folder, target, overwrite)
     work = {"action": "pack", "masks_only": masks_only, "int8": int8, "source": model.checksum()}
     needed = sum(mask_nbytes(model.tensors[name].shape) for name in linear_weights(model))

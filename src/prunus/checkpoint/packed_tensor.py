@@ -26,7 +26,7 @@ from prunus.checkpoint.packed_bits import (
     starts_length,
     unpack_bits,
 )
-from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, Stored
+from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, READABLE, Stored
 from prunus.errors import PrunusError
 
 Form = Literal["dense", "packed", "int8", "mask", "source"]
@@ -114,7 +114,7 @@ class PackedTensor(Stored):
             buffer = np.frombuffer(bytearray().join(self.chunks()), np.uint8)
         else:
             buffer = self._bits().reshape(-1).view(np.uint8)
-        return torch.from_numpy(buffer).view(DTYPES[self.dtype]).view(self.shape)
+        return torch.from_numpy(buffer).view(READABLE[self.dtype]).view(self.shape)
 
     def bits(self) -> PackedBits:
         """Starts, mask and values of a `packed` tensor as they are stored. Only checksums are checked: not whether the

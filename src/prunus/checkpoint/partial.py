@@ -205,6 +205,8 @@ class Partial:
         (self.folder / HIDDEN).unlink(missing_ok=True)
         with disk_errors(self.folder, self.needed):
             copy_companions(self.source.folder, self.folder)
+            if config is None and self.source.quantised is not None:
+                config = self.source.config_json
             if config is None:
                 shutil.copyfile(self.source.folder / "config.json", self.folder / "config.json")
             else:

@@ -43,8 +43,10 @@ def unpack_command(packed: str, out: Path, **options: Any) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @overwrite_option
 def dequantize_command(model: str, out: Path, **options: Any) -> None:
-    """Write MODEL, an original in FP8 or MXFP4, in bfloat16 to the folder OUT, which can then be pruned.
+    """Write MODEL, an original in FP8 or MXFP4, in bfloat16 to the folder OUT.
 
-    Block by block, the same numbers as transformers makes of them. Takes two to four times the disk of the original.
+    Needed for a study only: prune, drop and the like read such a model as it is. The numbers are those that
+    transformers makes of them. Takes two to four times the disk of the original; when stopped, the same command goes
+    on.
     """
     show_summary(prunus.dequantize(model, out, **options))

@@ -46,7 +46,7 @@ def drop_blocks(
     chosen_device = pick_device(device)
     if dry_run:
         return describe(recipe, count, source, target, needed)
-    origin = {"name": str(model), "checksum": source.checksum()}
+    origin = source.provenance(model)
     work = {"action": "drop", "recipe": recipe.to_json(), "source": origin["checksum"]}
     with Partial(source, target, work, source.blocks - count, needed, overwrite, stray) as partial:
         calibration = keep_calibration(recipe, source, partial) if needs_data(recipe) else None
@@ -58,7 +58,12 @@ def drop_blocks(
         choice = Choice.from_json(partial.notes["choice"])
         write_kept(source, partial, choice)
         removed = choice.removed(source.blocks)
-        warnings = [*(calibration.warnings if calibration else []), *choice.warnings, *warn_of(stray)]
+        warnings = [
+            *(calibration.warnings if calibration else []),
+            *choice.warnings,
+            *source.reading_notes,
+            *warn_of(stray),
+        ]
         step = {
             "action": "drop",
             "recipe": recipe.to_json(),
@@ -145,7 +150,7 @@ def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, n
         "blocks": source.blocks - count,
         "disk": show_bytes(needed),
         "calibration": "none needed",
-        "warnings": warn_of(left_out(source)),
+        "warnings": [*source.reading_notes, *warn_of(left_out(source))],
     }
     if recipe.indices:
         check_removable(source, recipe.indices)

@@ -63,7 +63,7 @@ def stored_facts(model: ModelFolder) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "stored": storage(model),
         "parameters": model.parameters,
-        "weight_bytes": model.nbytes,
+        "weight_bytes": sum(stored.nbytes for stored in model.stored.values()),
         "history": [history_row(step) for step in model.manifest.get("history", [])],
     }
 
@@ -117,6 +117,8 @@ def linear_facts(source: Checkpoint, index: int, linear: Linear) -> dict[str, An
 
 def storage(source: ModelFolder) -> str:
     """In which form the weights are there."""
+    if source.quantised is not None:
+        return f"{source.quantised}, read in bfloat16" if isinstance(source, Checkpoint) else source.quantised
     if not isinstance(source, PackedCheckpoint):
         return "dense"
     if source.dense is not None:

@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
-from prunus.checkpoint.files import ModelFolder
+from prunus.checkpoint.files import Checkpoint, ModelFolder
 from prunus.checkpoint.precision import use_fast_products
+from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.source import one_line, resolve
+from prunus.checkpoint.whole import load_whole
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
@@ -63,7 +65,11 @@ def load_model(source: ModelFolder, device: torch.device) -> Any:
     """transformers' whole model in the checkpoint's dtype."""
     disable_progress_bar()  # ours is enough
     try:
-        network: Any = AutoModelForCausalLM.from_pretrained(source.folder, dtype=source.dtype)
+        network: Any = (
+            load_whole(Checkpoint(source.folder), torch.bfloat16)
+            if source.quantised in DEQUANTISED
+            else AutoModelForCausalLM.from_pretrained(source.folder, dtype=source.dtype)
+        )
         network = network.eval().to(device)
         use_fast_products(network)
         return network

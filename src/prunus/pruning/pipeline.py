@@ -147,12 +147,12 @@ def prune(
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
         heard = [*(calibration.warnings if calibration else []), *evidence.warnings, *shares.warnings]
         heard += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
-        warnings = [*dict.fromkeys(heard), *dead_inputs(partial), *ragged_tails(job)]
+        warnings = [*source.reading_notes, *dict.fromkeys(heard), *dead_inputs(partial), *ragged_tails(job)]
         step = {
             "action": "prune",
             "recipe": recipe.to_json(),
             "versions": versions(),
-            "source": {"name": str(model), "checksum": source.checksum()},
+            "source": source.provenance(model),
             "calibration": calibration.summary() if calibration else saved and saved.summary,
             "sparsity": sparsity,
             "allocation": evidence.to_json() if recipe.allocation != "uniform" else None,
@@ -442,7 +442,7 @@ def describe(job: Job, target: Path, needed: int) -> dict[str, Any]:
         "zeros": zeros,
         "disk": show_bytes(needed),
         "calibration": "none needed",
-        "warnings": ragged_tails(job),
+        "warnings": [*source.reading_notes, *ragged_tails(job)],
     }
     if recipe.allocation != "uniform":  # then all Linears together have the count
         result["zeros"] = zeros_wanted(weights_in_scope(job), recipe.sparsity, recipe.rounding)

@@ -67,6 +67,8 @@ def step_label(step: dict[str, Any]) -> str:
     recipe = recipe_of(step)
     if step.get("action") == "pack":
         return "packed"
+    if step.get("action") == "dequantize":
+        return "dequantised"
     if step.get("action") == "quantise":
         return str(recipe.get("method", "quantised"))
     if step.get("action") == "drop":

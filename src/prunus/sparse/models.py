@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from prunus.checkpoint.architecture import skeleton
 from prunus.checkpoint.files import Checkpoint, is_packed
 from prunus.checkpoint.packed_folder import PackedCheckpoint
 from prunus.checkpoint.packed_tensor import PackedTensor, damaged
-from prunus.checkpoint.runner import dtypes_of
 from prunus.checkpoint.safetensors_file import DTYPES, Stored
 from prunus.checkpoint.source import resolve
+from prunus.checkpoint.whole import give_values, owner_of, whole_skeleton
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.sparse.choose import kernel_rows, stock_linear
@@ -80,24 +79,18 @@ def load(
     if dtype not in KINDS:
         raise PrunusError(f"dtype {dtype} is not one of {', '.join(map(str, KINDS))}")
     rules = _ready(always_sparse, keep_dense)
-    loaded = _skeleton(checkpoint, dtype)
+    loaded = whole_skeleton(checkpoint, dtype)
     linears = _stored_linears(checkpoint, loaded)
-    names, dtypes = checkpoint.names, dtypes_of(loaded, dtype)
+    names = checkpoint.names
     others = [n for n in loaded.state_dict() if n.removesuffix(".weight").removesuffix(".bias") not in linears]
     with Steps("loading", len(linears), "Linears") as steps:
         for name, stored in linears.items():
             bias = names.read([f"{name}.bias"], checkpoint.read).get(f"{name}.bias")
             bias_O = None if bias is None else bias.to(dtype)
-            owner, inner = _owner(loaded, name)
+            owner, inner = owner_of(loaded, name)
             setattr(owner, inner, _linear(_read_weight(stored), bias_O, dtype, rules))
             steps.advance()
-    for name in others:
-        for found, tensor in names.read([name], checkpoint.read).items():
-            owner, inner = _owner(loaded, found)
-            value = tensor.to(dtypes[found]) if tensor.is_floating_point() else tensor
-            is_buffer = inner in owner._buffers
-            setattr(owner, inner, value if is_buffer else nn.Parameter(value, requires_grad=False))
-    loaded.tie_weights()
+    give_values(loaded, checkpoint, others, dtype)
     _swap_others(loaded, rules)
     left = [name for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers()) if tensor.is_meta]
     assert not left, f"{left} have no values"
@@ -149,15 +142,6 @@ def _ready(always_sparse: bool, keep_dense: bool) -> _Rules:
     return _Rules(always_sparse, keep_dense)
 
 
-def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without its weights; what it computes rather than stores is there."""
-    model = skeleton(checkpoint.config, dtype)
-    model.name_or_path = str(checkpoint.folder)
-    if (checkpoint.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
-    return model
-
-
 def _stored_linears(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, Stored]:
     """Prunable Linears of the blocks whose weights lie on disk as the model has them, by their names in it."""
     found: dict[str, Stored] = {}
@@ -168,12 +152,6 @@ def _stored_linears(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
             if origin is not None and origin.converter is None and type(model.get_submodule(name)) is nn.Linear:
                 found[name] = checkpoint.tensors[origin.stored[0]]
     return found
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that a dotted name belongs to, and its name there."""
-    path, _, local = name.rpartition(".")
-    return model.get_submodule(path), local
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:

@@ -105,7 +105,7 @@ def stats(
     chosen = load_calibration(recipe, source)
     about = {
         "format": FORMAT,
-        "model": {"name": str(model), "checksum": source.checksum(), "tokenizer": tokenizer_checksum(source.folder)},
+        "model": {**source.provenance(model), "tokenizer": tokenizer_checksum(source.folder)},
         "calibration": chosen.summary(),
         "recipe": {name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
         "versions": versions(),

@@ -28,7 +28,7 @@ from prunus.checkpoint.files import SINGLE_FILE, Checkpoint
 from prunus.checkpoint.linears import settings_of
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.source import one_line, read_object
+from prunus.checkpoint.source import one_line
 from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
 from prunus.pruning.depth.shortened_config import shorter_config
@@ -119,8 +119,7 @@ def planned(source: Checkpoint, choice: Choice) -> Iterator[Checkpoint]:
 
 def new_config(source: Checkpoint, choice: Choice) -> dict[str, Any]:
     """config.json for the blocks that stay."""
-    content = read_object(source.folder / "config.json")
-    return shorter_config(content, source.config, source.blocks, choice.removed(source.blocks))
+    return shorter_config(source.config_json, source.config, source.blocks, choice.removed(source.blocks))
 
 
 def new_tensors(source: Checkpoint, choice: Choice) -> dict[str, Stored]:
