@@ -147,7 +147,7 @@ def _dequantised(method: str, parts: Mapping[str, Stored], settings: Mapping[str
 def _shared(size: int, scales: int, asked: int) -> int:
     """How many rows (or columns) share a scale, as asked if that fits; 0 where it cannot be told.
 
-    The last may be fewer: 576 rows in blocks of 128 have five scales. (transformers 5.24 divides evenly there, or fails.)
+    The last may be fewer: 576 rows in blocks of 128 have five scales, of which transformers 5.24 makes nothing.
     """
     if -(-size // asked) == scales:
         return asked
