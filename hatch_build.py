@@ -1,4 +1,4 @@
-"""Wheels with the compiled libraries where there is a compiler, pure ones elsewhere; see src/prunus/sparse/build.py."""
+"""Wheels with the compiled libraries where there is a compiler, pure ones elsewhere; see src/prunus/native/build.py."""
 
 import importlib.util
 import sys
@@ -29,7 +29,7 @@ class KernelHook(BuildHookInterface):
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{build.platform_tag(libraries)}"
-        build_data["force_include"] |= {str(library): f"prunus/sparse/{library.name}" for library in libraries}
+        build_data["force_include"] |= {str(library): f"prunus/native/{library.name}" for library in libraries}
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """The wheel is made; the libraries are in it."""
@@ -37,8 +37,8 @@ class KernelHook(BuildHookInterface):
             self.folder.cleanup()
 
     def _load_build(self) -> Any:
-        path = Path(self.root) / "src" / "prunus" / "sparse" / "build.py"
-        spec = importlib.util.spec_from_file_location("prunus_sparse_build", path)
+        path = Path(self.root) / "src" / "prunus" / "native" / "build.py"
+        spec = importlib.util.spec_from_file_location("prunus_native_build", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.budget import Chain, Draw, Rules, force_budgets

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import prunus
-from prunus.checkpoint.source import tiny_folder
+from prunus.checkpoint.resolve import tiny_folder
 
 PAIRS = [
     ("wanda-row", "magnitude-tensor"),  # as published

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from prunus.native.load import kernel
 from prunus.sparse import DenseLinear, SparseLinear, multiply, pack, sparsify
 from prunus.sparse.choose import kernel_rows
-from prunus.sparse.library import kernel
 from prunus.sparse.linear import apply
 from prunus.sparse.weight import huge_pages
 

@@ -38,7 +38,7 @@ for name, value in {
 import torch
 from transformers import StaticCache
 
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.hf import load_model

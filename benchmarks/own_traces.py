@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import prunus
-from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.evaluation.profiles import PROFILES, encode_prompt
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe

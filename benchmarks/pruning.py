@@ -140,7 +140,7 @@ def losses(model: Path) -> list[float]:
     """Nats per token of each held-out sequence; the exponential of their mean is the perplexity."""
     import torch
 
-    from prunus.checkpoint.files import Checkpoint
+    from prunus.checkpoint.checkpoint import Checkpoint
     from prunus.pruning.perplexity import find_head, load_model, negative_log_likelihood
 
     network = load_model(Checkpoint(model), torch.device("cpu"))

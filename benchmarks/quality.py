@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.saved_statistics import FORMAT
 from prunus.pruning.depth import DEPTH_METHODS

@@ -86,9 +86,9 @@ def make(options: dict[str, Any]) -> dict[str, Any]:
     from transformers import Qwen3Config
 
     from prunus.checkpoint.architecture import skeleton
-    from prunus.checkpoint.files import INDEX
+    from prunus.checkpoint.checkpoint import INDEX
+    from prunus.checkpoint.resolve import tiny_folder
     from prunus.checkpoint.safetensors_file import write_file
-    from prunus.checkpoint.source import tiny_folder
 
     folder, blocks = Path(options["folder"]) / "model", options["blocks"]
     folder.mkdir(parents=True)

@@ -23,7 +23,7 @@ import torch
 from docstrings import docstrings
 
 import prunus
-from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.latency import TOKENS, Round, clock_name, grid, machine_of, speed_of

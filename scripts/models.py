@@ -203,7 +203,7 @@ def try_real(name: str, model: str) -> Row:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import prunus
-    from prunus.checkpoint.source import load_config, resolve
+    from prunus.checkpoint.resolve import load_config, resolve
     from prunus.recipes import PruneRecipe
 
     _quiet()

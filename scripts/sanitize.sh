@@ -6,7 +6,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 for sanitizers in address,undefined thread; do
     "${CXX:-g++}" -std=c++17 -O0 -g1 -pthread -Wall -Wextra -Werror -fsanitize="$sanitizers" -fno-sanitize-recover=all \
-        tests/kernel/driver.cpp src/prunus/sparse/*.cpp -o "$folder/driver"
+        tests/kernel/driver.cpp src/prunus/native/*.cpp -o "$folder/driver"
     if ! "$folder/driver" >"$folder/output" 2>&1; then
         # Some kernels lay out memory as this sanitizer cannot have it.
         if [ "$sanitizers" = thread ] && grep -q "unexpected memory mapping" "$folder/output"; then

@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.recipes import AllocationName, PruneRecipe
@@ -136,7 +136,7 @@ def test_saved_evidence_makes_the_same_masks_without_measuring(place, tmp_path, 
 def test_a_resumed_run_does_not_measure_again(place, tmp_path, monkeypatch):
     asked = recipe(place, allocation="owl")
     prunus.prune(place / "m", tmp_path / "whole", asked)
-    from prunus.checkpoint.partial import Partial
+    from prunus.checkpoint.writer import Partial
 
     write = Partial.write_block
 

@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel
 
 import prunus
-from prunus.checkpoint import files
+from prunus.checkpoint import checkpoint as checkpoint_module
 from prunus.checkpoint.architecture import find_layers
-from prunus.checkpoint.files import UNLIMITED, Checkpoint, ModelFolder
-from prunus.checkpoint.packed_folder import PackedCheckpoint
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.checkpoint import UNLIMITED, Checkpoint, ModelFolder
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
@@ -34,11 +34,11 @@ from prunus.evaluation.backends.vllm import adds_nothing, dtype_for, weights
 from prunus.evaluation.provenance import describe_model, open_for
 from prunus.evaluation.requests import Sampling
 from prunus.evaluation.resolved_plan import resolve_plan
+from prunus.native import load as library
 from prunus.pruning import fits
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.labels import history, label
 from prunus.results.store import Run, Store
-from prunus.sparse import library
 from prunus.study.cells import open_model
 from prunus.study.file import read_study
 from prunus.study.variants import blocks_kept, make_variant, swapped
@@ -432,7 +432,7 @@ def test_blocks_that_are_one_are_refused(tmp_path, capsys, monkeypatch):
         self.layers = torch.nn.ModuleList([self.layers[0]] * len(self.layers))
 
     monkeypatch.setattr(LlamaModel, "__init__", tied)
-    monkeypatch.setattr(files, "_architectures", {})
+    monkeypatch.setattr(checkpoint_module, "_architectures", {})
     assert main_ends(["prune", str(tmp_path / "m"), str(tmp_path / "out"), "--method", "magnitude"]) == 2
     assert "cannot be run block by block: blocks are called more than once" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

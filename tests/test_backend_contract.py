@@ -18,8 +18,8 @@ from completions_server import Server, serving
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import tiny_folder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.evaluation import traces
 from prunus.evaluation.backends import opened

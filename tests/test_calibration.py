@@ -10,8 +10,8 @@ import torch
 from tiny_models import make_model, random_rows, runner_of
 from transformers import AutoTokenizer
 
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import data as calibration_module
 from prunus.pruning.calibration.data import calibration_name, load_calibration

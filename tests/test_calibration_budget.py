@@ -6,8 +6,8 @@ import pytest
 from tiny_models import make_model, random_rows
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.contamination import question_digest
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import load_task

@@ -12,10 +12,10 @@ from tiny_models import FAMILIES, make_model, random_rows, runner_of
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint import source as source_module
-from prunus.checkpoint.files import Checkpoint, next_manifest
+from prunus.checkpoint import resolve as resolve_module
+from prunus.checkpoint.checkpoint import Checkpoint, next_manifest
+from prunus.checkpoint.resolve import resolve, tiny_folder
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header, write_file
-from prunus.checkpoint.source import resolve, tiny_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.hidden_states import HiddenStates
 
@@ -259,4 +259,4 @@ def test_resolve_finds_tiny_folders_and_hub_models(tmp_path, monkeypatch):
     ],
 )
 def test_what_reads_as_a_hub_id(text, hub):
-    assert source_module.is_hub_id(text) == hub
+    assert resolve_module.is_hub_id(text) == hub

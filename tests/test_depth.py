@@ -11,8 +11,8 @@ from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.partial import Partial
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Choice, Mix

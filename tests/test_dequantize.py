@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 import prunus
-from prunus.checkpoint.files import Checkpoint, ModelFolder
-from prunus.checkpoint.partial import Partial
+from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
 from prunus.checkpoint.quantised import Dequantised, plain_tensors
 from prunus.checkpoint.safetensors_file import read_header
+from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.study.cells import open_model
 from prunus.study.file import read_study

@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, make_model, random_rows
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning.depth.shortgpt import block_influence
 from prunus.recipes import DropRecipe, PruneRecipe

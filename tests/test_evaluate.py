@@ -18,8 +18,8 @@ import warm_processes
 from tiny_models import make_model
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline

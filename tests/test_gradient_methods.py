@@ -9,8 +9,8 @@ from tiny_models import LINEARS, make_model, random_rows, runner_of
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.partial import Partial
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import memory_budget as portions_module

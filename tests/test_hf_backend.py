@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prunus.checkpoint.source import tiny_folder
+from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.padded_rows import GROW_BY, PREFILL_TOKENS

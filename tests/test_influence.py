@@ -13,8 +13,8 @@ from tiny_models import FAMILIES, LINEARS, make_model, random_rows, runner_of
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import influence, layerif
 from prunus.pruning.allocation.measurement import chain_only

@@ -11,7 +11,7 @@ from html_page import Page
 from small_study import write_study
 
 import prunus
-from prunus.checkpoint.source import tiny_folder
+from prunus.checkpoint.resolve import tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import prunus
-from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.lm_eval import tasks as harness

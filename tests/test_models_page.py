@@ -7,7 +7,7 @@ import pytest
 from random_models import TYPES
 from test_architecture import NOT_RUN, REFUSED
 
-from prunus.sparse.library import kernel
+from prunus.native.load import kernel
 
 DATA = models.read_data()
 ROWS = DATA["types"]

@@ -9,7 +9,7 @@ from other_device import other_device
 from tiny_models import make_model, random_rows
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration.data import Calibration
 

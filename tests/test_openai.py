@@ -15,7 +15,7 @@ from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 
 import prunus
-from prunus.checkpoint.source import tiny_folder
+from prunus.checkpoint.resolve import tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError

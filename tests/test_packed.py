@@ -16,12 +16,12 @@ from tiny_models import make_model
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.packed import pack, read_linears, read_variant, unpack, variant_about, write_variant
-from prunus.checkpoint.packed_bits import PackedBits, apply_mask, pack_bits, packed_nbytes, unpack_bits
-from prunus.checkpoint.packed_folder import PackedCheckpoint
-from prunus.checkpoint.packed_reader import read_packed
-from prunus.checkpoint.packed_tensor import quantise
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.packed.bits import PackedBits, apply_mask, pack_bits, packed_nbytes, unpack_bits
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
+from prunus.checkpoint.packed.commands import pack, read_linears, read_variant, unpack, variant_about, write_variant
+from prunus.checkpoint.packed.reader import read_packed
+from prunus.checkpoint.packed.tensor import quantise
 from prunus.cli import main
 from prunus.recipes import DropRecipe, PruneRecipe
 
@@ -311,11 +311,11 @@ def test_an_interrupted_pack_leaves_nothing_and_a_killed_one_is_done_again(tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prunus.checkpoint.packed.read_linears", breaks)
+        patch.setattr("prunus.checkpoint.packed.commands.read_linears", breaks)
         with pytest.raises(KeyboardInterrupt):
             pack(pruned[1], tmp_path / "packed", **options)
         assert list(tmp_path.iterdir()) == []
-        patch.setattr("prunus.checkpoint.partial.shutil.rmtree", lambda _: None)  # as if killed
+        patch.setattr("prunus.checkpoint.writer.shutil.rmtree", lambda _: None)  # as if killed
         with pytest.raises(KeyboardInterrupt):
             pack(pruned[1], tmp_path / "packed", **options)
     (tmp_path / "packed.partial" / "packed.safetensors.writing").write_bytes(b"half")
@@ -369,7 +369,7 @@ def test_a_linear_of_zeros_has_no_values(tmp_path):
 
 
 def test_large_models_come_back_in_shards(tmp_path, pruned, monkeypatch):
-    monkeypatch.setattr("prunus.checkpoint.partial.SINGLE_FILE_BYTES", 1000)
+    monkeypatch.setattr("prunus.checkpoint.writer.SINGLE_FILE_BYTES", 1000)
     pack(pruned[1], tmp_path / "packed")
     unpack(tmp_path / "packed", tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors.index.json").exists()

@@ -9,18 +9,18 @@ from real_llm import smollm2
 from tiny_models import make_model
 
 import prunus
-from prunus.checkpoint.source import load_tokenizer
+from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
 from prunus.evaluation.lm_eval import tasks as harness
 from prunus.evaluation.provenance import open_for
 from prunus.evaluation.resolved_plan import resolve_plan
+from prunus.native import load as library
+from prunus.native.build import BuildError
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.results.store import Store
-from prunus.sparse import library
-from prunus.sparse.build import BuildError
 
 PLAN = EvalPlan(tasks=("tiny",), budgets=(64, 256), limit=60, batch_size=60)
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)

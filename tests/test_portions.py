@@ -9,7 +9,7 @@ from small_study import write_study
 from tiny_models import LINEARS, make_model, random_rows, runner_of
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.pruning.allocation import measurement as measures
 from prunus.pruning.calibration import gradients

@@ -3,7 +3,7 @@
 import pytest
 from chat_tokenizer import CHATML, byte_tokenizer
 
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import (
     PROFILES,

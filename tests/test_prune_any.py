@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.architecture import find_layers
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 
 # Fused projections, norms on both sides, attention beside the MLP, latent attention, mixtures, state spaces, tensors

@@ -12,8 +12,8 @@ from tiny_models import LINEARS as ALL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prunus
-from prunus.checkpoint import files as files_module
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint import checkpoint as checkpoint_module
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning import pipeline as pipeline_module
 from prunus.pruning.calibration import hessian as hessian_module
@@ -220,7 +220,7 @@ def test_result_loads_in_transformers_and_says_what_was_done(tmp_path, rows, fam
 def test_large_models_stay_in_one_file_per_block(tmp_path, rows, monkeypatch):
     folder = make_model(tmp_path / "m")
     prunus.prune(folder, tmp_path / "one", recipe(rows))
-    monkeypatch.setattr("prunus.checkpoint.partial.SINGLE_FILE_BYTES", 1000)
+    monkeypatch.setattr("prunus.checkpoint.writer.SINGLE_FILE_BYTES", 1000)
     prunus.prune(folder, tmp_path / "many", recipe(rows))
     assert [p.name for p in (tmp_path / "one").glob("*.safetensors")] == ["model.safetensors"]
     assert len(list((tmp_path / "many").glob("model-0000?-of-00004.safetensors"))) == 4
@@ -239,8 +239,8 @@ def test_blocks_that_are_read_again_give_the_same_bytes_as_those_kept_when_check
         return blocks_on(source, indices, device)
 
     monkeypatch.setattr(pipeline_module, "blocks_on", watched)
-    for name, limit in (("kept", files_module.SMALL_BLOCK), ("again", 0)):
-        monkeypatch.setattr(files_module, "SMALL_BLOCK", limit)
+    for name, limit in (("kept", checkpoint_module.SMALL_BLOCK), ("again", 0)):
+        monkeypatch.setattr(checkpoint_module, "SMALL_BLOCK", limit)
         prunus.prune(model, tmp_path / name, recipe(rows, method=method))
     assert read_again == [[], list(range(Checkpoint(model).blocks))]
     kept, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "again"))

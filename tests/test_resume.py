@@ -13,10 +13,10 @@ import warm_processes
 from tiny_models import make_model, random_rows
 
 import prunus
-from prunus.checkpoint import partial as partial_module
 from prunus.checkpoint import safetensors_file
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.partial import Partial
+from prunus.checkpoint import writer as writer_module
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
 from prunus.pruning.methods import METHODS
 from prunus.recipes import PruneRecipe
@@ -27,11 +27,11 @@ BLOCKS = 5
 KILLED = """
 import os, signal, sys, threading, time
 import prunus
-from prunus.checkpoint import partial, safetensors_file
+from prunus.checkpoint import safetensors_file, writer
 
 model, out, rows, when, blocks, propagation, offload, method = sys.argv[1:]
 finished, reached = 0, threading.Event()
-write_block, data = partial.Partial.write_block, safetensors_file._data
+write_block, data = writer.Partial.write_block, safetensors_file._data
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -56,8 +56,8 @@ def cut(tensor):
             die()
         yield piece[len(piece) // 2 :]
 
-partial.JOURNAL_SECONDS = 0
-partial.Partial.write_block = counted
+writer.JOURNAL_SECONDS = 0
+writer.Partial.write_block = counted
 safetensors_file._data = cut
 recipe = prunus.PruneRecipe(calibration=rows, samples=6, sparsity=0.4, propagation=propagation, method=method)
 prunus.prune(model, out, recipe, offload=bool(offload))
@@ -138,11 +138,11 @@ def count_calls(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("whole_bytes", [partial_module.SINGLE_FILE_BYTES, 0])
+@pytest.mark.parametrize("whole_bytes", [writer_module.SINGLE_FILE_BYTES, 0])
 def test_interruption_keeps_finished_blocks_and_they_are_not_pruned_again(
     tmp_path, model, rows, monkeypatch, whole_bytes
 ):
-    monkeypatch.setattr(partial_module, "SINGLE_FILE_BYTES", whole_bytes)
+    monkeypatch.setattr(writer_module, "SINGLE_FILE_BYTES", whole_bytes)
     prunus.prune(model, tmp_path / "whole", recipe(rows))
     with monkeypatch.context() as patch:
         stop_after(patch, 3, KeyboardInterrupt())
@@ -199,7 +199,7 @@ def test_a_flush_that_fails_is_told_like_a_full_disk(tmp_path, model, rows, monk
     def full(_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(partial_module, "sync_file", full)
+    monkeypatch.setattr(writer_module, "sync_file", full)
     with pytest.raises(PrunusError, match=r"disk of .*out\.partial is full"):
         prunus.prune(model, tmp_path / "out", recipe(rows))
     assert not (tmp_path / "out").exists()
@@ -288,7 +288,7 @@ class FullDisk:
 
 
 def test_full_disk_keeps_finished_blocks_and_half_written_files_go(tmp_path, model, rows, monkeypatch):
-    monkeypatch.setattr(partial_module, "SINGLE_FILE_BYTES", 0)
+    monkeypatch.setattr(writer_module, "SINGLE_FILE_BYTES", 0)
     prunus.prune(model, tmp_path / "whole", recipe(rows))
     atomic_file = safetensors_file.atomic_file
 
@@ -333,19 +333,19 @@ def test_room_for_a_small_model_is_taken_before_its_first_block(tmp_path, model,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "rows.jsonl"]
 
 
-@pytest.mark.parametrize("whole_bytes", [partial_module.SINGLE_FILE_BYTES, 0])
+@pytest.mark.parametrize("whole_bytes", [writer_module.SINGLE_FILE_BYTES, 0])
 @pytest.mark.parametrize("flushed", [False, True])
 def test_after_a_power_cut_only_what_was_flushed_counts(tmp_path, model, rows, monkeypatch, flushed, whole_bytes):
-    monkeypatch.setattr(partial_module, "SINGLE_FILE_BYTES", whole_bytes)
+    monkeypatch.setattr(writer_module, "SINGLE_FILE_BYTES", whole_bytes)
     prunus.prune(model, tmp_path / "whole", recipe(rows))
-    monkeypatch.setattr(partial_module, "FLUSH_SECONDS", 0 if flushed else 1000)
+    monkeypatch.setattr(writer_module, "FLUSH_SECONDS", 0 if flushed else 1000)
     if not flushed:
-        monkeypatch.setattr(partial_module, "sync_files", lambda _paths, _blocks: set())
+        monkeypatch.setattr(writer_module, "sync_files", lambda _paths, _blocks: set())
     interrupt(monkeypatch, model, tmp_path / "out", recipe(rows))
     if not flushed:  # the disk may hold anything where the blocks should be
         for path in (tmp_path / "out.partial").glob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:-100] + bytes(100))
-    monkeypatch.setattr(partial_module, "boot", lambda: "another")
+    monkeypatch.setattr(writer_module, "boot", lambda: "another")
     calls = count_calls(monkeypatch)
     prunus.prune(model, tmp_path / "out", recipe(rows))
     assert len(calls) == 7 * (BLOCKS - 2 if flushed else BLOCKS)
@@ -365,6 +365,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, model, rows, monkeyp
     def refuse(*_arguments, **_options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out.partial")
 
-    monkeypatch.setattr(partial_module.Path, "mkdir", refuse)
+    monkeypatch.setattr(writer_module.Path, "mkdir", refuse)
     with pytest.raises(PrunusError, match=r"out\.partial cannot be written: Permission denied"):
         prunus.prune(model, tmp_path / "out", recipe(rows))

@@ -10,7 +10,7 @@ from tiny_models import LINEARS, make_model, random_rows, runner_of
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates

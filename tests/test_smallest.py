@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from prunus.native import load as library
+from prunus.native import smallest
 from prunus.pruning import masks
 from prunus.pruning.masks import Target, zeros_wanted
-from prunus.sparse import library, smallest
 
 pytestmark = pytest.mark.skipif(
     smallest.zero_smallest(torch.ones(1, dtype=torch.bfloat16), 1) is None, reason="needs compiled code"

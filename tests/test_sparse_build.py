@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prunus.sparse import build, library
+from prunus.native import build
+from prunus.native import load as library
 
 ROOT = Path(__file__).parents[1]
 needs_compiler = pytest.mark.skipif(
@@ -47,7 +48,7 @@ def test_a_wheel_carries_the_library_where_there_is_a_compiler(tmp_path):
     wheel = make_wheel(tmp_path, str(in_haste))
     assert "-py3-none-manylinux_2_" in wheel.name and wheel.name.endswith("_x86_64.whl")
     with zipfile.ZipFile(wheel) as opened:
-        found = {source: Path(opened.extract(f"prunus/sparse/_{source.stem}.so", tmp_path)) for source in build.SOURCES}
+        found = {source: Path(opened.extract(f"prunus/native/_{source.stem}.so", tmp_path)) for source in build.SOURCES}
     assert library._open(build.KERNEL, found[build.KERNEL]).prunus_isa() == library.load(build.KERNEL).prunus_isa()
     number = ctypes.c_int64()
     assert (
@@ -61,7 +62,7 @@ def test_a_wheel_is_pure_where_there_is_none(tmp_path):
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
-    assert {"prunus/sparse/kernel.cpp", "prunus/sparse/smallest.cpp"} <= set(names)
+    assert {"prunus/native/kernel.cpp", "prunus/native/smallest.cpp"} <= set(names)
     assert not [name for name in names if name.endswith(".so")]
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from prunus.checkpoint.packed_bits import pack_bits, unpack_bits
-from prunus.checkpoint.packed_tensor import bit_patterns
+from prunus.checkpoint.packed.bits import pack_bits, unpack_bits
+from prunus.checkpoint.packed.tensor import bit_patterns
 from prunus.errors import PrunusError
-from prunus.sparse import library, linear, weight
+from prunus.native import load as library
+from prunus.sparse import linear, weight
 from prunus.sparse.linear import apply, multiply
 from prunus.sparse.weight import SparseWeight, checked, from_packed, pack
 

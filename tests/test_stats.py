@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, make_model, random_rows
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
 from prunus.cli import cli, main
 from prunus.errors import PrunusError
 from prunus.pruning import pipeline as pipeline_module

@@ -20,8 +20,8 @@ from small_study import NAMES, RECIPES, write_study
 from tiny_models import FAMILIES
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import BACKENDS

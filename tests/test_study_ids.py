@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.resolve import resolve
 from prunus.study.cells import open_model
 from prunus.study.file import read_study
 

@@ -12,8 +12,8 @@ from small_study import NAMES, write_study
 
 import prunus
 from prunus import progress
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import load_tokenizer
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs

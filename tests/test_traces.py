@@ -5,7 +5,7 @@ import json
 import pytest
 
 import prunus
-from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.contamination import evaluation_set, held_out_in, question_digest
 from prunus.contamination import held_out as digests
 from prunus.errors import PrunusError

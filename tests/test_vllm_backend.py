@@ -16,8 +16,8 @@ from test_backend_contract import babble
 from tiny_chains import MARKERS, TOKENIZER, chains, complete
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import tiny_folder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import vllm as module

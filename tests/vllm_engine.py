@@ -14,7 +14,7 @@ from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
 from vllm_server import vllm_serve
 
 import prunus
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened

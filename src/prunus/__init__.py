@@ -23,7 +23,7 @@ from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
 if TYPE_CHECKING:
     from prunus import sparse
     from prunus.checkpoint.dequantise import dequantize
-    from prunus.checkpoint.packed import pack, unpack
+    from prunus.checkpoint.packed.commands import pack, unpack
     from prunus.evaluation.pipeline import evaluate, regrade
     from prunus.evaluation.traces import traces
     from prunus.pruning.allocate import allocate
@@ -76,7 +76,7 @@ _HOME = {
     "drop_blocks": "prunus.pruning.drop",
     "evaluate": "prunus.evaluation.pipeline",
     "inspect": "prunus.pruning.inspection",
-    "pack": "prunus.checkpoint.packed",
+    "pack": "prunus.checkpoint.packed.commands",
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.study.plan",
     "prune": "prunus.pruning.pipeline",
@@ -86,7 +86,7 @@ _HOME = {
     "run_study": "prunus.study.run",
     "stats": "prunus.pruning.calibration.saved_statistics",
     "traces": "prunus.evaluation.traces",
-    "unpack": "prunus.checkpoint.packed",
+    "unpack": "prunus.checkpoint.packed.commands",
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import prunus
-from prunus.checkpoint.files import MANIFEST
+from prunus.checkpoint.checkpoint import MANIFEST
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
@@ -63,8 +63,8 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]
 
 def make_variant(target: Path, recipe: PruneRecipe | DropRecipe) -> Path:
     """The checkpoint of a recipe at target; made unless it is there, from the same source and by the same recipe."""
-    from prunus.checkpoint.files import Checkpoint
-    from prunus.checkpoint.source import resolve
+    from prunus.checkpoint.checkpoint import Checkpoint
+    from prunus.checkpoint.resolve import resolve
 
     source = Checkpoint(resolve(BASE)).checksum()
     if (target / MANIFEST).exists():

@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from prunus.checkpoint import blocks
+from prunus.checkpoint import block_loader
 
 Tensor = torch.Tensor
 
@@ -179,10 +179,10 @@ class Stream:
 @contextmanager
 def other_device(monkeypatch: Any, name: str = "cuda:0") -> Iterator[OtherDevice]:
     """The mode, also in the threads that send blocks, with torch's streams replaced."""
-    mode, real = OtherDevice(name), blocks.ahead
+    mode, real = OtherDevice(name), block_loader.prefetch
     streams = Streams(mode)
 
-    def ahead(work, items, most=1):
+    def prefetch(work, items, most=1):
         def within(item):
             with OtherDevice(name) as inner:
                 inner.streams = mode.streams
@@ -190,7 +190,7 @@ def other_device(monkeypatch: Any, name: str = "cuda:0") -> Iterator[OtherDevice
 
         return real(within, items, most)
 
-    monkeypatch.setattr(blocks, "ahead", ahead)
+    monkeypatch.setattr(block_loader, "prefetch", prefetch)
     monkeypatch.setattr(torch, "get_device_module", lambda _device: streams)
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     before = torch.__future__.get_overwrite_module_params_on_conversion()

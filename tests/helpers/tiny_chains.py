@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 
-from prunus.checkpoint.source import load_tokenizer, tiny_folder
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.budget import Chain
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt

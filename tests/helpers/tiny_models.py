@@ -14,9 +14,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import tiny_folder
 from prunus.checkpoint.runner import Runner
-from prunus.checkpoint.source import tiny_folder
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 # The prunable Linears of all three, in the order of a forward pass.

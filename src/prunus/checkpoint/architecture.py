@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prunus.checkpoint.source import one_line
+from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 
 # Sizes that no model has by chance: so the axes of sequences and tokens are found.

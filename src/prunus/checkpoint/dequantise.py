@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.files import Checkpoint, versions
-from prunus.checkpoint.partial import Partial, check_target, disk_needed
+from prunus.checkpoint.checkpoint import Checkpoint, versions
 from prunus.checkpoint.quantised import DEQUANTISED
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.writer import Partial, check_target, disk_needed
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from prunus.checkpoint.architecture import skeleton
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.runner import dtypes_of
 
 

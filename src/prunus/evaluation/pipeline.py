@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prunus.checkpoint.files import ModelFolder
-from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends

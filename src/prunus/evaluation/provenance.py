@@ -5,8 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.files import ModelFolder, is_packed
-from prunus.checkpoint.packed_folder import PackedCheckpoint
+from prunus.checkpoint.checkpoint import ModelFolder, is_packed
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.engines import EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Backend

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunus.checkpoint.files import ModelFolder
-from prunus.checkpoint.source import load_end_ids
+from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.resolve import load_end_ids
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_prompt, resolve_profile

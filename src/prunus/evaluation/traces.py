@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from prunus.checkpoint.files import ModelFolder
-from prunus.checkpoint.partial import disk_errors
+from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.checkpoint.safetensors_file import write_text
-from prunus.checkpoint.source import load_tokenizer, resolve
+from prunus.checkpoint.writer import disk_errors
 from prunus.contamination import evaluation_set, question_digest
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError

@@ -2,7 +2,7 @@
 
 import torch
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.memory_budget import free_memory
 

@@ -8,12 +8,12 @@ import numpy as np
 from torch import Tensor
 
 from prunus.checkpoint.architecture import Unstreamable
-from prunus.checkpoint.files import Checkpoint, ModelFolder
+from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
 from prunus.checkpoint.linears import Linear
-from prunus.checkpoint.packed_bits import mask_nbytes, packed_nbytes
-from prunus.checkpoint.packed_folder import PackedCheckpoint, open_checkpoint
-from prunus.checkpoint.packed_tensor import bit_patterns
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.packed.bits import mask_nbytes, packed_nbytes
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint, open_checkpoint
+from prunus.checkpoint.packed.tensor import bit_patterns
+from prunus.checkpoint.resolve import resolve
 from prunus.progress import Steps
 from prunus.pruning.capabilities import describe_blocks, describe_model, describe_uses, refused
 from prunus.pruning.depth.verification import Droppable, try_drops

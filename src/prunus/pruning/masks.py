@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prunus.native import smallest
 from prunus.recipes import Group, Rounding
-from prunus.sparse import smallest
 
 # On a CPU rows are taken in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19

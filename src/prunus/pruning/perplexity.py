@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
-from prunus.checkpoint.files import Checkpoint, ModelFolder
+from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import DEQUANTISED
+from prunus.checkpoint.resolve import one_line, resolve
 from prunus.checkpoint.runner import pick_device
-from prunus.checkpoint.source import one_line, resolve
 from prunus.checkpoint.whole import load_whole
 from prunus.errors import PrunusError
 from prunus.progress import Steps

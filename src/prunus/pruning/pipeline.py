@@ -13,10 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.blocks import Block, blocks_on
-from prunus.checkpoint.files import Checkpoint, versions
+from prunus.checkpoint.block_loader import Block, blocks_on
+from prunus.checkpoint.checkpoint import Checkpoint, versions
 from prunus.checkpoint.linears import Linear
-from prunus.checkpoint.partial import (
+from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.resolve import read_json, resolve
+from prunus.checkpoint.runner import Runner, pick_device
+from prunus.checkpoint.safetensors_file import Stored, read_header, write_text
+from prunus.checkpoint.writer import (
     EVIDENCE,
     HIDDEN,
     Partial,
@@ -26,10 +30,6 @@ from prunus.checkpoint.partial import (
     disk_needed,
     show_bytes,
 )
-from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.runner import Runner, pick_device
-from prunus.checkpoint.safetensors_file import Stored, read_header, write_text
-from prunus.checkpoint.source import read_json, resolve
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocate import evidence_text, find_evidence, linear_sparsities, share_out

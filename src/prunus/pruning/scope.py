@@ -1,6 +1,6 @@
 """Which Linears of a model a recipe is about."""
 
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.safetensors_file import write_text
-from prunus.sparse.build import KERNEL
-from prunus.sparse.library import cache_folder, kernel, threads
+from prunus.native.build import KERNEL
+from prunus.native.load import cache_folder, kernel, threads
 from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import SparseWeight
 

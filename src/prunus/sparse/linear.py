@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus.errors import PrunusError
-from prunus.sparse.library import needed, threads
+from prunus.native.load import needed, threads
 from prunus.sparse.weight import GROUP, KINDS, SparseWeight, checked
 
 # Rows of x that the kernel takes together with a plain weight; for more it reads the weight again.

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunus.checkpoint.files import Checkpoint, is_packed
-from prunus.checkpoint.packed_folder import PackedCheckpoint
-from prunus.checkpoint.packed_tensor import PackedTensor, damaged
+from prunus.checkpoint.checkpoint import Checkpoint, is_packed
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
+from prunus.checkpoint.packed.tensor import PackedTensor, damaged
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.safetensors_file import DTYPES, Stored
-from prunus.checkpoint.source import resolve
 from prunus.checkpoint.whole import give_values, owner_of, whole_skeleton
 from prunus.errors import PrunusError
+from prunus.native.load import kernel, say_why_dense
 from prunus.progress import Steps
 from prunus.sparse.choose import kernel_rows, stock_linear
-from prunus.sparse.library import kernel, say_why_dense
 from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import KINDS, SparseWeight, from_packed, pack, packed_bytes
 

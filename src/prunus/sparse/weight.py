@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunus.errors import PrunusError
-from prunus.sparse.library import needed, threads
+from prunus.native.load import needed, threads
 
 GROUP, CHUNK, PADDING = 16, 32, 64
 HUGE_PAGE = 1 << 21

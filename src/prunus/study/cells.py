@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import load_tokenizer, resolve, tiny_folder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import load_tokenizer, resolve, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.pruning.allocation import ALLOCATIONS

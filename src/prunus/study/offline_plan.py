@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import HUB_PATTERNS, is_hub_id
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.tasks import TASKS, load_task

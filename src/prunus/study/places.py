@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunus.checkpoint.partial import disk_errors
+from prunus.checkpoint.writer import disk_errors
 from prunus.errors import PrunusError
 from prunus.results.lock import held
 from prunus.study.file import Study

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.packed_bits import packed_nbytes
-from prunus.checkpoint.partial import disk_needed
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.packed.bits import packed_nbytes
+from prunus.checkpoint.writer import disk_needed
 from prunus.errors import PrunusError
 from prunus.evaluation.pipeline import missing_batches
 from prunus.evaluation.requests import Backend, Request

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from prunus import progress
-from prunus.checkpoint.files import MANIFEST
+from prunus.checkpoint.checkpoint import MANIFEST
 from prunus.checkpoint.safetensors_file import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened as opened_backend

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
-from prunus.checkpoint.files import MANIFEST, Checkpoint
-from prunus.checkpoint.packed import read_variant, variant_about, write_variant
+from prunus.checkpoint.checkpoint import MANIFEST, Checkpoint
+from prunus.checkpoint.packed.commands import read_variant, variant_about, write_variant
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.errors import PrunusError
 from prunus.pruning.drop import drop_blocks

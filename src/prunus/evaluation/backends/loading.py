@@ -10,13 +10,13 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from prunus.checkpoint.files import is_packed
-from prunus.checkpoint.packed_folder import PackedCheckpoint
+from prunus.checkpoint.checkpoint import is_packed
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.checkpoint.precision import use_fast_products
-from prunus.checkpoint.source import one_line
+from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
+from prunus.native.load import kernel, say_why_dense
 from prunus.sparse import describe, load
-from prunus.sparse.library import kernel, say_why_dense
 
 __all__ = ["describe", "is_sparse", "load_model", "runs_sparse"]
 

@@ -18,8 +18,8 @@ from typing import Any
 import httpx2 as httpx
 
 from prunus import progress
-from prunus.checkpoint.files import ModelFolder
-from prunus.checkpoint.source import load_end_ids, load_tokenizer
+from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.resolve import load_end_ids, load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.transport import STAYS, TRIES, new_client, pause, reply_of, run

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prunus.checkpoint.source import one_line
+from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.padded_rows import PaddedRows
 

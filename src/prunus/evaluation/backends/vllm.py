@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from prunus.checkpoint.architecture import Architecture
-from prunus.checkpoint.files import Checkpoint, ModelFolder
+from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
 from prunus.checkpoint.linears import plain_experts
-from prunus.checkpoint.packed import read_variant
+from prunus.checkpoint.packed.commands import read_variant
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
@@ -169,7 +169,7 @@ class VLLMBackend(Backend):
     def hold(self, packed: Path | None, vectors: Path | None, removed: Sequence[int]) -> None:
         """Run with other weights than the folder's where the files of a variant say so, and without some blocks.
 
-        packed: as prunus.checkpoint.packed.write_variant makes it; vectors: safetensors. All None or empty: the
+        packed: as write_variant of checkpoint.packed.commands makes it; vectors: safetensors. All None or empty: the
         folder's model again. A removed block stays in its place and adds nothing.
         """
         names = [None if file is None else str(file) for file in (packed, vectors)]

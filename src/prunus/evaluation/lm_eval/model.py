@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint.files import ModelFolder
-from prunus.checkpoint.source import load_end_ids, load_tokenizer, resolve
+from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.resolve import load_end_ids, load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model

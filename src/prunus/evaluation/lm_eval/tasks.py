@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from prunus import progress
-from prunus.checkpoint.source import load_tokenizer, one_line, resolve
+from prunus.checkpoint.resolve import load_tokenizer, one_line, resolve
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends

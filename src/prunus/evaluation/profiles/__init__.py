@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
-from prunus.checkpoint.source import one_line
+from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.recipes import Mode
 

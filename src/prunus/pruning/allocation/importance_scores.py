@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunus.checkpoint.source import read_json
+from prunus.checkpoint.resolve import read_json
 from prunus.errors import PrunusError
 from prunus.pruning.allocation.sample_scores import is_by_sample, sums_of_samples
 

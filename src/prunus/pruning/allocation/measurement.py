@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.blocks import blocks_on
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.block_loader import blocks_on
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Runner
 from prunus.errors import PrunusError

@@ -14,9 +14,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.partial import CALIBRATION, Partial
-from prunus.checkpoint.source import load_tokenizer, one_line, tiny_folder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import load_tokenizer, one_line, tiny_folder
+from prunus.checkpoint.writer import CALIBRATION, Partial
 from prunus.contamination import evaluation_set, held_out_in
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats

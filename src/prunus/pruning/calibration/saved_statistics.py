@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.blocks import blocks_on
-from prunus.checkpoint.files import Checkpoint, versions
-from prunus.checkpoint.partial import check_space, disk_errors, show_bytes
+from prunus.checkpoint.block_loader import blocks_on
+from prunus.checkpoint.checkpoint import Checkpoint, versions
 from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import (
     DTYPES,
@@ -33,7 +33,7 @@ from prunus.checkpoint.safetensors_file import (
     read_header,
     read_metadata,
 )
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.writer import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint.files import Checkpoint, versions
+from prunus.checkpoint.checkpoint import Checkpoint, versions
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name
 from prunus.recipes import PruneRecipe, content_hash

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunus.checkpoint.files import ModelFolder
-from prunus.checkpoint.source import load_tokenizer, one_line
+from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.resolve import load_tokenizer, one_line
 from prunus.errors import PrunusError
 
 KINDS = ("text", "messages", "token_ids")

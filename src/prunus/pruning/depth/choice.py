@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.partial import SINGLE_FILE_BYTES
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.runner import Runner
+from prunus.checkpoint.writer import SINGLE_FILE_BYTES
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import HiddenStates

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, leaves
-from prunus.checkpoint.files import SINGLE_FILE, Checkpoint
+from prunus.checkpoint.checkpoint import SINGLE_FILE, Checkpoint
 from prunus.checkpoint.linears import settings_of
+from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.source import one_line
 from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
 from prunus.pruning.depth.shortened_config import shorter_config

@@ -15,7 +15,7 @@ from typing import Any
 
 import prunus
 from prunus import progress
-from prunus.checkpoint.partial import check_target
+from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
 from prunus.results.store import Store
 from prunus.study.cells import Model, Variant

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.checkpoint.partial import disk_errors, replace_folder, sync_tree
+from prunus.checkpoint.writer import disk_errors, replace_folder, sync_tree
 from prunus.study.cells import Variant
 from prunus.study.ray.worker import Made, Piece
 from prunus.study.variants import MAKING, VARIANTS, variant_files

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 import prunus
 from prunus import progress
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import pick
 from prunus.evaluation.grading import Grader

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from prunus.checkpoint.checkpoint import PACKED_FILE, Checkpoint, versions
 from prunus.checkpoint.checksum import checksum_of
-from prunus.checkpoint.files import PACKED_FILE, Checkpoint, versions
-from prunus.checkpoint.packed_bits import mask_nbytes, packed_nbytes
-from prunus.checkpoint.packed_folder import PackedCheckpoint, check_source, lean_on
-from prunus.checkpoint.packed_reader import read_packed
-from prunus.checkpoint.packed_tensor import bit_patterns, damaged
-from prunus.checkpoint.packed_writer import packed_writer
-from prunus.checkpoint.partial import Partial, check_target, disk_errors, disk_needed
+from prunus.checkpoint.packed.bits import mask_nbytes, packed_nbytes
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint, check_source, lean_on
+from prunus.checkpoint.packed.reader import read_packed
+from prunus.checkpoint.packed.tensor import bit_patterns, damaged
+from prunus.checkpoint.packed.writer import packed_writer
+from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES
-from prunus.checkpoint.source import resolve, typed_path
+from prunus.checkpoint.writer import Partial, check_target, disk_errors, disk_needed
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.checkpoint.packed_bits import (
+from prunus.checkpoint.packed.bits import (
     ALIGNMENT,
     PATTERNS,
     PackedBits,

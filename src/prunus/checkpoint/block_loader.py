@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.ahead import ahead
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.quantised import parts_of
+from prunus.prefetch import prefetch
 
 Block = dict[str, Tensor]
 
@@ -43,7 +43,7 @@ def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device)
             sent = {name: pinned(tensor, device).to(device, non_blocking=True) for name, tensor in tensors.items()}
             return sent, side.record_event()
 
-    with closing(ahead(send, indices)) as blocks:
+    with closing(prefetch(send, indices)) as blocks:
         for tensors, arrived in blocks:
             api.current_stream(device).wait_event(arrived)
             if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Work that a thread does ahead of whoever needs it."""
+"""Results of a function, computed by a thread before they are asked for."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -10,14 +10,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], most: int = 1) -> Generator[Result, None, None]:
+def prefetch(work: Callable[[Item], Result], items: Iterable[Item], most: int = 1) -> Generator[Result, None, None]:
     """work(item) of each item in order, while a thread is already at the next ones, at most so many.
 
     What work raises is raised where its item's turn comes. Close the generator (contextlib.closing) so that the thread
     ends with the item at hand when its user stops early.
     """
     left = iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         waiting = deque(thread.submit(work, item) for item in islice(left, 1))
         try:
             while waiting:

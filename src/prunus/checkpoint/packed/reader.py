@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunus.checkpoint.packed_bits import ALIGNMENT
-from prunus.checkpoint.packed_tensor import (
+from prunus.checkpoint.packed.bits import ALIGNMENT
+from prunus.checkpoint.packed.tensor import (
     PARTS,
     Damaged,
     Form,
@@ -22,7 +22,7 @@ from prunus.checkpoint.packed_tensor import (
     part_shapes,
     part_types,
 )
-from prunus.checkpoint.packed_writer import DIGEST, INFO, NO_DIGEST, VERSION
+from prunus.checkpoint.packed.writer import DIGEST, INFO, NO_DIGEST, VERSION
 from prunus.checkpoint.safetensors_file import (
     DTYPES,
     ITEMSIZES,

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunus.checkpoint.packed_bits import ALIGNMENT, pack_bits, pack_mask, round_up
-from prunus.checkpoint.packed_tensor import PARTS, Form, bit_patterns, part_types, quantise
+from prunus.checkpoint.packed.bits import ALIGNMENT, pack_bits, pack_mask, round_up
+from prunus.checkpoint.packed.tensor import PARTS, Form, bit_patterns, part_types, quantise
 from prunus.checkpoint.safetensors_file import ITEMSIZES, Stored, atomic_file, dtype_name
 from prunus.errors import PrunusError
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunus.checkpoint.files import PACKED_FILE, Checkpoint, is_packed
-from prunus.checkpoint.packed_reader import PackedFile, read_packed
-from prunus.checkpoint.packed_tensor import PackedTensor, damaged
+from prunus.checkpoint.checkpoint import PACKED_FILE, Checkpoint, is_packed
+from prunus.checkpoint.packed.reader import PackedFile, read_packed
+from prunus.checkpoint.packed.tensor import PackedTensor, damaged
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.source import resolve
 from prunus.errors import PrunusError
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from prunus.errors import PrunusError
+from prunus.native.build import FLAGS, KERNEL, SMALLEST, BuildError, compile_library, find_compiler, prebuilt, supported
 from prunus.progress import say
-from prunus.sparse.build import FLAGS, KERNEL, SMALLEST, BuildError, compile_library, find_compiler, prebuilt, supported
 
 # Instruction sets by the kernel's numbers. `off` is for comparing with dense.
 ISAS = ("off", "avx2", "avx512", "avx512bf16")

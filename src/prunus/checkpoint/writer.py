@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 
 from torch import Tensor
 
-from prunus.checkpoint.files import INDEX, MANIFEST, SINGLE_FILE, Checkpoint, next_manifest
+from prunus.checkpoint.checkpoint import INDEX, MANIFEST, SINGLE_FILE, Checkpoint, next_manifest
 from prunus.checkpoint.safetensors_file import (
     Entry,
     OpenFile,

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.ahead import ahead
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checksum import checksum_of, digest_of, fingerprint_of, read_checked
 from prunus.checkpoint.decoders import check_decoder
 from prunus.checkpoint.linears import Linear, find_linears
 from prunus.checkpoint.names import Names, Origin
 from prunus.checkpoint.quantised import DEQUANTISED, parts_of, plain_tensors
+from prunus.checkpoint.resolve import check_folder, load_config, one_line, read_json, read_object
 from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, read_header
-from prunus.checkpoint.source import check_folder, load_config, one_line, read_json, read_object
 from prunus.errors import PrunusError
+from prunus.prefetch import prefetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -280,7 +280,7 @@ class Checkpoint(ModelFolder):
             read, digest = read_checked(self.block_tensors(index))
             return digest, self.as_block(index, lambda name: read[name] if name in read else self.read(name))
 
-        with closing(ahead(check, order, most)) as results:
+        with closing(prefetch(check, order, most)) as results:
             for index, (digest, tensors) in zip(order, results, strict=True):
                 yield index, digest, tensors
 

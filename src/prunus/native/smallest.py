@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.sparse.build import SMALLEST, BuildError, supported
-from prunus.sparse.library import SWITCH, load
+from prunus.native.build import SMALLEST, BuildError, supported
+from prunus.native.load import SWITCH, load
 
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # as integers; NaN lies above
 _OK, _NOT_A_NUMBER = 0, 2
