@@ -13,6 +13,7 @@ import warm_processes
 from tiny_models import make_model, random_rows
 
 import prunus
+from prunus import disk
 from prunus.checkpoint import safetensors_file
 from prunus.checkpoint import writer as writer_module
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -290,7 +291,7 @@ class FullDisk:
 def test_full_disk_keeps_finished_blocks_and_half_written_files_go(tmp_path, model, rows, monkeypatch):
     monkeypatch.setattr(writer_module, "SINGLE_FILE_BYTES", 0)
     prunus.prune(model, tmp_path / "whole", recipe(rows))
-    atomic_file = safetensors_file.atomic_file
+    atomic_file = disk.atomic_file
 
     class on_full_disk:  # stands for the function atomic_file
         def __init__(self, path, sync):
@@ -306,7 +307,8 @@ def test_full_disk_keeps_finished_blocks_and_half_written_files_go(tmp_path, mod
     for room, left_behind in ((2.5 * block_bytes, True), (0.5 * block_bytes, False)):
         with monkeypatch.context() as patch:
             FullDisk.left = int(room) + 8000  # journal and calibration
-            patch.setattr(safetensors_file, "atomic_file", on_full_disk)
+            for module in (safetensors_file, disk):  # weights, and texts
+                patch.setattr(module, "atomic_file", on_full_disk)
             with pytest.raises(PrunusError, match=r"disk of .*out\.partial is full: .* kB are needed in all") as caught:
                 prunus.prune(model, tmp_path / "out", recipe(rows))
         assert "\n" not in str(caught.value)

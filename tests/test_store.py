@@ -13,7 +13,6 @@ import warm_processes
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.results.labels import unique_labels
-from prunus.results.lock import claimed
 from prunus.results.store import SCHEMA_VERSION, ProblemRow, Run, Sample, Store
 from prunus.results.summary import identity
 
@@ -352,26 +351,6 @@ def test_a_run_is_claimed_once_and_others_go_on(path):
         with other.claim("a"):
             pass
     assert {found.name for found in path.parent.iterdir()} == {path.name, link.name}
-
-
-def test_a_lock_that_its_holder_removed_is_taken_anew(path, monkeypatch):
-    """Between our opening the file and locking it, its holder ends: the file we lock is no longer the one to lock."""
-    opened = []
-
-    def slow(name: Path, *args: int) -> int:
-        descriptor = os_open(name, *args)
-        if not opened:
-            name.unlink()
-        opened.append(descriptor)
-        return descriptor
-
-    os_open = os.open
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "open", slow)
-        with claimed(path, "a"):
-            assert len(opened) == 2
-            with pytest.raises(PrunusError, match="wait for it"):
-                with_nothing_done(claimed(path, "a"))
 
 
 WRITER = """

@@ -6,10 +6,8 @@ piece, nor say before reading whether a file was cut off.
 """
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.disk import atomic_file, take_room
 from prunus.errors import PrunusError
 
 CHUNK = 1 << 20  # what a core's cache holds
@@ -262,55 +261,3 @@ def _data(tensor: Tensor | Stored) -> Iterator[bytes | memoryview]:
         yield from tensor.chunks()
     elif tensor.numel():
         yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
-    """A binary file for writing that takes its name only when it is complete; after an error it is gone.
-
-    sync: only when it is on disk, too, which a power cut asks for; a killed process does not.
-    """
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            if sync:
-                os.fsync(stream.fileno())
-        temporary.replace(path)
-        if sync:
-            sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str, sync: bool = True) -> None:
-    """Write a text file whole or not at all."""
-    with atomic_file(path, sync) as stream:
-        stream.write(text.encode())
-
-
-def take_room(stream: BinaryIO, size: int) -> None:
-    """Give a new file its size, so that a full disk is noticed now."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(stream.fileno(), 0, size)
-    else:  # macOS
-        stream.truncate(size)
-
-
-def sync_file(path: Path) -> None:
-    """Make what was written to a file survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

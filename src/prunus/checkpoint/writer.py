@@ -5,34 +5,22 @@ says which work this is (recipe and source) and which blocks are finished, so an
 after the end of the process, after a power cut those that a thread had put on disk meanwhile.
 """
 
-import errno
-import fcntl
 import json
-import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from torch import Tensor
 
 from prunus.checkpoint.checkpoint import INDEX, MANIFEST, SINGLE_FILE, Checkpoint, next_manifest
-from prunus.checkpoint.safetensors_file import (
-    Entry,
-    OpenFile,
-    Stored,
-    entry_of,
-    read_header,
-    sync_file,
-    sync_folder,
-    write_file,
-    write_text,
-)
+from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of, read_header, write_file
+from prunus.disk import DiskFull, check_space, disk_errors, locked, replace_folder, sync_file, sync_folder, write_text
 from prunus.errors import PrunusError
 from prunus.recipes import content_hash
 
@@ -42,15 +30,10 @@ EVIDENCE = "evidence.json"
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE"}
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL}
-DISK_RESERVE = 1 << 24
 # Weights up to this size go to one file, as such models come; larger ones to one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
 FLUSH_SECONDS = 10.0  # what a power cut may cost
 JOURNAL_SECONDS = 0.5  # what the sudden end of the process may cost
-
-
-class DiskFull(PrunusError):
-    """No space left; finished blocks are kept, unlike after other errors."""
 
 
 def check_target(source: Path, target: Path, overwrite: bool) -> None:
@@ -113,7 +96,9 @@ class Partial:
         self.created_parents = [folder for folder in missing if folder != self.folder]
         with disk_errors(self.folder, self.needed):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = self._take_lock()
+            self.lock = ExitStack()
+            why = f"is working on {self.folder}; wait for it"
+            self.lock.enter_context(locked(self.folder / LOCK, why))
         try:
             self._continue_or_start()
         except BaseException:
@@ -252,17 +237,6 @@ class Partial:
         """What lies there already, but for the lock."""
         return [path for path in self.folder.glob("*") if path.name != LOCK]
 
-    def _take_lock(self) -> IO[str]:
-        lock = (self.folder / LOCK).open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise PrunusError(f"another prunus process is working on {self.folder}; wait for it") from error
-        except OSError:
-            pass  # a file system without locks
-        return lock
-
     def _write_journal(self, sync: bool = False) -> None:
         journal = {
             "work": content_hash(self.work),
@@ -400,49 +374,3 @@ def copy_records(source: Path, target: Path) -> None:
     for name in (MANIFEST, CALIBRATION, EVIDENCE):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def replace_folder(new: Path, target: Path, overwrite: bool) -> None:
-    """Rename new to target; with overwrite an old target is moved away first and deleted afterwards."""
-    old = target.parent / f"{target.name}.replaced"
-    if overwrite and target.exists() and any(target.iterdir()):
-        if old.exists():
-            shutil.rmtree(old)
-        target.rename(old)
-    new.rename(target)
-    sync_folder(target.parent)
-    if overwrite and old.exists():
-        shutil.rmtree(old)
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raise DiskFull unless the disk of folder (which need not exist yet) has so many bytes free."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed + DISK_RESERVE:
-        raise DiskFull(
-            f"{folder.parent} has {show_bytes(free)} free, but {show_bytes(needed)} are needed; free some space"
-        )
-
-
-@contextmanager
-def disk_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Turn what the system says when it cannot write into a PrunusError that names the folder and the space needed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"the disk of {folder} is full: {show_bytes(needed)} are needed in all; free some space and run again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise PrunusError(f"{error.filename or folder} cannot be written: {os.strerror(error.errno)}") from error
-        raise
-
-
-def show_bytes(count: int) -> str:
-    """Bytes for people: 16.1 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

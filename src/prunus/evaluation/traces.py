@@ -4,20 +4,19 @@ Idea: RAC, arXiv:2509.12464. Ids are kept, never texts: rendering a chain throug
 Finished batches lie in OUT.partial, one line each, until the chains that pass the filters are written to OUT at once.
 """
 
-import fcntl
 import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 from prunus.checkpoint.checkpoint import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.checkpoint.safetensors_file import write_text
-from prunus.checkpoint.writer import disk_errors
 from prunus.contamination import evaluation_set, question_digest
+from prunus.disk import disk_errors, locked, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
@@ -178,19 +177,18 @@ class Journal:
         self.batches: dict[int, list[Trace]] = {}
 
     def __enter__(self) -> "Journal":
-        self.stream: IO[bytes] = self.path.open("a+b")
-        try:
-            self._lock()
+        lock = self.path.with_name(self.path.name + ".lock")
+        with ExitStack() as stack:
+            stack.enter_context(locked(lock, f"is working on {self.path}; wait for it"))
+            self.stream: IO[bytes] = stack.enter_context(self.path.open("a+b"))
             self._read()
-        except BaseException:
-            self.stream.close()
-            raise
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stream.close()
-        if self.path.exists() and not self.batches:
-            self.path.unlink()
+        with self.stack:  # closes the journal, then releases the lock
+            if not self.batches:
+                self.path.unlink(missing_ok=True)
 
     def add(self, number: int, rows: list[Trace]) -> None:
         """Keep a finished batch."""
@@ -205,14 +203,6 @@ class Journal:
         self.stream.write(json.dumps(data).encode() + b"\n")
         self.stream.flush()
         os.fsync(self.stream.fileno())
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PrunusError(f"another prunus process is working on {self.path}; wait for it") from error
-        except OSError:
-            pass  # a file system without locks
 
     def _read(self) -> None:
         self.stream.seek(0)

@@ -12,7 +12,7 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner, pick_device
-from prunus.checkpoint.safetensors_file import write_text
+from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean

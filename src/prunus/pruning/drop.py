@@ -12,7 +12,8 @@ from prunus.checkpoint.checkpoint import Checkpoint, versions
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.writer import Partial, check_space, check_target, disk_needed, show_bytes
+from prunus.checkpoint.writer import Partial, check_target, disk_needed
+from prunus.disk import check_space, show_bytes
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.depth import DEPTH_METHODS

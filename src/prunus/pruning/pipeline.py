@@ -19,17 +19,9 @@ from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import read_json, resolve
 from prunus.checkpoint.runner import Runner, pick_device
-from prunus.checkpoint.safetensors_file import Stored, read_header, write_text
-from prunus.checkpoint.writer import (
-    EVIDENCE,
-    HIDDEN,
-    Partial,
-    check_space,
-    check_target,
-    disk_errors,
-    disk_needed,
-    show_bytes,
-)
+from prunus.checkpoint.safetensors_file import Stored, read_header
+from prunus.checkpoint.writer import EVIDENCE, HIDDEN, Partial, check_target, disk_needed
+from prunus.disk import check_space, disk_errors, show_bytes, write_text
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.allocate import evidence_text, find_evidence, linear_sparsities, share_out

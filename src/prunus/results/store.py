@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from prunus import __version__
+from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.results.labels import is_called
-from prunus.results.lock import claimed
 
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x5072756E  # "Prun": tells our files from other programs' SQLite files
@@ -203,7 +203,9 @@ class Store:
 
     def claim(self, run_id: str) -> AbstractContextManager[None]:
         """Lock a run while adding to it: `with store.claim(run_id): ...`; PrunusError if another process holds it."""
-        return claimed(self.path, run_id)
+        store = self.path.resolve()  # a link to the store is the same store
+        lock = store.with_name(f"{store.name}.{run_id}.lock")
+        return locked(lock, f"is evaluating this run into {store}; wait for it")
 
     def add_run(self, run: Run) -> None:
         """Add the run unless one with its id is there, which stays as it is.

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunus.checkpoint.safetensors_file import write_text
+from prunus.disk import write_text
 from prunus.native.build import KERNEL
 from prunus.native.load import cache_folder, kernel, threads
 from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus import progress
-from prunus.checkpoint.safetensors_file import write_text
+from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.recipes import content_hash
 from prunus.reporting.page import report

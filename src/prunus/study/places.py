@@ -5,9 +5,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunus.checkpoint.writer import disk_errors
+from prunus.disk import disk_errors, locked
 from prunus.errors import PrunusError
-from prunus.results.lock import held
 from prunus.study.file import Study
 
 
@@ -48,7 +47,7 @@ class Places:
             with ExitStack() as stack:
                 for lock in locks:
                     why = f"works on {lock.parent} (it holds {lock}): wait for it, or name another --out"
-                    stack.enter_context(held(lock, why))
+                    stack.enter_context(locked(lock, why))
                 yield
         finally:
             with suppress(OSError):

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prunus.checkpoint.writer import show_bytes
+from prunus.disk import show_bytes
 from prunus.study.cells import model_label
 from prunus.study.live_table import duration
 

@@ -12,7 +12,7 @@ import torch
 
 from prunus import progress
 from prunus.checkpoint.checkpoint import MANIFEST
-from prunus.checkpoint.safetensors_file import write_text
+from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened as opened_backend
 from prunus.evaluation.backends.hf import HFBackend

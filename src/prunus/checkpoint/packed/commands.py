@@ -21,7 +21,8 @@ from prunus.checkpoint.packed.tensor import bit_patterns, damaged
 from prunus.checkpoint.packed.writer import packed_writer
 from prunus.checkpoint.resolve import resolve, typed_path
 from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES
-from prunus.checkpoint.writer import Partial, check_target, disk_errors, disk_needed
+from prunus.checkpoint.writer import Partial, check_target, disk_needed
+from prunus.disk import disk_errors
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prunus.checkpoint.packed.bits import ALIGNMENT, pack_bits, pack_mask, round_up
 from prunus.checkpoint.packed.tensor import PARTS, Form, bit_patterns, part_types, quantise
-from prunus.checkpoint.safetensors_file import ITEMSIZES, Stored, atomic_file, dtype_name
+from prunus.checkpoint.safetensors_file import ITEMSIZES, Stored, dtype_name
+from prunus.disk import atomic_file
 from prunus.errors import PrunusError
 
 VERSION = 1

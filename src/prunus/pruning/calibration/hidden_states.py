@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prunus.checkpoint.block_loader import stream_of
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
-from prunus.checkpoint.writer import show_bytes
+from prunus.disk import show_bytes
 from prunus.progress import say
 
 # Enough to fill the processor in one call; a sequence longer than this is a batch of its own.

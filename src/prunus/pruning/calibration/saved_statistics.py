@@ -26,14 +26,13 @@ from prunus.checkpoint.safetensors_file import (
     DTYPES,
     Entry,
     Stored,
-    atomic_file,
     dtype_name,
     layout,
     put,
     read_header,
     read_metadata,
 )
-from prunus.checkpoint.writer import check_space, disk_errors, show_bytes
+from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration

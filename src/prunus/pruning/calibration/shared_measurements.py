@@ -1,15 +1,15 @@
 """What is measured once for several variants of a model: kept in a folder, under a hash of all that it depends on."""
 
-import fcntl
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint, versions
+from prunus.disk import locked
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name
 from prunus.recipes import PruneRecipe, content_hash
@@ -23,9 +23,7 @@ INFLUENCES = ("influence_train", "influence_validation")
 def once(folder: Path, key: str) -> Iterator[Path]:
     """Where one measurement is, or is to be made within this; another process waits until it is done."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key}.lock").open("w") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / f"{key}.lock"):
         yield folder / key
 
 

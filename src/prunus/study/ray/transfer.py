@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from prunus.checkpoint.writer import disk_errors, replace_folder, sync_tree
+from prunus.checkpoint.writer import sync_tree
+from prunus.disk import disk_errors, replace_folder
 from prunus.study.cells import Variant
 from prunus.study.ray.worker import Made, Piece
 from prunus.study.variants import MAKING, VARIANTS, variant_files
