@@ -21,6 +21,7 @@ Propagation = Literal["pruned", "dense", "staged"]
 Rounding = Literal["exact", "reference"]
 Group = Literal["row", "tensor"]
 UpdateName = Literal["none", "obs"]
+RecoverTarget = Literal["dense", "own"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
 Mode = Literal["strict", "legacy"]
@@ -178,11 +179,7 @@ class PruneRecipe(Recipe):
         self._check_allocation()
         self._check_gradients()
         self._check_calibration()
-        for name in ("prompt_weight", "chain_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise PrunusError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if not self.prompt_weight and not self.chain_weight:
-            raise PrunusError("prompt_weight and chain_weight are both 0: no token would count")
+        check_token_weights(self.prompt_weight, self.chain_weight)
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
 
@@ -331,6 +328,46 @@ class DropRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+class RecoverRecipe(Recipe):
+    """How to train what pruning kept, block by block (docs/recover.md).
+
+    calibration, samples, seqlen, calibration_tokens, seed, prompt_weight, chain_weight: as in PruneRecipe.
+    epochs: how often each token is trained on. step_tokens: tokens of one step of Adam, which is one sequence at least.
+    rate: the largest learning rate, as a share of each tensor's root mean square.
+    norms: whether norms and biases are trained, too.
+    target: what a block is to give out: the output that the `dense` model has there, or `own`: that of the dense
+        model's block on the pruned model's input.
+    """
+
+    calibration: str = "auto"
+    samples: int = 128
+    seqlen: int = 2048
+    calibration_tokens: int | None = None
+    prompt_weight: float = 1.0
+    chain_weight: float = 1.0
+    seed: int = 0
+    epochs: int = 4
+    rate: float = 0.01
+    step_tokens: int = 512
+    norms: bool = True
+    target: RecoverTarget = "dense"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_calibration()
+        self._check_positive("epochs", "step_tokens")
+        self._check_choice("target", RecoverTarget)
+        if not 0 < self.rate < 1:
+            raise PrunusError(f"rate must lie in (0, 1), not {self.rate}; it is a share of each tensor's size")
+        check_token_weights(self.prompt_weight, self.chain_weight)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether tokens of prompt and chain count differently."""
+        return self.prompt_weight != self.chain_weight
+
+
+@dataclass(frozen=True)
 class EvalPlan(Recipe):
     """How to evaluate one model: which problems, how much thinking, how to sample.
 
@@ -441,6 +478,15 @@ class TraceRecipe(Recipe):
             backend=self.backend,
             batch_size=self.batch_size,
         )
+
+
+def check_token_weights(prompt_weight: float, chain_weight: float) -> None:
+    """Raise PrunusError unless tokens can count so much."""
+    for name, weight in (("prompt_weight", prompt_weight), ("chain_weight", chain_weight)):
+        if not 0 <= weight < float("inf"):
+            raise PrunusError(f"{name} must be 0 or more, not {weight}")
+    if not prompt_weight and not chain_weight:
+        raise PrunusError("prompt_weight and chain_weight are both 0: no token would count")
 
 
 def check_budgets(budgets: Sequence[int]) -> None:

@@ -21,10 +21,11 @@ from prunus.contamination import evaluation_set, held_out_in
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
 from prunus.pruning.calibration.windows import Window, overlap_warnings, random_window
-from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 
 HUB_NAMES = ("c4", "wikitext2")
 TRACES = "traces:"
+Calibrating = PruneRecipe | DropRecipe | RecoverRecipe
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000
 
@@ -54,7 +55,7 @@ class Calibration(NamedTuple):
         """Number of tokens in all."""
         return sum(map(len, self.sequences))
 
-    def token_weights(self, recipe: PruneRecipe) -> list[list[float]]:
+    def token_weights(self, recipe: PruneRecipe | RecoverRecipe) -> list[list[float]]:
         """For each sequence, how much each token counts; PrunusError where prompts are not known or nothing counts."""
         if not self.prompts:
             raise PrunusError(
@@ -96,14 +97,14 @@ class Request(NamedTuple):
     tokens: int | None = None
 
 
-def calibration_name(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> str:
+def calibration_name(recipe: Calibrating, model: Checkpoint) -> str:
     """recipe.calibration with `auto` replaced: tiny for the tiny reasoner, else c4."""
     if recipe.calibration != "auto":
         return recipe.calibration
     return "tiny" if model.manifest.get("profile") == "tiny" else "c4"
 
 
-def load_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> Calibration:
+def load_calibration(recipe: Calibrating, model: Checkpoint) -> Calibration:
     """The calibration sequences of a recipe for a model; everything wrong with them raises PrunusError.
 
     Among what is wrong: a question of a built-in evaluation set, as far as prunus.contamination can tell.
@@ -147,7 +148,7 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
     return chosen._replace(sequences=sequences, prompts=prompts)
 
 
-def keep_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint, partial: Partial) -> Calibration:
+def keep_calibration(recipe: Calibrating, model: Checkpoint, partial: Partial) -> Calibration:
     """The sequences, chosen once and kept beside the result: a resumed run sees the very same tokens."""
     if "calibration" not in partial.notes:
         chosen = load_calibration(recipe, model)
@@ -164,7 +165,7 @@ def _prompts(lines: Sequence[Line]) -> list[int]:
     return [line.row["prompt_tokens"] for line in lines] if known else []
 
 
-def describe_calibration(recipe: PruneRecipe | DropRecipe, model: Checkpoint) -> tuple[str, list[str]]:
+def describe_calibration(recipe: Calibrating, model: Checkpoint) -> tuple[str, list[str]]:
     """What calibration would be, and warnings; read already unless it comes from the hub."""
     name = calibration_name(recipe, model)
     if name in HUB_NAMES:

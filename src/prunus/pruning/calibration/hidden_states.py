@@ -30,7 +30,8 @@ class HiddenStates:
 
     Sequences are grouped by length, so batches need neither padding nor mask. file: where to keep them instead of in
     memory; its space is taken at once, so a full disk is noticed here. room: how wide a second table may be asked for.
-    token_weights: for each sequence, how much each of its tokens counts; None: all alike.
+    token_weights: for each sequence, how much each of its tokens counts; None: all alike. batch_tokens: most tokens of
+    a batch, unless one sequence has more.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class HiddenStates:
         file: Path | None,
         room: int = 0,
         token_weights: Sequence[Sequence[float]] | None = None,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> None:
+        self.batch_tokens = batch_tokens
         ordered = sorted(sequences, key=len)
         self._weight_S1 = None
         if token_weights is not None:  # sorted is stable, so both are in the same order
@@ -81,7 +84,7 @@ class HiddenStates:
         """(N, T, X) views of the same batches in another table of the same tokens."""
         begin = 0
         for length, group in self.groups:
-            most = max(1, BATCH_TOKENS // length)
+            most = max(1, self.batch_tokens // length)
             for first in range(0, len(group), most):
                 count = min(most, len(group) - first)
                 yield table_SX[begin : begin + count * length].view(count, length, -1)
@@ -96,7 +99,7 @@ class HiddenStates:
     def ids(self) -> Iterator[Tensor]:
         """(N, T) token ids of the same batches."""
         for length, group in self.groups:
-            yield from torch.tensor(group).split(max(1, BATCH_TOKENS // length))
+            yield from torch.tensor(group).split(max(1, self.batch_tokens // length))
 
     def _weights(self) -> Iterator[Tensor] | None:
         """(N, T, 1) float32, how much each token of the same batches counts; None where all count alike."""

@@ -1,0 +1,267 @@
+"""Recover a pruned checkpoint: train what was kept, block by block, so that it computes what the dense model does.
+
+Two residual streams go through the two models, for the same calibration tokens. A block of the pruned model reads what
+the recovered blocks before it give, and is fitted to what the dense model gives at that place; errors of earlier blocks
+are thus corrected by later ones. Zeros stay zero. Memory holds one block, what Adam keeps of it, and the two streams.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.files import Checkpoint, versions
+from prunus.checkpoint.linears import is_stateful
+from prunus.checkpoint.partial import HIDDEN, Partial, check_space, check_target, disk_errors, disk_needed, show_bytes
+from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.runner import Runner, pick_device
+from prunus.checkpoint.safetensors_file import Stored
+from prunus.checkpoint.source import resolve
+from prunus.errors import PrunusError
+from prunus.progress import Steps
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.calibration.memory_budget import free_memory
+from prunus.pruning.recovery.fit import fit, trainable
+from prunus.pruning.recovery.streams import Streams, split
+from prunus.recipes import RecoverRecipe
+
+# Bytes that training takes of each weight of a block: itself, its gradient, the two moments of Adam, the best state so
+# far and the one at the start (as stored, 2 each), and whether it is a zero.
+TRAINING_BYTES = 4 + 4 + 8 + 2 + 2 + 1
+
+CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
+
+
+class Recovery(NamedTuple):
+    """A pruned model and the dense one that it was made from.
+
+    spans: for each block of the pruned model, those of the dense one that it stands for: itself, and removed ones up to
+    the next that was kept.
+    """
+
+    pruned: Checkpoint
+    dense: Checkpoint
+    spans: list[range]
+    recipe: RecoverRecipe
+    device: torch.device
+    offload: bool
+
+    def hidden_file(self, partial: Partial) -> Path | None:
+        """Where the streams are kept; None: in memory."""
+        return partial.folder / HIDDEN if self.offload else None
+
+
+def recover(
+    pruned: str | Path,
+    out: str | Path,
+    recipe: RecoverRecipe | None = None,
+    *,
+    dense: str | Path | None = None,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Write pruned (a folder or hub id) with its kept weights trained to the folder out; returns a summary.
+
+    dense: the model that it was pruned from; None: the one that its manifest names. Every zero of a pruned Linear stays
+    zero, and everything outside the blocks stays as it is. A block whose held-out error does not fall stays, too.
+    Unfinished work lives in out.partial; the same call goes on there and ends with the same bytes. offload: keep the
+    residual streams on disk instead of in memory. dry_run: only say what would be done. Wrong input raises PrunusError
+    and leaves nothing behind.
+    """
+    started = time.monotonic()
+    recipe = recipe or RecoverRecipe()
+    source, target = Checkpoint(resolve(pruned)), Path(out)
+    check_target(source.folder, target, overwrite)
+    twin = dense_twin(source, dense)
+    check_trainable(source)
+    job = Recovery(source, twin, spans_of(source, twin), recipe, pick_device(device), offload)
+    needed = disk_needed(source.nbytes) + (stream_bytes(job, recipe.samples * recipe.seqlen) if offload else 0)
+    if dry_run:
+        return describe(job, target, needed)
+    checksums = {"source": source.checksum(), "dense": twin.checksum()}
+    work = {"action": "recover", "recipe": recipe.to_json(), **checksums}
+    with Partial(source, target, work, source.blocks, needed, overwrite) as partial, full_float32(job.device):
+        calibration = keep_calibration(recipe, source, partial)
+        with torch.no_grad():
+            recover_blocks(job, partial, calibration)
+        records = [partial.records[index] for index in range(source.blocks)]
+        warnings = [*calibration.warnings, *warnings_of(records)]
+        step = {
+            "action": "recover",
+            "recipe": recipe.to_json(),
+            "versions": versions(),
+            "source": {"name": str(pruned), "checksum": checksums["source"]},
+            "dense": {"name": str(dense or twin.folder), "checksum": checksums["dense"]},
+            "calibration": calibration.summary(),
+            "blocks": records,
+            "warnings": warnings,
+        }
+        partial.finish(None, step)
+    return {
+        "out": str(target),
+        "blocks": source.blocks,
+        "recovered": sum(record["trained"] for record in records),
+        "tokens": calibration.tokens,
+        "error_before": sum(record["before"] for record in records) / len(records),
+        "error_after": sum(record["after"] for record in records) / len(records),
+        "seconds": time.monotonic() - started,
+        "errors": [(record["before"], record["after"]) for record in records],
+        "warnings": warnings,
+    }
+
+
+def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) -> None:
+    """Fit block after block. Blocks that partial already has are run, not trained again."""
+    source, dense, recipe = job.pruned, job.dense, job.recipe
+    if all(map(partial.has, range(source.blocks))):
+        return
+    runners = [Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, source)]
+    weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(s) for s in calibration.sequences]
+    with disk_errors(partial.folder, partial.needed):
+        streams = Streams(*runners, calibration.sequences, weights, recipe.step_tokens, job.hidden_file(partial))
+    training, held_out = split(len(streams.batches), random.Random(f"{recipe.seed} held out"))
+    with Steps("recovering", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
+        for index in range(source.blocks):
+            for number in job.spans[index]:
+                streams.advance_dense(runners[0].read_block(number))
+            if partial.has(index):
+                stored = source.read_block(index, partial.read_block(index))
+                streams.advance_pruned(runners[1].make_block(index, stored))
+                continue
+            tensors = source.read_block(index)
+            block = runners[1].make_block(index, tensors)
+            dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+            parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
+            examples = streams.examples(block)
+            fitted = fit(
+                parameters,
+                [examples[i] for i in training],
+                [examples[i] for i in held_out],
+                rate=recipe.rate,
+                epochs=recipe.epochs,
+                rng=random.Random(f"{recipe.seed} {index}"),
+            )
+            changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
+            partial.write_block(index, block_of(source, index, changed), fitted._asdict())
+            streams.advance_pruned(block)
+            steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
+
+
+def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict[str, Tensor | Stored]:
+    """A block as it is to be stored, by names on disk; raises where a zero of it would be lost."""
+    for name, new in changed.items():
+        old = source.read_weight(index, name)
+        if old.dim() > 1 and bool((new[old == 0] != 0).any()):
+            raise AssertionError(f"recovery would fill zeros of {source.block_name(index, name)}")
+    return {**source.block_tensors(index), **source.as_stored(index, changed)}
+
+
+def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
+    """The dense model, by name or from the manifest; PrunusError unless source was made from its weights."""
+    history = source.manifest.get("history", [])
+    if dense is None:
+        if not history:
+            raise PrunusError(f"{source.folder} has no manifest that says what it was pruned from; give --dense MODEL")
+        name = history[0]["source"]["name"]
+        try:
+            found = Checkpoint(resolve(name))
+        except PrunusError as error:
+            raise PrunusError(
+                f"{source.folder} was made from '{name}', which cannot be opened; give --dense"
+            ) from error
+    else:
+        found = Checkpoint(resolve(dense))
+    if found.folder.resolve() == source.folder.resolve():
+        raise PrunusError(f"{found.folder} is the pruned model itself; give the dense one as --dense")
+    if history and found.checksum() not in {step["source"]["checksum"] for step in history}:
+        raise PrunusError(
+            f"{found.folder} has other weights than the model that {source.folder} was made from "
+            f"({history[0]['source']['name']}); give that one as --dense"
+        )
+    return found
+
+
+def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
+    """For each block of source, the blocks of dense up to the one that the next block of source was."""
+    kept = list(range(dense.blocks))
+    begun = not source.manifest.get("history") or source.manifest["history"][0]["source"]["checksum"]
+    for step in source.manifest.get("history", []):
+        begun = begun is True or step["source"]["checksum"] == dense.checksum()
+        if begun and step["action"] == "drop":
+            gone = set(step["blocks_removed"])
+            kept = [number for index, number in enumerate(kept) if index not in gone]
+    if len(kept) != source.blocks:
+        raise PrunusError(f"{source.folder} has {source.blocks} blocks, {dense.folder} {dense.blocks}: no twins")
+    for index, number in enumerate(kept):
+        if source.linear_shapes(index) != dense.linear_shapes(number):
+            raise PrunusError(f"block {index} of {source.folder} and block {number} of {dense.folder} differ in shape")
+    starts = [0, *kept[1:], dense.blocks]
+    return [range(first, last) for first, last in pairwise(starts)]
+
+
+def check_trainable(source: Checkpoint) -> None:
+    """Raise PrunusError where there is nothing to recover, or no gradient can be taken of single blocks."""
+    if source.names.is_shared or source.architecture.carried or any(map(is_stateful, source.architecture.probe.calls)):
+        raise PrunusError(
+            f"{source.folder} ({source.config.model_type}) cannot be recovered block by block: its blocks share "
+            "weights or hand on more than hidden states"
+        )
+    dropped = any(step["action"] == "drop" for step in source.manifest.get("history", []))
+    if not dropped and not any(has_zeros(source, index) for index in range(source.blocks)):
+        raise PrunusError(f"{source.folder} has no zeros and lacks no block: there is nothing to recover")
+    largest = max(sum(s.elements for s in source.block_tensors(index).values()) for index in range(source.blocks))
+    if TRAINING_BYTES * largest > (free := free_memory()):
+        raise PrunusError(
+            f"training the largest block of {source.folder} takes {show_bytes(TRAINING_BYTES * largest)} of memory, "
+            f"and {show_bytes(free)} are free"
+        )
+
+
+def has_zeros(source: Checkpoint, index: int) -> bool:
+    """Whether a Linear of a block has many zeros: more than chance leaves in 16 bits."""
+    for linear in source.linears(index):
+        weight_OI = source.read_weight(index, f"{linear.name}.weight")
+        if int((weight_OI == 0).sum()) > CHANCE_ZEROS * weight_OI.numel():
+            return True
+    return False
+
+
+def stream_bytes(job: Recovery, tokens: int) -> int:
+    """Bytes of both residual streams, in float32."""
+    return 2 * 4 * tokens * job.pruned.architecture.width
+
+
+def warnings_of(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Which blocks were left as they were, and why."""
+    broken = [str(index) for index, record in enumerate(records) if not record["finite"]]
+    worse = [str(index) for index, record in enumerate(records) if record["finite"] and not record["trained"]]
+    found = []
+    if broken:
+        found.append(
+            f"training became NaN or infinite in blocks {', '.join(broken)}, which are as they were: lower --rate"
+        )
+    if worse:
+        found.append(f"blocks {', '.join(worse)} are as they were: their error on held-out sequences did not fall")
+    return found
+
+
+def describe(job: Recovery, target: Path, needed: int) -> dict[str, Any]:
+    """What recover would do, as far as it can be known without running the models or asking the network."""
+    check_space(target.absolute(), needed)
+    calibration, warnings = describe_calibration(job.recipe, job.pruned)
+    return {
+        "would_write": str(target),
+        "dense": str(job.dense.folder),
+        "blocks": job.pruned.blocks,
+        "calibration": calibration,
+        "disk": show_bytes(needed),
+        "streams": show_bytes(stream_bytes(job, job.recipe.samples * job.recipe.seqlen)),
+        "warnings": warnings,
+    }

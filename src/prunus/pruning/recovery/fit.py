@@ -1,0 +1,171 @@
+"""Fit what pruning kept of one block, so that its output comes nearer to a given one; zeros stay zero.
+
+Block-wise reconstruction as in arXiv:2510.14444 (Wagner, Roux, Zimmer, Pokutta), with a loss relative to each token, so
+that the few tokens with massive activations do not rule it, and a learning rate relative to each tensor, so that one
+number does for Linears and norms of any model. Shapes: N sequences, T tokens, W numbers per token between two blocks.
+"""
+
+import math
+import random
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+BETAS = (0.9, 0.95)
+EPS = 1e-12  # the gradients of a mean over many tokens are small
+WARM_UP = 0.05  # share of the steps in which the rate rises
+LEAST_ENERGY = 1e-6  # of a token's target: below it, the loss is no longer relative
+
+
+class Example(NamedTuple):
+    """Some sequences: what a block reads, what it should give out, and how much each token counts (padding: 0)."""
+
+    run: Callable[[Tensor], Tensor]  # the block on such an input
+    input_NTW: Tensor
+    target_NTW: Tensor
+    weight_NT: Tensor
+
+
+class Trained(NamedTuple):
+    """A parameter that is trained. zero: where it must stay 0; None: nowhere. rms: root mean square where it is not.
+
+    dtype: that in which the checkpoint stores it.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    zero: Tensor | None
+    rms: float
+    dtype: torch.dtype
+
+
+class Fit(NamedTuple):
+    """The held-out error of a block before and after training, on the weights as they are stored, and the steps taken.
+
+    An error is the mean over tokens of |output - target|^2 / |target|^2. trained: whether the new weights were taken;
+    if not, the block is as it was. finite: whether no error and no loss was NaN or infinite.
+    """
+
+    before: float
+    after: float
+    steps: int
+    trained: bool
+    finite: bool = True
+
+
+def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collection[str], norms: bool) -> list[Trained]:
+    """The weights of these Linears of a block, with their zeros; with norms all its vectors, too (norms and biases).
+
+    dtypes: of the block's tensors in the checkpoint, by name.
+    """
+    weights = {f"{name}.weight" for name in linears}
+    found = []
+    for name, parameter in block.named_parameters():
+        vector = norms and parameter.dim() == 1 and parameter.is_floating_point()
+        if name not in dtypes or not (name in weights or vector):
+            continue
+        zero = parameter.detach() == 0 if name in weights else None
+        count = parameter.numel() - (0 if zero is None else int(zero.sum()))
+        rms = math.sqrt(float(parameter.detach().double().square().sum()) / max(1, count))
+        if rms:
+            found.append(Trained(name, parameter, zero, rms, dtypes[name]))
+    return found
+
+
+def fit(
+    parameters: Sequence[Trained],
+    training: Sequence[Example],
+    held_out: Sequence[Example],
+    *,
+    rate: float,
+    epochs: int,
+    rng: random.Random,
+) -> Fit:
+    """Train the parameters in place: in every epoch one step of Adam for each example, in random order.
+
+    rate: the largest, as a share of a parameter's root mean square. The state that is kept is the one with the least
+    held-out error among the ends of the epochs, in the dtype of the checkpoint; where it is not below that of the
+    start, or an error is NaN or infinite, the start is kept.
+    """
+    start = snapshot(parameters)
+    before = mean_error(held_out)
+    best, best_state, step, steps = math.inf, start, 0, epochs * len(training)
+    finite = math.isfinite(before)
+    optimizer = torch.optim.Adam(
+        [{"params": [p.parameter.requires_grad_()], "rms": p.rms} for p in parameters],
+        lr=rate,
+        betas=BETAS,
+        eps=EPS,
+        fused=True,
+    )
+    for _ in range(epochs if finite else 0):
+        for index in rng.sample(range(len(training)), len(training)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["rms"] * share_of_rate(step, steps)
+            loss = take_step(optimizer, parameters, training[index])
+            finite, step = finite and math.isfinite(loss), step + 1
+        error = mean_error(held_out)
+        finite = finite and math.isfinite(error)
+        if not finite:
+            break
+        if error < best:
+            best, best_state = error, snapshot(parameters)
+    del optimizer  # its moments take twice the memory of the weights
+    restore(parameters, best_state if finite else start)
+    after = mean_error(held_out) if finite else before
+    if not after < before:
+        restore(parameters, start)
+        return Fit(before, before, step, trained=False, finite=finite)
+    return Fit(before, after, step, trained=True)
+
+
+def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Trained], example: Example) -> float:
+    """One step for the mean loss over the tokens of an example, which comes back; zeros have no gradient."""
+    with torch.enable_grad():
+        output_NTW = example.run(example.input_NTW)
+        loss = relative_error(output_NTW, example.target_NTW, example.weight_NT) / example.weight_NT.sum()
+    loss.backward()
+    for _, parameter, zero, *_ in parameters:
+        if zero is not None and parameter.grad is not None:
+            parameter.grad.masked_fill_(zero, 0.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss)
+
+
+def relative_error(output_NTW: Tensor, target_NTW: Tensor, weight_NT: Tensor) -> Tensor:
+    """Sum over tokens of weight * |output - target|^2 / |target|^2."""
+    wanted_NTW = target_NTW.float()
+    error_NT = (output_NTW.float() - wanted_NTW).square().sum(-1)
+    energy_NT = wanted_NTW.square().sum(-1).clamp(min=LEAST_ENERGY)
+    return (weight_NT * error_NT / energy_NT).sum()
+
+
+@torch.no_grad()
+def mean_error(examples: Sequence[Example]) -> float:
+    """relative_error of all examples, per token."""
+    total = sum(float(relative_error(e.run(e.input_NTW), e.target_NTW, e.weight_NT)) for e in examples)
+    return total / sum(float(e.weight_NT.sum()) for e in examples)
+
+
+def share_of_rate(step: int, steps: int) -> float:
+    """The rate at a step as a share of the largest: a linear rise over the first 5 % of the steps, a cosine to 0."""
+    rise = max(1, int(WARM_UP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def snapshot(parameters: Sequence[Trained]) -> list[Tensor]:
+    """Copies of the parameters, rounded as the checkpoint stores them."""
+    return [p.parameter.detach().to(p.dtype, copy=True) for p in parameters]
+
+
+@torch.no_grad()
+def restore(parameters: Sequence[Trained], state: Sequence[Tensor]) -> None:
+    """Set the parameters to a snapshot; they are not trained from then on."""
+    for trained, tensor in zip(parameters, state, strict=True):
+        trained.parameter.requires_grad_(False)
+        trained.parameter.copy_(tensor)

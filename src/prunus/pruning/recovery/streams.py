@@ -1,0 +1,103 @@
+"""The residual streams of the dense and of the pruned model between two blocks, for the same calibration tokens.
+
+Sequences of like lengths are padded on the right to a common one, so that a step of training is one batch: a decoder
+never looks ahead, so no token sees the padding, and padding counts nothing in the loss. Shapes: N sequences, T tokens,
+S tokens of all batches one after the other with padding, W numbers per token between two blocks.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from prunus.checkpoint.runner import Batch, Runner
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.recovery.fit import Example
+
+HELD_OUT = 8  # one batch of so many is held out
+PADDING = 0  # any token id does
+
+
+class Streams:
+    """Both start as embeddings and are moved on block by block; target_SW is the dense model's.
+
+    batch_tokens: most tokens of a batch, unless one sequence has more. file: where to keep them; None: in memory.
+    token_weights: how much each token of each sequence counts.
+    """
+
+    def __init__(
+        self,
+        dense: Runner,
+        pruned: Runner,
+        sequences: Sequence[list[int]],
+        token_weights: Sequence[Sequence[float]],
+        batch_tokens: int,
+        file: Path | None,
+    ) -> None:
+        padded, weights = pad(sequences, token_weights, batch_tokens)
+        self.hidden = HiddenStates(dense, padded, file, pruned.width, weights, batch_tokens)
+        self.dense, self.pruned = dense, pruned
+        self.input_SW = self.hidden.room(pruned.width)
+        self.batches = [batch.copy() for batch, _ in self.hidden.batches()]
+        for batch, rows_NTW in zip(self.batches, self.hidden.views(self.input_SW), strict=True):
+            rows_NTW.copy_(pruned.embed(batch))
+
+    def advance_dense(self, block: nn.Module) -> None:
+        """Move the dense model's stream through one of its blocks."""
+        for batch, rows_NTW, there_NTW in self.hidden.batches_on(self.dense.device):
+            rows_NTW.copy_(self.dense.run_block(block, there_NTW, batch))
+
+    def advance_pruned(self, block: nn.Module) -> None:
+        """Move the pruned model's stream through one of its blocks."""
+        for batch, rows_NTW in zip(self.batches, self.hidden.views(self.input_SW), strict=True):
+            rows_NTW.copy_(self.pruned.run_block(block, rows_NTW.to(self.pruned.device), batch))
+
+    def examples(self, block: nn.Module) -> list[Example]:
+        """For each batch what the block reads and should give out: the pruned stream and the dense one."""
+
+        def runs(batch: Batch):
+            return lambda rows_NTW: self.pruned.run_block(block, rows_NTW.to(self.pruned.device), batch)
+
+        views = zip(
+            self.batches, self.hidden.views(self.input_SW), self.hidden.views(self.hidden.states_SW), strict=True
+        )
+        return [Example(runs(batch), read_NTW, wanted_NTW, weight_of(batch)) for batch, read_NTW, wanted_NTW in views]
+
+
+def weight_of(batch: Batch) -> Tensor:
+    """(N, T): how much each token counts."""
+    assert batch.weight_NT1 is not None
+    return batch.weight_NT1[..., 0]
+
+
+def pad(
+    sequences: Sequence[list[int]], token_weights: Sequence[Sequence[float]], batch_tokens: int
+) -> tuple[list[list[int]], list[list[float]]]:
+    """The sequences, shortest first, each padded to the longest of those that share a batch; weights are 0 there."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and (len(groups[-1]) + 1) * len(sequences[i]) <= batch_tokens:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    padded, weights = [], []
+    for group in groups:
+        longest = len(sequences[group[-1]])
+        for i in group:
+            missing = longest - len(sequences[i])
+            padded.append([*sequences[i], *[PADDING] * missing])
+            weights.append([*token_weights[i], *[0.0] * missing])
+    return padded, weights
+
+
+def split(count: int, rng: random.Random) -> tuple[list[int], list[int]]:
+    """Indices of the batches to train on and of those that are held out: one in eight, at least one of two.
+
+    A single batch is both: then nothing can be held out.
+    """
+    if count == 1:
+        return [0], [0]
+    held_out = set(rng.sample(range(count), max(1, count // HELD_OUT)))
+    return [i for i in range(count) if i not in held_out], sorted(held_out)
