@@ -75,6 +75,15 @@ def test_a_device_prunes_as_the_cpu_does(name, folder, tmp_path, monkeypatch):
     compare(tmp_path / "there", tmp_path / "cpu")
 
 
+def test_recovery_on_a_device_is_that_of_the_cpu(folder, tmp_path, monkeypatch):
+    prunus.prune(folder / "model", tmp_path / "pruned", prunus.PruneRecipe(**WANDA, **on(folder)), device="cpu")
+    recipe = prunus.RecoverRecipe(**on(folder), epochs=1, step_tokens=24)
+    prunus.recover(tmp_path / "pruned", tmp_path / "cpu", recipe, device="cpu")
+    with other_device(monkeypatch):
+        prunus.recover(tmp_path / "pruned", tmp_path / "there", recipe, device="cuda")
+    compare(tmp_path / "there", tmp_path / "cpu")
+
+
 @pytest.fixture(scope="module")
 def saved(folder) -> Path:
     """Statistics of the dense model, measured on the CPU."""

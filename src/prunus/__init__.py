@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 
 if TYPE_CHECKING:
     from prunus import sparse
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
+    from prunus.pruning.recover import recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.study.pages import report_study
@@ -46,6 +47,7 @@ __all__ = [
     "EvalPlan",
     "PruneRecipe",
     "PrunusError",
+    "RecoverRecipe",
     "TraceRecipe",
     "allocate",
     "compare",
@@ -58,6 +60,7 @@ __all__ = [
     "perplexity",
     "plan_study",
     "prune",
+    "recover",
     "regrade",
     "report",
     "report_study",
@@ -80,6 +83,7 @@ _HOME = {
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.study.plan",
     "prune": "prunus.pruning.pipeline",
+    "recover": "prunus.pruning.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
     "report_study": "prunus.study.pages",

@@ -122,21 +122,23 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
     source, dense, recipe = job.pruned, job.dense, job.recipe
     if all(map(partial.has, range(source.blocks))):
         return
-    runners = [Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, source)]
+    theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, source))
     weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(s) for s in calibration.sequences]
     with disk_errors(partial.folder, partial.needed):
-        streams = Streams(*runners, calibration.sequences, weights, recipe.step_tokens, job.hidden_file(partial))
+        streams = Streams(theirs, ours, calibration.sequences, weights, recipe.step_tokens, job.hidden_file(partial))
     training, held_out = split(len(streams.batches), random.Random(f"{recipe.seed} held out"))
     with Steps("recovering", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
         for index in range(source.blocks):
+            if recipe.target == "own":
+                streams.start_from_pruned()
             for number in job.spans[index]:
-                streams.advance_dense(runners[0].read_block(number))
+                streams.advance_dense(theirs.read_block(number))
             if partial.has(index):
                 stored = source.read_block(index, partial.read_block(index))
-                streams.advance_pruned(runners[1].make_block(index, stored))
+                streams.advance_pruned(ours.make_block(index, stored))
                 continue
             tensors = source.read_block(index)
-            block = runners[1].make_block(index, tensors)
+            block = ours.make_block(index, tensors)
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
             examples = streams.examples(block)
@@ -244,9 +246,7 @@ def warnings_of(records: Sequence[dict[str, Any]]) -> list[str]:
     worse = [str(index) for index, record in enumerate(records) if record["finite"] and not record["trained"]]
     found = []
     if broken:
-        found.append(
-            f"training became NaN or infinite in blocks {', '.join(broken)}, which are as they were: lower --rate"
-        )
+        found.append(f"training gave NaN or infinity in blocks {', '.join(broken)}, left as they were: lower --rate")
     if worse:
         found.append(f"blocks {', '.join(worse)} are as they were: their error on held-out sequences did not fall")
     return found

@@ -8,6 +8,7 @@ number does for Linears and norms of any model. Shapes: N sequences, T tokens, W
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -122,8 +123,12 @@ def fit(
 
 
 def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Trained], example: Example) -> float:
-    """One step for the mean loss over the tokens of an example, which comes back; zeros have no gradient."""
-    with torch.enable_grad():
+    """One step for the mean loss over the tokens of an example, which comes back; zeros have no gradient.
+
+    On a GPU products are made in bfloat16; weights, their gradients and Adam's moments are float32 everywhere.
+    """
+    on_gpu = torch.cuda.is_available() and parameters[0].parameter.is_cuda
+    with torch.enable_grad(), torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
         output_NTW = example.run(example.input_NTW)
         loss = relative_error(output_NTW, example.target_NTW, example.weight_NT) / example.weight_NT.sum()
     loss.backward()
@@ -132,12 +137,13 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Trained], e
             parameter.grad.masked_fill_(zero, 0.0)
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss)
+    return float(loss.detach())
 
 
 def relative_error(output_NTW: Tensor, target_NTW: Tensor, weight_NT: Tensor) -> Tensor:
     """Sum over tokens of weight * |output - target|^2 / |target|^2."""
-    wanted_NTW = target_NTW.float()
+    device = output_NTW.device
+    wanted_NTW, weight_NT = target_NTW.to(device, torch.float32), weight_NT.to(device)
     error_NT = (output_NTW.float() - wanted_NTW).square().sum(-1)
     energy_NT = wanted_NTW.square().sum(-1).clamp(min=LEAST_ENERGY)
     return (weight_NT * error_NT / energy_NT).sum()

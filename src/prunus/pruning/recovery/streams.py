@@ -6,7 +6,7 @@ S tokens of all batches one after the other with padding, W numbers per token be
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ PADDING = 0  # any token id does
 
 
 class Streams:
-    """Both start as embeddings and are moved on block by block; target_SW is the dense model's.
+    """Both start as embeddings and are moved on block by block: hidden is the dense model's, input_SW the other's.
 
     batch_tokens: most tokens of a batch, unless one sequence has more. file: where to keep them; None: in memory.
     token_weights: how much each token of each sequence counts.
@@ -48,6 +48,13 @@ class Streams:
         for batch, rows_NTW, there_NTW in self.hidden.batches_on(self.dense.device):
             rows_NTW.copy_(self.dense.run_block(block, there_NTW, batch))
 
+    def start_from_pruned(self) -> None:
+        """Let the dense model's stream be the pruned model's; errors of earlier blocks are then not corrected."""
+        for rows_NTW, input_NTW in zip(
+            self.hidden.views(self.hidden.states_SW), self.hidden.views(self.input_SW), strict=True
+        ):
+            rows_NTW.copy_(input_NTW)
+
     def advance_pruned(self, block: nn.Module) -> None:
         """Move the pruned model's stream through one of its blocks."""
         for batch, rows_NTW in zip(self.batches, self.hidden.views(self.input_SW), strict=True):
@@ -56,7 +63,7 @@ class Streams:
     def examples(self, block: nn.Module) -> list[Example]:
         """For each batch what the block reads and should give out: the pruned stream and the dense one."""
 
-        def runs(batch: Batch):
+        def runs(batch: Batch) -> Callable[[Tensor], Tensor]:
             return lambda rows_NTW: self.pruned.run_block(block, rows_NTW.to(self.pruned.device), batch)
 
         views = zip(

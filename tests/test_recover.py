@@ -1,0 +1,338 @@
+"""Recovery trains what pruning kept of each block towards the dense model, and nothing else; zeros stay zero."""
+
+import json
+import math
+import random
+import signal
+from typing import Any
+
+import pytest
+import torch
+import warm_processes
+from random_models import make_random_model
+from safetensors.torch import load_file, save_file
+from tiny_models import make_model, random_rows
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import prunus
+from prunus.checkpoint.files import Checkpoint
+from prunus.errors import PrunusError
+from prunus.pruning.recovery import fit as fitting
+from prunus.pruning.recovery.fit import Example, fit, relative_error, share_of_rate, trainable
+from prunus.pruning.recovery.streams import pad, split
+from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+
+LENGTH, SEQUENCES = 24, 16
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in rows))
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write_rows(tmp_path / "rows.jsonl", random_rows(SEQUENCES, LENGTH))
+
+
+@pytest.fixture
+def dense(tmp_path):
+    return make_model(tmp_path / "dense", "qwen3")
+
+
+def pruned_from(dense, rows, **changes):
+    out = dense.with_name("pruned")
+    prunus.prune(dense, out, PruneRecipe(**{"calibration": str(rows), "samples": 8, "sparsity": 0.5} | changes))
+    return out
+
+
+def asked(rows, **changes):
+    usual = {"calibration": str(rows), "samples": SEQUENCES, "epochs": 2, "step_tokens": LENGTH}
+    return RecoverRecipe(**usual | changes)
+
+
+def tensors_of(folder):
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def output_of(model, index, ids):
+    """What block index gives out within the whole model."""
+    found = []
+    handle = model.model.layers[index].register_forward_hook(
+        lambda _module, _inputs, output: found.append(output[0] if isinstance(output, tuple) else output)
+    )
+    model(input_ids=torch.tensor([ids]))
+    handle.remove()
+    return found[0]
+
+
+def recovered_by_hand(pruned, dense, rows, epochs, rate):
+    """Tensors of the recovered blocks, by the whole models of transformers and Adam written out."""
+    theirs, ours = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32).eval() for f in (dense, pruned))
+    training, held_out = split(len(rows), random.Random("0 held out"))
+    for index, layer in enumerate(ours.model.layers):
+        targets = []
+        for ids in rows:
+            with torch.no_grad():
+                targets.append(output_of(theirs, index, ids))
+
+        def loss_of(i, index=index, targets=targets):
+            error = (output_of(ours, index, rows[i]) - targets[i]).square().sum(-1)
+            return (error / targets[i].square().sum(-1)).mean()
+
+        def held_out_loss(loss_of=loss_of):
+            with torch.no_grad():
+                return sum(float(loss_of(i)) for i in held_out)
+
+        ours.requires_grad_(False)
+        layer.requires_grad_(True)
+        weights = dict(layer.named_parameters())
+        first = {name: p.detach().clone() for name, p in weights.items()}
+        kept = {name: (p != 0) | (p.dim() == 1) for name, p in first.items()}
+        size = {name: float(p[kept[name]].square().mean().sqrt()) for name, p in first.items()}
+        moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in first.items()}
+        rng, step, steps = random.Random(f"0 {index}"), 0, epochs * len(training)
+        states = [(held_out_loss(), first)]
+        for _ in range(epochs):
+            for chosen in rng.sample(range(len(training)), len(training)):
+                layer.zero_grad()
+                loss_of(training[chosen]).backward()
+                for name, p in weights.items():
+                    gradient = torch.where(kept[name], p.grad, 0.0)
+                    mean, square = moments[name]
+                    mean.mul_(0.9).add_(gradient, alpha=0.1)
+                    square.mul_(0.95).addcmul_(gradient, gradient, value=0.05)
+                    corrected = mean / (1 - 0.9 ** (step + 1))
+                    root = (square / (1 - 0.95 ** (step + 1))).sqrt() + 1e-12
+                    with torch.no_grad():
+                        p -= rate * size[name] * share_of_rate(step, steps) * corrected / root
+                step += 1
+            states.append((held_out_loss(), {name: p.detach().clone() for name, p in weights.items()}))
+        with torch.no_grad():
+            for name, tensor in min(states, key=lambda state: state[0])[1].items():
+                weights[name].copy_(tensor)
+    return ours.state_dict()
+
+
+def test_recovery_equals_training_blocks_within_the_whole_model(dense, rows, tmp_path):
+    pruned = pruned_from(dense, rows)
+    summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
+    expected = recovered_by_hand(pruned, dense, random_rows(SEQUENCES, LENGTH), epochs=2, rate=0.01)
+    found, before = tensors_of(tmp_path / "out"), tensors_of(pruned)
+    moved = 0
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+        moved += not torch.equal(tensor, before[name])
+    assert moved == 3 * 11  # seven Linears and four norms of each block
+    assert summary["recovered"] == 3
+    assert all(after < start for start, after in summary["errors"])
+
+
+@pytest.mark.parametrize("pattern", [None, "2:4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_and_all_outside_blocks_stay_as_they_were(tmp_path, rows, dtype, pattern):
+    dense = make_model(tmp_path / "dense", "llama", dtype=dtype, tied=True)
+    pruned = pruned_from(dense, rows, pattern=pattern)
+    prunus.recover(pruned, tmp_path / "out", asked(rows))
+    before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name, old in before.items():
+        assert after[name].dtype == old.dtype
+        if ".layers." not in name:
+            assert torch.equal(after[name], old)
+        elif "proj" in name:
+            assert torch.equal(after[name] == 0, old == 0)
+
+
+def test_own_targets_leave_the_first_block_as_it_would_be_and_errors_pile_up(dense, rows, tmp_path):
+    """The first block reads the same and is to give the same; the others are fitted to other targets."""
+    pruned = pruned_from(dense, rows)
+    prunus.recover(pruned, tmp_path / "usual", asked(rows))
+    prunus.recover(pruned, tmp_path / "own", asked(rows, target="own"))
+    usual, own = tensors_of(tmp_path / "usual"), tensors_of(tmp_path / "own")
+    alike = {int(name.split(".")[2]) for name in usual if "proj" in name and torch.equal(usual[name], own[name])}
+    assert alike == {0}
+
+
+def test_without_norms_only_kept_weights_of_linears_move(dense, rows, tmp_path):
+    pruned = pruned_from(dense, rows)
+    prunus.recover(pruned, tmp_path / "out", asked(rows, norms=False))
+    before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {n for n in before if "proj" in n}
+
+
+@pytest.mark.parametrize("blocks", ["0,", "1,2", "3,"])
+def test_the_block_before_a_removed_one_learns_to_do_its_work(tmp_path, rows, blocks):
+    dense = make_model(tmp_path / "dense", "qwen3", blocks=4)
+    prunus.drop_blocks(dense, tmp_path / "pruned", DropRecipe(blocks=blocks))
+    prunus.recover(tmp_path / "pruned", tmp_path / "out", asked(rows, epochs=4))
+    ids = random_rows(4, LENGTH, seed=9)
+    models = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / f, dtype=torch.float32) for f in ("dense", "pruned", "out")
+    ]
+    with torch.no_grad():
+        wanted, before, after = (model(torch.tensor(ids)).logits for model in models)
+    assert (after - wanted).norm() < (before - wanted).norm()
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "phi3", "gemma3_text", "qwen3_moe", "olmo2"])
+def test_any_decoder_is_recovered(tmp_path, model_type):
+    folder = tmp_path / "dense"
+    config = make_random_model(model_type, folder)
+    generator = random.Random(0)
+    ids = [[generator.randrange(config.vocab_size) for _ in range(16)] for _ in range(16)]
+    path = write_rows(tmp_path / "rows.jsonl", ids)
+    pruned = pruned_from(folder, path)
+    summary = prunus.recover(pruned, tmp_path / "out", asked(path, samples=16, step_tokens=16))
+    assert summary["recovered"] > 0
+    before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
+    for index in range(Checkpoint(pruned).blocks):
+        for linear in Checkpoint(pruned).linears(index):
+            for name in Checkpoint(pruned).weight_sources(index, linear.name):
+                assert torch.equal(after[name] == 0, before[name] == 0)
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert model.generate(torch.tensor([ids[0]]), max_new_tokens=2, do_sample=False).shape[1] == 18
+
+
+def test_padding_counts_nothing(tmp_path, dense):
+    """Sequences of unlike lengths in one step are trained on as if each had run alone."""
+    ids = [row[: 5 + 3 * i] for i, row in enumerate(random_rows(6, LENGTH))]
+    padded, weights = pad(ids, [[1.0] * len(row) for row in ids], 48)
+    assert [row[: len(row) - weight.count(0.0)] for row, weight in zip(padded, weights, strict=True)] == ids
+    assert max(map(len, padded)) == len(ids[-1])
+    layer, target = nn.Linear(4, 4), torch.randn(2, 5, 4)
+    whole, cut = torch.randn(2, 5, 4), torch.tensor([[1.0] * 5, [1.0] * 3 + [0.0] * 2])
+    alone = relative_error(layer(whole[:1]), target[:1], cut[:1]) + relative_error(
+        layer(whole[1:, :3]), target[1:, :3], cut[1:, :3]
+    )
+    torch.testing.assert_close(relative_error(layer(whole), target, cut), alone)
+
+
+KILLED = """
+import os, signal, sys
+import prunus
+from prunus.checkpoint import partial
+
+model, out, rows = sys.argv[1:]
+write_block, finished = partial.Partial.write_block, 0
+
+def counted(self, *arguments):
+    global finished
+    write_block(self, *arguments)
+    finished += 1
+    if finished == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+partial.JOURNAL_SECONDS = 0
+partial.Partial.write_block = counted
+recipe = prunus.RecoverRecipe(calibration=rows, samples=16, epochs=2, step_tokens=24)
+prunus.recover(model, out, recipe)
+"""
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_killed_recovery_resumes_to_the_same_bytes(tmp_path, dense, rows, offload):
+    pruned = pruned_from(dense, rows)
+    prunus.recover(pruned, tmp_path / "unbroken" / "out", asked(rows))
+    out = tmp_path / "broken" / "out"
+    assert warm_processes.run(KILLED, pruned, out, rows) == (-signal.SIGKILL, "")
+    assert not out.exists()
+    prunus.recover(pruned, out, asked(rows), offload=offload)
+    assert contents(out) == contents(tmp_path / "unbroken" / "out")
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def example(run, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    input_NTW, target_NTW = (torch.randn(2, 8, width, generator=generator) for _ in range(2))
+    return Example(run, input_NTW, target_NTW, torch.ones(2, 8))
+
+
+def fitted(block, training, held_out, **changes):
+    dtypes = dict.fromkeys(block.state_dict(), torch.float32)
+    usual = {"rate": 0.05, "epochs": 3, "rng": random.Random(0)}
+    return fit(trainable(block, dtypes, ["0"], True), training, held_out, **usual | changes)
+
+
+def test_a_block_whose_held_out_error_rises_is_put_back():
+    block = nn.Sequential(nn.Linear(4, 4))
+    held_out = example(block, seed=1)
+    with torch.no_grad():
+        held_out = held_out._replace(target_NTW=block(held_out.input_NTW))  # nothing can be better than the start
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    found = fitted(block, [example(block)], [held_out])
+    assert (found.before, found.after, found.trained, found.finite) == (0.0, 0.0, False, True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+
+
+def test_the_best_epoch_is_kept_and_not_the_last(monkeypatch):
+    block = nn.Sequential(nn.Linear(4, 4))
+    training = [example(block, seed=seed) for seed in range(8)]
+    errors = []
+    watched = fitting.mean_error
+    monkeypatch.setattr(fitting, "mean_error", lambda examples: errors.append(watched(examples)) or errors[-1])
+    monkeypatch.setattr(fitting, "share_of_rate", lambda step, steps: 1.0 if step < steps // 2 else 100.0)
+    found = fitted(block, training, training, epochs=12)
+    *_, last, after = errors
+    assert found.after == after == min(errors)
+    assert last > 2 * after
+
+
+def test_a_block_that_becomes_nan_is_left_as_it_was_and_named(tmp_path, dense, rows, monkeypatch):
+    pruned = pruned_from(dense, rows)
+    step = fitting.take_step
+    monkeypatch.setattr(fitting, "take_step", lambda *arguments: step(*arguments) * math.nan)
+    summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
+    assert summary["warnings"] == ["training gave NaN or infinity in blocks 0, 1, 2, left as they were: lower --rate"]
+    before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
+    pruned = pruned_from(dense, rows)
+    prunus.recover(pruned, tmp_path / "out", asked(rows))
+    first, second = json.loads((tmp_path / "out" / "prunus.json").read_text())["history"]
+    assert (first["action"], second["action"]) == ("prune", "recover")
+    assert second["dense"]["checksum"] == first["source"]["checksum"] == Checkpoint(dense).checksum()
+    assert second["source"]["checksum"] == Checkpoint(pruned).checksum()
+    assert RecoverRecipe.from_json(second["recipe"]) == asked(rows)
+    assert second["calibration"]["tokens"] == SEQUENCES * LENGTH
+    assert [block["steps"] for block in second["blocks"]] == [2 * 14] * 3
+
+
+def test_wrong_input_is_one_line(tmp_path, dense, rows):
+    pruned = pruned_from(dense, rows)
+    other = make_model(tmp_path / "other", "qwen3", seed=1)
+    for model, settings, words in [
+        (dense, {}, "has no manifest"),
+        (dense, {"dense": other}, "no zeros and lacks no block"),
+        (pruned, {"dense": other}, "other weights than the model"),
+        (pruned, {"dense": pruned}, "the pruned model itself"),
+    ]:
+        with pytest.raises(PrunusError, match=words):
+            prunus.recover(model, tmp_path / "out", asked(rows), **settings)
+        assert not list(tmp_path.glob("out*"))
+    (pruned / "prunus.json").unlink()  # pruned by another tool
+    deeper = make_model(tmp_path / "deeper", "qwen3", blocks=4)
+    with pytest.raises(PrunusError, match=r"has 3 blocks, .* 4"):
+        prunus.recover(pruned, tmp_path / "out", asked(rows), dense=deeper)
+    prunus.recover(pruned, tmp_path / "out", asked(rows), dense=dense)
+
+
+def test_another_tools_model_without_zeros_is_refused(tmp_path, dense, rows):
+    twin = make_model(tmp_path / "twin", "qwen3", seed=3)
+    tensors = tensors_of(twin)
+    save_file(tensors, twin / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PrunusError, match="no zeros"):
+        prunus.recover(twin, tmp_path / "out", asked(rows), dense=dense)
+
+
+@pytest.mark.parametrize("changes", [{"rate": 0.0}, {"rate": 1.5}, {"epochs": 0}, {"step_tokens": 0}, {"target": "x"}])
+def test_settings_out_of_range_are_refused(changes):
+    with pytest.raises(PrunusError, match=next(iter(changes))):
+        RecoverRecipe(**changes)
