@@ -32,6 +32,7 @@ CONTENTS = {
     "Start": ["docs/install", "docs/tutorial"],
     "Guides": [
         "docs/pruning",
+        "docs/recover",
         "docs/evaluating",
         "docs/study",
         "docs/scale",

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import prunus
-from prunus.checkpoint.files import Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning.recovery import fit as fitting
 from prunus.pruning.recovery.fit import Example, fit, relative_error, share_of_rate, trainable
@@ -216,10 +216,10 @@ def test_padding_counts_nothing(tmp_path, dense):
 KILLED = """
 import os, signal, sys
 import prunus
-from prunus.checkpoint import partial
+from prunus.checkpoint import writer
 
 model, out, rows = sys.argv[1:]
-write_block, finished = partial.Partial.write_block, 0
+write_block, finished = writer.Partial.write_block, 0
 
 def counted(self, *arguments):
     global finished
@@ -228,8 +228,8 @@ def counted(self, *arguments):
     if finished == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-partial.JOURNAL_SECONDS = 0
-partial.Partial.write_block = counted
+writer.JOURNAL_SECONDS = 0
+writer.Partial.write_block = counted
 recipe = prunus.RecoverRecipe(calibration=rows, samples=16, epochs=2, step_tokens=24)
 prunus.recover(model, out, recipe)
 """

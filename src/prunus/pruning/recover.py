@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.files import Checkpoint, versions
+from prunus.checkpoint.checkpoint import Checkpoint, versions
 from prunus.checkpoint.linears import is_stateful
-from prunus.checkpoint.partial import HIDDEN, Partial, check_space, check_target, disk_errors, disk_needed, show_bytes
 from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.writer import HIDDEN, Partial, check_space, check_target, disk_errors, disk_needed, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
