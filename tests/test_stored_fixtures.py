@@ -1,0 +1,146 @@
+"""What earlier versions stored is read by this one; each folder of tests/data/stored has the name of its writer.
+
+expected.json there holds what that version itself read from its files (scripts/stored_fixtures.py wrote both).
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import tiny_folder
+from prunus.pruning.calibration.data import load_calibration
+from prunus.recipes import PruneRecipe
+from prunus.results.store import Store
+
+STORED = sorted((Path(__file__).parent / "data" / "stored").iterdir())
+
+
+@pytest.fixture(params=STORED, ids=lambda folder: folder.name)
+def stored(request, tmp_path, monkeypatch) -> dict[str, Any]:
+    """A copy of one version's folder, which becomes the working folder, and what was expected of it."""
+    folder = tmp_path / "stored"
+    shutil.copytree(request.param, folder)
+    for name in ("pruned", "packed", "masks"):  # kept once only, as the tokenizer is the same everywhere
+        shutil.copyfile(folder / "model" / "tokenizer.json", folder / name / "tokenizer.json")
+    monkeypatch.chdir(folder)
+    return json.loads((folder / "expected.json").read_text())
+
+
+def digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def check_comparison(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Same runs, verdicts and numbers; keys that are new are no concern."""
+    assert found["base"]["run"] == expected["base"]
+    others = {other["run"]: other for other in found["others"]}
+    assert list(others) == list(expected["others"])
+    for run, other in expected["others"].items():
+        assert others[run]["verdict"] == other["verdict"]
+        cells = {"primary": others[run]["primary"], **json.loads(json.dumps(others[run]["tasks"]["tiny"]["budgets"]))}
+        for name, numbers in {"primary": other["primary"], **other["budgets"]}.items():
+            assert {key: cells[name][key] for key in numbers} == pytest.approx(numbers, abs=1e-12), (run, name)
+
+
+def test_recipes_are_read_and_hash_as_before(stored):
+    checkpoints = stored["checkpoints"]
+    recipe = PruneRecipe.from_json(checkpoints["recipe"])
+    assert recipe.hash == checkpoints["recipe_hash"]
+    manifest = json.loads(Path("pruned/prunus.json").read_text())
+    assert PruneRecipe.from_json(manifest["history"][-1]["recipe"]) == recipe
+
+
+def test_checkpoints_are_inspected_and_run_as_before(stored):
+    checkpoints = stored["checkpoints"]
+    for name, content in checkpoints["inspect"].items():
+        found = prunus.inspect(name, weights=True)
+        assert {key: found[key] for key in content} == content, name
+    for name, perplexity in checkpoints["perplexity"].items():
+        assert prunus.perplexity(name, "text.txt", seqlen=64)["perplexity"] == pytest.approx(perplexity, rel=1e-3)
+
+
+def test_packed_folders_unpack_to_the_same_bytes(stored):
+    prunus.unpack("packed", "unpacked")
+    prunus.unpack("masks", "from-masks")
+    assert digest("unpacked/model.safetensors") == stored["checkpoints"]["pruned"] == digest("pruned/model.safetensors")
+    assert digest("from-masks/model.safetensors") == stored["checkpoints"]["wanda"]
+
+
+def test_a_packed_folder_is_evaluated(stored):
+    plan = prunus.EvalPlan(tasks=("tiny",), budgets=(4,), limit=1, answer_tokens=4, profile="s1")
+    run_id = prunus.evaluate("packed", plan, "new.db")
+    with Store("new.db") as store:
+        assert len(store.keys(run_id)) == 1
+
+
+def test_interrupted_work_is_finished_to_the_same_bytes(stored, monkeypatch):
+    """Its first block is taken over: the statistics of the second are measured with it as it lies there."""
+    from prunus.checkpoint.writer import Partial
+
+    made = []
+    write_block = Partial.write_block
+    monkeypatch.setattr(
+        Partial, "write_block", lambda self, index, *rest: made.append(index) or write_block(self, index, *rest)
+    )
+    Path("stopped").rename("stopped.partial")
+    prunus.prune("model", "stopped", PruneRecipe.from_json(stored["checkpoints"]["recipe"]))
+    assert made == [1]
+    assert digest("stopped/model.safetensors") == stored["checkpoints"]["pruned"]
+
+
+def test_statistics_and_importance_scores_are_used_again(stored, monkeypatch):
+    recipe = PruneRecipe(propagation="dense", calibration="text.txt", samples=4, seqlen=16)
+    prunus.prune("model", "wanda", recipe, stats="stats.safetensors")
+    assert digest("wanda/model.safetensors") == stored["checkpoints"]["wanda"]
+    shared = {"method": "magnitude", "sparsity": 0.5, "allocation": "owl", "calibration": "text.txt"}
+    found = prunus.allocate("model", PruneRecipe(**shared, samples=4, seqlen=16, scores="evidence.json"))
+    assert found["evidence"]["details"] == json.loads(Path("evidence.json").read_text())["details"]
+
+
+def test_a_store_is_compared_reported_and_added_to_as_before(stored):
+    runs = stored["store"]["runs"]
+    check_comparison(prunus.compare("results.db", runs["dense"], [runs["pruned"]]), stored["store"]["compare"])
+    page = Path(prunus.report("results.db", "report.html", base=runs["dense"])).read_text()
+    assert "legacy" in page and "wanda" in page
+    plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 256), limit=6, samples=2, batch_size=12)
+    before = Path("results.db").read_bytes()
+    assert prunus.evaluate("tiny", plan, "results.db") == runs["dense"], "the same work has the same id"
+    assert Path("results.db").read_bytes() == before, "and nothing is left to do"
+    with Store("results.db") as store:
+        assert store.timings(runs["dense"])
+
+
+def test_traces_calibrate(stored):
+    recipe = PruneRecipe(calibration="traces:traces.jsonl", samples=3, seqlen=32)
+    lines = [json.loads(line) for line in Path("traces.jsonl").read_text().splitlines()]
+    calibration = load_calibration(recipe, Checkpoint(tiny_folder()))
+    assert [list(rows) for rows in calibration.sequences] == [line["token_ids"] for line in lines]
+
+
+def test_a_finished_study_has_nothing_to_do(stored, monkeypatch):
+    def no_engine(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("prunus.evaluation.backends.hf.HFBackend.__init__", no_engine)
+    before = sorted((path, digest(str(path))) for path in Path("study/variants").iterdir())
+    done = prunus.run_study("study.toml", out="study")
+    assert done["cells"] == stored["study"]["cells"] and done["unreported"] == []
+    (entry,) = done["comparisons"]
+    check_comparison(entry["comparison"], stored["study"]["compare"])
+    assert sorted((path, digest(str(path))) for path in Path("study/variants").iterdir()) == before
+
+
+def test_a_study_goes_on_with_the_variants_it_made(stored):
+    run = next(iter(stored["study"]["compare"]["others"]))
+    with Store("study/results.db") as store:
+        rows = {(row.problem_id, row.budget): row.text for row in store.samples(run)}
+        store._connection.execute("DELETE FROM sample WHERE run_id = ? AND budget >= 0", (run,))
+    prunus.run_study("study.toml", out="study")
+    with Store("study/results.db") as store:
+        assert {(row.problem_id, row.budget) for row in store.samples(run)} == set(rows)
