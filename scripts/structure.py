@@ -1,0 +1,252 @@
+"""Print how the package is built: files, code lines, import circles, and how many files a piece of work leads through.
+
+    python scripts/structure.py                                        # the working tree
+    python scripts/structure.py --revision 97f2ae7 --revision HEAD     # side by side
+    python scripts/structure.py --files weight                         # which files these are
+    python scripts/structure.py --check                                # exit code 1 if there is an import circle
+
+Everything is read from the source by `ast`; nothing is imported or run.
+
+*Code lines* are lines with code: no blank lines, comments or docstrings. A *circle* is a set of modules that all import
+one another, directly or through others; imports inside functions count, those under `if TYPE_CHECKING` do not.
+
+*Files on the way* are those that hold a definition (function, class, or method of one) which the entry function reaches
+by names: the names that it uses, those that the definitions of these names use, and so on. It is an upper bound of what
+a reader has to open, since a class counts with all its methods, and a lower one in two respects: calls on objects whose
+class is named nowhere are not seen, and tables (constants of a module, such as METHODS) are not followed, so that the
+methods, tasks and backends in them are not counted; add one file for each that is chosen.
+"""
+
+import argparse
+import ast
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tokenize
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "prunus"
+# What people follow through the code: names in the package's own table of its functions (_HOME in __init__.py).
+WAYS = {"weight": "prune", "problem": "evaluate", "row": "report", "cell": "run_study"}
+Name = tuple[str, str]  # module, name defined there
+SKIPPED_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+
+
+@dataclass
+class Module:
+    """One file: what it imports, what it defines, and the names that each definition uses."""
+
+    name: str
+    path: Path
+    code_lines: int = 0
+    imports: set[str] = field(default_factory=set)  # modules
+    imported: dict[str, Name] = field(default_factory=dict)  # local name to where it comes from; name "" for a module
+    definitions: dict[str, list[ast.AST]] = field(default_factory=dict)
+
+
+def read_package(source: Path, package: str = PACKAGE) -> dict[str, Module]:
+    """Return every module of the package in the folder source, by its dotted name."""
+    found: dict[str, Module] = {}
+    for path in sorted((source / package).rglob("*.py")):
+        parts = path.relative_to(source).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = Module(name, path)
+    for module in found.values():
+        text = module.path.read_text("utf-8")
+        tree = ast.parse(text)
+        module.code_lines = count_code_lines(text, tree)
+        for node in statements(tree):
+            read_import(module, node, found)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                module.definitions.setdefault(node.name, []).append(node)
+    return found
+
+
+def count_code_lines(text: str, tree: ast.Module) -> int:
+    """Return how many lines hold code; one statement over three lines is three."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in SKIPPED_TOKENS and token.type != tokenize.ENDMARKER:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                lines -= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    return len(lines)
+
+
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield every node but those under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        yield node
+        yield from statements(node)
+
+
+def read_import(module: Module, node: ast.AST, known: Mapping[str, Module]) -> None:
+    """Note what an import statement of the module brings, if it is of this package."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.name in known:
+                module.imports.add(alias.name)
+    elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in known:
+        for alias in node.names:
+            submodule = f"{node.module}.{alias.name}"
+            target = (submodule, "") if submodule in known else (node.module, alias.name)
+            module.imports.add(target[0])
+            module.imported[alias.asname or alias.name] = target
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the sets of more than one module that reach one another (Tarjan's components), each sorted."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in sorted(graph.get(name, ())):
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            members = [stack.pop()]
+            while members[-1] != name:
+                members.append(stack.pop())
+            if len(members) > 1:
+                found.append(sorted(members))
+
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return sorted(found)
+
+
+def find_entry(modules: Mapping[str, Module], function: str, package: str = PACKAGE) -> Name:
+    """Return where the package's own table says that a function of its API is."""
+    for node in ast.walk(ast.parse(modules[package].path.read_text("utf-8"))):
+        if isinstance(node, ast.Dict):
+            homes = ast.literal_eval(node)
+            if function in homes:
+                return homes[function], function
+    raise SystemExit(f"{package}/__init__.py has no table that names '{function}'")
+
+
+def reached(modules: Mapping[str, Module], entry: Name) -> set[str]:
+    """Return the modules that hold what the entry function reaches by names."""
+    waiting, seen = [entry], {entry}
+    while waiting:
+        module_name, name = waiting.pop()
+        module = modules[module_name]
+        for other in uses(modules, module, module.definitions.get(name, [])):
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return {module for module, _ in seen}
+
+
+def uses(modules: Mapping[str, Module], module: Module, nodes: list[ast.AST]) -> Iterator[Name]:
+    """Yield the definitions whose names these nodes use: `name`, or `module.name` of an imported module."""
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if isinstance(node, ast.Name):
+            if node.id in module.definitions:
+                yield module.name, node.id
+            elif node.id in module.imported:
+                yield from defined(modules, module.imported[node.id])
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            target = module.imported.get(node.value.id)
+            if target is not None and target[1] == "":
+                yield from defined(modules, (target[0], node.attr))
+
+
+def defined(modules: Mapping[str, Module], name: Name) -> Iterator[Name]:
+    """Yield where a name is defined, through modules that pass it on; nothing for a constant or a module."""
+    seen = set()
+    while name not in seen:
+        seen.add(name)
+        module = modules[name[0]]
+        if name[1] in module.definitions:
+            yield name
+            return
+        name = module.imported.get(name[1], name)
+
+
+def package_of(module: Module, source: Path) -> str:
+    """Return `pruning`, or `pruning/methods`, or `.` for files of the package's own folder."""
+    return module.path.parent.relative_to(source / PACKAGE).as_posix()
+
+
+def describe(source: Path) -> dict[str, int]:
+    """Return the rows of the table for one tree: row name to number."""
+    modules = read_package(source)
+    rows = {"files": len(modules), "code lines": sum(module.code_lines for module in modules.values())}
+    rows["import circles"] = len(circles({name: module.imports for name, module in modules.items()}))
+    for what, function in WAYS.items():
+        rows[f"files on the way of a {what}"] = len(reached(modules, find_entry(modules, function)))
+    for package in sorted({package_of(module, source).partition("/")[0] for module in modules.values()}):
+        inside = [m for m in modules.values() if package_of(m, source).partition("/")[0] == package]
+        title = f"{PACKAGE}/" if package == "." else f"{PACKAGE}/{package}/"
+        rows[f"files in {title}"] = len(inside)
+        rows[f"code lines in {title}"] = sum(module.code_lines for module in inside)
+    return rows
+
+
+def checked_out(revision: str, folder: Path) -> Path:
+    """Write src/ of a git revision to the folder; returns where it lies."""
+    command = ["git", "-C", str(ROOT), "archive", revision, "src"]
+    archive = subprocess.run(command, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "src"
+
+
+def table(columns: Mapping[str, Mapping[str, int]]) -> str:
+    """Return a Markdown table with a column per tree."""
+    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
+    lines = [["", *columns], ["---", *["---:"] * len(columns)]]
+    lines += [[name, *(str(rows.get(name, 0)) for rows in columns.values())] for name in names]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--revision", action="append", default=[], help="a git revision; repeatable")
+    parser.add_argument("--files", choices=WAYS, help="list the files on one way instead")
+    parser.add_argument("--check", action="store_true", help="fail if there is an import circle")
+    options = parser.parse_args()
+    if options.check:
+        found = circles({name: module.imports for name, module in read_package(ROOT / "src").items()})
+        for circle in found:
+            print("import circle:", " <-> ".join(circle))
+        return 1 if found else 0
+    with tempfile.TemporaryDirectory() as folder:
+        trees = {revision: checked_out(revision, Path(folder) / str(i)) for i, revision in enumerate(options.revision)}
+        trees = trees or {"working tree": ROOT / "src"}
+        if options.files:
+            for title, source in trees.items():
+                modules = read_package(source)
+                files = sorted(reached(modules, find_entry(modules, WAYS[options.files])))
+                print(f"{title}: {len(files)}", *files, sep="\n  ")
+        else:
+            print(table({title: describe(source) for title, source in trees.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
