@@ -238,7 +238,7 @@ def test_pack_and_unpack_give_every_bit_back(tmp_path, model_type):
     assert Checkpoint(tmp_path / "unmasked").checksum() == before.checksum()
     assert masks["packed_bytes"] < done["packed_bytes"]
     ids_NT = torch.tensor(sentences(9))
-    loaded = HFBackend.load(tmp_path / "packed", "cpu", sparse=False).model
+    loaded = HFBackend.load(tmp_path / "packed", "cpu", engine=EngineOptions(sparse=False)).model
     with torch.inference_mode():
         expected = whole(tmp_path / "half")(input_ids=ids_NT).logits
         torch.testing.assert_close(loaded(input_ids=ids_NT).logits, expected, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,7 @@ from prunus.evaluation.profiles import (
     find_token,
     resolve_profile,
 )
-from prunus.recipes import ProfileName
+from prunus.recipes import PROFILE_NAMES
 
 THINKING = ("<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CONSIDERING = (
@@ -47,7 +47,7 @@ TOKENS["tiny"], TOKENS["qwen3-legacy"] = TOKENS["qwen3"], TOKENS["s1"]
 
 
 def test_every_named_profile_exists():
-    assert {"auto", *PROFILES} == set(ProfileName.__args__)
+    assert {"auto", *PROFILES} == set(PROFILE_NAMES) and all(name == found.name for name, found in PROFILES.items())
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -96,7 +96,8 @@ def test_caps_and_sampling_by_mode(name, caps, sampling):
 def test_the_stored_strings_tell_profiles_apart():
     strings = [profile.strings() for profile in PROFILES.values()]
     assert len({str(text) for text in strings}) == len(PROFILES)
-    assert strings[0]["think_stops"] == ["<|im_start|>", "<|im_end|>"] and "temperature" not in strings[0]
+    assert PROFILES["s1"].strings()["think_stops"] == ["<|im_start|>", "<|im_end|>"]
+    assert all("temperature" not in texts for texts in strings)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_smollm2_in_the_engine_and_on_a_server():
     assert offline[0] == expected
     with vllm_serve(folder, "--max-model-len", "512", "--served-model-name", "other/name") as url:
         with pytest.raises(PrunusError, match="does not serve 'absent' but other/name; if that is the same model"):
-            OpenAIBackend.connect(folder, EngineOptions(url=url, served_model="absent"), len(tokenizer))
+            OpenAIBackend.load(folder, "auto", len(tokenizer), EngineOptions(url=url, served_model="absent"))
         # Whatever it is called there: vLLM tells the folder that it was loaded from.
         with opened("openai", folder, "auto", len(tokenizer), EngineOptions(url=url)) as backend:
             assert isinstance(backend, OpenAIBackend) and backend.name == "other/name"
@@ -160,4 +160,4 @@ def test_what_vllm_refuses_is_one_line(tmp_path):
             prunus.evaluate("tiny", plan, tmp_path / "results.db", engine=EngineOptions(args=args))
         assert "\n" not in str(error.value)
     with pytest.raises(PrunusError, match=r"is not what the installed vLLM .* runs on cpu"):
-        VLLMBackend.load(tiny_folder(), "cuda", len(TOKENIZER), {})
+        VLLMBackend.load(tiny_folder(), "cuda", len(TOKENIZER), EngineOptions())

@@ -10,20 +10,51 @@ from prunus.errors import PrunusError
 from prunus.kinds import settle
 
 EXAMPLE = '{"tensor_parallel_size": 2}'
-# Which backends know a setting.
-KNOWN = {
-    "args": ("vllm",),
-    "url": ("openai",),
-    "served_model": ("openai",),
-    "concurrency": ("openai",),
-    "timeout": ("openai",),
-    "sparse": ("hf",),
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """What is known of a backend without importing it.
+
+    load: "module:function" that takes a model folder, a device, the number of ids that the tokenizer knows and
+    EngineOptions, and returns a prunus.evaluation.requests.Backend. batch_size: chains done and stored together unless
+    the plan says otherwise; engines that batch by themselves want many requests at once.
+    settings: the EngineOptions that it heeds. needs: those that it cannot do without, and what to give.
+    reads_packed: whether it runs folders that `prunus pack` wrote. times_tokens: whether it can tell how long a token
+    takes (prunus.evaluation.latency.TimedBackend).
+    """
+
+    load: str
+    batch_size: int
+    settings: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
+    reads_packed: bool = False
+    times_tokens: bool = False
+
+
+# A new backend is one file and one line here.
+BACKENDS: dict[str, BackendEntry] = {
+    "hf": BackendEntry(
+        "prunus.evaluation.backends.hf:HFBackend.load", 64, ("sparse",), reads_packed=True, times_tokens=True
+    ),
+    "vllm": BackendEntry("prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args",)),
+    "openai": BackendEntry(
+        "prunus.evaluation.backends.openai:OpenAIBackend.load",
+        512,
+        ("url", "served_model", "concurrency", "timeout"),
+        needs={"url": "the server's address: --url http://localhost:8000/v1"},
+    ),
 }
+
+
+def users_of(setting: str) -> str:
+    """The backends that heed a setting, for people."""
+    return ", ".join(name for name, entry in BACKENDS.items() if setting in entry.settings)
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Settings of vllm and of openai, and one of hf.
+    """How a backend is started or reached; which backend heeds which setting is in BACKENDS.
 
     args: keyword arguments of vllm.LLM, such as {"tensor_parallel_size": 2}. url: of a server's OpenAI API, such as
     http://localhost:8000/v1. served_model: what the server calls the model, where that is not its name here.
@@ -48,15 +79,16 @@ class EngineOptions:
             raise PrunusError(f"'{self.url}' is no address of a server, such as http://localhost:8000/v1")
 
     def check(self, backend: str) -> None:
-        """PrunusError where a setting is given that the backend does not know, or one is missing that it needs."""
-        default = EngineOptions()
+        """PrunusError where a setting is given that the backend does not heed, or one is missing that it needs."""
+        default, entry = EngineOptions(), BACKENDS[backend]
         for setting in fields(self):
-            if getattr(self, setting.name) != getattr(default, setting.name) and backend not in KNOWN[setting.name]:
+            is_set = getattr(self, setting.name) != getattr(default, setting.name)
+            if is_set and setting.name not in entry.settings:
                 raise PrunusError(
-                    f"{setting.name.replace('_', ' ')} is for the backend {KNOWN[setting.name][0]}, not for {backend}"
+                    f"{setting.name.replace('_', ' ')} is for the backend {users_of(setting.name)}, not for {backend}"
                 )
-        if backend == "openai" and self.url is None:
-            raise PrunusError("the backend openai needs the server's address: --url http://localhost:8000/v1")
+            if not is_set and setting.name in entry.needs:
+                raise PrunusError(f"the backend {backend} needs {entry.needs[setting.name]}")
 
 
 def is_address(url: str) -> bool:

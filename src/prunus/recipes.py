@@ -5,9 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
+from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.kinds import settle
 
@@ -23,14 +25,14 @@ Group = Literal["row", "tensor"]
 UpdateName = Literal["none", "obs"]
 RecoverTarget = Literal["dense", "own"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-ProfileName = Literal["auto", "s1", "qwen3", "qwen3-legacy", "tiny"]
 Mode = Literal["strict", "legacy"]
-BackendName = Literal["hf", "vllm", "openai"]
 PromptStyle = Literal["bare", "boxed"]
 TraceFilter = Literal["all", "correct"]
 
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
-ROWS = {"hf": 64, "vllm": 512, "openai": 512}  # engines that batch by themselves want many requests at once
+# A built-in profile is one file there.
+PROFILE_FOLDER = Path(__file__).parent / "evaluation" / "profiles"
+PROFILE_NAMES = ("auto", *sorted(path.stem for path in PROFILE_FOLDER.glob("*.toml")))
 # An object of its own, so that a recipe can tell a sparsity left out from one of 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
@@ -79,9 +81,10 @@ class Recipe:
         return content_hash(self.to_json())
 
     def _check_choice(self, name: str, choices: Any) -> None:
-        value = getattr(self, name)
-        if value not in get_args(choices):
-            raise PrunusError(f"{name} '{value}' is not known; choose one of {', '.join(get_args(choices))}")
+        """choices: names, or a Literal type of them."""
+        value, known = getattr(self, name), get_args(choices) or tuple(choices)
+        if value not in known:
+            raise PrunusError(f"{name} '{value}' is not known; choose one of {', '.join(known)}")
 
     def _check_positive(self, *names: str) -> None:
         for name in names:
@@ -384,7 +387,7 @@ class EvalPlan(Recipe):
     tasks: tuple[str, ...]
     budgets: tuple[int, ...] = DEFAULT_BUDGETS
     samples: int = 1
-    profile: ProfileName = "auto"
+    profile: str = "auto"
     mode: Mode = "strict"
     answer_tokens: int | None = None
     wait: int = 0
@@ -394,7 +397,7 @@ class EvalPlan(Recipe):
     prompt: PromptStyle = "bare"
     limit: int | None = None
     seed: int = 0
-    backend: BackendName = "hf"
+    backend: str = "hf"
     reuse: bool = True
     batch_size: int | None = None
 
@@ -402,10 +405,10 @@ class EvalPlan(Recipe):
         super().__post_init__()
         if not self.tasks:
             raise PrunusError("name at least one task; `prunus tasks` lists them")
-        self._check_choice("profile", ProfileName)
+        self._check_choice("profile", PROFILE_NAMES)
         self._check_choice("mode", Mode)
         self._check_choice("prompt", PromptStyle)
-        self._check_choice("backend", BackendName)
+        self._check_choice("backend", BACKENDS)
         self._check_positive("samples")
         if self.batch_size is not None:
             self._check_positive("batch_size")
@@ -428,7 +431,7 @@ class EvalPlan(Recipe):
     @property
     def rows(self) -> int:
         """The batch size that takes effect."""
-        return self.batch_size or ROWS[self.backend]
+        return self.batch_size or BACKENDS[self.backend].batch_size
 
 
 @dataclass(frozen=True)
@@ -446,12 +449,12 @@ class TraceRecipe(Recipe):
     only: TraceFilter = "all"
     min_tokens: int = 0
     hardest: bool = False
-    profile: ProfileName = "auto"
+    profile: str = "auto"
     temperature: float | None = None
     prompt: PromptStyle = "bare"
     limit: int | None = None
     seed: int = 0
-    backend: BackendName = "hf"
+    backend: str = "hf"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import click
 
 import prunus
 from prunus import progress
-from prunus.engines import EngineOptions, parse_args
+from prunus.engines import EngineOptions, parse_args, users_of
 
 _verbose = False
 
@@ -72,8 +72,8 @@ def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Calla
 
 
 def choice(names: Any) -> click.Choice:
-    """A choice among the values of a Literal type."""
-    return click.Choice(get_args(names))
+    """A choice among names, or among the values of a Literal type."""
+    return click.Choice(get_args(names) or tuple(names))
 
 
 class IntegerList(click.ParamType):
@@ -101,18 +101,21 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
         function(*args, engine=engine, **rest)
 
     options = (
-        click.option("--engine-args", metavar="JSON", help="vllm: arguments of vllm.LLM."),
-        click.option("--url", help="openai: the server's address, as http://localhost:8000/v1."),
-        click.option("--served-model", metavar="NAME", help="openai: the server's name for MODEL, if another."),
-        click.option("--concurrency", default=usual.concurrency, show_default=True, help="openai: requests at once."),
-        click.option("--timeout", default=usual.timeout, show_default=True, help="openai: seconds for a request."),
-        click.option(
-            "--sparse/--no-sparse", default=True, show_default=True, help="hf: packed weights by the sparse kernel."
-        ),
+        _engine_option("args", "--engine-args", "arguments of vllm.LLM.", metavar="JSON"),
+        _engine_option("url", "--url", "the server's address, as http://localhost:8000/v1."),
+        _engine_option("served_model", "--served-model", "the server's name for MODEL, if another.", metavar="NAME"),
+        _engine_option("concurrency", "--concurrency", "requests at once.", default=usual.concurrency),
+        _engine_option("timeout", "--timeout", "seconds for a request.", default=usual.timeout),
+        _engine_option("sparse", "--sparse/--no-sparse", "packed weights by the sparse kernel.", default=usual.sparse),
     )
     for option in reversed(options):
         call = option(call)
     return call
+
+
+def _engine_option(setting: str, name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option that some backends heed, which its help names."""
+    return click.option(name, help=f"{users_of(setting)}: {help}", show_default="default" in settings, **settings)
 
 
 def print_json(data: Any) -> None:

@@ -19,8 +19,11 @@ from prunus.cli.common import (
     show_summary,
     store_argument,
 )
-from prunus.engines import EngineOptions
+from prunus.engines import BACKENDS, EngineOptions
 from prunus.recipes import EvalPlan, TraceRecipe
+
+_SIZES = ", ".join(f"{entry.batch_size} on {name}" for name, entry in BACKENDS.items())
+BATCH_SIZE = f"Chains done and stored together; default {_SIZES}."
 
 
 @command("eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
@@ -34,7 +37,7 @@ from prunus.recipes import EvalPlan, TraceRecipe
 )
 @recipe_option(EvalPlan, "budgets", "Thinking tokens allowed.", type=IntegerList())
 @recipe_option(EvalPlan, "samples", "Draws per problem and budget.", type=int)
-@recipe_option(EvalPlan, "profile", "Markers of the model's thinking.", type=choice(recipes.ProfileName))
+@recipe_option(EvalPlan, "profile", "Markers of the model's thinking.", type=choice(recipes.PROFILE_NAMES))
 @recipe_option(EvalPlan, "mode", "Bounded answers, or as in the papers.", type=choice(recipes.Mode))
 @recipe_option(EvalPlan, "answer_tokens", "Cap on the answer; default by mode and task.", type=int)
 @recipe_option(EvalPlan, "wait", "How often a stop of thinking is refused.", type=int)
@@ -44,8 +47,8 @@ from prunus.recipes import EvalPlan, TraceRecipe
 @recipe_option(EvalPlan, "prompt", "Bare problem, or asking for a box.", type=choice(recipes.PromptStyle))
 @recipe_option(EvalPlan, "limit", "First so many problems of each task.", type=int)
 @recipe_option(EvalPlan, "seed", "Seed of the draws.", type=int)
-@recipe_option(EvalPlan, "batch_size", "Chains done together; default 64, 512 on vllm and openai.", type=int)
-@recipe_option(EvalPlan, "backend", "Engine: see docs/engines.md.", type=choice(recipes.BackendName))
+@recipe_option(EvalPlan, "batch_size", BATCH_SIZE, type=int)
+@recipe_option(EvalPlan, "backend", "Engine: see docs/engines.md.", type=choice(BACKENDS))
 @engine_options
 @click.option("--reuse/--no-reuse", default=True, show_default=True, help="Cut one trace for all budgets.")
 @click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
@@ -80,13 +83,13 @@ def eval_command(
 )
 @recipe_option(TraceRecipe, "min_tokens", "Keep chains with so many thinking tokens.", type=int)
 @recipe_option(TraceRecipe, "hardest", "Keep the harder half of the problems.", is_flag=True)
-@recipe_option(TraceRecipe, "profile", "Markers of the model's thinking.", type=choice(recipes.ProfileName))
+@recipe_option(TraceRecipe, "profile", "Markers of the model's thinking.", type=choice(recipes.PROFILE_NAMES))
 @recipe_option(TraceRecipe, "temperature", "0 is greedy; default by profile.", type=float)
 @recipe_option(TraceRecipe, "prompt", "Bare problem, or asking for a box.", type=choice(recipes.PromptStyle))
 @recipe_option(TraceRecipe, "limit", "First so many problems of each task.", type=int)
 @recipe_option(TraceRecipe, "seed", "Seed of the draws.", type=int)
-@recipe_option(TraceRecipe, "batch_size", "Chains done together; default 64, 512 on vllm and openai.", type=int)
-@recipe_option(TraceRecipe, "backend", "Engine: see docs/engines.md.", type=choice(recipes.BackendName))
+@recipe_option(TraceRecipe, "batch_size", BATCH_SIZE, type=int)
+@recipe_option(TraceRecipe, "backend", "Engine: see docs/engines.md.", type=choice(BACKENDS))
 @engine_options
 @device_option
 @overwrite_option

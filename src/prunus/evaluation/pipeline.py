@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prunus.checkpoint.checkpoint import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.engines import EngineOptions
+from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.budget import Chain, Draw, force_budgets
@@ -53,9 +53,10 @@ def evaluate(
     """
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
-    if measure_seconds and plan.backend != "hf":
+    if measure_seconds and not BACKENDS[plan.backend].times_tokens:
+        able = ", ".join(name for name, entry in BACKENDS.items() if entry.times_tokens)
         raise PrunusError(
-            f"seconds are measured with the backend hf only, not {plan.backend}; leave --measure-seconds out"
+            f"seconds are measured with the backend {able} only, not {plan.backend}; leave --measure-seconds out"
         )
     folder = resolve(model)
     checkpoint, kernel = open_for(plan.backend, folder, device, engine or EngineOptions())

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunus.checkpoint.checkpoint import ModelFolder, is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
-from prunus.engines import EngineOptions
+from prunus.engines import BACKENDS, EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Backend
 
@@ -17,7 +17,7 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
 
     PrunusError where a packed folder is given to a backend that cannot read it.
     """
-    if backend != "hf" or not is_packed(folder):
+    if not BACKENDS[backend].reads_packed or not is_packed(folder):
         return ModelFolder(folder), None
     from prunus.evaluation.backends.loading import runs_sparse
 

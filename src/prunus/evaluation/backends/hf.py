@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prunus import progress
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import describe, is_sparse, load_model
 from prunus.evaluation.backends.sampling import Bans, Uniforms, confidence, pick
@@ -95,10 +96,10 @@ class HFBackend(Backend):
 
     @classmethod
     def load(
-        cls, folder: Path, device: str = "auto", vocabulary: int | None = None, sparse: bool = True
+        cls, folder: Path, device: str = "auto", vocabulary: int | None = None, engine: EngineOptions | None = None
     ) -> "HFBackend":
-        """The model of a folder. device: `auto` is cuda where there is one, else cpu. sparse: as in load_model."""
-        model = load_model(folder, device, sparse=sparse)
+        """The model of a folder. device: `auto` is cuda where there is one, else cpu. Of engine, `sparse` counts."""
+        model = load_model(folder, device, sparse=(engine or EngineOptions()).sparse)
         return cls(model, vocabulary or model.config.get_text_config(decoder=True).vocab_size)
 
     @property

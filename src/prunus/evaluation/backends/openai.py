@@ -37,7 +37,7 @@ class Unfit(Exception):
 
 
 class OpenAIBackend(Backend):
-    """A Backend over a server; `connect` makes one and probes it.
+    """A Backend over a server; `load` makes one and probes it.
 
     folder: whose tokenizer makes the ids. name: of the model on the server. vocabulary: ids from there on are never
     sampled.
@@ -57,8 +57,11 @@ class OpenAIBackend(Backend):
         self.ends = load_end_ids(folder, vocabulary).difference(markers_of(self.tokenizer))
 
     @classmethod
-    def connect(cls, folder: Path, engine: EngineOptions, vocabulary: int) -> "OpenAIBackend":
-        """Find the model on the server and see whether it does what is asked; PrunusError says what it does not."""
+    def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "OpenAIBackend":
+        """Find the model on the server and see whether it does what is asked; PrunusError says what it does not.
+
+        device: not used; the server has its own.
+        """
         backend = cls(folder, engine, vocabulary)
         run(backend._look())
         return backend

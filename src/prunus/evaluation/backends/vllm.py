@@ -24,6 +24,7 @@ from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.packed.commands import read_variant
 from prunus.checkpoint.safetensors_file import read_header
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
 
@@ -64,8 +65,9 @@ class VLLMBackend(Backend):
         self.held: tuple[list[str | None], list[int]] | None = ([None, None], [])
 
     @classmethod
-    def load(cls, folder: Path, device: str, vocabulary: int, args: Mapping[str, Any]) -> "VLLMBackend":
+    def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "VLLMBackend":
         """Start the engine; PrunusError says what is missing or does not fit."""
+        args = engine.args
         check_args(args)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         version = check_version()

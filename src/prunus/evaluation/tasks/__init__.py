@@ -1,21 +1,30 @@
 """Problem sets: built in, from the hub, or a JSONL file of one's own. `load_task` finds them, TASKS lists them.
 
-A new set is one file here with a `TASK` (name, source, kind of answer, loader) and one line in the table below.
+A new set is one file here with `TASKS` (name, source, kind of answers, description and loader of each) and its name in
+the table below.
 """
 
+from importlib import import_module
 from pathlib import Path
 from string import ascii_uppercase
 
 from prunus.errors import PrunusError
-from prunus.evaluation.tasks import aime24, aime25, amc23, gpqa_diamond, gsm8k, math500, tiny_tasks
 from prunus.evaluation.tasks.local import load_file
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task
 from prunus.recipes import PromptStyle
 
 __all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text"]
 
-_HUB_TASKS = (gsm8k.TASK, math500.TASK, aime24.TASK, aime25.TASK, amc23.TASK, gpqa_diamond.TASK)
-TASKS: dict[str, Task] = {task.name: task for task in (*tiny_tasks.TASKS, *_HUB_TASKS)}
+FILES = (
+    "tiny_tasks",
+    "gsm8k",
+    "math500",
+    "aime24",
+    "aime25",
+    "amc23",
+    "gpqa_diamond",
+)
+TASKS: dict[str, Task] = {task.name: task for file in FILES for task in import_module(f"{__name__}.{file}").TASKS}
 
 BOXED_OPEN = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 BOXED_CHOICE = "\n\nPlease reason step by step, and put only the letter of your choice within \\boxed{}."
@@ -33,9 +42,7 @@ def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Proble
     elif (path := Path(name_or_path)).suffix == ".jsonl" or path.exists():
         problems = load_file(path)
     else:
-        known = ", ".join(name for name in TASKS if "/" not in name)
-        families = "|".join(tiny_tasks.FAMILIES)
-        raise PrunusError(f"no task '{name_or_path}'; there are {known}, tiny/FAMILY ({families}), or a FILE.jsonl")
+        raise PrunusError(f"no task '{name_or_path}'; there are {', '.join(TASKS)}, or a FILE.jsonl")
     return problems[:limit]
 
 

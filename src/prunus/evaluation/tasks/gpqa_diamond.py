@@ -40,6 +40,8 @@ def load() -> list[Problem]:
     return problems
 
 
-TASK = Task(
-    "gpqa_diamond", "Idavidrein/gpqa, gpqa_diamond, train (gated)", "choice", "198 graduate science questions", load
+TASKS = (
+    Task(
+        "gpqa_diamond", "Idavidrein/gpqa, gpqa_diamond, train (gated)", "choice", "198 graduate science questions", load
+    ),
 )

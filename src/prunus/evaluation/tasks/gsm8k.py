@@ -15,4 +15,4 @@ def load() -> list[Problem]:
     return problems
 
 
-TASK = Task("gsm8k", "openai/gsm8k, main, test", "integer", "1319 grade-school word problems", load)
+TASKS = (Task("gsm8k", "openai/gsm8k, main, test", "integer", "1319 grade-school word problems", load),)

@@ -14,4 +14,4 @@ def load() -> list[Problem]:
     return problems
 
 
-TASK = Task("math500", "HuggingFaceH4/MATH-500, test", "math", "500 competition problems, answers in LaTeX", load)
+TASKS = (Task("math500", "HuggingFaceH4/MATH-500, test", "math", "500 competition problems, answers in LaTeX", load),)
