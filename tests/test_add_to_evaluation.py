@@ -25,7 +25,7 @@ def load():
 TASKS = (Task("toy", "written here", "integer", "say a number", load),)
 """
 BACKEND = '''
-from prunus.checkpoint.source import load_tokenizer
+from prunus.checkpoint.resolve import load_tokenizer
 from prunus.evaluation.requests import Backend, Completion, follow_ups
 
 
