@@ -96,7 +96,7 @@ def test_the_cell_that_stands_out_is_compares(page, store):
     with Store(store) as opened:
         runs = [run.run_id for run in opened.runs()]
     entries = compare(store, runs[0])["others"]
-    (note,) = [text for text in page.all("p", "soft") if "stands out most" in text]
+    (note,) = [text for text in page.all("p", "soft") if "most significant difference" in text]
     for entry in entries:
         cell = entry["largest"]
         assert f"{points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})" in note
@@ -266,7 +266,7 @@ def test_headline_puts_every_run_into_the_sentence_of_its_verdict():
         "Worse than dense over the whole curve: B by 31.0 points (28.0 to 33.5) and E by 1.2 points (0.4 to 1.8; still "
         "within the margin); better than dense over the whole curve: C (+5.0 points, +2.0 to +8.0).",
         "Not worse by 2 points or more on average over the curve, with 95 % confidence: D (−0.2 points, −1.0 to +0.6); "
-        "cannot tell: A (−1.0 points, −4.0 to +2.0; a difference below 4.3 can go unseen here).",
+        "cannot tell: A (−1.0 points, −4.0 to +2.0; a difference below 4.3 may go undetected).",
     ]
     assert prose.title(entries, "dense") == (
         "5 variants against dense: 1 worse, 1 worse within the margin, 1 better, 1 non-inferior and 1 undecided"
@@ -288,7 +288,7 @@ def test_headline_says_no_more_than_the_curve_shows():
         "than dense on average over the curve: B (+3.0 points, +1.0 to +5.0).",
         "Not worse by 2 points or more on average over the curve, with 95 % confidence: C (0.0 points, −1.0 to +1.0; "
         "but worse at 64, −30.0; but worse at 128, −30.0; and 2 more budgets); cannot tell: D (0.0 points, −50.0 to "
-        "+50.0; so few problems show no difference at all).",
+        "+50.0; too few problems to detect any difference).",
     ]
 
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
     row = Page(report(path, tmp_path / "a.html")).rows("verdicts")[2]
     settle = entry["primary"]["settle"]
     wanted = [f"{settle[key]:,} {key}".replace(",", "\u202f") for key in ("draws", "problems") if settle[key]]
-    assert row[1] == "cannot tell" + f"{' or '.join(wanted)} would do" and wanted
+    assert row[1] == "cannot tell" + f"{' or '.join(wanted)} would settle it" and wanted
 
 
 # Several draws

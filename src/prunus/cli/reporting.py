@@ -1,4 +1,4 @@
-"""Commands that read a store: numbers, verdicts, pages."""
+"""Commands that read a store: compare and report."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ import prunus
 from prunus import progress
 from prunus.cli.common import command, json_option, overwrite_option, print_json, store_argument
 
-base_option_help = "What to compare with: run id (or its start), model name, or label as tables print it."
+base_option_help = "Run to compare with: its id (or the start of it), model name, or label as tables print it."
 margin_option = click.option(
-    "--margin", default=0.02, show_default=True, help="Loss of accuracy that would not matter (0.02: two points)."
+    "--margin", default=0.02, show_default=True, help="Largest acceptable loss of accuracy (0.02: two points)."
 )
 folder = click.Path(path_type=Path, file_okay=False)
 
@@ -22,7 +22,7 @@ folder = click.Path(path_type=Path, file_okay=False)
 @margin_option
 @json_option
 def compare_command(store: Path, base: str, others: tuple[str, ...], margin: float, as_json: bool) -> None:
-    """Paired differences to a base run, and one word for each: better, worse, non-inferior, cannot tell."""
+    """Paired differences to a base run, with a verdict on each: better, worse, non-inferior, cannot tell."""
     data = prunus.compare(store, base, others or None, margin=margin)
     if as_json:
         print_json(data)
@@ -37,9 +37,9 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], margin: flo
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--base", help=base_option_help + " Default: the unpruned model.")
 @margin_option
-@click.option("--published", is_flag=True, help="Published accuracies of the same models and tasks beside ours.")
-@click.option("--figures", type=folder, metavar="DIR", help="Every chart as .svg and .pdf, for papers.")
-@click.option("--csv", type=folder, metavar="DIR", help="Every table as .csv and as .tex (booktabs).")
+@click.option("--published", is_flag=True, help="Show published accuracies of the same models and tasks.")
+@click.option("--figures", type=folder, metavar="DIR", help="Write every chart as .svg and .pdf (extra figures).")
+@click.option("--csv", type=folder, metavar="DIR", help="Write every table as .csv and .tex (booktabs).")
 @overwrite_option
 def report_command(
     store: Path,
@@ -51,7 +51,7 @@ def report_command(
     csv: Path | None,
     overwrite: bool,
 ) -> None:
-    """One self-contained page: curves, differences, verdicts, tokens, what was pruned, texts that changed."""
+    """Write one self-contained page: verdicts, curves, tokens, what was pruned, texts that changed."""
     page = prunus.report(
         store, out, base=base, margin=margin, published=published, figures=figures, csv=csv, overwrite=overwrite
     )

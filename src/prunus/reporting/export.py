@@ -13,7 +13,7 @@ Content = Callable[[], str | bytes]  # made when it is written
 
 
 def figure_files(sections: Iterable[Section], folder: Path) -> dict[Path, Content]:
-    """What to write where, of every figure."""
+    """The files of all figures, each with a function that makes its content."""
     found, names = {}, Counter()
     for figure in (figure for section in sections for figure in section.figures):
         name = _unique(figure.name, names)
@@ -22,7 +22,7 @@ def figure_files(sections: Iterable[Section], folder: Path) -> dict[Path, Conten
 
 
 def table_files(sections: Iterable[Section], folder: Path) -> dict[Path, Content]:
-    """What to write where, of every table that has rows."""
+    """The files of all tables that have rows, each with a function that makes its content."""
     found, names = {}, Counter()
     for table in (table for section in sections for table in section.tables if table.rows):
         name = _unique(table.name, names)
@@ -31,14 +31,14 @@ def table_files(sections: Iterable[Section], folder: Path) -> dict[Path, Content
 
 
 def _unique(name: str, seen: Counter[str]) -> str:
-    """name as a file's; a second one of the same letters has a number."""
+    """A file name for name; a number tells equal ones apart."""
     short = slug(name)
     seen[short] += 1
     return short if seen[short] == 1 else f"{short}-{seen[short]}"
 
 
 def check(files: Iterable[Path], overwrite: bool) -> None:
-    """PrunusError where a file or its folder is in the way, before any is written."""
+    """PrunusError if any file exists (unless overwrite) or its folder cannot be made."""
     files = list(files)
     for folder in {path.parent for path in files}:
         if folder.exists() and not folder.is_dir():
@@ -51,7 +51,7 @@ def check(files: Iterable[Path], overwrite: bool) -> None:
 
 
 def write(files: Mapping[Path, Content]) -> None:
-    """Write them, each whole."""
+    """Write the files, each completely or not at all."""
     for path, content in files.items():
         path.parent.mkdir(exist_ok=True)
         write_whole(path, content())

@@ -1,4 +1,4 @@
-"""What to call a run, and how to draw it: one colour per method, one dash and marker per strength."""
+"""How a report names and draws a run: one colour per method, one dash and marker per strength."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from prunus.results.labels import history, method_name, recipe_of, unique_labels
 from prunus.results.store import Run
 
 HUES = 6
-FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # what people look for in a recipe
-ALWAYS = {*FIRST, "calibration", "samples", "seqlen", "seed"}  # also where they are as usual
+FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # shown first
+ALWAYS = {*FIRST, "calibration", "samples", "seqlen", "seed"}  # shown even with default values
 PRUNE_USUAL, DROP_USUAL = ({field.name: field.default for field in fields(one)} for one in (PruneRecipe, DropRecipe))
 
 
@@ -37,7 +37,7 @@ class Look:
 
 
 def recipe_text(run: Run) -> str:
-    """What was asked for but the usual, step by step: `prune: method wanda, sparsity 0.5, ...`."""
+    """The recipe of each step without default values: `prune: method wanda, sparsity 0.5, ...`."""
     steps = []
     for step in history(run):
         usual = DROP_USUAL if step.get("action") == "drop" else PRUNE_USUAL

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and replace nothing unless told."""
+"""Files and folders that appear complete or not at all, and replace existing ones only with overwrite."""
 
 import os
 import re
@@ -16,7 +16,7 @@ OURS = re.compile(r"flip-\d+-\d+\.html")  # names in a folder that may be replac
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """PrunusError where a file cannot come to path: it exists, or its folder does not."""
+    """PrunusError if path exists (unless overwrite) or its folder does not."""
     if path.exists() and not overwrite:
         raise PrunusError(f"'{path}' exists: name another file, or add --overwrite")
     if not path.absolute().parent.is_dir():
@@ -42,7 +42,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 class Folder:
     """A folder that is filled under another name: `with Folder(path, overwrite) as f: f.write(name, text); f.keep()`.
 
-    It is not even made where nothing is written. Without keep() nothing is left and an older folder stays.
+    It is not made unless something is written. Without keep() nothing is left and an older folder stays.
     """
 
     def __init__(self, path: Path, overwrite: bool) -> None:
@@ -59,7 +59,7 @@ class Folder:
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def write(self, name: str, text: str) -> None:
-        """One more file."""
+        """Add a file."""
         if self.temporary is None:
             self._refuse()
             with _explained(self.path):
@@ -72,7 +72,7 @@ class Folder:
             (self.temporary / name).write_text(text, "utf-8", newline="\n")
 
     def keep(self) -> None:
-        """Make what was written the folder, in place of an older one; with nothing written remove the older one."""
+        """Move the folder into place instead of an older one; if nothing was written, only remove the older one."""
         with _explained(self.path):
             if self.overwrite and self.path.is_dir() and self._is_ours():
                 shutil.rmtree(self.path)

@@ -41,21 +41,21 @@ def report(
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
-    base: run id or its start, model name or label; by default the run of the model that nothing was done to, the strict
-    one where it was run in both modes. margin: share of problems by which a variant may be below the base and still be
-    non-inferior. published: show published accuracies of the same models, tasks and budgets beside ours. figures: a
-    folder for every chart as .svg and .pdf. csv: a folder for every table as .csv and .tex. Texts that are too large
-    for the page go into a folder beside it (report.html: report_files). name: stands above the title. notes: sentences
-    that are to be read with care before all others. runs: ids of those that the page is about, where the store has
-    others too. Raises PrunusError where anything of that exists (unless overwrite), the base is not clear, or nothing
-    is finished. Every file appears complete or not at all, the page last.
+    base: run id or its start, model name or label; by default the run of the unpruned model, the strict one if it was
+    run in both modes. margin: loss of accuracy, as a share of problems, below which a variant is non-inferior.
+    published: show published accuracies of the same models, tasks and budgets. figures: a folder for every chart as
+    .svg and .pdf (needs the extra `figures`). csv: a folder for every table as .csv and .tex. Texts that are too large
+    for the page go into a folder beside it (report_files beside report.html). name: shown above the title. notes:
+    sentences to show before the caveats. runs: ids of the runs to report, by default all. Raises PrunusError if a file
+    exists (unless overwrite), the base is not clear, or nothing is finished. Every file appears complete or not at all,
+    the page last.
     """
     out = Path(out)
     if out.is_dir():
         raise PrunusError(f"'{out}' is a folder: name a file, such as {out / 'report.html'}")
     refuse_existing(out, overwrite)
     if figures is not None:
-        pdf_converter()  # or say at once that it is missing
+        pdf_converter()  # fails at once where it is missing
     folder = Folder(out.with_name(f"{out.stem}_files"), overwrite)
     with Store(store) as opened, folder:
         data = ReportData.read(opened, runs, base=base, margin=margin, published=published, folder=folder.path.name)

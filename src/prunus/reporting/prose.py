@@ -1,4 +1,4 @@
-"""The sentences at the top of the page: at most three for verdicts and scaling, and what to read with care."""
+"""The sentences at the top of the page: the verdicts, scaling, and caveats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from prunus.results.store import Run
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE
 
 Data = Mapping[str, Any]
-# From which share of draws on an ending is worth a warning.
+# Shares of draws above which an ending is worth a warning.
 LEAKED, TRUNCATED, SILENT = 0.01, 0.05, 0.2
 
 
@@ -29,10 +29,10 @@ def title(entries: Sequence[Data], base: str) -> str:
 
 
 def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
-    """What is sure about the area under the curve, the contrast that decides; what is not worse; and scaling.
+    """At most three sentences: which runs are worse or better, which are non-inferior or undecided, and scaling.
 
-    The area is an average over budgets, so no more than that is said of it where the budgets do not agree, and those
-    that contradict it are named.
+    The verdict is on the area, an average over budgets. "Over the whole curve" is said only where all budgets agree,
+    and budgets that contradict the verdict are named.
     """
     ruled_out = f"not worse by {100 * margin:g} points or more on average over the curve, with 95 % confidence"
     starts = {
@@ -78,7 +78,7 @@ def _sentence(text: str) -> str:
 
 
 def _amount(entry: Data) -> str:
-    """The difference with its interval; for worse as a loss, without a sign. Then what contradicts it."""
+    """The difference with its interval (a loss without sign if worse), and the budgets that contradict it."""
     cell, word = entry["primary"], entry["verdict"]
     remarks = [f"but {at['verdict']} at {at['budget']}, {points(at['difference'])}" for at in entry["contradicted_at"]]
     if len(remarks) > 3:
@@ -88,8 +88,8 @@ def _amount(entry: Data) -> str:
         remarks = ["still within the margin"] * (word == WITHIN) + remarks
         return f"by {loss} points ({'; '.join([f'{low} to {high}', *remarks])})"
     if word == OPEN:
-        unseen = f"a difference below {percent(cell['mde'])} can go unseen here"
-        remarks = [unseen if cell["mde"] is not None else "so few problems show no difference at all", *remarks]
+        unseen = f"a difference below {percent(cell['mde'])} may go undetected"
+        remarks = [unseen if cell["mde"] is not None else "too few problems to detect any difference", *remarks]
     middle = f"{points(cell['difference'])} points, {points(cell['low'])} to {points(cell['high'])}"
     return f"({'; '.join([middle, *remarks])})"
 
@@ -105,9 +105,9 @@ def warnings(
     labels: Sequence[str],
     elsewhere: Sequence[str] = (),
 ) -> list[str]:
-    """What a careful reader must know, most important first; each a plain sentence. Lists start with the base.
+    """Caveats as plain sentences, the most important first. Lists start with the base.
 
-    elsewhere: ids of runs that a section of their own shows, so that nobody need hear that they are left out.
+    elsewhere: ids of runs that have a section of their own, so no warning says that they are left out.
     """
     left_out = [text for text in comparison["warnings"] if not any(f"({run}) is left out" in text for run in elsewhere)]
     found = [*_legacy(runs), *_leaks(summaries, labels), *map(sentence, grouped(left_out))]
@@ -117,7 +117,7 @@ def warnings(
 
 
 def grouped(texts: Sequence[str]) -> list[str]:
-    """Lines `name is left out: reason`, those with one reason in one line; others as they are."""
+    """Lines `name is left out: reason` merged by reason; other lines unchanged."""
     names: dict[str, list[str]] = {}
     for text in texts:
         name, _, reason = text.partition(" is left out: ")
@@ -183,7 +183,7 @@ def _endings(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
 
 
 def _makings(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
-    """What was said when the models were made; what was said of several, once."""
+    """Warnings from when the models were made, each once with the labels of its models."""
     heard: dict[str, list[str]] = {}
     for run, label in zip(runs, labels, strict=True):
         for step in history(run):

@@ -14,12 +14,12 @@ from prunus.reporting.labels import Look, history
 from prunus.results.store import Run
 
 Data = Mapping[str, Any]
-# What a recipe says where a paper says nothing: other values are other methods.
+# Values of a recipe that papers imply; with others it is another method.
 PLAIN = {"scope": "all", "pattern": None, "update": "none"}
 
 
 class Variant(NamedTuple):
-    """What was done to which model, as both papers and recipes can say it. method `dense`: nothing."""
+    """A model and how it was pruned, in terms that papers and recipes share. method `dense`: not pruned."""
 
     model: str
     method: str
@@ -48,7 +48,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Match:
-    """A published cell with the cell of a run of ours that means the same; their standard errors."""
+    """A published cell and the cell of a run of ours with the same model, recipe, task and budget."""
 
     look: Look
     task: str  # as we call it
@@ -79,7 +79,7 @@ def cells() -> tuple[Published, ...]:
 
 @cache
 def about() -> dict[str, Any]:
-    """`sources`: where each comes from; `notes`: what to know about some cells, with the values that select them."""
+    """`sources`: where cells come from; `notes`: remarks on some cells, with the values that select them."""
     return json.loads(_read("sources.json"))
 
 
@@ -97,9 +97,10 @@ def _published(row: Mapping[str, str]) -> Published:
 
 
 def standard_error(cell: Published) -> float:
-    """Of the published mean over its runs, of which the printed SD has divisor n: SD * sqrt(n / (n - 1)) / sqrt(n).
+    """Standard error of a published mean over n runs, whose printed SD has divisor n: SD / sqrt(n - 1).
 
-    Where no SD is printed: that of all exact cells of the same model and task, plus the error of reading (uniform).
+    Where no SD is printed: from the root mean square SD of all exact cells of the same model and task, plus the error
+    of reading a figure (uniform).
     """
     runs = about()["sources"][cell.source]["runs"]
     sd = cell.sd if cell.sd is not None else _usual_sd(cell.variant.model, cell.task)
@@ -113,7 +114,7 @@ def _usual_sd(model: str, task: str) -> float:
 
 
 def variant_of(run: Run) -> Variant | None:
-    """What was done to the run's model, or None where no table could say it (several steps, patterns, parts)."""
+    """The run's model and how it was pruned; None for recipes that no paper has (several steps, patterns, parts)."""
     steps = history(run)
     if not steps:
         return Variant(_last_part(run.model.get("source") or run.model.get("name")), "dense")
@@ -166,7 +167,7 @@ def matches(runs: Iterable[tuple[Look, Run, Data]]) -> list[Match]:
 
 
 def notes(found: Sequence[Match]) -> list[str]:
-    """What to know about the cells that matched: each note once that selects any of them."""
+    """Remarks on the cells that matched, each once."""
     texts = []
     for note in about()["notes"]:
         wanted = {key: value for key, value in note.items() if key != "text"}
@@ -180,7 +181,7 @@ def _value(cell: Published, key: str) -> Any:
 
 
 def nothing_matches(runs: Sequence[Run], tasks: Sequence[str]) -> str:
-    """One sentence: what is here, and what would match."""
+    """A sentence that says which runs there are, and which would have published figures."""
     known = cells()
     models, sets = (sorted({pick(cell) for cell in known}) for pick in (lambda c: c.variant.model, lambda c: c.task))
     budgets = sorted({cell.budget for cell in known})

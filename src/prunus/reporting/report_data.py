@@ -25,7 +25,7 @@ MODES = ("strict", "legacy")
 
 
 def float_of(value: Any) -> float:
-    """nan for None."""
+    """value as a float, nan for None."""
     return math.nan if value is None else float(value)
 
 
@@ -84,11 +84,11 @@ class BothModes:
 
     @property
     def name(self) -> str:
-        """Of the counterpart."""
+        """Name of the counterpart."""
         return f"{self.look.label} in {self.counterpart.plan.get('mode')} mode"
 
     def cells(self, task: str) -> list[dict[int, Data]]:
-        """Of strict and of legacy."""
+        """Cells of the strict and of the legacy run."""
         return [cells_of(self.summaries[mode], task) for mode in MODES]
 
 
@@ -121,10 +121,10 @@ class ReportData:
         published: bool = False,
         folder: str = "report_files",
     ) -> Self:
-        """Everything about these runs (ids; None: all of the store); the rows of each are read once.
+        """Everything about these runs (ids; None: all of the store). The rows of each run are read once.
 
-        base: run id or its start, model name or label; by default the run of the model that nothing was done to. Raises
-        PrunusError where the base is not clear, or no problem of any run is finished.
+        base: run id or its start, model name or label; by default the run of the unpruned model. Raises PrunusError if
+        the base is not clear, or no problem of any run is finished.
         """
         there = [run for run in store.runs() if runs is None or run.run_id in runs]
         base_run = store.find_run(base) if base is not None else dense_run(there, store.path)

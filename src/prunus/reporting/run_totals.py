@@ -1,4 +1,4 @@
-"""How much of its plan each run has done, and the tokens that it sampled: a study may still be running."""
+"""How much of its plan each run has done (a study may still be running), and the tokens that it sampled."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

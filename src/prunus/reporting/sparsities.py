@@ -1,4 +1,4 @@
-"""Sparsity of each block and Linear of the original model, from the steps that a run's manifest tells."""
+"""Sparsity of each block and Linear of the original model, from the steps in a run's manifest."""
 
 from statistics import fmean
 from typing import Any
@@ -8,14 +8,14 @@ from prunus.results.store import Run
 
 
 def removed_blocks(run: Run) -> int:
-    """How many decoder blocks are gone."""
+    """Number of decoder blocks that were removed."""
     return sum(len(_removed(step)) for step in history(run))
 
 
 def block_sparsities(run: Run) -> list[float | None]:
     """For each block of the original model the mean sparsity over its Linears, or None where the block was removed.
 
-    Linears of one block count alike, as the manifest holds shares and not sizes.
+    All Linears of a block have the same weight, as the manifest holds shares and not sizes.
     """
     linears, removed, total = _replay(run)
     return [
@@ -41,9 +41,9 @@ def _of_block(linears: dict[tuple[int, str], float], block: int) -> list[float]:
 
 
 def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
-    """Sparsities by (block of the original model, kind), the blocks that are gone, how many there were.
+    """Sparsities by (block of the original model, kind), the removed blocks, and the original number of blocks.
 
-    Steps are replayed in order: each names blocks as the checkpoint it started from numbered them.
+    Steps are replayed in order, as each one numbers blocks as the checkpoint that it started from.
     """
     total = int(run.model.get("blocks") or 0) + removed_blocks(run)
     here = list(range(total))  # original index of each block still there

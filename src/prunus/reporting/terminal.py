@@ -1,4 +1,4 @@
-"""Tables for the terminal: 8 budgets fit into 110 columns, and plain text comes out where there is no terminal."""
+"""Tables for the terminal: 8 budgets fit into 110 columns; without a terminal they are plain text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -54,8 +54,8 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
 def verdict_table(comparison: Data) -> RenderableType:
     """For each run the verdict and the difference in area that decides it; then scaling, and the difference by budget.
 
-    In points. Signs behind the differences at a budget stand for better ^, worse v, worse but within the margin ~,
-    non-inferior =, cannot tell ?.
+    Differences are in points. Signs behind those at a budget stand for better ^, worse v, worse but within the margin
+    ~, non-inferior =, cannot tell ?.
     """
     base, entries = comparison["base"], comparison["others"]
     names = _names([base, *entries])
@@ -82,10 +82,10 @@ def verdict_table(comparison: Data) -> RenderableType:
     tables.append(Text("^ better  v worse  ~ worse, within the margin  = non-inferior  ? cannot tell"))
     lines = (
         f"non-inferior, within the margin: a loss of {margin} points or more is ruled out at 95 %",
-        "kept: surely 90 % of the base's slope or more, by a bound that holds for any number of problems and is below",
-        "the interval shown; lost: surely less",
-        "words and p are corrected for the number of runs (Holm), a run's budgets for theirs; MDE, so corrected: true",
-        "difference that would be found four times in five",
+        "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that holds for any number of",
+        "problems and is below the interval shown); lost: less, with 95 % confidence",
+        "verdicts and p are corrected for the number of runs, those of budgets for the number of budgets (Holm)",
+        "MDE: true difference that is detected with 80 % power after this correction",
     )
     tables += map(Text, lines)
     notes = list(comparison["warnings"])
@@ -124,7 +124,7 @@ def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Data]
 
 
 def allocation_table(data: Data) -> RenderableType:
-    """A row and a bar for each block; attention and MLP where they differ; the scores that it comes from."""
+    """Sparsity of each block with a bar, of attention and MLP where they differ, and the scores behind it."""
     blocks = data["blocks"]
     parts = [part for part in ("attention", "mlp") if any(part in row for row in blocks)]
     if all(abs(row[part] - row["sparsity"]) < 1e-9 for row in blocks for part in parts):
@@ -153,7 +153,7 @@ def _of_part(part: str) -> str:
 
 
 def inspection_tables(data: Data) -> Sequence[RenderableType]:
-    """What `prunus inspect` found: single facts, then a table for each list but that of all Linears, which is long."""
+    """The result of `prunus inspect`: single facts, then a table for each list except the long one of all Linears."""
     facts = Table(show_header=False, box=None, pad_edge=False)
     tables: list[RenderableType] = [facts]
     for key, value in data.items():
@@ -173,7 +173,7 @@ def inspection_tables(data: Data) -> Sequence[RenderableType]:
 
 
 def _beside_dense(key: str, data: Data) -> str:
-    """What a packed size is a share of."""
+    """A packed size as a share of the dense size."""
     dense = data.get({"packed_prunable_bytes": "prunable_bytes"}.get(key, "weight_bytes"))
     return f" ({data[key] / dense:.3f} of dense)" if key.startswith(("packed_", "mask_")) and dense else ""
 

@@ -28,7 +28,7 @@ def control(tokens: ArrayLike, low: ArrayLike, high: ArrayLike) -> float:
 
 
 def scaling(accuracy: Floats, tokens: Floats) -> Floats:
-    """(...,) mean slope over all pairs of budgets: accuracy gained per 1000 thinking tokens really used.
+    """(...,) mean slope over all pairs of budgets: accuracy gained per 1000 thinking tokens used.
 
     Pairs less than one token apart are left out; nan if none is left. Short steps have the same weight as long ones, so
     it is noisier than the slope per doubling; it is reported for comparison with s1.

@@ -175,7 +175,7 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
 
 
 def _pieces(line: Line, x_axis: Axis) -> list[list[Point]]:
-    """The points that are joined: 0 on a broken axis stands alone."""
+    """Points that are joined by a line: budget 0 on a broken axis is apart."""
     if x_axis.zero is None:
         return [list(line.points)]
     return [piece for piece in ([p for p in line.points if p.x == 0], [p for p in line.points if p.x != 0]) if piece]

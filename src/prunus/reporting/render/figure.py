@@ -26,8 +26,8 @@ GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {
     "branch": (SOFT, ()),
 }
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
-WIDTH = 0.58  # of a letter in heights of the font, on the wide side: only legends are set by it
-POINTS = 0.75  # of a CSS pixel: the size of a PDF is in points
+WIDTH = 0.58  # width of a letter in heights of the font, rather too wide: it only spaces the legend
+POINTS = 0.75  # points in a CSS pixel, as the size of a PDF is in points
 
 
 class Key(NamedTuple):

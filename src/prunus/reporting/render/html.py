@@ -1,4 +1,4 @@
-"""HTML files with a content security policy that lets nothing act but what we name by its hash."""
+"""HTML files with a content security policy that allows only our own style and script, by their hashes."""
 
 import base64
 import hashlib
@@ -11,15 +11,15 @@ from prunus.reporting.render.text import esc, script_json
 
 
 def resource(name: str) -> str:
-    """A file beside this one."""
+    """The text of a file in this folder."""
     return files("prunus.reporting.render").joinpath(name).read_text("utf-8")
 
 
 def document(title: str, body: str, data: Mapping[str, Any], styles: str) -> str:
     """The report's HTML file. Only this style and this script may act; nothing may be loaded or sent.
 
-    Frames may show files from beside the page, which may do nothing at all (`small_page`). `file:` is named because a
-    page opened from a disk has no origin that 'self' could mean.
+    Frames may show files beside the page, which may run nothing (`small_page`). `file:` is allowed because a page
+    opened from disk has no origin for 'self'.
     """
     script = resource("page.js")
     policy = (

@@ -1,4 +1,4 @@
-"""A table once, shown thrice: on the page, as CSV with all digits, as LaTeX with booktabs."""
+"""Tables with three views: HTML for the page, CSV with all digits, LaTeX with booktabs."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ _TEX = {
 
 
 class Interval(NamedTuple):
-    """A value with what it may as well be; three columns of a CSV."""
+    """A value with its interval; three columns of a CSV."""
 
     value: float | None
     low: float | None
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A verdict, and a remark in small letters below it."""
+    """A verdict with a remark in small letters below it."""
 
     text: str
     remark: str = ""
@@ -49,9 +49,9 @@ RUN = Column("run", "Run")
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files. css: classes of the table. A row is a run (or a name) and a value a column but for the first.
+    """name: of its files. css: classes of the table. A row is a run (or a name) and a value for each further column.
 
-    None stands for what does not apply.
+    None is an empty cell.
     """
 
     name: str
@@ -178,7 +178,7 @@ def _field(value: Any) -> Any:
 
 
 def _safe(text: str) -> str:
-    """Foreign text that a spreadsheet does not take for a formula."""
+    """Text that a spreadsheet does not read as a formula."""
     text = visible(text)
     return f"'{text}" if re.match(r"[=+\-@\t\r]", text) else text
 

@@ -1,4 +1,4 @@
-"""Numbers and foreign text as they stand on a page. Model text is hostile: it is shown, never believed."""
+"""Numbers and foreign text as a page shows them. Model text is untrusted and always escaped."""
 
 import html
 import json
@@ -11,7 +11,7 @@ from prunus.results.characters import one_line as one_line
 
 
 def esc(text: object) -> str:
-    """HTML text or attribute value that can hold no markup and no control character."""
+    """text escaped for HTML text or attribute values, with control characters made visible."""
     return html.escape(visible(str(text)), quote=True)
 
 
@@ -62,7 +62,7 @@ def signed(value: float) -> str:
 
 
 def probability(p: float | None) -> str:
-    """A p-value with what it deserves: <0.001, 0.034, 0.21."""
+    """A p-value with two or three digits: <0.001, 0.034, 0.21."""
     if p is None or not math.isfinite(p):
         return DASH
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
@@ -76,7 +76,7 @@ def count(number: float | None) -> str:
 
 
 def joined(names: list[str], most: int = 4) -> str:
-    """a, b and c; beyond most names the rest is counted."""
+    """`a, b and c`; more than `most` names end with `and 3 more`."""
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

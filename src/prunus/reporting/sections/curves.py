@@ -26,7 +26,7 @@ from prunus.reporting.section import Section, details, figure, run_figure, run_k
 from prunus.results.metrics import LEAK_RULE
 from prunus.results.verdicts import WORDS, verdict
 
-MANY = 5  # curves in one chart from which on only the base's band is plain to see
+MANY = 5  # with more curves in a chart only the base's band is plainly visible
 
 
 def section(data: ReportData) -> Section:
@@ -53,11 +53,11 @@ def _of_task(data: ReportData, task: str) -> Section:
         *(Figure(f"difference-{task}-{look.label}", picture) for look, picture in panels),
     ]
     bands = bands_text(cell for one in data.runs for cell in one.cells(task).values())
-    bands += "; budget 0 stands apart" if any(0 in one.cells(task) for one in data.runs) else ""
-    bands += "; point at a name above to see its band" if len(data.runs) > MANY else ""
+    bands += "; budget 0 is set apart" if any(0 in one.cells(task) for one in data.runs) else ""
+    bands += "; hover over a name above to see its band" if len(data.runs) > MANY else ""
     bands += "; hollow and dotted: published" if data.published_on(task) else ""
     pair = figure(against_budget, "Against the thinking budget", f"95 % bands, {bands}")
-    pair += figure(against_tokens, "Against tokens really used", "95 % bars; one point per budget")
+    pair += figure(against_tokens, "Against tokens used", "95 % bars; one point per budget")
     contrasts = [cell for one in compared for cell in one.contrasts(task).values()]
     difference = (
         f"<h3>Difference to <bdi>{esc(data.base.look.label)}</bdi></h3>"
@@ -77,12 +77,12 @@ def _of_task(data: ReportData, task: str) -> Section:
 
 
 def bands_text(cells: Iterable[Data]) -> str:
-    """What the bands of these cells cover."""
+    """Whether the bands of these cells are simultaneous, in words."""
     return "for all budgets at once" if any("band_low" in cell for cell in cells) else "each budget by itself"
 
 
 def accuracy_against_budget(data: ReportData, task: str) -> Picture:
-    """Accuracy in percent with 95 % bands over log2 of the budget; 0 apart; published figures hollow and dotted."""
+    """Accuracy in percent with 95 % bands over log2 of the budget; published figures are hollow and dotted."""
     lines = [
         *_published_lines(data.published_on(task)),
         *(Line(one.look.css, _accuracies(one.look, one.cells(task)), one.look.marker) for one in data.drawn),
@@ -165,7 +165,7 @@ def _difference_axes(data: ReportData, lines: Sequence[Line], title: str) -> tup
 
 
 def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) -> list[Point]:
-    """together: with bands for all budgets at once, where there are any."""
+    """Accuracy with its interval at each budget; together: with simultaneous bands where there are any."""
     found = []
     for budget, cell in cells.items():
         low, high = band_of(cell) if together else (float_of(cell["low"]), float_of(cell["high"]))
@@ -186,7 +186,7 @@ def _by_budget_note(data: ReportData, task: str) -> str:
 
 
 def _largest(data: ReportData, task: str) -> str:
-    """The cell of each run that stands out most, if it is of this task, with the p of having looked for it."""
+    """The most significant difference of each run, if it is on this task, with its p corrected for the choice."""
     found = [
         f"{one.look.label} {points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})"
         for one in data.others
@@ -194,8 +194,8 @@ def _largest(data: ReportData, task: str) -> str:
     ]
     if not found:
         return ""
-    text = f"The difference that stands out most of all cells of its run, in points: {'; '.join(found)}."
-    why = "p is that of having looked for it (the largest of all cells under flipped signs), Holm over runs."
+    text = f"The most significant difference of each run, in points: {'; '.join(found)}."
+    why = "p is corrected for the choice among all cells of the run (max-t permutation test) and over runs (Holm)."
     return soft(f"<bdi>{esc(text)}</bdi> {why}")
 
 
@@ -254,16 +254,15 @@ SCALING = (
     Column("looping", "Going in|circles, %", percent),
 )
 SCALING_NOTE = (
-    "Area: under accuracy over log<sub>2</sub> budget. Slope kept: of the base's, where that is clear, with "
-    "Fieller's interval. Falls: "
-    "steps to a larger budget that lose more than two errors. Area over tokens, points per 1000 thinking tokens "
-    f"(s1's Scaling) and best count budget 0 too. Within budget: draws of at most budget + {LEAK_RULE} "
-    "tokens in all. 95 % intervals over problems."
+    "Area: under accuracy over log<sub>2</sub> budget. Slope kept: as a share of the base's, where that is clearly "
+    "above 0, with Fieller's interval. Falls: steps to a larger budget at which accuracy drops by more than two "
+    "standard errors. Area over tokens, points per 1000 thinking tokens (s1's Scaling) and best include budget 0. "
+    f"Within budget: draws of at most budget + {LEAK_RULE} thinking and answer tokens. 95 % intervals over problems."
 )
 
 
 def scaling_table(data: ReportData, task: str) -> Table:
-    """How accuracy follows the budget, a row a run; columns that no run has are left out."""
+    """How accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
     found: list[tuple[Look, dict[str, Any]]] = []
     for one in data.with_cells(task):
         curve, cells = one.summary["tasks"][task], one.cells(task)
@@ -286,7 +285,7 @@ def scaling_table(data: ReportData, task: str) -> Table:
 
 
 def _ends(value: Data | None) -> Interval | None:
-    """A value with its interval; from the standard error where there are no ends; None without a value."""
+    """A value with its interval, computed from the standard error if it has none; None without a value."""
     if value is None or value.get("value") is None:
         return None
     middle, reach = value["value"], 1.96 * float_of(value.get("se"))

@@ -23,14 +23,14 @@ WAYS = {
 METHODS = {"majority": "majority", "any": "any (upper bound)"}
 NOTE = "At each run's largest budget: the mean over all ways to choose k of the draws."
 EQUAL = (
-    "Tokens really used: the thick line is one chain, budget by budget; from each of its points a thin line goes "
+    "Over tokens used: the thick line is one chain, budget by budget; from each of its points a thin line goes "
     "on to the majority of 2, 4, … such chains. Where a thin line runs above the thick one, several short chains "
     "beat one long chain for the same tokens."
 )
 
 
 def section(data: ReportData) -> Section:
-    """Curves over k, fans over tokens, and the tables, for each task that any run has several draws of."""
+    """Curves over k, fans over tokens, and tables, for each task with several draws per problem."""
     html, figures, tables = "", [], []
     for task in data.tasks:
         if not any(cell["samples"] > 1 for one in data.runs for cell in one.cells(task).values()):
@@ -62,7 +62,7 @@ def by_draws(cell: Data, way: str) -> dict[int, float]:
 
 
 def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
-    """One line a run: accuracy over k at its largest budget; None where no run has the score."""
+    """One line per run: accuracy over k at its largest budget; None where no run has the score."""
     lines = []
     for one in data.drawn:
         cells = one.cells(task)

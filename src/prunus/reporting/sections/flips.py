@@ -19,11 +19,11 @@ from prunus.reporting.report_data import ReportData, Texts
 from prunus.reporting.section import Section, soft
 from prunus.results.store import Key, Sample
 
-FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # that stand in the page whatever their size
-LINES_IN_ALL = 1_500  # that are listed at all
-TEXT_LIMIT = 6_000  # characters of each thinking and each answer in the page
-FILE_LIMIT = 1_000_000  # and in a file of the folder
-REST_LIMIT = 800_000  # characters of other flips' texts that do too, those of the runs with the shortest first
+FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # whose texts are in the page whatever their size
+LINES_IN_ALL = 1_500  # flips that are listed
+TEXT_LIMIT = 6_000  # characters of a thinking or an answer in the page
+FILE_LIMIT = 1_000_000  # characters of one in a file of the folder
+REST_LIMIT = 800_000  # characters of other flips' texts in the page; runs with the shortest texts come first
 MISSING = "[not kept in the store]"
 NO_TEXTS = ("", "")
 
@@ -37,7 +37,7 @@ class Flip:
 
     @property
     def gained(self) -> bool:
-        """Whether the variant is the one that is right."""
+        """Whether the variant is right and the base wrong."""
         return self.other.correct
 
     @property
@@ -46,7 +46,7 @@ class Flip:
 
 
 class Case(NamedTuple):
-    """One flip with what its texts need to be shown."""
+    """One flip with everything that showing it needs."""
 
     flip: Flip
     gold: str
@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
 
 def section(data: ReportData) -> Section:
-    """All problems that only one of base and variant solves, in a list for each variant."""
+    """For each variant a list of the problems that only it or only the base solves; empty without variants."""
     others = data.others
     if not others:
         return Section("flips")
@@ -116,7 +116,7 @@ def section(data: ReportData) -> Section:
     )
     if outside := sum(map(len, linked)):
         note += (
-            f" {count(outside)} pairs of texts lie in the folder <code>{esc(data.folder)}</code> beside this page "
+            f" {count(outside)} pairs of texts are in the folder <code>{esc(data.folder)}</code> beside this page "
             "and are read when opened: keep the two together."
         )
     html = f'<section id="flips"><h2>Problems that flipped</h2>{soft(note)}{"".join(groups)}</section>'
@@ -139,7 +139,7 @@ def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
 
 
 def spread_out(found: Sequence[Flip], most: int) -> list[Flip]:
-    """At most `most` flips, lost and gained in turn, spread over the list rather than from its start."""
+    """At most `most` flips, evenly spread over the list, with as many lost as gained where there are enough."""
     kinds = [[flip for flip in found if flip.gained == gained] for gained in (False, True)]
     shares = [min(len(kinds[0]), most - min(len(kinds[1]), most // 2)), 0]
     shares[1] = min(len(kinds[1]), most - shares[0])

@@ -1,4 +1,4 @@
-"""Accuracy against seconds: the same answers, with the time they take a model that decodes one chain alone."""
+"""Accuracy against latency: how many seconds the same answers take if each is decoded alone."""
 
 import math
 from collections import Counter
@@ -18,7 +18,7 @@ from prunus.reporting.section import Section, details, figure, run_key, soft
 from prunus.results.latency import Speed, affordable, by_budget, contrast, deadlines
 from prunus.results.table import Table
 
-BUSY = 0.1  # rounds of a measurement that differ by more are worth a warning
+BUSY = 0.1  # relative difference between rounds of a measurement above which the page warns
 
 
 @dataclass(frozen=True)
@@ -45,28 +45,26 @@ class Timings:
 
 
 def section(data: ReportData) -> Section:
-    """The curve, what a deadline buys, and the speeds; nothing where no run was timed."""
+    """The curve, the accuracy by each deadline, and the speeds; empty where no run was timed."""
     timed = timings(data)
     if timed is None:
         return Section("seconds")
     clocks = {str(run.speed.how.get("clock")) for run in timed.runs}
-    clock = (
-        "CPU seconds, which on an idle machine are those of the wall" if clocks == {"cpu"} else "seconds of the wall"
-    )
+    clock = "CPU time, which is wall time on an idle machine" if clocks == {"cpu"} else "wall time"
     note = (
-        f"Not how long the evaluation took, which decodes many chains at once, but how long these answers would take "
-        f"one by one: the tokens of each draw times what a token took at its place when each model decoded alone "
-        f"({clock}), on {timed.machine}. Prompts are read, all else is decoded."
+        "Not the time of the evaluation, which decodes many chains at once, but the latency of each answer decoded "
+        f"alone: the time per token at each context length ({clock}), measured for each model on {timed.machine}, "
+        "summed over the tokens of a draw. The prompt is read at once, all other tokens are decoded one by one."
     )
     deadline = (
-        "Each run at the largest budget of which 95 % of the draws are done in time. A faster model may "
-        "think longer. Differences are paired by problem; the speeds are taken as known."
+        "Each run at the largest budget at which 95 % of the draws finish in time, so that a faster model may think "
+        "longer. Differences are paired by problem and ignore the error of the measured speeds."
     )
     spread = max(float_of(run.speed.how.get("spread")) for run in timed.runs)
     if spread > BUSY:
         note += (
             f" The machine was busy: the same tokens took up to {percent(spread)} % longer from one round to the next, "
-            "so differences of this size between runs say nothing."
+            "so differences of this size between runs mean nothing."
         )
     lacking = f" Not timed there: {', '.join(timed.without)}." if timed.without else ""
     body, figures, tables = "", [], []
@@ -90,7 +88,7 @@ def section(data: ReportData) -> Section:
 
 
 def timings(data: ReportData) -> Timings | None:
-    """What is known of the machine on which most runs of the report were timed; None where none was."""
+    """The timings on the machine on which most runs of the report were timed; None where none was."""
     counts = Counter(machine for one in data.runs for machine in one.speeds)
     if not counts:
         return None
@@ -110,14 +108,14 @@ def timings(data: ReportData) -> Timings | None:
 
 
 def seconds_text(value: float | None) -> str:
-    """Two digits that count: 0.052, 1.3, 12."""
+    """Seconds with two significant digits: 0.052, 1.3, 12."""
     if value is None or not math.isfinite(value):
         return DASH
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def seconds_chart(timed: Timings, task: str) -> Picture:
-    """Accuracy over the mean seconds of a draw, a point a budget, with 95 % bars."""
+    """Accuracy over the mean seconds of a draw, one point per budget, with 95 % bars."""
     lines = []
     for run in [*timed.runs[1:], *timed.runs[:1]]:  # the base on top
         spots = [
@@ -168,7 +166,7 @@ def seconds_table(timed: Timings, task: str) -> Displayed:
 
 
 def deadline_table(timed: Timings, task: str) -> Displayed:
-    """What each run gets right by a deadline, at the largest budget it can afford, and how it compares to the base."""
+    """Accuracy of each run by a deadline, at the largest budget that it can afford, and the difference to the base."""
     ends = [cell["p95"] for run in timed.runs for cell in run.seconds.get(task, {}).values()]
     rows = []
     for deadline in deadlines(min(ends), max(ends)) if ends else []:

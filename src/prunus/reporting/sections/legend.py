@@ -7,7 +7,7 @@ from prunus.reporting.section import Section
 
 
 def section(data: ReportData) -> Section:
-    """A box for each run, the base's always on; nothing where there is nothing to hide."""
+    """A box for each run, the base's always ticked; empty where there is nothing to hide."""
     if not data.others and not data.matches:
         return Section("legend")
     chips = []
@@ -28,7 +28,7 @@ def section(data: ReportData) -> Section:
 
 
 def _hiding(data: ReportData) -> str:
-    """CSS that hides what is not ticked, and makes a run whose name is pointed at stand out."""
+    """CSS that hides what is not ticked and highlights the run whose name is hovered over."""
     rules = []
     for index in (one.look.index for one in data.others):
         rules.append(f"body:has(#t{index}:not(:checked)) .r{index}:not(.keep){{display:none}}")

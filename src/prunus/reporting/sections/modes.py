@@ -12,11 +12,11 @@ from prunus.reporting.section import Section, details, run_figure, soft
 
 
 def section(data: ReportData) -> Section:
-    """Panels of both curves and the table; nothing where no model was run in both modes."""
+    """Panels of both curves and a table; empty where no model was run in both modes."""
     if not data.both_modes:
         return Section("modes")
     note = (
-        "Strict bounds the answer too and bans the marker that would open the thinking again; legacy lets an answer "
+        "Strict also bounds the answer and bans the marker that would reopen the thinking; legacy lets an answer "
         "run on, as published studies did. Where legacy is higher at small budgets and its answers are long, "
         "the reasoning went on in the answer, and the curve against the budget says little."
     )

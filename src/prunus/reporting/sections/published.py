@@ -8,9 +8,9 @@ from prunus.reporting.section import Section, soft
 
 
 def section(data: ReportData) -> Section:
-    """Differences with their z, where the figures come from and what is odd about them; one line where none match.
+    """Differences with z-scores, the sources, and what is odd about them; one sentence where none match.
 
-    Nothing unless published figures were asked for.
+    Empty unless published figures were asked for.
     """
     if data.matches is None:
         return Section("published")

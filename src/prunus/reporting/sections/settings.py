@@ -17,7 +17,7 @@ SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "scores")
 
 
 def section(data: ReportData) -> Section:
-    """How it was measured, with every setting, version and seed, and the tokens that it took."""
+    """How accuracy was measured: every setting, version and seed, and the tokens that were sampled."""
     plan, method = data.base.run.plan, data.comparison.get("method", {})
     sentences = [
         "Thinking is cut at the budget, closed, and the answer generated after it (budget forcing); all budgets of a "
@@ -54,7 +54,7 @@ def section(data: ReportData) -> Section:
 
 
 def totals_table(data: ReportData) -> Table:
-    """Answers done and planned, and tokens sampled, a row a run."""
+    """Answers done and planned, and tokens sampled, one row per run."""
     rows = []
     for one in data.runs:
         done, device = one.totals, str(one.run.versions.get("device", "")) or None

@@ -17,7 +17,7 @@ STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21)
 
 
 def section(data: ReportData) -> Section:
-    """Sparsity of every original block of every run, removed blocks hatched; of every Linear; and the recipes."""
+    """Sparsity of every original block of every run (removed ones hatched) and of every Linear, and the recipes."""
     strips = [block_sparsities(one.run) for one in data.runs]
     blocks = max(map(len, strips))
     head = "".join(f'<th scope="col">{index}</th>' for index in range(blocks))

@@ -1,4 +1,4 @@
-"""Tokens that draws took, and how draws ended."""
+"""How many tokens draws used, and how they ended."""
 
 import math
 
@@ -20,10 +20,10 @@ ENDINGS = {
 
 
 def section(data: ReportData) -> Section:
-    """For each task how draws ended, as panels, and the tokens they took, as a table."""
+    """For each task panels of how draws ended, and a table of the tokens that they used."""
     keys = [Key(f"e{index}", index, words) for index, words in enumerate(ENDINGS.values())]
     legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{esc(key.name)}</li>" for key in keys)
-    note = "Mean tokens per draw; markers and closings that the protocol puts in are not counted."
+    note = "Mean tokens per draw; markers and closings that the protocol inserts are not counted."
     html, figures, tables = "", [], []
     for task in data.tasks:
         panels = [(one.look, endings(task, one)) for one in data.with_cells(task)]
@@ -54,7 +54,7 @@ def endings(task: str, one: ReportedRun) -> Picture:
 
 
 def token_table(data: ReportData, task: str) -> Table:
-    """Tokens that draws took and how they ended, a row for each run and budget."""
+    """Tokens used and shares of endings, one row for each run and budget."""
     rows = []
     for one in data.runs:
         for budget, cell in one.cells(task).items():
