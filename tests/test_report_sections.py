@@ -281,7 +281,7 @@ def test_every_flip_is_listed_and_its_texts_are_in_the_page_or_beside_it(page, s
     from prunus.reporting.render.text import visible
 
     assert set(shown) <= {visible(text) for text in whole}
-    assert f"{len(frames)} pairs of texts lie in the folder report_files" in section(page, "flips")
+    assert f"{len(frames)} pairs of texts are in the folder report_files" in section(page, "flips")
 
 
 def test_runs_whose_texts_fit_stand_in_the_page_the_shortest_first(store, tmp_path, monkeypatch):

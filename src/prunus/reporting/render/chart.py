@@ -219,7 +219,7 @@ def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[Pi
     """A small picture for each (difference, low, high), all on one axis that shows 0 and -margin."""
     ends = [abs(value) for row in rows for value in row if math.isfinite(value)]
     reach = max([*ends, 2 * margin]) * 1.05
-    width, height = 180, 22
+    width, height = 92, 22
 
     def at(value: float) -> float:
         return width / 2 + value / reach * (width / 2 - 3)
