@@ -20,10 +20,8 @@ from tiny_models import make_model
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
-from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline
-from prunus.evaluation.backends import BACKENDS
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.repetition import repetition_rate
@@ -52,7 +50,7 @@ def no_model(monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setitem(BACKENDS, "hf", refuse)
+    monkeypatch.setattr(HFBackend, "load", refuse)
 
 
 def test_every_row_of_the_plan_is_stored_once(store):
@@ -250,6 +248,18 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_written(store,
     assert not store.exists()
 
 
+def test_a_model_that_cannot_be_loaded_leaves_no_store(store, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise PrunusError("the model cannot be loaded")
+
+    monkeypatch.setattr("prunus.evaluation.backends.hf.load_model", broken)
+    with pytest.raises(PrunusError, match="the model cannot be loaded"):
+        prunus.evaluate("tiny", PLAN, store)
+    assert not store.exists()
+    with pytest.raises(PrunusError, match=r"the folder of the store .* does not exist"):
+        prunus.evaluate("tiny", PLAN, store.parent / "missing" / "results.db")
+
+
 def test_a_context_that_just_fits(tmp_path, store):
     problem = {"id": "p", "problem": "Compute 1+1.", "answer": "2"}
     task = str(write_task(tmp_path / "t.jsonl", problem))
@@ -423,5 +433,5 @@ def test_the_forced_words_are_part_of_the_answer_text(store, tmp_path):
 
 
 def test_the_backend_table_loads_models():
-    backend = BACKENDS["hf"](tiny_folder(), "cpu", 363, EngineOptions())
+    backend = HFBackend.load(tiny_folder(), "cpu", 363)
     assert isinstance(backend, HFBackend) and backend.vocabulary == 363

@@ -16,7 +16,7 @@ from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import latency as measuring
-from prunus.evaluation.backends import BACKENDS
+from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
@@ -149,7 +149,7 @@ def test_contexts_double_from_the_shortest_prompt_to_the_longest_chain(shortest,
 
 
 def test_the_backend_times_each_token_and_longer_contexts_take_longer_to_read():
-    backend = BACKENDS["hf"](tiny_folder(), "cpu", 363, EngineOptions())
+    backend = HFBackend.load(tiny_folder(), "cpu", 363)
     assert isinstance(backend, measuring.TimedBackend)
     backend.time_tokens(8, 2)
     short, long = (min(backend.time_tokens(context, 1)[0] for _ in range(3)) for context in (8, 1024))

@@ -24,8 +24,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import BACKENDS
-from prunus.evaluation.backends.hf import load_model
+from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Sample, Store
@@ -169,7 +168,7 @@ def test_a_second_run_loads_no_model(finished, monkeypatch, batches):
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setitem(BACKENDS, "hf", refuse)
+    monkeypatch.setattr(HFBackend, "load", refuse)
     prunus.run_study(finished / "small.toml", out=finished / "out")
     assert batches == []
 

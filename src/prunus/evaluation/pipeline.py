@@ -25,7 +25,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import token_use
-from prunus.results.store import ProblemRow, Run, Sample, Store
+from prunus.results.store import ProblemRow, Run, Sample, Store, check_folder, claim
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,25 +58,34 @@ def evaluate(
         raise PrunusError(
             f"seconds are measured with the backend {able} only, not {plan.backend}; leave --measure-seconds out"
         )
-    folder = resolve(model)
-    checkpoint, kernel = open_for(plan.backend, folder, device, engine or EngineOptions())
+    engine = engine or EngineOptions()
+    engine.check(plan.backend)
+    folder, path = resolve(model), Path(store)
+    checkpoint, kernel = open_for(plan.backend, folder, device, engine)
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel)
-    with Store(Path(store), create=True) as opened:
-        untimed = measure_seconds and is_untimed(opened, work, device)
-        if missing_batches(opened, work) or untimed:
-            with (
-                opened.claim(work.run_id),
-                backends.opened(plan.backend, folder, device, len(work.tokenizer), engine) as backend,
-            ):
-                check_engine(work, backend)
-                description = describe_model(model, checkpoint, kernel)
-                opened.add_problems(problem_row(problem) for problem in work.problems)
-                opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
-                # Asked again: another process may have stored some before the run was ours.
-                fill(opened, work, backend, missing_batches(opened, work))
-                if untimed:
-                    measure_run(opened, work, backend, checkpoint)
+    if holds_all(path, work, device if measure_seconds else None):
+        return work.run_id
+    vocabulary = len(work.tokenizer)
+    with claim(path, work.run_id), backends.opened(plan.backend, folder, device, vocabulary, engine) as backend:
+        check_engine(work, backend)
+        with Store(path, create=True) as opened:  # now, so that a model that cannot be loaded leaves no empty store
+            description = describe_model(model, checkpoint, kernel)
+            opened.add_problems(problem_row(problem) for problem in work.problems)
+            opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
+            # Asked again: another process may have stored some before the run was ours.
+            fill(opened, work, backend, missing_batches(opened, work))
+            if measure_seconds and is_untimed(opened, work, device):
+                measure_run(opened, work, backend, checkpoint)
     return work.run_id
+
+
+def holds_all(path: Path, work: ResolvedPlan, timed_on: str | None) -> bool:
+    """Whether the store at path has every row of the plan, and the model's speed on the device timed_on unless None."""
+    check_folder(path)
+    if not path.exists():
+        return False
+    with Store(path, create=True) as opened:
+        return not missing_batches(opened, work) and (timed_on is None or not is_untimed(opened, work, timed_on))
 
 
 def is_untimed(store: Store, work: ResolvedPlan, device: str) -> bool:

@@ -163,6 +163,19 @@ _INSERT = (
 )
 
 
+def check_folder(path: Path) -> None:
+    """PrunusError unless the folder in which a store is to be made is there."""
+    if not path.absolute().parent.is_dir():
+        raise PrunusError(f"the folder of the store '{path}' does not exist: create it or name another store")
+
+
+def claim(path: Path, run_id: str) -> AbstractContextManager[None]:
+    """Lock a run of the store at path, which need not be there yet; PrunusError if another process holds it."""
+    store = path.resolve()  # a link to the store is the same store
+    lock = store.with_name(f"{store.name}.{run_id}.lock")
+    return locked(lock, f"is evaluating this run into {store}; wait for it")
+
+
 class Store:
     """An open store: `with Store(path) as store: ...`; one process may write while others read.
 
@@ -174,8 +187,8 @@ class Store:
         self.path, self.timeout = Path(path), timeout
         if not create and not self.path.is_file():
             raise PrunusError(f"no store at '{self.path}': run `prunus eval` with --store {self.path} first")
-        if create and not self.path.absolute().parent.is_dir():
-            raise PrunusError(f"the folder of the store '{self.path}' does not exist: create it or name another store")
+        if create:
+            check_folder(self.path)
         mode = "rwc" if create else "rw"  # rw falls back to reading only where the file is write-protected
         with self._errors():
             self._connection = sqlite3.connect(
@@ -203,9 +216,7 @@ class Store:
 
     def claim(self, run_id: str) -> AbstractContextManager[None]:
         """Lock a run while adding to it: `with store.claim(run_id): ...`; PrunusError if another process holds it."""
-        store = self.path.resolve()  # a link to the store is the same store
-        lock = store.with_name(f"{store.name}.{run_id}.lock")
-        return locked(lock, f"is evaluating this run into {store}; wait for it")
+        return claim(self.path, run_id)
 
     def add_run(self, run: Run) -> None:
         """Add the run unless one with its id is there, which stays as it is.

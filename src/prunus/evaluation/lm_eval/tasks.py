@@ -21,7 +21,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.recipes import EvalPlan, content_hash
-from prunus.results.store import ProblemRow, Run, Sample, Store
+from prunus.results.store import ProblemRow, Run, Sample, Store, check_folder, claim
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,15 +54,19 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     if kernel is not None:
         stored = stored | {"kernel": kernel}
     run_id = content_hash({"model": checkpoint.checksum(), "plan": stored})
-    with Store(store, create=True) as opened:
-        if not opened.keys(run_id):
-            with opened.claim(run_id), backends.opened("hf", folder, device, len(load_tokenizer(folder))) as backend:
-                loaded = cast("HFBackend", backend).model
-                problems, samples = ask(loaded, load_tokenizer(folder), name_of(plan), stored)
-                versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
-                opened.add_problems(problems)
-                opened.add_run(Run(run_id, describe_model(model, checkpoint, kernel), stored, versions))
-                opened.add_samples(run_id, samples)
+    check_folder(store)
+    if store.exists():
+        with Store(store, create=True) as opened:
+            if opened.keys(run_id):
+                return run_id
+    tokenizer = load_tokenizer(folder)
+    with claim(store, run_id), backends.opened("hf", folder, device, len(tokenizer)) as backend:
+        problems, samples = ask(cast("HFBackend", backend).model, tokenizer, name_of(plan), stored)
+        versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
+        with Store(store, create=True) as opened:
+            opened.add_problems(problems)
+            opened.add_run(Run(run_id, describe_model(model, checkpoint, kernel), stored, versions))
+            opened.add_samples(run_id, samples)
     return run_id
 
 
