@@ -4,6 +4,7 @@ import json
 import math
 import random
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -291,6 +292,29 @@ def test_a_block_that_becomes_nan_is_left_as_it_was_and_named(tmp_path, dense, r
     assert summary["warnings"] == ["training gave NaN or infinity in blocks 0, 1, 2, left as they were: lower --rate"]
     before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "recipe", [PruneRecipe(samples=8, sparsity=0.5), DropRecipe(blocks="1,", samples=8)], ids=["prune", "drop"]
+)
+def test_one_command_gives_what_two_give_and_goes_on_where_it_stopped(tmp_path, dense, rows, recipe, monkeypatch):
+    recipe = replace(recipe, calibration=str(rows))
+    if isinstance(recipe, PruneRecipe):
+        prunus.prune(dense, tmp_path / "pruned", recipe)
+    else:
+        prunus.drop_blocks(dense, tmp_path / "pruned", recipe)
+    prunus.recover(tmp_path / "pruned", tmp_path / "two", asked(rows))
+    monkeypatch.setattr("prunus.pruning.recover.recover", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prunus.prune_and_recover(dense, tmp_path / "one", recipe, asked(rows))
+    assert not (tmp_path / "one").exists()
+    monkeypatch.undo()
+    for name in ("prune", "drop_blocks"):  # what was pruned is not pruned again
+        monkeypatch.setattr(f"prunus.pruning.recover.{name}", lambda *_, **__: 1 / 0)
+    prunus.prune_and_recover(dense, tmp_path / "one", recipe, asked(rows))
+    one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
+    assert all(torch.equal(one[name], tensor) for name, tensor in two.items())
+    assert not (tmp_path / "one.pruned").exists()
 
 
 def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
-    from prunus.pruning.recover import recover
+    from prunus.pruning.recover import prune_and_recover, recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.study.pages import report_study
@@ -60,6 +60,7 @@ __all__ = [
     "perplexity",
     "plan_study",
     "prune",
+    "prune_and_recover",
     "recover",
     "regrade",
     "report",
@@ -83,6 +84,7 @@ _HOME = {
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.study.plan",
     "prune": "prunus.pruning.pipeline",
+    "prune_and_recover": "prunus.pruning.recover",
     "recover": "prunus.pruning.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",

@@ -6,6 +6,7 @@ are thus corrected by later ones. Zeros stay zero. Memory holds one block, what 
 """
 
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,20 +16,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.checkpoint import Checkpoint, versions
+from prunus.checkpoint.checkpoint import MANIFEST, Checkpoint, versions
 from prunus.checkpoint.linears import is_stateful
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner, pick_device
 from prunus.checkpoint.safetensors_file import Stored
-from prunus.checkpoint.writer import HIDDEN, Partial, check_space, check_target, disk_errors, disk_needed, show_bytes
+from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
+from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.calibration.memory_budget import free_memory
+from prunus.pruning.drop import drop_blocks
+from prunus.pruning.pipeline import prune
 from prunus.pruning.recovery.fit import fit, trainable
 from prunus.pruning.recovery.streams import Streams, split
-from prunus.recipes import RecoverRecipe
+from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 
 # Bytes that training takes of each weight of a block: itself, its gradient, the two moments of Adam, the best state so
 # far and the one at the start (as stored, 2 each), and whether it is a zero.
@@ -115,6 +119,54 @@ def recover(
         "errors": [(record["before"], record["after"]) for record in records],
         "warnings": warnings,
     }
+
+
+def prune_and_recover(
+    model: str | Path,
+    out: str | Path,
+    recipe: PruneRecipe | DropRecipe,
+    recovery: RecoverRecipe | None = None,
+    *,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **pruning: Any,
+) -> dict[str, Any]:
+    """Write model, pruned (or without some blocks) and then recovered, to the folder out; returns recover's summary.
+
+    recovery: None calibrates as recipe does. The pruned model lies in out.pruned until it is recovered; the same call
+    goes on with either. pruning: what prune and drop_blocks take besides.
+    """
+    target, recovery = Path(out), recovery or recovery_like(recipe)
+    check_target(resolve(model), target, overwrite)
+    between = target.absolute().with_name(f"{target.name}.pruned")
+    if dry_run or not is_made(between, model, recipe):
+        settings = pruning | {"device": device, "overwrite": overwrite, "dry_run": dry_run}
+        if isinstance(recipe, PruneRecipe):
+            told = prune(model, between, recipe, offload=offload, **settings)
+        else:
+            told = drop_blocks(model, between, recipe, **settings)
+        if dry_run:
+            return told | {"would_write": str(target), "then": f"recover, in {recovery.epochs} epochs"}
+    summary = recover(between, target, recovery, dense=model, device=device, offload=offload, overwrite=overwrite)
+    shutil.rmtree(between)
+    return summary
+
+
+def recovery_like(recipe: PruneRecipe | DropRecipe) -> RecoverRecipe:
+    """The usual recovery, on the calibration of a recipe."""
+    alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
+    return RecoverRecipe(**{name: getattr(recipe, name) for name in alike})
+
+
+def is_made(folder: Path, model: str | Path, recipe: PruneRecipe | DropRecipe) -> bool:
+    """Whether a folder holds model as recipe prunes it, from a call that was interrupted."""
+    if not (folder / MANIFEST).exists():
+        return False
+    made = Checkpoint(folder).manifest["history"][-1]
+    same_model = made["source"]["checksum"] == Checkpoint(resolve(model)).checksum()
+    return same_model and made["recipe"] == recipe.to_json()
 
 
 def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) -> None:
