@@ -40,7 +40,6 @@ class Steps:
         self.started_at, self.started_done = time.monotonic(), done
         self.logged_at = self.started_at
         self.bar: Progress | None = None
-        self.closed = False
 
     def __enter__(self) -> "Steps":
         if shows_bars():

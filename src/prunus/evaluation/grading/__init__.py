@@ -99,33 +99,6 @@ class Grader:
             for (problem, _), reading, question in zip(items, found, questions, strict=True)
         ]
 
-    def merge_equivalent(self, answers: Iterable[str]) -> dict[str, str]:
-        """Maps each distinct canonical answer of one `math` problem to one of its class, so that equals vote together.
-
-        The representative is the shortest (then first in the alphabet) of its class; an answer joins the first one with
-        which math-verify agrees in both directions, so the result does not depend on the order of answers. Two answers
-        whose comparison takes too long stay alone: one monster must not cost a timeout for every other answer.
-        """
-        merged: dict[str, str] = {}
-        open_classes: list[str] = []
-        for answer in sorted(set(answers), key=lambda answer: (len(answer), answer)):
-            merged[answer] = answer
-            open_classes.append(answer)
-            for other in open_classes[:-1]:
-                if _plainly_different(other, answer):
-                    continue
-                question = _Question(other, answer, (), True)
-                verdict = self._settle([question])[question]
-                if verdict == "same":
-                    merged[answer] = other
-                    open_classes.remove(answer)
-                elif verdict == "timeout":
-                    open_classes.remove(answer)
-                    open_classes.remove(other)
-                if verdict in ("same", "timeout"):
-                    break
-        return merged
-
     def _settle(self, questions: Sequence["_Question"]) -> dict["_Question", Verdict]:
         """Read all, ask the workers for what rules alone do not decide, then decide."""
         distinct = left = list(dict.fromkeys(questions))
