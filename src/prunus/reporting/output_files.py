@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from prunus.disk import atomic_file, replace_folder
 from prunus.errors import PrunusError
 
 OURS = re.compile(r"flip-\d+-\d+\.html")  # names in a folder that may be replaced with it
@@ -24,19 +25,9 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name and rename it, so that no reader meets half of it."""
-    with _explained(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Write a file completely or not at all; PrunusError that says why it cannot be written."""
+    with _explained(path), atomic_file(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
 
 
 class Folder:
@@ -74,11 +65,11 @@ class Folder:
     def keep(self) -> None:
         """Move the folder into place instead of an older one; if nothing was written, only remove the older one."""
         with _explained(self.path):
-            if self.overwrite and self.path.is_dir() and self._is_ours():
-                shutil.rmtree(self.path)
             if self.temporary is not None:
-                self.temporary.replace(self.path)
+                replace_folder(self.temporary, self.path, self.overwrite)
                 self.temporary = None
+            elif self.overwrite and self.path.is_dir() and self._is_ours():
+                shutil.rmtree(self.path)
 
     def _refuse(self) -> None:
         if self.path.exists() and not self.overwrite:
