@@ -1,4 +1,4 @@
-"""How an engine is started or reached. No part of what a run is; the versions stored with it say what it came to."""
+"""The table of backends, and how they are started or reached, which is no part of a run's id."""
 
 import json
 from collections.abc import Mapping

@@ -377,11 +377,12 @@ class EvalPlan(Recipe):
     tasks: names or .jsonl files. budgets: thinking tokens allowed, strictly increasing, 0 means no thinking.
     samples: draws per problem and budget. answer_tokens: cap on the answer; None takes the mode's
         (strict 1024, multiple choice 512, tiny 64; legacy 32768). In mode legacy the context may leave less.
-    wait: how often an attempt to stop thinking is refused. temperature, top_p, top_k: None takes the profile's;
-        temperature 0 is greedy, top_k 0 is off. reuse: sample one trace at the largest budget, cut it for the rest.
-    limit: first so many problems of each task. prompt: `bare` problem text, or `boxed` with an instruction.
-    batch_size: chains done and stored together; part of the plan so that a resumed run meets the same batches. None is
-        64 for hf, which decodes them side by side, and 512 for the engines that batch by themselves.
+    wait: how many attempts to stop thinking are refused, each replaced by "Wait".
+    temperature, top_p, top_k: None takes the profile's; temperature 0 is greedy, top_k 0 is off.
+    reuse: sample one chain at the largest budget and cut it for the others.
+    limit: use the first N problems of each task. prompt: `bare` problem text, or `boxed` with an instruction.
+    batch_size: chains done and stored together; part of the plan so that a resumed run meets the same batches. None
+        takes the backend's own (prunus.engines.BACKENDS).
     """
 
     tasks: tuple[str, ...]

@@ -37,29 +37,43 @@ BATCH_SIZE = f"Chains done and stored together; default {_SIZES}."
 )
 @recipe_option(EvalPlan, "budgets", "Thinking tokens allowed.", type=IntegerList())
 @recipe_option(EvalPlan, "samples", "Draws per problem and budget.", type=int)
-@recipe_option(EvalPlan, "profile", "Markers of the model's thinking.", type=choice(recipes.PROFILE_NAMES))
-@recipe_option(EvalPlan, "mode", "Bounded answers, or as in the papers.", type=choice(recipes.Mode))
-@recipe_option(EvalPlan, "answer_tokens", "Cap on the answer; default by mode and task.", type=int)
-@recipe_option(EvalPlan, "wait", "How often a stop of thinking is refused.", type=int)
-@recipe_option(EvalPlan, "temperature", "0 is greedy; default by profile.", type=float)
-@recipe_option(EvalPlan, "top_p", "Default by profile.", type=float)
-@recipe_option(EvalPlan, "top_k", "0 is off; default by profile.", type=int)
-@recipe_option(EvalPlan, "prompt", "Bare problem, or asking for a box.", type=choice(recipes.PromptStyle))
-@recipe_option(EvalPlan, "limit", "First so many problems of each task.", type=int)
-@recipe_option(EvalPlan, "seed", "Seed of the draws.", type=int)
+@recipe_option(
+    EvalPlan, "profile", "Strings that open, cut and close the model's thinking.", type=choice(recipes.PROFILE_NAMES)
+)
+@recipe_option(
+    EvalPlan,
+    "mode",
+    "strict caps the answer and bans thinking in it; legacy does as the papers' scripts.",
+    type=choice(recipes.Mode),
+)
+@recipe_option(EvalPlan, "answer_tokens", "Cap on the answer's tokens; the default depends on mode and task.", type=int)
+@recipe_option(EvalPlan, "wait", "Times to suppress the end of thinking and append 'Wait'.", type=int)
+@recipe_option(EvalPlan, "temperature", "0 is greedy; the default is the profile's.", type=float)
+@recipe_option(EvalPlan, "top_p", "The default is the profile's.", type=float)
+@recipe_option(EvalPlan, "top_k", "0 is off; the default is the profile's.", type=int)
+@recipe_option(
+    EvalPlan, "prompt", "The problem alone, or with a request for a \\boxed{} answer.", type=choice(recipes.PromptStyle)
+)
+@recipe_option(EvalPlan, "limit", "Use the first N problems of each task.", type=int)
+@recipe_option(EvalPlan, "seed", "Seed of all sampling.", type=int)
 @recipe_option(EvalPlan, "batch_size", BATCH_SIZE, type=int)
 @recipe_option(EvalPlan, "backend", "Engine: see docs/engines.md.", type=choice(BACKENDS))
 @engine_options
-@click.option("--reuse/--no-reuse", default=True, show_default=True, help="Cut one trace for all budgets.")
+@click.option(
+    "--reuse/--no-reuse",
+    default=True,
+    show_default=True,
+    help="Sample one chain at the largest budget and cut it for the others, or one for each.",
+)
 @click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
-@click.option("--measure-seconds", is_flag=True, help="Also time single tokens, for accuracy against seconds.")
+@click.option("--measure-seconds", is_flag=True, help="Also measure seconds per token, for accuracy against latency.")
 @device_option
 def eval_command(
     model: str, store: Path, device: str, engine: EngineOptions, measure_seconds: bool, **plan: Any
 ) -> None:
-    """Accuracy of MODEL under thinking budgets, row by row into a store.
+    """Evaluate MODEL under thinking budgets and store every answer.
 
-    Run it again to go on after an interruption; a finished run does no work.
+    After an interruption the same command resumes; a finished run does no work.
     """
     run_id = prunus.evaluate(
         model, EvalPlan(**plan), store, device=device, engine=engine, measure_seconds=measure_seconds
@@ -81,13 +95,20 @@ def eval_command(
 @recipe_option(
     TraceRecipe, "only", "Keep all chains, or those with the right answer.", type=choice(recipes.TraceFilter)
 )
-@recipe_option(TraceRecipe, "min_tokens", "Keep chains with so many thinking tokens.", type=int)
+@recipe_option(TraceRecipe, "min_tokens", "Keep chains with at least N thinking tokens.", type=int)
 @recipe_option(TraceRecipe, "hardest", "Keep the harder half of the problems.", is_flag=True)
-@recipe_option(TraceRecipe, "profile", "Markers of the model's thinking.", type=choice(recipes.PROFILE_NAMES))
-@recipe_option(TraceRecipe, "temperature", "0 is greedy; default by profile.", type=float)
-@recipe_option(TraceRecipe, "prompt", "Bare problem, or asking for a box.", type=choice(recipes.PromptStyle))
-@recipe_option(TraceRecipe, "limit", "First so many problems of each task.", type=int)
-@recipe_option(TraceRecipe, "seed", "Seed of the draws.", type=int)
+@recipe_option(
+    TraceRecipe, "profile", "Strings that open, cut and close the model's thinking.", type=choice(recipes.PROFILE_NAMES)
+)
+@recipe_option(TraceRecipe, "temperature", "0 is greedy; the default is the profile's.", type=float)
+@recipe_option(
+    TraceRecipe,
+    "prompt",
+    "The problem alone, or with a request for a \\boxed{} answer.",
+    type=choice(recipes.PromptStyle),
+)
+@recipe_option(TraceRecipe, "limit", "Use the first N problems of each task.", type=int)
+@recipe_option(TraceRecipe, "seed", "Seed of all sampling.", type=int)
 @recipe_option(TraceRecipe, "batch_size", BATCH_SIZE, type=int)
 @recipe_option(TraceRecipe, "backend", "Engine: see docs/engines.md.", type=choice(BACKENDS))
 @engine_options

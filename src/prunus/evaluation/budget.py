@@ -40,9 +40,9 @@ class Chain(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What all chains of a run share. wait: how often an attempt to stop is refused; seed: of the plan.
+    """What all chains of a run share. wait: how many attempts to stop thinking are refused; seed: of the plan.
 
-    context: how many ids a chain may come to with its prompt; an answer ends there at the latest. None: any number.
+    context: the most ids of a chain, prompt included; an answer ends there at the latest. None: no limit.
     """
 
     markers: Markers
@@ -52,12 +52,12 @@ class Rules:
     context: int | None = None
 
     def seed_of(self, chain: Chain, phase: SeedPhase, index: int = 0) -> int:
-        """63 bits that follow from what is drawn and from nothing else. index: round of thinking, or budget."""
+        """63 bits that depend on plan seed, chain, phase and index alone. index: round of thinking, or budget."""
         text = canonical_json([self.seed, *chain.key, phase, index])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
     def answer_cap(self, chain: Chain, appended: int) -> int:
-        """The chain's cap, or what the context leaves behind its prompt and so many ids if that is less."""
+        """The chain's answer_tokens, or what the context leaves after prompt and `appended` ids if that is less."""
         if self.context is None:
             return chain.answer_tokens
         return min(chain.answer_tokens, self.context - len(chain.prompt) - appended)

@@ -14,7 +14,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.requests import Backend
 from prunus.progress import Steps
 
-ROUNDS, TOKENS = 5, 12  # at each context so often so many tokens are timed, the contexts in turns
+ROUNDS, TOKENS = 5, 12  # tokens timed at each context in each round; rounds alternate between contexts
 Round = tuple[float, list[float]]  # seconds to read a prompt, and for each token after it
 
 
@@ -23,7 +23,7 @@ class TimedBackend(Protocol):
     """A backend that can be timed."""
 
     def time_tokens(self, context: int, tokens: int) -> Round:
-        """Seconds to read a prompt of so many tokens alone, and for each of the tokens decoded after it."""
+        """Seconds to read one prompt of `context` tokens, and for each of the tokens decoded after it."""
         ...
 
 
@@ -38,7 +38,7 @@ def measure(backend: Backend, prompts: dict[str, list[int]], start: int, longest
     shortest = min(min(counts) for counts in prompts.values())
     contexts = list(grid(shortest, min(longest, context - TOKENS)))
     timed: dict[int, list[Round]] = {tokens: [] for tokens in contexts}
-    backend.time_tokens(contexts[0], TOKENS)  # what is slow the first time
+    backend.time_tokens(contexts[0], TOKENS)  # warm-up
     with Steps("measuring seconds", ROUNDS * len(contexts), "contexts") as steps:
         for _ in range(ROUNDS):
             for tokens in contexts:

@@ -125,13 +125,13 @@ def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[S
 
 
 def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, int]]]:
-    """The batches of which the store lacks a row, in order."""
+    """The batches with a row that the store lacks, in order."""
     stored = store.keys(work.run_id)
     return [batch for batch in work.batches if not work.keys(batch) <= stored]
 
 
 class Done(NamedTuple):
-    """What came of one batch. tokens: how many were sampled, in so many seconds."""
+    """The rows of one batch, the tokens sampled for them and the seconds that took."""
 
     samples: list[Sample]
     tokens: int
@@ -201,13 +201,13 @@ def graded(
 
 
 def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Draw) -> str:
-    """The answer phase as graded: what the model wrote, after the words that a forced closing put in its mouth."""
+    """The text that is graded: the answer, preceded by the profile's answer_lead where the closing was forced."""
     lead = profile.answer_lead if draw.ended == "forced" else ""
     return lead + decode(tokenizer, draw.answer)
 
 
 def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
-    """Tokens that were generated, not counting cut copies: the longest thinking, and every distinct answer."""
+    """Number of tokens generated: of each chain the longest thinking, and every distinct answer."""
     chains = [[(len(draw.thinking), len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws]
     return sum(token_use.sampled_tokens(chains))
 

@@ -1,4 +1,4 @@
-"""Where rows come from, as the store keeps it: the model, what was done to it, and what computed."""
+"""Provenance of a run, as stored: the model, what was done to it, and the software that computed the rows."""
 
 import platform
 from importlib.metadata import version
@@ -50,6 +50,6 @@ def describe_model(model: str | Path, checkpoint: ModelFolder, kernel: str | Non
 
 
 def describe_versions(backend: Backend) -> dict[str, Any]:
-    """What the numbers may depend on besides model and plan."""
+    """Versions, device and settings that numbers may depend on besides model and plan."""
     packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
     return packages | {"python": platform.python_version(), "grader": GRADER_VERSION} | backend.description

@@ -40,11 +40,11 @@ class ResolvedPlan:
     batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
 
     def keys(self, batch: Sequence[tuple[int, int]]) -> set[tuple[str, int, int]]:
-        """Store keys of the rows that a batch makes."""
+        """Store keys (problem id, budget, draw) of a batch's rows."""
         return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
 
     def answers_at_most(self, index: int) -> int:
-        """Tokens that the answers to a problem take at most, one for each budget that cuts a chain."""
+        """The most tokens that the answers to a problem take together, one answer for each budget that cuts a chain."""
         chain = Chain(self.prompts[index], ("", "", 0), self.caps[index])
         closing = self.rules.markers.shortest_closing
         return sum(self.rules.answer_cap(chain, budget + closing) for budget in self.budgets)
@@ -58,7 +58,7 @@ def resolve_plan(
     In mode legacy an answer may run to the end of the context, as in the papers' harness: it need only have room to
     begin.
 
-    kernel: as open_for tells; None leaves no trace in the plan.
+    kernel: as returned by open_for.
     """
     profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode)
     own = encode_markers(profile, tokenizer, plan.mode)
@@ -87,7 +87,7 @@ def resolve_plan(
         "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
         "problems": digest_of(problems),
     }
-    # What is as it always was leaves no trace in the plan, so that older runs of the same work go on.
+    # Keys that older versions did not have are left out at their default, so that the ids of stored runs stay.
     if kernel is not None:
         resolved["kernel"] = kernel
     if max(needed) > context:
@@ -165,7 +165,7 @@ def check_context(
 
 
 def check_engine(work: ResolvedPlan, backend: Backend) -> None:
-    """PrunusError unless every chain fits the context that the engine was started with, where it tells.
+    """PrunusError unless every chain fits the context that the engine was started with, where it says what that is.
 
     An answer that the model's context cuts must be cut there, not earlier.
     """
@@ -179,20 +179,20 @@ def check_engine(work: ResolvedPlan, backend: Backend) -> None:
 
 
 def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:
-    """All (problem index, draw), draw after draw, each from short prompts to long ones, in lots of at most size."""
+    """Batches of (problem index, draw), at most `size` each: draw after draw, each from short prompts to long ones."""
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     chains = [(index, draw) for draw in range(samples) for index in order]
     return [list(chains[start : start + size]) for start in range(0, len(chains), size)]
 
 
 def digest_of(problems: Sequence[Problem]) -> str:
-    """16 hex digits that stand for the problems asked, so that another edition of a file is another run."""
+    """16 hex digits of a hash of the problems, so that a changed file makes another run."""
     text = "\n".join(f"{problem.task}\t{problem.id}\t{problem.digest}" for problem in problems)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def problem_row(problem: Problem) -> ProblemRow:
-    """What the store keeps of a problem; of private ones not the texts of the choices either."""
+    """The stored form of a problem; without the texts of choices where it is private."""
     choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
     asks = None if problem.private else problem.asks
     return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks)

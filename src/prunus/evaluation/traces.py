@@ -120,7 +120,7 @@ def draw(work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend
 
 
 def trace_of(problem: Problem, prompt: list[int], drawn: Draw, sample: Sample) -> Trace:
-    """One line of the result. What a forced ending put into the model's mouth is left out."""
+    """One line of the result. After a forced ending it stops with the thinking: the closing is not the model's own."""
     answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
     return {
         "token_ids": [*prompt, *drawn.thinking, *answer],
@@ -155,7 +155,7 @@ def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
 
 
 def passes(trace: Trace, recipe: TraceRecipe) -> bool:
-    """Whether a chain is long and right enough."""
+    """Whether a chain passes the recipe's filters on length and correctness."""
     return trace["thinking_tokens"] >= recipe.min_tokens and (recipe.only == "all" or trace["correct"])
 
 
@@ -196,7 +196,7 @@ class Journal:
         self.batches[number] = rows
 
     def remove(self) -> None:
-        """Everything is in its final place."""
+        """Delete the journal, once the result is written."""
         self.path.unlink()
 
     def _append(self, data: Mapping[str, Any]) -> None:

@@ -104,7 +104,7 @@ class HFBackend(Backend):
 
     @property
     def description(self) -> dict[str, str]:
-        """Where and how it computes, for the record."""
+        """Device, dtype and kernel, to be stored with the run."""
         found = {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
         return found | ({"kernel": str(describe(self.model))} if is_sparse(self.model) else {})
 

@@ -33,7 +33,7 @@ VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_inf
 
 
 class Unfit(Exception):
-    """A reply that is none: worth another try."""
+    """An unusable reply, after which the request is sent again."""
 
 
 class OpenAIBackend(Backend):
@@ -68,7 +68,7 @@ class OpenAIBackend(Backend):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What is known of the server, for the record; its address is nobody's business."""
+        """What is known of the server, to be stored; not its address."""
         stops = "texts" if self.stop_texts else "ids"
         return {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
-GROW_BY = 256  # columns added to a full cache at once
+GROW_BY = 256  # columns by which a full cache grows
 PREFILL_TOKENS = 512  # prompt columns read at once: bounds the activations of long prompts
 
 

@@ -1,7 +1,7 @@
 """Rows that decode one by one, each as transformers' own code would: for models that cannot read them side by side.
 
-State-space and hybrid models, shared keys and values, positions built into attention: what padding does to them is
-their own affair, so here there is none. Shapes: R rows, V vocabulary.
+Padding changes what state-space and hybrid models compute, and models with positions built into attention, so here
+there is none. Shapes: R rows, V vocabulary.
 """
 
 import inspect
@@ -18,10 +18,10 @@ from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.padded_rows import PaddedRows
 
-# What transformers' models call that which they remember of a sequence.
+# Names that transformers' models give to their cache.
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 _PROMPT, _STEPS = 5, 4
-# How far logits may be apart, as a share of the largest.
+# Tolerated difference of logits, as a share of the largest.
 _FLOAT32, _HALF = 1e-3, 0.05
 
 
@@ -44,7 +44,7 @@ class Decoding(Protocol):
 
 
 class SeparateRows:
-    """Sequences that a model reads one after the other; as PaddedRows."""
+    """Sequences that a model reads one after the other, with the interface of PaddedRows."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
         self.model, self._prompts = model, prompts
@@ -88,9 +88,9 @@ class SeparateRows:
 
 
 def rows_for(model: PreTrainedModel) -> Callable[[Sequence[list[int]]], Decoding]:
-    """What makes rows of prompts for a model: side by side where that gives the logits of each row alone, else alone.
+    """A constructor of rows for a model: PaddedRows where they give the logits of each row alone, else SeparateRows.
 
-    A few random tokens tell. PrunusError where the model cannot decode at all.
+    Decided by decoding a few random tokens. PrunusError where the model cannot decode at all.
     """
     config, generator = model.config.get_text_config(decoder=True), torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2 * _PROMPT + 2 * _STEPS,), generator=generator).tolist()

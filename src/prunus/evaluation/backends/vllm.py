@@ -92,7 +92,7 @@ class VLLMBackend(Backend):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Engine, versions and what its numbers may depend on, for the record."""
+        """Engine, version and settings that its numbers may depend on, to be stored with the run."""
         model = self.config.model_config
         return {
             "engine": f"vllm {vllm().__version__}",
