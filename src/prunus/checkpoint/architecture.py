@@ -325,6 +325,8 @@ def parameters_on_meta() -> Iterator[None]:
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and not param.is_meta:
             param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        if param is not None:
+            param._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]  spares transformers the attempt
         register(self, name, param)
 
     nn.Module.register_parameter = on_meta
