@@ -11,6 +11,7 @@ from quick import fastest
 QUICK_SECONDS = 60  # of tests, all workers together
 GIVE_UP_SECONDS = 35  # after collection: on a busy machine, and in a clone where nothing has been timed yet
 TIMES = "prunus/seconds"  # in pytest's cache: test or shared fixture to seconds
+LONGEST_ID = 80  # characters of a test's parameter
 APART = ("slow", "real_llm", "browser", "gpu")
 _made: list[tuple[str, float]] = []  # fixtures that several tests share, since the last test was set up
 _times: dict[str, float] = {}
@@ -19,6 +20,11 @@ _until = pytest.StashKey[float]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=f"only the fastest tests, {QUICK_SECONDS} s of them")
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Long texts are cut: the names of all tests travel from every worker, and each once more with every report."""
+    return f"{ascii(val)[:LONGEST_ID]}..." if isinstance(val, (str, bytes)) and len(val) > LONGEST_ID else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,6 +1,7 @@
 """Choosing zeros: exact counts, deterministic ties, and nothing else touched; against plain sorts of lists."""
 
 from fractions import Fraction
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from prunus.pruning.masks import count_zeros, kth_lowest, zero_lowest_in_tensor,
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SPARSITIES = [0.0, 0.01, 0.2, 0.29, 0.5, 0.57, 0.99]
+SHAPES = [(1, 1), (5, 7), (3, 100), (100, 3), (40, 64)]
+LEVELS = (2, 5, 200)  # distinct scores
 
 
 def bits(tensor):
@@ -39,45 +42,44 @@ def test_the_first_rows_lose_one_weight_more(more):
         assert kept == [0.0 if column in gone else 1.0 for column in range(11)]
 
 
-@pytest.mark.parametrize("sparsity", SPARSITIES)
-@pytest.mark.parametrize("levels", [2, 5, 200])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (3, 100), (100, 3), (40, 64)])
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tensor_loses_exactly_the_first_of_a_stable_sort(sparsity, levels, shape, dtype):
-    weight, score = weight_and_score(shape, dtype, levels)
-    expected = bits(weight).flatten().tolist()
-    for index in lowest_by_list(score.flatten().tolist(), round(Fraction(str(sparsity)) * weight.numel())):
-        expected[index] = 0
-    got = zero_lowest_in_tensor(weight, score, sparsity)
-    assert bits(got).flatten().tolist() == expected
+def test_tensor_loses_exactly_the_first_of_a_stable_sort(shape, dtype):
+    for levels, sparsity in product(LEVELS, SPARSITIES):
+        weight, score = weight_and_score(shape, dtype, levels)
+        expected = bits(weight).flatten().tolist()
+        for index in lowest_by_list(score.flatten().tolist(), round(Fraction(str(sparsity)) * weight.numel())):
+            expected[index] = 0
+        got = zero_lowest_in_tensor(weight, score, sparsity)
+        assert bits(got).flatten().tolist() == expected, (levels, sparsity)
 
 
 @pytest.mark.parametrize("rounding", ["exact", "reference"])
-@pytest.mark.parametrize("sparsity", SPARSITIES)
-@pytest.mark.parametrize("levels", [2, 5, 200])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (3, 100), (100, 3), (40, 64)])
-def test_rows_lose_exactly_the_first_of_a_stable_sort(sparsity, levels, shape, rounding):
-    weight, score = weight_and_score(shape, torch.float32, levels)
-    count = round(Fraction(str(sparsity)) * shape[1]) if rounding == "exact" else int(shape[1] * sparsity)
-    expected = bits(weight).tolist()
-    for row, scores in zip(expected, score.tolist(), strict=True):
-        for index in lowest_by_list(scores, count):
-            row[index] = 0
-    assert bits(zero_lowest_per_row(weight, score, sparsity, rounding)).tolist() == expected
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_lose_exactly_the_first_of_a_stable_sort(shape, rounding):
+    for levels, sparsity in product(LEVELS, SPARSITIES):
+        weight, score = weight_and_score(shape, torch.float32, levels)
+        count = round(Fraction(str(sparsity)) * shape[1]) if rounding == "exact" else int(shape[1] * sparsity)
+        expected = bits(weight).tolist()
+        for row, scores in zip(expected, score.tolist(), strict=True):
+            for index in lowest_by_list(scores, count):
+                row[index] = 0
+        got = zero_lowest_per_row(weight, score, sparsity, rounding)
+        assert bits(got).tolist() == expected, (levels, sparsity)
 
 
 @pytest.mark.parametrize("slice_size", [1, 7, 100, 300, 1000])
-@pytest.mark.parametrize("levels", [1, 3, 200])
-@pytest.mark.parametrize("sparsity", SPARSITIES)
-def test_slices_and_ties_across_them_change_nothing(monkeypatch, slice_size, levels, sparsity):
+def test_slices_and_ties_across_them_change_nothing(monkeypatch, slice_size):
     monkeypatch.setattr(masks, "SLICE", slice_size)
     monkeypatch.setattr(masks, "_PART", slice_size)
-    weight, score = weight_and_score((3, 100), torch.bfloat16, levels)
-    expected = bits(weight).flatten().tolist()
-    for index in lowest_by_list(score.flatten().tolist(), round(Fraction(str(sparsity)) * 300)):
-        expected[index] = 0
-    assert bits(zero_lowest_in_tensor(weight, score, sparsity)).flatten().tolist() == expected
-    assert count_zeros(weight) == int((weight == 0).sum())
+    for levels, sparsity in product((1, 3, 200), SPARSITIES):
+        weight, score = weight_and_score((3, 100), torch.bfloat16, levels)
+        expected = bits(weight).flatten().tolist()
+        for index in lowest_by_list(score.flatten().tolist(), round(Fraction(str(sparsity)) * 300)):
+            expected[index] = 0
+        got = zero_lowest_in_tensor(weight, score, sparsity)
+        assert bits(got).flatten().tolist() == expected, (levels, sparsity)
+        assert count_zeros(weight) == int((weight == 0).sum())
 
 
 def test_slices_of_a_large_weight_are_all_there():
