@@ -217,7 +217,7 @@ def test_every_method_gives_a_model_that_generates_the_same_with_and_without_cac
     summary = prunus.drop_blocks(folder, tmp_path / "out", recipe(file, name, blocks="2", **MERGE.get(name, {})))
     assert summary["blocks"] == 4 and len(summary["blocks_removed"]) == 2
     model = load(tmp_path / "out")
-    settings = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     ids = torch.tensor(random_rows(2, 12))
     with_cache = model.generate(ids, use_cache=True, **settings)
     assert torch.equal(with_cache, model.generate(ids, use_cache=False, **settings))

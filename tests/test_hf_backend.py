@@ -49,7 +49,7 @@ def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, 
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
         prompts = [chains(18)[index].prompt for index in some]
-        caps, seeds = [10 + 9 * index for index in some], [1000 + index for index in some]
+        caps, seeds = [8 + 4 * index for index in some], [1000 + index for index in some]
         completions = complete(tiny(), prompts, caps, MARKERS.think_stops, NONE, seeds, sampling)
         found |= dict(zip(some, completions, strict=True))
     return found
@@ -68,7 +68,7 @@ def test_neither_batch_size_nor_order_matters(sampling):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("budgets", [(0,), (0, 1, 5, 16, 64, 160), (33,)], ids=str)
+@pytest.mark.parametrize("budgets", [(0,), (0, 1, 5, 16, 64), (33,)], ids=str)
 def test_forked_caches_give_the_draws_of_two_phases(budgets, sampling):
     rules = Rules(MARKERS, sampling, seed=7)
     forked = force_budgets(tiny(), chains(18), budgets, rules)
@@ -138,7 +138,7 @@ def test_confidence_is_computed_in_float32(dtype):
 
 def test_refusals_run_on_the_model():
     rules = Rules(MARKERS, GREEDY, wait=1)
-    draws = [found[0] for found in force_budgets(tiny(), chains(18), (300,), rules, reuse=False)]
+    draws = [found[0] for found in force_budgets(tiny(), chains(18), (160,), rules, reuse=False)]
     refused = [draw for draw in draws if contains(draw.thinking, MARKERS.wait_after_newline)]
     assert refused and all(not MARKERS.think_stops & set(draw.thinking) for draw in draws)
 

@@ -12,6 +12,7 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.methods import alps
 
 WANDA: dict[str, Any] = {"method": "wanda"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -69,6 +70,7 @@ def compare(ours: Path, theirs: Path) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_device_prunes_as_the_cpu_does(name, folder, tmp_path, monkeypatch):
     recipe = prunus.PruneRecipe(**RUNS[name], **on(folder))
+    monkeypatch.setattr(alps, "ITERATIONS", 20)
     prunus.prune(folder / "model", tmp_path / "cpu", recipe, device="cpu")
     with other_device(monkeypatch):
         prunus.prune(folder / "model", tmp_path / "there", recipe, device="cuda")
@@ -94,6 +96,7 @@ def saved(folder) -> Path:
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_statistics_go_to_the_device(name, folder, saved, tmp_path, monkeypatch):
     recipe = prunus.PruneRecipe(**SAVED[name])
+    monkeypatch.setattr(alps, "ITERATIONS", 20)
     prunus.prune(folder / "model", tmp_path / "cpu", recipe, stats=saved, device="cpu")
     with other_device(monkeypatch):
         prunus.prune(folder / "model", tmp_path / "there", recipe, stats=saved, device="cuda")

@@ -6,6 +6,7 @@ benchmarks/quality.py measures the same with prunus.prune, on more text, over th
 
 import json
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ from prunus.pruning.methods import METHODS, with_update
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
-CALIBRATION, HELD_OUT, SEQLEN = 8, 2, 512
+CALIBRATION, HELD_OUT, SEQLEN = 8, 1, 512
+THIRD = range(1, 30, 3)  # blocks: enough to tell two methods apart where pruning takes long
 HALF, MORE = Target(0.5), Target(0.6)
 TWO_OF_FOUR, FOUR_OF_EIGHT = Target(0.5, pattern=(2, 4)), Target(0.5, pattern=(4, 8))
 
@@ -91,11 +93,12 @@ class Llm:
         """Nats per token of the held-out text."""
         return self.network(self.held_out_NT, labels=self.held_out_NT).loss.item()
 
-    def perplexity_of(self, prune):
-        """With every Linear's weight replaced by prune(weight, inputs)."""
+    def perplexity_of(self, prune, blocks=range(30)):
+        """With the weight of every Linear in these blocks replaced by prune(weight, inputs)."""
         try:
             for name, linear in self.linears.items():
-                linear.weight.data = prune(self.dense[name], self.inputs[name])
+                if int(name.partition(".")[0]) in blocks:
+                    linear.weight.data = prune(self.dense[name], self.inputs[name])
             return math.exp(self.nll())
         finally:
             for name, linear in self.linears.items():
@@ -117,13 +120,11 @@ def llm():
 
 @pytest.fixture(scope="module")
 def perplexity(llm):
-    """perplexity(method, target), each measured once."""
-    known = {}
+    """perplexity(method, target, blocks), each measured once."""
 
-    def measured(method, target):
-        if (method, target) not in known:
-            known[method, target] = llm.perplexity_of(lambda w_OI, inputs: METHODS[method].prune(w_OI, inputs, target))
-        return known[method, target]
+    @cache
+    def measured(method, target, blocks=range(30)):
+        return llm.perplexity_of(lambda w_OI, inputs: METHODS[method].prune(w_OI, inputs, target), blocks)
 
     return measured
 
@@ -136,8 +137,8 @@ def test_dense_then_wanda_then_magnitude(llm, perplexity):
 
 @pytest.mark.real_llm
 def test_sparsegpt_beats_wanda_where_much_is_lost(perplexity):
-    for target in (MORE, TWO_OF_FOUR):
-        assert perplexity("sparsegpt", target) < perplexity("wanda", target), target
+    assert perplexity("sparsegpt", MORE) < 0.8 * perplexity("wanda", MORE)
+    assert perplexity("sparsegpt", TWO_OF_FOUR, THIRD) < 0.95 * perplexity("wanda", TWO_OF_FOUR, THIRD)
     assert perplexity("sparsegpt", MORE) < perplexity("magnitude", HALF) / 2  # and so much more at 50 %
 
 

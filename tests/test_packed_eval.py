@@ -22,7 +22,7 @@ from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.results.store import Store
 
-PLAN = EvalPlan(tasks=("tiny",), budgets=(64, 256), limit=60, batch_size=60)
+PLAN = EvalPlan(tasks=("tiny",), budgets=(16, 80), limit=40, batch_size=40)
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
 
 

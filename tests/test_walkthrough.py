@@ -16,6 +16,9 @@ from prunus.results.verdicts import WORDS
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 64), limit=12, batch_size=12))
+    few = {n: replace(r, samples=8) if r.calibration == "tiny" else r for n, r in walkthrough.VARIANTS.items()}
+    monkeypatch.setattr(walkthrough, "VARIANTS", few)
+    monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
     comparison = walkthrough.demo(tmp_path)
@@ -35,7 +38,6 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert len(stamps) == len(walkthrough.VARIANTS)
     monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
-    monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     again = walkthrough.demo(tmp_path)
     assert again == comparison
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
