@@ -74,12 +74,11 @@ def press(browser: Browser, key: str, code: int) -> None:
     browser.settle()
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 400, 900, 1400])
-def test_page_draws_and_fits(browser, page, tmp_path, width, dark):
+def test_page_draws_and_fits(browser, page, tmp_path, width):
     browser.problems.clear()
     browser.requests.clear()
-    browser.open(page, width, dark=dark)
+    browser.open(page, width)
     assert browser.problems == []
     assert list(browser.requests.values()) == [page.resolve().as_uri()]  # nothing else was asked for
     assert browser.evaluate("window.pwned") is None
@@ -97,9 +96,13 @@ def test_page_draws_and_fits(browser, page, tmp_path, width, dark):
         const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
         return parseFloat(getComputedStyle(e).fontSize) * scale; }))"""
     assert browser.evaluate(small) >= 9.0  # pixels on the screen
-    background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == dark
     assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
+    for dark in (False, True):
+        browser.choose_scheme(dark)
+        background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == dark
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.evaluate(outside) == [] and browser.problems == []
 
 
 def test_axis_labels_do_not_overlap(browser, page):
@@ -274,11 +277,10 @@ def test_texts_beside_the_page_are_read_when_they_are_opened(browser, rich):
     assert browser.problems == [] and browser.evaluate("window.pwned") is None
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 900, 1440])
-def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
+def test_a_page_with_everything_fits(browser, rich, tmp_path, width):
     browser.problems.clear()
-    browser.open(rich, width, dark=dark)
+    browser.open(rich, width)
     browser.evaluate("document.querySelectorAll('details:not(.flip)').forEach(one => one.open = true)")
     browser.settle()
     assert browser.problems == []
@@ -286,6 +288,8 @@ def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
     for css, count in ((".modes", 1), (".draws", 1), (".parallel", 1), (".scaling", 1), ("svg.linears", 2)):
         assert visible_count(browser, css) == count, css
     assert visible_count(browser, "#modes svg.chart") == 2
+    browser.choose_scheme(dark=True)
+    assert browser.problems == [] and browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
 
 

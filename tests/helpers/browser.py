@@ -123,13 +123,21 @@ class Browser:
     def open(self, page: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
         """Load a file at a window size and colour scheme, and wait until it is laid out."""
         self.resize(width, height)
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self._set_scheme(dark)
         self.call("Page.navigate", url=page.resolve().as_uri())
         deadline = time.monotonic() + self.seconds
         while self.evaluate("document.readyState + location.protocol") != "completefile:":
             assert time.monotonic() < deadline, "the page did not load"
             time.sleep(0.02)
+        self.settle()
+
+    def _set_scheme(self, dark: bool) -> None:
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+
+    def choose_scheme(self, dark: bool) -> None:
+        """Switch the open page to the dark or the light colour scheme."""
+        self._set_scheme(dark)
         self.settle()
 
     def resize(self, width: int, height: int = 900) -> None:
