@@ -13,8 +13,8 @@ from prunus.cli import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
-# Where two tokens are nearly tied, another processor's rounding may change an answer, and one of 60 is 1.7 points.
-TOLERANCE = 4.0
+# Where two tokens are nearly tied, another processor's rounding may change an answer, and one of 36 is 2.8 points.
+TOLERANCE = 6.0
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
