@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -35,7 +35,8 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
 
 
 def printed(run: Callable[[], object]) -> str:
-    with redirect_stdout(StringIO()) as out:
+    """What a user sees: results and messages."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(out):
         run()
     return out.getvalue()
 
@@ -94,5 +95,12 @@ def test_output_that_differs_from_the_page_is_noticed():
     assert agrees("a 12.0 b\n...\n", got, 0)
     assert agrees("...\nthird\n", got, 0)
     assert agrees("a 13.0  b\nsecond -3\nthird\n", got, 1.5)
-    for wrong in ("a 12.0 b\n", "a 13.0 b\n...\n", "...\nfourth\n", "a 12.0 b\nthird\n", "third\n...\n", "a 12.0 c\n..."):
+    for wrong in (
+        "a 12.0 b\n",
+        "a 13.0 b\n...\n",
+        "...\nfourth\n",
+        "a 12.0 b\nthird\n",
+        "third\n...\n",
+        "a 12.0 c\n...",
+    ):
         assert not agrees(wrong, got, 0), wrong
