@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -34,10 +34,13 @@ def steps(text: str) -> Iterator[tuple[str, str]]:
             yield content, found[i + 1][1] if found[i + 1 : i + 2] and found[i + 1][0] == "text" else ""
 
 
-def printed(run: Callable[[], object]) -> str:
-    """What a user sees: results and messages."""
+def printed(command: str, names: dict[str, object]) -> str:
+    """What a user sees of a command or of Python code: results and messages."""
     with redirect_stdout(StringIO()) as out, redirect_stderr(out):
-        run()
+        if command.startswith("prunus "):
+            main(command.split()[1:])
+        else:
+            exec(compile(command, str(PAGE), "exec"), names)  # noqa: S102
     return out.getvalue()
 
 
@@ -80,10 +83,7 @@ def test_the_tutorial_does_what_it_shows(tmp_path, monkeypatch):
             (tmp_path / content.partition("\n")[0].removeprefix("# ")).write_text(content)
     names: dict[str, object] = {}
     for command, shown in steps(text):
-        if command.startswith("prunus "):
-            got = printed(lambda: main(command.split()[1:]))
-        else:
-            got = printed(lambda: exec(compile(command, str(PAGE), "exec"), names))  # noqa: S102
+        got = printed(command, names)
         exact = command.startswith(("prunus inspect", "prunus prune", "prunus drop"))
         assert agrees(shown, got, 0 if exact else TOLERANCE), f"{command}\nshown:\n{shown}\nprinted:\n{got}"
     assert (tmp_path / "report.html").exists()
