@@ -1,8 +1,8 @@
-"""How many rows stay the same whatever is decoded beside them: `python benchmarks/company.py [MODEL]`, a few minutes.
+"""How many rows do not depend on the other rows of their batch: `python benchmarks/company.py [MODEL]`, a few minutes.
 
 Greedy chains of a model (default: the built-in reasoner), each decoded alone and in batches, in float32 and bfloat16.
-A row counts as the same if every id of its thinking and its answers is, under all budgets; and how far the scores of
-the very same ids are apart. docs/protocol.md has the figures.
+A row counts as the same if all ids of its thinking and its answers are equal under all budgets. Also printed: how far
+the scores of equal ids are apart. docs/protocol.md (Rounding) has the figures.
 """
 
 import argparse
