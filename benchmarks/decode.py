@@ -1,9 +1,9 @@
 """How much faster zeros make decoding on a CPU: the sparse kernel against torch and against the best dense kernel.
 
 `python benchmarks/decode.py` (some five minutes, 9 GB) prints Markdown. One process; variants take turns call by call,
-over distinct matrices that together exceed the caches; figures are medians of the thread's CPU time, which other programs affect
-only by sharing memory bandwidth and caches. With `--threads 2` they are medians of wall time, so nothing else should be
-running.
+over distinct matrices that together exceed the caches; figures are medians of the thread's CPU time, which others
+affect only by sharing memory bandwidth and caches. With `--threads 2` they are medians of wall time, so nothing else
+should be running.
 
 stock: torch's bfloat16 linear. pre-packed: oneDNN with weights in its own layout (what inductor's freezing uses). own
 dense: the kernel of Prunus on plain weights. Two ratios: over stock, and over the best of the dense ones.
