@@ -71,7 +71,8 @@ def make_model(folder: Path) -> None:
         bos_token_id=None,
         initializer_range=0.25,
     )
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -101,7 +101,7 @@ def read_import(module: Module, node: ast.AST, known: Mapping[str, Module]) -> N
         for alias in node.names:
             if alias.name in known:
                 module.imports.add(alias.name)
-    elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in known:
+    elif isinstance(node, ast.ImportFrom) and node.module is not None and node.module in known and not node.level:
         for alias in node.names:
             submodule = f"{node.module}.{alias.name}"
             target = (submodule, "") if submodule in known else (node.module, alias.name)

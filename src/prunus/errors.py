@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The error that a user can fix."""
 
 
 class PrunusError(Exception):

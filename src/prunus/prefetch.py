@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def prefetch(work: Callable[[Item], Result], items: Iterable[Item], most: int = 1) -> Generator[Result, None, None]:
-    """work(item) of each item in order, while a thread is already at the next ones, at most so many.
+    """Yield work(item) of each item in order, while a thread computes up to `most` of the next ones.
 
     What work raises is raised where its item's turn comes. Close the generator (contextlib.closing) so that the thread
     ends with the item at hand when its user stops early.

@@ -22,12 +22,12 @@ def set_quiet(quiet: bool) -> None:
 
 
 def shows_bars() -> bool:
-    """Whether there is a terminal to draw on, and somebody who wants to see."""
+    """Return whether bars are drawn: on a terminal, unless --quiet."""
     return sys.stderr.isatty() and not _quiet
 
 
 def say(message: str) -> None:
-    """One message for the user, on stderr."""
+    """Print a message for the user to stderr."""
     if not _quiet:
         console.print(message, highlight=False, markup=False, soft_wrap=True)
 
@@ -57,7 +57,7 @@ class Steps:
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """count more units are done; note is shown beside them."""
+        """Advance by count units; note is shown beside the bar."""
         self.done += count
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, note=note)

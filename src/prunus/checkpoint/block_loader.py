@@ -1,4 +1,4 @@
-"""Blocks of a checkpoint in memory, one after the other: while one is worked on the next is on its way."""
+"""Load the blocks of a checkpoint one after the other; the next one is read while one is worked on."""
 
 import os
 from collections.abc import Generator, Iterable
@@ -33,7 +33,7 @@ def blocks_on(source: Checkpoint, indices: Iterable[int], device: torch.device) 
 
 
 def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
-    """The same on any device, as on a GPU."""
+    """Yield the same for any device, prefetched by a thread as for a GPU."""
     api: Any = torch.get_device_module(device)
     side = stream_of(device)
 
@@ -61,18 +61,18 @@ def stream_of(device: torch.device) -> Any:
 
 
 def lend(tensors: Block, stream: Any) -> None:
-    """Their memory is not to be used again before what stream does with it is done."""
+    """Keep the tensors' memory from being reused before the stream's work on it is done."""
     for tensor in tensors.values():
         tensor.record_stream(stream)
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor where a GPU can fetch it by itself."""
+    """Return the tensor in pinned memory, from which a GPU copies asynchronously."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def expect(source: Checkpoint, index: int) -> None:
-    """Tell the system that a block will soon be read."""
+    """Ask the system to read a block into its page cache."""
     if not hasattr(os, "posix_fadvise"):
         return
     for stored in parts_of(source.block_tensors(index)).values():

@@ -1,4 +1,4 @@
-"""A checkpoint in the making: OUT.partial, which becomes OUT by rename when complete.
+"""Write a checkpoint to OUT.partial, which is renamed to OUT when it is complete.
 
 Blocks of a small model are written to their places in its one file, those of a large one to a file each. The journal
 says which work this is (recipe and source) and which blocks are finished, so an interrupted run can go on: all of them
@@ -51,7 +51,7 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
 
 
 def partial_folder(target: Path) -> Path:
-    """Where unfinished work on target lives."""
+    """Return the folder of unfinished work on target."""
     whole = target.resolve()
     return whole.parent / f"{whole.name}.partial"
 
@@ -129,15 +129,15 @@ class Partial:
                     folder.rmdir()
 
     def has(self, index: int) -> bool:
-        """Whether a block is finished."""
+        """Return whether a block is finished."""
         return index in self.records
 
     def shard(self, index: int) -> Path:
-        """The file of one block of the result; index == shards is the file of all that lies outside blocks."""
+        """Return the file of one block of the result; index == shards is the file of the tensors outside blocks."""
         return self.folder / f"model-{index + 1:05d}-of-{self.shards + 1:05d}.safetensors"
 
     def read_block(self, index: int) -> dict[str, Stored]:
-        """Where the tensors of a finished block lie."""
+        """Return the locations of a finished block's tensors."""
         if self.whole is not None:
             starts = self.source.block_starts(index)
             return {name: place for name, place in self.whole.places.items() if name.startswith(starts)}
@@ -182,7 +182,7 @@ class Partial:
         self.publish(config, step)
 
     def publish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> None:
-        """Add all but the weights, then give the folder its final name; an old one is replaced only now.
+        """Add everything but the weights, then rename the folder; an existing target is replaced only now.
 
         config: content of the new config.json, None for the old file as it is. step: the manifest's new entry, None for
         the same model in another form, whose records stay as they are.
@@ -210,7 +210,7 @@ class Partial:
             (self.target / name).unlink(missing_ok=True)
 
     def _continue_or_start(self) -> None:
-        """Take over the work found, or start anew; work that must not be touched is an error."""
+        """Continue the unfinished work in the folder, or start; raise PrunusError if it belongs to other work."""
         journal = self.folder / JOURNAL
         found = read_journal(journal)
         ours = found.get("work") == content_hash(self.work)
@@ -234,7 +234,7 @@ class Partial:
             self._write_journal()
 
     def _found(self) -> list[Path]:
-        """What lies there already, but for the lock."""
+        """Return the files in the folder except the lock."""
         return [path for path in self.folder.glob("*") if path.name != LOCK]
 
     def _write_journal(self, sync: bool = False) -> None:
@@ -269,12 +269,12 @@ class Partial:
         whole.write(self._outer_tensors())
 
     def _outer_tensors(self) -> dict[str, Stored]:
-        """What the result holds outside blocks."""
+        """Return the result's tensors outside blocks."""
         outer = self.source.outer_tensors()
         return {name: stored for name, stored in outer.items() if name not in self.left_out}
 
     def _entries(self) -> dict[str, Entry] | None:
-        """What the result will hold; None if that depends on which of unlike blocks are kept."""
+        """Return the result's tensor headers; None if blocks differ, so that they depend on which are kept."""
         if self.shards == self.source.blocks:
             return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
         entries = {name: entry_of(tensor) for name, tensor in self._outer_tensors().items()}
@@ -287,14 +287,14 @@ class Partial:
         return entries if all(kind == kinds[0] for kind in kinds) else None
 
     def _write_part(self, index: int, tensors: Mapping[str, Tensor | Stored]) -> None:
-        """Write one block, or what lies outside them."""
+        """Write one block, or the tensors outside blocks."""
         if self.whole is not None:
             self.whole.write(tensors)
         else:
             write_file(self.shard(index), tensors, sync=False)
 
     def _start_flush(self) -> None:
-        """Have the thread put finished blocks on disk while the next one is made, unless it is still at others."""
+        """Let the thread flush finished blocks while the next one is made, unless it is still flushing others."""
         if self.flushing is not None and not self.flushing.done():
             return
         self._await_flush()
@@ -303,13 +303,13 @@ class Partial:
         self.flushing = self.thread.submit(sync_files, paths, blocks)
 
     def _await_flush(self) -> None:
-        """Wait for the thread; what it could not put on disk is raised here."""
+        """Wait for the flushing thread; its errors are raised here."""
         if self.flushing is not None:
             self.flushed |= self.flushing.result()
             self.flushing = None
 
     def _write_index(self) -> None:
-        """The index of a model of many files."""
+        """Write the index of a model that has several files."""
         tensors: dict[str, Stored] = {}
         for index in range(self.shards + 1):
             tensors |= read_header(self.shard(index))
@@ -321,7 +321,7 @@ class Partial:
 
 @cache
 def boot() -> str:
-    """What the system says of its last start, "" where it says nothing."""
+    """Return the id of the system's current boot, "" if it is unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -329,7 +329,7 @@ def boot() -> str:
 
 
 def read_journal(path: Path) -> dict[str, Any]:
-    """The journal of unfinished work, {} where there is none or a power cut has left none."""
+    """Return the journal of unfinished work, {} if it is missing or was damaged by a power cut."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -337,14 +337,14 @@ def read_journal(path: Path) -> dict[str, Any]:
 
 
 def sync_files(paths: Iterable[Path], blocks: set[int]) -> set[int]:
-    """Have files on disk; returns the blocks that lie in them."""
+    """Flush files to disk and return the indices of the blocks in them."""
     for path in paths:
         sync_file(path)
     return blocks
 
 
 def sync_tree(folder: Path) -> None:
-    """Have a folder on disk with all that lies in it."""
+    """Flush a folder and everything in it to disk."""
     for path in folder.iterdir():
         if path.is_dir():
             sync_tree(path)
@@ -354,7 +354,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def disk_needed(nbytes: int) -> int:
-    """Bytes of disk that a result with so many bytes of weights takes while it is made: nothing is there twice."""
+    """Return the bytes of disk needed while a result with nbytes of weights is written: nothing is stored twice."""
     return nbytes
 
 
@@ -370,7 +370,7 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def copy_records(source: Path, target: Path) -> None:
-    """Copy what was written of how a checkpoint was made."""
+    """Copy the files that record how a checkpoint was made."""
     for name in (MANIFEST, CALIBRATION, EVIDENCE):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

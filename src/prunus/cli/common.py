@@ -18,7 +18,7 @@ _verbose = False
 
 
 def verbose() -> bool:
-    """Whether tracebacks of our errors are wanted."""
+    """Return whether internal errors show their traceback (-v)."""
     return _verbose
 
 
@@ -48,14 +48,19 @@ def cli() -> None:
 
 
 def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command with the options that all share and an example at the end of its help."""
+    """Return a decorator for a command with the common options and an example at the end of its help."""
 
     def register(function: Callable[..., None]) -> click.Command:
         quiet = click.option(
-            "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Errors only."
+            "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Print errors only."
         )
         verbose = click.option(
-            "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Tracebacks of our errors."
+            "-v",
+            "--verbose",
+            is_flag=True,
+            expose_value=False,
+            callback=_set_verbose,
+            help="Show the traceback of internal errors.",
         )
         epilog = "\b\nExample:\n  " + example.replace("\n", "\n  ")
         return cli.command(name, epilog=epilog)(quiet(verbose(function)))
@@ -64,7 +69,7 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Co
 
 
 def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option named and defaulted as the recipe's field."""
+    """Return an option with the name and default of a field of the recipe."""
     default = next(f.default for f in fields(recipe) if f.name == field)
     if default is not MISSING:
         settings = {"default": default, "show_default": default is not None} | settings
@@ -72,7 +77,7 @@ def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Calla
 
 
 def choice(names: Any) -> click.Choice:
-    """A choice among names, or among the values of a Literal type."""
+    """Return a choice among names, or among the values of a Literal type."""
     return click.Choice(get_args(names) or tuple(names))
 
 
@@ -91,7 +96,7 @@ class IntegerList(click.ParamType):
 
 
 def engine_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Options of single backends, which reach the function as one `engine`."""
+    """Add the options of single backends; the function receives them as one `engine`."""
     usual = EngineOptions()
 
     @wraps(function)
@@ -114,12 +119,12 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _engine_option(setting: str, name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option that some backends heed, which its help names."""
+    """Return an option whose help names the backends that use it."""
     return click.option(name, help=f"{users_of(setting)}: {help}", show_default="default" in settings, **settings)
 
 
 def print_json(data: Any) -> None:
-    """The only thing on stdout under --json."""
+    """Print data as JSON, the only output on stdout with --json."""
     click.echo(json.dumps(data, indent=1, ensure_ascii=False))
 
 
@@ -131,7 +136,7 @@ store_argument = click.argument("store", type=click.Path(path_type=Path))
 
 
 def show_summary(summary: dict[str, Any]) -> None:
-    """What prune and drop did, a line per fact, on stderr."""
+    """Print the summary of what a command did to stderr, one line per entry."""
     for key, value in summary.items():
         if isinstance(value, str | int | float | bool):
             progress.say(

@@ -20,11 +20,11 @@ _OLDEST_GLIBC = 17  # manylinux_2_17: the oldest that pip knows for wheels witho
 
 
 class BuildError(Exception):
-    """Why there is no library, in one line."""
+    """The reason, in one line, why a library could not be compiled."""
 
 
 def supported() -> bool:
-    """Whether there is anything for this system."""
+    """Return whether the libraries support this system."""
     return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
 
 
@@ -38,7 +38,7 @@ def find_compiler() -> str:
 
 
 def prebuilt(source: Path) -> Path:
-    """Where a wheel has the library of one of the files above."""
+    """Return the path of a source file's library in a wheel."""
     return source.with_name(f"_{source.stem}.so")
 
 

@@ -1,4 +1,4 @@
-"""What is compiled: the libraries in the wheel, else made at first use in a cache, else none, and why."""
+"""Load the compiled libraries: from the wheel, else compiled at first use into a cache; else say why there are none."""
 
 import ctypes
 import hashlib
@@ -52,7 +52,7 @@ class Kernel(NamedTuple):
 
 @lru_cache(maxsize=1)
 def kernel() -> Kernel:
-    """What this machine computes with. The first call may compile, for some seconds.
+    """Return the kernel for this machine. The first call may compile for some seconds.
 
     The environment variable PRUNUS_KERNEL chooses another instruction set than the best one, or `off`.
     """
@@ -87,13 +87,13 @@ def needed() -> Kernel:
 
 @lru_cache(maxsize=1)
 def say_why_dense(reason: str) -> None:
-    """One line, once, where a kernel was wanted and there is none."""
+    """Say once that weights stay dense because the kernel is missing."""
     say(f"the sparse kernel cannot be used: {reason}; weights stay dense")
 
 
 @lru_cache(maxsize=1)
 def processors() -> int:
-    """How many this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -103,7 +103,7 @@ def threads() -> int:
 
 
 def cache_folder() -> Path:
-    """This user's cache, made if need be; nobody else can write there. OSError if that cannot be had."""
+    """Return this user's cache folder, created if missing; OSError if it cannot be, or others can write to it."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "prunus"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -114,7 +114,7 @@ def cache_folder() -> Path:
 
 
 def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
-    """The library of a file with its functions' types; BuildError or OSError if it cannot be had.
+    """Return the library of a source file with its functions' types; BuildError or OSError if it cannot be loaded.
 
     quiet: say nothing when it is compiled, for what takes no longer than a second.
     """

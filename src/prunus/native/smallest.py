@@ -1,4 +1,4 @@
-"""The smallest weights of a tensor become zero, and zeros are counted, compiled: see smallest.cpp."""
+"""Zero the smallest weights of a tensor and count zeros, by compiled code (smallest.cpp)."""
 
 import ctypes
 import os
@@ -30,7 +30,7 @@ def zero_smallest(weight: Tensor, count: int) -> Tensor | None:
 
 
 def count_zeros(weight: Tensor) -> int | None:
-    """How many entries are +0.0 or -0.0; None as above."""
+    """Return how many entries are +0.0 or -0.0; None as above."""
     if (library := _library_for(weight)) is None:
         return None
     found = ctypes.c_int64()
@@ -39,7 +39,7 @@ def count_zeros(weight: Tensor) -> int | None:
 
 
 def _library_for(weight: Tensor) -> Any:
-    """None where there is none for such a tensor."""
+    """Return the library, None if it does not handle such a tensor."""
     if weight.dtype not in _INFINITY or weight.device.type != "cpu" or not weight.is_contiguous():
         return None
     return _library()
@@ -47,7 +47,7 @@ def _library_for(weight: Tensor) -> Any:
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    """None where there is none."""
+    """Return the library, None if it cannot be loaded."""
     if os.environ.get(SWITCH) == "off" or not supported():
         return None
     try:

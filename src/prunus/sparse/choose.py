@@ -79,7 +79,7 @@ def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: boo
 
 
 def copies_for(nbytes: int) -> int:
-    """How many copies to time."""
+    """Return how many copies of the weight to time."""
     return min(MOST_COPIES, max(1, ALL_BYTES // nbytes))
 
 
@@ -119,7 +119,7 @@ def race(runners: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
 
 def _pass(linears: Sequence[nn.Module], x: Tensor) -> Callable[[], object]:
-    """All of them, one after the other."""
+    """Call all of them, one after the other."""
 
     def run() -> None:
         for linear in linears:
@@ -130,7 +130,7 @@ def _pass(linears: Sequence[nn.Module], x: Tensor) -> Callable[[], object]:
 
 @lru_cache(maxsize=1)
 def machine() -> str:
-    """What a choice depends on besides the weight: processor, torch, kernel."""
+    """Return what a choice depends on besides the weight: processor, torch, kernel."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -155,7 +155,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, int]:
-    """What is known. A cache that cannot be read is no reason to fail."""
+    """Return the stored choices, none if the cache cannot be read."""
     try:
         found = json.loads(_file().read_text("utf-8"))
         return {key: rows for key, rows in found.items() if isinstance(key, str) and rows in (0, *ROWS, *DENSE_ROWS)}

@@ -28,7 +28,7 @@ class PackedBits(NamedTuple):
 
 
 def round_up(count: int, step: int) -> int:
-    """The next multiple of step."""
+    """Return the next multiple of step."""
     return -(-count // step) * step
 
 
@@ -48,13 +48,13 @@ def values_length(kept: int, itemsize: int) -> int:
 
 
 def mask_nbytes(shape: tuple[int, ...]) -> int:
-    """Bytes of a mask alone."""
+    """Return the bytes of a mask."""
     rows, width = mask_shape(*shape)
     return rows * width
 
 
 def packed_nbytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
-    """Bytes of a packed weight with so many values left."""
+    """Return the bytes of a packed weight with `kept` values."""
     return 8 * starts_length(shape[0]) + mask_nbytes(shape) + itemsize * values_length(kept, itemsize)
 
 

@@ -1,4 +1,4 @@
-"""A packed folder, opened like any other checkpoint, and the dense source that masks alone lean on."""
+"""A packed folder, opened like any other checkpoint, and the dense source that a masks-only one needs."""
 
 from collections.abc import Mapping
 from pathlib import Path

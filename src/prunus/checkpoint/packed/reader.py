@@ -1,4 +1,4 @@
-"""Open a packed file with distrust: whatever its header says is held against itself and against the file's size.
+"""Open a packed file without trusting it: its header is checked for consistency and against the file's size.
 
 Tensors are not read here; each checks its data when it is read.
 """

@@ -44,7 +44,7 @@ INT8_LARGEST = 127
 
 
 class Damaged(ValueError):
-    """What is wrong with a file; whoever knows its name makes a PrunusError of it."""
+    """What is wrong with a file; callers that know its name turn this into a PrunusError."""
 
 
 def damaged(path: Path, why: object) -> PrunusError:
