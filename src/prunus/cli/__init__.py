@@ -16,7 +16,7 @@ EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit codes 0 done, 1 an error of ours, 2 wrong input or environment, 130 interrupted."""
+    """Entry point: exit codes 0 done, 1 internal error, 2 wrong input or environment, 130 interrupted."""
     try:
         cli.main(arguments, prog_name="prunus", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
             fail(f"the disk is full ({error.filename}); free some space and give the same command again", EXIT_INPUT)
         if verbose():
             traceback.print_exc()
-        fail(f"{type(error).__name__}: {error} (an error of ours; -v shows the traceback)", EXIT_INTERNAL)
+        fail(
+            f"{type(error).__name__}: {error} (internal error; please report it, -v shows the traceback)", EXIT_INTERNAL
+        )
 
 
 def fail(message: str, code: int) -> None:
