@@ -40,8 +40,9 @@ from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.labels import history, label
 from prunus.results.store import Run, Store
 from prunus.study.cells import open_model
+from prunus.study.engine import blocks_kept, swapped
 from prunus.study.file import read_study
-from prunus.study.variants import blocks_kept, make_variant, swapped
+from prunus.study.variants import make_variant
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
@@ -280,8 +281,8 @@ def test_variants_go_in_and_out_of_any_model(tmp_path, model_type):
 def test_blocks_that_cannot_be_left_out_in_memory_are_refused(tmp_path):
     """gemma3n's last blocks share keys and values of earlier ones; glm_moe_dsa's read what an earlier one chose."""
     for model_type, kept, words in (
-        ("gemma3n_text", [0, 2, 3, 4, 5], "gemma3n_text without some of its blocks does not run in memory as it"),
-        ("glm_moe_dsa", [1, 2, 3], "a block of glm_moe_dsa needs what an earlier one found"),
+        ("gemma3n_text", [0, 2, 3, 4, 5], "gemma3n_text cannot be run in memory without some of its blocks"),
+        ("glm_moe_dsa", [1, 2, 3], "a block of glm_moe_dsa needs a tensor that an earlier block computes"),
     ):
         make_random_model(model_type, tmp_path / model_type)
         model = whole(tmp_path / model_type)

@@ -29,8 +29,8 @@ from prunus.study.ray import cluster as ray_cluster
 from prunus.study.ray import driver as ray_driver
 from prunus.study.ray import transfer
 from prunus.study.ray.driver import Driver
-from prunus.study.ray.jobs import Hand, Job, pick
-from prunus.study.ray.worker import Made
+from prunus.study.ray.jobs import Job, WorkerHandle, next_job
+from prunus.study.ray.worker import VariantFiles
 
 RECIPES = """\
 [[prune]]
@@ -87,25 +87,25 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
 
     So are the checkpoints, byte by byte, and speeds, all of one machine.
     """
-    original, kept, killed = Driver.keep, [], []
+    original, stored, killed = Driver.store_batch, [], []
 
-    def keep(self: Driver, job: Job, found: Any) -> None:
+    def store_batch(self: Driver, job: Job, found: Any) -> None:
         original(self, job, found)
-        kept.append(job)
-        at_work = [hand.hello for hand in self.hands if hand.job and hand.job is not job and hand.hello]
-        if len(kept) >= 2 and at_work and not killed:
+        stored.append(job)
+        at_work = [one.info for one in self.workers if one.job and one.job is not job and one.info]
+        if len(stored) >= 2 and at_work and not killed:
             killed.append(at_work[0].process)
             os.kill(at_work[0].process, signal.SIGKILL)
-        if len(kept) == 6:
+        if len(stored) == 6:
             cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
 
-    monkeypatch.setattr(Driver, "keep", keep)
+    monkeypatch.setattr(Driver, "store_batch", store_batch)
     monkeypatch.setattr(transfer, "PIECE", 4096)  # files travel in many pieces
     file = write_study(tmp_path, RECIPES, top="keep_checkpoints = true\nmeasure_seconds = true")
     done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
     told = capsys.readouterr().err
-    assert " was lost while " in told and "another does it" in told
-    assert done["cells"] == 4 and len(kept) == 12 and Path(done["report"]).exists()
+    assert " was lost while " in told and "another one takes over" in told
+    assert done["cells"] == 4 and len(stored) == 12 and Path(done["report"]).exists()
     assert not list((tmp_path / "ray" / "variants").glob("*.part"))
 
     threads = torch.get_num_threads()
@@ -125,7 +125,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     assert len(speeds) == 4 and len({machine for found in speeds for machine in found}) == 1
     assert all(step > 0 for found in speeds for speed in found.values() for step in speed["decode"])
 
-    monkeypatch.setattr(ray_driver, "joined", None)  # nothing is left to do there
+    monkeypatch.setattr(ray_driver, "connected", None)  # nothing is left to do there
     prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
 
 
@@ -139,11 +139,11 @@ def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
     variant, kept_at = Variant("wanda", None, "key"), tmp_path / "checkpoints" / "m" / "wanda"
     whole = {"config.json": b"{}", "model.safetensors": b"0123456789", "deep/er.jinja": b""}
     sent = whole | {"key.safetensors": b"abcd"}
-    made = Made({"key.safetensors": 4}, {name: len(content) for name, content in whole.items()})
+    made = VariantFiles({"key.safetensors": 4}, {name: len(content) for name, content in whole.items()})
 
     def pieces(at_most: int) -> None:
         asked: list[tuple[str, str, int, int]] = []
-        sending = transfer.coming(made, lambda *where: asked.append(where), tmp_path, variant, kept_at)
+        sending = transfer.download(made, lambda *where: asked.append(where), tmp_path, variant, kept_at)
         next(sending)
         for _ in range(at_most):
             _, name, start, size = asked[-1]
@@ -173,8 +173,8 @@ def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, m
         main([*arguments, "--gpus-per-task", "1"])
     assert stopped.value.code == 2
     assert "no node of the cluster has the 1 GPUs and 1 CPUs" in capsys.readouterr().err
-    lend = ray_driver.lend
-    monkeypatch.setattr(ray_driver, "lend", lambda model: replace(lend(model), checksum="another"))
+    model_ref = ray_driver.model_ref
+    monkeypatch.setattr(ray_driver, "model_ref", lambda model: replace(model_ref(model), checksum="another"))
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     error = capsys.readouterr().err.splitlines()[-1]
@@ -204,7 +204,7 @@ def test_another_service_at_the_address_is_no_cluster(monkeypatch):
     monkeypatch.setattr(ray_cluster, "PROBE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(PrunusError, match="nothing that is one answers"):
+        with pytest.raises(PrunusError, match="does not answer as a Ray cluster"):
             ray_cluster.find_cluster(address)
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(PrunusError, match=address):
@@ -223,13 +223,13 @@ def test_workers_wished_for_without_ray(tmp_path, capsys):
     assert stopped.value.code == 2 and "belong to --ray" in capsys.readouterr().err
 
 
-def test_room_counts_node_by_node(monkeypatch):
+def test_capacity_counts_node_by_node(monkeypatch):
     """Three GPUs on one node and one on another hold one worker of two; the dead node counts for nothing."""
     ray = pytest.importorskip("ray")
     nodes = [{"Alive": alive, "Resources": {"GPU": gpus, "CPU": 8.0}} for alive, gpus in ((1, 3.0), (1, 1.0), (0, 8.0))]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert [ray_cluster.room(gpus, 1) for gpus in (0.5, 1, 2, 4)] == [8, 4, 1, 0]
-    assert ray_cluster.room(0, 3) == 4 and ray_cluster.gpus_there()
+    assert [ray_cluster.capacity(gpus, 1) for gpus in (0.5, 1, 2, 4)] == [8, 4, 1, 0]
+    assert ray_cluster.capacity(0, 3) == 4 and ray_cluster.has_gpus()
 
 
 def job(model: Any, name: str, cell: Any = None, early: bool = False) -> Job:
@@ -240,44 +240,44 @@ def test_what_a_worker_is_given():
     """Early ones, then of its own model and variant, else where few are at work; never what is not made."""
     one, other, cell = SimpleNamespace(label="one"), SimpleNamespace(label="other"), object()
     dense, late, foreign = job(one, "dense", cell), job(one, "wanda", cell), job(other, "other-dense", cell)
-    fresh, at_dense = Hand(None), Hand(None, last=dense)
-    assert pick([late, dense], {"wanda"}, fresh, []) is dense
-    assert pick([late], {"wanda"}, fresh, []) is None
+    fresh, at_dense = WorkerHandle(None), WorkerHandle(None, last=dense)
+    assert next_job([late, dense], {"wanda"}, fresh, []) is dense
+    assert next_job([late], {"wanda"}, fresh, []) is None
     make = job(one, "wanda", None, early=True)
-    assert pick([dense, make, late], {"wanda"}, at_dense, []) is make, "early first"
-    assert pick([late, dense], set(), at_dense, []) is dense, "its own variant"
-    assert pick([foreign, late], set(), at_dense, []) is late, "its own model"
-    busy = Hand(None, job=dense)
-    assert pick([dense, late], set(), fresh, [busy]) is late, "where nobody is"
-    assert pick([dense, late], set(), fresh, []) is dense, "else in order"
+    assert next_job([dense, make, late], {"wanda"}, at_dense, []) is make, "early first"
+    assert next_job([late, dense], set(), at_dense, []) is dense, "its own variant"
+    assert next_job([foreign, late], set(), at_dense, []) is late, "its own model"
+    busy = WorkerHandle(None, job=dense)
+    assert next_job([dense, late], set(), fresh, [busy]) is late, "where nobody is"
+    assert next_job([dense, late], set(), fresh, []) is dense, "else in order"
 
 
-def driver(hand: Hand) -> Driver:
+def driver(worker: WorkerHandle) -> Driver:
     """One without a cluster."""
     made = Driver.__new__(Driver)
-    made.hands, made.jobs, made.failed_starts = [hand], [], 0
+    made.workers, made.jobs, made.failed_starts = [worker], [], 0
     return made
 
 
 def test_what_loses_every_worker_is_given_up(capsys):
-    made = driver(hand := Hand(None, job=job(SimpleNamespace(label="m"), "wanda", object())))
+    made = driver(worker := WorkerHandle(None, job=job(SimpleNamespace(label="m"), "wanda", object())))
     for _ in range(ray_driver.ATTEMPTS - 1):
-        made.lose(hand, RuntimeError("\nThe actor died.\n\tpid: 1"))
-        assert made.jobs.pop() is hand.job and made.hands == []
-        made.hands.append(hand)
+        made.lose(worker, RuntimeError("\nThe actor died.\n\tpid: 1"))
+        assert made.jobs.pop() is worker.job and made.workers == []
+        made.workers.append(worker)
     assert "a worker on ? was lost while evaluating wanda of m (The actor died.)" in capsys.readouterr().err
-    with pytest.raises(PrunusError, match=r"lost 3 workers, the last on \? \(The actor died\.\)"):
-        made.lose(hand, RuntimeError("The actor died."))
+    with pytest.raises(PrunusError, match=r"3 workers were lost while .* of m, the last on \? \(The actor died\.\)"):
+        made.lose(worker, RuntimeError("The actor died."))
 
 
 def test_workers_that_never_start_are_given_up():
-    made = driver(hand := Hand(None))
+    made = driver(worker := WorkerHandle(None))
     with pytest.raises(PrunusError, match="lacks prunus"):
-        made.lose(hand, RuntimeError("The actor died.\nModuleNotFoundError: No module named 'prunus'"))
+        made.lose(worker, RuntimeError("The actor died.\nModuleNotFoundError: No module named 'prunus'"))
     with pytest.raises(PrunusError, match=r"workers end as they start \(why\)"):
         for _ in range(ray_driver.ATTEMPTS):
-            made.hands = [hand]
-            made.lose(hand, RuntimeError("why"))
+            made.workers = [worker]
+            made.lose(worker, RuntimeError("why"))
 
 
 def test_the_example_of_a_cluster_is_one_to_ray():

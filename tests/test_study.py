@@ -31,9 +31,10 @@ from prunus.results.store import Sample, Store
 from prunus.study import pages, variants
 from prunus.study import run as running
 from prunus.study.cells import open_model
+from prunus.study.engine import swapped
 from prunus.study.file import read_study
 from prunus.study.places import Places
-from prunus.study.variants import make_variant, swapped
+from prunus.study.variants import make_variant
 
 
 def results(store: Path) -> dict[str, list]:
@@ -376,7 +377,7 @@ def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(running, "do_batch", edited)
     assert prunus.run_study(file, out=tmp_path / "out")["cells"] == 3
     assert (tmp_path / "out" / "study.toml").read_text() == text
-    assert f"{file} was edited meanwhile" in capsys.readouterr().err
+    assert f"{file} was edited while the study ran" in capsys.readouterr().err
 
 
 def test_a_second_process_is_sent_away(tmp_path, capsys):

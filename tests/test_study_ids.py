@@ -5,12 +5,19 @@ of the dense model and of the first variant (all others follow from key and plan
 """
 
 import json
+import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import prunus
 from prunus.checkpoint.resolve import resolve
+from prunus.reporting import report_data
+from prunus.results import comparison
+from prunus.results.store import Store
+from prunus.study import pages, run
 from prunus.study.cells import open_model
 from prunus.study.file import read_study
 
@@ -44,3 +51,31 @@ def test_cells_keep_their_ids(name, tmp_path, monkeypatch):
     Path("scores.json").write_text("{}\n")
     Path("problems.jsonl").write_text('{"problem": "1+1", "answer": "2", "kind": "integer", "id": "a"}\n')
     assert ids(file) == json.loads((DATA / "ids.json").read_text())[name]
+
+
+def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
+    """Its folder (by the code at 97f2ae7) has all of dense, a batch of one variant, and a second variant's file."""
+    monkeypatch.setattr(pages, "compare", partial(comparison.compare, resamples=100))
+    monkeypatch.setattr(report_data, "compare_runs", partial(comparison.compare_runs, resamples=100))
+    with tarfile.open(DATA / "begun.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out" / "variants").iterdir()}
+    with Store(tmp_path / "out" / "results.db") as store:
+        rows = {stored.run_id: store.samples(stored.run_id, texts=True) for stored in store.runs()}
+    assert len(files) == 2 and sorted(map(len, rows.values())) == [0, 2, 4]
+    made, batches = [], []
+
+    def noted(name: str, calls: list[Any]) -> None:
+        original = getattr(run, name)
+        monkeypatch.setattr(run, name, lambda *given: calls.append(given) or original(*given))
+
+    noted("make_variant", made)
+    noted("do_batch", batches)
+    done = prunus.run_study(tmp_path / "begun.toml", out=tmp_path / "out")
+    assert [given[1].name for given in made] == ["without-0-2"] and len(batches) == 1 + 2 + 2
+    assert done["cells"] == 4 and done["unreported"] == []
+    with Store(tmp_path / "out" / "results.db") as store:
+        after = {stored.run_id: store.samples(stored.run_id, texts=True) for stored in store.runs()}
+    assert all(set(before) <= set(after[one]) for one, before in rows.items())
+    assert [len(found) for found in after.values()] == [4] * 4
+    assert all((tmp_path / "out" / "variants" / name).read_bytes() == content for name, content in files.items())

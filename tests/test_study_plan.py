@@ -23,7 +23,7 @@ from prunus.study import plan as planning
 from prunus.study import run as running
 from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
-from prunus.study.live_table import Board, Row, duration
+from prunus.study.live_table import LiveTable, Row, duration
 from prunus.study.plan_table import plan_table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -174,61 +174,64 @@ def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, monkeypatch)
     assert "ShortGPT" in Path(done["report"]).read_text()
 
 
-def rows() -> list[Row]:
+def rows() -> dict[str, Row]:
     base = Row("dense", "a", 4, {("p", 8, 0): True, ("q", 8, 0): True})
-    return [base, *(Row(f"v{index}", "a", 4, {("p", 8, 0): index % 2 == 0}) for index in range(30))]
+    others = [Row(f"v{index}", "a", 4, {("p", 8, 0): index % 2 == 0}) for index in range(30)]
+    return {row.label: row for row in [base, *others]}
 
 
 def sample(problem: str, correct: bool) -> Sample:
     return Sample("tiny", problem, 8, 0, 8, 2, 0, "forced", False, False, "1", "ok", correct)
 
 
-def test_the_board_compares_on_what_both_have():
+def test_the_table_compares_on_what_both_have():
     every = rows()
-    board = Board("study x", every, {"a": every[0]})
-    assert board.standing(every[1]) == "100.0 % right (+0.0)" and board.standing(every[2]) == "0.0 % right (-100.0)"
-    assert board.standing(every[0]) == "100.0 % right"
-    board.add(every[2], [sample("q", True)], tokens=60, seconds=2.0)
-    assert board.standing(every[2]) == "50.0 % right (-50.0)"
+    table = LiveTable("study x", every, {"a": every["dense"]})
+    assert (
+        table.accuracy(every["v0"]) == "100.0 % right (+0.0)" and table.accuracy(every["v1"]) == "0.0 % right (-100.0)"
+    )
+    assert table.accuracy(every["dense"]) == "100.0 % right"
+    table.add("v1", [sample("q", True)], tokens=60, seconds=2.0)
+    assert table.accuracy(every["v1"]) == "50.0 % right (-50.0)"
     # 33 of 124 answers, one in two seconds.
-    assert board.totals() == "0/31 cells, 33/124 answers, 30 tokens/s, about 3 min left"
+    assert table.totals() == "0/31 cells, 33/124 answers, 30 tokens/s, about 3 min left"
 
 
-def test_the_board_fits_the_screen_and_shows_what_is_under_way(monkeypatch):
+def test_the_table_fits_the_screen_and_shows_what_is_under_way(monkeypatch):
     monkeypatch.setattr(progress, "console", Console(width=80, height=20, file=io.StringIO()))
     every = rows()
-    board = Board("study x", every, {"a": every[0]})
-    for current in (every[0], every[17], every[-1]):
-        board.add(current, [], 1, 1.0)
-        lines = text_of(board.screen()).splitlines()
+    table = LiveTable("study x", every, {"a": every["dense"]})
+    for current in (every["dense"], every["v16"], every["v29"]):
+        table.add(current.label, [], 1, 1.0)
+        lines = text_of(table.screen()).splitlines()
         assert len(lines) <= 20 and any(f"> {current.label}" in line for line in lines)
-    assert "and 17 more" in text_of(board.screen())
+    assert "and 17 more" in text_of(table.screen())
 
 
 def test_who_draws_bars_has_the_screen_to_himself(monkeypatch):
-    """The board is wiped away meanwhile and drawn anew; its last picture stays."""
+    """The table is wiped away meanwhile and drawn anew; its last picture stays."""
     file = io.StringIO()
     console = Console(width=80, height=20, file=file, force_terminal=True)
     monkeypatch.setattr(progress, "console", console)
     monkeypatch.setattr(progress, "shows_bars", lambda: True)
-    every = rows()[:3]
-    with Board("study x", every, {"a": every[0]}) as board:
-        first = board.live
-        with board.aside():
-            assert board.live is None
+    every = dict(list(rows().items())[:3])
+    with LiveTable("study x", every, {"a": every["dense"]}) as table:
+        first = table.live
+        with table.hidden():
+            assert table.live is None
             wiped = file.getvalue()
             assert wiped.count("study x") >= 1 and wiped.rstrip().endswith("\x1b[2K")
             console.print("somebody's bars")
-        assert board.live is not None and board.live is not first
+        assert table.live is not None and table.live is not first
     assert "study x" in file.getvalue().split("somebody's bars")[1].rsplit("\x1b[2K", 1)[-1]
 
 
 def test_without_a_screen_a_line_for_each_cell_that_is_complete(capsys):
-    every = [Row("dense", "a", 1, {}), Row("v", "a", 2, {})]
-    with Board("study x", every, {"a": every[0]}) as board:
-        board.say("evaluating dense")
-        board.add(every[0], [sample("p", True)], 10, 1.0)
-        board.add(every[1], [sample("p", False)], 10, 1.0)
+    every = {"dense": Row("dense", "a", 1, {}), "v": Row("v", "a", 2, {})}
+    with LiveTable("study x", every, {"a": every["dense"]}) as table:
+        table.say("evaluating dense")
+        table.add("dense", [sample("p", True)], 10, 1.0)
+        table.add("v", [sample("p", False)], 10, 1.0)
     told = capsys.readouterr().err
     assert told.splitlines() == [
         "dense: 1/1 answers, 100.0 % right; 1/2 cells, 1/3 answers, 10 tokens/s, about 2 s left"

@@ -12,13 +12,13 @@ from prunus.study.ray.jobs import Job
 
 def test_a_study_on_ray_is_that_of_one_engine_here(tmp_path, monkeypatch):
     """An engine in each of two workers, on two nodes: the same rows, answers and thinking, of dense and of pruned."""
-    keep, workers = Driver.keep, set()
+    keep, workers = Driver.store_batch, set()
 
     def keeping(self: Driver, job: Job, found: Any) -> None:
-        workers.update(hand.hello.process for hand in self.hands if hand.job is job and hand.hello)
+        workers.update(one.info.process for one in self.workers if one.job is job and one.info)
         keep(self, job, found)
 
-    monkeypatch.setattr(Driver, "keep", keeping)
+    monkeypatch.setattr(Driver, "store_batch", keeping)
     settings = 'temperature = 1\nbackend = "vllm"\n[engine]\nargs = {enforce_eager = true}\n'
     recipes = '[[prune]]\nmethod = "wanda"\n'
     file = write_study(tmp_path, recipes, settings, hidden_size=128, intermediate_size=96)

@@ -56,9 +56,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the study, opened. typed: as the study names it."""
+    """A model of the study, opened. name: as the study's file gives it."""
 
-    typed: str
+    name: str
     checkpoint: Checkpoint
     tokenizer: "PreTrainedTokenizerBase"
     variants: list[Variant]  # dense first
@@ -66,22 +66,22 @@ class Model:
 
     @property
     def label(self) -> str:
-        """What people call it: a folder's last part, else as typed."""
-        return model_label(self.typed)
+        """Its name in tables and pages: the last part of a folder's path, else the name itself."""
+        return model_label(self.name)
 
     def cells_of(self, variant: Variant) -> list[Cell]:
         """The cells of a variant, one a plan."""
         return [cell for cell in self.cells if cell.variant == variant]
 
 
-def model_label(typed: str) -> str:
+def model_label(name: str) -> str:
     """The name that describe_model of the evaluation gives."""
-    return Path(typed).resolve().name if typed != "tiny" and Path(typed).is_dir() else typed
+    return Path(name).resolve().name if name != "tiny" and Path(name).is_dir() else name
 
 
 def open_models(study: Study) -> list[Model]:
     """All models, downloaded where they are of the hub; PrunusError where one is not there or does not fit."""
-    models = [open_model(study, typed, folder_of(study, typed)) for typed in study.models]
+    models = [open_model(study, name, folder_of(study, name)) for name in study.models]
     check_apart(study, models)
     return models
 
@@ -91,22 +91,22 @@ def check_apart(study: Study, models: Sequence[Model]) -> None:
     weights: dict[str, str] = {}
     labels: dict[str, str] = {}
     for model in models:
-        if (other := weights.setdefault(model.checkpoint.checksum(), model.typed)) != model.typed:
-            study.fail(study.models_line, f"'{other}' and '{model.typed}' have the same weights: leave one out")
-        if (other := labels.setdefault(model.label, model.typed)) != model.typed and study.keep_checkpoints:
-            message = f"'{other}' and '{model.typed}' are both called {model.label}, as their checkpoints would be"
+        if (other := weights.setdefault(model.checkpoint.checksum(), model.name)) != model.name:
+            study.fail(study.models_line, f"'{other}' and '{model.name}' have the same weights: leave one out")
+        if (other := labels.setdefault(model.label, model.name)) != model.name and study.keep_checkpoints:
+            message = f"'{other}' and '{model.name}' are both called {model.label}, as their checkpoints would be"
             study.fail(study.models_line, f"{message}: rename a folder, or leave out keep_checkpoints")
 
 
-def folder_of(study: Study, typed: str) -> Path:
+def folder_of(study: Study, name: str) -> Path:
     """A model's folder, downloaded where it is of the hub; PrunusError names the line that asks for it."""
     try:
-        return resolve(typed)
+        return resolve(name)
     except PrunusError as error:
         study.fail(study.models_line, str(error))
 
 
-def open_model(study: Study, typed: str, folder: Path) -> Model:
+def open_model(study: Study, name: str, folder: Path) -> Model:
     """Open a model and make every cell concrete; PrunusError where a recipe or a plan does not fit it."""
     checkpoint = Checkpoint(folder)
     if checkpoint.quantised is not None:
@@ -117,11 +117,11 @@ def open_model(study: Study, typed: str, folder: Path) -> Model:
     try:
         works = [resolve_plan(checkpoint, tokenizer, plan) for plan in study.plans]
     except PrunusError as error:
-        study.fail(study.eval_line, f"{typed}: {error}")
+        study.fail(study.eval_line, f"{name}: {error}")
     if len({work.run_id for work in works}) < len(works):
-        study.fail(study.eval_line, f"two plans of [eval] are the same work for {typed}; take a value out of a list")
+        study.fail(study.eval_line, f"two plans of [eval] are the same work for {name}; take a value out of a list")
     cells = [Cell(v, number, of_variant(work, v)) for number, work in enumerate(works) for v in variants]
-    return Model(typed, checkpoint, tokenizer, variants, cells)
+    return Model(name, checkpoint, tokenizer, variants, cells)
 
 
 def of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:

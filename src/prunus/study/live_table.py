@@ -1,4 +1,4 @@
-"""A study under way, on one screen: cells, answers, tokens per second, time left, accuracy against the base so far."""
+"""The table that a running study shows: answers of each cell, tokens per second, time left, accuracy so far."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,47 +12,60 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus import progress
-from prunus.results.store import Key, Sample
+from prunus.results.store import Key, Sample, Store
+from prunus.study.cells import Cell, Model, plan_names
+from prunus.study.file import Study
 
-LINES_AROUND = 6  # of the screen that are not rows of the table
+LINES_AROUND = 6  # lines of the screen that are not rows of the table
 
 
 class Row:
-    """One cell: total answers wanted, and which of those that are there are right."""
+    """One cell. group: cells that are compared with one another. total: answers wanted. right: grade of each answer."""
 
     def __init__(self, label: str, group: object, total: int, right: dict[Key, bool]) -> None:
         self.label, self.group, self.total, self.right = label, group, total, right
 
     @property
     def done(self) -> int:
-        """How many answers are there."""
+        """Number of answers so far."""
         return len(self.right)
 
     def accuracy(self, keys: Iterable[Key] | None = None) -> float | None:
-        """Share right, of these answers; None where there are none."""
+        """Share of these answers (by default of all) that are right; None where there are none."""
         values = list(self.right.values()) if keys is None else [self.right[key] for key in keys]
         return sum(values) / len(values) if values else None
 
     def difference(self, base: "Row") -> float | None:
-        """Accuracy beside that of base on the answers that both have."""
+        """Accuracy minus that of base, on the answers that both have; None for the base itself."""
         shared = self.right.keys() & base.right.keys()
         ours, theirs = self.accuracy(shared), base.accuracy(shared)
         return None if ours is None or theirs is None or self is base else ours - theirs
 
 
-class Board:
-    """`with Board(title, rows, bases) as board: board.add(row, samples, tokens)`.
+class LiveTable:
+    """`with LiveTable(title, rows, bases) as table: table.add(run_id, samples, tokens, seconds)`.
 
-    bases: the row that a group's others are compared with. On a terminal a table that keeps itself up to date;
-    elsewhere a line now and then, and one when a row is complete.
+    rows: by run id. bases: for each group the row that its others are compared with. On a terminal the table is redrawn
+    in place; elsewhere a line is printed now and then, and when a cell is complete.
     """
 
-    def __init__(self, title: str, rows: Sequence[Row], bases: Mapping[Any, Row]) -> None:
+    def __init__(self, title: str, rows: Mapping[str, Row], bases: Mapping[Any, Row]) -> None:
         self.title, self.rows, self.bases = title, rows, bases
-        self.doing, self.tokens, self.added, self.seconds = "", 0, 0, 0.0
+        self.activity, self.tokens, self.added, self.seconds = "", 0, 0, 0.0
         self.logged_at = time.monotonic()
         self.current: Row | None = None
         self.live: Live | None = None
+
+    @classmethod
+    def of(cls, study: Study, models: Sequence[Model], store: Store) -> "LiveTable":
+        """The table of a study, with the answers that are in the store."""
+        rows, bases = dict[str, Row](), dict[tuple[str, int], Row]()
+        for model in models:
+            for cell in model.cells:
+                row = rows[cell.work.run_id] = row_of(store, model, cell, study)
+                if cell.variant.name == study.base:
+                    bases[model.name, cell.plan] = row
+        return cls(f"study {study.name}", rows, bases)
 
     def __enter__(self) -> Self:
         self.show()
@@ -61,38 +74,39 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.hide(for_good=True)
+        self.hide(leave=True)
 
     def show(self) -> None:
-        """Draw, where there is a terminal."""
+        """Start drawing, if there is a terminal."""
         if progress.shows_bars():
             self.live = Live(console=progress.console, get_renderable=self.screen, refresh_per_second=2)
             self.live.start()
 
-    def hide(self, for_good: bool = False) -> None:
-        """Stop drawing; for good leaves the last picture, else it is wiped away."""
+    def hide(self, leave: bool = False) -> None:
+        """Stop drawing. leave: the last picture stays on the screen instead of being wiped away."""
         if self.live is not None:
-            self.live.transient = not for_good
+            self.live.transient = not leave
             self.live.stop()
             self.live = None
 
-    def say(self, doing: str, aloud: bool = False) -> None:
-        """What is being done now; aloud: also where there is no screen."""
-        self.doing = doing
-        if aloud and self.live is None:
-            progress.say(doing)
+    def say(self, activity: str, log: bool = False) -> None:
+        """Show what is being done now. log: print it as a line where there is no terminal."""
+        self.activity = activity
+        if log and self.live is None:
+            progress.say(activity)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Within this the screen belongs to somebody else, who draws bars of its own."""
+    def hidden(self) -> Iterator[None]:
+        """Within the context the table is not drawn, so that progress bars can be."""
         self.hide()
         try:
             yield
         finally:
             self.show()
 
-    def add(self, row: Row, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
-        """A batch of a row is done."""
+    def add(self, run_id: str, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
+        """Count a batch of a cell: its answers, and the tokens that were generated for it in this time."""
+        row = self.rows[run_id]
         row.right |= {(s.problem_id, s.budget, s.draw): s.correct for s in samples}
         self.tokens, self.added, self.seconds = self.tokens + tokens, self.added + len(samples), self.seconds + seconds
         self.current = row
@@ -101,19 +115,20 @@ class Board:
         is_complete, now = row.done >= row.total, time.monotonic()
         if is_complete or now - self.logged_at >= progress.LOG_EVERY_SECONDS:
             self.logged_at = now
-            progress.say(f"{row.label}: {row.done}/{row.total} answers, {self.standing(row)}; {self.totals()}")
+            progress.say(f"{row.label}: {row.done}/{row.total} answers, {self.accuracy(row)}; {self.totals()}")
 
     def totals(self) -> str:
         """`3/13 cells, 1200/5460 answers, 350 tokens/s, about 12 min left`."""
-        complete = sum(row.done >= row.total for row in self.rows)
-        done, total = sum(row.done for row in self.rows), sum(row.total for row in self.rows)
+        rows = self.rows.values()
+        complete = sum(row.done >= row.total for row in rows)
+        done, total = sum(row.done for row in rows), sum(row.total for row in rows)
         text = f"{complete}/{len(self.rows)} cells, {done:,}/{total:,} answers"
         if self.added:
             left = (total - done) * self.seconds / self.added
             text += f", {self.tokens / self.seconds:,.0f} tokens/s, about {duration(left)} left"
         return text
 
-    def standing(self, row: Row) -> str:
+    def accuracy(self, row: Row) -> str:
         """`61.2 % right (-8.9)`: accuracy, and the difference to the base in points."""
         accuracy = row.accuracy()
         difference = row.difference(self.bases[row.group])
@@ -121,7 +136,7 @@ class Board:
         return text if difference is None else f"{text} ({100 * difference:+.1f})"
 
     def screen(self) -> RenderableType:
-        """What is shown."""
+        """The table as it is drawn now."""
         table = Table(box=None, pad_edge=False)
         for column in ("cell", "answers", "% right so far", "against base"):
             table.add_column(column, justify="left" if column == "cell" else "right")
@@ -135,15 +150,28 @@ class Board:
                 "" if difference is None else f"{100 * difference:+.1f}",
             )
         rest = [Text(f"  and {hidden} more", style="dim")] if hidden else []
-        return Group(Text(self.title, style="bold"), Text(self.totals()), table, *rest, Text(self.doing, style="dim"))
+        return Group(
+            Text(self.title, style="bold"), Text(self.totals()), table, *rest, Text(self.activity, style="dim")
+        )
 
     def visible_rows(self) -> tuple[Sequence[Row], int]:
         """As many rows as the screen holds, the current one among them; and how many are not shown."""
         room = max(1, progress.console.height - LINES_AROUND)
-        at = self.rows.index(self.current) if self.current in self.rows else 0
-        start = max(0, min(at - room // 2, len(self.rows) - room))
-        shown = self.rows[start : start + room]
-        return shown, len(self.rows) - len(shown)
+        rows = list(self.rows.values())
+        at = rows.index(self.current) if self.current in rows else 0
+        start = max(0, min(at - room // 2, len(rows) - room))
+        shown = rows[start : start + room]
+        return shown, len(rows) - len(shown)
+
+
+def row_of(store: Store, model: Model, cell: Cell, study: Study) -> Row:
+    """The row of a cell with the answers that are in the store."""
+    label = cell.variant.name if len(study.models) == 1 else f"{model.label} {cell.variant.name}"
+    if len(study.plans) > 1:
+        label += f" ({plan_names(study.plans)[cell.plan]})"
+    total = sum(map(len, cell.work.batches)) * len(cell.work.budgets)
+    right = {(s.problem_id, s.budget, s.draw): s.correct for s in store.samples(cell.work.run_id)}
+    return Row(label, (model.name, cell.plan), total, right)
 
 
 def duration(seconds: float) -> str:

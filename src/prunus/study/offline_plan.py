@@ -1,4 +1,4 @@
-"""Cells of a study whose models or problem sets are not on this disk, as far as they can be known."""
+"""What can be planned without a model or a problem set that is not on this disk."""
 
 import re
 from dataclasses import dataclass
@@ -15,8 +15,12 @@ from prunus.study.file import Study
 
 
 @dataclass(frozen=True)
-class Line:
-    """What is planned for one cell. run: its id, None while that is not known. tokens: at most, of what is missing."""
+class PlannedCell:
+    """What is planned for one cell.
+
+    run: its id, None while that is not known. problems, answers: counts. done: answers in the store. tokens: most that
+    the missing answers can take; tokens_expected: what they take if chains stay as long as those so far.
+    """
 
     model: str
     variant: str
@@ -30,7 +34,7 @@ class Line:
 
 
 def unread_tasks(study: Study) -> dict[str, str]:
-    """Problem sets that cannot be read here, and why not; PrunusError for one that nobody has."""
+    """Name and reason of each problem set that cannot be read here; PrunusError for one that does not exist."""
     found = {}
     for task in dict.fromkeys(task for plan in study.plans for task in plan.tasks):
         try:
@@ -42,46 +46,46 @@ def unread_tasks(study: Study) -> dict[str, str]:
     return found
 
 
-def promised(task: str) -> int:
-    """The number of problems that the catalogue gives."""
+def catalogue_count(task: str) -> int:
+    """Number of problems of a task by its description in the catalogue; 0 where that gives none."""
     found = re.match(r"\d+", TASKS[task].description)
     return int(found[0]) if found else 0
 
 
-def local_folder(study: Study, typed: str) -> Path | None:
-    """The folder of a model that is on this disk, None for one of the hub that is not; PrunusError for others."""
-    if Path(typed).expanduser().exists() or not is_hub_id(typed):
-        return folder_of(study, typed)
+def local_folder(study: Study, model: str) -> Path | None:
+    """The folder of a model, None for one of the hub that is not downloaded; PrunusError for any other model."""
+    if Path(model).expanduser().exists() or not is_hub_id(model):
+        return folder_of(study, model)
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(typed, allow_patterns=HUB_PATTERNS, local_files_only=True))
+        folder = Path(snapshot_download(model, allow_patterns=HUB_PATTERNS, local_files_only=True))
         Checkpoint(folder)
-    except Exception:  # the hub client raises errors of several libraries; a half download is none
+    except Exception:  # the hub client raises errors of several libraries; half a download cannot be opened
         return None
     return folder
 
 
-def outline(study: Study, typed: str) -> list[Line]:
-    """Cells of a model, or of tasks, that are not here: counts from the catalogue."""
+def plan_from_catalogue(study: Study, model: str) -> list[PlannedCell]:
+    """The cells of a model where it or a problem set is not on this disk: counts are the catalogue's."""
     names = [DENSE, *variant_names([entry.recipe for entry in study.entries])]
-    profile = PROFILES["s1"]  # its caps are those of every profile but tiny's
+    profile = PROFILES["s1"]  # all profiles but that of `tiny` have the same caps on answers
     lines = []
     for plan, word in zip(study.plans, plan_names(study.plans), strict=True):
         problems = tokens = 0
         for task in plan.tasks:
             kind = TASKS[task].kind if task in TASKS else load_task(task)[0].kind
-            found = promised(task) if task in TASKS else len(load_task(task))
+            found = catalogue_count(task) if task in TASKS else len(load_task(task))
             count = min(found, plan.limit or found)
             problems += count
             cap = plan.answer_tokens or profile.answer_cap(kind, plan.mode)
             tokens += plan.samples * count * chain_tokens(plan, len(plan.budgets) * cap)
         answers = problems * plan.samples * len(plan.budgets)
-        lines += [Line(typed, name, word, None, problems, answers, 0, tokens, None) for name in names]
+        lines += [PlannedCell(model, name, word, None, problems, answers, 0, tokens, None) for name in names]
     return lines
 
 
 def chain_tokens(plan: EvalPlan, answers: int) -> int:
-    """What one chain takes at most: thinking, and an answer for every budget, which take so many tokens together."""
+    """Most tokens that one chain can take: its thinking, and the answers of all budgets (answers: their sum)."""
     shared = plan.reuse and plan.wait == 0
     return (max(plan.budgets) if shared else sum(plan.budgets)) + answers

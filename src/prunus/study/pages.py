@@ -35,11 +35,11 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     places.folder.mkdir(parents=True, exist_ok=True)
     models = open_models(study)
     with Store(places.store) as opened:
-        return conclude(study, models, places, opened)
+        return write_results(study, models, places, opened)
 
 
-def conclude(study: Study, models: Sequence[Model], places: Places, store: Store) -> Data:
-    """Compare, write the page, and say what there is; see run_study for what comes back."""
+def write_results(study: Study, models: Sequence[Model], places: Places, store: Store) -> Data:
+    """Compare every variant with the base and write the pages; returns what run_study returns."""
     wanted = {cell.work.run_id for model in models for cell in model.cells}
     unreported = [run.run_id for run in store.runs() if run.run_id not in wanted]
     if unreported:
@@ -49,7 +49,7 @@ def conclude(study: Study, models: Sequence[Model], places: Places, store: Store
         )
     begun = {run.run_id for run in store.runs() if store.keys(run.run_id)}
     comparisons = [
-        {"model": model.typed, "plan": name, **judged(study, cells, places, begun)}
+        {"model": model.name, "plan": name, **judged(study, cells, places, begun)}
         for model in models
         for name, cells in zip(plan_names(study.plans), by_plan(study, model), strict=True)
     ]

@@ -18,11 +18,11 @@ from prunus.recipes import DropRecipe
 from prunus.results.store import Sample, Store
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.cells import Cell, Model, check_apart, open_model, plan_names, variants_of
+from prunus.study.engine import Engine
 from prunus.study.file import Recipe, Study, read_study
-from prunus.study.offline_plan import Line, chain_tokens, local_folder, outline, unread_tasks
+from prunus.study.offline_plan import PlannedCell, chain_tokens, local_folder, plan_from_catalogue, unread_tasks
 from prunus.study.places import Places
-from prunus.study.run import Engine, check_variants
-from prunus.study.variants import read_about
+from prunus.study.variants import check_variants, is_made
 
 MEASURED_SECONDS = 1.0
 TEXT_BYTES = 5  # of the store, a token of text
@@ -48,36 +48,36 @@ def plan_study(
     study = read_study(file)
     places = Places.of(study, out, store)
     unread = unread_tasks(study)
-    folders = {typed: local_folder(study, typed) for typed in study.models}
-    absent = [typed for typed, folder in folders.items() if folder is None]
+    folders = {name: local_folder(study, name) for name in study.models}
+    absent = [name for name, folder in folders.items() if folder is None]
     unknown = missing_lines(unread, absent)
     if measure and study.backend != "hf":
         unknown.append(f"how fast {study.backend} is: it is not started to plan")
-    cells: list[Line] = []
+    cells: list[PlannedCell] = []
     variants: list[dict[str, Any]] = []
     disk: int | None = 0
     speeds: dict[str, float] = {}
     opened: list[Model] = []
-    for typed, folder in folders.items():
+    for name, folder in folders.items():
         if folder is None or unread:
             if folder is not None:
                 variants_of(study, Checkpoint(folder))
-            cells += outline(study, typed)
+            cells += plan_from_catalogue(study, name)
             disk = None
             continue
-        model = open_model(study, typed, folder)
+        model = open_model(study, name, folder)
         opened.append(model)
         check_apart(study, opened)
-        made = {v.name: read_about(places.folder, v) is not None for v in model.variants[1:]}
+        made = {v.name: is_made(places.folder, v) for v in model.variants[1:]}
         cells += lines_of(study, model, places)
         sizes = {v.name: variant_bytes(model.checkpoint, v.recipe) for v in model.variants if v.recipe is not None}
-        variants += [{"model": typed, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
+        variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
         if disk is not None:
             disk += disk_of(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
         unknown += could_not_be_made(study, model, places, device)
-        if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == typed):
-            speeds[typed] = tokens_per_second(study, model, device)
-    left = {typed: [line for line in cells if line.model == typed] for typed in study.models}
+        if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
+            speeds[name] = tokens_per_second(study, model, device)
+    left = {name: [line for line in cells if line.model == name] for name in study.models}
     tokens = sum(line.tokens for line in cells)
     return {
         "name": study.name,
@@ -112,7 +112,7 @@ def missing_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]
     return lines
 
 
-def lines_of(study: Study, model: Model, places: Places) -> list[Line]:
+def lines_of(study: Study, model: Model, places: Places) -> list[PlannedCell]:
     """Cells of a model that is here, with what the store has of them."""
     if not places.store.is_file():
         return [line_of(study, model, cell, cell.work.batches, 0, None) for cell in model.cells]
@@ -129,12 +129,12 @@ def lines_of(study: Study, model: Model, places: Places) -> list[Line]:
 
 def line_of(
     study: Study, model: Model, cell: Cell, missing: Sequence[Sequence[tuple[int, int]]], done: int, mean: float | None
-) -> Line:
+) -> PlannedCell:
     """One cell. mean: tokens that a chain took so far."""
     work, plan = cell.work, study.plans[cell.plan]
     chains = [index for batch in missing for index, _ in batch]
-    return Line(
-        model.typed,
+    return PlannedCell(
+        model.name,
         cell.variant.name,
         plan_names(study.plans)[cell.plan],
         work.run_id,
@@ -175,7 +175,7 @@ def disk_of(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
 def could_not_be_made(study: Study, model: Model, places: Places, device: str) -> list[str]:
     """Lines for what only the machine that runs the study has to have; what is wrong with the file is an error."""
     try:
-        check_variants(study, [model], places, device)
+        check_variants(study, [model], places.folder, device)
     except PrunusError as error:
         if "pip install" not in str(error):
             raise
@@ -212,14 +212,16 @@ def seconds_for(backend: Backend, work: ResolvedPlan, prompts: Sequence[list[int
 
 
 def seconds(
-    lines: Mapping[str, Sequence[Line]], speeds: Mapping[str, float], tokens: Callable[[Line], float | None]
+    lines: Mapping[str, Sequence[PlannedCell]],
+    speeds: Mapping[str, float],
+    tokens: Callable[[PlannedCell], float | None],
 ) -> float | None:
     """Time for all models' cells; None where a speed or a number of tokens is not known."""
     total = 0.0
-    for typed, of_model in lines.items():
+    for name, of_model in lines.items():
         counts = [tokens(line) for line in of_model if line.done < line.answers]
         known = [count for count in counts if count is not None]
-        if len(known) < len(counts) or (counts and typed not in speeds):
+        if len(known) < len(counts) or (counts and name not in speeds):
             return None
-        total += sum(known) / speeds[typed] if counts else 0.0
+        total += sum(known) / speeds[name] if counts else 0.0
     return total

@@ -1,39 +1,46 @@
-"""Variants as small files: what of a pruned model differs from its source; swapped into the loaded dense model and out.
+"""Variants as small files of a study's folder: the tensors in which a pruned model differs from its source.
 
-No checkpoint stays per variant: one is written by `prune` or `drop_blocks`, compared with its source, and deleted.
+The whole checkpoint that `prune` or `drop_blocks` writes is compared with the source and then deleted, unless the study
+keeps checkpoints.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from prunus.checkpoint.architecture import Architecture, Carried, find_layers
+from prunus import progress
 from prunus.checkpoint.checkpoint import MANIFEST, Checkpoint
 from prunus.checkpoint.packed.commands import read_variant, variant_about, write_variant
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.errors import PrunusError
+from prunus.evaluation.provenance import describe_model
+from prunus.evaluation.resolved_plan import problem_row
+from prunus.pruning.allocate import find_evidence
+from prunus.pruning.calibration.data import HUB_NAMES
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
 from prunus.recipes import PruneRecipe
-from prunus.study.cells import Model, Variant
+from prunus.results.store import Run, Store
+from prunus.study.cells import Cell, Model, Variant, effective
+from prunus.study.file import Study
 
+# Folders of a study.
 VARIANTS, MAKING, CHECKPOINTS = "variants", "making", "checkpoints"
-MEASURED = "measured"  # within MAKING: what variants share
-PROBE_TOKENS = 16
+MEASURED = "measured"  # within MAKING: measurements that several variants share
 
 
 @dataclass(frozen=True)
-class About:
-    """What is known of a variant besides its weights. kept: blocks of the source that it has.
+class VariantInfo:
+    """A variant without its weights. kept: blocks of the source that it has.
 
-    The rest is as the evaluation describes a model: checksum and manifest of the checkpoint that it would be.
+    The other fields describe the checkpoint that it would be, as the evaluation describes a model. All are stored in
+    the variant's file, so their names stay.
     """
 
     kept: list[int]
@@ -44,28 +51,43 @@ class About:
 
 
 def weights_file(folder: Path, variant: Variant) -> Path:
-    """Where a study keeps a variant's weights."""
+    """The file of a variant's matrices. folder: of the study, here and below."""
     return folder / VARIANTS / f"{variant.key}.safetensors"
 
 
 def vectors_file(folder: Path, variant: Variant) -> Path:
-    """Where it keeps norms and biases, of the rare variant that changes them; written before the weights."""
+    """The file of norms and biases, where a variant changes any; it is written before the matrices."""
     return folder / VARIANTS / f"{variant.key}.vectors.safetensors"
 
 
+def unfinished_folder(folder: Path, variant: Variant) -> Path:
+    """Where the variant's checkpoint is written, and stays until the variant's files are complete."""
+    return folder / MAKING / variant.key
+
+
+def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
+    """Where the variant's checkpoint stays if the study keeps checkpoints."""
+    return folder / CHECKPOINTS / model.label.replace("/", "--") / variant.name
+
+
 def variant_files(folder: Path, variant: Variant) -> list[Path]:
-    """What there is of a variant; the file that says that it is complete comes last."""
+    """The files of a variant that exist; the one whose existence says that the variant is complete comes last."""
     return [path for path in (vectors_file(folder, variant), weights_file(folder, variant)) if path.exists()]
 
 
-def read_about(folder: Path, variant: Variant) -> About | None:
-    """What is known of a variant that was made already."""
+def read_info(folder: Path, variant: Variant) -> VariantInfo | None:
+    """The description of a variant from its file; None where it is not made yet."""
     path = weights_file(folder, variant)
-    return About(**variant_about(path)["model"]) if path.exists() else None
+    return VariantInfo(**variant_about(path)["model"]) if path.exists() else None
+
+
+def is_made(folder: Path, variant: Variant) -> bool:
+    """Whether the variant's files are complete; the dense model needs none."""
+    return variant.recipe is None or read_info(folder, variant) is not None
 
 
 def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
-    """The files of a variant that was made: packed matrices, and vectors if there are any; the dense one has none."""
+    """The files of packed matrices and of vectors of a variant that was made; None for a file that it does not have."""
     if variant.recipe is None:
         return None, None
     vectors = vectors_file(folder, variant)
@@ -73,176 +95,122 @@ def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
 
 
 def blocks_removed(source: Checkpoint, folder: Path, variant: Variant) -> list[int]:
-    """Blocks of the source that a variant that was made lacks."""
-    about = read_about(folder, variant) if variant.recipe is not None else None
-    return [] if about is None else [index for index in range(source.blocks) if index not in about.kept]
+    """Indices of the source's blocks that a variant that was made lacks."""
+    info = read_info(folder, variant) if variant.recipe is not None else None
+    return [] if info is None else [index for index in range(source.blocks) if index not in info.kept]
 
 
-def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
-    """Where a study leaves a variant's checkpoint if it is to keep them."""
-    return folder / CHECKPOINTS / model.label.replace("/", "--") / variant.name
+def check_variants(study: Study, models: Sequence[Model], folder: Path, device: str) -> None:
+    """Dry-run every recipe whose variant is still to be made, and print each warning once.
+
+    Raises PrunusError with the recipe's line in the study's file where one cannot be made.
+    """
+    warnings: dict[str, None] = {}
+    for model in models:
+        for variant in model.variants[1:]:
+            if is_made(folder, variant) or (unfinished_folder(folder, variant) / MANIFEST).exists():
+                continue
+            try:
+                warnings |= dict.fromkeys(dry_run(model, variant, folder, device))
+            except PrunusError as error:
+                study.fail(variant.line, f"{variant.name} of {model.name}: {error}")
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
 
 
-def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep: bool) -> About:
-    """Prune, and keep what differs from the source. Interrupted pruning goes on where it stopped.
+def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[str]:
+    """Warnings of a dry run; PrunusError where it refuses, or a package is missing."""
+    recipe, target = variant.recipe, unfinished_folder(folder, variant)
+    assert recipe is not None
+    check_package(str(effective(recipe, model.checkpoint).get("calibration")))
+    if isinstance(recipe, PruneRecipe):
+        if recipe.scores is not None:  # a dry run of `prune` does not open them
+            find_evidence(model.checkpoint, recipe, torch.device("cpu"), None)
+        return prune(model.name, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
+    return drop_blocks(model.name, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
 
-    keep: leave the whole checkpoint in the study's folder.
+
+def check_package(calibration: str) -> None:
+    """PrunusError where calibration is a corpus of the hub and the package that reads it is missing."""
+    if calibration in HUB_NAMES and find_spec("datasets") is None:
+        raise PrunusError(
+            f"calibration '{calibration}' needs the package datasets: pip install 'prunus[hub]'; "
+            "or give a .txt or .jsonl file"
+        )
+
+
+def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep: bool) -> VariantInfo:
+    """Prune the model, write the files of the variant and return its description; interrupted pruning is resumed.
+
+    keep: leave the whole checkpoint in kept_folder.
     """
     source, recipe = model.checkpoint, variant.recipe
     assert recipe is not None
-    target = kept_folder(folder, model, variant) if keep else folder / MAKING / variant.key
-    # Complete because it has its name. One of that name that was kept may be of another recipe.
+    target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
+    # A checkpoint that exists is complete. A kept one is made again: its name may have stood for another recipe.
     if keep or not (target / MANIFEST).exists():
         if isinstance(recipe, PruneRecipe):
-            prune(model.typed, target, recipe, device=device, overwrite=True, shared=folder / MAKING / MEASURED)
+            prune(model.name, target, recipe, device=device, overwrite=True, shared=folder / MAKING / MEASURED)
         else:
-            drop_blocks(model.typed, target, recipe, device=device, overwrite=True)
+            drop_blocks(model.name, target, recipe, device=device, overwrite=True)
     made = Checkpoint(target)
     removed = set(made.manifest["history"][-1].get("blocks_removed", []))
     kept = [index for index in range(source.blocks) if index not in removed]
-    about = About(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
+    info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
-    differing = dict(changed(source, made, kept))
-    vectors = {name: stored for name, stored in differing.items() if len(stored.shape) != 2}
+    changed = dict(changed_tensors(source, made, kept))
+    vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
     if vectors:
         write_file(vectors_file(folder, variant), vectors)
-    matrices = ((name, stored.read()) for name, stored in differing.items() if name not in vectors)
-    told = {"variant": variant.name, "recipe": recipe.to_json(), "model": asdict(about)}
-    write_variant(weights_file(folder, variant), source, matrices, told)
+    matrices = ((name, stored.read()) for name, stored in changed.items() if name not in vectors)
+    about = {"variant": variant.name, "recipe": recipe.to_json(), "model": asdict(info)}
+    write_variant(weights_file(folder, variant), source, matrices, about)
     if not keep:
         shutil.rmtree(target)
-    return about
+    return info
 
 
-def changed(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[tuple[str, Stored]]:
-    """The tensors of made that are not those of source, by the names that they have in source."""
+def changed_tensors(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[tuple[str, Stored]]:
+    """Name in source, and tensor of made, for every tensor of a block that differs from that of source."""
     for new, old in enumerate(kept):
         before = source.block_tensors(old)
         for name, stored in sorted(made.block_tensors(new).items()):
             old_name = made.renumbered(name, new, old)
-            if not same(stored, before[old_name]):
+            if not is_same(stored, before[old_name]):
                 yield old_name, stored
 
 
-def same(one: Stored, other: Stored) -> bool:
-    """Whether two stored tensors are alike to the bit."""
+def is_same(one: Stored, other: Stored) -> bool:
+    """Whether two stored tensors are equal bit by bit."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
 
 
-@contextmanager
-def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: Variant) -> Iterator[None]:
-    """Within this, model, which holds source's weights, is the variant; afterwards it is the dense model to the bit."""
-    about = None if variant.recipe is None else read_about(folder, variant)
-    if about is None:
-        assert variant.recipe is None, "a variant is made before it is swapped in"
-        yield
-        return
-    touched: list[str] = []
-    try:
-        for name, tensor in as_in_model(source, read_tensors(folder, variant, source)):
-            touched.append(name)
-            put(model, name, tensor)
-        with blocks_kept(model, about.kept):
-            yield
-    finally:
-        for name in touched:
-            put(model, name, source.names.read([name], source.read)[name])
-
-
-def as_in_model(source: Checkpoint, stored: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by their names in transformers' model, from some that were stored by their names on disk.
-
-    What several stored ones make comes last, from those that were given and the source's own.
-    """
-    origins = {name: origin for origin in source.names.origins.values() for name in origin.stored}
-    parts: dict[str, Tensor] = {}
-    for name, tensor in stored:
-        origin = origins.get(name)
-        if origin is not None and origin.converter is None:
-            yield origin.targets[0], tensor
-        elif origin is not None:
-            parts[name] = tensor
-    targets = [target for name in parts for target in origins[name].targets]
-    made = source.names.read(targets, lambda name: parts[name] if name in parts else source.read(name))
-    yield from made.items()
-
-
 def read_tensors(folder: Path, variant: Variant, source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """What of a variant differs from its source, one tensor at a time."""
+    """Name and value of each tensor in which a variant differs from its source, read one at a time."""
     yield from read_variant(weights_file(folder, variant), source)
     vectors = vectors_file(folder, variant)
     if vectors.exists():
         yield from ((name, stored.read()) for name, stored in read_header(vectors).items())
 
 
-@torch.no_grad()
-def put(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
-    """Overwrite a weight as loading would have set it: by way of the dtype that the model was loaded in."""
-    parameter = model.get_parameter(name)
-    loaded = getattr(model.config, "dtype", None) or parameter.dtype
-    parameter.copy_(tensor.to(loaded).to(parameter.dtype))
+def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict[str, Any]) -> None:
+    """Store a cell's problems and run, which its rows refer to.
 
-
-@contextmanager
-def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
-    """Within this, model has only these of its blocks, numbered anew as in a checkpoint without the others.
-
-    PrunusError where it is then not what its blocks make, one after the other, each called as it was in its old place.
+    A variant is described as the checkpoint that it would be. versions: of the libraries that compute the rows.
     """
-    config = model.config.get_text_config(decoder=True)
-    layers, kinds = list(find_layers(model)[1]), getattr(config, "layer_types", None)
-    if len(kept) == len(layers):
-        yield
-        return
-    ids_NT = (torch.arange(2 * PROBE_TOKENS, device=model.device) % config.vocab_size).view(2, PROBE_TOKENS)
-    expected = states_without(model, kept, ids_NT)
-    try:
-        set_blocks(model, [layers[index] for index in kept], kinds and [kinds[index] for index in kept])
-        try:
-            with torch.no_grad():
-                found = Architecture.around(model).whole_states(ids_NT)
-            same = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-        except Exception:  # the model's own code, which wanted all of its blocks
-            same = False
-        if not same:
-            raise PrunusError(
-                f"{config.model_type} without some of its blocks does not run in memory as it should: use `prunus drop`"
-                " and `prunus eval` instead of a study"
-            )
-        yield
-    finally:
-        set_blocks(model, layers, kinds)
-
-
-@torch.no_grad()
-def states_without(model: PreTrainedModel, kept: list[int], ids_NT: Tensor) -> Tensor:
-    """(N, T, X) what the head reads where only these blocks run, each called as in the whole model."""
-    architecture = Architecture.around(model)
-    recording, carried = architecture.record(ids_NT), dict[Carried, Any]()
-    hidden = recording.first
-    try:
-        for index in kept:
-            hidden = architecture.call_block(index, architecture.layers[index], hidden, recording.calls[index], carried)
-    except KeyError as error:
-        raise PrunusError(
-            f"a block of {model.config.model_type} needs what an earlier one found, so that one cannot be left out"
-        ) from error
-    return architecture.states(ids_NT, hidden)
-
-
-def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | None) -> None:
-    """Give the model these blocks. kinds: the attention of each, where the configuration says so."""
-    name, _ = find_layers(model)
-    path, _, inner = name.rpartition(".")
-    model.get_submodule(path).register_module(inner, nn.ModuleList(layers))
-    for index, layer in enumerate(layers):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
-    config = model.config.get_text_config(decoder=True)
-    config.num_hidden_layers = len(layers)
-    if kinds is not None:
-        with suppress(AttributeError):  # where they follow from other settings
-            config.layer_types = kinds
+    described = describe_model(model.name, model.checkpoint)
+    if cell.variant.recipe is not None:
+        info = read_info(folder, cell.variant)
+        assert info is not None
+        described |= {
+            "name": f"{model.label}/{cell.variant.name}",
+            "source": str(weights_file(folder, cell.variant)),
+            "checksum": info.checksum,
+            "manifest": info.manifest,
+            "parameters": info.parameters,
+            "blocks": info.blocks,
+        }
+    store.add_problems(problem_row(problem) for problem in cell.work.problems)
+    store.add_run(Run(cell.work.run_id, described, cell.work.plan, versions))

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, and how many workers it has room for."""
+"""Connect to a Ray cluster, and count the workers that fit on it."""
 
 import logging
 import os
@@ -15,13 +15,13 @@ from prunus.errors import PrunusError
 
 AUTO, LOCAL = "auto", "local"
 CONNECT_SECONDS = 5.0
-PROBE_SECONDS = 20.0  # joining a cluster that is not there takes Ray minutes, and ends the process
-# Of Ray's own: no usage reports, and a cluster of this machine alone listens on loopback only.
+PROBE_SECONDS = 20.0  # without a cluster, Ray itself would try for minutes and then end the process
+# Settings of Ray: no usage reports, and a cluster that is started here listens on loopback only.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def find_cluster(address: str) -> str:
-    """HOST:PORT of the cluster that is meant, or `local` for one to start here; PrunusError where it is not there.
+    """HOST:PORT of the cluster, or `local` for one to be started here; PrunusError where there is none.
 
     address: HOST:PORT of its head, or `auto`: that of RAY_ADDRESS, else a cluster that runs on this machine, else
     `local`.
@@ -30,7 +30,7 @@ def find_cluster(address: str) -> str:
         raise PrunusError("--ray needs the package ray: pip install 'prunus[ray]', on every node of the cluster")
     if address == AUTO:
         address = os.environ.get("RAY_ADDRESS", AUTO)
-    reason = unreachable(address)
+    reason = why_unreachable(address)
     if reason and address == AUTO:
         return LOCAL
     if reason:
@@ -39,8 +39,8 @@ def find_cluster(address: str) -> str:
 
 
 @contextmanager
-def joined(address: str) -> Iterator[None]:
-    """Within this, this process is a driver of the cluster that find_cluster found."""
+def connected(address: str) -> Iterator[None]:
+    """Within the context, this process is a driver of the cluster. address: as find_cluster returns it."""
     if address == LOCAL:
         progress.say("no Ray cluster runs on this machine: one is started for this study")
         os.environ |= ENVIRONMENT
@@ -49,7 +49,11 @@ def joined(address: str) -> Iterator[None]:
     how: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **how)
-    except (ConnectionError, RuntimeError, ValueError) as error:  # no node of it here, or another version of Ray
+    except (
+        ConnectionError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # no node of it on this machine, or another version of Ray
         raise PrunusError(f"the Ray cluster at '{address}' cannot be joined: {first_line(error)}") from error
     try:
         yield
@@ -57,8 +61,8 @@ def joined(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def unreachable(address: str) -> str | None:
-    """Why there is no cluster, None if there is one. Asked in another process, which can be ended."""
+def why_unreachable(address: str) -> str | None:
+    """Why there is no cluster at an address, None if there is one; a child process asks, as it can be stopped."""
     if "://" in address:
         return "addresses with :// are those of Ray's client, which cannot drive a study"
     host, _, port = address.rpartition(":")
@@ -73,24 +77,24 @@ def unreachable(address: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, text=True, check=False)
     except subprocess.TimeoutExpired:
-        return "nothing that is one answers"
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it is not one"])[-1]
+        return "what listens there does not answer as a Ray cluster"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it is not a Ray cluster"])[-1]
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of Ray says first: the rest is about Ray's own processes."""
+    """The first line of an error of Ray; the others are about Ray's own processes."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def gpus_there() -> bool:
-    """Whether any node has one."""
+def has_gpus() -> bool:
+    """Whether any node has a GPU."""
     import ray
 
     return any(node["Resources"].get("GPU", 0) > 0 for node in ray.nodes() if node["Alive"])
 
 
-def room(gpus: float, cpus: float) -> int:
-    """How many workers with so much each the nodes hold, whoever uses them now."""
+def capacity(gpus: float, cpus: float) -> int:
+    """Number of workers with these resources that fit on the nodes, if nobody else uses them."""
     import ray
 
     needs = {kind: share for kind, share in (("GPU", gpus), ("CPU", cpus)) if share > 0}

@@ -1,12 +1,11 @@
-"""A study on a Ray cluster. Workers make variants and answer batches; this process alone writes folder and store.
+"""Run a study on a Ray cluster: workers make variants and answer batches, this process writes store and folder.
 
-What is missing is cut into jobs: a variant to make, or a batch of a cell. A worker gets one at a time, by preference of
-the variant that it holds. A job whose worker is lost is done again elsewhere. As seeds follow from keys and batches are
-fixed, the rows do not depend on who did what. Files of variants travel through Ray, so that nodes need not share OUT.
-Speeds are measured when all else is done, by one worker alone.
+What is missing is cut into jobs: a variant to make, or a batch of a cell. A worker has one job at a time, preferably of
+the variant that it has loaded. The job of a lost worker is given to another. As seeds follow from keys and batches are
+fixed, the rows do not depend on which worker computed them. Files of variants are sent through Ray, so that the nodes
+need no common file system. Latency is measured when all other jobs are done, by one worker while the others are idle.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,16 +19,15 @@ from prunus.errors import PrunusError
 from prunus.results.store import Store
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
-from prunus.study.live_table import Board
+from prunus.study.live_table import LiveTable
 from prunus.study.places import Places
-from prunus.study.ray.cluster import first_line, gpus_there, joined, room
-from prunus.study.ray.jobs import Hand, Job, is_clocked, jobs_of, pick
-from prunus.study.ray.transfer import coming, shipped
-from prunus.study.ray.worker import Answered, Clocked, Hello, Lent, Made, Worker
-from prunus.study.run import add_cell, board_rows
-from prunus.study.variants import MAKING, kept_folder
+from prunus.study.ray.cluster import capacity, connected, first_line, has_gpus
+from prunus.study.ray.jobs import Job, WorkerHandle, is_timed, missing_jobs, next_job
+from prunus.study.ray.transfer import download, upload
+from prunus.study.ray.worker import BatchResult, ModelRef, Timing, VariantFiles, Worker, WorkerInfo
+from prunus.study.variants import add_run, kept_folder
 
-ATTEMPTS = 3  # at a job, or at starting a worker, before the study is given up
+ATTEMPTS = 3  # workers that may be lost at one job, or while they start, before the study is given up
 WAIT_SECONDS = 1.0  # between looks at the cluster
 IDLE_SECONDS = 60.0  # without any worker before the user is told
 
@@ -44,28 +42,25 @@ def run_on_ray(
     gpus_per_task: float | None,
     cpus_per_task: float,
 ) -> None:
-    """As run_cells of the local run: every missing cell. gpus_per_task: by default 1 where the cluster has any."""
-    jobs = list(jobs_of(models, places, store))
+    """Evaluate every missing cell on the cluster at this address. gpus_per_task: None is 1 where it has any GPU."""
+    jobs = list(missing_jobs(models, places.folder, store))
     if study.keep_checkpoints:
         for job in jobs:
             if job.cell is None:
                 check_target(job.model.checkpoint.folder, kept_folder(places.folder, job.model, job.variant), True)
-    clocks = study.measure_seconds and not is_clocked(models, store)
-    if not jobs and not clocks:
+    measures = study.measure_seconds and not is_timed(models, store)
+    if not jobs and not measures:
         return
-    with joined(address), ExitStack() as claims:
-        gpus = float(gpus_there()) if gpus_per_task is None else gpus_per_task
-        rows, bases = board_rows(study, models, store)
-        with Board(f"study {study.name}", list(rows.values()), bases) as board:
-            driver = Driver(jobs, models, places, store, board, rows, claims, study, device, gpus, cpus_per_task)
-            driver.run()
-            if clocks:
-                driver.clock(models)
-    shutil.rmtree(places.folder / MAKING, ignore_errors=True)
+    with connected(address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
+        gpus = float(has_gpus()) if gpus_per_task is None else gpus_per_task
+        driver = Driver(jobs, models, places, store, table, claims, study, device, gpus, cpus_per_task)
+        driver.run()
+        if measures:
+            driver.measure_latency(models)
 
 
 class Driver:
-    """Hands jobs out and takes results in, until no job is left."""
+    """Gives jobs to workers and stores what they return, until no job is left."""
 
     def __init__(
         self,
@@ -73,8 +68,7 @@ class Driver:
         models: Sequence[Model],
         places: Places,
         store: Store,
-        board: Board,
-        rows: dict[str, Any],
+        table: LiveTable,
         claims: ExitStack,
         study: Study,
         device: str,
@@ -83,194 +77,191 @@ class Driver:
     ) -> None:
         import ray
 
-        self.jobs, self.places, self.store, self.board, self.rows = jobs, places, store, board, rows
+        self.jobs, self.folder, self.store, self.table = jobs, places.folder, store, table
         self.claims, self.gpus, self.cpus, self.keeps = claims, gpus, cpus, study.keep_checkpoints
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
-        self.lent = {model.typed: [ray.put(lend(model)), model.typed] for model in models}
-        self.files: dict[str, dict[str, list[Any]]] = {}  # pieces of a variant's files in Ray's store, by its key
+        self.models = {model.name: [ray.put(model_ref(model)), model.name] for model in models}
+        self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
         self.unmade = {job.variant.key for job in jobs if job.cell is None}
         self.claimed: set[str] = set()
-        self.hands: list[Hand] = []
-        self.flights: dict[Any, Hand] = {}  # what Ray gave for a call -> who does it
+        self.workers: list[WorkerHandle] = []
+        self.calls: dict[Any, WorkerHandle] = {}  # Ray reference of a call's result -> the worker that was called
         self.failed_starts = 0
         self.seen_at = self.added_at = time.monotonic()
 
     def run(self) -> None:
-        """Until every row is in the store."""
-        if not room(self.gpus, self.cpus):
+        """Do all jobs."""
+        if not capacity(self.gpus, self.cpus):
             raise PrunusError(
-                f"no node of the cluster has the {self.gpus:g} GPUs and {self.cpus:g} CPUs that one worker is to have:"
+                f"no node of the cluster has the {self.gpus:g} GPUs and {self.cpus:g} CPUs that one worker needs:"
                 " lower --gpus-per-task or --cpus-per-task"
             )
-        while self.jobs or any(hand.job for hand in self.hands):
-            self.hire(len(self.jobs) + sum(hand.job is not None for hand in self.hands))
-            for hand in self.hands:
-                if hand.hello and hand.job is None and (job := pick(self.jobs, self.unmade, hand, self.hands)):
+        while self.jobs or any(worker.job for worker in self.workers):
+            self.start_workers(len(self.jobs) + sum(worker.job is not None for worker in self.workers))
+            for worker in self.workers:
+                is_free = worker.info is not None and worker.job is None
+                if is_free and (job := next_job(self.jobs, self.unmade, worker, self.workers)):
                     self.jobs.remove(job)
-                    self.assign(hand, job)
+                    self.assign(worker, job)
             self.wait()
 
-    def clock(self, models: Sequence[Model]) -> None:
-        """The speeds of all cells, one after another by one worker, while the others have nothing to do.
+    def measure_latency(self, models: Sequence[Model]) -> None:
+        """Measure all cells one after another on one machine, while no other worker has a job.
 
-        Where some are known already, by one whose machine is theirs, if there is one.
+        Where some are measured already, the machine is theirs if it is still in the cluster.
         """
         jobs = [
-            Job(model, variant, cell, [], False, clocks=True)
+            Job(model, variant, cell, [], False, timing=True)
             for model in models
             for variant in model.variants
             for cell in model.cells_of(variant)
         ]
 
-        def missing(hand: Hand) -> list[Job]:
-            assert hand.hello is not None
-            machine = hand.hello.machine
+        def missing(worker: WorkerHandle) -> list[Job]:
+            assert worker.info is not None
+            machine = worker.info.machine
             return [job for job in jobs if job.cell and machine not in self.store.timings(job.cell.work.run_id)]
 
         while True:
-            self.hire(1)
-            ready = [hand for hand in self.hands if hand.hello]
-            if ready and not any(hand.job for hand in self.hands):
-                hand = min(ready, key=lambda hand: len(missing(hand)))
-                if not (todo := missing(hand)):
+            self.start_workers(1)
+            ready = [worker for worker in self.workers if worker.info]
+            if ready and not any(worker.job for worker in self.workers):
+                worker = min(ready, key=lambda worker: len(missing(worker)))
+                if not (left := missing(worker)):
                     return
-                self.assign(hand, todo[0])
+                self.assign(worker, left[0])
             self.wait()
 
     def wait(self) -> None:
-        """For a moment, or until something has come of a call."""
+        """Wait until a call has returned, for a second at most, and handle its result."""
         import ray
 
-        self.board.say(self.summary())
-        if not self.flights:  # no room for anyone at present
+        self.table.say(self.summary())
+        if not self.calls:  # the cluster has no room for a worker at present
             time.sleep(WAIT_SECONDS)
-        for landed in ray.wait(list(self.flights), timeout=WAIT_SECONDS)[0]:
-            self.settle(self.flights.pop(landed), landed)
+        for call in ray.wait(list(self.calls), timeout=WAIT_SECONDS)[0]:
+            self.handle_result(self.calls.pop(call), call)
 
     def summary(self) -> str:
         """`8 workers: evaluating wanda-20 of tiny (3), ...`."""
-        doing = [hand.job.what for hand in self.hands if hand.job]
-        parts = [f"{what} ({doing.count(what)})" for what in dict.fromkeys(doing)]
-        return f"{len(doing)} workers: {', '.join(parts)}"
+        activities = [worker.job.description for worker in self.workers if worker.job]
+        parts = [f"{activity} ({activities.count(activity)})" for activity in dict.fromkeys(activities)]
+        return f"{len(activities)} workers: {', '.join(parts)}"
 
-    def hire(self, wanted: int) -> None:
-        """So many workers, if there is room for them; nodes that join later are used too."""
-        if any(hand.hello for hand in self.hands):
+    def start_workers(self, wanted: int) -> None:
+        """Start workers until there are as many as wanted or as fit; nodes that join the cluster later are used too."""
+        if any(worker.info for worker in self.workers):
             self.seen_at = time.monotonic()
         elif time.monotonic() - self.seen_at > IDLE_SECONDS:
             self.seen_at = time.monotonic()
-            progress.say("no worker has started yet: others may hold the cluster (`ray status` shows it)")
-        for _ in range(min(wanted, room(self.gpus, self.cpus)) - len(self.hands)):
-            hand = Hand(self.new_actor())
-            self.hands.append(hand)
-            self.flights[hand.actor.hello.remote()] = hand
+            progress.say("no worker has started yet: other jobs may occupy the cluster (`ray status` shows it)")
+        for _ in range(min(wanted, capacity(self.gpus, self.cpus)) - len(self.workers)):
+            worker = WorkerHandle(self.new_actor())
+            self.workers.append(worker)
+            self.calls[worker.actor.info.remote()] = worker
 
-    def assign(self, hand: Hand, job: Job) -> None:
-        """Send the job to the worker."""
-        hand.job = job
-        lent, variant = self.lent[job.model.typed], job.variant
+    def assign(self, worker: WorkerHandle, job: Job) -> None:
+        """Send a job to a worker."""
+        worker.job = job
+        model, variant = self.models[job.model.name], job.variant
         if job.cell is None:
-            self.board.say(job.what, aloud=True)
-            call = hand.actor.make.remote(lent, variant, self.keeps)
-        elif job.clocks:
-            call = hand.actor.clock.remote(lent, variant, self.ship(variant), job.cell.plan)
+            self.table.say(job.description, log=True)
+            call = worker.actor.make.remote(model, variant, self.keeps)
+        elif job.timing:
+            call = worker.actor.measure_speed.remote(model, variant, self.uploaded(variant), job.cell.plan)
         else:
             run = job.cell.work.run_id
             if run not in self.claimed:
                 self.claims.enter_context(self.store.claim(run))
                 self.claimed.add(run)
-            call = hand.actor.answer.remote(lent, variant, self.ship(variant), job.cell.plan, job.batch)
-        self.flights[call] = hand
+            call = worker.actor.answer.remote(model, variant, self.uploaded(variant), job.cell.plan, job.batch)
+        self.calls[call] = worker
 
-    def ship(self, variant: Variant) -> dict[str, list[Any]]:
-        """A variant's files in Ray's store, from which each node fetches them once."""
+    def uploaded(self, variant: Variant) -> dict[str, list[Any]]:
+        """References to a variant's files in Ray's object store, from which each node fetches them once."""
         if variant.recipe is None:
             return {}
         if variant.key not in self.files:
-            self.files[variant.key] = shipped(self.places.folder, variant)
+            self.files[variant.key] = upload(self.folder, variant)
         return self.files[variant.key]
 
-    def settle(self, hand: Hand, landed: Any) -> None:
-        """Take in what a call came to; a lost worker's job goes back to the others."""
+    def handle_result(self, worker: WorkerHandle, call: Any) -> None:
+        """Use what a call returned; a lost worker's job goes back to the others, any other error is raised here."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            found = ray.get(landed)
-            if isinstance(found, Hello):
-                hand.hello, self.failed_starts = self.welcome(found), 0
+            found = ray.get(call)
+            if isinstance(found, WorkerInfo):
+                check_version(found)
+                worker.info, self.failed_starts = found, 0
                 return
-            if self.take(hand, found):
+            if self.take(worker, found):
                 return
         except RayTaskError as error:
-            where = f"on {hand.hello.node}: " if hand.hello else ""
+            where = f"on {worker.info.node}: " if worker.info else ""
             if isinstance(error.cause, PrunusError):
                 raise PrunusError(f"{where}{error.cause}") from error
             raise error.cause from error
         except RayError as error:
-            self.lose(hand, error)
+            self.lose(worker, error)
             return
-        hand.last, hand.job = hand.job, None
+        worker.last, worker.job = worker.job, None
 
-    def welcome(self, hello: Hello) -> Hello:
-        """PrunusError where a node has another Prunus, whose rows may be others."""
-        if hello.version != prunus.__version__:
-            raise PrunusError(
-                f"{hello.node} has prunus {hello.version}, this is {prunus.__version__}: install the same everywhere"
-            )
-        return hello
-
-    def take(self, hand: Hand, found: Any) -> bool:
-        """Store what a worker gives; whether more of the same job is to come."""
-        job = hand.job
+    def take(self, worker: WorkerHandle, found: Any) -> bool:
+        """Store what a worker returned; whether more of the same job is to come."""
+        job = worker.job
         assert job is not None
-        if isinstance(found, Answered):
-            self.keep(job, found)
-        elif isinstance(found, Clocked):
+        if isinstance(found, BatchResult):
+            self.store_batch(job, found)
+        elif isinstance(found, Timing):
             assert job.cell is not None
             self.store.set_timing(job.cell.work.run_id, found.machine, found.speed)
-            self.done_with(job.variant)
+            self.forget_files(job.variant)
         else:
             try:
-                if isinstance(found, Made):
-                    kept_at = kept_folder(self.places.folder, job.model, job.variant)
-                    hand.coming = coming(found, hand.actor.piece.remote, self.places.folder, job.variant, kept_at)
-                    call = next(hand.coming)
+                if isinstance(found, VariantFiles):
+                    kept_at = kept_folder(self.folder, job.model, job.variant)
+                    worker.download = download(found, worker.actor.piece.remote, self.folder, job.variant, kept_at)
+                    call = next(worker.download)
                 else:
-                    assert hand.coming is not None
-                    call = hand.coming.send(found)
+                    assert worker.download is not None
+                    call = worker.download.send(found)
             except StopIteration:
-                hand.coming = None
-                hand.actor.forget.remote()
+                worker.download = None
+                worker.actor.delete_made.remote()
                 self.unmade.discard(job.variant.key)
             else:
-                self.flights[call] = hand
+                self.calls[call] = worker
                 return True
         return False
 
-    def keep(self, job: Job, found: Answered) -> None:
-        """Store a batch."""
+    def store_batch(self, job: Job, found: BatchResult) -> None:
+        """Add the rows of a batch to the store."""
         assert job.cell is not None
-        add_cell(self.store, job.model, job.cell, self.places, found.versions)
-        self.store.add_samples(job.cell.work.run_id, found.done.samples)
+        run = job.cell.work.run_id
+        add_run(self.store, job.model, job.cell, self.folder, found.versions)
+        self.store.add_samples(run, found.done.samples)
         now = time.monotonic()
-        row = self.rows[job.cell.work.run_id]
-        self.board.add(row, found.done.samples, found.done.tokens, max(1e-9, now - self.added_at))
+        self.table.add(run, found.done.samples, found.done.tokens, max(1e-9, now - self.added_at))
         self.added_at = now
-        self.done_with(job.variant)
+        self.forget_files(job.variant)
 
-    def done_with(self, variant: Variant) -> None:
-        """Ray may forget the variant's files unless there is more to do with it."""
+    def forget_files(self, variant: Variant) -> None:
+        """Let Ray free the variant's files unless another job needs them."""
         if all(variant.key != other.variant.key for other in self.jobs):
             self.files.pop(variant.key, None)
 
-    def lose(self, hand: Hand, error: BaseException) -> None:
-        """A worker is gone, with its machine or alone: its job is another's now."""
-        self.hands.remove(hand)
-        if hand.coming is not None:
-            hand.coming.close()
-        job, reason = hand.job, first_line(error)
+    def lose(self, worker: WorkerHandle, error: BaseException) -> None:
+        """Give the job of a worker that ended, alone or with its node, back to the others.
+
+        Raises PrunusError where ATTEMPTS workers were lost at the same job, or while they started.
+        """
+        self.workers.remove(worker)
+        if worker.download is not None:
+            worker.download.close()
+        job, reason = worker.job, first_line(error)
         if "No module named" in str(error):
             raise PrunusError("a node of the cluster lacks prunus: pip install 'prunus[ray]' on every node") from error
         if job is None:
@@ -279,18 +270,26 @@ class Driver:
                 raise PrunusError(f"workers end as they start ({reason}); Ray's logs on the node say why") from error
             return
         job.attempts += 1
-        where = hand.hello.node if hand.hello else "?"
+        where = worker.info.node if worker.info else "?"
         if job.attempts >= ATTEMPTS:
             raise PrunusError(
-                f"{job.what} lost {ATTEMPTS} workers, the last on {where} ({reason}): is its memory enough?"
-                " What is done is kept, the same command goes on"
+                f"{ATTEMPTS} workers were lost while {job.description}, the last on {where} ({reason}): does the node"
+                " have enough memory? Finished work is kept; the same command goes on from there"
             ) from error
-        progress.say(f"a worker on {where} was lost while {job.what} ({reason}): another does it")
-        if not job.clocks:  # clock() finds it again
+        progress.say(f"a worker on {where} was lost while {job.description} ({reason}): another one takes over")
+        if not job.timing:  # measure_latency() finds a missing timing again
             self.jobs.insert(0, job)
 
 
-def lend(model: Model) -> Lent:
+def check_version(worker: WorkerInfo) -> None:
+    """PrunusError where a node has another version of Prunus, which may compute other rows."""
+    if worker.version != prunus.__version__:
+        raise PrunusError(
+            f"{worker.node} has prunus {worker.version}, this is {prunus.__version__}: install the same everywhere"
+        )
+
+
+def model_ref(model: Model) -> ModelRef:
     """What a worker needs to know of a model."""
     works = [cell.work for cell in model.cells if cell.variant.recipe is None]
-    return Lent(model.typed, model.checkpoint.checksum(), works)
+    return ModelRef(model.name, model.checkpoint.checksum(), works)

@@ -1,4 +1,4 @@
-"""Files of variants on their way through Ray: to the workers that answer, and home from the one that made them."""
+"""Files of variants sent through Ray: to the workers that answer, and back from the worker that made the variant."""
 
 import shutil
 from collections.abc import Callable, Generator, Mapping
@@ -10,18 +10,18 @@ import numpy as np
 from prunus.checkpoint.writer import sync_tree
 from prunus.disk import disk_errors, replace_folder
 from prunus.study.cells import Variant
-from prunus.study.ray.worker import Made, Piece
+from prunus.study.ray.worker import Piece, VariantFiles
 from prunus.study.variants import MAKING, VARIANTS, variant_files
 
-PIECE = 64 << 20  # bytes of a file that travel at once
+PIECE = 64 << 20  # bytes of a file that are sent at once
 
-# (`checkpoint` or `variants`, a file of it, where to begin, how many bytes) -> what Ray will have of it
-Ask = Callable[[str, str, int, int], Any]
-Coming = Generator[Any, Piece | None, None]
+# (`checkpoint` or `variants`, a file of it, first byte, number of bytes) -> Ray reference to that piece
+Request = Callable[[str, str, int, int], Any]
+Download = Generator[Any, Piece | None, None]
 
 
-def shipped(folder: Path, variant: Variant) -> dict[str, list[Any]]:
-    """A variant's files as references to their pieces in Ray's store. folder: of the study."""
+def upload(folder: Path, variant: Variant) -> dict[str, list[Any]]:
+    """References to the pieces of each of a variant's files, now in Ray's object store. folder: of the study."""
     import ray
 
     return {
@@ -32,38 +32,38 @@ def shipped(folder: Path, variant: Variant) -> dict[str, list[Any]]:
     }
 
 
-def coming(made: Made, ask: Ask, folder: Path, variant: Variant, kept_at: Path) -> Coming:
-    """Bring home what a worker made: yields what to wait for, and is sent the piece that came of it.
+def download(files: VariantFiles, request: Request, folder: Path, variant: Variant, kept_at: Path) -> Download:
+    """Write what a worker made to the study's folder; a generator, so that the driver can do other things meanwhile.
 
-    The checkpoint, if it is to be kept, gets its name when it is whole, and before the variant's files, of which the
-    one that says that the variant is complete comes last.
+    Yields the reference of the next piece, and is to be sent that piece. A checkpoint that is kept appears at kept_at
+    when it is complete, and before the variant's files; the file that says that the variant is complete comes last.
     """
-    needed = sum(made.checkpoint.values()) + sum(made.variant.values())
+    needed = sum(files.checkpoint.values()) + sum(files.variant.values())
     with disk_errors(folder, needed):
-        if made.checkpoint:
+        if files.checkpoint:
             copy = folder / MAKING / f"{variant.key}.copy"
             shutil.rmtree(copy, ignore_errors=True)
             try:
-                yield from copied(made.checkpoint, lambda *where: ask("checkpoint", *where), copy)
+                yield from write_files(files.checkpoint, lambda *where: request("checkpoint", *where), copy)
                 sync_tree(copy)
                 kept_at.parent.mkdir(parents=True, exist_ok=True)
                 replace_folder(copy, kept_at, overwrite=True)
             finally:
                 shutil.rmtree(copy, ignore_errors=True)
-        for name, size in made.variant.items():
+        for name, size in files.variant.items():
             part = f"{name}.part"
-            yield from copied(
-                {part: size}, lambda _, *where, name=name: ask("variants", name, *where), folder / VARIANTS
+            yield from write_files(
+                {part: size}, lambda _, *where, name=name: request("variants", name, *where), folder / VARIANTS
             )
             (folder / VARIANTS / part).rename(folder / VARIANTS / name)
 
 
-def copied(sizes: Mapping[str, int], ask: Callable[[str, int, int], Any], folder: Path) -> Coming:
-    """Files of these sizes, piece by piece."""
+def write_files(sizes: Mapping[str, int], request: Callable[[str, int, int], Any], folder: Path) -> Download:
+    """Write files of these sizes to folder, piece by piece."""
     for name, size in sizes.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("wb") as file:
             for start in range(0, size, PIECE):
-                piece = yield ask(name, start, PIECE)
+                piece = yield request(name, start, PIECE)
                 assert piece is not None
                 file.write(piece.data)

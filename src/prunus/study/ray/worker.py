@@ -1,6 +1,6 @@
-"""A worker of a study on a cluster: one process that holds a dense model, and in it the variant that answers.
+"""A worker of a study on a Ray cluster: one process that holds a dense model, and in it the variant that answers.
 
-It never sees the store nor the study's folder: what it is to do comes with each call, and what came of it goes back.
+It never opens the store or the study's folder: every call brings what it needs, and what it computes goes back.
 """
 
 import os
@@ -29,24 +29,28 @@ from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine
 from prunus.study.cells import Model, Variant
+from prunus.study.engine import Engine
 from prunus.study.file import Study
-from prunus.study.run import Engine
 from prunus.study.variants import MAKING, VARIANTS, kept_folder, make_variant, variant_files
 
-Piece = NDArray[np.uint8]
+Piece = NDArray[np.uint8]  # bytes of a file; Ray shares arrays between processes without copying them
+FileRefs = Mapping[str, Sequence[Any]]  # file name -> Ray references to its pieces, in order
 
 
 @dataclass(frozen=True)
-class Lent:
-    """A model as workers are told of it. works: of the dense model, one a plan; they hold problems and tokenizer."""
+class ModelRef:
+    """How a worker finds a model: its name and the checksum that its own copy must have.
 
-    typed: str
+    works: of the dense model, one for each plan; they hold problems and tokenizer.
+    """
+
+    name: str
     checksum: str
     works: list[ResolvedPlan]
 
 
-class Hello(NamedTuple):
-    """Where a worker is, which Prunus it has, and under which name speeds of its machine are stored."""
+class WorkerInfo(NamedTuple):
+    """The host and process of a worker, its version of Prunus, and the name under which its machine's timings go."""
 
     node: str
     process: int
@@ -54,130 +58,124 @@ class Hello(NamedTuple):
     machine: str
 
 
-class Made(NamedTuple):
-    """Bytes of each file of a variant, and of its checkpoint where that is to be kept; piece() gives them."""
+class VariantFiles(NamedTuple):
+    """Sizes in bytes, by name, of a variant's files, and of its checkpoint's if that is to be kept."""
 
     variant: dict[str, int]
     checkpoint: dict[str, int]
 
 
-class Answered(NamedTuple):
-    """What came of a batch, and what computed it."""
+class BatchResult(NamedTuple):
+    """The rows of a batch, and the versions of the libraries that computed them."""
 
     done: Done
     versions: dict[str, Any]
 
 
-class Clocked(NamedTuple):
-    """How fast a model is, and on which machine."""
+class Timing(NamedTuple):
+    """How fast one chain of a model decodes alone, and on which machine."""
 
     machine: str
     speed: dict[str, Any]
 
 
 class Worker:
-    """What Ray makes an actor of. folder: where the study was started; relative paths are meant from there."""
+    """The class that Ray runs as an actor. folder: where the study was started, to which relative paths refer.
+
+    model arguments are a Ray reference to a ModelRef and the model's name: the reference is fetched only if another
+    model is loaded.
+    """
 
     def __init__(self, folder: str, study: Study, device: str) -> None:
-        with suppress(OSError):  # not there: then such paths are not found, which says what is wrong
+        with suppress(OSError):  # the node lacks the folder: a relative path is then reported as not found
             os.chdir(folder)
         progress.set_quiet(True)
         self.device, self.engine, self.grader = device, Engine(study, device), Grader()
         self.scratch = tempfile.TemporaryDirectory(prefix="prunus-")
         self.model: Model | None = None
         self.works: list[ResolvedPlan] = []
-        self.held, self.holds = ExitStack(), ""
+        self.loaded, self.loaded_key = ExitStack(), ""
         self.backend: Backend | None = None
         self.made = self.folder / MAKING
 
     @property
     def folder(self) -> Path:
-        """In place of the study's folder."""
+        """A folder of this worker, which has the layout of a study's folder."""
         return Path(self.scratch.name)
 
-    def hello(self) -> Hello:
-        """So that the driver knows that this worker lives."""
-        return Hello(socket.gethostname(), os.getpid(), prunus.__version__, machine_of(pick(self.device)))
+    def info(self) -> WorkerInfo:
+        """Who this worker is: its first call, by which the driver knows that it has started."""
+        return WorkerInfo(socket.gethostname(), os.getpid(), prunus.__version__, machine_of(pick(self.device)))
 
-    def make(self, lent: Sequence[Any], variant: Variant, keep: bool) -> Made:
-        """Make a variant. keep: its checkpoint too, until forget()."""
-        model = self.take(lent)
-        make_variant(model, variant, self.folder, self.device, keep)
-        self.made = kept_folder(self.folder, model, variant)
-        return Made(
+    def make(self, model: Sequence[Any], variant: Variant, keep: bool) -> VariantFiles:
+        """Make a variant; returns the sizes of its files, which stay until delete_made(). keep: its checkpoint too."""
+        opened = self.open_model(model)
+        make_variant(opened, variant, self.folder, self.device, keep)
+        self.made = kept_folder(self.folder, opened, variant)
+        checkpoint = sorted(path for path in self.made.rglob("*") if path.is_file())
+        return VariantFiles(
             {path.name: path.stat().st_size for path in variant_files(self.folder, variant)},
-            {
-                str(path.relative_to(self.made)): path.stat().st_size
-                for path in sorted(self.made.rglob("*"))
-                if path.is_file()
-            },
+            {str(path.relative_to(self.made)): path.stat().st_size for path in checkpoint},
         )
 
     def piece(self, of: str, name: str, start: int, size: int) -> Piece:
-        """Bytes of a file that make() left. of: `checkpoint` or `variants`."""
+        """Bytes of a file that make() wrote. of: `checkpoint` or `variants`."""
         folder = self.made if of == "checkpoint" else self.folder / VARIANTS
         return np.fromfile(folder / name, np.uint8, size, offset=start)
 
-    def forget(self) -> None:
-        """Delete what make() left: the driver has it."""
+    def delete_made(self) -> None:
+        """Delete what make() wrote, once the driver has it."""
         shutil.rmtree(self.made, ignore_errors=True)
         shutil.rmtree(self.folder / VARIANTS, ignore_errors=True)
 
     def answer(
-        self,
-        lent: Sequence[Any],
-        variant: Variant,
-        files: Mapping[str, Sequence[Any]],
-        plan: int,
-        batch: list[tuple[int, int]],
-    ) -> Answered:
-        """Do a batch. lent, files: references, fetched only if this worker does not hold what they are of."""
-        _, backend = self.become(lent, variant, files)
+        self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int, batch: list[tuple[int, int]]
+    ) -> BatchResult:
+        """The rows of a batch. files: of the variant, fetched only if it is not loaded. plan: its number."""
+        _, backend = self.load_variant(model, variant, files)
         check_engine(self.works[plan], backend)
         done = answer_batch(self.works[plan], backend, self.grader, batch)
-        return Answered(done, describe_versions(backend))
+        return BatchResult(done, describe_versions(backend))
 
-    def clock(self, lent: Sequence[Any], variant: Variant, files: Mapping[str, Sequence[Any]], plan: int) -> Clocked:
-        """How fast the variant is here. Arguments as of answer."""
-        model, backend = self.become(lent, variant, files)
-        return Clocked(*speed_here(self.works[plan], backend, model.checkpoint))
+    def measure_speed(self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int) -> Timing:
+        """How fast one chain of the variant decodes alone on this machine. Arguments as of answer()."""
+        opened, backend = self.load_variant(model, variant, files)
+        return Timing(*speed_here(self.works[plan], backend, opened.checkpoint))
 
-    def become(
-        self, lent: Sequence[Any], variant: Variant, files: Mapping[str, Sequence[Any]]
-    ) -> tuple[Model, Backend]:
-        """Hold a variant: the dense model, and what runs with the variant's weights."""
-        model = self.take(lent)
-        if self.backend is None or self.holds != variant.key:
-            self.let_go()
+    def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> tuple[Model, Backend]:
+        """The opened model, and a backend that has the variant's weights."""
+        opened = self.open_model(model)
+        if self.backend is None or self.loaded_key != variant.key:
+            self.release()
             for name, pieces in files.items():
-                write(self.folder / VARIANTS / name, pieces)
-            self.backend = self.held.enter_context(self.engine.holding(model, variant, self.folder))
-            self.holds = variant.key
+                write_pieces(self.folder / VARIANTS / name, pieces)
+            self.backend = self.loaded.enter_context(self.engine.holding(opened, variant, self.folder))
+            self.loaded_key = variant.key
             for path in variant_files(self.folder, variant):
                 path.unlink(missing_ok=True)
-        return model, self.backend
+        return opened, self.backend
 
-    def take(self, lent: Sequence[Any]) -> Model:
-        """The model that lent, a reference and the name, stands for."""
-        reference, typed = lent
-        if self.model is None or self.model.typed != typed:
-            self.let_go()
-            told: Lent = fetch(reference)
-            checkpoint = Checkpoint(resolve(told.typed))
-            if checkpoint.checksum() != told.checksum:
-                raise PrunusError(f"'{typed}' has other weights here than where the study was started")
-            self.works = told.works
-            self.model = Model(typed, checkpoint, told.works[0].tokenizer, [], [])
+    def open_model(self, model: Sequence[Any]) -> Model:
+        """The model that a reference and a name stand for; PrunusError where this node's copy has other weights."""
+        reference, name = model
+        if self.model is None or self.model.name != name:
+            self.release()
+            wanted: ModelRef = fetch(reference)
+            checkpoint = Checkpoint(resolve(wanted.name))
+            if checkpoint.checksum() != wanted.checksum:
+                raise PrunusError(f"'{name}' has other weights here than where the study was started")
+            self.works = wanted.works
+            self.model = Model(name, checkpoint, wanted.works[0].tokenizer, [], [])
         return self.model
 
-    def let_go(self) -> None:
-        """Back to the dense model."""
-        self.held.close()
-        self.holds, self.backend = "", None
+    def release(self) -> None:
+        """Take the variant's weights out again, so that the dense model is left."""
+        self.loaded.close()
+        self.loaded_key, self.backend = "", None
 
 
-def write(path: Path, pieces: Sequence[Any]) -> None:
-    """A file of pieces that are fetched one by one."""
+def write_pieces(path: Path, pieces: Sequence[Any]) -> None:
+    """Write a file from references to its pieces, which are fetched one by one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for piece in pieces:
@@ -185,7 +183,7 @@ def write(path: Path, pieces: Sequence[Any]) -> None:
 
 
 def fetch(reference: Any) -> Any:
-    """What a reference stands for."""
+    """The object that a Ray reference stands for."""
     import ray
 
     return ray.get(reference)

@@ -1,0 +1,179 @@
+"""The backend that answers for a study: one dense model stays loaded, and variants are swapped in and out of it."""
+
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunus.checkpoint.architecture import Architecture, Carried, find_layers
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.errors import PrunusError
+from prunus.evaluation.backends import opened as opened_backend
+from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.backends.vllm import VLLMBackend
+from prunus.evaluation.requests import Backend
+from prunus.study.cells import Model, Variant
+from prunus.study.file import Study
+from prunus.study.variants import blocks_removed, files_of, read_info, read_tensors
+
+PROBE_TOKENS = 16
+
+
+class Engine:
+    """Holds one dense model at a time: `with Engine(study, device) as engine: ...`."""
+
+    def __init__(self, study: Study, device: str) -> None:
+        self.name, self.options, self.device = study.backend, study.engine, device
+        self.model: Model | None = None
+        self.backend: Backend | None = None
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def of(self, model: Model) -> Backend:
+        """A backend with this model's own weights; the model that was loaded before is freed first."""
+        if self.backend is None or self.model is not model:
+            self.backend = None
+            self.stack.close()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            folder, vocabulary = model.checkpoint.folder, len(model.tokenizer)
+            loading = opened_backend(self.name, folder, self.device, vocabulary, self.options)
+            self.model, self.backend = model, self.stack.enter_context(loading)
+        return self.backend
+
+    @contextmanager
+    def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
+        """A backend with the variant's weights, for the time of the context. folder: of the study."""
+        backend = self.of(model)
+        if isinstance(backend, HFBackend):
+            with swapped(backend.model, model.checkpoint, folder, variant):
+                yield backend
+        else:
+            if isinstance(backend, VLLMBackend):
+                backend.hold(*files_of(folder, variant), blocks_removed(model.checkpoint, folder, variant))
+            yield backend
+
+
+@contextmanager
+def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: Variant) -> Iterator[None]:
+    """Within the context, model is the variant; before and after it holds the weights of source, to the bit.
+
+    folder: of the study, where the variant was made.
+    """
+    info = None if variant.recipe is None else read_info(folder, variant)
+    if info is None:
+        assert variant.recipe is None, "a variant is made before it is swapped in"
+        yield
+        return
+    replaced: list[str] = []
+    try:
+        for name, tensor in as_in_model(source, read_tensors(folder, variant, source)):
+            replaced.append(name)
+            overwrite(model, name, tensor)
+        with blocks_kept(model, info.kept):
+            yield
+    finally:
+        for name in replaced:
+            overwrite(model, name, source.names.read([name], source.read)[name])
+
+
+def as_in_model(source: Checkpoint, stored: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Name in transformers' model and tensor, for tensors that are given by their names on disk.
+
+    A parameter that is made from several stored tensors comes last; those that are not given are read from source.
+    """
+    origins = {name: origin for origin in source.names.origins.values() for name in origin.stored}
+    parts: dict[str, Tensor] = {}
+    for name, tensor in stored:
+        origin = origins.get(name)
+        if origin is not None and origin.converter is None:
+            yield origin.targets[0], tensor
+        elif origin is not None:
+            parts[name] = tensor
+    targets = [target for name in parts for target in origins[name].targets]
+    made = source.names.read(targets, lambda name: parts[name] if name in parts else source.read(name))
+    yield from made.items()
+
+
+@torch.no_grad()
+def overwrite(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+    """Set a parameter to what loading would have made of tensor: rounded to the dtype that the model was loaded in."""
+    parameter = model.get_parameter(name)
+    loaded = getattr(model.config, "dtype", None) or parameter.dtype
+    parameter.copy_(tensor.to(loaded).to(parameter.dtype))
+
+
+@contextmanager
+def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
+    """Within the context, model has only these blocks, renumbered as in a checkpoint without the others.
+
+    Raises PrunusError where the shortened model does not compute what its blocks compute one after the other, each
+    called with the arguments that it has in the whole model.
+    """
+    config = model.config.get_text_config(decoder=True)
+    layers, kinds = list(find_layers(model)[1]), getattr(config, "layer_types", None)
+    if len(kept) == len(layers):
+        yield
+        return
+    ids_NT = (torch.arange(2 * PROBE_TOKENS, device=model.device) % config.vocab_size).view(2, PROBE_TOKENS)
+    expected = states_without(model, kept, ids_NT)
+    try:
+        set_blocks(model, [layers[index] for index in kept], kinds and [kinds[index] for index in kept])
+        try:
+            with torch.no_grad():
+                found = Architecture.around(model).whole_states(ids_NT)
+            same = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        except Exception:  # raised by the model's own code, which may rely on all of its blocks
+            same = False
+        if not same:
+            raise PrunusError(
+                f"{config.model_type} cannot be run in memory without some of its blocks: use `prunus drop` and"
+                " `prunus eval` instead of a study"
+            )
+        yield
+    finally:
+        set_blocks(model, layers, kinds)
+
+
+@torch.no_grad()
+def states_without(model: PreTrainedModel, kept: list[int], ids_NT: Tensor) -> Tensor:
+    """(N, T, X) input of the head where only the kept blocks run, each called as in the whole model."""
+    architecture = Architecture.around(model)
+    recording, carried = architecture.record(ids_NT), dict[Carried, Any]()
+    hidden = recording.first
+    try:
+        for index in kept:
+            hidden = architecture.call_block(index, architecture.layers[index], hidden, recording.calls[index], carried)
+    except KeyError as error:
+        raise PrunusError(
+            f"a block of {model.config.model_type} needs a tensor that an earlier block computes, so that the earlier"
+            " one cannot be removed"
+        ) from error
+    return architecture.states(ids_NT, hidden)
+
+
+def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | None) -> None:
+    """Give the model these blocks. kinds: the attention of each, where the configuration lists it."""
+    name, _ = find_layers(model)
+    path, _, inner = name.rpartition(".")
+    model.get_submodule(path).register_module(inner, nn.ModuleList(layers))
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    config = model.config.get_text_config(decoder=True)
+    config.num_hidden_layers = len(layers)
+    if kinds is not None:
+        with suppress(AttributeError):  # where transformers computes it from other settings
+            config.layer_types = kinds
