@@ -110,8 +110,8 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
     """Open a model and make every cell concrete; PrunusError where a recipe or a plan does not fit it."""
     checkpoint = Checkpoint(folder)
     if checkpoint.quantised is not None:
-        way = f"run `prunus dequantize {typed} OUT` and name OUT"
-        study.fail(study.models_line, f"'{typed}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
+        way = f"run `prunus dequantize {name} OUT` and name OUT"
+        study.fail(study.models_line, f"'{name}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
     tokenizer = load_tokenizer(folder)
     variants = variants_of(study, checkpoint)
     try:
