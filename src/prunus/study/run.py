@@ -41,8 +41,9 @@ def run_study(
 
     file: TOML (docs/study.md). out: folder for everything that the study writes, by default `study-NAME` in the current
     folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
-    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows are
-    the same. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any) and CPUs of each Ray worker.
+    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md): the rows
+    are the same. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any) and CPUs of each worker of
+    Ray.
 
     Returns plain data: name, out, store, report (the page), cells (their number), unreported (ids of runs in the store
     that the study does not ask for) and comparisons, one for each model and plan: model, plan, base (run id),
