@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from docstrings import to_rst
+from plain_docstrings import to_rst
 
 project = "Prunus"
 author = "the Prunus authors"

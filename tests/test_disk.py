@@ -10,7 +10,7 @@ import pytest
 import warm_processes
 
 from prunus import disk
-from prunus.disk import locked
+from prunus.disk import atomic_file, locked
 from prunus.errors import PrunusError
 
 HOLDER = """
@@ -96,3 +96,26 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     ):
         pass
     assert "\n" not in str(found.value)
+
+
+def test_two_writers_of_one_file_do_not_mix_and_leave_nothing_behind(tmp_path):
+    path = tmp_path / "file"
+    with atomic_file(path) as first:
+        first.write(b"first, ")
+        first.flush()
+        with atomic_file(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+        first.write(b"whole")
+    assert path.read_bytes() == b"first, whole"
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as broken:
+        broken.write(b"half")
+        raise KeyboardInterrupt
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"first, whole", [path])
+
+
+def test_an_unfinished_file_is_recognised_by_its_suffix(tmp_path):
+    """A resumed prune deletes what a killed one left by this suffix (checkpoint/writer.py)."""
+    with atomic_file(tmp_path / "model.safetensors"):
+        (unfinished,) = tmp_path.iterdir()
+        assert unfinished.suffix == ".writing"

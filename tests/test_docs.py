@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from docstrings import to_rst
+from plain_docstrings import to_rst
 
 import prunus
 from prunus.cli import cli

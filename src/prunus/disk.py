@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,13 +23,15 @@ class DiskFull(PrunusError):
 
 @contextmanager
 def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
-    """A binary file for writing that takes its name only when it is complete; after an error it is gone.
+    """Yield a binary file that takes the name path only when it is complete, and is removed after an error.
 
-    sync: only when it is on disk, too, which a power cut asks for; a killed process does not.
+    The bytes are written to `NAME.RANDOM.writing` in the same folder, under a name that no other writer uses: when two
+    write the same path at once, the last one to finish wins with a whole file. A killed process leaves its file behind.
+    sync: flush it to disk before it takes its name, so that it survives a power cut and not only a killed process.
     """
-    temporary = path.with_name(path.name + ".writing")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("xb") as stream:
             yield stream
             stream.flush()
             if sync:

@@ -117,6 +117,17 @@ _SIZES: dict[str, Any] = {
     "partial_rotary_factor": 0.5,
     "rotary_dim": 8,
 }
+_ALTERNATING = ["sliding_attention", "full_attention"]
+_INKLING2 = {
+    "unpadded_vocab_size": 128,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 16,
+    "sliding_window_size": 8,
+    "rel_extent": 16,
+    "num_hidden_layers": 6,
+    "n_layers_per_attn_res_block": 2,
+}
 _OWN: dict[str, dict[str, Any]] = {
     "phi": {"num_key_value_heads": 4},
     "phi3": {"partial_rotary_factor": 1.0, "original_max_position_embeddings": 128},
@@ -155,7 +166,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "cohere_compass_text": {
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "layer_types": _ALTERNATING * 2,
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
@@ -188,14 +199,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
     },
     "gemma3n_text": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "full_attention",
-        ],
+        "layer_types": _ALTERNATING * 3,
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
         "intermediate_size": [96, 96, 96, 96, 96, 96],
@@ -203,14 +207,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "laurel_rank": 8,
     },
     "gemma4_text": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "full_attention",
-        ],
+        "layer_types": _ALTERNATING * 3,
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
         "num_experts": None,
@@ -239,26 +236,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "indexed_attention", "linear_attention", "indexed_attention"],
         "split_ngram_parts": 2,
     },
-    "inkling2_text": {
-        "unpadded_vocab_size": 128,
-        "swa_num_attention_heads": 4,
-        "swa_num_key_value_heads": 2,
-        "swa_head_dim": 16,
-        "sliding_window_size": 8,
-        "rel_extent": 16,
-        "num_hidden_layers": 6,
-        "n_layers_per_attn_res_block": 2,
-    },
-    "inkling2_loop_text": {
-        "unpadded_vocab_size": 128,
-        "swa_num_attention_heads": 4,
-        "swa_num_key_value_heads": 2,
-        "swa_head_dim": 16,
-        "sliding_window_size": 8,
-        "rel_extent": 16,
-        "num_hidden_layers": 6,
-        "n_layers_per_attn_res_block": 2,
-    },
+    "inkling2_text": _INKLING2,
+    "inkling2_loop_text": _INKLING2,
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
     "cpmant": {"dim_head": 16, "dim_ff": 96, "prompt_length": 4},
     "roc_bert": {"enable_pronunciation": False, "enable_shape": False},
