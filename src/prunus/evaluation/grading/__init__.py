@@ -1,14 +1,15 @@
-"""Find the answer in a text; say whether it is right; say when two answers are the same. Rules only, no judge.
+"""Grade texts by rules: find the answer in a text and decide whether it means the same as the gold answer.
 
-The order of the rules is that of the evaluation reference, section 4.4:
-    find       the last balanced \\boxed{}; else the rest of the line after the last "answer is"; else (weak) what the
-               last line concludes with, for integer tasks the last whole number
+The rules, in the order in which they apply (docs/grading.md):
+    find       the last balanced \\boxed{}; else the rest of the line after the last "answer is"; else, as a weak
+               answer, the conclusion of the last line, or the last whole number if the task asks for integers
     integer    compared as whole numbers; \\frac{84}{2} is not one
-    math       equal after normalising, else read (reading.py) and matched part by part (matching.py); formulas are
+    math       equal after normalisation, else parsed (reading.py) and matched part by part (matching.py); formulas are
                compared in a worker process with a limit on time and memory
-    choice     one letter, or the text of exactly one choice; anything else is no answer, never "A"
+    choice     one letter, or the text of exactly one choice; anything else counts as no answer, never as "A"
     exact      equal up to blanks
-A correct answer is reported in the gold's own form, so that all correct draws vote for the same.
+A correct answer is reported in the form of the gold answer, so that all correct draws give majority voting the same
+answer.
 """
 
 import itertools
@@ -32,7 +33,7 @@ Status = Literal["ok", "weak", "malformed", "no_answer", "timeout", "error"]
 
 
 class Gradable(Protocol):
-    """What grading needs of a problem: a Problem or a stored row."""
+    """The fields of a problem that grading reads; a Problem has them, and so does a stored row."""
 
     @property
     def kind(self) -> str: ...
@@ -46,10 +47,12 @@ class Gradable(Protocol):
 
 @dataclass(frozen=True)
 class Grade:
-    """answer: canonical form for votes (digits, letter, LaTeX, text), None where none was found.
+    """The verdict on one text.
 
-    status: `ok`; `weak` (a bare last number); `malformed` (the last box never closes); `no_answer`; `timeout` or
-    `error` (math-verify took too long, or failed). All but ok and weak are wrong.
+    answer: canonical form that majority voting counts (digits, letter, LaTeX or text); None where none was found.
+    status: `ok`; `weak` (no box or "answer is", only a conclusion or a last number); `malformed` (the last box never
+    closes); `no_answer`; `timeout` or `error` (math-verify took too long, or failed). Only `ok` and `weak` can be
+    correct.
     """
 
     answer: str | None
@@ -59,7 +62,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class _Reading:
-    """An answer as found: written (as the text has it) and canonical."""
+    """An answer found in a text. written: as the text has it. canonical: its normal form, None where it has none."""
 
     written: str
     canonical: str | None
@@ -67,10 +70,10 @@ class _Reading:
 
 
 class Grader:
-    """`with Grader() as grader: grader.grade([(problem, text), ...])`.
+    """A grader with its worker processes: `with Grader() as grader: grader.grade([(problem, text), ...])`.
 
-    workers: processes for math-verify, started only when a comparison of strings does not settle a case. timeout_s:
-    wall-clock limit per comparison. memory_mb: memory limit per worker. Verdicts are remembered while it is open.
+    workers: processes for math-verify, started only when comparing strings does not settle a case. timeout_s:
+    wall-clock limit per comparison. memory_mb: memory limit per worker. Verdicts are cached while the grader is open.
     """
 
     def __init__(self, workers: int = 2, timeout_s: float = 10.0, memory_mb: int = 1024) -> None:
@@ -87,7 +90,7 @@ class Grader:
         self.pool.close()
 
     def grade(self, items: Sequence[tuple[Gradable, str | None]]) -> list[Grade]:
-        """One grade per (problem, answer text), in order. A text of None (never reached an answer) is no answer."""
+        """Return one Grade per (problem, answer text), in order. The text None (the model gave none) is `no_answer`."""
         found = [_read(problem, text) for problem, text in items]
         questions = [
             _Question(problem.gold, reading.written, problem.asks) if _needs_reading(problem, reading) else None
@@ -100,11 +103,11 @@ class Grader:
         ]
 
     def _settle(self, questions: Sequence["_Question"]) -> dict["_Question", Verdict]:
-        """Read all, ask the workers for what rules alone do not decide, then decide."""
+        """Return the verdict on every question, with math-verify for the formulas that the rules cannot compare."""
         distinct = left = list(dict.fromkeys(questions))
         known: dict[Request, Verdict] = {}
         for turn in itertools.count():
-            # One part of every question at a time, so that an answer full of monsters costs one time limit.
+            # One request of every question at a time: a question whose request timed out sends no others.
             left = [question for question in left if len(question.requests) > turn]
             if not left:
                 return {question: question.verdict(known) for question in distinct}
@@ -113,7 +116,7 @@ class Grader:
         raise AssertionError
 
     def _compare(self, requests: Iterable[Request]) -> dict[Request, Verdict]:
-        """Verdicts of math-verify; every distinct request is put once."""
+        """Return the verdicts of math-verify; every distinct request is sent once."""
         wanted = list(dict.fromkeys(requests))
         with self._lock:
             new = [request for request in wanted if request not in self._known]
@@ -123,7 +126,7 @@ class Grader:
 
 
 class _Question:
-    """Whether an answer means the gold; equal ones are equal questions. requests: what only a worker can tell."""
+    """The question whether an answer means the same as the gold. requests: the comparisons that need math-verify."""
 
     def __init__(self, gold: str, answer: str, asks: Sequence[str] | None, both: bool = False) -> None:
         self.key = (gold, answer, None if asks is None else tuple(asks), both)
@@ -142,7 +145,7 @@ class _Question:
         return isinstance(other, _Question) and self.key == other.key
 
     def verdict(self, known: dict[Request, Verdict]) -> Verdict:
-        """From the workers' verdicts on its requests."""
+        """Return the verdict that follows from the workers' verdicts on the requests."""
         if self.letter or self._decide(lambda gold, answer: known.get((gold, answer, self.both)) == "same"):
             return "same"
         failed = {known.get(request) for request in self.requests}
@@ -153,7 +156,7 @@ class _Question:
         return True
 
     def _decide(self, ask: Callable[[str, str], bool]) -> bool:
-        """Every reading is looked at, so that the first call collects what the second needs."""
+        """Return whether answer and gold match. No reading is skipped, so that a first call collects all requests."""
         found = [matching.same(self.golds[0], answer, ask, self.asks) for answer in self.answers]
         if not self.both:
             return any(found)
@@ -161,7 +164,7 @@ class _Question:
 
 
 def _read(problem: Gradable, text: str | None) -> _Reading:
-    """Find and normalise the answer; gold is not looked at."""
+    """Return the answer found in a text, normalised; the value of the gold answer plays no part."""
     found = find_answer(text or "")
     if found.how == "malformed":
         return _Reading("", None, "malformed")
@@ -176,7 +179,7 @@ def _read(problem: Gradable, text: str | None) -> _Reading:
 
 
 def _read_phrase(problem: Gradable, phrase: str, text: str) -> _Reading:
-    """After "answer is": the phrase, or its first clause; a whole number must be there as such."""
+    """Return the answer in the phrase after "answer is". For integer tasks it must be written as a whole number."""
     clause = first_clause(phrase)
     if problem.kind == "integer":
         written = next((part for part in (phrase, clause, clause.split(",")[0]) if normalise.integer(part)), None)
@@ -194,7 +197,7 @@ def _read_weakly(problem: Gradable, text: str) -> _Reading:
 
 
 def _canonical(problem: Gradable, written: str) -> str | None:
-    """The form in which equal answers are equal strings; None where a choice is none, or nothing is left."""
+    """Return the canonical form of an answer; None where it names no choice, or is empty after normalisation."""
     if problem.kind == "integer":
         number = normalise.integer(written)
         if number and "%" in written and problem.asks is not None and "percent" not in problem.asks:
@@ -210,7 +213,7 @@ def _canonical(problem: Gradable, written: str) -> str | None:
 
 
 def _plainly_different(first: str, second: str) -> bool:
-    """Whether two canonical answers need no algebra to be told apart."""
+    """Return whether two canonical answers are different whole numbers, which needs no algebra."""
     return normalise.is_integer(first) and normalise.is_integer(second) and first != second
 
 

@@ -1,8 +1,8 @@
 r"""The exact value of an answer that is arithmetic of written numbers: 0.35, \frac{7}{20}, 137 1/2, 6.72\times10^{-5}.
 
-Fractions throughout, so 1/2^{98} and 1/2^{99} differ, and a decimal equals a fraction only where it ends. Letters,
-roots and functions are for the algebra in the workers. Work is bounded: no power beyond MAX_BITS, no nesting beyond
-MAX_DEPTH.
+All arithmetic is on exact fractions, so 1/2^{98} and 1/2^{99} differ, and a decimal equals a fraction only if it
+terminates. Letters, roots and functions are left to math-verify in the workers. Work is bounded: numbers have at most
+MAX_BITS bits, and nesting is at most MAX_DEPTH deep.
 """
 
 import re
@@ -24,11 +24,11 @@ _OVER = frozenset((r"\div", "/"))
 
 
 class _NotArithmetic(Exception):
-    """The text is something else, or its value is too large to be written out."""
+    """The text is not plain arithmetic, or its value is too large to compute."""
 
 
 def exact_value(text: str) -> Fraction | None:
-    """The value of a text in normal form (normalise.latex), or None where it is not plain arithmetic."""
+    """Return the value of a text in normal form (normalise.latex); None where it is not plain arithmetic."""
     if mixed := _MIXED.fullmatch(text):
         if not int(mixed["under"]):
             return None
@@ -55,7 +55,7 @@ def exact_value(text: str) -> Fraction | None:
 
 
 class _Reader:
-    """Recursive descent; every method reads from `at` on and returns a value."""
+    """A recursive-descent parser of tokens; every method parses from position `at` on and returns a value."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.at = tokens, 0
@@ -77,7 +77,7 @@ class _Reader:
         return value
 
     def sign(self) -> int:
-        """All signs that stand here, as one; 1 where there is none."""
+        """Return the product of the signs at this position: 1 or -1; 1 where there is none."""
         sign = 1
         while self.next() in ("+", "-"):
             sign = -sign if self.next() == "-" else sign
@@ -119,7 +119,7 @@ class _Reader:
         if self.next() == "{":
             return self.atom(depth)
         token = self.next()
-        if not re.fullmatch("[0-9]", token):  # TeX raises one digit alone: 2^10 is not what it looks like
+        if not re.fullmatch("[0-9]", token):  # TeX raises only one digit: it shows 2^10 as 2¹0
             raise _NotArithmetic
         self.at += 1
         return Fraction(token)

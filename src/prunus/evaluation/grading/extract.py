@@ -1,17 +1,16 @@
-"""Find the answer in a text: the last box, else what follows "answer is", else (weakly) what it concludes with.
+"""Find the answer in a text: in the last box, else after "answer is", else (weakly) in its conclusion.
 
-Every search is one pass over at most MAX_TEXT characters from the end of the text, where answers stand; a model that
-rambles for a megabyte costs milliseconds.
+Every search is one pass over the last MAX_TEXT characters, so that a text of a megabyte takes only milliseconds.
 """
 
 import re
 from typing import Literal, NamedTuple
 
 MAX_TEXT = 200_000
-# A longer box is no answer; nothing that reads answers (normalising, math-verify) ever sees more than this.
+# A longer box counts as malformed, so that normalisation and math-verify never see a longer answer.
 MAX_ANSWER = 1000
 
-# A box with braces, or one that only opens a number or formula: \boxed 12. "Put it into \boxed and stop" is no box.
+# A box with braces, or one without them before a number or command: \boxed 12. "Put it into \boxed and stop" has none.
 _BOX = re.compile(
     r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*(?:(?P<brace>\{)"
     r"|(?=[0-9(\[]|[-+.]\s?[0-9\\.]|\\(?!boxed|fbox|framebox)[A-Za-z{$]|[A-Za-z]\s?(?:[-+=^_$]|\\in(?![A-Za-z]))))"
@@ -25,13 +24,13 @@ _PHRASE = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(r",?\s\(?(?:because|since|which|as)\s|[.;](?=\s)|,\s(?:as|so|not)\s", re.IGNORECASE)
-# What a text without box and "answer" concludes with: "Therefore the result equals 12."
+# The conclusion of a text without a box and without "answer": "Therefore the result equals 12."
 _CONCLUSION = re.compile(
     r"(?:\b(?:therefore|thus|hence|so|consequently|in conclusion)\b[^\n=]{0,80}?|^[*_ ]{0,4}the )"
     r"\b(?:result|value|total|sum|solution|number)\b[^\n=.]{0,40}?(?:\b(?:is|equals)\b|=)",
     re.IGNORECASE,
 )
-# "The number of ways is 12" says no more than 12.
+# The words before the value: "The number of ways is 12" is read as 12.
 _SENTENCE = re.compile(
     r"(?:the|this|there|it|we)\s.{0,200}\s(?:is|are|equals|get|obtain|=)\s+(?P<rest>\S.*)", re.IGNORECASE
 )
@@ -41,14 +40,14 @@ _MATHS = re.compile(r"(?<!\\)\$\$?((?:\\\$|[^$])+?)(?<!\\)\$\$?|\\\((.+?)\\\)|\\
 
 
 class Found(NamedTuple):
-    """How an answer was found: its text in a `box` or `phrase`, or why there is none."""
+    """An answer and how it was found (in a box, a phrase or a conclusion), or why there is none."""
 
     how: Literal["box", "phrase", "conclusion", "malformed", "nothing"]
     text: str = ""
 
 
 def find_answer(text: str) -> Found:
-    """The last box of the text, else what follows the last "answer is" or "answer:", else what its last line concludes.
+    """Return the last box, else what follows the last "answer is" or "answer:", else the last line's conclusion.
 
     A last box that never closes, or holds over MAX_ANSWER characters, is malformed; earlier boxes are not considered.
     An empty box is a box without an answer.
@@ -72,7 +71,7 @@ def find_answer(text: str) -> Found:
 
 
 def balanced_content(text: str, start: int) -> str | None:
-    r"""From start, just behind an opening brace, to its closing one; None if it never comes. `\{`, `\}` are text."""
+    r"""Return the text from start, just after an opening brace, to its closing brace; None if it is never closed."""
     depth = 1
     for token in _BRACE.finditer(text, start):
         if token[0] == "{":
@@ -85,7 +84,7 @@ def balanced_content(text: str, start: int) -> str | None:
 
 
 def _after(phrase: re.Match[str] | None, text: str) -> str:
-    """Behind a phrase: the rest of its line, or the next lines where that is blank, without decoration."""
+    """Return what follows a phrase, undecorated: the rest of its line, or the next line that is not blank."""
     if phrase is None:
         return ""
     for line in text[phrase.end() :][: 4 * MAX_ANSWER].split("\n")[:5]:
@@ -103,7 +102,7 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def first_clause(phrase: str) -> str:
-    """What a phrase says before it gives a reason: its formula if it has exactly one, else up to the clause's end."""
+    """Return the answer in a phrase without the reason after it: its only formula, else its first clause."""
     formulas = _MATHS.findall(phrase)
     if len(formulas) == 1:
         return "".join(formulas[0]).strip()
@@ -113,7 +112,7 @@ def first_clause(phrase: str) -> str:
 
 
 def last_integer(text: str) -> str | None:
-    """The last whole number of the text as plain digits with sign; 18.00 and 1,234 count, 2.5 does not."""
+    """Return the last whole number of the text as digits with a sign; 18.00 and 1,234 count, 2.5 does not."""
     text = text[-MAX_TEXT:]
     for number in reversed(list(_NUMBER.finditer(text))):
         whole, _, decimals = number[0].rstrip(",").partition(".")

@@ -1,9 +1,9 @@
-r"""Whether two answers that have been read mean the same: structure by rule, formulas by asking.
+r"""Decide whether two parsed answers mean the same: their structure by rules, their formulas by math-verify.
 
-Sets and lists are equal in any order, tuples in one; a set is no tuple; brackets of intervals count. A decimal equals a
-fraction only where it ends, or where it calls itself rounded and is so to at least MIN_DIGITS digits. 35 % is 0.35, and
-35 only where the question asks for percent. The base of a number is part of it; it may only be left out where the
-question names it.
+Sets and lists match in any order, tuples only in the same order; a set is not a tuple; the brackets of intervals count.
+A decimal equals a fraction only if it terminates, or if it is marked as rounded and correctly rounded to at least
+MIN_DIGITS digits. 35 % equals 0.35, and equals 35 only if the question asks for percent. The base of a number is part
+of it, and may be omitted only if the question names it.
 """
 
 import re
@@ -23,7 +23,7 @@ _INFORMAL = re.compile(r"[^a-z]")
 
 
 def wishes(question: str) -> tuple[str, ...]:
-    """What a question says of the form of its answer: "percent", "base 8". "15 percent of" is no wish."""
+    """Return the forms of answer that a question asks for ("percent", "base 8"). "15 percent of" asks for none."""
     found = ["percent" for at in _PERCENT.finditer(question) if not _PERCENT_OF.search(question[: at.start()][-8:])]
     for name in _BASE.findall(question):
         base = int(name) if name.isdigit() else BASES.get(name.lower())
@@ -32,9 +32,10 @@ def wishes(question: str) -> tuple[str, ...]:
 
 
 def same(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
-    """ask: whether two formulas are equal. asks: the question's wishes, None where the question is not known.
+    """Return whether answer means the same as gold.
 
-    Every formula that matters is asked for whatever the others say, so that a caller may collect them first.
+    ask: called with two formulas, returns whether they are equal. asks: what `wishes` found in the question, None where
+    the question is not known. No comparison is skipped because another failed, so that a caller can collect them all.
     """
     if answer.rounded or gold.rounded:
         return _rounded(gold, answer, ask, asks)
@@ -82,9 +83,9 @@ def _in_order(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Sequ
 
 
 def _matched(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Sequence[str] | None) -> bool:
-    """Whether the elements pair off. Equality is transitive, so taking the first that fits is enough.
+    """Return whether the elements match in some order. Equality is transitive, so the first match can be taken.
 
-    Numbers are sorted instead; more formulas than MAX_UNORDERED are only compared in the order they have.
+    Plain numbers are sorted instead. More than MAX_UNORDERED formulas are compared in their written order only.
     """
     ours, theirs = _plain_values(gold), _plain_values(answer)
     if len(ours) == len(gold) and len(theirs) == len(answer):
@@ -102,7 +103,7 @@ def _matched(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Seque
 
 
 def _plain_values(parts: Sequence[Node]) -> list[Fraction]:
-    """The values of those parts that are nothing but numbers."""
+    """Return the values of those parts that are plain numbers."""
     plain = (part for part in parts if not (part.percent or part.rounded or part.units))
     return [part.value for part in plain if part.value is not None]
 
@@ -135,7 +136,7 @@ def _based(gold: Node, answer: Node, asks: Sequence[str] | None) -> bool:
 
 
 def _one_percent(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
-    """One of the two is in percent."""
+    """Return whether the values are equal where exactly one of them is in percent."""
     share, bare = (gold, answer) if gold.percent else (answer, gold)
     if share.kind not in ("number", "formula") or bare.kind not in ("number", "formula"):
         return False
@@ -149,7 +150,10 @@ def _one_percent(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None)
 
 
 def _rounded(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
-    """ "About 0.333" is a third; about 0.3 is not, nor is about 0.334. Two rounded answers must be the same number."""
+    """Return whether a rounded answer matches: "about 0.333" is 1/3, "about 0.3" and "about 0.334" are not.
+
+    Two rounded answers must be the same number.
+    """
     if gold.rounded and answer.rounded:
         return gold.value is not None and gold.value == answer.value
     rounded, exact = (gold, answer) if gold.rounded else (answer, gold)

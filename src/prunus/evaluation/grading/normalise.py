@@ -1,4 +1,4 @@
-"""One written form per answer: digits, a letter, LaTeX without decoration, or text with single blanks."""
+"""Normal forms of answers: digits, a letter, LaTeX without decoration, or text with single blanks."""
 
 import re
 from collections.abc import Sequence
@@ -73,10 +73,10 @@ _ANOTHER = re.compile(r"[\s.:)\]]*(?:[,;/&]|\band\b|\bor\b)[\s(\[]*(?:option\s+)
 
 
 def integer(text: str) -> str | None:
-    r"""Plain digits with sign of a whole number, or None.
+    r"""Return a whole number as plain digits with a sign, or None where the text is not one.
 
-    Signs of money, marks between thousands, degrees, leading zeros, a trailing `.0`, fonts, `x =`, the letter of a
-    choice before it and units go; 3 million is 3000000; \frac{84}{2} and 42\pi are not read as whole numbers.
+    Currency signs, thousands separators, degrees, leading zeros, a trailing `.0`, fonts, `x =`, the letter of a choice
+    before it and units are dropped; 3 million is 3000000; \frac{84}{2} and 42\pi are not read as whole numbers.
     """
     text = _ungroup(_DEGREE.sub(" ", text.translate(_SIGNS)))
     text = _WRAPPER.sub(" ", text).replace("\\%", "%").replace("{,}", ",")
@@ -101,7 +101,7 @@ def _is_unit(text: str) -> bool:
 
 
 def math(text: str) -> str:
-    r"""LaTeX without what does not change its meaning, and without `x=` in front of the value of a letter."""
+    r"""Return LaTeX in normal form (see latex), also without `x=` in front of the value of a letter."""
     joined = latex(text)
     if name_of(joined):
         joined = joined[2:]
@@ -111,16 +111,16 @@ def math(text: str) -> str:
 
 
 def name_of(joined: str) -> str:
-    """The letter whose value a text in normal form gives, as x in x=5; empty where there is none."""
+    """Return the letter whose value a text in normal form gives, as x in x=5; empty where there is none."""
     return joined[0] if _LETTER_EQUALS.match(joined) and joined.count("=") == 1 and len(joined) > 2 else ""
 
 
 def latex(text: str, grouped: bool = True) -> str:
-    r"""LaTeX without what does not change its meaning: still LaTeX, so that math-verify can read it.
+    r"""Return LaTeX in normal form, without all that does not change its meaning; math-verify can still read it.
 
     Drops blanks (but not between two digits), \left \right \big and thin spaces, dollar signs, degrees, font commands
-    around their content and trailing stops; \dfrac becomes \frac, \frac12 becomes \frac{1}{2}. Grouped: 2,220 and
-    2 220 become 2220; the commas that are left separate.
+    around their content and trailing stops; \dfrac becomes \frac, \frac12 becomes \frac{1}{2}. Thousands
+    separators go: 2,220 and 2 220 become 2220; the commas that remain separate elements.
     """
     text = _TEXT_COMMA.sub("{,}", _ROOT.sub(r"\\sqrt{\1}", text))
     text = _DEGREE.sub("", _ROW_SPACE.sub(r"\\\\", text.translate(_SIGNS)))
@@ -132,7 +132,7 @@ def latex(text: str, grouped: bool = True) -> str:
 
 
 def _ungroup(text: str) -> str:
-    """Numbers without the marks between their thousands. Inside of brackets a bare comma separates: (1,200)."""
+    """Return the text without thousands separators. Inside brackets a bare comma separates elements: (1,200)."""
     parts: list[str] = []
     depth = done = 0
     for group in _GROUPS.finditer(text):
@@ -150,9 +150,9 @@ def is_integer(text: str) -> bool:
 
 
 def _undecorated(tokens: list[str]) -> list[str]:
-    """Without dropped tokens and font commands (with their braces); blanks survive only between digits."""
+    """Return the text without dropped tokens and font commands; blanks survive only between digits."""
     kept: list[str] = []
-    closing: list[bool] = []  # for every open brace: is it shown
+    closing: list[bool] = []  # for every open brace: whether it is kept
     font = blank = False
     for token in tokens:
         if token.isspace():
@@ -176,7 +176,7 @@ def _undecorated(tokens: list[str]) -> list[str]:
 
 
 def _braced(tokens: list[str]) -> list[str]:
-    r"""With braces around every one-token argument of \frac and \sqrt."""
+    r"""Return the tokens with braces around every one-token argument of \frac and \sqrt."""
     out: list[str] = []
     waiting = [0]  # for every open brace: how many arguments the command inside still takes
     for token in tokens:
@@ -203,7 +203,7 @@ def _braced(tokens: list[str]) -> list[str]:
 
 
 def _join(tokens: list[str]) -> str:
-    """Tokens as text; a command and a letter behind it stay apart."""
+    """Return tokens as text, with a blank between a command and a letter after it."""
     parts: list[str] = []
     for token in tokens:
         if parts and parts[-1][0] == "\\" and parts[-1][-1].isalpha() and token[0].isalpha():
@@ -213,7 +213,7 @@ def _join(tokens: list[str]) -> str:
 
 
 def choice(text: str, choices: Sequence[str]) -> str | None:
-    """The letter that a text names, by itself or by the text of exactly one choice; None where it names none or two.
+    """Return the letter of the choice that a text names by its letter or its text; None where it names none or two.
 
     Read as C: `C`, `c`, `(C)`, `C)`, `C.`, `option C`, `C) its text`, `C because`, and fonts around them. A capital A
     followed by a word is an article, not a choice.
@@ -234,7 +234,7 @@ def choice(text: str, choices: Sequence[str]) -> str | None:
 
 
 def _by_text(text: str, choices: Sequence[str]) -> str | None:
-    """The letter of the one choice whose text this is, or else of the one whose text occurs in it as whole words."""
+    """Return the letter of the only choice that is the text, else of the only one that occurs in it in whole words."""
     said, options = exact(text).rstrip("."), [exact(option).rstrip(".") for option in choices]
     equal = [index for index, option in enumerate(options) if option and option == said]
     if not equal:
@@ -246,5 +246,5 @@ def _by_text(text: str, choices: Sequence[str]) -> str | None:
 
 
 def exact(text: str) -> str:
-    """The text with single blanks."""
+    """Return the text with its runs of blanks made single."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Worker processes with a limit on time and memory, ended and replaced when they hang, crash or grow old."""
+"""Worker processes with limits on time and memory, replaced when they hang, crash or have served long enough."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from typing import Literal
 from prunus.errors import PrunusError
 
 Verdict = Literal["same", "different", "error", "timeout"]
-Request = tuple[str, str, bool]  # gold, answer, whether it must hold both ways
+Request = tuple[str, str, bool]  # gold, answer, whether they must be equal in both directions
 WORKER = Path(__file__).with_name("worker.py")
 START_SECONDS = 120.0
 # The kernel ends a hung worker this long after its limit, should the parent no longer be there to do it.
@@ -24,7 +24,7 @@ ORPHAN_SECONDS = 5.0
 
 
 class WorkerProcess:
-    """One running worker: lines of JSON in, lines of JSON out."""
+    """One running worker, which reads requests and writes replies as lines of JSON."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(
@@ -32,7 +32,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the parent
+            start_new_session=True,  # Ctrl-C reaches only the parent
         )
         self.buffer = b""
         self.served = 0
@@ -45,7 +45,7 @@ class WorkerProcess:
             )
 
     def send(self, request: Request) -> None:
-        """Put a request. It is smaller than a pipe's buffer, so this never waits; receive() tells if it is gone."""
+        """Send a request. It fits into the pipe's buffer, so this never blocks; receive() notices a dead worker."""
         assert self.process.stdin is not None
         self.served += 1
         with suppress(OSError):
@@ -53,7 +53,7 @@ class WorkerProcess:
             self.process.stdin.flush()
 
     def receive(self, seconds: float) -> dict | None:
-        """The next reply; {} where the worker ended instead, None where the time is over."""
+        """Return the next reply; {} where the worker ended instead, None where the time limit passed."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
@@ -68,7 +68,7 @@ class WorkerProcess:
         return json.loads(line)
 
     def end(self) -> None:
-        """Kill and collect it."""
+        """Kill the process and wait for its end."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -78,10 +78,10 @@ class WorkerProcess:
 
 
 class Pool:
-    """Up to `workers` processes, started when first needed; usable from any thread, by one caller at a time.
+    """A pool of up to `workers` processes, started on demand; any thread may use it, one at a time.
 
     timeout_s: wall-clock seconds per comparison. memory_mb: address space of a worker. recycle_after: comparisons after
-    which a worker is replaced, as symbolic algebra leaks. command: what to run instead of the real worker, for tests.
+    which a worker is replaced, as symbolic algebra leaks. command: replaces the worker's command line, for tests.
     """
 
     def __init__(
@@ -93,14 +93,14 @@ class Pool:
         command: Sequence[str] | None = None,
     ) -> None:
         limits = [str(timeout_s + ORPHAN_SECONDS), str(memory_mb)]
-        # -P: the worker's folder stays off its import path; -W: the parent may turn warnings into errors.
+        # -P keeps the worker's folder off its import path. -W: the parent may have turned warnings into errors.
         self.command = command or [sys.executable, "-P", "-W", "ignore", str(WORKER), *limits]
         self.timeout_s, self.recycle_after = timeout_s, recycle_after
         self.workers: list[WorkerProcess | None] = [None] * max(1, workers)
         self.started = 0
 
     def compare(self, requests: Sequence[Request]) -> list[Verdict]:
-        """A verdict for each request, in order."""
+        """Return a verdict for each request, in order."""
         verdicts: list[Verdict] = ["error"] * len(requests)
         left = deque(enumerate(requests))
 
@@ -137,7 +137,7 @@ class Pool:
 
     def _ready(self, slot: int) -> WorkerProcess:
         worker = self.workers[slot]
-        if worker is not None and worker.process.poll() is not None:  # ended while idle: no request's fault
+        if worker is not None and worker.process.poll() is not None:  # it ended while idle, so no request is to blame
             self._drop(slot)
             worker = None
         if worker is None:

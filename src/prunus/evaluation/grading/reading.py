@@ -1,7 +1,7 @@
-r"""What an answer is: a number, a formula, a list, a set, a tuple, an interval, a matrix, words. Read without algebra.
+r"""Parse an answer as a number, formula, list, set, tuple, interval, matrix or words, without algebra.
 
-Every reader takes text as written; formulas that remain are in normal form (normalise.latex), which a worker compares.
-Nothing is evaluated but arithmetic (arithmetic.py). Nesting deeper than MAX_DEPTH stays a formula.
+Formulas inside are in normal form (normalise.latex) and are compared by a worker. Only plain arithmetic is evaluated
+(arithmetic.py). Nesting deeper than MAX_DEPTH stays one formula.
 """
 
 import re
@@ -21,12 +21,12 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Node:
-    r"""A part of an answer.
+    r"""A part of a parsed answer.
 
-    text: normal form of a formula or equation; digits of a based number; words in lower case without blanks; the letter
-    of a choice; brackets of an interval ("[)"); rows x columns of a matrix. value: exact, of a number. parts: elements
-    in order; of an equation its right side. name: the letter left of =, or the base. percent, rounded (`\approx`) and
-    units say what stood around it.
+    text: normal form of a formula or equation; digits of a number in another base; words in lower case without blanks;
+    the letter of a choice; brackets of an interval ("[)"); rows x columns of a matrix. value: exact value of a number.
+    parts: the elements in order; of an equation its right side. name: the letter left of =, or the base. percent,
+    rounded (`\approx`) and units: how the value was marked.
     """
 
     kind: Kind
@@ -66,7 +66,7 @@ _OPERATOR = re.compile(r"[-+*/^_=<>)\]},&!]|\\(?:cdot|times|cup|cap|le|ge|in|pm|
 _RELATION = re.compile(r"\\(?:le|ge)(?![A-Za-z])|[<>]")
 _MEMBER = re.compile(r"[A-Za-z]\\in(?![A-Za-z])")
 _VARIABLE = re.compile(r"[A-Za-z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega)|[a-z]\([a-z]\)")
-# What an answer may be called: x, x_1, f(x), AB, \angle ABC. A sum on the left makes an equation of its own.
+# Names that an answer may have left of =: x, x_1, f(x), AB, \angle ABC. With a sum there it is an equation.
 _NAME = re.compile(rf"(?:{_VARIABLE.pattern})(?:_\{{?[0-9a-z]+\}}?)?|[A-Za-z]\([^()=]*\)|\\angle ?[A-Z]+|[A-Z]{{2,3}}")
 _BUILDER = re.compile(r"\\\{[A-Za-z](?:\\in\\mathbb\{?R\}?)?(?:\\mid|\\vert|:|\|) ?(?P<condition>[^|]+)\\\}")
 _SEPARATORS: tuple[tuple[str, Literal["union", "list"]], ...] = ((r"\lor", "union"), (",", "list"), (r"\cup", "union"))
@@ -78,7 +78,7 @@ _PIECE = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 
 
 def readings(text: str) -> list[Node]:
-    """The ways in which an answer can be read, the likeliest first: as it is, and without the letter of a choice."""
+    """Return the ways to parse an answer, the likeliest first: as written, and without the letter of a choice."""
     found = [read(text)]
     styled = text.strip().strip("$*").strip()
     if (label := _LABEL.match(styled)) and (label["styled"] or not _OPERATOR.match(styled, label.end())):
@@ -89,7 +89,7 @@ def readings(text: str) -> list[Node]:
 
 
 def read(text: str, depth: int = 0, grouped: bool = True) -> Node:
-    """One answer as it is written."""
+    """Return one answer parsed as it is written."""
     text = text.strip()
     before, *rounded = _APPROX.split(text, maxsplit=1)
     if rounded and not before.strip(" $="):
@@ -120,7 +120,7 @@ def _read_words(text: str) -> Node | None:
 
 
 def _read_latex(latex: str, depth: int = 0) -> Node:
-    """From normal form; commas separate, `\\lor` stands for "or"."""
+    """Return an answer in normal form parsed; commas separate elements, and `\\lor` stands for "or"."""
     if depth > MAX_DEPTH:
         return _formula(latex)
     if _SIGN.search(latex) and len(_split(latex, ",")) == 1 and not latex.startswith(r"\{"):
@@ -161,7 +161,7 @@ def _resolved(sign: str, upper: bool) -> str:
 
 
 def _joined(kind: Literal["union", "list"], parts: list[Node]) -> Node:
-    """A list or union; "x = 1 or x = 2" is a list, and what stands in lists and unions of the same kind is theirs."""
+    """Return a list or union of the parts. "x = 1 or x = 2" is a list; nested lists or unions are flattened."""
     if kind == "union" and not all(part.kind in ("interval", "tuple", "set", "union") for part in parts):
         kind = "list"
     flat = [inner for part in parts for inner in (part.parts if part.kind == kind else (part,))]
@@ -169,7 +169,7 @@ def _joined(kind: Literal["union", "list"], parts: list[Node]) -> Node:
 
 
 def _read_inequality(latex: str, depth: int) -> Node | None:
-    """a < x <= b, x > a and their like as intervals; other inequalities are equations of a kind."""
+    """Return a < x <= b, x > a and the like as intervals; other inequalities are treated as equations."""
     signs = _RELATION.findall(latex)
     if not signs or "=" in latex:
         return None
@@ -200,7 +200,7 @@ def _read_equation(latex: str, depth: int) -> Node | None:
 
 
 def _read_enclosed(latex: str, depth: int) -> Node | None:
-    """What one pair of brackets holds: a set, a tuple, an interval, or a part in superfluous parentheses."""
+    """Return the set, tuple or interval that one pair of brackets encloses, or a part in redundant parentheses."""
     if matrix := _MATRIX.fullmatch(latex):
         rows = [_split(row, "&") for row in _split(matrix["body"], "\\\\") if row]
         if rows and all(len(row) == len(rows[0]) and all(row) for row in rows):
@@ -212,7 +212,7 @@ def _read_enclosed(latex: str, depth: int) -> Node | None:
     if opening is None or closing is None or (opening == r"\{") != (closing == r"\}"):
         return None
     inside = latex[len(opening) : -len(closing)]
-    if _split(inside, "") == []:  # the brackets at the ends are not each other's
+    if _split(inside, "") == []:  # the brackets at the two ends are not a pair
         return None
     elements = _split(inside, ",")
     if opening == r"\{":
@@ -230,9 +230,9 @@ def _read_enclosed(latex: str, depth: int) -> Node | None:
 
 
 def _split(latex: str, separator: str) -> list[str]:
-    """Pieces between the separators that stand outside of all brackets; half-open intervals close what they open.
+    """Return the pieces between the separators outside all brackets; any closing bracket closes any opening one.
 
-    Empty where brackets close that were never opened.
+    The list is empty where a bracket closes that was never opened.
     """
     pieces, depth, environments = [""], 0, 0
     for match in _PIECE.finditer(latex):

@@ -1,4 +1,4 @@
-r"""What stands behind a quantity: a unit (5 cm^2, 42 apples), a word of scale (1 million), a percent sign."""
+r"""Split a quantity into its number and what follows: a unit (5 cm^2, 42 apples), a scale (1 million), percent."""
 
 import re
 from fractions import Fraction
@@ -15,7 +15,7 @@ _NAMES = {
     "degree": "degrees deg", "radian": "radians rad",
 }  # fmt: skip
 KNOWN = {word: name for name, words in _NAMES.items() for word in (name, *words.split())}
-# Words that change what they stand beside, or belong to a sentence: behind a number they are no unit.
+# Words after a number that are not a unit: they change its value, or belong to the sentence.
 _SENTENCE_WORDS = """and or plus minus times over mod pi i x n e sqrt sin cos tan cot sec csc log ln exp lim max min
     cis half third quarter dozen pair to not is are if when where with without more less than at least most else"""
 NOT_UNITS = frozenset(SCALES) | frozenset(_SENTENCE_WORDS.split())
@@ -34,7 +34,7 @@ _BLANK_END = re.compile(r"(?:\\[,;:! ]|~|\s|\\$)+$")
 
 
 class Quantity(NamedTuple):
-    """body: the text without what stands behind it. scale: what to multiply it with. units: known ones, as cm^2."""
+    """A quantity in parts. body: the text of the number. scale: its factor. units: the known ones, as cm^2."""
 
     body: str
     scale: Fraction = Fraction(1)
@@ -43,7 +43,7 @@ class Quantity(NamedTuple):
 
 
 def split_quantity(text: str) -> Quantity:
-    """Takes units, scales and percent off the end of an answer; an answer without them comes back as it is."""
+    """Return an answer with its units, scales and percent split off; an answer without them is all body."""
     body, scale, units, percent = text.strip().rstrip("."), Fraction(1), frozenset[str](), False
     if r"\$" in body or (body.startswith(("$", "€")) and not body.endswith("$")):
         units = frozenset(["dollar^1"])
@@ -87,7 +87,7 @@ def _stripped(text: str) -> str:
 
 
 def _is_unit(words: list[str], apart: bool) -> bool:
-    """Single letters and short words are variables or functions unless they are known units standing apart."""
+    """Return whether words are a unit. Single letters and short words must be known units, else they are variables."""
     if not words or not apart or any(word.lower() in NOT_UNITS for word in words):
         return False
     known = [len(word) > 2 or word in KNOWN for word in words]

@@ -1,8 +1,8 @@
-"""The process in which math-verify runs. Started by path, so it imports neither Prunus nor torch.
+"""The process in which math-verify runs. It is started by its path, so it imports neither Prunus nor torch.
 
-Arguments: seconds after which the kernel ends it, memory in MiB. It writes {"ready": true}, then answers every line
-[gold, answer, both] on its input with {"verdict": "same" | "different" | "error"}, and "last": true where it must be
-replaced. It ends with its input.
+Arguments: seconds per comparison after which the kernel ends the process; memory in MiB. It writes {"ready": true},
+then replies to every input line [gold, answer, both] with {"verdict": "same" | "different" | "error"}, with "last":
+true where the process must be replaced. It ends when its input ends.
 """
 
 import json
@@ -19,12 +19,12 @@ DECIMAL = re.compile(r"[0-9]*\.[0-9]+")
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Answer requests until the input ends."""
     seconds, memory_mb = float(sys.argv[1]), int(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not end up among the replies
     try:
-        compare("x+1", "1+x")  # loads what should not count against the first answer
+        compare("x+1", "1+x")  # loads the libraries, so that their import does not count against the first answer
     except ImportError as error:
         replies.write(json.dumps({"failed": str(error)}) + "\n")
         return
@@ -32,7 +32,7 @@ def main() -> None:
     replies.write('{"ready": true}\n')
     for line in sys.stdin:
         gold, answer, both = json.loads(line)
-        # Untouched, SIGALRM ends a process even inside C code: a hung worker dies although its parent may be gone.
+        # SIGALRM without a handler ends the process even inside C code, also if the parent is gone.
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             verdict = compare(gold, answer)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def limit_memory(memory_mb: int) -> None:
-    """No allocation beyond memory_mb of address space (where the system enforces it)."""
+    """Limit the address space to memory_mb MiB, where the system can enforce it."""
     try:
         import resource
     except ImportError:
@@ -59,7 +59,7 @@ def limit_memory(memory_mb: int) -> None:
 
 @lru_cache(maxsize=256)
 def parsed(answer: str) -> tuple:
-    """What an answer is to sympy, decimals as fractions. math-verify's reader of plain text would evaluate it."""
+    """Return the sympy objects of an answer, decimals as fractions (math-verify's plain-text parser evaluates them)."""
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from math_verify.parser import LatexExtractionConfig, parse
 
@@ -68,19 +68,19 @@ def parsed(answer: str) -> tuple:
         return (latex2sympy(exact, conversion_config=ConversionConfig(lowercase_symbols=False)),)
     except MemoryError:
         raise
-    except Exception:  # math-verify's own extraction knows more of what people write
+    except Exception:  # math-verify's own extraction accepts more notations
         # 0 switches its SIGALRM timeout off, as None does, which its type hints do not know.
         return tuple(parse(f"\\boxed{{{exact}}}", extraction_config=[LatexExtractionConfig()], parsing_timeout=0))
 
 
 def as_fraction(decimal: re.Match[str]) -> str:
-    """0.35 as \\frac{35}{100}: floating-point numbers would be compared with a tolerance."""
+    """Return 0.35 as \\frac{35}{100}: floating-point numbers would be compared with a tolerance."""
     whole, _, digits = decimal[0].partition(".")
     return rf"\frac{{{int(whole + digits)}}}{{{10 ** len(digits)}}}"
 
 
 def compare(gold: str, answer: str) -> str:
-    """same, different, or error where no comparison succeeded and at least one failed. Not symmetric.
+    """Return "same", "different", or "error" where nothing matched and a comparison failed. Not symmetric.
 
     An answer \\approx 15.556 is the same as the number that rounds to it.
     """
@@ -93,13 +93,13 @@ def compare(gold: str, answer: str) -> str:
                     return "same"
             except MemoryError:
                 raise
-            except Exception:  # sympy fails in every way there is
+            except Exception:  # sympy raises errors of every kind
                 failed = True
     return "error" if failed else "different"
 
 
 def equal(expected: Any, given: Any) -> bool:
-    """Whether two parsed answers are equal, with no tolerance beyond DIGITS significant digits."""
+    """Return whether two parsed answers are equal to DIGITS significant digits."""
     from math_verify import verify
     from sympy import Expr, MatrixBase
     from sympy.core.relational import Relational
@@ -119,7 +119,7 @@ def equal(expected: Any, given: Any) -> bool:
 
 
 def points(names: set, count: int = 6) -> list:
-    """Values for all symbols, alike in every process: fractions of either sign, nowhere special."""
+    """Return random values for all symbols, the same in every process: fractions of both signs."""
     from sympy import Rational
 
     rng = random.Random(20)
@@ -132,14 +132,14 @@ def points(names: set, count: int = 6) -> list:
 
 
 def as_complex(expression: Any, names: set) -> Any:
-    """With i as the imaginary unit where it is the only letter."""
+    """Return the expression with i as the imaginary unit, if i is its only letter."""
     from sympy import I
 
     return expression.subs(next(iter(names)), I) if {str(name) for name in names} == {"i"} else expression
 
 
 def value_at(expression: Any, point: dict) -> Any:
-    """A complex number of mpmath with more than DIGITS significant digits, or None where there is no finite one."""
+    """Return an mpmath complex number of more than DIGITS significant digits, or None where the value is not finite."""
     import mpmath
 
     value = expression.subs(point).evalf(DIGITS + 20)
@@ -149,9 +149,10 @@ def value_at(expression: Any, point: dict) -> Any:
 
 
 def vanishes(expected: Any, given: Any) -> bool:
-    """Whether the difference of two expressions is zero: at random points to DIGITS digits, relative to their size.
+    """Return whether two expressions agree at random points to DIGITS significant digits.
 
-    Different formulas as short as answers agree at no six random points; where none has a value, algebra decides.
+    Formulas as short as answers that agree at six random points are equal. Where no point has a value, sympy's
+    simplify decides.
     """
     import mpmath
     from sympy import simplify
@@ -166,7 +167,7 @@ def vanishes(expected: Any, given: Any) -> bool:
             if ours is None or theirs is None:
                 continue
             if names and (ours.imag or theirs.imag) and not (ours.imag and theirs.imag):
-                continue  # outside of where one of the two is real
+                continue  # outside the domain in which one of the two is real
             seen += 1
             if (apart := abs(ours - theirs)) <= mpmath.mpf(10) ** -DIGITS * max(abs(ours), abs(theirs)):
                 continue
@@ -178,7 +179,7 @@ def vanishes(expected: Any, given: Any) -> bool:
 
 
 def same_relation(expected: Any, given: Any) -> bool:
-    """Whether two equations or inequalities are multiples of each other: 2x - y + 3 = 0 is y = 2x + 3."""
+    """Return whether two equations or inequalities are multiples of each other: 2x - y + 3 = 0 is y = 2x + 3."""
     import mpmath
     from sympy import Eq, Ne
 
@@ -202,7 +203,7 @@ def same_relation(expected: Any, given: Any) -> bool:
 
 
 def rounds_to(expected: Any, answer: str) -> bool:
-    """Whether a number rounds to the decimal of `\\approx decimal`."""
+    """Return whether a number rounds to the decimal of `\\approx decimal`."""
     import mpmath
 
     decimal = answer.removeprefix("\\approx").strip()
