@@ -186,7 +186,7 @@ def test_a_server_that_forgets_its_stops_later_ends_the_run():
     server = Server(ScriptedBackend(babble), TOKENIZER)
     with connected(server) as backend:
         server.flaws = frozenset({"stop_token_ids"})
-        with pytest.raises(PrunusError, match="went on behind a stop, at which it stopped when it was probed"):
+        with pytest.raises(PrunusError, match="went on after a stop, at which it stopped when it was probed"):
             complete(backend, [[30, 31]], [60], frozenset(range(3, 40)), frozenset(), [1], WARM)
 
 

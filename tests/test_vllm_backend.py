@@ -135,7 +135,7 @@ def test_vllm_missing_too_old_or_broken(monkeypatch):
     fake: Any = ModuleType("vllm")
     monkeypatch.setitem(sys.modules, "vllm", fake)
     fake.__version__ = "0.18.2"
-    assert "vLLM 0.18.2 is too old: prunus drives 0.32 or newer" in refusal()
+    assert "vLLM 0.18.2 is too old: prunus needs 0.32 or newer" in refusal()
     fake.__version__ = "0.32.0"
     assert "vLLM is installed and cannot be imported: module 'vllm' has no attribute 'LLM'" in refusal()
 

@@ -1,7 +1,8 @@
-"""A model's own chains of thought, as token ids with what is known of each: the best calibration text for reasoners.
+"""Write a model's own chains of thought as token ids with metadata: the best calibration data for reasoning models.
 
-Idea: RAC, arXiv:2509.12464. Ids are kept, never texts: rendering a chain through a chat template may drop the thinking.
-Finished batches lie in OUT.partial, one line each, until the chains that pass the filters are written to OUT at once.
+The idea is from RAC, arXiv:2509.12464. Token ids are stored rather than texts, because a chat template may drop the
+thinking. Finished batches are kept in OUT.partial, one per line, until the chains that pass the filters are written to
+OUT in one step.
 """
 
 import json
@@ -30,7 +31,7 @@ from prunus.recipes import TraceRecipe
 from prunus.results.store import Sample
 
 Trace = dict[str, Any]
-BYTES_PER_TOKEN = 16  # of JSON, in the partial and in the final file together
+BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together
 
 
 def traces(
@@ -42,13 +43,14 @@ def traces(
     engine: EngineOptions | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Draw chains of a model (`tiny`, folder or hub id) and write those that pass the filters to out, a .jsonl file.
+    """Draw chains of a model (`tiny`, folder or hub id), write those that pass the filters to out, return a summary.
 
-    A line: token_ids (prompt, thinking and, where the model stopped by itself, closing and answer), prompt_tokens (how
-    many of them are prompt), thinking_tokens, ended, correct, problem_id, problem_digest, draw. Returns a summary.
-    engine: how the recipe's backend is started or reached (docs/engines.md).
-    Problems of evaluation sets raise PrunusError before anything is drawn. If no chain passes the filters they are kept
-    in out.partial, so that other filters cost nothing.
+    out: a .jsonl file. A line has token_ids (prompt, thinking and, where the model stopped by itself, closing and
+    answer), prompt_tokens (how many of the ids are the prompt), thinking_tokens, ended, correct, problem_id,
+    problem_digest and draw.
+    engine: how to start or reach the recipe's backend (docs/engines.md).
+    Raises PrunusError for problems of evaluation sets, before anything is drawn, and where no chain passes the filters;
+    then the chains are kept in out.partial, so that a run with other filters draws none again.
     """
     started, target = time.monotonic(), Path(out)
     check_target(target, overwrite)
@@ -68,7 +70,9 @@ def traces(
         found = [trace for number in range(len(work.batches)) for trace in journal.batches[number]]
         kept = choose(found, recipe)
         if not kept:
-            raise PrunusError(f"none of {len(found)} chains passes the filters; loosen them; nothing is drawn again")
+            raise PrunusError(
+                f"none of {len(found)} chains passes the filters; loosen them and run again (all are kept)"
+            )
         write_text(target, "".join(json.dumps(trace) + "\n" for trace in kept))
         journal.remove()
     return {
@@ -88,11 +92,11 @@ def check_target(target: Path, overwrite: bool) -> None:
     if target.exists() and (target.is_dir() or not overwrite):
         raise PrunusError(f"{target} exists; choose another output or add --overwrite")
     if not target.absolute().parent.is_dir():
-        raise PrunusError(f"{target.parent} is no folder; make it first")
+        raise PrunusError(f"{target.parent} is not a folder; create it first")
 
 
 def check_problems(problems: Sequence[Problem]) -> None:
-    """Raise PrunusError where a problem belongs to an evaluation set: a model must not be calibrated on its test."""
+    """Raise PrunusError where a problem is in an evaluation set: models must not be calibrated on their test data."""
     for problem in problems:
         name = evaluation_set(question_digest(problem.question))
         if name or problem.private:
@@ -103,7 +107,7 @@ def check_problems(problems: Sequence[Problem]) -> None:
 
 
 def draw(work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend: Any) -> None:
-    """Draw and grade the missing batches, each kept as soon as it is finished."""
+    """Draw and grade the missing batches; each is added to the journal as soon as it is finished."""
     total = sum(map(len, work.batches))
     to_do = sum(len(work.batches[number]) for number in missing)
     with Grader() as grader, Steps("drawing", total, "chains", done=total - to_do) as steps:
@@ -120,7 +124,7 @@ def draw(work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend
 
 
 def trace_of(problem: Problem, prompt: list[int], drawn: Draw, sample: Sample) -> Trace:
-    """One line of the result. After a forced ending it stops with the thinking: the closing is not the model's own."""
+    """Return one line of the result; after a forced ending, without the closing, which the model did not choose."""
     answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
     return {
         "token_ids": [*prompt, *drawn.thinking, *answer],
@@ -135,10 +139,10 @@ def trace_of(problem: Problem, prompt: list[int], drawn: Draw, sample: Sample) -
 
 
 def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
-    """The chains that pass the filters, by problem (in the order of their first chain), then draw.
+    """Return the chains that pass the filters, by problem (in the order of their first chain), then by draw.
 
-    hardest: of the problems that still have a chain, the half (rounded up) that was solved least often over all draws;
-    of equals, those thought about longest.
+    hardest: of the problems that still have a chain, only the half (rounded up) that was solved least often over all
+    draws is kept; among equals, those with the longest thinking.
     """
     by_problem: dict[str, list[Trace]] = defaultdict(list)
     for trace in found:
@@ -155,21 +159,21 @@ def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
 
 
 def passes(trace: Trace, recipe: TraceRecipe) -> bool:
-    """Whether a chain passes the recipe's filters on length and correctness."""
+    """Return whether a chain passes the recipe's filters on length and correctness."""
     return trace["thinking_tokens"] >= recipe.min_tokens and (recipe.only == "all" or trace["correct"])
 
 
 def difficulty(of_problem: Sequence[Trace]) -> tuple[float, float]:
-    """Share of draws that failed, then mean thinking tokens."""
+    """Return (share of draws that failed, mean thinking tokens)."""
     count = len(of_problem)
     failed = sum(not trace["correct"] for trace in of_problem) / count
     return failed, sum(trace["thinking_tokens"] for trace in of_problem) / count
 
 
 class Journal:
-    """OUT.partial: a line that says which chains these are, then a line per finished batch; flushed to disk each.
+    """The file OUT.partial: a line that identifies the run, then a line per finished batch, each flushed to disk.
 
-    What another call left for the same chains is found in batches; a line that was cut off is dropped.
+    batches: the finished ones, also those of an earlier call for the same run; an incomplete line is dropped.
     """
 
     def __init__(self, target: Path, run_id: str, overwrite: bool) -> None:
@@ -191,7 +195,7 @@ class Journal:
                 self.path.unlink(missing_ok=True)
 
     def add(self, number: int, rows: list[Trace]) -> None:
-        """Keep a finished batch."""
+        """Add a finished batch."""
         self._append({"batch": number, "rows": rows})
         self.batches[number] = rows
 
@@ -213,7 +217,7 @@ class Journal:
             data = _parse(line)
             if not whole and data.get("traces") != self.run_id:
                 if not self.overwrite:
-                    raise PrunusError(f"{self.path} holds unfinished work on other chains; delete it or --overwrite")
+                    raise PrunusError(f"{self.path} holds unfinished work of another run; delete it or add --overwrite")
                 break
             if whole:
                 self.batches[data["batch"]] = data["rows"]

@@ -1,8 +1,8 @@
 """Any server with OpenAI's completions API that takes prompts as token ids: vLLM, SGLang, llama.cpp.
 
-Its answers come back as ids where the server can give them, else as the texts of its tokens, else as one text that the
-model's own tokenizer must give back unchanged. A probe at the start refuses a server that ignores stops, bans or seeds.
-llama.cpp gives ids at its own address `/completion` only, so it is asked there.
+A completion is read as token ids if the server returns them, else as the texts of its tokens, else as one text that the
+model's tokenizer must encode and decode unchanged. A probe at the start refuses a server that ignores stops, bans or
+seeds. llama.cpp returns ids only at its own endpoint `/completion`, so that one is used.
 """
 
 import asyncio
@@ -26,21 +26,22 @@ from prunus.evaluation.backends.transport import STAYS, TRIES, new_client, pause
 from prunus.evaluation.profiles import PROFILES, decode, find_token
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
 
-NEVER, ALWAYS = -100, 100  # biases of an id that must not come, and of one that must
+NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
-VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}  # owner -> where its version is
+# Path and key of a server's version, by its owner.
+VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}
 
 
 class Unfit(Exception):
-    """An unusable reply, after which the request is sent again."""
+    """The reply cannot be used; the request is sent again."""
 
 
 class OpenAIBackend(Backend):
     """A Backend over a server; `load` makes one and probes it.
 
-    folder: whose tokenizer makes the ids. name: of the model on the server. vocabulary: ids from there on are never
-    sampled.
+    folder: the model, for its tokenizer. vocabulary: ids of this size and above are never sampled. name: of the model
+    on the server.
     """
 
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
@@ -58,9 +59,9 @@ class OpenAIBackend(Backend):
 
     @classmethod
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "OpenAIBackend":
-        """Find the model on the server and see whether it does what is asked; PrunusError says what it does not.
+        """Return a backend whose server has the model and passed the probe; PrunusError says what it lacks.
 
-        device: not used; the server has its own.
+        device: not used, since the server has its own.
         """
         backend = cls(folder, engine, vocabulary)
         run(backend._look())
@@ -68,17 +69,17 @@ class OpenAIBackend(Backend):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What is known of the server, to be stored; not its address."""
+        """What is known of the server, stored with the run; its address is not."""
         stops = "texts" if self.stop_texts else "ids"
         return {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate, with at most engine.concurrency requests under way at once."""
+        """As Backend.generate, with at most engine.concurrency requests at once."""
         return run(self._generate(requests, sampling))
 
     async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         asked: list[Request] = []
-        waiting: list[tuple[bool, int]] = []  # (whether it is one of the first, number): what follows goes first
+        waiting: list[tuple[bool, int]] = []  # (whether it starts a chain, number): follow-ups are sent first
         running: dict[asyncio.Task[Completion], int] = {}
         done: dict[int, Completion] = {}
 
@@ -119,13 +120,13 @@ class OpenAIBackend(Backend):
 
     def _checked(self, request: Request, found: Completion) -> Completion:
         if request.stops.intersection(found.ids):
-            raise PrunusError(f"{self.url} went on behind a stop, at which it stopped when it was probed")
+            raise PrunusError(f"{self.url} went on after a stop, at which it stopped when it was probed")
         return found
 
     async def _once(
         self, client: httpx.AsyncClient, request: Request, sampling: Sampling, bias: Mapping[str, int] | None = None
     ) -> Completion:
-        """What one request comes to; bias: of ids, in place of the request's own."""
+        """Return the completion of one request. bias: logit biases that replace the request's."""
         payload = self._payload(request, sampling)
         if bias is not None:
             payload["logit_bias"] = bias
@@ -141,7 +142,7 @@ class OpenAIBackend(Backend):
 
     @property
     def is_llama_cpp(self) -> bool:
-        """Whether it is llama.cpp's own server."""
+        """Whether the server is llama.cpp's own."""
         return self.server.startswith("llamacpp")
 
     def _texts(self, ids: Iterable[int]) -> list[str]:
@@ -151,7 +152,7 @@ class OpenAIBackend(Backend):
         return {str(token): NEVER for token in [*sorted(banned), *self.unknown]}
 
     def _payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        """Every value that a server could otherwise take from its own defaults. Names as vLLM has them, others' too."""
+        """Return a request with every parameter that servers have defaults for, under vLLM's and others' names."""
         if self.is_llama_cpp:
             return self._llama_cpp_payload(request, sampling)
         is_vllm = self.server.startswith("vllm")
@@ -168,7 +169,7 @@ class OpenAIBackend(Backend):
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "repetition_penalty": 1.0,
-            "seed": request.seed if is_vllm else request.seed & 0x7FFFFFFF,  # others hold 32 bits
+            "seed": request.seed if is_vllm else request.seed & 0x7FFFFFFF,  # others take 32 bits
             "ignore_eos": True,
             "skip_special_tokens": False,
             "spaces_between_special_tokens": False,
@@ -189,14 +190,14 @@ class OpenAIBackend(Backend):
         return payload
 
     def _llama_cpp_payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        """In llama.cpp's own terms."""
+        """Return a request under the names of llama.cpp."""
         stops = self._texts(request.stops)
         return {
             "model": self.name,
             "prompt": request.prompt,
             "n_predict": request.max_new_tokens,
             "stream": False,
-            "samplers": ["temperature", "top_k", "top_p"],  # the order of the others; its own has temperature last
+            "samplers": ["temperature", "top_k", "top_p"],  # as the other servers; by default temperature is last
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -204,11 +205,11 @@ class OpenAIBackend(Backend):
             "mirostat": 0,
             "seed": request.seed & 0x7FFFFFFF,
             "stop": stops,
-            "preserved_tokens": stops,  # else special tokens have no text there, and would not stop
-            "ignore_eos": False,  # it would ban what ends an answer
+            "preserved_tokens": stops,  # without this, special tokens have no text and cannot be stops
+            "ignore_eos": False,  # true would ban the tokens that end an answer
             "logit_bias": self._bias(request.banned),
             "return_tokens": True,
-            "cache_prompt": False,  # what follows a prompt that was kept differs in its last bits
+            "cache_prompt": False,  # with a cached prompt, logits differ in their last bits
         }
 
     def _completion(self, request: Request, reply: Any) -> Completion:
@@ -217,14 +218,14 @@ class OpenAIBackend(Backend):
             finish = choice["finish_reason"]
             ids, logprobs = self._ids(choice, reply)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise Unfit("with half an answer") from error
+            raise Unfit("with an incomplete reply") from error
         if finish not in ("stop", "length"):
             raise Unfit(f"with an answer that ended in '{finish}'")
         stopped = None
         if ids and ids[-1] in request.stops:
             stopped = ids.pop()
         elif self.is_llama_cpp and not ids:
-            raise Unfit("with nothing")
+            raise Unfit("with no token")
         elif finish == "length" and self.token_ids == "ids" and len(ids) < request.max_new_tokens:
             raise PrunusError(f"{self.url} ended after {len(ids)} of {request.max_new_tokens} ids: its context is full")
         elif finish == "stop" and not self.is_llama_cpp:
@@ -244,7 +245,7 @@ class OpenAIBackend(Backend):
         return Completion(ids, stopped, Scores(of_ids, array("f", [math.nan]) * len(ids)))
 
     def _ids(self, choice: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[list[int], list[float] | None]:
-        """The ids of a reply, and their log-probabilities if they are there. Sets token_ids to where they are from."""
+        """Return the ids of a reply and any log-probabilities of them; sets token_ids to the source of the ids."""
         told = choice.get("logprobs") or {}
         logprobs, texts = told.get("token_logprobs"), told.get("tokens")
         if isinstance(choice.get("token_ids"), list):
@@ -258,20 +259,20 @@ class OpenAIBackend(Backend):
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         if decode(self.tokenizer, ids) != text:
             raise PrunusError(
-                f"{self.url} wrote a text that the tokenizer of {self.folder} does not give back unchanged"
+                f"{self.url} wrote a text that changes when the tokenizer of {self.folder} encodes and decodes it"
             )
         counted = (reply.get("usage") or {}).get("completion_tokens")
         if not self.warned and counted is not None and counted - len(ids) not in (0, 1):
             self.warned = True
             progress.say(
-                f"warning: the server gives texts, no token ids; it counts {counted} tokens where the tokenizer finds"
-                f" {len(ids)}: budgets are held by the tokenizer"
+                f"warning: the server returns texts, not token ids, and counts {counted} tokens where the tokenizer"
+                f" counts {len(ids)}; budgets use the tokenizer's count"
             )
         return ids, None
 
     @cached_property
     def _ids_of_texts(self) -> dict[str, int]:
-        """Text of a token -> its id, where no other has the same."""
+        """A dict from the text of a token to its id, for texts that only one token has."""
         seen: dict[str, int] = {}
         twice = {""}
         for token in range(self.unknown.start):
@@ -287,7 +288,7 @@ class OpenAIBackend(Backend):
             await self._probe(client)
 
     async def _find_model(self, client: httpx.AsyncClient) -> None:
-        """Which of the server's models is ours, what the server is, and how much it can read."""
+        """Set the name of our model on the server, the kind of server and its context length."""
         reply = await reply_of(client, self.url, "GET", self.url + "/models", tries=1)
         models = reply.get("data") if isinstance(reply, dict) else None
         if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
@@ -307,18 +308,18 @@ class OpenAIBackend(Backend):
         if self.server == "me":
             raise PrunusError(
                 f"{self.url} is llama-cpp-python's server, which takes texts and no token ids: llama.cpp's own,"
-                " llama-server, takes them"
+                " llama-server, takes token ids"
             )
         root = self.url.removesuffix("/v1")
         if self.is_llama_cpp:
             self.context = (found[0].get("meta") or {}).get("n_ctx")
             self.completions = root + "/completion"
         if where := VERSION_AT.get(self.server):
-            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):  # a proxy that does not pass it on
+            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):  # a proxy may not forward this path
                 self.server += f" {(await client.get(root + where[0])).json()[where[1]]}"
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
-        """A few short completions that show whether stops, bans and seeds do what they say."""
+        """Raise PrunusError unless a few short completions show that stops, bans and seeds work."""
         prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
         nothing = frozenset[int]()
 
@@ -327,7 +328,7 @@ class OpenAIBackend(Backend):
 
         first = (await probe(GREEDY, nothing, nothing, 0)).ids
         if not first:
-            raise PrunusError(f"{self.url} answers a probe with nothing")
+            raise PrunusError(f"{self.url} answers a probe with no token; check that it serves the model")
         stop = frozenset(first[:1])
         for self.stop_texts in (False, True):
             found = await probe(GREEDY, stop, nothing, 0)
@@ -339,7 +340,7 @@ class OpenAIBackend(Backend):
         banned = (await self._once(client, free, GREEDY, self._bias(stop))).ids
         if not banned or banned[0] in stop:
             raise PrunusError(f"{self.url} ignores logit_bias, so that markers could not be banned from answers")
-        # A server may treat these as no other: it is made to sample them.
+        # Special tokens may be treated differently, so the server is forced to sample each of them.
         for marker in [*markers_of(self.tokenizer), *sorted(self.ends)]:
             request = Request(prompt, PROBE_TOKENS, frozenset({marker}), nothing, 0)
             found = await self._once(client, request, GREEDY, {str(marker): ALWAYS})
@@ -354,10 +355,10 @@ class OpenAIBackend(Backend):
 
 
 def after(request: Request, ids: list[int]) -> Request:
-    """What to ask llama.cpp once a request has brought ids.
+    """Return the request for the rest of a completion of which llama.cpp has returned the first ids.
 
-    It stops at ends that were not asked for, too: at any token that its model file calls an end, and at a stop that
-    was spelled out. And it knows no least number of tokens, so they are asked for first, without stops.
+    llama.cpp also stops where it should not: at any end token of its model file, and at a stop spelled out in ordinary
+    tokens. It has no minimum number of tokens, so these are requested first, without stops.
     """
     rest, missing = request.max_new_tokens - len(ids), request.min_new_tokens - len(ids)
     if missing > 0:
@@ -368,20 +369,20 @@ def after(request: Request, ids: list[int]) -> Request:
 
 
 def llama_cpp_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """A reply of llama.cpp as vLLM would have given it."""
+    """Return a reply of llama.cpp in the form of vLLM's."""
     finish = {"limit": "length", "word": "stop", "eos": "stop"}[reply["stop_type"]]
     return {"token_ids": reply["tokens"], "text": reply["content"], "finish_reason": finish}
 
 
 def markers_of(tokenizer: Any) -> list[int]:
-    """The ids of all stops that profiles have and this tokenizer knows as tokens."""
+    """Return the ids of all stops of all profiles that are single tokens of this tokenizer."""
     texts = {text for profile in PROFILES.values() for text in (*profile.think_stops, *profile.answer_stops)}
     found = (find_token(tokenizer, text) for text in sorted(texts))
     return [token for token in found if token is not None]
 
 
 def names_of(folder: Path) -> set[str]:
-    """What a server may call the model of a folder: its path, its name, or its hub id if it lies in the hub's cache."""
+    """Return the names a server may give a folder's model: its path, its name, its hub id if in the hub's cache."""
     names = {str(folder), str(folder.resolve()), folder.name}
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         names.add(folder.parents[1].name.removeprefix("models--").replace("--", "/"))

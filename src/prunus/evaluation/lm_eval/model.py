@@ -1,11 +1,11 @@
-"""`prunus` as a model of lm-evaluation-harness: what it generates is thought about first, within a budget.
+"""`prunus` as a model of lm-evaluation-harness: it thinks within a budget before each answer.
 
     python -m prunus.evaluation.lm_eval.model --model prunus --model_args pretrained=FOLDER,budget=512 --tasks gsm8k
 
-The harness looks for models only among its own, so this is its command with ours added; in Python importing this module
-does it: `lm_eval.simple_evaluate(model="prunus", ...)`. A task's question goes through the model's chat template, the
-model thinks for at most `budget` tokens and answers; the harness sees the answer alone, cut at the task's stop strings.
-Likelihoods, which cannot be thought about, are the harness's own. docs/lm-eval.md has the arguments.
+The harness finds only its own models, so this module is its command with ours registered. In Python, import this module
+and call `lm_eval.simple_evaluate(model="prunus", ...)`. A task's question goes through the model's chat template, the
+model thinks for at most `budget` tokens and answers; the harness sees only the answer, cut at the task's stop strings.
+Likelihoods are computed by the harness, without thinking. docs/lm-eval.md lists the arguments.
 """
 
 import sys
@@ -27,7 +27,7 @@ from prunus.evaluation.resolved_plan import effective_sampling, tokens_needed
 from prunus.recipes import EvalPlan
 
 MODEL = "prunus"
-import_module("lm_eval.models")  # adds the harness's own, which it does not do where it finds one of others
+import_module("lm_eval.models")  # registers the harness's own models, which it skips once another is registered
 Base: Any = import_module("lm_eval.models.huggingface").HFLM
 
 
@@ -35,7 +35,7 @@ Base: Any = import_module("lm_eval.models.huggingface").HFLM
 class BudgetForcing(Base):
     """A model of the harness. pretrained: `tiny`, a folder or a hub id. The other arguments are those of `prunus eval`.
 
-    answer_tokens: by default what the task asks for (max_gen_toks), else 1024.
+    answer_tokens: None takes the task's max_gen_toks, or 1024 where it has none.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class BudgetForcing(Base):
         device: str | None = None,
     ) -> None:
         rows = int(str(batch_size)) if str(batch_size).isdigit() else 64
-        chosen: Any = {"mode": mode, "profile": profile}  # the plan checks them
+        chosen: Any = {"mode": mode, "profile": profile}  # the plan checks their values
         plan = EvalPlan(
             tasks=(MODEL,),
             budgets=(int(budget),),
@@ -68,7 +68,7 @@ class BudgetForcing(Base):
         folder = resolve(pretrained)
         checkpoint, tokenizer = ModelFolder(folder), load_tokenizer(folder)
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            device = None  # the harness asks for a GPU where nothing is said, and takes what there is
+            device = None  # without a device, the harness requests a GPU and falls back to what exists
         self.thinker = HFBackend(load_model(folder, device or "auto"), len(tokenizer))
         super().__init__(pretrained=self.thinker.model, tokenizer=tokenizer, batch_size=rows)
         self.rows, self.plan, self.is_templated = rows, plan, False
@@ -78,12 +78,12 @@ class BudgetForcing(Base):
         self.rules = Rules(markers, effective_sampling(self.style, plan), seed=plan.seed, context=self.context)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The harness's --apply_chat_template: then its text is the whole prompt."""
+        """Note the harness's --apply_chat_template: its text is then the whole prompt."""
         self.is_templated = True
         return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The answers, in order; PrunusError where one would not fit the model's context."""
+        """Return the answers, in order; PrunusError where one would not fit into the model's context."""
         draws: Counter[tuple[str, str]] = Counter()
         chains: list[Chain] = []
         stops: list[list[str]] = []
@@ -104,7 +104,7 @@ class BudgetForcing(Base):
         return [cut(answer, until) for answer, until in zip(answers, stops, strict=True)]
 
     def prompt(self, text: str) -> list[int]:
-        """Ids up to where thinking starts."""
+        """Return the ids up to the start of the thinking."""
         if self.is_templated:
             ids = self.tokenizer.encode(text.removesuffix(self.style.thinking_start), add_special_tokens=False)
         else:
@@ -112,7 +112,7 @@ class BudgetForcing(Base):
         return ids + list(self.rules.markers.start)
 
     def check(self, chain: Chain) -> None:
-        """PrunusError unless it fits; nothing is cut off a prompt. In mode legacy the answer ends with the context."""
+        """Raise PrunusError unless it fits: prompts are never cut. In mode legacy the context bounds the answer."""
         answer = chain.answer_tokens if self.plan.mode == "strict" else 1
         needed = tokens_needed(self.plan.budgets[0], self.rules.markers, chain.prompt, answer)
         if needed > self.context:
@@ -123,13 +123,13 @@ class BudgetForcing(Base):
 
 
 def cut(text: str, stops: list[str]) -> str:
-    """The text before the first of these strings."""
+    """Return the text before the first of these strings."""
     ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
 
 
 def main() -> None:
-    """The harness's command; an error of the user's is one line."""
+    """Run the harness's command; a PrunusError is printed as one line."""
     try:
         import_module("lm_eval.__main__").cli_evaluate()
     except PrunusError as error:

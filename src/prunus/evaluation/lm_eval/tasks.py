@@ -1,8 +1,8 @@
 """Tasks of lm-evaluation-harness, as rows of our store: `prunus eval MODEL --task lm_eval:NAME`.
 
-The harness asks, scores and grades by its own rules, on our loaded model; nothing is thought and no budget forced. A
-row is a document that its first all-or-nothing metric calls right or wrong, at budget 0. What else the harness
-reports, such as perplexities, is said, not stored: the store holds draws, and computes everything from them.
+The harness prompts, scores and grades by its own rules, on our loaded model, without thinking or budget forcing. A row
+is a document that the harness's first all-or-nothing metric calls right or wrong, at budget 0. What else the harness
+reports, such as perplexities, is printed but not stored: the store holds draws, from which all figures are computed.
 """
 
 import logging
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
     from prunus.evaluation.backends.hf import HFBackend
 
 PREFIX = "lm_eval:"
-FAMILY = "lm_eval/"  # how their tasks are called in the store
-HEEDED = {"tasks", "limit", "seed", "batch_size"}  # of a plan; the rest is about thinking
+FAMILY = "lm_eval/"  # prefix of these tasks in the store
+HEEDED = {"tasks", "limit", "seed", "batch_size"}  # fields of a plan that apply; the others concern thinking
 LONGEST_ANSWER = 200
 
 Data = dict[str, Any]
 
 
 def is_harness_task(task: str) -> bool:
-    """Whether a task, as typed or as stored, is one of the harness."""
+    """Return whether a task, as typed or as stored, is one of the harness."""
     return task.startswith((PREFIX, FAMILY))
 
 
 def check_installed() -> None:
-    """PrunusError where the harness is missing."""
+    """Raise PrunusError where the harness is not installed."""
     if find_spec("lm_eval") is None:
         raise PrunusError("tasks of lm-evaluation-harness need its package: pip install 'prunus[lm-eval]'")
 
 
 def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
-    """As evaluate, for a task of lm-evaluation-harness, which is done at once and stored in one transaction."""
+    """As evaluate, for a task of lm-evaluation-harness: it runs as a whole and is stored in one transaction."""
     stored, folder = harness_plan(plan), resolve(model)
     checkpoint, kernel = open_for("hf", folder, device, EngineOptions())
     if kernel is not None:
@@ -71,10 +71,10 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
 
 
 def harness_plan(plan: EvalPlan) -> Data:
-    """A plan for one task of the harness, as stored; PrunusError where it says something that has no effect there."""
+    """Return the plan as stored, for one task of the harness; PrunusError for fields that have no effect on it."""
     check_installed()
     if len(plan.tasks) > 1:
-        raise PrunusError(f"evaluate {PREFIX} tasks one by one, each in a command of its own")
+        raise PrunusError(f"evaluate {PREFIX} tasks one by one, each with its own command")
     idle = [
         field.name for field in fields(plan) if field.name not in HEEDED and getattr(plan, field.name) != field.default
     ]
@@ -93,12 +93,12 @@ def harness_plan(plan: EvalPlan) -> Data:
 
 
 def name_of(plan: EvalPlan) -> str:
-    """The harness's name of a plan's task, or the file that defines it."""
+    """Return the harness's name of a plan's task, or the file that defines it."""
     return next(iter(plan.tasks)).removeprefix(PREFIX)
 
 
 def load_tasks(name: str) -> Data:
-    """The harness's tasks by name, or those of a YAML file; PrunusError in one line where it cannot load them."""
+    """Return the harness's tasks of a name or of a YAML file; PrunusError where the harness cannot load them."""
     folder = None
     if name.endswith(".yaml"):
         folder, name = str(Path(name).absolute().parent), task_of(Path(name))
@@ -108,7 +108,7 @@ def load_tasks(name: str) -> Data:
             .TaskManager(include_path=folder, include_defaults=folder is None)
             .load([name])
         )
-    except Exception as error:  # the harness and the hub raise errors of several libraries
+    except Exception as error:  # the harness and the hub raise errors of many classes
         raise PrunusError(f"lm-evaluation-harness cannot load the task '{name}': {one_line(error)[:300]}") from error
     for task in found["tasks"].values():
         if task.get_config("output_type") == "loglikelihood_rolling":
@@ -120,7 +120,7 @@ def load_tasks(name: str) -> Data:
 
 
 def read_file(path: Path) -> str:
-    """The text of a task file."""
+    """Return the text of a task file."""
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
@@ -128,7 +128,7 @@ def read_file(path: Path) -> str:
 
 
 def task_of(path: Path) -> str:
-    """The name that a task file gives itself."""
+    """Return the name that a task file gives its task."""
     for line in read_file(path).splitlines():
         if line.startswith("task:"):
             return line.removeprefix("task:").strip().strip("\"'")
@@ -138,7 +138,7 @@ def task_of(path: Path) -> str:
 def ask(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, plan: Data
 ) -> tuple[list[ProblemRow], list[Sample]]:
-    """Problems and rows of a task. What the harness reports is said."""
+    """Return problems and rows of a task, and print what the harness reports."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = load_tasks(name)
     for task in tasks["tasks"].values():
@@ -152,7 +152,7 @@ def ask(
         found: Data = import_module("lm_eval").evaluate(
             lm=asked, task_dict=tasks, limit=plan["limit"], bootstrap_iters=0
         )
-    except ValueError as error:  # tasks that run code that a model wrote, and settings that do not go together
+    except ValueError as error:  # tasks that run code written by a model, and incompatible settings
         raise PrunusError(f"lm-evaluation-harness refuses '{name}': {one_line(error)[:300]}") from error
     for task, result in found["results"].items():
         values = ", ".join(
@@ -170,9 +170,9 @@ def ask(
 
 
 def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample]]:
-    """Rows of what the harness logged of a task. PrunusError where none of its metrics is all or nothing.
+    """Return rows from the harness's log of a task; PrunusError where none of its metrics is all or nothing.
 
-    Of several ways to read an answer (the harness's filters) the first counts.
+    Where a task extracts answers in several ways (the harness's filters), the first one is used.
     """
     first = [entry for entry in entries if entry["filter"] == entries[0]["filter"]]
     metric = next((m for m in first[0]["metrics"] if all(entry[m] in (0, 1) for entry in first)), None)
@@ -207,7 +207,7 @@ def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample
 
 
 def answer_of(entry: Mapping[str, Any]) -> tuple[str | None, str]:
-    """What a model answered, and in which words: a choice by its number, or what it wrote."""
+    """Return (answer, text) of a model: the index of the chosen choice and no text, or what the model generated."""
     responses = entry["filtered_resps"]
     if len(responses) > 1 and all(isinstance(one, tuple | list) for one in responses):
         return str(max(range(len(responses)), key=lambda index: responses[index][0])), ""

@@ -1,4 +1,4 @@
-"""Problem sets: built in, from the hub, or a JSONL file of one's own. `load_task` finds them, TASKS lists them.
+"""Problem sets: built in, from the hub, or from a JSONL file. TASKS lists them, and `load_task` loads one.
 
 A new set is one file here with `TASKS` (name, source, kind of answers, description and loader of each) and its name in
 the table below.
@@ -31,9 +31,9 @@ BOXED_CHOICE = "\n\nPlease reason step by step, and put only the letter of your 
 
 
 def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Problem]:
-    """The problems of a built-in set (a name in TASKS) or of a JSONL file; the first `limit` of them, or all.
+    """Return the first `limit` problems (None: all) of a task of TASKS or of a JSONL file.
 
-    PrunusError for an unknown name, a bad file, or a set that cannot be fetched.
+    Raises PrunusError for an unknown name, a bad file, or a set that cannot be fetched.
     """
     if limit is not None and limit < 1:
         raise PrunusError(f"limit must be at least 1 problem, not {limit}")
@@ -47,9 +47,9 @@ def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Proble
 
 
 def prompt_text(problem: Problem, style: PromptStyle = "bare") -> str:
-    """What the user says to the model: the question, a blank line, the choices one per line (`A) ...`).
+    """Return the user's message to the model: the question, a blank line, the choices one per line (`A) ...`).
 
-    `boxed` adds where to put the answer (evaluation reference, section 4.2); `bare` adds nothing.
+    `boxed` adds the instruction to put the answer into a box (docs/protocol.md); `bare` adds nothing.
     """
     text = problem.question
     if problem.choices:

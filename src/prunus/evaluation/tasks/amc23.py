@@ -5,7 +5,7 @@ from prunus.evaluation.tasks.problem import Problem, Task
 
 
 def load() -> list[Problem]:
-    """40 problems; copies that hold 27.0 for 27 are read as 27."""
+    """Return the 40 problems; the answers of copies that write 27.0 are read as 27."""
     return load_contest("amc23", "math-ai/amc23", "test", 40)
 
 

@@ -1,4 +1,4 @@
-"""What the small whole-number contests share: AIME 2024, AIME 2025, AMC 2023."""
+"""The loader that the contests with whole-number answers share: AIME 2024, AIME 2025, AMC 2023."""
 
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks.hub import hub_rows, row_field
@@ -7,9 +7,9 @@ from prunus.evaluation.tasks.problem import Problem
 
 
 def load_contest(task: str, repo: str, split: str, count: int, highest: int | None = None) -> list[Problem]:
-    """Problems in the order of the set, ids task/00, task/01, ...
+    """Return the problems in the order of the data set, with ids task/00, task/01, ...
 
-    highest: largest possible answer (AIME: 999); a gold outside 0..highest means a damaged set: PrunusError.
+    highest: largest possible answer (AIME: 999). Raises PrunusError for a gold answer outside 0..highest.
     """
     problems = []
     for index, row in enumerate(hub_rows(task, repo, None, split, count)):

@@ -14,10 +14,10 @@ _COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incor
 
 
 def option_order(record_id: str, shuffle_seed: int = SHUFFLE_SEED, options: int = 4) -> tuple[int, ...]:
-    """Which option stands at A, B, ...: a permutation that depends on seed and record alone.
+    """Return the index of the option shown at A, B, ...: a permutation that depends only on seed and record.
 
-    The hash, read as one number, picks every remaining option in turn; unlike a shuffle inside the data pipeline it
-    does not change with task order or caches.
+    The hash, as one number, picks each option from those that remain. Unlike a shuffle in the data pipeline, it does
+    not change with the order of tasks or with caches.
     """
     number = int.from_bytes(hashlib.sha256(f"{shuffle_seed}|{record_id}".encode()).digest())
     left, order = list(range(options)), []
@@ -28,7 +28,7 @@ def option_order(record_id: str, shuffle_seed: int = SHUFFLE_SEED, options: int 
 
 
 def load() -> list[Problem]:
-    """198 problems; the gold is the letter at which the right option ended up."""
+    """Return the 198 problems; the gold answer is the letter at which the correct option is shown."""
     problems = []
     for row in hub_rows("gpqa_diamond", "Idavidrein/gpqa", "gpqa_diamond", "train", 198):
         record = row_field("gpqa_diamond", row, "Record ID")

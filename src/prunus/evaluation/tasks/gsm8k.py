@@ -6,7 +6,7 @@ from prunus.evaluation.tasks.problem import Problem, Task
 
 
 def load() -> list[Problem]:
-    """1319 test problems; the gold is what follows `####`, without thousands commas."""
+    """Return the 1319 test problems; the gold answer is the number after `####`, without thousands commas."""
     problems = []
     for index, row in enumerate(hub_rows("gsm8k", "openai/gsm8k", "main", "test", 1319)):
         question = row_field("gsm8k", row, "question", "problem")

@@ -1,4 +1,4 @@
-"""Fetch a problem set with `datasets` (extra `hub`), and say in one line what to do where that fails."""
+"""Fetch a problem set with `datasets` (extra `hub`), with a one-line error that says what to do if it fails."""
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -10,7 +10,7 @@ LOCAL = "or pass a JSONL file with one {{'id', 'problem', 'answer'}} per line: -
 
 
 def hub_rows(task: str, repo: str, config: str | None, split: str, count: int) -> Iterator[Mapping[str, Any]]:
-    """The rows of one split, exactly `count` of them (else PrunusError: it is not the set that the name stands for)."""
+    """Return the rows of one split; PrunusError unless there are exactly `count`, as in the original data set."""
     local = LOCAL.format(task=task)
     try:
         load_dataset = import_module("datasets").load_dataset  # an optional extra
@@ -38,8 +38,8 @@ def _reason(repo: str, error: BaseException) -> str:
 
 
 def row_field(task: str, row: Mapping[str, Any], *names: str) -> str:
-    """The first of these columns as text, without blanks around; PrunusError where the set has none of them."""
+    """Return the first of these columns that exists, as stripped text; PrunusError where none does."""
     for name in names:
         if row.get(name) is not None:
             return str(row[name]).strip()
-    raise PrunusError(f"task '{task}': a row has no column {' or '.join(names)}; the data set has changed its shape")
+    raise PrunusError(f"task '{task}': a row has no column {' or '.join(names)}; the data set's columns have changed")

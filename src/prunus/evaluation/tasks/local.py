@@ -1,4 +1,4 @@
-"""Problems from a JSONL file of the user's own, checked line by line."""
+"""Load problems from a user's JSONL file, checked line by line."""
 
 import json
 import re
@@ -13,11 +13,11 @@ _INTEGER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.0*)?")
 
 
 def load_file(path: Path) -> list[Problem]:
-    """Problems in the order of the file; the task is named after its stem.
+    """Return the problems in the order of the file; the task is named after the file without its suffix.
 
     A line is {"id", "problem", "answer"} and optionally choices (a list of texts), kind, meta; blank lines and other
     keys are ignored. Without `kind` a line with choices is `choice`; the others are `integer` where all their answers
-    are whole numbers, else `math`. PrunusError "FILE:LINE: ..." for the first line that does not fit.
+    are whole numbers, else `math`. Raises PrunusError "FILE:LINE: ..." for the first bad line.
     """
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -49,7 +49,7 @@ def load_file(path: Path) -> list[Problem]:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """id, problem, answer (texts), choices (tuple of texts) and kind (or None) of one line; PrunusError if unfit."""
+    """Return id, problem, answer, choices (tuple of texts) and kind (or None) of one line; PrunusError if it is bad."""
     try:
         row = json.loads(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -75,7 +75,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> float:
-    raise PrunusError(f"{name} is no number; write the value as a text")
+    raise PrunusError(f"{name} is not a JSON number; write the value as text")
 
 
 def _text(key: str, value: Any) -> str:
@@ -118,7 +118,7 @@ def _problem(row: dict[str, Any], task: str, default: AnswerKind) -> Problem:
 
 
 def gold_integer(answer: str) -> str:
-    """Plain digits of a whole number written as 1,234 or 27.0 or 007; PrunusError for anything else."""
+    """Return the plain digits of a whole number written as 1,234 or 27.0 or 007; PrunusError for anything else."""
     if not _INTEGER.fullmatch(answer):
         raise PrunusError(f"the answer {answer[:40]!r} is not a whole number, as kind integer needs")
     digits = answer.split(".")[0].replace(",", "").lstrip("+")

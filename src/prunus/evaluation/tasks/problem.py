@@ -1,4 +1,4 @@
-"""What every problem set is made of: problems, and the entry of the task table that loads them."""
+"""The types of a problem set: its problems, and the entry of the task table that loads them."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ MAX_CHOICES = len(ascii_uppercase)
 class Problem:
     """One question with its gold answer.
 
-    id: pairs the answers of different models, so it is the same in every run. task: the name it was loaded under.
-    answer: gold; digits for `integer`, LaTeX for `math`, a letter for `choice`, the very text for `exact`.
+    id: the same in every run, since it pairs the answers of different models. task: the name it was loaded under.
+    answer: the gold answer; digits for `integer`, LaTeX for `math`, a letter for `choice`, the exact text for `exact`.
     choices: texts of the options, A first; only for `choice`.
-    private: its texts must not be published (GPQA), so they are neither stored nor shown; repr leaves every text out.
+    private: its texts must not be published (GPQA), so they are neither stored nor shown. repr leaves out all texts.
     """
 
     id: str
@@ -34,17 +34,17 @@ class Problem:
 
     @property
     def gold(self) -> str:
-        """The answer under the name that graders and stores use."""
+        """The answer, under the name that graders and stores use."""
         return self.answer
 
     @property
     def asks(self) -> tuple[str, ...]:
-        """What the question wishes of the answer's form, for the grader: "percent", "base 8"."""
+        """The forms of answer that the question asks for, for the grader: "percent", "base 8"."""
         return wishes(self.question)
 
     @property
     def digest(self) -> str:
-        """16 hex digits that change when question, gold or choices do."""
+        """A hash (16 hex digits) of question, gold answer and choices."""
         parts = json.dumps([self.question, self.answer, list(self.choices)], ensure_ascii=False)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
@@ -61,9 +61,9 @@ class Task:
 
 
 def gold_letter(answer: str, choices: tuple[str, ...]) -> str:
-    """The letter of the right choice, from a letter or from the text of one choice.
+    """Return the letter of the correct choice, given its letter or its text.
 
-    PrunusError where the answer is neither, or where it could be two different choices. It does not quote the texts.
+    Raises PrunusError where the answer is neither, or matches two choices. The message does not quote the texts.
     """
     letters = ascii_uppercase[: len(choices)]
     found = {letters[index] for index, choice in enumerate(choices) if choice.strip() == answer.strip()}

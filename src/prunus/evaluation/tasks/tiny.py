@@ -1,7 +1,7 @@
 """Six families of verifiable problems with step-by-step reference traces, generated from a seed.
 
-They are what the built-in tiny reasoner was trained on: every problem has one answer, every step is one short line, and
-the number of steps grows with the level, so accuracy must rise with the thinking budget if the model really thinks.
+The built-in tiny reasoner was trained on them. Every problem has one answer, every step is one short line, and the
+number of steps grows with the level, so the accuracy of a model that needs its thinking rises with the budget.
 
     chain    Compute 97-3-33.              97-3=94 / 94-33=61                       running sum within 0..99
     twosum   Which two of 21, 40, 14 ...   21+40=61 no / 21+14=35 yes               search for the only pair
@@ -10,7 +10,7 @@ the number of steps grows with the level, so accuracy must rise with the thinkin
     listops  List: a b c. Apply 1 left.    1 left: b c a                            edit a list of letters
     clock    Clock 09:10 +01:05.           09:10+01:05=10:15                        times of one day
 
-Design and lengths follow the project's own measurements; chain and the idea of procedural sets are as in reasoning_gym.
+The design and the lengths follow our own measurements; `chain` and the idea of generated sets are from reasoning_gym.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 LEVELS = range(1, 8)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# Seeds whose problem sets (HELD_OUT_PER_CELL of each family and level) training and calibration never contain.
+# Training and calibration contain no problem of these seeds' sets (HELD_OUT_PER_CELL of each family and level).
 EVALUATION_SEED, FRESH_SEED, VALIDATION_SEED = 10007, 4242, 555
 HELD_OUT_PER_CELL = 40
 DEFAULT_PER_CELL = 15  # 6 families x 7 levels x 15 = 630 problems
 
-# Smallest and largest number of steps (for twosum: of numbers, for mult: of digits) at levels 1 to 7.
+# Smallest and largest number of steps (twosum: of numbers; mult: of digits) at levels 1 to 7.
 STEPS: dict[str, tuple[tuple[int, int], ...]] = {
     "chain": ((2, 3), (4, 6), (7, 10), (11, 15), (16, 22), (23, 32), (33, 45)),
     "twosum": ((4, 4), (5, 5), (6, 6), (7, 7), (8, 8), (9, 9), (10, 11)),
@@ -38,7 +38,7 @@ STEPS: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 class TinyProblem(NamedTuple):
-    """One problem with the trace that solves it. trace: one line per step, without line ends."""
+    """One problem with the trace that solves it. trace: one line per step, without newlines."""
 
     family: str
     level: int
@@ -48,7 +48,7 @@ class TinyProblem(NamedTuple):
 
 
 def question_hash(question: str) -> bytes:
-    """16 bytes that stand for a question in exclusion lists."""
+    """Return the hash (16 bytes) of a question, for exclusion lists."""
     return hashlib.sha256(question.encode()).digest()[:16]
 
 
@@ -59,7 +59,7 @@ def _chain(steps: int, rng: random.Random) -> tuple[str, str, list[str]]:
     while len(operations) < steps:
         sign, operand = rng.choice("+-"), rng.randint(1, 40)
         result = value + operand if sign == "+" else value - operand
-        # A repeated operation would let the model lose its place in the question.
+        # If an operation occurred twice, the model could lose its place in the question.
         if f"{sign}{operand}" in operations or not 0 <= result <= 99:
             continue
         operations.append(f"{sign}{operand}")
@@ -95,7 +95,7 @@ def _hops(steps: int, rng: random.Random) -> tuple[str, str, list[str]]:
     at = start = rng.choice(cycle)
     trace = []
     for step in range(1, steps + 1):
-        # The leading blank makes every key one and the same token wherever it stands.
+        # With the leading blank, every key is the same token wherever it occurs.
         trace.append(f" {at} {follows[at]} {step}")
         at = follows[at]
     question = "Map" + ",".join(f" {key} {follows[key]}" for key in listed) + f". From {start} take {steps} steps."
@@ -171,17 +171,17 @@ FAMILIES = tuple(_GENERATORS)
 
 
 def sample(family: str, level: int, rng: random.Random) -> TinyProblem:
-    """A random problem of one family and level (1 to 7)."""
+    """Return a random problem of one family and level (1 to 7)."""
     low, high = STEPS[family][level - 1]
     question, answer, trace = _GENERATORS[family](rng.randint(low, high), rng)
     return TinyProblem(family, level, question, answer, tuple(trace))
 
 
 def problem_set(seed: int, per_cell: int, families: Iterable[str] = FAMILIES) -> list[TinyProblem]:
-    """per_cell distinct problems of each family and level.
+    """Return per_cell distinct problems of each family and level.
 
-    Every family and level has its own random stream, so a set does not depend on which families are asked for, and a
-    smaller per_cell gives the first problems of a larger one.
+    Every family and level has its own random stream, so a set does not depend on which families are requested, and a
+    smaller per_cell gives a prefix of a larger one.
     """
     problems = []
     for family in families:
@@ -197,13 +197,13 @@ def problem_set(seed: int, per_cell: int, families: Iterable[str] = FAMILIES) ->
 
 @cache
 def held_out() -> frozenset[bytes]:
-    """Hashes of every question that training and calibration must not contain."""
+    """Return the hashes of all questions that training and calibration must not contain."""
     seeds = (EVALUATION_SEED, FRESH_SEED, VALIDATION_SEED)
     return frozenset(question_hash(p.question) for seed in seeds for p in problem_set(seed, HELD_OUT_PER_CELL))
 
 
 def stream(seed: int | str, families: Iterable[str] = FAMILIES) -> Iterator[TinyProblem]:
-    """Endless random problems outside the held-out sets, families and levels drawn evenly: for calibration."""
+    """Yield random problems outside the held-out sets without end, families and levels with equal probability."""
     rng = random.Random(f"stream/{seed}")
     names, excluded = list(families), held_out()
     while True:

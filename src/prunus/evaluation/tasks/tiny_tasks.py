@@ -1,4 +1,4 @@
-"""The tiny reasoner's tasks: `tiny` (630 problems) and `tiny/FAMILY` (105 each), and for traces `tiny-train`."""
+"""The tiny reasoner's tasks: `tiny` (630 problems), `tiny/FAMILY` (105 each), and `tiny-train` for traces."""
 
 from functools import partial
 
@@ -27,15 +27,15 @@ _DESCRIPTIONS = {
 
 
 def problem_id(problem: TinyProblem) -> str:
-    """tiny/FAMILY/LEVEL/ and 8 hex digits of the question's hash: the same wherever the problem comes from."""
+    """Return tiny/FAMILY/LEVEL/ and 8 hex digits of the question's hash: the same id in every task."""
     return f"tiny/{problem.family}/{problem.level}/{question_hash(problem.question).hex()[:8]}"
 
 
 def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[TinyProblem]:
-    """Reordered so that the first N hold every family and every level equally often, up to one problem.
+    """Return the problems reordered: the counts of families, and of levels, in the first N differ by at most one.
 
-    Problem n is of family n mod 6 and level n mod 7: as 6 (or 1) and 7 have no common divisor, 42 (or 7) problems in a
-    row meet every cell once.
+    Problem n is of family n mod 6 and level n mod 7. Since 6 (or 1) and 7 have no common divisor, 42 (or 7) consecutive
+    problems contain every pair of family and level once.
     """
     cells: dict[tuple[str, int], list[TinyProblem]] = {}
     for problem in problems:
@@ -46,13 +46,13 @@ def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[Tin
 
 
 def load(name: str, families: tuple[str, ...]) -> list[Problem]:
-    """The fixed evaluation problems of the families, as tasks of that name."""
+    """Return the fixed evaluation problems of the families, under the name of the task."""
     problems = balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families)
     return [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in problems]
 
 
 def load_train() -> list[Problem]:
-    """Problems for traces and calibration: none of them is in a held-out set, no two are alike."""
+    """Return distinct problems for traces and calibration, none of them in a held-out set."""
     problems: dict[str, TinyProblem] = {}
     for problem in stream("traces"):
         problems.setdefault(problem.question, problem)
