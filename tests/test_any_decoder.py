@@ -219,7 +219,18 @@ def prunable(folder: Path) -> int:
 
 
 # Disk names or shapes of these are not those of the modules, but for llama's.
-PACKED = ("llama", "mixtral", "nemotron_h", "gpt_oss", "deepseek_v3", "phimoe", "granitemoe", "gemma3")
+PACKED = (
+    "llama",
+    "mixtral",
+    "nemotron_h",
+    "gpt_oss",
+    "deepseek_v3",
+    "deepseek_v4",
+    "phimoe",
+    "granitemoe",
+    "gemma3",
+    "gpt2",
+)
 
 
 @pytest.mark.parametrize("model_type", PACKED)
@@ -253,6 +264,7 @@ SWAPPED = {
     "gpt_oss": MAGNITUDE,
     "falcon_h1": MAGNITUDE,
     "bamba": MAGNITUDE,
+    "gpt2": MAGNITUDE,
     "phi3": MAGNITUDE + '[[drop]]\nblocks = "1"\nmethod = "tail"\n',
     "gemma2": '[[drop]]\nblocks = "0,2"\n',
 }

@@ -119,15 +119,22 @@ RUN = [model_type for model_type in TYPES if model_type not in NOT_RUN]
 
 
 def test_most_types_are_run():
-    assert not set(NOT_RUN) - set(TYPES)
-    assert len(set(RUN) - set(REFUSED)) >= 160
+    """An older transformers lacks some types, and the options of others by which they are made tiny."""
+    current = version("transformers") == MODELS["transformers"]
+    assert not current or not set(NOT_RUN) - set(TYPES)
+    assert len(set(RUN) - set(REFUSED)) >= (160 if current else 140)
 
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 @pytest.mark.parametrize("model_type", RUN)
 def test_streamed_blocks_equal_the_whole_model(tmp_path, model_type):
-    config = make_random_model(model_type, tmp_path)
+    try:
+        config = make_random_model(model_type, tmp_path)
+    except Exception as error:
+        if version("transformers") == MODELS["transformers"]:
+            raise
+        pytest.skip(f"no tiny model of it with this transformers: {error}")
     if model_type in REFUSED:
         with pytest.raises(Unstreamable, match=REFUSED[model_type]):
             check_streams(tmp_path, config)

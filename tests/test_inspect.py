@@ -166,17 +166,16 @@ def test_a_model_that_cannot_be_run_by_blocks_is_described_with_the_check_that_f
     assert shown.exit_code == 0 and reason in " ".join(shown.output.split())
 
 
-def test_a_model_without_linears_says_what_cannot_be_done(tmp_path):
-    make_random_model("gpt2", tmp_path)  # its matrices are Conv1D's
-    found = prunus.inspect(tmp_path)
-    assert found["groups"] == [] and found["prunable"] == 0
-    assert {row["why"] for row in found["left_dense"] if row["blocks"]} == {"no Linear"}
-    assert {use: possible for use, (possible, _) in uses(found).items()} == {
-        "prune": False,
-        "drop": True,
-        "pack": False,
-        "sparse kernel": False,
+def test_a_model_whose_blocks_share_weights_says_what_cannot_be_done(tmp_path):
+    make_random_model("zamba", tmp_path / "model")
+    found = uses(prunus.inspect(tmp_path / "model"))
+    reason = "blocks share weights, so they cannot be pruned one by one"
+    assert {use for use, (possible, note) in found.items() if not possible and note == reason} == {
+        *("prune", "pack", "sparse kernel")
     }
+    assert not found["drop"][0] or "shares weights" in found["drop"][1]
+    with pytest.raises(PrunusError, match=reason):
+        prunus.prune(tmp_path / "model", tmp_path / "out", prunus.PruneRecipe(method="magnitude"))
 
 
 def test_the_table_in_the_terminal_says_which_blocks(tmp_path):

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from prunus.checkpoint.conv1d import replace_conv1d
 from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 
@@ -362,6 +363,7 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None
     """
     with parameters_on_meta():
         model: Any = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype, attn_implementation=attention)
+    replace_conv1d(model)
     model.tie_weights()
     return model.eval().requires_grad_(False)
 

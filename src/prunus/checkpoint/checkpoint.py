@@ -346,7 +346,8 @@ class Checkpoint(ModelFolder):
             origin = self.names.origin(name)
             if origin is not None:
                 for source in origin.stored:
-                    self._check_tensor(source, tensor if origin.converter is None else None)
+                    wanted = tensor.T if origin.transposed else tensor
+                    self._check_tensor(source, wanted if origin.converter is None else None)
                 if origin.converter is not None:
                     self._check_made(name, origin, tuple(tensor.shape))
             elif name in parameters:

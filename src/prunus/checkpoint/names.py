@@ -21,6 +21,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from prunus.checkpoint.conv1d import transposed_weights
 from prunus.errors import PrunusError
 
 
@@ -28,12 +29,13 @@ class Origin(NamedTuple):
     """Where some tensors of a model come from.
 
     targets: their names in the model. sources: (pattern, name on disk) of what they are made from; converter makes
-    them, None: the only source is the tensor as it is.
+    them, None: the only source is the tensor as it is, or transposed.
     """
 
     targets: tuple[str, ...]
     sources: tuple[tuple[str, str], ...]
     converter: WeightConverter | None
+    transposed: bool = False
 
     @property
     def stored(self) -> list[str]:
@@ -79,9 +81,11 @@ class Names:
             if pattern is not None:
                 made_by[target] = of_pattern[pattern]
         self.origins: dict[str, Origin] = {}
+        transposed = transposed_weights(model)
         for target, pairs in sources.items():
             targets = _targets(target, made_by.get(target))
-            self.origins |= dict.fromkeys(targets, Origin(targets, tuple(pairs), made_by.get(target)))
+            origin = Origin(targets, tuple(pairs), made_by.get(target), target in transposed)
+            self.origins |= dict.fromkeys(targets, origin)
         # Names of a tensor that several modules share, of which only some are on disk.
         self._alias: dict[str, str] = {}
         for names in _shared_names(model):
@@ -108,7 +112,8 @@ class Names:
         found: dict[str, Tensor] = {}
         for origin in self._origins_of(names):
             if origin.converter is None:
-                found[origin.targets[0]] = read(origin.sources[0][1])
+                tensor = read(origin.sources[0][1])
+                found[origin.targets[0]] = tensor.T.contiguous() if origin.transposed else tensor
             else:
                 found |= self._convert(origin, origin.converter, read)
         return found | {name: found[self._alias[name]] for name in names if name in self._alias}
@@ -122,7 +127,8 @@ class Names:
         changed = {self._alias.get(name, name): tensor for name, tensor in changed.items()}
         for origin in self._origins_of(changed):
             if origin.converter is None:
-                found |= dict.fromkeys(origin.stored, changed[origin.targets[0]])
+                tensor = changed[origin.targets[0]]
+                found |= dict.fromkeys(origin.stored, tensor.T.contiguous() if origin.transposed else tensor)
                 continue
             whole = {name: changed[name] for name in origin.targets if name in changed}
             if len(whole) < len(origin.targets):

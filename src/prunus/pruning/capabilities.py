@@ -51,21 +51,20 @@ def describe_blocks(architecture: Architecture) -> Row:
     }
 
 
-def describe_uses(architecture: Architecture, drops: Droppable) -> list[Row]:
+def describe_uses(architecture: Architecture, drops: Droppable, unprunable: str | None) -> list[Row]:
     """For prune, drop, pack and the sparse kernel: whether it works (possible); why not, or for what not (note).
 
-    drops: what can be told of drop without reading weights.
+    drops: what can be told of drop without reading weights. unprunable: why prune refuses the model, if it does.
     """
     note = "; ".join(filter(None, (drops.note, "checked on a short sequence when it is done")))
     drop = _use("drop", note=note) if drops.possible else _use("drop", drops.note or "it has a single block")
+    if unprunable is not None:
+        return [_use("prune", unprunable), drop, _use("pack", unprunable), _use("sparse kernel", unprunable)]
     linears = [
         (f"{architecture.block_prefix(index)}{linear.name}", linear)
         for index, block in enumerate(find_linears(architecture))
         for linear in block.linears
     ]
-    if not linears:
-        none = "no Linear of its blocks can be pruned; see left_dense"
-        return [_use("prune", none), drop, _use("pack", none), _use("sparse kernel", none)]
     odd = {name for name, _ in linears if type(architecture.model.get_submodule(name)) is not nn.Linear}
     slow = f"{len(odd)} of {len(linears)} Linears are of a class of their own and stay with torch" if odd else ""
     every = len(odd) == len(linears)

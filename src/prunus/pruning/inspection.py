@@ -18,6 +18,7 @@ from prunus.progress import Steps
 from prunus.pruning.capabilities import describe_blocks, describe_model, describe_uses, refused
 from prunus.pruning.depth.verification import Droppable, try_drops
 from prunus.pruning.masks import count_zeros
+from prunus.pruning.scope import why_unprunable
 from prunus.recipes import DropRecipe, PruneRecipe
 
 # (N, M): at most N weights that are not zero in every M consecutive inputs of an output.
@@ -50,7 +51,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     facts |= {
         "refused": None,
         **describe_blocks(source.architecture),
-        "uses": describe_uses(source.architecture, drops),
+        "uses": describe_uses(source.architecture, drops, why_unprunable(source)),
     }
     return facts | count_weights(source) if weights else facts
 

@@ -8,15 +8,8 @@ from prunus.recipes import PruneRecipe
 
 def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linear]]:
     """For each block its Linears in scope, in the order of a forward pass; PrunusError where there are none."""
-    if source.names.is_shared:
-        raise PrunusError(
-            f"{source.folder} ({source.config.model_type}): blocks share weights, so they cannot be pruned one by one"
-        )
-    others = (name for index in range(source.blocks) for name in source.left_dense(index))
-    if half := next((name for name in others if "encoder_attn" in name or "crossattention" in name), None):
-        raise PrunusError(
-            f"{source.folder} ({source.config.model_type}) is half of a model with an encoder ({half}), no decoder"
-        )
+    if reason := why_unprunable(source):
+        raise PrunusError(f"{source.folder} ({source.config.model_type}): {reason}")
     found = [
         [linear for linear in source.linears(index) if recipe.scope in ("all", linear.kind)]
         for index in range(source.blocks)
@@ -27,6 +20,18 @@ def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linea
             f"{source.folder} ({source.config.model_type}) has no {what} that can be pruned; `prunus inspect` says why"
         )
     return found
+
+
+def why_unprunable(source: Checkpoint) -> str | None:
+    """Why no Linear of a model can be pruned, whatever the recipe, in one line; None where that can be done."""
+    if source.names.is_shared:
+        return "blocks share weights, so they cannot be pruned one by one"
+    others = (name for index in range(source.blocks) for name in source.left_dense(index))
+    if half := next((name for name in others if "encoder_attn" in name or "crossattention" in name), None):
+        return f"it is half of a model with an encoder ({half}), no decoder"
+    if not any(source.linears(index) for index in range(source.blocks)):
+        return "its blocks have no Linear that can be pruned; `prunus inspect` says why of each matrix"
+    return None
 
 
 def weights_of(linears: list[Linear]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -98,7 +99,7 @@ def as_in_model(source: Checkpoint, stored: Iterable[tuple[str, Tensor]]) -> Ite
     for name, tensor in stored:
         origin = origins.get(name)
         if origin is not None and origin.converter is None:
-            yield origin.targets[0], tensor
+            yield origin.targets[0], tensor.T if origin.transposed else tensor
         elif origin is not None:
             parts[name] = tensor
     targets = [target for name in parts for target in origins[name].targets]
@@ -110,6 +111,8 @@ def as_in_model(source: Checkpoint, stored: Iterable[tuple[str, Tensor]]) -> Ite
 def overwrite(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
     """Set a parameter to what loading would have made of tensor: rounded to the dtype that the model was loaded in."""
     parameter = model.get_parameter(name)
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):  # whose weight is (I, O)
+        tensor = tensor.T
     loaded = getattr(model.config, "dtype", None) or parameter.dtype
     parameter.copy_(tensor.to(loaded).to(parameter.dtype))
 
