@@ -81,7 +81,11 @@ def _try(model_type: str, scratch: Path) -> Row:
 
 
 def facts(architecture: "Architecture") -> Row:
-    """Without weights: which Linears read the same input, for each kind of block, and why other matrices stay dense."""
+    """Without weights: which Linears read the same input, for each kind of block, and why other matrices stay dense.
+
+    hands_on: whether blocks hand on more than hidden states.
+    """
+    from prunus.checkpoint.linears import is_stateful
     from prunus.pruning.capabilities import describe_blocks
 
     found = describe_blocks(architecture)
@@ -90,7 +94,8 @@ def facts(architecture: "Architecture") -> Row:
         short = "+".join(name.rpartition(".")[2] for name in row["linears"])
         groups.setdefault(json.dumps(row["blocks"]), []).append(short)
     dense = {row["why"] for row in found["left_dense"] if row["blocks"]}
-    return {"groups": ["; ".join(group) for group in groups.values()], "dense": sorted(dense)}
+    hands_on = bool(architecture.carried) or any(map(is_stateful, architecture.probe.calls))
+    return {"groups": ["; ".join(group) for group in groups.values()], "dense": sorted(dense), "hands_on": hands_on}
 
 
 def again(model_type: str) -> Row:
@@ -181,9 +186,21 @@ def _loads(folder: Path) -> None:
     model, info = loaded
     for wrong in ("missing_keys", "mismatched_keys"):
         assert not info[wrong], f"transformers does not load it: {wrong.replace('_', ' ')}"
+    ids_1T = torch.arange(3, 27)[None]
     with torch.no_grad():
-        logits = model.eval()(input_ids=torch.arange(3, 27)[None], use_cache=False).logits
+        logits = model.eval()(input_ids=ids_1T, use_cache=False).logits
     assert bool(logits.isfinite().all()), "logits that are no numbers"
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+
+    def goes_on(one: Any) -> bool:
+        try:
+            return one.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), **options).shape == (1, 27)
+        except Exception:  # of the model's own code
+            return False
+
+    if not goes_on(model):
+        dense = AutoModelForCausalLM.from_pretrained(folder.parent / "dense", dtype=torch.float32).eval()
+        assert not goes_on(dense), "it generates no text, though the dense model does"
 
 
 def _outcome(attempt: Callable[[], None], scratch: Path) -> str:
@@ -335,9 +352,22 @@ pruned, what stays dense, and why.
 
 *yes* means that it was done on a tiny random model of the type (two to six blocks, width 64, float32, CPU). Every block
 and the logits equal the whole model's, bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear has
-half of its weights, to the weight, and transformers loads the result, as it does the model without its second block.
+half of its weights, to the weight, and transformers loads the result and goes on with a text where it does so with the
+dense model; the model without its second block loads, too.
 Packed and unpacked the bytes are the same, and the logits of the sparse kernel are torch's. What a type's default
 configuration leaves off was not tried. Embeddings, heads and what else lies outside the blocks stay dense always.
+
+Blocks of {hands_on} hand on more than hidden states (keys and values, or which tokens were chosen). No gradient stops
+at one of their blocks, so what needs gradients of the model's loss (such as gblm and layerif) and depth methods that
+leave out blocks in trials refuse them in a line.
+
+Originals in FP8 or MXFP4 are read in bfloat16, a block at a time, and what is made of them is in bfloat16: two to four
+times the original's bytes. The manifest names the original's checksum and quantisation. Other quantised models are
+refused.
+
+axk2, deepseek_v32, glm_moe_dsa and hy_v4 look at the `index_topk` tokens that an indexer chooses. In transformers
+itself, without Prunus, texts longer than that get other logits when they are read with a cache, token by token, than
+when they are read at once: the choice among tokens of equal score differs. Up to `index_topk` tokens they agree.
 
 ## Published checkpoints
 
@@ -381,6 +411,7 @@ def page(data: Mapping[str, Any]) -> str:
         table=_table(decoders),
         real=_real(data["real"]),
         others=len(others),
+        hands_on=", ".join(name for name, row in sorted(decoders.items()) if row["hands_on"]),
         other_table=_reasons({name: row["kind"] for name, row in others.items()}),
         refused_table=_reasons({name: row["refused"] for name, row in rows.items() if "refused" in row}),
         not_run_table=_reasons({name: row["not_run"] for name, row in rows.items() if "not_run" in row}),

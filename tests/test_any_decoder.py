@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 import torch
 from random_models import make_random_model
@@ -132,6 +133,24 @@ def test_a_model_that_cannot_decode_is_refused(tmp_path, model_type, words):
     make_random_model(model_type, tmp_path)
     with pytest.raises(PrunusError, match=words):
         rows_for(whole(tmp_path))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("model_type", ["axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"])
+def test_transformers_own_cache_differs_where_tokens_are_chosen(tmp_path, model_type):
+    """docs/models.md says so: token by token as at once up to index_topk tokens (8 here), otherwise beyond."""
+    make_random_model(model_type, tmp_path)
+    model, (text,) = whole(tmp_path), sentences(20)
+    cache, found = None, []
+    for token in text:
+        output = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        found.append(output.logits[0, -1])
+    expected = [next_logits(model, [text[: length + 1]])[0] for length in range(len(text))]
+    for ours, theirs in zip(found[:8], expected[:8], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    if version("transformers") == models.read_data()["transformers"]:
+        assert not torch.allclose(found[-1], expected[-1], rtol=1e-3, atol=1e-3)
 
 
 EVALUATED = (
