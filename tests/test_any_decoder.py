@@ -293,7 +293,8 @@ SWAPPED = {
 @pytest.mark.parametrize("model_type", SWAPPED)
 def test_variants_go_in_and_out_of_any_model(tmp_path, model_type):
     """In: what a model loaded from the variant's own checkpoint says. Out: the weights of before."""
-    with_tokenizer(model_type, tmp_path / "model", max_position_embeddings=256)
+    longer = "n_positions" if model_type == "gpt2" else "max_position_embeddings"
+    with_tokenizer(model_type, tmp_path / "model", **{longer: 256})
     study = read_study(write_study(tmp_path, recipes=SWAPPED[model_type]))
     model = open_model(study, study.models[0], tmp_path / "model")
     loaded = load_model(tmp_path / "model", "cpu")
