@@ -2,6 +2,7 @@
 
 import json
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +351,7 @@ def test_what_expects_dense_weights_names_unpack(tmp_path, pruned):
         (prunus.drop_blocks, (tmp_path / "x", DropRecipe())),
         (prunus.perplexity, (Path(__file__),)),
         (
-            prunus.evaluate,
+            partial(prunus.evaluate, engine=prunus.EngineOptions(url="http://localhost:1")),
             (prunus.EvalPlan(tasks=("tiny",), budgets=(16,), backend="openai"), tmp_path / "s.db"),
         ),
         (prunus.pack, (tmp_path / "x",)),
