@@ -513,7 +513,7 @@ def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, batches):
 def test_one_file_please(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["study", *words])
-    assert stopped.value.code == 2 and "one FILE.toml, please" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "give one FILE.toml after" in capsys.readouterr().err
 
 
 def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def _set_verbose(_context: click.Context, _parameter: click.Parameter, value: bo
 
 class _Group(click.Group):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Which models work; the version is looked up when it is asked for."""
+        """Write which models are supported; the version is looked up only when help is shown."""
         formatter.write_paragraph()
         formatter.write_text(
             f"MODEL is a folder, a hub id, or `tiny`: any decoder of transformers {version('transformers')} that can be"
@@ -82,7 +82,7 @@ def choice(names: Any) -> click.Choice:
 
 
 class IntegerList(click.ParamType):
-    """Whole numbers with commas between them."""
+    """The type of an option with whole numbers separated by commas."""
 
     name = "N,N,..."
 
@@ -107,11 +107,13 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
 
     options = (
         _engine_option("args", "--engine-args", "arguments of vllm.LLM.", metavar="JSON"),
-        _engine_option("url", "--url", "the server's address, as http://localhost:8000/v1."),
-        _engine_option("served_model", "--served-model", "the server's name for MODEL, if another.", metavar="NAME"),
-        _engine_option("concurrency", "--concurrency", "requests at once.", default=usual.concurrency),
-        _engine_option("timeout", "--timeout", "seconds for a request.", default=usual.timeout),
-        _engine_option("sparse", "--sparse/--no-sparse", "packed weights by the sparse kernel.", default=usual.sparse),
+        _engine_option("url", "--url", "the server's address, such as http://localhost:8000/v1."),
+        _engine_option("served_model", "--served-model", "the server's name for MODEL, if it differs.", metavar="NAME"),
+        _engine_option("concurrency", "--concurrency", "simultaneous requests.", default=usual.concurrency),
+        _engine_option("timeout", "--timeout", "timeout of a request, in seconds.", default=usual.timeout),
+        _engine_option(
+            "sparse", "--sparse/--no-sparse", "multiply packed weights with the sparse kernel.", default=usual.sparse
+        ),
     )
     for option in reversed(options):
         call = option(call)
@@ -129,9 +131,11 @@ def print_json(data: Any) -> None:
 
 
 model_argument = click.argument("model")
-device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto takes a GPU.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, ...; auto: a GPU if there is one."
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 store_argument = click.argument("store", type=click.Path(path_type=Path))
 
 

@@ -1,4 +1,4 @@
-"""Commands from checkpoint to rows of a store."""
+"""Commands that run a model: evaluate it into a store, or draw its chains of thought; and regrade a store."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from prunus.engines import BACKENDS, EngineOptions
 from prunus.recipes import EvalPlan, TraceRecipe
 
 _SIZES = ", ".join(f"{entry.batch_size} on {name}" for name, entry in BACKENDS.items())
-BATCH_SIZE = f"Chains done and stored together; default {_SIZES}."
+BATCH_SIZE = f"Chains decoded and stored together; default: {_SIZES}."
 
 
 @command("eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
@@ -33,9 +33,9 @@ BATCH_SIZE = f"Chains done and stored together; default {_SIZES}."
     "tasks",
     multiple=True,
     required=True,
-    help="Name (see `prunus tasks`) or FILE.jsonl; repeatable. Or lm_eval:NAME, see docs/lm-eval.md.",
+    help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/lm-eval.md); repeatable.",
 )
-@recipe_option(EvalPlan, "budgets", "Thinking tokens allowed.", type=IntegerList())
+@recipe_option(EvalPlan, "budgets", "Thinking budgets, in tokens.", type=IntegerList())
 @recipe_option(EvalPlan, "samples", "Draws per problem and budget.", type=int)
 @recipe_option(
     EvalPlan, "profile", "Strings that open, cut and close the model's thinking.", type=choice(recipes.PROFILE_NAMES)
@@ -43,16 +43,19 @@ BATCH_SIZE = f"Chains done and stored together; default {_SIZES}."
 @recipe_option(
     EvalPlan,
     "mode",
-    "strict caps the answer and bans thinking in it; legacy does as the papers' scripts.",
+    "strict caps the answer and bans thinking markers in it; legacy follows the papers' scripts.",
     type=choice(recipes.Mode),
 )
-@recipe_option(EvalPlan, "answer_tokens", "Cap on the answer's tokens; the default depends on mode and task.", type=int)
+@recipe_option(EvalPlan, "answer_tokens", "Most tokens of an answer; the default depends on mode and task.", type=int)
 @recipe_option(EvalPlan, "wait", "Times to suppress the end of thinking and append 'Wait'.", type=int)
 @recipe_option(EvalPlan, "temperature", "0 is greedy; the default is the profile's.", type=float)
 @recipe_option(EvalPlan, "top_p", "The default is the profile's.", type=float)
 @recipe_option(EvalPlan, "top_k", "0 is off; the default is the profile's.", type=int)
 @recipe_option(
-    EvalPlan, "prompt", "The problem alone, or with a request for a \\boxed{} answer.", type=choice(recipes.PromptStyle)
+    EvalPlan,
+    "prompt",
+    "bare: only the problem; boxed: also asks for a \\boxed{} answer.",
+    type=choice(recipes.PromptStyle),
 )
 @recipe_option(EvalPlan, "limit", "Use the first N problems of each task.", type=int)
 @recipe_option(EvalPlan, "seed", "Seed of all sampling.", type=int)
@@ -63,10 +66,12 @@ BATCH_SIZE = f"Chains done and stored together; default {_SIZES}."
     "--reuse/--no-reuse",
     default=True,
     show_default=True,
-    help="Sample one chain at the largest budget and cut it for the others, or one for each.",
+    help="Sample one chain at the largest budget and cut it for the others, or one chain per budget.",
 )
 @click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
-@click.option("--measure-seconds", is_flag=True, help="Also measure seconds per token, for accuracy against latency.")
+@click.option(
+    "--measure-seconds", is_flag=True, help="Also measure seconds per token, to report accuracy against latency."
+)
 @device_option
 def eval_command(
     model: str, store: Path, device: str, engine: EngineOptions, measure_seconds: bool, **plan: Any
@@ -93,10 +98,12 @@ def eval_command(
 @recipe_option(TraceRecipe, "samples", "Chains per problem.", type=int)
 @recipe_option(TraceRecipe, "max_tokens", "Thinking tokens allowed per chain.", type=int)
 @recipe_option(
-    TraceRecipe, "only", "Keep all chains, or those with the right answer.", type=choice(recipes.TraceFilter)
+    TraceRecipe, "only", "Keep all chains, or only those with a correct answer.", type=choice(recipes.TraceFilter)
 )
 @recipe_option(TraceRecipe, "min_tokens", "Keep chains with at least N thinking tokens.", type=int)
-@recipe_option(TraceRecipe, "hardest", "Keep the harder half of the problems.", is_flag=True)
+@recipe_option(
+    TraceRecipe, "hardest", "Keep only the harder half of the problems, those solved least often.", is_flag=True
+)
 @recipe_option(
     TraceRecipe, "profile", "Strings that open, cut and close the model's thinking.", type=choice(recipes.PROFILE_NAMES)
 )
@@ -104,7 +111,7 @@ def eval_command(
 @recipe_option(
     TraceRecipe,
     "prompt",
-    "The problem alone, or with a request for a \\boxed{} answer.",
+    "bare: only the problem; boxed: also asks for a \\boxed{} answer.",
     type=choice(recipes.PromptStyle),
 )
 @recipe_option(TraceRecipe, "limit", "Use the first N problems of each task.", type=int)
@@ -115,9 +122,9 @@ def eval_command(
 @device_option
 @overwrite_option
 def traces_command(model: str, out: Path, device: str, engine: EngineOptions, overwrite: bool, **recipe: Any) -> None:
-    """MODEL's own chains of thought as token ids in OUT (.jsonl), for `--calibration traces:OUT`.
+    """Write MODEL's own chains of thought as token ids to OUT (.jsonl), for `--calibration traces:OUT`.
 
-    Evaluation sets are refused. An interrupted run goes on where it stopped when the same command is given again.
+    Evaluation sets are refused. An interrupted run resumes when the same command is given again.
     """
     made = prunus.traces(model, out, TraceRecipe(**recipe), device=device, engine=engine, overwrite=overwrite)
     show_summary(made)
@@ -126,6 +133,6 @@ def traces_command(model: str, out: Path, device: str, engine: EngineOptions, ov
 @command("regrade", "prunus regrade results.db")
 @store_argument
 def regrade_command(store: Path) -> None:
-    """Grade all stored texts again with this version's grader; nothing is generated."""
+    """Grade all stored texts again with the grader of this version; nothing is generated."""
     for key, value in prunus.regrade(store).items():
         progress.say(f"{key}: {value}")

@@ -15,14 +15,16 @@ from prunus.cli.common import command, overwrite_option, show_summary
 )
 @click.argument("checkpoint")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--masks-only", is_flag=True, help="One bit per weight; needs the dense model again to unpack.")
-@click.option("--int8", is_flag=True, help="Round kept weights of Linears to 8 bits: lossy.")
-@click.option("--source", help="For --masks-only: the dense model; default: the one it was pruned from.")
+@click.option(
+    "--masks-only", is_flag=True, help="Store only the masks, one bit per weight; unpacking needs the dense model."
+)
+@click.option("--int8", is_flag=True, help="Round the kept weights of Linears to 8 bits, which is lossy.")
+@click.option("--source", help="For --masks-only: the dense model; default: the one that CHECKPOINT was pruned from.")
 @overwrite_option
 def pack_command(checkpoint: str, out: Path, **options: Any) -> None:
-    """Write the pruned CHECKPOINT to the folder OUT with a bit for each weight and only those that are not zero.
+    """Write the pruned CHECKPOINT to the folder OUT as one bit per weight and the values that are not zero.
 
-    Every weight comes back bit by bit. Other programs read only dense checkpoints: `prunus unpack` makes them again.
+    `prunus unpack` restores the dense checkpoint, which other programs need, bit by bit.
     """
     show_summary(prunus.pack(checkpoint, out, **options))
 
@@ -30,8 +32,8 @@ def pack_command(checkpoint: str, out: Path, **options: Any) -> None:
 @command("unpack", "prunus unpack out/wanda-50-packed out/wanda-50")
 @click.argument("packed")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--source", help="For masks alone: the dense model; default: the one they name.")
-@click.option("--lossy", is_flag=True, help="Unpack values rounded to 8 bits too.")
+@click.option("--source", help="For masks only: the dense model; default: the one named in PACKED.")
+@click.option("--lossy", is_flag=True, help="Allow PACKED to have values rounded to 8 bits (--int8).")
 @overwrite_option
 def unpack_command(packed: str, out: Path, **options: Any) -> None:
     """Write a PACKED checkpoint to the folder OUT as plain dense safetensors, which any program reads."""
@@ -43,10 +45,10 @@ def unpack_command(packed: str, out: Path, **options: Any) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @overwrite_option
 def dequantize_command(model: str, out: Path, **options: Any) -> None:
-    """Write MODEL, an original in FP8 or MXFP4, in bfloat16 to the folder OUT.
+    """Write MODEL, a checkpoint in FP8 or MXFP4, in bfloat16 to the folder OUT.
 
-    Needed for a study only: prune, drop and the like read such a model as it is. The numbers are those that
-    transformers makes of them. Takes two to four times the disk of the original; when stopped, the same command goes
-    on.
+    Only a study needs this: prune, drop and the other commands read quantised models directly. The weights equal those
+    that transformers dequantises. OUT takes two to four times the disk space of MODEL. An interrupted run resumes when
+    the same command is given again.
     """
     show_summary(prunus.dequantize(model, out, **options))

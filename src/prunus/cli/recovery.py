@@ -1,4 +1,4 @@
-"""The command that trains what pruning kept."""
+"""The command that trains the weights that pruning kept."""
 
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,23 @@ from prunus.recipes import RecoverRecipe
 )
 @click.argument("pruned")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--dense", metavar="MODEL", help="What PRUNED was made from; default: as its manifest says.")
-@recipe_option(RecoverRecipe, "calibration", "As for prune; best are the model's own chains: traces:FILE.")
+@click.option("--dense", metavar="MODEL", help="The model that PRUNED was made from; default: the one in its manifest.")
+@recipe_option(RecoverRecipe, "calibration", "As for prune; the model's own chains (traces:FILE) are best.")
 @recipe_option(RecoverRecipe, "samples", "Calibration sequences.", type=int)
 @recipe_option(RecoverRecipe, "seqlen", "Tokens per sequence of a text.", type=int)
-@recipe_option(RecoverRecipe, "calibration_tokens", "Instead of samples: exactly N tokens.", type=int)
+@recipe_option(RecoverRecipe, "calibration_tokens", "Exactly N calibration tokens, instead of samples.", type=int)
 @recipe_option(RecoverRecipe, "prompt_weight", "Weight of a prompt's tokens in the loss (traces only).", type=float)
 @recipe_option(RecoverRecipe, "chain_weight", "Weight of a chain's tokens in the loss (traces only).", type=float)
-@recipe_option(RecoverRecipe, "seed", "Seed of the sample, of what is held out and of the order of training.", type=int)
-@recipe_option(RecoverRecipe, "epochs", "How often each token is trained on.", type=int)
-@recipe_option(RecoverRecipe, "rate", "Largest learning rate, as a share of a tensor's root mean square.", type=float)
-@recipe_option(RecoverRecipe, "step_tokens", "Tokens of one step of Adam; at least one sequence.", type=int)
-@click.option("--norms/--no-norms", default=RecoverRecipe.norms, show_default=True, help="Train norms and biases, too.")
+@recipe_option(RecoverRecipe, "seed", "Seed of the sample, the held-out tokens and the order of training.", type=int)
+@recipe_option(RecoverRecipe, "epochs", "Passes over the training tokens.", type=int)
+@recipe_option(RecoverRecipe, "rate", "Peak learning rate, relative to each tensor's root mean square.", type=float)
+@recipe_option(RecoverRecipe, "step_tokens", "Tokens per step of Adam; at least one sequence.", type=int)
+@click.option("--norms/--no-norms", default=RecoverRecipe.norms, show_default=True, help="Also train norms and biases.")
 @recipe_option(
     RecoverRecipe,
     "target",
-    "What a block learns: the dense model's output there, or that of its own dense block on the pruned model's input.",
+    "What a block learns to output. dense: the dense model's hidden states; own: what the dense block outputs for the"
+    " pruned model's input.",
     type=choice(recipes.RecoverTarget),
 )
 @device_option
@@ -45,8 +46,8 @@ def recover_command(
 ) -> None:
     """Train the weights that pruning kept in PRUNED, block by block, and write the result to the folder OUT.
 
-    Every zero stays zero. A block learns to give out what the dense model gives at its place, on calibration tokens, of
-    which an eighth is held out: a block whose error there does not fall stays as it is.
+    Every zero stays zero. A block learns to output what the dense model outputs at its depth, on calibration tokens. An
+    eighth of them is held out; a block whose held-out error does not fall is left as it was.
     """
     asked = RecoverRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}

@@ -8,7 +8,7 @@ import prunus
 from prunus import progress
 from prunus.cli.common import command, json_option, overwrite_option, print_json, store_argument
 
-base_option_help = "Run to compare with: its id (or the start of it), model name, or label as tables print it."
+base_option_help = "Run to compare with: its id (or the start of it), model name, or label in the tables."
 margin_option = click.option(
     "--margin", default=0.02, show_default=True, help="Largest acceptable loss of accuracy (0.02: two points)."
 )
@@ -18,11 +18,13 @@ folder = click.Path(path_type=Path, file_okay=False)
 @command("compare", "prunus compare results.db --base tiny --other wanda-20")
 @store_argument
 @click.option("--base", required=True, help=base_option_help)
-@click.option("--other", "others", multiple=True, help="Runs to compare, named likewise; default: all others.")
+@click.option(
+    "--other", "others", multiple=True, help="Run to compare, named like --base; repeatable; default: all others."
+)
 @margin_option
 @json_option
 def compare_command(store: Path, base: str, others: tuple[str, ...], margin: float, as_json: bool) -> None:
-    """Paired differences to a base run, with a verdict on each: better, worse, non-inferior, cannot tell."""
+    """Print paired differences to a base run, each with a verdict: better, worse, non-inferior, cannot tell."""
     data = prunus.compare(store, base, others or None, margin=margin)
     if as_json:
         print_json(data)
@@ -38,8 +40,10 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], margin: flo
 @click.option("--base", help=base_option_help + " Default: the unpruned model.")
 @margin_option
 @click.option("--published", is_flag=True, help="Show published accuracies of the same models and tasks.")
-@click.option("--figures", type=folder, metavar="DIR", help="Write every chart as .svg and .pdf (extra figures).")
-@click.option("--csv", type=folder, metavar="DIR", help="Write every table as .csv and .tex (booktabs).")
+@click.option(
+    "--figures", type=folder, metavar="DIR", help="Also write every chart as .svg and .pdf (needs the extra figures)."
+)
+@click.option("--csv", type=folder, metavar="DIR", help="Also write every table as .csv and .tex (booktabs).")
 @overwrite_option
 def report_command(
     store: Path,
@@ -51,7 +55,7 @@ def report_command(
     csv: Path | None,
     overwrite: bool,
 ) -> None:
-    """Write one self-contained page: verdicts, curves, tokens, what was pruned, texts that changed."""
+    """Write a self-contained page: verdicts, curves, token counts, what was pruned, answers that changed."""
     page = prunus.report(
         store, out, base=base, margin=margin, published=published, figures=figures, csv=csv, overwrite=overwrite
     )

@@ -1,4 +1,4 @@
-"""A whole grid in one command."""
+"""The command for a study: a grid of models, recipes and plans."""
 
 from pathlib import Path
 
@@ -17,27 +17,29 @@ ACTIONS = ("run", "plan", "report")
     "prunus study plan examples/tiny.toml\nprunus study examples/tiny.toml\nprunus study examples/paper.toml --ray",
 )
 @click.argument("words", nargs=-1, required=True, metavar="[run|plan|report] FILE.toml")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for all of it; default: study-FILE.")
-@click.option("--store", type=click.Path(path_type=Path), help="Results; default: results.db in that folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the study; default: study-FILE.")
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="Store of the results; default: results.db in the study's folder."
+)
 @device_option
 @click.option(
     "--ray",
     is_flag=False,
     flag_value="auto",
     metavar="[HOST:PORT]",
-    help="Run on a Ray cluster: at this address, else of RAY_ADDRESS, else on this machine.",
+    help="Run on a Ray cluster: at this address, else at $RAY_ADDRESS, else one started on this machine.",
 )
 @click.option(
-    "--gpus-per-task", type=click.FloatRange(0), help="With --ray, of each worker; default: 1 where there are any."
+    "--gpus-per-task", type=click.FloatRange(0), help="With --ray: GPUs of each worker; default: 1, or 0 without GPUs."
 )
 @click.option(
     "--cpus-per-task",
     type=click.FloatRange(0, min_open=True),
     default=1,
     show_default=True,
-    help="With --ray, of each worker.",
+    help="With --ray: CPUs of each worker.",
 )
-@click.option("--no-measure", is_flag=True, help="plan: load no model; no estimate of time.")
+@click.option("--no-measure", is_flag=True, help="plan: load no model, so that no time is estimated.")
 @json_option
 def study_command(
     words: tuple[str, ...],
@@ -50,10 +52,10 @@ def study_command(
     no_measure: bool,
     as_json: bool,
 ) -> None:
-    """Models x recipes x plans of a TOML file: run what is missing, compare, report.
+    """Run a study, the grid of models, recipes and plans of a TOML file: do what is missing, compare, report.
 
-    Stop it whenever you like; the same command goes on. `plan` runs nothing: it prints the cells, what is done, and
-    what the rest would take. `report` makes the page of what is there, also while the study runs.
+    You can stop it at any time; the same command resumes it. `plan` runs nothing: it prints the cells, which of them
+    are done, and how long the rest would take. `report` writes the page from the finished cells, also during a run.
     """
     action, file = parse(words)
     if no_measure and action != "plan":
@@ -93,8 +95,8 @@ def study_command(
 
 
 def parse(words: tuple[str, ...]) -> tuple[str, str]:
-    """Action and file; running needs not be said."""
+    """Return (action, file); the action is `run` where none is given."""
     action, *files = words if words[0] in ACTIONS else ("run", *words)
     if len(files) != 1:
-        raise PrunusError(f"one FILE.toml, please, after {action}: `prunus study {action} FILE.toml`")
+        raise PrunusError(f"give one FILE.toml after {action}: `prunus study {action} FILE.toml`")
     return action, files[0]
