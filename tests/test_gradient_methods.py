@@ -15,7 +15,7 @@ from prunus.errors import PrunusError
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import memory_budget as portions_module
 from prunus.pruning.calibration.hidden_states import HiddenStates
-from prunus.pruning.calibration.propagation import Passage, observed
+from prunus.pruning.calibration.propagation import BlockRun, observed
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import gblm, row_budgets
@@ -111,7 +111,7 @@ def test_an_interrupted_run_finds_its_gradients_again(tmp_path, rows, monkeypatc
     monkeypatch.setattr(Partial, "write_block", stop)
     with pytest.raises(KeyboardInterrupt):
         prunus.prune(folder, tmp_path / "out", asked)
-    monkeypatch.setattr("prunus.pruning.pipeline.save_square_sums", None)  # must not be needed again
+    monkeypatch.setattr("prunus.pruning.methods.loss_gradients.save_square_sums", None)  # must not be needed again
     prunus.prune(folder, tmp_path / "out", asked)
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -157,7 +157,7 @@ def block_case(tmp_path, dtype=torch.float32):
     hidden = HiddenStates(runner, random_rows(5, 16) + random_rows(2, 9, seed=1), None)
     tensors = source.read_block(1)
     block = runner.make_block(1, tensors)
-    return runner, block, hidden, observed(Passage(runner, block, 1, hidden, source.linears(1), False)), tensors
+    return runner, block, hidden, observed(BlockRun(runner, block, 1, hidden, source.linears(1), False)), tensors
 
 
 def test_regional_gradients_are_those_of_the_norm_of_the_blocks_output(tmp_path):

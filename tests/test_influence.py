@@ -17,7 +17,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import influence, layerif
-from prunus.pruning.allocation.measurement import chain_only
+from prunus.pruning.allocation.influence import chain_only
 from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration import memory_budget as portions_module
@@ -255,13 +255,13 @@ def test_noise_is_called_noise(place, monkeypatch):
     asked = recipe(place, allocation="layerif-sketch")
     data = prunus.allocate(place / "m", asked)
     assert noisy(data) == (data["evidence"]["details"]["split_half_spearman"]["block"] < 0.5)
-    monkeypatch.setattr("prunus.pruning.allocation.measurement.agreement", lambda *_: 0.49)
+    monkeypatch.setattr("prunus.pruning.allocation.influence.agreement", lambda *_: 0.49)
     shown = prunus.allocate(place / "m", asked)
     assert noisy(shown)
     with (console := Console(width=200)).capture() as printed:
         console.print(allocation_table(shown))
     assert "agree on the order of blocks by Spearman 0.49." in printed.get()
-    monkeypatch.setattr("prunus.pruning.allocation.measurement.agreement", lambda *_: 0.51)
+    monkeypatch.setattr("prunus.pruning.allocation.influence.agreement", lambda *_: 0.51)
     assert not noisy(prunus.allocate(place / "m", asked))
 
 

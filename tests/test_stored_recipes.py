@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prunus.checkpoint.files import Checkpoint
-from prunus.checkpoint.source import resolve
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
 from prunus.recipes import DropRecipe, PruneRecipe, content_hash
 from prunus.study.cells import effective
 

@@ -2,26 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
+from prunus.declarations import (
+    Allocation,
+    AllocationName,
+    Conflict,
+    DepthMethod,
+    DepthMethodName,
+    Group,
+    Method,
+    MethodName,
+    declared,
+    owners_of,
+)
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.kinds import settle
 
-MethodName = Literal["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm", "wanda++"]
-DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
-AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp", "layerif", "layerif-sketch"]
 Window = Literal["fixed", "reference"]
 Statistic = Literal["mean", "median"]
 Scope = Literal["all", "attention", "mlp"]
-Propagation = Literal["pruned", "dense", "staged"]
+Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
 Rounding = Literal["exact", "reference"]
-Group = Literal["row", "tensor"]
 UpdateName = Literal["none", "obs"]
 RecoverTarget = Literal["dense", "own"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -36,12 +44,34 @@ PROFILE_NAMES = ("auto", *sorted(path.stem for path in PROFILE_FOLDER.glob("*.to
 # An object of its own, so that a recipe can tell a sparsity left out from one of 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
-# Fields that came after recipes were first written down: where they have their default, hashes are what they were.
-LATER = ("group",)
+# Words of a field that are written in another way than they are read: what is stored, and hashed, stays what it was.
+STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
+# In the class body of a recipe: the default is declared by the methods whose option the field is.
+DECLARED: Any = None
 # Methods that rank weights by a score of each, and what each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
-    {"magnitude": "tensor", "wanda": "row", "ria": "tensor", "dsnot": "row", "gblm": "row", "wanda++": "row"}
+    {name: method.group for name, method in declared(Method).items() if method.ranks}
 )
+Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod)
+Class = TypeVar("Class", bound=type)
+
+
+def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
+    """Make every option that methods declare a field of a recipe: with that default where the class names the field
+    (so that editors know it), and added at its end where it does not.
+    """
+
+    def extended(cls: Class) -> Class:
+        named = set(cls.__annotations__)
+        for table in tables:
+            for name, owners in owners_of(table).items():
+                setattr(cls, name, owners[0][1].default)
+                cls.__annotations__.setdefault(name, owners[0][1].hint)
+        # Fields that came after recipes were first stored: where they have their default, hashes are what they were.
+        cls.LATER = ("group", *(name for name in cls.__annotations__ if name not in named))  # type: ignore[attr-defined]
+        return cls
+
+    return extended
 
 
 def canonical_json(data: Any) -> str:
@@ -56,15 +86,23 @@ def content_hash(data: Any, length: int = 12) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the recipes share: types that are checked, JSON and hash."""
+    """What the recipes share: types that are checked, JSON and hash.
+
+    LATER: fields that came after recipes were first stored; JSON leaves them out where they have their default.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         settle(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; tuples become lists. What LATER names is left out where it is as usual."""
+        """Plain data; tuples become lists."""
         usual = {field.name: field.default for field in fields(self)}
-        data = {name: value for name, value in asdict(self).items() if name not in LATER or value != usual[name]}
+        data = {name: value for name, value in asdict(self).items() if name not in self.LATER or value != usual[name]}
+        for name, words in STORED_WORDS.items():
+            if name in data:
+                data[name] = words.get(data[name], data[name])
         return json.loads(canonical_json(data))
 
     @classmethod
@@ -91,12 +129,26 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise PrunusError(f"{name} must be at least 1, not {getattr(self, name)}")
 
-    def _check_owner(self, what: str, owners: Mapping[str, tuple[str, ...]]) -> None:
-        """Raise PrunusError where a field is set that only others than the recipe's `what` (method...) look at."""
+    def _check_options(self, what: str, table: Mapping[str, Declaration]) -> None:
+        """Raise PrunusError where an option is set that the recipe's `what` (method...) does not have, or wrongly."""
         chosen = getattr(self, what)
-        for name, users in owners.items():
-            if getattr(self, name) != getattr(type(self), name) and chosen not in users:
-                raise PrunusError(f"{name} belongs to {what} {' or '.join(users)}, not to {chosen}")
+        for name, owners in owners_of(table).items():
+            value, usual = getattr(self, name), getattr(type(self), name)
+            mine = next((option for owner, option in owners if owner == chosen), None)
+            if mine is None and value != usual:
+                users = " or ".join(owner for owner, _ in owners)
+                raise PrunusError(f"{name} belongs to {what} {users}, not to {chosen}")
+            if mine is not None:
+                mine.check(value, chosen)
+            if mine is not None and value != usual:
+                self._check_conflicts(mine.conflicts)
+        self._check_conflicts(table[chosen].conflicts)
+
+    def _check_conflicts(self, conflicts: Sequence[Conflict]) -> None:
+        for field, value, message in conflicts:
+            found = getattr(self, field)
+            if found == value if value is not None else found != getattr(type(self), field):
+                raise PrunusError(message.format_map(vars(self)))
 
     def _check_calibration(self) -> None:
         self._check_positive("samples", "seqlen")
@@ -105,6 +157,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+@with_options(declared(Method), declared(Allocation))
 class PruneRecipe(Recipe):
     """How to zero weights.
 
@@ -154,19 +207,19 @@ class PruneRecipe(Recipe):
     group: Group | None = None
     rounding: Rounding = "exact"
     update: UpdateName = "none"
-    row_power: float = 0.0
-    gradient_scale: float = 100.0
-    repair_rounds: int = 5
-    repair_rate: float = 3e-7
+    row_power: float = DECLARED
+    gradient_scale: float = DECLARED
+    repair_rounds: int = DECLARED
+    repair_rate: float = DECLARED
     dtype: DtypeName = "auto"
     allocation: AllocationName = "uniform"
-    spread: float | None = None
-    step: float | None = None
-    outlier_threshold: float = 7.0
-    statistic: Statistic = "mean"
-    window: Window = "fixed"
-    influence_train: int = 300
-    influence_validation: int = 96
+    spread: float | None = DECLARED
+    step: float | None = DECLARED
+    outlier_threshold: float = DECLARED
+    statistic: Statistic = DECLARED
+    window: Window = DECLARED
+    influence_train: int = DECLARED
+    influence_validation: int = DECLARED
     scores: str | None = None
 
     def __post_init__(self) -> None:
@@ -174,13 +227,18 @@ class PruneRecipe(Recipe):
         self._check_choice("method", MethodName)
         self._check_choice("scope", Scope)
         self._check_choice("propagation", Propagation)
+        if self.propagation == "staged":  # as recipes stored by earlier versions call it
+            object.__setattr__(self, "propagation", "true_sequential")
         self._check_choice("rounding", Rounding)
         self._check_choice("update", UpdateName)
         self._check_pattern()
         self._check_group()
         self._check_choice("dtype", DtypeName)
-        self._check_allocation()
-        self._check_gradients()
+        self._check_choice("allocation", AllocationName)
+        if self.scores is not None and declared(Allocation)[self.allocation].needs == "nothing":
+            raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
+        self._check_options("allocation", declared(Allocation))
+        self._check_options("method", declared(Method))
         self._check_calibration()
         check_token_weights(self.prompt_weight, self.chain_weight)
         if not 0 <= self.sparsity < 1:
@@ -213,50 +271,10 @@ class PruneRecipe(Recipe):
         if self.group is None:
             return
         self._check_choice("group", Group)
-        self._check_owner("method", {"group": tuple(OWN_GROUP)})
+        if self.method not in OWN_GROUP:
+            raise PrunusError(f"group belongs to method {' or '.join(OWN_GROUP)}, not to {self.method}")
         if self.pattern is not None:
             raise PrunusError(f"pattern {self.pattern} is a group of its own; leave group out")
-        if self.row_power:
-            raise PrunusError("row_power shares the zeros of a tensor out among its rows; leave group out")
-
-    def _check_allocation(self) -> None:
-        self._check_choice("allocation", AllocationName)
-        self._check_choice("window", Window)
-        self._check_choice("statistic", Statistic)
-        owners = {
-            "spread": ("owl", "alphapruning", "dlp", "layerif-sketch"),
-            "step": ("atp",),
-            "outlier_threshold": ("owl",),
-            "statistic": ("dlp",),
-            "window": ("alphapruning",),
-            "influence_train": ("layerif", "layerif-sketch"),
-            "influence_validation": ("layerif", "layerif-sketch"),
-        }
-        self._check_owner("allocation", owners)
-        if self.scores is not None and self.allocation in ("uniform", "atp"):
-            raise PrunusError(f"allocation {self.allocation} uses no scores; leave --scores out")
-        self._check_positive("influence_train", "influence_validation")
-        highest = 1.0 if self.allocation in ("alphapruning", "layerif-sketch") else 0.5
-        if self.spread is not None and not 0 <= self.spread < highest:
-            raise PrunusError(f"spread must lie in [0, {highest:g}) for {self.allocation}, not {self.spread}")
-        if not self.outlier_threshold > 0:
-            raise PrunusError(f"outlier_threshold must be above 0, not {self.outlier_threshold}")
-
-    def _check_gradients(self) -> None:
-        owners = {
-            "row_power": ("wanda",),
-            "gradient_scale": ("gblm", "wanda++"),
-            "repair_rounds": ("wanda++",),
-            "repair_rate": ("wanda++",),
-        }
-        self._check_owner("method", owners)
-        for name in owners:
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise PrunusError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.row_power and self.groups is not None:
-            raise PrunusError(f"pattern {self.pattern} is the same in every row; leave row_power out")
-        if self.method == "wanda++" and self.propagation == "staged":
-            raise PrunusError("wanda++ repairs whole blocks; propagation must be pruned or dense")
 
     @property
     def weighted(self) -> bool:
@@ -265,6 +283,7 @@ class PruneRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+@with_options(declared(DepthMethod))
 class DropRecipe(Recipe):
     """Which decoder blocks to remove.
 
@@ -279,10 +298,10 @@ class DropRecipe(Recipe):
     method: DepthMethodName = "shortgpt"
     blocks: str | None = None
     match_sparsity: float | None = None
-    merge: int = 1
-    threshold: float = 0.45
-    interval: int = 1
-    telescoping: bool = False
+    merge: int = DECLARED
+    threshold: float = DECLARED
+    interval: int = DECLARED
+    telescoping: bool = DECLARED
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048
@@ -293,10 +312,7 @@ class DropRecipe(Recipe):
         super().__post_init__()
         self._check_choice("method", DepthMethodName)
         self._check_calibration()
-        self._check_positive("merge", "interval")
-        self._check_owner("method", dict.fromkeys(("merge", "threshold", "interval", "telescoping"), ("laco",)))
-        if not -1 <= self.threshold < 1:
-            raise PrunusError(f"threshold must lie in [-1, 1), not {self.threshold}; it is a cosine")
+        self._check_options("method", declared(DepthMethod))
         if self.match_sparsity is not None:
             if self.blocks is not None:
                 raise PrunusError("blocks and match_sparsity both say how many blocks go; give one of them")

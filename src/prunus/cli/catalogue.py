@@ -6,6 +6,7 @@ import click
 
 import prunus
 from prunus.cli.common import command, json_option, print_json
+from prunus.declarations import Allocation, DepthMethod, Method, declared
 
 
 @command("demo", "prunus demo --out prunus-demo")
@@ -31,16 +32,18 @@ def tasks_command(as_json: bool) -> None:
 @json_option
 def methods_command(as_json: bool) -> None:
     """The pruning methods, allocations and depth methods."""
-    from prunus.pruning.allocation import ALLOCATIONS
-    from prunus.pruning.depth import DEPTH_METHODS
-    from prunus.pruning.methods import METHODS
-
-    needs = {name: method.needs for table in (METHODS, ALLOCATIONS) for name, method in table.items()}
-    needs |= {name: "hidden states" if method.needs_data else "nothing" for name, method in DEPTH_METHODS.items()}
     rows = [
-        {"name": name, "source": method.source, "description": method.description, "needs": needs[name]}
-        for table in (METHODS, ALLOCATIONS, DEPTH_METHODS)
-        for name, method in table.items()
+        {"name": one.name, "source": one.source, "description": one.description, "needs": one.needs}
+        for one in [*declared(Method).values(), *declared(Allocation).values()]
+    ]
+    rows += [
+        {
+            "name": one.name,
+            "source": one.source,
+            "description": one.description,
+            "needs": "hidden states" if one.needs_data else "nothing",
+        }
+        for one in declared(DepthMethod).values()
     ]
     show_catalogue(rows, as_json)
 

@@ -1,6 +1,6 @@
 """Commands from checkpoint to checkpoint, and what is known of one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +19,79 @@ from prunus.cli.common import (
     recipe_option,
     show_summary,
 )
+from prunus.declarations import Allocation, DepthMethod, Method, declared, owners_of
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
 
 
-def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
-    """What prune and allocate share: how much each block loses, and the calibration that this is measured with."""
-    options = [
+def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """An option of the command for each that methods declare; its help says whose it is."""
+    options = []
+    for name, owners in owners_of(table).items():
+        first = owners[0][1]
+        usual = ", ".join(f"{option.usual:g} for {owner}" for owner, option in owners if option.usual is not None)
+        help = f"{', '.join(owner for owner, _ in owners)}: {first.help}" + (f" Default: {usual}." if usual else "")
+        settings: dict[str, Any] = {"type": click.Choice(first.choices) if first.choices else first.type}
+        if first.type is bool:
+            settings = {"is_flag": True}
+        options.append(recipe_option(recipe, name, help, **settings))
+    return all_of(options)
+
+
+def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Several options as one decorator; help lists them in this order."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+CALIBRATION_HELP = "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: c4 (tiny: tiny)."
+
+
+def calibration_options(recipe: type) -> Callable[[Any], Any]:
+    """Which calibration sequences are used."""
+    return all_of(
+        [
+            recipe_option(recipe, "calibration", CALIBRATION_HELP),
+            recipe_option(recipe, "samples", "Calibration sequences.", type=int),
+            recipe_option(recipe, "seqlen", "Tokens per calibration sequence.", type=int),
+            recipe_option(
+                recipe, "calibration_tokens", "Instead of samples: exactly this many tokens in all.", type=int
+            ),
+            recipe_option(recipe, "seed", "Seed of the calibration sample.", type=int),
+        ]
+    )
+
+
+# What prune, allocate and stats share: how much tokens of a trace count, and in which dtype blocks run.
+run_options = all_of(
+    [
+        recipe_option(PruneRecipe, "prompt_weight", "Weight of a token of a trace's prompt in statistics.", type=float),
+        recipe_option(PruneRecipe, "chain_weight", "Weight of a token of a trace's chain in statistics.", type=float),
+        recipe_option(PruneRecipe, "dtype", "Dtype in which blocks run; auto: the checkpoint's."),
+    ]
+)
+# What prune and allocate share: how much each block loses.
+allocation_options = all_of(
+    [
         recipe_option(PruneRecipe, "sparsity", "Share of zeros in the Linears in scope, in [0, 1).", type=float),
-        recipe_option(PruneRecipe, "scope", "Which Linears of a block.", type=choice(recipes.Scope)),
-        recipe_option(
-            PruneRecipe,
-            "calibration",
-            "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: c4 (tiny: tiny).",
-        ),
-        recipe_option(PruneRecipe, "samples", "Calibration sequences.", type=int),
-        recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int),
-        recipe_option(PruneRecipe, "calibration_tokens", "Instead of samples: exactly so many tokens.", type=int),
-        recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int),
-        recipe_option(PruneRecipe, "prompt_weight", "How much a token of a trace's prompt counts.", type=float),
-        recipe_option(PruneRecipe, "chain_weight", "How much a token of a trace's chain counts.", type=float),
-        recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's."),
+        recipe_option(PruneRecipe, "scope", "Which Linears of a block are pruned.", type=choice(recipes.Scope)),
+        calibration_options(PruneRecipe),
+        run_options,
         recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),
-        recipe_option(PruneRecipe, "spread", "How far apart they get; default by allocation.", type=float),
-        recipe_option(PruneRecipe, "step", "More sparsity from block to block, for atp.", type=float),
-        recipe_option(PruneRecipe, "outlier_threshold", "Times the mean score, for owl.", type=float),
-        recipe_option(PruneRecipe, "statistic", "Of Wanda scores, for dlp.", type=choice(recipes.Statistic)),
-        recipe_option(PruneRecipe, "window", "Tails of spectra, for alphapruning.", type=choice(recipes.Window)),
-        recipe_option(PruneRecipe, "influence_train", "Sequences for layerif.", type=int),
-        recipe_option(PruneRecipe, "influence_validation", "Sequences for layerif's validation loss.", type=int),
-        recipe_option(PruneRecipe, "scores", "Evidence FILE of `prunus allocate --save`, or your own scores."),
+        declared_options(PruneRecipe, declared(Allocation)),
+        recipe_option(
+            PruneRecipe, "scores", "FILE of importance scores by `prunus allocate --save`, or your own; not measured."
+        ),
         recipe_option(
             PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding)
         ),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+)
 
 
 @command("prune", "prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2")
@@ -70,12 +106,17 @@ def allocation_options(function: Callable[..., None]) -> Callable[..., None]:
     "What is ranked together: each row or the whole tensor; default: the method's own.",
     type=choice(recipes.Group),
 )
-@recipe_option(PruneRecipe, "propagation", "What later blocks see of earlier ones.", type=choice(recipes.Propagation))
-@recipe_option(PruneRecipe, "update", "obs: SparseGPT's update of kept weights.", type=choice(recipes.UpdateName))
-@recipe_option(PruneRecipe, "row_power", "wanda: rows keep by their outputs' Fisher information to this.", type=float)
-@recipe_option(PruneRecipe, "gradient_scale", "Of gradients beside norms, for gblm and wanda++.", type=float)
-@recipe_option(PruneRecipe, "repair_rounds", "wanda++: times that a block is pruned and repaired.", type=int)
-@recipe_option(PruneRecipe, "repair_rate", "wanda++: length of the steps of a repair.", type=float)
+@recipe_option(
+    PruneRecipe,
+    "propagation",
+    "What later Linears see of earlier ones: whole blocks pruned, the dense model, or (true_sequential, as SparseGPT's"
+    " code calls it; also written staged) every earlier Linear pruned.",
+    type=choice(recipes.Propagation),
+)
+@recipe_option(
+    PruneRecipe, "update", "obs: SparseGPT's update of the weights that are kept.", type=choice(recipes.UpdateName)
+)
+@declared_options(PruneRecipe, declared(Method))
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
 @device_option
@@ -130,14 +171,8 @@ def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any])
 @command("stats", "prunus stats tiny tiny.stats.safetensors\nprunus stats tiny tiny.hessians.safetensors --hessians")
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
-@recipe_option(PruneRecipe, "calibration", "As for prune.")
-@recipe_option(PruneRecipe, "samples", "Calibration sequences.", type=int)
-@recipe_option(PruneRecipe, "seqlen", "Tokens per calibration sequence.", type=int)
-@recipe_option(PruneRecipe, "calibration_tokens", "Instead of samples: exactly so many tokens.", type=int)
-@recipe_option(PruneRecipe, "prompt_weight", "How much a token of a trace's prompt counts.", type=float)
-@recipe_option(PruneRecipe, "chain_weight", "How much a token of a trace's chain counts.", type=float)
-@recipe_option(PruneRecipe, "seed", "Seed of the calibration sample.", type=int)
-@recipe_option(PruneRecipe, "dtype", "In which blocks run; auto: the checkpoint's.")
+@calibration_options(PruneRecipe)
+@run_options
 @click.option("--hessians", is_flag=True, help="Also X^T X: for sparsegpt, alps, --update obs; large.")
 @device_option
 @overwrite_option
@@ -172,15 +207,8 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 @recipe_option(DropRecipe, "method", "How blocks are chosen.", type=choice(recipes.DepthMethodName))
 @recipe_option(DropRecipe, "blocks", "How many (2; default 1), or which by index from 0 (16,17 or 16,).")
 @recipe_option(DropRecipe, "match_sparsity", "Instead: as many as come nearest to this share.", type=float)
-@recipe_option(DropRecipe, "merge", "laco: blocks that one merge folds into the one before them.", type=int)
-@recipe_option(DropRecipe, "threshold", "laco: cosine to the old hidden states that must be kept.", type=float)
-@recipe_option(DropRecipe, "interval", "laco: how many blocks below a merge the next one begins.", type=int)
-@recipe_option(DropRecipe, "telescoping", "laco: of the folded blocks, keep only the last.", is_flag=True)
-@recipe_option(DropRecipe, "calibration", "As for prune.")
-@recipe_option(DropRecipe, "samples", "Calibration sequences.", type=int)
-@recipe_option(DropRecipe, "seqlen", "Tokens per calibration sequence.", type=int)
-@recipe_option(DropRecipe, "calibration_tokens", "Instead of samples: exactly so many tokens.", type=int)
-@recipe_option(DropRecipe, "seed", "Seed of the calibration sample.", type=int)
+@declared_options(DropRecipe, declared(DepthMethod))
+@calibration_options(DropRecipe)
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option

@@ -3,35 +3,33 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
-from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.resolve import read_json, resolve
 from prunus.checkpoint.runner import Runner, pick_device
-from prunus.disk import write_text
+from prunus.checkpoint.writer import EVIDENCE, Partial
+from prunus.disk import disk_errors, write_text
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
-from prunus.pruning.allocation.importance_scores import PARTS, WHOLE, Evidence, read_evidence
-from prunus.pruning.allocation.measurement import (
-    GRADIENT_MEASURES,
-    INFLUENCE_TOKENS,
-    SCORE_MEASURES,
-    Measured,
-    Subject,
-    influence_recipe,
-    spectra,
-)
+from prunus.pruning.allocation.importance_scores import PARTS, WHOLE, ImportanceScores, read_scores
+from prunus.pruning.allocation.influence import INFLUENCE_TOKENS, influence_recipe
+from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.calibration.data import Calibration, load_calibration
+from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
-from prunus.pruning.fits import check_block_fits
+from prunus.pruning.calibration.shared_measurements import once, scores_key
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.recipes import PruneRecipe
+
+if TYPE_CHECKING:
+    from prunus.pruning.job import Job
 
 # How far a mean may be from its target by floating point alone.
 REACHED = 1e-6
@@ -64,11 +62,11 @@ def allocate(
     target = None if save is None else Path(save).expanduser()
     if target is not None and not target.absolute().parent.is_dir():
         raise PrunusError(f"{target} cannot be written: its folder does not exist")
-    evidence = find_evidence(source, recipe, pick_device(device), None)
+    evidence = find_scores(source, recipe, pick_device(device), None)
     shares = share_out(source, recipe, evidence)
     if target is not None:
         try:
-            write_text(target, evidence_text(evidence))
+            write_text(target, scores_text(evidence))
         except OSError as error:
             raise PrunusError(f"{target} cannot be written: {error.strerror}") from error
     return {
@@ -82,19 +80,19 @@ def allocate(
     }
 
 
-def evidence_text(evidence: Evidence) -> str:
+def scores_text(evidence: ImportanceScores) -> str:
     """The content of an evidence file."""
     return json.dumps(evidence.to_json(), indent=1) + "\n"
 
 
-def find_evidence(
+def find_scores(
     source: Checkpoint,
     recipe: PruneRecipe,
     device: torch.device,
     calibration: Calibration | None,
     saved: SavedStats | None = None,
     file: Path | None = None,
-) -> Evidence:
+) -> ImportanceScores:
     """Evidence of the recipe's file, checked against model and recipe, else measured.
 
     calibration: the recipe's sequences where they are at hand already; influences choose their own. saved: statistics
@@ -104,10 +102,10 @@ def find_evidence(
     allocation = ALLOCATIONS[recipe.allocation]
     settings: dict[str, Any] = {"scope": recipe.scope, **{name: getattr(recipe, name) for name in allocation.settings}}
     if allocation.needs == "nothing":
-        return Evidence(recipe.allocation, None, {}, {}, {}, [])
+        return ImportanceScores(recipe.allocation, None, {}, {}, {}, [])
     if recipe.scores is not None:
         path = Path(recipe.scores).expanduser()
-        evidence = read_evidence(path, recipe.allocation, groups_of(source, recipe), source.blocks)
+        evidence = read_scores(path, recipe.allocation, groups_of(source, recipe), source.blocks)
         if evidence.model is not None and evidence.model != source.checksum():
             raise PrunusError(f"{path} was measured on another model (its weights differ); measure again")
         for name, value in settings.items():
@@ -136,21 +134,44 @@ def find_evidence(
         settings["calibration"] = calibration.summary() if calibration else saved and saved.summary
         if recipe.weighted and allocation.needs == "norms":
             settings |= {"prompt_weight": recipe.prompt_weight, "chain_weight": recipe.chain_weight}
-    return Evidence(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
+    return ImportanceScores(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
+
+
+def keep_scores(job: "Job", partial: Partial, calibration: Calibration | None) -> ImportanceScores:
+    """Importance scores measured once and kept beside the result, where --scores can read them again."""
+    if "evidence" not in partial.notes:
+        with disk_errors(partial.folder, partial.needed):
+            found = _measured_or_shared(job, partial, calibration)
+        partial.note("evidence", found.to_json(), {EVIDENCE: scores_text(found)} if found.scores else {})
+    return ImportanceScores.from_json(partial.notes["evidence"])
+
+
+def _measured_or_shared(job: "Job", partial: Partial, calibration: Calibration | None) -> ImportanceScores:
+    """Importance scores measured now, or found among what variants of a study share."""
+
+    def find() -> ImportanceScores:
+        return find_scores(job.source, job.recipe, job.device, calibration, job.stats, job.hidden_file(partial))
+
+    if job.shared is None or job.stats is not None or job.measured == "nothing":
+        return find()
+    with once(job.shared, scores_key(job.source, job.recipe, job.device)) as place:
+        if not place.exists():
+            write_text(place, scores_text(find()))
+        return ImportanceScores.from_json(read_json(place))
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured, Calibration | None]:
-    """What the recipe's allocation needs to know, and the calibration that it was measured with, if any."""
+    """The scores of the recipe's allocation, and the calibration that they were measured with, if any."""
     recipe, source = subject.recipe, subject.source
-    needs = ALLOCATIONS[recipe.allocation].needs
-    if needs == "gradients":
+    allocation, chosen = ALLOCATIONS[recipe.allocation], None
+    assert allocation.measure is not None, f"{recipe.allocation} declares no measure"
+    if allocation.needs == "gradients":
         chosen = load_calibration(influence_recipe(recipe), source).shortened(INFLUENCE_TOKENS)
-        return GRADIENT_MEASURES[recipe.allocation](subject, chosen), chosen
+        return allocation.measure(subject, chosen), chosen
+    if allocation.needs == "norms" and subject.saved is None:
+        chosen = calibration or load_calibration(recipe, source)
     with torch.inference_mode():
-        if needs == "weights":
-            return spectra(subject), None
-        chosen = None if subject.saved is not None else calibration or load_calibration(recipe, source)
-        return SCORE_MEASURES[recipe.allocation](subject, chosen), chosen
+        return allocation.measure(subject, chosen), chosen
 
 
 def groups_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
@@ -164,7 +185,7 @@ def parts_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
     return [part for part in PARTS if part in kinds]
 
 
-def share_out(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence) -> Shares:
+def share_out(source: Checkpoint, recipe: PruneRecipe, evidence: ImportanceScores) -> Shares:
     """The sparsity of every group; each kind of group has the target as its weighted mean.
 
     Not so with rounding `reference`, where an allocation is as the study's code runs it: that loses the mean where a
@@ -229,7 +250,9 @@ def linear_sparsities(
     return {name: (count / unit, more) for name, (count, more), unit in zip(names, counts, units, strict=True)}
 
 
-def block_rows(source: Checkpoint, recipe: PruneRecipe, evidence: Evidence, shares: Shares) -> list[dict[str, Any]]:
+def block_rows(
+    source: Checkpoint, recipe: PruneRecipe, evidence: ImportanceScores, shares: Shares
+) -> list[dict[str, Any]]:
     """One row per block, for people: sparsity, that of attention and MLP, scores."""
     rows = []
     for index, linears in enumerate(linears_in_scope(source, recipe)):

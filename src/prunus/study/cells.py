@@ -14,11 +14,9 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, resolve, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
-from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import HUB_NAMES, TRACES, calibration_name
-from prunus.pruning.depth import DEPTH_METHODS
-from prunus.pruning.pipeline import find_method
 from prunus.pruning.recipe_revisions import revisions
+from prunus.pruning.unused_settings import unused_settings
 from prunus.recipes import OWN_GROUP, DropRecipe, EvalPlan, PruneRecipe, content_hash
 from prunus.study.file import Entry, Recipe, Study
 
@@ -26,10 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DENSE = "dense"
-CALIBRATION = {"calibration", "seqlen", "seed"}
-AMOUNT = {"samples", "calibration_tokens"}
-WEIGHTS = {"prompt_weight", "chain_weight"}
-INFLUENCES = {"influence_train", "influence_validation"}
 
 
 @dataclass(frozen=True)
@@ -162,7 +156,7 @@ def twice(first: Recipe, second: Recipe) -> str:
 
 def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
     """What of a recipe makes a difference to its result, with files replaced by digests of their content."""
-    unused = unused_of_prune(recipe) if isinstance(recipe, PruneRecipe) else unused_of_drop(recipe)
+    unused = unused_settings(recipe)
     kept: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key not in unused}
     if isinstance(recipe, DropRecipe) and recipe.indices:
         kept = {"blocks": list(recipe.indices)}
@@ -176,35 +170,6 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
     if isinstance(recipe, PruneRecipe):
         return kept | revisions(recipe) | {"action": "prune"}
     return kept | {"action": "drop"}
-
-
-def unused_of_prune(recipe: PruneRecipe) -> set[str]:
-    """Fields that make no difference beside the others; what the recipe refuses beside them has its default anyway."""
-    allocation = ALLOCATIONS[recipe.allocation]
-    measured = allocation.needs if recipe.scores is None else "nothing"
-    observes = find_method(recipe).needs != "nothing"
-    unused = set() if observes else {"propagation"}
-    if not observes and measured != "norms":
-        unused |= AMOUNT | WEIGHTS
-        if measured != "gradients":
-            unused |= CALIBRATION | {"dtype"}
-    if measured != "gradients":
-        unused |= INFLUENCES
-    if recipe.calibration_tokens is not None:
-        unused |= {"samples"}
-    if not recipe.weighted:
-        unused |= WEIGHTS
-    if recipe.group == OWN_GROUP.get(recipe.method):
-        unused |= {"group"}
-    return unused
-
-
-def unused_of_drop(recipe: DropRecipe) -> set[str]:
-    """The same of a drop that chooses its blocks."""
-    unused = set() if DEPTH_METHODS[recipe.method].needs_data else CALIBRATION | AMOUNT
-    if recipe.calibration_tokens is not None:
-        unused |= {"samples"}
-    return unused
 
 
 def content_of(calibration: str) -> str:
@@ -235,7 +200,8 @@ def base_name(recipe: Recipe) -> str:
         return f"{recipe.method}-{recipe.blocks or 1 if share is None else f's{100 * share:.3g}'}"
     usual = PruneRecipe()
     apart = ("allocation", "scope", "update", "propagation")
-    words = [getattr(recipe, name) for name in apart if getattr(recipe, name) != getattr(usual, name)]
+    stored = recipe.to_json()
+    words = [stored[name] for name in apart if stored[name] != getattr(usual, name)]
     if recipe.group not in (None, OWN_GROUP.get(recipe.method)):
         words.append(recipe.group)
     amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"

@@ -12,7 +12,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.pipeline import missing_batches
 from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
-from prunus.pruning.pipeline import find_method
+from prunus.pruning.methods import find_method
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import DropRecipe
 from prunus.results.store import Sample, Store

@@ -21,7 +21,7 @@ from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
 from prunus.evaluation.resolved_plan import problem_row
-from prunus.pruning.allocate import find_evidence
+from prunus.pruning.allocate import find_scores
 from prunus.pruning.calibration.data import HUB_NAMES
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
@@ -125,7 +125,7 @@ def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[s
     check_package(str(effective(recipe, model.checkpoint).get("calibration")))
     if isinstance(recipe, PruneRecipe):
         if recipe.scores is not None:  # a dry run of `prune` does not open them
-            find_evidence(model.checkpoint, recipe, torch.device("cpu"), None)
+            find_scores(model.checkpoint, recipe, torch.device("cpu"), None)
         return prune(model.name, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
     return drop_blocks(model.name, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
 

@@ -11,8 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.checkpoint.block_loader import blocks_on
+from prunus.declarations import Allocation, Option
 from prunus.errors import PrunusError
-from prunus.pruning.allocation.arithmetic import scaled, spread_out
+from prunus.progress import Steps
+from prunus.pruning.allocation.arithmetic import scaled, spread_of, spread_out
+from prunus.pruning.allocation.importance_scores import WHOLE
+from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import Window
 
 BINS = 100
@@ -75,3 +81,32 @@ def _middle_exponent(logs_N: np.ndarray) -> float:
     tail = logs_N[len(logs_N) // 2 :]
     excess = tail.sum() - len(tail) * tail[0]
     return 1 + len(tail) / excess if excess > 0 else 1.0
+
+
+def measure(subject: Subject, _calibration: Calibration | None) -> Measured:
+    """Tail exponents of the spectra of all Linears; a block's score is the plain mean of its own."""
+    exponents: list[dict[str, float]] = []
+    source, recipe = subject.source, subject.recipe
+    with Steps("spectra", total=source.blocks, unit="blocks") as steps:
+        for index, tensors in enumerate(blocks_on(source, range(source.blocks), subject.runner.device)):
+            weights = {name: tensors[f"{name}.weight"].to(subject.runner.device) for name in subject.names(index)}
+            exponents.append({n: tail_exponent(eigenvalues(weight), recipe.window) for n, weight in weights.items()})
+            steps.advance()
+    scores = [sum(row.values()) / len(row) for row in exponents]
+    return Measured({WHOLE: scores}, {"exponents": exponents}, [])
+
+
+DECLARATION = Allocation(
+    name="alphapruning",
+    source="Lu et al. 2024, arXiv:2410.10912",
+    description="blocks whose weight spectra have lighter tails lose more; needs no data",
+    allocate=lambda scores, sizes, recipe: allocate(scores, sizes, recipe.sparsity, spread_of(recipe)),
+    measure=measure,
+    needs="weights",
+    score="tail exponent",
+    options=(
+        Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=1, usual=0.3),
+        Option("window", str, "fixed", "where the tail of a spectrum is looked for.", choices=("fixed", "reference")),
+    ),
+    settings=("window",),
+)

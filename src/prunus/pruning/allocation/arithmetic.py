@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import floor
 
+from prunus.declarations import Allocation, declared
 from prunus.errors import PrunusError
+from prunus.recipes import PruneRecipe
 
 # No group loses more than this share of its weights, or its output would be constant.
 HIGHEST = 0.99
@@ -48,6 +50,12 @@ def more_kept(needs: Sequence[float], sizes: Sequence[int], target: float, width
     extra = [2 * width * share for share in spread_out(needs)]
     mean = weighted_mean(extra, sizes)
     return shifted([target + mean - e for e in extra], sizes, target)
+
+
+def spread_of(recipe: PruneRecipe) -> float:
+    """The spread that a recipe asks for, or the usual one of its allocation."""
+    options = declared(Allocation)[recipe.allocation].options
+    return next(option for option in options if option.name == "spread").of(recipe)
 
 
 def check_target(target: float) -> None:

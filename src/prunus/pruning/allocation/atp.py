@@ -5,6 +5,7 @@ The strongest simple baseline: every allocation that measures something has to b
 
 from collections.abc import Sequence
 
+from prunus.declarations import Allocation, Option
 from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import shifted
 
@@ -29,3 +30,12 @@ def allocate(sizes: Sequence[int], target: float, step: float | None = None) -> 
     if not 0 <= step <= limit + 1e-12:
         raise PrunusError(f"step {step} is outside [0, {limit:.4g}] for sparsity {target} and {blocks} blocks")
     return shifted([target + step * (i - (blocks - 1) / 2) for i in range(blocks)], sizes, target)
+
+
+DECLARATION = Allocation(
+    name="atp",
+    source="Huang et al. 2025, arXiv:2502.14770",
+    description="sparsity rises by one step from block to block; needs no data",
+    allocate=lambda _scores, sizes, recipe: allocate(sizes, recipe.sparsity, recipe.step),
+    options=(Option("step", float, None, "how much more each block loses than the one before."),),
+)

@@ -1,4 +1,4 @@
-"""What an allocation has measured: a few numbers per block, as a JSON file that can be used again."""
+"""Importance scores: a few numbers per block that an allocation has measured, as a JSON file to use again."""
 
 import json
 import math
@@ -15,7 +15,7 @@ FORMAT = 1
 WHOLE, PARTS = "block", ("attention", "mlp")
 
 
-class Evidence(NamedTuple):
+class ImportanceScores(NamedTuple):
     """scores: one number per block under `block`, or under `attention` and `mlp`.
 
     model: checksum of the weights they were measured on, None where a user's file does not say. settings: what they
@@ -35,12 +35,12 @@ class Evidence(NamedTuple):
         return {"prunus": version("prunus"), "evidence": FORMAT, **fields}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Evidence":
+    def from_json(cls, data: Mapping[str, Any]) -> "ImportanceScores":
         """The inverse of to_json."""
         return cls(**{name: data[name] for name in cls._fields})
 
 
-def read_evidence(path: Path, allocation: str, groups: Sequence[str], blocks: int) -> Evidence:
+def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int) -> ImportanceScores:
     """Evidence of a file: our own, or a user's scores, as JSON.
 
     A user's file is one list with a number per block (for every group), an object with such a list for `attention` and
@@ -48,9 +48,9 @@ def read_evidence(path: Path, allocation: str, groups: Sequence[str], blocks: in
     """
     data = read_json(path)
     if isinstance(data, Mapping) and "evidence" in data:
-        if data["evidence"] != FORMAT or not set(Evidence._fields) <= set(data):
+        if data["evidence"] != FORMAT or not set(ImportanceScores._fields) <= set(data):
             raise PrunusError(f"{path} is not evidence of format {FORMAT}: it is from another version of prunus")
-        found = Evidence.from_json(data)
+        found = ImportanceScores.from_json(data)
         if found.allocation != allocation:
             raise PrunusError(f"{path} holds evidence of {found.allocation}, not of {allocation}; measure again")
     elif is_by_sample(data):
@@ -59,10 +59,10 @@ def read_evidence(path: Path, allocation: str, groups: Sequence[str], blocks: in
                 f"{path} holds scores of attention and mlp, which allocation layerif takes, not {allocation}"
             )
         sums, count = sums_of_samples(path, data, groups, blocks)
-        found = Evidence(allocation, None, {"file": path.name, "samples": count}, sums, {}, [])
+        found = ImportanceScores(allocation, None, {"file": path.name, "samples": count}, sums, {}, [])
     else:
         scores = dict.fromkeys(groups, data) if isinstance(data, list) else data
-        found = Evidence(allocation, None, {"file": path.name}, scores, {}, [])
+        found = ImportanceScores(allocation, None, {"file": path.name}, scores, {}, [])
     check_scores(path, found.scores, groups, blocks)
     return found
 

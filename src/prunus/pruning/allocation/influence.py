@@ -3,13 +3,24 @@
 Shapes: K training sequences, X numbers of a gradient or sketch.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from prunus.errors import PrunusError
+from prunus.pruning.allocation.importance_scores import WHOLE
+from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.gradients import Model, signs, sketches
+from prunus.recipes import PruneRecipe
+
+# Sequences that influences are taken of are cut to this length, whether they come from text, token ids or traces.
+INFLUENCE_TOKENS = 1024
 Influence = Callable[[Tensor, Tensor], Tensor]
 # Below this rank agreement between two halves of the data, scores are called noise.
 STABLE = 0.5
@@ -63,3 +74,59 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> float:
     if len(set(first)) < 2 or len(set(second)) < 2:
         return 0.0
     return float(np.asarray(spearmanr(first, second)[0]))
+
+
+def influences(subject: Subject, calibration: Calibration, parts: Sequence[str], influence: Influence) -> Measured:
+    """Summed positive influences of the training sequences on the loss of the validation sequences, by group.
+
+    The loss is that of the chain alone where calibration says where prompts end, else that of all tokens. Which
+    sequence is which is drawn by the recipe's seed. Half of the sequences against the other half shows whether the
+    ranking of blocks is more than noise.
+    """
+    recipe = subject.recipe
+    weights = chain_only(calibration)
+    usable = [
+        i for i, ids in enumerate(calibration.sequences) if len(ids) > 1 and (weights is None or any(weights[i][1:]))
+    ]
+    if len(usable) < 4:
+        which = "of two tokens or more" if weights is None else f"whose chain begins within {INFLUENCE_TOKENS} tokens"
+        raise PrunusError(f"{calibration.source} has {len(usable)} sequences {which}; influences need 4")
+    names = [subject.names(index) for index in range(subject.source.blocks)]
+    gradients = sketches(
+        Model(subject.source, subject.runner, names, subject.file),
+        [calibration.sequences[i] for i in usable],
+        signs(recipe.seed, subject.source),
+        None if weights is None else [weights[i] for i in usable],
+    )
+    drawn = random.Random(recipe.seed).sample(range(len(usable)), len(usable))
+    share = recipe.influence_validation / (recipe.influence_train + recipe.influence_validation)
+    count = min(max(2, round(len(usable) * share)), len(usable) - 2)
+    validation, train = drawn[:count], drawn[count:]
+    scores, stability = {}, {}
+    for group in parts:
+        names = [subject.names(index, group) for index in range(subject.source.blocks)]
+        scores[group] = block_scores(gradients, names, train, validation, influence)
+        halves = [block_scores(gradients, names, train[h::2], validation[h::2], influence) for h in (0, 1)]
+        stability[group] = agreement(*halves)
+    details = {"train": len(train), "validation": count, "split_half_spearman": stability}
+    warnings = [
+        f"{recipe.allocation}{'' if group == WHOLE else f' of {group}'}: two halves of the data agree on the order of "
+        f"blocks by Spearman {value:.2f} only: these scores are noise; use more sequences, or another allocation"
+        for group, value in stability.items()
+        if value < STABLE
+    ]
+    return Measured(scores, details, [*calibration.warnings, *warnings])
+
+
+def chain_only(calibration: Calibration) -> list[list[float]] | None:
+    """For each sequence, 0 for tokens of the prompt and 1 for those of the chain; None where prompts are not known."""
+    if not calibration.prompts:
+        return None
+    lengths = zip(map(len, calibration.sequences), calibration.prompts, strict=True)
+    return [[0.0] * prompt + [1.0] * (length - prompt) for length, prompt in lengths]
+
+
+def influence_recipe(recipe: PruneRecipe) -> PruneRecipe:
+    """The recipe that chooses sequences for influences: as many as these need, not too long."""
+    count = recipe.influence_train + recipe.influence_validation
+    return replace(recipe, samples=count, calibration_tokens=None, seqlen=min(recipe.seqlen, INFLUENCE_TOKENS))

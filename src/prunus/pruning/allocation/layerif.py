@@ -13,8 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.signal import savgol_filter
 
-from prunus.pruning.allocation.alphapruning import ratios
+from prunus.declarations import Allocation, Option
 from prunus.pruning.allocation.arithmetic import scaled, spread_out
+from prunus.pruning.allocation.importance_scores import PARTS
+from prunus.pruning.allocation.influence import identity, influences
+from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.calibration.data import Calibration
 
 # Of the study: ratios of sparsities, width of its smoothing, and what keeps its divisions from failing.
 LOWEST_RATIO, HIGHEST_RATIO = 0.05, 0.40
@@ -60,9 +64,25 @@ def allocate_as_run(influences: Sequence[float], sizes: Sequence[int], target: f
     return [min(max(factor * ratio, 0.0), 1.0) for ratio in ratios]
 
 
-def allocate_paper(
-    influences: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.3
-) -> list[float]:
-    """Sparsity of each block from its summed positive influence. spread: the paper's epsilon, 0.1 to 0.5 there."""
-    shares = smoothed(spread_out([abs(value) for value in influences]), window=7, order=3)
-    return scaled(ratios(spread_out(shares), spread), sizes, target)
+def measure(subject: Subject, calibration: Calibration | None) -> Measured:
+    """For LayerIF in the seed study's form: attention and MLP apart, identity in place of the Hessian."""
+    assert calibration is not None
+    kinds = {linear.kind for linears in subject.linears for linear in linears}
+    return influences(subject, calibration, [part for part in PARTS if part in kinds], identity)
+
+
+DECLARATION = Allocation(
+    name="layerif",
+    source="Askari et al. 2025, arXiv:2505.23811, as in arXiv:2604.25098",
+    description="attention and MLP with more influence lose less, as in the study's code; identity Hessian",
+    allocate=lambda scores, sizes, recipe: allocate_study(scores, sizes, recipe.sparsity),
+    measure=measure,
+    needs="gradients",
+    score="influence",
+    apart=True,
+    options=(
+        Option("influence_train", int, 300, "training sequences, chosen like those of calibration.", at_least=1),
+        Option("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
+    ),
+    as_run=lambda scores, sizes, recipe: allocate_as_run(scores, sizes, recipe.sparsity),
+)

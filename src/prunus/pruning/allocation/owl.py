@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunus.pruning.allocation.arithmetic import more_kept
+from prunus.declarations import Allocation, Option
+from prunus.pruning.allocation.arithmetic import more_kept, spread_of
+from prunus.pruning.allocation.importance_scores import WHOLE
+from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.allocation.wanda_scores import wanda_scores
+from prunus.pruning.calibration.data import Calibration
+from prunus.recipes import PruneRecipe
 
 # What the authors' code prunes of a block for which there is nothing left.
 LEAST = 0.01
@@ -36,3 +42,38 @@ def allocate_as_run(
     extra = (share - low) * (1 / (high - low) * spread * 2)
     found = 1 - (extra - extra.mean() + (1 - target))
     return np.where(found <= 0, least, found).tolist()
+
+
+def measure(subject: Subject, calibration: Calibration | None) -> Measured:
+    """The share of outliers of every block, in percent."""
+    measured = wanda_scores(subject, calibration)
+    return measured._replace(scores={WHOLE: measured.details["outliers"]})
+
+
+def as_run(outlier_shares: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
+    """The study's code has no least sparsity for Magnitude."""
+    least = 0.0 if recipe.method == "magnitude" else LEAST
+    return allocate_as_run(outlier_shares, recipe.sparsity, spread_of(recipe), least)
+
+
+DECLARATION = Allocation(
+    name="owl",
+    source="Yin et al. 2023, arXiv:2310.05175",
+    description="blocks with more outliers among their Wanda scores keep more",
+    allocate=lambda scores, sizes, recipe: allocate(scores, sizes, recipe.sparsity, spread_of(recipe)),
+    measure=measure,
+    needs="norms",
+    score="outliers in %",
+    options=(
+        Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=0.5, usual=0.08),
+        Option(
+            "outlier_threshold",
+            float,
+            7.0,
+            "an outlier is a Wanda score above this many times its block's mean (the paper's M).",
+            above=0,
+        ),
+    ),
+    settings=("outlier_threshold",),
+    as_run=as_run,
+)

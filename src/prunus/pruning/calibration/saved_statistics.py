@@ -32,15 +32,16 @@ from prunus.checkpoint.safetensors_file import (
     read_header,
     read_metadata,
 )
+from prunus.declarations import Needs
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
 from prunus.pruning.calibration.hessian import Hessian
 from prunus.pruning.calibration.hidden_states import HiddenStates
-from prunus.pruning.calibration.propagation import Passage, Stats, dense
-from prunus.pruning.calibration.statistics import InputStats, Needs
-from prunus.pruning.fits import check_block_fits
+from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.recipes import DtypeName, PruneRecipe
 
 FORMAT = 2
@@ -162,7 +163,7 @@ def measure(
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
             last = index == source.blocks - 1
-            for group in dense(Passage(runner, block, index, hidden, source.linears(index), last, needs)):
+            for group in dense(BlockRun(runner, block, index, hidden, source.linears(index), last, needs)):
                 leaders = widths(source, index)
                 yield {name: t for leader in leaders for name, t in as_stored(source, index, leader, group[leader])}
             steps.advance()

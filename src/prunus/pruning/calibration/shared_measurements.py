@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint, versions
+from prunus.declarations import Allocation, declared
 from prunus.disk import locked
-from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name
 from prunus.recipes import PruneRecipe, content_hash
 
@@ -27,11 +27,11 @@ def once(folder: Path, key: str) -> Iterator[Path]:
         yield folder / key
 
 
-def evidence_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) -> str:
+def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) -> str:
     """Of what an allocation goes by: not of method, sparsity and what else is decided afterwards."""
     name = calibration_name(recipe, source)
     file = Path(name.removeprefix(TRACES)).expanduser()
-    fields = (*FIELDS, *ALLOCATIONS[recipe.allocation].settings, *INFLUENCES)
+    fields = (*FIELDS, *declared(Allocation)[recipe.allocation].settings, *INFLUENCES)
     return "evidence-" + content_hash(
         {
             "source": source.checksum(),

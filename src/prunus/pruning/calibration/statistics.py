@@ -1,4 +1,4 @@
-"""What calibration sees: the size of every input of a block's Linears, and how inputs go together, over all tokens.
+"""Per-feature input statistics (norm, mean, variance, X^T X) of a block's Linears, over all calibration tokens.
 
 Shapes: N sequences, T tokens, S tokens of all of them, I input features.
 """
@@ -6,7 +6,7 @@ Shapes: N sequences, T tokens, S tokens of all of them, I input features.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
+from prunus.declarations import Needs
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.hessian import Hessian
-
-# What calibration must observe; each includes what stands before it.
-Needs = Literal["nothing", "norms", "means", "hessian"]
 
 # Rows of X^T X that are computed at once on a CPU. Leaving out what lies below saves a fifth (width 576) to a third
 # (4096) of the time of the whole product.

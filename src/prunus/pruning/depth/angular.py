@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunus.declarations import DepthMethod
 from prunus.pruning.depth.choice import Calibrated, Choice
 
 
@@ -33,3 +34,11 @@ def distances(border_BND: Tensor, count: int) -> list[float]:
     """arccos(cosine) / pi between border l and border l + count, mean over sequences, for every l; 0 to 1."""
     cosine_BN = functional.cosine_similarity(border_BND[:-count].double(), border_BND[count:].double(), dim=-1)
     return (cosine_BN.clamp(-1, 1).arccos() / math.pi).mean(1).tolist()
+
+
+DECLARATION = DepthMethod(
+    name="angular",
+    source="Gromov et al. 2024, arXiv:2403.17887",
+    description="remove the run of neighbouring blocks across which the last token turns least",
+    choose=choose,
+)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunus.declarations import DepthMethod, Option
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.depth.choice import Calibrated, Choice, Mix, check_finite
@@ -99,3 +100,25 @@ def mean_cosine(first: list[Tensor], second: list[Tensor]) -> float:
         for a_NTX, b_NTX in zip(first, second, strict=True)
     ]
     return torch.cat(cosines).mean().item()
+
+
+DECLARATION = DepthMethod(
+    name="laco",
+    source="Yang et al. 2024, arXiv:2402.11187",
+    description="fold blocks into the one before them while the last hidden states stay alike",
+    choose=choose,
+    options=(
+        Option("merge", int, 1, "blocks that one merge folds into the one before them.", at_least=1),
+        Option(
+            "threshold",
+            float,
+            0.45,
+            "cosine to the old hidden states that a merge must exceed.",
+            at_least=-1,
+            below=1,
+            note="it is a cosine",
+        ),
+        Option("interval", int, 1, "how many blocks below a merge the next one begins.", at_least=1),
+        Option("telescoping", bool, False, "keep only the last of the folded blocks, as some codes do."),
+    ),
+)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prunus.declarations import Method
 from prunus.pruning.calibration.hessian import DAMPING
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, lowest_in_tensor, lowest_per_pattern, zeros_of
@@ -111,3 +112,15 @@ def _polished(hessian_II: Tensor, wanted_IO: Tensor, start_IO: Tensor, kept_IO: 
         energy, before = residual_IO.square().sum(), energy
         direction_IO = residual_IO + energy / before * direction_IO
     return value_IO
+
+
+DECLARATION = Method(
+    name="alps",
+    source="Meng et al. 2024, arXiv:2406.07831",
+    description="least squares under a limit on weights, by ADMM; slow (eigenvalues in float64)",
+    needs="hessian",
+    group="tensor",
+    ranks=False,
+    updates=True,
+    prune=prune,
+)

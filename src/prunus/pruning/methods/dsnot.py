@@ -11,6 +11,7 @@ is (theirs walks on into weights that were kept).
 import torch
 from torch import Tensor
 
+from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import SLICE, Target
 from prunus.pruning.methods import wanda
@@ -84,3 +85,13 @@ def refine(
             kept_RI.scatter_(1, place_R1, not gone)
         result_OI[rows_R] = gone_RI
     return result_OI
+
+
+DECLARATION = Method(
+    name="dsnot",
+    source="Zhang et al. 2023, arXiv:2310.08915",
+    description="Wanda's zeros, then swapped within rows until the expected error is small",
+    needs="means",
+    group="row",
+    prune=prune,
+)

@@ -6,8 +6,10 @@ The gradients are those of the dense model, one sequence after the other.
 
 from torch import Tensor
 
+from prunus.declarations import Method, Option
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest
+from prunus.pruning.methods.loss_gradients import LossGradients
 
 
 def score(weight_OI: Tensor, inputs: InputStats) -> Tensor:
@@ -29,3 +31,15 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     if inputs is None:
         raise ValueError("the score needs norms and gradients")
     return zero_lowest(weight_OI, score(weight_OI, inputs), target, "row")
+
+
+DECLARATION = Method(
+    name="gblm",
+    source="Das et al. 2023, arXiv:2311.04902",
+    description="zero, in each row, the weights with the least |weight| x (input norm + loss gradient)",
+    needs="norms",
+    group="row",
+    prune=prune,
+    options=(Option("gradient_scale", float, 100.0, "Factor of the gradients beside the input norms.", at_least=0),),
+    passes=(LossGradients,),
+)

@@ -4,6 +4,7 @@ prune_magnitude: each Linear for itself, the whole tensor one group. O: output f
 
 from torch import Tensor
 
+from prunus.declarations import Method
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_smallest
 
@@ -15,3 +16,13 @@ def prune(weight_OI: Tensor, _inputs: InputStats | None, target: Target) -> Tens
     which in bfloat16 is about 0.2 % of all weights.
     """
     return zero_smallest(weight_OI, target)
+
+
+DECLARATION = Method(
+    name="magnitude",
+    source="Han et al. 2015, arXiv:1506.02626",
+    description="zero the smallest weights of each Linear; needs no data",
+    needs="nothing",
+    group="tensor",
+    prune=prune,
+)

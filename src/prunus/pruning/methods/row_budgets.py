@@ -7,9 +7,7 @@ information of its output. O: output features, I: input features.
 import torch
 from torch import Tensor
 
-from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest_of_rows, zeros_wanted
-from prunus.pruning.methods import wanda
 
 
 def kept_of_rows(fisher_O: Tensor, columns: int, zeros: int, power: float) -> Tensor:
@@ -35,11 +33,8 @@ def kept_of_rows(fisher_O: Tensor, columns: int, zeros: int, power: float) -> Te
     return whole_O
 
 
-def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target, power: float) -> Tensor:
-    """New weight with as many zeros in all as the target says, of each row its lowest Wanda scores."""
-    if inputs is None or inputs.fisher_O is None:
-        raise ValueError("row budgets need norms and the Fisher information of the outputs")
+def zero_by_budgets(weight_OI: Tensor, score_OI: Tensor, fisher_O: Tensor, target: Target, power: float) -> Tensor:
+    """New weight with as many zeros in all as the target says, of each row those with its lowest scores."""
     columns = weight_OI.shape[1]
     zeros = zeros_wanted(weight_OI.numel(), target.sparsity, target.rounding)
-    kept_O = kept_of_rows(inputs.fisher_O, columns, zeros, power)
-    return zero_lowest_of_rows(weight_OI, wanda.score(weight_OI, inputs.norm_I), columns - kept_O)
+    return zero_lowest_of_rows(weight_OI, score_OI, columns - kept_of_rows(fisher_O, columns, zeros, power))

@@ -5,8 +5,12 @@ Sun et al. 2023, arXiv:2306.11695; authors' code lib/prune.py, prune_wanda. O: o
 
 from torch import Tensor
 
+from prunus.declarations import Conflict, Method, Option
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, zero_lowest
+from prunus.pruning.methods.loss_gradients import OutputGradients
+from prunus.pruning.methods.row_budgets import zero_by_budgets
+from prunus.recipes import PruneRecipe
 
 
 def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
@@ -23,3 +27,40 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     if inputs is None:
         raise ValueError("Wanda needs the norms of the inputs")
     return zero_lowest(weight_OI, score(weight_OI, inputs.norm_I), target, "row")
+
+
+def configured(method: Method, recipe: PruneRecipe) -> Method:
+    """F-Wanda where the recipe has a row_power: rows keep weights by the Fisher information of their outputs."""
+    if not recipe.row_power:
+        return method
+
+    def prune_by_budgets(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
+        if inputs is None or inputs.fisher_O is None:
+            raise ValueError("F-Wanda needs norms and the Fisher information of the outputs")
+        return zero_by_budgets(weight_OI, score(weight_OI, inputs.norm_I), inputs.fisher_O, target, recipe.row_power)
+
+    return method._replace(prune=prune_by_budgets, group="tensor", passes=(OutputGradients,))
+
+
+DECLARATION = Method(
+    name="wanda",
+    source="Sun et al. 2023, arXiv:2306.11695",
+    description="zero, in each output row, the weights with the least |weight| x input norm",
+    needs="norms",
+    group="row",
+    prune=prune,
+    options=(
+        Option(
+            "row_power",
+            float,
+            0.0,
+            "F-Wanda exponent: row budgets proportional to Fisher^p (0 turns it off).",
+            at_least=0,
+            conflicts=(
+                Conflict("pattern", None, "pattern {pattern} is the same in every row; leave row_power out"),
+                Conflict("group", None, "row_power shares the zeros of a tensor out among its rows; leave group out"),
+            ),
+        ),
+    ),
+    configure=configured,
+)

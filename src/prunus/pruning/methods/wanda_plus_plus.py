@@ -7,17 +7,24 @@ of the dense block throughout. Shapes: N sequences of a batch, T tokens, W numbe
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from prunus.checkpoint.runner import Runner
+from prunus.declarations import Conflict, Method, Option
 from prunus.pruning.calibration.gradients import SquareSums, backward
-from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
+from prunus.pruning.calibration.propagation import BlockRun, Stats, observed
 from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.methods import gblm
+from prunus.pruning.passes import Pass
+
+if TYPE_CHECKING:
+    from prunus.pruning.job import Job
 
 DRAWN = 32  # sequences of a round of repair
 # pruned(name of a Linear, its weight, what is known of it) -> the weight with its zeros
@@ -83,3 +90,59 @@ def repair(
                 (runner.run_block(block, input_1TW, batch) - wanted_1TW).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
+
+
+class RegionalRepair(Pass):
+    """Before a block is pruned: gradients of its own output, and a repair of its weights by them."""
+
+    needs = "gradients"
+
+    def statistics(
+        self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], _groups: Iterable[Stats]
+    ) -> Iterator[Stats]:
+        """Statistics of the dense block with its gradients; weights in tensors are repaired by then."""
+        recipe, block, hidden = job.recipe, run.block, run.hidden
+        runner = Runner(job.source.config, job.source.tensors, torch.float32, job.device)
+        moved = runner.make_block(run.number, tensors)
+        stats = with_regional_gradients(runner, moved, hidden, observed(run), recipe.gradient_scale)
+
+        def pruned(name: str, weight_OI: Tensor, inputs: InputStats) -> Tensor:
+            return job.method.prune(weight_OI, inputs, job.target(run.number, name))
+
+        if recipe.repair_rounds:
+            how = Repair(recipe.repair_rounds, recipe.repair_rate, f"{recipe.seed} {run.number}")
+            dense = runner.make_block(run.number, {name: tensor.clone() for name, tensor in tensors.items()})
+            repair(runner, moved, dense, hidden, stats, pruned, how)
+            for name in stats:
+                weight_OI = moved.get_submodule(name).get_parameter("weight").detach()
+                tensors[f"{name}.weight"] = weight_OI.to(tensors[f"{name}.weight"])
+        if recipe.propagation == "dense" and not run.last:
+            propagate(run.runner, block, hidden)
+        yield stats
+        run.when_pruned()
+        if recipe.propagation == "pruned" and not run.last:
+            propagate(run.runner, block, hidden)
+
+
+DECLARATION = Method(
+    name="wanda++",
+    source="Yang et al. 2025, arXiv:2503.04992",
+    description="the same with gradients of the block's own output, after a repair of its weights",
+    needs="norms",
+    group="row",
+    updates=True,
+    prune=gblm.prune,
+    options=(
+        Option("gradient_scale", float, 100.0, "Factor of the gradients beside the input norms.", at_least=0),
+        Option("repair_rounds", int, 5, "times that a block is pruned and repaired.", at_least=0),
+        Option("repair_rate", float, 3e-7, "length of the steps of a repair.", at_least=0),
+    ),
+    conflicts=(
+        Conflict(
+            "propagation",
+            "true_sequential",
+            "wanda++ repairs whole blocks; propagation must be pruned or dense",
+        ),
+    ),
+    passes=(RegionalRepair,),
+)

@@ -1,0 +1,105 @@
+"""A pass before pruning: the dense model's squared loss gradients, summed over sequences, in a file per block."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.runner import Runner
+from prunus.checkpoint.safetensors_file import read_header
+from prunus.checkpoint.writer import Partial
+from prunus.disk import disk_errors
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.gradients import Model, save_square_sums
+from prunus.pruning.calibration.propagation import BlockRun, Stats
+from prunus.pruning.calibration.shared_measurements import gradients_key, once
+from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.passes import Pass
+from prunus.pruning.scope import weights_of
+
+if TYPE_CHECKING:
+    from prunus.pruning.job import Job
+
+
+class LossGradients(Pass):
+    """Of each weight: statistics get gradient_OI, the root of the sum, times the recipe's gradient_scale."""
+
+    needs = "gradients"
+    whole_model = True
+    rows: ClassVar[bool] = False  # squares by output instead of by weight
+
+    folder = Path()
+
+    def disk(self, job: "Job") -> int:
+        """One float32 number a weight."""
+        return 4 * sum(map(weights_of, job.linears))
+
+    def prepare(self, job: "Job", partial: Partial, calibration: Calibration | None) -> None:
+        """Sum the squares into files beside the unfinished work, or among what variants of a study share."""
+        assert calibration is not None
+        dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
+        runner = Runner(job.source.config, job.source.tensors, dtype, job.device)
+        names = [[linear.name for linear in linears] for linears in job.linears]
+        model = Model(job.source, runner, names, job.hidden_file(partial))
+        weights = calibration.token_weights(job.recipe) if job.recipe.weighted else None
+
+        def save(folder: Path) -> None:
+            with disk_errors(partial.folder, partial.needed):
+                save_square_sums(model, calibration.sequences, weights, lambda index: file_in(folder, index), self.rows)
+
+        if job.shared is None:
+            if "gradients" not in partial.notes:
+                save(partial.folder)
+                partial.note("gradients", True, {})
+            self.folder = partial.folder
+            return
+        about: dict[str, Any] = {"rows": self.rows, "linears": names, "dtype": str(dtype)}
+        with once(job.shared, gradients_key(job.source, job.recipe, calibration, about, job.device)) as place:
+            if not place.exists():
+                unfinished = place.with_suffix(".partial")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                save(unfinished)
+                unfinished.rename(place)
+        self.folder = place
+
+    def statistics(
+        self, job: "Job", run: BlockRun, _tensors: dict[str, Tensor], groups: Iterable[Stats]
+    ) -> Iterator[Stats]:
+        """The statistics with the gradients of their Linears beside them."""
+        count = len(run.hidden.sequences())
+        for group in groups:
+            sums = {name: row for name, row in read_header(file_in(self.folder, run.number)).items() if name in group}
+            yield {name: self.with_sum(job, group[name], sums[name].read().to(job.device), count) for name in sums}
+
+    def with_sum(self, job: "Job", inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
+        """Statistics of one Linear with what was summed for it over count sequences."""
+        return replace(inputs, sequences=count, gradient_OI=sum_OI.sqrt_().mul_(job.recipe.gradient_scale))
+
+    def written(self, job: "Job", index: int) -> None:
+        """Nobody reads the file of a finished block again, unless variants share it."""
+        if job.shared is None:
+            file_in(self.folder, index).unlink(missing_ok=True)
+
+
+class OutputGradients(LossGradients):
+    """Of each output: statistics get fisher_O, the sum, which is the outputs' Fisher information."""
+
+    rows = True
+
+    def disk(self, _job: "Job") -> int:
+        """One number an output is next to nothing."""
+        return 0
+
+    def with_sum(self, _job: "Job", inputs: InputStats, sum_OI: Tensor, _count: int) -> InputStats:
+        """Statistics of one Linear with its sum (O,)."""
+        return replace(inputs, fisher_O=sum_OI)
+
+
+def file_in(folder: Path, index: int) -> Path:
+    """Where the sums of one block are."""
+    return folder / f"gradients-{index:05d}.safetensors"
