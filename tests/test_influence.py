@@ -16,7 +16,7 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
-from prunus.pruning.allocation import influence, layerif
+from prunus.pruning.allocation import influence, layerif, layerif_sketch
 from prunus.pruning.allocation.influence import chain_only
 from prunus.pruning.calibration import gradients
 from prunus.pruning.calibration import hidden_states as hidden
@@ -213,7 +213,7 @@ def test_more_influence_less_sparsity_in_the_study_and_more_in_the_paper():
     assert max(found) / min(found) == pytest.approx(0.40 / 0.05, rel=1e-6)
     assert all(a > b for a, b in pairwise(found))
     assert sum(found) / 6 == pytest.approx(0.2)
-    found = layerif.allocate_paper([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, 0.2)
+    found = layerif_sketch.allocate([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [100] * 6, 0.2)
     assert all(a < b for a, b in pairwise(found))
 
 

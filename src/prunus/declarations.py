@@ -107,9 +107,9 @@ class Option(NamedTuple):
             return f"lie in [{self.at_least:g}, {self.below:g}) for {owner}"
         if self.at_least is not None:
             return f"be at least {self.at_least:g}" if self.type is int else f"be {self.at_least:g} or more"
-        if self.above is not None:
-            return f"be above {self.above:g}"
-        return f"be below {self.below:g}" if self.below is not None else "be finite"
+        limits = [] if self.above is None else [f"above {self.above:g}"]
+        limits += [] if self.below is None else [f"below {self.below:g}"]
+        return f"be {' and '.join(limits)}" if limits else "be finite"
 
 
 class Method(NamedTuple):
@@ -189,9 +189,13 @@ def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
     return MappingProxyType(found)
 
 
-@cache
 def declared(kind: type[Declaration]) -> Mapping[str, Declaration]:
     """All declarations of a kind without their code, by name; imports nothing."""
+    return _declared(kind)
+
+
+@cache
+def _declared(kind: Any) -> Mapping[str, Any]:
     folder = Path(__file__).parent / "pruning" / _FOLDERS[kind]
     return MappingProxyType({name: _read(folder / f"{file_of(name)}.py", kind) for name in get_args(_NAMES[kind])})
 

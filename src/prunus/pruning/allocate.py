@@ -20,8 +20,8 @@ from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_cou
 from prunus.pruning.allocation.importance_scores import PARTS, WHOLE, ImportanceScores, read_scores
 from prunus.pruning.allocation.influence import INFLUENCE_TOKENS, influence_recipe
 from prunus.pruning.allocation.measurement import Measured, Subject
+from prunus.pruning.block_memory import check_block_fits
 from prunus.pruning.calibration.data import Calibration, load_calibration
-from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.shared_measurements import once, scores_key
 from prunus.pruning.masks import zeros_wanted
@@ -93,7 +93,7 @@ def find_scores(
     saved: SavedStats | None = None,
     file: Path | None = None,
 ) -> ImportanceScores:
-    """Evidence of the recipe's file, checked against model and recipe, else measured.
+    """Importance scores of the recipe's file, checked against model and recipe, else measured.
 
     calibration: the recipe's sequences where they are at hand already; influences choose their own. saved: statistics
     to be used instead of running the model where they are enough. file: where to keep hidden states instead of in

@@ -23,7 +23,7 @@ class Pass:
     needs: ClassVar[str] = "hidden states"
     whole_model: ClassVar[bool] = False
 
-    def disk(self, _job: "Job") -> int:
+    def disk(self, job: "Job") -> int:
         """Bytes of files that prepare leaves while the run lasts."""
         return 0
 
@@ -31,7 +31,7 @@ class Pass:
         """Once, before the first block."""
 
     def statistics(
-        self, _job: "Job", _run: "BlockRun", _tensors: dict[str, Tensor], groups: "Iterable[Stats]"
+        self, job: "Job", run: "BlockRun", tensors: dict[str, Tensor], groups: "Iterable[Stats]"
     ) -> "Iterable[Stats]":
         """The statistics that Linears of a block are pruned by, group after group, instead of groups.
 

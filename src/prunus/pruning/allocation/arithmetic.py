@@ -52,9 +52,9 @@ def more_kept(needs: Sequence[float], sizes: Sequence[int], target: float, width
     return shifted([target + mean - e for e in extra], sizes, target)
 
 
-def spread_of(recipe: PruneRecipe) -> float:
-    """The spread that a recipe asks for, or the usual one of its allocation."""
-    options = declared(Allocation)[recipe.allocation].options
+def spread_of(allocation: str, recipe: PruneRecipe) -> float:
+    """The spread that a recipe asks for, or the usual one of an allocation."""
+    options = declared(Allocation)[allocation].options
     return next(option for option in options if option.name == "spread").of(recipe)
 
 

@@ -41,7 +41,7 @@ class ImportanceScores(NamedTuple):
 
 
 def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int) -> ImportanceScores:
-    """Evidence of a file: our own, or a user's scores, as JSON.
+    """Importance scores of a file: our own, or a user's scores, as JSON.
 
     A user's file is one list with a number per block (for every group), an object with such a list for `attention` and
     for `mlp`, or holds influences by sample (see sample_scores). Whatever does not fit raises PrunusError.

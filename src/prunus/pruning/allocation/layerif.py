@@ -1,11 +1,9 @@
-"""LayerIF: how much a block loses follows the influence of training data on the validation loss through its weights.
+"""LayerIF as the study arXiv:2604.25098 runs it: attention and MLP with more influence lose less.
 
-Askari et al. 2025, arXiv:2505.23811. The authors publish no code that computes the influences; gradients.py and
-influence.py do, from scratch. Two forms, and they go opposite ways. `allocate_paper` as the paper (section 3.4): more
-influence, more sparsity (Savitzky-Golay 7, 3, then AlphaPruning's map). `allocate_study` as the code of the study
-arXiv:2604.25098 (wanda/lib/influence_helper.py), for attention and MLP apart: more influence, less sparsity. That code
-reads influences from stored files, and neither it nor its paper says with which sign they were stored; ours are
-positive where training on a sequence lowers the validation loss.
+Askari et al. 2025, arXiv:2505.23811; the study's code is wanda/lib/influence_helper.py. No code of LayerIF's authors
+computes influences; gradients.py and influence.py do, from scratch. The paper itself goes the other way, more influence
+and more sparsity: layerif_sketch.py. The study's code reads influences from stored files, and neither it nor its paper
+says with which sign they were stored; ours are positive where training on a sequence lowers the validation loss.
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,9 @@ DECLARATION = Allocation(
     name="layerif-sketch",
     source="Askari et al. 2025, arXiv:2505.23811; DataInf, arXiv:2310.00902",
     description="blocks with more influence lose more, as in the paper; DataInf on sketched gradients",
-    allocate=lambda scores, sizes, recipe: allocate(scores, sizes, recipe.sparsity, spread_of(recipe)),
+    allocate=lambda scores, sizes, recipe: allocate(
+        scores, sizes, recipe.sparsity, spread_of("layerif-sketch", recipe)
+    ),
     measure=measure,
     needs="gradients",
     score="influence",

@@ -53,14 +53,14 @@ def measure(subject: Subject, calibration: Calibration | None) -> Measured:
 def as_run(outlier_shares: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
     """The study's code has no least sparsity for Magnitude."""
     least = 0.0 if recipe.method == "magnitude" else LEAST
-    return allocate_as_run(outlier_shares, recipe.sparsity, spread_of(recipe), least)
+    return allocate_as_run(outlier_shares, recipe.sparsity, spread_of("owl", recipe), least)
 
 
 DECLARATION = Allocation(
     name="owl",
     source="Yin et al. 2023, arXiv:2310.05175",
     description="blocks with more outliers among their Wanda scores keep more",
-    allocate=lambda scores, sizes, recipe: allocate(scores, sizes, recipe.sparsity, spread_of(recipe)),
+    allocate=lambda scores, sizes, recipe: allocate(scores, sizes, recipe.sparsity, spread_of("owl", recipe)),
     measure=measure,
     needs="norms",
     score="outliers in %",

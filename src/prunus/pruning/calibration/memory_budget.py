@@ -11,10 +11,6 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.errors import PrunusError
 from prunus.pruning.calibration.hidden_states import batches
 
 # Of what is free when the work begins.
@@ -88,15 +84,3 @@ def traffic(tokens: int, per_token: int, blocks: int, sums: int, room: Room, on_
     again = 0 if room.sums else parts - 1
     kept = tokens * per_token if on_disk else 0
     return Traffic(2 * parts, 2 * parts * blocks + again * sums + kept, (1 + again) * sums + kept)
-
-
-def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
-    """Raise PrunusError where the largest block alone, as it runs in dtype, takes more memory than is free."""
-    blocks = (source.block_tensors(index).values() for index in range(source.blocks))
-    largest = max(sum(stored.elements for stored in block) for block in blocks) * dtype.itemsize
-    if largest > (free := free_memory()):
-        raise PrunusError(
-            f"{source.folder}: its largest block takes {largest / 1e9:.3g} GB of memory in"
-            f" {str(dtype).removeprefix('torch.')}, and {free / 1e9:.3g} GB are free; end other programs, or take a"
-            " narrower --dtype or a machine with more"
-        )

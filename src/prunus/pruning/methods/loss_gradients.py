@@ -68,7 +68,7 @@ class LossGradients(Pass):
         self.folder = place
 
     def statistics(
-        self, job: "Job", run: BlockRun, _tensors: dict[str, Tensor], groups: Iterable[Stats]
+        self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
         """The statistics with the gradients of their Linears beside them."""
         count = len(run.hidden.sequences())
@@ -91,11 +91,11 @@ class OutputGradients(LossGradients):
 
     rows = True
 
-    def disk(self, _job: "Job") -> int:
+    def disk(self, job: "Job") -> int:
         """One number an output is next to nothing."""
         return 0
 
-    def with_sum(self, _job: "Job", inputs: InputStats, sum_OI: Tensor, _count: int) -> InputStats:
+    def with_sum(self, job: "Job", inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
         """Statistics of one Linear with its sum (O,)."""
         return replace(inputs, fisher_O=sum_OI)
 

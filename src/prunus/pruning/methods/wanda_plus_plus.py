@@ -98,7 +98,7 @@ class RegionalRepair(Pass):
     needs = "gradients"
 
     def statistics(
-        self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], _groups: Iterable[Stats]
+        self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
         """Statistics of the dense block with its gradients; weights in tensors are repaired by then."""
         recipe, block, hidden = job.recipe, run.block, run.hidden
@@ -133,7 +133,7 @@ DECLARATION = Method(
     updates=True,
     prune=gblm.prune,
     options=(
-        Option("gradient_scale", float, 100.0, "Factor of the gradients beside the input norms.", at_least=0),
+        Option("gradient_scale", float, 100.0, "factor of the gradients beside the input norms.", at_least=0),
         Option("repair_rounds", int, 5, "times that a block is pruned and repaired.", at_least=0),
         Option("repair_rate", float, 3e-7, "length of the steps of a repair.", at_least=0),
     ),
