@@ -78,7 +78,7 @@ class Option(NamedTuple):
     @property
     def hint(self) -> Any:
         """The type of the recipe's field."""
-        plain = Literal[self.choices] if self.choices else self.type
+        plain: Any = Literal[self.choices] if self.choices else self.type
         return plain if self.default is not None else plain | None
 
     def of(self, recipe: Any) -> Any:
