@@ -168,8 +168,9 @@ class PruneRecipe(Recipe):
         all, to the token, instead of samples; what makes sources comparable.
     prompt_weight, chain_weight: how much a token of the prompt and one of the chain count in the statistics that masks
         and updates are made from; for traces, which say where prompts end. 0 and 1: the chain alone.
-    propagation: whether later blocks see the pruned or the dense output of earlier ones; `staged`: also within a block
-        later Linears see earlier ones pruned (q, k, v, then o, then gate, up, then down), each computed once.
+    propagation: whether later blocks see the pruned or the dense output of earlier ones; `true_sequential`
+        (stored as `staged`): also within a block later Linears see earlier ones pruned (q, k, v, then o, then gate, up,
+        then down).
     pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row; sparsity is then what the pattern says, here 0.5.
     group: what is ranked together by methods that score weights: each `row` (output) or the whole `tensor`; None is the
         method's own, tensor for magnitude and ria, else row.

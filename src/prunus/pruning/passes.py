@@ -44,6 +44,7 @@ class Pass:
 
         run: the block in memory and its hidden states, None where nothing is run. weights: the new ones, by name of
         their Linear; a pass may change them in place, but for their zeros, and then must change run.block too.
+        Hidden states follow such a change with propagation pruned only: else the block has run already by then.
         """
 
     def written(self, job: "Job", index: int) -> None:

@@ -50,8 +50,8 @@ def prune(
     Unfinished work lives in out.partial; the same call goes on there, and ends with the same bytes as an unbroken run.
     offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. stats: a file that
     stats() wrote for this model; its calibration counts, nothing is run, and fields of the recipe that ask for another
-    calibration are an error. shared: a folder in which evidence of allocations and sums of gradients are left, and
-    found, by all calls that need the same. Wrong input raises PrunusError and leaves nothing behind.
+    calibration are an error. shared: a folder where calls that need the same importance scores
+    or sums of gradients leave and find them. Wrong input raises PrunusError and leaves nothing behind.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
@@ -194,4 +194,5 @@ def dead_inputs(partial: Partial) -> list[str]:
     if not dead:
         return []
     worst = max(dead, key=lambda name: dead[name])
-    return [f"{len(dead)} Linears have inputs that calibration never used, most of all {worst} ({dead[worst]})"]
+    zero = "input features that were zero on every calibration token"
+    return [f"{len(dead)} Linears have {zero}, most of all {worst} ({dead[worst]})"]
