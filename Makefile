@@ -58,6 +58,7 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/structure.py --check
 	$(BIN)/python scripts/command_reference.py --check
 	$(BIN)/python scripts/models.py --check
 	$(SPHINX)

@@ -46,8 +46,9 @@ def make(folder: Path, cell: str, seed: int, tokens: int, rate: float) -> tuple[
         if method == "shortgpt":
             prunus.drop_blocks("tiny", pruned, DropRecipe(blocks=amount, calibration=own, samples=395, seed=seed))
         else:
-            how: dict[str, Any] = {"pattern": amount} if ":" in amount else {"sparsity": int(amount) / 100}
-            prunus.prune("tiny", pruned, PruneRecipe(method=method, calibration=own, samples=395, seed=seed, **how))
+            how: dict[str, Any] = {"method": method}
+            how |= {"pattern": amount} if ":" in amount else {"sparsity": int(amount) / 100}
+            prunus.prune("tiny", pruned, PruneRecipe(calibration=own, samples=395, seed=seed, **how))
     if not recovered.exists():
         recipe = RecoverRecipe(calibration=more, calibration_tokens=tokens, rate=rate, step_tokens=1024, seed=seed)
         begin = cpu_seconds()

@@ -10,12 +10,13 @@ import pytest
 
 import prunus
 from prunus.cli import cli, main
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout", "sparse"}
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
-ALSO = {"plan_study", "report_study", "sparse"}  # `prunus study plan`, `prunus study report`, and a module
+# `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
+ALSO = {"plan_study", "prune_and_recover", "report_study", "sparse"}
 LISTINGS = {"tasks", "methods"}
 
 
@@ -27,6 +28,7 @@ def options_of(command):
     ("command", "recipe", "more"),
     [
         ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats"}),
+        ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite"}),
         ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),

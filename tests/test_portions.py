@@ -181,5 +181,5 @@ influence_validation = 3
     assert len(made) == 6 and counted == {"sums": 1, "influences": 1}
     for variant in model.variants[1:]:  # the same as each by itself
         assert isinstance(variant.recipe, prunus.PruneRecipe)
-        prunus.prune(model.typed, tmp_path / "alone" / variant.name, variant.recipe)
+        prunus.prune(model.name, tmp_path / "alone" / variant.name, variant.recipe)
         assert Checkpoint(tmp_path / "alone" / variant.name).checksum() == made[variant.name].checksum
