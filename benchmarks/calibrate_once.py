@@ -1,14 +1,14 @@
-"""A dozen variants from one calibration against a full run: CPU seconds and wall time.
+"""Cost of twelve variants from one calibration, compared with full runs: CPU seconds and wall time.
 
-`python benchmarks/calibrate_once.py` fetches SmolLM2-135M-Instruct into .cache. On one thread, in one process, Wanda
-with 64 x 512 tokens of standard library docstrings: `prunus prune` as it is by default, the same with one pass of the
-dense model, and `prunus stats` followed by twelve runs of `prunus prune --stats` at 10 to 70 %. Imports are not
-counted; the model's checksum is, in every run.
+`python benchmarks/calibrate_once.py` fetches SmolLM2-135M-Instruct into .cache. On one thread, in one process, it
+measures Wanda with 64 x 512 tokens of standard library docstrings: `prunus prune` with its defaults, the same with one
+pass of the dense model, and `prunus stats` followed by twelve runs of `prunus prune --stats` at 10 to 70 %. Imports are
+not counted; the model's checksum is, in every run.
 """
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before anything loads torch
+os.environ["OMP_NUM_THREADS"] = "1"  # must be set before torch is imported
 
 import platform
 import shutil
@@ -30,18 +30,18 @@ OUT, STATS = WORK / "calibrate-once", WORK / "calibrate-once.safetensors"
 
 
 class Cost(NamedTuple):
-    """Of one run or of several."""
+    """CPU seconds and wall time of one or several runs."""
 
     cpu: float
     wall: float
 
     def plus(self, other: "Cost") -> "Cost":
-        """Both together."""
+        """Return the sum of two costs."""
         return Cost(self.cpu + other.cpu, self.wall + other.wall)
 
 
 def cost_of(run: Callable[[], object]) -> Cost:
-    """Run it, with no checksum remembered from before."""
+    """Return the cost of a call, without a cached checksum."""
     checksum.forget()
     cpu, wall = cpu_seconds(), time.monotonic()
     run()

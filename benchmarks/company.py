@@ -1,8 +1,8 @@
-"""How many rows do not depend on the other rows of their batch: `python benchmarks/company.py [MODEL]`, a few minutes.
+"""How many rows are independent of their batch: `python benchmarks/company.py [MODEL]`, a few minutes.
 
 Greedy chains of a model (default: the built-in reasoner), each decoded alone and in batches, in float32 and bfloat16.
-A row counts as the same if all ids of its thinking and its answers are equal under all budgets. Also printed: how far
-the scores of equal ids are apart. docs/protocol.md (Rounding) has the figures.
+A row counts as the same if all ids of its thinking and its answers are equal under all budgets. It also prints how much
+the scores of equal ids differ. docs/protocol.md (Rounding) has the figures.
 """
 
 import argparse
@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def drawn(
     backend: HFBackend, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, size: int
 ) -> list[list[Draw]]:
-    """The draws of each chain, decoded so many at once."""
+    """Return the draws of each chain, decoded in batches of this size."""
     lots = (chains[start : start + size] for start in range(0, len(chains), size))
     return [draws for lot in lots for draws in force_budgets(backend, lot, budgets, rules)]
 

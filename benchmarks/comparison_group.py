@@ -1,10 +1,10 @@
-"""Why Wanda does not beat Magnitude on the tiny reasoner: the comparison group, not the score.
+"""Why Wanda does not beat Magnitude on the tiny reasoner: because of the comparison group, not of the score.
 
     python benchmarks/comparison_group.py [--sparsity 0.5 0.6] [--problems 420]
 
-As published, Wanda ranks each output row for itself and Magnitude ranks the whole tensor. Here both scores are ranked
-both ways (norms of the dense model on the built-in calibration, plain sorting, nothing of prunus.pruning), evaluated on
-the same problems, and compared in pairs: the same score in two groups, and two scores in the same group.
+As published, Wanda ranks each output row by itself and Magnitude ranks the whole tensor. Here both scores are ranked in
+both ways (norms of the dense model on the built-in calibration, plain sorting, no code of prunus.pruning), evaluated on
+the same problems, and compared in pairs: the same score with two groups, and two scores with the same group.
 """
 
 import argparse
@@ -30,13 +30,13 @@ PAIRS = [
 
 
 def linears(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
-    """The Linears of the decoder blocks."""
+    """Return the Linears of the decoder blocks."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     return {name: m for name, m in found.items() if ".layers." in name}
 
 
 def input_norms(model: PreTrainedModel) -> dict[str, Tensor]:
-    """L2 norm of every input of every Linear over the calibration sequences."""
+    """Return the L2 norm of every input feature of every Linear over the calibration sequences."""
     squares: dict[str, Tensor] = {}
 
     def watch(name: str):
@@ -56,7 +56,7 @@ def input_norms(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def make_variant(folder: Path, kind: str, sparsity: float) -> None:
-    """A copy of the tiny reasoner pruned by `score-group`."""
+    """Write a copy of the tiny reasoner, pruned by `score-group`."""
     score_name, group = kind.split("-")
     model = AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float32)
     norms = input_norms(model)

@@ -1,12 +1,12 @@
-"""How much faster zeros make decoding on a CPU: the sparse kernel against torch and against the best dense kernel.
+"""Speed of decoding on a CPU: the sparse kernel compared with torch and with the best dense kernel.
 
-`python benchmarks/decode.py` (some five minutes, 9 GB) prints Markdown. One process; variants take turns call by call,
-over distinct matrices that together exceed the caches; figures are medians of the thread's CPU time, which others
-affect only by sharing memory bandwidth and caches. With `--threads 2` they are medians of wall time, so nothing else
-should be running.
+`python benchmarks/decode.py` (some five minutes, 9 GB) prints Markdown. In one process, variants alternate call by
+call, over distinct matrices that together exceed the caches. Figures are medians of the thread's CPU time, which other
+processes affect only by sharing memory bandwidth and caches. With `--threads 2` they are medians of wall time, so
+nothing else should be running.
 
-stock: torch's bfloat16 linear. pre-packed: oneDNN with weights in its own layout (what inductor's freezing uses). own
-dense: the kernel of Prunus on plain weights. Two ratios: over stock, and over the best of the dense ones.
+stock: torch's bfloat16 linear. pre-packed: oneDNN with weights in its own layout (as inductor's freezing uses it). own
+dense: the kernel of Prunus on unpacked weights. Two ratios are printed: over stock, and over the best dense variant.
 """
 
 import argparse
@@ -35,17 +35,17 @@ SPARSITIES = [0.0, 0.2, 0.3, 0.5, 0.6, 0.7]
 BATCHES = [1, 2, 4, 8]
 PROMPT_SHAPES = [(576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 4096), (6144, 2048), (2048, 6144)]
 PROMPTS = [9, 16, 32, 64, 128, 256, 512, 2048]
-ROTATED_BYTES = 150_000_000  # of all dense matrices of a shape together
+ROTATED_BYTES = 150_000_000  # total size of the dense matrices of a shape
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
 
 
 def clock() -> int:
-    """Nanoseconds: of CPU of this thread where it is the only one."""
+    """Return nanoseconds of this thread's CPU time if there is one thread, else of wall time."""
     return time.thread_time_ns() if torch.get_num_threads() == 1 else time.perf_counter_ns()
 
 
 def turns(variants: dict[str, Callable[[int], object]], count: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each variant, called with numbers of matrices that go round."""
+    """Return the median milliseconds of each variant, called with the indices of the matrices in rotation."""
     times: dict[str, list[int]] = {name: [] for name in variants}
     for repeat in range(repeats + 1):
         for name, run in variants.items():
@@ -57,13 +57,13 @@ def turns(variants: dict[str, Callable[[int], object]], count: int, repeats: int
 
 
 def zeroed(weight_OI: Tensor, sparsity: float) -> Tensor:
-    """With so many zeros at random."""
+    """Return the weight with this share of zeros at random."""
     return weight_OI.masked_fill(torch.rand(weight_OI.shape) < sparsity, 0)
 
 
 @torch.inference_mode()
 def kernels(shape: tuple[int, int], repeats: int) -> None:
-    """One table: milliseconds, and both ratios, for every sparsity and batch."""
+    """Print a table of milliseconds and both ratios, for every sparsity and batch size."""
     outputs, inputs = shape
     count = max(2, ROTATED_BYTES // (2 * outputs * inputs))
     stock = [torch.randn(shape, dtype=torch.bfloat16) for _ in range(count)]
@@ -100,7 +100,7 @@ def kernels(shape: tuple[int, int], repeats: int) -> None:
 
 @torch.inference_mode()
 def prompts(repeats: int) -> None:
-    """One table: reading prompts through packed weights, as the automatic choice does it, against torch's dense."""
+    """Print a table: prompts through packed weights, with the automatic choice, compared with torch's dense Linear."""
     print("\nPrompts, 50 % zeros: speed over stock (GFLOP/s of stock, of ours)\n")
     print(f"| outputs x inputs | {' | '.join(f'{rows} rows' for rows in PROMPTS)} | kernel up to |")
     print("|" + "---|" * (2 + len(PROMPTS)))
@@ -123,7 +123,7 @@ def prompts(repeats: int) -> None:
 
 
 def packing() -> None:
-    """How long it takes to bring weights into the kernel's layout."""
+    """Print how long it takes to convert weights to the kernel's layout."""
     weights = [zeroed(torch.randn(8192, 8192, dtype=torch.bfloat16), 0.5) for _ in range(4)]
     pack(weights[0])
     cpu, wall = time.process_time(), time.perf_counter()
@@ -139,7 +139,7 @@ def packing() -> None:
 
 
 def qwen3_1_7b() -> nn.Module:
-    """A random model of the shape of Qwen3-1.7B in bfloat16, half of its Linears' weights zero."""
+    """Return a random model of the shape of Qwen3-1.7B in bfloat16, with half of its Linears' weights zero."""
     shape: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "head_dim": 128}
     heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": True}
     config = Qwen3Config(**shape, **heads)
@@ -158,7 +158,7 @@ def qwen3_1_7b() -> nn.Module:
 
 
 def halve(model: nn.Module, sparsity: float) -> nn.Module:
-    """The model with so many zeros in the Linears of its blocks, by magnitude."""
+    """Return the model with this share of zeros in the Linears of its blocks, by magnitude."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lm_head" not in name:
             size = module.weight.data.abs().float()
@@ -167,7 +167,7 @@ def halve(model: nn.Module, sparsity: float) -> nn.Module:
 
 
 def through_own_dense(model: nn.Module) -> nn.Module:
-    """The same weights in the same memory, read by the kernel as they are."""
+    """Return the model with its Linears run by our dense kernel, on the same weights in the same memory."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     other = copy.deepcopy(model, memo)
     for owner in list(other.modules()):
@@ -178,7 +178,7 @@ def through_own_dense(model: nn.Module) -> nn.Module:
 
 
 def bytes_read(model: nn.Module) -> int:
-    """Of weights, for one token: every Linear once."""
+    """Return the bytes of weights that one token reads: every Linear once."""
     total = 0
     for module in model.modules():
         if isinstance(module, SparseLinear):
@@ -190,7 +190,7 @@ def bytes_read(model: nn.Module) -> int:
 
 @torch.inference_mode()
 def steps(models: dict[str, Any], batch: int, count: int) -> dict[str, float]:
-    """Median milliseconds of a decoding step of each, by turns."""
+    """Return the median milliseconds of a decoding step of each model, measured alternately."""
     ids = torch.randint(0, 1000, (batch, 16))
     key = "cache" if "cache" in inspect.signature(next(iter(models.values())).forward).parameters else "past_key_values"
     caches = {name: {key: model(ids, use_cache=True).past_key_values} for name, model in models.items()}
@@ -206,7 +206,7 @@ def steps(models: dict[str, Any], batch: int, count: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def prefill(models: dict[str, Any], tokens: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of reading a prompt."""
+    """Return the median milliseconds of a prompt's forward pass."""
     ids = torch.randint(0, 1000, (1, tokens))
     return turns(
         {name: lambda _, model=model: model(ids, use_cache=True) for name, model in models.items()}, 1, repeats
@@ -214,9 +214,9 @@ def prefill(models: dict[str, Any], tokens: int, repeats: int) -> dict[str, floa
 
 
 def end_to_end(name: str, stock: nn.Module, count: int) -> None:
-    """One table: tokens a second of a model, dense and sparse."""
+    """Print a table of tokens per second of a model, dense and sparse."""
     own = through_own_dense(stock)
-    # Linears alone first: the head stays torch's.
+    # First only the blocks' Linears: the head still runs in torch.
     memo: dict[int, Any] = {id(parameter): parameter for parameter in stock.parameters()}
     sparse = copy.deepcopy(stock, memo)
     summary = sparsify(sparse)
@@ -246,7 +246,7 @@ def end_to_end(name: str, stock: nn.Module, count: int) -> None:
 
 
 def describe_machine() -> str:
-    """Processor, memory and versions."""
+    """Return a line with processor, memory and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     field = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in reversed(lines) if ":" in line}
     count = sum(line.startswith("processor") for line in lines)

@@ -1,4 +1,4 @@
-"""Text that every machine has, for benchmarks and tests that need a calibration text and a held-out one."""
+"""Text that every Python installation has, for benchmarks and tests that need calibration and held-out text."""
 
 import ast
 import hashlib
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def docstrings() -> list[str]:
-    """Long docstrings of the standard library, English and some code, in a fixed order."""
+    """Return long docstrings of the standard library (English and some code) in a fixed order."""
     texts = set()
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         try:

@@ -1,12 +1,12 @@
-"""Engines side by side: hf and vllm on one cell, prefix reuse by count, and three ways to decode with transformers.
+"""Comparisons of engines: hf and vllm on one cell, prefix reuse by count, and three ways to decode with transformers.
 
     python benchmarks/engines.py reuse              tokens of budgets 512 to 8192 with and without prefix reuse
     python benchmarks/engines.py decode [--compile] a step with our cache, a static one, with --compile compiled
     python benchmarks/engines.py whole              the same three over a whole cell, compiling included
     .venv-vllm/bin/python benchmarks/engines.py cell    hf and vllm in turn (the environment of `make test-vllm`)
 
-All but `reuse` take the tiny reasoner and, where `make test` has fetched it, SmolLM2. Everything on one thread, in CPU
-seconds of one process (`whole`: and of the compilers that it starts).
+All but `reuse` use the tiny reasoner and, where `make test` has fetched it, SmolLM2. They run on one thread, measured
+in CPU seconds of one process (`whole`: also of the compilers that it starts).
 """
 
 # ruff: noqa: E402  the settings come before the libraries that read them
@@ -27,7 +27,7 @@ from typing import Any
 for name, value in {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that its CPU seconds are those of this process
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that its CPU seconds count for this process
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCH_COMPILE_DISABLE": "0" if {"decode", "whole"} & {*sys.argv} else "1",
     "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(prefix="prunus-engines-"),
@@ -57,7 +57,7 @@ TOKENIZER = load_tokenizer(tiny_folder())
 
 
 def reuse() -> None:
-    """Counted by a backend that writes down what it is asked for; the lengths of chains are given."""
+    """Print the tokens with and without reuse, counted by a backend that records requests; chain lengths are given."""
     markers = encode_markers(PROFILES["tiny"], TOKENIZER, "strict")
     noise = random.Random(0)
     kinds: dict[str, Callable[[], int]] = {
@@ -91,7 +91,7 @@ def reuse() -> None:
 
 
 def counted(draws: list[list[Draw]], cut: bool) -> tuple[int, int]:
-    """Thinking tokens and all tokens that were sampled for these draws."""
+    """Return (thinking tokens, all sampled tokens) of these draws."""
     if cut:
         return sum(max(len(draw.thinking) for draw in of_chain) for of_chain in draws), sampled_tokens(draws)
     thinking = sum(len(draw.thinking) for of_chain in draws for draw in of_chain)
@@ -99,12 +99,12 @@ def counted(draws: list[list[Draw]], cut: bool) -> tuple[int, int]:
 
 
 def models() -> list[tuple[str, Path]]:
-    """The tiny reasoner, and SmolLM2 if it is there."""
+    """Return the tiny reasoner, and SmolLM2 if it has been fetched."""
     return [("tiny", tiny_folder()), *([("SmolLM2", SMOLLM2)] if (SMOLLM2 / "config.json").exists() else [])]
 
 
 def decode(rows: int, tokens: int, compiled: bool) -> None:
-    """Milliseconds of CPU a step, all rows at once: median of rounds in turn."""
+    """Print CPU milliseconds per step with all rows in one batch: medians of alternating rounds."""
     torch.set_num_threads(1)
     print(f"| model | cache | ms a step of {rows} rows | of ours |\n|---|---|---|---|")
     for name, folder in models():
@@ -141,7 +141,7 @@ def ours(model: Any, prompts: list[list[int]], tokens: int) -> float:
 class Static:
     """Rows in a static cache of transformers, with or without torch.compile.
 
-    For one shape of batch: another cache, even of the same shape, would be compiled for anew.
+    It serves one shape of batch: for another cache, even of the same shape, torch would compile again.
     """
 
     def __init__(self, model: Any, width: int, tokens: int, compiled: bool) -> None:
@@ -152,7 +152,7 @@ class Static:
         self.length = 0
 
     def read(self, prompts: list[list[int]]) -> torch.Tensor:
-        """Read the prompts of a batch, in place of the one before; the likeliest ids after them."""
+        """Run the prompts of a new batch; return the likeliest next ids."""
         if self.length:
             self.go_back_to(0)
         logits = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1, **self.cached).logits
@@ -160,7 +160,7 @@ class Static:
         return logits[:, -1].argmax(-1, keepdim=True)
 
     def step(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Append an id to every row; the likeliest ones after them."""
+        """Append an id to every row; return the likeliest next ids."""
         position = torch.full((len(chosen), 1), self.length)
         logits = self.run(chosen, position_ids=position, use_cache=True, logits_to_keep=1, **self.cached).logits
         self.length += 1
@@ -169,7 +169,7 @@ class Static:
         return found
 
     def go_back_to(self, length: int) -> None:
-        """Forget all columns from there on."""
+        """Discard all columns from this one on."""
         layers: Any = self.cache.layers
         for layer in layers:
             layer.cumulative_length.fill_(length)
@@ -186,10 +186,11 @@ def static(decoding: Static, prompts: list[list[int]], tokens: int) -> float:
 
 
 def whole(rows: int) -> None:
-    """Chains that fill every cap, which favours a static cache: no row leaves early. Thinking, then an answer a budget.
+    """Print CPU seconds of a cell: thinking, then an answer per budget. All chains fill every cap.
 
-    Ours answers beside the thinking, in one batch that grows and shrinks; a static cache keeps its rows, so its answers
-    come after the thinking, the last budget first, each from the columns that the thinking left.
+    This favours a static cache, since no row ends early. Our cache decodes answers during the thinking, in one batch
+    that grows and shrinks. A static cache keeps its rows, so that its answers come after the thinking, the last budget
+    first, each from the columns of the thinking.
     """
     torch.set_num_threads(1)
     print("| model | cache | CPU s | wall s | of ours |\n|---|---|---|---|---|")
@@ -202,7 +203,7 @@ def whole(rows: int) -> None:
             torch._dynamo.reset()
             return Static(model, len(prompts[0]), budgets[-1] + answer, compiled)  # noqa: B023
 
-        ours(model, prompts, 2)  # what is slow the first time
+        ours(model, prompts, 2)  # warm up
         decoding = fresh(False)
         for way in (
             "ours (growing)",
@@ -223,7 +224,7 @@ def whole(rows: int) -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those that it started and that have ended, such as compilers."""
+    """Return the CPU seconds of this process and of its ended children, such as compilers."""
     parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(part.ru_utime + part.ru_stime for part in parts)
 
@@ -231,7 +232,7 @@ def cpu_seconds() -> float:
 @torch.inference_mode()
 def whole_ours(model: Any, prompts: list[list[int]], budgets: Sequence[int], answer: int) -> None:
     rows = PaddedRows(model, prompts)
-    left: list[int | None] = [None] * len(prompts)  # tokens that a row has to answer yet; None: it thinks
+    left: list[int | None] = [None] * len(prompts)  # answer tokens that a row still has; None: it is thinking
     chosen = rows.prefill().argmax(-1).tolist()
     for step in range(budgets[-1] + answer):
         kept = [row for row, tokens in enumerate(left) if tokens != 0 and not (tokens is None and step > budgets[-1])]
@@ -259,7 +260,7 @@ def whole_static(decoding: Static, prompts: list[list[int]], budgets: Sequence[i
 
 
 def cell(chains: int) -> None:
-    """One cell on both engines, in turn; vLLM also without reuse, where it has its prefix cache alone."""
+    """Print one cell on both engines, alternately; vLLM also without reuse, with only its prefix cache."""
     print("| model | engine | chains | tokens | CPU s | tokens a CPU s | of hf |\n|---|---|---|---|---|---|---|")
     for name, folder in models():
         tokenizer = load_tokenizer(folder)

@@ -1,9 +1,9 @@
-"""On a GPU: pruning a model of 8 billion weights, and how fast vLLM decodes it dense and pruned.
+"""Cost on a GPU: pruning a model of 8 billion weights, and the speed at which vLLM decodes it dense and pruned.
 
-`python benchmarks/gpu.py` names the card, writes a checkpoint of the shape of Qwen3-8B with random weights (16.4 GB;
+`python benchmarks/gpu.py` prints the card, writes a checkpoint of the shape of Qwen3-8B with random weights (16.4 GB;
 `--blocks 2` a small one), prunes it by Magnitude, Wanda and SparseGPT on the GPU, each in a process of its own, and
-decodes with vLLM, where that is installed. Needs 50 GB of free disk; everything is deleted at the end. Without a CUDA
-GPU it says so and ends with status 2.
+decodes with vLLM, if that is installed. Needs 50 GB of free disk; everything is deleted at the end. Without a CUDA
+GPU it ends with a message and status 2.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from scale import METHODS, make, model_bytes
 
 
 def card() -> str | None:
-    """The GPU and what drives it; None where there is none."""
+    """Return the GPU and its driver; None where there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -34,7 +34,7 @@ def card() -> str | None:
 
 
 def prune(options: dict[str, Any]) -> dict[str, Any]:
-    """Prune on the GPU. seconds: from reading the first weight to writing the last; memory: most that torch held."""
+    """Prune on the GPU. seconds: from reading the first weight to writing the last; memory: torch's peak."""
     import torch
 
     import prunus
@@ -46,7 +46,7 @@ def prune(options: dict[str, Any]) -> dict[str, Any]:
         samples=options["samples"],
         seqlen=options["seqlen"],
     )
-    torch.zeros(1, device="cuda")  # starting CUDA is not pruning
+    torch.zeros(1, device="cuda")  # so that the start of CUDA is not counted
     started = time.monotonic()
     found = prunus.prune(folder / "model", folder / options["method"], recipe, device="cuda", overwrite=True)
     seconds = time.monotonic() - started
@@ -54,7 +54,7 @@ def prune(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def decode(options: dict[str, Any]) -> dict[str, Any]:
-    """Output tokens per second of vLLM with all rows at once; stops are ignored, as random weights mean nothing."""
+    """Return vLLM's output tokens per second with all rows at once; with random weights, stops are ignored."""
     vllm: Any = import_module("vllm")
     choose = random.Random(0)
     rows = [{"prompt_token_ids": [choose.randrange(1000, 100_000) for _ in range(128)]} for _ in range(options["rows"])]
@@ -78,7 +78,7 @@ WORKERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"make": make, 
 
 
 def apart(worker: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Do one job in a process of its own, which gives the GPU back; its JSON is the last line that it prints."""
+    """Return the result of a job in its own process, which frees the GPU; it prints JSON as its last line."""
     command = [sys.executable, __file__, "--worker", json.dumps([worker, options])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ)
     if done.returncode:
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def measure(name: str, options: dict[str, Any], folder: Path) -> None:
-    """Everything, as two tables."""
+    """Measure everything and print two tables."""
     size = model_bytes(options["blocks"])
     folder.mkdir(parents=True)
     if (free := shutil.disk_usage(folder).free) < 3 * size:

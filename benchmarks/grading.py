@@ -1,9 +1,9 @@
-r"""How often the grader errs on answers that are right or wrong by construction, beside math-verify alone.
+r"""Error rates of the grader and of math-verify alone, on answers that are right or wrong by construction.
 
-`python benchmarks/grading.py [MATH500.jsonl]` writes every gold in forms that mean the same (perturbations.py) and in
-forms that mean something else, grades all of them, and prints both error rates by kind. Without a file the set comes
-from the hub (`pip install 'prunus[hub]'`). math-verify alone gets what its documentation says: the gold in $...$ and
-the whole text, both of its readers, its own limits.
+`python benchmarks/grading.py [MATH500.jsonl]` writes every gold answer in forms that mean the same (perturbations.py)
+and in forms that mean something else, grades all of them, and prints both error rates by kind. Without a file the set
+comes from the hub (`pip install 'prunus[hub]'`). math-verify alone is used as documented: with the gold answer in $...$
+and the whole text, both of its extractors and its own limits.
 """
 
 import argparse
@@ -24,7 +24,7 @@ GRADERS = ("Prunus", "math-verify alone")
 
 @dataclass(frozen=True)
 class Case:
-    """One form of one gold, and what each of GRADERS says of it."""
+    """One form of one gold answer, with the verdict of each of GRADERS."""
 
     problem: Problem
     form: Form
@@ -32,13 +32,13 @@ class Case:
 
 
 def verdicts_of_ours(items: Sequence[tuple[Problem, str]]) -> list[bool]:
-    """Whether Prunus counts each text as right."""
+    """Return whether Prunus grades each text as correct."""
     with Grader() as grader:
         return [grade.correct for grade in grader.grade(items)]
 
 
 def verdicts_of_math_verify(items: Iterable[tuple[Problem, str]]) -> list[bool]:
-    """Whether math-verify by itself counts each text as right; what it cannot parse in time is wrong."""
+    """Return whether math-verify alone grades each text as correct; what it cannot parse in time is wrong."""
     from math_verify import parse, verify
 
     golds: dict[str, list[Any]] = {}
@@ -53,7 +53,7 @@ def verdicts_of_math_verify(items: Iterable[tuple[Problem, str]]) -> list[bool]:
 
 
 def measure(problems: Sequence[Problem]) -> list[Case]:
-    """All forms of all golds that math-verify accepts against themselves, graded."""
+    """Return the graded forms of all gold answers that math-verify finds equal to themselves."""
     boxed = [(problem, rf"$\boxed{{{problem.answer}}}$") for problem in problems]
     usable = [problem for problem, accepted in zip(problems, verdicts_of_math_verify(boxed), strict=True) if accepted]
     made = [(problem, form) for problem in usable for form in forms(problem.answer, problem.question)]
@@ -63,12 +63,12 @@ def measure(problems: Sequence[Problem]) -> list[Case]:
 
 
 def errors(cases: Iterable[Case], grader: int, same: bool) -> list[Case]:
-    """Right answers that a grader refuses (same), or wrong ones that it accepts."""
+    """Return the correct answers that a grader rejects (same), or the wrong ones that it accepts."""
     return [case for case in cases if case.form.same == same and case.accepted[grader] != same]
 
 
 def table(cases: Sequence[Case], same: bool) -> list[str]:
-    """Markdown: a row per kind of form with its number and each grader's errors."""
+    """Return a Markdown table: a row per kind of form with its count and each grader's errors."""
     wrong = [Counter(case.form.kind for case in errors(cases, grader, same)) for grader in range(len(GRADERS))]
     counts = Counter(case.form.kind for case in cases if case.form.same == same)
     what = "same meaning: wrongly refused" if same else "another meaning: wrongly accepted"

@@ -1,8 +1,8 @@
-"""What calibration on a model's own chains of thought changes: `python benchmarks/own_traces.py FOLDER`.
+"""Effect of calibrating on a model's own chains of thought: `python benchmarks/own_traces.py FOLDER`.
 
 The tiny reasoner is pruned by Wanda at 40, 50 and 60 %, calibrated on the same number of tokens of plain English text
 (the Python manual's help topics), of prompts alone, and of its own chains (prompt and chain). All are evaluated on the
-same problems with the same seeds; differences are paired. FOLDER keeps models and answers: a second call goes on.
+same problems with the same seeds; differences are paired. FOLDER keeps models and answers, so a second call resumes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BUDGET = 512
 
 
 def write_sources(folder: Path, problems: int) -> dict[str, str]:
-    """Name of each source as `--calibration` takes it; made unless it is there."""
+    """Return the `--calibration` argument of each source, by name; the model's chains are drawn unless they exist."""
     text, prompts, own = folder / "text.txt", folder / "prompts.jsonl", folder / "traces.jsonl"
     if not own.exists():
         recipe = TraceRecipe(tasks=("tiny-train",), limit=problems, max_tokens=BUDGET, batch_size=200)
@@ -38,7 +38,7 @@ def write_sources(folder: Path, problems: int) -> dict[str, str]:
 
 
 def evaluate_all(folder: Path, tokens: int, problems: int, seeds: int) -> dict[str, str]:
-    """Run id of every variant, by its name."""
+    """Return the run id of every variant, by its name."""
     sources = write_sources(folder, problems=400)
     plan = EvalPlan(tasks=("tiny",), budgets=(BUDGET,), limit=problems, batch_size=210)
     store = folder / "results.db"
@@ -61,13 +61,13 @@ def evaluate_all(folder: Path, tokens: int, problems: int, seeds: int) -> dict[s
 
 
 def difference(store: Path, base: str, other: str) -> dict[str, Any]:
-    """The paired cell of compare at the one budget."""
+    """Return the paired contrast of `compare` at the only budget."""
     (entry,) = prunus.compare(store, base, [other])["others"]
     return entry["tasks"]["tiny"]["budgets"][BUDGET]
 
 
 def show(store: Path, runs: dict[str, str], seeds: int) -> None:
-    """Markdown: accuracy of each source, and the differences of own chains to the others."""
+    """Print Markdown: accuracy with each source, and the differences of own chains to the others."""
     print("| sparsity | seed | text | prompts | own traces | traces - text | traces - prompts |")
     print("|---|---|---|---|---|---|---|")
     for sparsity in SPARSITIES:

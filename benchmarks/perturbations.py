@@ -1,8 +1,8 @@
-r"""Answers that mean what a gold answer means, written otherwise, and answers that only look like it.
+r"""Other forms of gold answers: some mean the same, some only look similar.
 
-Made from the gold's own text and from exact values (fractions, decimals), never by the grader that is measured. A form
-is only made where the gold's shape says that it is sound: (2, 4) may be a point or an interval, so it is written as an
-inequality only where infinity, a square bracket, a union or the question says interval.
+They are made from the gold answer's text and from exact values (fractions, decimals), never by the grader under test. A
+form is made only where the gold answer's shape shows that it is sound: (2, 4) may be a point or an interval, so it is
+written as an inequality only where infinity, a square bracket, a union or the question shows that it is an interval.
 """
 
 import re
@@ -29,7 +29,7 @@ BASE_NAMES = {"5": "five", "6": "six", "8": "eight", "9": "nine"}
 
 
 class Form(NamedTuple):
-    """kind: what was done to the gold. text: what a model would have written. same: whether it means the gold."""
+    """One form. kind: what was changed. text: what a model would have written. same: whether it means the same."""
 
     kind: str
     text: str
@@ -37,7 +37,7 @@ class Form(NamedTuple):
 
 
 def forms(gold: str, question: str) -> list[Form]:
-    """All forms of one gold, each text once; deterministic."""
+    """Return all forms of one gold answer, each text once, in a fixed order."""
     found: dict[str, Form] = {}
     made = [Form(kind, text, True) for kind, text in _same(gold, question)]
     made += [Form(kind, text, False) for kind, text in _other(gold, question)]
@@ -52,11 +52,11 @@ def _boxed(kind: str, *answers: str) -> Iterator[tuple[str, str]]:
         yield kind, rf"Hence the answer is $\boxed{{{answer}}}$."
 
 
-# What the gold is
+# The shape of a gold answer
 
 
 def value(gold: str) -> Fraction | None:
-    """The exact value of a gold that is a whole number, decimal, fraction, mixed number or sum of money."""
+    """Return the exact value of a whole number, decimal, fraction, mixed number or sum of money; else None."""
     text = gold.strip()
     if match := MONEY.fullmatch(text):
         text = match["number"]
@@ -72,7 +72,7 @@ def value(gold: str) -> Fraction | None:
 
 
 def exact_decimal(number: Fraction) -> str | None:
-    """Its decimal digits where they end."""
+    """Return the decimal digits of a number that terminates; else None."""
     denominator = number.denominator
     for prime in (2, 5):
         while denominator % prime == 0:
@@ -81,7 +81,7 @@ def exact_decimal(number: Fraction) -> str | None:
 
 
 def parts(gold: str) -> tuple[str, list[str], str] | None:
-    """Opening bracket, elements, closing bracket of a tuple, interval or set; brackets are empty for a bare list."""
+    """Return (opening bracket, elements, closing bracket) of a tuple, interval or set; a bare list has no brackets."""
     text = re.sub(r"\\left|\\right", "", gold).strip()
     opening, closing = "", ""
     for start, end in ((r"\{", r"\}"), ("(", ")"), ("(", "]"), ("[", ")"), ("[", "]")):
@@ -108,7 +108,7 @@ def parts(gold: str) -> tuple[str, list[str], str] | None:
 
 
 def intervals(gold: str, question: str) -> list[tuple[str, str, str, str]] | None:
-    """(bracket, start, end, bracket) of every interval of a gold that can be nothing else."""
+    """Return (bracket, start, end, bracket) of every interval of a gold answer that must be an interval."""
     text = IN_INTERVAL.sub("", gold, count=1)
     pieces = [parts(piece.strip()) for piece in text.split(r"\cup")]
     found = []
@@ -121,7 +121,7 @@ def intervals(gold: str, question: str) -> list[tuple[str, str, str, str]] | Non
 
 
 def terms(gold: str) -> list[str] | None:
-    """The signed terms of a sum outside of all brackets, at least two."""
+    """Return the signed terms of a sum outside all brackets, if there are two or more."""
     if re.search(r"[,=_&]|\\pm|\\text|\\mbox|\\begin|\\cup|\\in\b|\\circ", gold):
         return None
     found, depth = [""], 0
@@ -138,7 +138,7 @@ def asks_for_percent(question: str) -> bool:
     return re.search(r"percent|\\?%", question) is not None
 
 
-# Forms of the same meaning
+# Forms with the same meaning
 
 
 def _same(gold: str, question: str) -> Iterator[tuple[str, str]]:
@@ -153,7 +153,7 @@ def _same(gold: str, question: str) -> Iterator[tuple[str, str]]:
         yield from _boxed("terms in another order", reordered.removeprefix("+").strip())
     if match := EQUATION.fullmatch(gold):
         yield from _boxed("x =", f"{match['name']}={match['value']}")
-        if value(match["value"]) is not None:  # y = 2x + 3 is a line, 2x + 3 is none
+        if value(match["value"]) is not None:  # y = 2x + 3 is a line, 2x + 3 is not
             yield from _boxed("x =", match["value"])
 
 
@@ -219,7 +219,7 @@ def _number(gold: str, number: Fraction, question: str) -> Iterator[tuple[str, s
 
 
 def _marked(gold: str) -> Iterator[tuple[str, str]]:
-    """Degrees, bases, units, words, letters."""
+    """Yield forms of degrees, numbers in another base, units, words and letters."""
     if match := DEGREES.fullmatch(gold):
         n = match["number"]
         yield from _boxed("degrees", n, rf"{n}^{{\circ}}", f"{n}°", rf"{n} \text{{ degrees}}", rf"x = {n}^\circ")
@@ -242,7 +242,7 @@ def _marked(gold: str) -> Iterator[tuple[str, str]]:
 
 
 def _several(gold: str, question: str) -> Iterator[tuple[str, str]]:
-    """Lists, sets, tuples, intervals, both signs."""
+    """Yield forms of lists, sets, tuples, intervals and both signs."""
     if "\\pm" in gold and not gold.startswith(r"\{"):
         plus, minus = gold.replace(r"\pm", "+"), gold.replace(r"\pm", "-")
         yield from _boxed(
@@ -277,7 +277,7 @@ def _as_interval(opening: str, start: str, end: str, closing: str) -> str:
     return f"{opening}{start},{end}{closing}"
 
 
-# Forms of another meaning
+# Forms with another meaning
 
 
 def _other(gold: str, question: str) -> Iterator[tuple[str, str]]:
@@ -290,14 +290,14 @@ def _other(gold: str, question: str) -> Iterator[tuple[str, str]]:
 
 
 def _digits(gold: str) -> Iterator[tuple[str, str]]:
-    """One digit of a number that is no index, command or exponent becomes another."""
+    """Yield forms with one digit changed that is not part of an index or exponent."""
     places = [at.start() for at in re.finditer(r"[0-9]", gold) if not re.search(r"[_^]\{?[0-9]*$", gold[: at.start()])]
     if not places:
         return
     for kind, place in (("last digit changed", places[-1]), ("first digit changed", places[0])):
         for step in (1, 4):
             digit = (int(gold[place]) + step) % 10
-            if digit or len(places) == 1 or gold[place - 1 : place].isdigit():  # no denominators and factors of 0
+            if digit or len(places) == 1 or gold[place - 1 : place].isdigit():  # no denominator or factor of 0
                 yield from _boxed(kind, f"{gold[:place]}{digit}{gold[place + 1 :]}")
     if (digit := (int(gold[places[-1]]) + 1) % 10) or len(places) == 1:
         changed = f"{gold[: places[-1]]}{digit}{gold[places[-1] + 1 :]}"

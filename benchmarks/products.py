@@ -1,7 +1,7 @@
-"""What a Linear in 16 bits costs by torch's own product and by float32 copies: `python benchmarks/products.py`.
+"""Cost of a 16-bit Linear by torch's own product and by float32 copies: `python benchmarks/products.py`.
 
-One thread, CPU time, the best of several runs in turns. prunus.checkpoint.precision takes copies where torch says that
-it has no products of 16-bit floats on this processor, which is printed first.
+Figures are CPU times on one thread, each the best of several alternating runs. prunus.checkpoint.precision uses copies
+where torch reports no 16-bit matrix products for this processor; that report is printed first.
 """
 
 import argparse
@@ -19,7 +19,7 @@ LEAST_SECONDS, ROUNDS = 0.05, 5
 
 
 def cost(linear: nn.Linear, input_NI: torch.Tensor) -> float:
-    """CPU seconds of one call, of as many as can be timed."""
+    """Return the CPU seconds of one call, averaged over enough calls to be timed."""
     started = time.process_time()
     linear(input_NI)
     repeats = ceil(LEAST_SECONDS / max(1e-6, time.process_time() - started))
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     dtype = getattr(torch, parser.parse_args().dtype)
     torch.set_num_threads(1)
-    precision.ROWS_WORTH_COPYING = 0  # to see where it pays
+    precision.ROWS_WORTH_COPYING = 0  # also forced, to see where it pays
     print(f"torch has no fast product of {dtype} here: {multiplies_slowly(dtype)}\n")
     print(
         "| O x I | rows | torch's, ms | float32 copies, ms | ratio | results that differ |\n|---|---|---|---|---|---|"

@@ -2,7 +2,7 @@
 
 The tiny reasoner, greedy, on the same problems under thinking budgets: in strict mode, in legacy mode, and in legacy
 mode with the markers of another family (`qwen3-legacy`, as the scripts of arXiv:2604.25098 set them for Qwen3 models).
-FOLDER keeps the answers: a second call only draws.
+FOLDER keeps the answers, so that a second call only draws the figure.
 """
 
 import argparse
@@ -36,7 +36,7 @@ text { font: 13px system-ui, sans-serif; fill: #333 } .axis-title { font-weight:
 
 
 def measure(store: Path, problems: int) -> dict[str, dict[int, dict[str, Any]]]:
-    """Cells of every variant by budget."""
+    """Return the cells of every variant by budget."""
     found = {}
     for name, (mode, profile) in VARIANTS.items():
         plan = EvalPlan(
@@ -56,7 +56,7 @@ def measure(store: Path, problems: int) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def panel(lines: list[Line], y_axis: Any, label: str, left: int) -> str:
-    """One chart at its place in the picture."""
+    """Return the SVG of one chart at its place in the figure."""
     frame = Frame(width=440, height=330)
     picture = chart(lines, budget_axis(BUDGETS), y_axis, label, frame=frame).html()
     place = f'x="{left}" y="30" width="{frame.width}" height="{frame.height}"'
@@ -64,7 +64,7 @@ def panel(lines: list[Line], y_axis: Any, label: str, left: int) -> str:
 
 
 def figure(cells: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """A complete SVG file: accuracy, and mean answer tokens, against the budget."""
+    """Return an SVG file: accuracy and mean answer tokens against the budget."""
     accuracy, tokens, legend = [], [], []
     for number, (name, of_budget) in enumerate(cells.items()):
         shares = [Point(b, 100 * c["accuracy"], 100 * c["low"], 100 * c["high"], "") for b, c in of_budget.items()]
@@ -86,7 +86,7 @@ def figure(cells: dict[str, dict[int, dict[str, Any]]]) -> str:
 
 
 def show(cells: dict[str, dict[int, dict[str, Any]]]) -> None:
-    """The numbers, as a Markdown table."""
+    """Print the numbers as a Markdown table."""
     print("| run | budget | accuracy | answer tokens, mean | 95th percentile | forced | leaked | truncated |")
     print("|---|---|---|---|---|---|---|---|")
     for name, of_budget in cells.items():

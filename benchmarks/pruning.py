@@ -1,8 +1,8 @@
-"""Prunus and llm-compressor on one model, one thread each: CPU seconds, memory, perplexity.
+"""Prunus compared with llm-compressor on one model and one thread: CPU seconds, memory, perplexity.
 
 `python benchmarks/pruning.py` fetches SmolLM2-135M-Instruct into .cache and installs llm-compressor into a virtual
-environment of its own there (1.4 GB). Both prune to 50 % on the same 64 x 512 tokens; perplexity is of the same text,
-which neither has seen. CPU seconds: load, calibrate, prune, save, without imports. Every run is its own process.
+environment of its own there (1.4 GB). Both prune to 50 % on the same 64 x 512 tokens; perplexity is on the same
+held-out text. CPU seconds cover loading, calibrating, pruning and saving, without imports. Each run is a process.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CACHE = ROOT / ".cache"
 MODEL, PEER, WORK = CACHE / "smollm2", CACHE / "llmcompressor", CACHE / "benchmark"
 PEER_PACKAGE, PEER_BYTES = "llmcompressor==0.14.0.1", 2_000_000_000
 SAMPLES, SEQLEN, HELD_OUT, ROUNDS = 64, 512, 16, 7
-T_95 = 2.131  # Student's t of HELD_OUT - 1 degrees of freedom
+T_95 = 2.131  # quantile of Student's t with HELD_OUT - 1 degrees of freedom
 OURS = {
     "magnitude": ("magnitude", "pruned", 0.5),
     "wanda, two passes (pruned)": ("wanda", "pruned", 0.5),
@@ -43,7 +43,7 @@ THEIRS = {"llm-compressor wanda": "WandaPruningModifier", "llm-compressor sparse
 
 
 def write_tokens(given: Path | None) -> None:
-    """Token ids for calibration, and held-out ones that share no document with them; given: see --tokens."""
+    """Write token ids for calibration, and held-out ones from other documents. given: see --tokens."""
     from tokenizers import Tokenizer
 
     if given is not None:
@@ -59,19 +59,19 @@ def write_tokens(given: Path | None) -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process so far."""
+    """Return the CPU seconds of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def memory(which: str) -> float:
-    """MB resident: VmRSS now, VmHWM at most. ru_maxrss would also count the process that started this one."""
+    """Return resident MB: VmRSS is current, VmHWM the peak. ru_maxrss would include the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(which)).split()[1]) * 1024 / 1e6
 
 
 def prune_ours(method: str, propagation: str, sparsity: float, out: Path) -> None:
-    """One run of Prunus."""
+    """Prune once with Prunus; return what it cost."""
     import prunus
 
     recipe = prunus.PruneRecipe.from_json(
@@ -88,7 +88,7 @@ def prune_ours(method: str, propagation: str, sparsity: float, out: Path) -> Non
 
 
 def prune_theirs(modifier: str, out: Path) -> None:
-    """One run of llm-compressor, in its own environment."""
+    """Prune once with llm-compressor, in its own environment; return what it cost."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]  # of the other environment
     from llmcompressor import oneshot  # pyright: ignore[reportMissingImports]
     from llmcompressor.modifiers import pruning  # pyright: ignore[reportMissingImports]
@@ -107,7 +107,7 @@ PRUNE: dict[str, Callable[..., None]] = {"ours": prune_ours, "theirs": prune_the
 
 
 def worker(kind: str, arguments: Any, out: Path) -> None:
-    """Do one job here and print what it cost as the last line."""
+    """Do one job in this process and print its cost as the last line."""
     import torch
 
     torch.set_num_threads(1)
@@ -137,7 +137,7 @@ def worker(kind: str, arguments: Any, out: Path) -> None:
 
 
 def losses(model: Path) -> list[float]:
-    """Nats per token of each held-out sequence; the exponential of their mean is the perplexity."""
+    """Return nats per token of each held-out sequence; the exponential of their mean is the perplexity."""
     import torch
 
     from prunus.checkpoint.checkpoint import Checkpoint
@@ -151,7 +151,7 @@ def losses(model: Path) -> list[float]:
 
 
 def against(ours: list[float], theirs: list[float]) -> str:
-    """By how much our perplexity is above theirs, with a paired 95 % t interval over held-out sequences."""
+    """Return how much our perplexity exceeds theirs, with a paired 95 % t interval over held-out sequences."""
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     half = T_95 * stdev(differences) / len(differences) ** 0.5
     low, middle, high = (100 * expm1(mean(differences) + part) for part in (-half, 0, half))
@@ -159,7 +159,7 @@ def against(ours: list[float], theirs: list[float]) -> str:
 
 
 def measure(name: str, kind: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Run one worker, then perplexity of what it made."""
+    """Run one worker, then measure the perplexity of its output."""
     out = WORK / hashlib.sha256(name.encode()).hexdigest()[:8]
     python = str(PEER / "bin/python") if kind == "theirs" else sys.executable
     result = {"name": name} | run_worker(python, kind, arguments, out)
@@ -170,7 +170,7 @@ def measure(name: str, kind: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def run_worker(python: str, kind: str, arguments: tuple[Any, ...], out: Path) -> dict[str, Any]:
-    """The JSON of a worker's last line."""
+    """Run a worker and return the JSON of its last line."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [python, __file__, "--worker", json.dumps([kind, arguments, str(out)])]
     done = subprocess.run(command, env=environment, cwd=WORK, stdout=subprocess.PIPE, text=True, check=True)
@@ -178,7 +178,7 @@ def run_worker(python: str, kind: str, arguments: tuple[Any, ...], out: Path) ->
 
 
 def prepare(peer: bool, tokens: Path | None) -> None:
-    """Model, tokens, the other tool."""
+    """Fetch the model, write the tokens and install llm-compressor."""
     WORK.mkdir(parents=True, exist_ok=True)
     if not (MODEL / "config.json").exists():
         subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
@@ -191,7 +191,7 @@ def prepare(peer: bool, tokens: Path | None) -> None:
 
 
 def against_copying(out: Path) -> dict[str, dict[str, float]]:
-    """Magnitude and copying the model's files in turn: median seconds, until everything is on disk."""
+    """Print median seconds of Magnitude and of copying the model's files, alternately, until all is on disk."""
     import prunus
     from prunus.checkpoint import checksum
 
@@ -202,7 +202,7 @@ def against_copying(out: Path) -> dict[str, dict[str, float]]:
                 os.fsync(stream.fileno())
 
     def prune() -> None:
-        checksum.forget()  # as in a process of its own
+        checksum.forget()  # as in its own process
         prunus.prune(MODEL, out, prunus.PruneRecipe(method="magnitude"))
 
     ways = {"copy": copy, "magnitude": prune}

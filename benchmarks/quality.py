@@ -1,10 +1,10 @@
-"""Perplexity of SmolLM2-135M after every method, allocation and depth method, on text that none of them has seen.
+"""Perplexity of SmolLM2-135M after every method, allocation and depth method, on held-out text.
 
 `python benchmarks/quality.py` fetches the model into .cache and writes the tables and the figure of
 docs/measurements/quality.md.
-Each finished cell is one line of benchmarks/quality.jsonl, under a hash of its recipe, its texts and its model: stop it
-at any time, run it in parts (--only, --minutes, --seeds), add a method and run it again; delete the file to measure
-everything anew. One thread, one cell at a time.
+Each finished cell is one line of benchmarks/quality.jsonl, under a hash of its recipe, its texts and its model. It can
+be stopped at any time, run in parts (--only, --minutes, --seeds), and run again after a method was added; delete the
+file to measure everything again. It runs on one thread, one cell at a time.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "4:8": {"pattern": "4:8"},
     "2:4": {"pattern": "2:4"},
 }
-# A cell of these takes minutes: they come last, in this order. Depth methods among them have one seed, and SLEB sees
+# A cell of these takes minutes, so they come last, in this order. Depth methods among them have one seed, and SLEB gets
 # fewer tokens.
 SLOW = ("dsnot", "layerif", "layerif-sketch", "gblm", "alps", "laco", "laco, `--threshold 0.9`", "sleb", "wanda++")
 SLOW_DEPTH = ("sleb", "laco")
@@ -55,10 +55,10 @@ SLOW_DEPTH = ("sleb", "laco")
 
 @dataclass(frozen=True)
 class Cell:
-    """One model to make and measure. table, row, column: where its perplexity goes.
+    """One model to make and measure. table, row, column: the place of its perplexity.
 
-    stats: norms of the dense model, measured once per seed: `saved`, or `shuffled` among the inputs of each Linear.
-    evidence: recipe by which the allocation is measured once per seed.
+    stats: input norms of the dense model, measured once per seed: `saved`, or `shuffled` within each Linear.
+    evidence: recipe with which the importance scores of the allocation are measured, once per seed.
     """
 
     table: str
@@ -72,13 +72,13 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Hash of everything that the perplexity depends on, but the version of prunus."""
+        """Return a hash of everything that the perplexity depends on, except the version of prunus."""
         recipes = [None if r is None else portable(r) for r in (self.recipe, self.evidence)]
         return content_hash([*recipes, self.stats, self.random_mask, digest(text("held_out")), digest(weights())])
 
 
 def portable(recipe: prunus.PruneRecipe | prunus.DropRecipe) -> dict[str, Any]:
-    """What of a recipe is not the default, so that a new option changes no key; its calibration file by content."""
+    """Return the non-default fields of a recipe, so that a new option changes no key; calibration files by content."""
     default = type(recipe)().to_json()
     data = {name: value for name, value in recipe.to_json().items() if value != default[name]}
     if "calibration" in data:
@@ -88,12 +88,12 @@ def portable(recipe: prunus.PruneRecipe | prunus.DropRecipe) -> dict[str, Any]:
 
 @cache
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def text(name: str) -> Path:
-    """File of token ids: held_out, calibration-SEED, influence-SEED."""
+    """Return the file of token ids: held_out, calibration-SEED or influence-SEED."""
     return WORK / f"{name}.jsonl"
 
 
@@ -102,7 +102,7 @@ def weights() -> Path:
 
 
 def prepare() -> None:
-    """Model and token ids. Seeds share no row. Influences see the beginnings of 80 rows, 16 of them calibration too."""
+    """Fetch model, write token ids. Seeds share no row; influences use the start of 80 rows, 16 also calibration's."""
     WORK.mkdir(parents=True, exist_ok=True)
     if not (MODEL / "config.json").exists():
         subprocess.run([sys.executable, ROOT / "scripts/fetch_smollm2.py", MODEL], check=True)
@@ -111,7 +111,7 @@ def prepare() -> None:
     rows = [ids[begin : begin + SEQLEN] for begin in range(0, len(ids) - SEQLEN + 1, SEQLEN)]
     parts = {"held_out": rows[:HELD_OUT]}
     for seed in range(SEEDS):
-        begin = HELD_OUT + 1 + seed * INFLUENCES  # the row between may share a document
+        begin = HELD_OUT + 1 + seed * INFLUENCES  # the row in between may share a document with both
         parts[f"calibration-{seed}"] = rows[begin : begin + SAMPLES]
         parts[f"influence-{seed}"] = [row[:INFLUENCE_TOKENS] for row in rows[begin : begin + INFLUENCES]]
     for name, part in parts.items():
@@ -119,12 +119,12 @@ def prepare() -> None:
 
 
 def calibrated(seed: int) -> dict[str, Any]:
-    """The part of a recipe that says on what."""
+    """Return the calibration fields of a recipe."""
     return {"calibration": str(text(f"calibration-{seed}")), "samples": SAMPLES, "seqlen": SEQLEN, "seed": seed}
 
 
 def method_cells() -> Iterator[Cell]:
-    """Every method at every setting; with the update of kept weights for two that have none of their own."""
+    """Yield cells of every method at every setting, and of two methods with SparseGPT's update of kept weights."""
     for method, about in METHODS.items():
         for column, setting in SETTINGS.items():
             for seed in range(1 if about.needs == "nothing" else SEEDS):
@@ -138,7 +138,7 @@ def method_cells() -> Iterator[Cell]:
 
 
 def propagation_cells() -> Iterator[Cell]:
-    """Wanda with the reference semantics; `dense` is under allocations, `staged` under methods."""
+    """Yield cells of Wanda with the reference propagation; `dense` is under allocations, `staged` under methods."""
     for column in ("20 %", "50 %", "70 %"):
         for seed in range(SEEDS):
             recipe = replace(method_recipe("wanda", seed, SETTINGS[column]), propagation="pruned")
@@ -146,14 +146,14 @@ def propagation_cells() -> Iterator[Cell]:
 
 
 def method_recipe(method: MethodName, seed: int, setting: dict[str, Any], data: bool = False) -> prunus.PruneRecipe:
-    """Staged: one pass, and later Linears see pruned inputs. data: even if the method needs none."""
+    """Return a recipe, staged except for wanda++. data: calibrate even if the method needs no data."""
     on = calibrated(seed) if data or METHODS[method].needs != "nothing" else {}
-    propagation = "pruned" if method == "wanda++" else "staged"  # it repairs whole blocks
+    propagation = "pruned" if method == "wanda++" else "staged"  # it repairs whole blocks, so staged does not apply
     return prunus.PruneRecipe(method=method, propagation=propagation, **on, **setting)
 
 
 def allocation_cells() -> Iterator[Cell]:
-    """Wanda under every allocation, all from the same norms of the dense model."""
+    """Yield cells of Wanda with every allocation, all from the same input norms of the dense model."""
     for allocation, about in ALLOCATIONS.items():
         for seed in range(SEEDS):
             evidence = None if about.needs == "nothing" else evidence_recipe(allocation, seed)
@@ -163,7 +163,7 @@ def allocation_cells() -> Iterator[Cell]:
 
 
 def magnitude_cells() -> Iterator[Cell]:
-    """Magnitude at the seed study's 20 %, where its LayerIF is said to rescue it; evidence is that of Wanda's cells."""
+    """Yield cells of Magnitude at the seed study's 20 %, where LayerIF is said to help; scores as in Wanda's cells."""
     for allocation in ("uniform", "layerif"):
         for seed in range(1 if allocation == "uniform" else SEEDS):
             recipe = method_recipe("magnitude", seed, SETTINGS["20 %"])
@@ -174,14 +174,14 @@ def magnitude_cells() -> Iterator[Cell]:
 
 
 def dense_recipe(seed: int, sparsity: float, allocation: AllocationName = "uniform") -> prunus.PruneRecipe:
-    """Wanda on inputs of the dense model."""
+    """Return a recipe for Wanda on inputs of the dense model."""
     return prunus.PruneRecipe(
         method="wanda", sparsity=sparsity, allocation=allocation, propagation="dense", **calibrated(seed)
     )
 
 
 def evidence_recipe(allocation: AllocationName, seed: int) -> prunus.PruneRecipe:
-    """How an allocation is measured. Influences take 80 sequences, 60 of them as training data."""
+    """Return the recipe that measures an allocation. Influences use 80 sequences, 60 of them as training data."""
     recipe = dense_recipe(seed, 0.5, allocation)
     if ALLOCATIONS[allocation].needs != "gradients":
         return recipe
@@ -191,7 +191,7 @@ def evidence_recipe(allocation: AllocationName, seed: int) -> prunus.PruneRecipe
 
 
 def control_cells() -> Iterator[Cell]:
-    """What must be bad: zeros at random, and Wanda with the norms of other inputs."""
+    """Yield negative controls: random zeros, and Wanda with the norms of other inputs."""
     for seed in range(SEEDS):
         yield Cell(
             "controls", "random", "50 %", seed, prunus.PruneRecipe(method="magnitude", seed=seed), random_mask=True
@@ -200,7 +200,7 @@ def control_cells() -> Iterator[Cell]:
 
 
 def depth_cells() -> Iterator[Cell]:
-    """Every depth method at a tenth and a fifth of the blocks, LaCo also where it accepts less; and single blocks."""
+    """Yield cells of every depth method at 10 % and 20 % of the blocks, more of LaCo, and of single blocks."""
     for method, about in DEPTH_METHODS.items():
         for column, share in (("10 %", 0.1), ("20 %", 0.2)):
             for seed in range(SEEDS if about.needs_data and method not in SLOW_DEPTH else 1):
@@ -217,7 +217,7 @@ def depth_cells() -> Iterator[Cell]:
 
 
 def sleb_text(seed: int) -> Path:
-    """The beginnings of the first calibration sequences."""
+    """Return the starts of the first calibration sequences."""
     rows = [json.loads(line)["token_ids"] for line in text(f"calibration-{seed}").read_text().splitlines()]
     cut = "".join(json.dumps({"token_ids": row[:SLEB_SEQLEN]}) + "\n" for row in rows[:SLEB_SAMPLES])
     path = text(f"sleb-{seed}")
@@ -226,7 +226,7 @@ def sleb_text(seed: int) -> Path:
 
 
 def make(cell: Cell, out: Path) -> dict[str, Any]:
-    """Write the cell's model; returns what prune or drop_blocks does."""
+    """Write the cell's model; return the summary of prune or drop_blocks."""
     if cell.random_mask:
         return random_mask(out, cell.seed)
     if isinstance(cell.recipe, prunus.DropRecipe):
@@ -239,7 +239,7 @@ def make(cell: Cell, out: Path) -> dict[str, Any]:
 
 
 def evidence_file(recipe: prunus.PruneRecipe) -> Path:
-    """Measured if it is not there."""
+    """Return the file of importance scores, measured unless it exists."""
     path = WORK / f"evidence-{content_hash(portable(recipe))}.json"
     if not path.exists():
         found = prunus.allocate(MODEL, recipe, save=path)
@@ -248,7 +248,7 @@ def evidence_file(recipe: prunus.PruneRecipe) -> Path:
 
 
 def stats_file(seed: int, shuffled: bool) -> Path:
-    """Norms of all inputs of the dense model, if asked for in random order within each input."""
+    """Return the file of the dense model's input norms, if requested shuffled within each input."""
     path = WORK / f"stats-{FORMAT}-{digest(text(f'calibration-{seed}'))[:12]}.safetensors"
     if not path.exists():
         prunus.stats(MODEL, path, **calibrated(seed))
@@ -265,7 +265,7 @@ def stats_file(seed: int, shuffled: bool) -> Path:
 
 
 def random_mask(out: Path, seed: int) -> dict[str, Any]:
-    """A copy of the model in which every weight of a block's Linears is zero with probability one half."""
+    """Write a copy of the model in which each weight of the blocks' Linears is zero with probability one half."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(MODEL, out)
     tensors, generator = load_file(weights()), torch.Generator().manual_seed(seed)
@@ -282,7 +282,7 @@ def cpu_seconds() -> float:
 
 
 def measure(cell: Cell) -> dict[str, Any]:
-    """The line of a cell. cpu_seconds: to make the model, without what is measured once for several cells."""
+    """Return the line of a cell. cpu_seconds: to make the model, without measurements that several cells share."""
     out = WORK / f"model-{cell.key}"
     if cell.evidence is not None:
         evidence_file(cell.evidence)
@@ -308,13 +308,13 @@ def measure(cell: Cell) -> dict[str, Any]:
 
 
 def grid() -> list[Cell]:
-    """All cells, table by table and row by row."""
+    """Return all cells, table by table and row by row."""
     allocated = [*allocation_cells(), *magnitude_cells()]
     return [*method_cells(), *propagation_cells(), *allocated, *control_cells(), *depth_cells()]
 
 
 def in_turn(cells: Sequence[Cell]) -> list[Cell]:
-    """The order to measure in: what is cheap, then the first seed of what is slow, then the others."""
+    """Return the cells in the order to measure: fast ones, the first seed of slow ones, then the other seeds."""
 
     def place(cell: Cell) -> tuple[bool, int, int]:
         slow = cell.row in SLOW
@@ -324,13 +324,13 @@ def in_turn(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def finished() -> dict[str, dict[str, Any]]:
-    """Lines by key."""
+    """Return the finished lines by key."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     return {row["key"]: row for row in map(json.loads, lines)}
 
 
 def dense_perplexity() -> float:
-    """Of the unpruned model, kept like a cell."""
+    """Return the perplexity of the unpruned model, stored like a cell."""
     key = content_hash(["dense", digest(text("held_out")), digest(weights())])
     done = finished()
     if key not in done:

@@ -13,7 +13,7 @@ SETTINGS = ("20 %", "50 %", "60 %", "70 %", "4:8", "2:4")
 ALLOCATED = ("20 %", "50 %", "70 %")
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
 WIDTH, HEIGHT = 980, 440
-HIGHEST = 1000.0  # perplexities above are not drawn: there is nothing left to compare
+HIGHEST = 1000.0  # perplexities above this are not drawn, since such models are broken
 STYLE = """
 svg { --paper: #fcfcfa; --ink: #1b1f24; --soft: #586069; --grid: #e2e5e8; font: 13px system-ui, sans-serif;
   --h1: #0067ab; --h2: #c14a00; --h3: #007d5b; --h4: #9b3d86; --h5: #7a6400; --h6: #3f5a7d; }
@@ -31,9 +31,9 @@ text { fill: var(--soft); } .name { fill: var(--ink); } .title { fill: var(--ink
 
 
 def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int, cells: int) -> str:
-    """Put tables between the markers of docs/measurements/quality.md and the figure beside it; returns the tables.
+    """Write the tables between the markers of docs/measurements/quality.md, and the figure; return the tables.
 
-    cells: how many there are to measure, of which rows are what is measured.
+    rows: the finished cells. cells: how many there are in all.
     """
     text = f"{len(rows)} of {cells} cells are measured: each of a setting and a seed.\n\n" + tables(dense, rows, blocks)
     page = docs / "measurements/quality.md"
@@ -44,7 +44,7 @@ def write_page(docs: Path, dense: float, rows: Sequence[Row], blocks: int, cells
 
 
 def tables(dense: float, rows: Sequence[Row], blocks: int) -> str:
-    """All of them, as Markdown. A table whose cells are not measured yet has no rows."""
+    """Return all tables as Markdown. A table without measured cells has no rows."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row["table"], []).append(row)
@@ -89,7 +89,7 @@ def table(
     dense: float | None = None,
     show: Callable[[Sequence[Row]], str] | None = None,
 ) -> str:
-    """A line per name. extra: a last column, made from all cells of a line. show: what a cell says, else spread."""
+    """Return a table with a line per name. extra: a last column, from all cells of a line. show: text of a cell."""
     show = show or spread
     titles = [head, *columns, *([extra[0]] if extra else [])]
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
@@ -103,7 +103,7 @@ def table(
 
 
 def spread(cells: Sequence[Row]) -> str:
-    """Mean over seeds and range, or the one value."""
+    """Return the mean over seeds and the range, or the only value."""
     values = sorted(row["perplexity"] for row in cells)
     if not values:
         return ""
@@ -112,26 +112,26 @@ def spread(cells: Sequence[Row]) -> str:
 
 
 def number(value: float) -> str:
-    """A perplexity, short."""
+    """Return a perplexity as short text."""
     if value < 1e5:
         return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
     return f"{value:.1e}".replace("e+0", "e")
 
 
 def seconds(cells: Sequence[Row], column: str) -> str:
-    """Mean CPU seconds of one column."""
+    """Return the mean CPU seconds of one column."""
     values = [row["cpu_seconds"] for row in cells if row["column"] == column]
     return f"{sum(values) / len(values):.0f}" if values else ""
 
 
 def removed(cells: Sequence[Row]) -> str:
-    """Blocks that the first seed removes."""
+    """Return the blocks that are removed with the first seed."""
     first = min(cells, key=lambda row: row["seed"], default=None)
     return "" if first is None else ", ".join(map(str, first.get("blocks_removed", [])))
 
 
 def figure(dense: float, rows: Sequence[Row]) -> str:
-    """Perplexity against sparsity, one line per method; beside it the same per allocation."""
+    """Return an SVG figure of perplexity against sparsity, with a line per method, and per allocation."""
     left = lines_of([row for row in rows if row["table"] == "methods"], SETTINGS[:4])
     right = lines_of([row for row in rows if row["table"] == "allocations"], ALLOCATED)
     legend = math.ceil(max(len(left), len(right)) / 3)
@@ -147,7 +147,7 @@ def figure(dense: float, rows: Sequence[Row]) -> str:
 
 
 def lines_of(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[str, Line]]:
-    """One line per name with two points or more up to HIGHEST: means over seeds, their range as whiskers."""
+    """Return a line per name with at least two points up to HIGHEST: means over seeds, ranges as whiskers."""
     found: list[tuple[str, Line]] = []
     for name in dict.fromkeys(row["row"] for row in rows):
         points = []
@@ -163,7 +163,7 @@ def lines_of(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[str, Lin
 
 
 def panel(lines: Sequence[tuple[str, Line]], title: str, y_title: str, place: tuple[int, int], rows: int) -> str:
-    """A chart with its legend of so many rows below the title, at place (x, width)."""
+    """Return a chart at place (x, width), with a legend of this many rows below its title."""
     x, width = place
     high = 22 * rows + 40
     frame = Frame(width=width, height=HEIGHT - high, left=56)

@@ -1,9 +1,9 @@
-"""What recovery mends on the tiny reasoner: `python benchmarks/recover.py FOLDER [--cells wanda-50,shortgpt-1]`.
+"""Effect of recovery on the tiny reasoner: `python benchmarks/recover.py FOLDER [--cells wanda-50,shortgpt-1]`.
 
 Every cell is pruned on 395 of the model's own chains, recovered on tokens of 1,660 of them, and evaluated before and
-after at all budgets on problems that neither has seen, with the same seeds; differences are paired. Beside accuracy
-stands how often a chain ends by itself. FOLDER keeps chains, models and answers: a second call goes on. CPU seconds are
-of recovery alone.
+after at all budgets on held-out problems, with the same seeds; differences are paired. Besides accuracy, the share of
+chains that end by themselves is printed. FOLDER keeps chains, models and answers, so that a second call resumes. CPU
+seconds are of recovery only.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SHOWN = (128, 512)
 
 
 def chains(folder: Path, name: str, first: int) -> str:
-    """Own chains of the dense model with a right answer, as `--calibration` takes them; made unless they are there."""
+    """Return the `--calibration` of the dense model's chains with correct answers; drawn unless they exist."""
     path = folder / name
     if not path.exists():
         recipe = TraceRecipe(tasks=("tiny-train",), limit=first, max_tokens=512, only="correct", batch_size=200)
@@ -38,7 +38,7 @@ def chains(folder: Path, name: str, first: int) -> str:
 
 
 def make(folder: Path, cell: str, seed: int, tokens: int, rate: float) -> tuple[Path, Path]:
-    """Folders of the pruned and of the recovered model; made unless they are there."""
+    """Return the folders of the pruned and the recovered model; made unless they exist."""
     pruned, recovered = folder / f"{cell}-{seed}", folder / f"{cell}-{seed}-recovered-{tokens}"
     method, _, amount = cell.rpartition("-")
     own, more = chains(folder, "own.jsonl", 400), chains(folder, "more.jsonl", 1700)
@@ -58,20 +58,20 @@ def make(folder: Path, cell: str, seed: int, tokens: int, rate: float) -> tuple[
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process so far."""
+    """Return the CPU seconds of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def share_that_ends(store: Path, run: str, budget: int) -> float:
-    """Share of the chains under a budget whose thinking ended by itself."""
+    """Return the share of chains under a budget whose thinking ended by itself."""
     with Store(store) as rows:
         ends = [sample.ended == "natural" for sample in rows.samples(run) if sample.budget == budget]
     return sum(ends) / len(ends)
 
 
 def row_of(store: Path, before: str, after: str) -> list[str]:
-    """Accuracy in % before and after at two budgets, the paired gain at the larger, and how chains end there."""
+    """Return accuracies in % before and after at two budgets, the paired gain at the larger, how chains end there."""
     (entry,) = prunus.compare(store, before, [after])["others"]
     cells = [entry["tasks"]["tiny"]["budgets"][budget] for budget in SHOWN]
     found = [f"{100 * cell[key]:.1f}" for cell in cells for key in ("base_accuracy", "accuracy")]

@@ -1,8 +1,8 @@
-"""How far rounding alone moves the perplexity of a pruned model: what other kernels, on another machine, may change.
+"""How much rounding alone changes the perplexity of a pruned model, as other kernels or machines may.
 
 `python benchmarks/rounding.py` prunes SmolLM2-135M as benchmarks/pruning.py does (two passes, 50 %, the same tokens),
-and again from embeddings in which every number went one unit in its last place up or down, or stayed. That is less
-than other kernels change, which round anew in every layer. A model gets the right embedding back for measuring.
+and again with every number of the embedding moved up or down by one unit in the last place, or unchanged. Other kernels
+change more, since they round differently in every layer. The original embedding is restored before measuring.
 """
 
 import argparse
@@ -23,7 +23,7 @@ FOLDER, FILE, EMBEDDING = WORK / "rounding", "model.safetensors", "model.embed_t
 
 
 def jittered(embedding_VD: Tensor, seed: int) -> Tensor:
-    """V tokens, D width, bfloat16. Zeros stay; seed 0 changes nothing."""
+    """Return the embedding (V tokens, D width, bfloat16) with jitter; zeros stay, and seed 0 changes nothing."""
     generator = torch.Generator().manual_seed(seed)
     pattern_VD = embedding_VD.view(torch.int16)
     step_VD = torch.randint(-1, 2, pattern_VD.shape, generator=generator, dtype=torch.int16)
@@ -38,7 +38,7 @@ def put_embedding(model: Path, embedding_VD: Tensor) -> None:
 
 
 def measure(method: MethodName, seed: int) -> list[float]:
-    """Losses of the held-out sequences."""
+    """Return the losses of the held-out sequences."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     source, out = FOLDER / "source", FOLDER / "out"
     shutil.copytree(MODEL, source)

@@ -1,9 +1,9 @@
-"""Prune a model of 8 billion weights on a small machine: time, memory, and how near to what the machine can do.
+"""Cost of pruning a model of 8 billion weights on a small machine: time, memory, and share of the machine's limits.
 
 `python benchmarks/scale.py` writes a checkpoint of the shape of Qwen3-8B with random weights (16.4 GB, a file per
 block, one in memory at a time), measures the machine's disk and matrix products, then prunes by Magnitude, Wanda and
-SparseGPT, each in a process of its own, and deletes everything. Needs 33 GB of free disk, and says so where there is
-less; `--blocks 2` needs 8.
+SparseGPT, each in its own process, and deletes everything. It needs 33 GB of free disk (8 GB with `--blocks 2`), and
+ends with a message where there is less.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 HIDDEN, FEED, HEADS, KEY_VALUE_HEADS, HEAD, VOCABULARY = 4096, 12288, 32, 8, 128, 151936
 QUERY, KEY = HEADS * HEAD, KEY_VALUE_HEADS * HEAD
-# (O, I) of the Linears of a block, by the input that they share.
+# Shapes (O, I) of the Linears of a block, grouped by the input that they share.
 LINEARS = {
     "attention": [(QUERY, HIDDEN), (KEY, HIDDEN), (KEY, HIDDEN)],
     "output": [(HIDDEN, QUERY)],
@@ -32,22 +32,22 @@ LINEARS = {
 }
 BLOCK_WEIGHTS = sum(rows * columns for group in LINEARS.values() for rows, columns in group)
 WEIGHT_BYTES = 2
-PROBE = 2_000_000_000  # bytes of the file with which the disk is measured
+PROBE = 2_000_000_000  # bytes of the file that measures the disk's speed
 MARGIN = 500_000_000
 METHODS = ("magnitude", "wanda", "sparsegpt")
 
 
 class Cost(NamedTuple):
-    """What a run must do by its shapes: operations in bfloat16 (running blocks) and in float32 (everything else)."""
+    """Operations that a run needs by its shapes: in bfloat16 (running blocks) and in float32 (everything else)."""
 
     half: float = 0
     single: float = 0
 
 
 class Ceiling(NamedTuple):
-    """What this machine can do: bytes per second of the disk, operations per CPU second of matrix products.
+    """Limits of this machine: bytes per second of the disk, operations per CPU second of matrix products.
 
-    CPU seconds, so that what else runs there does not lower it.
+    CPU seconds are used so that other processes do not lower the limit.
     """
 
     read: float
@@ -58,12 +58,12 @@ class Ceiling(NamedTuple):
 
 
 def model_bytes(blocks: int) -> int:
-    """Size of the checkpoint; norms are too small to matter."""
+    """Return the size of the checkpoint; norms are negligible."""
     return WEIGHT_BYTES * (blocks * BLOCK_WEIGHTS + 2 * VOCABULARY * HIDDEN)
 
 
 def cost(options: dict[str, Any]) -> Cost:
-    """Operations that a run needs: forward passes; X^T X (its half); factors of the inverse; updates of weights."""
+    """Return the operations of a run: forward passes; half of XᵀX; factors of the inverse; updates of weights."""
     if options["method"] == "magnitude":
         return Cost()
     blocks, length = options["blocks"], options["seqlen"]
@@ -81,7 +81,7 @@ def cost(options: dict[str, Any]) -> Cost:
 
 
 def make(options: dict[str, Any]) -> dict[str, Any]:
-    """Write the checkpoint and the calibration tokens; config.json, which makes it a checkpoint, comes last."""
+    """Write the checkpoint and the calibration tokens; config.json comes last and marks it as complete."""
     import torch
     from transformers import Qwen3Config
 
@@ -120,7 +120,7 @@ def make(options: dict[str, Any]) -> dict[str, Any]:
     weight_map = {name: file for file, names in shards.items() for name in names}
     total = sum((folder / file).stat().st_size for file in shards)
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # any will do: calibration is token ids
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # any tokenizer works, since calibration is token ids
         shutil.copyfile(tiny_folder() / name, folder / name)
     choose = random.Random(0)
     rows = [[choose.randrange(VOCABULARY) for _ in range(options["seqlen"])] for _ in range(options["samples"])]
@@ -131,7 +131,7 @@ def make(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_ceiling(options: dict[str, Any]) -> dict[str, Any]:
-    """A Ceiling: the disk with one large file, the processor with products of 4096 x 4096 matrices."""
+    """Return the Ceiling, measured with one large file and with products of 4096 x 4096 matrices."""
     import torch
 
     from prunus.checkpoint.precision import use_fast_products
@@ -146,7 +146,7 @@ def measure_ceiling(options: dict[str, Any]) -> dict[str, Any]:
         path.unlink()
     for name, dtype in (("half", torch.bfloat16), ("single", torch.float32)):
         product, input_NI = torch.nn.Linear(4096, 4096, bias=False, dtype=dtype), torch.randn(4096, 4096).to(dtype)
-        use_fast_products(product)  # as a block's Linears have it
+        use_fast_products(product)  # the layout of a block's Linears
         with torch.no_grad():
             seconds = min(timed(lambda: product(input_NI), time.process_time) for _ in range(5))  # noqa: B023  at once
         rates[name] = 2 * 4096**3 / seconds
@@ -154,14 +154,14 @@ def measure_ceiling(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def timed(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     started = clock()
     function()
     return clock() - started
 
 
 def write(path: Path, data: bytes, size: int) -> None:
-    """A file of about `size` bytes that is on the disk and not in memory."""
+    """Write a file of about `size` bytes to the disk, and drop it from the page cache."""
     with path.open("wb") as stream:
         for _ in range(size // len(data)):
             stream.write(data)
@@ -169,7 +169,7 @@ def write(path: Path, data: bytes, size: int) -> None:
 
 
 def read(path: Path) -> None:
-    """All of a file."""
+    """Read a whole file."""
     with path.open("rb", buffering=0) as stream:
         while stream.read(1 << 22):
             pass
@@ -184,14 +184,14 @@ def copy(path: Path, target: Path) -> None:
 
 
 def settle(file: int) -> None:
-    """Have a file on the disk, and forgotten by the system's cache."""
+    """Flush a file to the disk and drop it from the page cache."""
     os.fsync(file)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def run(options: dict[str, Any]) -> dict[str, Any]:
-    """One run of Prunus in this process, and what it took."""
+    """Run Prunus once in this process; return what it took."""
     import torch
 
     import prunus
@@ -224,19 +224,19 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(which: str) -> float:
-    """Bytes resident: VmRSS now, VmHWM at most (what ru_maxrss is too, but for the process that started this one)."""
+    """Return resident bytes: VmRSS is current, VmHWM the peak (ru_maxrss would include the parent process)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(which)).split()[1]) * 1024
 
 
 def transferred() -> dict[str, int]:
-    """Bytes that this process has read (rchar) and written (wchar) so far, from the disk or the system's cache."""
+    """Return the bytes that this process has read (rchar) and written (wchar), from disk or page cache."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return {name: int(count) for name, count in (line.split(": ") for line in lines)}
 
 
 def cpu_seconds() -> float:
-    """Of this process so far."""
+    """Return the CPU seconds of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
@@ -245,7 +245,7 @@ WORKERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"make": make, 
 
 
 def apart(worker: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Do one job in a process of its own; its JSON is the last line that it prints."""
+    """Return the result of a job in its own process, which prints JSON as its last line."""
     environment = os.environ | {"OMP_NUM_THREADS": str(options["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, __file__, "--worker", json.dumps([worker, options])]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
@@ -255,7 +255,7 @@ def apart(worker: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(folder: Path, options: dict[str, Any]) -> None:
-    """The checkpoint, unless it is there from an earlier run with --keep; too little disk is said before."""
+    """Write the checkpoint unless an earlier run with --keep left it; end with a message if the disk is too small."""
     existing = folder / "model" / "config.json"
     there = existing.exists() and json.loads(existing.read_text())["num_hidden_layers"] == options["blocks"]
     if (folder / "model").exists() and not there:
@@ -271,7 +271,7 @@ def prepare(folder: Path, options: dict[str, Any]) -> None:
 
 
 def show_ceiling(ceiling: Ceiling, options: dict[str, Any]) -> None:
-    """A line about the machine."""
+    """Print a line about the machine."""
     disk = f"disk: read {ceiling.read / 1e9:.2f}, write {ceiling.write / 1e9:.2f}, copy {ceiling.copy / 1e9:.2f} GB/s"
     products = f"matrix products: bfloat16 {ceiling.half / 1e9:.0f}, float32 {ceiling.single / 1e9:.0f} GFLOP per CPU s"
     size = model_bytes(options["blocks"])
@@ -282,10 +282,9 @@ def show_ceiling(ceiling: Ceiling, options: dict[str, Any]) -> None:
 
 
 def show_run(found: dict[str, Any], options: dict[str, Any], ceiling: Ceiling) -> None:
-    """A row of the table.
+    """Print a row of the table.
 
-    Least CPU: all operations at the speed of matrix products. Least wall: the same, and all bytes at the disk's speed,
-    one after the other.
+    Least CPU: all operations at the speed of matrix products. Least wall: that, plus all bytes at the disk's speed.
     """
     parts = [options["method"]] + ["offload"] * options["offload"]
     parts += [options[key] for key in ("propagation", "update") if options[key] not in ("pruned", "none")]
@@ -329,7 +328,7 @@ def main() -> None:
         show_ceiling(ceiling, options)
         for method in arguments.method or METHODS:
             chosen = options | {"method": method}
-            for path in (folder / "model").iterdir():  # every run begins with nothing in the system's cache
+            for path in (folder / "model").iterdir():  # every run starts with an empty page cache
                 with path.open("rb") as stream:
                     settle(stream.fileno())
             show_run(apart("run", chosen), chosen, ceiling)

@@ -1,9 +1,9 @@
-"""Accuracy against seconds, dense and packed: `python benchmarks/seconds.py FOLDER`, some minutes on one thread.
+"""Accuracy against latency, dense and packed: `python benchmarks/seconds.py FOLDER`, some minutes on one thread.
 
 The tiny reasoner (Wanda 50 %, on its own problems) and SmolLM2-135M-Instruct (Wanda 30 %, on one-digit sums), each
-unpruned, pruned and dense, and the same packed. Tokens are timed in one process, the models in turns, so that a busy
-machine slows all alike. Then some draws are really made alone, against what their tokens should have taken.
-FOLDER keeps models, answers and speeds: a second call only prints, and writes the pages.
+unpruned, pruned and dense, and the same packed. Tokens are timed in one process, alternating between models, so that
+a busy machine slows all of them alike. Then some draws are decoded alone and compared with the time predicted from
+their tokens. FOLDER keeps models, answers and speeds, so that a second call only prints and writes the pages.
 """
 
 import argparse
@@ -37,13 +37,13 @@ from prunus.results.store import Store
 from prunus.results.table import tables
 
 SMOLLM2 = Path(__file__).resolve().parents[1] / ".cache" / "smollm2"
-# Rounds of timing, and draws that are really made alone; of a larger model fewer will do.
+# Rounds of timing, and draws that are decoded alone; fewer for a larger model.
 ROUNDS, ALONE = {"tiny": 12, "smollm2": 4}, {"tiny": 6, "smollm2": 2}
 ENGINE, DEVICE = EngineOptions(), "cpu"
 
 
 class Subject(NamedTuple):
-    """A model, how it is pruned, and what it is asked."""
+    """A model, how it is pruned, and its problems."""
 
     name: str
     model: Path | str
@@ -52,7 +52,7 @@ class Subject(NamedTuple):
 
 
 def subjects(folder: Path) -> list[Subject]:
-    """Both models, with the files that they need."""
+    """Return both models, with their files written."""
     sums, text = folder / "sums.jsonl", folder / "docstrings.txt"
     pairs = [(a, b) for a in range(2, 10) for b in range(2, 10)]
     random.Random(0).shuffle(pairs)
@@ -74,7 +74,7 @@ def subjects(folder: Path) -> list[Subject]:
 
 
 def variants(subject: Subject, folder: Path) -> dict[str, Path]:
-    """The folders of a subject's models by what they are called."""
+    """Return the folders of a subject's models by name."""
     half, packed = folder / f"{subject.name}-pruned", folder / f"{subject.name}-packed"
     if not half.exists():
         prunus.prune(subject.model, half, subject.recipe)
@@ -86,7 +86,7 @@ def variants(subject: Subject, folder: Path) -> dict[str, Path]:
 def timed_in_turns(
     backends: Mapping[str, HFBackend], work: ResolvedPlan, longest: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """The speed of every model, as prunus.evaluation.latency.measure has it for one."""
+    """Return the latency of every model, as prunus.evaluation.latency.measure returns it for one."""
     prompts: dict[str, list[int]] = {}
     for problem, ids in zip(work.problems, work.prompts, strict=True):
         prompts.setdefault(problem.task, []).append(len(ids))
@@ -96,7 +96,7 @@ def timed_in_turns(
         for tokens in contexts:
             for name, backend in backends.items():
                 found = backend.time_tokens(tokens, TOKENS)
-                if turn:  # the first is for warming up
+                if turn:  # the first round is a warm-up
                     timed[name][tokens].append(found)
     return {
         name: speed_of(
@@ -111,7 +111,7 @@ def timed_in_turns(
 
 
 def alone(backend: HFBackend, work: ResolvedPlan, speed: Speed, count: int) -> list[float]:
-    """Seconds of draws that were really made alone, as a share of what their tokens should have taken."""
+    """Return the seconds of draws decoded alone, relative to the prediction from their tokens."""
     budget = work.budgets[-1]
     one = replace(work, budgets=(budget,))
     shares = []
@@ -125,7 +125,7 @@ def alone(backend: HFBackend, work: ResolvedPlan, speed: Speed, count: int) -> l
 
 
 def measure(subject: Subject, folder: Path, store: Path) -> None:
-    """Evaluate and time one subject's models, as far as the store lacks it."""
+    """Evaluate and time one subject's models, where the store lacks results."""
     runs, backends, works = {}, {}, {}
     for name, model in variants(subject, folder).items():
         runs[name] = prunus.evaluate(model, subject.plan, store, device=DEVICE)
@@ -170,7 +170,7 @@ def show(subject: Subject, folder: Path, store: Path) -> None:
 
 
 def print_kernel(speed: Speed) -> None:
-    """What a packed model's Linears run on."""
+    """Print which kernels a packed model's Linears run on."""
     if "kernel" in speed.how:
         print(f"<!-- {speed.how['kernel']} -->")
 
@@ -178,7 +178,7 @@ def print_kernel(speed: Speed) -> None:
 def print_deadlines(
     opened: Store, subject: Subject, folder: Path, store: Path, ends: Mapping[str, Mapping[int, Mapping[str, float]]]
 ) -> None:
-    """Accuracy of each model at the budget that it can afford."""
+    """Print the accuracy of each model at the largest budget that meets a deadline."""
     late = [cell["p95"] for cells in ends.values() for cell in cells.values()]
     for deadline in deadlines(min(late), max(late)):
         parts: list[str] = []
@@ -196,7 +196,7 @@ def print_deadlines(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what is missing, print the tables, write a page for each model."""
+    """Measure what is missing, print the tables, write a page for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=("tiny", "smollm2"))

@@ -1,7 +1,7 @@
-"""How much faster than a stable full sort the selection of prunus.pruning.masks is: `python benchmarks/selection.py`.
+"""Speed of the selection in prunus.pruning.masks over a stable full sort: `python benchmarks/selection.py`.
 
-Both do the whole step, from weight to pruned weight, by the same rule, on one thread, and must give the same bits.
-Times are the best of several alternating runs, so the ratios hold on a busy machine too.
+Both do the whole step, from weight to pruned weight, by the same rule on one thread, and must agree bit by bit. Times
+are the best of several alternating runs, so that the ratios hold on a busy machine too.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from prunus.pruning.masks import zero_lowest_in_tensor, zero_lowest_per_pattern,
 
 
 def sorted_rows(weight_OI: Tensor, score_OI: Tensor, sparsity: float) -> Tensor:
-    """Per row, by a stable sort of whole rows, as in the Wanda code."""
+    """Return the weight pruned per row by a stable sort of whole rows, as in the Wanda code."""
     order_OI = torch.sort(score_OI, dim=1, stable=True).indices
     count = zeros_wanted(weight_OI.shape[1], sparsity)
     return weight_OI.clone().scatter_(1, order_OI[:, :count], 0)
 
 
 def sorted_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float) -> Tensor:
-    """Whole tensor, by a stable sort of all of it."""
+    """Return the weight pruned over the whole tensor, by a stable sort of all of it."""
     order_N = torch.sort(score_OI.flatten(), stable=True).indices
     pruned_N = weight_OI.flatten().clone()
     pruned_N[order_N[: zeros_wanted(weight_OI.numel(), sparsity)]] = 0
@@ -31,7 +31,7 @@ def sorted_tensor(weight_OI: Tensor, score_OI: Tensor, sparsity: float) -> Tenso
 
 
 def sorted_groups(weight_OI: Tensor, score_OI: Tensor, pattern: tuple[int, int]) -> Tensor:
-    """Of every group of a pattern (keep n, of m), by a stable sort of each; m divides the width."""
+    """Return the weight pruned to n of m by a stable sort of each group; m divides the width."""
     keep, width = pattern
     order_OGM = torch.sort(score_OI.unflatten(1, (-1, width)), dim=2, stable=True).indices
     pruned_OGM = weight_OI.clone().unflatten(1, (-1, width))
@@ -39,7 +39,7 @@ def sorted_groups(weight_OI: Tensor, score_OI: Tensor, pattern: tuple[int, int])
 
 
 def best_times(functions: list[Callable[[], Tensor]], repeats: int) -> list[float]:
-    """Seconds of the fastest run of each, taken in turns."""
+    """Return the seconds of the fastest run of each; runs alternate."""
     best = [float("inf")] * len(functions)
     for _ in range(repeats):
         for index, function in enumerate(functions):

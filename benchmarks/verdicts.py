@@ -1,10 +1,10 @@
-"""How often verdicts are wrong and how often they come: the tables of docs/verdicts.md.
+"""Error rates and power of the verdicts: the tables of docs/verdicts.md.
 
     python benchmarks/verdicts.py [--runs 2000]       about a minute on one core
 
-Made-up comparisons in which the truth is known, many of them side by side as contrasts of one array. A scenario says
-how a loss is spread over problems; every problem is a fresh draw from it, and so are its answers. The tests run the
-same functions with fewer repetitions.
+Comparisons are simulated with a known truth, many at once as contrasts of one array. A scenario defines how a loss is
+spread over problems; every problem and its answers are drawn from it independently. The tests run the same functions
+with fewer repetitions.
 """
 
 import argparse
@@ -25,12 +25,12 @@ BUDGETS = (512, 1024, 2048, 4096, 8192)
 def differences(
     rng: np.random.Generator, scenario: str, problems: int, draws: int, loss: float, runs: int, columns: int = 1
 ) -> Floats:
-    """(problems, runs * columns) differences of shares correct whose true mean is -loss.
+    """Return (problems, runs * columns) differences of shares correct, with true mean -loss.
 
-    homogeneous: every problem loses in proportion to what the base solves of it. few break: some are never solved any
-    more, the rest are as before. Bases solve a problem in a share of draws from Beta(0.4, 0.4): most nearly always or
-    nearly never. near-deterministic: few break of a base that solves 99.5 % of all draws. columns: that many
-    comparisons in a row share the base's answers.
+    homogeneous: every problem's loss is proportional to the base's accuracy on it. few break: some problems are never
+    solved any more, the others do not change. The base's accuracy per problem is drawn from Beta(0.4, 0.4), so most are
+    solved nearly always or nearly never. near-deterministic: as few break, with a base that solves 99.5 % of all draws.
+    columns: number of consecutive comparisons that share the base's answers.
     """
     shape = (problems, runs, 1)
     base = np.full(shape, 0.995) if scenario == "near-deterministic" else rng.beta(0.4, 0.4, shape)
@@ -42,7 +42,7 @@ def differences(
 
 
 def false_claims(runs: int, margin: float = 0.02, seed: int = 0) -> Iterator[tuple[str, int, int, float]]:
-    """(scenario, problems, draws, share of runs called non-inferior) with the true loss at the margin."""
+    """Return (scenario, problems, draws, share of runs called non-inferior), with the true loss at the margin."""
     rng = np.random.default_rng(seed)
     for scenario in SCENARIOS:
         for problems in PROBLEMS:
@@ -52,7 +52,7 @@ def false_claims(runs: int, margin: float = 0.02, seed: int = 0) -> Iterator[tup
 
 
 def bootstrap_claims(problems: int, draws: int, scenario: str, runs: int, margin: float = 0.02, seed: int = 0) -> float:
-    """The same share by the BCa bound with two pseudo-problems, which decided before."""
+    """Return the same share by the BCa bound with two pseudo-problems, the earlier decision rule."""
     strata = [differences(np.random.default_rng(seed), scenario, problems, draws, margin, runs)]
     extended = paired.with_pseudo_problems(strata)
     low, _ = paired.bca_interval(extended, paired.bootstrap(extended, 1000), 0.9)
@@ -60,7 +60,7 @@ def bootstrap_claims(problems: int, draws: int, scenario: str, runs: int, margin
 
 
 def power(problems: int, draws: int, loss: float, margin: float, variants: int, runs: int, seed: int = 0) -> float:
-    """Share of variants called non-inferior, where all of so many have this true loss, spread homogeneously."""
+    """Return the share of variants called non-inferior if all of them have this true loss, spread homogeneously."""
     values = differences(np.random.default_rng(seed), "homogeneous", problems, draws, loss, runs, variants)
     p = betting.p_value([values], margin).reshape(runs, variants)
     return float(np.mean([paired.holm(row) <= betting.ALPHA for row in p]))
@@ -69,9 +69,9 @@ def power(problems: int, draws: int, loss: float, margin: float, variants: int, 
 def found_at_detectable(
     problems: int, draws: int, variants: int, scenario: str, runs: int, seed: int = 0
 ) -> tuple[float, float]:
-    """(loss, share found): a loss that equals the mean minimum detectable effect printed for it, one variant of many.
+    """Return (loss, share found) of one variant whose loss is the mean minimum detectable effect printed for it.
 
-    The others are taken to be harmless, so that Holm asks p < .05 / variants of it.
+    The other variants are assumed harmless, so that Holm requires p < .05 / variants.
     """
     rng, loss = np.random.default_rng(seed), 0.1
     for _ in range(12):
@@ -83,7 +83,7 @@ def found_at_detectable(
 
 
 def bounds_of_several_tasks(sizes: Sequence[int], draws: int, runs: int, seed: int = 0) -> dict[str, float]:
-    """Mean lower bound of equal models over tasks of these sizes, made in three valid ways."""
+    """Return the mean lower bounds of equal models over tasks of these sizes, by three valid methods."""
     rng = np.random.default_rng(seed)
     strata = [differences(rng, "homogeneous", n, draws, 0.0, runs) if draws else np.zeros((n, 1)) for n in sizes]
     one_by_one = np.mean([betting.lower_bound([task], betting.ALPHA / len(sizes)) for task in strata])
@@ -95,7 +95,7 @@ def bounds_of_several_tasks(sizes: Sequence[int], draws: int, runs: int, seed: i
 
 
 def in_rounds(strata: Sequence[Floats]) -> Floats:
-    """(T, C) means over tasks of T rounds, T the size of the smallest; all problems of the others are shared out."""
+    """Return (T, C) means over tasks of T rounds, T the size of the smallest; larger tasks are spread over them."""
     T = min(map(len, strata))
     total = np.zeros((T, strata[0].shape[1]))
     for task in strata:
@@ -107,11 +107,11 @@ def in_rounds(strata: Sequence[Floats]) -> Floats:
 def slopes(
     rng: np.random.Generator, scenario: str, problems: int, draws: int, kept: float, runs: int, rising: bool = True
 ) -> tuple[list[Floats], list[Floats]]:
-    """Slopes of base and other, (problems, runs) each, where other truly keeps this share of the base's mean slope.
+    """Return slopes of base and other, (problems, runs) each; other truly keeps this share of the base's mean slope.
 
-    A problem is solved from one of six budgets on, the last of which nobody has; not rising: always or never.
-    homogeneous: other gains less from every budget. few break: some problems gain nothing. near-deterministic: the
-    same, and all draws of a problem agree.
+    A problem is solved from one of six budgets on, of which the last is never reached; not rising: always or never.
+    homogeneous: other gains less from every budget. few break: some problems gain nothing. near-deterministic: as few
+    break, and all draws of a problem agree.
     """
     budgets_B11 = np.arange(len(BUDGETS))[:, None, None]
     shape = (problems, runs)
@@ -128,7 +128,7 @@ def slopes(
 def scaling_words(
     scenario: str, problems: int, draws: int, kept: float, runs: int, rising: bool = True, seed: int = 0
 ) -> dict[str, float]:
-    """Shares of runs called kept and lost, given an interval, and given one that misses the truth."""
+    """Return the shares of runs called kept, called lost, given an interval, and given one that misses the truth."""
     base, other = slopes(np.random.default_rng(seed), scenario, problems, draws, kept, runs, rising)
     reach = float(metrics.slope_weights(BUDGETS).clip(0).sum())
     share, low, high = retention.retention(base, other)
@@ -142,7 +142,7 @@ def scaling_words(
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Markdown on the terminal."""
+    """Print a Markdown table."""
     print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")

@@ -69,7 +69,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     assert not out.exists() and len(partial.read_text().splitlines()) == 3
     with partial.open("a") as stream:
         stream.write('{"batch": 2, "rows": [')  # as a power cut leaves it
-    with pytest.raises(PrunusError, match="other chains"):
+    with pytest.raises(PrunusError, match="work of another run"):
         prunus.traces("tiny", out, recipe(seed=1))
     prunus.traces("tiny", out, recipe())
     assert len(calls) == 4
@@ -176,7 +176,7 @@ def test_bad_recipes(settings, words):
 
 def test_bad_outputs_are_refused(tmp_path):
     (tmp_path / "old.jsonl").write_text("{}\n")
-    for name, words in (("old.jsonl", "exists"), ("t.json", "must end in .jsonl"), ("no/t.jsonl", "no folder")):
+    for name, words in (("old.jsonl", "exists"), ("t.json", "must end in .jsonl"), ("no/t.jsonl", "not a folder")):
         with pytest.raises(PrunusError, match=words):
             prunus.traces("tiny", tmp_path / name, recipe())
     prunus.traces("tiny", tmp_path / "old.jsonl", recipe(limit=2), overwrite=True)

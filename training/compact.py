@@ -1,4 +1,4 @@
-"""A compact trainer-side twin of Qwen3: fused projections, short-sequence attention, export to transformers.
+"""A compact Qwen3 for training: fused projections, short-sequence attention, export to transformers.
 
 Shapes: B sequences, T tokens, H hidden, N query heads, K key/value heads, D head width.
 """
@@ -30,7 +30,7 @@ class Shape:
 
 
 class Block(nn.Module):
-    """One decoder block with q, k, v in one matrix and gate, up in another."""
+    """One decoder block with q, k and v in one matrix, and gate and up in another."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Block(nn.Module):
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            # On the CPU the backward of plain products beats the fused kernel's below about 256 tokens.
+            # On the CPU, the backward pass of plain products is faster than the fused kernel's below about 256 tokens.
             score = (q.reshape(batch, kv, group * tokens, width) @ k.transpose(2, 3)).float() * width**-0.5
             future = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
             score = score.view(batch, kv, group, tokens, tokens).masked_fill(future, float("-inf"))
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class CompactModel(nn.Module):
-    """The whole model; forward returns logits only where they are asked for."""
+    """The whole model; forward returns logits only at the requested positions."""
 
     cos: Tensor
     sin: Tensor
@@ -88,7 +88,7 @@ class CompactModel(nn.Module):
         for block in self.decoder_blocks():
             for linear in (block.qkv, block.o, block.gate_up, block.down):
                 nn.init.normal_(linear.weight, std=0.7 / math.sqrt(linear.in_features))
-            # Residual branches start small: the usual 1/sqrt(2 L).
+            # Residual branches start small, scaled by the usual 1/sqrt(2 L).
             block.o.weight.data /= math.sqrt(2 * shape.blocks)
             block.down.weight.data /= math.sqrt(2 * shape.blocks)
         frequency = ROPE_THETA ** (-torch.arange(0, shape.head_dim, 2).float() / shape.head_dim)
@@ -100,7 +100,7 @@ class CompactModel(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def forward(self, ids_BT: Tensor, wanted: Tensor, compiled: bool = True) -> Tensor:
-        """(len(wanted), vocabulary) logits at the flat positions wanted of ids_BT."""
+        """Return (len(wanted), vocabulary) logits at the flat positions wanted of ids_BT."""
         x = self.embedding(ids_BT)
         tokens = ids_BT.shape[1]
         for block in self.decoder_blocks():
@@ -111,7 +111,7 @@ class CompactModel(nn.Module):
 
 
 def to_transformers(model: CompactModel, eos: int, pad: int) -> Qwen3ForCausalLM:
-    """The same model as a Qwen3ForCausalLM (float32, tied embeddings)."""
+    """Return the same model as a Qwen3ForCausalLM (float32, tied embeddings)."""
     shape = model.shape
     config = Qwen3Config(
         vocab_size=shape.vocabulary,

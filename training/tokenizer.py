@@ -1,7 +1,7 @@
 """The tiny reasoner's tokenizer: byte-level BPE of a few hundred entries, trained on its own problems.
 
-Digits and the letters of lists stay single tokens, so that arithmetic and look-ups work on units; any other text still
-encodes (bytes). `<think>` and `</think>` are plain added tokens, as in Qwen3.
+Digits and the letters of lists stay single tokens, so that arithmetic and look-ups work on them; other text is encoded
+as bytes. `<think>` and `</think>` are plain added tokens, as in Qwen3.
 """
 
 import random
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = """\
 
 
 def corpus(problems: int = 6000) -> Iterator[str]:
-    """Text of questions, traces and answers, from a fixed seed."""
+    """Return the text of questions, traces and answers, from a fixed seed."""
     rng = random.Random(1)
     for _ in range(problems):
         problem = tiny.sample(rng.choice(tiny.FAMILIES), rng.randint(1, 4), rng)
@@ -37,7 +37,7 @@ def corpus(problems: int = 6000) -> Iterator[str]:
 
 
 def build(folder: Path, entries: int = 448) -> PreTrainedTokenizerFast:
-    """Train the tokenizer, write it to folder, return it."""
+    """Return a trained tokenizer, also written to folder."""
     tokenizer = Tokenizer(models.BPE())
     pieces = Regex(r"\\boxed\{| ?[A-Za-z]+|\d|\n+| ?[^\sA-Za-z\d]| ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]

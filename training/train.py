@@ -2,7 +2,7 @@
 
     python training/train.py --seed 0 --out runs/seed0
 
-The schedule counts steps, never seconds, so one seed gives one model on one machine and library version. Every
+The schedule counts steps, not seconds, so that a seed determines the model on one machine and library version. Every
 validation writes OUT/checkpoint (a Hugging Face folder, bf16) and OUT/log.jsonl.
 """
 
@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerFast
 from prunus.evaluation.tasks import tiny
 
 WARMUP = 60
-POOL = 1200  # examples sorted by length together, so that batches hold little padding
-# How often each level is drawn in the course of training: easy ones first, all of them from 20 % on.
+POOL = 1200  # examples that are sorted by length together, so that batches have little padding
+# Weights of the levels during training: easy levels first, all levels from 20 % on.
 CURRICULUM = (
     (0.08, (3, 2, 0.2, 0, 0, 0, 0)),
     (0.14, (2, 2, 2, 0.5, 0, 0, 0)),
@@ -37,14 +37,14 @@ CURRICULUM = (
 
 
 class Example(NamedTuple):
-    """Token ids and, for each, whether it is learned."""
+    """Token ids and, for each, whether it counts in the loss."""
 
     ids: list[int]
     learned: list[bool]
 
 
 class Writer:
-    """Turns problems into training examples; knows which questions are forbidden."""
+    """Turns problems into training examples, without the held-out questions."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.tokenizer = tokenizer
@@ -60,23 +60,23 @@ class Writer:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def parts(self, problem: tiny.TinyProblem) -> tuple[list[int], list[int], list[int]]:
-        """Ids of prompt, thinking and answer."""
+        """Return the ids of prompt, thinking and answer."""
         messages = [{"role": "user", "content": problem.question}]
         prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         answer = "\\boxed{" + problem.answer + "}<|im_end|>"
         return self.encode(f"{prompt}<think>\n"), self.encode("\n".join(problem.trace) + "\n"), self.encode(answer)
 
     def full(self, problem: tiny.TinyProblem) -> Example:
-        """The whole reference trace, then the answer."""
+        """Return an example with the whole reference trace, then the answer."""
         prompt, thinking, answer = self.parts(problem)
         rest = thinking + self.natural_close + answer
         return Example(prompt + rest, [False] * len(prompt) + [True] * len(rest))
 
     def draw(self, level_weights: tuple[float, ...]) -> Example:
-        """A random training example outside the held-out sets.
+        """Return a random training example outside the held-out sets.
 
-        8 % are cut at a random token and answered all the same, 3 % have no thinking at all: what budget forcing will
-        ask of the model is then nothing new to it.
+        8 % of the traces are cut at a random token before the answer and 3 % are empty, so that the model learns to
+        answer after budget forcing.
         """
         while True:
             family = self.rng.choices(tiny.FAMILIES, list(self.weights.values()))[0]
@@ -97,7 +97,7 @@ class Writer:
 
 
 def batches_by_length(examples: list[Example], tokens: int) -> list[list[Example]]:
-    """Split examples into batches of about `tokens` padded tokens, similar lengths together."""
+    """Return batches of about `tokens` padded tokens, of examples of similar lengths."""
     ordered = sorted(examples, key=lambda example: len(example.ids))
     batches = []
     while ordered:
@@ -113,7 +113,7 @@ def padded(length: int) -> int:
 
 
 def tensors(batch: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    """ids (B, T), flat positions whose next token is learned, and those next tokens."""
+    """Return ids (B, T), the flat positions whose next token counts in the loss, and those next tokens."""
     width = padded(max(len(example.ids) for example in batch))
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     learned = torch.zeros(len(batch), width, dtype=torch.bool)
@@ -126,7 +126,7 @@ def tensors(batch: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def training_batches(writer: Writer, steps: int, tokens: int) -> Iterator[list[Example]]:
-    """Exactly `steps` batches, levels following the curriculum."""
+    """Yield exactly `steps` batches, with levels following the curriculum."""
     done = 0
     while True:
         weights = next(w for end, w in CURRICULUM if done / steps < end)
@@ -141,7 +141,7 @@ def training_batches(writer: Writer, steps: int, tokens: int) -> Iterator[list[E
 
 @torch.no_grad()
 def exact_by_family(model: CompactModel, writer: Writer, per_cell: int, tokens: int) -> dict[str, float]:
-    """Share of validation problems whose whole trace and answer are the most likely tokens (teacher forcing)."""
+    """Return the share of validation problems whose trace and answer are all most likely tokens (teacher forcing)."""
     problems = tiny.problem_set(tiny.VALIDATION_SEED, per_cell)
     family_of = {tuple(example.ids): p.family for p in problems for example in [writer.full(p)]}
     right: Counter[str] = Counter()
@@ -155,7 +155,7 @@ def exact_by_family(model: CompactModel, writer: Writer, per_cell: int, tokens: 
 
 
 def optimizers(model: CompactModel, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the blocks, AdamW on embeddings and norms."""
+    """Return the optimizers: Muon for the matrices of the blocks, AdamW for embeddings and norms."""
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
@@ -212,7 +212,7 @@ def main() -> None:
         seen += sum(len(example.ids) for example in batch)
         if (step + 1) % args.validate_every == 0 or step + 1 == args.steps:
             exact = exact_by_family(model, writer, args.validation_per_cell, args.tokens)
-            # Families that are not learned yet are drawn more often.
+            # Families with lower accuracy are drawn more often.
             writer.weights = {family: 1.25 - share for family, share in exact.items()}
             row = {
                 "step": step + 1,
