@@ -1,4 +1,4 @@
-"""The demo, and lists of what there is."""
+"""The demo, and the lists of tasks and methods."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ from prunus.declarations import Allocation, DepthMethod, Method, declared
 
 @command("demo", "prunus demo --out prunus-demo")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("prunus-demo"), show_default=True)
-@click.option("--quick", is_flag=True, help="A fifth of the problems: a minute, wider intervals.")
+@click.option("--quick", is_flag=True, help="Use a fifth of the problems: takes a minute, with wider intervals.")
 def demo_command(out: Path, quick: bool) -> None:
-    """The whole job on the built-in reasoner: prune, drop, evaluate, compare, report."""
+    """Run everything on the built-in reasoner: prune, drop, evaluate, compare, report."""
     prunus.demo(out, quick=quick)
 
 
 @command("tasks", "prunus tasks")
 @json_option
 def tasks_command(as_json: bool) -> None:
-    """The built-in problem sets."""
+    """List the built-in problem sets."""
     from prunus.evaluation.tasks import TASKS
 
     show_catalogue(
@@ -31,7 +31,7 @@ def tasks_command(as_json: bool) -> None:
 @command("methods", "prunus methods")
 @json_option
 def methods_command(as_json: bool) -> None:
-    """The pruning methods, allocations and depth methods."""
+    """List the pruning methods, allocations and depth methods."""
     rows = [
         {"name": one.name, "source": one.source, "description": one.description, "needs": one.needs}
         for one in [*declared(Method).values(), *declared(Allocation).values()]

@@ -1,4 +1,4 @@
-"""Commands from checkpoint to checkpoint, and what is known of one."""
+"""Commands that write a pruned checkpoint or its statistics, or describe and measure a model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ from prunus.recipes import DropRecipe, PruneRecipe
 
 
 def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """An option of the command for each that methods declare; its help says whose it is."""
+    """Return a decorator that adds the options that methods declare; the help names their methods."""
     options = []
     for name, owners in owners_of(table).items():
         first = owners[0][1]
@@ -39,7 +39,7 @@ def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], 
 
 
 def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    """Several options as one decorator; help lists them in this order."""
+    """Return one decorator for several options; help lists them in this order."""
 
     def decorate(function: Any) -> Any:
         for option in reversed(options):
@@ -49,25 +49,25 @@ def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return decorate
 
 
-CALIBRATION_HELP = "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: c4 (tiny: tiny)."
+CALIBRATION_HELP = "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4."
 
 
 def calibration_options(recipe: type) -> Callable[[Any], Any]:
-    """Which calibration sequences are used."""
+    """Return a decorator that adds the options that choose calibration sequences."""
     return all_of(
         [
             recipe_option(recipe, "calibration", CALIBRATION_HELP),
             recipe_option(recipe, "samples", "Calibration sequences.", type=int),
             recipe_option(recipe, "seqlen", "Tokens per calibration sequence.", type=int),
             recipe_option(
-                recipe, "calibration_tokens", "Instead of samples: exactly this many tokens in all.", type=int
+                recipe, "calibration_tokens", "Exactly this many tokens in all, instead of samples.", type=int
             ),
             recipe_option(recipe, "seed", "Seed of the calibration sample.", type=int),
         ]
     )
 
 
-# What prune, allocate and stats share: how much tokens of a trace count, and in which dtype blocks run.
+# Options of prune, allocate and stats: the weights of a trace's tokens, and the dtype in which blocks run.
 run_options = all_of(
     [
         recipe_option(PruneRecipe, "prompt_weight", "Weight of a token of a trace's prompt in statistics.", type=float),
@@ -75,7 +75,7 @@ run_options = all_of(
         recipe_option(PruneRecipe, "dtype", "Dtype in which blocks run; auto: the checkpoint's."),
     ]
 )
-# What prune and allocate share: how much each block loses.
+# Options of prune and allocate: how much each block loses.
 allocation_options = all_of(
     [
         recipe_option(PruneRecipe, "sparsity", "Share of zeros in the Linears in scope, in [0, 1).", type=float),
@@ -85,10 +85,15 @@ allocation_options = all_of(
         recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),
         declared_options(PruneRecipe, declared(Allocation)),
         recipe_option(
-            PruneRecipe, "scores", "FILE of importance scores by `prunus allocate --save`, or your own; not measured."
+            PruneRecipe,
+            "scores",
+            "FILE of importance scores from `prunus allocate --save`, or your own, used instead of measuring.",
         ),
         recipe_option(
-            PruneRecipe, "rounding", "Exact counts, or those of the authors' code.", type=choice(recipes.Rounding)
+            PruneRecipe,
+            "rounding",
+            "How counts of zeros are rounded: exactly, or as in the authors' code.",
+            type=choice(recipes.Rounding),
         ),
     ]
 )
@@ -99,18 +104,18 @@ allocation_options = all_of(
 @click.argument("out", type=click.Path(path_type=Path))
 @recipe_option(PruneRecipe, "method", "How weights are chosen.", type=choice(recipes.MethodName))
 @allocation_options
-@recipe_option(PruneRecipe, "pattern", "Instead of a sparsity: N:M keeps N of M consecutive inputs.", metavar="N:M")
+@recipe_option(PruneRecipe, "pattern", "Keep N of every M consecutive inputs, instead of a sparsity.", metavar="N:M")
 @recipe_option(
     PruneRecipe,
     "group",
-    "What is ranked together: each row or the whole tensor; default: the method's own.",
+    "Weights that are ranked together: each row or the whole tensor; default: the method's own.",
     type=choice(recipes.Group),
 )
 @recipe_option(
     PruneRecipe,
     "propagation",
-    "What later Linears see of earlier ones: whole blocks pruned, the dense model, or (true_sequential, as SparseGPT's"
-    " code calls it; also written staged) every earlier Linear pruned.",
+    "Inputs on which a Linear is calibrated. pruned: those from pruned earlier blocks; dense: those of the dense model;"
+    " true_sequential (or staged): those from all pruned earlier Linears, as in SparseGPT's code.",
     type=choice(recipes.Propagation),
 )
 @recipe_option(
@@ -134,7 +139,7 @@ def prune_command(
 ) -> None:
     """Zero weights of MODEL (a folder, a hub id, or `tiny`) and write the result to the folder OUT.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    An interrupted run resumes when the same command is given again.
     """
     if recipe["pattern"] is not None and is_given("sparsity"):
         raise PrunusError("--pattern and --sparsity both say how many weights go; give one of them")
@@ -156,12 +161,12 @@ def prune_command(
 
 
 def is_given(name: str) -> bool:
-    """Whether the user typed this option of the command that runs."""
+    """Return whether the user gave this option of the running command."""
     return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any]) -> None:
-    """Raise PrunusError where an option that was given, be it at its default, is not what the statistics are of."""
+    """Raise PrunusError where an option that the user gave differs from the calibration of the statistics."""
     from prunus.pruning.calibration.saved_statistics import FIELDS, check_given
 
     if given := {name: recipe[name] for name in FIELDS if is_given(name)}:
@@ -173,13 +178,13 @@ def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any])
 @click.argument("out", type=click.Path(path_type=Path))
 @calibration_options(PruneRecipe)
 @run_options
-@click.option("--hessians", is_flag=True, help="Also X^T X: for sparsegpt, alps, --update obs; large.")
+@click.option("--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps and --update obs; a large file.")
 @device_option
 @overwrite_option
 def stats_command(model: str, out: Path, **options: Any) -> None:
-    """Calibrate once: write statistics of MODEL's inputs to the file OUT, for `prunus prune --stats OUT`.
+    """Calibrate once: write input statistics of MODEL to the file OUT, for `prunus prune --stats OUT`.
 
-    One pass of the dense model; each variant pruned from the file then only reads, ranks and writes.
+    It takes one pass of the dense model. Pruning from the file then only reads, ranks and writes weights.
     """
     show_summary(prunus.stats(model, out, **options))
 
@@ -187,11 +192,11 @@ def stats_command(model: str, out: Path, **options: Any) -> None:
 @command("allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
 @model_argument
 @allocation_options
-@click.option("--save", type=click.Path(path_type=Path), help="Keep what was measured, for --scores.")
+@click.option("--save", type=click.Path(path_type=Path), help="File for the measured importance scores, for --scores.")
 @device_option
 @json_option
 def allocate_command(model: str, save: Path | None, device: str, as_json: bool, **recipe: Any) -> None:
-    """How much each block of MODEL would lose, printed and drawn; nothing is pruned."""
+    """Print and plot the sparsity of each block of MODEL; nothing is pruned."""
     data = prunus.allocate(model, PruneRecipe(**recipe), save=save, device=device)
     if as_json:
         print_json(data)
@@ -205,8 +210,10 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
 @recipe_option(DropRecipe, "method", "How blocks are chosen.", type=choice(recipes.DepthMethodName))
-@recipe_option(DropRecipe, "blocks", "How many (2; default 1), or which by index from 0 (16,17 or 16,).")
-@recipe_option(DropRecipe, "match_sparsity", "Instead: as many as come nearest to this share.", type=float)
+@recipe_option(DropRecipe, "blocks", "Number of blocks (2; default 1), or their indices from 0 (16,17 or 16,).")
+@recipe_option(
+    DropRecipe, "match_sparsity", "Remove the number of blocks that is nearest to this share of weights.", type=float
+)
 @declared_options(DropRecipe, declared(DepthMethod))
 @calibration_options(DropRecipe)
 @device_option
@@ -221,15 +228,13 @@ def drop_command(model: str, out: Path, device: str, dry_run: bool, overwrite: b
 
 @command("inspect", "prunus inspect tiny\nprunus inspect out/wanda-20")
 @model_argument
-@click.option(
-    "--weights/--no-weights", default=None, help="Read the weights, too; default: of what prunus has written."
-)
+@click.option("--weights/--no-weights", default=None, help="Also read the weights; default: if prunus wrote them.")
 @json_option
 def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
-    """What MODEL is made of, what can be pruned and what stays dense, and why; what cannot be done with it.
+    """Print the structure of MODEL: what can be pruned, what stays dense and why, and which commands refuse it.
 
-    MODEL is a folder, a hub id, or `tiny`. From its weights: sparsity per block and kind of Linear, N:M patterns,
-    packed sizes.
+    MODEL is a folder, a hub id, or `tiny`. With its weights: also sparsity per block and kind of Linear, N:M patterns
+    and packed sizes.
     """
     from prunus.reporting.terminal import inspection_tables
 
@@ -244,11 +249,11 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
 @model_argument
 @click.option("--text", required=True, type=click.Path(path_type=Path), help="A .txt or .jsonl file.")
 @click.option("--seqlen", default=2048, show_default=True, help="Tokens per window.")
-@click.option("--max-tokens", type=int, help="Stop after so many tokens.")
+@click.option("--max-tokens", type=int, help="Use only the first N tokens.")
 @device_option
 @json_option
 def perplexity_command(model: str, text: Path, seqlen: int, max_tokens: int | None, device: str, as_json: bool) -> None:
-    """Perplexity of MODEL on a text, in windows that do not overlap."""
+    """Print the perplexity of MODEL on a text, in windows that do not overlap."""
     data = prunus.perplexity(model, text, seqlen=seqlen, max_tokens=max_tokens, device=device)
     if as_json:
         print_json(data)

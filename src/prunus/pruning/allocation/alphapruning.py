@@ -106,7 +106,13 @@ DECLARATION = Allocation(
     score="tail exponent",
     options=(
         Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=1, usual=0.3),
-        Option("window", str, "fixed", "where the tail of a spectrum is looked for.", choices=("fixed", "reference")),
+        Option(
+            "window",
+            str,
+            "fixed",
+            "window for the tail of a spectrum; reference: as in the authors' code.",
+            choices=("fixed", "reference"),
+        ),
     ),
     settings=("window",),
 )

@@ -35,7 +35,7 @@ DECLARATION = Allocation(
     score="central Wanda score",
     options=(
         Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=0.5, usual=0.15),
-        Option("statistic", str, "mean", "of a block's Wanda scores.", choices=("mean", "median")),
+        Option("statistic", str, "mean", "statistic of a block's Wanda scores.", choices=("mean", "median")),
     ),
     settings=("statistic",),
 )

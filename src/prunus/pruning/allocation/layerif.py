@@ -79,7 +79,7 @@ DECLARATION = Allocation(
     score="influence",
     apart=True,
     options=(
-        Option("influence_train", int, 300, "training sequences, chosen like those of calibration.", at_least=1),
+        Option("influence_train", int, 300, "training sequences, sampled like the calibration sequences.", at_least=1),
         Option("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
     ),
     as_run=lambda scores, sizes, recipe: allocate_as_run(scores, sizes, recipe.sparsity),

@@ -39,7 +39,7 @@ DECLARATION = Allocation(
     score="influence",
     options=(
         Option("spread", float, None, "how far apart sparsities may get.", at_least=0, below=1, usual=0.3),
-        Option("influence_train", int, 300, "training sequences, chosen like those of calibration.", at_least=1),
+        Option("influence_train", int, 300, "training sequences, sampled like the calibration sequences.", at_least=1),
         Option("influence_validation", int, 96, "sequences of the validation loss.", at_least=1),
     ),
 )

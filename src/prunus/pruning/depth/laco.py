@@ -108,7 +108,7 @@ DECLARATION = DepthMethod(
     description="fold blocks into the one before them while the last hidden states stay alike",
     choose=choose,
     options=(
-        Option("merge", int, 1, "blocks that one merge folds into the one before them.", at_least=1),
+        Option("merge", int, 1, "number of blocks that a merge folds into the block before them.", at_least=1),
         Option(
             "threshold",
             float,
@@ -118,7 +118,7 @@ DECLARATION = DepthMethod(
             below=1,
             note="it is a cosine",
         ),
-        Option("interval", int, 1, "how many blocks below a merge the next one begins.", at_least=1),
-        Option("telescoping", bool, False, "keep only the last of the folded blocks, as some codes do."),
+        Option("interval", int, 1, "distance in blocks from a merge down to the next one.", at_least=1),
+        Option("telescoping", bool, False, "keep only the last of the folded blocks, as some published code does."),
     ),
 )

@@ -40,6 +40,8 @@ DECLARATION = Method(
     needs="norms",
     group="row",
     prune=prune,
-    options=(Option("gradient_scale", float, 100.0, "factor of the gradients beside the input norms.", at_least=0),),
+    options=(
+        Option("gradient_scale", float, 100.0, "weight of the gradients relative to the input norms.", at_least=0),
+    ),
     passes=(LossGradients,),
 )

@@ -133,9 +133,9 @@ DECLARATION = Method(
     updates=True,
     prune=gblm.prune,
     options=(
-        Option("gradient_scale", float, 100.0, "factor of the gradients beside the input norms.", at_least=0),
-        Option("repair_rounds", int, 5, "times that a block is pruned and repaired.", at_least=0),
-        Option("repair_rate", float, 3e-7, "length of the steps of a repair.", at_least=0),
+        Option("gradient_scale", float, 100.0, "weight of the gradients relative to the input norms.", at_least=0),
+        Option("repair_rounds", int, 5, "number of times that a block is pruned and repaired.", at_least=0),
+        Option("repair_rate", float, 3e-7, "learning rate of a repair.", at_least=0),
     ),
     conflicts=(
         Conflict(
