@@ -137,7 +137,7 @@ def test_vllm_missing_too_old_or_broken(monkeypatch):
     fake.__version__ = "0.18.2"
     assert "vLLM 0.18.2 is too old: prunus needs 0.32 or newer" in refusal()
     fake.__version__ = "0.32.0"
-    assert "vLLM is installed and cannot be imported: module 'vllm' has no attribute 'LLM'" in refusal()
+    assert "vLLM is installed but cannot be imported: module 'vllm' has no attribute 'LLM'" in refusal()
 
 
 def test_arguments_that_are_ours_or_need_a_server():
