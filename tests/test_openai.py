@@ -304,10 +304,10 @@ def test_within_a_notebook():
         (["--backend", "vllm", "--concurrency", "3"], "concurrency is for the backend openai, not for vllm"),
         (
             ["--backend", "openai", "--url", "localhost:8000"],
-            "'localhost:8000' is no address of a server, such as http://",
+            "'localhost:8000' is not the address of a server, such as http://",
         ),
-        (["--backend", "openai", "--url", "http://[::1/v1"], "'http://[::1/v1' is no address of a server"),
-        (["--backend", "openai", "--url", "http://h:99999"], "'http://h:99999' is no address of a server"),
+        (["--backend", "openai", "--url", "http://[::1/v1"], "'http://[::1/v1' is not the address of a server"),
+        (["--backend", "openai", "--url", "http://h:99999"], "'http://h:99999' is not the address of a server"),
         (["--backend", "vllm", "--engine-args", "{"], "engine arguments are not JSON"),
         (["--backend", "vllm", "--engine-args", "[]"], "must be a JSON object"),
         (["--backend", "openai", "--url", "http://127.0.0.1:9", "--timeout", "0"], "timeout must be more than 0"),

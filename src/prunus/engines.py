@@ -1,4 +1,4 @@
-"""The table of backends, and how they are started or reached, which is no part of a run's id."""
+"""The table of backends, and the options to start or reach them, which are not part of a run's id."""
 
 import json
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ EXAMPLE = '{"tensor_parallel_size": 2}'
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """What is known of a backend without importing it.
+    """The facts about a backend that are known without importing it.
 
     load: "module:function" that takes a model folder, a device, the number of ids that the tokenizer knows and
-    EngineOptions, and returns a prunus.evaluation.requests.Backend. batch_size: chains done and stored together unless
-    the plan says otherwise; engines that batch by themselves want many requests at once.
-    settings: the EngineOptions that it heeds. needs: those that it cannot do without, and what to give.
-    reads_packed: whether it runs folders that `prunus pack` wrote. times_tokens: whether it can tell how long a token
-    takes (prunus.evaluation.latency.TimedBackend).
+    EngineOptions, and returns a prunus.evaluation.requests.Backend. batch_size: chains decoded and stored together
+    unless the plan sets it; engines with continuous batching need many requests at once.
+    settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
+    reads_packed: whether it runs folders that `prunus pack` wrote. times_tokens: whether it can measure the time per
+    token (prunus.evaluation.latency.TimedBackend).
     """
 
     load: str
@@ -48,17 +48,17 @@ BACKENDS: dict[str, BackendEntry] = {
 
 
 def users_of(setting: str) -> str:
-    """The backends that heed a setting, for people."""
+    """Return the names of the backends that use a setting, separated by commas."""
     return ", ".join(name for name, entry in BACKENDS.items() if setting in entry.settings)
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a backend is started or reached; which backend heeds which setting is in BACKENDS.
+    """The options to start or reach a backend; BACKENDS says which backend uses which.
 
     args: keyword arguments of vllm.LLM, such as {"tensor_parallel_size": 2}. url: of a server's OpenAI API, such as
-    http://localhost:8000/v1. served_model: what the server calls the model, where that is not its name here.
-    concurrency: requests under way at once. timeout: seconds for one request.
+    http://localhost:8000/v1. served_model: the server's name for the model, where it differs.
+    concurrency: simultaneous requests. timeout: seconds per request.
     sparse: whether a packed checkpoint runs on the sparse kernel where the CPU has it (docs/sparse.md).
     """
 
@@ -76,10 +76,10 @@ class EngineOptions:
         if not self.timeout > 0:
             raise PrunusError(f"timeout must be more than 0 seconds, not {self.timeout}")
         if self.url is not None and not is_address(self.url):
-            raise PrunusError(f"'{self.url}' is no address of a server, such as http://localhost:8000/v1")
+            raise PrunusError(f"'{self.url}' is not the address of a server, such as http://localhost:8000/v1")
 
     def check(self, backend: str) -> None:
-        """PrunusError where a setting is given that the backend does not heed, or one is missing that it needs."""
+        """Raise PrunusError for a given setting that the backend does not use, or a missing one that it requires."""
         default, entry = EngineOptions(), BACKENDS[backend]
         for setting in fields(self):
             is_set = getattr(self, setting.name) != getattr(default, setting.name)
@@ -92,7 +92,7 @@ class EngineOptions:
 
 
 def is_address(url: str) -> bool:
-    """Whether it says http or https, a host and perhaps a port."""
+    """Return whether a URL has the scheme http or https, a host and, if given, a valid port."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -101,7 +101,7 @@ def is_address(url: str) -> bool:
 
 
 def parse_args(text: str | None) -> dict[str, Any]:
-    """EngineOptions arguments from JSON; PrunusError unless it is an object."""
+    """Return the `args` of EngineOptions from JSON; PrunusError unless it is an object."""
     try:
         found = json.loads(text or "{}")
     except ValueError as error:

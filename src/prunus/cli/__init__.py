@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     except PrunusError as error:
         fail(str(error), EXIT_INPUT)
     except BrokenPipeError:
-        # The reader of our output is gone (`prunus tasks | head`): nothing is left to say to it.
+        # The reader of our output has closed it (`prunus tasks | head`), so nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -42,6 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fail(message: str, code: int) -> None:
-    """One line on stderr, then out."""
+    """Print one line on stderr and exit with this code."""
     click.echo("error: " + " ".join(message.split()), err=True)
     sys.exit(code)
