@@ -1,7 +1,7 @@
-"""Decoding with transformers' models: our own loop, because `generate` has no seed per row and cannot fork a chain.
+"""Decode with transformers' models in our own loop, since `generate` has no seed per row and cannot fork a chain.
 
-All requests of a call are rows of one batch. A row that is done leaves it; what follows a request goes on in its row,
-or in a copy of it, from the cache.
+All requests of a call are rows of one batch. A finished row leaves the batch; a follow-up request continues from the
+cache, in the same row or in a copy of it.
 """
 
 import sys
@@ -24,12 +24,12 @@ from prunus.evaluation.backends.sampling import Bans, Uniforms, confidence, pick
 from prunus.evaluation.backends.separate_rows import Decoding, rows_for
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 
-COMPACT_SHARE = 0.25  # rows leave the batch when this share of them is done: leaving copies the cache
+COMPACT_SHARE = 0.25  # finished rows leave the batch once they are this share of it, since leaving copies the cache
 
 
 @dataclass
 class Row:
-    """A request on its way: first the model is fed `pending`, then it samples until a stop or the cap.
+    """A request in progress: the model first reads `pending`, then samples until a stop or the cap.
 
     uniforms: the request's random numbers, None where sampling is greedy. fed: the id that the model reads next.
     """
@@ -44,7 +44,7 @@ class Row:
     fed: int = 0
 
     def take(self, token: int, logprob: float, certainty: float) -> bool:
-        """Take the id that was sampled, unless another one is pending; whether something may follow the request now."""
+        """Take the sampled id, unless another one is pending; return whether a follow-up may start now."""
         if self.pending:
             self.fed = self.pending.pop(0)
             return False
@@ -59,17 +59,17 @@ class Row:
 
     @property
     def cut(self) -> int | None:
-        """The cut of the request that the last id has passed, None if there is none."""
+        """The cut of the request that the last id has passed, or None."""
         cut = len(self.ids) - 1 if self.stopped is None else len(self.ids)
         return cut if cut in self.request.cuts and (self.stopped is None or cut == 0) else None
 
     @property
     def completion(self) -> Completion:
-        """The ids so far."""
+        """The completion with the ids so far."""
         return Completion(self.ids, self.stopped, self.scores)
 
     def following(self) -> tuple[Request | None, Request | None]:
-        """The requests that go on in this row and in a copy of it."""
+        """Return the follow-up requests in this row and in a copy of it."""
         assert self.request.then is not None
         at_end = self.request.then(self.completion, None) if self.done else None
         cut = self.cut
@@ -77,7 +77,7 @@ class Row:
         return (at_cut, None) if self.done and at_end is None else (at_end, at_cut)
 
     def continued_by(self, request: Request, uniforms: Uniforms | None) -> "Row":
-        """A row for a request that follows this one, fed from where the model has read to."""
+        """Return a row for a follow-up request, which starts where the model stopped reading."""
         read = len(self.request.prompt) + len(self.ids) - (self.stopped is None)
         first, *pending = request.prompt[read:]
         return Row(request, uniforms, pending, fed=first)
@@ -86,7 +86,7 @@ class Row:
 class HFBackend(Backend):
     """A Backend over a transformers causal language model.
 
-    vocabulary: number of ids the tokenizer knows; the model's rows beyond are never sampled.
+    vocabulary: number of ids of the tokenizer; ids of this size and above are never sampled.
     """
 
     def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
@@ -98,13 +98,13 @@ class HFBackend(Backend):
     def load(
         cls, folder: Path, device: str = "auto", vocabulary: int | None = None, engine: EngineOptions | None = None
     ) -> "HFBackend":
-        """The model of a folder. device: `auto` is cuda where there is one, else cpu. Of engine, `sparse` counts."""
+        """Return a backend for a folder. device: `auto` is cuda if there is one. engine: only `sparse` is used."""
         model = load_model(folder, device, sparse=(engine or EngineOptions()).sparse)
         return cls(model, vocabulary or model.config.get_text_config(decoder=True).vocab_size)
 
     @property
     def description(self) -> dict[str, str]:
-        """Device, dtype and kernel, to be stored with the run."""
+        """Device, dtype and kernel, stored with the run."""
         found = {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
         return found | ({"kernel": str(describe(self.model))} if is_sparse(self.model) else {})
 
@@ -130,8 +130,8 @@ class HFBackend(Backend):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """As Backend.generate: all requests decode together, or in halves of halves where memory is too small for that.
 
-        A row depends on nothing but itself, rounding aside, so halves give what the whole would; in 16 bits only nearly
-        (docs/protocol.md). PrunusError where the memory is too small for a single chain.
+        Apart from rounding, rows do not depend on each other, so halves give the same result; in 16 bits only nearly
+        (docs/protocol.md). Raises PrunusError where the memory is too small for a single chain.
         """
         if not requests:
             return []
@@ -180,7 +180,7 @@ class HFBackend(Backend):
             logits_RV = cache.step([row.fed for row in rows])
 
     def _pick(self, logits_RV: Tensor, rows: list[Row], bans: Bans, sampling: Sampling) -> list[list[float]]:
-        """For each row the id sampled, its log-probability and its self-certainty; in one copy from the device."""
+        """Return each row's sampled id, log-probability and self-certainty, in one copy from the device."""
         allowed_RV = bans.applied(logits_RV, [row.request for row in rows], [len(row.ids) for row in rows])
         uniform_R = None
         if sampling.temperature > 0:

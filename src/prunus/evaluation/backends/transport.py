@@ -1,4 +1,4 @@
-"""Requests to a server: tried again where that may help, and one line that says why where it does not."""
+"""HTTP requests to a server, with retries for temporary failures and a one-line error for others."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from prunus.errors import PrunusError
 TRIES = 6
 BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 CONNECT_SECONDS = 10.0
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth another try
+PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth a retry
 KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
 STAYS = "what is stored stays, the same command goes on"
 _T = TypeVar("_T")
 
 
 def new_client(engine: EngineOptions) -> httpx.AsyncClient:
-    """With the key from the environment, so many connections at once, and patience."""
+    """Return a client with the API key of the environment and the options' concurrency and timeout."""
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
     limits = httpx.Limits(max_connections=engine.concurrency)
     timeout = httpx.Timeout(engine.timeout, connect=CONNECT_SECONDS, pool=None)
@@ -33,7 +33,7 @@ def new_client(engine: EngineOptions) -> httpx.AsyncClient:
 async def reply_of(
     client: httpx.AsyncClient, url: str, method: str, address: str, payload: Any = None, tries: int = TRIES
 ) -> Any:
-    """What the server replies, as data. Tried again where that may help; PrunusError, which names url, in the end."""
+    """Return the server's reply as data, with retries for temporary failures; PrunusError names the url."""
     problem = ""
     for attempt in range(1, tries + 1):
         wait = pause(attempt)
@@ -60,7 +60,7 @@ async def reply_of(
 
 
 def refusal(url: str, status: int, problem: str) -> str:
-    """One line for an answer that no other try would change."""
+    """Return one line for a reply that a retry would not change."""
     if status in (401, 403):
         return f"{url} wants another key ({status}): set {KEYS[0]} (or {KEYS[1]})"
     if status == httpx.codes.NOT_FOUND:
@@ -69,7 +69,7 @@ def refusal(url: str, status: int, problem: str) -> str:
 
 
 def first_words(response: httpx.Response) -> str:
-    """The server's own explanation, in one line."""
+    """Return the server's own explanation, in one line."""
     try:
         data = response.json()
         error = data.get("error", data)
@@ -81,12 +81,12 @@ def first_words(response: httpx.Response) -> str:
 
 
 def pause(attempt: int) -> float:
-    """Seconds before the next try: twice as long each time, and not all requests at once."""
+    """Return the seconds before the next try: doubled each time, with jitter."""
     return min(LONGEST_WAIT_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
 
 
 def seconds_to_wait(response: httpx.Response) -> float:
-    """What the server asks for in Retry-After, within reason."""
+    """Return the seconds that the server requests in Retry-After, within limits."""
     try:
         return min(LONGEST_WAIT_SECONDS, float(response.headers.get("Retry-After", "0")))
     except ValueError:  # a date
@@ -94,7 +94,7 @@ def seconds_to_wait(response: httpx.Response) -> float:
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of a coroutine, also from within a notebook, whose event loop is taken."""
+    """Return the result of a coroutine, also in a notebook, whose event loop is already running."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
