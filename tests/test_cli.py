@@ -27,9 +27,9 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "recipe", "more"),
     [
-        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats"}),
+        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats", "recover"}),
         ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
-        ("drop", DropRecipe, {"device", "dry_run", "overwrite"}),
+        ("drop", DropRecipe, {"device", "dry_run", "overwrite", "recover"}),
         ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
@@ -147,3 +147,26 @@ def test_methods_say_what_they_need(capsys):
 def test_import_is_light_and_results_need_no_torch():
     code = "import sys, prunus, prunus.results.store, prunus.reporting.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("words", [["prune", "--sparsity", "0.5"], ["drop", "--blocks", "1,"]])
+def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
+    command, *given = words
+    calls = []
+    monkeypatch.setattr(prunus, "prune_and_recover", lambda *a, **k: calls.append((a, k)) or {})
+    main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover"])
+    recipe = PruneRecipe(sparsity=0.5, samples=4) if command == "prune" else DropRecipe(blocks="1,", samples=4)
+    [((model, _, asked), _)] = calls
+    assert (model, asked) == ("tiny", recipe)
+    monkeypatch.undo()
+    main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover", "--dry-run"])
+    told = capsys.readouterr().err
+    assert f"would write: {tmp_path / 'out'}\n" in told and "then: recover, 4 epochs" in told
+    assert "recovery calibration: " in told and not list(tmp_path.iterdir())
+
+
+def test_recover_needs_tokens_and_zeros(tmp_path, capsys):
+    for given, words in [(["--stats", "x"], "--stats does not hold"), (["--sparsity", "0"], "nothing to recover")]:
+        with pytest.raises(SystemExit) as ended:
+            main(["prune", "tiny", str(tmp_path / "out"), "--recover", *given])
+        assert ended.value.code == 2 and words in capsys.readouterr().err

@@ -304,7 +304,7 @@ def test_one_command_gives_what_two_give_and_goes_on_where_it_stopped(tmp_path, 
     else:
         prunus.drop_blocks(dense, tmp_path / "pruned", recipe)
     prunus.recover(tmp_path / "pruned", tmp_path / "two", asked(rows))
-    monkeypatch.setattr("prunus.pruning.recover.recover", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("prunus.pruning.recover.recover_checkpoint", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prunus.prune_and_recover(dense, tmp_path / "one", recipe, asked(rows))
     assert not (tmp_path / "one").exists()

@@ -99,6 +99,13 @@ allocation_options = all_of(
 )
 
 
+recover_flag = click.option(
+    "--recover",
+    is_flag=True,
+    help="Then train what is kept on the same calibration, as `prunus recover` does with its defaults.",
+)
+
+
 @command("prune", "prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2")
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
@@ -124,6 +131,7 @@ allocation_options = all_of(
 @declared_options(PruneRecipe, declared(Method))
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
+@recover_flag
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
@@ -132,6 +140,7 @@ def prune_command(
     out: Path,
     offload: bool,
     stats: Path | None,
+    recover: bool,
     device: str,
     dry_run: bool,
     overwrite: bool,
@@ -144,20 +153,15 @@ def prune_command(
     if recipe["pattern"] is not None and is_given("sparsity"):
         raise PrunusError("--pattern and --sparsity both say how many weights go; give one of them")
     asked = PruneRecipe(**recipe)
+    where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
+    if recover and stats is not None:
+        raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
+    if recover:
+        show_summary(prunus.prune_and_recover(model, out, asked, **where))
+        return
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)
-    show_summary(
-        prunus.prune(
-            model,
-            out,
-            asked,
-            device=device,
-            offload=offload,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            stats=stats,
-        )
-    )
+    show_summary(prunus.prune(model, out, asked, stats=stats, **where))
 
 
 def is_given(name: str) -> bool:
@@ -216,14 +220,16 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 )
 @declared_options(DropRecipe, declared(DepthMethod))
 @calibration_options(DropRecipe)
+@recover_flag
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
-def drop_command(model: str, out: Path, device: str, dry_run: bool, overwrite: bool, **recipe: Any) -> None:
+def drop_command(
+    model: str, out: Path, recover: bool, device: str, dry_run: bool, overwrite: bool, **recipe: Any
+) -> None:
     """Remove decoder blocks of MODEL and write the result to the folder OUT."""
-    show_summary(
-        prunus.drop_blocks(model, out, DropRecipe(**recipe), device=device, overwrite=overwrite, dry_run=dry_run)
-    )
+    work = prunus.prune_and_recover if recover else prunus.drop_blocks
+    show_summary(work(model, out, DropRecipe(**recipe), device=device, overwrite=overwrite, dry_run=dry_run))
 
 
 @command("inspect", "prunus inspect tiny\nprunus inspect out/wanda-20")

@@ -79,12 +79,30 @@ def recover(
     residual streams on disk instead of in memory. dry_run: only say what would be done. Wrong input raises PrunusError
     and leaves nothing behind.
     """
+    return recover_checkpoint(
+        Checkpoint(resolve(pruned)), str(pruned), Path(out), recipe or RecoverRecipe(), dense=dense, device=device,
+        offload=offload, overwrite=overwrite, dry_run=dry_run,
+    )  # fmt: skip
+
+
+def recover_checkpoint(
+    source: Checkpoint,
+    name: str,
+    target: Path,
+    recipe: RecoverRecipe,
+    *,
+    dense: str | Path | None,
+    device: str,
+    offload: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """recover, of a checkpoint that is open and that the manifest calls by a name."""
     started = time.monotonic()
-    recipe = recipe or RecoverRecipe()
-    source, target = Checkpoint(resolve(pruned)), Path(out)
     check_target(source.folder, target, overwrite)
     twin = dense_twin(source, dense)
     check_trainable(source)
+    check_zeros(source)
     job = Recovery(source, twin, spans_of(source, twin), recipe, pick_device(device), offload)
     needed = disk_needed(source.nbytes) + (stream_bytes(job, recipe.samples * recipe.seqlen) if offload else 0)
     if dry_run:
@@ -101,7 +119,7 @@ def recover(
             "action": "recover",
             "recipe": recipe.to_json(),
             "versions": versions(),
-            "source": {"name": str(pruned), "checksum": checksums["source"]},
+            "source": {"name": name, "checksum": checksums["source"]},
             "dense": {"name": str(dense or twin.folder), "checksum": checksums["dense"]},
             "calibration": calibration.summary(),
             "blocks": records,
@@ -139,7 +157,11 @@ def prune_and_recover(
     goes on with either. pruning: what prune and drop_blocks take besides.
     """
     target, recovery = Path(out), recovery or recovery_like(recipe)
-    check_target(resolve(model), target, overwrite)
+    source = Checkpoint(resolve(model))
+    check_target(source.folder, target, overwrite)
+    check_trainable(source)
+    if isinstance(recipe, PruneRecipe) and recipe.sparsity == 0:
+        raise PrunusError("a sparsity of 0 leaves nothing to recover")
     between = target.absolute().with_name(f"{target.name}.pruned")
     if dry_run or not is_made(between, model, recipe):
         settings = pruning | {"device": device, "overwrite": overwrite, "dry_run": dry_run}
@@ -148,10 +170,24 @@ def prune_and_recover(
         else:
             told = drop_blocks(model, between, recipe, **settings)
         if dry_run:
-            return told | {"would_write": str(target), "then": f"recover, in {recovery.epochs} epochs"}
-    summary = recover(between, target, recovery, dense=model, device=device, offload=offload, overwrite=overwrite)
+            return told | {"would_write": str(target)} | recovery_ahead(recovery, source, told["warnings"])
+    summary = recover_checkpoint(
+        Checkpoint(between), between.name, target, recovery, dense=model, device=device, offload=offload,
+        overwrite=overwrite, dry_run=False,
+    )  # fmt: skip
     shutil.rmtree(between)
     return summary
+
+
+def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint, warnings: Sequence[str]) -> dict[str, Any]:
+    """What a dry run tells of a recovery of what is not pruned yet; warnings: of the pruning, which come first."""
+    calibration, found = describe_calibration(recipe, dense)
+    return {
+        "then": f"recover, {recipe.epochs} epochs at a rate of {recipe.rate:g}",
+        "recovery_calibration": calibration,
+        "recovery_memory": show_bytes(TRAINING_BYTES * largest_block(dense)),
+        "warnings": list(dict.fromkeys([*warnings, *found])),
+    }
 
 
 def recovery_like(recipe: PruneRecipe | DropRecipe) -> RecoverRecipe:
@@ -261,21 +297,30 @@ def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
 
 
 def check_trainable(source: Checkpoint) -> None:
-    """Raise PrunusError where there is nothing to recover, or no gradient can be taken of single blocks."""
+    """Raise PrunusError where no gradient can be taken of single blocks, or memory is too small for one."""
     if source.names.is_shared or source.architecture.carried or any(map(is_stateful, source.architecture.probe.calls)):
         raise PrunusError(
             f"{source.folder} ({source.config.model_type}) cannot be recovered block by block: its blocks share "
             "weights or hand on more than hidden states"
         )
+    needed = TRAINING_BYTES * largest_block(source)
+    if needed > (free := free_memory()):
+        raise PrunusError(
+            f"training the largest block of {source.folder} takes {show_bytes(needed)} of memory, "
+            f"and {show_bytes(free)} are free"
+        )
+
+
+def largest_block(source: Checkpoint) -> int:
+    """Elements of the tensors of the largest block."""
+    return max(sum(s.elements for s in source.block_tensors(index).values()) for index in range(source.blocks))
+
+
+def check_zeros(source: Checkpoint) -> None:
+    """Raise PrunusError where nothing was pruned."""
     dropped = any(step["action"] == "drop" for step in source.manifest.get("history", []))
     if not dropped and not any(has_zeros(source, index) for index in range(source.blocks)):
         raise PrunusError(f"{source.folder} has no zeros and lacks no block: there is nothing to recover")
-    largest = max(sum(s.elements for s in source.block_tensors(index).values()) for index in range(source.blocks))
-    if TRAINING_BYTES * largest > (free := free_memory()):
-        raise PrunusError(
-            f"training the largest block of {source.folder} takes {show_bytes(TRAINING_BYTES * largest)} of memory, "
-            f"and {show_bytes(free)} are free"
-        )
 
 
 def has_zeros(source: Checkpoint, index: int) -> bool:
