@@ -1,6 +1,7 @@
 """prunus study --ray: the rows of a run on this machine, whatever becomes of the workers. A cluster on loopback."""
 
 import os
+import pickle
 import signal
 import socket
 from collections.abc import Iterator
@@ -18,19 +19,23 @@ from ray_nodes import everything, two_nodes
 from small_study import write_study
 
 import prunus
+from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
 from prunus.study import pages
-from prunus.study.cells import Variant
+from prunus.study.cells import Variant, open_model
+from prunus.study.file import read_study
 from prunus.study.ray import cluster as ray_cluster
 from prunus.study.ray import driver as ray_driver
 from prunus.study.ray import transfer
+from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.driver import Driver
 from prunus.study.ray.jobs import Job, WorkerHandle, next_job
-from prunus.study.ray.worker import VariantFiles
+from prunus.study.ray.worker import ModelRef, VariantFiles, Worker
+from prunus.study.variants import make_variant
 
 RECIPES = """\
 [[prune]]
@@ -131,6 +136,22 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_worker_makes_a_recovered_variant_as_this_machine_does(tmp_path, monkeypatch):
+    """The variant travels by pickle, and its files do not depend on where they are made."""
+    study = read_study(write_study(tmp_path, "[[prune]]\nrecover = {epochs = 1, step_tokens = 16}\n"))
+    model = open_model(study, study.models[0], resolve(study.models[0]))
+    variant = model.variants[1]
+    make_variant(model, variant, tmp_path / "here", "cpu", keep=False)
+    monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
+    ref = ModelRef(model.name, model.checkpoint.checksum(), [cell.work for cell in model.cells[:1]])
+    sent_study, sent_variant = pickle.loads(pickle.dumps((study, variant)))  # noqa: S301  of our own making
+    worker = Worker(str(tmp_path), sent_study, "cpu")
+    made = worker.make((ref, model.name), sent_variant, keep=False)
+    assert set(made.variant) == {f"{variant.key}.vectors.safetensors", f"{variant.key}.safetensors"}
+    assert files(worker.folder / "variants") == files(tmp_path / "here" / "variants")
+    worker.scratch.cleanup()
 
 
 def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):

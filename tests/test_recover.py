@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import signal
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from prunus.pruning.recovery import fit as fitting
 from prunus.pruning.recovery.fit import Example, fit, relative_error, share_of_rate, trainable
 from prunus.pruning.recovery.streams import pad, split
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+from prunus.results.labels import step_label
 
 LENGTH, SEQUENCES = 24, 16
 
@@ -327,6 +329,29 @@ def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
     assert RecoverRecipe.from_json(second["recipe"]) == asked(rows)
     assert second["calibration"]["tokens"] == SEQUENCES * LENGTH
     assert [block["steps"] for block in second["blocks"]] == [2 * 14] * 3
+    assert second["cost"] == {"tokens": 3 * 2 * 14 * LENGTH, "steps": 3 * 2 * 14}
+    shown = prunus.inspect(tmp_path / "out")["history"][1]
+    assert shown["action"] == "recover" and shown["trained_tokens"] == second["cost"]["tokens"]
+    assert RecoverRecipe.from_json(shown["recipe"]) == asked(rows)
+    assert step_label(second) == "recovered"
+
+
+def test_errors_and_time_left_are_told_without_a_terminal(tmp_path, dense, rows, monkeypatch, capsys):
+    pruned = pruned_from(dense, rows)
+    monkeypatch.setattr("prunus.progress.LOG_EVERY_SECONDS", 0.0)
+    summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("recovering")]
+    assert len(told) == len(summary["errors"]) == 3
+    for number, (line, (before, after)) in enumerate(zip(told, summary["errors"], strict=True), 1):
+        assert re.match(rf"recovering: {number}/3 blocks, about \d+ s left error ", line), line
+        assert line.endswith(f"error {before:.3g} -> {after:.3g}")
+
+
+def test_a_packed_folder_is_refused_with_the_way(tmp_path, dense, rows):
+    prunus.pack(pruned_from(dense, rows), tmp_path / "packed")
+    with pytest.raises(PrunusError, match=r"is a packed checkpoint; run `prunus unpack .* OUT` and use OUT"):
+        prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_wrong_input_is_one_line(tmp_path, dense, rows):

@@ -34,7 +34,7 @@ from prunus.study.cells import open_model
 from prunus.study.engine import swapped
 from prunus.study.file import read_study
 from prunus.study.places import Places
-from prunus.study.variants import make_variant
+from prunus.study.variants import make_variant, vectors_file, weights_file
 
 
 def results(store: Path) -> dict[str, list]:
@@ -163,6 +163,40 @@ def test_weights_go_in_and_out_bit_by_bit(tmp_path, family, dtype, settings):
     with pytest.raises(KeyboardInterrupt), swapped(loaded, model.checkpoint, tmp_path / "out", model.variants[1]):
         raise KeyboardInterrupt
     assert sums(loaded) == before
+
+
+RECOVERED = """\
+[[prune]]
+method = "wanda"
+recover = [false, {epochs = 1, step_tokens = 16}]
+[[drop]]
+blocks = "1,"
+recover = {epochs = 1, step_tokens = 16}
+"""
+
+
+def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_model(tmp_path):
+    """In a study, as by prune_and_recover; norms and biases too; with a block dropped before the last step."""
+    file = write_study(tmp_path, RECOVERED)
+    sizes = {v["variant"]: v["bytes"] for v in prunus.plan_study(file, out=tmp_path / "out", measure=False)["variants"]}
+    done = prunus.run_study(file, out=tmp_path / "out")
+    page = Path(done["report"]).read_text()
+    assert "Wanda 50\xa0% + recovered" in page and "block 1 removed + recovered" in page
+    assert "recover: calibration" in page and "epochs 1" in page and "tokens, repeats counted" in page
+    study = read_study(file)
+    model = open_model(study, study.models[0], resolve(study.models[0]))
+    assert [v.name for v in model.variants] == ["dense", "wanda-50", "wanda-50-recovered", "without-1-recovered"]
+    loaded = load_model(model.checkpoint.folder, "cpu")
+    before = sums(loaded)
+    for variant in model.variants[2:]:
+        assert variant.recipe is not None
+        prunus.prune_and_recover(model.name, tmp_path / variant.name, variant.recipe, variant.recover)
+        alone = sums(load_model(tmp_path / variant.name, "cpu"))
+        with swapped(loaded, model.checkpoint, tmp_path / "out", variant):
+            assert sums(loaded) == alone
+        assert sums(loaded) == before
+        weights, vectors = weights_file(tmp_path / "out", variant), vectors_file(tmp_path / "out", variant)
+        assert weights.stat().st_size + vectors.stat().st_size <= sizes[variant.name] + 60_000
 
 
 def test_a_second_run_loads_no_model(finished, monkeypatch, batches):

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.study.cells import variant_names
 from prunus.study.file import read_study
 
 GOOD = """\
@@ -48,6 +49,31 @@ def test_lists_make_a_grid(tmp_path):
         DropRecipe(blocks="2,3"),
     ]
     assert isinstance(found[0], PruneRecipe) and isinstance(found[0].sparsity, float), "0 and 0.0 are one cell"
+
+
+def test_recover_is_an_axis_and_calibrates_as_its_table(tmp_path):
+    (tmp_path / "t.jsonl").write_text("")
+    entries = study(
+        tmp_path,
+        GOOD + "[calibration]\nsamples = 16\nseed = 3\n"
+        '[[prune]]\nsparsity = [0.2, 0.5]\nrecover = [false, true, {epochs = 2, calibration = "traces:t.jsonl"}]\n'
+        "[[drop]]\ncalibration_tokens = 99\nrecover = {samples = 8}\n[[drop]]\nrecover = false\nblocks = 2\n",
+    ).entries
+    alike = RecoverRecipe(samples=16, seed=3)
+    own = RecoverRecipe(samples=16, seed=3, epochs=2, calibration=f"traces:{tmp_path / 't.jsonl'}")
+    drop = DropRecipe(samples=16, seed=3, calibration_tokens=99)
+    assert [(entry.recipe, entry.recover) for entry in entries] == [
+        *(
+            (PruneRecipe(sparsity=s, samples=16, seed=3), recovery)
+            for s in (0.2, 0.5)
+            for recovery in (None, alike, own)
+        ),
+        (drop, RecoverRecipe(samples=8, seed=3)),
+        (DropRecipe(samples=16, seed=3, blocks="2"), None),
+    ]
+    names = ["wanda-20", "wanda-20-recovered", "wanda-50", "wanda-50-recovered", "shortgpt-1-recovered", "shortgpt-2"]
+    assert variant_names([entry for entry in entries if entry.recover is not own and entry.recover != own]) == names
+    assert len(set(variant_names(entries))) == len(entries)
 
 
 def test_a_value_of_eval_that_is_a_list_makes_plans(tmp_path):
@@ -104,6 +130,13 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
             r"spread belongs to allocation owl.*\(in the combination allocation uniform, spread 0.1\)",
         ),
         (GOOD + "mode = 'loose'", 2, r"mode 'loose' is not known; choose one of strict, legacy$"),
+        (GOOD + "[[prune]]\nrecover = 1", 6, "'recover' must be true, false or a table, not 1"),
+        (GOOD + "[[prune]]\nrecover = []", 6, "'recover' is an empty list"),
+        (GOOD + "[[prune]]\nrecover = {epoch = 2}", 6, "unknown key 'epoch' of recover; did you mean 'epochs'"),
+        (GOOD + "[[prune]]\nrecover = {epochs = 0.5}", 6, "'epochs' must be a whole number, not 0.5"),
+        (GOOD + "[[drop]]\nrecover = [true, {rate = 2}]", 6, r"recover: rate must lie in \(0, 1\), not 2"),
+        (GOOD + "[[prune]]\nepochs = 2", 6, r"'epochs' in \[\[prune\]\]; it belongs under recover = \{"),
+        (GOOD + "[[prune]]\nrecover = [true, true]", 5, "a recipe is there twice"),
         (GOOD + "[[drop]]\nblocks = 0", 5, "blocks must be at least 1"),
         (GOOD + "[[prune]]\nsparsity = [0.5, 0.2, 0.5]", 5, "a recipe is there twice"),
         (GOOD + "[prune]\nsparsity = 0.5", 5, r"write \[\[prune\]\] with double brackets"),

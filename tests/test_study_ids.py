@@ -53,6 +53,25 @@ def test_cells_keep_their_ids(name, tmp_path, monkeypatch):
     assert ids(file) == json.loads((DATA / "ids.json").read_text())[name]
 
 
+def test_a_recovery_is_part_of_the_id_by_what_has_an_effect(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = '{"text": "text of a file"}\n'
+    for name, content in (("a", text), ("b", text), ("c", text * 2)):
+        Path(f"{name}.jsonl").write_text(content)
+
+    def key(recover: str) -> str:
+        file = Path("study.toml")
+        table = f'[[prune]]\nsparsity = 0.5\ncalibration = "a.jsonl"\nrecover = {recover}\n'
+        file.write_text('models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbudgets = [16]\n' + table)
+        return open_model(read_study(file), "tiny", resolve("tiny")).variants[1].key
+
+    usual = key("true")
+    assert usual == key("{}") == key('{calibration = "b.jsonl"}') == key("{rate = 0.01}")
+    others = ["false", "{epochs = 2}", "{seed = 1}", '{calibration = "c.jsonl"}', "{samples = 3}", "{norms = false}"]
+    assert len({usual, *map(key, others)}) == 1 + len(others)
+    assert key("{calibration_tokens = 50}") == key("{calibration_tokens = 50, samples = 3}")
+
+
 def test_a_study_that_an_earlier_version_began_goes_on(tmp_path, monkeypatch):
     """Its folder (by the code at 97f2ae7) has all of dense, a batch of one variant, and a second variant's file."""
     monkeypatch.setattr(pages, "compare", partial(comparison.compare, resamples=100))

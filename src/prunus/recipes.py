@@ -381,6 +381,15 @@ class RecoverRecipe(Recipe):
             raise PrunusError(f"rate must lie in (0, 1), not {self.rate}; it is a share of each tensor's size")
         check_token_weights(self.prompt_weight, self.chain_weight)
 
+    @classmethod
+    def like(cls, recipe: PruneRecipe | DropRecipe, **changes: Any) -> Self:
+        """The usual recovery on the calibration of a recipe, but for changes."""
+        alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", "prompt_weight", "chain_weight")
+        values = {name: getattr(recipe, name) for name in alike if hasattr(recipe, name)}
+        if "samples" in changes:
+            values["calibration_tokens"] = None  # which would be used instead of them
+        return cls(**values | changes)
+
     @property
     def weighted(self) -> bool:
         """Whether tokens of prompt and chain count differently."""

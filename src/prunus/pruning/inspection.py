@@ -19,7 +19,7 @@ from prunus.pruning.capabilities import describe_blocks, describe_model, describ
 from prunus.pruning.depth.verification import Droppable, try_drops
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.scope import why_unprunable
-from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 
 # (N, M): at most N weights that are not zero in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
@@ -163,13 +163,16 @@ def share(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
     """One step of the manifest, in short."""
-    defaults = (PruneRecipe() if step["action"] == "prune" else DropRecipe()).to_json()
+    usual = {"prune": PruneRecipe, "recover": RecoverRecipe}.get(step["action"], DropRecipe)
+    defaults = usual().to_json()
     shown = {"method", "sparsity", "blocks"}  # even where they are today's defaults
     recipe = {key: value for key, value in step["recipe"].items() if key in shown or value != defaults.get(key)}
+    cost = {"trained_tokens": step["cost"]["tokens"]} if step["action"] == "recover" else {}
     return {
         "action": step["action"],
         "recipe": recipe,
         "blocks_removed": step.get("blocks_removed", []),
         "source": step["source"]["name"],
         "warnings": step["warnings"],
+        **cost,
     }

@@ -115,6 +115,7 @@ def recover_checkpoint(
             recover_blocks(job, partial, calibration)
         records = [partial.records[index] for index in range(source.blocks)]
         warnings = [*calibration.warnings, *warnings_of(records)]
+        cost = {name: sum(record[name] for record in records) for name in ("tokens", "steps")}
         step = {
             "action": "recover",
             "recipe": recipe.to_json(),
@@ -123,6 +124,7 @@ def recover_checkpoint(
             "dense": {"name": str(dense or twin.folder), "checksum": checksums["dense"]},
             "calibration": calibration.summary(),
             "blocks": records,
+            "cost": cost,
             "warnings": warnings,
         }
         partial.finish(None, step)
@@ -131,6 +133,7 @@ def recover_checkpoint(
         "blocks": source.blocks,
         "recovered": sum(record["trained"] for record in records),
         "tokens": calibration.tokens,
+        "trained_tokens": cost["tokens"],
         "error_before": sum(record["before"] for record in records) / len(records),
         "error_after": sum(record["after"] for record in records) / len(records),
         "seconds": time.monotonic() - started,
@@ -156,7 +159,7 @@ def prune_and_recover(
     recovery: None calibrates as recipe does. The pruned model lies in out.pruned until it is recovered; the same call
     goes on with either. pruning: what prune and drop_blocks take besides.
     """
-    target, recovery = Path(out), recovery or recovery_like(recipe)
+    target, recovery = Path(out), recovery or RecoverRecipe.like(recipe)
     source = Checkpoint(resolve(model))
     check_target(source.folder, target, overwrite)
     check_trainable(source)
@@ -188,12 +191,6 @@ def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint, warnings: Sequence[
         "recovery_memory": show_bytes(TRAINING_BYTES * largest_block(dense)),
         "warnings": list(dict.fromkeys([*warnings, *found])),
     }
-
-
-def recovery_like(recipe: PruneRecipe | DropRecipe) -> RecoverRecipe:
-    """The usual recovery, on the calibration of a recipe."""
-    alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
-    return RecoverRecipe(**{name: getattr(recipe, name) for name in alike})
 
 
 def is_made(folder: Path, model: str | Path, recipe: PruneRecipe | DropRecipe) -> bool:
@@ -228,6 +225,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             tensors = source.read_block(index)
             block = ours.make_block(index, tensors)
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+            del tensors  # the block has them in float32
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
             examples = streams.examples(block)
             fitted = fit(

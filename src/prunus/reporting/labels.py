@@ -4,14 +4,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.labels import history, method_name, recipe_of, unique_labels
 from prunus.results.store import Run
 
 HUES = 6
 FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # shown first
 ALWAYS = {*FIRST, "calibration", "samples", "seqlen", "seed"}  # shown even with default values
-PRUNE_USUAL, DROP_USUAL = ({field.name: field.default for field in fields(one)} for one in (PruneRecipe, DropRecipe))
+PRUNE_USUAL, DROP_USUAL, RECOVER_USUAL = (
+    {field.name: field.default for field in fields(one)} for one in (PruneRecipe, DropRecipe, RecoverRecipe)
+)
+USUAL = {"drop": DROP_USUAL, "recover": RECOVER_USUAL}  # by action; all others: PRUNE_USUAL
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def recipe_text(run: Run) -> str:
     """The recipe of each step without default values: `prune: method wanda, sparsity 0.5, ...`."""
     steps = []
     for step in history(run):
-        usual = DROP_USUAL if step.get("action") == "drop" else PRUNE_USUAL
+        usual = USUAL.get(str(step.get("action")), PRUNE_USUAL)
         recipe = {
             key: value
             for key, value in recipe_of(step).items()
@@ -50,7 +53,10 @@ def recipe_text(run: Run) -> str:
         values = ", ".join(f"{key} {recipe[key]}" for key in keys)
         gone = step.get("blocks_removed")
         removed = f"; removed blocks {', '.join(map(str, gone))}" if isinstance(gone, list) and gone else ""
-        steps.append(f"{step.get('action')}: {values}{removed}")
+        cost = step.get("cost")
+        trained = cost.get("tokens") if isinstance(cost, dict) else None
+        passes = f"; trained on {trained:,} tokens, repeats counted" if isinstance(trained, int) else ""
+        steps.append(f"{step.get('action')}: {values}{removed}{passes}")
     return " · then ".join(steps) or "nothing"
 
 

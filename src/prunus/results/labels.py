@@ -63,10 +63,12 @@ def method_name(step: dict[str, Any]) -> str:
 
 
 def step_label(step: dict[str, Any]) -> str:
-    """`Wanda 50 %`, `Magnitude MLP OWL 20 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `packed`, `fp8`."""
+    """`Wanda 50 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `recovered`, `packed`, `fp8`."""
     recipe = recipe_of(step)
     if step.get("action") == "pack":
         return "packed"
+    if step.get("action") == "recover":
+        return "recovered"
     if step.get("action") == "dequantize":
         return "dequantised"
     if step.get("action") == "quantise":

@@ -17,7 +17,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.pruning.calibration.data import HUB_NAMES, TRACES, calibration_name
 from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.unused_settings import unused_settings
-from prunus.recipes import OWN_GROUP, DropRecipe, EvalPlan, PruneRecipe, content_hash
+from prunus.recipes import OWN_GROUP, DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, content_hash
 from prunus.study.file import Entry, Recipe, Study
 
 if TYPE_CHECKING:
@@ -30,13 +30,15 @@ DENSE = "dense"
 class Variant:
     """A model with a recipe applied to it; without a recipe the model as it is.
 
-    key: 12 hex digits of source and recipe. line: of the study's file.
+    key: 12 hex digits of source, recipe and recovery. line: of the study's file. recover: how what the recipe gives is
+    recovered, None: it is not.
     """
 
     name: str
     recipe: Recipe | None
     key: str
     line: int | None = None
+    recover: RecoverRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -127,31 +129,36 @@ def of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
 
 def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
     """Dense, then one a recipe; PrunusError where two recipes of the study come to the same."""
-    names = variant_names([entry.recipe for entry in study.entries])
+    names = variant_names(study.entries)
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
     source = checkpoint.checksum()
     found: dict[str, tuple[Variant, Entry]] = {}
     for name, entry in zip(names, study.entries, strict=True):
         try:
-            key = content_hash({"source": source, "recipe": effective(entry.recipe, checkpoint)})
+            content = {"source": source, "recipe": effective(entry.recipe, checkpoint)}
+            if entry.recover is not None:
+                content["recover"] = effective_recovery(entry.recover, checkpoint)
         except PrunusError as error:
             study.fail(entry.line, f"{name}: {error}")
+        key = content_hash(content)
         if key in found:
-            study.fail(entry.line, twice(found[key][1].recipe, entry.recipe))
-        found[key] = Variant(name, entry.recipe, key, entry.line), entry
+            study.fail(entry.line, twice(found[key][1], entry))
+        found[key] = Variant(name, entry.recipe, key, entry.line, entry.recover), entry
     return [Variant(DENSE, None, content_hash({"source": source})), *(variant for variant, _ in found.values())]
 
 
-def twice(first: Recipe, second: Recipe) -> str:
+def twice(first: Entry, second: Entry) -> str:
     """Why two recipes are one."""
-    one, other = first.to_json(), second.to_json()
+    one, other = settings_of(first), settings_of(second)
     differing = [key for key in one | other if one.get(key) != other.get(key)]
-    name = base_name(first)
+    name = entry_name(first)
     if not differing:
         return f"{name} is there twice"
     what = ", ".join(differing)
-    return f"{name} is there twice: {what} {'has' if len(differing) == 1 else 'have'} no effect on {first.method}"
+    return (
+        f"{name} is there twice: {what} {'has' if len(differing) == 1 else 'have'} no effect on {first.recipe.method}"
+    )
 
 
 def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -170,6 +177,15 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
     if isinstance(recipe, PruneRecipe):
         return kept | revisions(recipe) | {"action": "prune"}
     return kept | {"action": "drop"}
+
+
+def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The same of a recovery."""
+    unused = set() if recipe.calibration_tokens is None else {"samples"}
+    if not recipe.weighted:
+        unused |= {"prompt_weight", "chain_weight"}
+    kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+    return kept | {"calibration": content_of(calibration_name(recipe, checkpoint))}
 
 
 def content_of(calibration: str) -> str:
@@ -208,11 +224,28 @@ def base_name(recipe: Recipe) -> str:
     return "-".join([recipe.method, *words, amount])
 
 
-def variant_names(recipes: Sequence[Recipe]) -> list[str]:
+def entry_name(entry: Entry) -> str:
+    """`wanda-owl-20`, or `wanda-owl-20-recovered`."""
+    return base_name(entry.recipe) + ("" if entry.recover is None else "-recovered")
+
+
+def settings_of(entry: Entry) -> dict[str, Any]:
+    """The settings of a recipe, and of its recovery what is not the recipe's."""
+    settings = entry.recipe.to_json()
+    recovery = {} if entry.recover is None else entry.recover.to_json()
+    for name, value in recovery.items():
+        if name not in settings:
+            settings[name] = value
+        elif settings[name] != value:
+            settings[f"recover-{name}"] = value
+    return settings
+
+
+def variant_names(entries: Sequence[Entry]) -> list[str]:
     """A short name for each recipe, no two alike: where the short ones are, with what sets the recipes apart."""
-    names = [base_name(recipe) for recipe in recipes]
+    names = [entry_name(entry) for entry in entries]
     for name in {name for name in names if names.count(name) > 1}:
-        alike = {index: recipes[index].to_json() for index, other in enumerate(names) if other == name}
+        alike = {index: settings_of(entries[index]) for index, other in enumerate(names) if other == name}
         for index in alike:
             names[index] = "-".join([name, *apart_words(alike[index], list(alike.values()))])
     return names

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, get_origin
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.study.toml_lines import Lines, suggestion
 
 Recipe = PruneRecipe | DropRecipe
@@ -21,6 +21,7 @@ RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe]] = {"prune": PruneRec
 # What [calibration] may say for all tables; one of [[prune]] or [[drop]] may still say otherwise.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 SWITCHES = ("keep_checkpoints", "measure_seconds")
+RECOVER = "recover"  # of [[prune]] and [[drop]]: true, false or a table of settings
 TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", "prune", "drop", "report")
 REPORT = ("base", "margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
@@ -34,16 +35,18 @@ _TABLES = {
 }
 _TABLES |= {kind: f"[[{kind}]]" for kind in RECIPES}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
-_KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
+_KEYS |= {f"[[{kind}]]": [*(field.name for field in fields(cls)), RECOVER] for kind, cls in RECIPES.items()}
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
+_KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One recipe of the file, and the line of the table that it comes from."""
+    """One recipe of the file, and the line of the table that it comes from. recover: how to recover what it gives."""
 
     recipe: Recipe
     line: int | None
+    recover: RecoverRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -179,23 +182,57 @@ class _Reader:
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets: there may be several")
         cls = RECIPES[kind]
         for number, table in enumerate(tables):
-            self.check_keys(kind, number, table, [field.name for field in fields(cls)])
+            self.check_keys(kind, number, table, _KEYS[_TABLES[kind]])
+            recoveries = self.recoveries(kind, number, table.get(RECOVER, False))
+            table = {key: value for key, value in table.items() if key != RECOVER}
             for values in self.grid(kind, number, dict(shared) | _with_texts(kind, table), cls):
                 if "calibration" in values:
                     values["calibration"] = self.near_calibration(values["calibration"])
                 if "scores" in values:
                     values["scores"] = self.near(values["scores"])
-                yield Entry(self.make(kind, number, cls, values), self.lines.of(kind, "", number))
+                recipe, line = self.make(kind, number, cls, values), self.lines.of(kind, "", number)
+                for settings in recoveries:
+                    yield Entry(recipe, line, self.recovery(kind, number, recipe, settings))
+
+    def recoveries(self, kind: str, number: int, value: Any) -> list[dict[str, Any] | None]:
+        """The settings of each recovery that a table asks for, None for none: a list is an axis of the grid."""
+        wishes = value if isinstance(value, list) else [value]
+        if not wishes:
+            self.fail(kind, RECOVER, number, f"'{RECOVER}' is an empty list; leave it out or give a value")
+        hints = hints_of(RecoverRecipe)
+        for wish in wishes:
+            if not isinstance(wish, bool | dict):
+                self.fail(kind, RECOVER, number, f"'{RECOVER}' must be true, false or a table, not {wish!r}")
+            for key, setting in wish.items() if isinstance(wish, dict) else ():
+                if key not in hints:
+                    self.fail(kind, RECOVER, number, f"unknown key '{key}' of {RECOVER}; {suggestion(key, hints, {})}")
+                self.check_type(kind, RECOVER, number, setting, hints[key], name=key)
+        return [wish if isinstance(wish, dict) else {} if wish else None for wish in wishes]
+
+    def recovery(
+        self, kind: str, number: int, recipe: Recipe, settings: Mapping[str, Any] | None
+    ) -> RecoverRecipe | None:
+        """The recovery with these settings, on the recipe's calibration unless they say otherwise; None for None."""
+        if settings is None:
+            return None
+        given = dict(settings)
+        if "calibration" in given:
+            given["calibration"] = self.near_calibration(given["calibration"])
+        try:
+            return RecoverRecipe.like(recipe, **given)
+        except PrunusError as error:
+            self.fail(kind, RECOVER, number, f"{RECOVER}: {error}")
 
     def check_twice(self, entries: Sequence[Entry]) -> None:
-        seen: dict[Recipe, int | None] = {}
+        seen: dict[tuple[Recipe, RecoverRecipe | None], int | None] = {}
         for entry in entries:
-            if entry.recipe in seen:
+            asked = entry.recipe, entry.recover
+            if asked in seen:
                 at = "" if entry.line is None else f", line {entry.line}"
-                first = seen[entry.recipe]
+                first = seen[asked]
                 where = "in this table" if first == entry.line else f"already in line {first}"
                 raise PrunusError(f"{self.path}{at}: a recipe is there twice ({where}): {entry.recipe.method}")
-            seen[entry.recipe] = entry.line
+            seen[asked] = entry.line
 
     def grid(self, table: str, number: int, values: Mapping[str, Any], cls: type) -> Iterator[dict[str, Any]]:
         """Every combination of the values that are given as lists."""
@@ -221,7 +258,7 @@ class _Reader:
 
     def is_axis(self, cls: type, key: str, value: Any) -> bool:
         """Whether a value is a list where the recipe has one value."""
-        return isinstance(value, list) and get_origin(hints_of(cls)[key]) is not tuple
+        return isinstance(value, list) and (key == RECOVER or get_origin(hints_of(cls)[key]) is not tuple)
 
     def raw(self, table: str, number: int) -> dict[str, Any]:
         found = self.data[table]
@@ -241,8 +278,8 @@ class _Reader:
                 elsewhere = {shown: keys for shown, keys in _KEYS.items() if shown != _TABLES[table]}
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
 
-    def check_type(self, table: str, key: str, number: int, value: Any, hint: Any) -> None:
-        if wrong := misfit(key, value, hint):
+    def check_type(self, table: str, key: str, number: int, value: Any, hint: Any, name: str | None = None) -> None:
+        if wrong := misfit(name or key, value, hint):
             self.fail(table, key, number, wrong)
 
     def fail(self, table: str, key: str, number: int, message: str) -> NoReturn:

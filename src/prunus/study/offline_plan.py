@@ -68,7 +68,7 @@ def local_folder(study: Study, model: str) -> Path | None:
 
 def plan_from_catalogue(study: Study, model: str) -> list[PlannedCell]:
     """The cells of a model where it or a problem set is not on this disk: counts are the catalogue's."""
-    names = [DENSE, *variant_names([entry.recipe for entry in study.entries])]
+    names = [DENSE, *variant_names(study.entries)]
     profile = PROFILES["s1"]  # all profiles but that of `tiny` have the same caps on answers
     lines = []
     for plan, word in zip(study.plans, plan_names(study.plans), strict=True):

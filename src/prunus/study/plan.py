@@ -17,9 +17,9 @@ from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import DropRecipe
 from prunus.results.store import Sample, Store
 from prunus.results.token_use import chains_of, sampled_tokens
-from prunus.study.cells import Cell, Model, check_apart, open_model, plan_names, variants_of
+from prunus.study.cells import Cell, Model, Variant, check_apart, open_model, plan_names, variants_of
 from prunus.study.engine import Engine
-from prunus.study.file import Recipe, Study, read_study
+from prunus.study.file import Study, read_study
 from prunus.study.offline_plan import PlannedCell, chain_tokens, local_folder, plan_from_catalogue, unread_tasks
 from prunus.study.places import Places
 from prunus.study.variants import check_variants, is_made
@@ -70,10 +70,12 @@ def plan_study(
         check_apart(study, opened)
         made = {v.name: is_made(places.folder, v) for v in model.variants[1:]}
         cells += lines_of(study, model, places)
-        sizes = {v.name: variant_bytes(model.checkpoint, v.recipe) for v in model.variants if v.recipe is not None}
+        sizes = {v.name: variant_bytes(model.checkpoint, v) for v in model.variants[1:]}
         variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
         if disk is not None:
             disk += disk_of(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
+            if any(v.recover is not None and not made[v.name] for v in model.variants[1:]):
+                disk += model.checkpoint.nbytes  # what is pruned stays until it is recovered
         unknown += could_not_be_made(study, model, places, device)
         if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
             speeds[name] = tokens_per_second(study, model, device)
@@ -152,8 +154,12 @@ def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
     return sum(sampled_tokens(chains)) / len(chains) if chains else None
 
 
-def variant_bytes(source: Checkpoint, recipe: Recipe) -> int:
-    """A variant's file at most: a bit a weight, and the weights left where the method changes them."""
+def variant_bytes(source: Checkpoint, variant: Variant) -> int:
+    """A variant's file at most: a bit a weight, and the weights left where method or recovery changes them."""
+    recipe = variant.recipe
+    assert recipe is not None
+    if variant.recover is not None:
+        return sum(recovered_bytes(source, index) for index in range(source.blocks))
     if isinstance(recipe, DropRecipe):
         blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
         return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
@@ -162,6 +168,15 @@ def variant_bytes(source: Checkpoint, recipe: Recipe) -> int:
     if not find_method(recipe).updates:
         kept = 0.0
     return sum(packed_nbytes(s, int(kept * s[0] * s[1]), source.dtype.itemsize) for s in shapes)
+
+
+def recovered_bytes(source: Checkpoint, index: int) -> int:
+    """What is stored of a block at most whose weights all changed: masks besides the tensors."""
+    tensors = source.block_tensors(index).values()
+    return sum(
+        packed_nbytes(tuple(s.shape), s.elements, source.dtype.itemsize) if len(s.shape) == 2 else s.nbytes
+        for s in tensors
+    )
 
 
 def disk_of(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:

@@ -22,9 +22,10 @@ from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.pruning.allocate import find_scores
-from prunus.pruning.calibration.data import HUB_NAMES
+from prunus.pruning.calibration.data import HUB_NAMES, calibration_name
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
+from prunus.pruning.recover import prune_and_recover
 from prunus.recipes import PruneRecipe
 from prunus.results.store import Run, Store
 from prunus.study.cells import Cell, Model, Variant, effective
@@ -123,11 +124,27 @@ def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[s
     recipe, target = variant.recipe, unfinished_folder(folder, variant)
     assert recipe is not None
     check_package(str(effective(recipe, model.checkpoint).get("calibration")))
+    if variant.recover is not None:
+        check_package(calibration_name(variant.recover, model.checkpoint))
+    if isinstance(recipe, PruneRecipe) and recipe.scores is not None:  # a dry run of `prune` does not open them
+        find_scores(model.checkpoint, recipe, torch.device("cpu"), None)
+    return apply(model, variant, target, device, dry_run=True)["warnings"]
+
+
+def apply(
+    model: Model, variant: Variant, target: Path, device: str, *, dry_run: bool = False, shared: Path | None = None
+) -> dict[str, Any]:
+    """Write the checkpoint of a variant to target; returns the summary. shared: where measurements are kept."""
+    recipe = variant.recipe
+    assert recipe is not None
+    where: dict[str, Any] = {"device": device, "overwrite": True, "dry_run": dry_run}
     if isinstance(recipe, PruneRecipe):
-        if recipe.scores is not None:  # a dry run of `prune` does not open them
-            find_scores(model.checkpoint, recipe, torch.device("cpu"), None)
-        return prune(model.name, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
-    return drop_blocks(model.name, target, recipe, device=device, overwrite=True, dry_run=True)["warnings"]
+        where["shared"] = shared
+    if variant.recover is not None:
+        return prune_and_recover(model.name, target, recipe, variant.recover, **where)
+    if isinstance(recipe, PruneRecipe):
+        return prune(model.name, target, recipe, **where)
+    return drop_blocks(model.name, target, recipe, **where)
 
 
 def check_package(calibration: str) -> None:
@@ -149,13 +166,9 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
     target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
     # A checkpoint that exists is complete. A kept one is made again: its name may have stood for another recipe.
     if keep or not (target / MANIFEST).exists():
-        if isinstance(recipe, PruneRecipe):
-            prune(model.name, target, recipe, device=device, overwrite=True, shared=folder / MAKING / MEASURED)
-        else:
-            drop_blocks(model.name, target, recipe, device=device, overwrite=True)
+        apply(model, variant, target, device, shared=folder / MAKING / MEASURED)
     made = Checkpoint(target)
-    removed = set(made.manifest["history"][-1].get("blocks_removed", []))
-    kept = [index for index in range(source.blocks) if index not in removed]
+    kept = blocks_left(source, made)
     info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
     changed = dict(changed_tensors(source, made, kept))
@@ -164,10 +177,21 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
         write_file(vectors_file(folder, variant), vectors)
     matrices = ((name, stored.read()) for name, stored in changed.items() if name not in vectors)
     about = {"variant": variant.name, "recipe": recipe.to_json(), "model": asdict(info)}
+    if variant.recover is not None:
+        about["recover"] = variant.recover.to_json()
     write_variant(weights_file(folder, variant), source, matrices, about)
     if not keep:
         shutil.rmtree(target)
     return info
+
+
+def blocks_left(source: Checkpoint, made: Checkpoint) -> list[int]:
+    """Indices of the source's blocks that a checkpoint made from it has, after all steps since."""
+    kept = list(range(source.blocks))
+    for step in made.manifest["history"][len(source.manifest.get("history", [])) :]:
+        removed = set(step.get("blocks_removed", []))
+        kept = [number for index, number in enumerate(kept) if index not in removed]
+    return kept
 
 
 def changed_tensors(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[tuple[str, Stored]]:

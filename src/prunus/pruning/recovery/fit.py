@@ -46,7 +46,8 @@ class Fit(NamedTuple):
     """The held-out error of a block before and after training, on the weights as they are stored, and the steps taken.
 
     An error is the mean over tokens of |output - target|^2 / |target|^2. trained: whether the new weights were taken;
-    if not, the block is as it was. finite: whether no error and no loss was NaN or infinite.
+    if not, the block is as it was. finite: whether no error and no loss was NaN or infinite. tokens: of all steps,
+    without padding.
     """
 
     before: float
@@ -54,6 +55,7 @@ class Fit(NamedTuple):
     steps: int
     trained: bool
     finite: bool = True
+    tokens: int = 0
 
 
 def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collection[str], norms: bool) -> list[Trained]:
@@ -93,6 +95,7 @@ def fit(
     start = snapshot(parameters)
     before = mean_error(held_out)
     best, best_state, step, steps = math.inf, start, 0, epochs * len(training)
+    counts, tokens = [int((example.weight_NT > 0).sum()) for example in training], 0
     finite = math.isfinite(before)
     optimizer = torch.optim.Adam(
         [{"params": [p.parameter.requires_grad_()], "rms": p.rms} for p in parameters],
@@ -106,7 +109,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rms"] * share_of_rate(step, steps)
             loss = take_step(optimizer, parameters, training[index])
-            finite, step = finite and math.isfinite(loss), step + 1
+            finite, step, tokens = finite and math.isfinite(loss), step + 1, tokens + counts[index]
         error = mean_error(held_out)
         finite = finite and math.isfinite(error)
         if not finite:
@@ -118,8 +121,8 @@ def fit(
     after = mean_error(held_out) if finite else before
     if not after < before:
         restore(parameters, start)
-        return Fit(before, before, step, trained=False, finite=finite)
-    return Fit(before, after, step, trained=True)
+        return Fit(before, before, step, trained=False, finite=finite, tokens=tokens)
+    return Fit(before, after, step, trained=True, tokens=tokens)
 
 
 def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Trained], example: Example) -> float:
