@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +78,16 @@ CASES = {
     "wanda, row budgets": Case(SMALL, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
     "wanda++": Case(SMALL, {"method": "wanda++", "repair_rounds": 1}, sequences=FEW),
 }
+
+
+STEP_TOKENS = 512
+TRAINED = sum(rows * columns for rows, columns in SMALL.linears)  # weights of a block
+
+
+def recovery_bound() -> int:
+    """The formula of docs/memory.md for recover, in bytes, for SMALL in bfloat16 and FEW sequences."""
+    streams = 2 * FULL * SMALL.width * FEW * LENGTH
+    return 21 * TRAINED + streams + STEP_TOKENS * (52 * SMALL.width + 24 * SMALL.feed)
 
 
 def packings(folder: Path) -> dict[str, Any]:
@@ -179,6 +190,31 @@ def run_all(folder: Path) -> None:
     run_packings(folder)
 
 
+def run_recovery(folder: Path) -> None:
+    """The same for recover: prints its growth."""
+    import prunus
+
+    torch.set_num_threads(1)
+    half = prunus.PruneRecipe(method="magnitude", sparsity=0.5)
+    prunus.prune(folder / str(SMALL.width), folder / "half of small", half)
+    prunus.prune("tiny", folder / "half of tiny", half)
+    warm, recipe = (
+        prunus.RecoverRecipe(
+            calibration=str(folder / f"{kind}.jsonl"), samples=n, epochs=epochs, step_tokens=STEP_TOKENS
+        )
+        for kind, n, epochs in (("warm", 2, 1), (SMALL.width, FEW, 2))
+    )
+    if child := os.fork():  # so that the peak is that of recover alone
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        return
+    prunus.recover(folder / "half of tiny", folder / "warm", warm)  # what is loaded when first used
+    before = resident("VmRSS")
+    prunus.recover(folder / "half of small", folder / "out", recipe)
+    print(json.dumps(["recover", resident("VmHWM") - before]), flush=True)
+    os._exit(0)
+
+
 def run_packings(folder: Path) -> None:
     """The same for every way to pack and unpack."""
     import prunus
@@ -213,13 +249,11 @@ def write_rows(path: Path, count: int, vocabulary: int) -> None:
     path.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
 
 
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory) -> dict[str, int]:
-    """Growth of every case."""
+def measured(folder: Path, shapes: Sequence[Shape], work: str) -> dict[str, int]:
+    """Growth of every case of a function of this file, on models of these shapes, in a process of its own."""
     from tiny_models import VOCABULARY, make_model
 
-    folder = tmp_path_factory.mktemp("memory")
-    for shape in (WIDE, NARROW, SMALL, SMALLEST):
+    for shape in shapes:
         make_model(
             folder / str(shape.width),
             "qwen3",
@@ -235,8 +269,23 @@ def grown(tmp_path_factory) -> dict[str, int]:
         write_rows(folder / f"{shape.width}.jsonl", SEQUENCES, shape.vocabulary)
     write_rows(folder / "warm.jsonl", 2, VOCABULARY)
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, folder], env=environment, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run([sys.executable, __file__, work, folder], env=environment, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory) -> dict[str, int]:
+    """Growth of every case of pruning and packing."""
+    return measured(tmp_path_factory.mktemp("memory"), (WIDE, NARROW, SMALL, SMALLEST), "run_all")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_recovery_holds_a_block_its_optimiser_and_two_streams(tmp_path):
+    grown = measured(tmp_path, [SMALL], "run_recovery")["recover"]
+    assert 19 * TRAINED < grown <= recovery_bound() + SLACK
+    assert SLACK < FULL * TRAINED, "one copy of a block more would be noticed"
 
 
 @pytest.mark.slow
@@ -271,4 +320,4 @@ def test_factor_is_right_and_made_in_the_memory_of_the_matrix():
 
 
 if __name__ == "__main__":
-    run_all(Path(sys.argv[1]))
+    {"run_all": run_all, "run_recovery": run_recovery}[sys.argv[1]](Path(sys.argv[2]))
