@@ -382,7 +382,7 @@ class RecoverRecipe(Recipe):
         check_token_weights(self.prompt_weight, self.chain_weight)
 
     @classmethod
-    def like(cls, recipe: PruneRecipe | DropRecipe, **changes: Any) -> Self:
+    def like(cls, recipe: Recipe, **changes: Any) -> Self:
         """The usual recovery on the calibration of a recipe, but for changes."""
         alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", "prompt_weight", "chain_weight")
         values = {name: getattr(recipe, name) for name in alike if hasattr(recipe, name)}
