@@ -2,8 +2,10 @@
 
 import json
 import weakref
+from importlib.metadata import version
 from typing import Any
 
+import models
 import pytest
 import torch
 from random_models import make_random_model
@@ -74,7 +76,12 @@ def quantised(tmp_path, request):
 
 
 def read_by_transformers(folder, asked):
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=asked, dtype=torch.bfloat16)
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, quantization_config=asked, dtype=torch.bfloat16)
+    except AttributeError:
+        if version("transformers") == models.read_data()["transformers"]:
+            raise
+        pytest.skip("this transformers (as 5.16 does) fails to read FP8 at all")
 
 
 def test_written_plain_the_numbers_are_those_of_transformers(tmp_path, quantised):

@@ -85,9 +85,9 @@ def on_the_whole_model(folder, source, rows, pruned, before=None):
         seen = {linear.name: [] for linear in source.linears(index)}
         handles = [
             layer.get_submodule(name).register_forward_pre_hook(
-                lambda _module, inputs, found=found: found.append(inputs[0].double().flatten(0, -2))
+                lambda _module, inputs, name=name, seen=seen: seen[name].append(inputs[0].double().flatten(0, -2))
             )
-            for name, found in seen.items()
+            for name in seen
         ]
         for row in rows:
             model(input_ids=torch.tensor([row]), use_cache=False)
