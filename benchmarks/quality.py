@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from docstrings import docstrings
@@ -34,7 +34,7 @@ from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.saved_statistics import FORMAT
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
-from prunus.recipes import AllocationName, MethodName, content_hash
+from prunus.recipes import AllocationName, DepthMethodName, MethodName, content_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, WORK = ROOT / ".cache/smollm2", ROOT / ".cache/benchmark/quality"
@@ -128,7 +128,7 @@ def method_cells() -> Iterator[Cell]:
     for method, about in METHODS.items():
         for column, setting in SETTINGS.items():
             for seed in range(1 if about.needs == "nothing" else SEEDS):
-                yield Cell("methods", method, column, seed, method_recipe(method, seed, setting))
+                yield Cell("methods", method, column, seed, method_recipe(cast(MethodName, method), seed, setting))
     updated: tuple[MethodName, ...] = ("magnitude", "wanda")
     for method in updated:
         for column in ("50 %", "60 %"):
@@ -156,9 +156,9 @@ def allocation_cells() -> Iterator[Cell]:
     """Yield cells of Wanda with every allocation, all from the same input norms of the dense model."""
     for allocation, about in ALLOCATIONS.items():
         for seed in range(SEEDS):
-            evidence = None if about.needs == "nothing" else evidence_recipe(allocation, seed)
+            evidence = None if about.needs == "nothing" else evidence_recipe(cast(AllocationName, allocation), seed)
             for column in ("20 %", "50 %", "70 %"):
-                recipe = dense_recipe(seed, int(column.split()[0]) / 100, allocation)
+                recipe = dense_recipe(seed, int(column.split()[0]) / 100, cast(AllocationName, allocation))
                 yield Cell("allocations", allocation, column, seed, recipe, "saved", evidence)
 
 
@@ -207,7 +207,7 @@ def depth_cells() -> Iterator[Cell]:
                 on = calibrated(seed) if about.needs_data else {}
                 if method == "sleb":
                     on |= {"samples": SLEB_SAMPLES, "seqlen": SLEB_SEQLEN, "calibration": str(sleb_text(seed))}
-                recipe = prunus.DropRecipe(method=method, match_sparsity=share, **on)
+                recipe = prunus.DropRecipe(method=cast(DepthMethodName, method), match_sparsity=share, **on)
                 yield Cell("depth", method, column, seed, recipe)
                 if method == "laco":
                     stricter = replace(recipe, threshold=0.9)
