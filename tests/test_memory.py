@@ -81,13 +81,13 @@ CASES = {
 
 
 STEP_TOKENS = 512
-TRAINED = sum(rows * columns for rows, columns in SMALL.linears)  # weights of a block
+TRAINED = sum(rows * columns for rows, columns in SMALLEST.linears)  # weights of a block
 
 
 def recovery_bound() -> int:
-    """The formula of docs/memory.md for recover, in bytes, for SMALL in bfloat16 and FEW sequences."""
-    streams = 2 * FULL * SMALL.width * FEW * LENGTH
-    return 21 * TRAINED + streams + STEP_TOKENS * (52 * SMALL.width + 24 * SMALL.feed)
+    """The formula of docs/memory.md for recover, in bytes, for SMALLEST in bfloat16 and FEW sequences."""
+    streams = 2 * FULL * SMALLEST.width * FEW * LENGTH
+    return 21 * TRAINED + streams + STEP_TOKENS * (52 * SMALLEST.width + 24 * SMALLEST.feed)
 
 
 def packings(folder: Path) -> dict[str, Any]:
@@ -196,13 +196,13 @@ def run_recovery(folder: Path) -> None:
 
     torch.set_num_threads(1)
     half = prunus.PruneRecipe(method="magnitude", sparsity=0.5)
-    prunus.prune(folder / str(SMALL.width), folder / "half of small", half)
+    prunus.prune(folder / str(SMALLEST.width), folder / "half of small", half)
     prunus.prune("tiny", folder / "half of tiny", half)
     warm, recipe = (
         prunus.RecoverRecipe(
             calibration=str(folder / f"{kind}.jsonl"), samples=n, epochs=epochs, step_tokens=STEP_TOKENS
         )
-        for kind, n, epochs in (("warm", 2, 1), (SMALL.width, FEW, 2))
+        for kind, n, epochs in (("warm", 2, 1), (SMALLEST.width, FEW, 2))
     )
     if child := os.fork():  # so that the peak is that of recover alone
         _, status = os.waitpid(child, 0)
@@ -283,7 +283,7 @@ def grown(tmp_path_factory) -> dict[str, int]:
 @pytest.mark.xdist_group("memory")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
 def test_recovery_holds_a_block_its_optimiser_and_two_streams(tmp_path):
-    grown = measured(tmp_path, [SMALL], "run_recovery")["recover"]
+    grown = measured(tmp_path, [SMALLEST], "run_recovery")["recover"]
     assert 19 * TRAINED < grown <= recovery_bound() + SLACK
     assert SLACK < FULL * TRAINED, "one copy of a block more would be noticed"
 
