@@ -135,7 +135,7 @@ def count_calls(monkeypatch):
     calls = []
     wanda = METHODS["wanda"]
     counted = wanda._replace(prune=lambda *arguments: calls.append(1) or wanda.prune(*arguments))
-    monkeypatch.setattr("prunus.pruning.pipeline.METHODS", {"wanda": counted})
+    monkeypatch.setattr("prunus.pruning.methods.METHODS", {"wanda": counted})
     return calls
 
 
