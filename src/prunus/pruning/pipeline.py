@@ -151,7 +151,7 @@ def prune_block(
     names = [linear.name for linear in job.linears[index]]
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(names)]
     pruned: dict[str, Tensor] = {}
-    run = None
+    run: BlockRun | None = None
 
     def finish_block() -> None:
         for one in job.passes:
@@ -184,6 +184,7 @@ def prune_block(
             weight_OI = inputs = None  # a Hessian is as large as a weight: gone before tokens move on
     if run is None:
         finish_block()
+    run = None  # run knows finish_block, which knows run: such a circle would outlive this call
     weights = {f"{name}.weight": weight_OI for name, weight_OI in pruned.items()}
     return {**job.source.block_tensors(index), **job.source.as_stored(index, weights)}, record
 
