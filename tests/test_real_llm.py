@@ -17,8 +17,8 @@ from prunus.results.store import Store
 
 pytestmark = [pytest.mark.real_llm, pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
 
-SAMPLES, SEQLEN, HELD_OUT = 16, 512, 2
-FEW = 4  # enough to tell good models from bad ones; 16 for masks, weight by weight
+SAMPLES, SEQLEN, HELD_OUT = 64, 512, 2
+FEW = 4  # enough to tell good models from bad ones; 64 for masks, weight by weight
 GSM8K = Path(__file__).parent / "data" / "gsm8k_30.jsonl"
 
 
@@ -141,7 +141,7 @@ def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tm
         expected = weight.clone().scatter_(1, order, 0)
         # Sums in another order may swap weights whose scores agree to seven digits; nothing else may differ.
         differ = (ours != expected).float().mean().item()
-        assert differ < 2e-4, (name, differ)
+        assert differ < 1e-4, (name, differ)
         assert ((ours == 0).sum(1) >= order.shape[1]).all()
 
 
