@@ -115,15 +115,11 @@ def sync_file(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_file(folder)  # a folder is synchronised as a file is
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise DiskFull unless the disk of folder (which need not exist yet) has so many bytes free."""
+    """Raise DiskFull unless the disk of folder (which need not exist yet) has `needed` bytes free and some to spare."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if free < needed + RESERVE_BYTES:

@@ -27,7 +27,7 @@ class Scores(NamedTuple):
 
     @classmethod
     def empty(cls) -> "Scores":
-        """The scores of no ids, to which `add` appends."""
+        """Empty scores, to which `add` appends."""
         return cls(array("f"), array("f"))
 
     def add(self, logprob: float, certainty: float) -> None:

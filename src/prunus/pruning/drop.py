@@ -129,7 +129,7 @@ def write_kept(source: Checkpoint, partial: Partial, choice: Choice) -> None:
 
 
 def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint, stray: Sequence[str]) -> int:
-    """Bytes of weights in the result; at most so many, as long as the blocks that go are not chosen."""
+    """Bytes of weights in the result; an upper bound while the blocks to remove are not chosen yet."""
     sizes = [sum(stored.nbytes for stored in source.block_tensors(i).values()) for i in range(source.blocks)]
     gone = [sizes[index] for index in recipe.indices] if recipe.indices else sorted(sizes)[:count]
     return source.nbytes - sum(gone) - sum(source.tensors[name].nbytes for name in stray)

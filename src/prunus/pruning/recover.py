@@ -166,7 +166,7 @@ def prune_and_recover(
     if isinstance(recipe, PruneRecipe) and recipe.sparsity == 0:
         raise PrunusError("a sparsity of 0 leaves nothing to recover")
     between = target.absolute().with_name(f"{target.name}.pruned")
-    if dry_run or not is_made(between, model, recipe):
+    if dry_run or not is_made(between, source, recipe):
         settings = pruning | {"device": device, "overwrite": overwrite, "dry_run": dry_run}
         if isinstance(recipe, PruneRecipe):
             told = prune(model, between, recipe, offload=offload, **settings)
@@ -193,13 +193,12 @@ def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint, warnings: Sequence[
     }
 
 
-def is_made(folder: Path, model: str | Path, recipe: PruneRecipe | DropRecipe) -> bool:
-    """Whether a folder holds model as recipe prunes it, from a call that was interrupted."""
+def is_made(folder: Path, source: Checkpoint, recipe: PruneRecipe | DropRecipe) -> bool:
+    """Whether a folder holds source as recipe prunes it, from a call that was interrupted."""
     if not (folder / MANIFEST).exists():
         return False
     made = Checkpoint(folder).manifest["history"][-1]
-    same_model = made["source"]["checksum"] == Checkpoint(resolve(model)).checksum()
-    return same_model and made["recipe"] == recipe.to_json()
+    return made["source"]["checksum"] == source.checksum() and made["recipe"] == recipe.to_json()
 
 
 def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) -> None:
@@ -279,10 +278,10 @@ def dense_twin(source: Checkpoint, dense: str | Path | None) -> Checkpoint:
 def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
     """For each block of source, the blocks of dense up to the one that the next block of source was."""
     kept = list(range(dense.blocks))
-    begun = not source.manifest.get("history") or source.manifest["history"][0]["source"]["checksum"]
-    for step in source.manifest.get("history", []):
-        begun = begun is True or step["source"]["checksum"] == dense.checksum()
-        if begun and step["action"] == "drop":
+    history = source.manifest.get("history", [])
+    made_from_dense = (number for number, step in enumerate(history) if step["source"]["checksum"] == dense.checksum())
+    for step in history[next(made_from_dense, 0) :]:
+        if step["action"] == "drop":
             gone = set(step["blocks_removed"])
             kept = [number for index, number in enumerate(kept) if index not in gone]
     if len(kept) != source.blocks:
@@ -305,7 +304,7 @@ def check_trainable(source: Checkpoint) -> None:
     if needed > (free := free_memory()):
         raise PrunusError(
             f"training the largest block of {source.folder} takes {show_bytes(needed)} of memory, "
-            f"and {show_bytes(free)} are free"
+            f"and {show_bytes(free)} are free; end other programs, or take a machine with more"
         )
 
 

@@ -15,7 +15,7 @@ from prunus.results import bands, betting, metrics, paired, power, retention, to
 from prunus.results.metrics import AUC
 from prunus.results.table import Table
 
-SMALL = 60  # below so many problems the bootstrap covers a little less than 95 %, so the t interval is given as well
+SMALL = 60  # with fewer problems the bootstrap covers a little less than 95 %, so the t interval is given as well
 
 Floats = NDArray[np.float64]
 

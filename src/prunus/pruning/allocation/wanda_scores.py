@@ -14,7 +14,7 @@ from prunus.pruning.allocation.measurement import Measured, Subject, blocks_with
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.methods import wanda
 
-# Scores are made for about so many weights at a time.
+# Scores are computed for about this many weights at a time.
 SLICE = 1 << 24
 
 

@@ -41,7 +41,7 @@ _OTHER_LISTS = ("architectures", "token_id", "time_step", "labels", "_grid", "au
 def shorter_config(
     content: Mapping[str, Any], config: PreTrainedConfig, blocks: int, removed: Collection[int]
 ) -> dict[str, Any]:
-    """config.json without the removed of so many blocks. content: the old file; config: as transformers has it."""
+    """config.json of the model without its removed blocks. content: the old file; config: as transformers has it."""
     text = config.get_text_config(decoder=True)
     part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
     if part is None or not isinstance(content.get(part), dict):

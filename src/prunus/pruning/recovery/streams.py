@@ -15,7 +15,7 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.recovery.fit import Example
 
-HELD_OUT = 8  # one batch of so many is held out
+HELD_OUT = 8  # one of every 8 batches is held out
 PADDING = 0  # any token id does
 
 
