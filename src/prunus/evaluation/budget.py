@@ -15,14 +15,17 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.evaluation.profiles import Markers
+from prunus.evaluation.profiles import Markers, Profile, decode
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 from prunus.recipes import canonical_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SeedPhase = Literal["think", "answer", "forced answer"]
 
@@ -85,6 +88,12 @@ class Draw:
     answer_cap: int
     logprob: float | None = field(default=None, compare=False)
     self_certainty: float | None = field(default=None, compare=False)
+
+
+def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Draw) -> str:
+    """Return the text that is graded: the answer, after the profile's answer_lead where the closing was forced."""
+    lead = profile.answer_lead if draw.ended == "forced" else ""
+    return lead + decode(tokenizer, draw.answer)
 
 
 def force_budgets(

@@ -7,17 +7,17 @@ answered, graded and written in one transaction, or not at all; a run that was s
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from prunus.checkpoint.checkpoint import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.evaluation.budget import Chain, Draw, force_budgets
+from prunus.evaluation.budget import Chain, Draw, answer_text, force_budgets
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval.tasks import evaluate_harness, is_harness_task
-from prunus.evaluation.profiles import Profile, decode
+from prunus.evaluation.profiles import decode
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.repetition import repetition_rate
 from prunus.evaluation.requests import Backend
@@ -26,9 +26,6 @@ from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import token_use
 from prunus.results.store import ProblemRow, Run, Sample, Store, check_folder, claim
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def evaluate(
@@ -198,12 +195,6 @@ def graded(
             )
         )
     return samples
-
-
-def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Draw) -> str:
-    """The text that is graded: the answer, preceded by the profile's answer_lead where the closing was forced."""
-    lead = profile.answer_lead if draw.ended == "forced" else ""
-    return lead + decode(tokenizer, draw.answer)
 
 
 def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:

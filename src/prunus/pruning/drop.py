@@ -15,8 +15,8 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target, disk_needed
 from prunus.disk import check_space, show_bytes
 from prunus.errors import PrunusError
-from prunus.pruning.block_memory import check_block_fits
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
 from prunus.pruning.depth.verification import check_removable, left_out, new_config, verify

@@ -14,8 +14,8 @@ from prunus.checkpoint.writer import HIDDEN, Partial, disk_needed
 from prunus.declarations import Method
 from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
-from prunus.pruning.block_memory import check_block_fits
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
+from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS, find_method

@@ -20,8 +20,7 @@ from prunus.checkpoint.resolve import load_end_ids, load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
-from prunus.evaluation.budget import Chain, Rules, force_budgets
-from prunus.evaluation.pipeline import answer_text
+from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
 from prunus.evaluation.profiles import encode_markers, encode_prompt, resolve_profile
 from prunus.evaluation.resolved_plan import effective_sampling, tokens_needed
 from prunus.recipes import EvalPlan

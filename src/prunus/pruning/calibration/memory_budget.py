@@ -1,7 +1,8 @@
-"""How many sequences are measured at once where something must be kept of every block: what free memory or disk allow.
+"""What free memory and disk allow: whether a block fits, and how many sequences are measured at once.
 
-A portion is made of whole batches, which are the same however they are shared out, and what is summed is summed in the
-order of the sequences: results are the same bit for bit, however much was free.
+Sequences are measured in portions where something must be kept of every block. A portion is made of whole batches,
+which are the same however they are shared out, and sums are taken in the order of the sequences: results are the same
+bit for bit, however much memory was free.
 """
 
 import shutil
@@ -11,6 +12,10 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.errors import PrunusError
 from prunus.pruning.calibration.hidden_states import batches
 
 # Of what is free when the work begins.
@@ -53,6 +58,18 @@ def free_memory() -> int:
         limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         found.append(max(0, limit - used))
     return min(found, default=1 << 30)
+
+
+def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
+    """Raise PrunusError where the largest block alone, as it runs in dtype, takes more memory than is free."""
+    blocks = (source.block_tensors(index).values() for index in range(source.blocks))
+    largest = max(sum(stored.elements for stored in block) for block in blocks) * dtype.itemsize
+    if largest > (free := free_memory()):
+        raise PrunusError(
+            f"{source.folder}: its largest block takes {largest / 1e9:.3g} GB of memory in"
+            f" {str(dtype).removeprefix('torch.')}, and {free / 1e9:.3g} GB are free; end other programs, or take a"
+            " narrower --dtype or a machine with more"
+        )
 
 
 def portions(ordered: Sequence[list[int]], tokens: int) -> Iterator[list[list[int]]]:

@@ -36,10 +36,10 @@ from prunus.declarations import Needs
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps, say
-from prunus.pruning.block_memory import check_block_fits
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
 from prunus.pruning.calibration.hessian import Hessian
 from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.recipes import DtypeName, PruneRecipe
