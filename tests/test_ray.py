@@ -77,7 +77,7 @@ def test_without_an_address_a_cluster_is_started_that_only_this_machine_can_reac
 
     monkeypatch.setattr(Driver, "run", run)
     main(["study", str(write_study(tmp_path, "")), "--out", str(tmp_path / "out"), "--ray"])
-    assert "one is started for this study" in capsys.readouterr().err
+    assert "starting one for this study" in capsys.readouterr().err
     assert listening and {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
     assert [len(rows) for rows in everything(tmp_path / "out" / "results.db")["samples"].values()] == [18]
     assert not any("raylet" in process.name() for process in psutil.Process().children(recursive=True))
@@ -109,7 +109,7 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
     file = write_study(tmp_path, RECIPES, top="keep_checkpoints = true\nmeasure_seconds = true")
     done = prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
     told = capsys.readouterr().err
-    assert " was lost while " in told and "another one takes over" in told
+    assert " was lost while " in told and "another one repeats the job" in told
     assert done["cells"] == 4 and len(stored) == 12 and Path(done["report"]).exists()
     assert not list((tmp_path / "ray" / "variants").glob("*.part"))
 

@@ -1,1 +1,5 @@
-"""A grid of models, recipes and plans in one resumable command: file -> cells -> variants -> rows of a store."""
+"""Studies: a grid of models, recipes and evaluation plans, run by one resumable command.
+
+A TOML file defines cells (file.py, cells.py). Each cell needs a variant of a model (variants.py), and evaluating it
+adds rows to a store (run.py).
+"""

@@ -1,4 +1,4 @@
-"""The backend that answers for a study: one dense model stays loaded, and variants are swapped in and out of it."""
+"""The backend of a study: one dense model stays loaded, and variants are swapped into it and out again."""
 
 import gc
 from collections.abc import Iterable, Iterator
@@ -41,7 +41,7 @@ class Engine:
         self.stack.close()
 
     def of(self, model: Model) -> Backend:
-        """A backend with this model's own weights; the model that was loaded before is freed first."""
+        """A backend with the model's dense weights; any other model is freed first."""
         if self.backend is None or self.model is not model:
             self.backend = None
             self.stack.close()
@@ -55,7 +55,7 @@ class Engine:
 
     @contextmanager
     def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
-        """A backend with the variant's weights, for the time of the context. folder: of the study."""
+        """Within the context, a backend with the variant's weights. folder: of the study."""
         backend = self.of(model)
         if isinstance(backend, HFBackend):
             with swapped(backend.model, model.checkpoint, folder, variant):
@@ -68,9 +68,9 @@ class Engine:
 
 @contextmanager
 def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: Variant) -> Iterator[None]:
-    """Within the context, model is the variant; before and after it holds the weights of source, to the bit.
+    """Within the context, model has the variant's weights; before and after, exactly those of source.
 
-    folder: of the study, where the variant was made.
+    folder: of the study, which has the variant's files.
     """
     info = None if variant.recipe is None else read_info(folder, variant)
     if info is None:
@@ -90,9 +90,9 @@ def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: V
 
 
 def as_in_model(source: Checkpoint, stored: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Name in transformers' model and tensor, for tensors that are given by their names on disk.
+    """Yield (parameter name in transformers' model, tensor) for tensors that have their names on disk.
 
-    A parameter that is made from several stored tensors comes last; those that are not given are read from source.
+    Parameters that are converted from several stored tensors come last; their unchanged tensors are read from source.
     """
     origins = {name: origin for origin in source.names.origins.values() for name in origin.stored}
     parts: dict[str, Tensor] = {}
@@ -109,9 +109,9 @@ def as_in_model(source: Checkpoint, stored: Iterable[tuple[str, Tensor]]) -> Ite
 
 @torch.no_grad()
 def overwrite(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
-    """Set a parameter to what loading would have made of tensor: rounded to the dtype that the model was loaded in."""
+    """Set a parameter to tensor, rounded to the dtype that the model was loaded in, as loading would round it."""
     parameter = model.get_parameter(name)
-    if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):  # whose weight is (I, O)
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):  # its weight has shape (I, O)
         tensor = tensor.T
     loaded = getattr(model.config, "dtype", None) or parameter.dtype
     parameter.copy_(tensor.to(loaded).to(parameter.dtype))
@@ -121,8 +121,8 @@ def overwrite(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
 def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
     """Within the context, model has only these blocks, renumbered as in a checkpoint without the others.
 
-    Raises PrunusError where the shortened model does not compute what its blocks compute one after the other, each
-    called with the arguments that it has in the whole model.
+    Raises PrunusError where the shortened model differs from its blocks run one after the other, each called with the
+    arguments that it has in the whole model.
     """
     config = model.config.get_text_config(decoder=True)
     layers, kinds = list(find_layers(model)[1]), getattr(config, "layer_types", None)
@@ -137,7 +137,7 @@ def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
             with torch.no_grad():
                 found = Architecture.around(model).whole_states(ids_NT)
             same = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-        except Exception:  # raised by the model's own code, which may rely on all of its blocks
+        except Exception:  # the model's own code may rely on all of its blocks, and raise any error
             same = False
         if not same:
             raise PrunusError(
@@ -151,7 +151,7 @@ def blocks_kept(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
 
 @torch.no_grad()
 def states_without(model: PreTrainedModel, kept: list[int], ids_NT: Tensor) -> Tensor:
-    """(N, T, X) input of the head where only the kept blocks run, each called as in the whole model."""
+    """(N, T, X) input of the head when only the kept blocks run, each called as in the whole model."""
     architecture = Architecture.around(model)
     recording, carried = architecture.record(ids_NT), dict[Carried, Any]()
     hidden = recording.first
@@ -160,14 +160,14 @@ def states_without(model: PreTrainedModel, kept: list[int], ids_NT: Tensor) -> T
             hidden = architecture.call_block(index, architecture.layers[index], hidden, recording.calls[index], carried)
     except KeyError as error:
         raise PrunusError(
-            f"a block of {model.config.model_type} needs a tensor that an earlier block computes, so that the earlier"
-            " one cannot be removed"
+            f"an earlier block of {model.config.model_type} computes a tensor that a later one needs, so the earlier"
+            " block cannot be removed"
         ) from error
     return architecture.states(ids_NT, hidden)
 
 
 def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | None) -> None:
-    """Give the model these blocks. kinds: the attention of each, where the configuration lists it."""
+    """Replace the blocks of the model by layers. kinds: the attention type of each, if the configuration lists it."""
     name, _ = find_layers(model)
     path, _, inner = name.rpartition(".")
     model.get_submodule(path).register_module(inner, nn.ModuleList(layers))
@@ -178,5 +178,5 @@ def set_blocks(model: PreTrainedModel, layers: list[Any], kinds: list[str] | Non
     config = model.config.get_text_config(decoder=True)
     config.num_hidden_layers = len(layers)
     if kinds is not None:
-        with suppress(AttributeError):  # where transformers computes it from other settings
+        with suppress(AttributeError):  # raised where transformers computes layer_types from other settings
             config.layer_types = kinds

@@ -1,6 +1,6 @@
-"""A study's file: TOML, checked to the last key and combination before anything is opened or run.
+"""Read a study's TOML file and check every key, type and combination of values before any model is opened.
 
-A list where a recipe has one value makes a grid. Paths are relative to the file's own folder.
+Where a recipe takes one value, a list of values makes a grid. Paths are relative to the folder of the file.
 """
 
 import tomllib
@@ -18,14 +18,14 @@ from prunus.study.toml_lines import Lines, suggestion
 
 Recipe = PruneRecipe | DropRecipe
 RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe]] = {"prune": PruneRecipe, "drop": DropRecipe}
-# What [calibration] may say for all tables; one of [[prune]] or [[drop]] may still say otherwise.
+# Keys of [calibration]: defaults of every [[prune]] and [[drop]] table.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 SWITCHES = ("keep_checkpoints", "measure_seconds")
-RECOVER = "recover"  # of [[prune]] and [[drop]]: true, false or a table of settings
+RECOVER = "recover"  # key of [[prune]] and [[drop]]: true, false or a table of settings
 TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", "prune", "drop", "report")
 REPORT = ("base", "margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
-# Tables as the file writes them, and the keys that each knows.
+# Name of each table in messages, and its valid keys.
 _TABLES = {
     "": "the top of the file",
     "eval": "[eval]",
@@ -42,7 +42,7 @@ _KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)
 
 @dataclass(frozen=True)
 class Entry:
-    """One recipe of the file, and the line of the table that it comes from. recover: how to recover what it gives."""
+    """One recipe of the file. line: of the table that defines it. recover: the recovery that follows it, if any."""
 
     recipe: Recipe
     line: int | None
@@ -51,9 +51,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Study:
-    """What the file asks for.
+    """The checked content of a study's file.
 
-    backend: of all plans. base: name of the variant that the others are compared with. text: as it was read.
+    backend: the one backend of all plans. base: name of the variant that the others are compared with. margin: largest
+    tolerable loss of accuracy, a share of problems. text: the file's text. eval_line, models_line: lines of [eval] and
+    of `models`, None where they cannot be located.
     """
 
     path: Path
@@ -73,12 +75,12 @@ class Study:
     models_line: int | None
 
     def fail(self, line: int | None, message: str) -> NoReturn:
-        """Raise PrunusError that names the file and the line."""
+        """Raise a PrunusError that names the file and the line."""
         raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: {message}")
 
 
 def read_study(path: str | Path) -> Study:
-    """The study of a file; PrunusError names the line of what is wrong."""
+    """The study that a TOML file defines. Raises PrunusError, with the line, where the file is wrong."""
     path = Path(path)
     try:
         text = path.read_text("utf-8")
@@ -91,7 +93,7 @@ def read_study(path: str | Path) -> Study:
 
 
 class _Reader:
-    """The content of a file on its way to a Study."""
+    """Turns the parsed TOML of a file into a Study."""
 
     def __init__(self, path: Path, text: str, data: dict[str, Any]) -> None:
         self.path, self.text, self.data, self.lines = path, text, data, Lines(text)
@@ -101,9 +103,7 @@ class _Reader:
         report, shared = self.table("report", REPORT), self.table("calibration", SHARED)
         for key, value in shared.items():
             if isinstance(value, list):
-                self.fail(
-                    "calibration", key, 0, f"'{key}' is the same for all here; a list of values goes to [[prune]]"
-                )
+                self.fail("calibration", key, 0, f"'{key}' takes one value here; a list of values belongs in [[prune]]")
         for key in SWITCHES:
             self.check_type("", key, 0, self.data.get(key, False), bool)
         self.check_type("", "name", 0, self.data.get("name", ""), str)
@@ -117,7 +117,7 @@ class _Reader:
         self.check_twice(entries)
         models, plans = tuple(self.models()), tuple(self.plans())
         if self.data.get("measure_seconds") and plans[0].backend != "hf":
-            self.fail("", "measure_seconds", 0, f"seconds are measured with backend hf only, not {plans[0].backend}")
+            self.fail("", "measure_seconds", 0, f"latency is measured with backend hf only, not {plans[0].backend}")
         return Study(
             path=self.path,
             name=self.data.get("name", self.path.stem),
@@ -144,9 +144,9 @@ class _Reader:
             self.fail("", "models", 0, 'name at least one model, such as models = ["tiny"]')
         self.check_type("", "models", 0, models, tuple[str, ...])
         if len(set(models)) < len(models):
-            self.fail("", "models", 0, f"model '{max(models, key=models.count)}' is there twice")
+            self.fail("", "models", 0, f"model '{max(models, key=models.count)}' is listed twice")
         for model in models:
-            yield model if model == "tiny" else self.near(model)
+            yield model if model == "tiny" else self.path_or_text(model)
 
     def plans(self) -> Iterator[EvalPlan]:
         if "eval" not in self.data:
@@ -155,18 +155,18 @@ class _Reader:
         if "tasks" not in table:
             self.fail("eval", "", 0, "name at least one task: `prunus tasks` lists them")
         for values in self.grid("eval", 0, table, EvalPlan):
-            values["tasks"] = tuple(self.near(t) if t.endswith(".jsonl") else t for t in values["tasks"])
+            values["tasks"] = tuple(self.path_or_text(t) if t.endswith(".jsonl") else t for t in values["tasks"])
             yield self.make("eval", 0, EvalPlan, values)
 
     def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:
-        """How the one backend of all plans is started or reached."""
+        """Options by which the backend, which all plans share, is started or reached."""
         table, backend, hints = self.table("engine", ENGINE), plans[0].backend, hints_of(EngineOptions)
         if any(plan.backend != backend for plan in plans):
-            self.fail(
-                "eval", "backend", 0, "all cells of a study need the same backend, to be compared; make two files"
-            )
+            self.fail("eval", "backend", 0, "a study compares its cells, so they need the same backend; make two files")
         if backend == "openai" and entries:
-            self.fail("eval", "backend", 0, "openai can only do the dense model: a server's weights cannot be swapped")
+            self.fail(
+                "eval", "backend", 0, "openai evaluates the dense model only: a server's weights cannot be swapped"
+            )
         for key, value in table.items():
             self.check_type("engine", key, 0, value, hints[key])
         try:
@@ -179,45 +179,51 @@ class _Reader:
     def entries(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
         tables = self.data.get(kind, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            self.fail("", kind, 0, f"write [[{kind}]] with double brackets: there may be several")
+            self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
         cls = RECIPES[kind]
         for number, table in enumerate(tables):
             self.check_keys(kind, number, table, _KEYS[_TABLES[kind]])
             recoveries = self.recoveries(kind, number, table.get(RECOVER, False))
             table = {key: value for key, value in table.items() if key != RECOVER}
-            for values in self.grid(kind, number, dict(shared) | _with_texts(kind, table), cls):
+            for values in self.grid(kind, number, dict(shared) | _with_blocks_as_text(kind, table), cls):
                 if "calibration" in values:
-                    values["calibration"] = self.near_calibration(values["calibration"])
+                    values["calibration"] = self.calibration(values["calibration"])
                 if "scores" in values:
-                    values["scores"] = self.near(values["scores"])
+                    values["scores"] = self.path_or_text(values["scores"])
                 recipe, line = self.make(kind, number, cls, values), self.lines.of(kind, "", number)
                 for settings in recoveries:
                     yield Entry(recipe, line, self.recovery(kind, number, recipe, settings))
 
     def recoveries(self, kind: str, number: int, value: Any) -> list[dict[str, Any] | None]:
-        """The settings of each recovery that a table asks for, None for none: a list is an axis of the grid."""
-        wishes = value if isinstance(value, list) else [value]
-        if not wishes:
+        """The settings of each recovery along this axis of the grid; None stands for no recovery.
+
+        value: of the key `recover`: true, false, a table of settings, or a list of these.
+        """
+        choices = value if isinstance(value, list) else [value]
+        if not choices:
             self.fail(kind, RECOVER, number, f"'{RECOVER}' is an empty list; leave it out or give a value")
         hints = hints_of(RecoverRecipe)
-        for wish in wishes:
-            if not isinstance(wish, bool | dict):
-                self.fail(kind, RECOVER, number, f"'{RECOVER}' must be true, false or a table, not {wish!r}")
-            for key, setting in wish.items() if isinstance(wish, dict) else ():
+        for choice in choices:
+            if not isinstance(choice, bool | dict):
+                self.fail(kind, RECOVER, number, f"'{RECOVER}' must be true, false or a table, not {choice!r}")
+            for key, setting in choice.items() if isinstance(choice, dict) else ():
                 if key not in hints:
                     self.fail(kind, RECOVER, number, f"unknown key '{key}' of {RECOVER}; {suggestion(key, hints, {})}")
                 self.check_type(kind, RECOVER, number, setting, hints[key], name=key)
-        return [wish if isinstance(wish, dict) else {} if wish else None for wish in wishes]
+        return [choice if isinstance(choice, dict) else {} if choice else None for choice in choices]
 
     def recovery(
         self, kind: str, number: int, recipe: Recipe, settings: Mapping[str, Any] | None
     ) -> RecoverRecipe | None:
-        """The recovery with these settings, on the recipe's calibration unless they say otherwise; None for None."""
+        """The recipe of a recovery with these settings; None where settings is None.
+
+        It takes the calibration of the pruning recipe unless the settings name another.
+        """
         if settings is None:
             return None
         given = dict(settings)
         if "calibration" in given:
-            given["calibration"] = self.near_calibration(given["calibration"])
+            given["calibration"] = self.calibration(given["calibration"])
         try:
             return RecoverRecipe.like(recipe, **given)
         except PrunusError as error:
@@ -226,16 +232,16 @@ class _Reader:
     def check_twice(self, entries: Sequence[Entry]) -> None:
         seen: dict[tuple[Recipe, RecoverRecipe | None], int | None] = {}
         for entry in entries:
-            asked = entry.recipe, entry.recover
-            if asked in seen:
+            pair = entry.recipe, entry.recover
+            if pair in seen:
                 at = "" if entry.line is None else f", line {entry.line}"
-                first = seen[asked]
-                where = "in this table" if first == entry.line else f"already in line {first}"
-                raise PrunusError(f"{self.path}{at}: a recipe is there twice ({where}): {entry.recipe.method}")
-            seen[asked] = entry.line
+                first = seen[pair]
+                where = "in this table" if first == entry.line else f"first in line {first}"
+                raise PrunusError(f"{self.path}{at}: a recipe is listed twice ({where}): {entry.recipe.method}")
+            seen[pair] = entry.line
 
     def grid(self, table: str, number: int, values: Mapping[str, Any], cls: type) -> Iterator[dict[str, Any]]:
-        """Every combination of the values that are given as lists."""
+        """Yield every combination of the values that the table gives as lists."""
         hints = hints_of(cls)
         axes: dict[str, list[Any]] = {}
         for key, value in values.items():
@@ -248,7 +254,11 @@ class _Reader:
             yield dict(zip(axes, combination, strict=True))
 
     def make(self, table: str, number: int, cls: type, values: Mapping[str, Any]) -> Any:
-        """The recipe; what it refuses gets the line, and the combination where the table is a grid."""
+        """A recipe with these values.
+
+        Values that the recipe refuses raise a PrunusError with the table's line, and with the combination where the
+        table is a grid.
+        """
         try:
             return cls(**values)
         except PrunusError as error:
@@ -257,7 +267,7 @@ class _Reader:
             self.fail(table, "", number, f"{error}{f' (in the combination {listed})' if several else ''}")
 
     def is_axis(self, cls: type, key: str, value: Any) -> bool:
-        """Whether a value is a list where the recipe has one value."""
+        """Whether a value is a list although the recipe takes one value, so that it is an axis of the grid."""
         return isinstance(value, list) and (key == RECOVER or get_origin(hints_of(cls)[key]) is not tuple)
 
     def raw(self, table: str, number: int) -> dict[str, Any]:
@@ -286,19 +296,20 @@ class _Reader:
         line = self.lines.of(table, key, number)
         raise PrunusError(f"{self.path}{'' if line is None else f', line {line}'}: {message}")
 
-    def near(self, text: str) -> str:
-        """A path as seen from here, if such a file or folder lies beside the study; anything else as it is."""
-        beside = self.path.parent / Path(text).expanduser()
-        return str(beside) if beside.exists() else text
+    def path_or_text(self, text: str) -> str:
+        """The path of a file or folder that exists relative to the study's folder; otherwise text, unchanged."""
+        path = self.path.parent / Path(text).expanduser()
+        return str(path) if path.exists() else text
 
-    def near_calibration(self, text: str) -> str:
+    def calibration(self, text: str) -> str:
+        """The name of a calibration, with paths as by path_or_text."""
         if text.startswith("traces:"):
-            return "traces:" + self.near(text.removeprefix("traces:"))
-        return self.near(text) if text.endswith((".txt", ".jsonl")) else text
+            return "traces:" + self.path_or_text(text.removeprefix("traces:"))
+        return self.path_or_text(text) if text.endswith((".txt", ".jsonl")) else text
 
 
-def _with_texts(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table with numbers of blocks as the text that the recipe takes: `blocks = [1, 2]`."""
+def _with_blocks_as_text(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with the numbers of `blocks = [1, 2]` as strings, which DropRecipe takes."""
     if kind != "drop" or "blocks" not in table:
         return dict(table)
     value = table["blocks"]

@@ -1,4 +1,4 @@
-"""The table that a running study shows: answers of each cell, tokens per second, time left, accuracy so far."""
+"""The progress table of a running study: answers of each cell, accuracy so far, tokens per second, time left."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,11 @@ LINES_AROUND = 6  # lines of the screen that are not rows of the table
 
 
 class Row:
-    """One cell. group: cells that are compared with one another. total: answers wanted. right: grade of each answer."""
+    """The progress of one cell.
+
+    group: shared by the cells that are compared with one another. total: number of answers that the cell needs. right:
+    whether each answer so far is right.
+    """
 
     def __init__(self, label: str, group: object, total: int, right: dict[Key, bool]) -> None:
         self.label, self.group, self.total, self.right = label, group, total, right
@@ -31,12 +35,12 @@ class Row:
         return len(self.right)
 
     def accuracy(self, keys: Iterable[Key] | None = None) -> float | None:
-        """Share of these answers (by default of all) that are right; None where there are none."""
+        """Share of right answers among these keys (by default all); None where there are no answers."""
         values = list(self.right.values()) if keys is None else [self.right[key] for key in keys]
         return sum(values) / len(values) if values else None
 
     def difference(self, base: "Row") -> float | None:
-        """Accuracy minus that of base, on the answers that both have; None for the base itself."""
+        """Accuracy minus that of base, on the answers that both have; None without any, and for the base itself."""
         shared = self.right.keys() & base.right.keys()
         ours, theirs = self.accuracy(shared), base.accuracy(shared)
         return None if ours is None or theirs is None or self is base else ours - theirs
@@ -45,8 +49,8 @@ class Row:
 class LiveTable:
     """`with LiveTable(title, rows, bases) as table: table.add(run_id, samples, tokens, seconds)`.
 
-    rows: by run id. bases: for each group the row that its others are compared with. On a terminal the table is redrawn
-    in place; elsewhere a line is printed now and then, and when a cell is complete.
+    rows: by run id. bases: by group, the row that the others of the group are compared with. On a terminal the table is
+    redrawn in place; elsewhere a line is printed at intervals, and whenever a cell is complete.
     """
 
     def __init__(self, title: str, rows: Mapping[str, Row], bases: Mapping[Any, Row]) -> None:
@@ -58,7 +62,7 @@ class LiveTable:
 
     @classmethod
     def of(cls, study: Study, models: Sequence[Model], store: Store) -> "LiveTable":
-        """The table of a study, with the answers that are in the store."""
+        """The table of a study, with the answers that the store already has."""
         rows, bases = dict[str, Row](), dict[tuple[str, int], Row]()
         for model in models:
             for cell in model.cells:
@@ -77,27 +81,27 @@ class LiveTable:
         self.hide(leave=True)
 
     def show(self) -> None:
-        """Start drawing, if there is a terminal."""
+        """Start drawing if the output is a terminal."""
         if progress.shows_bars():
             self.live = Live(console=progress.console, get_renderable=self.screen, refresh_per_second=2)
             self.live.start()
 
     def hide(self, leave: bool = False) -> None:
-        """Stop drawing. leave: the last picture stays on the screen instead of being wiped away."""
+        """Stop drawing. leave: keep the last picture on the screen."""
         if self.live is not None:
             self.live.transient = not leave
             self.live.stop()
             self.live = None
 
     def say(self, activity: str, log: bool = False) -> None:
-        """Show what is being done now. log: print it as a line where there is no terminal."""
+        """Show the current activity. log: where the output is no terminal, print it as a line."""
         self.activity = activity
         if log and self.live is None:
             progress.say(activity)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Within the context the table is not drawn, so that progress bars can be."""
+        """Within the context the table is not drawn, so that progress bars can use the screen."""
         self.hide()
         try:
             yield
@@ -105,7 +109,7 @@ class LiveTable:
             self.show()
 
     def add(self, run_id: str, samples: Sequence[Sample], tokens: int, seconds: float) -> None:
-        """Count a batch of a cell: its answers, and the tokens that were generated for it in this time."""
+        """Add a finished batch of a cell: its answers, the tokens generated for it, and the seconds that it took."""
         row = self.rows[run_id]
         row.right |= {(s.problem_id, s.budget, s.draw): s.correct for s in samples}
         self.tokens, self.added, self.seconds = self.tokens + tokens, self.added + len(samples), self.seconds + seconds
@@ -129,14 +133,14 @@ class LiveTable:
         return text
 
     def accuracy(self, row: Row) -> str:
-        """`61.2 % right (-8.9)`: accuracy, and the difference to the base in points."""
+        """`61.2 % right (-8.9)`: accuracy, and its difference from the base in points."""
         accuracy = row.accuracy()
         difference = row.difference(self.bases[row.group])
         text = "" if accuracy is None else f"{100 * accuracy:.1f} % right"
         return text if difference is None else f"{text} ({100 * difference:+.1f})"
 
     def screen(self) -> RenderableType:
-        """The table as it is drawn now."""
+        """The current picture: title, totals, table and activity."""
         table = Table(box=None, pad_edge=False)
         for column in ("cell", "answers", "% right so far", "against base"):
             table.add_column(column, justify="left" if column == "cell" else "right")
@@ -155,17 +159,17 @@ class LiveTable:
         )
 
     def visible_rows(self) -> tuple[Sequence[Row], int]:
-        """As many rows as the screen holds, the current one among them; and how many are not shown."""
+        """The rows that fit on the screen, the current one among them, and the number of rows that do not fit."""
         room = max(1, progress.console.height - LINES_AROUND)
         rows = list(self.rows.values())
-        at = rows.index(self.current) if self.current in rows else 0
-        start = max(0, min(at - room // 2, len(rows) - room))
+        position = rows.index(self.current) if self.current in rows else 0
+        start = max(0, min(position - room // 2, len(rows) - room))
         shown = rows[start : start + room]
         return shown, len(rows) - len(shown)
 
 
 def row_of(store: Store, model: Model, cell: Cell, study: Study) -> Row:
-    """The row of a cell with the answers that are in the store."""
+    """The row of a cell, with the answers that the store already has."""
     label = cell.variant.name if len(study.models) == 1 else f"{model.label} {cell.variant.name}"
     if len(study.plans) > 1:
         label += f" ({plan_names(study.plans)[cell.plan]})"

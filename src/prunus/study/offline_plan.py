@@ -1,4 +1,4 @@
-"""What can be planned without a model or a problem set that is not on this disk."""
+"""The part of a study's plan that needs no file of a model or problem set that is not on this disk."""
 
 import re
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from prunus.study.file import Study
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """What is planned for one cell.
+    """The plan of one cell.
 
-    run: its id, None while that is not known. problems, answers: counts. done: answers in the store. tokens: most that
-    the missing answers can take; tokens_expected: what they take if chains stay as long as those so far.
+    run: its id, None while that is not known. problems, answers: counts. done: answers in the store. tokens: upper
+    bound of the tokens of the missing answers. tokens_expected: their number if chains stay as long as those so far,
+    None without any so far.
     """
 
     model: str
@@ -34,7 +35,7 @@ class PlannedCell:
 
 
 def unread_tasks(study: Study) -> dict[str, str]:
-    """Name and reason of each problem set that cannot be read here; PrunusError for one that does not exist."""
+    """{task: reason} for each problem set that cannot be read here. Raises PrunusError for an unknown task."""
     found = {}
     for task in dict.fromkeys(task for plan in study.plans for task in plan.tasks):
         try:
@@ -47,13 +48,13 @@ def unread_tasks(study: Study) -> dict[str, str]:
 
 
 def catalogue_count(task: str) -> int:
-    """Number of problems of a task by its description in the catalogue; 0 where that gives none."""
+    """Number of problems of a task by its description in the catalogue; 0 where the description has no number."""
     found = re.match(r"\d+", TASKS[task].description)
     return int(found[0]) if found else 0
 
 
 def local_folder(study: Study, model: str) -> Path | None:
-    """The folder of a model, None for one of the hub that is not downloaded; PrunusError for any other model."""
+    """The folder of a model; None for a model of the hub that is not downloaded. Raises PrunusError for any other."""
     if Path(model).expanduser().exists() or not is_hub_id(model):
         return folder_of(study, model)
     from huggingface_hub import snapshot_download
@@ -61,13 +62,13 @@ def local_folder(study: Study, model: str) -> Path | None:
     try:
         folder = Path(snapshot_download(model, allow_patterns=HUB_PATTERNS, local_files_only=True))
         Checkpoint(folder)
-    except Exception:  # the hub client raises errors of several libraries; half a download cannot be opened
+    except Exception:  # the hub client raises errors of several libraries, and a partial download cannot be opened
         return None
     return folder
 
 
 def plan_from_catalogue(study: Study, model: str) -> list[PlannedCell]:
-    """The cells of a model where it or a problem set is not on this disk: counts are the catalogue's."""
+    """The cells of a model of which not everything is on this disk, with the catalogue's numbers of problems."""
     names = [DENSE, *variant_names(study.entries)]
     profile = PROFILES["s1"]  # all profiles but that of `tiny` have the same caps on answers
     lines = []
@@ -86,6 +87,9 @@ def plan_from_catalogue(study: Study, model: str) -> list[PlannedCell]:
 
 
 def chain_tokens(plan: EvalPlan, answers: int) -> int:
-    """Most tokens that one chain can take: its thinking, and the answers of all budgets (answers: their sum)."""
+    """Upper bound of the tokens of one chain: its thinking, and its answers at all budgets.
+
+    answers: upper bound of the tokens of these answers together.
+    """
     shared = plan.reuse and plan.wait == 0
     return (max(plan.budgets) if shared else sum(plan.budgets)) + answers

@@ -1,4 +1,4 @@
-"""Where a study keeps things, and the lock that keeps a second process out."""
+"""The folder and the store of a study, and the lock that a running study holds on both."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,14 +12,14 @@ from prunus.study.file import Study
 
 @dataclass(frozen=True)
 class Places:
-    """folder: everything of the study. store: its results, in the folder unless named otherwise."""
+    """Paths of a study. folder: of all its files. store: of its results, by default `results.db` in the folder."""
 
     folder: Path
     store: Path
 
     @classmethod
     def of(cls, study: Study, out: str | Path | None, store: str | Path | None) -> "Places":
-        """Where the user says, else a folder here named after the file."""
+        """The paths that the user names; by default the folder `study-NAME` in the current one, NAME as of the file."""
         folder = Path(out) if out is not None else Path(f"study-{study.path.stem}")
         if folder.exists() and not folder.is_dir():
             raise PrunusError(f"'{folder}' is a file: name a folder with --out")
@@ -27,14 +27,14 @@ class Places:
 
     @property
     def page(self) -> Path:
-        """The report."""
+        """Path of the report."""
         return self.folder / "report.html"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder, made where missing, and the store are ours meanwhile; PrunusError where another has them.
+        """Within the context this process holds the locks of the folder, which is created if missing, and of the store.
 
-        A folder in which nothing came to be, as a check refused, is gone afterwards.
+        Raises PrunusError where another process holds one of them. A folder that is still empty is deleted at the end.
         """
         locks = [self.folder / "lock"]
         if self.store.absolute().parent != self.folder.absolute():

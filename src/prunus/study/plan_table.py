@@ -1,4 +1,4 @@
-"""A plan for people."""
+"""The text that `prunus study plan` prints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from prunus.study.live_table import duration
 
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
-    """A row for each cell, then what is left to do in all."""
+    """A table with a row for each cell, followed by a summary of the remaining work. plan: as plan_study returns it."""
     models = len({cell["model"] for cell in plan["cells"]})
     table = Table(box=None, pad_edge=False)
     for column in ("cell", "problems", "answers", "done", "tokens left, at most", "run"):
@@ -28,7 +28,7 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
 
 
 def summary(plan: Mapping[str, Any]) -> list[str]:
-    """What is left to do, line by line."""
+    """Lines that sum up the remaining work: answers, tokens, disk and time."""
     totals = plan["totals"]
     to_make = [variant for variant in plan["variants"] if not variant["made"]]
     cells = (
@@ -47,6 +47,6 @@ def summary(plan: Mapping[str, Any]) -> list[str]:
         guess = "" if expected is None else f", about {duration(expected)} if chains stay as long as those so far"
         lines.append(
             f"time to evaluate: {duration(plan['seconds_at_most'])} at that speed if all run to their caps{guess}; "
-            "making variants comes on top"
+            "making the variants takes additional time"
         )
     return lines + [f"not known yet: {line}" for line in plan["unknown"]]

@@ -1,4 +1,4 @@
-"""Run a study: evaluate every cell that is missing, in an order that shows something early, then compare and report."""
+"""Run a study: evaluate every missing cell, a first batch of every variant early, then compare and report."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -37,19 +37,19 @@ def run_study(
 ) -> dict[str, Any]:
     """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
 
-    The same call resumes a study that was stopped at any time; only the batch in flight is done again.
+    The same call resumes a study that was stopped at any time; only the batch that was being computed is repeated.
 
     file: TOML (docs/study.md). out: folder for everything that the study writes, by default `study-NAME` in the current
     folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
-    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md): the rows
-    are the same. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any) and CPUs of each worker of
-    Ray.
+    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows
+    are the same as those of a local run. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any)
+    and CPUs of each Ray worker.
 
-    Returns plain data: name, out, store, report (the page), cells (their number), unreported (ids of runs in the store
-    that the study does not ask for) and comparisons, one for each model and plan: model, plan, base (run id),
-    comparison (as `compare` returns it, None without others) and not_begun (names of variants without any answer).
-    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong, before anything is
-    evaluated; also where another process works on the same folder or store.
+    Returns a dict of plain data: name, out, store, report (path of the page), cells (their number), unreported (ids of
+    runs in the store that the file does not ask for) and comparisons, a list with one dict for each model and plan:
+    model, plan, base (run id), comparison (as `compare` returns it; None if no other variant has answers) and not_begun
+    (names of variants without answers). Raises PrunusError, with the line of the file, where the file, a model or a
+    recipe is wrong, before anything is evaluated; also where another process holds the same folder or store.
 
         done = prunus.run_study("examples/tiny.toml", out="study")
         [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
@@ -69,17 +69,17 @@ def run_study(
             shutil.rmtree(places.folder / MAKING, ignore_errors=True)
             if was_edited(study):
                 progress.say(
-                    f"{study.path} was edited while the study ran: these are the results of the file as it was; run the"
-                    " same command again"
+                    f"{study.path} was edited while the study ran, and these results are those of the earlier text:"
+                    " run the same command again"
                 )
             return write_results(study, models, places, opened)
 
 
 def run_here(study: Study, models: Sequence[Model], places: Places, store: Store, device: str) -> None:
-    """Evaluate every missing cell in this process: the dense models and a batch of every variant first."""
+    """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant."""
     table = LiveTable.of(study, models, store)
     with table, Grader() as grader, Engine(study, device) as engine:
-        if study.backend == "vllm":  # from its start on it occupies the whole GPU, so variants are made before
+        if study.backend == "vllm":  # vLLM occupies the whole GPU once it has started, so variants are made before
             for model, variant, _ in missing_work(models, store):
                 make_missing(study, model, variant, places, table, device)
         for model, variant, cells in missing_work(models, store):
@@ -98,9 +98,9 @@ def run_here(study: Study, models: Sequence[Model], places: Places, store: Store
 
 
 def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model, Variant, list[tuple[Cell, Batches]]]]:
-    """Each variant with its cells and their missing batches, in two rounds.
+    """Yield each variant with its cells and their missing batches, in two rounds.
 
-    The first round has all batches of the dense models and the first batch of every variant, the second all others.
+    The first round yields all batches of the dense models and the first batch of every variant, the second all others.
     """
     for first_round in (True, False):
         for model in models:
@@ -113,7 +113,7 @@ def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model,
 
 
 def make_missing(study: Study, model: Model, variant: Variant, places: Places, table: LiveTable, device: str) -> None:
-    """Make a variant unless it is made."""
+    """Make a variant unless its files exist."""
     if variant.recipe is not None and not is_made(places.folder, variant):
         table.say(f"making {variant.name} of {model.label}", log=True)
         with table.hidden():
@@ -121,7 +121,7 @@ def make_missing(study: Study, model: Model, variant: Variant, places: Places, t
 
 
 def measure_latency(models: Sequence[Model], places: Places, store: Store, engine: Engine, table: LiveTable) -> None:
-    """Measure how fast one chain decodes alone, for every cell that has no such timing of this machine."""
+    """Measure the decoding speed of a single chain for every cell that has no timing of this machine."""
     for model in models:
         for variant in model.variants:
             cells = [cell for cell in model.cells_of(variant) if is_untimed(store, cell.work, engine.device)]
@@ -133,7 +133,7 @@ def measure_latency(models: Sequence[Model], places: Places, store: Store, engin
 
 
 def was_edited(study: Study) -> bool:
-    """Whether the study's file now says something else than when it was read."""
+    """Whether the study's file has changed since it was read."""
     try:
         return study.path.read_text("utf-8") != study.text
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Where in a TOML text a key stands: tomllib does not say, and a message without a line is of little help."""
+"""Line numbers of the keys in a TOML text, for error messages: tomllib does not report them."""
 
 import difflib
 import re
@@ -9,7 +9,7 @@ _KEY = re.compile(r"\s*([\w.\-\"']+)\s*=")
 
 
 class Lines:
-    """Lines of a study file by table and key."""
+    """The line numbers of a study file, found by table and key."""
 
     def __init__(self, text: str) -> None:
         self._lines: dict[tuple[str, int, str], int] = {}
@@ -23,11 +23,14 @@ class Lines:
                 self._lines.setdefault((table, number, _bare(key[1])), line)
 
     def of(self, table: str, key: str = "", number: int = 0) -> int | None:
-        """The line of a key of the number-th table of that name ("": top level), else of its header, else None."""
-        places = [(table, number, key), ("", 0, f"{table}.{key}"), (table, number, ""), ("", 0, table)]
+        """The line of a key of the number-th table of that name; else the line of the table's header; else None.
+
+        table: `` for the top level.
+        """
+        candidates = [(table, number, key), ("", 0, f"{table}.{key}"), (table, number, ""), ("", 0, table)]
         if not table:
-            places.append((key, 0, ""))  # a table where a key was to be
-        return next((self._lines[place] for place in places if place in self._lines), None)
+            candidates.append((key, 0, ""))  # the file has a table where a top-level key is expected
+        return next((self._lines[candidate] for candidate in candidates if candidate in self._lines), None)
 
 
 def _bare(key: str) -> str:
@@ -35,7 +38,10 @@ def _bare(key: str) -> str:
 
 
 def suggestion(word: str, known: Iterable[str], elsewhere: Mapping[str, Iterable[str]]) -> str:
-    """What was perhaps meant by an unknown key. elsewhere: keys of the other tables, by what the file calls these."""
+    """The hint that ends the message about an unknown key: its right table, a similar key, or all known keys.
+
+    elsewhere: keys of the other tables, by the name of the table in messages.
+    """
     known = sorted(known)
     for table, keys in elsewhere.items():
         if word in keys:

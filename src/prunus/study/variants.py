@@ -1,7 +1,7 @@
-"""Variants as small files of a study's folder: the tensors in which a pruned model differs from its source.
+"""Variants stored as small files in a study's folder: the tensors in which a pruned model differs from its source.
 
-The whole checkpoint that `prune` or `drop_blocks` writes is compared with the source and then deleted, unless the study
-keeps checkpoints.
+The checkpoint that `prune` or `drop_blocks` writes is compared with the source and then deleted, unless the study keeps
+checkpoints.
 """
 
 import shutil
@@ -33,15 +33,15 @@ from prunus.study.file import Study
 
 # Folders of a study.
 VARIANTS, MAKING, CHECKPOINTS = "variants", "making", "checkpoints"
-MEASURED = "measured"  # within MAKING: measurements that several variants share
+MEASURED = "measured"  # folder within MAKING for measurements that several variants share
 
 
 @dataclass(frozen=True)
 class VariantInfo:
-    """A variant without its weights. kept: blocks of the source that it has.
+    """A variant without its weights. kept: indices of the source's blocks that it has.
 
-    The other fields describe the checkpoint that it would be, as the evaluation describes a model. All are stored in
-    the variant's file, so their names stay.
+    The other fields describe the variant as a whole checkpoint, as the evaluation describes a model. The variant's file
+    stores all of them by name, so the names must not change.
     """
 
     kept: list[int]
@@ -52,43 +52,43 @@ class VariantInfo:
 
 
 def weights_file(folder: Path, variant: Variant) -> Path:
-    """The file of a variant's matrices. folder: of the study, here and below."""
+    """Path of the file of a variant's matrices. folder: of the study, here and below."""
     return folder / VARIANTS / f"{variant.key}.safetensors"
 
 
 def vectors_file(folder: Path, variant: Variant) -> Path:
-    """The file of norms and biases, where a variant changes any; it is written before the matrices."""
+    """Path of the file of norms and biases, for a variant that changes any; it is written before the matrices."""
     return folder / VARIANTS / f"{variant.key}.vectors.safetensors"
 
 
 def unfinished_folder(folder: Path, variant: Variant) -> Path:
-    """Where the variant's checkpoint is written, and stays until the variant's files are complete."""
+    """The folder in which the variant's checkpoint is written; it stays until the variant's files are complete."""
     return folder / MAKING / variant.key
 
 
 def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
-    """Where the variant's checkpoint stays if the study keeps checkpoints."""
+    """The folder of the variant's checkpoint if the study keeps checkpoints."""
     return folder / CHECKPOINTS / model.label.replace("/", "--") / variant.name
 
 
 def variant_files(folder: Path, variant: Variant) -> list[Path]:
-    """The files of a variant that exist; the one whose existence says that the variant is complete comes last."""
+    """The existing files of a variant. The matrices come last: the variant is complete once their file exists."""
     return [path for path in (vectors_file(folder, variant), weights_file(folder, variant)) if path.exists()]
 
 
 def read_info(folder: Path, variant: Variant) -> VariantInfo | None:
-    """The description of a variant from its file; None where it is not made yet."""
+    """The description of a variant, read from its file; None if it has not been made yet."""
     path = weights_file(folder, variant)
     return VariantInfo(**variant_about(path)["model"]) if path.exists() else None
 
 
 def is_made(folder: Path, variant: Variant) -> bool:
-    """Whether the variant's files are complete; the dense model needs none."""
+    """Whether the variant's files are complete; always true of the dense model, which needs none."""
     return variant.recipe is None or read_info(folder, variant) is not None
 
 
 def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
-    """The files of packed matrices and of vectors of a variant that was made; None for a file that it does not have."""
+    """Paths of the packed matrices and of the vectors of a variant that was made; None for a file that it lacks."""
     if variant.recipe is None:
         return None, None
     vectors = vectors_file(folder, variant)
@@ -96,15 +96,15 @@ def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
 
 
 def blocks_removed(source: Checkpoint, folder: Path, variant: Variant) -> list[int]:
-    """Indices of the source's blocks that a variant that was made lacks."""
+    """Indices of the source's blocks that are missing in a variant that was made."""
     info = read_info(folder, variant) if variant.recipe is not None else None
     return [] if info is None else [index for index in range(source.blocks) if index not in info.kept]
 
 
 def check_variants(study: Study, models: Sequence[Model], folder: Path, device: str) -> None:
-    """Dry-run every recipe whose variant is still to be made, and print each warning once.
+    """Dry-run the recipe of every variant that has not been made yet, and print each warning once.
 
-    Raises PrunusError with the recipe's line in the study's file where one cannot be made.
+    Raises PrunusError, with the recipe's line in the study's file, where a variant cannot be made.
     """
     warnings: dict[str, None] = {}
     for model in models:
@@ -120,13 +120,13 @@ def check_variants(study: Study, models: Sequence[Model], folder: Path, device: 
 
 
 def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[str]:
-    """Warnings of a dry run; PrunusError where it refuses, or a package is missing."""
+    """The warnings of a dry run. Raises PrunusError where it fails or a package is missing."""
     recipe, target = variant.recipe, unfinished_folder(folder, variant)
     assert recipe is not None
     check_package(str(effective(recipe, model.checkpoint).get("calibration")))
     if variant.recover is not None:
         check_package(calibration_name(variant.recover, model.checkpoint))
-    if isinstance(recipe, PruneRecipe) and recipe.scores is not None:  # a dry run of `prune` does not open them
+    if isinstance(recipe, PruneRecipe) and recipe.scores is not None:  # a dry run of `prune` does not open this file
         find_scores(model.checkpoint, recipe, torch.device("cpu"), None)
     return apply(model, variant, target, device, dry_run=True)["warnings"]
 
@@ -134,7 +134,7 @@ def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[s
 def apply(
     model: Model, variant: Variant, target: Path, device: str, *, dry_run: bool = False, shared: Path | None = None
 ) -> dict[str, Any]:
-    """Write the checkpoint of a variant to target; returns the summary. shared: where measurements are kept."""
+    """Write the checkpoint of a variant to target and return its summary. shared: folder for shared measurements."""
     recipe = variant.recipe
     assert recipe is not None
     where: dict[str, Any] = {"device": device, "overwrite": True, "dry_run": dry_run}
@@ -148,7 +148,7 @@ def apply(
 
 
 def check_package(calibration: str) -> None:
-    """PrunusError where calibration is a corpus of the hub and the package that reads it is missing."""
+    """Raise PrunusError if calibration is a corpus of the hub and the package that reads it is missing."""
     if calibration in HUB_NAMES and find_spec("datasets") is None:
         raise PrunusError(
             f"calibration '{calibration}' needs the package datasets: pip install 'prunus[hub]'; "
@@ -157,14 +157,14 @@ def check_package(calibration: str) -> None:
 
 
 def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep: bool) -> VariantInfo:
-    """Prune the model, write the files of the variant and return its description; interrupted pruning is resumed.
+    """Prune the model, write the files of the variant and return its description.
 
-    keep: leave the whole checkpoint in kept_folder.
+    Interrupted pruning is resumed. keep: also leave the whole checkpoint in kept_folder.
     """
     source, recipe = model.checkpoint, variant.recipe
     assert recipe is not None
     target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
-    # A checkpoint that exists is complete. A kept one is made again: its name may have stood for another recipe.
+    # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
     if keep or not (target / MANIFEST).exists():
         apply(model, variant, target, device, shared=folder / MAKING / MEASURED)
     made = Checkpoint(target)
@@ -186,7 +186,7 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
 
 
 def blocks_left(source: Checkpoint, made: Checkpoint) -> list[int]:
-    """Indices of the source's blocks that a checkpoint made from it has, after all steps since."""
+    """Indices of the source's blocks that a checkpoint made from it still has, after all steps of its history."""
     kept = list(range(source.blocks))
     for step in made.manifest["history"][len(source.manifest.get("history", [])) :]:
         removed = set(step.get("blocks_removed", []))
@@ -195,7 +195,7 @@ def blocks_left(source: Checkpoint, made: Checkpoint) -> list[int]:
 
 
 def changed_tensors(source: Checkpoint, made: Checkpoint, kept: list[int]) -> Iterator[tuple[str, Stored]]:
-    """Name in source, and tensor of made, for every tensor of a block that differs from that of source."""
+    """Yield (name in source, tensor of made) for every tensor of a block that differs from that of source."""
     for new, old in enumerate(kept):
         before = source.block_tensors(old)
         for name, stored in sorted(made.block_tensors(new).items()):
@@ -205,14 +205,14 @@ def changed_tensors(source: Checkpoint, made: Checkpoint, kept: list[int]) -> It
 
 
 def is_same(one: Stored, other: Stored) -> bool:
-    """Whether two stored tensors are equal bit by bit."""
+    """Whether two stored tensors are bit-identical."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
 
 
 def read_tensors(folder: Path, variant: Variant, source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of each tensor in which a variant differs from its source, read one at a time."""
+    """Yield (name, value) of each tensor in which a variant differs from its source, read one at a time."""
     yield from read_variant(weights_file(folder, variant), source)
     vectors = vectors_file(folder, variant)
     if vectors.exists():
@@ -220,9 +220,9 @@ def read_tensors(folder: Path, variant: Variant, source: Checkpoint) -> Iterator
 
 
 def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict[str, Any]) -> None:
-    """Store a cell's problems and run, which its rows refer to.
+    """Store a cell's problems and run, to which its rows refer.
 
-    A variant is described as the checkpoint that it would be. versions: of the libraries that compute the rows.
+    The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows.
     """
     described = describe_model(model.name, model.checkpoint)
     if cell.variant.recipe is not None:

@@ -1,1 +1,1 @@
-"""A study on a Ray cluster."""
+"""Run a study on a Ray cluster: driver.py in the process that was started, worker.py on the nodes."""

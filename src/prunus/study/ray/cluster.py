@@ -1,4 +1,4 @@
-"""Connect to a Ray cluster, and count the workers that fit on it."""
+"""Find and join a Ray cluster, and count the workers that fit on it."""
 
 import logging
 import os
@@ -15,16 +15,16 @@ from prunus.errors import PrunusError
 
 AUTO, LOCAL = "auto", "local"
 CONNECT_SECONDS = 5.0
-PROBE_SECONDS = 20.0  # without a cluster, Ray itself would try for minutes and then end the process
+PROBE_SECONDS = 20.0  # where no cluster answers, Ray itself tries for minutes and then ends the process
 # Settings of Ray: no usage reports, and a cluster that is started here listens on loopback only.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def find_cluster(address: str) -> str:
-    """HOST:PORT of the cluster, or `local` for one to be started here; PrunusError where there is none.
+    """An address for connected(): HOST:PORT, `auto` for a cluster that runs on this machine, or `local` to start one.
 
-    address: HOST:PORT of its head, or `auto`: that of RAY_ADDRESS, else a cluster that runs on this machine, else
-    `local`.
+    address: HOST:PORT of the cluster's head, or `auto`: the address in RAY_ADDRESS, else a cluster that runs on this
+    machine, else `local`. Raises PrunusError where a cluster that was named cannot be reached.
     """
     if find_spec("ray") is None:
         raise PrunusError("--ray needs the package ray: pip install 'prunus[ray]', on every node of the cluster")
@@ -40,20 +40,16 @@ def find_cluster(address: str) -> str:
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Within the context, this process is a driver of the cluster. address: as find_cluster returns it."""
+    """Within the context this process is a driver of the cluster. address: as find_cluster returns it."""
     if address == LOCAL:
-        progress.say("no Ray cluster runs on this machine: one is started for this study")
+        progress.say("no Ray cluster runs on this machine; starting one for this study")
         os.environ |= ENVIRONMENT
     import ray
 
-    how: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+    options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **how)
-    except (
-        ConnectionError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # no node of it on this machine, or another version of Ray
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:  # this machine is no node, or Ray's versions differ
         raise PrunusError(f"the Ray cluster at '{address}' cannot be joined: {first_line(error)}") from error
     try:
         yield
@@ -62,9 +58,12 @@ def connected(address: str) -> Iterator[None]:
 
 
 def why_unreachable(address: str) -> str | None:
-    """Why there is no cluster at an address, None if there is one; a child process asks, as it can be stopped."""
+    """The reason why no cluster can be reached at an address; None if one can.
+
+    A child process asks Ray, since only a process can be stopped after a time.
+    """
     if "://" in address:
-        return "addresses with :// are those of Ray's client, which cannot drive a study"
+        return "addresses with :// belong to Ray's client, which cannot drive a study"
     host, _, port = address.rpartition(":")
     if address != AUTO:
         if not host or not port.isdigit():
@@ -77,12 +76,12 @@ def why_unreachable(address: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, text=True, check=False)
     except subprocess.TimeoutExpired:
-        return "what listens there does not answer as a Ray cluster"
+        return "the process at that address does not answer as a Ray cluster"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it is not a Ray cluster"])[-1]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error of Ray; the others are about Ray's own processes."""
+    """The first line of an error of Ray; the other lines are about Ray's own processes."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -94,7 +93,7 @@ def has_gpus() -> bool:
 
 
 def capacity(gpus: float, cpus: float) -> int:
-    """Number of workers with these resources that fit on the nodes, if nobody else uses them."""
+    """Number of workers with these resources that fit on the nodes when nothing else runs on them."""
     import ray
 
     needs = {kind: share for kind, share in (("GPU", gpus), ("CPU", cpus)) if share > 0}

@@ -1,9 +1,9 @@
-"""Run a study on a Ray cluster: workers make variants and answer batches, this process writes store and folder.
+"""Run a study on a Ray cluster: workers make variants and answer batches; this process writes the store and the folder.
 
-What is missing is cut into jobs: a variant to make, or a batch of a cell. A worker has one job at a time, preferably of
-the variant that it has loaded. The job of a lost worker is given to another. As seeds follow from keys and batches are
-fixed, the rows do not depend on which worker computed them. Files of variants are sent through Ray, so that the nodes
-need no common file system. Latency is measured when all other jobs are done, by one worker while the others are idle.
+The missing work is cut into jobs: a variant to make, or a batch of a cell to answer. A worker has one job at a time,
+preferably of the variant that it has loaded. The job of a lost worker goes to another one. Seeds follow from keys and
+batches are fixed, so the rows do not depend on which worker computed them. Files of variants are sent through Ray, so
+the nodes need no common file system. Latency is measured last, by one worker while the others are idle.
 """
 
 import time
@@ -27,9 +27,9 @@ from prunus.study.ray.transfer import download, upload
 from prunus.study.ray.worker import BatchResult, ModelRef, Timing, VariantFiles, Worker, WorkerInfo
 from prunus.study.variants import add_run, kept_folder
 
-ATTEMPTS = 3  # workers that may be lost at one job, or while they start, before the study is given up
-WAIT_SECONDS = 1.0  # between looks at the cluster
-IDLE_SECONDS = 60.0  # without any worker before the user is told
+ATTEMPTS = 3  # the study fails once this many workers were lost at one job, or while they started
+WAIT_SECONDS = 1.0  # interval at which the cluster's size is checked
+IDLE_SECONDS = 60.0  # time without any worker after which a message is printed
 
 
 def run_on_ray(
@@ -42,7 +42,7 @@ def run_on_ray(
     gpus_per_task: float | None,
     cpus_per_task: float,
 ) -> None:
-    """Evaluate every missing cell on the cluster at this address. gpus_per_task: None is 1 where it has any GPU."""
+    """Evaluate every missing cell on the cluster at this address. gpus_per_task: None means 1 if it has any GPU."""
     jobs = list(missing_jobs(models, places.folder, store))
     if study.keep_checkpoints:
         for job in jobs:
@@ -60,7 +60,7 @@ def run_on_ray(
 
 
 class Driver:
-    """Gives jobs to workers and stores what they return, until no job is left."""
+    """Assigns jobs to workers and stores their results until no job is left."""
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class Driver:
         self.unmade = {job.variant.key for job in jobs if job.cell is None}
         self.claimed: set[str] = set()
         self.workers: list[WorkerHandle] = []
-        self.calls: dict[Any, WorkerHandle] = {}  # Ray reference of a call's result -> the worker that was called
+        self.calls: dict[Any, WorkerHandle] = {}  # Ray reference to a call's result -> the worker that was called
         self.failed_starts = 0
         self.seen_at = self.added_at = time.monotonic()
 
     def run(self) -> None:
-        """Do all jobs."""
+        """Run all jobs."""
         if not capacity(self.gpus, self.cpus):
             raise PrunusError(
                 f"no node of the cluster has the {self.gpus:g} GPUs and {self.cpus:g} CPUs that one worker needs:"
@@ -107,9 +107,9 @@ class Driver:
             self.wait()
 
     def measure_latency(self, models: Sequence[Model]) -> None:
-        """Measure all cells one after another on one machine, while no other worker has a job.
+        """Measure the latency of all cells one after another on one machine, while no other worker has a job.
 
-        Where some are measured already, the machine is theirs if it is still in the cluster.
+        If some cells have been measured already, their machine is used if it is still in the cluster.
         """
         jobs = [
             Job(model, variant, cell, [], False, timing=True)
@@ -134,7 +134,7 @@ class Driver:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until a call has returned, for a second at most, and handle its result."""
+        """Wait at most a second for calls to return, and handle the result of one."""
         import ray
 
         self.table.say(self.summary())
@@ -150,7 +150,7 @@ class Driver:
         return f"{len(activities)} workers: {', '.join(parts)}"
 
     def start_workers(self, wanted: int) -> None:
-        """Start workers until there are as many as wanted or as fit; nodes that join the cluster later are used too."""
+        """Start workers until there are `wanted` of them or the cluster is full; nodes may join it at any time."""
         if any(worker.info for worker in self.workers):
             self.seen_at = time.monotonic()
         elif time.monotonic() - self.seen_at > IDLE_SECONDS:
@@ -179,7 +179,7 @@ class Driver:
         self.calls[call] = worker
 
     def uploaded(self, variant: Variant) -> dict[str, list[Any]]:
-        """References to a variant's files in Ray's object store, from which each node fetches them once."""
+        """References to a variant's files in Ray's object store, where each node fetches them once."""
         if variant.recipe is None:
             return {}
         if variant.key not in self.files:
@@ -187,7 +187,7 @@ class Driver:
         return self.files[variant.key]
 
     def handle_result(self, worker: WorkerHandle, call: Any) -> None:
-        """Use what a call returned; a lost worker's job goes back to the others, any other error is raised here."""
+        """Handle a call's result. The job of a lost worker goes back to the queue; any other error is raised here."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -210,7 +210,7 @@ class Driver:
         worker.last, worker.job = worker.job, None
 
     def take(self, worker: WorkerHandle, found: Any) -> bool:
-        """Store what a worker returned; whether more of the same job is to come."""
+        """Store a worker's result. Returns whether the job continues with another piece of a file."""
         job = worker.job
         assert job is not None
         if isinstance(found, BatchResult):
@@ -249,14 +249,14 @@ class Driver:
         self.forget_files(job.variant)
 
     def forget_files(self, variant: Variant) -> None:
-        """Let Ray free the variant's files unless another job needs them."""
+        """Let Ray free the variant's files if no other job needs them."""
         if all(variant.key != other.variant.key for other in self.jobs):
             self.files.pop(variant.key, None)
 
     def lose(self, worker: WorkerHandle, error: BaseException) -> None:
-        """Give the job of a worker that ended, alone or with its node, back to the others.
+        """Remove a worker that ended, alone or with its node, and put its job back into the queue.
 
-        Raises PrunusError where ATTEMPTS workers were lost at the same job, or while they started.
+        Raises PrunusError if ATTEMPTS workers were lost at the same job, or while they started.
         """
         self.workers.remove(worker)
         if worker.download is not None:
@@ -267,29 +267,30 @@ class Driver:
         if job is None:
             self.failed_starts += 1
             if self.failed_starts >= ATTEMPTS:
-                raise PrunusError(f"workers end as they start ({reason}); Ray's logs on the node say why") from error
+                raise PrunusError(f"workers end while they start ({reason}); Ray's logs on the node say why") from error
             return
         job.attempts += 1
         where = worker.info.node if worker.info else "?"
         if job.attempts >= ATTEMPTS:
             raise PrunusError(
                 f"{ATTEMPTS} workers were lost while {job.description}, the last on {where} ({reason}): does the node"
-                " have enough memory? Finished work is kept; the same command goes on from there"
+                " have enough memory? Finished work is kept, and the same command resumes the study"
             ) from error
-        progress.say(f"a worker on {where} was lost while {job.description} ({reason}): another one takes over")
+        progress.say(f"a worker on {where} was lost while {job.description} ({reason}); another one repeats the job")
         if not job.timing:  # measure_latency() finds a missing timing again
             self.jobs.insert(0, job)
 
 
 def check_version(worker: WorkerInfo) -> None:
-    """PrunusError where a node has another version of Prunus, which may compute other rows."""
+    """Raise PrunusError if a node has another version of Prunus, which may compute other rows."""
     if worker.version != prunus.__version__:
         raise PrunusError(
-            f"{worker.node} has prunus {worker.version}, this is {prunus.__version__}: install the same everywhere"
+            f"{worker.node} has prunus {worker.version}, this machine {prunus.__version__}: install the same version"
+            " everywhere"
         )
 
 
 def model_ref(model: Model) -> ModelRef:
-    """What a worker needs to know of a model."""
+    """The description of a model by which a worker opens its own copy."""
     works = [cell.work for cell in model.cells if cell.variant.recipe is None]
     return ModelRef(model.name, model.checkpoint.checksum(), works)

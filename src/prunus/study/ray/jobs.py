@@ -1,4 +1,4 @@
-"""The jobs into which a study is cut on a cluster, and which of them a worker gets next."""
+"""The jobs of a study on a cluster, and the order in which workers get them."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from prunus.study.variants import is_made
 
 @dataclass(eq=False)
 class Job:
-    """Make a variant (cell is None), answer a batch of a cell, or measure how fast the cell's model decodes (timing).
+    """One unit of work: make a variant (cell is None), answer a batch of a cell, or measure its latency (timing).
 
-    early: to be done before all jobs that are not. attempts: workers that were lost while doing it.
+    early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
     """
 
     model: Model
@@ -37,9 +37,9 @@ class Job:
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """The driver's side of a worker: Ray's actor, its job and the job before that.
+    """The driver's record of a worker: Ray's actor, its current job and its last one.
 
-    info: None until the worker has started. download: of the files that it made, while they are on their way.
+    info: None until the worker has started. download: in progress, of the files that the worker made.
     """
 
     actor: Any
@@ -50,7 +50,7 @@ class WorkerHandle:
 
 
 def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterator[Job]:
-    """A job for every variant and every batch that is missing, by model and variant. folder: of the study.
+    """Yield a job for every missing variant and batch, by model and variant. folder: of the study.
 
     As in a local run, all batches of the dense models and the first batch of each variant are early.
     """
@@ -64,7 +64,7 @@ def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterato
 
 
 def is_timed(models: Sequence[Model], store: Store) -> bool:
-    """Whether the store has timings of all cells from one and the same machine."""
+    """Whether the store has timings of all cells from a single machine."""
     known = [set(store.timings(cell.work.run_id)) for model in models for cell in model.cells]
     return bool(set.intersection(*known))
 
@@ -72,17 +72,17 @@ def is_timed(models: Sequence[Model], store: Store) -> bool:
 def next_job(
     jobs: Sequence[Job], unmade: Collection[str], worker: WorkerHandle, workers: Sequence[WorkerHandle]
 ) -> Job | None:
-    """The job that the worker should do next; None where there is none.
+    """The next job for a worker; None if no job is ready. unmade: keys of variants that are not made yet.
 
-    Early jobs come first; then those of the model that it has loaded, of the variant that it has loaded, and of the
-    variant that the fewest other workers have. unmade: keys of variants that are not made yet.
+    Early jobs come first; among these, jobs of the model that the worker has loaded; then of the variant that it has
+    loaded; then of the variant that the fewest workers are busy with.
     """
     ready = [job for job in jobs if job.cell is None or job.variant.key not in unmade]
-    in_work = [other.job.variant.key for other in workers if other.job]
+    busy_with = [other.job.variant.key for other in workers if other.job]
 
     def cost(job: Job) -> tuple[bool, bool, bool, int]:
         last, key = worker.last, job.variant.key
-        is_another = job.cell is None or last is None or last.variant.key != key
-        return not job.early, last is not None and last.model is not job.model, is_another, in_work.count(key)
+        needs_loading = job.cell is None or last is None or last.variant.key != key
+        return not job.early, last is not None and last.model is not job.model, needs_loading, busy_with.count(key)
 
     return min(ready, key=cost, default=None)

@@ -1,4 +1,4 @@
-"""Files of variants sent through Ray: to the workers that answer, and back from the worker that made the variant."""
+"""Send files of variants through Ray: to the workers that answer, and back from the worker that made the variant."""
 
 import shutil
 from collections.abc import Callable, Generator, Mapping
@@ -13,7 +13,7 @@ from prunus.study.cells import Variant
 from prunus.study.ray.worker import Piece, VariantFiles
 from prunus.study.variants import MAKING, VARIANTS, variant_files
 
-PIECE = 64 << 20  # bytes of a file that are sent at once
+PIECE = 64 << 20  # bytes sent at a time
 
 # (`checkpoint` or `variants`, a file of it, first byte, number of bytes) -> Ray reference to that piece
 Request = Callable[[str, str, int, int], Any]
@@ -21,7 +21,7 @@ Download = Generator[Any, Piece | None, None]
 
 
 def upload(folder: Path, variant: Variant) -> dict[str, list[Any]]:
-    """References to the pieces of each of a variant's files, now in Ray's object store. folder: of the study."""
+    """Put a variant's files into Ray's object store; {file name: references to its pieces}. folder: of the study."""
     import ray
 
     return {
@@ -33,10 +33,11 @@ def upload(folder: Path, variant: Variant) -> dict[str, list[Any]]:
 
 
 def download(files: VariantFiles, request: Request, folder: Path, variant: Variant, kept_at: Path) -> Download:
-    """Write what a worker made to the study's folder; a generator, so that the driver can do other things meanwhile.
+    """Write the files that a worker made to the study's folder, as a generator that the driver advances.
 
-    Yields the reference of the next piece, and is to be sent that piece. A checkpoint that is kept appears at kept_at
-    when it is complete, and before the variant's files; the file that says that the variant is complete comes last.
+    It yields the reference to the next piece and expects that piece to be sent to it, so that the driver can do other
+    work meanwhile. A kept checkpoint appears at kept_at once it is complete, before the variant's files; the file that
+    marks the variant as complete comes last.
     """
     needed = sum(files.checkpoint.values()) + sum(files.variant.values())
     with disk_errors(folder, needed):
@@ -59,7 +60,7 @@ def download(files: VariantFiles, request: Request, folder: Path, variant: Varia
 
 
 def write_files(sizes: Mapping[str, int], request: Callable[[str, int, int], Any], folder: Path) -> Download:
-    """Write files of these sizes to folder, piece by piece."""
+    """Write files of these sizes in bytes to folder, piece by piece; a generator as download()."""
     for name, size in sizes.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("wb") as file:

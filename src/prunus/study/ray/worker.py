@@ -1,6 +1,6 @@
-"""A worker of a study on a Ray cluster: one process that holds a dense model, and in it the variant that answers.
+"""A worker of a study on a Ray cluster: a process with one dense model loaded, into which variants are swapped.
 
-It never opens the store or the study's folder: every call brings what it needs, and what it computes goes back.
+It never opens the store or the study's folder: every call carries its input, and returns its result.
 """
 
 import os
@@ -39,9 +39,9 @@ FileRefs = Mapping[str, Sequence[Any]]  # file name -> Ray references to its pie
 
 @dataclass(frozen=True)
 class ModelRef:
-    """How a worker finds a model: its name and the checksum that its own copy must have.
+    """A model as a worker finds it: by name, with the checksum that the worker's own copy must have.
 
-    works: of the dense model, one for each plan; they hold problems and tokenizer.
+    works: the resolved plans of the dense model, one for each plan of the study, with their problems and tokenizer.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelRef:
 
 
 class WorkerInfo(NamedTuple):
-    """The host and process of a worker, its version of Prunus, and the name under which its machine's timings go."""
+    """Host, process id and Prunus version of a worker, and the name under which its machine's timings are stored."""
 
     node: str
     process: int
@@ -59,7 +59,7 @@ class WorkerInfo(NamedTuple):
 
 
 class VariantFiles(NamedTuple):
-    """Sizes in bytes, by name, of a variant's files, and of its checkpoint's if that is to be kept."""
+    """{file name: size in bytes} of a variant's files, and of its checkpoint's files if the checkpoint is kept."""
 
     variant: dict[str, int]
     checkpoint: dict[str, int]
@@ -73,21 +73,21 @@ class BatchResult(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """How fast one chain of a model decodes alone, and on which machine."""
+    """The decoding speed of a single chain, and the machine on which it was measured."""
 
     machine: str
     speed: dict[str, Any]
 
 
 class Worker:
-    """The class that Ray runs as an actor. folder: where the study was started, to which relative paths refer.
+    """The class that Ray runs as an actor. folder: the one in which the study was started, for relative paths.
 
-    model arguments are a Ray reference to a ModelRef and the model's name: the reference is fetched only if another
-    model is loaded.
+    Arguments named model are a Ray reference to a ModelRef and the model's name; the reference is fetched only if
+    another model is loaded.
     """
 
     def __init__(self, folder: str, study: Study, device: str) -> None:
-        with suppress(OSError):  # the node lacks the folder: a relative path is then reported as not found
+        with suppress(OSError):  # if the node lacks the folder, a relative path is reported as not found later
             os.chdir(folder)
         progress.set_quiet(True)
         self.device, self.engine, self.grader = device, Engine(study, device), Grader()
@@ -100,15 +100,15 @@ class Worker:
 
     @property
     def folder(self) -> Path:
-        """A folder of this worker, which has the layout of a study's folder."""
+        """This worker's own folder, which has the layout of a study's folder."""
         return Path(self.scratch.name)
 
     def info(self) -> WorkerInfo:
-        """Who this worker is: its first call, by which the driver knows that it has started."""
+        """The worker's host, process, version and machine. The driver calls this first, to know that it has started."""
         return WorkerInfo(socket.gethostname(), os.getpid(), prunus.__version__, machine_of(pick(self.device)))
 
     def make(self, model: Sequence[Any], variant: Variant, keep: bool) -> VariantFiles:
-        """Make a variant; returns the sizes of its files, which stay until delete_made(). keep: its checkpoint too."""
+        """Make a variant and return the sizes of its files. They stay until delete_made(). keep: its checkpoint too."""
         opened = self.open_model(model)
         make_variant(opened, variant, self.folder, self.device, keep)
         self.made = kept_folder(self.folder, opened, variant)
@@ -119,31 +119,31 @@ class Worker:
         )
 
     def piece(self, of: str, name: str, start: int, size: int) -> Piece:
-        """Bytes of a file that make() wrote. of: `checkpoint` or `variants`."""
+        """Up to `size` bytes of a file that make() wrote, from byte `start` on. of: `checkpoint` or `variants`."""
         folder = self.made if of == "checkpoint" else self.folder / VARIANTS
         return np.fromfile(folder / name, np.uint8, size, offset=start)
 
     def delete_made(self) -> None:
-        """Delete what make() wrote, once the driver has it."""
+        """Delete the files that make() wrote; the driver calls it once it has them."""
         shutil.rmtree(self.made, ignore_errors=True)
         shutil.rmtree(self.folder / VARIANTS, ignore_errors=True)
 
     def answer(
         self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int, batch: list[tuple[int, int]]
     ) -> BatchResult:
-        """The rows of a batch. files: of the variant, fetched only if it is not loaded. plan: its number."""
+        """The rows of a batch. files: of the variant, fetched only if it is not loaded. plan: index in the study."""
         _, backend = self.load_variant(model, variant, files)
         check_engine(self.works[plan], backend)
         done = answer_batch(self.works[plan], backend, self.grader, batch)
         return BatchResult(done, describe_versions(backend))
 
     def measure_speed(self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int) -> Timing:
-        """How fast one chain of the variant decodes alone on this machine. Arguments as of answer()."""
+        """The decoding speed of a single chain of the variant on this machine. Arguments as for answer()."""
         opened, backend = self.load_variant(model, variant, files)
         return Timing(*speed_here(self.works[plan], backend, opened.checkpoint))
 
     def load_variant(self, model: Sequence[Any], variant: Variant, files: FileRefs) -> tuple[Model, Backend]:
-        """The opened model, and a backend that has the variant's weights."""
+        """The opened model, and a backend with the variant's weights."""
         opened = self.open_model(model)
         if self.backend is None or self.loaded_key != variant.key:
             self.release()
@@ -156,7 +156,7 @@ class Worker:
         return opened, self.backend
 
     def open_model(self, model: Sequence[Any]) -> Model:
-        """The model that a reference and a name stand for; PrunusError where this node's copy has other weights."""
+        """The model of a reference and a name. Raises PrunusError if this node's copy has other weights."""
         reference, name = model
         if self.model is None or self.model.name != name:
             self.release()
@@ -169,13 +169,13 @@ class Worker:
         return self.model
 
     def release(self) -> None:
-        """Take the variant's weights out again, so that the dense model is left."""
+        """Swap the variant out, which leaves the dense model."""
         self.loaded.close()
         self.loaded_key, self.backend = "", None
 
 
 def write_pieces(path: Path, pieces: Sequence[Any]) -> None:
-    """Write a file from references to its pieces, which are fetched one by one."""
+    """Write a file from references to its pieces, fetched one at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for piece in pieces:
@@ -183,7 +183,7 @@ def write_pieces(path: Path, pieces: Sequence[Any]) -> None:
 
 
 def fetch(reference: Any) -> Any:
-    """The object that a Ray reference stands for."""
+    """The object to which a Ray reference refers."""
     import ray
 
     return ray.get(reference)
