@@ -17,7 +17,6 @@ COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
 ALSO = {"plan_study", "prune_and_recover", "report_study", "sparse"}
-LISTINGS = {"tasks", "methods"}
 
 
 def options_of(command):
@@ -47,11 +46,11 @@ def test_defaults_are_those_of_the_recipe(command):
             assert parameter.default == defaults[parameter.name], parameter.name
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - LISTINGS))
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_its_function_and_every_function_its_command(command):
     assert callable(getattr(prunus, str(API_NAME.get(command, command))))
     verbs = {name for name in prunus.__all__ if name[0].islower()}
-    assert verbs - ALSO == {API_NAME.get(c, c) for c in COMMANDS if c not in LISTINGS}
+    assert verbs - ALSO == {API_NAME.get(c, c) for c in COMMANDS}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -142,6 +141,31 @@ def test_methods_say_what_they_need(capsys):
     assert all(row["source"] and row["description"] for row in rows.values())
     main(["methods"])
     assert "arXiv:2301.00774; needs hessian)" in capsys.readouterr().out
+
+
+def test_the_lists_are_those_of_the_api(capsys):
+    for command, rows in (("tasks", prunus.tasks()), ("methods", prunus.methods())):
+        main([command, "--json"])
+        assert json.loads(capsys.readouterr().out) == rows
+        main([command])
+        names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+        assert names == [row["name"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["report", "--no-measure"],
+        ["x.toml", "--no-measure"],
+        ["plan", "--ray", "auto"],
+        ["report", "--cpus-per-task", "1"],
+    ],
+)
+def test_a_study_refuses_options_of_another_action(given, capsys):
+    words = [*given, "x.toml"] if given[0] != "x.toml" else given
+    with pytest.raises(SystemExit) as ended:
+        main(["study", *words])
+    assert ended.value.code == 2 and "belongs to `prunus study" in capsys.readouterr().err
 
 
 def test_import_is_light_and_results_need_no_torch():

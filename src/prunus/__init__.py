@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from prunus import sparse
     from prunus.checkpoint.dequantise import dequantize
     from prunus.checkpoint.packed.commands import pack, unpack
+    from prunus.declarations import methods
     from prunus.evaluation.pipeline import evaluate, regrade
+    from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
@@ -56,6 +58,7 @@ __all__ = [
     "drop_blocks",
     "evaluate",
     "inspect",
+    "methods",
     "pack",
     "perplexity",
     "plan_study",
@@ -68,6 +71,7 @@ __all__ = [
     "run_study",
     "sparse",
     "stats",
+    "tasks",
     "traces",
     "unpack",
 ]
@@ -80,6 +84,7 @@ _HOME = {
     "drop_blocks": "prunus.pruning.drop",
     "evaluate": "prunus.evaluation.pipeline",
     "inspect": "prunus.pruning.inspection",
+    "methods": "prunus.declarations",
     "pack": "prunus.checkpoint.packed.commands",
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.study.plan",
@@ -91,6 +96,7 @@ _HOME = {
     "report_study": "prunus.study.pages",
     "run_study": "prunus.study.run",
     "stats": "prunus.pruning.calibration.saved_statistics",
+    "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",
     "unpack": "prunus.checkpoint.packed.commands",
 }

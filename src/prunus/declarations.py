@@ -170,6 +170,11 @@ class DepthMethod(NamedTuple):
     options: tuple[Option, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
 
+    @property
+    def needs(self) -> str:
+        """What it measures, in the words of a list of methods."""
+        return "hidden states" if self.needs_data else "nothing"
+
 
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod)
 _FOLDERS = {Method: "methods", Allocation: "allocation", DepthMethod: "depth"}
@@ -217,6 +222,20 @@ def _read(file: Path, kind: type[Declaration]) -> Declaration:
 def _evaluated(node: ast.expr, file: Path) -> Any:
     expression = compile(ast.Expression(node), str(file), "eval")
     return eval(expression, {"__builtins__": {}} | _LITERALS)  # noqa: S307  source text of this package
+
+
+def methods() -> list[dict[str, str]]:
+    """Return what there is to prune with: pruning methods, then allocations, then depth methods.
+
+    Each is a dictionary with name, source (the paper), description (one line) and needs: what it measures of the model,
+    such as `norms` or `hidden states`, or `nothing`.
+    """
+    kinds: tuple[Any, ...] = (Method, Allocation, DepthMethod)
+    return [
+        {key: getattr(one, key) for key in ("name", "source", "description", "needs")}
+        for kind in kinds
+        for one in declared(kind).values()
+    ]
 
 
 def owners_of(table: Mapping[str, Declaration]) -> dict[str, list[tuple[str, Option]]]:

@@ -1,12 +1,12 @@
-"""The demo, and the lists of tasks and methods."""
+"""Commands that list tasks and methods, and the demo."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 import prunus
 from prunus.cli.common import command, json_option, print_json
-from prunus.declarations import Allocation, DepthMethod, Method, declared
 
 
 @command("demo", "prunus demo --out prunus-demo")
@@ -21,35 +21,18 @@ def demo_command(out: Path, quick: bool) -> None:
 @json_option
 def tasks_command(as_json: bool) -> None:
     """List the built-in problem sets."""
-    from prunus.evaluation.tasks import TASKS
-
-    show_catalogue(
-        [{"name": t.name, "source": t.source, "description": t.description} for t in TASKS.values()], as_json
-    )
+    print_list(prunus.tasks(), as_json)
 
 
 @command("methods", "prunus methods")
 @json_option
 def methods_command(as_json: bool) -> None:
     """List the pruning methods, allocations and depth methods."""
-    rows = [
-        {"name": one.name, "source": one.source, "description": one.description, "needs": one.needs}
-        for one in [*declared(Method).values(), *declared(Allocation).values()]
-    ]
-    rows += [
-        {
-            "name": one.name,
-            "source": one.source,
-            "description": one.description,
-            "needs": "hidden states" if one.needs_data else "nothing",
-        }
-        for one in declared(DepthMethod).values()
-    ]
-    show_catalogue(rows, as_json)
+    print_list(prunus.methods(), as_json)
 
 
-def show_catalogue(rows: list[dict[str, str]], as_json: bool) -> None:
-    """Names with source and one line each."""
+def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
+    """Print rows as JSON, or one line each: name, description, source, and what it needs, if anything."""
     if as_json:
         print_json(rows)
         return

@@ -1,7 +1,7 @@
 """What all commands share: the group that they join, their options, how data is printed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from functools import wraps
 from importlib.metadata import version
@@ -76,6 +76,17 @@ def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Calla
     return click.option("--" + field.replace("_", "-"), field, help=help, **settings)
 
 
+def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """Return one decorator for several options; help lists them in this order."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def choice(names: Any) -> click.Choice:
     """Return a choice among names, or among the values of a Literal type."""
     return click.Choice(get_args(names) or tuple(names))
@@ -123,6 +134,11 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
 def _engine_option(setting: str, name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
     """Return an option whose help names the backends that use it."""
     return click.option(name, help=f"{users_of(setting)}: {help}", show_default="default" in settings, **settings)
+
+
+def is_given(name: str) -> bool:
+    """Return whether the user gave this option of the running command."""
+    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def print_json(data: Any) -> None:

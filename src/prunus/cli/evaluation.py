@@ -1,5 +1,6 @@
 """Commands that run a model: evaluate it into a store, or draw its chains of thought; and regrade a store."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import prunus
 from prunus import progress, recipes
 from prunus.cli.common import (
     IntegerList,
+    all_of,
     choice,
     command,
     device_option,
@@ -26,6 +28,32 @@ _SIZES = ", ".join(f"{entry.batch_size} on {name}" for name, entry in BACKENDS.i
 BATCH_SIZE = f"Chains decoded and stored together; default: {_SIZES}."
 
 
+def generation_options(recipe: type) -> Callable[[Any], Any]:
+    """Return a decorator that adds the options of every command that generates chains of thought."""
+    return all_of(
+        [
+            recipe_option(
+                recipe,
+                "profile",
+                "Strings that open, cut and close the model's thinking.",
+                type=choice(recipes.PROFILE_NAMES),
+            ),
+            recipe_option(recipe, "temperature", "0 is greedy; the default is the profile's.", type=float),
+            recipe_option(
+                recipe,
+                "prompt",
+                "bare: only the problem; boxed: also asks for a \\boxed{} answer.",
+                type=choice(recipes.PromptStyle),
+            ),
+            recipe_option(recipe, "limit", "Use the first N problems of each task.", type=int),
+            recipe_option(recipe, "seed", "Seed of all sampling.", type=int),
+            recipe_option(recipe, "batch_size", BATCH_SIZE, type=int),
+            recipe_option(recipe, "backend", "Engine: see docs/engines.md.", type=choice(BACKENDS)),
+            engine_options,
+        ]
+    )
+
+
 @command("eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
 @model_argument
 @click.option(
@@ -38,9 +66,6 @@ BATCH_SIZE = f"Chains decoded and stored together; default: {_SIZES}."
 @recipe_option(EvalPlan, "budgets", "Thinking budgets, in tokens.", type=IntegerList())
 @recipe_option(EvalPlan, "samples", "Draws per problem and budget.", type=int)
 @recipe_option(
-    EvalPlan, "profile", "Strings that open, cut and close the model's thinking.", type=choice(recipes.PROFILE_NAMES)
-)
-@recipe_option(
     EvalPlan,
     "mode",
     "strict caps the answer and bans thinking markers in it; legacy follows the papers' scripts.",
@@ -48,20 +73,9 @@ BATCH_SIZE = f"Chains decoded and stored together; default: {_SIZES}."
 )
 @recipe_option(EvalPlan, "answer_tokens", "Most tokens of an answer; the default depends on mode and task.", type=int)
 @recipe_option(EvalPlan, "wait", "Times to suppress the end of thinking and append 'Wait'.", type=int)
-@recipe_option(EvalPlan, "temperature", "0 is greedy; the default is the profile's.", type=float)
 @recipe_option(EvalPlan, "top_p", "The default is the profile's.", type=float)
 @recipe_option(EvalPlan, "top_k", "0 is off; the default is the profile's.", type=int)
-@recipe_option(
-    EvalPlan,
-    "prompt",
-    "bare: only the problem; boxed: also asks for a \\boxed{} answer.",
-    type=choice(recipes.PromptStyle),
-)
-@recipe_option(EvalPlan, "limit", "Use the first N problems of each task.", type=int)
-@recipe_option(EvalPlan, "seed", "Seed of all sampling.", type=int)
-@recipe_option(EvalPlan, "batch_size", BATCH_SIZE, type=int)
-@recipe_option(EvalPlan, "backend", "Engine: see docs/engines.md.", type=choice(BACKENDS))
-@engine_options
+@generation_options(EvalPlan)
 @click.option(
     "--reuse/--no-reuse",
     default=True,
@@ -104,21 +118,7 @@ def eval_command(
 @recipe_option(
     TraceRecipe, "hardest", "Keep only the harder half of the problems, those solved least often.", is_flag=True
 )
-@recipe_option(
-    TraceRecipe, "profile", "Strings that open, cut and close the model's thinking.", type=choice(recipes.PROFILE_NAMES)
-)
-@recipe_option(TraceRecipe, "temperature", "0 is greedy; the default is the profile's.", type=float)
-@recipe_option(
-    TraceRecipe,
-    "prompt",
-    "bare: only the problem; boxed: also asks for a \\boxed{} answer.",
-    type=choice(recipes.PromptStyle),
-)
-@recipe_option(TraceRecipe, "limit", "Use the first N problems of each task.", type=int)
-@recipe_option(TraceRecipe, "seed", "Seed of all sampling.", type=int)
-@recipe_option(TraceRecipe, "batch_size", BATCH_SIZE, type=int)
-@recipe_option(TraceRecipe, "backend", "Engine: see docs/engines.md.", type=choice(BACKENDS))
-@engine_options
+@generation_options(TraceRecipe)
 @device_option
 @overwrite_option
 def traces_command(model: str, out: Path, device: str, engine: EngineOptions, overwrite: bool, **recipe: Any) -> None:

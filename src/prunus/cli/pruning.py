@@ -1,6 +1,6 @@
 """Commands that write a pruned checkpoint or its statistics, or describe and measure a model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ import click
 import prunus
 from prunus import progress, recipes
 from prunus.cli.common import (
+    all_of,
     choice,
     command,
     device_option,
+    is_given,
     json_option,
     model_argument,
     overwrite_option,
@@ -36,17 +38,6 @@ def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], 
             settings = {"is_flag": True}
         options.append(recipe_option(recipe, name, help, **settings))
     return all_of(options)
-
-
-def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    """Return one decorator for several options; help lists them in this order."""
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
 
 
 CALIBRATION_HELP = "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; auto: tiny for tiny, else c4."
@@ -162,11 +153,6 @@ def prune_command(
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)
     show_summary(prunus.prune(model, out, asked, stats=stats, **where))
-
-
-def is_given(name: str) -> bool:
-    """Return whether the user gave this option of the running command."""
-    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any]) -> None:

@@ -1,15 +1,17 @@
-"""The command for a study: a grid of models, recipes and plans."""
+"""The command that plans, runs and reports a study, which is a grid of models, recipes and plans."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import prunus
 from prunus import progress
-from prunus.cli.common import command, device_option, json_option, print_json
+from prunus.cli.common import command, device_option, is_given, json_option, print_json
 from prunus.errors import PrunusError
 
 ACTIONS = ("run", "plan", "report")
+OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "run", "cpus_per_task": "run"}
 
 
 @command(
@@ -58,45 +60,45 @@ def study_command(
     are done, and how long the rest would take. `report` writes the page from the finished cells, also during a run.
     """
     action, file = parse(words)
-    if no_measure and action != "plan":
-        raise PrunusError("--no-measure belongs to `prunus study plan`")
-    if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
-        raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray")
     if action == "plan":
-        plan = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
-        if as_json:
-            print_json(plan)
-            return
-        from prunus.study.plan_table import plan_table
-
-        progress.out_console.print(plan_table(plan))
-        return
-    if action == "report":
+        show = print_plan
+        done = prunus.plan_study(file, out=out, store=store, device=device, measure=not no_measure)
+    elif action == "report":
+        show = print_verdicts
         done = prunus.report_study(file, out=out, store=store)
     else:
-        done = prunus.run_study(
-            file,
-            out=out,
-            store=store,
-            device=device,
-            ray=ray,
-            gpus_per_task=gpus_per_task,
-            cpus_per_task=cpus_per_task,
-        )
-    if as_json:
-        print_json(done)
-        return
+        show = print_verdicts
+        workers = {"ray": ray, "gpus_per_task": gpus_per_task, "cpus_per_task": cpus_per_task}
+        done = prunus.run_study(file, out=out, store=store, device=device, **workers)
+    (print_json if as_json else show)(done)
+
+
+def parse(words: tuple[str, ...]) -> tuple[str, str]:
+    """Return (action, file); the action is `run` where none is given.
+
+    Raises PrunusError unless there is exactly one file, and where an option was given that the action does not have.
+    """
+    action, *files = words if words[0] in ACTIONS else ("run", *words)
+    if len(files) != 1:
+        raise PrunusError(f"give one FILE.toml after {action}: `prunus study {action} FILE.toml`")
+    for option, owner in OPTIONS_OF_ONE_ACTION.items():
+        if action != owner and is_given(option):
+            raise PrunusError(f"--{option.replace('_', '-')} belongs to `prunus study {owner}`")
+    return action, files[0]
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """Print what a study would do as a table."""
+    from prunus.study.plan_table import plan_table
+
+    progress.out_console.print(plan_table(plan))
+
+
+def print_verdicts(done: dict[str, Any]) -> None:
+    """Print a table of verdicts for each model and plan, and where the report is."""
     from prunus.reporting.terminal import verdict_table
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:
             progress.out_console.print(verdict_table(entry["comparison"]))
     progress.say(f"report: {done['report']}")
-
-
-def parse(words: tuple[str, ...]) -> tuple[str, str]:
-    """Return (action, file); the action is `run` where none is given."""
-    action, *files = words if words[0] in ACTIONS else ("run", *words)
-    if len(files) != 1:
-        raise PrunusError(f"give one FILE.toml after {action}: `prunus study {action} FILE.toml`")
-    return action, files[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 from prunus import progress
 from prunus.disk import write_text
+from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches
 from prunus.evaluation.provenance import describe_versions
@@ -54,6 +55,8 @@ def run_study(
         done = prunus.run_study("examples/tiny.toml", out="study")
         [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
     """
+    if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
+        raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
     study = read_study(file)
     places = Places.of(study, out, store)
     cluster = None if ray is None else find_cluster(ray)

@@ -13,7 +13,7 @@ from prunus.evaluation.tasks.local import load_file
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task
 from prunus.recipes import PromptStyle
 
-__all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text"]
+__all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text", "tasks"]
 
 FILES = (
     "tiny_tasks",
@@ -28,6 +28,11 @@ TASKS: dict[str, Task] = {task.name: task for file in FILES for task in import_m
 
 BOXED_OPEN = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 BOXED_CHOICE = "\n\nPlease reason step by step, and put only the letter of your choice within \\boxed{}."
+
+
+def tasks() -> list[dict[str, str]]:
+    """Return the built-in problem sets, each a dictionary with name, source and description (one line)."""
+    return [{"name": t.name, "source": t.source, "description": t.description} for t in TASKS.values()]
 
 
 def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Problem]:
