@@ -37,6 +37,8 @@ Mode = Literal["strict", "legacy"]
 PromptStyle = Literal["bare", "boxed"]
 TraceFilter = Literal["all", "correct"]
 
+# Fields of a recipe that say how much a token of a trace counts.
+TOKEN_WEIGHTS = ("prompt_weight", "chain_weight", "closing_weight")
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # A built-in profile is one file there.
 PROFILE_FOLDER = Path(__file__).parent / "evaluation" / "profiles"
@@ -68,7 +70,7 @@ def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
                 setattr(cls, name, owners[0][1].default)
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
         # Fields that came after recipes were first stored: where they have their default, hashes are what they were.
-        cls.LATER = ("group", *(name for name in cls.__annotations__ if name not in named))  # type: ignore[attr-defined]
+        cls.LATER = ("group", "closing_weight", *(name for name in cls.__annotations__ if name not in named))  # type: ignore[attr-defined]
         return cls
 
     return extended
@@ -169,6 +171,8 @@ class PruneRecipe(Recipe):
         all, to the token, instead of samples; what makes sources comparable.
     prompt_weight, chain_weight: how much a token of the prompt and one of the chain count in the statistics that masks
         and updates are made from; for traces, which say where prompts end. 0 and 1: the chain alone.
+    closing_weight: how much a token counts where thinking ends: the last 16 tokens of thinking and the 16 that follow,
+        of which the marker is the first; None: as the rest of the chain.
     propagation: whether later blocks see the pruned or the dense output of earlier ones; `true_sequential`
         (stored as `staged`): also within a block later Linears see earlier ones pruned (q, k, v, then o, then gate, up,
         then down).
@@ -204,6 +208,7 @@ class PruneRecipe(Recipe):
     calibration_tokens: int | None = None
     prompt_weight: float = 1.0
     chain_weight: float = 1.0
+    closing_weight: float | None = None
     seed: int = 0
     propagation: Propagation = "pruned"
     group: Group | None = None
@@ -242,7 +247,7 @@ class PruneRecipe(Recipe):
         self._check_options("allocation", declared(Allocation))
         self._check_options("method", declared(Method))
         self._check_calibration()
-        check_token_weights(self.prompt_weight, self.chain_weight)
+        check_token_weights(self)
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
 
@@ -280,8 +285,8 @@ class PruneRecipe(Recipe):
 
     @property
     def weighted(self) -> bool:
-        """Whether tokens of prompt and chain count differently."""
-        return self.prompt_weight != self.chain_weight
+        """Whether tokens of prompt, chain and closing count differently."""
+        return len(set(weights_of(self).values())) > 1
 
 
 @dataclass(frozen=True)
@@ -352,7 +357,7 @@ class DropRecipe(Recipe):
 class RecoverRecipe(Recipe):
     """How to train what pruning kept, block by block (docs/recover.md).
 
-    calibration, samples, seqlen, calibration_tokens, seed, prompt_weight, chain_weight: as in PruneRecipe.
+    calibration, samples, seqlen, calibration_tokens, seed and the weights of tokens: as in PruneRecipe.
     epochs: how often each token is trained on. step_tokens: tokens of one step of Adam, which is one sequence at least.
     rate: the largest learning rate, as a share of each tensor's root mean square.
     norms: whether norms and biases are trained, too.
@@ -360,12 +365,15 @@ class RecoverRecipe(Recipe):
         model's block on the pruned model's input.
     """
 
+    LATER: ClassVar[tuple[str, ...]] = ("closing_weight",)
+
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048
     calibration_tokens: int | None = None
     prompt_weight: float = 1.0
     chain_weight: float = 1.0
+    closing_weight: float | None = None
     seed: int = 0
     epochs: int = 4
     rate: float = 0.01
@@ -380,12 +388,12 @@ class RecoverRecipe(Recipe):
         self._check_choice("target", RecoverTarget)
         if not 0 < self.rate < 1:
             raise PrunusError(f"rate must lie in (0, 1), not {self.rate}; it is a share of each tensor's size")
-        check_token_weights(self.prompt_weight, self.chain_weight)
+        check_token_weights(self)
 
     @classmethod
     def like(cls, recipe: Recipe, **changes: Any) -> Self:
         """The usual recovery on the calibration of a recipe, but for changes."""
-        alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", "prompt_weight", "chain_weight")
+        alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", *TOKEN_WEIGHTS)
         values = {name: getattr(recipe, name) for name in alike if hasattr(recipe, name)}
         if "samples" in changes:
             values["calibration_tokens"] = None  # which would be used instead of them
@@ -393,8 +401,8 @@ class RecoverRecipe(Recipe):
 
     @property
     def weighted(self) -> bool:
-        """Whether tokens of prompt and chain count differently."""
-        return self.prompt_weight != self.chain_weight
+        """Whether tokens of prompt, chain and closing count differently."""
+        return len(set(weights_of(self).values())) > 1
 
 
 @dataclass(frozen=True)
@@ -511,12 +519,19 @@ class TraceRecipe(Recipe):
         )
 
 
-def check_token_weights(prompt_weight: float, chain_weight: float) -> None:
+def weights_of(recipe: PruneRecipe | RecoverRecipe) -> dict[str, float]:
+    """How much a token of the prompt, of the chain and of the chain's end counts, by the recipe's names."""
+    weights = {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
+    return {name: recipe.chain_weight if weight is None else weight for name, weight in weights.items()}
+
+
+def check_token_weights(recipe: PruneRecipe | RecoverRecipe) -> None:
     """Raise PrunusError unless tokens can count so much."""
-    for name, weight in (("prompt_weight", prompt_weight), ("chain_weight", chain_weight)):
+    weights = weights_of(recipe)
+    for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise PrunusError(f"{name} must be 0 or more, not {weight}")
-    if not prompt_weight and not chain_weight:
+    if not any(weights.values()):
         raise PrunusError("prompt_weight and chain_weight are both 0: no token would count")
 
 

@@ -9,6 +9,7 @@ import click
 import prunus
 from prunus import progress, recipes
 from prunus.cli.common import (
+    CLOSING_HELP,
     all_of,
     choice,
     command,
@@ -63,6 +64,9 @@ run_options = all_of(
     [
         recipe_option(PruneRecipe, "prompt_weight", "Weight of a token of a trace's prompt in statistics.", type=float),
         recipe_option(PruneRecipe, "chain_weight", "Weight of a token of a trace's chain in statistics.", type=float),
+        recipe_option(
+            PruneRecipe, "closing_weight", f"{CLOSING_HELP} in statistics; default: the chain's.", type=float
+        ),
         recipe_option(PruneRecipe, "dtype", "Dtype in which blocks run; auto: the checkpoint's."),
     ]
 )

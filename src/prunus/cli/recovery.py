@@ -7,7 +7,15 @@ import click
 
 import prunus
 from prunus import recipes
-from prunus.cli.common import choice, command, device_option, overwrite_option, recipe_option, show_summary
+from prunus.cli.common import (
+    CLOSING_HELP,
+    choice,
+    command,
+    device_option,
+    overwrite_option,
+    recipe_option,
+    show_summary,
+)
 from prunus.recipes import RecoverRecipe
 
 
@@ -25,6 +33,9 @@ from prunus.recipes import RecoverRecipe
 @recipe_option(RecoverRecipe, "calibration_tokens", "Exactly N calibration tokens, instead of samples.", type=int)
 @recipe_option(RecoverRecipe, "prompt_weight", "Weight of a prompt's tokens in the loss (traces only).", type=float)
 @recipe_option(RecoverRecipe, "chain_weight", "Weight of a chain's tokens in the loss (traces only).", type=float)
+@recipe_option(
+    RecoverRecipe, "closing_weight", f"{CLOSING_HELP} in the loss (traces only); default: the chain's.", type=float
+)
 @recipe_option(RecoverRecipe, "seed", "Seed of the sample, the held-out tokens and the order of training.", type=int)
 @recipe_option(RecoverRecipe, "epochs", "Passes over the training tokens.", type=int)
 @recipe_option(RecoverRecipe, "rate", "Peak learning rate, relative to each tensor's root mean square.", type=float)

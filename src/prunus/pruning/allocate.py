@@ -26,7 +26,7 @@ from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.shared_measurements import once, scores_key
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.scope import linears_in_scope, weights_of
-from prunus.recipes import PruneRecipe
+from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe
 
 if TYPE_CHECKING:
     from prunus.pruning.job import Job
@@ -133,7 +133,8 @@ def find_scores(
     if calibration is not None or subject.saved is not None:
         settings["calibration"] = calibration.summary() if calibration else saved and saved.summary
         if recipe.weighted and allocation.needs == "norms":
-            settings |= {"prompt_weight": recipe.prompt_weight, "chain_weight": recipe.chain_weight}
+            weights = {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
+            settings |= {name: weight for name, weight in weights.items() if weight is not None}
     return ImportanceScores(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
 
 

@@ -2,11 +2,11 @@
 
 from prunus.declarations import Allocation, DepthMethod, declared
 from prunus.pruning.methods import find_method
-from prunus.recipes import OWN_GROUP, DropRecipe, PruneRecipe
+from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, PruneRecipe
 
 CALIBRATION = {"calibration", "seqlen", "seed"}
 AMOUNT = {"samples", "calibration_tokens"}
-WEIGHTS = {"prompt_weight", "chain_weight"}
+WEIGHTS = set(TOKEN_WEIGHTS)
 INFLUENCES = {"influence_train", "influence_validation"}
 
 

@@ -17,7 +17,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.pruning.calibration.data import HUB_NAMES, TRACES, calibration_name
 from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.unused_settings import unused_settings
-from prunus.recipes import OWN_GROUP, DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, content_hash
+from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, content_hash
 from prunus.study.file import Entry, Recipe, Study
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[st
     """The same of a recovery."""
     unused = set() if recipe.calibration_tokens is None else {"samples"}
     if not recipe.weighted:
-        unused |= {"prompt_weight", "chain_weight"}
+        unused |= set(TOKEN_WEIGHTS)
     kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
     return kept | {"calibration": content_of(calibration_name(recipe, checkpoint))}
 

@@ -28,18 +28,24 @@ TRACES = "traces:"
 Calibrating = PruneRecipe | DropRecipe | RecoverRecipe
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000
+# Tokens on either side of the end of thinking that closing_weight is for. The output at the last one decides to stop;
+# the sentence before leads there, the marker and the first tokens after it take up the answer. 16 tokens are about
+# a sentence, and few beside the hundreds or thousands of a chain.
+CLOSING_TOKENS = 16
 
 
 class Calibration(NamedTuple):
     """sequences: token ids, not all of one length. source: what they were taken from, for people.
 
-    prompts: how many ids at the start of each sequence are prompt, where that is known, else empty.
+    prompts: how many ids at the start of each sequence are prompt, where that is known, else empty. ends: how many
+    precede the end of thinking (prompt and thinking), where that is known; all of them where thinking does not end.
     """
 
     sequences: list[list[int]]
     source: str
     warnings: list[str]
     prompts: Sequence[int] = ()
+    ends: Sequence[int] = ()
 
     def shortened(self, most: int) -> "Calibration":
         """The same with at most so many tokens of every sequence; a warning says if any had more."""
@@ -47,8 +53,16 @@ class Calibration(NamedTuple):
         if not longer:
             return self
         note = f"{longer} of {len(self.sequences)} sequences of {self.source} were cut to {most} tokens for gradients"
-        prompts = [min(prompt, most) for prompt in self.prompts]
-        return Calibration([ids[:most] for ids in self.sequences], self.source, [*self.warnings, note], prompts)
+        cut = self.cut([ids[:most] for ids in self.sequences])
+        return cut._replace(warnings=[*self.warnings, note])
+
+    def cut(self, sequences: list[list[int]]) -> "Calibration":
+        """The same with shorter sequences, which begin as these do; there may be fewer of them."""
+        prompts, ends = (
+            [min(count, len(ids)) for count, ids in zip(counts, sequences, strict=False)]
+            for counts in (self.prompts, self.ends)
+        )
+        return self._replace(sequences=sequences, prompts=prompts, ends=ends)
 
     @property
     def tokens(self) -> int:
@@ -56,7 +70,10 @@ class Calibration(NamedTuple):
         return sum(map(len, self.sequences))
 
     def token_weights(self, recipe: PruneRecipe | RecoverRecipe) -> list[list[float]]:
-        """For each sequence, how much each token counts; PrunusError where prompts are not known or nothing counts."""
+        """For each sequence, how much each token counts.
+
+        PrunusError where it is not known which tokens are prompt, or where thinking ends, and where nothing counts.
+        """
         if not self.prompts:
             raise PrunusError(
                 f"{self.source} does not say where prompts end (prompt_tokens); use traces:FILE of `prunus traces`, "
@@ -66,15 +83,37 @@ class Calibration(NamedTuple):
             [recipe.prompt_weight] * prompt + [recipe.chain_weight] * (len(ids) - prompt)
             for ids, prompt in zip(self.sequences, self.prompts, strict=True)
         ]
+        if recipe.closing_weight is not None:
+            for row, closing in zip(weights, self.closings(), strict=True):
+                row[closing.start : closing.stop] = [recipe.closing_weight] * len(closing)
         if not any(map(any, weights)):
             raise PrunusError(f"{self.source}: no token counts with these prompt_weight and chain_weight")
         return weights
+
+    def closings(self) -> list[range]:
+        """For each sequence, the tokens around the end of thinking; none where thinking does not end in it."""
+        if not self.ends:
+            raise PrunusError(
+                f"{self.source} does not say where thinking ends (thinking_tokens); use traces:FILE of `prunus traces`,"
+                " or leave closing_weight out"
+            )
+        found = [
+            range(max(prompt, end - CLOSING_TOKENS), min(len(ids), end + CLOSING_TOKENS))
+            if end < len(ids)
+            else range(0)
+            for ids, prompt, end in zip(self.sequences, self.prompts, self.ends, strict=True)
+        ]
+        if not any(found):
+            raise PrunusError(f"{self.source}: no chain ends its thinking by itself; leave closing_weight out")
+        return found
 
     def to_jsonl(self) -> str:
         """A file that `--calibration` reads back to the very same sequences."""
         rows: list[dict[str, Any]] = [{"token_ids": ids} for ids in self.sequences]
         for row, prompt in zip(rows, self.prompts, strict=False):
             row["prompt_tokens"] = prompt
+        for row, end in zip(rows, self.ends, strict=False):
+            row["thinking_tokens"] = end - row["prompt_tokens"]
         return "".join(json.dumps(row) + "\n" for row in rows)
 
     def summary(self) -> dict[str, Any]:
@@ -144,8 +183,7 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
         left -= len(sequences[-1])
         if not left:
             break
-    prompts = [min(prompt, len(ids)) for prompt, ids in zip(chosen.prompts, sequences, strict=False)]
-    return chosen._replace(sequences=sequences, prompts=prompts)
+    return chosen.cut(sequences)
 
 
 def keep_calibration(recipe: Calibrating, model: Checkpoint, partial: Partial) -> Calibration:
@@ -156,13 +194,18 @@ def keep_calibration(recipe: Calibrating, model: Checkpoint, partial: Partial) -
         partial.note("calibration", note, {CALIBRATION: chosen.to_jsonl()})
     note = partial.notes["calibration"]
     lines = read_jsonl(partial.folder / CALIBRATION)
-    return Calibration([line.value for line in lines], note["source"], note["warnings"], _prompts(lines))
+    return of_lines(lines, note["source"], note["warnings"])
 
 
-def _prompts(lines: Sequence[Line]) -> list[int]:
-    """How long the prompts are, if every line says so, else nothing."""
-    known = all("prompt_tokens" in line.row for line in lines)
-    return [line.row["prompt_tokens"] for line in lines] if known else []
+def of_lines(lines: Sequence[Line], source: str, warnings: list[str]) -> Calibration:
+    """Token ids of lines, with the lengths of prompts and of thinking if every line says them."""
+    prompts, ends = (
+        [sum(line.row[name] for name in names) for line in lines]
+        if all(name in line.row for line in lines for name in names)
+        else []
+        for names in (("prompt_tokens",), ("prompt_tokens", "thinking_tokens"))
+    )
+    return Calibration([line.value for line in lines], source, warnings, prompts, ends)
 
 
 def describe_calibration(recipe: Calibrating, model: Checkpoint) -> tuple[str, list[str]]:
@@ -203,13 +246,13 @@ def _as_they_are(path: Path, lines: Sequence[Line], request: Request) -> Calibra
             raise PrunusError(f"{path}, line {line.number}: {len(line.value)} tokens; the model's context is {context}")
     if request.tokens is not None:  # as many as it takes, in random order; they are cut to measure later
         lines = random.Random(request.seed).sample(lines, len(lines))
-        return Calibration([line.value for line in lines], request.name, [], _prompts(lines))
+        return of_lines(lines, request.name, [])
     warnings = []
     if len(lines) > request.samples:
         lines = [lines[i] for i in sorted(random.Random(request.seed).sample(range(len(lines)), request.samples))]
     elif len(lines) < request.samples:
         warnings.append(f"{request.name} holds {len(lines)} sequences, fewer than the {request.samples} asked for")
-    return Calibration([line.value for line in lines], request.name, warnings, _prompts(lines))
+    return of_lines(lines, request.name, warnings)
 
 
 def check_text(where: str, text: str) -> None:

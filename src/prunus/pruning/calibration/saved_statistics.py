@@ -42,11 +42,11 @@ from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.recipes import DtypeName, PruneRecipe
+from prunus.recipes import TOKEN_WEIGHTS, DtypeName, PruneRecipe
 
 FORMAT = 2
 # What of a recipe decides the statistics, besides dtype.
-FIELDS = ("calibration", "samples", "seqlen", "calibration_tokens", "prompt_weight", "chain_weight", "seed")
+FIELDS = ("calibration", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed")
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
 # What a tokenizer is made of, where it is there.
 TOKENIZER_FILES = (
@@ -72,6 +72,7 @@ def stats(
     calibration_tokens: int | None = None,
     prompt_weight: float = 1.0,
     chain_weight: float = 1.0,
+    closing_weight: float | None = None,
     seed: int = 0,
     dtype: DtypeName = "auto",
     device: str = "auto",
@@ -90,6 +91,7 @@ def stats(
         calibration_tokens=calibration_tokens,
         prompt_weight=prompt_weight,
         chain_weight=chain_weight,
+        closing_weight=closing_weight,
         seed=seed,
         dtype=dtype,
         propagation="dense",
@@ -263,7 +265,7 @@ class SavedStats:
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raise PrunusError where a field of the recipe that was asked for is not what was measured."""
         for name, value in given.items():
-            stored = self.about["recipe"][name]
+            stored = self.about["recipe"].get(name)
             if name == "calibration":
                 stored, value = (
                     calibration_name(PruneRecipe(calibration=text), self.source) for text in (stored, value)
@@ -275,7 +277,7 @@ class SavedStats:
 
     def recipe(self, recipe: PruneRecipe) -> PruneRecipe:
         """The recipe with the calibration that these statistics come from."""
-        return replace(recipe, **{name: self.about["recipe"][name] for name in FIELDS})
+        return replace(recipe, **{name: self.about["recipe"].get(name) for name in FIELDS})
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from prunus.checkpoint.checkpoint import Checkpoint, versions
 from prunus.declarations import Allocation, declared
 from prunus.disk import locked
 from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name
-from prunus.recipes import PruneRecipe, content_hash
+from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe, content_hash
 
 # Fields of a recipe on which evidence may depend; those of the allocation's own measurement come with it.
-FIELDS = ("scope", "samples", "seqlen", "calibration_tokens", "prompt_weight", "chain_weight", "seed", "dtype")
+FIELDS = ("scope", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed", "dtype")
 INFLUENCES = ("influence_train", "influence_validation")
 
 
@@ -48,7 +48,8 @@ def gradients_key(
     source: Checkpoint, recipe: PruneRecipe, calibration: Calibration, about: dict[str, Any], device: torch.device
 ) -> str:
     """Of sums of squared gradients. about: which ones of which Linears, in which dtype."""
-    weights = [recipe.prompt_weight, recipe.chain_weight, list(calibration.prompts)] if recipe.weighted else None
+    counted = [getattr(recipe, name) for name in TOKEN_WEIGHTS]
+    weights = [*counted, list(calibration.prompts), list(calibration.ends)] if recipe.weighted else None
     return "gradients-" + content_hash(
         {
             "source": source.checksum(),
