@@ -1,13 +1,13 @@
 """Budget forcing, written once over any backend that completes requests.
 
-Two phases (s1, arXiv:2501.19393; the edge rules are ours): the model thinks after `prompt` until it stops by itself or
-has used its budget; then a closing is appended and it answers. What is appended never counts as answer, and as
-thinking only where it replaces a refused stop.
+There are two phases (s1, arXiv:2501.19393; the rules for edge cases are ours). The model thinks after `prompt` until it
+stops or has used its budget; then a closing is appended, and the model answers. Appended ids never count as answer, and
+count as thinking only if they replace a suppressed stop.
 
-When does a chain end naturally for budget b? When b > 0 and the model's stop comes after at most b thinking ids. To
-see a stop right behind id b, b + 1 ids are asked for and the last one is dropped. Budget 0 is always forced. The same
-rule holds for a chain that is drawn for one budget and for one that is drawn once and cut at several, so both give the
-same draws where rounding does not depend on the batch (docs/protocol.md).
+A chain ends naturally for budget b if b > 0 and the model's stop comes after at most b thinking ids. To see a stop
+directly after id b, b + 1 ids are requested and the last one is dropped. Budget 0 is always forced. The rule is the
+same for a chain that is drawn for one budget and for a chain that is drawn once and cut at several budgets. So both
+have the same draws, provided that rounding does not depend on the batch (docs/protocol.md).
 """
 
 import hashlib
@@ -31,9 +31,10 @@ SeedPhase = Literal["think", "answer", "forced answer"]
 
 
 class Chain(NamedTuple):
-    """One draw of one problem. prompt: ids including thinking_start; key: (task, problem_id, draw).
+    """One draw of one problem.
 
-    answer_tokens: cap on the answer, which the context may lower.
+    prompt: ids including thinking_start. key: (task, problem_id, draw). answer_tokens: cap on the answer, which the
+    context may lower.
     """
 
     prompt: list[int]
@@ -43,9 +44,10 @@ class Chain(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What all chains of a run share. wait: how many attempts to stop thinking are refused; seed: of the plan.
+    """The settings that all chains of a run share.
 
-    context: the most ids of a chain, prompt included; an answer ends there at the latest. None: no limit.
+    wait: number of stops of thinking that are suppressed. seed: of the plan. context: maximum number of ids of a chain,
+    prompt included, where every answer ends; None means no limit.
     """
 
     markers: Markers
@@ -55,12 +57,18 @@ class Rules:
     context: int | None = None
 
     def seed_of(self, chain: Chain, phase: SeedPhase, index: int = 0) -> int:
-        """63 bits that depend on plan seed, chain, phase and index alone. index: round of thinking, or budget."""
+        """A seed of 63 bits that depends only on the plan's seed, the chain, the phase and the index.
+
+        index: number of the round of thinking, or the budget.
+        """
         text = canonical_json([self.seed, *chain.key, phase, index])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
     def answer_cap(self, chain: Chain, appended: int) -> int:
-        """The chain's answer_tokens, or what the context leaves after prompt and `appended` ids if that is less."""
+        """The cap on the answer: the chain's answer_tokens, or less if the context has no room for them.
+
+        appended: number of ids between prompt and answer.
+        """
         if self.context is None:
             return chain.answer_tokens
         return min(chain.answer_tokens, self.context - len(chain.prompt) - appended)
@@ -70,11 +78,11 @@ class Rules:
 class Draw:
     """One chain under one budget.
 
-    prompt + thinking + closing + answer are all the ids the model saw or wrote, apart from stops. forced_tokens: of
-    thinking_start and closing. reopened_think: the answer holds the marker that opens thinking. answer_cap: how many
-    tokens the answer could have, after what the context left.
-    logprob, self_certainty: means of Scores over the ids that were sampled, of thinking and answer together; None
-    without scores or such ids.
+    prompt + thinking + closing + answer are all ids that the model read or wrote, except stops. forced_tokens: number
+    of ids of thinking_start and closing. reopened_think: whether the answer contains the marker that opens thinking.
+    answer_cap: maximum number of answer tokens within the context.
+    logprob, self_certainty: means of Scores over all sampled ids of thinking and answer; None without scores or sampled
+    ids.
     """
 
     budget: int
@@ -99,10 +107,10 @@ def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Dr
 def force_budgets(
     backend: Backend, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, reuse: bool = True
 ) -> list[list[Draw]]:
-    """Draws of every chain (outer list) under every budget, in the order of budgets.
+    """The draws of every chain (outer list) under every budget (inner list), both in the given order.
 
-    reuse: think once, under the largest budget, and cut that chain for the others; not where stops are refused
-    (rules.wait), which changes what follows.
+    reuse: think once under the largest budget and cut that chain for the smaller ones. It has no effect with
+    rules.wait, since suppressing a stop changes the rest of the chain.
     """
     groups = [budgets] if reuse and rules.wait == 0 else [[budget] for budget in budgets]
     draws: list[dict[int, Draw]] = [{} for _ in chains]
@@ -115,9 +123,9 @@ def force_budgets(
 
 
 class ForcedChain:
-    """One chain under budgets that share its thinking: the requests it consists of, and the draws they lead to.
+    """One chain under budgets that share its thinking: its requests and the draws made from their completions.
 
-    draws: by budget, complete once first_request and all that follows it are.
+    draws: by budget; complete once first_request and all requests that follow it are completed.
     """
 
     def __init__(self, chain: Chain, budgets: Sequence[int], rules: Rules) -> None:
@@ -126,12 +134,12 @@ class ForcedChain:
         self.draws: dict[int, Draw] = {}
 
     def first_request(self) -> Request:
-        """To think, or to answer at once where the only budget is 0."""
+        """The request to think, or to answer immediately if the only budget is 0."""
         nothing = Completion([], None, Scores.empty())
         return self._think(nothing, 0) if self.largest > 0 else self._answer(nothing, 0)
 
     def _think(self, before: Completion, refused: int) -> Request:
-        """To think on after `before`, in which this many stops were refused."""
+        """The request to continue thinking after `before`. refused: number of stops suppressed so far."""
         chain, markers, used = self.chain, self.rules.markers, len(before.ids)
 
         def then(found: Completion, cut: int | None) -> Request | None:
@@ -139,7 +147,7 @@ class ForcedChain:
             if cut is not None:
                 return self._answer(thinking, used + cut)
             if found.stopped is None:
-                return None  # it was cut at the largest budget
+                return None  # the chain was cut at the largest budget
             if refused == self.rules.wait:
                 return self._answer(thinking, None)
             refusal = list(markers.refusal(thinking.ids))
@@ -155,13 +163,13 @@ class ForcedChain:
             stops=markers.think_stops,
             banned=frozenset(),
             seed=self.rules.seed_of(chain, "think", refused),
-            min_new_tokens=1 if self.rules.wait else 0,  # or stops could be refused without a thought between them
+            min_new_tokens=1 if self.rules.wait else 0,  # so that no two suppressed stops follow each other directly
             cuts=tuple(budget - used for budget in self.budgets),
             then=then,
         )
 
     def _answer(self, thinking: Completion, cut: int | None) -> Request:
-        """To answer after this thinking. cut: the budget that ended it, None where the model did."""
+        """The request to answer after this thinking. cut: the budget that ended it; None if the model did."""
         chain, rules, ids = self.chain, self.rules, thinking.ids
         closing = rules.markers.closing(ids, natural=cut is None)
         cap = rules.answer_cap(chain, len(ids) + len(closing))
@@ -195,7 +203,7 @@ class ForcedChain:
 
 
 def _joined(first: Completion, then: Completion) -> Completion:
-    """Both completions as one, which has scores where both have."""
+    """Both completions as one, with scores if both have them."""
     scores = None
     if first.scores is not None and then.scores is not None:
         scores = Scores(
@@ -205,7 +213,7 @@ def _joined(first: Completion, then: Completion) -> Completion:
 
 
 def _means(thinking: Completion, answer: Completion) -> tuple[float | None, float | None]:
-    """Mean log-probability and self-certainty over the ids of both phases that were sampled."""
+    """Mean log-probability and mean self-certainty over the sampled ids of both phases; None without any."""
     parts = [part.scores for part in (thinking, answer) if part.ids]
     scores_2T = [np.array(scores, dtype=np.float64) for scores in parts if scores is not None]
     if not parts or len(scores_2T) < len(parts):
@@ -220,6 +228,6 @@ def _finite_mean(values: NDArray[np.float64]) -> float | None:
 
 
 def contains(ids: Sequence[int], part: Sequence[int]) -> bool:
-    """Whether part occurs in ids, in one piece."""
+    """Whether part occurs in ids as a contiguous subsequence."""
     width = len(part)
-    return any(tuple(ids[at : at + width]) == tuple(part) for at in range(len(ids) - width + 1))
+    return any(tuple(ids[start : start + width]) == tuple(part) for start in range(len(ids) - width + 1))

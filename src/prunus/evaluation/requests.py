@@ -1,4 +1,4 @@
-"""What a backend is asked for, what it gives back, and what it has to do: complete requests, and nothing else."""
+"""The interface of a backend, which completes requests: Request, Completion and Backend."""
 
 from abc import ABC, abstractmethod
 from array import array
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Optional
 
 
 class Sampling(NamedTuple):
-    """How tokens are sampled. temperature 0 is greedy; top_p 1 and top_k 0 are off."""
+    """Sampling settings. temperature 0 is greedy; top_p 1 and top_k 0 turn these filters off."""
 
     temperature: float
     top_p: float = 1.0
@@ -18,8 +18,8 @@ class Sampling(NamedTuple):
 class Scores(NamedTuple):
     """The model's confidence in each token id: two float32 numbers per id, NaN for an id that it did not sample.
 
-    With p the softmax of the model's logits over its whole vocabulary, at temperature 1 and before anything is banned
-    or cut off: logprobs holds log p(id), certainties KL(uniform || p).
+    p is the softmax of the model's logits over its whole vocabulary at temperature 1, before any id is banned or
+    filtered out. logprobs: log p(id). certainties: KL(uniform || p).
     """
 
     logprobs: "array[float]"
@@ -38,10 +38,10 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Completion:
-    """What a backend generated for one request: the ids without the stop, and the stop (None: the cap was reached).
+    """The ids that a backend generated for one request.
 
-    scores: of the ids, None from a backend that gives none. They do not count when completions are compared: their
-    last bits depend on the other rows of the batch.
+    ids: without the stop. stopped: the stop, None if the cap was reached. scores: of the ids, None from a backend that
+    does not compute them; comparing completions ignores them, since their last bits depend on the rest of the batch.
     """
 
     ids: list[int]
@@ -49,12 +49,12 @@ class Completion:
     scores: Scores | None = field(default=None, compare=False)
 
     def first(self, count: int) -> "Completion":
-        """The completion cut after this many ids."""
+        """The completion cut after `count` ids."""
         scores = self.scores and Scores(self.scores.logprobs[:count], self.scores.certainties[:count])
         return Completion(self.ids[:count], None, scores)
 
 
-# (a completion, the cut that it ends at; None at its end) -> the request that goes on from there, if any.
+# (a completion, the cut at which it ends or None for its own end) -> the request that continues it, if any.
 Then = Callable[[Completion, int | None], Optional["Request"]]
 
 
@@ -62,13 +62,13 @@ class Request(NamedTuple):
     """One prompt to complete.
 
     max_new_tokens: at least 1; a stop counts as one. stops: ids that end the completion. banned: ids that are never
-    sampled. seed: of the request's own random numbers, so that a completion does not depend on other requests by more
-    than float rounding, which float32 keeps below what decides a token (docs/protocol.md). min_new_tokens: no stop is
-    sampled before this many ids.
-    then: asked, once the completion has ended, for the request that follows it, whose prompt must begin with this
-    prompt and the completion's ids and add at least one id. It is also asked at each of `cuts`, numbers of ids, which
-    the completion passes: with the completion so far when another id comes after it that is no stop (a cut at 0 is
-    passed in any case). A backend that can, goes on from its cache. It may ask twice, when it has to start over.
+    sampled. seed: of the request's own random numbers, so that other requests affect a completion by float rounding
+    only, which in float32 hardly ever changes a token (docs/protocol.md). min_new_tokens: number of ids before which
+    no stop is sampled.
+    then: called with the finished completion, it returns the request that follows, whose prompt must be this prompt,
+    the completion's ids and at least one more id. It is also called with the first n ids for every n in `cuts` that the
+    completion passes, which means that another id that is no stop comes after them; a cut at 0 is always passed. A
+    backend may continue a following request from its cache, and may call `then` again if it has to start over.
     """
 
     prompt: list[int]
@@ -82,25 +82,25 @@ class Request(NamedTuple):
 
 
 class Backend(ABC):
-    """Anything that completes prompts of token ids. context: the longest chain it can hold, None if it does not say."""
+    """An engine that completes prompts of token ids. context: its maximum number of ids per chain, None if unknown."""
 
     context: int | None = None
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion for each request, in order, after all requests that follow them are completed as well."""
+        """One completion for each request, in order; the requests that follow them are completed as well."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """The engine and what its numbers may depend on, to be stored with a run."""
+        """The engine and all settings that its results may depend on, to be stored with a run."""
         return {}
 
-    def close(self) -> None:  # noqa: B027  most hold nothing
+    def close(self) -> None:  # noqa: B027  most backends have nothing to release
         """Release processes and connections."""
 
 
 def follow_ups(request: Request, completion: Completion) -> list[Request]:
-    """All requests that follow a finished one, for a backend that learns of a completion only when it has ended."""
+    """All requests that follow a finished one, for a backend that receives completions only as a whole."""
     if request.then is None:
         return []
     passed = [cut for cut in request.cuts if cut == 0 or cut < len(completion.ids)]

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedPlan:
-    """A plan made concrete for one model: what is asked of it, and how.
+    """A plan made concrete for one model.
 
-    prompts: ids of each problem including thinking_start. caps: answer tokens of each problem, which rules.context may
-    lower. plan: as stored.
+    prompts: ids of each problem including thinking_start. caps: cap on the answer to each problem in tokens, which
+    rules.context may lower. plan: as the store has it.
     """
 
     run_id: str
@@ -40,11 +40,11 @@ class ResolvedPlan:
     batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
 
     def keys(self, batch: Sequence[tuple[int, int]]) -> set[tuple[str, int, int]]:
-        """Store keys (problem id, budget, draw) of a batch's rows."""
+        """The store's keys (problem id, budget, draw) of a batch's rows."""
         return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
 
     def answers_at_most(self, index: int) -> int:
-        """The most tokens that the answers to a problem take together, one answer for each budget that cuts a chain."""
+        """Maximum number of tokens of all answers to a problem in one draw, one answer for each budget."""
         chain = Chain(self.prompts[index], ("", "", 0), self.caps[index])
         closing = self.rules.markers.shortest_closing
         return sum(self.rules.answer_cap(chain, budget + closing) for budget in self.budgets)
@@ -53,12 +53,10 @@ class ResolvedPlan:
 def resolve_plan(
     checkpoint: ModelFolder, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
 ) -> ResolvedPlan:
-    """Load the problems, fix profile, sampling and caps, and check that every chain fits the model's context.
+    """The plan with problems, profile, sampling and caps for one model. kernel: as open_for returns it.
 
-    In mode legacy an answer may run to the end of the context, as in the papers' harness: it need only have room to
-    begin.
-
-    kernel: as returned by open_for.
+    Raises PrunusError if a chain does not fit into the model's context. In mode legacy an answer may run to the end of
+    the context, as in the papers' harness, and needs room for one token only.
     """
     profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode)
     own = encode_markers(profile, tokenizer, plan.mode)
@@ -75,9 +73,8 @@ def resolve_plan(
     least = caps if plan.mode == "strict" else [1] * len(caps)
     check_context(context, "model", plan.budgets[-1], markers, problems, prompts, least)
     resolved = plan.to_json() | {
-        "tasks": list(
-            dict.fromkeys(problem.task for problem in problems)
-        ),  # not as typed: a path may be spelled anyhow
+        # The names of the problems' tasks, since a path can be typed in several ways.
+        "tasks": list(dict.fromkeys(problem.task for problem in problems)),
         "profile": profile.name,
         "strings": profile.strings(),
         "temperature": sampling.temperature,
@@ -87,7 +84,7 @@ def resolve_plan(
         "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
         "problems": digest_of(problems),
     }
-    # Keys that older versions did not have are left out at their default, so that the ids of stored runs stay.
+    # Keys that older versions did not have are left out at their default, which keeps the ids of stored runs.
     if kernel is not None:
         resolved["kernel"] = kernel
     if max(needed) > context:
@@ -110,7 +107,7 @@ def resolve_plan(
 
 
 def load_problems(plan: EvalPlan) -> list[Problem]:
-    """The problems of all tasks; PrunusError if two share an id."""
+    """The problems of all tasks. Raises PrunusError if two have the same id."""
     problems = [problem for task in plan.tasks for problem in load_task(task, plan.limit)]
     seen: dict[str, str] = {}
     for problem in problems:
@@ -124,7 +121,7 @@ def load_problems(plan: EvalPlan) -> list[Problem]:
 
 
 def effective_sampling(profile: Profile, plan: EvalPlan) -> Sampling:
-    """The plan's values, the profile's where the plan has none."""
+    """The plan's sampling settings, and the profile's for those that the plan does not set."""
     temperature, top_p, top_k = profile.sampling(plan.mode)
     return Sampling(
         temperature if plan.temperature is None else plan.temperature,
@@ -134,40 +131,43 @@ def effective_sampling(profile: Profile, plan: EvalPlan) -> Sampling:
 
 
 def caps_by_kind(problems: Sequence[Problem], caps: Sequence[int]) -> dict[str, int]:
-    """Answer tokens for each kind of problem."""
+    """{kind of problem: cap on its answers in tokens}."""
     return {problem.kind: cap for problem, cap in zip(problems, caps, strict=True)}
 
 
 def tokens_needed(budget: int, markers: Markers, prompt: Sequence[int], cap: int) -> int:
-    """The most tokens that a chain comes to: prompt (with the opening marker), thinking, markers, answer."""
+    """The maximum number of tokens of a chain: prompt (with the opening marker), thinking, closing and answer."""
     return len(prompt) - len(markers.start) + markers.longest + budget + cap
 
 
 def check_context(
     context: int,
-    whose: str,
+    owner: str,
     budget: int,
     markers: Markers,
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
     caps: Sequence[int],
 ) -> None:
-    """PrunusError unless prompt, thinking, markers and answer fit the context for every problem."""
+    """Raise PrunusError unless every problem's prompt, thinking, markers and answer fit into the context.
+
+    owner: `model` or `engine`, whose context it is, for the message.
+    """
     for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
         needed = tokens_needed(budget, markers, prompt, cap)
         if needed > context:
             template = len(prompt) - len(markers.start)
             raise PrunusError(
                 f"problem '{problem.id}' needs {needed} tokens ({template} of prompt, {budget} to think,"
-                f" {markers.longest} of markers, {cap} to answer), but the {whose}'s context is {context}:"
+                f" {markers.longest} of markers, {cap} to answer), but the {owner}'s context is {context}:"
                 " lower --budgets or --answer-tokens"
             )
 
 
 def check_engine(work: ResolvedPlan, backend: Backend) -> None:
-    """PrunusError unless every chain fits the context that the engine was started with, where it says what that is.
+    """Raise PrunusError unless every chain fits into the context with which the engine was started, if that is known.
 
-    An answer that the model's context cuts must be cut there, not earlier.
+    An answer that the model's context cuts off must not be cut off earlier by the engine's.
     """
     if backend.context is not None:
         budget, rules = work.budgets[-1], work.rules
@@ -179,20 +179,20 @@ def check_engine(work: ResolvedPlan, backend: Backend) -> None:
 
 
 def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:
-    """Batches of (problem index, draw), at most `size` each: draw after draw, each from short prompts to long ones."""
+    """Batches of at most `size` (problem index, draw), ordered by draw, then from short to long prompts."""
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     chains = [(index, draw) for draw in range(samples) for index in order]
     return [list(chains[start : start + size]) for start in range(0, len(chains), size)]
 
 
 def digest_of(problems: Sequence[Problem]) -> str:
-    """16 hex digits of a hash of the problems, so that a changed file makes another run."""
+    """A hash of the problems (16 hex digits), by which a changed file becomes another run."""
     text = "\n".join(f"{problem.task}\t{problem.id}\t{problem.digest}" for problem in problems)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def problem_row(problem: Problem) -> ProblemRow:
-    """The stored form of a problem; without the texts of choices where it is private."""
+    """The stored form of a problem; for a private one without the texts of its choices."""
     choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
     asks = None if problem.private else problem.asks
     return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks)

@@ -1,6 +1,7 @@
-"""Profiles: the exact strings with which a model family's thinking is opened, cut and closed, and how they are used.
+"""Profiles: the exact strings that open, cut and close the thinking of a model family.
 
-A profile is one TOML file in this folder. `PROFILES` has all of them by name.
+A profile is one TOML file in this folder; `PROFILES` has all of them by name. profile.py reads them, detection.py
+chooses one for a model, and markers.py encodes its strings with the model's tokenizer.
 """
 
 from prunus.evaluation.profiles.detection import resolve_profile

@@ -1,4 +1,4 @@
-"""Which profile a model gets: the one that was asked for, that of its manifest, or the one that its tokenizer fits."""
+"""Choose a model's profile: the one requested, the one in its manifest, or the one that its tokenizer's markers fit."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,17 +13,17 @@ from prunus.recipes import Mode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What `auto` looks for in a tokenizer, in this order: a marker that is one token, and the profile that it speaks for.
-EVIDENCE = (("<think>", "qwen3"), ("<|im_start|>", "s1"))
+# For `auto`, in this order: a marker that must be a single token of the tokenizer, and the profile that it indicates.
+PROFILE_MARKERS = (("<think>", "qwen3"), ("<|im_start|>", "s1"))
 
 
 def resolve_profile(
     name: str, tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], mode: Mode = "strict"
 ) -> Profile:
-    """The profile of that name; `auto` takes the manifest's, else the one whose markers the tokenizer has.
+    """The profile of that name; for `auto` the one in the manifest, else the one whose marker the tokenizer has.
 
-    In mode legacy `auto` takes s1's markers for every model whose manifest names none, as the scripts of the papers do,
-    and says so. PrunusError if there is no profile, or if the tokenizer has no chat template to make prompts with.
+    In mode legacy, `auto` takes s1's markers for every model whose manifest names no profile, as the papers' scripts
+    do, and prints a message. Raises PrunusError if no profile fits or the tokenizer has no chat template for prompts.
     """
     if not tokenizer.chat_template:
         raise PrunusError("the model's tokenizer has no chat template: add chat_template.jinja of the original model")
@@ -37,7 +37,7 @@ def resolve_profile(
 
 
 def _legacy_profile(usual: str) -> str:
-    """What the papers' scripts come to for a model whose usual profile this is."""
+    """The name of the profile that the papers' scripts use for a model. usual: name of the profile of its markers."""
     name = "s1" if usual == "s1" else "qwen3-legacy"
     other = "" if name == usual else f"; its own markers: --profile {usual}"
     progress.say(f"profile {name}: mode legacy takes s1's markers for every model, as the papers' scripts do{other}")
@@ -45,7 +45,7 @@ def _legacy_profile(usual: str) -> str:
 
 
 def _profile_by_markers(tokenizer: "PreTrainedTokenizerBase") -> str:
-    for marker, name in EVIDENCE:
+    for marker, name in PROFILE_MARKERS:
         if find_token(tokenizer, marker) is not None:
             return name
     raise PrunusError(

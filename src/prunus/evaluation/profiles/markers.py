@@ -1,4 +1,4 @@
-"""A profile's strings as the token ids of one tokenizer, and prompts and texts by the same tokenizer."""
+"""A profile's strings as token ids of one tokenizer, and the prompts and texts of that tokenizer."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def find_token(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
-    """The id of the one token that is this text, None if it takes several or an unknown token."""
+    """The id of the single token that is this text; None if the text is several tokens or an unknown one."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     return ids[0] if len(ids) == 1 and tokenizer.convert_ids_to_tokens(ids[0]) == text else None
 
 
 @dataclass(frozen=True)
 class Markers:
-    """A profile's strings as the ids of one tokenizer.
+    """A profile's strings as ids of one tokenizer.
 
-    Every string is encoded alone; a text that continues is the concatenation of ids. reopening: what thinking_start is
-    without its line end, whose appearance in an answer means that the model thinks on.
+    Every string is encoded separately, and a chain is the concatenation of ids. reopening: thinking_start without its
+    newline; in an answer it means that the model continues to think.
     """
 
     start: tuple[int, ...]
@@ -41,30 +41,32 @@ class Markers:
     ends_in_newline: Callable[[int], bool]
 
     def closing(self, thinking: list[int], natural: bool) -> tuple[int, ...]:
-        """What follows these thinking ids to start the answer."""
+        """The ids that close these thinking ids and start the answer. natural: whether the model ended its thinking."""
         if natural:
             return self.natural_closing
         after_newline = bool(thinking) and self.ends_in_newline(thinking[-1])
         return self.forced_closing_after_newline if after_newline else self.forced_closing
 
     def refusal(self, thinking: list[int]) -> tuple[int, ...]:
-        """What replaces a stop that is refused after these thinking ids."""
+        """The ids that replace a suppressed stop after these thinking ids."""
         after_newline = bool(thinking) and self.ends_in_newline(thinking[-1])
         return self.wait_after_newline if after_newline else self.wait
 
     def ending_at(self, end_ids: Collection[int]) -> "Markers":
-        """The same, with both phases also ended by these ids, as vLLM and so the papers' harness do with those of a
-        model's generation_config.json."""
+        """These markers, with end_ids as further stops of both phases.
+
+        vLLM, and so the papers' harness, ends at the ids in a model's generation_config.json.
+        """
         return replace(self, think_stops=self.think_stops.union(end_ids), answer_stops=self.answer_stops.union(end_ids))
 
     @property
     def longest(self) -> int:
-        """Most ids that start and closing can take together."""
+        """Maximum number of ids of start and closing together."""
         return len(self.start) + max(map(len, self._closings))
 
     @property
     def shortest_closing(self) -> int:
-        """Least ids that a closing can take."""
+        """Minimum number of ids of a closing."""
         return min(map(len, self._closings))
 
     @property
@@ -73,7 +75,7 @@ class Markers:
 
 
 def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode: Mode) -> Markers:
-    """The profile under this tokenizer; PrunusError names a stop that is not a single token."""
+    """The profile's markers for this tokenizer. Raises PrunusError for a stop that is not a single token."""
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
@@ -103,15 +105,15 @@ def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode:
 
 
 def ends_in_newline(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
-    """Whether a text of this last token ends in a newline, which its last byte alone tells."""
+    """Whether a text that ends in this token ends in a newline. Its last byte decides, so no other token is needed."""
     return decode(tokenizer, [token]).endswith("\n")
 
 
 def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Ids of the chat template with text as the one user message, up to where thinking_start belongs.
+    """The ids of the chat template with text as the only user message, up to the place of thinking_start.
 
-    Templates that open the thinking themselves (newer Qwen) lose that part, so that it is not there twice. PrunusError
-    where the template fails, or is stopped by the sandbox in which templates run.
+    A thinking_start that the template itself adds (newer Qwen models) is removed, so that it does not occur twice.
+    Raises PrunusError where the template fails or is stopped by the sandbox in which templates run.
     """
     options: dict[str, Any] = {} if profile.enable_thinking is None else {"enable_thinking": profile.enable_thinking}
     messages = [{"role": "user", "content": text}]
@@ -120,12 +122,12 @@ def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: 
         for start in (profile.thinking_start, profile.thinking_start.rstrip("\n")):
             rendered = rendered.removesuffix(start)
         return tokenizer.encode(rendered, add_special_tokens=False)
-    except Exception as error:  # templates are programs, and raise and write what they like
+    except Exception as error:  # a template is a program, which may raise any error
         raise PrunusError(f"the model's chat template cannot be used: {one_line(error)[:300]}") from error
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """The text of ids as the model wrote it: markers shown, blanks untouched."""
+    """The text of ids as the model wrote it, including markers and all whitespace."""
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text

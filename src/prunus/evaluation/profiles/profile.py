@@ -1,4 +1,4 @@
-"""A profile: the exact strings with which one model family's thinking is opened, cut and closed; and its TOML file."""
+"""A profile, the exact strings that open, cut and close the thinking of one model family, and its TOML file."""
 
 import tomllib
 from collections.abc import Mapping
@@ -34,16 +34,16 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Profile:
-    """How to talk to one family of models.
+    """The strings and defaults of one model family.
 
     thinking_start: appended to the chat template's generation prompt. think_stops, answer_stops: markers that end a
-        phase; each must be a single token. natural_closing, forced_closing: what follows the thinking text when the
-        model ended it, and when the budget did. forced_break, wait_break: put before forced_closing and wait unless the
-        thinking text ends in a newline (an empty text does not). answer_lead: the end of forced_closing that belongs to
-        the answer text. answer_banned: markers that the answer must not contain in mode strict. wait: what replaces a
-        refused stop.
+        phase; each must be a single token. natural_closing: follows the thinking text if the model ended it.
+        forced_closing: follows it if the budget ended it. forced_break, wait_break: inserted before forced_closing and
+        wait unless the thinking text ends in a newline (an empty text does not). answer_lead: the end of forced_closing
+        that is part of the answer's text. answer_banned: markers that are never sampled in an answer in mode strict.
+        wait: replaces a suppressed stop.
     answer_tokens, choice_answer_tokens: caps on the answer in mode strict; the second is for multiple choice.
-    temperature, top_p, top_k: the defaults; temperature 0 is greedy, top_k 0 is off.
+    temperature, top_p, top_k: default sampling settings; temperature 0 is greedy, top_k 0 is off.
     enable_thinking: passed to the chat template unless None.
     """
 
@@ -69,26 +69,26 @@ class Profile:
         settle(self)
 
     def strings(self) -> dict[str, Any]:
-        """Everything that shapes the text, for the stored plan."""
+        """All settings that affect the text, for the stored plan."""
         numbers = {"name", "answer_tokens", "choice_answer_tokens", "temperature", "top_p", "top_k"}
         fields = {key: value for key, value in asdict(self).items() if key not in numbers}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
     def answer_cap(self, kind: str, mode: Mode) -> int:
-        """Answer tokens allowed for a problem of this answer kind (`choice` is multiple choice)."""
+        """Cap in tokens on an answer of this kind (`choice` is multiple choice)."""
         if mode == "legacy":
             return LEGACY_ANSWER_TOKENS
         return self.choice_answer_tokens if kind == "choice" else self.answer_tokens
 
     def sampling(self, mode: Mode) -> tuple[float, float, int]:
-        """Default temperature, top_p and top_k; legacy mode has the papers' 1, 1, off."""
+        """Default temperature, top_p and top_k; in mode legacy those of the papers: 1, 1 and 0 (off)."""
         return (1.0, 1.0, 0) if mode == "legacy" else (self.temperature, self.top_p, self.top_k)
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile of a TOML file; PrunusError names the file and what is wrong with it.
+    """The profile in a TOML file. Raises PrunusError, with the file's name, where the file is wrong.
 
-    `extends` names a built-in profile, whose values hold where the file has none. A table [template], also an empty
+    `extends` names a built-in profile, whose values apply where the file has none. A table [template], even an empty
     one, replaces that of the built-in profile.
     """
     try:
@@ -105,7 +105,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """Values of Profile's fields, by name."""
+    """{field of Profile: value} of a profile file, with the values of the profile that it extends."""
     data = tomllib.loads(path.read_text("utf-8"))
     if data.pop("format", None) != FORMAT:
         raise PrunusError(f"the first line must be `format = {FORMAT}`")
