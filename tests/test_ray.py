@@ -145,7 +145,7 @@ def test_a_worker_makes_a_recovered_variant_as_this_machine_does(tmp_path, monke
     variant = model.variants[1]
     make_variant(model, variant, tmp_path / "here", "cpu", keep=False)
     monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
-    ref = ModelRef(model.name, model.checkpoint.checksum(), [cell.work for cell in model.cells[:1]])
+    ref = ModelRef(model.name, model.checkpoint.checksum(), [cell.resolved for cell in model.cells[:1]])
     sent_study, sent_variant = pickle.loads(pickle.dumps((study, variant)))  # noqa: S301  of our own making
     worker = Worker(str(tmp_path), sent_study, "cpu")
     made = worker.make((ref, model.name), sent_variant, keep=False)

@@ -33,7 +33,7 @@ ELSEWHERE = {
 def ids(file: Path) -> dict[str, Any]:
     study = read_study(file)
     model = open_model(study, "tiny", resolve("tiny"))
-    runs = [[cell.work.run_id for cell in model.cells if cell.plan == plan] for plan in range(len(study.plans))]
+    runs = [[cell.run_id for cell in model.cells if cell.plan == plan] for plan in range(len(study.plans))]
     return {"variants": {variant.name: variant.key for variant in model.variants}, "runs": [few[:2] for few in runs]}
 
 

@@ -43,11 +43,19 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant under a plan of the study: one run of the store, whose id is work.run_id. plan: its number."""
+    """A variant under a plan of the study, which is one run of the store.
+
+    plan: index of the plan in the study. resolved: that plan made concrete for the variant.
+    """
 
     variant: Variant
     plan: int
-    work: ResolvedPlan
+    resolved: ResolvedPlan
+
+    @property
+    def run_id(self) -> str:
+        """The id of the cell's run in the store."""
+        return self.resolved.run_id
 
 
 @dataclass(frozen=True)
@@ -111,12 +119,12 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
     tokenizer = load_tokenizer(folder)
     variants = variants_of(study, checkpoint)
     try:
-        works = [resolve_plan(checkpoint, tokenizer, plan) for plan in study.plans]
+        resolved = [resolve_plan(checkpoint, tokenizer, plan) for plan in study.plans]
     except PrunusError as error:
         study.fail(study.eval_line, f"{name}: {error}")
-    if len({work.run_id for work in works}) < len(works):
+    if len({plan.run_id for plan in resolved}) < len(resolved):
         study.fail(study.eval_line, f"two plans of [eval] are the same work for {name}; take a value out of a list")
-    cells = [Cell(v, number, of_variant(work, v)) for number, work in enumerate(works) for v in variants]
+    cells = [Cell(v, number, of_variant(plan, v)) for number, plan in enumerate(resolved) for v in variants]
     return Model(name, checkpoint, tokenizer, variants, cells)
 
 

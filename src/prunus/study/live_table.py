@@ -66,7 +66,7 @@ class LiveTable:
         rows, bases = dict[str, Row](), dict[tuple[str, int], Row]()
         for model in models:
             for cell in model.cells:
-                row = rows[cell.work.run_id] = row_of(store, model, cell, study)
+                row = rows[cell.run_id] = row_of(store, model, cell, study)
                 if cell.variant.name == study.base:
                     bases[model.name, cell.plan] = row
         return cls(f"study {study.name}", rows, bases)
@@ -173,8 +173,8 @@ def row_of(store: Store, model: Model, cell: Cell, study: Study) -> Row:
     label = cell.variant.name if len(study.models) == 1 else f"{model.label} {cell.variant.name}"
     if len(study.plans) > 1:
         label += f" ({plan_names(study.plans)[cell.plan]})"
-    total = sum(map(len, cell.work.batches)) * len(cell.work.budgets)
-    right = {(s.problem_id, s.budget, s.draw): s.correct for s in store.samples(cell.work.run_id)}
+    total = sum(map(len, cell.resolved.batches)) * len(cell.resolved.budgets)
+    right = {(s.problem_id, s.budget, s.draw): s.correct for s in store.samples(cell.run_id)}
     return Row(label, (model.name, cell.plan), total, right)
 
 

@@ -40,7 +40,7 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
 
 def write_results(study: Study, models: Sequence[Model], places: Places, store: Store) -> Data:
     """Compare every variant with the base and write the pages; returns what run_study returns."""
-    wanted = {cell.work.run_id for model in models for cell in model.cells}
+    wanted = {cell.run_id for model in models for cell in model.cells}
     unreported = [run.run_id for run in store.runs() if run.run_id not in wanted]
     if unreported:
         progress.say(
@@ -73,10 +73,10 @@ def by_plan(study: Study, model: Model) -> list[list[Cell]]:
 
 def judged(study: Study, cells: Sequence[Cell], places: Places, begun: set[str]) -> Data:
     """Base, comparison (None without others) and names of variants not begun, of one model under one plan."""
-    base, *others = (cell.work.run_id for cell in cells)
+    base, *others = (cell.run_id for cell in cells)
     there = [run for run in others if run in begun]
     found = compare(places.store, base, there, margin=study.margin) if there and base in begun else None
-    waiting = [cell.variant.name for cell in cells if cell.work.run_id not in begun]
+    waiting = [cell.variant.name for cell in cells if cell.run_id not in begun]
     return {"base": base, "comparison": found, "not_begun": waiting}
 
 

@@ -117,15 +117,15 @@ def missing_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]
 def lines_of(study: Study, model: Model, places: Places) -> list[PlannedCell]:
     """Cells of a model that is here, with what the store has of them."""
     if not places.store.is_file():
-        return [line_of(study, model, cell, cell.work.batches, 0, None) for cell in model.cells]
+        return [line_of(study, model, cell, cell.resolved.batches, 0, None) for cell in model.cells]
     with Store(places.store) as store:
-        stored = {cell.work.run_id: store.samples(cell.work.run_id) for cell in model.cells}
+        stored = {cell.run_id: store.samples(cell.run_id) for cell in model.cells}
         lines = []
         for cell in model.cells:
-            alike = [stored[other.work.run_id] for other in model.cells if other.plan == cell.plan]
-            mean = tokens_per_chain([stored[cell.work.run_id]]) or tokens_per_chain(alike)
-            missing = missing_batches(store, cell.work)
-            lines.append(line_of(study, model, cell, missing, len(stored[cell.work.run_id]), mean))
+            alike = [stored[other.run_id] for other in model.cells if other.plan == cell.plan]
+            mean = tokens_per_chain([stored[cell.run_id]]) or tokens_per_chain(alike)
+            missing = missing_batches(store, cell.resolved)
+            lines.append(line_of(study, model, cell, missing, len(stored[cell.run_id]), mean))
         return lines
 
 
@@ -133,7 +133,7 @@ def line_of(
     study: Study, model: Model, cell: Cell, missing: Sequence[Sequence[tuple[int, int]]], done: int, mean: float | None
 ) -> PlannedCell:
     """One cell. mean: tokens that a chain took so far."""
-    work, plan = cell.work, study.plans[cell.plan]
+    work, plan = cell.resolved, study.plans[cell.plan]
     chains = [index for batch in missing for index, _ in batch]
     return PlannedCell(
         model.name,
@@ -203,7 +203,7 @@ def tokens_per_second(study: Study, model: Model, device: str) -> float:
 
     Twice as many steps until they take long enough to tell: on a busy machine a few may seem to take less than none.
     """
-    work: ResolvedPlan = model.cells[0].work
+    work: ResolvedPlan = model.cells[0].resolved
     prompts = [work.prompts[index] for index, _ in work.batches[0]]
     steps, most = 2, max(2, work.budgets[-1])
     with Engine(study, device) as engine:

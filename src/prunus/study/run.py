@@ -90,12 +90,12 @@ def run_here(study: Study, models: Sequence[Model], places: Places, store: Store
             table.say(f"evaluating {variant.name} of {model.label}")
             with engine.holding(model, variant, places.folder) as backend:
                 for cell, batches in cells:
-                    check_engine(cell.work, backend)
-                    with store.claim(cell.work.run_id):
+                    check_engine(cell.resolved, backend)
+                    with store.claim(cell.run_id):
                         add_run(store, model, cell, places.folder, describe_versions(backend))
                         for batch in batches:
-                            done = do_batch(store, cell.work, backend, grader, batch)
-                            table.add(cell.work.run_id, done.samples, done.tokens, done.seconds)
+                            done = do_batch(store, cell.resolved, backend, grader, batch)
+                            table.add(cell.run_id, done.samples, done.tokens, done.seconds)
         if study.measure_seconds:
             measure_latency(models, places, store, engine, table)
 
@@ -108,9 +108,11 @@ def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model,
     for first_round in (True, False):
         for model in models:
             for variant in model.variants:
-                missing = [(cell, missing_batches(store, cell.work)) for cell in model.cells_of(variant)]
+                missing = [(cell, missing_batches(store, cell.resolved)) for cell in model.cells_of(variant)]
                 if first_round and variant.recipe is not None:
-                    missing = [(cell, [b for b in batches if b == cell.work.batches[0]]) for cell, batches in missing]
+                    missing = [
+                        (cell, [b for b in batches if b == cell.resolved.batches[0]]) for cell, batches in missing
+                    ]
                 if cells := [(cell, batches) for cell, batches in missing if batches]:
                     yield model, variant, cells
 
@@ -127,12 +129,12 @@ def measure_latency(models: Sequence[Model], places: Places, store: Store, engin
     """Measure the decoding speed of a single chain for every cell that has no timing of this machine."""
     for model in models:
         for variant in model.variants:
-            cells = [cell for cell in model.cells_of(variant) if is_untimed(store, cell.work, engine.device)]
+            cells = [cell for cell in model.cells_of(variant) if is_untimed(store, cell.resolved, engine.device)]
             if cells:
                 table.say(f"timing {variant.name} of {model.label}")
                 with engine.holding(model, variant, places.folder) as backend, table.hidden():
                     for cell in cells:
-                        measure_run(store, cell.work, backend, model.checkpoint)
+                        measure_run(store, cell.resolved, backend, model.checkpoint)
 
 
 def was_edited(study: Study) -> bool:

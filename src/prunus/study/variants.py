@@ -236,5 +236,5 @@ def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict
             "parameters": info.parameters,
             "blocks": info.blocks,
         }
-    store.add_problems(problem_row(problem) for problem in cell.work.problems)
-    store.add_run(Run(cell.work.run_id, described, cell.work.plan, versions))
+    store.add_problems(problem_row(problem) for problem in cell.resolved.problems)
+    store.add_run(Run(cell.run_id, described, cell.resolved.plan, versions))

@@ -121,7 +121,7 @@ class Driver:
         def missing(worker: WorkerHandle) -> list[Job]:
             assert worker.info is not None
             machine = worker.info.machine
-            return [job for job in jobs if job.cell and machine not in self.store.timings(job.cell.work.run_id)]
+            return [job for job in jobs if job.cell and machine not in self.store.timings(job.cell.run_id)]
 
         while True:
             self.start_workers(1)
@@ -171,7 +171,7 @@ class Driver:
         elif job.timing:
             call = worker.actor.measure_speed.remote(model, variant, self.uploaded(variant), job.cell.plan)
         else:
-            run = job.cell.work.run_id
+            run = job.cell.run_id
             if run not in self.claimed:
                 self.claims.enter_context(self.store.claim(run))
                 self.claimed.add(run)
@@ -217,7 +217,7 @@ class Driver:
             self.store_batch(job, found)
         elif isinstance(found, Timing):
             assert job.cell is not None
-            self.store.set_timing(job.cell.work.run_id, found.machine, found.speed)
+            self.store.set_timing(job.cell.run_id, found.machine, found.speed)
             self.forget_files(job.variant)
         else:
             try:
@@ -240,7 +240,7 @@ class Driver:
     def store_batch(self, job: Job, found: BatchResult) -> None:
         """Add the rows of a batch to the store."""
         assert job.cell is not None
-        run = job.cell.work.run_id
+        run = job.cell.run_id
         add_run(self.store, job.model, job.cell, self.folder, found.versions)
         self.store.add_samples(run, found.done.samples)
         now = time.monotonic()
@@ -292,5 +292,5 @@ def check_version(worker: WorkerInfo) -> None:
 
 def model_ref(model: Model) -> ModelRef:
     """The description of a model by which a worker opens its own copy."""
-    works = [cell.work for cell in model.cells if cell.variant.recipe is None]
+    works = [cell.resolved for cell in model.cells if cell.variant.recipe is None]
     return ModelRef(model.name, model.checkpoint.checksum(), works)

@@ -56,16 +56,18 @@ def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterato
     """
     for model in models:
         for variant in model.variants:
-            missing = [(cell, batch) for cell in model.cells_of(variant) for batch in missing_batches(store, cell.work)]
+            missing = [
+                (cell, batch) for cell in model.cells_of(variant) for batch in missing_batches(store, cell.resolved)
+            ]
             if missing and not is_made(folder, variant):
                 yield Job(model, variant, None, [], True)
             for cell, batch in missing:
-                yield Job(model, variant, cell, batch, variant.recipe is None or batch == cell.work.batches[0])
+                yield Job(model, variant, cell, batch, variant.recipe is None or batch == cell.resolved.batches[0])
 
 
 def is_timed(models: Sequence[Model], store: Store) -> bool:
     """Whether the store has timings of all cells from a single machine."""
-    known = [set(store.timings(cell.work.run_id)) for model in models for cell in model.cells]
+    known = [set(store.timings(cell.run_id)) for model in models for cell in model.cells]
     return bool(set.intersection(*known))
 
 
