@@ -1,4 +1,4 @@
-"""Prune a reasoning LLM, measure accuracy against thinking budget, and say with statistics whether it still thinks.
+"""Prune reasoning LLMs, measure accuracy against thinking budget, and test whether the pruned models still think.
 
     import prunus
 
@@ -9,8 +9,8 @@
     prunus.compare("results.db", base="tiny")
     prunus.report("results.db", "report.html")
 
-The verbs are those of the command line. Each loads its half of the package when first used, so `import prunus` is light
-and reading results needs no torch.
+The functions have the names of the commands. Each is imported when it is first used, so `import prunus` is fast, and
+reading results does not need torch.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""Which questions must never be calibrated on: those of the built-in evaluation sets, known by their hashes alone.
+"""Find questions of the built-in evaluation sets, which calibration must not contain, by their hashes.
 
-data/held_out.txt is made by scripts/held_out.py from the sets themselves, so the check needs neither network nor texts.
+scripts/held_out.py writes the hashes to data/held_out.txt, so the check needs neither a network nor the questions.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ FILE = Path(__file__).parent / "data" / "held_out.txt"
 
 
 def question_digest(question: str) -> str:
-    """16 hex digits of the question without regard to case, blanks, line ends and Unicode forms."""
+    """A hash of the question (16 hex digits) that ignores case, whitespace and Unicode normal forms."""
     plain = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
     return hashlib.sha256(plain.encode()).hexdigest()[:DIGITS]
 
 
 @cache
 def held_out() -> dict[str, str]:
-    """Digest -> evaluation set. The file has a line `# NAME` before the digests of each set."""
+    """{digest: name of its evaluation set}. In the file, a line `# NAME` precedes the digests of each set."""
     found, name = {}, ""
     for line in FILE.read_text().splitlines():
         if line.startswith("# "):
@@ -32,14 +32,14 @@ def held_out() -> dict[str, str]:
 
 
 def evaluation_set(digest: str) -> str | None:
-    """The set that a question of this digest belongs to, None where it belongs to none that we know."""
+    """The name of the evaluation set that has a question with this digest; None if no built-in set has one."""
     return held_out().get(digest)
 
 
 def held_out_in(text: str) -> str | None:
-    """The evaluation set of which the text holds a question: as all of it, as a paragraph or as a line; else None.
+    """The name of an evaluation set, one of whose questions is the whole text, a paragraph or a line of it; else None.
 
-    A question inside a sentence of other words is not found: hashes cannot see into a text.
+    A question with other words in the same line is not found, since hashes only identify whole texts.
     """
     return next((name for part in _parts(text) if (name := evaluation_set(question_digest(part)))), None)
 
@@ -51,7 +51,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def file_text(sets: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """Content of data/held_out.txt for (name, questions)."""
+    """The content of data/held_out.txt. sets: (name, questions) of each evaluation set."""
     lines = []
     for name, questions in sets:
         lines += [f"# {name}", *sorted({question_digest(question) for question in questions})]

@@ -1,9 +1,9 @@
-"""What a pruning method, an allocation and a depth method declare in their own files; readable without running them.
+"""The declarations that pruning methods, allocations and depth methods make in their own files.
 
-Recipes and `--help` need names, options and descriptions, but not torch, which takes seconds to import. So
-`declared` reads the declaration out of the source text, as setuptools reads a package's version: everything but code
-(CODE) must be literals, `Option(...)` and `Conflict(...)`. Whoever prunes imports the file, and gets the same object
-with its functions (`load`).
+Recipes and `--help` need names, options and descriptions, but not torch, which takes seconds to import. So `declared`
+reads a declaration from the source text, as setuptools reads a package's version: all fields except code (CODE) must be
+literals, `Option(...)` and `Conflict(...)`. To prune, `load` imports the file, which returns the declaration with its
+functions.
 """
 
 import ast
@@ -28,26 +28,27 @@ if TYPE_CHECKING:
     from prunus.pruning.passes import Pass
     from prunus.recipes import PruneRecipe
 
-# The names of all there are, in the order in which they are listed. To add one, add its name here and its file:
-# `layerif-sketch` is declared in layerif_sketch.py, `wanda++` in wanda_plus_plus.py.
+# All names, in the order in which commands list them. To add one, add its name here and its file: `layerif-sketch` is
+# declared in layerif_sketch.py, `wanda++` in wanda_plus_plus.py.
 MethodName = Literal["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm", "wanda++"]
 AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp", "layerif", "layerif-sketch"]
 DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
 
 Group = Literal["row", "tensor"]
-# Statistics of a Linear's inputs; each includes what stands before it.
+# Statistics of a Linear's inputs; each includes those before it.
 Needs = Literal["nothing", "norms", "means", "hessian"]
-# What the scores of an allocation are measured from.
+# The data from which an allocation measures its scores.
 Source = Literal["nothing", "weights", "norms", "gradients"]
 
-# Fields of declarations that hold code; the rest is data.
+# Fields of declarations that are functions; the others are data.
 CODE = ("prune", "configure", "passes", "allocate", "as_run", "measure", "choose")
 
 
 class Conflict(NamedTuple):
-    """A field of the recipe that cannot be set beside an option or a method; value None: to anything but its default.
+    """A value that a field of the recipe cannot have together with an option or a method.
 
-    message: what is wrong and what to do. Names in braces stand for the recipe's fields.
+    value: None stands for every value except the field's default. message: of the error; names in braces stand for the
+    recipe's fields.
     """
 
     field: str
@@ -56,11 +57,12 @@ class Conflict(NamedTuple):
 
 
 class Option(NamedTuple):
-    """A setting of its owner: a field of the recipe, a key of a study's tables and an option of the command line.
+    """A setting of a method, allocation or depth method (its owner).
 
-    default: of the recipe. None leaves the value to the owner, which says in `usual` what it takes. at_least, above,
-    below: the range; a float is always finite. choices: the only values. note: follows what a range error says.
-    Owners may share an option: then type and default must agree, while `usual` and the range are each owner's own.
+    It becomes a field of the recipe, a key of a study's tables and an option of the command line. default: of the
+    recipe's field; for None the owner uses its value in `usual`. at_least, above, below: the range; floats must also be
+    finite. choices: the only valid values. note: appended to the message of a range error. Several owners may declare
+    the same option; their types and defaults must agree, while `usual` and the range may differ.
     """
 
     name: str
@@ -82,12 +84,12 @@ class Option(NamedTuple):
         return plain if self.default is not None else plain | None
 
     def of(self, recipe: Any) -> Any:
-        """The value that takes effect: the recipe's, or the usual one where it has none."""
+        """The value that takes effect: the recipe's, or `usual` where it is None."""
         value = getattr(recipe, self.name)
         return self.usual if value is None else value
 
     def check(self, value: Any, owner: str) -> None:
-        """Raise PrunusError where a value of the right type is not one of the choices, or lies outside the range."""
+        """Raise PrunusError if a value of the right type is not one of the choices or is outside the range."""
         if value is None:
             return
         if self.choices and value not in self.choices:
@@ -113,13 +115,13 @@ class Option(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A pruning method: prune(weight_OI, inputs, target) -> new weight, in the dtype of the old.
+    """A pruning method: prune(weight_OI, inputs, target) -> new weight, in the dtype of the old one.
 
-    needs: which statistics of a Linear's inputs it uses (inputs is None where it uses none). group: what is ranked
-    together and counted for itself, each row or the whole tensor. ranks: whether weights are ranked by a score each, so
-    that a recipe may choose another group. updates: weights that are kept change too. conflicts: what a recipe cannot
-    ask for beside it. configure(method, recipe): the method as a recipe's options want it. passes: what else is done
-    with the model (passes.py), made anew for each run.
+    needs: statistics of a Linear's inputs that it uses (inputs is None if it needs nothing). group: the weights among
+    which the lowest scores are chosen, each row or the whole tensor. ranks: whether weights are ranked by scores, so
+    that a recipe may choose another group. updates: whether weights that are kept change too. conflicts: settings that
+    a recipe cannot combine with it. configure(method, recipe): returns the method with a recipe's options applied.
+    passes: constructors of further passes over the model (passes.py), called for each run.
     """
 
     name: str
@@ -137,12 +139,14 @@ class Method(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """allocate(scores, sizes, recipe) -> sparsity of each group, whose mean weighted by sizes is recipe.sparsity.
+    """An allocation: allocate(scores, sizes, recipe) -> sparsity of each group of Linears.
 
-    as_run: the same as the code of arXiv:2604.25098 has it, for rounding `reference`; it need not keep the mean.
-    measure(subject, calibration) -> scores, from what `needs` says; with `nothing` there are none, and with `weights`
-    no calibration. apart: attention and MLP of a block are groups of their own, each allocated to the target; else a
-    block is one group. settings: options that the measurement depends on, besides scope. score: what a score is.
+    The mean of these sparsities, weighted by sizes (numbers of weights), is recipe.sparsity. as_run: replaces allocate
+    for rounding `reference` and does as the code of arXiv:2604.25098, which may miss that mean. measure(subject,
+    calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores, `weights` that there
+    is no calibration. apart: whether the attention and the MLP of a block are two groups, allocated separately to the
+    target; otherwise a block is one group. settings: options besides scope on which the measurement depends. score: the
+    meaning of a score in words.
     """
 
     name: str
@@ -160,7 +164,10 @@ class Allocation(NamedTuple):
 
 
 class DepthMethod(NamedTuple):
-    """choose(model, count) -> the blocks that stay when count blocks go. needs_data: whether it uses calibration."""
+    """A depth method: choose(model, count) -> the blocks that are kept when count blocks are removed.
+
+    needs_data: whether it uses calibration.
+    """
 
     name: str
     source: str
@@ -183,19 +190,19 @@ _LITERALS = {kind.__name__: kind for kind in (Option, Conflict, int, float, bool
 
 
 def file_of(name: str) -> str:
-    """The module that declares a name."""
+    """The name of the module that declares a method, allocation or depth method."""
     return name.replace("-", "_").replace("+", "_plus")
 
 
 def load(kind: type[Declaration]) -> Mapping[str, Declaration]:
-    """All declarations of a kind with their code, by name."""
+    """{name: declaration} of all declarations of a kind, with their functions."""
     package = f"prunus.pruning.{_FOLDERS[kind]}"
     found = {name: import_module(f"{package}.{file_of(name)}").DECLARATION for name in get_args(_NAMES[kind])}
     return MappingProxyType(found)
 
 
 def declared(kind: type[Declaration]) -> Mapping[str, Declaration]:
-    """All declarations of a kind without their code, by name; imports nothing."""
+    """{name: declaration} of all declarations of a kind, with None for their functions; imports nothing."""
     return _declared(kind)
 
 
@@ -206,7 +213,7 @@ def _declared(kind: Any) -> Mapping[str, Any]:
 
 
 def _read(file: Path, kind: type[Declaration]) -> Declaration:
-    """The declaration in a file: from the line that begins with `DECLARATION = ` to the bracket at a line's start."""
+    """The declaration in a file: the text from `DECLARATION = ` to the next closing bracket at the start of a line."""
     text = file.read_text("utf-8")
     begin = text.index(f"\nDECLARATION = {kind.__name__}(") + 1
     statement = ast.parse(text[begin : text.index("\n)", begin) + 2]).body[0]
@@ -239,7 +246,7 @@ def methods() -> list[dict[str, str]]:
 
 
 def owners_of(table: Mapping[str, Declaration]) -> dict[str, list[tuple[str, Option]]]:
-    """Every option with those that declare it, each with its own view of it."""
+    """{name of an option: [(owner, the owner's declaration of the option)]}."""
     found: dict[str, list[tuple[str, Option]]] = {}
     for owner, declaration in table.items():
         for option in declaration.options:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, one lock between processes, and what to say when the disk is full."""
+"""Files that are written completely or not at all, the lock between processes, and errors of a full disk."""
 
 import errno
 import os
@@ -13,21 +13,21 @@ from filelock import FileLock, Timeout
 
 from prunus.errors import PrunusError
 
-RESERVE_BYTES = 1 << 24  # left free for whatever else writes to the disk
+RESERVE_BYTES = 1 << 24  # left free for other processes
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class DiskFull(PrunusError):
-    """No space left; finished blocks are kept, unlike after other errors."""
+    """The disk is full. Unlike after other errors, finished blocks are kept."""
 
 
 @contextmanager
 def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
-    """Yield a binary file that takes the name path only when it is complete, and is removed after an error.
+    """Yield a binary file that is renamed to path once it is complete, and deleted after an error.
 
-    The bytes are written to `NAME.RANDOM.writing` in the same folder, under a name that no other writer uses: when two
-    write the same path at once, the last one to finish wins with a whole file. A killed process leaves its file behind.
-    sync: flush it to disk before it takes its name, so that it survives a power cut and not only a killed process.
+    The bytes are written to `NAME.RANDOM.writing` in the same folder, a name that no other writer uses: if two write
+    the same path at once, the last one to finish leaves its complete file. A killed process leaves its temporary file.
+    sync: flush the file to disk before it is renamed, so that it also survives a power failure.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
     try:
@@ -44,13 +44,13 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str, sync: bool = True) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file completely or not at all."""
     with atomic_file(path, sync) as stream:
         stream.write(text.encode())
 
 
 def replace_folder(new: Path, target: Path, overwrite: bool) -> None:
-    """Rename new to target; with overwrite an old target is moved away first and deleted afterwards."""
+    """Rename new to target. With overwrite, an existing target is first renamed, and deleted afterwards."""
     old = target.parent / f"{target.name}.replaced"
     if overwrite and target.exists() and any(target.iterdir()):
         if old.exists():
@@ -64,11 +64,12 @@ def replace_folder(new: Path, target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def locked(path: Path, why: str | None = None) -> Iterator[None]:
-    """Hold the lock file at path while the block runs; PrunusError at once where another process holds it.
+    """Within the context this process holds the lock file at path.
 
-    The file contains its holder's process id and is removed at the end. The kernel releases the lock of a process that
-    was killed. File systems without locks, as some network mounts are, exclude nobody. why: the message after
-    `another prunus process (pid 1)`; None waits until the other process is done.
+    The file contains the holder's process id and is deleted at the end; the kernel releases the lock of a process that
+    was killed. On file systems without locks, such as some network mounts, there is no exclusion. why: if another
+    process holds the lock, a PrunusError is raised immediately that says `another prunus process (pid 1)` and `why`;
+    with None, the call waits for the other process instead.
     """
     lock = FileLock(path, timeout=-1 if why is None else 0, thread_local=False, fallback_to_soft=False)
     try:
@@ -83,12 +84,12 @@ def locked(path: Path, why: str | None = None) -> Iterator[None]:
             path.write_text(str(os.getpid()))
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the release, so that nobody can lock a file that is about to go
+        path.unlink(missing_ok=True)  # before the release: nobody can lock a file that is about to be deleted
         lock.release()
 
 
 def _holder(path: Path) -> str:
-    """Return `another prunus process (pid 1)`, without the number where the lock file does not say it."""
+    """Return `another prunus process (pid 1)`, without the number if the lock file does not contain it."""
     try:
         pid = path.read_text("utf-8")
     except (OSError, ValueError):
@@ -97,7 +98,7 @@ def _holder(path: Path) -> str:
 
 
 def take_room(stream: BinaryIO, size: int) -> None:
-    """Give a new file its size, so that a full disk is noticed now."""
+    """Allocate `size` bytes for a new file, so that a full disk is noticed now."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(stream.fileno(), 0, size)
     else:  # macOS
@@ -105,7 +106,7 @@ def take_room(stream: BinaryIO, size: int) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make what was written to a file survive a power cut."""
+    """Flush a file to disk, so that it survives a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -114,14 +115,14 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    sync_file(folder)  # a folder is synchronised as a file is
+    """Flush a folder to disk, so that renames in it survive a power failure."""
+    sync_file(folder)  # fsync works on folders too
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Raise DiskFull unless the disk of folder (which need not exist yet) has `needed` bytes free and some to spare."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    """Raise DiskFull unless the disk of folder (which may not exist yet) has `needed` + RESERVE_BYTES bytes free."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed + RESERVE_BYTES:
         raise DiskFull(
             f"{folder.parent} has {show_bytes(free)} free, but {show_bytes(needed)} are needed; free some space"
@@ -130,7 +131,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def disk_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Turn what the system says when it cannot write into a PrunusError that names the folder and the space needed."""
+    """Within the context, turn errors of writing into a PrunusError that names the folder and the space needed."""
     try:
         yield
     except OSError as error:
@@ -144,7 +145,7 @@ def disk_errors(folder: Path, needed: int) -> Iterator[None]:
 
 
 def show_bytes(count: int) -> str:
-    """Bytes for people: 16.1 GB."""
+    """A number of bytes as text, such as `16.1 GB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

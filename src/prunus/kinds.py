@@ -1,4 +1,4 @@
-"""Whether a value is of the type that a setting has: one check for recipes in Python, in JSON and in TOML."""
+"""Check the types of settings; the same check serves recipes in Python, JSON and TOML."""
 
 import sys
 from collections.abc import Mapping
@@ -10,13 +10,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from prunus.errors import PrunusError
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Mapping: "a table"}
-_LONGEST = 100  # characters of a value that are shown
+_LONGEST = 100  # maximum number of characters shown of a value
 
 
 def settle(settings: Any) -> None:
-    """Check the type of every field of a dataclass as it is made; PrunusError names the first that is wrong.
+    """Check and convert the fields of a frozen dataclass in its __post_init__.
 
-    Whole numbers become floats where the field is one, and lists tuples: then the same setting is the same JSON.
+    Whole numbers become floats in fields of that type, and lists become tuples, so that equal settings have equal JSON.
+    Raises PrunusError that names the first field with a value of the wrong type.
     """
     for name, hint in hints_of(type(settings)).items():
         value = getattr(settings, name)
@@ -30,13 +31,13 @@ def settle(settings: Any) -> None:
 
 @cache
 def hints_of(settings: type) -> Mapping[str, Any]:
-    """The type of each field of a dataclass."""
+    """{field: type} of a dataclass."""
     hints = get_type_hints(settings)
     return {field.name: hints[field.name] for field in fields(settings)}
 
 
 def misfit(name: str, value: Any, hint: Any) -> str | None:
-    """What is wrong with the value of a setting of that type, None if nothing is."""
+    """The error message for a value that does not have the type of its setting; None if it has."""
     if fits(value, hint):
         return None
     shown = repr(value)
@@ -45,14 +46,14 @@ def misfit(name: str, value: Any, hint: Any) -> str | None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type. A whole number is a number, a list a tuple; true and false are no numbers."""
+    """Whether a value has a type. A whole number counts as a float, a list as a tuple; a bool is not a number."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in get_args(hint))
     if origin is tuple:
         return isinstance(value, list | tuple) and all(fits(one, get_args(hint)[0]) for one in value)
     if origin is Literal:
-        return isinstance(value, str)  # which ones, the recipe says itself
+        return isinstance(value, str)  # the recipe itself checks the choices
     if origin is Mapping:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     if hint is float:
@@ -62,7 +63,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def kind(hint: Any) -> str:
-    """A type in words."""
+    """A type in words, such as `a whole number`."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return " or ".join(kind(part) for part in get_args(hint) if part is not NoneType)

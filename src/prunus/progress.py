@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with the time left on a terminal, a quiet line now and then elsewhere."""
+"""Progress on stderr: a bar with the time left on a terminal, elsewhere a line at intervals."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_EVERY_SECONDS = 30.0
-# Without a terminal there is no width to keep to: wide enough for tables of eight budgets.
+# Columns of output that is not a terminal, enough for tables of eight budgets.
 WIDTH_WITHOUT_TERMINAL = 120
 console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_WITHOUT_TERMINAL)
 out_console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
@@ -16,7 +16,7 @@ _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Silence bars and messages (errors still show)."""
+    """Switch bars and messages off or on; errors are always shown."""
     global _quiet  # noqa: PLW0603  one switch for the process, set once by the command line
     _quiet = quiet
 
@@ -33,7 +33,7 @@ def say(message: str) -> None:
 
 
 class Steps:
-    """`with Steps("pruning", total=28, unit="blocks") as steps: steps.advance(note="12 tok/s")`."""
+    """A progress bar: `with Steps("pruning", total=28, unit="blocks") as steps: steps.advance(note="12 tok/s")`."""
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done

@@ -1,4 +1,4 @@
-"""How fast a model decodes one chain alone on this machine, for telling budgets in seconds (docs/protocol.md)."""
+"""Measure how fast a model decodes a single chain on this machine, to express budgets in seconds (docs/protocol.md)."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ from prunus.errors import PrunusError
 from prunus.evaluation.requests import Backend
 from prunus.progress import Steps
 
-ROUNDS, TOKENS = 5, 12  # tokens timed at each context in each round; rounds alternate between contexts
+ROUNDS, TOKENS = 5, 12  # rounds over all contexts; tokens timed at each context in a round
 Round = tuple[float, list[float]]  # seconds to read a prompt, and for each token after it
 
 
 @runtime_checkable
 class TimedBackend(Protocol):
-    """A backend that can be timed."""
+    """A backend that can measure the time per token."""
 
     def time_tokens(self, context: int, tokens: int) -> Round:
         """Seconds to read one prompt of `context` tokens, and for each of the tokens decoded after it."""
@@ -28,10 +28,11 @@ class TimedBackend(Protocol):
 
 
 def measure(backend: Backend, prompts: dict[str, list[int]], start: int, longest: int, context: int) -> dict[str, Any]:
-    """The speed of a backend's model, as prunus.results.latency.Speed keeps it.
+    """The speed of a backend's model as a dict with the fields of prunus.results.latency.Speed.
 
-    prompts: of each task the tokens of its prompts. start: tokens of the marker that opens the thinking. longest: to
-    how many tokens a chain can come. context: of the model.
+    prompts: for each task the lengths of its prompts in tokens. start: number of tokens of the marker that opens
+    thinking. longest: maximum number of tokens of a chain. context: of the model. Raises PrunusError if the backend
+    cannot be timed.
     """
     if not isinstance(backend, TimedBackend):
         raise PrunusError("this backend cannot be timed; leave --measure-seconds out")
@@ -39,26 +40,27 @@ def measure(backend: Backend, prompts: dict[str, list[int]], start: int, longest
     contexts = list(grid(shortest, min(longest, context - TOKENS)))
     timed: dict[int, list[Round]] = {tokens: [] for tokens in contexts}
     backend.time_tokens(contexts[0], TOKENS)  # warm-up
-    with Steps("measuring seconds", ROUNDS * len(contexts), "contexts") as steps:
+    with Steps("measuring latency", ROUNDS * len(contexts), "contexts") as steps:
         for _ in range(ROUNDS):
             for tokens in contexts:
                 timed[tokens].append(backend.time_tokens(tokens, TOKENS))
                 steps.advance()
-    how = {**backend.description, "clock": clock_name(), "torch": version("torch")}
-    return speed_of(timed, prompts, start, how)
+    conditions = {**backend.description, "clock": clock_name(), "torch": version("torch")}
+    return speed_of(timed, prompts, start, conditions)
 
 
 def speed_of(
     timed: Mapping[int, Sequence[Round]],
     prompts: Mapping[str, Sequence[int]],
     start: int,
-    how: Mapping[str, Any],
+    conditions: Mapping[str, Any],
     of_rounds: Callable[[list[float]], float] = min,
 ) -> dict[str, Any]:
-    """The speed from what was timed at each context: of rounds the least disturbed one, whose median token counts.
+    """The speed from the rounds timed at each context; of each round the median token counts.
 
-    of_rounds: another choice among rounds, such as the median where models are timed in turns. In how, spread: by which
-    share the most disturbed round was slower than the least, at the context in the middle.
+    of_rounds: combines the rounds: by default their minimum, the least disturbed one; the median suits models that are
+    timed in turns. conditions: stored as `how`, together with spread: by which share the slowest round was slower than
+    the fastest, median over contexts.
     """
     rounds = {tokens: [statistics.median(steps) for _, steps in found] for tokens, found in timed.items()}
     spread = statistics.median(max(found) / min(found) - 1 for found in rounds.values())
@@ -68,12 +70,12 @@ def speed_of(
         "prefill": [of_rounds([reading for reading, _ in found]) for found in timed.values()],
         "prompts": {task: statistics.fmean(counts) for task, counts in prompts.items()},
         "start": start,
-        "how": {**how, "spread": spread},
+        "how": {**conditions, "spread": spread},
     }
 
 
 def grid(shortest: int, longest: int) -> Iterator[int]:
-    """Contexts from the shortest prompt on, each twice the one before, and the longest."""
+    """Yield contexts from the shortest prompt on, each twice the one before, and finally the longest."""
     tokens = max(1, shortest)
     while tokens < longest:
         yield tokens
@@ -82,7 +84,7 @@ def grid(shortest: int, longest: int) -> Iterator[int]:
 
 
 def machine_of(device: str) -> str:
-    """What a speed is stored under: the processor or GPU, and how many threads use it."""
+    """The name under which a speed is stored: the GPU, or the processor and the number of threads."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -99,5 +101,5 @@ def processor() -> str:
 
 
 def clock_name() -> str:
-    """Which clock time_tokens reads on a CPU: with one thread its CPU time, which others' work does not lengthen."""
+    """The clock of time_tokens on a CPU: `cpu` for one thread, which other processes do not slow down, else `wall`."""
     return "cpu" if torch.get_num_threads() == 1 else "wall"

@@ -1,7 +1,7 @@
-"""From a model and a plan to rows of a store: the loop over the batches that are still missing.
+"""Evaluate a model under a plan: the loop over the batches whose rows are missing in the store.
 
-The plan is cut into fixed batches of chains (a chain is one draw of one problem under all budgets). A batch is thought,
-answered, graded and written in one transaction, or not at all; a run that was stopped meets the very same batches.
+The plan is cut into fixed batches of chains; a chain is one draw of one problem under all budgets. The rows of a batch
+are generated, graded and written in one transaction. A resumed run has the same batches.
 """
 
 import time
@@ -37,23 +37,24 @@ def evaluate(
     engine: EngineOptions | None = None,
     measure_seconds: bool = False,
 ) -> str:
-    """Accuracy of a model under thinking budgets: every missing row of the plan is added to the store.
+    """Evaluate a model under thinking budgets, add every missing row of the plan to the store, and return the run's id.
 
-    model: `tiny`, a folder (also a packed one, for hf) or a hub id. store: SQLite file, made where missing. device:
-    `auto` is cuda if there is one.
-    engine: how the plan's backend is started or reached (docs/engines.md). measure_seconds: also measure, once for the
-    run and this machine, how long a token takes one chain alone, so that the report can tell budgets in seconds.
-    Returns the run's id, a hash of the model's weights and the plan with the values that take effect; the sparse kernel
-    is one of them, so that a packed model and the same dense are two runs of a store, and compared. What the store
-    holds already is not done again; without missing rows the model is not even loaded. PrunusError if another process
-    is at this run.
+    model: `tiny`, a folder (for the backend hf also a packed one) or a hub id. store: SQLite file, created if missing.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one. engine: options to start or reach the plan's backend
+    (docs/engines.md). measure_seconds: also measure the time per token of a single chain, once for the run and this
+    machine, by which the report shows budgets in seconds.
+
+    The id is a hash of the model's weights and of the plan with the values that take effect. The sparse kernel is one
+    of them, so a packed model and its dense equal are two runs that can be compared. Rows that the store already has
+    are not computed again, and if none is missing the model is not loaded. Raises PrunusError where the model or the
+    plan is wrong, before anything is generated, and where another process is working on this run.
     """
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
     if measure_seconds and not BACKENDS[plan.backend].times_tokens:
         able = ", ".join(name for name, entry in BACKENDS.items() if entry.times_tokens)
         raise PrunusError(
-            f"seconds are measured with the backend {able} only, not {plan.backend}; leave --measure-seconds out"
+            f"latency is measured with the backend {able} only, not {plan.backend}; leave --measure-seconds out"
         )
     engine = engine or EngineOptions()
     engine.check(plan.backend)
@@ -65,11 +66,11 @@ def evaluate(
     vocabulary = len(work.tokenizer)
     with claim(path, work.run_id), backends.opened(plan.backend, folder, device, vocabulary, engine) as backend:
         check_engine(work, backend)
-        with Store(path, create=True) as opened:  # now, so that a model that cannot be loaded leaves no empty store
+        with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
             description = describe_model(model, checkpoint, kernel)
             opened.add_problems(problem_row(problem) for problem in work.problems)
             opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
-            # Asked again: another process may have stored some before the run was ours.
+            # The missing batches are determined again, since another process may have added some before claim().
             fill(opened, work, backend, missing_batches(opened, work))
             if measure_seconds and is_untimed(opened, work, device):
                 measure_run(opened, work, backend, checkpoint)
@@ -77,7 +78,7 @@ def evaluate(
 
 
 def holds_all(path: Path, work: ResolvedPlan, timed_on: str | None) -> bool:
-    """Whether the store at path has every row of the plan, and the model's speed on the device timed_on unless None."""
+    """Whether the store at path has every row of the plan and, unless timed_on is None, a timing of that device."""
     check_folder(path)
     if not path.exists():
         return False
@@ -86,7 +87,7 @@ def holds_all(path: Path, work: ResolvedPlan, timed_on: str | None) -> bool:
 
 
 def is_untimed(store: Store, work: ResolvedPlan, device: str) -> bool:
-    """Whether the speed of the run's model on this machine is not known."""
+    """Whether the store has no timing of the run's model on this machine."""
     from prunus.evaluation.backends.loading import pick
     from prunus.evaluation.latency import machine_of
 
@@ -94,12 +95,12 @@ def is_untimed(store: Store, work: ResolvedPlan, device: str) -> bool:
 
 
 def measure_run(store: Store, work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) -> None:
-    """Measure the speed of a run's model, and store it."""
+    """Measure the speed of a run's model on this machine and store it."""
     store.set_timing(work.run_id, *speed_here(work, backend, checkpoint))
 
 
 def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) -> tuple[str, dict[str, Any]]:
-    """This machine, and how fast the run's model is on it."""
+    """The name of this machine, and the speed of the run's model on it."""
     from prunus.evaluation.latency import machine_of, measure
 
     prompts: dict[str, list[int]] = {}
@@ -112,23 +113,23 @@ def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) ->
 
 
 def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
-    """Do the missing batches, each in one transaction."""
+    """Compute and store the missing batches, each in one transaction."""
     total = sum(map(len, work.batches)) * len(work.budgets)
-    to_do = sum(map(len, missing)) * len(work.budgets)
-    with Grader() as grader, Steps("evaluating", total, "answers", done=total - to_do) as steps:
+    remaining = sum(map(len, missing)) * len(work.budgets)
+    with Grader() as grader, Steps("evaluating", total, "answers", done=total - remaining) as steps:
         for batch in missing:
             done = do_batch(store, work, backend, grader, batch)
             steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")
 
 
 def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, int]]]:
-    """The batches with a row that the store lacks, in order."""
+    """The batches of which the store lacks a row, in order."""
     stored = store.keys(work.run_id)
     return [batch for batch in work.batches if not work.keys(batch) <= stored]
 
 
 class Done(NamedTuple):
-    """The rows of one batch, the tokens sampled for them and the seconds that took."""
+    """The rows of one batch, the number of tokens sampled for them, and the seconds that it took."""
 
     samples: list[Sample]
     tokens: int
@@ -138,14 +139,14 @@ class Done(NamedTuple):
 def do_batch(
     store: Store, work: ResolvedPlan, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]
 ) -> Done:
-    """Think, answer, grade, and store the rows in one transaction."""
+    """Compute the rows of a batch and store them in one transaction."""
     done = answer_batch(work, backend, grader, batch)
     store.add_samples(work.run_id, done.samples)
     return done
 
 
 def answer_batch(work: ResolvedPlan, backend: Backend, grader: Grader, batch: Sequence[tuple[int, int]]) -> Done:
-    """Think, answer and grade: the rows of a batch, which no store has yet."""
+    """Generate and grade the rows of a batch, without storing them."""
     started = time.monotonic()
     draws = run_batch(work, backend, batch)
     samples = graded(work, grader, batch, draws)
@@ -153,7 +154,7 @@ def answer_batch(work: ResolvedPlan, backend: Backend, grader: Grader, batch: Se
 
 
 def run_batch(work: ResolvedPlan, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
-    """Think and answer: for each chain of the batch its draws, one per budget."""
+    """Generate a batch: for each of its chains the draws, one per budget."""
     chains = [
         Chain(work.prompts[index], (work.problems[index].task, work.problems[index].id, draw), work.caps[index])
         for index, draw in batch
@@ -164,7 +165,7 @@ def run_batch(work: ResolvedPlan, backend: Backend, batch: Sequence[tuple[int, i
 def graded(
     work: ResolvedPlan, grader: Grader, batch: Sequence[tuple[int, int]], draws: Sequence[Sequence[Draw]]
 ) -> list[Sample]:
-    """Rows for the store. The texts of private problems are graded, but not kept: models quote the question."""
+    """Graded rows for the store. The texts of private problems are left out, since models quote the question."""
     rows = [(index, number, draw) for (index, number), of_chain in zip(batch, draws, strict=True) for draw in of_chain]
     texts = [answer_text(work.profile, work.tokenizer, draw) for _, _, draw in rows]
     grades = grader.grade([(work.problems[index], text) for (index, _, _), text in zip(rows, texts, strict=True)])
@@ -198,16 +199,17 @@ def graded(
 
 
 def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
-    """Number of tokens generated: of each chain the longest thinking, and every distinct answer."""
+    """Number of tokens generated: for each chain its longest thinking and every distinct answer."""
     chains = [[(len(draw.thinking), len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws]
     return sum(token_use.sampled_tokens(chains))
 
 
 def regrade(store: str | Path) -> dict[str, int]:
-    """Grade all stored texts again, in place; nothing is generated.
+    """Grade all stored texts again and update the store; nothing is generated.
 
-    Returns counts: runs, answers graded, answers whose grade changed, and answers kept as they are because the set is
-    gated and its texts are not in the store, or because lm-evaluation-harness graded them.
+    Returns counts: runs, graded (answers), changed (answers with a new grade) and kept (answers that are not graded
+    again, because the store lacks the texts of a gated set or because lm-evaluation-harness graded them). Raises
+    PrunusError if the store does not exist.
     """
     counts = {"runs": 0, "graded": 0, "changed": 0, "kept": 0}
     with Store(Path(store)) as opened, Grader() as grader:

@@ -1,4 +1,4 @@
-"""Provenance of a run, as stored: the model, what was done to it, and the software that computed the rows."""
+"""The provenance of a run, as stored: the model, the steps that made it, and the software that computed the rows."""
 
 import platform
 from importlib.metadata import version
@@ -13,9 +13,9 @@ from prunus.evaluation.requests import Backend
 
 
 def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[ModelFolder, str | None]:
-    """The checkpoint of a folder, and the kernel that its weights will run on: `sparse`, or None for torch's own.
+    """The checkpoint of a folder, and the kernel that its weights run on: `sparse`, or None for torch's own.
 
-    PrunusError where a packed folder is given to a backend that cannot read it.
+    Raises PrunusError for a packed folder and a backend that cannot read it.
     """
     if not BACKENDS[backend].reads_packed or not is_packed(folder):
         return ModelFolder(folder), None
@@ -25,10 +25,10 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
 
 
 def describe_model(model: str | Path, checkpoint: ModelFolder, kernel: str | None = None) -> dict[str, Any]:
-    """The model as the store keeps it. name: what people read: a folder's last part, else what was typed.
+    """The description of a model that the store keeps: name, source, checksum, manifest, parameters and blocks.
 
-    A kernel is one more step of what was done to the model, so that tables tell it from the same weights dense; so is
-    the quantisation of a model that came quantised.
+    name: the last part of a folder's path, else `model`. A kernel is added to the steps in the manifest, so that tables
+    distinguish the packed model from its dense equal; the quantisation of a model that is read quantised is added too.
     """
     steps: list[tuple[str, dict[str, Any]]] = []
     if checkpoint.quantised is not None:
@@ -50,6 +50,6 @@ def describe_model(model: str | Path, checkpoint: ModelFolder, kernel: str | Non
 
 
 def describe_versions(backend: Backend) -> dict[str, Any]:
-    """Versions, device and settings that numbers may depend on besides model and plan."""
+    """Versions, device and settings on which results may depend besides model and plan."""
     packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
     return packages | {"python": platform.python_version(), "grader": GRADER_VERSION} | backend.description
