@@ -13,6 +13,7 @@ from prunus.cli import cli, main
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout", "sparse"}
+RECOVER_OPTIONS = {"recover", *(f"recover_{field.name}" for field in fields(RecoverRecipe))}
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
@@ -26,9 +27,9 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "recipe", "more"),
     [
-        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats", "recover"}),
+        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats", *RECOVER_OPTIONS}),
         ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
-        ("drop", DropRecipe, {"device", "dry_run", "overwrite", "recover"}),
+        ("drop", DropRecipe, {"device", "dry_run", "overwrite", *RECOVER_OPTIONS}),
         ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
@@ -37,9 +38,11 @@ def test_options_are_the_fields_of_the_recipe(command, recipe, more):
     assert options_of(command) == {field.name for field in fields(recipe)} | more
 
 
-@pytest.mark.parametrize("command", ["prune", "drop", "eval", "traces"])
+@pytest.mark.parametrize("command", ["prune", "drop", "recover", "eval", "traces"])
 def test_defaults_are_those_of_the_recipe(command):
-    recipe = {"prune": PruneRecipe, "drop": DropRecipe, "eval": EvalPlan, "traces": TraceRecipe}[command]
+    recipe = {
+        "prune": PruneRecipe, "drop": DropRecipe, "recover": RecoverRecipe, "eval": EvalPlan, "traces": TraceRecipe
+    }[command]  # fmt: skip
     defaults = {field.name: field.default for field in fields(recipe)}
     for parameter in cli.commands[command].params:
         if parameter.name and parameter.name in defaults and not parameter.required:
@@ -179,14 +182,25 @@ def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(prunus, "prune_and_recover", lambda *a, **k: calls.append((a, k)) or {})
     main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover"])
+    settings = ["--recover-rate", "0.02", "--no-recover-norms", "--recover-calibration-tokens", "99"]
+    main([command, "tiny", str(tmp_path / "out"), *given, "--seed", "3", "--recover", *settings])
     recipe = PruneRecipe(sparsity=0.5, samples=4) if command == "prune" else DropRecipe(blocks="1,", samples=4)
-    [((model, _, asked), _)] = calls
-    assert (model, asked) == ("tiny", recipe)
+    (model, _, asked, recovery), (_, _, _, other) = [arguments for arguments, _ in calls]
+    assert (model, asked, recovery) == ("tiny", recipe, RecoverRecipe.like(recipe))
+    assert other == RecoverRecipe(seed=3, rate=0.02, norms=False, calibration_tokens=99)
     monkeypatch.undo()
     main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover", "--dry-run"])
     told = capsys.readouterr().err
     assert f"would write: {tmp_path / 'out'}\n" in told and "then: recover, 4 epochs" in told
     assert "recovery calibration: " in told and not list(tmp_path.iterdir())
+
+
+def test_settings_of_a_recovery_need_recover(tmp_path, capsys):
+    for command in ("prune", "drop"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "tiny", str(tmp_path / "out"), "--recover-step-tokens", "99"])
+        assert ended.value.code == 2 and "--recover-step-tokens is of --recover: add that" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_recover_needs_tokens_and_zeros(tmp_path, capsys):

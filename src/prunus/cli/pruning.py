@@ -22,9 +22,10 @@ from prunus.cli.common import (
     recipe_option,
     show_summary,
 )
+from prunus.cli.recovery import recover_options, take_recovery
 from prunus.declarations import Allocation, DepthMethod, Method, declared, owners_of
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 
 
 def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], Any]:
@@ -65,7 +66,11 @@ run_options = all_of(
         recipe_option(PruneRecipe, "prompt_weight", "Weight of a token of a trace's prompt in statistics.", type=float),
         recipe_option(PruneRecipe, "chain_weight", "Weight of a token of a trace's chain in statistics.", type=float),
         recipe_option(
-            PruneRecipe, "closing_weight", f"{CLOSING_HELP} in statistics; default: the chain's.", type=float
+            PruneRecipe,
+            "closing_weight",
+            f"{CLOSING_HELP} in statistics.",
+            type=float,
+            show_default="that of the chain",
         ),
         recipe_option(PruneRecipe, "dtype", "Dtype in which blocks run; auto: the checkpoint's."),
     ]
@@ -94,13 +99,6 @@ allocation_options = all_of(
 )
 
 
-recover_flag = click.option(
-    "--recover",
-    is_flag=True,
-    help="Then train what is kept on the same calibration, as `prunus recover` does with its defaults.",
-)
-
-
 @command("prune", "prunus prune tiny out/wanda-20 --method wanda --sparsity 0.2")
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
@@ -126,7 +124,7 @@ recover_flag = click.option(
 @declared_options(PruneRecipe, declared(Method))
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
-@recover_flag
+@recover_options(PruneRecipe)
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
@@ -135,7 +133,6 @@ def prune_command(
     out: Path,
     offload: bool,
     stats: Path | None,
-    recover: bool,
     device: str,
     dry_run: bool,
     overwrite: bool,
@@ -147,12 +144,13 @@ def prune_command(
     """
     if recipe["pattern"] is not None and is_given("sparsity"):
         raise PrunusError("--pattern and --sparsity both say how many weights go; give one of them")
+    recovery = take_recovery(recipe)
     asked = PruneRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
-    if recover and stats is not None:
+    if recovery is not None and stats is not None:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
-    if recover:
-        show_summary(prunus.prune_and_recover(model, out, asked, **where))
+    if recovery is not None:
+        show_summary(prunus.prune_and_recover(model, out, asked, RecoverRecipe.like(asked, **recovery), **where))
         return
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)
@@ -210,16 +208,18 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 )
 @declared_options(DropRecipe, declared(DepthMethod))
 @calibration_options(DropRecipe)
-@recover_flag
+@recover_options(DropRecipe)
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
-def drop_command(
-    model: str, out: Path, recover: bool, device: str, dry_run: bool, overwrite: bool, **recipe: Any
-) -> None:
+def drop_command(model: str, out: Path, device: str, dry_run: bool, overwrite: bool, **recipe: Any) -> None:
     """Remove decoder blocks of MODEL and write the result to the folder OUT."""
-    work = prunus.prune_and_recover if recover else prunus.drop_blocks
-    show_summary(work(model, out, DropRecipe(**recipe), device=device, overwrite=overwrite, dry_run=dry_run))
+    recovery = take_recovery(recipe)
+    asked, where = DropRecipe(**recipe), {"device": device, "overwrite": overwrite, "dry_run": dry_run}
+    if recovery is None:
+        show_summary(prunus.drop_blocks(model, out, asked, **where))
+    else:
+        show_summary(prunus.prune_and_recover(model, out, asked, RecoverRecipe.like(asked, **recovery), **where))
 
 
 @command("inspect", "prunus inspect tiny\nprunus inspect out/wanda-20")
