@@ -41,6 +41,8 @@ MODEL, WORK = ROOT / ".cache/smollm2", ROOT / ".cache/benchmark/quality"
 RESULTS = ROOT / "benchmarks/quality.jsonl"
 SEQLEN, HELD_OUT, SAMPLES, SEEDS = 512, 8, 16, 3
 INFLUENCES, INFLUENCE_TOKENS = 80, 128
+OTHER_TOKENS = 8192  # of each text unlike the calibration
+MORE_SAMPLES = 64  # of recovery on more text: those of the calibration, and 48 more
 SLEB_SAMPLES, SLEB_SEQLEN = 4, 256
 SETTINGS: dict[str, dict[str, Any]] = {
     **{f"{share} %": {"sparsity": share / 100} for share in (20, 50, 60, 70)},
@@ -59,6 +61,7 @@ class Cell:
 
     stats: input norms of the dense model, measured once per seed: `saved`, or `shuffled` within each Linear.
     evidence: recipe with which the importance scores of the allocation are measured, once per seed.
+    recovery: how the pruned model is recovered before it is measured.
     """
 
     table: str
@@ -69,15 +72,18 @@ class Cell:
     stats: str = ""
     evidence: prunus.PruneRecipe | None = None
     random_mask: bool = False
+    recovery: prunus.RecoverRecipe | None = None
 
     @property
     def key(self) -> str:
         """Return a hash of everything that the perplexity depends on, except the version of prunus."""
         recipes = [None if r is None else portable(r) for r in (self.recipe, self.evidence)]
+        if self.recovery is not None:
+            recipes.append(portable(self.recovery))
         return content_hash([*recipes, self.stats, self.random_mask, digest(text("held_out")), digest(weights())])
 
 
-def portable(recipe: prunus.PruneRecipe | prunus.DropRecipe) -> dict[str, Any]:
+def portable(recipe: prunus.PruneRecipe | prunus.DropRecipe | prunus.RecoverRecipe) -> dict[str, Any]:
     """Return the non-default fields of a recipe, so that a new option changes no key; calibration files by content."""
     default = type(recipe)().to_json()
     data = {name: value for name, value in recipe.to_json().items() if value != default[name]}
@@ -93,7 +99,7 @@ def digest(path: Path) -> str:
 
 
 def text(name: str) -> Path:
-    """Return the file of token ids: held_out, calibration-SEED or influence-SEED."""
+    """Return the file of token ids: held_out, calibration-SEED, more-SEED or influence-SEED."""
     return WORK / f"{name}.jsonl"
 
 
@@ -113,6 +119,7 @@ def prepare() -> None:
     for seed in range(SEEDS):
         begin = HELD_OUT + 1 + seed * INFLUENCES  # the row in between may share a document with both
         parts[f"calibration-{seed}"] = rows[begin : begin + SAMPLES]
+        parts[f"more-{seed}"] = rows[begin : begin + MORE_SAMPLES]
         parts[f"influence-{seed}"] = [row[:INFLUENCE_TOKENS] for row in rows[begin : begin + INFLUENCES]]
     for name, part in parts.items():
         text(name).write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in part))
@@ -216,6 +223,20 @@ def depth_cells() -> Iterator[Cell]:
         yield Cell("blocks", str(block), "perplexity", 0, prunus.DropRecipe(blocks=f"{block},"))
 
 
+def recovery_cells() -> Iterator[Cell]:
+    """Yield cells of four methods, recovered on the text that they were pruned on, and of one on four times as much."""
+    order = [("50 %", 0), ("2:4", 0), ("60 %", 0), ("70 %", 0), *(("50 %", seed) for seed in range(1, SEEDS))]
+    methods: tuple[MethodName, ...] = ("wanda", "alps", "sparsegpt", "magnitude")
+    for column, seed in order:
+        for method in methods:
+            recipe = method_recipe(method, seed, SETTINGS[column])
+            recovery = prunus.RecoverRecipe(**calibrated(seed))
+            yield Cell("recovery", method, column, seed, recipe, recovery=recovery)
+    more = prunus.RecoverRecipe(**calibrated(0) | {"calibration": str(text("more-0")), "samples": MORE_SAMPLES})
+    row = f"wanda, {MORE_SAMPLES} sequences"
+    yield Cell("recovery", row, "50 %", 0, method_recipe("wanda", 0, SETTINGS["50 %"]), recovery=more)
+
+
 def sleb_text(seed: int) -> Path:
     """Return the starts of the first calibration sequences."""
     rows = [json.loads(line)["token_ids"] for line in text(f"calibration-{seed}").read_text().splitlines()]
@@ -281,6 +302,32 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def measure_recovery(cell: Cell, others: dict[str, Path]) -> dict[str, Any]:
+    """Return the line of a recovered cell; the pruned model is kept for the next one.
+
+    others: texts unlike the calibration, whose perplexities before and after are in `others`. cpu_seconds: to recover.
+    """
+    assert cell.recovery is not None
+    pruned_cell = replace(cell, recovery=None)
+    pruned, out = WORK / f"pruned-{pruned_cell.key}", WORK / f"model-{cell.key}"
+    if not pruned.exists():
+        make(pruned_cell, pruned)
+    started = cpu_seconds()
+    told = prunus.recover(pruned, out, cell.recovery, dense=MODEL, overwrite=True)
+    seconds = cpu_seconds() - started
+    found = {
+        name: [prunus.perplexity(model, path, seqlen=SEQLEN, max_tokens=limit)["perplexity"] for model in (pruned, out)]
+        for name, path, limit in [
+            ("held_out", text("held_out"), None),
+            *((name, path, OTHER_TOKENS) for name, path in others.items()),
+        ]
+    }
+    shutil.rmtree(out)
+    before, after = found.pop("held_out")
+    errors = {"held_out_error": [round(told["error_before"], 5), round(told["error_after"], 5)]}
+    return line_of(cell, after, seconds) | {"before": before, "others": found, **errors, "warnings": told["warnings"]}
+
+
 def measure(cell: Cell) -> dict[str, Any]:
     """Return the line of a cell. cpu_seconds: to make the model, without measurements that several cells share."""
     out = WORK / f"model-{cell.key}"
@@ -294,29 +341,35 @@ def measure(cell: Cell) -> dict[str, Any]:
     found = prunus.perplexity(out, text("held_out"), seqlen=SEQLEN)["perplexity"]
     shutil.rmtree(out)
     kept = {name: made[name] for name in ("blocks_removed", "warnings") if made.get(name)}
+    return line_of(cell, found, seconds) | kept
+
+
+def line_of(cell: Cell, perplexity: float, seconds: float) -> dict[str, Any]:
+    """Return what every line says."""
     return {
         "key": cell.key,
         "table": cell.table,
         "row": cell.row,
         "column": cell.column,
         "seed": cell.seed,
-        "perplexity": found,
+        "perplexity": perplexity,
         "cpu_seconds": round(seconds, 1),
         "prunus": prunus.__version__,
-        **kept,
     }
 
 
 def grid() -> list[Cell]:
     """Return all cells, table by table and row by row."""
     allocated = [*allocation_cells(), *magnitude_cells()]
-    return [*method_cells(), *propagation_cells(), *allocated, *control_cells(), *depth_cells()]
+    return [*method_cells(), *propagation_cells(), *allocated, *control_cells(), *depth_cells(), *recovery_cells()]
 
 
 def in_turn(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells in the order to measure: fast ones, the first seed of slow ones, then the other seeds."""
+    """Return the cells in the order to measure: fast ones, slow ones seed by seed, and recovery in its own order."""
 
-    def place(cell: Cell) -> tuple[bool, int, int]:
+    def place(cell: Cell) -> tuple[int, int, int]:
+        if cell.table == "recovery":
+            return 2, 0, 0
         slow = cell.row in SLOW
         return slow, cell.seed * slow, SLOW.index(cell.row) if slow else 0
 
@@ -329,13 +382,14 @@ def finished() -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in map(json.loads, lines)}
 
 
-def dense_perplexity() -> float:
-    """Return the perplexity of the unpruned model, stored like a cell."""
-    key = content_hash(["dense", digest(text("held_out")), digest(weights())])
+def dense_perplexity(path: Path, name: str = "") -> float:
+    """Return the perplexity of the unpruned model on held-out text, or on another of this name, stored like a cell."""
+    key = content_hash(["dense", digest(path), digest(weights())])
     done = finished()
     if key not in done:
-        found = prunus.perplexity(MODEL, text("held_out"), seqlen=SEQLEN)["perplexity"]
-        append({"key": key, "table": "dense", "perplexity": found})
+        limit = OTHER_TOKENS if name else None
+        found = prunus.perplexity(MODEL, path, seqlen=SEQLEN, max_tokens=limit)["perplexity"]
+        append({"key": key, "table": "dense", "perplexity": found} | ({"text": name} if name else {}))
         return found
     return done[key]["perplexity"]
 
@@ -347,26 +401,31 @@ def append(line: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    tables = ("methods", "propagation", "allocations", "magnitude", "controls", "depth", "blocks")
+    tables = ("methods", "propagation", "allocations", "magnitude", "controls", "depth", "blocks", "recovery")
     parser.add_argument("--only", choices=tables, action="append", help="default: all")
     parser.add_argument("--row", action="append", help="only this method or allocation")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="only the first so many")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many")
+    parser.add_argument("--other", action="append", default=[], metavar="NAME=FILE", help="text unlike the calibration")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     prepare()
-    dense, cells, began = dense_perplexity(), grid(), time.monotonic()
+    others = {name: Path(path) for name, _, path in (other.partition("=") for other in arguments.other)}
+    for name, path in others.items():
+        dense_perplexity(path, name)
+    dense, cells, began = dense_perplexity(text("held_out")), grid(), time.monotonic()
     for cell in in_turn(cells):
         wanted = cell.table in (arguments.only or tables) and cell.row in (arguments.row or [cell.row])
         if not wanted or cell.seed >= arguments.seeds or cell.key in finished():
             continue
         if time.monotonic() - began > 60 * arguments.minutes:
             break
-        line = measure(cell)
+        line = measure(cell) if cell.recovery is None else measure_recovery(cell, others)
         append(line)
         print(json.dumps(line), file=sys.stderr, flush=True)
     done = finished()
     rows = [done[cell.key] | {"table": cell.table, "row": cell.row} for cell in cells if cell.key in done]
+    rows += [line for line in done.values() if line["table"] == "dense"]
     blocks = Checkpoint(MODEL).blocks
     print(write_page(ROOT / "docs", dense, rows, blocks, len(cells)))
 

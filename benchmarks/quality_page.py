@@ -10,6 +10,7 @@ from prunus.reporting.render.text import esc
 
 Row = Mapping[str, Any]
 SETTINGS = ("20 %", "50 %", "60 %", "70 %", "4:8", "2:4")
+RECOVERED = ("50 %", "60 %", "70 %", "2:4")
 ALLOCATED = ("20 %", "50 %", "70 %")
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
 WIDTH, HEIGHT = 980, 440
@@ -77,8 +78,34 @@ def tables(dense: float, rows: Sequence[Row], blocks: int) -> str:
         table("method", ("10 %", "20 %"), depth, show=removed),
         "",
         table("removed", ("perplexity",), single),
+        *recovery_tables(of.get("recovery", []), of.get("dense", [])),
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def recovery_tables(rows: Sequence[Row], dense: Sequence[Row]) -> list[str]:
+    """Return perplexities before and after recovery: on the text like the calibration, and on the others."""
+    if not rows:
+        return []
+    columns = [column for column in RECOVERED if any(row["column"] == column for row in rows)]
+    extra = ("CPU s at 50 %", lambda found: seconds(found, "50 %"))
+    parts = ["\n## Recovery\n", table("pruned by", columns, rows, extra, show=mended)]
+    for name in dict.fromkeys(name for row in rows for name in row["others"]):
+        (alone,) = (row["perplexity"] for row in dense if row.get("text") == name)
+        other = [
+            {**row, "before": row["others"][name][0], "perplexity": row["others"][name][1]}
+            for row in rows
+            if name in row["others"]
+        ]
+        parts += [f"\nOn {name} (dense {number(alone)}):\n", table("pruned by", columns, other, show=mended)]
+    return parts
+
+
+def mended(cells: Sequence[Row]) -> str:
+    """Return the mean perplexity before recovery, and that after it with its range over seeds."""
+    if not cells:
+        return ""
+    return f"{number(sum(row['before'] for row in cells) / len(cells))} to {spread(cells)}"
 
 
 def table(

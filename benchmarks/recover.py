@@ -1,112 +1,239 @@
-"""Effect of recovery on the tiny reasoner: `python benchmarks/recover.py FOLDER [--cells wanda-50,shortgpt-1]`.
+"""What recovery is worth on the tiny reasoner: `python benchmarks/recover.py FOLDER [--only cells] [--minutes 30]`.
 
-Every cell is pruned on 395 of the model's own chains, recovered on tokens of 1,660 of them, and evaluated before and
-after at all budgets on held-out problems, with the same seeds; differences are paired. Besides accuracy, the share of
-chains that end by themselves is printed. FOLDER keeps chains, models and answers, so that a second call resumes. CPU
-seconds are of recovery only.
+Every cell is pruned on the model's own chains, recovered on tokens of such chains, and evaluated before and after at
+all budgets on held-out problems; differences are paired by problem. Each seed draws its own 395 chains for pruning, and
+its own tokens, held-out part and order for recovery. `--only` chooses parts: `cells` (methods and sparsities),
+`end-to-end` (all blocks trained together for the same CPU seconds, at several settings), `sources` (other calibration
+texts of the same size) and `tokens`.
+
+FOLDER keeps chains, models and answers. Each finished model is one line of benchmarks/recover.jsonl, so that a stopped
+run goes on where it was; delete a line to measure it again. The tables of docs/measurements/recover.md are written from
+these lines (recover_page.py). It runs on one thread.
 """
 
 import argparse
 import json
-import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import torch
+from end_to_end import cpu_seconds, divergence, read_sequences, train_end_to_end
+from recover_page import write_page
 
 import prunus
+from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.contamination import question_digest
+from prunus.evaluation.profiles import PROFILES, encode_prompt
+from prunus.evaluation.tasks import load_task
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 from prunus.results.store import Store
 
-METHODS = ("magnitude", "wanda", "sparsegpt", "alps")
-CELLS = [
-    *(f"{method}-{amount}" for method in METHODS for amount in ("50", "60", "70", "80", "2:4")),
-    "shortgpt-1",
-    "shortgpt-2",
-]
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/recover.jsonl"
+CHAINS, APART, PRUNING = 1700, 100, 395  # chains drawn; apart: for the divergence; how many pruning sees
 BUDGETS = (32, 64, 128, 256, 512)
-SHOWN = (128, 512)
+TOKENS, RATE, STEP_TOKENS = 16_000, 0.02, 1024
+METHODS = ("magnitude", "wanda", "sparsegpt", "alps")
+TELLING = ("wanda-50", "magnitude-60", "wanda-60", "sparsegpt-60", "alps-60", "shortgpt-1", "shortgpt-2")
+CELLS = (
+    *TELLING,
+    *("wanda-2:4", "sparsegpt-2:4", *(f"{method}-70" for method in METHODS)),
+    *("magnitude-50", "sparsegpt-50", "alps-50", "magnitude-2:4", "alps-2:4", *(f"{method}-80" for method in METHODS)),
+)
+# Settings of the rival: the learning rate as a share of each tensor's root mean square, and the tokens of one step.
+RIVALS = [(rate, step) for rate in (0.01, 0.003) for step in (256, 1024)]
+RIVAL_CELLS = ("wanda-60", "wanda-50", "magnitude-60")
 
 
-def chains(folder: Path, name: str, first: int) -> str:
-    """Return the `--calibration` of the dense model's chains with correct answers; drawn unless they exist."""
-    path = folder / name
-    if not path.exists():
-        recipe = TraceRecipe(tasks=("tiny-train",), limit=first, max_tokens=512, only="correct", batch_size=200)
-        prunus.traces("tiny", path, recipe)
-    return f"traces:{path}"
+@dataclass(frozen=True)
+class Variant:
+    """One model to make and measure. how: `` (only pruned), `blocks` (prunus recover) or `end-to-end`.
+
+    source: calibration of recovery: `chains`, `prompts` or `text`. rate, step_tokens: as in RecoverRecipe.
+    """
+
+    part: str
+    cell: str
+    seed: int
+    how: str = "blocks"
+    source: str = "chains"
+    tokens: int = TOKENS
+    rate: float = RATE
+    step_tokens: int = STEP_TOKENS
+
+    @property
+    def before(self) -> "Variant":
+        """The model that is only pruned."""
+        return Variant("cells", self.cell, self.seed, how="")
+
+    @property
+    def beside(self) -> "Variant":
+        """The usual recovery, whose CPU seconds and tokens end-to-end training gets."""
+        return Variant("cells", self.cell, self.seed)
+
+    @property
+    def name(self) -> str:
+        """A name for its folder and its line."""
+        pruned = f"{self.cell}-{self.seed}"
+        if not self.how:
+            return pruned
+        return f"{pruned}-{self.how}-{self.source}-{self.tokens}-{self.rate:g}-{self.step_tokens}"
 
 
-def make(folder: Path, cell: str, seed: int, tokens: int, rate: float) -> tuple[Path, Path]:
-    """Return the folders of the pruned and the recovered model; made unless they exist."""
-    pruned, recovered = folder / f"{cell}-{seed}", folder / f"{cell}-{seed}-recovered-{tokens}"
-    method, _, amount = cell.rpartition("-")
-    own, more = chains(folder, "own.jsonl", 400), chains(folder, "more.jsonl", 1700)
-    if not pruned.exists():
-        if method == "shortgpt":
-            prunus.drop_blocks("tiny", pruned, DropRecipe(blocks=amount, calibration=own, samples=395, seed=seed))
+def variants(seeds: int) -> Iterator[Variant]:
+    """All models but the dense one, in the order of the parts."""
+    for cell in CELLS:
+        for seed in range(seeds):
+            yield from (Variant("cells", cell, seed, how=""), Variant("cells", cell, seed))
+    for cell in RIVAL_CELLS:
+        for seed in range(seeds if cell == RIVAL_CELLS[0] else 1):
+            for rate, step_tokens in RIVALS:
+                yield Variant("end-to-end", cell, seed, how="end-to-end", rate=rate, step_tokens=step_tokens)
+    for cell in ("wanda-50", "wanda-60"):
+        for seed in range(seeds):
+            yield from (Variant("sources", cell, seed, source=source) for source in ("prompts", "text"))
+    for tokens in (4_000, 64_000, 256_000):
+        for seed in range(1 if tokens > 64_000 else seeds):
+            yield Variant("tokens", "wanda-60", seed, tokens=tokens)
+
+
+class Bench:
+    """A folder with chains, models and answers, and the lines of what is finished."""
+
+    def __init__(self, folder: Path, problems: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.store = folder, folder / "results.db"
+        self.plan = EvalPlan(tasks=("tiny",), budgets=BUDGETS, limit=problems)
+        self.sources = write_sources(folder)
+        self.apart = read_sequences(folder / "apart.jsonl")
+        self.finished = {line["name"]: line for line in read_lines()}
+        if "dense" not in self.finished:
+            self.append({"name": "dense", **self.answers(resolve("tiny"), self.evaluate("tiny"))})
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a finished line."""
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.finished[line["name"]] = line
+
+    def evaluate(self, model: str | Path) -> str:
+        """The run id of a model's answers; they are drawn unless they are there."""
+        return prunus.evaluate(model, self.plan, self.store)
+
+    def measure(self, variant: Variant) -> None:
+        """Make and evaluate a model, and append its line; nothing happens if it has one."""
+        if variant.name in self.finished:
+            return
+        about: dict[str, Any] = {"cpu_s": 0.0}
+        if variant.how:
+            self.measure(variant.before)
+            about = self.recovered(variant)
         else:
-            how: dict[str, Any] = {"method": method}
-            how |= {"pattern": amount} if ":" in amount else {"sparsity": int(amount) / 100}
-            prunus.prune("tiny", pruned, PruneRecipe(calibration=own, samples=395, seed=seed, **how))
-    if not recovered.exists():
-        recipe = RecoverRecipe(calibration=more, calibration_tokens=tokens, rate=rate, step_tokens=1024, seed=seed)
+            self.pruned(variant)
+        path = self.folder / variant.name
+        answers = self.answers(path, self.evaluate(path))
+        self.append({"name": variant.name, **asdict(variant), **about, **answers, "prunus": prunus.__version__})
+
+    def pruned(self, variant: Variant) -> None:
+        """Write the pruned model, unless it is there."""
+        out, (method, _, amount) = self.folder / variant.name, variant.cell.rpartition("-")
+        on: dict[str, Any] = {"calibration": self.sources["chains"], "samples": PRUNING, "seed": variant.seed}
+        if out.exists():
+            return
+        if method == "shortgpt":
+            prunus.drop_blocks("tiny", out, DropRecipe(blocks=amount, **on))
+        else:
+            how: dict[str, Any] = {"pattern": amount} if ":" in amount else {"sparsity": int(amount) / 100}
+            prunus.prune("tiny", out, PruneRecipe(method=method, **how, **on))  # pyright: ignore[reportArgumentType]
+
+    def recovered(self, variant: Variant) -> dict[str, Any]:
+        """Write the recovered model anew, so that its time is measured; returns what is to be told of it."""
+        pruned, out = self.folder / variant.before.name, self.folder / variant.name
         begin = cpu_seconds()
-        prunus.recover(pruned, recovered, recipe)
-        (folder / f"{recovered.name}.json").write_text(json.dumps({"cpu_s": round(cpu_seconds() - begin, 1)}))
-    return pruned, recovered
+        if variant.how == "blocks":
+            recipe = RecoverRecipe(
+                calibration=self.sources[variant.source], calibration_tokens=variant.tokens, seqlen=256,
+                rate=variant.rate, step_tokens=variant.step_tokens, seed=variant.seed,
+            )  # fmt: skip
+            told = prunus.recover(pruned, out, recipe, dense="tiny", overwrite=True)
+            kept = {"left": [index for index, (before, after) in enumerate(told["errors"]) if not after < before]}
+        else:
+            self.measure(variant.beside)
+            budget = self.finished[variant.beside.name]["cpu_s"]
+            sequences = read_sequences(self.folder / variant.beside.name / "calibration.jsonl")
+            settings = {"rate": variant.rate, "step_tokens": variant.step_tokens, "seed": variant.seed}
+            kept = {"steps": train_end_to_end(pruned, resolve("tiny"), out, sequences, budget, **settings)}
+        return {"cpu_s": round(cpu_seconds() - begin, 1), **kept}
+
+    def answers(self, path: Path, run: str) -> dict[str, Any]:
+        """What a line says of a model's answers: by budget a digit per problem, 1 where it is right or ends by itself.
+
+        used: mean tokens at the largest budget. divergence: from the dense model, on chains that no calibration has.
+        """
+        with Store(self.store) as rows:
+            samples = rows.samples(run)
+        at = {b: sorted((s for s in samples if s.budget == b), key=lambda s: s.problem_id) for b in BUDGETS}
+        return {
+            "correct": {b: "".join(str(int(s.correct)) for s in found) for b, found in at.items()},
+            "ends": {b: "".join(str(int(s.ended == "natural")) for s in found) for b, found in at.items()},
+            "used": float(np.mean([s.thinking_tokens + s.answer_tokens for s in at[BUDGETS[-1]]])),
+            "divergence": divergence(path, resolve("tiny"), self.apart),
+        }
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def read_lines() -> list[dict[str, Any]]:
+    """The finished lines."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def share_that_ends(store: Path, run: str, budget: int) -> float:
-    """Return the share of chains under a budget whose thinking ended by itself."""
-    with Store(store) as rows:
-        ends = [sample.ended == "natural" for sample in rows.samples(run) if sample.budget == budget]
-    return sum(ends) / len(ends)
+def write_sources(folder: Path) -> dict[str, str]:
+    """The `--calibration` of each source; drawn and written unless they exist. The last chains go to apart.jsonl."""
+    drawn, chains, apart = folder / "drawn.jsonl", folder / "chains.jsonl", folder / "apart.jsonl"
+    if not drawn.exists():
+        recipe = TraceRecipe(tasks=("tiny-train",), limit=CHAINS, max_tokens=512, only="correct", batch_size=200)
+        prunus.traces("tiny", drawn, recipe)
+    lines = drawn.read_text().splitlines(keepends=True)
+    check_disjoint([json.loads(line)["problem_digest"] for line in lines])
+    chains.write_text("".join(lines[:-APART]))
+    apart.write_text("".join(lines[-APART:]))
+    text, prompts = folder / "text.txt", folder / "prompts.jsonl"
+    text.write_text("\n\n".join(topics[name] for name in sorted(topics)))
+    tokenizer, problems = load_tokenizer(resolve("tiny")), load_task("tiny-train")
+    check_disjoint([question_digest(problem.question) for problem in problems])
+    ids = [encode_prompt(PROFILES["tiny"], tokenizer, problem.question) for problem in problems]
+    prompts.write_text("".join(json.dumps({"token_ids": prompt}) + "\n" for prompt in ids))
+    return {"chains": f"traces:{chains}", "prompts": str(prompts), "text": str(text)}
 
 
-def row_of(store: Path, before: str, after: str) -> list[str]:
-    """Return accuracies in % before and after at two budgets, the paired gain at the larger, how chains end there."""
-    (entry,) = prunus.compare(store, before, [after])["others"]
-    cells = [entry["tasks"]["tiny"]["budgets"][budget] for budget in SHOWN]
-    found = [f"{100 * cell[key]:.1f}" for cell in cells for key in ("base_accuracy", "accuracy")]
-    last = cells[-1]
-    found.append(f"{100 * last['difference']:+.1f} [{100 * last['low']:.1f}, {100 * last['high']:.1f}]")
-    found.append(" -> ".join(f"{100 * share_that_ends(store, run, BUDGETS[-1]):.1f}" for run in (before, after)))
-    return [*found, f"{last['base_tokens']:.0f} -> {last['tokens']:.0f}"]
+def check_disjoint(digests: Sequence[str]) -> None:
+    """Raise AssertionError where a calibration problem is one that models are evaluated on, by the hash of its text."""
+    shared = set(digests) & {question_digest(problem.question) for problem in load_task("tiny")}
+    if shared or not digests:
+        raise AssertionError(f"{len(shared)} problems are in both calibration and evaluation")
 
 
 def main() -> None:
-    """Work through the cells and print a row of Markdown for each."""
+    """Measure what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", action="append", choices=("cells", "end-to-end", "sources", "tokens"))
     parser.add_argument("--cells", default=",".join(CELLS), help="Which, with commas between them.")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=16_000, help="Calibration tokens of recovery.")
-    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--problems", type=int, default=210)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="Begin no model after so many.")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    store, plan = asked.folder / "results.db", EvalPlan(tasks=("tiny",), budgets=BUDGETS, limit=asked.problems)
-    dense = prunus.evaluate("tiny", plan, store)
-    print(f"dense ends by itself in {100 * share_that_ends(store, dense, BUDGETS[-1]):.1f} % at {BUDGETS[-1]}")
-    shown = [f"{when} at {budget}" for budget in SHOWN for when in ("before", "after")]
-    print(f"| cell | seed | {' | '.join(shown)} | gain | ends by itself, % | tokens | CPU s |")
-    print("|" + "---|" * (len(shown) + 6))
-    for cell in asked.cells.split(","):
-        for seed in range(asked.seeds):
-            pruned, recovered = make(asked.folder, cell, seed, asked.tokens, asked.rate)
-            before, after = (prunus.evaluate(model, plan, store) for model in (pruned, recovered))
-            spent = json.loads(recovered.with_name(recovered.name + ".json").read_text())["cpu_s"]
-            print(
-                "| " + " | ".join([cell, str(seed), *row_of(store, before, after), f"{spent:.0f}"]) + " |", flush=True
-            )
+    bench, began = Bench(asked.folder, asked.problems), time.monotonic()
+    for variant in variants(asked.seeds):
+        wanted = variant.part in (asked.only or [variant.part]) and variant.cell in asked.cells.split(",")
+        if wanted and time.monotonic() - began < 60 * asked.minutes:
+            bench.measure(variant)
+    print(write_page(ROOT / "docs", read_lines()))
 
 
 if __name__ == "__main__":

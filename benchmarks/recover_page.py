@@ -1,0 +1,165 @@
+"""The tables of docs/measurements/recover.md, from the finished lines of benchmarks/recover.py."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.results.metrics import auc_weights
+from prunus.results.paired import infer
+
+Line = dict[str, Any]
+Floats = NDArray[np.float64]
+BEGIN, END = "<!-- tables: written by benchmarks/recover.py -->", "<!-- end of tables -->"
+NAMES = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "alps": "ALPS"}
+SOURCES = {"chains": "own chains", "prompts": "prompts alone", "text": "English text"}
+
+
+def write_page(docs: Path, lines: Sequence[Line]) -> str:
+    """Write the tables between the markers of the page; return them."""
+    text = tables(lines)
+    page = docs / "measurements/recover.md"
+    before, _, rest = page.read_text("utf-8").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    return text
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Return all tables as Markdown."""
+    dense = next(line for line in lines if line["name"] == "dense")
+    of_part = {part: [line for line in lines if line.get("part") == part] for part in ("cells", *PARTS)}
+    pruned = {line["name"]: line for line in of_part["cells"] if not line["how"]}
+    usual = [line for line in of_part["cells"] if line["how"]]
+    solved = values(dense, "correct")
+    found = [
+        f"Dense: {share(solved)} % of {len(solved)} problems at {largest(dense)} tokens, {share(area(dense))} % over "
+        f"all budgets; {share(values(dense, 'ends'))} % end by themselves, after {dense['used']:.0f} tokens.\n",
+        "## By method and sparsity\n",
+        methods_table(usual, pruned, dense),
+    ]
+    for part, title in PARTS.items():
+        same = {(line["cell"], line["seed"]) for line in of_part[part]}
+        beside = [line for line in usual if (line["cell"], line["seed"]) in same]
+        found += [f"\n## {title}\n", part_table(part, beside, of_part[part], pruned)]
+    return "\n".join(found)
+
+
+PARTS = {
+    "end-to-end": "Against end-to-end training",
+    "sources": "Calibration text",
+    "tokens": "Tokens",
+}
+
+
+def methods_table(usual: Sequence[Line], pruned: dict[str, Line], dense: Line) -> str:
+    """Return a row per cell: means over its seeds, and intervals of the mean of the paired differences."""
+    head = [
+        "pruned by", "seeds", "at 512, %", "gain", "all budgets", "gain", "to dense", "ends by itself, %", "gain",
+        "tokens", "CPU s",
+    ]  # fmt: skip
+    rows = []
+    for cell in dict.fromkeys(line["cell"] for line in usual):
+        after = [line for line in usual if line["cell"] == cell]
+        before = [pruned[f"{cell}-{line['seed']}"] for line in after]
+        rows.append([
+            title(cell),
+            str(len(after)),
+            change(before, after, lambda line: values(line, "correct")),
+            gain(before, after, lambda line: values(line, "correct")),
+            change(before, after, area),
+            gain(before, after, area),
+            gain([dense] * len(after), after, area),
+            change(before, after, lambda line: values(line, "ends")),
+            gain(before, after, lambda line: values(line, "ends")),
+            f"{np.mean([line['used'] for line in before]):.0f} to {np.mean([line['used'] for line in after]):.0f}",
+            f"{np.mean([line['cpu_s'] for line in after]):.0f}",
+        ])  # fmt: skip
+    return markdown(head, rows)
+
+
+def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned: dict[str, Line]) -> str:
+    """Return a row per cell, setting: the usual recovery's first; means over seeds, differences to it paired."""
+    head = ["pruned by", *COLUMNS[part], "seeds", "at 512, %", "all budgets", "to the first", "divergence", "CPU s"]
+    rows = []
+    for cell in dict.fromkeys(line["cell"] for line in others):
+        first = [line for line in usual if line["cell"] == cell]
+        before = [pruned[f"{cell}-{line['seed']}"] for line in first]
+        settings: dict[tuple[str, ...], list[Line]] = {}
+        for line in (*first, *(line for line in others if line["cell"] == cell), *before):
+            settings.setdefault(setting(part, line), []).append(line)
+        for columns, found in settings.items():
+            beside = [next(one for one in first if one["seed"] == line["seed"]) for line in found]
+            rows.append([
+                title(cell),
+                *columns,
+                str(len(found)),
+                f"{100 * np.mean([values(line, 'correct') for line in found]):.1f}",
+                f"{100 * np.mean([area(line) for line in found]):.1f}",
+                "" if found[0] is first[0] else gain(beside, found, area),
+                f"{np.mean([line['divergence'] for line in found]):.4f}",
+                f"{np.mean([line['cpu_s'] for line in found]):.0f}" if found[0]["how"] else "",
+            ])  # fmt: skip
+    return markdown(head, rows)
+
+
+COLUMNS = {"end-to-end": ("trained", "rate", "tokens a step"), "sources": ("recovered on",), "tokens": ("tokens",)}
+
+
+def setting(part: str, line: Line) -> tuple[str, ...]:
+    """Return what a row of a part is about."""
+    if not line["how"]:
+        return ("not", "", "") if part == "end-to-end" else ("nothing",) if part == "sources" else ("0",)
+    if part == "end-to-end":
+        how = "block by block" if line["how"] == "blocks" else "end to end"
+        return how, f"{line['rate']:g}", str(line["step_tokens"])
+    return (SOURCES[line["source"]],) if part == "sources" else (f"{line['tokens']:,}",)
+
+
+def title(cell: str) -> str:
+    """Return the words for a cell."""
+    method, _, amount = cell.rpartition("-")
+    if method == "shortgpt":
+        return f"ShortGPT, {amount} of 8 blocks"
+    return f"{NAMES[method]} {amount}{'' if ':' in amount else ' %'}"
+
+
+def largest(line: Line) -> str:
+    """Return the largest budget."""
+    return max(line["correct"], key=int)
+
+
+def values(line: Line, what: str) -> Floats:
+    """Return (P,) what of every problem at the largest budget: 0 or 1."""
+    return np.array([float(digit) for digit in line[what][largest(line)]])
+
+
+def area(line: Line) -> Floats:
+    """Return (P,) the area under accuracy over log2 of the budget, of every problem."""
+    budgets = sorted(line["correct"], key=int)
+    correct_BP = np.array([[float(digit) for digit in line["correct"][budget]] for budget in budgets])
+    return auc_weights([int(budget) for budget in budgets]) @ correct_BP
+
+
+def share(found: Floats) -> str:
+    """Return a mean in percent."""
+    return f"{100 * found.mean():.1f}"
+
+
+def change(before: Sequence[Line], after: Sequence[Line], of: Any) -> str:
+    """Return the means before and after, in percent."""
+    return " to ".join(f"{100 * np.mean([of(line) for line in lines]):.1f}" for lines in (before, after))
+
+
+def gain(before: Sequence[Line], after: Sequence[Line], of: Any) -> str:
+    """Return the paired difference in points, mean over seeds, and its 95 % interval over problems."""
+    differences = np.mean([of(b) - of(a) for a, b in zip(before, after, strict=True)], axis=0)
+    (cell,) = infer([differences[:, None]]).cells()
+    return f"{100 * cell['difference']:+.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; all columns but the first are aligned to the right."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
