@@ -40,6 +40,8 @@ def tables(lines: Sequence[Line]) -> str:
         methods_table(usual, pruned, dense),
     ]
     for part, title in PARTS.items():
+        if not of_part[part]:
+            continue
         same = {(line["cell"], line["seed"]) for line in of_part[part]}
         beside = [line for line in usual if (line["cell"], line["seed"]) in same]
         found += [f"\n## {title}\n", part_table(part, beside, of_part[part], pruned)]
