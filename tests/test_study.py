@@ -26,6 +26,7 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.reporting import report_data
+from prunus.results import comparison
 from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Sample, Store
 from prunus.study import pages, variants
@@ -75,6 +76,19 @@ def batches(monkeypatch) -> list[str]:
         return original(store, work, *rest)
 
     monkeypatch.setattr(running, "do_batch", noted)
+    return done
+
+
+@pytest.fixture
+def compared(monkeypatch) -> list[str]:
+    """The model of every run that is compared with a base from now on, which is what takes a report its time."""
+    done, original = [], comparison._entry
+
+    def noted(run, *rest):
+        done.append(run.model["name"])
+        return original(run, *rest)
+
+    monkeypatch.setattr(comparison, "_entry", noted)
     return done
 
 
@@ -345,7 +359,17 @@ def test_a_budget_over_the_context_is_refused(tmp_path):
         prunus.run_study(file, out=tmp_path / "out")
 
 
-def test_modes_and_a_base_of_ones_own(tmp_path):
+def test_a_page_and_its_verdicts_are_one_comparison(finished, tmp_path, compared):
+    done = prunus.report_study(finished / "small.toml", out=finished / "out")
+    found = done["comparisons"][0]["comparison"]
+    assert compared == [other["model"] for other in found["others"]] and len(compared) == len(NAMES) - 1
+    store = finished / "out" / "results.db"
+    alone = compare(store, found["base"]["run"], [other["run"] for other in found["others"]], resamples=100)
+    assert found == alone, "what a comparison by itself gives, to the last digit"
+    assert len(compared) == 2 * len(NAMES) - 2, "the counter counts"
+
+
+def test_modes_and_a_base_of_ones_own(tmp_path, compared):
     file = write_study(
         tmp_path,
         "[[prune]]\nmethod = ['magnitude', 'wanda']\n[report]\nbase = 'magnitude-50'\npublished = true\n",
@@ -359,6 +383,7 @@ def test_modes_and_a_base_of_ones_own(tmp_path):
     html = Path(done["report"]).read_text()
     assert done["cells"] == 6 and "Strict and legacy" in html and "Published figures beside ours" in html
     assert not list((tmp_path / "out").glob("report-*.html")), "one page shows both modes"
+    assert sorted(compared) == ["model", "model", "model/wanda-50", "model/wanda-50"], "each once in each mode"
 
 
 def test_several_models_get_a_page_each_and_one_that_leads_there(tmp_path, batches):

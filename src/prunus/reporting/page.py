@@ -51,14 +51,40 @@ def report(
     the page last.
     """
     out = Path(out)
+    check_target(out, overwrite)
+    if figures is not None:
+        pdf_converter()  # fails at once where it is missing
+    with Store(store) as opened:
+        folder = files_folder(out).name
+        data = ReportData.read(opened, runs, base=base, margin=margin, published=published, folder=folder)
+        write_report(data, out, figures=figures, csv=csv, overwrite=overwrite, name=name, notes=notes)
+    return out
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raise PrunusError where no page can be written at out."""
     if out.is_dir():
         raise PrunusError(f"'{out}' is a folder: name a file, such as {out / 'report.html'}")
     refuse_existing(out, overwrite)
-    if figures is not None:
-        pdf_converter()  # fails at once where it is missing
-    folder = Folder(out.with_name(f"{out.stem}_files"), overwrite)
-    with Store(store) as opened, folder:
-        data = ReportData.read(opened, runs, base=base, margin=margin, published=published, folder=folder.path.name)
+
+
+def files_folder(out: Path) -> Path:
+    """Return the folder beside a page for what is too large for it: `report_files` beside `report.html`."""
+    return out.with_name(f"{out.stem}_files")
+
+
+def write_report(
+    data: ReportData,
+    out: Path,
+    *,
+    figures: Path | str | None = None,
+    csv: Path | str | None = None,
+    overwrite: bool = False,
+    name: str = "Prunus report",
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page and what belongs to it, while the store is open that data was read from; as `report` says."""
+    with Folder(files_folder(out), overwrite) as folder:
         sections = [section(data) for section in SECTIONS]
         text = page(data, sections, name, notes)
         for file, content in (file for section in sections for file in section.files):
@@ -69,7 +95,6 @@ def report(
         export.write(exported)
         folder.keep()
     write_whole(out, text)
-    return out
 
 
 def page(data: ReportData, sections: Sequence[Section], name: str, notes: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """What a study comes to: verdicts for each model and plan, and the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.recipes import content_hash
-from prunus.reporting.page import report
+from prunus.reporting.page import check_target, files_folder, write_report
 from prunus.reporting.render.text import esc, joined, points
+from prunus.reporting.report_data import ReportData
 from prunus.results.comparison import compare
 from prunus.results.store import Store
-from prunus.study.cells import Cell, Model, open_models, plan_names
+from prunus.study.cells import Model, open_models, plan_names
 from prunus.study.file import Study, read_study
 from prunus.study.places import Places
 
@@ -39,7 +41,10 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
 
 
 def write_results(study: Study, models: Sequence[Model], places: Places, store: Store) -> Data:
-    """Compare every variant with the base and write the pages; returns what run_study returns."""
+    """Compare every variant with the base, write the pages, and return what run_study returns.
+
+    Raises PrunusError where no base has an answer yet.
+    """
     wanted = {cell.run_id for model in models for cell in model.cells}
     unreported = [run.run_id for run in store.runs() if run.run_id not in wanted]
     if unreported:
@@ -47,13 +52,20 @@ def write_results(study: Study, models: Sequence[Model], places: Places, store: 
             f"{len(unreported)} runs in {places.store} are not (or no longer) in {study.path}: "
             "they stay there and are not reported"
         )
-    begun = {run.run_id for run in store.runs() if store.keys(run.run_id)}
-    comparisons = [
-        {"model": model.name, "plan": name, **judged(study, cells, places, begun)}
-        for model in models
-        for name, cells in zip(plan_names(study.plans), by_plan(study, model), strict=True)
-    ]
-    write_pages(study, places, store, comparisons, begun)
+    contrasts = contrasts_of(study, models, store)
+    groups = by_page([one for one in contrasts if one.begun], store)
+    if not groups:
+        raise PrunusError(f"no answer of '{study.base}' is there yet, which the others are compared with: run it first")
+    single = len(groups) == 1 and len(study.models) == 1
+    compared: dict[str, Data | None] = {}
+    for number, group in enumerate(groups, 1):
+        target = places.page if single else places.folder / f"report-{number}.html"
+        compared |= write_page(study, store, group, target)
+    entries = {one: entry_of(one, compared.get(one.base)) for one in contrasts}
+    if not single:
+        links = [(f"report-{n}.html", [entries[one] for one in group]) for n, group in enumerate(groups, 1)]
+        waiting = [entry for one, entry in entries.items() if not one.begun]
+        write_text(places.page, contents(study, links, waiting))
     return {
         "name": study.name,
         "out": str(places.folder),
@@ -61,45 +73,47 @@ def write_results(study: Study, models: Sequence[Model], places: Places, store: 
         "report": str(places.page),
         "cells": len(wanted),
         "unreported": unreported,
-        "comparisons": comparisons,
+        "comparisons": list(entries.values()),
     }
 
 
-def by_plan(study: Study, model: Model) -> list[list[Cell]]:
-    """The model's cells, a list for each plan, the base first."""
-    listed = [[cell for cell in model.cells if cell.plan == number] for number in range(len(study.plans))]
-    return [sorted(cells, key=lambda cell: cell.variant.name != study.base) for cells in listed]
+@dataclass(frozen=True)
+class Contrast:
+    """One model under one plan of the study: the base and what is compared with it.
+
+    plan: its name. base: id of its run, of which begun says whether it has rows. others: ids of the runs that have
+    rows. waiting: names of all variants without rows.
+    """
+
+    model: str
+    plan: str
+    base: str
+    begun: bool
+    others: tuple[str, ...]
+    waiting: tuple[str, ...]
 
 
-def judged(study: Study, cells: Sequence[Cell], places: Places, begun: set[str]) -> Data:
-    """Base, comparison (None without others) and names of variants not begun, of one model under one plan."""
-    base, *others = (cell.run_id for cell in cells)
-    there = [run for run in others if run in begun]
-    found = compare(places.store, base, there, margin=study.margin) if there and base in begun else None
-    waiting = [cell.variant.name for cell in cells if cell.run_id not in begun]
-    return {"base": base, "comparison": found, "not_begun": waiting}
+def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Contrast]:
+    """Return one contrast for each model and plan."""
+    begun = {run.run_id for run in store.runs() if store.keys(run.run_id)}
+    found = []
+    for model in models:
+        for number, name in enumerate(plan_names(study.plans)):
+            cells = [cell for cell in model.cells if cell.plan == number]
+            base, *others = sorted(cells, key=lambda cell: cell.variant.name != study.base)
+            there = tuple(cell.run_id for cell in others if cell.run_id in begun)
+            waiting = tuple(cell.variant.name for cell in (base, *others) if cell.run_id not in begun)
+            found.append(Contrast(model.name, name, base.run_id, base.run_id in begun, there, waiting))
+    return found
 
 
-def write_pages(study: Study, places: Places, store: Store, comparisons: Sequence[Data], begun: set[str]) -> None:
-    """The page; where there are several models or settings, one for each and a page that leads to them."""
-    waiting = [entry for entry in comparisons if entry["base"] not in begun]
-    if len(waiting) == len(comparisons):
-        raise PrunusError(f"no answer of '{study.base}' is there yet, which the others are compared with: run it first")
-    groups: dict[str, list[Data]] = {}
-    for entry in comparisons:
-        if entry in waiting:
-            continue
-        plan = with_mode_left_out(store.run(entry["base"]).plan)
-        groups.setdefault(content_hash([entry["model"], plan]), []).append(entry)
-    if len(groups) == 1 and len(study.models) == 1:
-        one_page(study, places, store, next(iter(groups.values())), places.page)
-        return
-    links = []
-    for number, entries in enumerate(groups.values(), 1):
-        target = places.folder / f"report-{number}.html"
-        one_page(study, places, store, entries, target)
-        links.append((target.name, entries))
-    write_text(places.page, contents(study, links, waiting))
+def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]:
+    """Return the contrasts in groups that share a page: those of one model whose plans differ only in the mode."""
+    groups: dict[str, list[Contrast]] = {}
+    for one in contrasts:
+        plan = with_mode_left_out(store.run(one.base).plan)
+        groups.setdefault(content_hash([one.model, plan]), []).append(one)
+    return list(groups.values())
 
 
 def with_mode_left_out(plan: Data) -> Data:
@@ -107,22 +121,56 @@ def with_mode_left_out(plan: Data) -> Data:
     return {key: value for key, value in plan.items() if key not in OF_MODE}
 
 
-def one_page(study: Study, places: Places, store: Store, entries: Sequence[Data], target: Path) -> None:
-    """The page of one model: its runs, those of the strict plan first where there are two modes."""
-    bases = [store.run(entry["base"]) for entry in entries]
+def write_page(study: Study, store: Store, group: Sequence[Contrast], target: Path) -> dict[str, Data | None]:
+    """Write the page of one model, and return what was compared with each base on it: base id to comparison.
+
+    The page compares the runs of one mode, the strict one where there are two; it is the same comparison that is
+    returned, since computing it twice would double the time.
+    """
+    bases = [store.run(one.base) for one in group]
     base = next((run for run in bases if run.plan.get("mode") == "strict"), bases[0])
-    shown = {entry["base"] for entry in entries}
-    shown |= {other["run"] for entry in entries if entry["comparison"] for other in entry["comparison"]["others"]}
-    notes = [not_begun(entry["plan"], entry["not_begun"]) for entry in entries if entry["not_begun"]]
-    report(
-        store.path, target, base=base.run_id, margin=study.margin, published=study.published, overwrite=True,
-        name=study.name, notes=notes, runs=shown,
-    )  # fmt: skip
+    shown = {run for one in group for run in (one.base, *one.others)}
+    notes = [not_begun(one.plan, one.waiting) for one in group if one.waiting]
+    check_target(target, overwrite=True)
+    data = ReportData.read(
+        store,
+        shown,
+        base=base.run_id,
+        margin=study.margin,
+        published=study.published,
+        folder=files_folder(target).name,
+    )
+    write_report(data, target, overwrite=True, name=study.name, notes=notes)
+    found: dict[str, Data | None] = {}
+    for one in group:
+        if one.base == base.run_id:
+            found[one.base] = among(data.comparison, one.others)
+        else:
+            found[one.base] = compare(store.path, one.base, one.others, margin=study.margin) if one.others else None
+    return found
 
 
-def not_begun(plan: str, names: list[str]) -> str:
+def among(comparison: Mapping[str, Any], others: Sequence[str]) -> Data | None:
+    """Return a comparison as if these runs alone had been named, in this order; None where it has none of them."""
+    entries = {entry["run"]: entry for entry in comparison["others"]}
+    kept = [entries[run] for run in others if run in entries]
+    return {**comparison, "others": kept, "warnings": []} if kept else None
+
+
+def entry_of(contrast: Contrast, comparison: Data | None) -> Data:
+    """Return the contrast's entry of the study's result."""
+    return {
+        "model": contrast.model,
+        "plan": contrast.plan,
+        "base": contrast.base,
+        "comparison": comparison,
+        "not_begun": list(contrast.waiting),
+    }
+
+
+def not_begun(plan: str, names: Sequence[str]) -> str:
     """`Not begun (legacy): wanda-20 and wanda-50.`"""
-    return f"Not begun{f' ({plan})' if plan else ''}: {joined(names, most=12)}."
+    return f"Not begun{f' ({plan})' if plan else ''}: {joined(list(names), most=12)}."
 
 
 def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting: Sequence[Data]) -> str:
