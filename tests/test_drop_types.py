@@ -25,7 +25,7 @@ OTHERS = (
     *("roberta", "roberta-prelayernorm", "roformer", "trocr", "whisper", "xlm-roberta", "xlm-roberta-xl"),
 )
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
-PLACE, CARRIED = "would be another one as block", "needs what block 0 gives out"
+PLACE, CARRIED = "would have other settings as block", "reads an output of block 0"
 # Types of which the first and third block cannot go, and what is said.
 KEPT = {
     "beam": PLACE,
@@ -49,8 +49,8 @@ SECOND = {
     "modernbert-decoder": None,
     "qwen3_moe": None,
     "recurrent_gemma": "lacks the tensor 'model.layers.1.temporal_block.linear_y.weight'",
-    "zamba": "block 3 shares weights with block 1, which would go",
-    "zamba2": "block 3 shares weights with block 1, which would go",
+    "zamba": "block 3 shares weights with block 1, which would be removed",
+    "zamba2": "block 3 shares weights with block 1, which would be removed",
 }
 
 
@@ -159,7 +159,7 @@ def test_text_models_of_composites_and_patterns_as_text():
 SILENT = {
     "settings": ("diffllama", {}, "_difference", None, "self_attn.lambda_init is"),
     "numbers": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "_close", True, "compute something else"),
-    "masks": ("olmo3", {"sliding_window": 64}, "_alike", True, "called in another way"),
+    "masks": ("olmo3", {"sliding_window": 64}, "_alike", True, "called with another mask or positions"),
 }
 
 
@@ -261,7 +261,7 @@ def test_every_method_on_decoders_of_all_kinds(tmp_path, model_type):
         assert summary["blocks"] == 3
         loaded: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
         assert not any(loaded[1].values())
-        told = any("adds up prunable Linears only" in warning for warning in summary["warnings"])
+        told = any("merges prunable Linears only" in warning for warning in summary["warnings"])
         assert told == (method == "laco" and model_type in ("mamba", "mixtral", "qwen3_next"))
 
 
@@ -270,7 +270,7 @@ def test_methods_that_leave_out_blocks_in_trials_refuse_a_model_whose_blocks_sha
     file = calibration(tmp_path)
     for method in ("laco", "sleb"):
         asked = DropRecipe(method=method, blocks="1", calibration=file, samples=4)
-        with pytest.raises(PrunusError, match=f"{method} leaves out blocks in trials"):
+        with pytest.raises(PrunusError, match=f"{method} runs the model without some blocks"):
             prunus.drop_blocks(tmp_path / "m", tmp_path / "out", asked, device="cpu")
     asked = DropRecipe(method="tail", blocks="1")
     assert prunus.drop_blocks(tmp_path / "m", tmp_path / "out", asked, device="cpu")["blocks_removed"] == [3]

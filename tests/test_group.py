@@ -116,7 +116,7 @@ def test_saved_statistics_give_the_same(place, tmp_path):
         ({"pattern": "2:4", "group": "row"}, "pattern 2:4 is a group of its own; leave group out"),
         (
             {"row_power": 0.5, "group": "row"},
-            "row_power shares the zeros of a tensor out among its rows; leave group out",
+            "row_power distributes a tensor's zeros over its rows; leave group out",
         ),
         ({"group": "column"}, "group 'column' is not known; choose one of row, tensor"),
     ],

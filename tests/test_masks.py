@@ -36,7 +36,7 @@ def weight_and_score(shape, dtype, levels, seed=0):
 @pytest.mark.parametrize("more", [0, 1, 7, 20])
 def test_the_first_rows_lose_one_weight_more(more):
     score = torch.randint(0, 5, (20, 11), generator=torch.Generator().manual_seed(more)).float()
-    got = zero_lowest_per_row(torch.ones(20, 11), score, 0.3, more=more)
+    got = zero_lowest_per_row(torch.ones(20, 11), score, 0.3, extra_zeros=more)
     for index, (row, kept) in enumerate(zip(score.tolist(), got.tolist(), strict=True)):
         gone = sorted(range(11), key=row.__getitem__)[: 3 + (index < more)]
         assert kept == [0.0 if column in gone else 1.0 for column in range(11)]
@@ -71,7 +71,7 @@ def test_rows_lose_exactly_the_first_of_a_stable_sort(shape, rounding):
 @pytest.mark.parametrize("slice_size", [1, 7, 100, 300, 1000])
 def test_slices_and_ties_across_them_change_nothing(monkeypatch, slice_size):
     monkeypatch.setattr(masks, "SLICE", slice_size)
-    monkeypatch.setattr(masks, "_PART", slice_size)
+    monkeypatch.setattr(masks, "_SLICE_OF_16_BITS", slice_size)
     for levels, sparsity in product((1, 3, 200), SPARSITIES):
         weight, score = weight_and_score((3, 100), torch.bfloat16, levels)
         expected = bits(weight).flatten().tolist()

@@ -170,7 +170,7 @@ def run_all(folder: Path) -> None:
     import_module("prunus.pruning.pipeline")
     import_module("transformers.models.qwen3.modeling_qwen3")
     # Memory does not depend on how often these go round.
-    for module, name in (("alps", "ITERATIONS"), ("alps", "POLISHING"), ("dsnot", "CYCLES")):
+    for module, name in (("alps", "ITERATIONS"), ("alps", "CG_STEPS"), ("dsnot", "CYCLES")):
         setattr(import_module(f"prunus.pruning.methods.{module}"), name, 2)
     for name, case in CASES.items():
         if child := os.fork():

@@ -1,4 +1,4 @@
-"""What the loop over blocks needs to know: method, passes, Linears, device, targets and disk space."""
+"""A job: a recipe applied to a checkpoint, with its method, passes, Linears, device, sparsities and disk space."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,12 @@ from prunus.recipes import PruneRecipe
 
 
 class Job(NamedTuple):
-    """A recipe applied to a checkpoint. linears: of each block those in scope."""
+    """A recipe applied to a checkpoint.
+
+    linears: the Linears in scope, by block. stats: input statistics saved beforehand. offload: whether hidden states
+    are in a file. shared: folder of measurements that the variants of a study share. sparsities: (sparsity, extra
+    zeros) that the method gets, by block and Linear; filled in once the allocation has its scores.
+    """
 
     source: Checkpoint
     recipe: PruneRecipe
@@ -34,22 +39,19 @@ class Job(NamedTuple):
     linears: list[list[Linear]]
     device: torch.device
     dtype: torch.dtype
-    # Statistics saved beforehand; whether hidden states are kept in a file; a folder of what variants measure once.
     stats: SavedStats | None = None
     offload: bool = False
     shared: Path | None = None
-    # Sparsity that the method is asked for, and in how many rows one weight more, by block and Linear: known once the
-    # allocation has its scores.
     sparsities: Mapping[tuple[int, str], tuple[float, int]] = MappingProxyType({})
 
     def hidden_file(self, partial: Partial) -> Path | None:
-        """Where hidden states are kept; None: in memory."""
+        """The file for hidden states; None keeps them in memory."""
         return partial.folder / HIDDEN if self.offload else None
 
     def target(self, index: int, linear: str) -> Target:
-        """How much one Linear is to lose."""
-        sparsity, more = self.sparsities[index, linear]
-        return target_of(self.recipe, sparsity)._replace(more=more)
+        """The zeros that one Linear of block `index` gets."""
+        sparsity, extra_zeros = self.sparsities[index, linear]
+        return target_of(self.recipe, sparsity)._replace(extra_zeros=extra_zeros)
 
     @property
     def needs_tokens(self) -> bool:
@@ -58,12 +60,12 @@ class Job(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """How many weights the recipe's sparsity is a share of."""
+        """Number of weights in scope, of which the recipe's sparsity is a share."""
         return sum(map(weights_of, self.linears))
 
     @property
     def room_needed(self) -> int:
-        """Numbers per token kept besides hidden states: with true_sequential, the widest input of a Linear."""
+        """Numbers per token kept in addition to hidden states: with true_sequential, the widest input of a Linear."""
         if self.recipe.propagation != "true_sequential":
             return 0
         linears = (linear for index in range(self.source.blocks) for linear in self.source.linears(index))
@@ -71,14 +73,14 @@ class Job(NamedTuple):
 
     @property
     def measured(self) -> str:
-        """What the allocation's scores are measured from in this run."""
+        """What this run measures the allocation's scores from; `nothing` if the recipe holds the scores."""
         return ALLOCATIONS[self.recipe.allocation].needs if self.recipe.scores is None else "nothing"
 
     @property
     def disk(self) -> int:
-        """Bytes of disk for the result and for what is kept there meanwhile.
+        """Bytes of disk for the result and for temporary files.
 
-        Gradients take no more of the disk for what blocks read than is free, but room for one batch.
+        Gradients need space for the block inputs of one batch; more is used only if it is free.
         """
         recipe, hidden, width = self.recipe, 0, self.source.architecture.width
         measured = self.measured if self.stats is None else "nothing"
@@ -92,7 +94,7 @@ class Job(NamedTuple):
 def make_job(
     source: Checkpoint, recipe: PruneRecipe, device: str, offload: bool, stats: str | Path | None, shared: Path | None
 ) -> Job:
-    """The job of a recipe; PrunusError where model, recipe or statistics do not fit each other."""
+    """The job of a recipe; raises PrunusError if model, recipe and statistics do not fit each other."""
     linears = linears_in_scope(source, recipe)
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     check_block_fits(source, dtype)
@@ -109,13 +111,13 @@ def make_job(
 
 
 def target_of(recipe: PruneRecipe, sparsity: float) -> Target:
-    """What a Linear of a recipe is to lose. Ties go with rounding `reference` where a method's own code has it so."""
+    """The target of a Linear. Ties are removed if rounding is `reference` and the method's own code removes them."""
     ties = METHODS[recipe.method].group == "tensor" and recipe.allocation == "uniform"
     return Target(sparsity, recipe.rounding, recipe.groups, recipe.group, ties)
 
 
 def name_of(recipe: PruneRecipe) -> str:
-    """The method, and which of its options were set, for messages."""
+    """The method and the options set for it, for messages."""
     names = [option.name for option in METHODS[recipe.method].options]
     chosen = [name for name in names if getattr(recipe, name) != getattr(PruneRecipe, name)]
     return f"{recipe.method} with {', '.join(chosen)}" if chosen else recipe.method

@@ -1,8 +1,8 @@
-"""Zero the lowest n: the one place where zeros are chosen and counted.
+"""Zero the n weights of lowest score. This is the only place where zeros are chosen and counted.
 
-Counts are exact, ties go to the lower index, and nothing is sorted: a partial selection finds the threshold, and only
-where equal scores straddle it are they looked at one by one. benchmarks/selection.py measures what that saves.
-Shapes: O output features (rows), I input features (columns).
+Counts are exact, and of equal scores the one with the lower index is removed first. Nothing is sorted: a partial
+selection finds the threshold, and scores equal to it are resolved one by one only if not all of them are removed.
+benchmarks/selection.py measures the time that this saves. Shapes: O output features (rows), I input features (columns).
 """
 
 from collections.abc import Iterator
@@ -18,20 +18,22 @@ from torch import Tensor
 from prunus.native import smallest
 from prunus.recipes import Group, Rounding
 
-# On a CPU rows are taken in slices of about this many elements, which stay in its cache.
+# On a CPU, rows are processed in slices of about this many elements, which stay in its cache.
 SLICE = 1 << 19
-_PART = 1 << 17  # the same where every step is over 16-bit numbers
-_STEP, _TRIES = 61, 4  # one of how many numbers is sampled (not a divisor of a width), and how often that is asked
+_SLICE_OF_16_BITS = 1 << 17  # the slice where all operations are on 16-bit numbers
+_SAMPLE_STEP = 61  # every 61st number is sampled: 61 divides no usual width, so the sample covers all columns
+_GUESSES = 4  # guesses of a threshold from the sample, before the search halves what is left
 _SAME_SIZE_INTEGER = {2: torch.int16, 4: torch.int32}
-_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # as integers; NaN lies above
+_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # the bit pattern of infinity; those of NaN are larger
 
 
 class Target(NamedTuple):
-    """What a Linear is to lose: a share of its weights, or all but n of every m consecutive inputs (pattern (n, m)).
+    """The zeros that a Linear gets: a share of its weights, or all but n of every m consecutive inputs of a row.
 
-    group: what is ranked together; None is the method's own. ties: whether with rounding `reference` a whole tensor
-    loses every score up to the one at its place, as Magnitude's authors have it, or exactly so many as that place.
-    more: where rows are ranked, so many of them, the first ones, lose one weight more.
+    sparsity: that share. pattern: (n, m). group: what is ranked together; None uses the method's own group. ties: with
+    rounding `reference` and the whole tensor as one group, zero every score up to the threshold, as Magnitude's authors
+    do, instead of an exact count. extra_zeros: with rows ranked separately, zeros beyond the equal number per row; each
+    of the first rows gets one of them.
     """
 
     sparsity: float
@@ -39,36 +41,39 @@ class Target(NamedTuple):
     pattern: tuple[int, int] | None = None
     group: Group | None = None
     ties: bool = True
-    more: int = 0
+    extra_zeros: int = 0
 
 
 def zeros_of(target: Target, shape: tuple[int, ...], group: Group) -> int:
-    """How many zeros a weight of this shape (O, I) gets, ties of rounding `reference` aside."""
+    """Number of zeros that a weight of this shape (O, I) gets, without the ties of rounding `reference`."""
     rows, columns = shape
     if target.pattern is not None:
         keep, width = target.pattern
         return rows * (columns // width) * (width - keep)
     if group == "row":
-        return rows * zeros_wanted(columns, target.sparsity, target.rounding) + target.more
+        return rows * zeros_wanted(columns, target.sparsity, target.rounding) + target.extra_zeros
     return zeros_wanted(rows * columns, target.sparsity, target.rounding)
 
 
 def zero_lowest(weight_OI: Tensor, score_OI: Tensor, target: Target, group: Group) -> Tensor:
-    """New weight that has lost its lowest scores: of each row, of the whole tensor, or as the target's pattern says.
+    """New weight with zeros at the lowest scores of each row, of the whole tensor, or of each group of the pattern.
 
-    group: of the method, where the target names none.
+    group: the method's, used if the target names none.
     """
     if target.pattern is not None:
         return zero_lowest_per_pattern(weight_OI, score_OI, target.pattern)
     if (target.group or group) == "row":
-        return zero_lowest_per_row(weight_OI, score_OI, target.sparsity, target.rounding, target.more)
+        return zero_lowest_per_row(weight_OI, score_OI, target.sparsity, target.rounding, target.extra_zeros)
     return zero_lowest_in_tensor(weight_OI, score_OI, target.sparsity, target.rounding, target.ties)
 
 
 def zero_smallest(weight_OI: Tensor, target: Target) -> Tensor:
-    """zero_lowest by size, of the whole tensor if it may be; compiled where that can be had, in a third of the time."""
-    counted = target.rounding == "exact" or not target.ties
-    if counted and target.pattern is None and target.group != "row":
+    """New weight with zeros at its smallest entries, ranked in the whole tensor unless the target says otherwise.
+
+    The compiled kernel, where it is available and applies, takes a third of the time.
+    """
+    exact_count = target.rounding == "exact" or not target.ties
+    if exact_count and target.pattern is None and target.group != "row":
         count = zeros_of(target, (weight_OI.numel(), 1), "tensor")
         if count and (found := smallest.zero_smallest(weight_OI, count)) is not None:
             return found
@@ -76,9 +81,9 @@ def zero_smallest(weight_OI: Tensor, target: Target) -> Tensor:
 
 
 def zero_lowest_per_pattern(weight_OI: Tensor, score_OI: Tensor, pattern: tuple[int, int]) -> Tensor:
-    """New weight that keeps, of every m consecutive inputs of a row, the n highest scores; pattern is (n, m).
+    """New weight that keeps the n highest scores of every m consecutive inputs of a row; pattern is (n, m).
 
-    Columns left over at the end, fewer than m, stay as they are. Equal scores: the lower column goes first.
+    If m does not divide the row's length, the last columns are left dense. Of equal scores the lower column is zeroed.
     """
     keep, width = pattern
     covered = weight_OI.shape[1] // width * width
@@ -94,9 +99,10 @@ def zero_lowest_per_pattern(weight_OI: Tensor, score_OI: Tensor, pattern: tuple[
 
 
 def lowest_per_pattern(score_RC: Tensor, count: int, width: int) -> Tensor:
-    """(R, C) true at the count lowest of every `width` consecutive columns; C is a multiple of width.
+    """(R, C) true at the `count` lowest scores of every `width` consecutive columns; C is a multiple of width.
 
-    Counting for each how many go before it is a stable sort, and much faster where groups are this small.
+    Each score's rank is the number of scores before it in its group. That equals a stable sort, and is much faster for
+    groups this small.
     """
     if _on_cpu(score_RC):
         return _lowest_per_pattern_by_pairs(score_RC, count, width)
@@ -110,19 +116,19 @@ def lowest_per_pattern(score_RC: Tensor, count: int, width: int) -> Tensor:
 
 
 def _lowest_per_pattern_by_pairs(score_RC: Tensor, count: int, width: int) -> Tensor:
-    """The same in a tenth of the time: each pair is compared once, for all groups G of the matrix side by side."""
+    """lowest_per_pattern on a CPU, in a tenth of the time: compares each pair once, for all groups G side by side."""
     table_RC = (score_RC.float() if score_RC.dtype in _INFINITY else score_RC).numpy()
     score_MG = np.ascontiguousarray(table_RC.reshape(-1, width).T)
     rank_MG = np.zeros(score_MG.shape, np.min_scalar_type(width))
     for j in range(width - 1):
-        before_MG = (score_MG[j] <= score_MG[j + 1 :]).view(np.uint8)  # true: j goes before the later one
+        before_MG = (score_MG[j] <= score_MG[j + 1 :]).view(np.uint8)  # 1 where j ranks before the later score
         rank_MG[j + 1 :] += before_MG
         rank_MG[j] += rank_MG.dtype.type(width - 1 - j) - before_MG.sum(0, dtype=rank_MG.dtype)
     return torch.from_numpy(np.ascontiguousarray((rank_MG < count).T).reshape(table_RC.shape))
 
 
 def lowest_in_tensor(score: Tensor, count: int) -> Tensor:
-    """True at exactly count lowest scores of the whole tensor; equal ones: the lower flat index goes first."""
+    """True at exactly the `count` lowest scores of the whole tensor; of equal scores the lower flat index is taken."""
     key_N = _keys(score.reshape(-1))
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
@@ -131,28 +137,29 @@ def lowest_in_tensor(score: Tensor, count: int) -> Tensor:
 
 @lru_cache
 def zeros_wanted(size: int, sparsity: float, rounding: Rounding = "exact") -> int:
-    """How many of size weights are to be zero.
+    """Number of zeros among `size` weights.
 
-    exact: sparsity * size, rounded to the nearest (halves to even), where sparsity means the decimal number that it
-    prints as. reference: rounded down in floating point, as the authors' codes do: 28 for 0.29 of 100, not 29.
+    Rounding `exact`: sparsity * size, rounded to the nearest integer (halves to even), with sparsity taken as the
+    decimal number that it prints as. Rounding `reference`: rounded down in floating point, as in the authors' code, so
+    that 0.29 of 100 is 28, not 29.
     """
     return round(Fraction(repr(float(sparsity))) * size) if rounding == "exact" else int(size * sparsity)
 
 
 def zero_lowest_per_row(
-    weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact", more: int = 0
+    weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact", extra_zeros: int = 0
 ) -> Tensor:
-    """New weight in which every row has lost its zeros_wanted(I) lowest scores; the rest is the same bit for bit.
+    """New weight with zeros at the zeros_wanted(I) lowest scores of every row; other weights keep their bits.
 
-    more: so many rows, the first ones, have lost one more. score_OI: not negative, no NaN. Equal scores: the lower
-    column goes first.
+    extra_zeros: each of the first `extra_zeros` rows gets one zero more. score_OI: not negative, no NaN. Of equal
+    scores the lower column is zeroed.
     """
     count = zeros_wanted(weight_OI.shape[1], sparsity, rounding)
     result_OI = weight_OI.clone()
     if result_OI.numel() == 0:
         return result_OI
     step = max(1, SLICE // weight_OI.shape[1]) if _on_cpu(weight_OI) else len(weight_OI)
-    for first, last, zeros in ((0, more, count + 1), (more, len(weight_OI), count)):
+    for first, last, zeros in ((0, extra_zeros, count + 1), (extra_zeros, len(weight_OI), count)):
         for begin in range(first, last if zeros else first, step):
             end = min(begin + step, last)
             _zero(result_OI[begin:end], _lowest_of_rows(score_OI[begin:end], zeros))
@@ -160,9 +167,9 @@ def zero_lowest_per_row(
 
 
 def zero_lowest_of_rows(weight_OI: Tensor, score_OI: Tensor, zeros_O: Tensor) -> Tensor:
-    """New weight in which every row has lost so many of its lowest scores as zeros_O says for it.
+    """New weight with zeros at the zeros_O[r] lowest scores of each row r.
 
-    score_OI: not negative, no NaN. Equal scores: the lower column goes first.
+    score_OI: not negative, no NaN. Of equal scores the lower column is zeroed.
     """
     result_OI = weight_OI.clone()
     if result_OI.numel() == 0:
@@ -180,11 +187,11 @@ def zero_lowest_of_rows(weight_OI: Tensor, score_OI: Tensor, zeros_O: Tensor) ->
 def zero_lowest_in_tensor(
     weight_OI: Tensor, score_OI: Tensor, sparsity: float, rounding: Rounding = "exact", ties: bool = True
 ) -> Tensor:
-    """New weight that has lost the zeros_wanted(O * I) lowest scores of the whole tensor; the rest is the same.
+    """New weight with zeros at the zeros_wanted(O * I) lowest scores of the whole tensor; other weights stay the same.
 
-    score_OI: not negative, no NaN. Equal scores: the lower flat index goes first. With rounding `reference` and ties it
-    loses every score up to and including the one at place int(sparsity * O * I) of the sorted scores, as the authors'
-    code has it: at least one more than asked for, and all that equal it.
+    score_OI: not negative, no NaN. Of equal scores the lower flat index is zeroed. With rounding `reference` and ties,
+    the threshold is the sorted scores' entry at index int(sparsity * O * I), and every score up to and including it is
+    zeroed, as in the authors' code: at least one weight more than asked for, and all that tie with it.
     """
     every_tie = ties and rounding == "reference"
     count = zeros_wanted(weight_OI.numel(), sparsity, rounding)
@@ -202,18 +209,21 @@ def zero_lowest_in_tensor(
 
 
 def kth_lowest(score_N: Tensor, k: int) -> Tensor:
-    """The k-th smallest (from 1) of scores that are not negative, as a scalar tensor of their dtype."""
+    """The k-th smallest (from 1) of non-negative scores, as a scalar tensor of their dtype."""
     return _kth_lowest(_keys(score_N), k).view(score_N.dtype)
 
 
 def _keys(score_N: Tensor) -> Tensor:
-    """The scores, checked, as what is compared: 16-bit floats as integers, which have the same order and are faster."""
+    """Keys in the order of the scores, after checking them: for 16-bit floats their bit patterns, which compare faster.
+
+    Raises ValueError if a score is negative or NaN.
+    """
     if score_N.dtype not in _INFINITY:
         _check_scores(score_N)
         return score_N
     pattern_N = score_N.view(torch.int16)
     low, high = _extremes(pattern_N)
-    if low < 0:  # -0.0, which counts as 0.0, or what has no place among scores
+    if low < 0:  # the sign bit is set: -0.0, which counts as 0.0, or an invalid score
         _check_scores(score_N)
         pattern_N = pattern_N & 0x7FFF
     elif high > _INFINITY[score_N.dtype]:
@@ -222,7 +232,7 @@ def _keys(score_N: Tensor) -> Tensor:
 
 
 def _kth_lowest(key_N: Tensor, k: int) -> Tensor:
-    """The k-th smallest (from 1) of what _keys gives."""
+    """The k-th smallest (from 1) of the keys that _keys returns."""
     if _on_cpu(key_N):
         return torch.tensor(_kth_and_lower(key_N.numpy(), k)[0], dtype=key_N.dtype)
     if key_N.dtype == torch.int16:
@@ -233,10 +243,10 @@ def _kth_lowest(key_N: Tensor, k: int) -> Tensor:
 
 
 def _kth_by_halves(key_N: Tensor, k: int) -> Tensor:
-    """The k-th smallest of float32 numbers that are not negative, by counting the halves of their bit patterns.
+    """The k-th smallest of non-negative float32 numbers, from histograms of the halves of their bit patterns.
 
-    Patterns of such numbers are in the order of their values. A GPU counts with all of its processors, where kthvalue
-    gives a whole tensor to one of them.
+    Bit patterns of such numbers have the order of their values. On a GPU a histogram uses all multiprocessors, while
+    torch.kthvalue uses one for the whole tensor.
     """
     pattern_N = key_N.view(torch.int32) & 0x7FFFFFFF  # -0.0 counts as 0.0
     upper_N = pattern_N >> 16
@@ -246,32 +256,32 @@ def _kth_by_halves(key_N: Tensor, k: int) -> Tensor:
     return (upper << 16 | lower).to(torch.int32).view(torch.float32)
 
 
-def _kth_of_counts(number_N: Tensor, most: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k-th smallest of whole numbers from 0 to below most, and how many are lower than that; int64 scalars."""
-    up_to = torch.bincount(number_N, minlength=most).cumsum(0)
+def _kth_of_counts(number_N: Tensor, bound: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k-th smallest of integers in [0, bound), and how many are smaller than it; int64 scalars."""
+    up_to = torch.bincount(number_N, minlength=bound).cumsum(0)
     found = torch.searchsorted(up_to, torch.tensor(k, device=up_to.device))
     return found, up_to[found] - (number_N == found).count_nonzero()
 
 
 def _kth_and_lower(keys: NDArray[Any], k: int) -> tuple[Any, int]:
-    """The same on a CPU, and how many are lower than that.
+    """The k-th smallest key and how many are smaller than it, on a CPU.
 
-    Of 16-bit keys, which are not negative, comparing and counting a few times is faster than a histogram. A sample says
-    where to guess, and by how much to correct a guess; where it misleads, the rest is halved.
+    For 16-bit keys, which are not negative, a few passes that compare and count are faster than a histogram. Guesses of
+    the threshold come from a sorted sample; if those do not find it, the remaining range is halved until it is found.
     """
     if keys.dtype != np.int16:
         threshold = np.partition(keys, k - 1)[k - 1]
         return threshold, int(np.count_nonzero(keys < threshold))
-    sample = np.sort(keys[::_STEP], kind="stable")  # of 16-bit numbers that is a radix sort, ten times faster
-    place = k // _STEP
-    below, limit = -1, (1 << 15) - 1  # fewer than k are at most `below`, k or more at most `limit`
+    sample = np.sort(keys[::_SAMPLE_STEP], kind="stable")  # for 16-bit numbers a radix sort, ten times faster
+    place = k // _SAMPLE_STEP
+    below, limit = -1, (1 << 15) - 1  # invariant: fewer than k keys are <= below, at least k are <= limit
     tries = lower = 0
     while limit - below > 1:
         tries += 1
-        guess = int(sample[min(max(place, 0), len(sample) - 1)]) if tries <= _TRIES else (below + limit) // 2
+        guess = int(sample[min(max(place, 0), len(sample) - 1)]) if tries <= _GUESSES else (below + limit) // 2
         guess = min(max(guess, below + 1), limit - 1)
-        found = sum(int(np.count_nonzero(keys[part] <= guess)) for part in _parts(0, len(keys)))
-        place += (k - found) // _STEP
+        found = sum(int(np.count_nonzero(keys[part] <= guess)) for part in _slices(0, len(keys)))
+        place += (k - found) // _SAMPLE_STEP
         if found >= k:
             limit = guess
         else:
@@ -280,7 +290,7 @@ def _kth_and_lower(keys: NDArray[Any], k: int) -> tuple[Any, int]:
 
 
 def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
-    """(R, I) true at the count lowest scores of each row."""
+    """(R, I) true at the `count` lowest scores of each row."""
     _check_scores(score_RI)
     score_RI = score_RI.float()
     if _on_cpu(score_RI):
@@ -298,7 +308,7 @@ def _lowest_of_rows(score_RI: Tensor, count: int) -> Tensor:
 
 
 def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
-    """(N,) true at the count lowest, given the count-th lowest: all below it and the first of those equal to it."""
+    """(N,) true at the `count` lowest keys: all below the threshold (the count-th key) and the first equal to it."""
     if _on_cpu(key_N):  # numpy compares and finds several times faster than torch
         keys, limit = key_N.numpy(), threshold.numpy()
         lowest = keys < limit
@@ -314,26 +324,26 @@ def _take(key_N: Tensor, threshold: Tensor, count: int) -> Tensor:
 
 
 def _on_cpu(tensor: Tensor) -> bool:
-    """Whether numpy can have it, which is faster there; the other way is for all other devices, and gives the same."""
+    """Whether a tensor is on the CPU, where numpy is faster; the torch code for other devices gives the same result."""
     return tensor.device.type == "cpu"
 
 
 def _without_lowest(weight: Tensor, keys: NDArray[Any], k: int, every_tie: bool) -> Tensor:
-    """New weight that has +0.0 at its k lowest keys; every_tie: also at all that equal the k-th. For a CPU."""
+    """New weight with +0.0 at its k lowest keys, and with every_tie at all that equal the k-th. For a CPU."""
     limit, lower = _kth_and_lower(keys, k)
     end = len(keys) if every_tie else _end(keys, limit, k - lower)
     bits = weight.reshape(-1).view(_SAME_SIZE_INTEGER[weight.element_size()]).numpy()
     result = np.empty_like(bits)
-    for part in _parts(0, end):  # as in _zero
+    for part in _slices(0, end):  # multiplied as integers, as in _zero
         np.multiply(bits[part], keys[part] > limit, out=result[part])
-    for part in _parts(end, len(keys)):
+    for part in _slices(end, len(keys)):
         np.multiply(bits[part], keys[part] >= limit, out=result[part])
     return torch.from_numpy(result).view(weight.dtype).view(weight.shape)
 
 
 def _end(keys: NDArray[Any], limit: Any, count: int) -> int:
-    """Behind which place count keys that equal limit have been seen."""
-    for part in _parts(0, len(keys)):
+    """Index just after the count-th key that equals limit."""
+    for part in _slices(0, len(keys)):
         equal = keys[part] == limit
         if (found := int(np.count_nonzero(equal))) >= count:
             return part.start + int(np.flatnonzero(equal)[count - 1]) + 1
@@ -341,13 +351,13 @@ def _end(keys: NDArray[Any], limit: Any, count: int) -> int:
     raise AssertionError(f"{count} more of {limit} expected")
 
 
-def _parts(begin: int, end: int) -> Iterator[slice]:
-    """Slices of so few elements that what is computed of one stays in the cache of a core."""
-    return (slice(start, min(start + _PART, end)) for start in range(begin, end, _PART))
+def _slices(begin: int, end: int) -> Iterator[slice]:
+    """Slices small enough that intermediate results stay in the cache of one core."""
+    return (slice(start, min(start + _SLICE_OF_16_BITS, end)) for start in range(begin, end, _SLICE_OF_16_BITS))
 
 
 def _zero(weight: Tensor, lowest: Tensor) -> None:
-    """Set weights to +0.0 in place. As integers: kept bits cannot change, and it is faster than a masked fill."""
+    """Set weights to +0.0 in place. An integer product keeps the bits of the rest and is faster than a masked fill."""
     patterns = weight.view(_SAME_SIZE_INTEGER[weight.element_size()])
     if _on_cpu(weight):
         np.multiply(patterns.numpy(), np.logical_not(lowest.numpy()), out=patterns.numpy())
@@ -356,29 +366,29 @@ def _zero(weight: Tensor, lowest: Tensor) -> None:
 
 
 def count_zeros(weight: Tensor) -> int:
-    """How many weights are +0.0 or -0.0."""
+    """Number of weights that are +0.0 or -0.0."""
     if not _on_cpu(weight):
         return weight.numel() - int(weight.count_nonzero())
     if (found := smallest.count_zeros(weight)) is not None:
         return found
-    # As integers without their sign bit: some twenty times faster than torch's count of 16-bit floats.
+    # Integers shifted by their sign bit: about twenty times faster than torch's count of 16-bit floats.
     patterns = weight.reshape(-1).view(_SAME_SIZE_INTEGER[weight.element_size()]).numpy()
-    return weight.numel() - sum(int(np.count_nonzero(patterns[part] << 1)) for part in _parts(0, len(patterns)))
+    return weight.numel() - sum(int(np.count_nonzero(patterns[part] << 1)) for part in _slices(0, len(patterns)))
 
 
 def _count(mask: Tensor) -> int:
-    # numpy counts booleans some ten times faster than torch.
+    # numpy counts booleans about ten times faster than torch.
     return int(np.count_nonzero(mask.numpy()) if _on_cpu(mask) else mask.count_nonzero())
 
 
 def _extremes(number: Tensor) -> tuple[int, int]:
-    """Least and greatest of whole numbers."""
+    """Smallest and largest of integers."""
     if _on_cpu(number):
         return int(number.numpy().min()), int(number.numpy().max())
     return int(number.min()), int(number.max())
 
 
 def _check_scores(score: Tensor) -> None:
-    """Raise ValueError where ranking has no meaning; NaN passes through max and fails every comparison."""
+    """Raise ValueError if scores cannot be ranked. NaN propagates through max and fails every comparison."""
     if not bool(score.max() >= 0):
         raise ValueError("scores hold NaN or are negative")

@@ -1,4 +1,4 @@
-"""What a method can do with the model besides pruning one Linear after the other: the hooks of a pass."""
+"""Passes: hooks for methods that need more from the model than the input statistics of one Linear after the other."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar
@@ -13,39 +13,41 @@ if TYPE_CHECKING:
 
 
 class Pass:
-    """The hooks, in the order in which the pipeline calls them; here none of them does anything.
+    """Base class of passes: the hooks in the order in which the pipeline calls them. These do nothing.
 
-    A run makes one object of each pass. A stopped run goes on with new ones: `prepare` is called again, and must leave
-    what it found out in files of the unfinished work (partial.note says that they are complete). needs: what a pass
-    needs beyond saved statistics of inputs. whole_model: prepare runs the whole model forwards and backwards.
+    Each run creates one object per pass. A resumed run creates new ones and calls `prepare` again, so `prepare` must
+    store its results in files of the unfinished output and record with partial.note that they are complete.
+    needs: what the pass needs that saved input statistics do not hold. whole_model: `prepare` runs the whole model
+    forwards and backwards.
     """
 
     needs: ClassVar[str] = "hidden states"
     whole_model: ClassVar[bool] = False
 
     def disk(self, job: "Job") -> int:
-        """Bytes of files that prepare leaves while the run lasts."""
+        """Bytes of the files that `prepare` keeps until the run ends."""
         return 0
 
     def prepare(self, job: "Job", partial: "Partial", calibration: "Calibration | None") -> None:
-        """Once, before the first block."""
+        """Called once, before the first block."""
 
     def statistics(
         self, job: "Job", run: "BlockRun", tensors: dict[str, Tensor], groups: "Iterable[Stats]"
     ) -> "Iterable[Stats]":
-        """The statistics that Linears of a block are pruned by, group after group, instead of groups.
+        """The input statistics that a block's Linears are pruned by, one group of Linears after the other.
 
-        tensors: the block's, by their names in it; a pass may replace weights there before it yields.
+        groups: the statistics without this pass. tensors: the block's, by their names within the block; a pass may
+        replace weights in it before it yields.
         """
         return groups
 
     def after_block(self, job: "Job", run: "BlockRun | None", index: int, weights: Mapping[str, Tensor]) -> None:
-        """Once all Linears of a block are pruned, before its output is what the next block reads.
+        """Called once all Linears of a block are pruned, before its output becomes the input of the next block.
 
-        run: the block in memory and its hidden states, None where nothing is run. weights: the new ones, by name of
-        their Linear; a pass may change them in place, but for their zeros, and then must change run.block too.
-        Hidden states follow such a change with propagation pruned only: else the block has run already by then.
+        run: the block in memory and its hidden states; None if no tokens are run. weights: the pruned weights, by
+        Linear. A pass may change their nonzero entries in place, and must then change run.block in the same way. Only
+        with propagation `pruned` do hidden states follow such a change; with others the block has run already.
         """
 
     def written(self, job: "Job", index: int) -> None:
-        """Once a block is on disk."""
+        """Called once a block is on disk."""

@@ -1,1 +1,1 @@
-"""What pruning learns from calibration text: the token sequences, hidden states, statistics of inputs, gradients."""
+"""Calibration: token sequences, hidden states between blocks, statistics of Linears' inputs, and loss gradients."""

@@ -1,10 +1,11 @@
-"""Loss gradients of all Linears, holding one block at a time.
+"""Loss gradients of all Linears, with one block in memory at a time.
 
-A forward stream keeps what every block read, a backward stream goes from the loss down through the blocks, each run
-again with a graph of its own. Weights take no part in that graph: a Tap sees the input X of every Linear and the
-gradient Delta by its output, and makes of them what it needs, the weight's gradient Delta^T X or less.
-Shapes: N sequences of a batch, T tokens, S tokens of all sequences, W numbers per token between two blocks, X what the
-head reads, O and I features of a Linear, R rank of a sketch, K sequences in all.
+A forward pass stores the input of every block. A backward pass then goes from the loss down through the blocks and runs
+each of them again, with a graph of its own. Weights are not part of that graph: a GradientHook gets the input X of
+every Linear and the gradient Delta with respect to its output, and computes what it needs from them, such as the
+weight's gradient Delta^T X. Shapes: N sequences of a batch, T tokens, S tokens of all sequences, W numbers per token
+between two blocks, X features at the input of the output head, O and I features of a Linear, R rank of a sketch, K
+sequences in total.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,9 +34,9 @@ Projections = Callable[[int, str, int, int], tuple[Tensor, Tensor]]
 
 
 class Model(NamedTuple):
-    """What gradients are taken of.
+    """A model whose gradients are computed.
 
-    linears: for each block, names within it. file: for what all blocks read; None: in memory.
+    linears: for each block, the names within it of the Linears. file: for the inputs of all blocks; None uses memory.
     """
 
     source: Checkpoint
@@ -45,70 +46,79 @@ class Model(NamedTuple):
 
     @property
     def per_token(self) -> int:
-        """Bytes kept of a token: what each block reads, what the last one gives, and the gradient by one of them."""
+        """Bytes stored per token: the input of each block, the output of the last one, and one gradient."""
         return (self.source.blocks + 2) * self.runner.width * self.runner.dtype.itemsize
 
     @property
     def outputs(self) -> int:
-        """How many outputs the Linears of all blocks have."""
+        """Number of output features of the Linears of all blocks."""
         return sum(outputs for outputs, _ in self._shapes())
 
     @property
     def weights(self) -> int:
-        """How many weights the Linears of all blocks have."""
+        """Number of weights of the Linears of all blocks."""
         return sum(outputs * inputs for outputs, inputs in self._shapes())
 
     def _shapes(self) -> list[tuple[int, int]]:
         return [self.source.linear_shapes(index)[name] for index, names in enumerate(self.linears) for name in names]
 
 
-class Tap(NamedTuple):
-    """see(Linear's name, X (N, T, I)) -> what to keep of it; take(name, what was kept, Delta (N, T, O))."""
+class GradientHook(NamedTuple):
+    """Callbacks of a backward pass.
 
-    see: Callable[[str, Tensor], Any]
-    take: Callable[[str, Any, Tensor], None]
+    forward(Linear's name, its input X (N, T, I)) returns what to store until the backward pass; backward(name, what was
+    stored, gradient Delta (N, T, O) with respect to its output) uses both.
+    """
+
+    forward: Callable[[str, Tensor], Any]
+    backward: Callable[[str, Any, Tensor], None]
 
 
-class Descent(NamedTuple):
-    """One block on the way down, and what the sequences of this portion bring to it from both sides.
+class BackwardBlock(NamedTuple):
+    """One block of the backward pass over one portion of the sequences.
 
-    last: whether this is the last portion.
+    inputs: its inputs. up_SW: gradients with respect to its outputs, which `run` replaces by those with respect to its
+    inputs. last: whether this is the last portion.
     """
 
     model: Model
     number: int
     block: nn.Module
-    read: HiddenStates
+    inputs: HiddenStates
     up_SW: Tensor
     last: bool
 
-    def run(self, tap: Tap) -> None:
-        """Pass all sequences through the block, once; up_SW turns into the gradient by its input."""
+    def run(self, hook: GradientHook) -> None:
+        """Run all sequences forwards and backwards through the block; must be called once."""
         runner, linears = self.model.runner, self.model.linears[self.number]
-        for batch, inputs_NTW, up_NTW in self.read.batches_with(self.up_SW):
-            wanted_NTW = up_NTW.to(runner.device)
-            up_NTW.copy_(backward(runner, self.block, batch, inputs_NTW, lambda _, up=wanted_NTW: up, linears, tap))
+        for batch, inputs_NTW, up_NTW in self.inputs.batches_with(self.up_SW):
+            given_NTW = up_NTW.to(runner.device)
+            up_NTW.copy_(backward(runner, self.block, batch, inputs_NTW, lambda _, up=given_NTW: up, linears, hook))
 
 
-def descend(
-    model: Model, sequences: Sequence[list[int]], weights: Sequence[Sequence[float]] | None = None, most: int = 1 << 62
-) -> Iterator[Descent]:
-    """The blocks from last to first, for one portion of the sequences after the other, shortest sequences first.
+def backward_blocks(
+    model: Model,
+    sequences: Sequence[list[int]],
+    weights: Sequence[Sequence[float]] | None = None,
+    max_tokens: int = 1 << 62,
+) -> Iterator[BackwardBlock]:
+    """Yield the blocks from last to first, once for every portion of the sequences, shortest sequences first.
 
-    The loss of a sequence is the mean over its tokens but the first. weights: how much each token counts in it, for
-    each sequence; None: all alike. most: tokens of a portion. Every Descent must be run once.
+    The loss of a sequence is the mean over its tokens but the first. weights: weight of each token in that mean, per
+    sequence; None weighs all alike. max_tokens: most tokens of a portion. The caller must run every BackwardBlock.
+    Raises PrunusError if blocks pass more than hidden states to each other.
     """
     if model.runner.shares_state:
         raise PrunusError(
-            f"gradients cannot be taken of {model.source.folder}: its blocks hand on more than hidden states"
+            f"gradients of {model.source.folder} cannot be computed: its blocks pass more than hidden states on"
         )
     order = shortest_first(sequences)
-    parts = list(portions([sequences[i] for i in order], most))
+    parts = list(portions([sequences[i] for i in order], max_tokens))
     counted = None if weights is None else [weights[i] for i in order]
     begin = 0
     total = 2 * model.source.blocks * len(parts)
     with torch.inference_mode(False), torch.enable_grad(), Steps("gradients", total, unit="blocks") as steps:
-        memory = None  # the same for all portions, so that there is never that of two
+        memory = None  # one buffer for all portions, so that two never exist at once
         if model.file is None:
             tables = (model.source.blocks + 1) * model.runner.width
             numbers = max(sum(map(len, part)) for part in parts) * tables
@@ -124,12 +134,12 @@ def descend(
             for index in backwards:
                 block = model.runner.make_block(index, next(blocks))
                 last.states_SW = tables_BSW[index]
-                yield Descent(model, index, block, last, up_SW, number == len(parts))
+                yield BackwardBlock(model, index, block, last, up_SW, number == len(parts))
                 steps.advance()
 
 
 def shortest_first(sequences: Sequence[list[int]]) -> list[int]:
-    """Indices of the sequences, in the order in which descend meets them."""
+    """Indices of the sequences in the order in which backward_blocks processes them."""
     return sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
 
 
@@ -140,9 +150,9 @@ def forward(
     steps: Steps,
     memory: Tensor | None,
 ) -> tuple[Tensor, HiddenStates]:
-    """What each block read and one table more, (B + 1, S, W), and the output of the last block.
+    """The inputs of all blocks, (B + 1, S, W) with one spare table at the end, and the outputs of the last block.
 
-    memory: where to keep the former, None for the file of the hidden states.
+    memory: buffer for the inputs; None stores them in the file of the hidden states.
     """
     source, runner, count = model.source, model.runner, model.source.blocks + 1
     width = runner.width
@@ -155,29 +165,29 @@ def forward(
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
             pairs = zip(hidden.batches_on(runner.device), hidden.views(tables_BSW[index]), strict=True)
-            for (batch, rows_NTW, there_NTW), read_NTW in pairs:
-                read_NTW.copy_(rows_NTW)
-                rows_NTW.copy_(runner.run_block(block, there_NTW, batch))
+            for (batch, rows_NTW, input_NTW), kept_NTW in pairs:
+                kept_NTW.copy_(rows_NTW)
+                rows_NTW.copy_(runner.run_block(block, input_NTW, batch))
             steps.advance()
     return tables_BSW, hidden
 
 
 def loss_gradients(runner: Runner, last: HiddenStates, up_SW: Tensor) -> None:
-    """Fill up_SW with the gradient of each sequence's loss by the output of the last block."""
+    """Fill up_SW with the gradient of each sequence's loss with respect to the output of the last block."""
     for batch, rows_NTW, up_NTW in last.batches_with(up_SW):
         weight_NT = torch.ones(batch.ids_NT.shape) if batch.weight_NT1 is None else batch.weight_NT1[..., 0]
         leaf_NTW = rows_NTW.to(runner.device).clone().requires_grad_()
         states_NTX = runner.states(leaf_NTW, batch)[:, :-1]
-        wanted_NT, counted_NT = (table_NT[:, 1:].to(runner.device) for table_NT in (batch.ids_NT, weight_NT))
-        states_NTX.backward(logit_gradients(runner, states_NTX.detach(), wanted_NT, counted_NT))
+        target_NT, counted_NT = (table_NT[:, 1:].to(runner.device) for table_NT in (batch.ids_NT, weight_NT))
+        states_NTX.backward(head_gradients(runner, states_NTX.detach(), target_NT, counted_NT))
         assert leaf_NTW.grad is not None
         up_NTW.copy_(leaf_NTW.grad)
 
 
-def logit_gradients(runner: Runner, states_NTX: Tensor, wanted_NT: Tensor, weight_NT: Tensor) -> Tensor:
-    """(N, T, X) gradient of the weighted mean loss of each sequence by the head's input; few logits held at a time.
+def head_gradients(runner: Runner, states_NTX: Tensor, target_NT: Tensor, weight_NT: Tensor) -> Tensor:
+    """(N, T, X) gradient of each sequence's weighted mean loss with respect to the input of the output head.
 
-    A sequence in which no token counts has gradient 0.
+    Logits are computed for a few tokens at a time. A sequence whose weights are all 0 has gradient 0.
     """
     result_NTX = torch.empty_like(states_NTX)
     tokens = states_NTX.shape[1]
@@ -186,7 +196,7 @@ def logit_gradients(runner: Runner, states_NTX: Tensor, wanted_NT: Tensor, weigh
     for begin in range(0, tokens, most):
         part_NTX = states_NTX[:, begin : begin + most].clone().requires_grad_()
         logits_SV = runner.logits(part_NTX).float().flatten(0, 1)
-        targets_S = wanted_NT[:, begin : begin + most].flatten()
+        targets_S = target_NT[:, begin : begin + most].flatten()
         loss_S = functional.cross_entropy(logits_SV, targets_S, reduction="none")
         (loss_S * share_NT[:, begin : begin + most].flatten()).sum().backward()
         assert part_NTX.grad is not None
@@ -201,21 +211,24 @@ def backward(
     inputs_NTW: Tensor,
     up_of: Callable[[Tensor], Tensor],
     linears: Sequence[str],
-    tap: Tap,
+    hook: GradientHook,
 ) -> Tensor:
-    """Send a batch through a block and back: the (N, T, W) gradient by its input, from up_of(output), that by it."""
+    """(N, T, W) gradient with respect to a block's input, after one forward and backward pass of a batch.
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            kept = [tap.see(name, by_sequence(inputs[0].detach(), batch))]
-            output.register_hook(lambda delta: tap.take(name, kept.pop(), by_sequence(delta, batch)))
+    up_of(output) returns the gradient with respect to the block's output. hook: called for each of the linears.
+    """
 
-        return hook
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            kept = [hook.forward(name, by_sequence(inputs[0].detach(), batch))]
+            output.register_hook(lambda delta: hook.backward(name, kept.pop(), by_sequence(delta, batch)))
+
+        return forward_hook
 
     handles: list[RemovableHandle] = []
     try:
         for name in linears:
-            handles.append(block.get_submodule(name).register_forward_hook(watch(name)))
+            handles.append(block.get_submodule(name).register_forward_hook(hook_of(name)))
         leaf_NTW = inputs_NTW.to(runner.device, runner.dtype, copy=True).requires_grad_()
         output_NTW = runner.run_block(block, leaf_NTW, batch)
         output_NTW.backward(up_of(output_NTW.detach()))
@@ -227,7 +240,7 @@ def backward(
 
 
 def signs(seed: int, source: Checkpoint) -> Projections:
-    """projections(block, linear, O, I) -> random signs (O, R) and (I, R) over sqrt(R), always the same for a seed."""
+    """A function (block, linear, O, I) -> random signs (O, R) and (I, R), divided by sqrt(R) and fixed by the seed."""
     tables = [[linear.name for linear in source.linears(index)] for index in range(source.blocks)]
 
     def draw(block: int, linear: str, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
@@ -245,43 +258,43 @@ def sketches(
     projections: Projections,
     weights: Sequence[Sequence[float]] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """For each block and Linear a (K, R * R) float32 table: of every sequence, the sketched gradient of its loss.
+    """For each block and Linear a (K, R * R) float32 table with the sketched loss gradient of every sequence.
 
-    The sketch (Delta Q)^T (X P), with random signs Q and P, keeps inner products in expectation. Sequences need two
-    tokens. A NaN or infinity raises PrunusError. weights: as for descend.
+    The sketch (Delta Q)^T (X P), with random signs Q and P, preserves inner products in expectation. Sequences need two
+    tokens or more. weights: as in backward_blocks. NaN or infinity raises PrunusError.
     """
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
     room = room_for(sum(map(len, sequences)), model.per_token, 0, model.file)
-    for place in descend(model, sequences, weights, room.tokens):
+    for place in backward_blocks(model, sequences, weights, room.tokens):
         names = model.linears[place.number]
         shapes = {name: place.block.get_submodule(name).get_parameter("weight").shape for name in names}
         drawn = {name: projections(place.number, name, *shape) for name, shape in shapes.items()}
-        place.run(_sketching(drawn, model.runner.device, found[place.number]))
+        place.run(_sketch_hook(drawn, model.runner.device, found[place.number]))
     order = shortest_first(sequences)
     return [
         {name: joined(index, name, tables, order) for name, tables in row.items()} for index, row in enumerate(found)
     ]
 
 
-def _sketching(
+def _sketch_hook(
     drawn: Mapping[str, tuple[Tensor, Tensor]], device: torch.device, tables: Mapping[str, list[Tensor]]
-) -> Tap:
-    """A Tap that adds the sketches of every batch to the tables."""
+) -> GradientHook:
+    """A GradientHook that appends the sketches of every batch to the tables."""
     left_OR = {name: pair[0].to(device) for name, pair in drawn.items()}
     right_IR = {name: pair[1].to(device) for name, pair in drawn.items()}
 
-    def see(name: str, input_NTI: Tensor) -> Tensor:
+    def project(name: str, input_NTI: Tensor) -> Tensor:
         return input_NTI.float() @ right_IR[name]
 
-    def take(name: str, seen_NTR: Tensor, delta_NTO: Tensor) -> None:
-        wanted_NTR = delta_NTO.float() @ left_OR[name]
-        tables[name].append(torch.bmm(wanted_NTR.transpose(1, 2), seen_NTR).flatten(1).cpu())
+    def append(name: str, input_NTR: Tensor, delta_NTO: Tensor) -> None:
+        delta_NTR = delta_NTO.float() @ left_OR[name]
+        tables[name].append(torch.bmm(delta_NTR.transpose(1, 2), input_NTR).flatten(1).cpu())
 
-    return Tap(see, take)
+    return GradientHook(project, append)
 
 
 def joined(index: int, name: str, tables: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    """(K, R * R) in the order in which the sequences were given."""
+    """(K, R * R) sketches in the order in which the sequences were given."""
     sorted_KX = torch.cat(list(tables))
     check_finite(index, name, sorted_KX)
     result_KX = torch.empty_like(sorted_KX)
@@ -290,20 +303,23 @@ def joined(index: int, name: str, tables: Sequence[Tensor], order: Sequence[int]
 
 
 def check_finite(index: int, name: str, table: Tensor) -> None:
-    """Raise PrunusError where a gradient went wrong."""
+    """Raise PrunusError if gradients hold NaN or infinity."""
     if not bool(table.isfinite().all()):
         raise PrunusError(f"block {index}, {name}: gradients hold NaN or infinity; try --dtype float32 or other text")
 
 
 class SquareSums:
-    """A Tap that sums squares. rows: of Delta over tokens, (O,); else of each sequence's weight gradient, (O, I)."""
+    """Sums of squared gradients by Linear, filled by its GradientHook `hook`.
+
+    rows: squares of Delta, summed over tokens, (O,); else of each sequence's weight gradient, summed over them, (O, I).
+    """
 
     def __init__(self, rows: bool) -> None:
         self.rows = rows
         self.sums: dict[str, Tensor] = {}
-        self.tap = Tap(lambda _name, input_NTI: None if rows else input_NTI, self._take)
+        self.hook = GradientHook(lambda _name, input_NTI: None if rows else input_NTI, self._backward)
 
-    def _take(self, name: str, input_NTI: Tensor | None, delta_NTO: Tensor) -> None:
+    def _backward(self, name: str, input_NTI: Tensor | None, delta_NTO: Tensor) -> None:
         if input_NTI is None:
             self._add(name, delta_NTO.float().square().sum((0, 1)))
             return
@@ -324,10 +340,11 @@ def save_square_sums(
     file_of: Callable[[int], Path],
     rows: bool,
 ) -> None:
-    """Write, for every block, SquareSums of all sequences to the file file_of(block).
+    """Write SquareSums over all sequences to one file per block, file_of(block).
 
-    Where sequences come in several portions, the sums stay in memory if there is room for them (memory_budget.py), else
-    those of one block at a time are read from its file and written back to their places.
+    With several portions of sequences, sums stay in memory between portions if there is room (memory_budget.py). Else
+    each block's sums are read from its file, updated and written back. Raises PrunusError without a sequence of two
+    tokens, or if gradients hold NaN or infinity.
     """
     usable = [i for i, ids in enumerate(sequences) if len(ids) > 1]
     if not usable:
@@ -338,12 +355,12 @@ def save_square_sums(
     room = room_for(sum(map(len, chosen)), model.per_token, size, model.file)
     held: dict[int, dict[str, Tensor]] = {}
     files: dict[int, OpenFile] = {}
-    for place in descend(model, chosen, counted, room.tokens):
+    for place in backward_blocks(model, chosen, counted, room.tokens):
         number, found = place.number, SquareSums(rows)
         if number in files:
             held[number] = {name: stored.read() for name, stored in read_header(files[number].path).items()}
         found.sums = {name: table.to(model.runner.device) for name, table in held.pop(number, {}).items()}
-        place.run(found.tap)
+        place.run(found.hook)
         for name, table in found.sums.items():
             check_finite(number, name, table)
         sums, found.sums = {name: table.cpu() for name, table in found.sums.items()}, {}
@@ -353,4 +370,4 @@ def save_square_sums(
             if number not in files:
                 files[number] = OpenFile(file_of(number), {name: entry_of(table) for name, table in sums.items()})
             files[number].write(sums)
-        del sums  # they are as large as two blocks: gone before the next one runs
+        del sums  # these are as large as two blocks, so they are freed before the next block runs

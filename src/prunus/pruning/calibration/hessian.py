@@ -1,8 +1,8 @@
-"""The Hessian of a Linear's squared output error: how its inputs go together, and a factor of the inverse.
+"""The Hessian of a Linear's squared output error, which is X^T X of its inputs, and the Cholesky factor of its inverse.
 
-The authors of SparseGPT factor H, invert it and factor the inverse. The same upper U with U^T U = H^-1 is the inverse
-of the upper triangular R with R R^T = H, which is one Cholesky of H with its axes reversed and one triangular inverse:
-less work, and no inverse of H is formed. Shapes: T tokens, I input features.
+SparseGPT's code factors H, inverts it and factors the inverse. The same upper U with U^T U = H^-1 is the inverse of the
+upper triangular R with R R^T = H. R comes from one Cholesky factorisation of H with both axes reversed, so U takes one
+factorisation and one triangular inverse: less work, and the inverse of H is never formed. Shapes: I input features.
 """
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from prunus.errors import PrunusError
 
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal, as in the authors' code
-RETRIES = 3
-SMALL = 256  # triangular matrices up to this size are not cut in halves
+RETRIES = 3  # how many times damping is multiplied by 10
+SMALL = 256  # triangular matrices up to this size are inverted without splitting them
 
 
 class Hessian:
-    """X^T X (I, I) over all calibration tokens, in float32; its scale matters to nobody. name: for messages.
+    """X^T X (I, I) over all calibration tokens, in float32. No result depends on its scale. name: for messages.
 
-    Linears that read the same input share one, and so the factor, which is made when first asked for.
+    Linears that read the same input share one Hessian and its factor, which is computed when first needed.
     """
 
     def __init__(self, matrix_II: Tensor, name: str = "a Linear") -> None:
@@ -30,16 +30,16 @@ class Hessian:
     def inverse_factor(self, damping: float = DAMPING) -> Tensor:
         """(I, I) float32: upper U with U^T U = (H + damping * mean(diag H))^-1.
 
-        Dead inputs, always zero, count as independent ones of average size. Where H is singular nevertheless, damping
-        grows tenfold up to three times, first in float32, then in float64, and `warning` says so; after that
-        PrunusError. Never the identity instead, which would be magnitude pruning under another name.
+        Dead inputs (zero on every token) are treated as independent inputs of average size. If H is still singular,
+        damping is multiplied by 10 up to three times, first in float32, then in float64, and `warning` says so. If all
+        fail, PrunusError is raised: the identity as a substitute would be magnitude pruning.
         """
         if damping not in self._factors:
             self._factors[damping] = self._factor(damping)
         return self._factors[damping]
 
     def damped(self, damping: float, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A copy with damping added and dead inputs given a diagonal."""
+        """A copy with damping added to the diagonal, and with the mean diagonal for dead inputs."""
         matrix_II = self.matrix_II.to(dtype, copy=True)
         live = ~self.dead_I
         mean = matrix_II.diagonal()[live].mean().item() if bool(live.any()) else 1.0
@@ -66,10 +66,10 @@ class Hessian:
 
 
 def inverse_factor(matrix_II: Tensor) -> Tensor | None:
-    """Upper U with U^T U = matrix^-1, in the memory of the matrix; None where it is not positive definite."""
+    """Upper U with U^T U = matrix^-1, which overwrites the matrix; None if that is not positive definite."""
     # Reversing both axes turns the lower Cholesky factor into the upper R with R R^T = H.
     _reverse(matrix_II)
-    # LAPACK thinks in columns: its upper factor is the lower one of rows.
+    # LAPACK stores matrices by columns: its upper factor is the lower one in row order.
     columns_II = matrix_II.mT
     failed = torch.empty((), dtype=torch.int32, device=matrix_II.device)
     torch.linalg.cholesky_ex(columns_II, upper=True, out=(columns_II, failed))
@@ -81,7 +81,7 @@ def inverse_factor(matrix_II: Tensor) -> Tensor | None:
 
 
 def _invert_lower(lower_II: Tensor) -> None:
-    """Invert a lower triangular matrix in place: two thirds of the work of solving for the identity, and no copy."""
+    """Invert a lower triangular matrix in place: two thirds of the work of solving for the identity, without a copy."""
     half = len(lower_II) // 2
     if len(lower_II) <= SMALL:
         identity_II = torch.eye(len(lower_II), dtype=lower_II.dtype, device=lower_II.device)

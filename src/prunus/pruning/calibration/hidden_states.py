@@ -1,7 +1,7 @@
-"""The residual stream of all calibration tokens between two blocks: in memory, or in a file mapped into it.
+"""Hidden states of all calibration tokens between two blocks, in memory or in a memory-mapped file.
 
-Shapes: N sequences, T tokens, S tokens of all sequences one after the other, W numbers per token between two blocks
-(for nearly all families the hidden width).
+Shapes: N sequences, T tokens, S tokens of all sequences concatenated, W numbers per token between two blocks (the
+hidden width in nearly all families).
 """
 
 import mmap
@@ -21,17 +21,17 @@ from prunus.checkpoint.runner import Batch, Runner
 from prunus.disk import show_bytes
 from prunus.progress import say
 
-# Enough to fill the processor in one call; a sequence longer than this is a batch of its own.
+# Tokens of a batch: enough to use the processor fully. A longer sequence is a batch of its own.
 BATCH_TOKENS = 2048
 
 
 class HiddenStates:
-    """What the next block will read, for every calibration token: starts as the embeddings, changed in place.
+    """The input of the next block for every calibration token: the embeddings at first, then updated in place.
 
-    Sequences are grouped by length, so batches need neither padding nor mask. file: where to keep them instead of in
-    memory; its space is taken at once, so a full disk is noticed here. room: how wide a second table may be asked for.
-    token_weights: for each sequence, how much each of its tokens counts; None: all alike. batch_tokens: most tokens of
-    a batch, unless one sequence has more.
+    Sequences are grouped by length, so batches need neither padding nor a mask. file: where to store them instead of
+    memory; its space is allocated at once, so a full disk is noticed here. room: largest width of the second table
+    (`room`). token_weights: weight of each token, per sequence; None weighs all alike. batch_tokens: most tokens of a
+    batch, unless one sequence has more.
     """
 
     def __init__(
@@ -60,28 +60,29 @@ class HiddenStates:
             rows_NTW.copy_(runner.embed(batch))
 
     def batches(self) -> Iterator[tuple[Batch, Tensor]]:
-        """Every batch with its (N, T, W) view, always in the same order; write into views to move on to the next block.
+        """Every batch with its (N, T, W) hidden states, always in the same order.
 
-        Sequences of a batch are of equal length.
+        These are views: writing the block's output into them makes them the next block's input. All sequences of a
+        batch have the same length.
         """
         return zip(self._batches, self.views(self.states_SW), strict=True)
 
     def batches_on(self, device: torch.device) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """The same, each with what is there on device; on another device the next one travels meanwhile."""
+        """Every batch with its view and its copy on device; a GPU receives the next batch during work on this one."""
         views = self.views(self.states_SW)
         pairs = ((rows, rows) for rows in views) if device.type == "cpu" else sent_ahead(views, device)
         return ((batch, *pair) for batch, pair in zip(self._batches, pairs, strict=True))
 
     def batches_with(self, kept_SX: Tensor) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        """The batches, each with the (N, T, X) view of another table's same tokens."""
+        """Every batch with its view and the (N, T, X) view of the same tokens in another table."""
         return zip(self._batches, self.views(self.states_SW), self.views(kept_SX), strict=True)
 
     def room(self, width: int) -> Tensor:
-        """(S, width): a table for other things about the same tokens. There is one: the next call gives it again."""
+        """A second table (S, width) for other values of the same tokens. Every call returns the same memory."""
         return self._room[: self.tokens * width].view(self.tokens, width)
 
     def views(self, table_SX: Tensor) -> Iterator[Tensor]:
-        """(N, T, X) views of the same batches in another table of the same tokens."""
+        """(N, T, X) views of the batches in a table (S, X) of the same tokens."""
         begin = 0
         for length, group in self.groups:
             most = max(1, self.batch_tokens // length)
@@ -89,62 +90,62 @@ class HiddenStates:
                 count = min(most, len(group) - first)
                 yield table_SX[begin : begin + count * length].view(count, length, -1)
                 begin += count * length
-                self._let_go()
+                self._release_pages()
 
     def sequences(self) -> list[tuple[Batch, Tensor]]:
-        """Every sequence as a batch of one with its (1, T, W) view, shortest first."""
+        """Every sequence as a batch of its own with its (1, T, W) view, shortest first."""
         pairs = ((batch.ids_NT.split(1), rows_NTW.split(1)) for batch, rows_NTW in self.batches())
         return [(Batch(ids_1T), rows_1TW) for ids, rows in pairs for ids_1T, rows_1TW in zip(ids, rows, strict=True)]
 
     def ids(self) -> Iterator[Tensor]:
-        """(N, T) token ids of the same batches."""
+        """(N, T) token ids of every batch."""
         for length, group in self.groups:
             yield from torch.tensor(group).split(max(1, self.batch_tokens // length))
 
     def _weights(self) -> Iterator[Tensor] | None:
-        """(N, T, 1) float32, how much each token of the same batches counts; None where all count alike."""
+        """(N, T, 1) float32 weights of the tokens of every batch; None if all have the same."""
         return None if self._weight_S1 is None else self.views(self._weight_S1)
 
     def copy(self) -> "HiddenStates":
-        """The same states in memory of their own."""
+        """A copy of the hidden states in memory."""
         twin = copy(self)
         twin.states_SW, twin._batches = self.states_SW.clone(), [batch.copy() for batch in self._batches]
         return twin
 
-    def _let_go(self) -> None:
-        """Leave what is kept in a file to the system, which has it in its cache: it is not ours to hold."""
+    def _release_pages(self) -> None:
+        """Release mapped pages of the file, which the system's cache keeps, from this process's memory."""
         if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def batches(ordered: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Sequences, sorted by length, as they run through a block together."""
+    """The batches that HiddenStates makes of sequences sorted by length."""
     for length, group in groupby(ordered, key=len):
         alike, most = list(group), max(1, BATCH_TOKENS // length)
         yield from (alike[begin : begin + most] for begin in range(0, len(alike), most))
 
 
 def propagate(runner: Runner, block: nn.Module, hidden: HiddenStates) -> None:
-    """Move hidden from the input of a block to its output."""
-    for batch, rows_NTW, there_NTW in hidden.batches_on(runner.device):
-        rows_NTW.copy_(runner.run_block(block, there_NTW, batch))
+    """Replace hidden, the input of a block, by the block's output."""
+    for batch, rows_NTW, input_NTW in hidden.batches_on(runner.device):
+        rows_NTW.copy_(runner.run_block(block, input_NTW, batch))
 
 
 def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each batch with its copy on device, which a stream of its own makes while the batch before is worked on.
+    """Yield each batch with its copy on device, made by a separate stream during work on the batch before.
 
-    Whoever writes a result back into a view does not meet the copy of the next: they share no rows.
+    The caller may write results back into a batch: the copy in progress is of other rows.
     """
     api: Any = torch.get_device_module(device)
     side, ahead = stream_of(device), None
     for batch in chain(batches, (None,)):
-        api.current_stream(device).wait_stream(side)  # for the copies so far, not for the one that follows
+        api.current_stream(device).wait_stream(side)  # for the copies issued so far, not for the next one
         ready = ahead
         if batch is not None:
             with api.stream(side):
                 ahead = batch, batch.to(device, non_blocking=True)
         if ready is not None:
-            if ready[1].is_cuda:  # its memory is not to be used again before the work on it is done
+            if ready[1].is_cuda:  # the allocator must not reuse its memory before the work on it is done
                 ready[1].record_stream(api.current_stream(device))
             yield ready
 
@@ -152,10 +153,7 @@ def sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[tupl
 def _allocate(
     elements: int, dtype: torch.dtype, file: Path | None, device: torch.device
 ) -> tuple[Tensor, mmap.mmap | None]:
-    """A table without content, and the mapping that it lies in where there is a file.
-
-    device: to which its rows travel; from pinned memory that does not hold up the processor.
-    """
+    """An uninitialised table, and its memory mapping if it is in a file. device: where its rows will be copied to."""
     if file is None:
         return unfilled(elements, dtype, device), None
     with file.open("w+b") as stream:
@@ -165,12 +163,12 @@ def _allocate(
 
 
 def unfilled(elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory whose content travels to a GPU by itself: pinned, where the system grants so much of that."""
+    """Uninitialised memory, pinned if possible for a GPU, so that copies to it are asynchronous."""
     if device.type == "cuda":
         try:
-            with torch.get_device_module(device).device(device):  # else it would wake up the first GPU
+            with torch.get_device_module(device).device(device):  # else a context is created on the first GPU
                 return torch.empty(elements, dtype=dtype, pin_memory=True)
         except RuntimeError as error:
             size = show_bytes(elements * dtype.itemsize)
-            say(f"{size} of hidden states cannot be pinned ({one_line(error)}): they travel to {device} more slowly")
+            say(f"{size} of hidden states cannot be pinned ({one_line(error)}): copying them to {device} is slower")
     return torch.empty(elements, dtype=dtype)

@@ -1,8 +1,8 @@
 """What free memory and disk allow: whether a block fits, and how many sequences are measured at once.
 
-Sequences are measured in portions where something must be kept of every block. A portion is made of whole batches,
-which are the same however they are shared out, and sums are taken in the order of the sequences: results are the same
-bit for bit, however much memory was free.
+Measurements that store the inputs of every block process the sequences in portions. A portion consists of whole batches,
+which do not depend on the portions, and sums are taken in the order of the sequences. Results are therefore bitwise the
+same however much memory is free.
 """
 
 import shutil
@@ -18,23 +18,24 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.hidden_states import batches
 
-# Of what is free when the work begins.
+# Shares of the memory and the disk that are free when the work begins.
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.5
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Room(NamedTuple):
-    """tokens: of one portion. sums: whether sums of all blocks stay in memory from portion to portion."""
+    """tokens: most tokens of one portion. sums: whether the sums of all blocks stay in memory between portions."""
 
     tokens: int
     sums: bool
 
 
 def room_for(tokens: int, per_token: int, sums: int, file: Path | None) -> Room:
-    """What to do at once with so many tokens, of which per_token bytes each are kept, and with so many bytes of sums.
+    """The size of a portion, and whether sums stay in memory.
 
-    file: where to keep the former instead of in memory. All at once where that fits: then sums are written as they are
-    finished. Else they stay in memory if they take no more than half of the room there.
+    tokens: of all sequences. per_token: bytes stored per token. sums: bytes of the sums. file: where per-token data are
+    stored; None is memory. If all tokens fit, there is one portion, and sums are written as they are finished. Else
+    sums stay in memory if they take at most half of the memory budget.
     """
     memory = int(MEMORY_SHARE * free_memory())
     room = memory if file is None else int(DISK_SHARE * shutil.disk_usage(file.parent).free)
@@ -46,15 +47,15 @@ def room_for(tokens: int, per_token: int, sums: int, file: Path | None) -> Room:
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: the system's, within the limits of its control group.
+    """Bytes of memory that this process may still allocate: free in the system, and within its control group's limit.
 
-    1 GiB where the system does not say.
+    1 GiB if neither is known.
     """
     found = []
     with suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    with suppress(OSError, ValueError):  # `max` where there is no limit
+    with suppress(OSError, ValueError):  # the file says `max` if there is no limit
         limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         found.append(max(0, limit - used))
     return min(found, default=1 << 30)
@@ -73,7 +74,7 @@ def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
 
 
 def portions(ordered: Sequence[list[int]], tokens: int) -> Iterator[list[list[int]]]:
-    """Sequences, sorted by length, in portions of at most so many tokens, but at least one batch of HiddenStates."""
+    """Sequences sorted by length, in portions of at most `tokens` tokens but at least one batch of HiddenStates."""
     part: list[list[int]] = []
     for batch in batches(ordered):
         if part and sum(map(len, part)) + sum(map(len, batch)) > tokens:
@@ -84,7 +85,7 @@ def portions(ordered: Sequence[list[int]], tokens: int) -> Iterator[list[list[in
 
 
 class Traffic(NamedTuple):
-    """Bytes that gradients of one model move to and from the disk, and how often all blocks are read."""
+    """passes: how often all blocks are read. read, written: bytes of disk traffic while gradients are computed."""
 
     passes: int
     read: int
@@ -92,10 +93,11 @@ class Traffic(NamedTuple):
 
 
 def traffic(tokens: int, per_token: int, blocks: int, sums: int, room: Room, on_disk: bool) -> Traffic:
-    """The count for sequences of equal length that fill portions. blocks: bytes of all blocks in the checkpoint.
+    """The disk traffic of gradients, for sequences of equal length that fill the portions.
 
-    Every portion reads the blocks there and back. What blocks read is written and read once, where it is on the disk.
-    Sums are written once where they are held or there is one portion, else read and written again by all the others.
+    blocks: bytes of all blocks in the checkpoint. Every portion reads all blocks twice, forwards and backwards. With
+    on_disk, the inputs of blocks are written and read once. Sums are written once if they stay in memory or there is
+    one portion; else every further portion reads and writes them again.
     """
     parts = ceil(tokens / room.tokens)
     again = 0 if room.sums else parts - 1

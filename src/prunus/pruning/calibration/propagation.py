@@ -1,8 +1,9 @@
-"""Propagation: how calibration tokens pass through a block while it is pruned.
+"""Propagation: which weights the calibration tokens meet in a block while it is pruned.
 
-Each propagation is a generator. It yields the statistics of the Linears to prune next; the caller prunes them in the
-block and resumes it; when it ends, the hidden states are those that the next block will read.
-Shapes: N sequences, T tokens, W numbers per token between two blocks, A width of attention's output, F of the MLP.
+Each propagation is a generator. It yields the statistics of the Linears to prune next; the caller prunes these in the
+block and resumes it. When it ends, the hidden states are the input of the next block.
+Shapes: N sequences, T tokens, S tokens of all sequences, W numbers per token between two blocks, A input width of
+o_proj, F input width of down_proj.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +25,11 @@ Stats = Mapping[str, InputStats]
 
 
 class BlockRun(NamedTuple):
-    """One block on its way through calibration: block number `number`, and the hidden states that it reads.
+    """One block during calibration, with the hidden states that are its input.
 
-    linears: those to prune, in the order of a forward pass. last: no later block reads its output. needs: the
-    statistics to take of their inputs. when_pruned: called when all of them are pruned, before hidden moves on.
+    number: its index. linears: those to prune, in the order of a forward pass. last: whether it is the last block, so
+    that its output is not needed. needs: the statistics to take of their inputs. when_pruned: called when all of them
+    are pruned, before hidden becomes the block's output.
     """
 
     runner: Runner
@@ -40,17 +42,20 @@ class BlockRun(NamedTuple):
     when_pruned: Callable[[], None] = lambda: None
 
     def watch(self, linears: Sequence[Linear], stop_early: bool = False) -> Observer:
-        """An Observer of some of the block's Linears."""
+        """An Observer of the inputs of some of the block's Linears."""
         return Observer(self.runner, self.block, linears, stop_early, self.needs)
 
     def groups(self) -> list[list[Linear]]:
-        """The Linears, those together that read the same input."""
+        """The Linears, grouped by the input that they read."""
         leaders = dict.fromkeys(linear.leader for linear in self.linears)
         return [[linear for linear in self.linears if linear.leader == leader] for leader in leaders]
 
 
 def pruned(run: BlockRun) -> Iterator[Stats]:
-    """The reference semantics: statistics of the dense block after pruned ones, then a second pass, pruned."""
+    """Statistics of the dense block on the output of pruned ones; then a second pass through the pruned block.
+
+    This is the default, as in the reference implementations of Wanda and SparseGPT.
+    """
     yield observed(run)
     run.when_pruned()
     if not run.last:
@@ -58,35 +63,38 @@ def pruned(run: BlockRun) -> Iterator[Stats]:
 
 
 def observed(run: BlockRun) -> Stats:
-    """Statistics of the block as it is; hidden stays where it was."""
-    return _observe(run, run.linears, move_on=False)
+    """Statistics of the block with its current weights; hidden does not change."""
+    return _observe(run, run.linears, advance=False)
 
 
 def dense(run: BlockRun) -> Iterator[Stats]:
-    """One pass of the dense model, which pruning does not touch."""
-    yield _observe(run, run.linears, move_on=not run.last)
+    """Statistics of the dense model, in one pass: hidden becomes the output of the dense block."""
+    yield _observe(run, run.linears, advance=not run.last)
     run.when_pruned()
 
 
 def true_sequential(run: BlockRun) -> Iterator[Stats]:
-    """`true_sequential` of the SparseGPT code: before each group of Linears the block is run again up to it, with all
-    earlier ones pruned. A block that is attention and then an MLP is run in pieces instead, each once."""
+    """Statistics of each group of Linears with all earlier groups of the block pruned (SparseGPT's true_sequential).
+
+    The block is run again for each group, up to it. A block made of attention and then an MLP is run in pieces instead,
+    each of them once.
+    """
     if _is_two_halves(run):
         yield from _in_pieces(run)
         run.when_pruned()
         return
     for group in run.groups():
-        yield _observe(run, group, move_on=False)
+        yield _observe(run, group, advance=False)
     run.when_pruned()
     if not run.last:
         propagate(run.runner, run.block, run.hidden)
 
 
 def _in_pieces(run: BlockRun) -> Iterator[Stats]:
-    """q, k, v, then attention, then o, then gate, up, then down: every Linear is computed once, already pruned.
+    """Statistics of q, k, v; then o; then gate, up; then down. Every Linear is run once after it is pruned.
 
-    The same statistics as by running the block again, at the price of one pass and of room for the widest input,
-    (S, max(A, F)).
+    These are the same statistics as by running the block again for each group, in about one pass, with a table
+    (S, max(A, F)) for the widest input.
     """
     runner, block, hidden = run.runner, run.block, run.hidden
     o_name, down_name = OUTPUTS
@@ -98,7 +106,7 @@ def _in_pieces(run: BlockRun) -> Iterator[Stats]:
     if query:
         with run.watch(query, stop_early=True) as seen:
             for batch, rows_NTW in hidden.batches():
-                _until_seen(lambda there, of=batch: attend(runner, block, there, of), rows_NTW.to(runner.device))
+                _until_seen(lambda rows, of=batch: attend(runner, block, rows, of), rows_NTW.to(runner.device))
         yield seen.stats(run.number)
     if run.last and not (output or gate or down):
         return
@@ -115,7 +123,7 @@ def _in_pieces(run: BlockRun) -> Iterator[Stats]:
         for batch, rows_NTW, kept_NTA in hidden.batches_with(kept_SA):
             rows_NTW.add_(o_proj(kept_NTA.to(runner.device)).to(rows_NTW.device))
             if gate:
-                _until_seen(lambda there, of=batch: feed(runner, block, there, of), rows_NTW.to(runner.device))
+                _until_seen(lambda rows, of=batch: feed(runner, block, rows, of), rows_NTW.to(runner.device))
     if gate:
         yield seen.stats(run.number)
     if run.last and not down:
@@ -135,42 +143,42 @@ def _in_pieces(run: BlockRun) -> Iterator[Stats]:
 PROPAGATIONS: Mapping[Propagation, Callable[[BlockRun], Iterator[Stats]]] = MappingProxyType(
     {"pruned": pruned, "dense": dense, "true_sequential": true_sequential}
 )
-# The last Linears of the halves of a block that _in_pieces knows.
+# The last Linears of attention and MLP, in blocks that _in_pieces can run.
 OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 def attend(runner: Runner, block: nn.Module, rows_NTW: Tensor, batch: Batch) -> Tensor:
-    """The first half of a block without its residual, if the block is two halves: what attention adds to (N, T, W)."""
+    """(N, T, W) output of a block's attention on its normed input, without the residual (see _is_two_halves)."""
     runner.batch = batch
     normed_NTW = block.get_submodule("input_layernorm")(rows_NTW)
     return block.get_submodule("self_attn")(hidden_states=normed_NTW, **runner.call_of(block, batch).kwargs)[0]
 
 
 def feed(runner: Runner, block: nn.Module, rows_NTW: Tensor, batch: Batch) -> Tensor:
-    """The second half without its residual: what the MLP adds to (N, T, W)."""
+    """(N, T, W) output of a block's MLP on its normed input, without the residual (see _is_two_halves)."""
     runner.batch = batch
     return block.get_submodule("mlp")(block.get_submodule("post_attention_layernorm")(rows_NTW))
 
 
 def _is_two_halves(run: BlockRun) -> bool:
-    """Whether the block adds what attention, then what the MLP makes of its norm, and each ends with its last Linear.
+    """Whether the block is pre-norm attention and then a pre-norm MLP, each with a residual and ending in its OUTPUTS.
 
-    Tried on the first batch, bit for bit.
+    Tested by running the first batch both ways; the results must be bitwise equal.
     """
     runner, block = run.runner, run.block
     for kind in ("attention", "mlp"):
         if len({linear.leader for linear in run.linears if linear.kind == kind} - set(OUTPUTS)) > 1:
             return False
     batch, rows_NTW = next(iter(run.hidden.batches()))
-    there_NTW = rows_NTW.to(runner.device)
+    input_NTW = rows_NTW.to(runner.device)
     try:
-        whole_NTW, pieces_NTW = runner.run_block(block, there_NTW, batch.copy()), there_NTW
+        whole_NTW, pieces_NTW = runner.run_block(block, input_NTW, batch.copy()), input_NTW
         for half, name in zip((attend, feed), OUTPUTS, strict=True):
             with bypass(block, name):
                 kept_NTX = half(runner, block, pieces_NTW, batch.copy())
             pieces_NTW = pieces_NTW + _linear(block, name)(kept_NTX)
         return torch.equal(whole_NTW, pieces_NTW)
-    except (AttributeError, AssertionError, TypeError, RuntimeError, ValueError):  # a block of another make
+    except (AttributeError, AssertionError, TypeError, RuntimeError, ValueError):  # a block of another structure
         return False
 
 
@@ -192,15 +200,15 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
     return linear
 
 
-def _observe(run: BlockRun, linears: Sequence[Linear], move_on: bool) -> Stats:
-    """One pass over all tokens. move_on: keep the outputs too, as inputs of the next block."""
+def _observe(run: BlockRun, linears: Sequence[Linear], advance: bool) -> Stats:
+    """Statistics of the linears, from one pass over all tokens. advance: replace hidden by the block's output."""
     runner, block = run.runner, run.block
-    with run.watch(linears, stop_early=not move_on) as seen:
-        for batch, rows_NTW, there_NTW in run.hidden.batches_on(runner.device):
-            if move_on:
-                rows_NTW.copy_(runner.run_block(block, there_NTW, batch))
+    with run.watch(linears, stop_early=not advance) as seen:
+        for batch, rows_NTW, input_NTW in run.hidden.batches_on(runner.device):
+            if advance:
+                rows_NTW.copy_(runner.run_block(block, input_NTW, batch))
             elif linears:
-                _until_seen(lambda there, of=batch: runner.run_block(block, there, of), there_NTW)
+                _until_seen(lambda rows, of=batch: runner.run_block(block, rows, of), input_NTW)
     return seen.stats(run.number)
 
 

@@ -1,16 +1,16 @@
-"""Random windows of documents, as the Wanda family draws them, and how much they repeat."""
+"""Random windows of documents, as sampled by Wanda's code and its successors, and how much the windows overlap."""
 
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# A warning says so where fewer of the tokens are distinct. Random windows of WikiText-2 (128 x 2048) have some 95 %.
+# Below this share of distinct tokens a warning is given. Random windows of WikiText-2 (128 x 2048) have about 95 %.
 DISTINCT = 0.9
 
 
 class Window(NamedTuple):
-    """Some consecutive ids of a document: its number, and where they begin."""
+    """Consecutive token ids of a document: the document's number, the index of the first id, and the ids."""
 
     document: int
     start: int
@@ -18,13 +18,16 @@ class Window(NamedTuple):
 
 
 def random_window(document: int, ids: list[int], seqlen: int, rng: random.Random) -> Window:
-    """seqlen consecutive ids. The last possible start is left out, as in the authors' code, unless it is the only."""
+    """seqlen consecutive ids from a random start. The last possible start is never sampled unless it is the only one.
+
+    This is as in Wanda's code.
+    """
     start = rng.randint(0, max(0, len(ids) - seqlen - 1))
     return Window(document, start, ids[start : start + seqlen])
 
 
 def distinct_share(windows: Sequence[Window]) -> float:
-    """Of the tokens of all windows, how many are different places of their documents."""
+    """The share of the windows' tokens that are distinct positions of their documents."""
     places: dict[int, list[Window]] = defaultdict(list)
     for window in windows:
         places[window.document].append(window)
@@ -38,7 +41,7 @@ def distinct_share(windows: Sequence[Window]) -> float:
 
 
 def overlap_warnings(name: str, windows: Sequence[Window]) -> list[str]:
-    """A warning, if any, that windows show the same tokens again."""
+    """A warning if windows overlap so much that too few of their tokens are distinct."""
     share = distinct_share(windows)
     if share >= DISTINCT:
         return []

@@ -1,4 +1,4 @@
-"""Depth methods, one file each: a model and calibration tokens -> which blocks stay, and what they are made of."""
+"""Depth methods, one file each: from a model and calibration tokens, the blocks to keep and how they are merged."""
 
 from prunus.declarations import DepthMethod, load
 

@@ -1,4 +1,4 @@
-"""What depth methods share: the model and tokens they look at, how they walk through it, and what they decide.
+"""Types that depth methods share: the model with its calibration tokens, a dense pass over its blocks, and the choice.
 
 Shapes: N sequences, T tokens, W numbers per token between two blocks.
 """
@@ -20,9 +20,10 @@ from prunus.recipes import DropRecipe
 
 
 class Mix(NamedTuple):
-    """A block of the result. base: the block of the source it stands for; its norms and biases are kept.
+    """A block of the result, made from blocks of the source.
 
-    parts: its Linear weights are the sum of factor x those of block, for (block, factor) in ascending order.
+    base: the block of the source whose norms, biases and other tensors it has. parts: (block, factor) in ascending
+    order; its Linear weights are the sum of factor times that block's Linear weights.
     """
 
     base: int
@@ -30,16 +31,16 @@ class Mix(NamedTuple):
 
     @classmethod
     def of(cls, index: int) -> "Mix":
-        """Block number index as it is."""
+        """An unchanged copy of block `index`."""
         return cls(index, ((index, 1.0),))
 
     @property
     def is_copy(self) -> bool:
-        """Whether nothing is mixed in."""
+        """Whether the block is an unchanged copy of its base."""
         return self == Mix.of(self.base)
 
     def tensors(self, source: Checkpoint) -> dict[str, Tensor]:
-        """The block's tensors, by their names within the block; sums are taken in float32."""
+        """The block's tensors, by their names within the block; weights are summed in float32."""
         tensors = source.read_block(self.base)
         if self.is_copy:
             return tensors
@@ -52,7 +53,7 @@ class Mix(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a depth method decided: the blocks of the result in order, its scores (as its file says) and warnings."""
+    """The decision of a depth method: the blocks of the result in order, scores (defined in its file) and warnings."""
 
     kept: list[Mix]
     scores: list[float]
@@ -60,7 +61,7 @@ class Choice(NamedTuple):
 
     @classmethod
     def without(cls, removed: Sequence[int], blocks: int, scores: Sequence[float]) -> "Choice":
-        """All of so many blocks but the removed ones."""
+        """The choice of all blocks but the removed ones, unchanged. blocks: number of blocks of the source."""
         return cls([Mix.of(index) for index in range(blocks) if index not in removed], list(scores), [])
 
     def removed(self, blocks: int) -> list[int]:
@@ -69,7 +70,7 @@ class Choice(NamedTuple):
         return [index for index in range(blocks) if index not in kept]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for a journal."""
+        """The choice as JSON data."""
         kept = [[mix.base, [list(part) for part in mix.parts]] for mix in self.kept]
         return {"kept": kept, "scores": self.scores, "warnings": self.warnings}
 
@@ -82,9 +83,9 @@ class Choice(NamedTuple):
 
 @dataclass
 class Calibrated:
-    """A model, a recipe and the calibration sequences, on a device: what a depth method may look at.
+    """A model, a recipe and calibration sequences on a device: the input of a depth method.
 
-    Blocks of models up to 2 GB stay in memory once read; of larger ones there is one at a time.
+    Blocks of models up to 2 GB stay in memory once read; of larger models one block is in memory at a time.
     """
 
     source: Checkpoint
@@ -98,19 +99,19 @@ class Calibrated:
         self.runner = Runner(self.source.config, self.source.tensors, self.source.dtype, self.device)
 
     def check_independent(self, method: str) -> None:
-        """Raise PrunusError where blocks cannot be left out in a trial: later ones need more than hidden states."""
+        """Raise PrunusError if blocks cannot be left out in a trial, as later blocks read more than hidden states."""
         if self.runner.shares_state:
             raise PrunusError(
-                f"{method} leaves out blocks in trials, but here ({self.source.config.model_type}) blocks read what "
-                "earlier ones leave; use shortgpt, angular, tail or --blocks by index"
+                f"{method} runs the model without some blocks, but in this model ({self.source.config.model_type}) "
+                "blocks read state that earlier ones store; use shortgpt, angular, tail or --blocks by index"
             )
 
     def embedded(self) -> HiddenStates:
-        """The input of the first block, for all tokens."""
+        """Hidden states at the input of the first block, for all tokens."""
         return HiddenStates(self.runner, self.sequences, None)
 
     def block(self, mix: Mix) -> nn.Module:
-        """A block ready to run."""
+        """The block as a module that can be run."""
         if mix in self._blocks:
             return self._blocks[mix]
         block = self.runner.make_block(mix.base, mix.tensors(self.source))
@@ -119,10 +120,10 @@ class Calibrated:
         return block
 
     def walk(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(block, its input (N, T, W), its output) for every block and every batch of it, in one dense pass.
+        """Yield (block's index, its input (N, T, W), its output) for every block and batch, in one dense pass.
 
-        What is kept of an input must be copied: its memory is used again.
-        An output that is not finite raises PrunusError that names the block.
+        Inputs share memory with the next block's, so copy what is kept. If an output is not finite, PrunusError names
+        the block.
         """
         hidden = self.embedded()
         with Steps("scoring", total=self.source.blocks, unit="blocks") as steps:
@@ -138,11 +139,11 @@ class Calibrated:
 
 
 def check_finite(index: int, output_NTD: Tensor) -> None:
-    """Raise PrunusError where a block's output holds NaN or infinity."""
+    """Raise PrunusError if a block's output holds NaN or infinity."""
     if not bool(output_NTD.isfinite().all()):
         raise PrunusError(f"block {index}: its output holds NaN or infinity on the calibration text; try another")
 
 
 def lowest(scores: Sequence[float], count: int) -> tuple[int, ...]:
-    """Indices of the count lowest scores, in order; of equal ones the lower index goes first."""
+    """Indices of the `count` lowest scores, ascending; of equal scores the lower index is taken."""
     return tuple(sorted(sorted(range(len(scores)), key=lambda index: scores[index])[:count]))

@@ -1,14 +1,14 @@
-"""LaCo: fold blocks into the one before them while the model still says the same. arXiv:2402.11187, algorithm 1.
+"""LaCo: merge blocks into the one before them as long as the last hidden states stay similar.
 
-A merge adds to block l what the next m blocks differ by, theta_l + sum_k (theta_{l+k} - theta_l), and drops those m.
-As in the authors' code it is the Linear weights that are merged; norms and biases stay block l's. From the top down, a
-merge stays if the mean cosine between the old and the new last hidden states (all tokens of a sequence as one vector)
-exceeds the threshold. The next merge begins `interval` blocks lower after a success, else one lower.
+Yang et al. 2024, arXiv:2402.11187, algorithm 1. A merge replaces block l by theta_l + sum_k (theta_{l+k} - theta_l),
+over the next m blocks, and removes those m. As in the authors' code, only Linear weights are merged; norms and biases
+stay those of block l. Merges are tried from the last block down. One is kept if the mean cosine between the dense
+model's last hidden states and the new ones (all tokens of a sequence as one vector) exceeds the threshold. The next
+trial is `interval` blocks lower after a success, else one lower.
 
-Blocks that do not have the same Linears are not folded into each other; routed experts and other weights that are no
-prunable Linear stay those of block l, which is said.
-
-telescoping: the sum as some codes take it, subtracting what has been added already; only theta_{l+m} is left of it.
+Only blocks with the same Linears are merged. Routed experts and other weights that are not prunable Linears stay those
+of block l, and a warning says so. telescoping: take each difference to the previous block instead of block l, as some
+published code does, which leaves only theta_{l+m}.
 """
 
 import torch
@@ -22,7 +22,10 @@ from prunus.pruning.depth.choice import Calibrated, Choice, Mix, check_finite
 
 
 def choose(model: Calibrated, count: int) -> Choice:
-    """Merge until count blocks are gone or no merge is good enough. Scores: the cosine after each merge that stayed."""
+    """The model after merges that remove up to `count` blocks. Scores: the cosine after each merge that was kept.
+
+    A warning says if fewer blocks could be removed. Raises PrunusError if none could.
+    """
     model.check_independent("laco")
     recipe, blocks = model.recipe, model.source.blocks
     live, left, scores = [Mix.of(index) for index in range(blocks)], count, []
@@ -54,23 +57,23 @@ def choose(model: Calibrated, count: int) -> Choice:
 
 
 def are_alike(model: Calibrated, mixes: list[Mix]) -> bool:
-    """Whether blocks have Linears of the same names and shapes, so that their weights can be added."""
+    """Whether blocks have Linears of the same names and shapes, so that they can be merged."""
     first, *others = ({*model.source.linear_shapes(mix.base).items()} for mix in mixes)
     return bool(first) and all(other == first for other in others)
 
 
 def warn_of_unmerged(model: Calibrated, live: list[Mix]) -> list[str]:
-    """A warning where merged blocks hold matrices that no merge adds up."""
+    """A warning if merged blocks hold matrices that are not prunable Linears, so that they were not merged."""
     dense = {name: mix.base for mix in live if not mix.is_copy for name in model.source.left_dense(mix.base)}
     if not dense:
         return []
     name = min(dense)
     more = f" and {len(dense) - 1} more" if len(dense) > 1 else ""
-    return [f"laco adds up prunable Linears only; of merged blocks the first one's stays of {name}{more}"]
+    return [f"laco merges prunable Linears only; merged blocks keep {name}{more} of the first block of each merge"]
 
 
 def merged(neighbours: list[Mix], telescoping: bool) -> Mix:
-    """The first of these blocks with all others folded into it."""
+    """The first of these blocks with all others merged into it."""
     base, *others = neighbours
     if telescoping:
         return Mix(base.base, others[-1].parts)
@@ -82,7 +85,7 @@ def merged(neighbours: list[Mix], telescoping: bool) -> Mix:
 
 
 def last_hidden(model: Calibrated, live: list[Mix]) -> list[Tensor]:
-    """(N, T, X) per batch: what the head reads of a model made of these blocks."""
+    """(N, T, X) per batch: the inputs of the output head, in a model made of these blocks."""
     hidden = model.embedded()
     for mix in live:
         block = model.block(mix)
@@ -94,7 +97,7 @@ def last_hidden(model: Calibrated, live: list[Mix]) -> list[Tensor]:
 
 
 def mean_cosine(first: list[Tensor], second: list[Tensor]) -> float:
-    """Mean over sequences of the cosine between all hidden states of a sequence, as one vector."""
+    """Mean over sequences of the cosine between two models' hidden states, all tokens of a sequence as one vector."""
     cosines = [
         functional.cosine_similarity(a_NTX.flatten(1).double(), b_NTX.flatten(1).double(), dim=-1)
         for a_NTX, b_NTX in zip(first, second, strict=True)
@@ -105,20 +108,20 @@ def mean_cosine(first: list[Tensor], second: list[Tensor]) -> float:
 DECLARATION = DepthMethod(
     name="laco",
     source="Yang et al. 2024, arXiv:2402.11187",
-    description="fold blocks into the one before them while the last hidden states stay alike",
+    description="merge blocks into the one before them while the last hidden states stay similar",
     choose=choose,
     options=(
-        Option("merge", int, 1, "number of blocks that a merge folds into the block before them.", at_least=1),
+        Option("merge", int, 1, "number of blocks merged at a time into the block before them.", at_least=1),
         Option(
             "threshold",
             float,
             0.45,
-            "cosine to the old hidden states that a merge must exceed.",
+            "cosine to the dense model's last hidden states that a merge must exceed.",
             at_least=-1,
             below=1,
             note="it is a cosine",
         ),
-        Option("interval", int, 1, "distance in blocks from a merge down to the next one.", at_least=1),
-        Option("telescoping", bool, False, "keep only the last of the folded blocks, as some published code does."),
+        Option("interval", int, 1, "distance in blocks from one merge to the next, downwards.", at_least=1),
+        Option("telescoping", bool, False, "keep only the last of the merged blocks, as some published code does."),
     ),
 )

@@ -1,9 +1,9 @@
-"""config.json of a model that lacks some of its blocks, by rules that know no family.
+"""config.json of a model without some of its blocks, by rules that hold for all families.
 
-Fields that count blocks fall; lists with an entry per block lose those of the blocks that go; lists of block numbers
-are renumbered; counts of leading blocks fall by those removed among them. What a configuration derives (which attention
-a block has, from a period, say) is written out, else the pattern would shift. No list of fields is complete, so what
-comes out is a proposal: verification.py says whether it gives the blocks that stay.
+Fields that count blocks are reduced; lists with one entry per block lose the entries of removed blocks; lists of block
+numbers are renumbered; counts of leading blocks are reduced by those removed among them. A per-block list that a
+configuration derives (which attention a block has, for example, from a period) is written out, since the pattern would
+shift otherwise. These lists of fields cannot be complete, so verification.py checks every result.
 """
 
 import json
@@ -12,9 +12,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-# How many blocks there are; a multiple of it where a block counts as several layers.
+# Fields with the number of blocks, or a multiple of it if a block counts as several layers.
 NUMBERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
-# How many of the first blocks are of some kind, or the number of the first block that is not.
+# Fields with the number of leading blocks of some kind, or the index of the first block that is not of it.
 LEADING = (
     "first_k_dense_replace",
     "num_dense_layers",
@@ -23,7 +23,7 @@ LEADING = (
     "moe_layer_start_index",
     "num_hash_layers",
 )
-# Numbers of blocks, from 0.
+# Fields that are lists of block indices, from 0.
 INDICES = (
     "mlp_only_layers",
     "moe_layers",
@@ -32,16 +32,16 @@ INDICES = (
     "hybrid_layer_ids",
     "cross_attention_layers",
 )
-# How many blocks follow that predict tokens further ahead; they go when blocks are dropped.
+# Fields with the number of extra blocks for multi-token prediction; these are removed when blocks are dropped.
 PREDICTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "n_predict_layers")
-# Lists of other things, which may be as long as there are blocks.
+# Parts of the names of other lists, whose length may equal the number of blocks by coincidence.
 _OTHER_LISTS = ("architectures", "token_id", "time_step", "labels", "_grid", "auto_map")
 
 
 def shorter_config(
     content: Mapping[str, Any], config: PreTrainedConfig, blocks: int, removed: Collection[int]
 ) -> dict[str, Any]:
-    """config.json of the model without its removed blocks. content: the old file; config: as transformers has it."""
+    """The content of config.json without the removed blocks. content: the old one; config: as transformers reads it."""
     text = config.get_text_config(decoder=True)
     part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
     if part is None or not isinstance(content.get(part), dict):
@@ -55,7 +55,7 @@ def _shorter(
     known: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
     kept = [index for index in range(blocks) if index not in removed]
     shorter = dict(content)
-    # A block that is dense by a step of its own number is one that is dense by its number.
+    # A step makes every n-th block sparse. Renumbering would break it, so list the dense blocks explicitly.
     step = known.get("decoder_sparse_step")
     if isinstance(step, int) and step > 1:
         only: Sequence[int] = known.get("mlp_only_layers") or ()
@@ -70,13 +70,13 @@ def _shorter(
     number = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     if not any(name in shorter for name in NUMBERS) and not any("pattern" in n or "block_type" in n for n in shorter):
         shorter[number] = len(kept)
-    if "attention_types" in shorter and isinstance(shorter.get("attention_layers"), list):  # gpt_neo counts them out
+    if "attention_types" in shorter and isinstance(shorter.get("attention_layers"), list):  # gpt_neo repeats a list
         shorter["attention_types"] = [[shorter["attention_layers"], 1]]
     return shorter
 
 
 def _shorter_value(name: str, value: Any, blocks: int, kept: Sequence[int], ahead: int) -> Any:
-    """What a field becomes; the value itself where it says nothing of blocks."""
+    """The new value of a field; the old one if the field does not depend on the blocks."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int):

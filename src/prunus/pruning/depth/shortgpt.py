@@ -1,6 +1,6 @@
-"""ShortGPT: a block that hardly turns the residual stream can go. Men et al. 2024, arXiv:2403.03853, eq. 1.
+"""ShortGPT: remove the blocks that change the direction of the hidden states least (Block Influence).
 
-N sequences, T tokens, D hidden width.
+Men et al. 2024, arXiv:2403.03853, eq. 1. Shapes: N sequences, T tokens, D hidden width.
 """
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from prunus.pruning.depth.choice import Calibrated, Choice, lowest
 
 
 def choose(model: Calibrated, count: int) -> Choice:
-    """Drop the count blocks of lowest Block Influence at once. Scores: the influence of every block."""
+    """The model without the `count` blocks of lowest Block Influence. Scores: the Block Influence of every block."""
     totals, tokens = [0.0] * model.source.blocks, sum(map(len, model.sequences))
     for index, before_NTD, after_NTD in model.walk():
         totals[index] += block_influence(before_NTD, after_NTD).double().sum().item()
@@ -20,10 +20,10 @@ def choose(model: Calibrated, count: int) -> Choice:
 
 
 def block_influence(before_NTD: Tensor, after_NTD: Tensor) -> Tensor:
-    """(N, T) float32: 1 - cosine between the residual stream before and after a block, per token; 0 to 2.
+    """(N, T) float32: 1 - cosine between the hidden states before and after a block, per token; 0 to 2.
 
-    The Block Influence of the paper is the mean over tokens. after is the block's own output: what transformers calls
-    the last hidden state has already passed the final norm, and would misjudge the last block.
+    The paper's Block Influence is the mean over tokens. after_NTD is the block's own output; transformers' last hidden
+    state has passed the final norm, which would distort the score of the last block.
     """
     cosine_NT = functional.cosine_similarity(before_NTD.float(), after_NTD.float(), dim=-1)
     return 1 - cosine_NT.clamp(-1, 1)

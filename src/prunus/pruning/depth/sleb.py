@@ -1,8 +1,9 @@
-"""SLEB: drop, one after the other, the block whose absence hurts the likelihood least. arXiv:2402.09025, algorithm 1.
+"""SLEB: remove blocks one by one, each time the one whose removal increases the loss least.
 
-Every round looks again at what is left, so this is the strong baseline. The first and the last block always stay (the
-authors' barriers). Memory: hidden states twice, the output head, and blocks as Calibrated says. Time: for each block
-dropped about L^2 / 2 block passes over the calibration tokens, as what lies before a block is run once per round.
+Song et al. 2024, arXiv:2402.09025, algorithm 1. Every round evaluates the remaining model again, which makes this the
+strongest baseline. The first and the last block always stay, as in the authors' code. Memory: two copies of the hidden
+states, the output head, and blocks as described in Calibrated. Time: about L^2 / 2 block passes over the calibration
+tokens per removed block of L, since the blocks before a candidate are run only once per round.
 """
 
 import math
@@ -18,7 +19,10 @@ from prunus.pruning.depth.choice import Calibrated, Choice, Mix
 
 
 def choose(model: Calibrated, count: int) -> Choice:
-    """Drop count blocks greedily. Scores: nats per token after each removal, in the order of removal."""
+    """The model without `count` greedily removed blocks. Scores: nats per token after each removal, in that order.
+
+    Raises PrunusError if the first or the last block would have to go, or if no sequence has two tokens.
+    """
     model.check_independent("sleb")
     blocks = model.source.blocks
     if count > blocks - 2:
@@ -38,7 +42,7 @@ def choose(model: Calibrated, count: int) -> Choice:
 
 
 def losses_without_each(model: Calibrated, live: Sequence[int], steps: Steps) -> dict[int, float]:
-    """Nats per predicted token of the live blocks without one, for each of them but the first and the last."""
+    """Nats per predicted token without each of the live blocks but the first and the last, by block index."""
     before = model.embedded()
     propagate(model.runner, model.block(Mix.of(live[0])), before)
     losses = {}
@@ -69,6 +73,6 @@ def mean_loss(runner: Runner, last: HiddenStates) -> float:
 DECLARATION = DepthMethod(
     name="sleb",
     source="Song et al. 2024, arXiv:2402.09025",
-    description="remove one block after the other, each time the one whose absence costs the least likelihood",
+    description="remove blocks one by one, each time the one whose removal costs the least likelihood",
     choose=choose,
 )

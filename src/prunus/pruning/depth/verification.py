@@ -1,13 +1,13 @@
-"""Whether a model without some of its blocks computes what the blocks that stay computed, told before it is written.
+"""Check, before a shortened model is written, that its blocks will compute the same as in the source model.
 
-No rule for config.json is complete, and there are blocks that use their own number, so every result is checked:
+No rules for config.json are complete, and some blocks use their own index, so every result is checked:
 
-- its configuration gives a model whose tensors have exactly the names and shapes that are to be written,
-- whose blocks have the settings of those that they were, and are called with the same masks and positions,
-- and one short sequence goes through it as through the blocks that stay of the old model.
+- The new configuration must give a model whose tensors have exactly the names and shapes that will be written.
+- Its blocks must have the settings that they had, and be called with the same masks and positions.
+- One short sequence must give the same hidden states in the new model as through the kept blocks of the source.
 
-The last reads each block that stays twice, and runs it on a few tokens; one block is in memory at a time. It all works
-on the tensors where they lie now, under their new names.
+The last check reads each kept block twice and runs it on a few tokens, with one block in memory at a time. All checks
+use the source's tensors under their new names; nothing is written.
 Shapes: N sequences, T tokens, W numbers per token between two blocks.
 """
 
@@ -34,20 +34,20 @@ from prunus.pruning.depth.choice import Choice, Mix
 from prunus.pruning.depth.shortened_config import shorter_config
 
 TOKENS = 32
-# The same products of the same numbers: any difference that is no accident of memory is a real one.
+# Relative. Both models do the same operations on the same numbers, so only alignment in memory may change rounding.
 TOLERANCE = 1e-5
-# Shorter than a probe of an architecture, so that blocks with a window are called with another mask than others.
+# Shorter than the probe of an architecture, so that blocks with a sliding window get a different mask from others.
 _PROBE_WINDOW = 8
-# Settings by which a block only leaves things for others: the sequence shows whether those find them.
+# Settings of blocks that only store state for other blocks. check_outputs shows whether those still find it.
 _FOR_OTHERS = ("store_full_length_kv",)
 
 
 class Undroppable(PrunusError):
-    """Without these blocks the model would not compute what the others did; the text says why."""
+    """The blocks cannot be removed, as the others would not compute the same without them; the message says why."""
 
 
 class _Planned(Checkpoint):
-    """The model to be written, as if it were there: its configuration, and tensors that lie elsewhere."""
+    """The model to be written, as a checkpoint: its new configuration, with the tensors of the source."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, Stored]) -> None:
         self._given = tensors
@@ -58,16 +58,16 @@ class _Planned(Checkpoint):
 
 
 class Droppable(NamedTuple):
-    """Whether blocks of a model can be dropped: of those tried some, and why not others (None: all)."""
+    """possible: whether any of the removals that were tried works. note: why another one does not; None if all work."""
 
     possible: bool
     note: str | None
 
 
 def try_drops(source: Checkpoint, *, read_weights: bool) -> Droppable:
-    """Whether the second block of a model, and its first and third, can go. Nothing is written.
+    """Whether the second block of a model, or its first and third, can be removed. Nothing is written.
 
-    read_weights: run one short sequence too; False: tell what can be told from the configuration alone.
+    read_weights: also run one short sequence; False checks the configuration alone.
     """
     attempts = [(1,), (0, 2)] if source.blocks > 3 else [(index,) for index in range(min(2, source.blocks - 1))]
     notes = [why_not(source, removed, read_weights=read_weights) for removed in attempts]
@@ -75,7 +75,7 @@ def try_drops(source: Checkpoint, *, read_weights: bool) -> Droppable:
 
 
 def why_not(source: Checkpoint, removed: Sequence[int], *, read_weights: bool = True) -> str | None:
-    """Why a model cannot go without these blocks, in one line; None where it can. read_weights: as in try_drops."""
+    """Why these blocks cannot be removed, in one line; None if they can. read_weights: as in try_drops."""
     try:
         if read_weights:
             verify(source, Choice.without(removed, source.blocks, []), torch.device("cpu"))
@@ -87,14 +87,14 @@ def why_not(source: Checkpoint, removed: Sequence[int], *, read_weights: bool = 
 
 
 def verify(source: Checkpoint, choice: Choice, device: torch.device) -> None:
-    """Raise Undroppable unless the blocks that stay compute in the new model what they did in the old."""
+    """Raise Undroppable unless the kept blocks compute the same in the new model as in the source."""
     with planned(source, choice) as new:
         check_plan(source, choice, new)
         check_outputs(source, choice, new, device)
 
 
 def check_removable(source: Checkpoint, removed: Sequence[int]) -> None:
-    """The same as far as it can be told without reading weights."""
+    """Raise Undroppable if the configuration alone shows that these blocks cannot be removed; reads no weights."""
     choice = Choice.without(removed, source.blocks, [])
     with planned(source, choice) as new:
         check_plan(source, choice, new)
@@ -102,7 +102,7 @@ def check_removable(source: Checkpoint, removed: Sequence[int]) -> None:
 
 @contextmanager
 def planned(source: Checkpoint, choice: Choice) -> Iterator[Checkpoint]:
-    """The model to be written, opened, which checks all names and shapes."""
+    """The model to be written, opened as a checkpoint, which checks the names and shapes of all tensors."""
     check_needs(source, [mix.base for mix in choice.kept])
     content = new_config(source, choice)
     with TemporaryDirectory() as name:
@@ -118,12 +118,12 @@ def planned(source: Checkpoint, choice: Choice) -> Iterator[Checkpoint]:
 
 
 def new_config(source: Checkpoint, choice: Choice) -> dict[str, Any]:
-    """config.json for the blocks that stay."""
+    """The content of config.json for the kept blocks."""
     return shorter_config(source.config_json, source.config, source.blocks, choice.removed(source.blocks))
 
 
 def new_tensors(source: Checkpoint, choice: Choice) -> dict[str, Stored]:
-    """Where what is to be written lies now, by its new names on disk."""
+    """The source's tensors that will be written, by their new names on disk."""
     tensors = source.outer_tensors()
     for name in left_out(source):
         del tensors[name]
@@ -134,46 +134,46 @@ def new_tensors(source: Checkpoint, choice: Choice) -> dict[str, Stored]:
 
 
 def left_out(source: Checkpoint) -> list[str]:
-    """Tensors that belong to no block and to no module, such as layers that predict tokens further ahead."""
+    """Names of tensors that belong to no block and to no module, such as layers for multi-token prediction."""
     outer = source.outer_tensors()
     return [name for name in source.names.unknown if name in outer]
 
 
 def check_needs(source: Checkpoint, kept: Sequence[int]) -> None:
-    """Raise Undroppable where a block that stays needs something of one that goes."""
+    """Raise Undroppable if a kept block needs weights or outputs of a removed one."""
     owner = {name: index for index in range(source.blocks) for name in source.block_tensors(index)}
     for index in kept:
         names = [source.block_name(index, local) for local in source.architecture.layers[index].state_dict()]
         for name in source.names.stored_for(names):
             if (other := owner.get(name, index)) != index and other not in kept:
-                raise Undroppable(f"block {index} shares weights with block {other}, which would go")
+                raise Undroppable(f"block {index} shares weights with block {other}, which would be removed")
         call = source.architecture.probe.calls[index]
         for value in leaves([*call.args, *call.kwargs.values()]):
             if isinstance(value, Carried) and value.block not in kept:
-                raise Undroppable(f"block {index} needs what block {value.block} gives out, which would go")
+                raise Undroppable(f"block {index} reads an output of block {value.block}, which would be removed")
 
 
 def check_plan(source: Checkpoint, choice: Choice, new: Checkpoint) -> None:
-    """Raise Undroppable where a block would be another one, or be called in another way."""
+    """Raise Undroppable if a kept block would have other settings in the new model, or would be called differently."""
     if new.blocks != len(choice.kept):
         raise Undroppable(
             f"it is not known where config.json says how many blocks there are ({new.blocks} instead of "
             f"{len(choice.kept)})"
         )
     if stray := sorted(set(new.names.unknown) - {_renamed(source, choice, name) for name in source.names.unknown}):
-        raise Undroppable(f"what stays would hold the tensor '{stray[0]}', for which the new model has no place")
+        raise Undroppable(f"the kept blocks have the tensor '{stray[0]}', for which the new model has no place")
     before, after = _windowed(source), _windowed(new)
     numbers = {mix.base: place for place, mix in enumerate(choice.kept)}
     for place, mix in enumerate(choice.kept):
         if difference := _difference(before.layers[mix.base], after.layers[place]):
-            raise Undroppable(f"block {mix.base} would be another one as block {place}: {difference}")
+            raise Undroppable(f"block {mix.base} would have other settings as block {place}: {difference}")
         if not _alike(before.probe.calls[mix.base], after.probe.calls[place], numbers):
-            raise Undroppable(f"block {mix.base} would be called in another way (mask or positions) as block {place}")
+            raise Undroppable(f"block {mix.base} would be called with another mask or positions as block {place}")
 
 
 @torch.inference_mode()
 def check_outputs(source: Checkpoint, choice: Choice, new: Checkpoint, device: torch.device) -> None:
-    """Raise Undroppable where one short sequence goes through the new model in another way."""
+    """Raise Undroppable if hidden states of one short sequence differ between the new model and the kept blocks."""
     generator = torch.Generator().manual_seed(0)
     length = min(TOKENS, source.context)
     ids_1T = torch.randint(source.vocabulary, (1, length), generator=generator)
@@ -185,11 +185,11 @@ def check_outputs(source: Checkpoint, choice: Choice, new: Checkpoint, device: t
         if before.shape == after.shape and _close(before, after):
             continue
         if step == 0:
-            raise Undroppable("what the first block reads depends on the number of blocks")
+            raise Undroppable("the input of the first block depends on the number of blocks")
         if step > len(olds):
-            raise Undroppable("what follows the last block depends on the number of blocks")
+            raise Undroppable("the layers after the last block depend on the number of blocks")
         where = f"block {olds[step - 1]} would compute something else as block {step - 1}"
-        raise Undroppable(f"{where}: it depends on its place, or on what a block that would go leaves")
+        raise Undroppable(f"{where}: it depends on its index, or on state that a removed block stores")
 
 
 def _outputs(
@@ -200,7 +200,7 @@ def _outputs(
     ids_1T: Tensor,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """What the first block reads, what each of these blocks gives out, and what the head reads."""
+    """Yield the input of the first of these blocks, the output of each, and the input of the output head."""
     runner, batch = Runner(model.config, model.tensors, source.dtype, device), Batch(ids_1T)
     rows_1TW = runner.embed(batch)
     yield rows_1TW.cpu()
@@ -208,16 +208,16 @@ def _outputs(
         block = runner.make_block(index, model.read_block(index) if mix.is_copy else mix.tensors(source))
         try:
             rows_1TW = runner.run_block(block, rows_1TW, batch)
-        except Exception as error:  # the model's own code, which misses what another block would have left
+        except Exception as error:  # raised by the model's own code, which misses state of a removed block
             reason = f"{type(error).__name__}: {one_line(error)[:80]}"
-            raise Undroppable(f"block {mix.base} does not run without those that would go ({reason})") from error
+            raise Undroppable(f"block {mix.base} does not run without the removed blocks ({reason})") from error
         yield rows_1TW.cpu()
     if runner.architecture.head is not None:
         yield runner.states(rows_1TW, batch).cpu()
 
 
 def _close(before: Tensor, after: Tensor) -> bool:
-    """Whether two tensors are equal but for rounding; where one holds NaN, so does the other."""
+    """Whether two tensors are equal up to rounding, with NaN in the same places."""
     before, after = before.double(), after.double()
     scale = before.nan_to_num(posinf=0, neginf=0).abs().max().item()
     return torch.allclose(before, after, rtol=0, atol=TOLERANCE * max(scale, 1e-30), equal_nan=True)
@@ -231,7 +231,7 @@ def _renamed(source: Checkpoint, choice: Choice, name: str) -> str:
 
 
 def _windowed(model: Checkpoint) -> Architecture:
-    """The architecture with sliding windows so short that they show on the few tokens of a probe."""
+    """The architecture with sliding windows shorter than its probe, so that the probe's masks show them."""
     config = deepcopy(model.config)
     text: PreTrainedConfig = config.get_text_config(decoder=True)
     changed = False
@@ -244,7 +244,7 @@ def _windowed(model: Checkpoint) -> Architecture:
 
 
 def _difference(before: nn.Module, after: nn.Module) -> str | None:
-    """What tells two blocks apart by their modules' settings, None if nothing does."""
+    """The first difference between the settings of two blocks' modules; None if there is none."""
     olds, news = settings_of(before), settings_of(after)
     olds, news = ({n: v for n, v in s.items() if not n.endswith(_FOR_OTHERS)} for s in (olds, news))
     for name in sorted({*olds, *news}):
@@ -255,7 +255,7 @@ def _difference(before: nn.Module, after: nn.Module) -> str | None:
 
 
 def _alike(before: Call, after: Call, numbers: Mapping[int, int]) -> bool:
-    """Whether a block is called with the same values. numbers: the new number of a block by its old one."""
+    """Whether two calls of a block have equal arguments. numbers: new index of a block by its old one."""
     olds, news = list(leaves(list(before))), list(leaves(list(after)))
     if before.kwargs.keys() != after.kwargs.keys() or len(olds) != len(news):
         return False

@@ -1,4 +1,4 @@
-"""Pruning methods, one file each: weight in, weight out. Each declares what it is, its options and its passes."""
+"""Pruning methods, one file each: a function from weight to pruned weight, and a declaration of options and passes."""
 
 from torch import Tensor
 
@@ -13,7 +13,10 @@ METHODS = load(Method)
 
 
 def find_method(recipe: PruneRecipe) -> Method:
-    """The method of a recipe, with the options, comparison group and update of kept weights that it asks for."""
+    """The method of a recipe, configured with the recipe's options, comparison group and update of kept weights.
+
+    Raises PrunusError if the recipe asks for an update and the method updates weights itself.
+    """
     method = METHODS[recipe.method]
     if method.configure is not None:
         method = method.configure(method, recipe)
@@ -27,7 +30,7 @@ def find_method(recipe: PruneRecipe) -> Method:
 
 
 def with_update(method: Method) -> Method:
-    """The method's zeros, with the rest of the weights updated to make up for them."""
+    """A method with the same zeros, whose kept weights are updated by SparseGPT's rule to compensate for them."""
 
     def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
         return sparsegpt.updated(weight_OI, method.prune(weight_OI, inputs, target), inputs)

@@ -1,8 +1,8 @@
-"""ALPS: least squares with a limit on how many weights there are, by ADMM and then conjugate gradients on what is kept.
+"""ALPS: least squares with a limited number of weights. ADMM finds the support, conjugate gradients refine the values.
 
 Meng et al. 2024, arXiv:2406.07831; authors' code alps.py. O: output features, I: input features. Weights are transposed
-and scaled so that the Hessian has a unit diagonal. The search for what to keep runs in float32 (on a real LLM it ends
-at the same error, in two thirds of the time), the rest in float64.
+and scaled so that the Hessian has a unit diagonal. ADMM runs in float32 (on a real LLM it reaches the same error in two
+thirds of the time), the rest in float64.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,17 @@ from prunus.pruning.calibration.hessian import DAMPING
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target, lowest_in_tensor, lowest_per_pattern, zeros_of
 
-FIRST_RHO, MOST_RHO = 0.1, 1e6
-ITERATIONS, CHECK_EVERY, POLISHING = 300, 3, 10
-SETTLED_AFTER, SETTLED, TOLERANCE = 30, 3e-4, 1e-4
+INITIAL_RHO, MAX_RHO = 0.1, 1e6
+ITERATIONS = 300  # of ADMM, at most
+CHECK_EVERY = 3  # iterations between updates of rho
+SETTLED_AFTER, SETTLED = 30, 3e-4  # from this iteration on, stop if this share of the support changes, or less
+CG_STEPS, CG_TOLERANCE = 10, 1e-4  # conjugate gradients: steps at most, and the relative residual at which they stop
 
 
 def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
-    """New weight with round(O * I * sparsity) zeros that nearly has the least squared output error.
+    """New weight with round(O * I * sparsity) zeros that approximately minimises the squared output error.
 
-    Dead inputs go first, but no more of them than wanted. Rounding `reference` rounds the count down.
+    Weights of dead inputs are zeroed first, up to that count. Rounding `reference` rounds the count down.
     """
     if inputs is None or inputs.hessian is None:
         raise ValueError("ALPS needs the Hessian of the inputs")
@@ -37,7 +39,7 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     dead_I = inputs.hessian.dead_I
 
     def support(value_IO: Tensor) -> Tensor:
-        """True at what is kept."""
+        """(I, O) true at the weights to keep: all but the `zeros` of smallest value."""
         score_OI = value_IO.square().masked_fill(dead_I[:, None], 0).T.contiguous().float()
         if target.pattern is None:
             return ~lowest_in_tensor(score_OI, zeros).T
@@ -47,29 +49,30 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
         kept_IO[:covered] = ~lowest_per_pattern(score_OI[:, :covered], width - keep, width).T
         return kept_IO
 
-    wanted_IO = hessian_II @ dense_IO
-    kept_IO, start_IO = _admm(hessian_II, dense_IO, wanted_IO, support)
-    best_IO = _polished(hessian_II, wanted_IO, start_IO.double() * kept_IO, kept_IO)
+    target_IO = hessian_II @ dense_IO
+    kept_IO, start_IO = _admm(hessian_II, dense_IO, target_IO, support)
+    best_IO = _conjugate_gradients(hessian_II, target_IO, start_IO.double() * kept_IO, kept_IO)
     return (best_IO / size_I[:, None]).T.contiguous().to(weight_OI.dtype)
 
 
 def _admm(
-    hessian_II: Tensor, dense_IO: Tensor, wanted_IO: Tensor, support: Callable[[Tensor], Tensor]
+    hessian_II: Tensor, dense_IO: Tensor, target_IO: Tensor, support: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What to keep, and the values (I, O) that it was chosen by.
+    """The support (I, O; true: kept) and the dense solution (I, O) that it was chosen from.
 
-    rho pulls the free solution to the sparse one: it grows while what is kept still changes, and the search ends when
-    that has settled. Where rho begins so large that nothing ever changed, it begins anew with a fifth.
+    rho penalises the distance between the dense and the sparse solution. It grows while the support still changes, and
+    the search ends once the support is stable. While rho has not been raised yet and the support hardly changes, the
+    initial rho was too large: it is divided by 5, and the search starts again if the support has changed at all.
     """
     values_I, vectors_II = (part.float() for part in torch.linalg.eigh(hessian_II))
-    dense_IO, wanted_IO = dense_IO.float(), wanted_IO.float()
-    rho, raised = FIRST_RHO, False
+    dense_IO, target_IO = dense_IO.float(), target_IO.float()
+    rho, raised = INITIAL_RHO, False
     free_IO, dual_IO = dense_IO, torch.zeros_like(dense_IO)
     kept_IO = before_IO = support(dense_IO)
     count = max(1, int(kept_IO.count_nonzero()))
     sparse_IO = dense_IO * kept_IO
     for iteration in range(1, ITERATIONS + 1):
-        right_IO = wanted_IO - dual_IO + rho * sparse_IO
+        right_IO = target_IO - dual_IO + rho * sparse_IO
         free_IO = vectors_II @ ((vectors_II.T @ right_IO) / (values_I + rho)[:, None])
         pulled_IO = free_IO + dual_IO / rho
         kept_IO = support(pulled_IO)
@@ -80,9 +83,9 @@ def _admm(
         changed = int((kept_IO ^ before_IO).count_nonzero())
         before_IO = kept_IO
         if changed > 0.005 * count:
-            rho, raised = min(rho * (1.3 if changed > 0.1 * count else 1.2), MOST_RHO), True
+            rho, raised = min(rho * (1.3 if changed > 0.1 * count else 1.2), MAX_RHO), True
         elif changed and raised:
-            rho = min(rho * 1.1, MOST_RHO)
+            rho = min(rho * 1.1, MAX_RHO)
         elif raised:
             break
         else:
@@ -96,13 +99,13 @@ def _admm(
     return support(free_IO), free_IO
 
 
-def _polished(hessian_II: Tensor, wanted_IO: Tensor, start_IO: Tensor, kept_IO: Tensor) -> Tensor:
-    """Conjugate gradient steps on the kept weights alone, all columns as one system."""
+def _conjugate_gradients(hessian_II: Tensor, target_IO: Tensor, start_IO: Tensor, kept_IO: Tensor) -> Tensor:
+    """(I, O) start_IO improved by conjugate gradient steps on the kept weights, with all columns as one system."""
     value_IO = start_IO
-    residual_IO = (wanted_IO - hessian_II @ value_IO) * kept_IO
+    residual_IO = (target_IO - hessian_II @ value_IO) * kept_IO
     direction_IO, energy = residual_IO, residual_IO.square().sum()
-    enough = TOLERANCE**2 * energy
-    for _ in range(POLISHING):
+    enough = CG_TOLERANCE**2 * energy
+    for _ in range(CG_STEPS):
         if not bool(energy > enough):
             break
         image_IO = (hessian_II @ direction_IO) * kept_IO
@@ -117,7 +120,7 @@ def _polished(hessian_II: Tensor, wanted_IO: Tensor, start_IO: Tensor, kept_IO: 
 DECLARATION = Method(
     name="alps",
     source="Meng et al. 2024, arXiv:2406.07831",
-    description="least squares under a limit on weights, by ADMM; slow (eigenvalues in float64)",
+    description="least squares with a limited number of weights, by ADMM; slow (eigenvalues in float64)",
     needs="hessian",
     group="tensor",
     ranks=False,

@@ -1,11 +1,13 @@
-"""DSnoT: start from Wanda's zeros, then swap zeros and weights of a row until its expected error is small.
+"""DSnoT: start from Wanda's zeros, then swap pruned and kept weights of a row until its expected error is small.
 
 Zhang et al. 2023, arXiv:2310.08915; authors' code lib/prune.py, prune_DSnoT. O: output features, R: some of them, I:
-input features, G: groups of the pattern. No weight that stays changes. Differs from the authors' code on purpose: a
-swap is made only if it lowers the error of its row (theirs makes every swap, so that an error which both weights of a
-swap overshoot changes its sign for ever), MLP Linears are refined too (theirs skips them by default), variances are
-over all tokens (theirs within batches), the threshold is per token, and a row whose candidates run out is left as it
-is (theirs walks on into weights that were kept).
+input features. The values of kept weights do not change. Deviations from the authors' code, all deliberate:
+- A swap is made only if it lowers the error of its row. Theirs makes every swap, so an error can alternate in sign
+  forever.
+- MLP Linears are refined too; theirs skips them by default.
+- Variances are over all tokens; theirs are within batches.
+- The threshold is per token; theirs is for sums over 2048 tokens.
+- A row without candidates is left alone; theirs goes on to weights that were kept.
 """
 
 import torch
@@ -16,8 +18,8 @@ from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import SLICE, Target
 from prunus.pruning.methods import wanda
 
-CYCLES = 50
-THRESHOLD = 0.1 / 2048  # the authors' 0.1 is for sums over 2048 tokens
+CYCLES = 50  # swaps per row, at most
+THRESHOLD = 0.1 / 2048  # error per token at which a row is done; the authors' 0.1 is for sums over 2048 tokens
 
 
 def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
@@ -25,10 +27,10 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     if inputs is None or inputs.mean_I is None or inputs.variance_I is None:
         raise ValueError("DSnoT needs the means of the inputs")
     start_OI = wanda.prune(weight_OI, inputs, target)
-    # A weight that is zero already counts as neither: taking it back would gain nothing.
+    # A weight that was zero before pruning is neither pruned nor kept: restoring it would change nothing.
     gone_OI, kept_OI = (start_OI == 0) & (weight_OI != 0), start_OI != 0
     width = None if target.pattern is None else target.pattern[1]
-    # Rows do not depend on each other: a few at a time need less memory, and stay in a CPU's cache.
+    # Rows are independent. A few at a time need less memory and stay in a CPU's cache.
     rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
     for begin in range(0, len(weight_OI), rows):
         weight_RI, gone_RI, kept_RI = (table[begin : begin + rows] for table in (weight_OI, gone_OI, kept_OI))
@@ -46,19 +48,19 @@ def refine(
     variance_I: Tensor,
     width: int | None = None,
 ) -> Tensor:
-    """A better gone_OI with as many true in every row, and in every `width` columns where one is given.
+    """(O, I) true at pruned weights, with as many per row as in gone_OI and, if width is given, per `width` columns.
 
-    The error of a row is the sum of W * mean over what is gone. Each cycle takes one weight of the error's sign back,
-    that with the largest W * mean / variance, and gives up the one of the lowest score among those kept that have the
-    other sign, so that both move the error towards 0 (with a width: among all kept of the same group, as long as the
-    error keeps its sign). A row stops where that would not lower the size of its error, where the error is below
-    THRESHOLD, or where nothing is left to swap.
+    The error of a row is the sum of W * mean over its pruned weights. Each cycle restores one pruned weight whose
+    W * mean has the sign of the error, the one with the largest W * mean / variance, and prunes one kept weight: the
+    one of lowest score among those of the opposite sign, so that both changes move the error towards 0. With a width it
+    is the one of lowest score among all kept weights of the same group, provided the error keeps its sign. A row is
+    done if the swap would not reduce the size of its error, if the error is below THRESHOLD, or if no swap is left.
     """
     result_OI = gone_OI.clone()
     pull_OI = weight_OI.float() * mean_I.float()
     gain_OI = pull_OI / variance_I.clamp(min=torch.finfo(torch.float32).tiny)
     group_I = None if width is None else torch.arange(weight_OI.shape[1], device=weight_OI.device) // width
-    rows_R = torch.arange(len(weight_OI), device=weight_OI.device)  # those that may still get better
+    rows_R = torch.arange(len(weight_OI), device=weight_OI.device)  # rows that are not done
     kept_RI, gone_RI, score_RI, pull_RI, gain_RI = kept_OI.clone(), result_OI, score_OI, pull_OI, gain_OI
     error_R = (pull_OI * gone_OI).sum(1)
     for _ in range(CYCLES):
@@ -73,7 +75,7 @@ def refine(
         live_R = possible_R & (error_R.abs() > THRESHOLD) & (after_R.abs() < error_R.abs())
         if group_I is not None:
             live_R &= after_R.sign() == error_R.sign()
-        # What did not change now never will: the rest goes on without it.
+        # A row without a swap in this cycle would have none in the next: only the others continue.
         rows_R, error_R = rows_R[live_R], after_R[live_R]
         if not len(rows_R):
             break
@@ -90,7 +92,7 @@ def refine(
 DECLARATION = Method(
     name="dsnot",
     source="Zhang et al. 2023, arXiv:2310.08915",
-    description="Wanda's zeros, then swapped within rows until the expected error is small",
+    description="start from Wanda's zeros and swap them within rows until the expected error is small",
     needs="means",
     group="row",
     prune=prune,

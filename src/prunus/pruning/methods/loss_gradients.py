@@ -1,4 +1,4 @@
-"""A pass before pruning: the dense model's squared loss gradients, summed over sequences, in a file per block."""
+"""Passes that measure the dense model's squared loss gradients before pruning, in one file per block."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 
 class LossGradients(Pass):
-    """Of each weight: statistics get gradient_OI, the root of the sum, times the recipe's gradient_scale."""
+    """Adds gradient_OI to the statistics: gradient_scale * sqrt(sum over sequences of squared gradients) per weight."""
 
     needs = "gradients"
     whole_model = True
-    rows: ClassVar[bool] = False  # squares by output instead of by weight
+    rows: ClassVar[bool] = False  # whether squares are summed per output instead of per weight
 
     folder = Path()
 
     def disk(self, job: "Job") -> int:
-        """One float32 number a weight."""
+        """Bytes of one float32 number per weight in scope."""
         return 4 * sum(map(weights_of, job.linears))
 
     def prepare(self, job: "Job", partial: Partial, calibration: Calibration | None) -> None:
-        """Sum the squares into files beside the unfinished work, or among what variants of a study share."""
+        """Write the sums to files in the unfinished output, or in the folder shared by the variants of a study."""
         assert calibration is not None
         dtype = torch.float32 if job.recipe.dtype == "auto" else job.dtype
         runner = Runner(job.source.config, job.source.tensors, dtype, job.device)
@@ -70,36 +70,36 @@ class LossGradients(Pass):
     def statistics(
         self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
-        """The statistics with the gradients of their Linears beside them."""
+        """The groups' statistics, with the gradients of each Linear added."""
         count = len(run.hidden.sequences())
         for group in groups:
             sums = {name: row for name, row in read_header(file_in(self.folder, run.number)).items() if name in group}
             yield {name: self.with_sum(job, group[name], sums[name].read().to(job.device), count) for name in sums}
 
     def with_sum(self, job: "Job", inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
-        """Statistics of one Linear with what was summed for it over count sequences."""
+        """Statistics of one Linear with its gradients. sum_OI: squared gradients summed over `count` sequences."""
         return replace(inputs, sequences=count, gradient_OI=sum_OI.sqrt_().mul_(job.recipe.gradient_scale))
 
     def written(self, job: "Job", index: int) -> None:
-        """Nobody reads the file of a finished block again, unless variants share it."""
+        """Delete the file of a finished block, unless other variants share it."""
         if job.shared is None:
             file_in(self.folder, index).unlink(missing_ok=True)
 
 
 class OutputGradients(LossGradients):
-    """Of each output: statistics get fisher_O, the sum, which is the outputs' Fisher information."""
+    """Adds fisher_O to the statistics: per output, the sum over tokens of squared gradients (Fisher information)."""
 
     rows = True
 
     def disk(self, job: "Job") -> int:
-        """One number an output is next to nothing."""
+        """0: one number per output is negligible."""
         return 0
 
     def with_sum(self, job: "Job", inputs: InputStats, sum_OI: Tensor, count: int) -> InputStats:
-        """Statistics of one Linear with its sum (O,)."""
+        """Statistics of one Linear with its Fisher information. sum_OI: (O,) here, one sum per output."""
         return replace(inputs, fisher_O=sum_OI)
 
 
 def file_in(folder: Path, index: int) -> Path:
-    """Where the sums of one block are."""
+    """The file with the sums of one block."""
     return folder / f"gradients-{index:05d}.safetensors"

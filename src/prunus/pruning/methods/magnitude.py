@@ -1,5 +1,7 @@
-"""Magnitude: small weights go first. Han et al. 2015, arXiv:1506.02626; as in locuslab/wanda lib/prune.py,
-prune_magnitude: each Linear for itself, the whole tensor one group. O: output features, I: input features.
+"""Magnitude: zero the smallest weights.
+
+Han et al. 2015, arXiv:1506.02626; as in locuslab/wanda lib/prune.py, prune_magnitude, weights are ranked in each Linear
+separately, over the whole tensor. O: output features, I: input features.
 """
 
 from torch import Tensor
@@ -10,10 +12,10 @@ from prunus.pruning.masks import Target, zero_smallest
 
 
 def prune(weight_OI: Tensor, _inputs: InputStats | None, target: Target) -> Tensor:
-    """New weight: the tensor loses its round(O * I * sparsity) smallest entries, equal ones by flat index.
+    """New weight with zeros at its round(O * I * sparsity) smallest entries; of equal ones the lower flat index.
 
-    Differs from the authors' code in the count: theirs also removes one more and every tie (rounding `reference`),
-    which in bfloat16 is about 0.2 % of all weights.
+    The authors' code zeroes one weight more and all that tie with it, in bfloat16 about 0.2 % of all weights; rounding
+    `reference` does too.
     """
     return zero_smallest(weight_OI, target)
 

@@ -1,4 +1,4 @@
-"""RIA: a weight matters by its share of its row and of its column, times the size of its input.
+"""RIA: a weight's importance is its share of its row plus its share of its column, times a power of its input norm.
 
 Zhang et al. 2024, "Plug-and-Play" (ICLR); authors' code lib/prune.py, prune_ria. O: output features, I: input features.
 """
@@ -15,7 +15,7 @@ EXPONENT = 0.5  # of the input norm, as in the paper
 def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
     """(O, I) float32 importance; larger means keep. norm_I: L2 norm of each input over all calibration tokens."""
     size_OI = weight_OI.abs().float()
-    # A row or column of zeros has share 0; the authors' 0/0 is NaN there and never pruned.
+    # In a row or column of zeros the share is 0. In the authors' code it is 0/0 = NaN, which is never pruned.
     column_I, row_O1 = size_OI.sum(0), size_OI.sum(1, keepdim=True)
     share_OI = size_OI / column_I.masked_fill(column_I == 0, 1)
     share_OI += size_OI.div_(row_O1.masked_fill(row_O1 == 0, 1))
@@ -23,9 +23,9 @@ def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
 
 
 def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
-    """New weight: the tensor loses its round(O * I * sparsity) lowest scores, equal ones by flat index.
+    """New weight with zeros at the round(O * I * sparsity) lowest scores; of equal ones the lower flat index.
 
-    Differs from the authors' code in the count: theirs also removes one more and every tie (rounding `reference`).
+    The authors' code zeroes one weight more and all that tie with it; rounding `reference` does too.
     """
     if inputs is None:
         raise ValueError("RIA needs the norms of the inputs")
@@ -35,7 +35,7 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
 DECLARATION = Method(
     name="ria",
     source="Zhang et al. 2024, ICLR, Plug-and-Play",
-    description="zero the weights with the least share of their row and column x root of the input norm",
+    description="zero the weights with the least (share of their row + share of their column) x root of the input norm",
     needs="norms",
     group="tensor",
     prune=prune,

@@ -1,7 +1,7 @@
-"""SparseGPT: remove a weight and let those not yet visited make up for it.
+"""SparseGPT: prune columns from left to right and update the columns that follow to compensate for the error.
 
 Frantar & Alistarh 2023, arXiv:2301.00774; authors' code sparsegpt.py, fasterprune. O: output features, I: input
-features, B: columns of a block. Weights are held transposed, so that a column is contiguous.
+features, B: columns of a block. Weights are stored transposed, so that a column is contiguous.
 """
 
 from collections.abc import Callable
@@ -19,22 +19,22 @@ BLOCK = 128
 
 
 class Update(NamedTuple):
-    """New weight, and 1/2 tr(D H D^T) for the change D and the damped Hessian H: what the change costs."""
+    """A new weight and its loss 1/2 tr(D H D^T), for the change D of the weight and the damped Hessian H."""
 
     weight_OI: Tensor
     loss: float
 
 
-# zeros(scores of the block (O, B), its first column) -> (O, B) true where a weight goes.
+# choose(scores (O, B) of some columns, index of the first of them) -> (O, B) true at weights to zero.
 Choice = Callable[[Tensor, int], Tensor]
 
 
 def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
-    """New weight: round(O * I * sparsity) zeros, chosen by the least loss in blocks of 128 columns, the rest updated.
+    """New weight with round(O * I * sparsity) zeros of least loss, chosen per block of 128 columns, the rest updated.
 
-    Every block loses the same share, to the weight. Dead inputs go first, but no more of them than wanted. Differs from
-    the authors' code in the count: theirs takes one more in every block, every tie and every dead input (rounding
-    `reference`).
+    All blocks lose the same share, up to rounding by one weight. Weights of dead inputs are zeroed first, up to the
+    block's count. The authors' code zeroes one weight more in every block, all ties, and all weights of dead inputs;
+    rounding `reference` does too.
     """
     width = None if target.pattern is None else target.pattern[1]
     block = BLOCK if width is None else max(width, BLOCK // width * width)
@@ -42,7 +42,7 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
 
 
 def updated(weight_OI: Tensor, masked_OI: Tensor, inputs: InputStats | None) -> Tensor:
-    """New weight with the zeros of masked_OI, whose other weights make up for those that masked_OI has lost."""
+    """New weight with the zeros of masked_OI, and its other weights updated to compensate for them."""
 
     if torch.equal(masked_OI, weight_OI):
         return masked_OI
@@ -62,9 +62,9 @@ def reconstruct(
     block: int = BLOCK,
     damping: float = DAMPING,
 ) -> Update:
-    """Remove what choose says, block after block of columns from the left, and update the columns to the right.
+    """Zero the weights chosen by `choose`, block by block from the left, and update the columns after each of them.
 
-    width: ask choose anew for so many columns at a time, with weights that earlier ones of the block have changed.
+    width: number of columns for which `choose` is called at a time, with weights updated up to there; None: a block.
     """
     upper_II = hessian.inverse_factor(damping)
     weight_IO = weight_OI.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -81,7 +81,7 @@ def reconstruct(
 
 
 def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Choice, start: int, width: int) -> Tensor:
-    """Prune the columns of a block in place; returns (B, O) what was lost, in units of the standard error."""
+    """Prune the columns of a block in place; returns the (B, O) errors: pruned weights over the factor's diagonal."""
     diagonal_B = upper_BB.diagonal()
     error_BO = torch.zeros_like(part_BO)
     zero_BO = torch.zeros_like(part_BO, dtype=torch.bool)
@@ -99,13 +99,13 @@ def _prune_block(part_BO: Tensor, upper_BB: Tensor, dead_B: Tensor, choose: Choi
 
 
 def _adaptive(target: Target, rows: int) -> Choice:
-    """The lowest scores of all rows together, so many that all columns visited until then have lost their share."""
+    """A Choice of the lowest scores of all rows together; the columns visited so far have the target's sparsity."""
 
     def choose(score_OB: Tensor, start: int) -> Tensor:
         end = start + score_OB.shape[1]
         if target.pattern is not None:
             keep, width = target.pattern
-            if score_OB.shape[1] < width:  # a ragged tail
+            if score_OB.shape[1] < width:  # the last columns, fewer than the pattern's width, stay dense
                 return torch.zeros_like(score_OB, dtype=torch.bool)
             return lowest_per_pattern(score_OB, width - keep, width)
         if target.rounding == "reference":
@@ -126,7 +126,7 @@ def _hessian(inputs: InputStats | None) -> Hessian:
 DECLARATION = Method(
     name="sparsegpt",
     source="Frantar & Alistarh 2023, arXiv:2301.00774",
-    description="zero the weights of least loss, column block by column block; later columns make up for it",
+    description="zero the weights of least loss, column block by column block; later columns are updated to compensate",
     needs="hessian",
     group="tensor",
     ranks=False,

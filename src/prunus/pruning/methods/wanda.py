@@ -1,4 +1,4 @@
-"""Wanda: a weight matters as much as its size times the size of its input.
+"""Wanda: a weight's importance is its size times the norm of its input.
 
 Sun et al. 2023, arXiv:2306.11695; authors' code lib/prune.py, prune_wanda. O: output features, I: input features.
 """
@@ -19,10 +19,10 @@ def score(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
 
 
 def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
-    """New weight: every row (one output) loses its round(I * sparsity) lowest scores, the rest is untouched.
+    """New weight with zeros at the round(I * sparsity) lowest scores of every row; other weights stay the same.
 
-    Inputs that were always zero score 0 and go first; equal scores go by column. Differs from the authors' code in the
-    count: theirs rounds down (rounding `reference`).
+    Inputs that were zero on every token score 0 and are zeroed first; of equal scores the lower column is zeroed. The
+    authors' code rounds the count down; rounding `reference` does too.
     """
     if inputs is None:
         raise ValueError("Wanda needs the norms of the inputs")
@@ -30,7 +30,7 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
 
 
 def configured(method: Method, recipe: PruneRecipe) -> Method:
-    """F-Wanda where the recipe has a row_power: rows keep weights by the Fisher information of their outputs."""
+    """F-Wanda if the recipe sets row_power: budgets of rows follow the Fisher information of their outputs."""
     if not recipe.row_power:
         return method
 
@@ -58,7 +58,7 @@ DECLARATION = Method(
             at_least=0,
             conflicts=(
                 Conflict("pattern", None, "pattern {pattern} is the same in every row; leave row_power out"),
-                Conflict("group", None, "row_power shares the zeros of a tensor out among its rows; leave group out"),
+                Conflict("group", None, "row_power distributes a tensor's zeros over its rows; leave group out"),
             ),
         ),
     ),

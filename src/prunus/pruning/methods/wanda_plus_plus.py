@@ -1,9 +1,9 @@
-"""Wanda++: gradients of one block's own output, and a repair of its weights before they are pruned for good.
+"""Wanda++: a score with regional gradients (of the block's own output) and regional optimisation of the weights.
 
-Yang et al. 2025, arXiv:2503.04992 (Wanda++: regional gradients and regional optimisation). Nothing but the block is
-run: in float32, for the steps of the repair are too small for 16 bits. The paper's code is not public; as in the open
-reproduction TTTTTTris/wandaplus every drawn sequence is a step of its own. Unlike there, gradients and norms are those
-of the dense block throughout. Shapes: N sequences of a batch, T tokens, W numbers per token between two blocks.
+Yang et al. 2025, arXiv:2503.04992. Only the block itself is run, in float32, since the optimiser's steps are too small
+for 16 bits. The paper's code is not public. As in the open reproduction TTTTTTris/wandaplus, every sampled sequence is
+one optimiser step. Unlike there, gradients and norms are always those of the dense block. Regional optimisation is
+called repair here and in the options. Shapes: N sequences of a batch, T tokens, W numbers per token between two blocks.
 """
 
 import random
@@ -26,13 +26,16 @@ from prunus.pruning.passes import Pass
 if TYPE_CHECKING:
     from prunus.pruning.job import Job
 
-DRAWN = 32  # sequences of a round of repair
-# pruned(name of a Linear, its weight, what is known of it) -> the weight with its zeros
-Pruned = Callable[[str, Tensor, InputStats], Tensor]
+SAMPLED = 32  # sequences of one round of repair
+# prune(name of a Linear, its weight, its statistics) -> the pruned weight
+Prune = Callable[[str, Tensor, InputStats], Tensor]
 
 
 class Repair(NamedTuple):
-    """How weights are moved: rounds of pruning and then a step of RMSprop for each drawn sequence, rate long."""
+    """Settings of a repair. Each round prunes the block, then takes one step of RMSprop per sampled sequence.
+
+    rate: the learning rate. seed: of the sampling of sequences.
+    """
 
     rounds: int
     rate: float
@@ -42,9 +45,10 @@ class Repair(NamedTuple):
 def with_regional_gradients(
     runner: Runner, block: nn.Module, hidden: HiddenStates, stats: Mapping[str, InputStats], scale: float
 ) -> dict[str, InputStats]:
-    """stats with scale * the root mean square, over sequences, of d ||output of the block|| / d weight.
+    """stats with gradient_OI: scale * root mean square, over sequences, of d ||output of the block|| / d weight.
 
-    The norms beside them are those over all tokens, as the paper writes its score: the balance depends on their number.
+    Norms stay those over all tokens, as in the paper's score, so their weight against the gradients grows with the
+    number of tokens.
     """
     found, count = SquareSums(rows=False), len(hidden.sequences())
 
@@ -53,7 +57,7 @@ def with_regional_gradients(
 
     with torch.enable_grad():
         for batch, inputs_NTW in hidden.batches():
-            backward(runner, block, batch, inputs_NTW, by_norm, list(stats), found.tap)
+            backward(runner, block, batch, inputs_NTW, by_norm, list(stats), found.hook)
     return {
         name: replace(inputs, gradient_OI=found.sums[name].div_(count).sqrt_().mul_(scale))
         for name, inputs in stats.items()
@@ -66,55 +70,55 @@ def repair(
     dense: nn.Module,
     hidden: HiddenStates,
     stats: Mapping[str, InputStats],
-    pruned: Pruned,
-    how: Repair,
+    prune: Prune,
+    settings: Repair,
 ) -> None:
-    """Move the weights of the block's Linears in place so that its output, pruned, comes nearer to that of dense.
+    """Update the weights of the block's Linears in place, so that the pruned block's output is closer to dense's.
 
-    Zeros may come back: each round prunes anew. The caller prunes once more.
+    The optimiser also updates zeros, so each round prunes again, and the caller must prune the result once more.
     """
     weights = {name: block.get_submodule(name).get_parameter("weight") for name in stats}
-    optimizer = torch.optim.RMSprop(list(weights.values()), lr=how.rate)
-    sequences, rng = hidden.sequences(), random.Random(how.seed)
-    for _ in range(how.rounds):
+    optimizer = torch.optim.RMSprop(list(weights.values()), lr=settings.rate)
+    sequences, rng = hidden.sequences(), random.Random(settings.seed)
+    for _ in range(settings.rounds):
         for name, weight_OI in weights.items():
-            weight_OI.data = pruned(name, weight_OI.data, stats[name])
-        for index in rng.sample(range(len(sequences)), min(DRAWN, len(sequences))):
+            weight_OI.data = prune(name, weight_OI.data, stats[name])
+        for index in rng.sample(range(len(sequences)), min(SAMPLED, len(sequences))):
             batch, rows_1TW = sequences[index]
             input_1TW = rows_1TW.to(runner.device, runner.dtype)
-            wanted_1TW = runner.run_block(dense, input_1TW, batch)
+            target_1TW = runner.run_block(dense, input_1TW, batch)
             with torch.enable_grad():
                 block.requires_grad_(False)
                 for weight_OI in weights.values():
                     weight_OI.requires_grad_()
-                (runner.run_block(block, input_1TW, batch) - wanted_1TW).square().sum().backward()
+                (runner.run_block(block, input_1TW, batch) - target_1TW).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
 
 
 class RegionalRepair(Pass):
-    """Before a block is pruned: gradients of its own output, and a repair of its weights by them."""
+    """Measures gradients of a block's own output and repairs its weights before the block is pruned."""
 
     needs = "gradients"
 
     def statistics(
         self, job: "Job", run: BlockRun, tensors: dict[str, Tensor], groups: Iterable[Stats]
     ) -> Iterator[Stats]:
-        """Statistics of the dense block with its gradients; weights in tensors are repaired by then."""
+        """Statistics of the dense block with its gradients. Weights in tensors are repaired before the first yield."""
         recipe, block, hidden = job.recipe, run.block, run.hidden
         runner = Runner(job.source.config, job.source.tensors, torch.float32, job.device)
-        moved = runner.make_block(run.number, tensors)
-        stats = with_regional_gradients(runner, moved, hidden, observed(run), recipe.gradient_scale)
+        repaired = runner.make_block(run.number, tensors)
+        stats = with_regional_gradients(runner, repaired, hidden, observed(run), recipe.gradient_scale)
 
-        def pruned(name: str, weight_OI: Tensor, inputs: InputStats) -> Tensor:
+        def prune(name: str, weight_OI: Tensor, inputs: InputStats) -> Tensor:
             return job.method.prune(weight_OI, inputs, job.target(run.number, name))
 
         if recipe.repair_rounds:
-            how = Repair(recipe.repair_rounds, recipe.repair_rate, f"{recipe.seed} {run.number}")
+            settings = Repair(recipe.repair_rounds, recipe.repair_rate, f"{recipe.seed} {run.number}")
             dense = runner.make_block(run.number, {name: tensor.clone() for name, tensor in tensors.items()})
-            repair(runner, moved, dense, hidden, stats, pruned, how)
+            repair(runner, repaired, dense, hidden, stats, prune, settings)
             for name in stats:
-                weight_OI = moved.get_submodule(name).get_parameter("weight").detach()
+                weight_OI = repaired.get_submodule(name).get_parameter("weight").detach()
                 tensors[f"{name}.weight"] = weight_OI.to(tensors[f"{name}.weight"])
         if recipe.propagation == "dense" and not run.last:
             propagate(run.runner, block, hidden)
@@ -127,7 +131,7 @@ class RegionalRepair(Pass):
 DECLARATION = Method(
     name="wanda++",
     source="Yang et al. 2025, arXiv:2503.04992",
-    description="the same with gradients of the block's own output, after a repair of its weights",
+    description="gblm's score with gradients of the block's own output, after a repair of the block's weights",
     needs="norms",
     group="row",
     updates=True,
