@@ -188,7 +188,7 @@ def test_evidence_of_something_else_is_refused(place, tmp_path):
         (tmp_path / "other", {}, "measured on another model"),
         (place / "m", {"outlier_threshold": 5.0}, "measured with --outlier-threshold 7.0, not 5.0"),
         (place / "m", {"scope": "mlp"}, "measured with --scope all, not mlp"),
-        (place / "m", {"allocation": "dlp"}, "holds evidence of owl, not of dlp"),
+        (place / "m", {"allocation": "dlp"}, "holds scores of owl, not of dlp"),
     ):
         asked = recipe(place, **{"allocation": "owl", "scores": str(tmp_path / "owl.json")} | changes)
         with pytest.raises(PrunusError, match=words):
@@ -224,14 +224,14 @@ def test_rounding_reference_loses_the_mean_as_the_studys_code_does_and_says_so(p
     assert f"the mean sparsity is {mean:.4f}, not 0.1" in data["warnings"][0]
     exact = prunus.allocate(place / "m", replace(asked, rounding="exact"))
     assert sum(row["sparsity"] for row in exact["blocks"]) == pytest.approx(0.4)
-    assert "the others make up for it" in exact["warnings"][0]
+    assert "the others compensate" in exact["warnings"][0]
 
 
 def test_limits_that_bind_are_said(place):
     asked = recipe(place, allocation="alphapruning", sparsity=0.95, spread=0.9)
     warnings = prunus.allocate(place / "m", asked)["warnings"]
-    assert any("were held at sparsity 0.99" in warning for warning in warnings)
-    with pytest.raises(PrunusError, match="cannot be shared out"):
+    assert any("were limited to sparsity 0.99" in warning for warning in warnings)
+    with pytest.raises(PrunusError, match="cannot be reached"):
         prunus.allocate(place / "m", recipe(place, allocation="atp", sparsity=0.995))
 
 

@@ -83,7 +83,7 @@ def test_what_is_clipped_is_made_up_by_the_rest():
 
 
 def test_targets_beyond_the_limit_are_refused():
-    with pytest.raises(PrunusError, match=r"0\.995 cannot be shared out"):
+    with pytest.raises(PrunusError, match=r"0\.995 cannot be reached"):
         owl.allocate(SCORES, SIZES, 0.995)
 
 

@@ -173,7 +173,7 @@ def test_prune_after_drop_accumulates(tmp_path, rows):
         ("3", "3 of 3 blocks cannot all be removed"),
         ("7", "7 of 3 blocks cannot all"),
         ("0,1,2", "3 of 3 blocks cannot all"),
-        ("1,3", "block 3 is not there; the model has blocks 0 to 2"),
+        ("1,3", "block 3 does not exist; the model has blocks 0 to 2"),
     ],
 )
 def test_impossible_blocks_are_refused(tmp_path, rows, blocks, words):

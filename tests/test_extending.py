@@ -62,7 +62,7 @@ ALLOCATION = '''
 
 from prunus.checkpoint.block_loader import blocks_on
 from prunus.declarations import Allocation, Option
-from prunus.pruning.allocation.arithmetic import more_kept
+from prunus.pruning.allocation.arithmetic import decreasing_sparsities
 from prunus.pruning.allocation.measurement import Measured
 
 
@@ -81,7 +81,7 @@ DECLARATION = Allocation(
     name="toy-sizes",
     source="a test",
     description="blocks with larger weights keep more",
-    allocate=lambda scores, sizes, recipe: more_kept(scores, sizes, recipe.sparsity, 0.1),
+    allocate=lambda scores, sizes, recipe: decreasing_sparsities(scores, sizes, recipe.sparsity, 0.1),
     measure=measure,
     needs="weights",
     score="sum",

@@ -312,8 +312,8 @@ def test_influences_by_sample_as_the_study_stores_them(place, tmp_path, data, ex
         ([SAMPLES[0] | {"layer_1_mpl": 1}], "sample 0 has the unknown key 'layer_1_mpl'"),
         ({"a": SAMPLES[0], "b": SAMPLES[1] | {"layer_1_mlp": float("nan")}}, "'layer_1_mlp' of sample b is nan"),
         ([SAMPLES[0] | {"layer_1_mlp": "2"}], "'layer_1_mlp' of sample 0 is '2'"),
-        ([SAMPLES[0], 3], "sample 1 is no object with scores"),
-        ([{"sample_id": 3, "scores": SAMPLES[0]}] * 2, "sample 3 is there twice"),
+        ([SAMPLES[0], 3], "sample 1 is not an object with scores"),
+        ([{"sample_id": 3, "scores": SAMPLES[0]}] * 2, "sample 3 occurs twice"),
         ([{"sample_id": 3, "score": SAMPLES[0]}], "sample 0 has the unknown key 'sample_id'"),
         ([], "has 0 scores for 'attention'"),
     ],
@@ -328,7 +328,7 @@ def test_influences_by_sample_that_do_not_fit(place, tmp_path, data, words):
 def test_influences_by_sample_are_for_attention_and_mlp(place, tmp_path):
     path = tmp_path / "influences.json"
     path.write_text(json.dumps(SAMPLES))
-    with pytest.raises(PrunusError, match="scores of attention and mlp, which allocation layerif takes, not layerif-s"):
+    with pytest.raises(PrunusError, match="scores of attention and mlp, which allocation layerif uses, not layerif-s"):
         prunus.allocate(place / "m", recipe(place, allocation="layerif-sketch", scores=str(path)))
 
 
@@ -341,7 +341,7 @@ def test_too_few_sequences(place):
 def test_influences_see_the_first_tokens_only(tmp_path, monkeypatch, prompts):
     """Of token ids and traces too; what is cut away has no effect on the scores, and it is said."""
     make_model(tmp_path / "m", "llama", blocks=2)
-    monkeypatch.setattr("prunus.pruning.allocate.INFLUENCE_TOKENS", 10)
+    monkeypatch.setattr("prunus.pruning.allocation.influence.INFLUENCE_TOKENS", 10)
     found = {}
     for name, rows in (("whole", random_rows(8, 30)), ("cut", [row[:10] for row in random_rows(8, 30)])):
         lines: list[dict[str, Any]] = [{"token_ids": ids} for ids in rows]

@@ -190,7 +190,7 @@ def test_work_on_a_model_that_changed_meanwhile_begins_anew(tmp_path, model, row
     with place.file.open("r+b") as stream:  # its end, which no fingerprint sees
         stream.seek(place.end - 4)
         stream.write(bytes(4))
-    with pytest.raises(PrunusError, match="changed while work on it lay unfinished; run again"):
+    with pytest.raises(PrunusError, match="has changed since the unfinished work was done; run again"):
         prunus.prune(model, tmp_path / "out", recipe(rows))
     assert not (tmp_path / "out.partial").exists()
     prunus.prune(model, tmp_path / "out", recipe(rows))

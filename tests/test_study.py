@@ -272,7 +272,7 @@ def test_two_recipes_that_come_to_the_same_are_refused(tmp_path):
         ("[[prune]]\ncalibration = 'c4'", "", "line 14: wanda-50 of .*needs the package datasets: pip install"),
         ("[[prune]]\nallocation = 'owl'\nscores = 'no.json'", "", "line 14: wanda-owl-50: no.json cannot be read"),
         ("[[prune]]\npattern = '2:3'\n[[drop]]\nblocks = 3", "", "line 16: shortgpt-3 of .*cannot all be removed"),
-        ("[[drop]]\nblocks = '7,'", "", "line 14: without-7 of .*block 7 is not there; the model has blocks 0 to 2"),
+        ("[[drop]]\nblocks = '7,'", "", "line 14: without-7 of .*block 7 does not exist; the model has blocks 0 to 2"),
         ("[[drop]]\nmatch_sparsity = 0.1", "", "line 14: shortgpt-s10: match_sparsity 0.1 is nearest to 0 of 3 blocks"),
         ("", "wait = 1\nreuse = false\nmode = 'legacy'\nsamples = 0", "line 3: samples must be at least 1"),
         ("[report]\nbase = 'wanda-20'", "", "base 'wanda-20' is no variant; there are dense"),

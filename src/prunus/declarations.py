@@ -41,7 +41,7 @@ Needs = Literal["nothing", "norms", "means", "hessian"]
 Source = Literal["nothing", "weights", "norms", "gradients"]
 
 # Fields of declarations that are functions; the others are data.
-CODE = ("prune", "configure", "passes", "allocate", "as_run", "measure", "choose")
+CODE = ("prune", "configure", "passes", "allocate", "as_run", "measure", "calibration", "choose")
 
 
 class Conflict(NamedTuple):
@@ -146,7 +146,8 @@ class Allocation(NamedTuple):
     calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores, `weights` that there
     is no calibration. apart: whether the attention and the MLP of a block are two groups, allocated separately to the
     target; otherwise a block is one group. settings: options besides scope on which the measurement depends. score: the
-    meaning of a score in words.
+    meaning of a score in words. calibration(recipe) -> the recipe that chooses the sequences to measure on, and the most
+    tokens of a sequence; None uses the sequences that the model is pruned with. sampling: options that it depends on.
     """
 
     name: str
@@ -159,6 +160,8 @@ class Allocation(NamedTuple):
     apart: bool = False
     options: tuple[Option, ...] = ()
     settings: tuple[str, ...] = ()
+    calibration: "Callable[[PruneRecipe], tuple[PruneRecipe, int]] | None" = None
+    sampling: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     as_run: "Callable[[Sequence[float], Sequence[int], PruneRecipe], list[float]] | None" = None
 

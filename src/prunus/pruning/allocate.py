@@ -1,4 +1,4 @@
-"""How much each Linear loses: evidence is measured or read, shared out by an allocation, and made whole weights."""
+"""The sparsity of each Linear: scores are measured or read, an allocation computes sparsities, which become counts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,6 @@ from prunus.errors import PrunusError
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.allocation.arithmetic import HIGHEST, row_counts, tensor_counts, weighted_mean
 from prunus.pruning.allocation.importance_scores import PARTS, WHOLE, ImportanceScores, read_scores
-from prunus.pruning.allocation.influence import INFLUENCE_TOKENS, influence_recipe
 from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.memory_budget import check_block_fits
@@ -31,20 +30,20 @@ from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe
 if TYPE_CHECKING:
     from prunus.pruning.job import Job
 
-# How far a mean may be from its target by floating point alone.
+# A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
 
-Group = tuple[int, str]  # block, and `block`, `attention` or `mlp`
+Group = tuple[int, str]  # index of a block, and `block`, `attention` or `mlp`
 
 
-class Shares(NamedTuple):
-    """groups: sparsity by block and part. warnings: where a limit was met."""
+class Sparsities(NamedTuple):
+    """groups: the sparsity of each group. warnings: one for each limit that sparsities reached."""
 
     groups: Mapping[Group, float]
     warnings: list[str]
 
     def of(self, index: int, linear: Linear) -> float:
-        """Sparsity of one Linear, before it is made whole weights."""
+        """Sparsity of one Linear of block `index`, before rounding to a number of weights."""
         whole = self.groups.get((index, WHOLE))
         return self.groups[index, linear.kind] if whole is None else whole
 
@@ -52,21 +51,31 @@ class Shares(NamedTuple):
 def allocate(
     model: str | Path, recipe: PruneRecipe, *, save: str | Path | None = None, device: str = "auto"
 ) -> dict[str, Any]:
-    """The sparsity that recipe gives each block of model (folder, hub id or `tiny`), as plain data; nothing is pruned.
+    """The sparsity that the recipe gives each block of model, as JSON data; nothing is pruned.
 
-    blocks: sparsity of each block and of its attention and MLP, with the score where one was measured. save: file for
-    the evidence, which `PruneRecipe(scores=...)` takes so that it is not measured again. Wrong input raises
-    PrunusError.
+    model: folder, hub id or `tiny`.
+    save: file for the importance scores, which `PruneRecipe(scores=...)` reads instead of measuring them again.
+
+    Returns a dict:
+
+    allocation, sparsity, scope: as in the recipe; sparsity is the target.
+    score: what the scores are, as text.
+    blocks: a dict for each block with block (its index), sparsity, attention and mlp (their sparsities; only parts in
+        scope) and scores (by part).
+    evidence: the content of the file of importance scores.
+    warnings: one line each.
+
+    Raises PrunusError for wrong input.
     """
     source = Checkpoint(resolve(model))
     target = None if save is None else Path(save).expanduser()
     if target is not None and not target.absolute().parent.is_dir():
         raise PrunusError(f"{target} cannot be written: its folder does not exist")
-    evidence = find_scores(source, recipe, pick_device(device), None)
-    shares = share_out(source, recipe, evidence)
+    scores = find_scores(source, recipe, pick_device(device), None)
+    sparsities = allocate_groups(source, recipe, scores)
     if target is not None:
         try:
-            write_text(target, scores_text(evidence))
+            write_text(target, scores_text(scores))
         except OSError as error:
             raise PrunusError(f"{target} cannot be written: {error.strerror}") from error
     return {
@@ -74,15 +83,15 @@ def allocate(
         "sparsity": recipe.sparsity,
         "scope": recipe.scope,
         "score": ALLOCATIONS[recipe.allocation].score,
-        "blocks": block_rows(source, recipe, evidence, shares),
-        "evidence": evidence.to_json(),
-        "warnings": [*evidence.warnings, *shares.warnings],
+        "blocks": block_rows(source, recipe, scores, sparsities),
+        "evidence": scores.to_json(),
+        "warnings": [*scores.warnings, *sparsities.warnings],
     }
 
 
-def scores_text(evidence: ImportanceScores) -> str:
-    """The content of an evidence file."""
-    return json.dumps(evidence.to_json(), indent=1) + "\n"
+def scores_text(scores: ImportanceScores) -> str:
+    """The content of a file of importance scores."""
+    return json.dumps(scores.to_json(), indent=1) + "\n"
 
 
 def find_scores(
@@ -93,11 +102,11 @@ def find_scores(
     saved: SavedStats | None = None,
     file: Path | None = None,
 ) -> ImportanceScores:
-    """Importance scores of the recipe's file, checked against model and recipe, else measured.
+    """Importance scores for the recipe: from its file, checked against model and recipe, else measured.
 
-    calibration: the recipe's sequences where they are at hand already; influences choose their own. saved: statistics
-    to be used instead of running the model where they are enough. file: where to keep hidden states instead of in
-    memory.
+    calibration: the recipe's sequences, if they are loaded already. saved: input statistics to use instead of running
+    the model, if the allocation needs no more. file: for hidden states; None keeps them in memory. Raises PrunusError
+    if the file does not fit or the scores cannot be measured.
     """
     allocation = ALLOCATIONS[recipe.allocation]
     settings: dict[str, Any] = {"scope": recipe.scope, **{name: getattr(recipe, name) for name in allocation.settings}}
@@ -105,14 +114,14 @@ def find_scores(
         return ImportanceScores(recipe.allocation, None, {}, {}, {}, [])
     if recipe.scores is not None:
         path = Path(recipe.scores).expanduser()
-        evidence = read_scores(path, recipe.allocation, groups_of(source, recipe), source.blocks)
-        if evidence.model is not None and evidence.model != source.checksum():
+        scores = read_scores(path, recipe.allocation, groups_of(source, recipe), source.blocks)
+        if scores.model is not None and scores.model != source.checksum():
             raise PrunusError(f"{path} was measured on another model (its weights differ); measure again")
         for name, value in settings.items():
-            if name in evidence.settings and evidence.settings[name] != value:
-                flag, found = "--" + name.replace("_", "-"), evidence.settings[name]
+            if name in scores.settings and scores.settings[name] != value:
+                flag, found = "--" + name.replace("_", "-"), scores.settings[name]
                 raise PrunusError(f"{path} was measured with {flag} {found}, not {value}; measure again")
-        return evidence
+        return scores
     checksum = source.checksum()
     if recipe.dtype == "auto":
         dtype = torch.float32 if allocation.needs == "gradients" else source.dtype
@@ -122,7 +131,7 @@ def find_scores(
     linears = linears_in_scope(source, recipe)
     if not all(linears):
         raise PrunusError(
-            f"block {linears.index([])} has no Linear in scope, so {recipe.allocation} cannot tell what it is worth; "
+            f"block {linears.index([])} has no Linear in scope, so {recipe.allocation} has no score for it; "
             "use --allocation uniform"
         )
     subject = Subject(source, recipe, linears, Runner(source.config, source.tensors, dtype, device), file=file)
@@ -139,7 +148,7 @@ def find_scores(
 
 
 def keep_scores(job: "Job", partial: Partial, calibration: Calibration | None) -> ImportanceScores:
-    """Importance scores measured once and kept beside the result, where --scores can read them again."""
+    """Importance scores for a job, measured once and written beside the result, where --scores can read them again."""
     if "evidence" not in partial.notes:
         with disk_errors(partial.folder, partial.needed):
             found = _measured_or_shared(job, partial, calibration)
@@ -148,7 +157,7 @@ def keep_scores(job: "Job", partial: Partial, calibration: Calibration | None) -
 
 
 def _measured_or_shared(job: "Job", partial: Partial, calibration: Calibration | None) -> ImportanceScores:
-    """Importance scores measured now, or found among what variants of a study share."""
+    """Importance scores measured now, or read from the folder that the variants of a study share."""
 
     def find() -> ImportanceScores:
         return find_scores(job.source, job.recipe, job.device, calibration, job.stats, job.hidden_file(partial))
@@ -162,64 +171,64 @@ def _measured_or_shared(job: "Job", partial: Partial, calibration: Calibration |
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> tuple[Measured, Calibration | None]:
-    """The scores of the recipe's allocation, and the calibration that they were measured with, if any."""
+    """The scores of the recipe's allocation, and the calibration they were measured on, if any."""
     recipe, source = subject.recipe, subject.source
     allocation, chosen = ALLOCATIONS[recipe.allocation], None
     assert allocation.measure is not None, f"{recipe.allocation} declares no measure"
-    if allocation.needs == "gradients":
-        chosen = load_calibration(influence_recipe(recipe), source).shortened(INFLUENCE_TOKENS)
-        return allocation.measure(subject, chosen), chosen
-    if allocation.needs == "norms" and subject.saved is None:
+    if allocation.calibration is not None:
+        own, max_tokens = allocation.calibration(recipe)
+        chosen = load_calibration(own, source).shortened(max_tokens)
+    elif allocation.needs in ("norms", "gradients") and subject.saved is None:
         chosen = calibration or load_calibration(recipe, source)
-    with torch.inference_mode():
+    with torch.inference_mode(allocation.needs != "gradients"):
         return allocation.measure(subject, chosen), chosen
 
 
 def groups_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
-    """The parts of a block that get a sparsity of their own."""
+    """The parts of a block that get a sparsity of their own: `block`, or `attention` and `mlp`."""
     return parts_of(source, recipe) if ALLOCATIONS[recipe.allocation].apart else [WHOLE]
 
 
 def parts_of(source: Checkpoint, recipe: PruneRecipe) -> list[str]:
-    """The parts of which there are Linears in scope."""
+    """The parts (`attention`, `mlp`) that have Linears in scope."""
     kinds = {linear.kind for linears in linears_in_scope(source, recipe) for linear in linears}
     return [part for part in PARTS if part in kinds]
 
 
-def share_out(source: Checkpoint, recipe: PruneRecipe, evidence: ImportanceScores) -> Shares:
-    """The sparsity of every group; each kind of group has the target as its weighted mean.
+def allocate_groups(source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores) -> Sparsities:
+    """The sparsity of every group. For each kind of group the mean, weighted by size, is the target.
 
-    Not so with rounding `reference`, where an allocation is as the study's code runs it: that loses the mean where a
-    sparsity meets a limit, and a warning says so.
+    With rounding `reference`, an allocation does what the study's code does: if a sparsity reaches a limit, the mean
+    differs from the target, and a warning says so.
     """
-    shared: dict[Group, float] = {}
+    groups: dict[Group, float] = {}
     warnings = []
     for part in groups_of(source, recipe):
         sizes = group_sizes(source, recipe, part)
         allocation = ALLOCATIONS[recipe.allocation]
         as_run = allocation.as_run if recipe.rounding == "reference" else None
-        found = (as_run or allocation.allocate)(evidence.scores.get(part, []), sizes, recipe)
-        shared |= {(index, part): value for index, value in enumerate(found)}
+        found = (as_run or allocation.allocate)(scores.scores.get(part, []), sizes, recipe)
+        groups |= {(index, part): value for index, value in enumerate(found)}
         if as_run is not None:
             mean = weighted_mean(found, sizes)
             if abs(mean - recipe.sparsity) > REACHED:
                 of = "" if part == WHOLE else f" of {part}"
                 warnings.append(
-                    f"{recipe.allocation}{of} met a limit; with rounding reference nothing makes up for it, as in the "
-                    f"study's code, so the mean sparsity is {mean:.4f}, not {recipe.sparsity:g}"
+                    f"{recipe.allocation}{of} reached a limit; with rounding reference, as in the study's code, other "
+                    f"blocks do not compensate, so the mean sparsity is {mean:.4f}, not {recipe.sparsity:g}"
                 )
             continue
         for limit, count in ((HIGHEST, sum(v >= HIGHEST for v in found)), (0.0, sum(v <= 0 for v in found))):
             if count and recipe.allocation != "uniform" and recipe.sparsity > 0:
                 warnings.append(
-                    f"{count} of {len(found)} blocks{'' if part == WHOLE else f' ({part})'} were held at sparsity "
-                    f"{limit:g}; the others make up for it"
+                    f"{count} of {len(found)} blocks{'' if part == WHOLE else f' ({part})'} were limited to sparsity "
+                    f"{limit:g}; the others compensate"
                 )
-    return Shares(shared, warnings)
+    return Sparsities(groups, warnings)
 
 
 def group_sizes(source: Checkpoint, recipe: PruneRecipe, part: str) -> list[int]:
-    """Weights in scope of one part of every block."""
+    """Number of weights in scope of one part of every block."""
     return [
         weights_of([linear for linear in linears if part in (WHOLE, linear.kind)])
         for linears in linears_in_scope(source, recipe)
@@ -227,42 +236,42 @@ def group_sizes(source: Checkpoint, recipe: PruneRecipe, part: str) -> list[int]
 
 
 def linear_sparsities(
-    source: Checkpoint, recipe: PruneRecipe, shares: Shares, group: str
+    source: Checkpoint, recipe: PruneRecipe, sparsities: Sparsities, group: str
 ) -> dict[tuple[int, str], tuple[float, int]]:
-    """What a method is to be asked for, for each Linear: a share of whole weights (of a row, where group is `row`), and
-    in how many rows one weight more.
+    """(sparsity, extra zeros) that the method gets, by block and Linear; see masks.Target.
 
-    Over the Linears in scope the zeros add up to round(S * N). `uniform` and rounding `reference` leave rounding to the
-    method: each Linear for itself.
+    The sparsity is a whole number of weights over the size of the tensor, or of a row if group is `row`; extra zeros,
+    for rows only, are one more in each of the first rows. Over all Linears in scope the zeros sum to round(S * N). With
+    allocation `uniform` or rounding `reference` the method rounds for each Linear separately instead.
     """
     places = [(index, linear) for index, linears in enumerate(linears_in_scope(source, recipe)) for linear in linears]
     names = [(index, linear.name) for index, linear in places]
-    wanted = [shares.of(index, linear) for index, linear in places]
+    exact = [sparsities.of(index, linear) for index, linear in places]
     if recipe.allocation == "uniform" or recipe.rounding == "reference":
-        return {name: (share, 0) for name, share in zip(names, wanted, strict=True)}
+        return {name: (sparsity, 0) for name, sparsity in zip(names, exact, strict=True)}
     shapes = [linear.shape_OI for _, linear in places]
     sizes = [rows * columns for rows, columns in shapes]
     total = zeros_wanted(sum(sizes), recipe.sparsity)
     if group == "row":
-        counts = row_counts(wanted, shapes, total)
+        counts = row_counts(exact, shapes, total)
         units: Sequence[int] = [columns for _, columns in shapes]
     else:
-        counts, units = [(count, 0) for count in tensor_counts(wanted, sizes, total)], sizes
-    return {name: (count / unit, more) for name, (count, more), unit in zip(names, counts, units, strict=True)}
+        counts, units = [(count, 0) for count in tensor_counts(exact, sizes, total)], sizes
+    return {name: (count / unit, extra) for name, (count, extra), unit in zip(names, counts, units, strict=True)}
 
 
 def block_rows(
-    source: Checkpoint, recipe: PruneRecipe, evidence: ImportanceScores, shares: Shares
+    source: Checkpoint, recipe: PruneRecipe, scores: ImportanceScores, sparsities: Sparsities
 ) -> list[dict[str, Any]]:
-    """One row per block, for people: sparsity, that of attention and MLP, scores."""
+    """One row per block for display: its sparsity, that of its attention and MLP, and its scores."""
     rows = []
     for index, linears in enumerate(linears_in_scope(source, recipe)):
         row: dict[str, Any] = {"block": index}
         for part in (WHOLE, *parts_of(source, recipe)):
             chosen = [linear for linear in linears if part in (WHOLE, linear.kind)]
             sizes = [weights_of([linear]) for linear in chosen]
-            mean = weighted_mean([shares.of(index, linear) for linear in chosen], sizes) if chosen else None
+            mean = weighted_mean([sparsities.of(index, linear) for linear in chosen], sizes) if chosen else None
             row["sparsity" if part == WHOLE else part] = mean
-        row["scores"] = {part: values[index] for part, values in evidence.scores.items() if values}
+        row["scores"] = {part: values[index] for part, values in scores.scores.items() if values}
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""What can be done with a model, by its configuration alone: its Linears, what stays dense and why, what is refused."""
+"""What can be done with a model, from its configuration alone: its Linears, matrices that stay dense, and its uses."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def describe_model(config: PreTrainedConfig) -> Row:
-    """The names of a model: family (model_type), the type of its language model, transformers' class and version."""
+    """The model's family (model_type), the model_type of its language model, and transformers' class and version."""
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return {
         "family": config.model_type,
@@ -29,11 +29,12 @@ def describe_model(config: PreTrainedConfig) -> Row:
 
 
 def describe_blocks(architecture: Architecture) -> Row:
-    """What a model is made of, as plain data.
+    """The structure of a model, as JSON data.
 
-    number_of_blocks. scope: that of prune by default. prunable: weights in it; of_parameters: their share of the
-    model's. groups: Linears that read the same input, in the order of a forward pass, for each kind of block: blocks
-    (indices), linears, part, shapes (O, I). left_dense: every other matrix and why; of numbered ones * is the number.
+    number_of_blocks. scope: the default scope of prune. prunable, of_parameters: number of weights in that scope, and
+    their share of the model's parameters. groups: Linears that read the same input, in the order of a forward pass, for
+    each kind of block: blocks (indices), linears, part, shapes (O, I). left_dense: every other matrix, and why it stays
+    dense; `*` stands for the numbers within its name.
     """
     scope = PruneRecipe().scope
     found = find_linears(architecture)
@@ -52,11 +53,12 @@ def describe_blocks(architecture: Architecture) -> Row:
 
 
 def describe_uses(architecture: Architecture, drops: Droppable, unprunable: str | None) -> list[Row]:
-    """For prune, drop, pack and the sparse kernel: whether it works (possible); why not, or for what not (note).
+    """A row for each of prune, drop, pack and the sparse kernel: possible, and a note with the reason or limits.
 
-    drops: what can be told of drop without reading weights. unprunable: why prune refuses the model, if it does.
+    drops: whether blocks can be dropped, from the configuration alone. unprunable: why prune refuses the model; None if
+    it does not.
     """
-    note = "; ".join(filter(None, (drops.note, "checked on a short sequence when it is done")))
+    note = "; ".join(filter(None, (drops.note, "drop also checks it on a short sequence")))
     drop = _use("drop", note=note) if drops.possible else _use("drop", drops.note or "it has a single block")
     if unprunable is not None:
         return [_use("prune", unprunable), drop, _use("pack", unprunable), _use("sparse kernel", unprunable)]
@@ -66,7 +68,7 @@ def describe_uses(architecture: Architecture, drops: Droppable, unprunable: str 
         for linear in block.linears
     ]
     odd = {name for name, _ in linears if type(architecture.model.get_submodule(name)) is not nn.Linear}
-    slow = f"{len(odd)} of {len(linears)} Linears are of a class of their own and stay with torch" if odd else ""
+    slow = f"{len(odd)} of {len(linears)} Linears are of the model's own class and run in torch" if odd else ""
     every = len(odd) == len(linears)
     return [
         _use("prune"),
@@ -77,7 +79,7 @@ def describe_uses(architecture: Architecture, drops: Droppable, unprunable: str 
 
 
 def refused(why: str) -> list[Row]:
-    """The same of a model whose blocks cannot be run one by one."""
+    """Rows that say for every use why it is not possible, for a model whose blocks cannot be run one by one."""
     return [_use(name, why) for name in ("prune", "drop", "pack", "sparse kernel")]
 
 
@@ -86,7 +88,7 @@ def _use(name: str, why_not: str = "", note: str = "") -> Row:
 
 
 def _kinds(found: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]]:
-    """Blocks that are alike, with their indices, in the order of the first."""
+    """Kinds of blocks (with equal Linears) and the indices of each, in the order of their first block."""
     kinds: list[tuple[BlockLinears, list[int]]] = []
     for index, block in enumerate(found):
         same = next((indices for known, indices in kinds if known == block), None)
@@ -114,7 +116,7 @@ def _dense(block: BlockLinears, indices: list[int]) -> Iterator[Row]:
 
 
 def _outside(architecture: Architecture) -> Iterator[Row]:
-    """Matrices outside the blocks, each once."""
+    """Rows for the matrices outside the blocks, each once."""
     embedding = architecture.model.get_input_embeddings()
     inside = {id(parameter) for parameter in architecture.layers.parameters()}
     rows: dict[str, str] = {}

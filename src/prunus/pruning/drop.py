@@ -1,4 +1,4 @@
-"""Remove whole decoder blocks: a depth method chooses what stays, which is then written block by block."""
+"""Remove whole decoder blocks: a depth method chooses the blocks to keep, which are written one by one."""
 
 import time
 from collections.abc import Sequence
@@ -32,10 +32,28 @@ def drop_blocks(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Write model (folder, hub id or `tiny`) without some of its blocks to the folder out; returns a summary.
+    """Write a copy of model (folder, hub id or `tiny`) without some of its blocks to the folder out; returns a summary.
 
-    The blocks named by the recipe go, else those that its method chooses. Wrong input raises PrunusError and leaves
-    nothing behind; dry_run only says what would be done.
+    Removes the blocks that the recipe lists by index, else those that its method chooses. Before anything is written,
+    the shortened model is checked to compute the same with the kept blocks (depth/verification.py). Unfinished work is
+    in out.partial, and the same call resumes it.
+
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return what would be done (see below).
+
+    Returns a dict:
+
+    out: the folder.
+    method: the recipe's method, or `by index`.
+    blocks: number of blocks of the result.
+    removed, blocks_removed: indices of the removed blocks, as text and as a list.
+    scores: of the method, in its own order and unit; see its file in depth/.
+    seconds: run time.
+    warnings: one line each.
+
+    With dry_run it has would_write, would_remove, blocks, disk, calibration (all but blocks as text) and warnings.
+
+    Raises PrunusError for wrong input or if the blocks cannot be removed, and then leaves nothing behind.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
@@ -91,18 +109,18 @@ def drop_blocks(
 
 
 def check_blocks(recipe: DropRecipe, source: Checkpoint) -> int:
-    """How many blocks go; PrunusError unless the model has the blocks to remove, and at least one more."""
+    """The number of blocks to remove. Raises PrunusError if the model lacks one of them or would have none left."""
     blocks = source.blocks
     count = recipe.count(blocks)
     if recipe.indices and recipe.indices[-1] >= blocks:
-        raise PrunusError(f"block {recipe.indices[-1]} is not there; the model has blocks 0 to {blocks - 1}")
+        raise PrunusError(f"block {recipe.indices[-1]} does not exist; the model has blocks 0 to {blocks - 1}")
     if count >= blocks:
         raise PrunusError(f"{count} of {blocks} blocks cannot all be removed; at least one must stay")
     return count
 
 
 def needs_data(recipe: DropRecipe) -> bool:
-    """Whether calibration tokens are looked at."""
+    """Whether the recipe uses calibration tokens."""
     return recipe.indices is None and DEPTH_METHODS[recipe.method].needs_data
 
 
@@ -110,7 +128,7 @@ def needs_data(recipe: DropRecipe) -> bool:
 def choose(
     recipe: DropRecipe, count: int, source: Checkpoint, calibration: Calibration | None, device: torch.device
 ) -> Choice:
-    """The blocks that stay, by index or by the method."""
+    """The blocks to keep, by the recipe's indices or by its method."""
     if recipe.indices:
         return Choice.without(recipe.indices, source.blocks, [])
     sequences = calibration.sequences if calibration else []
@@ -118,7 +136,7 @@ def choose(
 
 
 def write_kept(source: Checkpoint, partial: Partial, choice: Choice) -> None:
-    """Write the blocks that stay, renumbered; bit for bit but for merged ones."""
+    """Write the kept blocks under their new numbers; all but merged ones keep their bytes."""
     for new, mix in enumerate(choice.kept):
         if partial.has(new):
             continue
@@ -129,22 +147,22 @@ def write_kept(source: Checkpoint, partial: Partial, choice: Choice) -> None:
 
 
 def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint, stray: Sequence[str]) -> int:
-    """Bytes of weights in the result; an upper bound while the blocks to remove are not chosen yet."""
+    """Bytes of weights in the result; an upper bound if the method has not chosen the blocks yet."""
     sizes = [sum(stored.nbytes for stored in source.block_tensors(i).values()) for i in range(source.blocks)]
     gone = [sizes[index] for index in recipe.indices] if recipe.indices else sorted(sizes)[:count]
     return source.nbytes - sum(gone) - sum(source.tensors[name].nbytes for name in stray)
 
 
 def warn_of(stray: Sequence[str]) -> list[str]:
-    """A warning that tensors which belong to no block and to no module are left out."""
+    """A warning if tensors are left out, as they belong to no block and to no module."""
     if not stray:
         return []
     shown = stray[0] + (f" and {len(stray) - 1} more" if len(stray) > 1 else "")
-    return [f"left out, as no module of the model has them (layers that predict further tokens, say): {shown}"]
+    return [f"left out, as they belong to no module (such as layers for multi-token prediction): {shown}"]
 
 
 def describe(recipe: DropRecipe, count: int, source: Checkpoint, target: Path, needed: int) -> dict[str, Any]:
-    """What drop_blocks would do, as far as it can be known without running the model or asking the network."""
+    """What drop_blocks would do, as a dict, as far as it is known without running the model or using the network."""
     check_space(target.absolute(), needed)
     result: dict[str, Any] = {
         "would_write": str(target),

@@ -1,27 +1,31 @@
-"""What `prune` would do, told without reading weights or asking the network."""
+"""The dry run of `prune`: what it would do, without reading weights or using the network."""
 
 from pathlib import Path
 from typing import Any
 
 from prunus.disk import check_space, show_bytes
-from prunus.pruning.allocate import find_scores, share_out
+from prunus.pruning.allocate import allocate_groups, find_scores
 from prunus.pruning.allocation import ALLOCATIONS
-from prunus.pruning.allocation.influence import influence_recipe
 from prunus.pruning.calibration.data import describe_calibration
 from prunus.pruning.job import Job, target_of
 from prunus.pruning.masks import zeros_of, zeros_wanted
 
 
 def describe(job: Job, target: Path) -> dict[str, Any]:
-    """What prune would do, as far as it can be known without reading weights or asking the network."""
+    """What `prune` would do, as a dict, as far as it is known without reading weights or using the network.
+
+    would_write: folder of the result. weights, zeros: numbers over all Linears in scope. disk: space needed, as text.
+    calibration, influences: descriptions of the calibration sequences, and of the allocation's own if it has any.
+    Raises PrunusError as prune does.
+    """
     recipe, source, needed = job.recipe, job.source, job.disk
     check_space(target.absolute(), needed)
-    wanted = target_of(recipe, recipe.sparsity)
+    uniform = target_of(recipe, recipe.sparsity)
     shapes = [linear.shape_OI for linears in job.linears for linear in linears]
-    zeros = sum(zeros_of(wanted, shape_OI, job.method.group) for shape_OI in shapes)
+    zeros = sum(zeros_of(uniform, shape_OI, job.method.group) for shape_OI in shapes)
     allocation = ALLOCATIONS[recipe.allocation]
     if allocation.needs == "nothing":
-        share_out(source, recipe, find_scores(source, recipe, job.device, None))  # a wrong step is noticed here
+        allocate_groups(source, recipe, find_scores(source, recipe, job.device, None))  # so that a wrong step fails
     result: dict[str, Any] = {
         "would_write": str(target),
         "method": recipe.method,
@@ -33,21 +37,21 @@ def describe(job: Job, target: Path) -> dict[str, Any]:
         "calibration": "none needed",
         "warnings": [*source.reading_notes, *ragged_tails(job)],
     }
-    if recipe.allocation != "uniform":  # then all Linears together have the count
+    if recipe.allocation != "uniform":  # then the count holds for all Linears together
         result["zeros"] = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
     if job.stats is not None:
         result["calibration"] = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
     elif job.needs_tokens or (allocation.needs == "norms" and recipe.scores is None):
         result["calibration"], warnings = describe_calibration(recipe, source)
         result["warnings"] += warnings
-    if allocation.needs == "gradients" and recipe.scores is None:
-        result["influences"], warnings = describe_calibration(influence_recipe(recipe), source)
+    if allocation.calibration is not None and recipe.scores is None:
+        result["influences"], warnings = describe_calibration(allocation.calibration(recipe)[0], source)
         result["warnings"] += [warning for warning in warnings if warning not in result["warnings"]]
     return result
 
 
 def ragged_tails(job: Job) -> list[str]:
-    """A warning, if any, about columns that no group of the pattern covers."""
+    """A warning if the pattern's width does not divide the inputs of some Linears: their last columns stay dense."""
     if job.recipe.groups is None:
         return []
     width = job.recipe.groups[1]

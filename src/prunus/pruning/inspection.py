@@ -1,4 +1,4 @@
-"""What a checkpoint is made of and what can be done with it; from its weights sparsity, N:M patterns, packed sizes."""
+"""The facts that `inspect` returns about a checkpoint: structure, uses, history, sparsity, patterns, packed sizes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,22 +21,43 @@ from prunus.pruning.masks import count_zeros
 from prunus.pruning.scope import why_unprunable
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 
-# (N, M): at most N weights that are not zero in every M consecutive inputs of an output.
+# (N, M): at most N nonzero weights in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
 
 
 def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str, Any]:
-    """Facts about a checkpoint (folder, hub id or `tiny`; packed or not) as plain data.
+    """Facts about a checkpoint (folder, hub id or `tiny`; packed or not), as JSON data.
 
-    Of every model, from its configuration and the headers of its files: what it is (see overview.describe_model and
-    describe_blocks), uses (prune, drop, pack, sparse kernel: possible, and why not), parameters and weight_bytes as
-    stored, history: the recipes applied so far; of most knobs only what differs from the default. refused: why its
-    blocks cannot be run one by one; then nothing is known of them.
+    weights: also read the weights, for the second list below; None does so if prunus has written the checkpoint.
 
-    weights: read the weights, too; None: if prunus has made the checkpoint. sparsity: share of zeros in all prunable
-    Linears; blocks, kinds, linears: the same for each of them. patterns: the N:M patterns that every Linear keeps to,
-    in linears each Linear's own. prunable_bytes: what Linears take dense; packed_bytes, packed_prunable_bytes: all and
-    Linears as `prunus pack` writes or wrote them, without the header. mask_bytes: what masks alone would take.
+    Returns a dict. From the configuration and the headers of the files:
+
+    folder, dtype: where the checkpoint is, and the dtype of its weights.
+    family, language_model, class, transformers: model_type, that of the language model, its class in transformers, and
+        transformers' version.
+    stored: the form of the weights: dense, packed, masks of another checkpoint, or quantised.
+    parameters, weight_bytes: number of parameters, and bytes as stored.
+    history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
+        defaults), blocks_removed, source, warnings and, of a recovery, trained_tokens.
+    refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
+    uses: a dict for each of prune, drop, pack and sparse kernel with use, possible and note (why not).
+    number_of_blocks, scope: the number, and the default scope of prune.
+    prunable, of_parameters: number of weights in that scope, and their share of all parameters.
+    groups: Linears that read the same input: blocks, linears, part, shapes ([O, I]).
+    left_dense: every other matrix: blocks, matrix (`*` for numbers within its name), why.
+
+    From the weights:
+
+    sparsity: share of zeros in all prunable Linears. blocks, kinds and linears hold dicts with the same for each block,
+        each kind of Linear and each Linear.
+    patterns: the N:M patterns that all Linears follow; in linears, those of each.
+    nonzero: number of weights in prunable Linears that are not zero.
+    prunable_bytes: size of the prunable Linears if stored dense.
+    packed_bytes, packed_prunable_bytes: size of all tensors and of the prunable Linears as written by `prunus pack`,
+        without the file's header.
+    mask_bytes: size of the masks alone.
+
+    Raises PrunusError if it is not a checkpoint.
     """
     folder = resolve(checkpoint)
     try:
@@ -57,7 +78,7 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
 
 
 def stored_facts(model: ModelFolder) -> dict[str, Any]:
-    """What configuration, headers and manifest say."""
+    """Facts from the configuration, the headers of files and the manifest."""
     return {
         "folder": str(model.folder),
         **describe_model(model.config),
@@ -70,7 +91,7 @@ def stored_facts(model: ModelFolder) -> dict[str, Any]:
 
 
 def count_weights(source: Checkpoint) -> dict[str, Any]:
-    """What only the weights say."""
+    """Facts from the weights: sparsity, patterns and sizes."""
     linears = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
@@ -98,7 +119,7 @@ def count_weights(source: Checkpoint) -> dict[str, Any]:
 
 
 def linear_facts(source: Checkpoint, index: int, linear: Linear) -> dict[str, Any]:
-    """Counts and patterns of one Linear."""
+    """Zeros, patterns and packed size of one Linear."""
     weight_OI = source.read_weight(index, f"{linear.name}.weight")
     zeros = count_zeros(weight_OI)
     sparsity = zeros / weight_OI.numel()
@@ -117,7 +138,7 @@ def linear_facts(source: Checkpoint, index: int, linear: Linear) -> dict[str, An
 
 
 def storage(source: ModelFolder) -> str:
-    """In which form the weights are there."""
+    """The form in which weights are stored, as text."""
     if source.quantised is not None:
         return f"{source.quantised}, read in bfloat16" if isinstance(source, Checkpoint) else source.quantised
     if not isinstance(source, PackedCheckpoint):
@@ -128,7 +149,7 @@ def storage(source: ModelFolder) -> str:
 
 
 def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI: Tensor) -> int:
-    """Bytes of a Linear's weight in the packed file, or in the one that pack would write."""
+    """Bytes of a Linear's weight in the packed file, or in the file that pack would write."""
     if isinstance(source, PackedCheckpoint):
         return sum(source.packed_tensors[name].packed_nbytes for name in source.weight_sources(index, linear.name))
     kept = int(np.count_nonzero(bit_patterns(weight_OI)))
@@ -136,7 +157,7 @@ def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI
 
 
 def packed_size(source: Checkpoint, linears: list[dict[str, Any]]) -> int:
-    """Bytes of all tensors in the packed file, or in the one that pack would write."""
+    """Bytes of all tensors in the packed file, or in the file that pack would write."""
     if isinstance(source, PackedCheckpoint):
         return sum(tensor.packed_nbytes for tensor in source.packed_tensors.values())
     dense = sum(row["weights"] for row in linears) * source.dtype.itemsize
@@ -144,28 +165,28 @@ def packed_size(source: Checkpoint, linears: list[dict[str, Any]]) -> int:
 
 
 def find_patterns(weight_OI: Tensor) -> list[str]:
-    """Those of PATTERNS that a weight keeps to; where M does not divide the number of inputs, it does not."""
+    """Those of PATTERNS that a weight follows; none whose M does not divide the number of inputs."""
     kept = (weight_OI != 0).numpy().view(np.uint8)
     most: dict[int, int] = {}
     group = 1
     while kept.shape[1] % 2 == 0 and group < max(m for _, m in PATTERNS):
-        kept = kept[:, 0::2] + kept[:, 1::2]  # what two neighbouring groups keep together
+        kept = kept[:, 0::2] + kept[:, 1::2]  # nonzero weights of each pair of neighbouring groups
         group *= 2
         most[group] = int(kept.max())
     return [f"{n}:{m}" for n, m in PATTERNS if most.get(m, m) <= n]
 
 
 def share(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of several Linears together."""
+    """Number of zeros and of weights of several Linears, and their sparsity."""
     zeros, weights = sum(row["zeros"] for row in rows), sum(row["weights"] for row in rows)
     return {"sparsity": zeros / weights if weights else 0.0, "zeros": zeros, "weights": weights}
 
 
 def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
-    """One step of the manifest, in short."""
-    usual = {"prune": PruneRecipe, "recover": RecoverRecipe}.get(step["action"], DropRecipe)
-    defaults = usual().to_json()
-    shown = {"method", "sparsity", "blocks"}  # even where they are today's defaults
+    """A summary of one step of the manifest."""
+    kind = {"prune": PruneRecipe, "recover": RecoverRecipe}.get(step["action"], DropRecipe)
+    defaults = kind().to_json()
+    shown = {"method", "sparsity", "blocks"}  # shown even if they have their defaults
     recipe = {key: value for key, value in step["recipe"].items() if key in shown or value != defaults.get(key)}
     cost = {"trained_tokens": step["cost"]["tokens"]} if step["action"] == "recover" else {}
     return {

@@ -1,4 +1,4 @@
-"""Perplexity on a text, in windows that do not overlap: the usual first check of a pruned model."""
+"""Perplexity on a text, over windows that do not overlap: the usual first check of a pruned model."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,19 +24,31 @@ from prunus.progress import Steps
 from prunus.pruning.calibration.hidden_states import BATCH_TOKENS
 from prunus.pruning.calibration.text_files import check_ids, encoder, read_jsonl, read_text, render_chats
 
-# Logits are made for so many tokens at a time: with a vocabulary of 150,000 that is 150 MB.
+# Logits are computed for this many tokens at a time; with a vocabulary of 150,000 they take 150 MB.
 LOGIT_TOKENS = 256
 
 
 def perplexity(
     model: str | Path, text: str | Path, *, seqlen: int = 2048, max_tokens: int | None = None, device: str = "auto"
 ) -> dict[str, Any]:
-    """exp of the mean negative log likelihood of every token of a text but the first of each window.
+    """The perplexity of model (folder, hub id or `tiny`) on a text, over windows that do not overlap.
 
-    text: a .txt file, or a .jsonl file of text (joined by blank lines), messages or token_ids (each line for itself).
-    seqlen: tokens per window; what is left over at the end is not used, unless it is all there is. max_tokens: use only
-    the first windows, up to so many tokens. The model runs whole, in its own dtype, its logits in float32.
-    Returns perplexity, nll (nats per token), tokens (predicted), windows, seqlen.
+    It is exp of the mean negative log-likelihood over all tokens but the first of each window. The whole model is in
+    memory, in the checkpoint's dtype; logits are in float32.
+
+    text: a .txt file, or a .jsonl file whose lines hold text (joined by blank lines), messages or token_ids (each line
+        is a document of its own).
+    seqlen: tokens per window. The rest at the end of a document is not used, unless the document is shorter than a
+        window.
+    max_tokens: use only the first windows, up to this many tokens.
+
+    Returns a dict:
+
+    perplexity, nll: perplexity, and the mean negative log-likelihood in nats per token.
+    tokens, windows: number of predicted tokens and of windows.
+    seqlen: as given.
+
+    Raises PrunusError for wrong input, a text of fewer than two tokens, or outputs with NaN or infinity.
     """
     source, path = ModelFolder(resolve(model)), Path(text).expanduser()
     context = source.context
@@ -62,8 +74,8 @@ def perplexity(
 
 
 def load_model(source: ModelFolder, device: torch.device) -> Any:
-    """transformers' whole model in the checkpoint's dtype."""
-    disable_progress_bar()  # ours is enough
+    """transformers' model in the checkpoint's dtype, on device; raises PrunusError if it cannot be loaded."""
+    disable_progress_bar()  # transformers' own; prunus shows one
     try:
         network: Any = (
             load_whole(Checkpoint(source.folder), torch.bfloat16)
@@ -78,7 +90,7 @@ def load_model(source: ModelFolder, device: torch.device) -> Any:
 
 
 def read_documents(path: Path, source: ModelFolder) -> list[list[int]]:
-    """Token ids of a text file; see perplexity."""
+    """Token ids of the documents of a text file; see perplexity."""
     if path.suffix == ".txt":
         return [encoder(source)(read_text(path))]
     if path.suffix != ".jsonl":
@@ -93,7 +105,7 @@ def read_documents(path: Path, source: ModelFolder) -> list[list[int]]:
 
 
 def cut(documents: Sequence[list[int]], seqlen: int) -> Iterator[list[int]]:
-    """Windows of seqlen ids, one after the other; a document shorter than one is a window of its own."""
+    """Yield consecutive windows of seqlen ids; a document shorter than that is a window of its own."""
     for ids in documents:
         if 2 <= len(ids) < seqlen:
             yield ids
@@ -102,7 +114,7 @@ def cut(documents: Sequence[list[int]], seqlen: int) -> Iterator[list[int]]:
 
 
 def first_windows(windows: Iterator[list[int]], max_tokens: int | None) -> list[list[int]]:
-    """The first windows with no more than max_tokens together, but at least one."""
+    """The first windows with at most max_tokens tokens in total, but at least one."""
     chosen, tokens = [], 0
     for window in windows:
         tokens += len(window)
@@ -113,7 +125,7 @@ def first_windows(windows: Iterator[list[int]], max_tokens: int | None) -> list[
 
 
 def batches_of(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Windows of equal length, in batches of about BATCH_TOKENS tokens: no padding."""
+    """Yield batches of windows of equal length, which need no padding, of about BATCH_TOKENS tokens."""
     for length, group in groupby(sorted(windows, key=len), key=len):
         same, most = list(group), max(1, BATCH_TOKENS // length)
         for begin in range(0, len(same), most):
@@ -121,7 +133,7 @@ def batches_of(windows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
 
 
 def find_head(network: Any) -> Architecture | None:
-    """What gives logits for a few tokens at a time; None for a model that mixes them in some way of its own."""
+    """The architecture, which can compute logits for a few tokens at a time; None if the model does not allow that."""
     try:
         return Architecture.around(network)
     except Unstreamable:
@@ -129,7 +141,7 @@ def find_head(network: Any) -> Architecture | None:
 
 
 def negative_log_likelihood(network: Any, head: Architecture | None, ids_NT: Tensor) -> float:
-    """Sum over all tokens but the first of each row, in nats."""
+    """Sum in nats of the negative log-likelihood over all tokens but the first of each row."""
     targets_N = ids_NT[:, 1:].flatten()
     if head is None:
         logits_NV = network(input_ids=ids_NT, use_cache=False).logits[:, :-1].flatten(0, 1).float()

@@ -1,4 +1,4 @@
-"""Prune a checkpoint block by block: memory holds one block and the hidden states of the calibration tokens."""
+"""Prune a checkpoint block by block, with one block and the calibration tokens' hidden states in memory."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.allocate import keep_scores, linear_sparsities, share_out
+from prunus.pruning.allocate import allocate_groups, keep_scores, linear_sparsities
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import Calibration, keep_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
@@ -47,11 +47,30 @@ def prune(
 ) -> dict[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
-    Unfinished work lives in out.partial; the same call goes on there, and ends with the same bytes as an unbroken run.
-    offload: keep hidden states on disk instead of in memory. dry_run: only say what would be done. stats: a file that
-    stats() wrote for this model; its calibration counts, nothing is run, and fields of the recipe that ask for another
-    calibration are an error. shared: a folder where calls that need the same importance scores
-    or sums of gradients leave and find them. Wrong input raises PrunusError and leaves nothing behind.
+    Unfinished work is in out.partial: the same call resumes it and writes the same bytes as an uninterrupted run.
+
+    offload: keep hidden states on disk instead of in memory.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return what would be done (see below).
+    stats: a file that stats() wrote for this model. Its calibration is used and the model is not run; fields of the
+        recipe that ask for another calibration are an error.
+    shared: a folder in which several calls share importance scores and sums of gradients.
+
+    Returns a dict:
+
+    out, method: the folder, and the recipe's method.
+    blocks, linears: number of blocks and of Linears in scope.
+    sparsity: share of zeros among the weights of all Linears in scope; linear_sparsity has the same by Linear.
+    seconds: run time.
+    warnings: one line each.
+
+    With dry_run it has would_write, method, blocks, linears, warnings and instead of the rest:
+
+    weights, zeros: numbers over all Linears in scope.
+    disk, calibration: the space needed, and the calibration sequences, as text.
+    influences: the sequences that an allocation measures influences on, as text, if it does.
+
+    Raises PrunusError for wrong input, and then leaves nothing behind.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
@@ -61,25 +80,25 @@ def prune(
     if dry_run:
         return describe(job, target)
     if ALLOCATIONS[recipe.allocation].needs != "nothing" or any(one.whole_model for one in job.passes):
-        source.checksum()  # what looks at all blocks beforehand wants them checked
+        source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
     work = {"action": "prune", "recipe": recipe.to_json(), "source": source.fingerprint(), **revisions(recipe)}
     if job.stats is not None:
         work["stats"] = job.stats.about
     with Partial(source, target, work, source.blocks, job.disk, overwrite) as partial, full_float32(job.device):
         calibration = keep_calibration(recipe, source, partial) if job.needs_tokens else None
         if calibration and recipe.weighted:
-            calibration.token_weights(recipe)  # so that it fails early
+            calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
         scores = keep_scores(job, partial, calibration)
-        shares = share_out(source, recipe, scores)
-        job = job._replace(sparsities=linear_sparsities(source, recipe, shares, job.method.group))
+        sparsities = allocate_groups(source, recipe, scores)
+        job = job._replace(sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
         for one in job.passes:
             one.prepare(job, partial, calibration)
         with torch.no_grad():
             prune_blocks(job, partial, calibration)
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
-        heard = [*(calibration.warnings if calibration else []), *scores.warnings, *shares.warnings]
-        heard += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
-        warnings = [*source.reading_notes, *dict.fromkeys(heard), *dead_inputs(partial), *ragged_tails(job)]
+        notes = [*(calibration.warnings if calibration else []), *scores.warnings, *sparsities.warnings]
+        notes += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
+        warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(partial), *ragged_tails(job)]
         step = {
             "action": "prune",
             "recipe": recipe.to_json(),
@@ -105,7 +124,7 @@ def prune(
 
 
 def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) -> None:
-    """Prune block after block. Blocks that partial already has are replayed, not pruned again."""
+    """Prune block after block. Blocks that `partial` already has are run for their hidden states, not pruned again."""
     source, recipe = job.source, job.recipe
     runner = Runner(source.config, source.tensors, job.dtype, job.device)
     hidden = None
@@ -115,7 +134,7 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) ->
             hidden = HiddenStates(runner, calibration.sequences, job.hidden_file(partial), job.room_needed, weights)
     left = [index for index in range(source.blocks) if not partial.has(index)]
     kept = left if source.has_small_blocks and job.device.type == "cpu" else []
-    # Freed at once: then glibc keeps up to twice as much of what is freed, instead of asking anew for every block.
+    # Allocated and freed at once, so that glibc raises its threshold and reuses freed memory for every block.
     np.empty(31 << 20, np.uint8)
     with (
         Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps,
@@ -128,7 +147,7 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) ->
             if partial.has(index):
                 if partial.records[index]["source"] != digest:
                     raise PrunusError(
-                        f"{source.folder} changed while work on it lay unfinished; run again to start anew"
+                        f"{source.folder} has changed since the unfinished work was done; run again to start over"
                     )
                 if hidden is not None and index < source.blocks - 1:
                     stored = source.block_tensors(index) if recipe.propagation == "dense" else partial.read_block(index)
@@ -144,9 +163,10 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) ->
 def prune_block(
     job: Job, partial: Partial, runner: Runner, index: int, hidden: HiddenStates | None, tensors: Block, digest: str
 ) -> tuple[dict[str, Tensor | Stored], dict[str, Any]]:
-    """Observe and prune one block; hidden moves on to what the next will read. Its tensors, and what was seen of it.
+    """Prune one block; returns its tensors by their names on disk, and the record for the journal.
 
-    tensors: the block's, of which the Linears' are taken out. digest: what is noted of where they are from.
+    hidden: becomes the input of the next block. tensors: the block's; those of the pruned Linears are removed from it.
+    digest: of the block in the source, for the record.
     """
     names = [linear.name for linear in job.linears[index]]
     groups: Iterable[Mapping[str, InputStats | None]] = [dict.fromkeys(names)]
@@ -181,16 +201,16 @@ def prune_block(
                 record["dead"][job.source.block_name(index, name)] = dead
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 record["warnings"].append(inputs.hessian.warning)
-            weight_OI = inputs = None  # a Hessian is as large as a weight: gone before tokens move on
+            weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
     if run is None:
         finish_block()
-    run = None  # run knows finish_block, which knows run: such a circle would outlive this call
+    run = None  # breaks the reference cycle of run and finish_block, which would keep the block in memory
     weights = {f"{name}.weight": weight_OI for name, weight_OI in pruned.items()}
     return {**job.source.block_tensors(index), **job.source.as_stored(index, weights)}, record
 
 
 def dead_inputs(partial: Partial) -> list[str]:
-    """A warning, if any, about inputs that were zero on every calibration token."""
+    """A warning if some input features were zero on every calibration token."""
     dead = {name: count for record in partial.records.values() for name, count in record["dead"].items()}
     if not dead:
         return []

@@ -1,5 +1,6 @@
-"""Recipes that came to give another result than they once did. What names work names this too, so that what was made
-before is not taken for it.
+"""Recipes whose result has changed between versions of prunus.
+
+Identifiers of work include the revision, so that results of an earlier version are not mistaken for today's.
 """
 
 from prunus.pruning.allocation import ALLOCATIONS
@@ -7,11 +8,11 @@ from prunus.recipes import PruneRecipe
 
 
 def revisions(recipe: PruneRecipe) -> dict[str, int]:
-    """By what changed, the number of the change; empty for recipes whose result is what it always was."""
+    """Revision numbers by the change that affects the recipe; empty if its result has never changed."""
     measured = ALLOCATIONS[recipe.allocation].needs if recipe.scores is None else "nothing"
     changed = {
         "layerif_revision": recipe.allocation == "layerif",  # its direction was reversed
-        "influence_revision": measured == "gradients",  # token ids and traces were not cut
-        "reference_revision": recipe.rounding == "reference" and recipe.allocation != "uniform",  # counts were others
+        "influence_revision": measured == "gradients",  # token ids and traces were not truncated
+        "reference_revision": recipe.rounding == "reference" and recipe.allocation != "uniform",  # counts have changed
     }
     return {name: 2 for name, applies in changed.items() if applies}

@@ -1,4 +1,4 @@
-"""Which Linears of a model a recipe is about."""
+"""The Linears of a model that a recipe applies to."""
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
@@ -7,7 +7,7 @@ from prunus.recipes import PruneRecipe
 
 
 def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linear]]:
-    """For each block its Linears in scope, in the order of a forward pass; PrunusError where there are none."""
+    """The Linears in scope, by block and in the order of a forward pass; raises PrunusError if there are none."""
     if reason := why_unprunable(source):
         raise PrunusError(f"{source.folder} ({source.config.model_type}): {reason}")
     found = [
@@ -23,7 +23,7 @@ def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linea
 
 
 def why_unprunable(source: Checkpoint) -> str | None:
-    """Why no Linear of a model can be pruned, whatever the recipe, in one line; None where that can be done."""
+    """Why no Linear of a model can be pruned with any recipe, in one line; None if some can."""
     if source.names.is_shared:
         return "blocks share weights, so they cannot be pruned one by one"
     others = (name for index in range(source.blocks) for name in source.left_dense(index))
@@ -35,5 +35,5 @@ def why_unprunable(source: Checkpoint) -> str | None:
 
 
 def weights_of(linears: list[Linear]) -> int:
-    """How many weights Linears have together."""
+    """Total number of weights of the Linears."""
     return sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears)

@@ -1,4 +1,4 @@
-"""Settings of a recipe that make no difference to its result, so that recipes that differ in them are the same work."""
+"""Settings of a recipe that do not affect its result, so that recipes that differ only in them are the same variant."""
 
 from prunus.declarations import Allocation, DepthMethod, declared
 from prunus.pruning.methods import find_method
@@ -7,17 +7,19 @@ from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, PruneRecipe
 CALIBRATION = {"calibration", "seqlen", "seed"}
 AMOUNT = {"samples", "calibration_tokens"}
 WEIGHTS = set(TOKEN_WEIGHTS)
-INFLUENCES = {"influence_train", "influence_validation"}
+# Options by which allocations choose sequences of their own to measure on.
+SAMPLING = {name for allocation in declared(Allocation).values() for name in allocation.sampling}
 
 
 def unused_settings(recipe: PruneRecipe | DropRecipe) -> set[str]:
-    """Fields without effect beside the others; what the recipe refuses beside them has its default anyway."""
+    """Fields without effect given the others. Options that do not belong to the recipe's methods have their default."""
     unused = _of_prune(recipe) if isinstance(recipe, PruneRecipe) else _of_drop(recipe)
     return unused | ({"samples"} if recipe.calibration_tokens is not None else set())
 
 
 def _of_prune(recipe: PruneRecipe) -> set[str]:
-    measured = declared(Allocation)[recipe.allocation].needs if recipe.scores is None else "nothing"
+    allocation = declared(Allocation)[recipe.allocation]
+    measured = allocation.needs if recipe.scores is None else "nothing"
     method = find_method(recipe)
     runs_blocks = method.needs != "nothing" or bool(method.passes)
     unused = set() if runs_blocks else {"propagation"}
@@ -25,8 +27,7 @@ def _of_prune(recipe: PruneRecipe) -> set[str]:
         unused |= AMOUNT | WEIGHTS
         if measured != "gradients":
             unused |= CALIBRATION | {"dtype"}
-    if measured != "gradients":
-        unused |= INFLUENCES
+    unused |= SAMPLING - set(allocation.sampling if recipe.scores is None else ())
     if not recipe.weighted:
         unused |= WEIGHTS
     if recipe.group == OWN_GROUP.get(recipe.method):

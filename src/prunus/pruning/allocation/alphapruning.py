@@ -1,6 +1,6 @@
-"""AlphaPruning: a block whose spectra have lighter tails is less well trained, and is pruned more.
+"""AlphaPruning: blocks whose weight spectra have lighter tails are taken as less well trained and pruned more.
 
-Lu et al. 2024, arXiv:2410.10912; authors' code lib/esd_utils.py (net_esd_estimator) and lib/prune.py. No data.
+Lu et al. 2024, arXiv:2410.10912; authors' code lib/esd_utils.py (net_esd_estimator) and lib/prune.py. It needs no data.
 N: eigenvalues of one Linear, ascending.
 """
 
@@ -15,7 +15,7 @@ from prunus.checkpoint.block_loader import blocks_on
 from prunus.declarations import Allocation, Option
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.allocation.arithmetic import scaled, spread_of, spread_out
+from prunus.pruning.allocation.arithmetic import normalised, scaled, spread_of
 from prunus.pruning.allocation.importance_scores import WHOLE
 from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.calibration.data import Calibration
@@ -25,7 +25,7 @@ BINS = 100
 
 
 def eigenvalues(weight_OI: Tensor) -> np.ndarray:
-    """Squared singular values in float64, min(O, I) of them, ascending: eigenvalues of the smaller Gram matrix."""
+    """(min(O, I),) float64 eigenvalues of the smaller Gram matrix (squared singular values), ascending."""
     short = weight_OI.double()
     if short.shape[0] > short.shape[1]:
         short = short.T
@@ -33,12 +33,13 @@ def eigenvalues(weight_OI: Tensor) -> np.ndarray:
 
 
 def tail_exponent(eigenvalues_N: np.ndarray, window: Window = "fixed") -> float:
-    """Exponent of the power law that fits the tail of a spectrum best (the paper's alpha_peak).
+    """Exponent of the power law that best fits the tail of a spectrum (the paper's alpha_peak).
 
-    Candidates for where the tail begins lie between 0.95 and 1.5 times the fullest histogram bin; the least
-    Kolmogorov-Smirnov distance wins. window `reference`: the lower bound as in the authors' code, which compares
-    eigenvalues with its logarithm and so mostly switches it off; their published exponents contain that. Zeros (of
-    pruned or rank-deficient weights) do not count.
+    The tail may begin between 0.95 and 1.5 times the fullest bin of the histogram; the start with the least
+    Kolmogorov-Smirnov distance is taken. window `reference`: the lower bound of the authors' code, which compares
+    eigenvalues with the bound's logarithm, so that it rarely has an effect; their published exponents were computed in
+    this way. Eigenvalues of 0, from pruned or rank-deficient weights, are left out. Raises PrunusError if fewer than
+    four eigenvalues are left or all are equal.
     """
     values = eigenvalues_N[eigenvalues_N > 1e-12 * eigenvalues_N[-1]]
     if len(values) < 4 or values[0] == values[-1]:
@@ -65,26 +66,27 @@ def tail_exponent(eigenvalues_N: np.ndarray, window: Window = "fixed") -> float:
 def allocate(exponents: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.3) -> list[float]:
     """Sparsity of each block from the mean exponent of its Linears.
 
-    Proportional to 1 - spread (lowest exponent) to 1 + spread (highest): the range narrows with target. spread: the
-    paper's epsilon. The authors' code does not clip and can ask for more than all weights; here the rest makes up.
+    Sparsities are proportional to factors from 1 - spread (lowest exponent) to 1 + spread (highest), so their range
+    shrinks with the target. spread: the paper's epsilon. The authors' code does not clip and can ask for more than all
+    weights; here sparsities are clipped and other blocks compensate.
     """
-    return scaled(ratios(spread_out(exponents), spread), sizes, target)
+    return scaled(ratios(normalised(exponents), spread), sizes, target)
 
 
 def ratios(shares: Sequence[float], spread: float) -> list[float]:
-    """Shares in [0, 1] as factors 1 - spread to 1 + spread; all alike where the shares are."""
+    """Numbers in [0, 1] mapped linearly to factors from 1 - spread to 1 + spread."""
     return [1 - spread + 2 * spread * share for share in shares]
 
 
 def _middle_exponent(logs_N: np.ndarray) -> float:
-    """Hill's estimate over the upper half (the paper's alpha_mid), for a window without candidates."""
+    """Hill's estimate over the upper half of a spectrum (the paper's alpha_mid), used if no tail can be fitted."""
     tail = logs_N[len(logs_N) // 2 :]
     excess = tail.sum() - len(tail) * tail[0]
     return 1 + len(tail) / excess if excess > 0 else 1.0
 
 
 def measure(subject: Subject, _calibration: Calibration | None) -> Measured:
-    """Tail exponents of the spectra of all Linears; a block's score is the plain mean of its own."""
+    """Tail exponents of the spectra of all Linears; a block's score is the mean over its Linears."""
     exponents: list[dict[str, float]] = []
     source, recipe = subject.source, subject.recipe
     with Steps("spectra", total=source.blocks, unit="blocks") as steps:
@@ -110,7 +112,7 @@ DECLARATION = Allocation(
             "window",
             str,
             "fixed",
-            "window for the tail of a spectrum; reference: as in the authors' code.",
+            "window for the start of a spectrum's tail; reference: as in the authors' code.",
             choices=("fixed", "reference"),
         ),
     ),

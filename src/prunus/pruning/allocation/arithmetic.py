@@ -1,6 +1,6 @@
-"""What allocations share: numbers per group in, sparsities out that keep the budget; then whole weights per Linear.
+"""Arithmetic shared by allocations: sparsities of groups whose weighted mean is the target, and counts per Linear.
 
-A group is what gets one sparsity: a block, or the attention or the MLP of a block. sizes: weights of each group.
+A group is a block, or the attention or the MLP of a block; it has one sparsity. sizes: number of weights of each group.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,70 +11,71 @@ from prunus.declarations import Allocation, declared
 from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe
 
-# No group loses more than this share of its weights, or its output would be constant.
+# The highest sparsity of a group: without any weights its output would be constant.
 HIGHEST = 0.99
 
 
 def weighted_mean(values: Sequence[float], sizes: Sequence[int]) -> float:
-    """Mean of values weighted by sizes."""
+    """The mean of values, weighted by sizes."""
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 
-def spread_out(scores: Sequence[float]) -> list[float]:
-    """Scores moved to [0, 1]; scores that are all alike become 0 (the reference codes divide by zero)."""
+def normalised(scores: Sequence[float]) -> list[float]:
+    """Scores mapped linearly to [0, 1]; all 0 if they are equal, where the reference implementations divide by zero."""
     low, high = min(scores), max(scores)
     return [0.0 if high == low else (score - low) / (high - low) for score in scores]
 
 
-def shifted(wanted: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
-    """wanted plus one number, each clipped to [0, HIGHEST], so that the weighted mean is target.
+def shifted(values: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
+    """The values plus a constant, clipped to [0, HIGHEST], such that the weighted mean is target.
 
-    The reference implementations clip and lose the budget.
+    The reference implementations clip after the shift, so that their mean differs from the target.
     """
     check_target(target)
-    return _solve(lambda x: [_clip(v + x) for v in wanted], -max(wanted), HIGHEST - min(wanted), sizes, target)
+    return _solve(lambda x: [_clip(v + x) for v in values], -max(values), HIGHEST - min(values), sizes, target)
 
 
 def scaled(ratios: Sequence[float], sizes: Sequence[int], target: float) -> list[float]:
-    """ratios (positive) times one number, each clipped to [0, HIGHEST], so that the weighted mean is target."""
+    """The ratios (positive) times a constant, clipped to [0, HIGHEST], such that the weighted mean is target."""
     check_target(target)
     return _solve(lambda x: [_clip(x * r) for r in ratios], 0.0, HIGHEST / min(ratios), sizes, target)
 
 
-def more_kept(needs: Sequence[float], sizes: Sequence[int], target: float, width: float) -> list[float]:
-    """Sparsities around target, 2 * width apart at most: the greater the need of a group, the more it keeps.
+def decreasing_sparsities(
+    scores: Sequence[float], sizes: Sequence[int], target: float, half_range: float
+) -> list[float]:
+    """Sparsities that decrease linearly with the scores, over a range of 2 * half_range, as in OWL and DLP.
 
-    target + mean(extra) - extra, where extra = 2 * width * (need - lowest) / (highest - lowest): what OWL and DLP do.
-    The range is not centred on target.
+    They are target + mean(extra) - extra, with extra = 2 * half_range * (score - lowest) / (highest - lowest). The
+    weighted mean is target; the range is not centred on it.
     """
-    extra = [2 * width * share for share in spread_out(needs)]
+    extra = [2 * half_range * share for share in normalised(scores)]
     mean = weighted_mean(extra, sizes)
     return shifted([target + mean - e for e in extra], sizes, target)
 
 
 def spread_of(allocation: str, recipe: PruneRecipe) -> float:
-    """The spread that a recipe asks for, or the usual one of an allocation."""
+    """The recipe's spread, or the allocation's usual one if the recipe has none."""
     options = declared(Allocation)[allocation].options
     return next(option for option in options if option.name == "spread").of(recipe)
 
 
 def check_target(target: float) -> None:
-    """Raise PrunusError where clipped sparsities cannot reach the mean asked for."""
+    """Raise PrunusError if clipped sparsities cannot have this mean."""
     if not 0 <= target <= HIGHEST:
         raise PrunusError(
-            f"sparsity {target} cannot be shared out when no block may lose more than {HIGHEST} of its weights; "
+            f"sparsity {target} cannot be reached, as an allocation prunes each block to {HIGHEST} at most; "
             "use --allocation uniform"
         )
 
 
 def tensor_counts(sparsities: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
-    """Zeros per Linear that sum to total: each its share rounded down, what is left to the largest remainders."""
+    """Zeros per Linear that sum to total: shares rounded down, and the rest given to the largest remainders."""
     exact = [Fraction(s) * size for s, size in zip(sparsities, sizes, strict=True)]
     counts = [floor(share) for share in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda i: (counts[i] - exact[i], i))
     left = total - sum(counts)
-    # Clipping solves for the mean in floating point, so what is left is a number of weights, at most one per Linear
-    # but for an error of 1e-16 of all weights.
+    # At most one weight per Linear is left to assign, besides the bisection's rounding error of 1e-16 of all weights.
     step = 1 if left > 0 else -1
     open_ends = [i for i in by_remainder[::step] if 0 <= counts[i] + step <= sizes[i]]
     assert abs(left) <= len(open_ends), f"{left} zeros left to share among {len(open_ends)} Linears"
@@ -84,26 +85,26 @@ def tensor_counts(sparsities: Sequence[float], sizes: Sequence[int], total: int)
 
 
 def row_counts(sparsities: Sequence[float], shapes: Sequence[tuple[int, int]], total: int) -> list[tuple[int, int]]:
-    """For each Linear the zeros of a row, and how many rows have one more, so that all zeros together are total.
+    """For each Linear the zeros per row and the number of rows that get one more, such that all zeros sum to total.
 
-    Each share is rounded down; then, by largest remainder, rows of one Linear after the other lose one more: all of
-    them, but for the last such Linear.
+    Shares are rounded down. Then the Linears, in the order of largest remainder, get one more zero in every row until
+    the total is reached; in the last of them only some rows do.
     """
     exact = [Fraction(s) * columns for s, (_, columns) in zip(sparsities, shapes, strict=True)]
     counts = [floor(share) for share in exact]
-    more = [0] * len(counts)
+    extra = [0] * len(counts)
     left = total - sum(count * rows for count, (rows, _) in zip(counts, shapes, strict=True))
     for i in sorted(range(len(shapes)), key=lambda i: (counts[i] - exact[i], i)):
         rows, columns = shapes[i]
-        if left < 0 < counts[i]:  # by an error of floating point, where no share had a remainder
+        if left < 0 < counts[i]:  # by a rounding error, if no share has a remainder
             counts[i], left = counts[i] - 1, left + rows
         if counts[i] < columns:
-            more[i] = min(max(left, 0), rows)
-            left -= more[i]
-        if more[i] == rows:
-            counts[i], more[i] = counts[i] + 1, 0
+            extra[i] = min(max(left, 0), rows)
+            left -= extra[i]
+        if extra[i] == rows:
+            counts[i], extra[i] = counts[i] + 1, 0
     assert left == 0, f"{left} zeros left to share among rows"
-    return list(zip(counts, more, strict=True))
+    return list(zip(counts, extra, strict=True))
 
 
 def _clip(value: float) -> float:
@@ -113,7 +114,7 @@ def _clip(value: float) -> float:
 def _solve(
     sparsities_at: Callable[[float], list[float]], low: float, high: float, sizes: Sequence[int], target: float
 ) -> list[float]:
-    """By bisection: the weighted mean grows with x."""
+    """sparsities_at(x) for the x in [low, high] at which their weighted mean, which grows with x, is target."""
     for _ in range(200):
         middle = (low + high) / 2
         if weighted_mean(sparsities_at(middle), sizes) < target:

@@ -1,6 +1,7 @@
-"""ATP: sparsity rises by the same step from block to block. arXiv:2502.14770 (ICML 2025), eq. 10. No data.
+"""ATP: sparsity increases by the same step from block to block.
 
-The strongest simple baseline: every allocation that measures something has to beat it.
+Huang et al., ICML 2025, arXiv:2502.14770, eq. 10. It needs no data and is the strongest simple baseline, which an
+allocation that measures scores should beat.
 """
 
 from collections.abc import Sequence
@@ -9,20 +10,21 @@ from prunus.declarations import Allocation, Option
 from prunus.errors import PrunusError
 from prunus.pruning.allocation.arithmetic import shifted
 
-# Without a step the last block loses at most this much more than target, the first this much less: OWL's width.
+# Without a step, the sparsities of the last and the first block differ from the target by at most this much, as in OWL.
 HALF_RANGE = 0.08
 
 
 def highest_step(blocks: int, target: float) -> float:
-    """The largest step (the paper's beta) at which no sparsity leaves [0, 1]."""
+    """The largest step (the paper's beta) for which all sparsities lie in [0, 1]."""
     return 2 * min(target, 1 - target) / max(1, blocks - 1)
 
 
 def allocate(sizes: Sequence[int], target: float, step: float | None = None) -> list[float]:
-    """Sparsities target + step * (i - (L - 1) / 2) for block i of L.
+    """Sparsity target + step * (i - (L - 1) / 2) for each block i of L.
 
-    The authors choose the step by the perplexity that they report; choose it on other text. None: a rise of
-    2 * HALF_RANGE over all blocks, less where that would leave [0, 1].
+    step: None increases by 2 * HALF_RANGE over all blocks, or by less if sparsities would leave [0, 1]. The authors
+    choose the step by the perplexity that they report; choose it on other text. Raises PrunusError if sparsities would
+    leave [0, 1].
     """
     blocks, limit = len(sizes), highest_step(len(sizes), target)
     if step is None:
@@ -35,7 +37,7 @@ def allocate(sizes: Sequence[int], target: float, step: float | None = None) -> 
 DECLARATION = Allocation(
     name="atp",
     source="Huang et al. 2025, arXiv:2502.14770",
-    description="sparsity rises by one step from block to block; needs no data",
+    description="sparsity increases by the same step from block to block; needs no data",
     allocate=lambda _scores, sizes, recipe: allocate(sizes, recipe.sparsity, recipe.step),
-    options=(Option("step", float, None, "how much more each block loses than the one before."),),
+    options=(Option("step", float, None, "increase in sparsity from each block to the next."),),
 )

@@ -1,4 +1,7 @@
-"""Importance scores: a few numbers per block that an allocation has measured, as a JSON file to use again."""
+"""Importance scores: the numbers per block that an allocation has measured, and the JSON file from which to reuse them.
+
+In the file, and in the results of the API, they are called `evidence`.
+"""
 
 import json
 import math
@@ -16,10 +19,11 @@ WHOLE, PARTS = "block", ("attention", "mlp")
 
 
 class ImportanceScores(NamedTuple):
-    """scores: one number per block under `block`, or under `attention` and `mlp`.
+    """The scores of an allocation, and how they were measured.
 
-    model: checksum of the weights they were measured on, None where a user's file does not say. settings: what they
-    depend on. details: more that was measured, for people.
+    scores: one number per block under `block`, or under `attention` and `mlp`. model: checksum of the weights they were
+    measured on; None if they come from a user's file. settings: the options and the calibration that they depend on.
+    details: further measurements, for information only.
     """
 
     allocation: str
@@ -30,7 +34,7 @@ class ImportanceScores(NamedTuple):
     warnings: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The scores as JSON data."""
         fields = json.loads(json.dumps(self._asdict()))
         return {"prunus": version("prunus"), "evidence": FORMAT, **fields}
 
@@ -41,22 +45,23 @@ class ImportanceScores(NamedTuple):
 
 
 def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int) -> ImportanceScores:
-    """Importance scores of a file: our own, or a user's scores, as JSON.
+    """Importance scores from a JSON file written by prunus or by a user.
 
-    A user's file is one list with a number per block (for every group), an object with such a list for `attention` and
-    for `mlp`, or holds influences by sample (see sample_scores). Whatever does not fit raises PrunusError.
+    A user's file holds a list with one number per block (used for every group), an object with such lists under
+    `attention` and `mlp`, or influences by sample (see sample_scores). Raises PrunusError for other content, or if it
+    does not fit the model or the allocation.
     """
     data = read_json(path)
     if isinstance(data, Mapping) and "evidence" in data:
         if data["evidence"] != FORMAT or not set(ImportanceScores._fields) <= set(data):
-            raise PrunusError(f"{path} is not evidence of format {FORMAT}: it is from another version of prunus")
+            raise PrunusError(f"{path} does not have format {FORMAT}: it is from another version of prunus")
         found = ImportanceScores.from_json(data)
         if found.allocation != allocation:
-            raise PrunusError(f"{path} holds evidence of {found.allocation}, not of {allocation}; measure again")
+            raise PrunusError(f"{path} holds scores of {found.allocation}, not of {allocation}; measure again")
     elif is_by_sample(data):
         if WHOLE in groups:
             raise PrunusError(
-                f"{path} holds scores of attention and mlp, which allocation layerif takes, not {allocation}"
+                f"{path} holds scores of attention and mlp, which allocation layerif uses, not {allocation}"
             )
         sums, count = sums_of_samples(path, data, groups, blocks)
         found = ImportanceScores(allocation, None, {"file": path.name, "samples": count}, sums, {}, [])
@@ -68,7 +73,7 @@ def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int)
 
 
 def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) -> None:
-    """Raise PrunusError unless every group has one finite number per block."""
+    """Raise PrunusError unless scores hold a list with one finite number per block for every group."""
     for group in groups:
         values = scores.get(group) if isinstance(scores, Mapping) else None
         if not isinstance(values, Sequence) or isinstance(values, str):
@@ -77,4 +82,4 @@ def check_scores(path: Path, scores: Any, groups: Sequence[str], blocks: int) ->
             raise PrunusError(f"{path} has {len(values)} scores for '{group}', but the model has {blocks} blocks")
         for index, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise PrunusError(f"{path}: score {index} of '{group}' is {value!r}, which is no finite number")
+                raise PrunusError(f"{path}: score {index} of '{group}' is {value!r}, which is not a finite number")

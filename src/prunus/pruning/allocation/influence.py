@@ -1,4 +1,4 @@
-"""Influence of training sequences on a validation loss, from gradients or sketches of them, and whether it is noise.
+"""Influence of training sequences on a validation loss, from sketched gradients, and its split-half reliability.
 
 Shapes: K training sequences, X numbers of a gradient or sketch.
 """
@@ -19,32 +19,36 @@ from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.gradients import Model, signs, sketches
 from prunus.recipes import PruneRecipe
 
-# Sequences that influences are taken of are cut to this length, whether they come from text, token ids or traces.
+# Sequences are truncated to this length, whether they come from text, token ids or traces.
 INFLUENCE_TOKENS = 1024
 Influence = Callable[[Tensor, Tensor], Tensor]
-# Below this rank agreement between two halves of the data, scores are called noise.
+# Below this rank correlation between two halves of the data, a warning calls the scores noise.
 STABLE = 0.5
 
 
 def identity(train_KX: Tensor, validation_X: Tensor) -> Tensor:
-    """(K,) gradient of each sequence times the mean validation gradient: positive where training on it helps."""
+    """(K,) inner product of each sequence's gradient with the mean validation gradient.
+
+    It is positive if a training step on the sequence lowers the validation loss.
+    """
     return train_KX.double() @ validation_X.double()
 
 
 def datainf(train_KX: Tensor, validation_X: Tensor) -> Tensor:
-    """(K,) the same with DataInf's inverse Hessian. Kwon et al. 2023, arXiv:2310.00902; authors' code src/influence.py.
+    """(K,) influence with DataInf's approximate inverse Hessian between the two gradients.
 
-    Each sequence's own damped Hessian g g^T + lambda is inverted and the inverses are averaged; lambda is a tenth of
-    the mean squared entry. Only inner products of gradients are needed.
+    Kwon et al. 2023, arXiv:2310.00902; authors' code src/influence.py. The damped Hessian g g^T + lambda of each
+    sequence is inverted, and the inverses are averaged; lambda is a tenth of the mean squared entry of the gradients.
+    This needs only inner products of gradients.
     """
     gram_KK = train_KX.double() @ train_KX.double().T
-    toward_K = identity(train_KX, validation_X)
+    product_K = identity(train_KX, validation_X)
     squares_K = gram_KK.diagonal()
     damping = squares_K.mean() / train_KX.shape[1] / 10
     if damping == 0:
-        return toward_K
-    correction_K = gram_KK @ (toward_K / (damping + squares_K)) / len(train_KX)
-    return (toward_K - correction_K) / damping
+        return product_K
+    correction_K = gram_KK @ (product_K / (damping + squares_K)) / len(train_KX)
+    return (product_K - correction_K) / damping
 
 
 def block_scores(
@@ -54,10 +58,10 @@ def block_scores(
     validation: Sequence[int],
     influence: Influence,
 ) -> list[float]:
-    """For each block, the positive influences of all training sequences on its chosen Linears together, summed.
+    """For each block, the sum of the positive influences of all training sequences, over some of its Linears together.
 
-    gradients: of each block and Linear, one row per sequence. linears: those of each block that are chosen. train,
-    validation: which rows.
+    gradients: for each block and Linear, one row per sequence. linears: the names of those Linears, by block. train,
+    validation: indices of rows.
     """
     scores = []
     for tables, names in zip(gradients, linears, strict=True):
@@ -70,18 +74,19 @@ def block_scores(
 
 
 def agreement(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation; 0 where one of them is constant."""
+    """Spearman's rank correlation; 0 if one of the sequences is constant."""
     if len(set(first)) < 2 or len(set(second)) < 2:
         return 0.0
     return float(np.asarray(spearmanr(first, second)[0]))
 
 
 def influences(subject: Subject, calibration: Calibration, parts: Sequence[str], influence: Influence) -> Measured:
-    """Summed positive influences of the training sequences on the loss of the validation sequences, by group.
+    """Block scores for each of the parts: summed positive influences of training sequences on the validation loss.
 
-    The loss is that of the chain alone where calibration says where prompts end, else that of all tokens. Which
-    sequence is which is drawn by the recipe's seed. Half of the sequences against the other half shows whether the
-    ranking of blocks is more than noise.
+    The loss is over the chain of thought alone if the calibration marks prompts, else over all tokens. The recipe's
+    seed splits the sequences into training and validation. details: the sizes of both, and Spearman's rank correlation
+    of block scores between two halves of the data; a warning says if it is so low that the ranking is noise. Raises
+    PrunusError with fewer than 4 usable sequences.
     """
     recipe = subject.recipe
     weights = chain_only(calibration)
@@ -110,8 +115,8 @@ def influences(subject: Subject, calibration: Calibration, parts: Sequence[str],
         stability[group] = agreement(*halves)
     details = {"train": len(train), "validation": count, "split_half_spearman": stability}
     warnings = [
-        f"{recipe.allocation}{'' if group == WHOLE else f' of {group}'}: two halves of the data agree on the order of "
-        f"blocks by Spearman {value:.2f} only: these scores are noise; use more sequences, or another allocation"
+        f"{recipe.allocation}{'' if group == WHOLE else f' of {group}'}: two halves of the data rank the blocks with a "
+        f"Spearman correlation of only {value:.2f}, so these scores are noise; use more sequences or another allocation"
         for group, value in stability.items()
         if value < STABLE
     ]
@@ -119,14 +124,15 @@ def influences(subject: Subject, calibration: Calibration, parts: Sequence[str],
 
 
 def chain_only(calibration: Calibration) -> list[list[float]] | None:
-    """For each sequence, 0 for tokens of the prompt and 1 for those of the chain; None where prompts are not known."""
+    """Token weights of each sequence, 0 for the prompt and 1 for the chain of thought; None if prompts are unknown."""
     if not calibration.prompts:
         return None
     lengths = zip(map(len, calibration.sequences), calibration.prompts, strict=True)
     return [[0.0] * prompt + [1.0] * (length - prompt) for length, prompt in lengths]
 
 
-def influence_recipe(recipe: PruneRecipe) -> PruneRecipe:
-    """The recipe that chooses sequences for influences: as many as these need, not too long."""
+def own_calibration(recipe: PruneRecipe) -> tuple[PruneRecipe, int]:
+    """The recipe that chooses sequences for influences, with their number and length, and their most tokens."""
     count = recipe.influence_train + recipe.influence_validation
-    return replace(recipe, samples=count, calibration_tokens=None, seqlen=min(recipe.seqlen, INFLUENCE_TOKENS))
+    chosen = replace(recipe, samples=count, calibration_tokens=None, seqlen=min(recipe.seqlen, INFLUENCE_TOKENS))
+    return chosen, INFLUENCE_TOKENS

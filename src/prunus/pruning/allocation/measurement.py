@@ -1,7 +1,4 @@
-"""Measuring a model for an allocation: what is measured, what comes back, and one pass over all blocks.
-
-Shapes: N sequences, T tokens, O output features, I input features.
-"""
+"""Measuring a model for an allocation: the model and settings, the result, and one dense pass over all blocks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +19,7 @@ from prunus.recipes import PruneRecipe
 
 
 class Measured(NamedTuple):
-    """scores: per group one number per block; details: more, for people."""
+    """scores: for each group a list with one number per block. details: further measurements, for information only."""
 
     scores: dict[str, list[float]]
     details: dict[str, Any]
@@ -30,10 +27,10 @@ class Measured(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is measured. linears: of each block those in scope.
+    """The model to measure, and how.
 
-    saved: of a block's number, statistics of its Linears' inputs that were taken before, so that nothing has to be run.
-    file: where hidden states are kept while it is run, None for memory.
+    linears: the Linears in scope, by block. saved(index): input statistics of a block's Linears that were saved before;
+    None if the model must be run. file: for hidden states while it runs; None keeps them in memory.
     """
 
     source: Checkpoint
@@ -44,14 +41,14 @@ class Subject(NamedTuple):
     file: Path | None = None
 
     def names(self, index: int, part: str = WHOLE) -> list[str]:
-        """Names within a block of its Linears in scope, or of those of one part of it."""
+        """Names within block `index` of its Linears in scope, or of those in one part of it."""
         return [linear.name for linear in self.linears[index] if part in (WHOLE, linear.kind)]
 
 
 def blocks_with_inputs(
     subject: Subject, calibration: Calibration | None
 ) -> Iterator[tuple[int, dict[str, Tensor], Mapping[str, InputStats]]]:
-    """Of every block its number, weights and what is known of their inputs: saved, or seen in one dense pass."""
+    """Yield (index, weights, input statistics) of every block, both by Linear; saved, or from one dense pass."""
     source, saved, device = subject.source, subject.saved, subject.runner.device
     if saved is None:
         assert calibration is not None
@@ -64,7 +61,7 @@ def blocks_with_inputs(
 def dense_pass(
     subject: Subject, calibration: Calibration
 ) -> Iterator[tuple[int, dict[str, Tensor], Mapping[str, InputStats]]]:
-    """The same, seen in one pass of the unpruned model."""
+    """Yield (index, weights, input statistics) of every block, both by Linear, from one pass of the dense model."""
     weights = calibration.token_weights(subject.recipe) if subject.recipe.weighted else None
     source, runner = subject.source, subject.runner
     hidden = HiddenStates(runner, calibration.sequences, subject.file, token_weights=weights)

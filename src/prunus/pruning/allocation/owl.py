@@ -1,4 +1,4 @@
-"""OWL: a block with more outliers keeps more weights.
+"""OWL: blocks with more outliers among their Wanda scores keep more weights.
 
 Yin et al. 2023, arXiv:2310.05175; authors' code lib/prune_all.py, prune_wanda_outlier_structure. An outlier is a Wanda
 score above M times the mean score of its block.
@@ -9,31 +9,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunus.declarations import Allocation, Option
-from prunus.pruning.allocation.arithmetic import more_kept, spread_of
+from prunus.pruning.allocation.arithmetic import decreasing_sparsities, spread_of
 from prunus.pruning.allocation.importance_scores import WHOLE
 from prunus.pruning.allocation.measurement import Measured, Subject
 from prunus.pruning.allocation.wanda_scores import wanda_scores
 from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import PruneRecipe
 
-# What the authors' code prunes of a block for which there is nothing left.
+# The authors' code replaces sparsities of 0 or less by this.
 LEAST = 0.01
 
 
 def allocate(outlier_shares: Sequence[float], sizes: Sequence[int], target: float, spread: float = 0.08) -> list[float]:
     """Sparsity of each block from its share of outliers (in any unit). spread: the paper's lambda, half of the range.
 
-    The authors raise sparsities below 0 to LEAST and lose the budget; here the rest moves so that it holds.
+    The authors' code raises sparsities of 0 or less to LEAST, which changes the mean; here other blocks compensate.
     """
-    return more_kept(outlier_shares, sizes, target, spread)
+    return decreasing_sparsities(outlier_shares, sizes, target, spread)
 
 
 def allocate_as_run(
     outlier_shares: Sequence[float], target: float, spread: float = 0.08, least: float = LEAST
 ) -> list[float]:
-    """The same as the authors' code has it, float by float: sparsities of 0 or less become least, the rest stays.
+    """Sparsity of each block as in the authors' code, to the bit: sparsities of 0 or less are replaced by `least`.
 
-    Where any is, the mean exceeds the target. Blocks that all look alike get target each (theirs divides by zero).
+    If there are any, the mean exceeds the target. If all shares are equal, every block gets the target; the authors'
+    code divides by zero.
     """
     share = np.asarray(outlier_shares, float)
     low, high = share.min(), share.max()
@@ -45,13 +46,13 @@ def allocate_as_run(
 
 
 def measure(subject: Subject, calibration: Calibration | None) -> Measured:
-    """The share of outliers of every block, in percent."""
+    """The share of outliers in every block, in percent."""
     measured = wanda_scores(subject, calibration)
     return measured._replace(scores={WHOLE: measured.details["outliers"]})
 
 
 def as_run(outlier_shares: Sequence[float], _sizes: Sequence[int], recipe: PruneRecipe) -> list[float]:
-    """The study's code has no least sparsity for Magnitude."""
+    """allocate_as_run for a recipe. As in the study's code, `least` is 0 for Magnitude."""
     least = 0.0 if recipe.method == "magnitude" else LEAST
     return allocate_as_run(outlier_shares, recipe.sparsity, spread_of("owl", recipe), least)
 

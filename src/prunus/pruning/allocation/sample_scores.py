@@ -1,6 +1,7 @@
-"""Influences as the study arXiv:2604.25098 stores them: of each sample a score per block for attention and for MLP.
+"""Influences in the file format of the study arXiv:2604.25098: scores of every block's attention and MLP, by sample.
 
-Its code sums the positive ones over samples (wanda/lib/influence_helper.py, positive_influence_aggregation).
+As in its code, the positive ones are summed over samples (wanda/lib/influence_helper.py,
+positive_influence_aggregation).
 """
 
 import math
@@ -15,18 +16,18 @@ _KEY = re.compile(r"layer_(0|[1-9]\d*)_(attention|mlp)")
 
 
 def is_by_sample(data: Any) -> bool:
-    """Whether a file's content is meant so: a list or an object of objects, or one object of such keys (sums)."""
+    """Whether a file's content has this format: samples in a list or an object, or one object with sums of samples."""
     if isinstance(data, Sequence) and not isinstance(data, str):
         return any(isinstance(row, Mapping) for row in data)
     return isinstance(data, Mapping) and any(isinstance(v, Mapping) or _KEY.fullmatch(k) for k, v in data.items())
 
 
 def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -> tuple[dict[str, list[float]], int]:
-    """For each of groups (attention, mlp) one sum per block, and of how many samples; what does not fit is PrunusError.
+    """Scores summed over samples, as one list with a sum per block for each of groups; and the number of samples.
 
-    data: a list of samples, or an object of them by name; a sample is an object with `layer_0_attention`,
-    `layer_0_mlp` and so on for every block, or has that under `scores`. Of each sample positive scores count. One such
-    object alone is taken to be sums, as it is.
+    data: a list of samples, or an object of samples by name. A sample is an object with `layer_0_attention`,
+    `layer_0_mlp` and so on for every block, or has that object under `scores`; only its positive scores are summed. A
+    single such object is taken as the sums themselves. Raises PrunusError for content that does not fit.
     """
     alone = isinstance(data, Mapping) and any(_KEY.fullmatch(key) for key in data)
     sums = {group: [0.0] * blocks for group in groups}
@@ -45,7 +46,7 @@ def sums_of_samples(path: Path, data: Any, groups: Sequence[str], blocks: int) -
 
 
 def _samples(path: Path, data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every sample's name, for messages, and its scores."""
+    """Yield (name for messages, scores) of every sample."""
     rows = data.items() if isinstance(data, Mapping) else enumerate(data)
     seen: set[Any] = set()
     for place, row in rows:
@@ -53,10 +54,10 @@ def _samples(path: Path, data: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if isinstance(row, Mapping) and set(row) == {"sample_id", "scores"}:
             name, scores = f"sample {row['sample_id']}", row["scores"]
             if name in seen:
-                raise PrunusError(f"{path}: {name} is there twice; leave one out")
+                raise PrunusError(f"{path}: {name} occurs twice; remove one")
             seen.add(name)
         if not isinstance(scores, Mapping):
-            raise PrunusError(f"{path}: {name} is no object with scores such as layer_0_attention and layer_0_mlp")
+            raise PrunusError(f"{path}: {name} is not an object with scores such as layer_0_attention and layer_0_mlp")
         yield name, scores
 
 
@@ -68,7 +69,7 @@ def _check_keys(path: Path, name: str, scores: Mapping[str, Any], blocks: int) -
                 f"{path}: {name} has the unknown key '{key}'; keys are layer_0_attention, layer_0_mlp, ..."
             )
         if int(found[1]) >= blocks:
-            raise PrunusError(f"{path}: {name} has '{key}', but the model has {blocks} blocks, from layer_0 on")
+            raise PrunusError(f"{path}: {name} has '{key}', but the model has blocks layer_0 to layer_{blocks - 1}")
 
 
 def _number(path: Path, name: str, scores: Mapping[str, Any], key: str) -> float:
@@ -76,5 +77,5 @@ def _number(path: Path, name: str, scores: Mapping[str, Any], key: str) -> float
         raise PrunusError(f"{path}: {name} has no '{key}'; every sample needs a score for every block")
     value = scores[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PrunusError(f"{path}: '{key}' of {name} is {value!r}, which is no finite number")
+        raise PrunusError(f"{path}: '{key}' of {name} is {value!r}, which is not a finite number")
     return float(value)

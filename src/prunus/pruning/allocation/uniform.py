@@ -1,4 +1,4 @@
-"""Uniform: every block loses the same share of its weights."""
+"""Uniform: every block has the same sparsity."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from prunus.declarations import Allocation
 
 
 def allocate(sizes: Sequence[int], target: float) -> list[float]:
-    """target for each block."""
+    """The target as the sparsity of each block."""
     return [target] * len(sizes)
 
 

@@ -1,4 +1,4 @@
-"""The Wanda scores of a block's weights: their mean, their median, and the share of outliers. What OWL and DLP measure.
+"""The mean, median and share of outliers of a block's Wanda scores, on which OWL and DLP are based.
 
 Shapes: O output features, R rows of a slice, I input features.
 """
@@ -19,10 +19,11 @@ SLICE = 1 << 24
 
 
 def wanda_scores(subject: Subject, calibration: Calibration | None) -> Measured:
-    """Of the Wanda scores of each block: their mean, and the share in percent above outlier_threshold times it.
+    """Statistics of each block's Wanda scores, in details: mean, median and outliers, with one number per block.
 
-    One dense pass over the calibration tokens, or none where statistics were saved; the scores of a block are made
-    twice and never held together.
+    median is empty unless the recipe asks for it. outliers: the share, in percent, of scores above outlier_threshold
+    times the mean. This takes one dense pass over the calibration tokens, or none with saved statistics. The scores of
+    a block are computed twice and never stored together. Raises PrunusError if all scores of a block are 0.
     """
     means, medians, outliers = [], [], []
     for index, weights, inputs in blocks_with_inputs(subject, calibration):
@@ -41,10 +42,10 @@ def wanda_scores(subject: Subject, calibration: Calibration | None) -> Measured:
 
 
 def median_of(parts: Callable[[], Iterator[Tensor]], size: int) -> float:
-    """The median (the lower one of two) of float32 numbers that are not negative, never held together.
+    """The median (the lower of two) of non-negative float32 numbers that are never stored together.
 
-    Bit patterns of such numbers are in the order of their values: one pass counts their upper halves, a second one
-    collects those of the half that the median is in.
+    Bit patterns of such numbers have the order of their values: a first pass makes a histogram of their upper halves,
+    and a second one collects the numbers in the bin of the median.
     """
     place = (size - 1) // 2
     counts = torch.zeros(1 << 15, dtype=torch.long)
@@ -57,7 +58,7 @@ def median_of(parts: Callable[[], Iterator[Tensor]], size: int) -> float:
 
 
 def slices(scores: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-    """Wanda scores of (weight_OI, norm_I) pairs, some rows at a time."""
+    """Yield the Wanda scores of (weight_OI, norm_I) pairs, some rows at a time."""
     for weight_OI, norm_I in scores:
         for part_RI in weight_OI.split(max(1, SLICE // weight_OI.shape[1])):
             yield wanda.score(part_RI, norm_I)

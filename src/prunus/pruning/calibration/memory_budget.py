@@ -62,14 +62,14 @@ def free_memory() -> int:
 
 
 def check_block_fits(source: Checkpoint, dtype: torch.dtype) -> None:
-    """Raise PrunusError where the largest block alone, as it runs in dtype, takes more memory than is free."""
+    """Raise PrunusError if the largest block, in the dtype it runs in, takes more memory than is free."""
     blocks = (source.block_tensors(index).values() for index in range(source.blocks))
     largest = max(sum(stored.elements for stored in block) for block in blocks) * dtype.itemsize
     if largest > (free := free_memory()):
         raise PrunusError(
             f"{source.folder}: its largest block takes {largest / 1e9:.3g} GB of memory in"
-            f" {str(dtype).removeprefix('torch.')}, and {free / 1e9:.3g} GB are free; end other programs, or take a"
-            " narrower --dtype or a machine with more"
+            f" {str(dtype).removeprefix('torch.')}, and {free / 1e9:.3g} GB are free; end other programs, or use a"
+            " narrower --dtype or a machine with more memory"
         )
 
 

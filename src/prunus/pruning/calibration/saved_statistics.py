@@ -1,8 +1,8 @@
-"""Calibrate once: statistics of the dense model's inputs in a file, from which any number of variants can be pruned.
+"""Statistics of the dense model's Linear inputs in a file, from which any number of variants can be pruned.
 
-The file is safetensors, float32: for every distinct input `model.layers.0.self_attn.q_proj.norm`, `.mean`, `.variance`
-(I,) and, where asked for, `.hessian` (I, I), which is X^T X. Under `prunus` in its metadata JSON says of which model,
-from which tokens and with which versions.
+The file is safetensors in float32. For every distinct input it holds `model.layers.0.self_attn.q_proj.norm`, `.mean`
+and `.variance`, each (I,), and on request `.hessian` (I, I), which is X^T X; the name is that of the first Linear that
+reads the input. The metadata entry `prunus` is JSON with the model, the calibration tokens and the software versions.
 """
 
 import hashlib
@@ -45,10 +45,10 @@ from prunus.pruning.calibration.statistics import InputStats
 from prunus.recipes import TOKEN_WEIGHTS, DtypeName, PruneRecipe
 
 FORMAT = 2
-# What of a recipe decides the statistics, besides dtype.
+# Fields of a recipe on which the statistics depend, besides dtype.
 FIELDS = ("calibration", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed")
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
-# What a tokenizer is made of, where it is there.
+# Files of a tokenizer, of which a model has some.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -78,11 +78,24 @@ def stats(
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write statistics of all inputs of model's Linears to the file out, for prune(stats=out); returns a summary.
+    """Write input statistics of all Linears of model to the file out, for prune(stats=out); returns a summary.
 
-    Norms, means and variances; with hessians also X^T X, which takes much more room: four bytes times the square of
-    every width. One pass of the dense model. The other options are those of PruneRecipe. out is there whole or not at
-    all; wrong input raises PrunusError.
+    The statistics are norms, means and variances of every input feature over all calibration tokens, from one pass of
+    the dense model. The file is written completely or not at all.
+
+    model: folder, hub id or `tiny`.
+    hessians: also X^T X of every input, which takes 4 bytes times the square of the input's width.
+    overwrite: replace an existing file.
+
+    The other options are fields of PruneRecipe. Returns a dict:
+
+    out, hessians: as given.
+    inputs: number of distinct inputs.
+    size: of the file, as text.
+    sequences, tokens: numbers of calibration sequences and tokens.
+    warnings: one line each.
+
+    Raises PrunusError for wrong input.
     """
     recipe = PruneRecipe(
         calibration=calibration,
@@ -130,7 +143,7 @@ def stats(
 def write_stats(
     target: Path, source: Checkpoint, hessians: bool, about: Mapping[str, Any], blocks: Iterator[dict[str, Tensor]]
 ) -> None:
-    """Write the file block by block, as they are measured; memory never holds two blocks' Hessians."""
+    """Write the file block by block, as they are measured, so that memory never holds two blocks' Hessians."""
     shapes: dict[str, tuple[int, ...]] = {}
     for index in range(source.blocks):
         for leader, width in widths(source, index).items():
@@ -156,7 +169,7 @@ def write_stats(
 def measure(
     source: Checkpoint, recipe: PruneRecipe, chosen: Calibration, device: torch.device, needs: Needs
 ) -> Iterator[dict[str, Tensor]]:
-    """For one block after the other what is known of every distinct input, by the names that it has in the file."""
+    """Yield the statistics of every distinct input, one block after the other, by their names in the file."""
     runner = Runner(source.config, source.tensors, DTYPES[run_dtype(recipe, source)], device)
     weights = chosen.token_weights(recipe) if recipe.weighted else None
     with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
@@ -172,7 +185,7 @@ def measure(
 
 
 def as_stored(source: Checkpoint, index: int, leader: str, inputs: InputStats) -> Iterator[tuple[str, Tensor]]:
-    """Names in the file and tensors of one input."""
+    """Yield (name in the file, tensor) for each statistic of one input."""
     for kind, tensor in zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True):
         assert tensor is not None
         yield stat_name(source, index, leader, kind), tensor
@@ -181,23 +194,23 @@ def as_stored(source: Checkpoint, index: int, leader: str, inputs: InputStats) -
 
 
 def stat_name(source: Checkpoint, index: int, leader: str, kind: str) -> str:
-    """The file's name of one statistic of one input."""
+    """The name in the file of one statistic of one input."""
     return source.block_name(index, f"{leader}.{kind}")
 
 
 def widths(source: Checkpoint, index: int) -> dict[str, int]:
-    """How many features each distinct input of a block has, by the first Linear that reads it."""
+    """Number of features of each distinct input of a block, by the first Linear that reads it."""
     return {linear.leader: linear.shape_OI[1] for linear in source.linears(index)}
 
 
 def run_dtype(recipe: PruneRecipe, source: Checkpoint) -> str:
-    """The format's name of the dtype in which blocks run."""
+    """The dtype in which blocks run, by its safetensors name."""
     dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
     return dtype_name(torch.empty(0, dtype=dtype))
 
 
 def tokenizer_checksum(folder: Path) -> str:
-    """SHA-256 over the files of a model's tokenizer: what made texts the tokens that were counted."""
+    """SHA-256 over the files of a model's tokenizer, which decides the calibration tokens of a text."""
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
@@ -206,12 +219,12 @@ def tokenizer_checksum(folder: Path) -> str:
 
 
 def check_given(path: str | Path, model: str | Path, given: Mapping[str, Any]) -> None:
-    """Raise PrunusError where what is asked for (fields of a recipe) is not what the statistics of model are of."""
+    """Raise PrunusError if a file of statistics is not of model, or if given fields of a recipe differ from its own."""
     SavedStats(path, Checkpoint(resolve(model))).check_given(given)
 
 
 class SavedStats:
-    """A file of statistics, opened for one model: another model's, or none at all, raises PrunusError."""
+    """A file of statistics, opened for one model; raises PrunusError if it is of another model or not such a file."""
 
     def __init__(self, path: str | Path, source: Checkpoint) -> None:
         self.path, self.source = Path(path), source
@@ -243,7 +256,10 @@ class SavedStats:
         return any(name.endswith(f".{MATRIX}") for name in self.tensors)
 
     def check(self, recipe: PruneRecipe, needs: str, allocation_needs: str) -> None:
-        """Raise PrunusError where these statistics are not what such a recipe would have measured."""
+        """Raise PrunusError if these statistics are not those that the recipe would measure.
+
+        needs, allocation_needs: the statistics that the recipe's method and allocation use.
+        """
         if needs == "nothing" and not (allocation_needs == "norms" and recipe.scores is None):
             raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
         if needs == "hessian" and not self.hessians:
@@ -253,7 +269,8 @@ class SavedStats:
             )
         if recipe.propagation != "dense":
             raise PrunusError(
-                f"{self.path} is of the dense model, but propagation is '{recipe.propagation}'; add --propagation dense"
+                f"{self.path} holds statistics of the dense model, but propagation is '{recipe.propagation}'; "
+                "add --propagation dense"
             )
         stored = self.about["recipe"]["dtype"]
         if (asked := run_dtype(recipe, self.source)) != stored:
@@ -263,7 +280,7 @@ class SavedStats:
         self.check_given({name: value for name, value in asked_for.items() if value != defaults[name]})
 
     def check_given(self, given: Mapping[str, Any]) -> None:
-        """Raise PrunusError where a field of the recipe that was asked for is not what was measured."""
+        """Raise PrunusError if a given field of the recipe differs from the one that was measured."""
         for name, value in given.items():
             stored = self.about["recipe"].get(name)
             if name == "calibration":
@@ -272,27 +289,27 @@ class SavedStats:
                 )
             if value != stored:
                 raise PrunusError(
-                    f"{self.path} was measured with {name} {stored}, not {value}; leave that out, or write it again"
+                    f"{self.path} was measured with {name} {stored}, not {value}; leave {name} out, or measure again"
                 )
 
     def recipe(self, recipe: PruneRecipe) -> PruneRecipe:
-        """The recipe with the calibration that these statistics come from."""
+        """The recipe with the calibration of these statistics."""
         return replace(recipe, **{name: self.about["recipe"].get(name) for name in FIELDS})
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What the manifest says of the calibration."""
+        """The summary of the calibration for the manifest."""
         return {**self.about["calibration"], "measured_with": self.about["versions"]}
 
     def block(self, index: int, device: torch.device) -> Stats:
-        """Norms of the inputs of all Linears of a block."""
+        """Input norms of all Linears of a block, by Linear."""
         norms = {leader: self._read(index, leader, "norm").to(device) for leader in widths(self.source, index)}
         return {linear.name: InputStats(norms[linear.leader]) for linear in self.source.linears(index)}
 
     def groups(self, index: int, needs: str, device: torch.device) -> Iterator[Stats]:
-        """One input of a block after the other: statistics, on device, of the Linears that read it.
+        """Yield, for each distinct input of a block, its statistics on device by the Linears that read it.
 
-        Only what is needed is read.
+        Hessians are read only if `needs` asks for them.
         """
         tokens = self.about["calibration"]["tokens"]
         for leader in widths(self.source, index):

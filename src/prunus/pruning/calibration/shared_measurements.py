@@ -1,4 +1,4 @@
-"""What is measured once for several variants of a model: kept in a folder, under a hash of all that it depends on."""
+"""Measurements that several variants of a model share: stored in a folder under a hash of all they depend on."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,24 +14,24 @@ from prunus.disk import locked
 from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name
 from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe, content_hash
 
-# Fields of a recipe on which evidence may depend; those of the allocation's own measurement come with it.
+# Fields of a recipe on which importance scores may depend, besides options of the allocation.
 FIELDS = ("scope", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed", "dtype")
-INFLUENCES = ("influence_train", "influence_validation")
 
 
 @contextmanager
 def once(folder: Path, key: str) -> Iterator[Path]:
-    """Where one measurement is, or is to be made within this; another process waits until it is done."""
+    """The path of one measurement, locked: if it does not exist, the caller creates it while other processes wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / f"{key}.lock"):
         yield folder / key
 
 
 def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) -> str:
-    """Of what an allocation goes by: not of method, sparsity and what else is decided afterwards."""
+    """The key of an allocation's importance scores. Method, sparsity and other later settings are not part of it."""
     name = calibration_name(recipe, source)
     file = Path(name.removeprefix(TRACES)).expanduser()
-    fields = (*FIELDS, *declared(Allocation)[recipe.allocation].settings, *INFLUENCES)
+    allocation = declared(Allocation)[recipe.allocation]
+    fields = (*FIELDS, *allocation.settings, *allocation.sampling)
     return "evidence-" + content_hash(
         {
             "source": source.checksum(),
@@ -47,7 +47,7 @@ def scores_key(source: Checkpoint, recipe: PruneRecipe, device: torch.device) ->
 def gradients_key(
     source: Checkpoint, recipe: PruneRecipe, calibration: Calibration, about: dict[str, Any], device: torch.device
 ) -> str:
-    """Of sums of squared gradients. about: which ones of which Linears, in which dtype."""
+    """The key of sums of squared gradients. about: whether they are per output, of which Linears, in which dtype."""
     counted = [getattr(recipe, name) for name in TOKEN_WEIGHTS]
     weights = [*counted, list(calibration.prompts), list(calibration.ends)] if recipe.weighted else None
     return "gradients-" + content_hash(

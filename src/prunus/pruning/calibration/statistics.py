@@ -1,6 +1,6 @@
 """Per-feature input statistics (norm, mean, variance, X^T X) of a block's Linears, over all calibration tokens.
 
-Shapes: N sequences, T tokens, S tokens of all of them, I input features.
+Shapes: N sequences, T tokens, S tokens of all sequences, I input features.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,19 +18,19 @@ from prunus.declarations import Needs
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.hessian import Hessian
 
-# Rows of X^T X that are computed at once on a CPU. Leaving out what lies below saves a fifth (width 576) to a third
-# (4096) of the time of the whole product.
+# Rows of X^T X computed at once on a CPU. Leaving out the lower triangle saves a fifth (width 576) to a third (4096) of
+# the time of the whole product.
 PANEL = 256
 
 
 @dataclass(frozen=True)
 class InputStats:
-    """What is known of a Linear's input.
+    """Statistics of a Linear's input. All but norm_I and tokens are None unless the method asks for them.
 
-    norm_I: L2 norm of each feature over all tokens, float32; tokens: how many. mean_I, variance_I: of each feature over
-    all tokens. hessian: shared by Linears that read the same input. gradient_OI: how much a loss depends on each
-    weight, to be added to norm_I / sqrt(sequences). fisher_O: sum of squares of a loss's gradient by each output. All
-    but the first two only where they were asked for.
+    norm_I: L2 norm of each feature over all tokens, float32. tokens: their number. mean_I, variance_I: of each feature
+    over all tokens. hessian: X^T X, shared by Linears that read the same input. gradient_OI: scaled size of a loss's
+    gradient with respect to each weight, which is added to norm_I / sqrt(sequences). fisher_O: per output, the sum of
+    squares of a loss's gradient.
     """
 
     norm_I: Tensor
@@ -44,16 +44,16 @@ class InputStats:
 
 
 class Observed(Exception):
-    """Everything asked for has been seen: the rest of the block need not run."""
+    """Raised when the last input of a batch has been observed, so that the rest of the block need not run."""
 
 
 class Observer:
-    """Watches inputs of a block's Linears while runner sends batches through it: `with Observer(...) as seen`.
+    """Takes statistics of the inputs of a block's Linears while a runner runs batches: `with Observer(...) as seen`.
 
-    Linears that read the same tensor (q, k, v; gate, up) are watched once. Sums and sums of squares are taken per
-    sequence in float32 and added in float64, so they do not depend on how sequences are batched; the Hessian is a plain
-    sum in float32. stop_early: raise Observed as soon as the last input of a batch is seen (the caller catches it per
-    batch), where the block's output is not needed. Tokens count as often as their batch says.
+    Linears that read the same tensor (q, k, v; gate, up) are observed once. Sums and sums of squares are taken per
+    sequence in float32 and added in float64, so they do not depend on the batches; the Hessian is a plain sum in
+    float32. Tokens are weighted by their batch's weights. stop_early: raise Observed after the last input of each batch
+    (the caller catches it), if the block's output is not needed.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Observer:
             handle.remove()
 
     def stats(self, block_index: int) -> Mapping[str, InputStats]:
-        """InputStats of every Linear that was given. A NaN or infinity raises PrunusError naming block and Linear."""
+        """InputStats by Linear. If an input holds NaN or infinity, PrunusError names the block and the Linear."""
         found = {leader: self._stats_of(leader, block_index) for leader in self.leaders}
         return {linear.name: found[linear.leader] for linear in self.linears}
 
@@ -137,13 +137,16 @@ class Observer:
         return hook
 
     def _roots(self, name: str, input_NTI: Tensor, batch: Batch) -> Tensor | None:
-        """Square roots of the weights of a batch's tokens, which are added to what was counted."""
+        """Square roots of the weights of a batch's tokens, None if unweighted; adds the weights to `counted`."""
         if batch.weight_NT1 is None:
             self.counted[name] += input_NTI.shape[0] * input_NTI.shape[1]
             return None
         weight_NT1 = batch.weight_NT1.to(input_NTI.device)
         if weight_NT1.shape[:2] != input_NTI.shape[:2]:
-            raise PrunusError(f"{name} does not read one input per token, so tokens cannot be weighted; leave that out")
+            raise PrunusError(
+                f"{name} does not read one input per token, so tokens cannot be weighted; leave --prompt-weight and "
+                "--chain-weight out"
+            )
         self.counted[name] += weight_NT1.double().sum().item()
         return weight_NT1.sqrt()
 
@@ -151,7 +154,7 @@ class Observer:
 def by_sequence(input: Tensor, batch: Batch) -> Tensor:
     """(N, T, I) view of a Linear's input, which may have any number of axes; T: rows per sequence.
 
-    Where sequences cannot be told apart, all rows are those of one.
+    If the rows cannot be divided among the sequences, all of them are returned as one sequence.
     """
     sequences = len(batch.ids_NT)
     rows = input.numel() // input.shape[-1]
@@ -159,23 +162,23 @@ def by_sequence(input: Tensor, batch: Batch) -> Tensor:
 
 
 def add_product(total_II: Tensor, input_SI: Tensor) -> None:
-    """Add X^T X to the upper triangle of a matrix, in panels of rows; what lies below is for `mirror`.
+    """Add X^T X in place to the upper triangle of a matrix, in panels of rows; `mirror` fills the lower triangle.
 
-    In place: the matrix is as large as a weight. float32: a bfloat16 product would not stay definite.
+    The product is in float32, as one in bfloat16 would not stay positive definite.
     """
     for panel in _panels(total_II):
         total_II[panel, panel.start :].addmm_(input_SI[:, panel].T, input_SI[:, panel.start :])
 
 
 def mirror(matrix_II: Tensor) -> None:
-    """Make a matrix of which only the upper triangle counts symmetric."""
+    """Copy the upper triangle of a matrix to the lower one, in place."""
     for panel in _panels(matrix_II):
         matrix_II[panel.stop :, panel] = matrix_II[panel, panel.stop :].T
 
 
 def _panels(matrix_II: Tensor) -> Iterator[slice]:
     width = len(matrix_II)
-    step = PANEL if matrix_II.device.type == "cpu" else width  # a GPU would rather have one product
+    step = PANEL if matrix_II.device.type == "cpu" else width  # on a GPU one product is faster
     return (slice(begin, min(begin + step, width)) for begin in range(0, width, step))
 
 

@@ -1,4 +1,4 @@
-"""Text and token ids from files: what calibration and perplexity read."""
+"""Reading text, messages and token ids from files, for calibration and perplexity."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ KINDS = ("text", "messages", "token_ids")
 
 
 class Line(NamedTuple):
-    """One line of a JSONL file: its number from 1, which of KINDS it has, the value, and the whole row."""
+    """One line of a JSONL file: its number (from 1), its kind (one of KINDS), the value of that key, and the object."""
 
     number: int
     kind: str
@@ -22,7 +22,7 @@ class Line(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    """A text file; PrunusError if it is not there or not UTF-8."""
+    """The content of a text file; raises PrunusError if it cannot be read or is not UTF-8."""
     try:
         return path.read_text("utf-8")
     except OSError as error:
@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
 
 
 def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
-    """The lines of a JSONL file, all of one kind; a bad one raises PrunusError with file and line number."""
+    """The lines of a JSONL file, which must all be of one kind; PrunusError names the file and line of a bad one."""
     lines: list[Line] = []
     for number, text in enumerate(read_text(path).split("\n"), 1):
         if not text.strip():
@@ -44,7 +44,7 @@ def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
         kind = next((kind for kind in kinds if isinstance(row, dict) and kind in row), None)
         if kind is None or not _well_formed(kind, row[kind]):
             wanted = " or ".join(f'{{"{kind}": ...}}' for kind in kinds)
-            raise PrunusError(f"{path}, line {number}: expected {wanted}, with text, messages or whole numbers in it")
+            raise PrunusError(f"{path}, line {number}: expected {wanted}, with text, messages or integers in it")
         if lines and kind != lines[0].kind:
             raise PrunusError(f"{path}, line {number}: '{kind}' after '{lines[0].kind}'; keep one kind per file")
         left = len(row[kind])
@@ -70,7 +70,7 @@ def _well_formed(kind: str, value: Any) -> bool:
 
 
 def check_ids(path: Path, lines: Sequence[Line], vocabulary: int) -> None:
-    """Raise PrunusError where token ids are not in the vocabulary."""
+    """Raise PrunusError if a token id is not in the vocabulary."""
     for line in lines:
         if min(line.value) < 0 or max(line.value) >= vocabulary:
             wrong = next(token for token in line.value if not 0 <= token < vocabulary)
@@ -78,13 +78,16 @@ def check_ids(path: Path, lines: Sequence[Line], vocabulary: int) -> None:
 
 
 def encoder(source: ModelFolder) -> Callable[[str], list[int]]:
-    """Text to token ids, with whatever the model's tokenizer puts at the start of a text."""
+    """A function from text to token ids, including the special tokens that the model's tokenizer adds."""
     tokenizer = load_tokenizer(source.folder)
     return lambda text: tokenizer(text, verbose=False)["input_ids"]
 
 
 def render_chats(path: Path, lines: Sequence[Line], source: ModelFolder) -> tuple[list[list[int]], list[str]]:
-    """Token ids of messages in the model's chat template; and a warning if the template drops thinking."""
+    """Token ids of each line's messages in the model's chat template, and a warning if the template drops thinking.
+
+    Raises PrunusError if there is no template or if it rejects a line.
+    """
     tokenizer = load_tokenizer(source.folder)
     if not tokenizer.chat_template:
         raise PrunusError(f"{path} holds messages, but {source.folder} has no chat template; give text or token ids")
@@ -93,8 +96,8 @@ def render_chats(path: Path, lines: Sequence[Line], source: ModelFolder) -> tupl
         try:
             text = str(tokenizer.apply_chat_template(line.value, tokenize=False))
             documents.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        except Exception as error:  # templates are programs, and raise and write what they like
-            raise PrunusError(f"{path}, line {line.number}: the chat template refuses it: {one_line(error)}") from error
+        except Exception as error:  # a template is a program and may raise anything
+            raise PrunusError(f"{path}, line {line.number}: the chat template rejects it: {one_line(error)}") from error
         dropped += any(thought not in text for thought in map(_thinking, line.value))
     warning = (
         f"{path}: the chat template drops the thinking of {dropped} of {len(lines)} lines; give token ids to keep it"
@@ -103,6 +106,6 @@ def render_chats(path: Path, lines: Sequence[Line], source: ModelFolder) -> tupl
 
 
 def _thinking(message: dict[str, Any]) -> str:
-    """What a message says between its thinking marks, empty without."""
+    """The thinking in a message, between its <think> marks; empty if it has none."""
     before, close, _ = str(message["content"]).partition("</think>")
     return before.removeprefix("<think>").strip() if close else ""
