@@ -146,8 +146,8 @@ class Allocation(NamedTuple):
     calibration) -> scores. needs: the data for measure; `nothing` means that there are no scores, `weights` that there
     is no calibration. apart: whether the attention and the MLP of a block are two groups, allocated separately to the
     target; otherwise a block is one group. settings: options besides scope on which the measurement depends. score: the
-    meaning of a score in words. calibration(recipe) -> the recipe that chooses the sequences to measure on, and the most
-    tokens of a sequence; None uses the sequences that the model is pruned with. sampling: options that it depends on.
+    meaning of a score in words. calibration(recipe) -> the recipe that chooses the sequences to measure on, and the
+    most tokens of a sequence; None: the sequences of pruning itself. sampling: options that calibration depends on.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """What free memory and disk allow: whether a block fits, and how many sequences are measured at once.
 
-Measurements that store the inputs of every block process the sequences in portions. A portion consists of whole batches,
-which do not depend on the portions, and sums are taken in the order of the sequences. Results are therefore bitwise the
-same however much memory is free.
+Measurements that store the inputs of every block process the sequences in portions. A portion consists of whole
+batches, which do not depend on the portions, and sums are taken in the order of the sequences. Results are therefore
+bitwise the same however much memory is free.
 """
 
 import shutil
