@@ -82,7 +82,7 @@ def apart(worker: str, options: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, __file__, "--worker", json.dumps([worker, options])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ)
     if done.returncode:
-        sys.exit(f"{worker} failed; what it said stands above")
+        sys.exit(f"{worker} failed; its output is above")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -106,7 +106,7 @@ def main() -> None:
         sys.exit(2)
     folder = arguments.folder.resolve()
     if folder.exists():
-        sys.exit(f"{folder} is there already; delete it or choose another --folder")
+        sys.exit(f"{folder} already exists; delete it or choose another --folder")
     options = vars(arguments) | {"folder": str(folder)}
     try:
         measure(name, options, folder)
@@ -119,7 +119,7 @@ def measure(name: str, options: dict[str, Any], folder: Path) -> None:
     size = model_bytes(options["blocks"])
     folder.mkdir(parents=True)
     if (free := shutil.disk_usage(folder).free) < 3 * size:
-        sys.exit(f"{folder}: {3 * size / 1e9:.0f} GB of free disk are needed, {free / 1e9:.0f} are there")
+        sys.exit(f"{folder}: {3 * size / 1e9:.0f} GB of free disk are needed, {free / 1e9:.0f} are available")
     print(f"{name}\n{size / 1e9:.1f} GB of weights, {options['samples']} x {options['seqlen']} calibration tokens\n")
     apart("make", options)
     print("| method | seconds | GPU memory, GB | sparsity |\n|---|---|---|---|", flush=True)

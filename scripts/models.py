@@ -1,10 +1,10 @@
-"""Which models of transformers can be pruned: docs/models.json, found by trying, and docs/models.md, made from it.
+"""Try which models of transformers can be pruned; write docs/models.json, and docs/models.md from it.
 
 python scripts/models.py             try every type on a tiny random model (about 10 minutes); write both files
-python scripts/models.py --compare   the same; print what has changed since, and write nothing
-python scripts/models.py --facts     find anew only what needs no weights: groups and what stays dense (a minute)
+python scripts/models.py --compare   the same; print the changes against docs/models.json and write nothing
+python scripts/models.py --facts     update only what needs no weights: groups and dense matrices (a minute)
 python scripts/models.py --page      write docs/models.md from docs/models.json
-python scripts/models.py --check     fail unless docs/models.md is what docs/models.json gives
+python scripts/models.py --check     fail unless docs/models.md is up to date with docs/models.json
 python scripts/models.py --types llama,mamba   try only these; with --compare write nothing
 python scripts/models.py --real "SmolLM2=.cache/smollm2" "the tiny reasoner=tiny"   try published checkpoints instead
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prunus.checkpoint.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny random models are those of the tests
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny random models come from the tests
 
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"
@@ -35,14 +35,14 @@ USES = ("prune", "drop", "pack", "sparse")
 DECODER, AHEAD, HALF = "decoder", "looks ahead", "half of a model with an encoder"
 Row = dict[str, Any]
 
-# Trying
+# Trying models
 
 
 def try_type(model_type: str) -> Row:
-    """What can be done with a type, each thing done on a tiny random model of it.
+    """Return what works for a type, tried on a tiny random model of it.
 
-    not_run: why there is no such model; refused: why its blocks are not run one by one. Else kind, groups, dense (why
-    matrices of blocks stay so), and for each of USES "yes" or why not.
+    The row has class, and not_run (why there is no such model), or refused (why its blocks cannot be run one by one),
+    or kind, the keys of facts(), and for each of USES "yes" or why it does not work.
     """
     from test_architecture import NOT_RUN
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -63,14 +63,14 @@ def _try(model_type: str, scratch: Path) -> Row:
     folder = scratch / "dense"
     try:
         config = make_random_model(model_type, folder)
-    except Exception as error:  # the model's own code, given sizes that it did not expect
+    except Exception as error:  # raised by the model's own code for sizes that it does not expect
         return {"not_run": _reason(error, scratch)}
     try:
         with torch.no_grad():
             architecture = check_streams(folder, config)
     except AssertionError as error:
         return {"refused": f"not equal to the whole model: {str(error).splitlines()[0]}"}
-    except Exception as error:  # refused, or the model's own code
+    except Exception as error:  # refused, or raised by the model's own code
         return {"refused": _reason(error, scratch)}
     row = {"kind": kind_of(folder), **facts(architecture)}
     tries: dict[str, Callable[[Path], None]] = {"prune": _prune, "drop": _drop, "pack": _pack, "sparse": _sparse}
@@ -81,9 +81,10 @@ def _try(model_type: str, scratch: Path) -> Row:
 
 
 def facts(architecture: "Architecture") -> Row:
-    """Without weights: which Linears read the same input, for each kind of block, and why other matrices stay dense.
+    """Return what is known without weights.
 
-    hands_on: whether blocks hand on more than hidden states.
+    groups: for each kind of block, the Linears that read the same input. dense: why other matrices of blocks stay
+    dense. hands_on: whether blocks pass more than hidden states to later ones.
     """
     from prunus.checkpoint.linears import is_stateful
     from prunus.pruning.capabilities import describe_blocks
@@ -98,8 +99,8 @@ def facts(architecture: "Architecture") -> Row:
     return {"groups": ["; ".join(group) for group in groups.values()], "dense": sorted(dense), "hands_on": hands_on}
 
 
-def again(model_type: str) -> Row:
-    """facts() of a type's tiny model."""
+def facts_of_type(model_type: str) -> Row:
+    """Return facts() for a type's tiny model."""
     import torch
     from random_models import tiny_config
 
@@ -109,7 +110,7 @@ def again(model_type: str) -> Row:
 
 
 def kind_of(folder: Path) -> str:
-    """Whether a model is a decoder: nothing in it reads an encoder, and no logits change with a later token."""
+    """Return DECODER, HALF if the model attends to an encoder, or AHEAD if logits change with a later token."""
     import torch
     from test_architecture import whole_model
 
@@ -124,7 +125,7 @@ def kind_of(folder: Path) -> str:
 
 
 def _prune(scratch: Path) -> None:
-    """Half of every Linear by Wanda: the counts are exact and transformers loads the result."""
+    """Prune half of every Linear by Wanda; check that counts are exact and that transformers loads the result."""
     import torch
 
     import prunus
@@ -138,12 +139,12 @@ def _prune(scratch: Path) -> None:
     found = prunus.inspect(scratch / "pruned")
     assert found["linears"], "no Linear of its blocks can be pruned"
     for row in found["linears"]:
-        assert row["zeros"] == row["shape"][0] * (row["shape"][1] // 2), f"{row['linear']} has another count of zeros"
+        assert row["zeros"] == row["shape"][0] * (row["shape"][1] // 2), f"{row['linear']} has a wrong number of zeros"
     _loads(scratch / "pruned")
 
 
 def _drop(scratch: Path) -> None:
-    """Block 1 goes; transformers loads the result."""
+    """Drop block 1; check that transformers loads the result."""
     import prunus
     from prunus.recipes import DropRecipe
 
@@ -152,16 +153,16 @@ def _drop(scratch: Path) -> None:
 
 
 def _pack(scratch: Path) -> None:
-    """Smaller than dense, and unpacked to the same bytes, which unpack itself checks."""
+    """Pack and unpack; check that the packed file is smaller (unpack itself checks that bytes are the same)."""
     import prunus
 
     packed = prunus.pack(scratch / "pruned", scratch / "packed")
-    assert packed["packed_bytes"] < packed["dense_bytes"], "nothing gets smaller"
+    assert packed["packed_bytes"] < packed["dense_bytes"], "packing makes it no smaller"
     prunus.unpack(scratch / "packed", scratch / "unpacked")
 
 
 def _sparse(scratch: Path) -> None:
-    """The kernel's logits are those of torch."""
+    """Check that logits of the sparse kernel equal torch's."""
     import torch
     from test_architecture import whole_model
 
@@ -169,16 +170,16 @@ def _sparse(scratch: Path) -> None:
 
     model = sparse.load(scratch / "packed", always_sparse=True)
     done = sparse.describe(model)
-    assert done.isa != "off", f"no kernel here to try: {done.reason}"
-    assert done.sparse, "no Linear of its blocks is stored as the model has it"
+    assert done.isa != "off", f"the kernel cannot run on this machine: {done.reason}"
+    assert done.sparse, "no Linear of its blocks is stored in the form that the model uses"
     ids_NT = torch.arange(3, 27)[None]
     with torch.no_grad():
         ours, theirs = (m(input_ids=ids_NT, use_cache=False).logits for m in (model, whole_model(scratch / "pruned")))
-    assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())), "other logits"
+    assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())), "logits differ from torch's"
 
 
 def _loads(folder: Path) -> None:
-    """transformers finds each weight that it looks for, and the model gives numbers."""
+    """Check that transformers finds all weights, and that logits are finite; it must generate if the dense model does."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -189,30 +190,30 @@ def _loads(folder: Path) -> None:
     ids_1T = torch.arange(3, 27)[None]
     with torch.no_grad():
         logits = model.eval()(input_ids=ids_1T, use_cache=False).logits
-    assert bool(logits.isfinite().all()), "logits that are no numbers"
+    assert bool(logits.isfinite().all()), "its logits are not finite"
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
 
-    def goes_on(one: Any) -> bool:
+    def generates(one: Any) -> bool:
         try:
             return one.generate(ids_1T, attention_mask=torch.ones_like(ids_1T), **options).shape == (1, 27)
-        except Exception:  # of the model's own code
+        except Exception:  # raised by the model's own code
             return False
 
-    if not goes_on(model):
+    if not generates(model):
         dense = AutoModelForCausalLM.from_pretrained(folder.parent / "dense", dtype=torch.float32).eval()
-        assert not goes_on(dense), "it generates no text, though the dense model does"
+        assert not generates(dense), "it generates no text, though the dense model does"
 
 
 def _outcome(attempt: Callable[[], None], scratch: Path) -> str:
     try:
         attempt()
-    except Exception as error:  # of ours or of the model's own code
+    except Exception as error:  # raised by Prunus or by the model's own code
         return _reason(error, scratch)
     return "yes"
 
 
 def try_real(name: str, model: str) -> Row:
-    """A published checkpoint: run by blocks and whole, pruned by Wanda, loaded, asked to go on with a text."""
+    """Return the row of a published checkpoint, after running it by blocks, pruning it by Wanda and generating text."""
     import runpy
 
     import torch
@@ -236,7 +237,7 @@ def try_real(name: str, model: str) -> Row:
         prunus.prune(folder, Path(scratch) / "pruned", recipe, device="cpu")
         for row in prunus.inspect(Path(scratch) / "pruned")["linears"]:
             assert row["zeros"] == row["shape"][0] * (row["shape"][1] // 2), (
-                f"{row['linear']} has another count of zeros"
+                f"{row['linear']} has a wrong number of zeros"
             )
         _loads(Path(scratch) / "pruned")
         pruned: Any = AutoModelForCausalLM.from_pretrained(Path(scratch) / "pruned", dtype=torch.float32)
@@ -244,14 +245,14 @@ def try_real(name: str, model: str) -> Row:
         new = pruned.generate(ids_NT, max_new_tokens=16, do_sample=False).shape[1] - ids_NT.shape[1]
         assert new > 0, "it generates nothing"
     found = (
-        f"{len(architecture.layers)} blocks and the logits equal the whole model's bit for bit (float32); with half of"
-        " its Linears' weights gone by Wanda it loads and generates"
+        f"{len(architecture.layers)} blocks and the logits equal the whole model's bit for bit (float32); pruned to"
+        " half of its Linears' weights by Wanda it loads and generates"
     )
     return {"model": name, "type": config.model_type, "found": found}
 
 
 def _reason(error: BaseException, scratch: Path) -> str:
-    """An error in one line, without the place where the model lay."""
+    """Return an error in one line, without the model's temporary path."""
     from prunus.errors import PrunusError
 
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -263,7 +264,7 @@ def _reason(error: BaseException, scratch: Path) -> str:
 
 
 def _quiet() -> None:
-    """For a process that tries types: one thread, and nothing said."""
+    """Set up a process that tries types: one thread and no messages."""
     import torch
     import transformers
 
@@ -277,7 +278,7 @@ def _quiet() -> None:
 
 
 def try_all(types: Sequence[str], jobs: int) -> dict[str, Row]:
-    """A row for each type."""
+    """Return a row for each type."""
     rows: dict[str, Row] = {}
     with get_context("spawn").Pool(jobs, _quiet, maxtasksperchild=30) as pool:
         for done, (model_type, row) in enumerate(zip(types, pool.imap(try_type, types), strict=True), 1):
@@ -286,11 +287,11 @@ def try_all(types: Sequence[str], jobs: int) -> dict[str, Row]:
     return rows
 
 
-# Telling
+# Reporting
 
 
 def summary(row: Mapping[str, Any]) -> str:
-    """A row in one line."""
+    """Return a row as one line of text."""
     for why in ("not_run", "refused"):
         if why in row:
             return f"{why.replace('_', ' ')}: {row[why]}"
@@ -298,7 +299,7 @@ def summary(row: Mapping[str, Any]) -> str:
 
 
 def changes(old: Mapping[str, Row], new: Mapping[str, Row]) -> list[str]:
-    """What differs between two sweeps, a line per type: new, gone, newly streamed, newly refused, other."""
+    """Return a line for each type that differs between sweeps: new, gone, newly streamed, newly refused, changed."""
     lines = [f"new: {name} ({summary(new[name])})" for name in sorted(set(new) - set(old))]
     lines += [f"gone: {name}" for name in sorted(set(old) - set(new))]
     for name in sorted(set(old) & set(new)):
@@ -316,7 +317,7 @@ def changes(old: Mapping[str, Row], new: Mapping[str, Row]) -> list[str]:
 
 
 def counts(rows: Mapping[str, Row]) -> dict[str, int]:
-    """How many types there are, are streamed, are decoders, and of those how many each use works for."""
+    """Return the numbers of types, of those streamed, refused and not run, of decoders, and of these by working use."""
     streamed = [row for row in rows.values() if "kind" in row]
     decoders = [row for row in streamed if row["kind"] == DECODER]
     return {
@@ -330,11 +331,12 @@ def counts(rows: Mapping[str, Row]) -> dict[str, int]:
 
 
 def sentence(data: Mapping[str, Any]) -> str:
-    """How much works, in one sentence, which the README has as well."""
+    """Return the main numbers in one sentence, for docs/models.md and the README."""
     n = counts(data["types"])
     return (
         f"Of the {n['types']} types of causal language models in transformers {data['transformers']},"
-        f" {n['decoders']} are decoders that run so: {n['prune']} can be pruned, {n['drop']} can lose blocks"
+        f" {n['decoders']} are decoders that run block by block: {n['prune']} can be pruned, blocks can be dropped from"
+        f" {n['drop']}"
     )
 
 
@@ -344,64 +346,63 @@ TEMPLATE = """\
 Made by `scripts/models.py` from `docs/models.json`; do not edit.
 
 Any decoder of transformers that can be run block by block works. {sentence}, {pack} can be packed and {sparse} run
-on the sparse kernel. There is no table of architectures in Prunus: a model is taken apart with transformers' own code,
-and refused unless its blocks, run one by one, are all that it does. `prunus inspect MODEL` says of any model what is
-pruned, what stays dense, and why.
+on the sparse kernel. There is no table of architectures in Prunus: it finds a model's blocks by running transformers'
+own code, and refuses the model unless running the blocks one by one computes the same as the whole.
+`prunus inspect MODEL` shows for any model what is pruned, what stays dense, and why.
 
 {table}
 
-*yes* means that it was done on a tiny random model of the type (two to six blocks, width 64, float32, CPU). Every block
-and the logits equal the whole model's, bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear has
-half of its weights, to the weight, and transformers loads the result and goes on with a text where it does so with the
-dense model; the model without its second block loads, too.
-Packed and unpacked the bytes are the same, and the logits of the sparse kernel are torch's. What a type's default
-configuration leaves off was not tried. Embeddings, heads and what else lies outside the blocks stay dense always.
+*yes* means that it works on a tiny random model of the type (two to six blocks, width 64, float32, CPU). Every block
+and the logits equal the whole model's bit for bit, at lengths of 24 and 40 tokens. Pruned by Wanda, every Linear has
+exactly half of its weights; transformers loads the result, which generates text if the dense model does. The model
+without its second block loads, too. Packing and unpacking restores the same bytes, and logits of the sparse kernel
+equal torch's. Features that a type's default configuration turns off were not tried. Embeddings, heads and other
+weights outside the blocks always stay dense.
 
-Blocks of {hands_on} hand on more than hidden states (keys and values, or which tokens were chosen). No gradient stops
-at one of their blocks, so what needs gradients of the model's loss (such as gblm and layerif) and depth methods that
-leave out blocks in trials refuse them in a line.
+Blocks of {hands_on} pass more than hidden states to later blocks (keys and values, or the choice of tokens). Gradients
+cannot be computed for these one block at a time, so methods that need gradients of the model's loss (such as gblm and
+layerif), and depth methods that run the model without some of its blocks, refuse them.
 
-Originals in FP8 or MXFP4 are read in bfloat16, a block at a time, and what is made of them is in bfloat16: two to four
-times the original's bytes. The manifest names the original's checksum and quantisation. Other quantised models are
-refused.
+Models in FP8 or MXFP4 are read in bfloat16, a block at a time. Their pruned copies are in bfloat16 and take two to four
+times the bytes. The manifest has the original's checksum and quantisation. Other quantised models are refused.
 
-axk2, deepseek_v32, glm_moe_dsa and hy_v4 look at the `index_topk` tokens that an indexer chooses. In transformers
-itself, without Prunus, texts longer than that get other logits when they are read with a cache, token by token, than
-when they are read at once: the choice among tokens of equal score differs. Up to `index_topk` tokens they agree.
+axk2, deepseek_v32, glm_moe_dsa and hy_v4 attend to the `index_topk` tokens that an indexer chooses. In transformers
+itself, without Prunus, the logits of longer texts depend on whether they are read token by token with a cache or at
+once, since ties in the indexer's scores are resolved differently. Up to `index_topk` tokens they agree.
 
 ## Published checkpoints
 
 {real}
 
-## No decoders
+## Not decoders
 
-{others} more types run block by block, but see later tokens (like BERT) or are half of a model with an encoder. They
-are refused.
+{others} more types run block by block, but attend to later tokens (like BERT) or are half of a model with an encoder.
+They are refused.
 
 {other_table}
 
 ## Refused
 
-{refused} types do something between their blocks that blocks alone would miss, or have no single list of them. The
-check that fails says so before anything is written.
+{refused} types compute something between their blocks, or have no single list of blocks. The message of the check that
+fails is shown before anything is written.
 
 {refused_table}
 
 ## Not tried
 
-Of {not_run} types there is no tiny model. They are checked like all others when they are opened.
+There is no tiny model of {not_run} types. They are checked like all others when they are opened.
 
 {not_run_table}
 
-## Again
+## How to repeat this
 
-`python scripts/models.py` tries every type with the transformers that is installed and writes this page; with
-`--compare` it prints what has changed since.
+`python scripts/models.py` tries every type with the installed transformers and writes this page; with `--compare` it
+prints what has changed.
 """
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """docs/models.md."""
+    """Return the content of docs/models.md."""
     rows, n = data["types"], counts(data["types"])
     decoders = {name: row for name, row in rows.items() if row.get("kind") == DECODER}
     others = {name: row for name, row in rows.items() if row.get("kind") not in (None, DECODER)}
@@ -420,21 +421,21 @@ def page(data: Mapping[str, Any]) -> str:
 
 
 def readme(data: Mapping[str, Any], text: str) -> str:
-    """README.md with the sentence of the data."""
+    """Return the README's text with the current sentence."""
     before, rest = text.split(MARKS[0])
     _, after = rest.split(MARKS[1])
     return f"{before}{MARKS[0]}\n{_wrapped(sentence(data))} ([docs/models.md](docs/models.md)).\n{MARKS[1]}{after}"
 
 
 def _wrapped(paragraph: str) -> str:
-    """Lines of 120 columns; tables, lists and titles as they are."""
+    """Return a paragraph in lines of 120 columns; tables, lists and titles are not wrapped."""
     if paragraph.startswith(("|", "#", "1. ")):
         return paragraph
     return fill(paragraph, 120, break_long_words=False, break_on_hyphens=False) + "\n" * paragraph.endswith("\n")
 
 
 def _table(rows: Mapping[str, Row]) -> str:
-    """What can be done; reasons why not are numbered, and stand below."""
+    """Return the table of decoders; reasons why something does not work are numbered and listed below it."""
     notes: dict[str, int] = {}
     lines = [
         "| model_type | prune | drop | pack | sparse kernel | stays dense in blocks |",
@@ -466,17 +467,17 @@ def _escaped(text: str) -> str:
 
 
 def read_data() -> dict[str, Any]:
-    """docs/models.json."""
+    """Return the content of docs/models.json."""
     return json.loads(DATA.read_text("utf-8"))
 
 
 def write_data(data: Mapping[str, Any]) -> None:
-    """docs/models.json."""
+    """Write docs/models.json."""
     DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def made() -> dict[Path, str]:
-    """What is made from the data."""
+def generated() -> dict[Path, str]:
+    """Return the text of every file that is made from docs/models.json."""
     data = read_data()
     return {PAGE: page(data), README: readme(data, README.read_text("utf-8"))}
 
@@ -492,15 +493,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
     if asked.check:
-        if any(path.read_text("utf-8") != text for path, text in made().items()):
-            sys.exit("docs/models.md or README.md is out of step with docs/models.json: run `make docs`")
+        if any(path.read_text("utf-8") != text for path, text in generated().items()):
+            sys.exit("docs/models.md or README.md is not up to date with docs/models.json: run `make docs`")
         return
     if asked.real:
         data = read_data() | {"real": [try_real(*given) for given in asked.real]}
         write_data(data)
     elif asked.facts:
         data = read_data()
-        data["types"] = {name: row | again(name) if "kind" in row else row for name, row in data["types"].items()}
+        data["types"] = {
+            name: row | facts_of_type(name) if "kind" in row else row for name, row in data["types"].items()
+        }
         write_data(data)
     elif not asked.page:
         old = read_data() if DATA.exists() else {"types": {}, "real": []}
@@ -510,12 +513,12 @@ def main() -> None:
         if asked.compare:
             return
         write_data(data)
-    for path, text in made().items():
+    for path, text in generated().items():
         path.write_text(text, "utf-8")
 
 
 def sweep(asked: argparse.Namespace, old: Mapping[str, Row]) -> dict[str, Row]:
-    """The rows of all types, of which only those asked for are tried anew."""
+    """Return the rows of all types; only those asked for are tried again."""
     from random_models import TYPES
 
     kept = {name: row for name, row in old.items() if asked.types and name not in asked.types}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The C++ files' own tests (tests/kernel) under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+# Run the tests of the C++ files (tests/kernel) with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
@@ -8,7 +8,7 @@ for sanitizers in address,undefined thread; do
     "${CXX:-g++}" -std=c++17 -O0 -g1 -pthread -Wall -Wextra -Werror -fsanitize="$sanitizers" -fno-sanitize-recover=all \
         tests/kernel/driver.cpp src/prunus/native/*.cpp -o "$folder/driver"
     if ! "$folder/driver" >"$folder/output" 2>&1; then
-        # Some kernels lay out memory as this sanitizer cannot have it.
+        # With some Linux kernels' memory layout, this sanitizer cannot run.
         if [ "$sanitizers" = thread ] && grep -q "unexpected memory mapping" "$folder/output"; then
             echo "thread: cannot run on this system"
             continue

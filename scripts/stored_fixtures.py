@@ -1,11 +1,11 @@
-"""Write one of everything that Prunus stores, as the installed version writes it: tests/data/stored/VERSION.
+"""Write one file of every kind that Prunus stores, with the installed version, to tests/data/stored/VERSION.
 
     git worktree add --detach /tmp/old REVISION
     PYTHONPATH=/tmp/old/src python scripts/stored_fixtures.py tests/data/stored/0.1.0-REVISION
 
-Only the public Python API is used, so that the script runs with old and new versions alike. expected.json holds what
-that version itself read from the files; tests/test_stored_fixtures.py compares what the current version reads. A folder
-is written once, by the version that it is named after, and never again by a later one.
+Only the public Python API is used, so that the script runs with old and new versions. expected.json holds what that
+version itself read from the files; tests/test_stored_fixtures.py compares it with what the current version reads. A
+folder is written once, by the version that it is named after, and never again by a later one.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 import prunus
 from prunus.progress import Steps
 
-# `staged` is what this version called true_sequential.
+# `staged` is this version's name for true_sequential.
 STAGED = {"method": "sparsegpt", "sparsity": 0.5, "propagation": "staged"}
 AMOUNT = {"calibration": "text.txt", "samples": 4, "seqlen": 16}
 PLAN = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 256), limit=6, samples=2, batch_size=12)
@@ -77,7 +77,7 @@ def make_model(folder: Path) -> None:
 
 
 def write_checkpoints() -> dict[str, Any]:
-    """Write the dense model, what is made of it, and work that was interrupted after its first block."""
+    """Write the dense model, checkpoints and files made from it, and a run interrupted after its first block."""
     make_model(Path("model"))
     Path("text.txt").write_text("\n".join(f"{n} plus {n + 1} is {2 * n + 1}." for n in range(60)) + "\n")
     recipe = prunus.PruneRecipe(**STAGED, **AMOUNT)
@@ -90,7 +90,7 @@ def write_checkpoints() -> dict[str, Any]:
     prunus.pack("wanda", "masks", masks_only=True)
     wanda = digest(Path("wanda/model.safetensors"))
     shutil.rmtree("wanda")
-    Path("stopped.partial").rename("stopped")  # *.partial is ignored by git
+    Path("stopped.partial").rename("stopped")  # git ignores *.partial
     prunus.allocate("model", replace(recipe, propagation="pruned", allocation="owl"), save="evidence.json")
     return {
         "recipe": recipe.to_json(),
@@ -129,12 +129,12 @@ def write_study() -> dict[str, Any]:
 
 
 def pick(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return these keys of the data, for what a later version adds is no concern of this one."""
+    """Return only these keys of the data, since later versions may add others."""
     return {key: data[key] for key in keys}
 
 
 def summary(comparison: dict[str, Any]) -> dict[str, Any]:
-    """Return run ids, the verdicts and the main numbers of what `compare` returns."""
+    """Return the run ids, verdicts and main numbers from the result of `compare`."""
     others = {
         other["run"]: {
             "verdict": other["verdict"],
@@ -147,13 +147,13 @@ def summary(comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextlib.contextmanager
 def interrupted() -> Any:
-    """Press Control-C when the first block has been written."""
+    """Within this, raise KeyboardInterrupt when the first block has been written."""
     advance = Steps.advance
 
     def stop(self: Steps, *_: Any, **__: Any) -> None:
@@ -173,7 +173,7 @@ def main(folder: Path) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
     expected = {"checkpoints": write_checkpoints(), "store": write_store(), "study": write_study()}
-    for name in ("pruned", "packed", "masks"):  # the same as the model's
+    for name in ("pruned", "packed", "masks"):  # these are copies of the model's
         Path(name, "tokenizer.json").unlink()
     Path("expected.json").write_text(json.dumps(expected, indent=1, ensure_ascii=False) + "\n")
 

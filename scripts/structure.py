@@ -1,4 +1,4 @@
-"""Print how the package is built: files, code lines, import circles, and how many files a piece of work leads through.
+"""Print the structure of the package: files, code lines, import circles, and the number of files behind an API call.
 
     python scripts/structure.py                                        # the working tree
     python scripts/structure.py --revision 97f2ae7 --revision HEAD     # side by side
@@ -10,11 +10,11 @@ Everything is read from the source by `ast`; nothing is imported or run.
 *Code lines* are lines with code: no blank lines, comments or docstrings. A *circle* is a set of modules that all import
 one another, directly or through others; imports inside functions count, those under `if TYPE_CHECKING` do not.
 
-*Files on the way* are those that hold a definition (function, class, or method of one) which the entry function reaches
-by names: the names that it uses, those that the definitions of these names use, and so on. It is an upper bound of what
-a reader has to open, since a class counts with all its methods, and a lower one in two respects: calls on objects whose
-class is named nowhere are not seen, and tables (constants of a module, such as METHODS) are not followed, so that the
-methods, tasks and backends in them are not counted; add one file for each that is chosen.
+*Files on the way* are those with a definition (function, class or method) that the entry function reaches by names: the
+names that it uses, those that their definitions use, and so on. This overestimates what a reader has to open, since a
+class counts with all its methods. It underestimates it in two respects: calls on objects whose class is not named are
+not seen, and tables (constants of a module, such as METHODS) are not followed, so the methods, tasks and backends in
+them are not counted; add one file for each that is used.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "prunus"
-# What people follow through the code: names in the package's own table of its functions (_HOME in __init__.py).
+# Entry functions of the four ways through the code, by their names in _HOME of prunus/__init__.py.
 WAYS = {"weight": "prune", "problem": "evaluate", "row": "report", "cell": "run_study"}
 Name = tuple[str, str]  # module, name defined there
 SKIPPED_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
@@ -39,13 +39,13 @@ SKIPPED_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDE
 
 @dataclass
 class Module:
-    """One file: what it imports, what it defines, and the names that each definition uses."""
+    """One file: its code lines, its imports and its definitions."""
 
     name: str
     path: Path
     code_lines: int = 0
     imports: set[str] = field(default_factory=set)  # modules
-    imported: dict[str, Name] = field(default_factory=dict)  # local name to where it comes from; name "" for a module
+    imported: dict[str, Name] = field(default_factory=dict)  # local name to its origin, whose name is "" for a module
     definitions: dict[str, list[ast.AST]] = field(default_factory=dict)
 
 
@@ -69,7 +69,7 @@ def read_package(source: Path, package: str = PACKAGE) -> dict[str, Module]:
 
 
 def count_code_lines(text: str, tree: ast.Module) -> int:
-    """Return how many lines hold code; one statement over three lines is three."""
+    """Return the number of lines with code; a statement of three lines counts three."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in SKIPPED_TOKENS and token.type != tokenize.ENDMARKER:
@@ -87,7 +87,7 @@ def count_code_lines(text: str, tree: ast.Module) -> int:
 
 
 def statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node but those under `if TYPE_CHECKING`."""
+    """Yield every node except those under `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             continue
@@ -96,7 +96,7 @@ def statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def read_import(module: Module, node: ast.AST, known: Mapping[str, Module]) -> None:
-    """Note what an import statement of the module brings, if it is of this package."""
+    """Add to the module what an import statement of it imports from this package."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             if alias.name in known:
@@ -139,7 +139,7 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def find_entry(modules: Mapping[str, Module], function: str, package: str = PACKAGE) -> Name:
-    """Return where the package's own table says that a function of its API is."""
+    """Return the module and name of a function of the API, by the table in the package's __init__.py."""
     for node in ast.walk(ast.parse(modules[package].path.read_text("utf-8"))):
         if isinstance(node, ast.Dict):
             homes = ast.literal_eval(node)
@@ -149,7 +149,7 @@ def find_entry(modules: Mapping[str, Module], function: str, package: str = PACK
 
 
 def reached(modules: Mapping[str, Module], entry: Name) -> set[str]:
-    """Return the modules that hold what the entry function reaches by names."""
+    """Return the modules with the definitions that the entry function reaches by names."""
     waiting, seen = [entry], {entry}
     while waiting:
         module_name, name = waiting.pop()
@@ -176,7 +176,7 @@ def uses(modules: Mapping[str, Module], module: Module, nodes: list[ast.AST]) ->
 
 
 def defined(modules: Mapping[str, Module], name: Name) -> Iterator[Name]:
-    """Yield where a name is defined, through modules that pass it on; nothing for a constant or a module."""
+    """Yield the definition of a name, through modules that import it from others; nothing for constants and modules."""
     seen = set()
     while name not in seen:
         seen.add(name)
@@ -188,12 +188,12 @@ def defined(modules: Mapping[str, Module], name: Name) -> Iterator[Name]:
 
 
 def package_of(module: Module, source: Path) -> str:
-    """Return `pruning`, or `pruning/methods`, or `.` for files of the package's own folder."""
+    """Return the module's folder within the package, such as `pruning/methods`; `.` for the package's own folder."""
     return module.path.parent.relative_to(source / PACKAGE).as_posix()
 
 
 def describe(source: Path) -> dict[str, int]:
-    """Return the rows of the table for one tree: row name to number."""
+    """Return the rows of the table for one source tree: the number by the row's name."""
     modules = read_package(source)
     rows = {"files": len(modules), "code lines": sum(module.code_lines for module in modules.values())}
     rows["import circles"] = len(circles({name: module.imports for name, module in modules.items()}))
@@ -208,7 +208,7 @@ def describe(source: Path) -> dict[str, int]:
 
 
 def checked_out(revision: str, folder: Path) -> Path:
-    """Write src/ of a git revision to the folder; returns where it lies."""
+    """Write src/ of a git revision to the folder; return its path."""
     command = ["git", "-C", str(ROOT), "archive", revision, "src"]
     archive = subprocess.run(command, check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:

@@ -17,7 +17,7 @@ same_version = pytest.mark.skipif(
 
 
 def test_page_and_readme_are_what_the_data_gives():
-    for path, text in models.made().items():
+    for path, text in models.generated().items():
         assert path.read_text("utf-8") == text, f"{path.name}: run `make docs`"
         assert f"transformers {DATA['transformers']}" in text
 
