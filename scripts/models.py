@@ -179,7 +179,7 @@ def _sparse(scratch: Path) -> None:
 
 
 def _loads(folder: Path) -> None:
-    """Check that transformers finds all weights, and that logits are finite; it must generate if the dense model does."""
+    """Check that transformers finds all weights, logits are finite, and it generates text if the dense model does."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -335,8 +335,8 @@ def sentence(data: Mapping[str, Any]) -> str:
     n = counts(data["types"])
     return (
         f"Of the {n['types']} types of causal language models in transformers {data['transformers']},"
-        f" {n['decoders']} are decoders that run block by block: {n['prune']} can be pruned, blocks can be dropped from"
-        f" {n['drop']}"
+        f" {n['decoders']} are decoders that run block by block: {n['prune']} can be pruned, {n['drop']} can have blocks"
+        " removed"
     )
 
 
