@@ -335,8 +335,8 @@ def sentence(data: Mapping[str, Any]) -> str:
     n = counts(data["types"])
     return (
         f"Of the {n['types']} types of causal language models in transformers {data['transformers']},"
-        f" {n['decoders']} are decoders that run block by block: {n['prune']} can be pruned, {n['drop']} can have blocks"
-        " removed"
+        f" {n['decoders']} are decoders that run block by block: {n['prune']} can be pruned, {n['drop']} can have"
+        " blocks removed"
     )
 
 
