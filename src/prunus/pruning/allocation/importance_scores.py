@@ -54,7 +54,7 @@ def read_scores(path: Path, allocation: str, groups: Sequence[str], blocks: int)
     data = read_json(path)
     if isinstance(data, Mapping) and "evidence" in data:
         if data["evidence"] != FORMAT or not set(ImportanceScores._fields) <= set(data):
-            raise PrunusError(f"{path} does not have format {FORMAT}: it is from another version of prunus")
+            raise PrunusError(f"{path} holds no scores of format {FORMAT}: it is from another version of prunus")
         found = ImportanceScores.from_json(data)
         if found.allocation != allocation:
             raise PrunusError(f"{path} holds scores of {found.allocation}, not of {allocation}; measure again")
