@@ -39,7 +39,8 @@ from prunus.native import load as library
 from prunus.pruning.calibration import memory_budget as fits
 from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.results.labels import history, label
-from prunus.results.store import Run, Store
+from prunus.results.rows import Run
+from prunus.results.store import Store
 from prunus.study.cells import open_model
 from prunus.study.engine import blocks_kept, swapped
 from prunus.study.file import read_study

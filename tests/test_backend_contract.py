@@ -31,7 +31,8 @@ from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan, TraceRecipe
-from prunus.results.store import Run, Store
+from prunus.results.rows import Run
+from prunus.results.store import Store
 
 BACKENDS = os.environ.get("PRUNUS_TEST_BACKENDS", "scripted,hf,openai").split(",")
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)

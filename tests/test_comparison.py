@@ -13,7 +13,8 @@ from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.results import betting, paired
 from prunus.results.comparison import compare
-from prunus.results.store import ProblemRow, Run, Sample, Store
+from prunus.results.rows import ProblemRow, Run, Sample
+from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.results.verdicts import verdict
 

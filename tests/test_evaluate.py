@@ -28,7 +28,8 @@ from prunus.evaluation.repetition import repetition_rate
 from prunus.evaluation.resolved_plan import check_engine, cut_into_batches, resolve_plan
 from prunus.evaluation.tasks import Problem
 from prunus.recipes import EvalPlan
-from prunus.results.store import Sample, Store
+from prunus.results.rows import Sample
+from prunus.results.store import Store
 
 PLAN = EvalPlan(tasks=("tiny",), limit=10, budgets=(0, 8, 40), batch_size=4)
 

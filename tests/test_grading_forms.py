@@ -20,7 +20,8 @@ from prunus.evaluation.grading.matching import wishes
 from prunus.evaluation.grading.reading import readings
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks import Problem, load_task
-from prunus.results.store import Run, Store
+from prunus.results.rows import Run
+from prunus.results.store import Store
 
 ROOT = Path(__file__).parents[1]
 forms = runpy.run_path(str(ROOT / "benchmarks/perturbations.py"))["forms"]

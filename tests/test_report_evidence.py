@@ -11,7 +11,8 @@ from prunus.reporting.page import report
 from prunus.reporting.render.text import visible
 from prunus.reporting.sections.flips import find_flips, spread_out
 from prunus.reporting.sparsities import block_sparsities
-from prunus.results.store import Run, Sample, Store
+from prunus.results.rows import Run, Sample
+from prunus.results.store import Store
 
 
 @pytest.fixture(scope="module")

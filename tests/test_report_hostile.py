@@ -14,7 +14,8 @@ from prunus.recipes import EvalPlan
 from prunus.reporting.page import report
 from prunus.reporting.render.text import clip, script_json, visible
 from prunus.results.comparison import compare
-from prunus.results.store import ProblemRow, Sample, Store
+from prunus.results.rows import ProblemRow, Sample
+from prunus.results.store import Store
 from prunus.results.summary import summarise
 
 TAGS = """

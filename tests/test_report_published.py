@@ -12,7 +12,8 @@ from html_page import Page
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.reporting.published import Variant, about, cells, matches, notes, standard_error, variant_of
-from prunus.results.store import ProblemRow, Run, Store
+from prunus.results.rows import ProblemRow, Run
+from prunus.results.store import Store
 from prunus.results.summary import summarise
 
 BUDGETS = (256, 512, 8192)

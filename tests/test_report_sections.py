@@ -18,7 +18,8 @@ from prunus.reporting.sections.flips import find_flips, spread_out
 from prunus.reporting.sections.sparsity import linear_map
 from prunus.reporting.sparsities import linear_sparsities
 from prunus.results.comparison import compare
-from prunus.results.store import Run, Store
+from prunus.results.rows import Run
+from prunus.results.store import Store
 from prunus.results.summary import summarise
 
 

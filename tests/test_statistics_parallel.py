@@ -8,7 +8,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from prunus.results import metrics, paired, parallel
-from prunus.results.store import Sample
+from prunus.results.rows import Sample
 from prunus.results.table import tables
 
 BUDGETS = (0, 16, 32, 64)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prunus.results import paired, scaling, token_use
-from prunus.results.store import Sample
+from prunus.results.rows import Sample
 from prunus.results.table import Table
 
 BUDGETS = (16, 32, 64, 128, 256)

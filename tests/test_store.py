@@ -13,7 +13,9 @@ import warm_processes
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.results.labels import unique_labels
-from prunus.results.store import SCHEMA_VERSION, ProblemRow, Run, Sample, Store
+from prunus.results.rows import ProblemRow, Run, Sample
+from prunus.results.schema import SCHEMA_VERSION
+from prunus.results.store import Store
 from prunus.results.summary import identity
 
 RUN = Run("0123456789ab", {"name": "tiny", "source": "tiny"}, {"tasks": ["tiny"], "budgets": [16, 64]}, {"torch": "2"})

@@ -28,7 +28,8 @@ from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.reporting import report_data
 from prunus.results import comparison
 from prunus.results.comparison import compare, compare_runs
-from prunus.results.store import Sample, Store
+from prunus.results.rows import Sample
+from prunus.results.store import Store
 from prunus.study import pages, variants
 from prunus.study import run as running
 from prunus.study.cells import open_model

@@ -17,7 +17,8 @@ from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
-from prunus.results.store import Sample, Store
+from prunus.results.rows import Sample
+from prunus.results.store import Store
 from prunus.study import pages
 from prunus.study import plan as planning
 from prunus.study import run as running

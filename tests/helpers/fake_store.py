@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, content_hash
-from prunus.results.store import ProblemRow, Run, Sample, Store
+from prunus.results.rows import ProblemRow, Run, Sample
+from prunus.results.store import Store
 
 BUDGETS = (0, 16, 32, 64, 128, 256, 512, 1024)
 BLOCKS = 8

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from prunus.results.store import Sample, Store
+from prunus.results.rows import Sample
+from prunus.results.store import Store
 from prunus.study.ray import cluster as ray_cluster
 
 

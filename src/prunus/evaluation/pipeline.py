@@ -25,7 +25,8 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import token_use
-from prunus.results.store import ProblemRow, Run, Sample, Store, check_folder, claim
+from prunus.results.rows import ProblemRow, Run, Sample
+from prunus.results.store import Store, check_folder, claim
 
 
 def evaluate(

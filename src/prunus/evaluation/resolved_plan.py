@@ -13,7 +13,7 @@ from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_
 from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.recipes import EvalPlan, content_hash
-from prunus.results.store import ProblemRow
+from prunus.results.rows import ProblemRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

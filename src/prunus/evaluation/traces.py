@@ -28,7 +28,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, resolve_
 from prunus.evaluation.tasks import Problem
 from prunus.progress import Steps
 from prunus.recipes import TraceRecipe
-from prunus.results.store import Sample
+from prunus.results.rows import Sample
 
 Trace = dict[str, Any]
 BYTES_PER_TOKEN = 16  # of JSON, in the partial and the final file together

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.labels import history, method_name, recipe_of, unique_labels
-from prunus.results.store import Run
+from prunus.results.rows import Run
 
 HUES = 6
 FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # shown first

@@ -8,7 +8,7 @@ from prunus.reporting.render.text import DASH, count, joined, percent, points
 from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.metrics import answer_allowance
 from prunus.results.retention import ENOUGH
-from prunus.results.store import Run
+from prunus.results.rows import Run
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE
 
 Data = Mapping[str, Any]

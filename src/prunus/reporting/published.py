@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from prunus.reporting.labels import Look, history
-from prunus.results.store import Run
+from prunus.results.rows import Run
 
 Data = Mapping[str, Any]
 # Values of a recipe that papers imply; with others it is another method.

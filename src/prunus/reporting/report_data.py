@@ -15,7 +15,8 @@ from prunus.reporting.run_totals import RunTotals, run_totals
 from prunus.results.bands import add_bands
 from prunus.results.comparison import compare_runs
 from prunus.results.latency import Speed
-from prunus.results.store import Key, Run, Sample, Store
+from prunus.results.rows import Key, Run, Sample
+from prunus.results.store import Store
 from prunus.results.summary import describe
 from prunus.results.table import Table, tables
 

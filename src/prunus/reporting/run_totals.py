@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prunus.reporting.render.text import percent
-from prunus.results.store import ProblemRow, Run, Sample
+from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.token_use import chains_of, sampled_tokens
 
 

@@ -4,7 +4,7 @@ from statistics import fmean
 from typing import Any
 
 from prunus.reporting.labels import history
-from prunus.results.store import Run
+from prunus.results.rows import Run
 
 
 def removed_blocks(run: Run) -> int:

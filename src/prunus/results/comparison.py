@@ -15,7 +15,8 @@ from prunus.results.bands import largest_p
 from prunus.results.contrasts import Claims, Pair, budget_differences, contrast_cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
-from prunus.results.store import Run, Store
+from prunus.results.rows import Run
+from prunus.results.store import Store
 from prunus.results.summary import identity, plain
 from prunus.results.table import Table, tables
 from prunus.results.token_use import token_area_cell

@@ -8,7 +8,7 @@ from prunus.recipes import OWN_GROUP
 from prunus.results.characters import DASH, MINUS, NBSP, THIN, one_line
 
 if TYPE_CHECKING:
-    from prunus.results.store import Run
+    from prunus.results.rows import Run
 
 NAMES = {
     "wanda": "Wanda",

@@ -10,151 +10,23 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from prunus import __version__
 from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.results.labels import is_called
+from prunus.results.rows import Key, ProblemRow, Run, Sample
+from prunus.results.schema import ADDED, APPLICATION_ID, ASKS_DDL, DDL, SCHEMA_VERSION, TIMING_DDL
 
-SCHEMA_VERSION = 3
-APPLICATION_ID = 0x5072756E  # "Prun": tells our files from other programs' SQLite files
 BUSY_SECONDS = 30.0
-
-Ended = Literal["natural", "forced"]
-Key = tuple[str, int, int]  # problem_id, budget, draw
-
-# The speed of a run's model on a machine. Readers of older formats ignore the table, and older stores get it when it is
-# first needed, so it does not need a new format version.
-TIMING_DDL = """
-    CREATE TABLE IF NOT EXISTS timing (
-        run_id TEXT NOT NULL REFERENCES run, machine TEXT NOT NULL,
-        speed TEXT NOT NULL,  -- JSON, see prunus.results.latency
-        PRIMARY KEY (run_id, machine)
-    ) WITHOUT ROWID"""
-
-# The form of answer that a question asks for, as questions are not kept. Like timing, it needs no new format version.
-ASKS_DDL = """
-    CREATE TABLE IF NOT EXISTS asks (
-        problem_id TEXT PRIMARY KEY REFERENCES problem,
-        wishes TEXT NOT NULL  -- JSON list, see prunus.evaluation.grading
-    ) WITHOUT ROWID"""
-
-# The long texts come last, so that reading the columns before them does not touch their overflow pages.
-DDL = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    """
-    CREATE TABLE run (
-        run_id TEXT PRIMARY KEY,  -- hash of model files and plan: same work, same id
-        model TEXT NOT NULL, plan TEXT NOT NULL, versions TEXT NOT NULL  -- JSON
-    )""",
-    """
-    CREATE TABLE problem (
-        problem_id TEXT PRIMARY KEY, task TEXT NOT NULL, gold TEXT NOT NULL, kind TEXT NOT NULL,
-        choices TEXT NOT NULL,  -- JSON list
-        digest TEXT NOT NULL    -- of question, gold and choices; the question itself is not kept
-    ) WITHOUT ROWID""",
-    """
-    CREATE TABLE sample (
-        run_id TEXT NOT NULL REFERENCES run,
-        task TEXT NOT NULL,
-        problem_id TEXT NOT NULL REFERENCES problem,  -- pairs models
-        budget INTEGER NOT NULL,                      -- thinking tokens allowed
-        draw INTEGER NOT NULL,                        -- 0, 1, ... the seed follows from the key, never from the order
-        thinking_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, forced_tokens INTEGER NOT NULL,
-        ended TEXT NOT NULL CHECK (ended IN ('natural', 'forced')),
-        answer_truncated INTEGER NOT NULL, reopened_think INTEGER NOT NULL,
-        answer TEXT,                                  -- normalised; NULL: none found; votes count answers, not verdicts
-        status TEXT NOT NULL,                         -- of the grader
-        correct INTEGER NOT NULL,
-        logprob REAL, self_certainty REAL, repetition REAL,  -- of sampled tokens, and of their text; since format 2
-        answer_cap INTEGER,                                  -- answer tokens allowed; since format 3
-        thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
-        PRIMARY KEY (run_id, problem_id, budget, draw)
-    ) WITHOUT ROWID""",
-    TIMING_DDL,
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model under one plan.
-
-    model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "blocks"}.
-    plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
-    """
-
-    run_id: str
-    model: dict[str, Any]
-    plan: dict[str, Any]
-    versions: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One draw of one problem at one budget.
-
-    Tokens: thinking_tokens <= budget and answer_tokens were sampled (refusals count as thinking), forced_tokens are
-    markers and closings that the protocol inserted. answer: normalised, None where none was found. status: of the
-    grader. thinking, text: the decoded phases; empty when read without texts. answer_cap: the limit of answer tokens,
-    the plan's or what the context left; None in rows of formats 1 and 2, whose plans have it.
-
-    Over the thinking and answer tokens that the model sampled itself (no stops, no markers, no refusals), with p the
-    softmax of its logits over its whole vocabulary of V, at temperature 1 and before anything is banned or cut off:
-    logprob: the mean of log p(token), natural logarithm. self_certainty: the mean of KL(uniform || p), which is
-    -log V - mean over the vocabulary of log p (arXiv:2502.18581). Both None where the backend gives none or nothing was
-    sampled. repetition: prunus.evaluation.repetition.repetition_rate of both phases; None in rows of format 1.
-    """
-
-    task: str
-    problem_id: str
-    budget: int
-    draw: int
-    thinking_tokens: int
-    answer_tokens: int
-    forced_tokens: int
-    ended: Ended
-    answer_truncated: bool
-    reopened_think: bool
-    answer: str | None
-    status: str
-    correct: bool
-    thinking: str = ""
-    text: str = ""
-    logprob: float | None = None
-    self_certainty: float | None = None
-    repetition: float | None = None
-    answer_cap: int | None = None
-
-
-@dataclass(frozen=True)
-class ProblemRow:
-    """What regrading needs of a problem, and a digest that shows whether two runs had the same one.
-
-    asks: the form of answer that the question asks for; None if it is private or an older prunus stored the problem.
-    """
-
-    task: str
-    problem_id: str
-    gold: str
-    kind: str
-    choices: tuple[str, ...]
-    digest: str
-    asks: tuple[str, ...] | None = None
-
 
 COLUMNS = tuple(field.name for field in fields(Sample))
 TEXT_COLUMNS = ("thinking", "text")
-ADDED = {  # columns that older formats lack: the format that brought them, and their type
-    "logprob": (2, "REAL"),
-    "self_certainty": (2, "REAL"),
-    "repetition": (2, "REAL"),
-    "answer_cap": (3, "INTEGER"),
-}
 FLAGS = ("answer_truncated", "reopened_think", "correct")  # SQLite knows no truth values
 _values = attrgetter(*COLUMNS)
 _INSERT = (

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from prunus.results import best_of, metrics, paired, scaling
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_parallel
-from prunus.results.store import Run, Store
+from prunus.results.rows import Run
+from prunus.results.store import Store
 from prunus.results.table import Table, tables
 
 Floats = NDArray[np.float64]

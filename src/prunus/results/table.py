@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results.store import Sample
+from prunus.results.rows import Sample
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from prunus.results import paired, scaling
-from prunus.results.store import Sample
+from prunus.results.rows import Sample
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus import progress
-from prunus.results.store import Key, Sample, Store
+from prunus.results.rows import Key, Sample
+from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, plan_names
 from prunus.study.file import Study
 

@@ -15,7 +15,8 @@ from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.pruning.methods import find_method
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import DropRecipe
-from prunus.results.store import Sample, Store
+from prunus.results.rows import Sample
+from prunus.results.store import Store
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.cells import Cell, Model, Variant, check_apart, open_model, plan_names, variants_of
 from prunus.study.engine import Engine

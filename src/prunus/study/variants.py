@@ -27,7 +27,8 @@ from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
 from prunus.pruning.recover import prune_and_recover
 from prunus.recipes import PruneRecipe
-from prunus.results.store import Run, Store
+from prunus.results.rows import Run
+from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant, effective
 from prunus.study.file import Study
 

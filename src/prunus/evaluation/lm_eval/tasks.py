@@ -21,7 +21,8 @@ from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.recipes import EvalPlan, content_hash
-from prunus.results.store import ProblemRow, Run, Sample, Store, check_folder, claim
+from prunus.results.rows import ProblemRow, Run, Sample
+from prunus.results.store import Store, check_folder, claim
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

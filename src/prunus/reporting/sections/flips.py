@@ -17,7 +17,7 @@ from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, count, esc
 from prunus.reporting.report_data import ReportData, Texts
 from prunus.reporting.section import Section, soft
-from prunus.results.store import Key, Sample
+from prunus.results.rows import Key, Sample
 
 FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # whose texts are in the page whatever their size
 LINES_IN_ALL = 1_500  # flips that are listed

@@ -10,7 +10,7 @@ from prunus.reporting.render.text import THIN, clip, count, esc
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section
 from prunus.results.metrics import LEAK_RULE
-from prunus.results.store import Run
+from prunus.results.rows import Run
 
 RECORD_LIMIT = 20_000  # characters of a run's settings
 SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "scores")

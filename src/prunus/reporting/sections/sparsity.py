@@ -10,7 +10,7 @@ from prunus.reporting.render.text import esc, one_line, percent
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.section import Section, details, run_figure, soft
 from prunus.reporting.sparsities import block_sparsities, linear_sparsities
-from prunus.results.store import Run
+from prunus.results.rows import Run
 
 WIDTH, LEFT, TOP, HEIGHT = 640, 150, 22, 20
 STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21))  # the classes that _step counts
