@@ -12,16 +12,17 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.methods import alps
 
 WANDA: dict[str, Any] = {"method": "wanda"}
 RUNS: dict[str, dict[str, Any]] = {
-    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm")},
+    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "gblm")},
+    "alps": {"method": "alps", "admm_iterations": 20},
     "wanda++": {"method": "wanda++", "repair_rounds": 1, "repair_rate": 1e-3},
     "row budgets": WANDA | {"row_power": 1.0},
     "update": WANDA | {"update": "obs"},
     "magnitude, update": {"method": "magnitude", "update": "obs"},
-    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt", "dsnot", "alps")},
+    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt", "dsnot")},
+    "pattern, alps": {"method": "alps", "pattern": "2:4", "admm_iterations": 20},
     "rounding": WANDA | {"rounding": "reference"},
     "magnitude, rounding": {"method": "magnitude", "rounding": "reference"},
     **{way: WANDA | {"propagation": way} for way in ("dense", "staged")},
@@ -70,7 +71,6 @@ def compare(ours: Path, theirs: Path) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_device_prunes_as_the_cpu_does(name, folder, tmp_path, monkeypatch):
     recipe = prunus.PruneRecipe(**RUNS[name], **on(folder))
-    monkeypatch.setattr(alps, "ITERATIONS", 20)
     prunus.prune(folder / "model", tmp_path / "cpu", recipe, device="cpu")
     with other_device(monkeypatch):
         prunus.prune(folder / "model", tmp_path / "there", recipe, device="cuda")
@@ -96,7 +96,6 @@ def saved(folder) -> Path:
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_statistics_go_to_the_device(name, folder, saved, tmp_path, monkeypatch):
     recipe = prunus.PruneRecipe(**SAVED[name])
-    monkeypatch.setattr(alps, "ITERATIONS", 20)
     prunus.prune(folder / "model", tmp_path / "cpu", recipe, stats=saved, device="cpu")
     with other_device(monkeypatch):
         prunus.prune(folder / "model", tmp_path / "there", recipe, stats=saved, device="cuda")

@@ -70,7 +70,8 @@ def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
                 setattr(cls, name, owners[0][1].default)
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
         # Fields that came after recipes were first stored: where they have their default, hashes are what they were.
-        cls.LATER = ("group", "closing_weight", *(name for name in cls.__annotations__ if name not in named))  # type: ignore[attr-defined]
+        later = ("group", "closing_weight", "swap_cycles", "swap_threshold", "admm_iterations", "admm_rho")
+        cls.LATER = (*later, *(name for name in cls.__annotations__ if name not in named))  # type: ignore[attr-defined]
         return cls
 
     return extended
@@ -186,6 +187,9 @@ class PruneRecipe(Recipe):
         the same for all.
     gradient_scale: of gradients beside input norms, for gblm and wanda++ (the papers' c and alpha).
     repair_rounds, repair_rate: for wanda++: how often a block is pruned and repaired, and how long the steps are.
+    swap_cycles, swap_threshold: for dsnot: the most swaps per row, and the error of a row, over 2048 tokens, below
+        which it is done.
+    admm_iterations, admm_rho: for alps: the most iterations of ADMM, and its initial penalty.
     dtype: in which the blocks run; `auto` is the checkpoint's own.
     allocation: how sparsity is shared out among the blocks. spread: how far apart they may get, None for the
         allocation's own: half of the range (owl 0.08, the paper's lambda; dlp 0.15), or half of it as a share of
@@ -218,6 +222,10 @@ class PruneRecipe(Recipe):
     gradient_scale: float = DECLARED
     repair_rounds: int = DECLARED
     repair_rate: float = DECLARED
+    swap_cycles: int = DECLARED
+    swap_threshold: float = DECLARED
+    admm_iterations: int = DECLARED
+    admm_rho: float = DECLARED
     dtype: DtypeName = "auto"
     allocation: AllocationName = "uniform"
     spread: float | None = DECLARED

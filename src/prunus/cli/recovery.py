@@ -43,6 +43,8 @@ def recovery_options(pruning: type | None = None) -> Callable[[Any], Any]:
             settings["show_default"] = "as for the pruning"
         elif settings["show_default"] is True:
             settings["show_default"] = str(default)
+        if pruning is not None and isinstance(default, bool):
+            settings["default"] = None  # else click takes a switch that is not given for False
         return click.option(switch, name, help=help, **settings)
 
     return all_of(

@@ -13,17 +13,23 @@ input features. The values of kept weights do not change. Deviations from the au
 import torch
 from torch import Tensor
 
-from prunus.declarations import Method
+from prunus.declarations import Method, Option
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import SLICE, Target
 from prunus.pruning.methods import wanda
+from prunus.recipes import PruneRecipe
 
-CYCLES = 50  # swaps per row, at most
-THRESHOLD = 0.1 / 2048  # error per token at which a row is done; the authors' 0.1 is for sums over 2048 tokens
+# Tokens over which the threshold of an error counts, as in the authors' code.
+TOKENS = 2048
 
 
-def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
-    """New weight with as many zeros per row (or group of the pattern) as Wanda's."""
+def prune(
+    weight_OI: Tensor, inputs: InputStats | None, target: Target, cycles: int = 50, threshold: float = 0.1
+) -> Tensor:
+    """New weight with as many zeros per row (or group of the pattern) as Wanda's.
+
+    cycles, threshold: the most swaps per row, and the error of a row, summed over 2048 tokens, below which it is done.
+    """
     if inputs is None or inputs.mean_I is None or inputs.variance_I is None:
         raise ValueError("DSnoT needs the means of the inputs")
     start_OI = wanda.prune(weight_OI, inputs, target)
@@ -35,8 +41,18 @@ def prune(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tenso
     for begin in range(0, len(weight_OI), rows):
         weight_RI, gone_RI, kept_RI = (table[begin : begin + rows] for table in (weight_OI, gone_OI, kept_OI))
         score_RI = wanda.score(weight_RI, inputs.norm_I)
-        gone_RI.copy_(refine(weight_RI, gone_RI, kept_RI, score_RI, inputs.mean_I, inputs.variance_I, width))
+        means = inputs.mean_I, inputs.variance_I
+        gone_RI.copy_(refine(weight_RI, gone_RI, kept_RI, score_RI, *means, width, cycles, threshold / TOKENS))
     return weight_OI.masked_fill(gone_OI, 0)
+
+
+def configured(method: Method, recipe: PruneRecipe) -> Method:
+    """The method with the recipe's number of swaps and threshold."""
+
+    def prune_with(weight_OI: Tensor, inputs: InputStats | None, target: Target) -> Tensor:
+        return prune(weight_OI, inputs, target, recipe.swap_cycles, recipe.swap_threshold)
+
+    return method._replace(prune=prune_with)
 
 
 def refine(
@@ -46,7 +62,9 @@ def refine(
     score_OI: Tensor,
     mean_I: Tensor,
     variance_I: Tensor,
-    width: int | None = None,
+    width: int | None,
+    cycles: int,
+    threshold: float,
 ) -> Tensor:
     """(O, I) true at pruned weights, with as many per row as in gone_OI and, if width is given, per `width` columns.
 
@@ -54,7 +72,8 @@ def refine(
     W * mean has the sign of the error, the one with the largest W * mean / variance, and prunes one kept weight: the
     one of lowest score among those of the opposite sign, so that both changes move the error towards 0. With a width it
     is the one of lowest score among all kept weights of the same group, provided the error keeps its sign. A row is
-    done if the swap would not reduce the size of its error, if the error is below THRESHOLD, or if no swap is left.
+    done after `cycles` swaps, if the swap would not reduce the size of its error, if the error is at most `threshold`
+    (per token), or if no swap is left.
     """
     result_OI = gone_OI.clone()
     pull_OI = weight_OI.float() * mean_I.float()
@@ -63,7 +82,7 @@ def refine(
     rows_R = torch.arange(len(weight_OI), device=weight_OI.device)  # rows that are not done
     kept_RI, gone_RI, score_RI, pull_RI, gain_RI = kept_OI.clone(), result_OI, score_OI, pull_OI, gain_OI
     error_R = (pull_OI * gone_OI).sum(1)
-    for _ in range(CYCLES):
+    for _ in range(cycles):
         sign_R1 = error_R.sign()[:, None]
         back_RI = (gain_RI * sign_R1).masked_fill(~gone_RI | (pull_RI * sign_R1 <= 0), -torch.inf)
         back_R1 = back_RI.argmax(1, keepdim=True)
@@ -72,7 +91,7 @@ def refine(
         out_R1 = score_RI.masked_fill(~allowed_RI, torch.inf).argmin(1, keepdim=True)
         after_R = error_R + (pull_RI.gather(1, out_R1) - pull_RI.gather(1, back_R1))[:, 0]
         possible_R = (back_RI.gather(1, back_R1) > -torch.inf)[:, 0] & allowed_RI.gather(1, out_R1)[:, 0]
-        live_R = possible_R & (error_R.abs() > THRESHOLD) & (after_R.abs() < error_R.abs())
+        live_R = possible_R & (error_R.abs() > threshold) & (after_R.abs() < error_R.abs())
         if group_I is not None:
             live_R &= after_R.sign() == error_R.sign()
         # A row without a swap in this cycle would have none in the next: only the others continue.
@@ -96,4 +115,9 @@ DECLARATION = Method(
     needs="means",
     group="row",
     prune=prune,
+    options=(
+        Option("swap_cycles", int, 50, "largest number of swaps per row.", at_least=0),
+        Option("swap_threshold", float, 0.1, "error of a row, over 2048 tokens, below which it is done.", at_least=0),
+    ),
+    configure=configured,
 )
