@@ -25,6 +25,7 @@ from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
+from prunus.pruning import recover as recovering
 from prunus.reporting import report_data
 from prunus.results import comparison
 from prunus.results.comparison import compare, compare_runs
@@ -36,7 +37,7 @@ from prunus.study.cells import open_model
 from prunus.study.engine import swapped
 from prunus.study.file import read_study
 from prunus.study.places import Places
-from prunus.study.variants import make_variant, vectors_file, weights_file
+from prunus.study.variants import make_variant, variant_files, vectors_file, weights_file
 
 
 def results(store: Path) -> dict[str, list]:
@@ -183,28 +184,40 @@ def test_weights_go_in_and_out_bit_by_bit(tmp_path, family, dtype, settings):
 RECOVERED = """\
 [[prune]]
 method = "wanda"
-recover = [false, {epochs = 1, step_tokens = 16}]
+recover = [{epochs = 1, step_tokens = 16}, false]
 [[drop]]
 blocks = "1,"
 recover = {epochs = 1, step_tokens = 16}
 """
 
 
-def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_model(tmp_path):
+def counted(monkeypatch):
+    """A list to which every call of prune by a study is added."""
+    calls = []
+    for module in (variants, recovering):
+        original = module.prune
+        monkeypatch.setattr(module, "prune", lambda *a, _do=original, **k: calls.append(k["dry_run"]) or _do(*a, **k))
+    return calls
+
+
+def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_model(tmp_path, monkeypatch):
     """In a study, as by prune_and_recover; norms and biases too; with a block dropped before the last step."""
     file = write_study(tmp_path, RECOVERED)
     sizes = {v["variant"]: v["bytes"] for v in prunus.plan_study(file, out=tmp_path / "out", measure=False)["variants"]}
+    pruned = counted(monkeypatch)
     done = prunus.run_study(file, out=tmp_path / "out")
+    assert pruned == [True, True, False]  # the dry runs of both, and once for both
     page = Path(done["report"]).read_text()
     assert "Wanda 50\xa0% + recovered" in page and "block 1 removed + recovered" in page
     assert "recover: calibration" in page and "epochs 1" in page and "tokens, repeats counted" in page
     study = read_study(file)
     model = open_model(study, study.models[0], resolve(study.models[0]))
-    assert [v.name for v in model.variants] == ["dense", "wanda-50", "wanda-50-recovered", "without-1-recovered"]
+    assert [v.name for v in model.variants] == ["dense", "wanda-50-recovered", "wanda-50", "without-1-recovered"]
     loaded = load_model(model.checkpoint.folder, "cpu")
     before = sums(loaded)
-    for variant in model.variants[2:]:
-        assert variant.recipe is not None
+    for variant in model.variants:
+        if variant.recipe is None or variant.recover is None:
+            continue
         prunus.prune_and_recover(model.name, tmp_path / variant.name, variant.recipe, variant.recover)
         alone = sums(load_model(tmp_path / variant.name, "cpu"))
         with swapped(loaded, model.checkpoint, tmp_path / "out", variant):
@@ -212,6 +225,22 @@ def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_m
         assert sums(loaded) == before
         weights, vectors = weights_file(tmp_path / "out", variant), vectors_file(tmp_path / "out", variant)
         assert weights.stat().st_size + vectors.stat().st_size <= sizes[variant.name] + 60_000
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_recovered_is_pruned_once_and_has_the_same_bytes(tmp_path, monkeypatch, keep):
+    study = read_study(write_study(tmp_path, RECOVERED))
+    model = open_model(study, study.models[0], resolve(study.models[0]))
+    _, recovered, plain, _ = model.variants
+    pruned = counted(monkeypatch)
+    for folder, order in (("alone", [recovered]), ("both", [plain, recovered])):
+        for variant in order:
+            make_variant(model, variant, tmp_path / folder, "cpu", keep)
+        assert len(pruned) == 1, folder
+        pruned.clear()
+        assert not (tmp_path / folder / "making" / plain.key).exists()
+    files = [p.read_bytes() for f in ("alone", "both") for p in variant_files(tmp_path / f, recovered)]
+    assert len(files) == 4 and files[:2] == files[2:]
 
 
 def test_a_second_run_loads_no_model(finished, monkeypatch, batches):

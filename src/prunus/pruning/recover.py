@@ -152,12 +152,14 @@ def prune_and_recover(
     offload: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    pruned: str | Path | None = None,
     **pruning: Any,
 ) -> dict[str, Any]:
     """Write model, pruned (or without some blocks) and then recovered, to the folder out; returns recover's summary.
 
     recovery: None calibrates as recipe does. The pruned model lies in out.pruned until it is recovered; the same call
-    goes on with either. pruning: what prune and drop_blocks take besides.
+    goes on with either. pruned: a folder which, if it holds model as recipe prunes it, is recovered, and kept. pruning:
+    what prune and drop_blocks take besides.
     """
     target, recovery = Path(out), recovery or RecoverRecipe.like(recipe)
     source = Checkpoint(resolve(model))
@@ -165,7 +167,8 @@ def prune_and_recover(
     check_trainable(source)
     if isinstance(recipe, PruneRecipe) and recipe.sparsity == 0:
         raise PrunusError("a sparsity of 0 leaves nothing to recover")
-    between = target.absolute().with_name(f"{target.name}.pruned")
+    usual = target.absolute().with_name(f"{target.name}.pruned")
+    between = Path(pruned) if pruned is not None and is_made(Path(pruned), source, recipe) else usual
     if dry_run or not is_made(between, source, recipe):
         settings = pruning | {"device": device, "overwrite": overwrite, "dry_run": dry_run}
         if isinstance(recipe, PruneRecipe):
@@ -175,10 +178,11 @@ def prune_and_recover(
         if dry_run:
             return told | {"would_write": str(target)} | recovery_ahead(recovery, source, told["warnings"])
     summary = recover_checkpoint(
-        Checkpoint(between), between.name, target, recovery, dense=model, device=device, offload=offload,
+        Checkpoint(between), usual.name, target, recovery, dense=model, device=device, offload=offload,
         overwrite=overwrite, dry_run=False,
     )  # fmt: skip
-    shutil.rmtree(between)
+    if between == usual:
+        shutil.rmtree(between)
     return summary
 
 

@@ -21,7 +21,7 @@ from prunus.study.pages import write_results
 from prunus.study.places import Places
 from prunus.study.ray.cluster import find_cluster
 from prunus.study.ray.driver import run_on_ray
-from prunus.study.variants import MAKING, add_run, check_variants, is_made, make_variant
+from prunus.study.variants import MAKING, add_run, check_variants, family, is_made, make_variant
 
 Batches = list[list[tuple[int, int]]]
 
@@ -118,11 +118,14 @@ def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model,
 
 
 def make_missing(study: Study, model: Model, variant: Variant, places: Places, table: LiveTable, device: str) -> None:
-    """Make a variant unless its files exist."""
-    if variant.recipe is not None and not is_made(places.folder, variant):
-        table.say(f"making {variant.name} of {model.label}", log=True)
-        with table.hidden():
-            make_variant(model, variant, places.folder, device, study.keep_checkpoints)
+    """Make a variant unless its files exist, and all others of its recipe with it, so that it is pruned once."""
+    if variant.recipe is None or is_made(places.folder, variant):
+        return
+    for one in family(model, variant):
+        if not is_made(places.folder, one):
+            table.say(f"making {one.name} of {model.label}", log=True)
+            with table.hidden():
+                make_variant(model, one, places.folder, device, study.keep_checkpoints)
 
 
 def measure_latency(models: Sequence[Model], places: Places, store: Store, engine: Engine, table: LiveTable) -> None:

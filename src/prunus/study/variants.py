@@ -133,16 +133,26 @@ def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[s
 
 
 def apply(
-    model: Model, variant: Variant, target: Path, device: str, *, dry_run: bool = False, shared: Path | None = None
+    model: Model,
+    variant: Variant,
+    target: Path,
+    device: str,
+    *,
+    dry_run: bool = False,
+    shared: Path | None = None,
+    pruned: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the checkpoint of a variant to target and return its summary. shared: folder for shared measurements."""
+    """Write the checkpoint of a variant to target and return its summary. shared: folder for shared measurements.
+
+    pruned: folder that may hold what is to be recovered, already pruned.
+    """
     recipe = variant.recipe
     assert recipe is not None
     where: dict[str, Any] = {"device": device, "overwrite": True, "dry_run": dry_run}
     if isinstance(recipe, PruneRecipe):
         where["shared"] = shared
     if variant.recover is not None:
-        return prune_and_recover(model.name, target, recipe, variant.recover, **where)
+        return prune_and_recover(model.name, target, recipe, variant.recover, pruned=pruned, **where)
     if isinstance(recipe, PruneRecipe):
         return prune(model.name, target, recipe, **where)
     return drop_blocks(model.name, target, recipe, **where)
@@ -160,14 +170,17 @@ def check_package(calibration: str) -> None:
 def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep: bool) -> VariantInfo:
     """Prune the model, write the files of the variant and return its description.
 
-    Interrupted pruning is resumed. keep: also leave the whole checkpoint in kept_folder.
+    Interrupted pruning is resumed. A pruned checkpoint stays until the variants that are recovered from it are made.
+    keep: also leave the whole checkpoint in kept_folder.
     """
     source, recipe = model.checkpoint, variant.recipe
     assert recipe is not None
     target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
     # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
     if keep or not (target / MANIFEST).exists():
-        apply(model, variant, target, device, shared=folder / MAKING / MEASURED)
+        plain = next((one for one in family(model, variant) if one.recover is None), None)
+        where = (kept_folder(folder, model, plain) if keep else unfinished_folder(folder, plain)) if plain else None
+        apply(model, variant, target, device, shared=folder / MAKING / MEASURED, pruned=where)
     made = Checkpoint(target)
     kept = blocks_left(source, made)
     info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
@@ -181,9 +194,20 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
     if variant.recover is not None:
         about["recover"] = variant.recover.to_json()
     write_variant(weights_file(folder, variant), source, matrices, about)
-    if not keep:
-        shutil.rmtree(target)
+    alike = family(model, variant)
+    if all(is_made(folder, one) for one in alike):
+        finished = [variant, *alike]
+    else:
+        finished = [variant] if variant.recover is not None else []
+    for one in [] if keep else finished:
+        shutil.rmtree(unfinished_folder(folder, one), ignore_errors=True)
     return info
+
+
+def family(model: Model, variant: Variant) -> list[Variant]:
+    """The variants of one pruning recipe: the pruned model and those that are recovered from it, in this order."""
+    alike = (one for one in model.variants if one.recipe == variant.recipe)
+    return sorted(alike, key=lambda one: one.recover is not None)
 
 
 def blocks_left(source: Checkpoint, made: Checkpoint) -> list[int]:
