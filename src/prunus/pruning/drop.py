@@ -149,8 +149,8 @@ def write_kept(source: Checkpoint, partial: Partial, choice: Choice) -> None:
 def bytes_left(recipe: DropRecipe, count: int, source: Checkpoint, stray: Sequence[str]) -> int:
     """Bytes of weights in the result; an upper bound if the method has not chosen the blocks yet."""
     sizes = [sum(stored.nbytes for stored in source.block_tensors(i).values()) for i in range(source.blocks)]
-    gone = [sizes[index] for index in recipe.indices] if recipe.indices else sorted(sizes)[:count]
-    return source.nbytes - sum(gone) - sum(source.tensors[name].nbytes for name in stray)
+    removed = [sizes[index] for index in recipe.indices] if recipe.indices else sorted(sizes)[:count]
+    return source.nbytes - sum(removed) - sum(source.tensors[name].nbytes for name in stray)
 
 
 def warn_of(stray: Sequence[str]) -> list[str]:

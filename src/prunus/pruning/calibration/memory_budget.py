@@ -1,4 +1,4 @@
-"""What free memory and disk allow: whether a block fits, and how many sequences are measured at once.
+"""Checks against free memory and disk: whether a block fits, and the portions in which sequences are measured.
 
 Measurements that store the inputs of every block process the sequences in portions. A portion consists of whole
 batches, which do not depend on the portions, and sums are taken in the order of the sequences. Results are therefore

@@ -34,16 +34,16 @@ def prune(
         raise ValueError("DSnoT needs the means of the inputs")
     start_OI = wanda.prune(weight_OI, inputs, target)
     # A weight that was zero before pruning is neither pruned nor kept: restoring it would change nothing.
-    gone_OI, kept_OI = (start_OI == 0) & (weight_OI != 0), start_OI != 0
+    pruned_OI, kept_OI = (start_OI == 0) & (weight_OI != 0), start_OI != 0
     width = None if target.pattern is None else target.pattern[1]
     # Rows are independent. A few at a time need less memory and stay in a CPU's cache.
     rows = max(1, SLICE // weight_OI.shape[1]) if weight_OI.device.type == "cpu" else len(weight_OI)
     for begin in range(0, len(weight_OI), rows):
-        weight_RI, gone_RI, kept_RI = (table[begin : begin + rows] for table in (weight_OI, gone_OI, kept_OI))
+        weight_RI, pruned_RI, kept_RI = (table[begin : begin + rows] for table in (weight_OI, pruned_OI, kept_OI))
         score_RI = wanda.score(weight_RI, inputs.norm_I)
         means = inputs.mean_I, inputs.variance_I
-        gone_RI.copy_(refine(weight_RI, gone_RI, kept_RI, score_RI, *means, width, cycles, threshold / TOKENS))
-    return weight_OI.masked_fill(gone_OI, 0)
+        pruned_RI.copy_(refine(weight_RI, pruned_RI, kept_RI, score_RI, *means, width, cycles, threshold / TOKENS))
+    return weight_OI.masked_fill(pruned_OI, 0)
 
 
 def configured(method: Method, recipe: PruneRecipe) -> Method:
@@ -57,7 +57,7 @@ def configured(method: Method, recipe: PruneRecipe) -> Method:
 
 def refine(
     weight_OI: Tensor,
-    gone_OI: Tensor,
+    pruned_OI: Tensor,
     kept_OI: Tensor,
     score_OI: Tensor,
     mean_I: Tensor,
@@ -66,7 +66,7 @@ def refine(
     cycles: int,
     threshold: float,
 ) -> Tensor:
-    """(O, I) true at pruned weights, with as many per row as in gone_OI and, if width is given, per `width` columns.
+    """(O, I) true at pruned weights, with as many per row as in pruned_OI and, if width is given, per `width` columns.
 
     The error of a row is the sum of W * mean over its pruned weights. Each cycle restores one pruned weight whose
     W * mean has the sign of the error, the one with the largest W * mean / variance, and prunes one kept weight: the
@@ -75,36 +75,36 @@ def refine(
     done after `cycles` swaps, if the swap would not reduce the size of its error, if the error is at most `threshold`
     (per token), or if no swap is left.
     """
-    result_OI = gone_OI.clone()
-    pull_OI = weight_OI.float() * mean_I.float()
-    gain_OI = pull_OI / variance_I.clamp(min=torch.finfo(torch.float32).tiny)
+    result_OI = pruned_OI.clone()
+    effect_OI = weight_OI.float() * mean_I.float()
+    gain_OI = effect_OI / variance_I.clamp(min=torch.finfo(torch.float32).tiny)
     group_I = None if width is None else torch.arange(weight_OI.shape[1], device=weight_OI.device) // width
     rows_R = torch.arange(len(weight_OI), device=weight_OI.device)  # rows that are not done
-    kept_RI, gone_RI, score_RI, pull_RI, gain_RI = kept_OI.clone(), result_OI, score_OI, pull_OI, gain_OI
-    error_R = (pull_OI * gone_OI).sum(1)
+    kept_RI, pruned_RI, score_RI, effect_RI, gain_RI = kept_OI.clone(), result_OI, score_OI, effect_OI, gain_OI
+    error_R = (effect_OI * pruned_OI).sum(1)
     for _ in range(cycles):
         sign_R1 = error_R.sign()[:, None]
-        back_RI = (gain_RI * sign_R1).masked_fill(~gone_RI | (pull_RI * sign_R1 <= 0), -torch.inf)
-        back_R1 = back_RI.argmax(1, keepdim=True)
-        fitting_RI = pull_RI * sign_R1 < 0 if group_I is None else group_I == group_I[back_R1]
-        allowed_RI = kept_RI & fitting_RI
-        out_R1 = score_RI.masked_fill(~allowed_RI, torch.inf).argmin(1, keepdim=True)
-        after_R = error_R + (pull_RI.gather(1, out_R1) - pull_RI.gather(1, back_R1))[:, 0]
-        possible_R = (back_RI.gather(1, back_R1) > -torch.inf)[:, 0] & allowed_RI.gather(1, out_R1)[:, 0]
-        live_R = possible_R & (error_R.abs() > threshold) & (after_R.abs() < error_R.abs())
+        restored_RI = (gain_RI * sign_R1).masked_fill(~pruned_RI | (effect_RI * sign_R1 <= 0), -torch.inf)
+        restored_R1 = restored_RI.argmax(1, keepdim=True)
+        eligible_RI = effect_RI * sign_R1 < 0 if group_I is None else group_I == group_I[restored_R1]
+        allowed_RI = kept_RI & eligible_RI
+        removed_R1 = score_RI.masked_fill(~allowed_RI, torch.inf).argmin(1, keepdim=True)
+        after_R = error_R + (effect_RI.gather(1, removed_R1) - effect_RI.gather(1, restored_R1))[:, 0]
+        possible_R = (restored_RI.gather(1, restored_R1) > -torch.inf)[:, 0] & allowed_RI.gather(1, removed_R1)[:, 0]
+        active_R = possible_R & (error_R.abs() > threshold) & (after_R.abs() < error_R.abs())
         if group_I is not None:
-            live_R &= after_R.sign() == error_R.sign()
+            active_R &= after_R.sign() == error_R.sign()
         # A row without a swap in this cycle would have none in the next: only the others continue.
-        rows_R, error_R = rows_R[live_R], after_R[live_R]
+        rows_R, error_R = rows_R[active_R], after_R[active_R]
         if not len(rows_R):
             break
-        kept_RI, gone_RI, score_RI, pull_RI, gain_RI = (
-            table_RI[live_R] for table_RI in (kept_RI, gone_RI, score_RI, pull_RI, gain_RI)
+        kept_RI, pruned_RI, score_RI, effect_RI, gain_RI = (
+            table_RI[active_R] for table_RI in (kept_RI, pruned_RI, score_RI, effect_RI, gain_RI)
         )
-        for place_R1, gone in ((back_R1[live_R], False), (out_R1[live_R], True)):
-            gone_RI.scatter_(1, place_R1, gone)
-            kept_RI.scatter_(1, place_R1, not gone)
-        result_OI[rows_R] = gone_RI
+        for place_R1, pruned in ((restored_R1[active_R], False), (removed_R1[active_R], True)):
+            pruned_RI.scatter_(1, place_R1, pruned)
+            kept_RI.scatter_(1, place_R1, not pruned)
+        result_OI[rows_R] = pruned_RI
     return result_OI
 
 
