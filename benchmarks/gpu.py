@@ -77,7 +77,7 @@ def decode(options: dict[str, Any]) -> dict[str, Any]:
 WORKERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"make": make, "prune": prune, "decode": decode}
 
 
-def apart(worker: str, options: dict[str, Any]) -> dict[str, Any]:
+def in_own_process(worker: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the result of a job in its own process, which frees the GPU; it prints JSON as its last line."""
     command = [sys.executable, __file__, "--worker", json.dumps([worker, options])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ)
@@ -121,10 +121,10 @@ def measure(name: str, options: dict[str, Any], folder: Path) -> None:
     if (free := shutil.disk_usage(folder).free) < 3 * size:
         sys.exit(f"{folder}: {3 * size / 1e9:.0f} GB of free disk are needed, {free / 1e9:.0f} are available")
     print(f"{name}\n{size / 1e9:.1f} GB of weights, {options['samples']} x {options['seqlen']} calibration tokens\n")
-    apart("make", options)
+    in_own_process("make", options)
     print("| method | seconds | GPU memory, GB | sparsity |\n|---|---|---|---|", flush=True)
     for method in METHODS:
-        found = apart("prune", options | {"method": method})
+        found = in_own_process("prune", options | {"method": method})
         cells = f"{found['seconds']:.0f} | {found['memory'] / 1e9:.1f} | {100 * found['sparsity']:.1f} %"
         print(f"| {method} | {cells} |", flush=True)
         if method != "wanda":
@@ -134,7 +134,7 @@ def measure(name: str, options: dict[str, Any], folder: Path) -> None:
         return
     rates = {}
     for shown in ("model", "wanda"):
-        found = apart("decode", options | {"model": str(folder / shown)})
+        found = in_own_process("decode", options | {"model": str(folder / shown)})
         rates[shown] = found["rate"]
     print(f"\nvLLM {found['version']}, {options['rows']} rows of {options['tokens']} tokens\n")
     print("| weights | output tokens/s | of dense |\n|---|---|---|")

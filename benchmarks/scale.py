@@ -244,7 +244,7 @@ def cpu_seconds() -> float:
 WORKERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"make": make, "ceiling": measure_ceiling, "run": run}
 
 
-def apart(worker: str, options: dict[str, Any]) -> dict[str, Any]:
+def in_own_process(worker: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the result of a job in its own process, which prints JSON as its last line."""
     environment = os.environ | {"OMP_NUM_THREADS": str(options["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, __file__, "--worker", json.dumps([worker, options])]
@@ -267,7 +267,7 @@ def prepare(folder: Path, options: dict[str, Any]) -> None:
         sys.exit(f"{folder}: {needed / 1e9:.1f} GB of disk are needed, {free / 1e9:.1f} are free; try --blocks 2")
     if not there:
         print(f"writing {size / 1e9:.1f} GB of random weights to {folder / 'model'}", file=sys.stderr)
-        apart("make", options)
+        in_own_process("make", options)
 
 
 def show_ceiling(ceiling: Ceiling, options: dict[str, Any]) -> None:
@@ -324,14 +324,14 @@ def main() -> None:
     created = not folder.exists()
     try:
         prepare(folder, options)
-        ceiling = Ceiling(**apart("ceiling", options))
+        ceiling = Ceiling(**in_own_process("ceiling", options))
         show_ceiling(ceiling, options)
         for method in arguments.method or METHODS:
             chosen = options | {"method": method}
             for path in (folder / "model").iterdir():  # every run starts with an empty page cache
                 with path.open("rb") as stream:
                     settle(stream.fileno())
-            show_run(apart("run", chosen), chosen, ceiling)
+            show_run(in_own_process("run", chosen), chosen, ceiling)
             shutil.rmtree(folder / "out")
     finally:
         if not arguments.keep:

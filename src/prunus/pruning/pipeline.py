@@ -64,7 +64,7 @@ def prune(
     seconds: run time.
     warnings: one line each.
 
-    With dry_run it has would_write, method, blocks, linears, warnings and instead of the rest:
+    With dry_run it has would_write (the folder), method, blocks, linears and warnings, and instead of the others:
 
     weights, zeros: numbers over all Linears in scope.
     disk, calibration: the space needed, and the calibration sequences, as text.
