@@ -12,6 +12,7 @@ import warm_processes
 
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.results import schema
 from prunus.results.labels import unique_labels
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.schema import SCHEMA_VERSION
@@ -297,14 +298,14 @@ def test_missing_store_and_missing_folder(tmp_path):
 
 
 def test_interrupted_creation_is_taken_up(tmp_path, monkeypatch):
-    path, make_tables = tmp_path / "new.db", Store._make_tables
+    path, make_tables = tmp_path / "new.db", schema.make_tables
 
-    def make_then_stop(store: Store) -> None:
-        make_tables(store)
+    def make_then_stop(connection) -> None:
+        make_tables(connection)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "_make_tables", make_then_stop)
+        patched.setattr(schema, "make_tables", make_then_stop)
         with pytest.raises(KeyboardInterrupt):
             Store(path, create=True)
     with pytest.raises(PrunusError, match="is empty"):

@@ -25,16 +25,17 @@ class Run:
 class Sample:
     """One draw of one problem at one budget.
 
-    Tokens: thinking_tokens <= budget and answer_tokens were sampled (refusals count as thinking), forced_tokens are
-    markers and closings that the protocol inserted. answer: normalised, None where none was found. status: of the
-    grader. thinking, text: the decoded phases; empty when read without texts. answer_cap: the limit of answer tokens,
-    the plan's or what the context left; None in rows of formats 1 and 2, whose plans have it.
+    thinking_tokens, answer_tokens: tokens that were sampled; thinking_tokens <= budget, and suppressed stops count as
+    thinking. forced_tokens: markers and closings that the protocol inserted. answer: normalised; None where none was
+    found. status: the grader's. thinking, text: the decoded phases; empty when read without texts. answer_cap: limit of
+    answer tokens, which is the plan's or what the context left; None in rows of formats 1 and 2, whose plans have it.
 
-    Over the thinking and answer tokens that the model sampled itself (no stops, no markers, no refusals), with p the
-    softmax of its logits over its whole vocabulary of V, at temperature 1 and before anything is banned or cut off:
-    logprob: the mean of log p(token), natural logarithm. self_certainty: the mean of KL(uniform || p), which is
-    -log V - mean over the vocabulary of log p (arXiv:2502.18581). Both None where the backend gives none or nothing was
-    sampled. repetition: prunus.evaluation.repetition.repetition_rate of both phases; None in rows of format 1.
+    logprob and self_certainty are means over the thinking and answer tokens that the model sampled itself (no stops,
+    markers or inserted text). p is the softmax of its logits over the whole vocabulary of V tokens, at temperature 1
+    and before any token is banned or cut off. logprob: mean of log p(token), natural logarithm. self_certainty: mean of
+    KL(uniform || p), which is -log V - mean over the vocabulary of log p (arXiv:2502.18581). Both are None where the
+    backend returns no scores or nothing was sampled. repetition: prunus.evaluation.repetition.repetition_rate of both
+    phases; None in rows of format 1.
     """
 
     task: str
@@ -60,9 +61,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """What regrading needs of a problem, and a digest that shows whether two runs had the same one.
+    """A problem without its question: what regrading needs.
 
-    asks: the form of answer that the question asks for; None if it is private or an older prunus stored the problem.
+    digest: of question, right answer and choices, by which two runs are known to have had the same problem. asks: the
+    form of answer that the question asks for; None if the problem is private or was stored by an older prunus.
     """
 
     task: str

@@ -1,10 +1,16 @@
 """The tables of the store's SQLite file, its format version, and the upgrade of older formats."""
 
-SCHEMA_VERSION = 3
-APPLICATION_ID = 0x5072756E  # "Prun": tells our files from other programs' SQLite files
+import sqlite3
+from pathlib import Path
 
-# The speed of a run's model on a machine. Readers of older formats ignore the table, and older stores get it when it is
-# first needed, so it does not need a new format version.
+from prunus import __version__
+from prunus.errors import PrunusError
+
+SCHEMA_VERSION = 3
+APPLICATION_ID = 0x5072756E  # "Prun", in the header of the file: other programs' SQLite files have another
+
+# The speed of a run's model on a machine. Older versions of prunus ignore the table, and older stores get it when it is
+# first needed, so it needs no new format version.
 TIMING_DDL = """
     CREATE TABLE IF NOT EXISTS timing (
         run_id TEXT NOT NULL REFERENCES run, machine TEXT NOT NULL,
@@ -12,7 +18,7 @@ TIMING_DDL = """
         PRIMARY KEY (run_id, machine)
     ) WITHOUT ROWID"""
 
-# The form of answer that a question asks for, as questions are not kept. Like timing, it needs no new format version.
+# The form of answer that a question asks for, since questions are not stored. Like timing, it needs no new version.
 ASKS_DDL = """
     CREATE TABLE IF NOT EXISTS asks (
         problem_id TEXT PRIMARY KEY REFERENCES problem,
@@ -54,9 +60,69 @@ DDL = (
     TIMING_DDL,
 )
 
-ADDED = {  # columns that older formats lack: the format that brought them, and their type
+ADDED = {  # columns of `sample` that older formats lack: the first format that has them, and their type
     "logprob": (2, "REAL"),
     "self_certainty": (2, "REAL"),
     "repetition": (2, "REAL"),
     "answer_cap": (3, "INTEGER"),
 }
+
+
+def is_empty(connection: sqlite3.Connection) -> bool:
+    """Return whether the file has neither a table nor a version."""
+    tables, version = _number(connection, "SELECT count(*) FROM sqlite_master"), _version(connection)
+    return tables == 0 and version == 0
+
+
+def make_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables of a new store, inside a transaction.
+
+    Statements are executed one by one: executescript would commit first, and the file must turn from empty to complete
+    in one step.
+    """
+    for statement in DDL:
+        connection.execute(statement)
+    connection.execute("INSERT INTO meta VALUES ('prunus', ?)", (__version__,))
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def check_format(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise PrunusError unless the file at path is a store whose format this version reads."""
+    if _number(connection, "PRAGMA application_id") != APPLICATION_ID:
+        raise PrunusError(f"'{path}' is an SQLite file but not a store of Prunus: name another --store")
+    if not 1 <= (version := _version(connection)) <= SCHEMA_VERSION:
+        raise PrunusError(
+            f"the store '{path}' has format {version}, written by {_writer(connection)}; this is prunus {__version__},"
+            f" which reads formats up to {SCHEMA_VERSION}: use that prunus, or name another --store"
+        )
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Upgrade a store of an older format, inside a transaction; new columns of existing rows are NULL."""
+    version = _version(connection)
+    if version in (0, SCHEMA_VERSION):  # a file whose tables are just being made, or the present format
+        return
+    for name, (since, kind) in ADDED.items():
+        if version < since:
+            connection.execute(f"ALTER TABLE sample ADD COLUMN {name} {kind}")
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'prunus'", (__version__,))
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return _number(connection, "PRAGMA user_version")
+
+
+def _number(connection: sqlite3.Connection, query: str) -> int:
+    ((value,),) = connection.execute(query).fetchall()
+    return value
+
+
+def _writer(connection: sqlite3.Connection) -> str:
+    """Return `prunus 0.1.0`, the version that wrote to the file last."""
+    try:
+        rows = connection.execute("SELECT value FROM meta WHERE name = 'prunus'").fetchall()
+    except sqlite3.Error:  # a format that stores the version elsewhere
+        rows = []
+    return f"prunus {rows[0][0]}" if rows else "another prunus"
