@@ -12,14 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from recover import chains
 
 import prunus
-from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 from prunus.results.paired import infer
 from prunus.results.store import Store
 
 BUDGET = 512
+
+
+def chains(folder: Path, name: str, first: int) -> str:
+    """Return the `--calibration` of the dense model's chains with correct answers; drawn unless they exist."""
+    path = folder / name
+    if not path.exists():
+        recipe = TraceRecipe(("tiny-train",), limit=first, max_tokens=BUDGET, only="correct", batch_size=200)
+        prunus.traces("tiny", path, recipe)
+    return f"traces:{path}"
 
 
 def make(folder: Path, cell: str, weight: float | None, tokens: int) -> dict[str, Path]:

@@ -14,10 +14,11 @@ from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, Tra
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout", "sparse"}
 RECOVER_OPTIONS = {"recover", *(f"recover_{field.name}" for field in fields(RecoverRecipe))}
+ROUNDS_OPTIONS = {"rounds", "drawn_from", *(f"traces_{field.name}" for field in fields(TraceRecipe))}
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
-ALSO = {"plan_study", "prune_and_recover", "report_study", "sparse"}
+ALSO = {"plan_study", "prune_and_recover", "prune_in_rounds", "report_study", "sparse"}
 
 
 def options_of(command):
@@ -27,7 +28,11 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "recipe", "more"),
     [
-        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats", *RECOVER_OPTIONS}),
+        (
+            "prune",
+            PruneRecipe,
+            {"offload", "device", "dry_run", "overwrite", "stats", *RECOVER_OPTIONS, *ROUNDS_OPTIONS},
+        ),
         ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite", *RECOVER_OPTIONS}),
         ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
@@ -201,6 +206,37 @@ def test_settings_of_a_recovery_need_recover(tmp_path, capsys):
             main([command, "tiny", str(tmp_path / "out"), "--recover-step-tokens", "99"])
         assert ended.value.code == 2 and "--recover-step-tokens is of --recover: add that" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_rounds_draw_chains_as_traces_does(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(prunus, "prune_in_rounds", lambda *a, **k: calls.append((a, k)) or {})
+    words = ["prune", "tiny", str(tmp_path / "out"), "--sparsity", "0.6"]
+    drawn = [
+        "--traces-task",
+        "tiny-train",
+        "--traces-limit",
+        "9",
+        "--traces-only",
+        "correct",
+        "--traces-temperature",
+        "0",
+    ]
+    main([*words, "--recover", "--rounds", "3", *drawn, "--recover-epochs", "2"])
+    main([*words, "--recover", "--rounds", "2", "--drawn-from", "dense", *drawn[:2], "--traces-hardest"])
+    (given, named), (_, other) = calls
+    assert given[2:] == (PruneRecipe(sparsity=0.6), RecoverRecipe(epochs=2)) and named["rounds"] == 3
+    assert named["chains"] == TraceRecipe(("tiny-train",), limit=9, only="correct", temperature=0.0)
+    assert "drawn_from" not in named and other["drawn_from"] == "dense" and other["chains"].hardest
+    for wrong, told in (
+        (["--rounds", "3", *drawn], "--rounds is of --recover: add that"),
+        (["--recover", *drawn], "--traces-limit is of --rounds: add that"),
+        (["--recover", "--drawn-from", "dense"], "--drawn-from is of --rounds: add that"),
+        (["--recover", "--rounds", "3"], "name their problems, such as --traces-task tiny-train"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *wrong])
+        assert ended.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_recover_needs_tokens_and_zeros(tmp_path, capsys):

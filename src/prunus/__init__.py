@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from prunus.pruning.recover import prune_and_recover, recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
+    from prunus.rounds import prune_in_rounds
     from prunus.study.pages import report_study
     from prunus.study.plan import plan_study
     from prunus.study.run import run_study
@@ -64,6 +65,7 @@ __all__ = [
     "plan_study",
     "prune",
     "prune_and_recover",
+    "prune_in_rounds",
     "recover",
     "regrade",
     "report",
@@ -90,6 +92,7 @@ _HOME = {
     "plan_study": "prunus.study.plan",
     "prune": "prunus.pruning.pipeline",
     "prune_and_recover": "prunus.pruning.recover",
+    "prune_in_rounds": "prunus.rounds",
     "recover": "prunus.pruning.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",

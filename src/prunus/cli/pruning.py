@@ -22,7 +22,7 @@ from prunus.cli.common import (
     recipe_option,
     show_summary,
 )
-from prunus.cli.recovery import recover_options, take_recovery
+from prunus.cli.recovery import recover_options, rounds_options, take_recovery, take_rounds
 from prunus.declarations import Allocation, DepthMethod, Method, declared, owners_of
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
@@ -125,6 +125,7 @@ allocation_options = all_of(
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
 @recover_options(PruneRecipe)
+@rounds_options
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
@@ -145,12 +146,15 @@ def prune_command(
     if recipe["pattern"] is not None and is_given("sparsity"):
         raise PrunusError("--pattern and --sparsity both say how many weights go; give one of them")
     recovery = take_recovery(recipe)
+    rounds = take_rounds(recipe, recovery is not None)
     asked = PruneRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
     if recovery is not None and stats is not None:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
     if recovery is not None:
-        show_summary(prunus.prune_and_recover(model, out, asked, RecoverRecipe.like(asked, **recovery), **where))
+        settings = RecoverRecipe.like(asked, **recovery)
+        work = prunus.prune_and_recover if rounds is None else prunus.prune_in_rounds
+        show_summary(work(model, out, asked, settings, **(rounds or {}), **where))
         return
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)

@@ -63,12 +63,13 @@ def method_name(step: dict[str, Any]) -> str:
 
 
 def step_label(step: dict[str, Any]) -> str:
-    """`Wanda 50 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `recovered`, `packed`, `fp8`."""
+    """`Wanda 50 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `recovered in 3 rounds`, `packed`, `fp8`."""
     recipe = recipe_of(step)
     if step.get("action") == "pack":
         return "packed"
     if step.get("action") == "recover":
-        return "recovered"
+        rounds = step.get("round")
+        return f"recovered in {rounds.get('of')} rounds" if isinstance(rounds, dict) else "recovered"
     if step.get("action") == "dequantize":
         return "dequantised"
     if step.get("action") == "quantise":
@@ -88,7 +89,13 @@ def step_label(step: dict[str, Any]) -> str:
 
 def label(steps: Sequence[dict[str, Any]]) -> str:
     """A short name for what was done, on one line; `dense` for nothing."""
-    return one_line(" + ".join(step_label(step) for step in steps)) or "dense"
+    return one_line(" + ".join(step_label(step) for step in steps if not _is_early(step))) or "dense"
+
+
+def _is_early(step: dict[str, Any]) -> bool:
+    """Whether a step is of a round before the last."""
+    rounds = step.get("round")
+    return isinstance(rounds, dict) and rounds.get("number") != rounds.get("of")
 
 
 def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> list[str]:
