@@ -86,7 +86,7 @@ def make(options: dict[str, Any]) -> dict[str, Any]:
     from transformers import Qwen3Config
 
     from prunus.checkpoint.architecture import skeleton
-    from prunus.checkpoint.checkpoint import INDEX
+    from prunus.checkpoint.model_folder import INDEX
     from prunus.checkpoint.resolve import tiny_folder
     from prunus.checkpoint.safetensors_file import write_file
 

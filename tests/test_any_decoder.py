@@ -20,7 +20,8 @@ from transformers.models.llama.modeling_llama import LlamaModel
 import prunus
 from prunus.checkpoint import checkpoint as checkpoint_module
 from prunus.checkpoint.architecture import find_layers
-from prunus.checkpoint.checkpoint import UNLIMITED, Checkpoint, ModelFolder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import UNLIMITED, ModelFolder
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main

@@ -14,8 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel
 
 from prunus.checkpoint import architecture
 from prunus.checkpoint.architecture import Architecture, Carried, Unstreamable, find_layers
-from prunus.checkpoint.checkpoint import find_tensors
 from prunus.checkpoint.linears import find_linears
+from prunus.checkpoint.model_folder import find_tensors
 from prunus.checkpoint.resolve import load_config
 from prunus.checkpoint.runner import Batch, Runner
 

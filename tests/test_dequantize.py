@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 import prunus
-from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.quantised import Dequantised, plain_tensors
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.checkpoint.writer import Partial

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.architecture import Architecture, find_layers
-from prunus.checkpoint.checkpoint import Checkpoint, find_tensors
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import find_tensors
 from prunus.errors import PrunusError
 from prunus.pruning.depth import verification as verify
 from prunus.pruning.depth.shortened_config import shorter_config

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import prunus
-from prunus.checkpoint.checkpoint import MANIFEST
+from prunus.checkpoint.manifest import MANIFEST
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe

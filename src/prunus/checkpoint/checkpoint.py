@@ -1,10 +1,9 @@
 """A checkpoint on disk: its tensors, read one at a time, its identity, and the manifest of what was done to it."""
 
 import re
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,134 +11,28 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
-from prunus.checkpoint.checksum import checksum_of, digest_of, fingerprint_of, read_checked
+from prunus.checkpoint.checksum import digest_of, read_checked
 from prunus.checkpoint.decoders import check_decoder
 from prunus.checkpoint.linears import Linear, find_linears
+from prunus.checkpoint.manifest import version_of
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.names import Names, Origin
-from prunus.checkpoint.quantised import DEQUANTISED, parts_of, plain_tensors
-from prunus.checkpoint.resolve import check_folder, load_config, one_line, read_json, read_object
-from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored, read_header
+from prunus.checkpoint.quantised import DEQUANTISED, parts_of, plain_tensors, quant_method
+from prunus.checkpoint.resolve import one_line, read_object
+from prunus.checkpoint.safetensors_file import DTYPES, READABLE, Stored
 from prunus.errors import PrunusError
 from prunus.prefetch import prefetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-MANIFEST = "prunus.json"
-MANIFEST_FORMAT = 1
 # How many bytes of blocks are checked ahead of the one that is worked on; of blocks that are kept, only one is.
 CHECKED_AHEAD = 1 << 28
 # Blocks up to this size are kept in memory when they are checked, instead of being read again.
 SMALL_BLOCK = 1 << 23
 _MOST_BLOCKS = 10_000  # no model has a tenth of it; a damaged config.json may ask for billions
-UNLIMITED = 1 << 62  # tokens that a model without positions may read
-INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
-PACKED_FILE = "packed.safetensors"  # instead of them in a packed checkpoint
 _KEPT_ARCHITECTURES = 8
 _architectures: dict[str, Architecture] = {}
-
-
-class ModelFolder:
-    """A model folder, opened: config.json and the headers of its safetensors are read, the weights are not.
-
-    What the model does with them is not looked at, so this is enough for a model that others load; `Checkpoint` knows
-    its blocks. config: transformers' configuration. quantised: by which method (fp8, awq, ...) the weights are
-    quantised; None where they are not. stored: name -> where it lies. tensors: the same, as it is read.
-    """
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        check_folder(self.folder)
-        self._check_config(read_object(self.folder / "config.json"))
-        self.config: PreTrainedConfig = load_config(self.folder)
-        self.quantised = _method_of(getattr(self.config, "quantization_config", None))
-        self.stored: Mapping[str, Stored] = self._find_tensors()
-        self.tensors: Mapping[str, Stored] = self._as_read(self.stored)
-
-    @property
-    def tensor_names(self) -> list[str]:
-        """All names, sorted."""
-        return sorted(self.tensors)
-
-    @property
-    def text_config(self) -> "PreTrainedConfig":
-        """The configuration of the language model, which models of several parts keep apart."""
-        return self.config.get_text_config(decoder=True)
-
-    @property
-    def blocks(self) -> int:
-        """Number of decoder blocks, as the configuration has it; 0 where it does not say."""
-        return getattr(self.text_config, "num_hidden_layers", None) or 0
-
-    @property
-    def context(self) -> int:
-        """How many tokens a sequence may have."""
-        return int(getattr(self.text_config, "max_position_embeddings", None) or UNLIMITED)
-
-    @property
-    def vocabulary(self) -> int:
-        """How many token ids there are."""
-        return int(self.text_config.vocab_size)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights stored; tied ones once. Of quantised ones, of which some formats pack several into a
-        number, numbers stored."""
-        return sum(stored.elements for stored in self.tensors.values())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all weights."""
-        return sum(stored.nbytes for stored in self.tensors.values())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of most weights."""
-        sizes: dict[str, int] = {}
-        for stored in self.tensors.values():
-            sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.elements
-        return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.bfloat16)
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """What was done to this checkpoint (prunus.json), {} if nothing was."""
-        path = self.folder / MANIFEST
-        if not path.exists():
-            return {}
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-            raise PrunusError(f"{path} is not of format {MANIFEST_FORMAT}: it is from another version of prunus")
-        history = manifest.get("history", [])
-        if not isinstance(history, list) or not all(map(_is_step, history)):
-            raise PrunusError(f"{path} is damaged: its history is no list of steps; delete it or fetch it again")
-        return manifest
-
-    def provenance(self, name: str | Path) -> dict[str, str]:
-        """What a manifest says of this model, which the user calls name."""
-        return {"name": str(name), "checksum": self.checksum()}
-
-    def read(self, name: str) -> Tensor:
-        """One tensor, in the dtype in which it is stored."""
-        if name not in self.tensors:
-            raise PrunusError(f"{self.folder} holds no tensor '{name}'")
-        return self.tensors[name].read()
-
-    def checksum(self) -> str:
-        """BLAKE3 of all weights; NaN or infinity among them raises PrunusError. See checksum.checksum_of."""
-        return checksum_of(self.stored)
-
-    def fingerprint(self) -> str:
-        """What tells these weights from others at a glance. See checksum.fingerprint_of."""
-        return fingerprint_of(self.stored)
-
-    def _check_config(self, config: Mapping[str, Any]) -> None:
-        """Raise PrunusError where config.json asks for something that transformers should not even try."""
-
-    def _find_tensors(self) -> Mapping[str, Stored]:
-        return find_tensors(self.folder)
-
-    def _as_read(self, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
-        return stored
 
 
 class Checkpoint(ModelFolder):
@@ -324,7 +217,7 @@ class Checkpoint(ModelFolder):
             raise PrunusError(
                 f"{self.folder}: config.json asks for {blocks} blocks (num_hidden_layers), which no model has"
             )
-        method = _method_of(config.get("quantization_config"))
+        method = quant_method(config.get("quantization_config"))
         if method not in (None, *DEQUANTISED):
             raise Unstreamable(
                 f"{self.folder} is quantised ({method}), and only {' and '.join(DEQUANTISED)} can be read: give the"
@@ -423,70 +316,3 @@ def stem_of(name: str, index: int) -> str:
     """What stands before the number of its block in a tensor's name on disk."""
     before, found, _ = f".{name}".partition(f".{index}.")
     return f"{before}.".removeprefix(".") if found else name
-
-
-def _method_of(settings: Any) -> str | None:
-    """The quant_method of a quantization_config; None where there is none."""
-    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
-    return None if settings is None else str(getattr(method, "value", method) or "quantised")
-
-
-def _is_step(step: Any) -> bool:
-    """Whether something from a manifest's history has what is read of a step."""
-    kinds = {"action": str, "recipe": dict, "source": dict, "warnings": list}
-    if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in kinds.items()):
-        return False
-    return all(isinstance(step["source"].get(key), str) for key in ("name", "checksum"))
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether a folder's weights are there in packed form only."""
-    return (folder / PACKED_FILE).is_file() and not any((folder / name).exists() for name in (INDEX, SINGLE_FILE))
-
-
-def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder: those of its index, else of its only safetensors file."""
-    if not (folder / INDEX).exists():
-        return read_header(_only_file(folder))
-    index = read_json(folder / INDEX)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise PrunusError(f"{folder / INDEX} is damaged: it does not say which file holds which tensor; fetch it again")
-    found: dict[str, Stored] = {}
-    for file in sorted(set(weight_map.values())):
-        path = folder / file
-        if path.parent != folder or not path.is_file():
-            raise PrunusError(f"{folder / INDEX} names {file}, which is not there; fetch it again")
-        found |= {name: stored for name, stored in read_header(path).items() if weight_map.get(name) == file}
-    if missing := sorted(set(weight_map) - set(found)):
-        raise PrunusError(f"{folder / weight_map[missing[0]]} lacks the tensor '{missing[0]}'; fetch it again")
-    return found
-
-
-def _only_file(folder: Path) -> Path:
-    if is_packed(folder):
-        raise PrunusError(f"{folder} is a packed checkpoint; run `prunus unpack {folder} OUT` and use OUT")
-    if (folder / SINGLE_FILE).is_file():
-        return folder / SINGLE_FILE
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise PrunusError(f"{folder} has {len(files)} safetensors files but no {INDEX}; fetch the index")
-    return files[0]
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    return {package: version_of(package) for package in ("prunus", "torch", "transformers")}
-
-
-@cache
-def version_of(package: str) -> str:
-    """The version of an installed package, looked up once: that reads all of its description."""
-    return version(package)
-
-
-def next_manifest(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a checkpoint made from source by one more step; the steps before and the profile are kept."""
-    kept = {"profile": source.manifest["profile"]} if "profile" in source.manifest else {}
-    history: Iterable[Any] = source.manifest.get("history", [])
-    return {"prunus": version_of("prunus"), "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.checkpoint import Checkpoint, versions
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import Partial, check_target, disk_needed

@@ -173,3 +173,9 @@ def _from_mxfp4(blocks: Tensor, scales: Tensor) -> Iterator[Tensor]:
     for bytes_OGH, exponent_OG in zip(blocks.flatten(0, -4), scales.flatten(0, -3), strict=True):
         float_OGI = _unpacked(bytes_OGH) * (exponent_OG.float() - 127).exp2()[..., None]
         yield float_OGI.flatten(1).T.bfloat16().contiguous()
+
+
+def quant_method(settings: Any) -> str | None:
+    """The quant_method of a quantization_config; None where there is none."""
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    return None if settings is None else str(getattr(method, "value", method) or "quantised")

@@ -18,7 +18,9 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from prunus.checkpoint.checkpoint import INDEX, MANIFEST, SINGLE_FILE, Checkpoint, next_manifest
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import MANIFEST, next_manifest
+from prunus.checkpoint.model_folder import INDEX, SINGLE_FILE
 from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of, read_header, write_file
 from prunus.disk import DiskFull, check_space, disk_errors, locked, replace_folder, sync_file, sync_folder, write_text
 from prunus.errors import PrunusError

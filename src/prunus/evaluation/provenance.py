@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.checkpoint import ModelFolder, is_packed
+from prunus.checkpoint.model_folder import ModelFolder, is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION

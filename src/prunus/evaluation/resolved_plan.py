@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_end_ids
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.contamination import evaluation_set, question_digest
 from prunus.disk import disk_errors, locked, write_text

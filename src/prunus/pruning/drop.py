@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.checkpoint import Checkpoint, versions
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Stored

@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from prunus.checkpoint.architecture import Unstreamable
-from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed.bits import mask_nbytes, packed_nbytes
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint, open_checkpoint
 from prunus.checkpoint.packed.tensor import bit_patterns

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from prunus.checkpoint.architecture import Architecture, Unstreamable
-from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.quantised import DEQUANTISED
 from prunus.checkpoint.resolve import one_line, resolve

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.block_loader import Block, blocks_on
-from prunus.checkpoint.checkpoint import Checkpoint, versions
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.checkpoint import MANIFEST, Checkpoint, versions
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import is_stateful
+from prunus.checkpoint.manifest import MANIFEST, versions
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner, pick_device

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prunus.checkpoint.checkpoint import Checkpoint, is_packed
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.checkpoint.packed.tensor import PackedTensor, damaged
 from prunus.checkpoint.resolve import resolve

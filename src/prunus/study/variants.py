@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from prunus import progress
-from prunus.checkpoint.checkpoint import MANIFEST, Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import MANIFEST
 from prunus.checkpoint.packed.commands import read_variant, variant_about, write_variant
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.errors import PrunusError

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunus.checkpoint.checkpoint import PACKED_FILE, Checkpoint, is_packed
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed.reader import PackedFile, read_packed
 from prunus.checkpoint.packed.tensor import PackedTensor, damaged
 from prunus.checkpoint.resolve import resolve

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunus.checkpoint.checkpoint import PACKED_FILE, Checkpoint, versions
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.checksum import checksum_of
+from prunus.checkpoint.manifest import versions
+from prunus.checkpoint.model_folder import PACKED_FILE
 from prunus.checkpoint.packed.bits import mask_nbytes, packed_nbytes
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint, check_source, lean_on
 from prunus.checkpoint.packed.reader import read_packed

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from prunus.checkpoint.checkpoint import is_packed
+from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.checkpoint.precision import use_fast_products
 from prunus.checkpoint.resolve import one_line

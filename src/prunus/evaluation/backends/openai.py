@@ -18,7 +18,7 @@ from typing import Any
 import httpx2 as httpx
 
 from prunus import progress
-from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_end_ids, load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError

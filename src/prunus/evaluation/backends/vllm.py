@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from prunus.checkpoint.architecture import Architecture
-from prunus.checkpoint.checkpoint import Checkpoint, ModelFolder
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import plain_experts
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed.commands import read_variant
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.engines import EngineOptions

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint.checkpoint import ModelFolder
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_end_ids, load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend

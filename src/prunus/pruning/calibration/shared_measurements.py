@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from prunus.checkpoint.checkpoint import Checkpoint, versions
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import versions
 from prunus.declarations import Allocation, declared
 from prunus.disk import locked
 from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name

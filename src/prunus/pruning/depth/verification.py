@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, leaves
-from prunus.checkpoint.checkpoint import SINGLE_FILE, Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import settings_of
+from prunus.checkpoint.model_folder import SINGLE_FILE
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
