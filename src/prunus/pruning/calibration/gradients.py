@@ -265,11 +265,11 @@ def sketches(
     """
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in names} for names in model.linears]
     room = room_for(sum(map(len, sequences)), model.per_token, 0, model.file)
-    for place in backward_blocks(model, sequences, weights, room.tokens):
-        names = model.linears[place.number]
-        shapes = {name: place.block.get_submodule(name).get_parameter("weight").shape for name in names}
-        drawn = {name: projections(place.number, name, *shape) for name, shape in shapes.items()}
-        place.run(_sketch_hook(drawn, model.runner.device, found[place.number]))
+    for step in backward_blocks(model, sequences, weights, room.tokens):
+        names = model.linears[step.number]
+        shapes = {name: step.block.get_submodule(name).get_parameter("weight").shape for name in names}
+        drawn = {name: projections(step.number, name, *shape) for name, shape in shapes.items()}
+        step.run(_sketch_hook(drawn, model.runner.device, found[step.number]))
     order = shortest_first(sequences)
     return [
         {name: joined(index, name, tables, order) for name, tables in row.items()} for index, row in enumerate(found)
@@ -355,16 +355,16 @@ def save_square_sums(
     room = room_for(sum(map(len, chosen)), model.per_token, size, model.file)
     held: dict[int, dict[str, Tensor]] = {}
     files: dict[int, OpenFile] = {}
-    for place in backward_blocks(model, chosen, counted, room.tokens):
-        number, found = place.number, SquareSums(rows)
+    for step in backward_blocks(model, chosen, counted, room.tokens):
+        number, found = step.number, SquareSums(rows)
         if number in files:
             held[number] = {name: stored.read() for name, stored in read_header(files[number].path).items()}
         found.sums = {name: table.to(model.runner.device) for name, table in held.pop(number, {}).items()}
-        place.run(found.hook)
+        step.run(found.hook)
         for name, table in found.sums.items():
             check_finite(number, name, table)
         sums, found.sums = {name: table.cpu() for name, table in found.sums.items()}, {}
-        if room.sums and not place.last:
+        if room.sums and not step.last:
             held[number] = sums
         else:
             if number not in files:
