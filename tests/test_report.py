@@ -300,8 +300,8 @@ def test_headline_has_a_sentence_on_scaling():
         entry("worse", -0.1, -0.2, -0.05, scaling=slope("cannot tell", 0.9, 0.8, 1.0)),
     ]
     assert prose.headline(entries, ["A", "B", "C", "D"], "dense", 0.02)[-1] == (
-        "Accuracy gained per doubling of the budget: at least 90 % of dense's kept: B (98.0 %, 95.0 to 101.0); less "
-        "than 90 % of dense's left: A (45.0 %, 40.0 to 52.0); cannot tell: C and D (90.0 %, 80.0 to 100.0)."
+        "Accuracy gained per doubling of the budget: at least 90 % of dense's is kept by B (98.0 %, 95.0 to 101.0); "
+        "less than 90 % of dense's is left in A (45.0 %, 40.0 to 52.0); undecided for C and D (90.0 %, 80.0 to 100.0)."
     )
 
 
@@ -386,7 +386,7 @@ def test_what_was_said_of_several_models_is_said_once(store, tmp_path):
             new.add_samples(run.run_id, old.samples(run.run_id))
     (care,) = Page(report(tmp_path / "a.db", tmp_path / "a.html")).all("div", "warnings")
     assert care.count("a block was held at 0.99.") == 1
-    assert "Wanda 50\xa0% and Magnitude 50\xa0%, when made: a block" in care
+    assert "Warning from making Wanda 50\xa0% and Magnitude 50\xa0%: a block" in care
 
 
 @pytest.mark.parametrize("kind", ["owl", "layerif", "mlp"])

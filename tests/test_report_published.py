@@ -268,7 +268,7 @@ def test_without_a_match_one_line_says_what_would(tmp_path):
     page = Page(report(path, tmp_path / "a.html", published=True))
     (index,) = [k for k, (_, a) in enumerate(page.elements) if a.get("id") == "published"]
     text = page.text(index)
-    assert "No published figure matches" in text and "Qwen3-8B and s1.1-7B" in text and "here tiny on tiny" in text
+    assert "No published figure matches the runs of tiny on tiny" in text and "Qwen3-8B and s1.1-7B" in text
     assert page.rows("published") == [] and page.all("label", "pub") == []
     quiet = Page(report(path, tmp_path / "b.html"))
     assert not [1 for _, attributes in quiet.elements if attributes.get("id") == "published"]

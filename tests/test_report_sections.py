@@ -116,7 +116,7 @@ def test_what_cannot_be_told_says_how_much_more_would_do(tmp_path):
     row = Page(report(path, tmp_path / "a.html")).rows("verdicts")[2]
     settle = entry["primary"]["settle"]
     wanted = [f"{settle[key]:,} {key}".replace(",", "\u202f") for key in ("draws", "problems") if settle[key]]
-    assert row[1] == "cannot tell" + f"{' or '.join(wanted)} would settle it" and wanted
+    assert row[1] == "cannot tell" + f"{' or '.join(wanted)} needed" and wanted
 
 
 # Several draws
@@ -332,7 +332,7 @@ def test_the_folder_is_replaced_with_the_page_and_never_with_other_things(tmp_pa
     report(store, out, overwrite=True)
     assert sorted(path.name for path in folder.iterdir()) == names
     (folder / "mine.txt").write_text("mine")
-    with pytest.raises(PrunusError, match="holds other files"):
+    with pytest.raises(PrunusError, match="has files that are not of a report"):
         report(store, out, overwrite=True)
     assert (folder / "mine.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my report.html", "my report_files"]

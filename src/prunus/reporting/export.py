@@ -1,4 +1,4 @@
-"""`--figures` and `--csv`: every figure as .svg and .pdf, every table as .csv and .tex, in folders of their own."""
+"""`--figures` and `--csv`: write every figure as .svg and .pdf, and every table as .csv and .tex, into folders."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -9,11 +9,11 @@ from prunus.reporting.output_files import write_whole
 from prunus.reporting.render.table import slug
 from prunus.reporting.section import Section
 
-Content = Callable[[], str | bytes]  # made when it is written
+Content = Callable[[], str | bytes]  # called when the file is written
 
 
 def figure_files(sections: Iterable[Section], folder: Path) -> dict[Path, Content]:
-    """The files of all figures, each with a function that makes its content."""
+    """{path: function that returns the content} of the files of all figures."""
     found, names = {}, Counter()
     for figure in (figure for section in sections for figure in section.figures):
         name = _unique(figure.name, names)
@@ -22,7 +22,7 @@ def figure_files(sections: Iterable[Section], folder: Path) -> dict[Path, Conten
 
 
 def table_files(sections: Iterable[Section], folder: Path) -> dict[Path, Content]:
-    """The files of all tables that have rows, each with a function that makes its content."""
+    """{path: function that returns the content} of the files of all tables that have rows."""
     found, names = {}, Counter()
     for table in (table for section in sections for table in section.tables if table.rows):
         name = _unique(table.name, names)
@@ -31,23 +31,23 @@ def table_files(sections: Iterable[Section], folder: Path) -> dict[Path, Content
 
 
 def _unique(name: str, seen: Counter[str]) -> str:
-    """A file name for name; a number tells equal ones apart."""
+    """The file name for a figure or table; a number is appended where it occurs again."""
     short = slug(name)
     seen[short] += 1
     return short if seen[short] == 1 else f"{short}-{seen[short]}"
 
 
 def check(files: Iterable[Path], overwrite: bool) -> None:
-    """PrunusError if any file exists (unless overwrite) or its folder cannot be made."""
+    """Raise PrunusError if any file exists (unless overwrite) or its folder cannot be created."""
     files = list(files)
     for folder in {path.parent for path in files}:
         if folder.exists() and not folder.is_dir():
             raise PrunusError(f"'{folder}' is a file: name a folder")
         if not folder.absolute().parent.is_dir():
             raise PrunusError(f"the folder of '{folder}' does not exist: create it or name another folder")
-    taken = [path for path in files if path.exists()]
-    if taken and not overwrite:
-        raise PrunusError(f"'{taken[0]}' exists: name another folder, or add --overwrite")
+    existing = [path for path in files if path.exists()]
+    if existing and not overwrite:
+        raise PrunusError(f"'{existing[0]}' exists: name another folder, or add --overwrite")
 
 
 def write(files: Mapping[Path, Content]) -> None:

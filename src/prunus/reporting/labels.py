@@ -1,4 +1,4 @@
-"""How a report names and draws a run: one colour per method, one dash and marker per strength."""
+"""The name, colour, dash and marker of each run in a report: a colour per method, a dash and marker per strength."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from prunus.results.labels import history, method_name, recipe_of, unique_labels
 from prunus.results.rows import Run
 
 HUES = 6
-FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # shown first
-ALWAYS = {*FIRST, "calibration", "samples", "seqlen", "seed"}  # shown even with default values
+FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # settings that are shown first
+ALWAYS = {*FIRST, "calibration", "samples", "seqlen", "seed"}  # settings that are shown even with default values
 PRUNE_USUAL, DROP_USUAL, RECOVER_USUAL = (
     {field.name: field.default for field in fields(one)} for one in (PruneRecipe, DropRecipe, RecoverRecipe)
 )
-USUAL = {"drop": DROP_USUAL, "recover": RECOVER_USUAL}  # by action; all others: PRUNE_USUAL
+USUAL = {"drop": DROP_USUAL, "recover": RECOVER_USUAL}  # default settings by action; all others use PRUNE_USUAL
 
 
 @dataclass(frozen=True)
 class Look:
-    """One run as the report shows it. index 0 is the base; hue 0 is the base's ink, 1 to HUES are colours."""
+    """The look of one run in the report. index: 0 is the base. hue: 0 is the base's black, 1 to HUES are colours."""
 
     index: int
     run_id: str
@@ -30,17 +30,17 @@ class Look:
 
     @property
     def css(self) -> str:
-        """Classes that give colour and dash and let the legend hide it."""
+        """CSS classes for colour and dash, and those by which the legend hides the run."""
         return f"run r{self.index} {self.line}"
 
     @property
     def line(self) -> str:
-        """Classes for colour and dash alone, for what stays when the run is hidden."""
+        """CSS classes for colour and dash only, for elements that stay when the run is hidden."""
         return f"c{self.hue} d{self.dash}"
 
 
 def recipe_text(run: Run) -> str:
-    """The recipe of each step without default values: `prune: method wanda, sparsity 0.5, ...`."""
+    """The recipe of each step without most default values: `prune: method wanda, sparsity 0.5, ...`."""
     steps = []
     for step in history(run):
         usual = USUAL.get(str(step.get("action")), PRUNE_USUAL)
@@ -51,8 +51,8 @@ def recipe_text(run: Run) -> str:
         }
         keys = sorted(recipe, key=lambda key: (key not in FIRST, FIRST.index(key) if key in FIRST else 0, key))
         values = ", ".join(f"{key} {recipe[key]}" for key in keys)
-        gone = step.get("blocks_removed")
-        removed = f"; removed blocks {', '.join(map(str, gone))}" if isinstance(gone, list) and gone else ""
+        blocks = step.get("blocks_removed")
+        removed = f"; removed blocks {', '.join(map(str, blocks))}" if isinstance(blocks, list) and blocks else ""
         cost = step.get("cost")
         trained = cost.get("tokens") if isinstance(cost, dict) else None
         passes = f"; trained on {trained:,} tokens, repeats counted" if isinstance(trained, int) else ""
@@ -61,7 +61,7 @@ def recipe_text(run: Run) -> str:
 
 
 def looks(base: Run, others: Sequence[Run]) -> list[Look]:
-    """The base first, then the others grouped by method in order of first appearance."""
+    """The look of the base, then those of the others in order; runs of the same method have the same colour."""
     runs = [base, *others]
     labels = unique_labels([(run.run_id, str(run.model.get("name", "?")), history(run)) for run in runs])
     hues: dict[str, int] = {}

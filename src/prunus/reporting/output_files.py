@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and replace existing ones only with overwrite."""
+"""Write files and folders completely or not at all, and replace existing ones only with overwrite."""
 
 import os
 import re
@@ -13,11 +13,11 @@ from typing import Self
 from prunus.disk import atomic_file, replace_folder
 from prunus.errors import PrunusError
 
-OURS = re.compile(r"flip-\d+-\d+\.html")  # names in a folder that may be replaced with it
+OURS = re.compile(r"flip-\d+-\d+\.html")  # a folder is replaced only if all its files have such names
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """PrunusError if path exists (unless overwrite) or its folder does not."""
+    """Raise PrunusError if path exists (unless overwrite) or its folder does not."""
     if path.exists() and not overwrite:
         raise PrunusError(f"'{path}' exists: name another file, or add --overwrite")
     if not path.absolute().parent.is_dir():
@@ -25,15 +25,15 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all; PrunusError that says why it cannot be written."""
+    """Write a file completely or not at all. Raises PrunusError, with the reason, if it cannot be written."""
     with _explained(path), atomic_file(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
 class Folder:
-    """A folder that is filled under another name: `with Folder(path, overwrite) as f: f.write(name, text); f.keep()`.
+    """A folder filled under a temporary name: `with Folder(path, overwrite) as f: f.write(name, text); f.keep()`.
 
-    It is not made unless something is written. Without keep() nothing is left and an older folder stays.
+    It is created by the first write. Without keep() it is deleted, and an older folder stays.
     """
 
     def __init__(self, path: Path, overwrite: bool) -> None:
@@ -63,7 +63,7 @@ class Folder:
             (self.temporary / name).write_text(text, "utf-8", newline="\n")
 
     def keep(self) -> None:
-        """Move the folder into place instead of an older one; if nothing was written, only remove the older one."""
+        """Rename the folder to its path, replacing an older one; if nothing was written, only delete the older one."""
         with _explained(self.path):
             if self.temporary is not None:
                 replace_folder(self.temporary, self.path, self.overwrite)
@@ -75,7 +75,7 @@ class Folder:
         if self.path.exists() and not self.overwrite:
             raise PrunusError(f"'{self.path}' exists: move it, name another page, or add --overwrite")
         if self.path.exists() and not self._is_ours():
-            raise PrunusError(f"'{self.path}' holds other files than a report's: move it, or name another page")
+            raise PrunusError(f"'{self.path}' has files that are not of a report: move it, or name another page")
 
     def _is_ours(self) -> bool:
         return self.path.is_dir() and all(OURS.fullmatch(one.name) for one in self.path.iterdir())

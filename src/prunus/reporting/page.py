@@ -1,11 +1,11 @@
-"""One self-contained page from a store: headline, verdicts, curves, tokens, what was pruned, texts, methods.
+"""Write the report: one self-contained page from a store, with verdicts, curves, tokens, sparsities, texts and methods.
 
-Charts are SVG that Python writes, not Plotly: the page is then some hundred kilobytes instead of 5 MB, complete without
-scripts, the same on paper and in a test, and its policy can forbid every script but one of our own. Showing and hiding
-runs is style (`:has`); the script adds a readout, sorting and downloads.
+Python writes the charts as SVG. Compared with Plotly, the page has some hundred kilobytes instead of 5 MB, is complete
+without scripts, looks the same on paper and in a test, and its security policy can forbid every script but our own. CSS
+(`:has`) shows and hides runs; the script adds a readout, sorting and downloads.
 
-Model text is hostile. It appears only escaped, as text, with control characters made visible; a content security policy
-names the hashes of our one style and one script, so that nothing else could act even if an escape were missing.
+Model text is untrusted. It is always escaped, with control characters made visible. A content security policy names the
+hashes of our style and our script, so that no other could run even if an escape were missing.
 """
 
 from collections.abc import Collection, Sequence
@@ -41,19 +41,21 @@ def report(
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
-    base: run id or its start, model name or label; by default the run of the unpruned model, the strict one if it was
-    run in both modes. margin: loss of accuracy, as a share of problems, below which a variant is non-inferior.
-    published: show published accuracies of the same models, tasks and budgets. figures: a folder for every chart as
-    .svg and .pdf (needs the extra `figures`). csv: a folder for every table as .csv and .tex. Texts that are too large
-    for the page go into a folder beside it (report_files beside report.html). name: shown above the title. notes:
-    sentences to show before the caveats. runs: ids of the runs to report, by default all. Raises PrunusError if a file
-    exists (unless overwrite), the base is not clear, or nothing is finished. Every file appears complete or not at all,
-    the page last.
+    base: run id or its start, model name or label; by default the run of the unpruned model, in strict mode if both
+    modes were run. margin: a loss of accuracy, as a share of problems; a variant is non-inferior if a loss of this size
+    or more is ruled out. published: show published accuracies of the same models, tasks and budgets. figures: a folder
+    for every chart as .svg and .pdf (needs the extra `figures`). csv: a folder for every table as .csv and .tex.
+    overwrite: replace existing files. name: shown above the title. notes: sentences shown before the caveats. runs: ids
+    of the runs to report, by default all.
+
+    Texts that are too large for the page are written to a folder beside it (report_files beside report.html). Every
+    file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless overwrite), the
+    base is ambiguous or missing, or no problem is finished.
     """
     out = Path(out)
     check_target(out, overwrite)
     if figures is not None:
-        pdf_converter()  # fails at once where it is missing
+        pdf_converter()  # raises PrunusError immediately if the extra is not installed
     with Store(store) as opened:
         folder = files_folder(out).name
         data = ReportData.read(opened, runs, base=base, margin=margin, published=published, folder=folder)
@@ -62,14 +64,14 @@ def report(
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Raise PrunusError where no page can be written at out."""
+    """Raise PrunusError if no page can be written to out."""
     if out.is_dir():
         raise PrunusError(f"'{out}' is a folder: name a file, such as {out / 'report.html'}")
     refuse_existing(out, overwrite)
 
 
 def files_folder(out: Path) -> Path:
-    """Return the folder beside a page for what is too large for it: `report_files` beside `report.html`."""
+    """The folder beside a page for texts that are too large for it: `report_files` beside `report.html`."""
     return out.with_name(f"{out.stem}_files")
 
 
@@ -83,7 +85,7 @@ def write_report(
     name: str = "Prunus report",
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the page and what belongs to it, while the store is open that data was read from; as `report` says."""
+    """Write the page and all files that belong to it. The store of data must be open; other arguments as in report()."""
     with Folder(files_folder(out), overwrite) as folder:
         sections = [section(data) for section in SECTIONS]
         text = page(data, sections, name, notes)

@@ -1,4 +1,4 @@
-"""The sentences at the top of the page: the verdicts, scaling, and caveats."""
+"""The sentences at the top of the page: verdicts, scaling and caveats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from prunus.results.rows import Run
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE
 
 Data = Mapping[str, Any]
-# Shares of draws above which an ending is worth a warning.
+# Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT = 0.01, 0.05, 0.2
 
 
@@ -29,10 +29,10 @@ def title(entries: Sequence[Data], base: str) -> str:
 
 
 def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
-    """At most three sentences: which runs are worse or better, which are non-inferior or undecided, and scaling.
+    """At most three sentences: runs that are worse or better, runs that are non-inferior or undecided, and scaling.
 
-    The verdict is on the area, an average over budgets. "Over the whole curve" is said only where all budgets agree,
-    and budgets that contradict the verdict are named.
+    The verdict concerns the area, an average over budgets. "Over the whole curve" appears only if all budgets agree;
+    budgets that contradict the verdict are named.
     """
     ruled_out = f"not worse by {100 * margin:g} points or more on average over the curve, with 95 % confidence"
     starts = {
@@ -56,7 +56,7 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
 
 
 def _scaling(entries: Sequence[Data], labels: Sequence[str], base: str) -> list[str]:
-    """A sentence on the accuracy that a doubling of the budget gains."""
+    """A sentence about the accuracy gained per doubling of the budget; none without a verdict on it."""
     groups: dict[str, list[str]] = {"kept": [], "lost": [], OPEN: []}
     for entry, label in zip(entries, labels, strict=True):
         if slope := entry["scaling"]:
@@ -65,11 +65,11 @@ def _scaling(entries: Sequence[Data], labels: Sequence[str], base: str) -> list[
                 label if slope["retention"] is None else f"{label} ({share} %, {low} to {high})"
             )
     starts = {
-        "kept": f"at least {100 * ENOUGH:g} % of {base}'s kept",
-        "lost": f"less than {100 * ENOUGH:g} % of {base}'s left",
-        OPEN: "cannot tell",
+        "kept": f"at least {100 * ENOUGH:g} % of {base}'s is kept by",
+        "lost": f"less than {100 * ENOUGH:g} % of {base}'s is left in",
+        OPEN: "undecided for",
     }
-    parts = [f"{starts[word]}: {joined(names)}" for word, names in groups.items() if names]
+    parts = [f"{starts[word]} {joined(names)}" for word, names in groups.items() if names]
     return [f"Accuracy gained per doubling of the budget: {'; '.join(parts)}."] if parts else []
 
 
@@ -105,9 +105,9 @@ def warnings(
     labels: Sequence[str],
     elsewhere: Sequence[str] = (),
 ) -> list[str]:
-    """Caveats as plain sentences, the most important first. Lists start with the base.
+    """Caveats as sentences, the most important first. runs, summaries, labels: the base first.
 
-    elsewhere: ids of runs that have a section of their own, so no warning says that they are left out.
+    elsewhere: ids of runs that another section shows, so that no caveat says that they are left out.
     """
     left_out = [text for text in comparison["warnings"] if not any(f"({run}) is left out" in text for run in elsewhere)]
     found = [*_legacy(runs), *_leaks(summaries, labels), *map(sentence, grouped(left_out))]
@@ -117,7 +117,7 @@ def warnings(
 
 
 def grouped(texts: Sequence[str]) -> list[str]:
-    """Lines `name is left out: reason` merged by reason; other lines unchanged."""
+    """The texts, with those of the form `name is left out: reason` merged by reason."""
     names: dict[str, list[str]] = {}
     for text in texts:
         name, _, reason = text.partition(" is left out: ")
@@ -132,12 +132,12 @@ def grouped(texts: Sequence[str]) -> list[str]:
 
 
 def sentence(text: str) -> str:
-    """text with a full stop."""
+    """text with a full stop, unless it already ends a sentence."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _worst(summary: Data, ending: str) -> tuple[float, str, int]:
-    """Largest share of an ending over a run's cells, with its task and budget."""
+    """The largest share of an ending among a run's cells, with the cell's task and budget."""
     cells = [(cell[ending], task, b) for task in tasks_of([summary]) for b, cell in cells_of(summary, task).items()]
     return max(cells, default=(0.0, "", 0))
 
@@ -149,8 +149,8 @@ def _leaks(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
         return []
     leaked, task, budget, label = max(worst)
     return [
-        f"The budget does not bound the tokens of {joined(leaking)}: the reasoning goes on in the answer. Worst is "
-        f"{label} on {task} at budget {budget}, where {percent(leaked)} % of answers are longer than "
+        f"The budget does not bound the tokens of {joined(leaking)}, since the reasoning continues in the answer. The "
+        f"worst case is {label} on {task} at budget {budget}, where {percent(leaked)} % of answers are longer than "
         f"{count(float(answer_allowance(budget)))} tokens. Trust the curve against tokens used more than the one "
         "against budget."
     ]
@@ -160,10 +160,10 @@ def _legacy(runs: Sequence[Run]) -> list[str]:
     if runs[0].plan.get("mode") != "legacy":
         return []
     plan = runs[0].plan
-    least = f", or what the context of {count(plan['context'])} leaves" if "context" in plan else ""
+    room = f" within the context of {count(plan['context'])}" if "context" in plan else ""
     return [
-        f"These runs are in mode legacy: the budget bounds the thinking only, and an answer may take "
-        f"{count(plan.get('answer_tokens'))} tokens{least}. Read the curve against tokens used, or run mode strict."
+        f"These runs are in mode legacy: the budget bounds the thinking only, and an answer may have up to "
+        f"{count(plan.get('answer_tokens'))} tokens{room}. Read the curve against tokens used, or run mode strict."
     ]
 
 
@@ -172,7 +172,7 @@ def _endings(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
     for ending, limit, text in (
         ("failed", 0.0, "draws could not be graded (the grader failed or ran out of time) and count as wrong"),
         ("truncated", TRUNCATED, "answers were cut at the answer cap"),
-        ("no_answer", SILENT, "draws hold no answer and count as wrong"),
+        ("no_answer", SILENT, "draws have no answer and count as wrong"),
     ):
         value, task, budget, label = max(
             (*_worst(summary, ending), label) for summary, label in zip(summaries, labels, strict=True)
@@ -183,14 +183,14 @@ def _endings(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
 
 
 def _makings(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
-    """Warnings from when the models were made, each once with the labels of its models."""
-    heard: dict[str, list[str]] = {}
+    """Warnings that were given when the models were made, each once with the labels of its models."""
+    models: dict[str, list[str]] = {}
     for run, label in zip(runs, labels, strict=True):
         for step in history(run):
             notes = step.get("warnings")
             for note in notes if isinstance(notes, list) else ():
-                heard.setdefault(sentence(str(note)), []).append(label)
-    return [f"{joined(names)}, when made: {note}" for note, names in heard.items()]
+                models.setdefault(sentence(str(note)), []).append(label)
+    return [f"Warning from making {joined(names)}: {note}" for note, names in models.items()]
 
 
 def _versions(runs: Sequence[Run]) -> list[str]:

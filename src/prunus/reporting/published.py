@@ -1,4 +1,4 @@
-"""Published accuracies beside ours: which cells of data/published match a run, and how far apart they are."""
+"""Compare published accuracies with measured ones: the cells of data/published that match a run, and z-scores."""
 
 import csv
 import json
@@ -14,12 +14,12 @@ from prunus.reporting.labels import Look, history
 from prunus.results.rows import Run
 
 Data = Mapping[str, Any]
-# Values of a recipe that papers imply; with others it is another method.
+# Values of a recipe that papers imply; a recipe with other values matches no published cell.
 PLAIN = {"scope": "all", "pattern": None, "update": "none"}
 
 
 class Variant(NamedTuple):
-    """A model and how it was pruned, in terms that papers and recipes share. method `dense`: not pruned."""
+    """A model and its pruning, in terms that papers and recipes share. method: `dense` for an unpruned model."""
 
     model: str
     method: str
@@ -30,9 +30,10 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Published:
-    """One published accuracy. sd: printed, of run means, divisor n; error: half a range, where read from a figure.
+    """One published accuracy.
 
-    mark: A for an exact table, B for a figure. where: which one.
+    sd: the printed standard deviation of run means (divisor n), if any. error: half the range of reading, for a value
+    read from a figure. mark: A for a table with exact numbers, B for a figure. where: the table or figure.
     """
 
     source: str
@@ -48,10 +49,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Match:
-    """A published cell and the cell of a run of ours with the same model, recipe, task and budget."""
+    """A published cell (theirs) and the cell of a run with the same model, recipe, task and budget (ours)."""
 
     look: Look
-    task: str  # as we call it
+    task: str  # the name in the store
     theirs: Published
     ours: Data
     mode: str
@@ -62,7 +63,7 @@ class Match:
 
     @property
     def z(self) -> float:
-        """The difference over the root of both variances; nan where neither has one."""
+        """The difference divided by its standard error; nan if neither side has an error."""
         error = math.hypot(self.ours.get("se") or 0.0, standard_error(self.theirs))
         return self.difference / error if error > 0 else math.nan
 
@@ -73,13 +74,13 @@ def _read(name: str) -> str:
 
 @cache
 def cells() -> tuple[Published, ...]:
-    """Every published accuracy."""
+    """All published accuracies."""
     return tuple(_published(row) for row in csv.DictReader(_read("cells.csv").splitlines()))
 
 
 @cache
 def about() -> dict[str, Any]:
-    """`sources`: where cells come from; `notes`: remarks on some cells, with the values that select them."""
+    """The content of sources.json: `sources` of the cells by name, and `notes` on the cells that their keys select."""
     return json.loads(_read("sources.json"))
 
 
@@ -99,8 +100,8 @@ def _published(row: Mapping[str, str]) -> Published:
 def standard_error(cell: Published) -> float:
     """Standard error of a published mean over n runs, whose printed SD has divisor n: SD / sqrt(n - 1).
 
-    Where no SD is printed: from the root mean square SD of all exact cells of the same model and task, plus the error
-    of reading a figure (uniform).
+    If no SD is printed, the root mean square of the SDs of all exact cells of the same model and task is used. The
+    error of reading a figure, which is uniform, is added.
     """
     runs = about()["sources"][cell.source]["runs"]
     sd = cell.sd if cell.sd is not None else _usual_sd(cell.variant.model, cell.task)
@@ -114,7 +115,7 @@ def _usual_sd(model: str, task: str) -> float:
 
 
 def variant_of(run: Run) -> Variant | None:
-    """The run's model and how it was pruned; None for recipes that no paper has (several steps, patterns, parts)."""
+    """The run's model and its pruning; None for recipes that no paper uses (several steps, patterns, parts)."""
     steps = history(run)
     if not steps:
         return Variant(_last_part(run.model.get("source") or run.model.get("name")), "dense")
@@ -124,8 +125,8 @@ def variant_of(run: Run) -> Variant | None:
         return None
     model, method = _last_part(source.get("name")), str(recipe.get("method"))
     if step.get("action") == "drop":
-        gone = step.get("blocks_removed")
-        return Variant(model, method, blocks=len(gone)) if isinstance(gone, list) and gone else None
+        removed = step.get("blocks_removed")
+        return Variant(model, method, blocks=len(removed)) if isinstance(removed, list) and removed else None
     sparsity = recipe.get("sparsity")
     if not isinstance(sparsity, int | float) or any(recipe.get(key, usual) != usual for key, usual in PLAIN.items()):
         return None
@@ -133,7 +134,7 @@ def variant_of(run: Run) -> Variant | None:
 
 
 def _last_part(name: Any) -> str:
-    """Of a folder or hub id: `simplescaling/s1.1-7B` and `/models/s1.1-7B/` are s1.1-7B."""
+    """The last part of a folder's path or hub id: s1.1-7B of `simplescaling/s1.1-7B` and of `/models/s1.1-7B/`."""
     return re.split(r"[/\\]", str(name or "").rstrip("/\\"))[-1]
 
 
@@ -146,9 +147,9 @@ def _same(ours: Variant, theirs: Variant) -> bool:
 
 
 def matches(runs: Iterable[tuple[Look, Run, Data]]) -> list[Match]:
-    """Every published cell whose model, recipe, task and budget are those of a run; runs in order, then budgets.
+    """All pairs of a published cell and a run's cell with the same model, recipe, task and budget, ordered by run.
 
-    runs: each with its look and its summary.
+    runs: (look, run, summary) of each run.
     """
     found = []
     for look, run, summary in runs:
@@ -167,7 +168,7 @@ def matches(runs: Iterable[tuple[Look, Run, Data]]) -> list[Match]:
 
 
 def notes(found: Sequence[Match]) -> list[str]:
-    """Remarks on the cells that matched, each once."""
+    """The notes on the published cells that matched, each once."""
     texts = []
     for note in about()["notes"]:
         wanted = {key: value for key, value in note.items() if key != "text"}
@@ -181,20 +182,21 @@ def _value(cell: Published, key: str) -> Any:
 
 
 def nothing_matches(runs: Sequence[Run], tasks: Sequence[str]) -> str:
-    """A sentence that says which runs there are, and which would have published figures."""
+    """A sentence that names the models and tasks of these runs, and those that have published figures."""
     known = cells()
-    models, sets = (sorted({pick(cell) for cell in known}) for pick in (lambda c: c.variant.model, lambda c: c.task))
+    models = sorted({cell.variant.model for cell in known})
+    sets = sorted({cell.task for cell in known})
     budgets = sorted({cell.budget for cell in known})
     here = sorted({_last_part(_original(run)) for run in runs})
     return (
-        f"No published figure matches: there are some for {' and '.join(models)} on {', '.join(sets)} at budgets "
-        f"{', '.join(map(str, budgets))}, dense, with magnitude or wanda at 10 or 20 % (uniform, owl, layerif), or one "
-        f"to three blocks removed (shortgpt, laco, tail); here {', '.join(here)} on {', '.join(tasks)}."
+        f"No published figure matches the runs of {', '.join(here)} on {', '.join(tasks)}. Figures exist for "
+        f"{' and '.join(models)} on {', '.join(sets)} at budgets {', '.join(map(str, budgets))}: dense, with magnitude "
+        "or wanda at 10 or 20 % (uniform, owl, layerif), or with one to three blocks removed (shortgpt, laco, tail)."
     )
 
 
 def _original(run: Run) -> Any:
-    """Name of the model before the first step."""
+    """The name of the model before the first step."""
     steps = history(run)
     source = steps[0].get("source") if steps else None
     return source.get("name") if isinstance(source, dict) else run.model.get("source") or run.model.get("name")

@@ -1,4 +1,4 @@
-"""What a report shows: every run with its rows, read from the store once, and the numbers that follow from them."""
+"""The data of a report: every run with its rows, read from the store once, and the statistics computed from them."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -26,32 +26,32 @@ MODES = ("strict", "legacy")
 
 
 def float_of(value: Any) -> float:
-    """value as a float, nan for None."""
+    """The value as a float; nan for None."""
     return math.nan if value is None else float(value)
 
 
 def cells_of(summary: Data, task: str) -> dict[int, Data]:
-    """A run's cells of one task by budget, in order; empty where there is none."""
+    """{budget: cell} of a run's summary for one task, in order of budgets; empty if it has none."""
     cells = summary["tasks"].get(task, {}).get("budgets", {})
     return {int(budget): cells[budget] for budget in sorted(cells, key=int)}
 
 
 def tasks_of(summaries: Iterable[Data]) -> list[str]:
-    """All tasks that any run has finished problems of, in order of first appearance."""
+    """The tasks of which any run has finished problems, in order of first appearance."""
     return list(dict.fromkeys(task for summary in summaries for task in summary["tasks"] if cells_of(summary, task)))
 
 
 def band_of(cell: Data) -> tuple[float, float]:
-    """The simultaneous 95 % band of a cell where it has one, else its own interval."""
+    """(low, high) of a cell's simultaneous 95 % band if it has one, else of its own interval."""
     return float_of(cell.get("band_low", cell["low"])), float_of(cell.get("band_high", cell["high"]))
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One run: its rows (samples without texts, and the same as a table for each task) and its numbers.
+    """One run with its rows and statistics.
 
-    summary: as `summarise` gives it, with bands. contrast: as `compare` gives it, None for the base. speeds: by
-    machine.
+    samples: its rows without texts. tables: the same rows as arrays, by task. summary: as `summarise` returns it, with
+    bands. contrast: the run's entry in the result of `compare`, None for the base. speeds: by machine.
     """
 
     run: Run
@@ -64,11 +64,11 @@ class ReportedRun:
     speeds: Mapping[str, Speed]
 
     def cells(self, task: str) -> dict[int, Data]:
-        """The cells of one task by budget, in order; empty where no problem is finished."""
+        """{budget: cell of the summary} for one task, in order of budgets; empty if no problem is finished."""
         return cells_of(self.summary, task)
 
     def contrasts(self, task: str) -> dict[int, Data]:
-        """The differences to the base on one task by budget; empty for the base."""
+        """{budget: difference from the base} for one task; empty for the base."""
         if self.contrast is None or task not in self.contrast["tasks"]:
             return {}
         return {int(budget): cell for budget, cell in self.contrast["tasks"][task]["budgets"].items()}
@@ -76,7 +76,7 @@ class ReportedRun:
 
 @dataclass(frozen=True)
 class BothModes:
-    """A run of the report, and the run of the same model in the other mode, which the rest of the report leaves out."""
+    """A run of the report and the run of the same model in the other mode, which no other section shows."""
 
     look: Look
     summaries: Mapping[str, Data]  # by mode
@@ -85,22 +85,22 @@ class BothModes:
 
     @property
     def name(self) -> str:
-        """Name of the counterpart."""
+        """The name of the counterpart in sentences."""
         return f"{self.look.label} in {self.counterpart.plan.get('mode')} mode"
 
     def cells(self, task: str) -> list[dict[int, Data]]:
-        """Cells of the strict and of the legacy run."""
+        """{budget: cell} of the strict run and of the legacy run, for one task."""
         return [cells_of(self.summaries[mode], task) for mode in MODES]
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that the sections of a report show.
+    """All data that the sections of a report show.
 
-    runs: the base first, then those that can be compared with it. comparison: as `compare` gives it. both_modes: of
-    runs that the store has in the other mode too. matches: published figures beside ours; None where nobody asked for
-    them. gold: the right answer of each problem. texts: reads the texts of some draws of a run, since all together may
-    be large. folder: name of the folder beside the page for what is too large for it.
+    runs: the base first, then the runs that can be compared with it. comparison: as `compare` returns it. both_modes:
+    the runs that the store also has in the other mode. matches: published figures of the same models, recipes, tasks
+    and budgets; None if they were not requested. gold: {problem id: right answer}. texts: reads the texts of some draws
+    of a run, since the texts of all draws may be large. folder: name of the folder beside the page for large texts.
     """
 
     runs: Sequence[ReportedRun]
@@ -122,13 +122,13 @@ class ReportData:
         published: bool = False,
         folder: str = "report_files",
     ) -> Self:
-        """Everything about these runs (ids; None: all of the store). The rows of each run are read once.
+        """The data of these runs (ids; None means all runs of the store). The rows of each run are read once.
 
         base: run id or its start, model name or label; by default the run of the unpruned model. Raises PrunusError if
-        the base is not clear, or no problem of any run is finished.
+        the base is ambiguous or missing, or no problem of any run is finished.
         """
-        there = [run for run in store.runs() if runs is None or run.run_id in runs]
-        base_run = store.find_run(base) if base is not None else dense_run(there, store.path)
+        available = [run for run in store.runs() if runs is None or run.run_id in runs]
+        base_run = store.find_run(base) if base is not None else dense_run(available, store.path)
         problems = store.problems()
 
         @cache
@@ -139,8 +139,8 @@ class ReportData:
         def totals(run: Run) -> RunTotals:
             return run_totals(run, rows(run.run_id)[0], problems.values())
 
-        comparison = compare_runs(base_run, there, lambda run_id: rows(run_id)[1], margin=margin)
-        by_id = {run.run_id: run for run in there}
+        comparison = compare_runs(base_run, available, lambda run_id: rows(run_id)[1], margin=margin)
+        by_id = {run.run_id: run for run in available}
         chosen = [base_run, *(by_id[entry["run"]] for entry in comparison["others"])]
         reported = []
         for look, run, contrast in zip(looks(base_run, chosen[1:]), chosen, [None, *comparison["others"]], strict=True):
@@ -155,7 +155,7 @@ class ReportData:
             )
         both = []
         for one in reported:
-            if (other := in_other_mode(one.run, there)) is not None:
+            if (other := in_other_mode(one.run, available)) is not None:
                 summaries = {str(run.plan.get("mode")): describe(run, rows(run.run_id)[1]) for run in (one.run, other)}
                 both.append(BothModes(one.look, summaries, other, totals(other)))
         found = matches([(one.look, one.run, one.summary) for one in reported]) if published else None
@@ -168,12 +168,12 @@ class ReportData:
 
     @property
     def others(self) -> Sequence[ReportedRun]:
-        """All runs but the base."""
+        """All runs except the base."""
         return self.runs[1:]
 
     @property
     def drawn(self) -> Sequence[ReportedRun]:
-        """All runs in the order in which charts draw them: the base comes last, so that it is on top."""
+        """All runs in the order in which charts draw them; the base comes last, so that its line is on top."""
         return [*self.others, self.base]
 
     @property
@@ -185,20 +185,20 @@ class ReportData:
         return tasks_of(one.summary for one in self.runs)
 
     def with_cells(self, task: str) -> list[ReportedRun]:
-        """Runs that have finished problems of a task."""
+        """The runs that have finished problems of a task."""
         return [one for one in self.runs if one.cells(task)]
 
     def published_on(self, task: str) -> list[Match]:
-        """Published figures of a task."""
+        """The published figures for a task."""
         return [match for match in self.matches or () if match.task == task]
 
     def title(self, text: str, task: str) -> str:
-        """HTML of a heading about one task, which names it where there are several."""
+        """A heading about one task as HTML; it names the task if the report has several."""
         return text if len(self.tasks) == 1 else f"{text} on <bdi>{esc(task)}</bdi>"
 
 
 def dense_run(runs: Sequence[Run], store: Path) -> Run:
-    """The one run of a model without history, the strict one of two modes; PrunusError if that is not clear."""
+    """The run of the unpruned model, in strict mode if both modes were run. Raises PrunusError if it is ambiguous."""
     if not runs:
         raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
     dense = [run for run in runs if not history(run)]
@@ -209,7 +209,7 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
         return dense[0]
     listed = ", ".join(f"{run.run_id} ({run.model.get('name')})" for run in dense or runs)
     what = "several runs of unpruned models" if dense else "no run of an unpruned model"
-    raise PrunusError(f"the store '{store}' has {what}: say with --base what to compare with: {listed}")
+    raise PrunusError(f"the store '{store}' has {what}: choose the run to compare with by --base: {listed}")
 
 
 def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:

@@ -1,4 +1,4 @@
-"""How much of its plan each run has done (a study may still be running), and the tokens that it sampled."""
+"""The progress of each run, which may still be in a running study, and the tokens that it sampled."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from prunus.results.token_use import chains_of, sampled_tokens
 
 @dataclass(frozen=True)
 class RunTotals:
-    """Answers that a run has, answers that its plan asks for (None where that is not known), and tokens sampled."""
+    """Numbers of answers and of sampled tokens of a run. planned: answers of the whole plan, None if unknown."""
 
     answers: int
     planned: int | None
@@ -19,18 +19,18 @@ class RunTotals:
 
     @property
     def missing(self) -> int:
-        """Answers that are planned and not there."""
+        """Number of planned answers that the run does not have yet."""
         return max(0, (self.planned or 0) - self.answers)
 
 
 def run_totals(run: Run, samples: Sequence[Sample], problems: Iterable[ProblemRow]) -> RunTotals:
-    """Totals of one run from its rows and the problems that the store knows."""
+    """The totals of one run. problems: all problems of the store."""
     thinking, answer = sampled_tokens(chains_of(samples), bool(run.plan.get("reuse")))
     return RunTotals(len(samples), planned_answers(run, problems), thinking, answer)
 
 
 def planned_answers(run: Run, problems: Iterable[ProblemRow]) -> int | None:
-    """Problems of the plan's tasks, times budgets, times draws."""
+    """Number of answers of a run's plan: problems of its tasks, times budgets, times draws; None if unknown."""
     tasks, budgets, draws = (run.plan.get(key) for key in ("tasks", "budgets", "samples"))
     if not isinstance(tasks, list) or not isinstance(budgets, list) or not isinstance(draws, int):
         return None
@@ -44,13 +44,13 @@ def planned_answers(run: Run, problems: Iterable[ProblemRow]) -> int | None:
 
 
 def missing_notes(totals: Iterable[tuple[str, RunTotals]]) -> list[str]:
-    """A sentence for all runs (name, totals) that lack rows of their plan."""
+    """A sentence about all runs that are not finished; none if all are. totals: (name, totals) of each run."""
     lacking = [(name, one) for name, one in totals if one.missing and one.planned]
     if not lacking:
         return []
     parts = [f"{name} has {percent(one.answers / (one.planned or 1))} %" for name, one in lacking[:6]]
     rest = f", and {len(lacking) - 6} more" if len(lacking) > 6 else ""
     return [
-        f"Not finished: {', '.join(parts)}{rest} of the answers that the plan asks for. Numbers are of the problems "
-        "that are complete; the same command goes on where it stopped."
+        f"Not finished: {', '.join(parts)}{rest} of the answers of the plan. All numbers are for complete problems "
+        "only; the same command resumes the run."
     ]

@@ -1,4 +1,4 @@
-"""What a part of a report is made of, and the pieces of HTML that several parts share."""
+"""A section of a report, and pieces of HTML that several sections share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from prunus.reporting.render.table import Table, named
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report. Where there is nothing to show, all but the id is empty.
+    """One section of a report. If it has nothing to show, all fields but the id are empty.
 
-    html: of the page, foreign text escaped. figures, tables: what `--figures` and `--csv` write, whether the page shows
-    them or not; tables without rows are left out. files: (name, content) of what is too large for the page and goes
-    into the folder beside it. styles: CSS of its own.
+    html: its part of the page, with foreign text escaped. figures, tables: written by `--figures` and `--csv`, even if
+    the page does not show them; tables without rows are not written. files: (name, content) of files for the folder
+    beside the page. styles: additional CSS.
     """
 
     id: str
@@ -27,27 +27,27 @@ class Section:
 
 
 def soft(text: str) -> str:
-    """A paragraph in the background, of HTML."""
+    """A paragraph in the colour of secondary text. text: HTML."""
     return f'<p class="soft">{text}</p>'
 
 
 def details(summary: str, html: str) -> str:
-    """HTML that is shown when its summary is clicked."""
+    """HTML that is shown after a click on the summary, which is HTML too."""
     return f"<details><summary>{summary}</summary>{html}</details>"
 
 
 def figure(picture: Picture, caption: str, small: str = "", css: str = "") -> str:
-    """A picture below its caption, both HTML; small: the caption's second line; css: classes of the whole."""
+    """A picture below its caption. caption, small: first and second line, as HTML. css: classes of the figure."""
     small = f"<small>{small}</small>" if small else ""
     css = f' class="{css}"' if css else ""
     return f"<figure{css}><figcaption>{caption}{small}</figcaption>{picture.html()}</figure>"
 
 
 def run_figure(look: Look, picture: Picture, small: str = "") -> str:
-    """A picture about one run, which the legend hides with it."""
+    """A picture about one run, which the legend hides together with the run."""
     return figure(picture, named(look), small, look.css)
 
 
 def run_key(look: Look) -> Key:
-    """A run's entry in the legend of a figure."""
+    """The entry of a run in the legend of a figure."""
     return Key(look.line, look.marker, look.label)

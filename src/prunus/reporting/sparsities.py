@@ -1,4 +1,4 @@
-"""Sparsity of each block and Linear of the original model, from the steps in a run's manifest."""
+"""The sparsity of each block and Linear of the original model, from the steps in a run's manifest."""
 
 from statistics import fmean
 from typing import Any
@@ -8,14 +8,14 @@ from prunus.results.rows import Run
 
 
 def removed_blocks(run: Run) -> int:
-    """Number of decoder blocks that were removed."""
+    """Number of decoder blocks that all steps together removed."""
     return sum(len(_removed(step)) for step in history(run))
 
 
 def block_sparsities(run: Run) -> list[float | None]:
-    """For each block of the original model the mean sparsity over its Linears, or None where the block was removed.
+    """For each block of the original model, the mean sparsity of its Linears, or None if the block was removed.
 
-    All Linears of a block have the same weight, as the manifest holds shares and not sizes.
+    It is the plain mean over the Linears of a block, since the manifest has no sizes.
     """
     linears, removed, total = _replay(run)
     return [
@@ -25,9 +25,9 @@ def block_sparsities(run: Run) -> list[float | None]:
 
 
 def linear_sparsities(run: Run) -> dict[str, list[float | None]]:
-    """Kind of Linear (`mlp.up_proj`) to its sparsity in each block of the original model.
+    """{kind of Linear (`mlp.up_proj`): its sparsity in each block of the original model}.
 
-    None where the block was removed, or the manifest names no such Linear in it.
+    A sparsity is None if the block was removed or the manifest has no such Linear in it.
     """
     linears, removed, total = _replay(run)
     kinds = dict.fromkeys(kind for _, kind in linears)
@@ -37,24 +37,24 @@ def linear_sparsities(run: Run) -> dict[str, list[float | None]]:
 
 
 def _of_block(linears: dict[tuple[int, str], float], block: int) -> list[float]:
-    return [share for (place, _), share in linears.items() if place == block]
+    return [share for (index, _), share in linears.items() if index == block]
 
 
 def _replay(run: Run) -> tuple[dict[tuple[int, str], float], set[int], int]:
-    """Sparsities by (block of the original model, kind), the removed blocks, and the original number of blocks.
+    """{(block of the original model, kind): sparsity}, the removed blocks, and the original number of blocks.
 
-    Steps are replayed in order, as each one numbers blocks as the checkpoint that it started from.
+    Steps are replayed in order, since each one numbers blocks as in the checkpoint with which it started.
     """
     total = int(run.model.get("blocks") or 0) + removed_blocks(run)
-    here = list(range(total))  # original index of each block still there
+    kept = list(range(total))  # original index of each block that is left
     linears: dict[tuple[int, str], float] = {}
     for step in history(run):
         for (index, kind), share in _shares(step).items():
-            if index < len(here):
-                linears[here[index], kind] = share
-        gone = {index for index in _removed(step) if index < len(here)}
-        here = [original for index, original in enumerate(here) if index not in gone]
-    return linears, set(range(total)) - set(here), total
+            if index < len(kept):
+                linears[kept[index], kind] = share
+        removed = {index for index in _removed(step) if index < len(kept)}
+        kept = [original for index, original in enumerate(kept) if index not in removed]
+    return linears, set(range(total)) - set(kept), total
 
 
 def _removed(step: dict[str, Any]) -> list[int]:
@@ -63,12 +63,12 @@ def _removed(step: dict[str, Any]) -> list[int]:
 
 
 def _shares(step: dict[str, Any]) -> dict[tuple[int, str], float]:
-    """Sparsities of a step's Linears by the first number in their names (model.layers.3.mlp.up_proj) and the rest."""
+    """{(block, kind): sparsity} of a step's Linears; model.layers.3.mlp.up_proj is block 3, kind mlp.up_proj."""
     shares: dict[tuple[int, str], float] = {}
     sparsity = step.get("sparsity")
     for name, share in (sparsity if isinstance(sparsity, dict) else {}).items():
         parts = str(name).split(".")
-        place = next((k for k, part in enumerate(parts) if part.isdecimal()), None)
-        if place is not None and isinstance(share, int | float):
-            shares[int(parts[place]), ".".join(parts[place + 1 :])] = float(share)
+        position = next((k for k, part in enumerate(parts) if part.isdecimal()), None)
+        if position is not None and isinstance(share, int | float):
+            shares[int(parts[position]), ".".join(parts[position + 1 :])] = float(share)
     return shares

@@ -1,4 +1,4 @@
-"""Tables for the terminal: 8 budgets fit into 110 columns; without a terminal they are plain text."""
+"""Tables that commands print. Eight budgets fit into 110 columns; output that is not a terminal is plain text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -16,14 +16,14 @@ from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE, verdict
 Data = Mapping[str, Any]
 STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow"}
 STYLES |= {"kept": "cyan", "lost": "red"}
-BAR_WIDTH = 50  # columns of a bar that stands for all weights of a block
+BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
 SIGNS = {BETTER: "^", WORSE: "v", WITHIN: "~", SAME: "=", OPEN: "?"}
 
 
 def curve_table(summaries: Iterable[Data]) -> RenderableType:
-    """Accuracy in percent per budget for each run, its area, and mean tokens used at the largest budget.
+    """A table per task: each run's accuracy in percent by budget, area, and mean tokens used at the largest budget.
 
-    One table per task; below each accuracy half the width of its 95 % interval.
+    Below each accuracy is half the width of its 95 % interval.
     """
     summaries = list(summaries)
     names = _names(summaries)
@@ -52,10 +52,10 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
 
 
 def verdict_table(comparison: Data) -> RenderableType:
-    """For each run the verdict and the difference in area that decides it; then scaling, and the difference by budget.
+    """Tables of each run's verdict and the difference in area that decides it, of scaling and of differences by budget.
 
-    Differences are in points. Signs behind those at a budget stand for better ^, worse v, worse but within the margin
-    ~, non-inferior =, cannot tell ?.
+    Differences are in points. The sign after a difference at a budget is its verdict: better ^, worse v, worse but
+    within the margin ~, non-inferior =, cannot tell ?.
     """
     base, entries = comparison["base"], comparison["others"]
     names = _names([base, *entries])
@@ -71,7 +71,7 @@ def verdict_table(comparison: Data) -> RenderableType:
         numbers = [interval, probability(cell["p_adjusted"]), *shares, str(cell["n"])]
         word = entry["verdict"].replace(", within the margin", " (within margin)")
         table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
-    title = _title(f"Against {names[0]}: {what}, difference in points")
+    title = _title(f"Compared with {names[0]}: {what}, difference in points")
     tables: list[RenderableType] = [title, table]
     if any(entry["scaling"] for entry in entries):
         tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
@@ -82,10 +82,10 @@ def verdict_table(comparison: Data) -> RenderableType:
     tables.append(Text("^ better  v worse  ~ worse, within the margin  = non-inferior  ? cannot tell"))
     lines = (
         f"non-inferior, within the margin: a loss of {margin} points or more is ruled out at 95 %",
-        "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that holds for any number of",
-        "problems and is below the interval shown); lost: less, with 95 % confidence",
+        "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that is valid for any number of",
+        "problems and lower than the interval shown); lost: less, with 95 % confidence",
         "verdicts and p are corrected for the number of runs, those of budgets for the number of budgets (Holm)",
-        "MDE: true difference that is detected with 80 % power after this correction",
+        "MDE: the true difference that is detected with 80 % power after this correction",
     )
     tables += map(Text, lines)
     notes = list(comparison["warnings"])
@@ -124,7 +124,7 @@ def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Data]
 
 
 def allocation_table(data: Data) -> RenderableType:
-    """Sparsity of each block with a bar, of attention and MLP where they differ, and the scores behind it."""
+    """A table of each block's sparsity with a bar, that of attention and MLP where they differ, and the scores."""
     blocks = data["blocks"]
     parts = [part for part in ("attention", "mlp") if any(part in row for row in blocks)]
     if all(abs(row[part] - row["sparsity"]) < 1e-9 for row in blocks for part in parts):
@@ -144,8 +144,8 @@ def allocation_table(data: Data) -> RenderableType:
     notes = [Text(f"warning: {visible(note)}") for note in data["warnings"]]
     if stability := data["evidence"]["details"].get("split_half_spearman"):
         found = ", ".join(f"{value:.2f}{_of_part(part)}" for part, value in stability.items())
-        notes.insert(0, Text(f"Two halves of the data agree on the order of blocks by Spearman {found}."))
-    return Group(title, table, Text(f"A bar of {BAR_WIDTH} would be 100 %."), *notes)
+        notes.insert(0, Text(f"Spearman correlation of the scores from two halves of the data: {found}."))
+    return Group(title, table, Text(f"A bar of {BAR_WIDTH} columns is 100 %."), *notes)
 
 
 def _of_part(part: str) -> str:
@@ -153,7 +153,7 @@ def _of_part(part: str) -> str:
 
 
 def inspection_tables(data: Data) -> Sequence[RenderableType]:
-    """The result of `prunus inspect`: single facts, then a table for each list except the long one of all Linears."""
+    """The result of `prunus inspect`: single facts, then a table for each list except that of all Linears."""
     facts = Table(show_header=False, box=None, pad_edge=False)
     tables: list[RenderableType] = [facts]
     for key, value in data.items():
@@ -173,7 +173,7 @@ def inspection_tables(data: Data) -> Sequence[RenderableType]:
 
 
 def _beside_dense(key: str, data: Data) -> str:
-    """A packed size as a share of the dense size."""
+    """The ratio of a packed size to the dense size, for keys of packed sizes; else empty."""
     dense = data.get({"packed_prunable_bytes": "prunable_bytes"}.get(key, "weight_bytes"))
     return f" ({data[key] / dense:.3f} of dense)" if key.startswith(("packed_", "mask_")) and dense else ""
 
@@ -203,7 +203,7 @@ def _plain(key: str, value: Any) -> str:
 
 
 def _ranges(indices: Sequence[int]) -> str:
-    """Sorted whole numbers as `0-3, 5`; an even step as `1, 3 .. 27`."""
+    """Sorted whole numbers as text: `0-3, 5`, or `1, 3 .. 27` for numbers with a constant step."""
     steps = {after - before for before, after in pairwise(indices)}
     if len(indices) > 3 and len(steps) == 1 and 1 not in steps:
         return f"{indices[0]}, {indices[1]} .. {indices[-1]}"
@@ -221,7 +221,7 @@ def _names(identities: Sequence[Data]) -> list[str]:
 
 
 def _title(text: str) -> Text:
-    """A line above a table; as rich's own title it would be wrapped to the table's width."""
+    """The title line above a table. The title of a rich table would be wrapped to the table's width."""
     return Text(visible(text), style="bold")
 
 

@@ -1,6 +1,6 @@
-"""Charts as pictures: lines with bands over a budget, log or linear axis. CSS classes name colours and dashes.
+"""Charts as pictures: lines with bands over a budget, log or linear axis. CSS classes set colours and dashes.
 
-The picture is complete without scripts, so it prints, scales and can be read by a test; scripts only add a readout.
+A picture is complete without scripts, so it can be printed, scaled and read by a test; scripts only add a readout.
 """
 
 import math
@@ -21,7 +21,7 @@ MARKERS = (
 
 
 class Point(NamedTuple):
-    """One value with its interval; note is what a pointer on it reads: where, name and value, a line each."""
+    """One value with its interval. note: three lines for the readout: position, name and value."""
 
     x: float
     y: float
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One series; css holds its classes (`run r3`), marker its shape."""
+    """One series. css: its classes (`run r3`). marker: index of its marker."""
 
     css: str
     points: Sequence[Point]
@@ -40,7 +40,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Axis:
-    """Values to places. low and high are in log2 units where log is set; zero is the place of 0 on a log axis."""
+    """A scale from values to positions. low, high: in log2 units if log is set. zero: position of 0 on a log axis."""
 
     title: str
     ticks: tuple[tuple[float, str], ...]
@@ -50,14 +50,14 @@ class Axis:
     zero: float | None = None
 
     def place(self, value: float) -> float:
-        """0 at the axis' start, 1 at its end."""
+        """The position of a value: 0 at the start of the axis, 1 at its end."""
         if self.log:
             value = math.log2(value) if value > 0 else self.low if self.zero is None else self.zero
         return (value - self.low) / (self.high - self.low)
 
 
 def budget_axis(budgets: Sequence[int], title: str = "Thinking budget, tokens") -> Axis:
-    """log2 axis with a tick at every budget; 0 stands one doubling left of the smallest, behind a break."""
+    """A log2 axis with a tick at every budget; 0 is about one doubling left of the smallest, beyond a break."""
     positive = sorted(budget for budget in budgets if budget > 0)
     low, high = (math.log2(positive[0]), math.log2(positive[-1])) if positive else (0.0, 0.0)
     zero = low - max(1.0, 0.16 * (high - low)) if 0 in budgets else None
@@ -68,7 +68,7 @@ def budget_axis(budgets: Sequence[int], title: str = "Thinking budget, tokens") 
 
 
 def log_axis(values: Sequence[float], title: str) -> Axis:
-    """log2 axis over positive values, ticks at powers of 2 (of 4 where they would crowd)."""
+    """A log2 axis over positive values, with ticks at powers of 2, or of 4 if these would be too dense."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = math.log2(min(positive)), math.log2(max(positive))
     low, high = (low - 0.1, high + 0.1) if high - low > 0.5 else (low - 1, high + 1)
@@ -78,7 +78,7 @@ def log_axis(values: Sequence[float], title: str) -> Axis:
 
 
 def linear_axis(low: float, high: float, title: str, wanted: int = 5, sign: bool = False) -> Axis:
-    """Linear axis that covers [low, high], with about `wanted` round ticks."""
+    """A linear axis that covers [low, high], with about `wanted` round ticks. sign: show + before positive ticks."""
     span = max(high - low, 1e-9)
     raw = span / wanted
     unit = 10.0 ** math.floor(math.log10(raw))
@@ -89,7 +89,7 @@ def linear_axis(low: float, high: float, title: str, wanted: int = 5, sign: bool
 
 
 def accuracy_axis(lines: Iterable[Line], wanted: int = 5) -> Axis:
-    """Linear axis in percent from 0 to the highest point or interval."""
+    """A linear axis in percent from 0 to the highest point or interval."""
     ends = [value for line in lines for point in line.points for value in (point.y, point.high) if math.isfinite(value)]
     return linear_axis(0, min(100.0, max([*ends, 1.0])), "Accuracy, %", wanted)
 
@@ -101,7 +101,7 @@ def _tick(value: float, sign: bool) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the plot lies inside the picture, in view-box units."""
+    """The position of the plot within the picture, in view-box units."""
 
     width: int = 640
     height: int = 390
@@ -109,7 +109,7 @@ class Frame:
     right: int = 14
     top: int = 34
     bottom: int = 56
-    inset: int = 12  # room between the frame and the first and last point
+    inset: int = 12  # horizontal distance of the first and last point from the frame
 
     def x(self, share: float) -> float:
         return self.left + self.inset + share * (self.width - self.left - self.right - 2 * self.inset)
@@ -133,7 +133,11 @@ def chart(
     zero_line: bool = False,
     css: str = "",
 ) -> Picture:
-    """Lines over two axes. zone: y range shaded behind them (a margin). whiskers: intervals as bars, not bands."""
+    """A picture of lines over two axes.
+
+    label: for screen readers. whiskers: intervals as bars instead of bands. zone: y range that is shaded (a margin).
+    zero_line: draw a line at y = 0. css: further classes of the picture.
+    """
     frame = frame or Frame()
     back = _grid(x_axis, y_axis, frame)
     if zone is not None:
@@ -175,7 +179,7 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
 
 
 def _pieces(line: Line, x_axis: Axis) -> list[list[Point]]:
-    """Points that are joined by a line: budget 0 on a broken axis is apart."""
+    """Lists of points to be joined by a line; budget 0 on an axis with a break is a list of its own."""
     if x_axis.zero is None:
         return [list(line.points)]
     return [piece for piece in ([p for p in line.points if p.x == 0], [p for p in line.points if p.x != 0]) if piece]
@@ -201,11 +205,11 @@ def _interval(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame, whiskers: bo
 def _curve(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
     shapes: list[Shape] = []
     for piece in _pieces(line, x_axis):
-        places = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in piece]
-        if len(places) > 1:
-            shapes.append(Path("line", f"M{'L'.join(f'{x:.1f},{y:.1f}' for x, y in places)}"))
+        positions = [(frame.x(x_axis.place(p.x)), frame.y(y_axis.place(p.y))) for p in piece]
+        if len(positions) > 1:
+            shapes.append(Path("line", f"M{'L'.join(f'{x:.1f},{y:.1f}' for x, y in positions)}"))
         marker = MARKERS[line.marker % len(MARKERS)]
-        shapes += [Path("mark", marker, at, point.note) for at, point in zip(places, piece, strict=True)]
+        shapes += [Path("mark", marker, at, point.note) for at, point in zip(positions, piece, strict=True)]
     return shapes
 
 
@@ -216,7 +220,7 @@ def swatch(css: str, marker: int) -> Picture:
 
 
 def forest(rows: Sequence[tuple[float, float, float]], margin: float) -> list[Picture]:
-    """A small picture for each (difference, low, high), all on one axis that shows 0 and -margin."""
+    """A small picture for each (difference, low, high), all on the same axis, with lines at 0 and -margin."""
     ends = [abs(value) for row in rows for value in row if math.isfinite(value)]
     reach = max([*ends, 2 * margin]) * 1.05
     width, height = 92, 22

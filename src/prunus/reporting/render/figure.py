@@ -1,7 +1,7 @@
-"""Figures for papers: pictures as files of their own, .svg and .pdf, with a legend.
+"""Figures for papers: pictures with a legend as .svg and .pdf files.
 
-The page gives pictures their colours by CSS classes, which follow the reader's colour scheme. A figure in a paper has
-no style sheet, so the styles of roles and classes are looked up here, and each shape carries its own.
+On the page, CSS classes set the colours of pictures, which follow the reader's colour scheme. A figure in a paper has
+no style sheet, so each shape gets the styles of its role and classes as attributes.
 """
 
 import re
@@ -18,7 +18,7 @@ INK, SOFT, GRID, WHITE = "#1b1f24", "#4a5159", "#dfe2e6", "#ffffff"
 HUES = (INK, "#0067ab", "#c14a00", "#007d5b", "#9b3d86", "#7a6400", "#3f5a7d")  # as in page.css, light
 HEAT = "#0067ab"
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 4), (2, 3.5), (9, 3, 2, 3))
-# Classes of a group: colour and dash.
+# Class of a group: (colour, dash).
 GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {
     **{f"e{k}": (colour, DASHES[k]) for k, colour in enumerate((HUES[1], HUES[2], HUES[4], "#b23c00"))},
     "m0": (INK, ()),
@@ -26,12 +26,12 @@ GROUPS: dict[str, tuple[str, tuple[float, ...]]] = {
     "branch": (SOFT, ()),
 }
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
-WIDTH = 0.58  # width of a letter in heights of the font, rather too wide: it only spaces the legend
-POINTS = 0.75  # points in a CSS pixel, as the size of a PDF is in points
+WIDTH = 0.58  # width of a letter relative to the font size, rather large: it only sets the spacing of the legend
+POINTS = 0.75  # points per CSS pixel, since the size of a PDF is in points
 
 
 class Key(NamedTuple):
-    """One entry of a legend: classes and marker of a series, and its name."""
+    """An entry of a legend: the classes and the marker of a series, and its name."""
 
     css: str
     marker: int
@@ -40,14 +40,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture that `--figures` writes. name: of its files; legend: empty where one line needs none."""
+    """A picture that `--figures` writes. name: of its files. legend: empty for a single line, which needs none."""
 
     name: str
     picture: Picture
     legend: Sequence[Key] = ()
 
     def svg(self, scale: float = 1.0) -> str:
-        """A file that any program draws alike: styles as attributes, no classes. scale: of its size alone."""
+        """An SVG file with styles as attributes, which all programs draw alike. scale: factor of width and height."""
         width, below = self.picture.width, self.picture.height
         parts = [_groups(self.picture)]
         x, y = 8.0, below + 12.0
@@ -66,16 +66,16 @@ class Figure:
         return "\n".join([head, paper, *parts, "</svg>", ""])
 
     def pdf(self) -> bytes:
-        """A page of the figure's size with vector shapes, selectable text and embedded fonts."""
+        """A PDF page of the figure's size with vector shapes, selectable text and embedded fonts."""
         return pdf_converter()(self.svg(POINTS))
 
 
 def pdf_converter() -> Callable[[str], bytes]:
-    """The function that turns SVG text into the bytes of a PDF; PrunusError that says what to install without it."""
+    """The function that turns SVG text into the bytes of a PDF. Raises PrunusError if its package is missing."""
     try:
         from vl_convert import svg_to_pdf
     except ImportError as error:
-        raise PrunusError("--figures needs another package for .pdf: pip install 'prunus[figures]'") from error
+        raise PrunusError("--figures needs the extra for .pdf files: pip install 'prunus[figures]'") from error
     return svg_to_pdf
 
 
@@ -88,7 +88,7 @@ def _groups(picture: Picture) -> str:
 
 
 def _style(shape: Shape, group: tuple[str, ...]) -> str:
-    """Attributes of a shape by its role and the classes around it."""
+    """The style attributes of a shape, by its role and the classes of its group and picture."""
     role, *more = shape.role.split()
     if isinstance(shape, Label):
         size = 11 if role == "share" else 12 if "panel" in group else 13

@@ -1,4 +1,4 @@
-"""HTML files with a content security policy that allows only our own style and script, by their hashes."""
+"""HTML files with a content security policy that allows only our own style sheet and script, by their hashes."""
 
 import base64
 import hashlib
@@ -16,9 +16,9 @@ def resource(name: str) -> str:
 
 
 def document(title: str, body: str, data: Mapping[str, Any], styles: str) -> str:
-    """The report's HTML file. Only this style and this script may act; nothing may be loaded or sent.
+    """The text of the report's HTML file. It allows only this style sheet and script, and no loading or sending.
 
-    Frames may show files beside the page, which may run nothing (`small_page`). `file:` is allowed because a page
+    Frames may show files beside the page, which cannot run scripts (`small_page`). `file:` is allowed because a page
     opened from disk has no origin for 'self'.
     """
     script = resource("page.js")
@@ -31,7 +31,7 @@ def document(title: str, body: str, data: Mapping[str, Any], styles: str) -> str
 
 
 def small_page(title: str, body: str) -> str:
-    """A page for a frame: no script at all, one style."""
+    """The text of an HTML file for a frame, with a style sheet and without scripts."""
     styles = resource("flip.css")
     policy = f"default-src 'none'; style-src {_hash(styles)}; base-uri 'none'; form-action 'none'"
     return _html(title, policy, styles, body)

@@ -1,5 +1,5 @@
 "use strict";
-// The page is complete without this: it adds a readout to charts, sorting to tables, and downloads.
+// The page is complete without this script, which adds a readout to charts, sorting to tables, and downloads.
 const SVG = "http://www.w3.org/2000/svg";
 
 function placeOf(mark) {
@@ -10,7 +10,7 @@ function placeOf(mark) {
 function addReadout(svg) {
   const figure = svg.closest("figure");
   for (const mark of svg.querySelectorAll(".mark")) {
-    mark.dataset.note = mark.querySelector("title").textContent; // shown by us, at once and for all lines together
+    mark.dataset.note = mark.querySelector("title").textContent; // the readout shows it for all lines at once
     mark.querySelector("title").remove();
   }
   const box = document.createElement("div");
@@ -93,7 +93,7 @@ function addSorting(table) {
       const value = (row) => row.cells[column].dataset.v ?? bare(row.cells[column]);
       body.append(...[...original].sort((a, b) => {
         const [s, t] = [value(a), value(b)], [x, y] = [numeric(s), numeric(t)];
-        if ((s === "") !== (t === "")) return s === "" ? 1 : -1; // what is missing goes last either way
+        if ((s === "") !== (t === "")) return s === "" ? 1 : -1; // missing values are last in either order
         return sign * (Number.isNaN(x) || Number.isNaN(y) ? s.localeCompare(t) : x - y);
       }));
     });
@@ -161,7 +161,7 @@ for (const link of document.querySelectorAll("details.flip > p > a.beside")) {
     row.querySelector(":scope > iframe")?.remove();
     if (!row.open) return;
     const frame = document.createElement("iframe");
-    frame.setAttribute("sandbox", ""); // before it has anything to show
+    frame.setAttribute("sandbox", ""); // before the source is set
     frame.className = "trace";
     frame.title = "Both texts";
     frame.src = link.href;

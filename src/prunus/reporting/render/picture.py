@@ -1,6 +1,6 @@
-"""Pictures as shapes: what is drawn, where, and as what.
+"""Pictures made of shapes. The role of a shape decides its style.
 
-The page shows them coloured by CSS (`Picture.html`), a paper's figure has colours of its own (`render/figure.py`).
+On the page, CSS sets the style (`Picture.html`); figures for papers have styles of their own (`render/figure.py`).
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ Number = int | float
 
 
 class Path(NamedTuple):
-    """A path. role: what it is (`line`, `band`, `grid`), which decides its style. d: its steps, as SVG writes them.
+    """A path. role: `line`, `band`, `grid`, ... d: its steps in SVG's notation. at: position of its origin.
 
-    at: where its origin lies. note: what a pointer on it reads.
+    note: text of its tooltip.
     """
 
     role: str
@@ -25,7 +25,7 @@ class Path(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle; role and note as of a Path."""
+    """A rectangle; role and note as for a Path."""
 
     role: str
     x: Number
@@ -36,7 +36,7 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A line of text. drop: how far its base line lies below y, in heights of the font. anchor: as in SVG."""
+    """A line of text. drop: distance of its baseline below y, in font sizes. anchor: as in SVG."""
 
     role: str
     x: Number
@@ -51,7 +51,7 @@ Shape = Path | Box | Label
 
 
 class Group(NamedTuple):
-    """Shapes of one series. css: classes that give its colour and dash, and let the legend hide it."""
+    """The shapes of one series. css: classes for its colour and dash, and those by which the legend hides it."""
 
     css: str
     shapes: Sequence[Shape]
@@ -59,9 +59,10 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Picture:
-    """css: classes of the whole. label: what a screen reader says; without one it is an ornament in a line of text.
+    """Groups of shapes on an area of width x height.
 
-    A group without classes belongs to the picture itself.
+    css: classes of the whole picture. label: for screen readers; without one it is an ornament within a line of text.
+    The shapes of a group without classes belong to the picture itself.
     """
 
     css: str
@@ -71,7 +72,7 @@ class Picture:
     label: str = ""
 
     def html(self) -> str:
-        """One <svg> for the page; style comes from CSS."""
+        """The <svg> element for the page, which CSS styles."""
         size = f'viewBox="0 0 {self.width} {self.height}"'
         if self.label:
             attributes = f'{size} role="img" aria-label="{esc(self.label)}"'
@@ -86,7 +87,7 @@ def _group(group: Group) -> str:
 
 
 def element(shape: Shape, style: str, note: str = "") -> str:
-    """A shape as an SVG element with these attributes besides its own."""
+    """A shape as an SVG element. style: further attributes. note: text of its tooltip."""
     if isinstance(shape, Label):
         drop = f' dy="{f"{shape.drop:g}".removeprefix("0")}em"' if shape.drop else ""
         anchor = f' text-anchor="{shape.anchor}"' if shape.anchor != "start" else ""
@@ -101,5 +102,5 @@ def element(shape: Shape, style: str, note: str = "") -> str:
 
 
 def place(value: Number) -> str:
-    """A coordinate: whole numbers as they are, others to a tenth of a pixel."""
+    """A coordinate as text; numbers that are not whole are rounded to a tenth of a pixel."""
     return str(value) if isinstance(value, int) else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""Tables with three views: HTML for the page, CSV with all digits, LaTeX with booktabs."""
+"""Tables, written as HTML for the page, as CSV with all digits, and as LaTeX with booktabs."""
 
 import csv
 import io
@@ -21,23 +21,23 @@ _TEX = {
 
 
 class Interval(NamedTuple):
-    """A value with its interval; three columns of a CSV."""
+    """A value with its interval, which takes three columns of a CSV. word: a verdict on it, shown on the page only."""
 
     value: float | None
     low: float | None
     high: float | None
-    word: str = ""  # a verdict on it, on the page only
+    word: str = ""
 
 
 class Word(NamedTuple):
-    """A verdict with a remark in small letters below it."""
+    """A verdict, and a remark that is shown below it in small letters."""
 
     text: str
     remark: str = ""
 
 
 class Column(NamedTuple):
-    """key: of the CSV; title: on the page and in LaTeX, `|` where a line may break; show: one value as text."""
+    """A column. key: its name in CSV. title: on the page and in LaTeX, with `|` at line breaks. show: value -> text."""
 
     key: str
     title: str
@@ -49,9 +49,9 @@ RUN = Column("run", "Run")
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files. css: classes of the table. A row is a run (or a name) and a value for each further column.
+    """A table of a report. name: of its files. css: its classes.
 
-    None is an empty cell.
+    rows: (a run or a name, a value for each further column); None is an empty cell.
     """
 
     name: str
@@ -59,10 +59,10 @@ class Table:
     css: str
     columns: Sequence[Column]
     rows: Sequence[tuple[Look | str, Sequence[Any]]]
-    keep: bool = False  # rows stay when their run is hidden
+    keep: bool = False  # whether rows stay when the legend hides their run
 
     def html(self) -> str:
-        """A table that scrolls inside itself where it is too wide."""
+        """The HTML of the table, which scrolls if it is too wide for the page."""
         first, *rest = (esc(column.title).replace("|", "<br>") for column in self.columns)
         titles = f'<th scope="col" class="text">{first}</th>' + "".join(f'<th scope="col">{text}</th>' for text in rest)
         label = f' aria-label="{esc(self.caption)}"'
@@ -79,7 +79,7 @@ class Table:
         return f"<tr{css}>{row_name(head)}{cells}</tr>"
 
     def csv(self) -> str:
-        """All digits, one line a row; intervals take three columns."""
+        """The CSV of the table: all digits, one line per row, three columns per interval; pictures are left out."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\r\n")
         wide = [any(isinstance(values[k], Interval) for _, values in self.rows) for k in range(len(self.columns) - 1)]
@@ -99,7 +99,7 @@ class Table:
         return stream.getvalue()
 
     def latex(self) -> str:
-        r"""A tabular with the rules of booktabs, to be \input; numbers rounded as on the page."""
+        r"""The LaTeX of the table for \input: a tabular with booktabs, its numbers rounded as on the page."""
         drawn = {k for _, values in self.rows for k, value in enumerate(values, 1) if isinstance(value, Picture)}
         kept = [k for k in range(len(self.columns)) if k not in drawn]
         lines = [
@@ -118,27 +118,27 @@ class Table:
 
 
 def slug(text: str) -> str:
-    """text as part of a file's name: small letters, digits and dashes."""
+    """text as part of a file name: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower().replace(MINUS, "")).strip("-")[:60] or "x"
 
 
 def named(look: Look) -> str:
-    """A run's name with its line."""
+    """The HTML of a run's name after a sample of its line."""
     return f"{swatch(look.line, look.marker).html()} <bdi>{esc(look.label)}</bdi>"
 
 
 def row_name(head: Look | str) -> str:
-    """A run's name with its line, or a name alone, as the head of a row."""
+    """The HTML of a row's head: a run's name after a sample of its line, or another name."""
     return f'<th scope="row">{named(head) if isinstance(head, Look) else f"<bdi>{esc(head)}</bdi>"}</th>'
 
 
 def word(text: str) -> str:
-    """A verdict with its sign and colour."""
+    """The HTML of a verdict with its sign and colour."""
     return f'<span class="word {_class(text)}">{esc(text)}</span>'
 
 
 def sign(text: str) -> str:
-    """A verdict's sign alone."""
+    """The HTML of a verdict's sign alone."""
     return f'<span class="sign {_class(text)}" role="img" aria-label="{esc(text)}" title="{esc(text)}"></span>'
 
 
@@ -147,7 +147,7 @@ def _class(text: str) -> str:
 
 
 def shown(column: Column, value: Any) -> str:
-    """One value as plain text."""
+    """A value of a column as plain text."""
     if value is None or isinstance(value, Picture):
         return ""
     if isinstance(value, Word):
@@ -178,7 +178,7 @@ def _field(value: Any) -> Any:
 
 
 def _safe(text: str) -> str:
-    """Text that a spreadsheet does not read as a formula."""
+    """text, with an apostrophe in front if a spreadsheet would read it as a formula."""
     text = visible(text)
     return f"'{text}" if re.match(r"[=+\-@\t\r]", text) else text
 
@@ -188,5 +188,5 @@ def _one_line(text: str) -> str:
 
 
 def tex(text: str) -> str:
-    """text for LaTeX, with no command in it."""
+    """text with all special characters of LaTeX escaped."""
     return "".join(_TEX.get(character, character) for character in _one_line(text))

@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a page shows them. Model text is untrusted and always escaped."""
+"""Format numbers and foreign text for the page. Model text is untrusted and always escaped."""
 
 import html
 import json
@@ -16,7 +16,7 @@ def esc(text: object) -> str:
 
 
 def clip(text: str, limit: int) -> str:
-    """At most limit characters of text: two thirds from its start, the rest from its end, and how many are left out."""
+    """text, or if it is longer than `limit` characters, its start (two thirds) and end with a note between them."""
     if len(text) <= limit:
         return text
     head = limit * 2 // 3
@@ -25,7 +25,7 @@ def clip(text: str, limit: int) -> str:
 
 
 def script_json(data: Any) -> str:
-    """JSON that may stand inside a <script> element: no <, >, &, nothing outside ASCII; NaN and infinity are null."""
+    """JSON that is safe inside a <script> element: ASCII without <, > and &; NaN and infinity are null."""
     text = json.dumps(_finite(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -39,7 +39,7 @@ def _finite(data: Any) -> Any:
 
 
 def known(value: float | None) -> bool:
-    """Whether there is a number to show."""
+    """Whether a value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
@@ -56,7 +56,7 @@ def points(difference: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    """One decimal and a typographic sign; what rounds to zero has none."""
+    """A number with one decimal and a typographic sign; no sign if it rounds to zero."""
     text = f"{abs(value):.1f}"
     return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
 
@@ -69,14 +69,14 @@ def probability(p: float | None) -> str:
 
 
 def count(number: float | None) -> str:
-    """Tokens: whole from 10 on, one decimal below; thin spaces between thousands."""
+    """A number of tokens: one decimal below 10, else whole, with thin spaces between thousands."""
     if number is None or not math.isfinite(number):
         return DASH
     return f"{number:,.0f}".replace(",", THIN) if number >= 10 or number == int(number) else f"{number:.1f}"
 
 
 def joined(names: list[str], most: int = 4) -> str:
-    """`a, b and c`; more than `most` names end with `and 3 more`."""
+    """`a, b and c`; a list of more than `most` names ends with `and 3 more`."""
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

@@ -1,4 +1,4 @@
-"""The parts of a report in their order on the page. A new one is a file here and a line in SECTIONS."""
+"""The sections of a report in their order on the page. A new section is a file here and a line in SECTIONS."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Accuracy against the thinking budget and the tokens used, differences to the base, and how accuracy scales."""
+"""Accuracy against thinking budget and tokens used, differences from the base, and how accuracy scales."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,11 +26,11 @@ from prunus.reporting.section import Section, details, figure, run_figure, run_k
 from prunus.results.metrics import LEAK_RULE
 from prunus.results.verdicts import WORDS, verdict
 
-MANY = 5  # with more curves in a chart only the base's band is plainly visible
+MANY = 5  # with more curves than this in a chart, all bands except the base's are faint
 
 
 def section(data: ReportData) -> Section:
-    """For each task both curves, a panel of differences for each run, and the tables."""
+    """For each task the two curves, a panel of differences for each run, and the tables."""
     parts = [_of_task(data, task) for task in data.tasks]
     return Section(
         "curves",
@@ -53,14 +53,14 @@ def _of_task(data: ReportData, task: str) -> Section:
         *(Figure(f"difference-{task}-{look.label}", picture) for look, picture in panels),
     ]
     bands = bands_text(cell for one in data.runs for cell in one.cells(task).values())
-    bands += "; budget 0 is set apart" if any(0 in one.cells(task) for one in data.runs) else ""
+    bands += "; budget 0 is left of the break" if any(0 in one.cells(task) for one in data.runs) else ""
     bands += "; hover over a name above to see its band" if len(data.runs) > MANY else ""
-    bands += "; hollow and dotted: published" if data.published_on(task) else ""
+    bands += "; published figures are hollow and dotted" if data.published_on(task) else ""
     pair = figure(against_budget, "Against the thinking budget", f"95 % bands, {bands}")
     pair += figure(against_tokens, "Against tokens used", "95 % bars; one point per budget")
     contrasts = [cell for one in compared for cell in one.contrasts(task).values()]
     difference = (
-        f"<h3>Difference to <bdi>{esc(data.base.look.label)}</bdi></h3>"
+        f"<h3>Difference from <bdi>{esc(data.base.look.label)}</bdi></h3>"
         + soft(
             f"Accuracy minus the base's on the same problems, in points. Bands: 95 %, {bands_text(contrasts)}. The "
             "shaded strip is the margin; each panel has its own scale."
@@ -77,8 +77,8 @@ def _of_task(data: ReportData, task: str) -> Section:
 
 
 def bands_text(cells: Iterable[Data]) -> str:
-    """Whether the bands of these cells are simultaneous, in words."""
-    return "for all budgets at once" if any("band_low" in cell for cell in cells) else "each budget by itself"
+    """Words that say whether the bands of these cells are simultaneous."""
+    return "simultaneous for all budgets" if any("band_low" in cell for cell in cells) else "for each budget separately"
 
 
 def accuracy_against_budget(data: ReportData, task: str) -> Picture:
@@ -93,7 +93,7 @@ def accuracy_against_budget(data: ReportData, task: str) -> Picture:
 
 
 def accuracy_against_tokens(data: ReportData, task: str) -> Picture:
-    """The same accuracies over the mean tokens that were used, thinking and answer, with 95 % bars."""
+    """Accuracy in percent with 95 % bars over the mean number of tokens used for thinking and answer."""
     lines = []
     for one in data.drawn:
         cells = one.cells(task)
@@ -130,7 +130,7 @@ def _published_keys(data: ReportData, task: str) -> list[Key]:
 
 
 def differences(data: ReportData, task: str, one: ReportedRun) -> Picture:
-    """One panel: accuracy minus the base's in points, with its 95 % band; the margin is shaded."""
+    """A panel of one run: accuracy minus the base's in points, with its 95 % band; the margin is shaded."""
     line = Line(one.look.css, _differences(task, one), one.look.marker)
     label = f"{one.look.label}: difference on {task} against thinking budget"
     x_axis, y_axis = _difference_axes(data, [line], "Points")
@@ -165,7 +165,7 @@ def _difference_axes(data: ReportData, lines: Sequence[Line], title: str) -> tup
 
 
 def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) -> list[Point]:
-    """Accuracy with its interval at each budget; together: with simultaneous bands where there are any."""
+    """A point for each budget: accuracy with its interval. together: with simultaneous bands if there are any."""
     found = []
     for budget, cell in cells.items():
         low, high = band_of(cell) if together else (float_of(cell["low"]), float_of(cell["high"]))
@@ -180,13 +180,13 @@ def _by_budget_note(data: ReportData, task: str) -> str:
     text = " or ".join(f"{n} problems × {draws} draw{'s' * (draws != 1)}" for n, draws in sizes)
     signs = ", ".join(f"{sign(word)} {word}" for word in WORDS)
     return (
-        f"{text}. Below each accuracy its 95 % interval, behind it the budget's verdict, corrected over a run's "
-        f"budgets (Holm): {signs}."
+        f"{text}. Below each accuracy is its 95 % interval. The sign after it is the verdict at that budget, corrected "
+        f"for the number of budgets (Holm): {signs}."
     )
 
 
 def _largest(data: ReportData, task: str) -> str:
-    """The most significant difference of each run, if it is on this task, with its p corrected for the choice."""
+    """A sentence with the most significant difference of each run, if it is on this task, and its corrected p."""
     found = [
         f"{one.look.label} {points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})"
         for one in data.others
@@ -195,12 +195,12 @@ def _largest(data: ReportData, task: str) -> str:
     if not found:
         return ""
     text = f"The most significant difference of each run, in points: {'; '.join(found)}."
-    why = "p is corrected for the choice among all cells of the run (max-t permutation test) and over runs (Holm)."
+    why = "p is corrected for the choice among all cells of the run (max-t permutation test) and for all runs (Holm)."
     return soft(f"<bdi>{esc(text)}</bdi> {why}")
 
 
 def accuracy_table(data: ReportData, task: str) -> Table:
-    """Accuracy with its interval and the budget's verdict, one row per run and one column per budget."""
+    """Accuracy with its interval and the verdict at that budget, one row per run and one column per budget."""
     budgets = sorted({budget for one in data.runs for budget in one.cells(task)})
     rows = []
     for one in data.runs:
@@ -251,18 +251,19 @@ SCALING = (
     Column("performance", "Best,|%", percent),
     Column("control", "Within|budget, %", percent),
     Column("per_correct", "Tokens per|correct", count),
-    Column("looping", "Going in|circles, %", percent),
+    Column("looping", "Looping,|%", percent),
 )
 SCALING_NOTE = (
-    "Area: under accuracy over log<sub>2</sub> budget. Slope kept: as a share of the base's, where that is clearly "
-    "above 0, with Fieller's interval. Falls: steps to a larger budget at which accuracy drops by more than two "
-    "standard errors. Area over tokens, points per 1000 thinking tokens (s1's Scaling) and best include budget 0. "
-    f"Within budget: draws of at most budget + {LEAK_RULE} thinking and answer tokens. 95 % intervals over problems."
+    "Area: area under accuracy over log<sub>2</sub> budget, divided by its width. Slope kept: the slope as a share of "
+    "the base's, if that is clearly above 0, with Fieller's interval. Falls: number of steps to a larger budget at "
+    "which accuracy drops by more than two standard errors. Area over tokens, points per 1000 thinking tokens (s1's "
+    f"Scaling) and best include budget 0. Within budget: share of draws with at most budget + {LEAK_RULE} thinking and "
+    "answer tokens. Looping: share of draws whose end repeats itself. Intervals are 95 % intervals over problems."
 )
 
 
 def scaling_table(data: ReportData, task: str) -> Table:
-    """How accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
+    """Measures of how accuracy scales with the budget, one row per run, without columns that are empty for all runs."""
     found: list[tuple[Look, dict[str, Any]]] = []
     for one in data.with_cells(task):
         curve, cells = one.summary["tasks"][task], one.cells(task)
@@ -285,7 +286,7 @@ def scaling_table(data: ReportData, task: str) -> Table:
 
 
 def _ends(value: Data | None) -> Interval | None:
-    """A value with its interval, computed from the standard error if it has none; None without a value."""
+    """A value with its interval, which is computed from the standard error if it is missing; None without a value."""
     if value is None or value.get("value") is None:
         return None
     middle, reach = value["value"], 1.96 * float_of(value.get("se"))

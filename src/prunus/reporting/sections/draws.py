@@ -1,4 +1,4 @@
-"""Several draws instead of one long chain: pass@k, majority, best of k, and both ways at equal tokens."""
+"""Several draws per problem: pass@k, majority, best of k, and several short chains against one long chain."""
 
 import math
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from prunus.reporting.render.text import count, percent, points, probability
 from prunus.reporting.report_data import Data, ReportData, ReportedRun
 from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
 
-# Key of a cell, what it is called, what it means.
+# Key in a cell: (title, explanation).
 WAYS = {
     "pass_at": ("Any of k correct", "pass@k with oracle selection: an upper bound"),
     "maj_at": ("Majority of k", "maj@k; ties are shared, draws without an answer do not vote"),
     "logprob": ("Best of k by log-probability", "mean over the chain's tokens"),
     "self_certainty": ("Best of k by self-certainty", "mean over the chain's tokens"),
-    "shortest": ("Shortest of k", "fewest tokens"),
+    "shortest": ("Shortest of k", "the chain with the fewest tokens"),
 }
 METHODS = {"majority": "majority", "any": "any (upper bound)"}
-NOTE = "At each run's largest budget: the mean over all ways to choose k of the draws."
+NOTE = "Accuracy at each run's largest budget, averaged over all ways to choose k of the draws."
 EQUAL = (
-    "Over tokens used: the thick line is one chain, budget by budget; from each of its points a thin line goes "
-    "on to the majority of 2, 4, … such chains. Where a thin line runs above the thick one, several short chains "
-    "beat one long chain for the same tokens."
+    "Accuracy over tokens used. The thick line is one chain at each budget. From each of its points, a thin line "
+    "leads to the majority of 2, 4, … such chains. Where a thin line is above the thick one, several short chains are "
+    "better than one long chain of the same number of tokens."
 )
 
 
 def section(data: ReportData) -> Section:
-    """Curves over k, fans over tokens, and tables, for each task with several draws per problem."""
+    """For each task with several draws per problem: curves over k, fans over tokens, and tables."""
     html, figures, tables = "", [], []
     for task in data.tasks:
         if not any(cell["samples"] > 1 for one in data.runs for cell in one.cells(task).values()):
@@ -56,13 +56,13 @@ def section(data: ReportData) -> Section:
 
 
 def by_draws(cell: Data, way: str) -> dict[int, float]:
-    """Accuracy by k, without unknown numbers; empty where the rows lack the score."""
+    """{k: accuracy} of a cell, without unknown values; empty if the rows have no such score."""
     values = cell.get(way) if way in ("pass_at", "maj_at") else (cell.get("best_of") or {}).get(way)
     return {int(k): value for k, value in (values or {}).items() if value is not None}
 
 
 def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
-    """One line per run: accuracy over k at its largest budget; None where no run has the score."""
+    """Accuracy over k at each run's largest budget, one line per run; None if no run has the score."""
     lines = []
     for one in data.drawn:
         cells = one.cells(task)
@@ -83,7 +83,7 @@ def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
 
 
 def fan(task: str, one: ReportedRun) -> Picture:
-    """One panel over tokens used: single chains by budget, and from each the majority of k such chains."""
+    """A panel of one run over tokens used: single chains by budget, and from each the majority of k such chains."""
     cells = one.cells(task)
     used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
     lines = []

@@ -1,9 +1,9 @@
-"""Problems that only one of base and variant solves, with both texts side by side. Texts are hostile.
+"""Problems that only the base or only the variant solves, with both texts side by side. The texts are untrusted.
 
-A few stand in the page itself. The rest go into small pages in a folder beside it, to which a row links. The script
-puts a sandboxed frame above the link when the row is opened and takes it away when it is closed: `fetch` is forbidden
-on `file:`, `loading="lazy"` is ignored there, and a frame without scripts can hold any text. Rows out of sight are not
-laid out (`content-visibility`), so that long lists stay quick.
+The page itself has some of the texts. The others are in small pages in a folder beside it, to which their rows link.
+When a row is opened, the script inserts a sandboxed frame above the link, and removes it when the row is closed: on
+`file:`, `fetch` is forbidden and `loading="lazy"` is ignored, and a frame without scripts may contain any text. Rows
+outside the window are not laid out (`content-visibility`), so that long lists stay fast.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,18 +19,18 @@ from prunus.reporting.report_data import ReportData, Texts
 from prunus.reporting.section import Section, soft
 from prunus.results.rows import Key, Sample
 
-FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # whose texts are in the page whatever their size
-LINES_IN_ALL = 1_500  # flips that are listed
-TEXT_LIMIT = 6_000  # characters of a thinking or an answer in the page
-FILE_LIMIT = 1_000_000  # characters of one in a file of the folder
-REST_LIMIT = 800_000  # characters of other flips' texts in the page; runs with the shortest texts come first
+FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # maximum numbers of flips whose texts are in the page, whatever their size
+LINES_IN_ALL = 1_500  # maximum number of flips that are listed
+TEXT_LIMIT = 6_000  # maximum number of characters of a thinking or answer text in the page
+FILE_LIMIT = 1_000_000  # the same in a file of the folder
+REST_LIMIT = 800_000  # characters in the page for texts of further flips; runs with the shortest texts come first
 MISSING = "[not kept in the store]"
 NO_TEXTS = ("", "")
 
 
 @dataclass(frozen=True)
 class Flip:
-    """One problem that base and variant answered differently at one budget; draw is the same in both."""
+    """A problem that exactly one of base and variant answered correctly, in draws of the same budget and number."""
 
     base: Sample
     other: Sample
@@ -46,7 +46,7 @@ class Flip:
 
 
 class Case(NamedTuple):
-    """One flip with everything that showing it needs."""
+    """A flip with all data needed to show it."""
 
     flip: Flip
     gold: str
@@ -59,12 +59,12 @@ class Case(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is cut from the texts in the page."""
+        """Whether the page can show the texts uncut."""
         return all(len(text) <= TEXT_LIMIT for side in self.texts for text in side)
 
 
 def section(data: ReportData) -> Section:
-    """For each variant a list of the problems that only it or only the base solves; empty without variants."""
+    """For each variant a list of the problems that only the variant or only the base solves; empty without variants."""
     others = data.others
     if not others:
         return Section("flips")
@@ -74,7 +74,7 @@ def section(data: ReportData) -> Section:
     inside = [{flip.key for flip in spread_out(of_run, most)} for of_run in found]
 
     def cases(place: int, chosen: Sequence[Flip], with_texts: Collection[Key]) -> list[Case]:
-        """Texts are read when needed and then forgotten: together they may be large."""
+        """The chosen flips with their texts, which are read now and not kept, since together they may be large."""
         sides = (data.base, others[place])
         base, other = (data.texts(side.run.run_id, with_texts) for side in sides)
         looks = (sides[0].look, sides[1].look)
@@ -111,13 +111,14 @@ def section(data: ReportData) -> Section:
                 yield name, _file(case)
 
     note = (
-        "Right in one model and wrong in the other with the same draw number, at the largest budget both have. Texts "
-        "are the models' own; control characters are made visible. Questions are not kept in the store."
+        "Problems that one model answers correctly and the other does not, in draws of the same number at the largest "
+        "budget that both have. The texts are the models' own, with control characters made visible. The store does "
+        "not keep the questions."
     )
     if outside := sum(map(len, linked)):
         note += (
-            f" {count(outside)} pairs of texts are in the folder <code>{esc(data.folder)}</code> beside this page "
-            "and are read when opened: keep the two together."
+            f" {count(outside)} pairs of texts are in the folder <code>{esc(data.folder)}</code> beside this page and "
+            "are loaded when they are opened, so keep page and folder together."
         )
     html = f'<section id="flips"><h2>Problems that flipped</h2>{soft(note)}{"".join(groups)}</section>'
 
@@ -125,7 +126,7 @@ def section(data: ReportData) -> Section:
 
 
 def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
-    """Draws of which exactly one side is correct, at the largest budget both have; at most one draw a problem."""
+    """Draws at the largest common budget of which exactly one side is correct; at most one per problem."""
     left, right = ({(s.problem_id, s.budget, s.draw): s for s in side} for side in (base, other))
     shared = left.keys() & right.keys()
     if not shared:
@@ -139,7 +140,7 @@ def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
 
 
 def spread_out(found: Sequence[Flip], most: int) -> list[Flip]:
-    """At most `most` flips, evenly spread over the list, with as many lost as gained where there are enough."""
+    """At most `most` flips, evenly spread over the list, with equally many lost and gained ones if there are enough."""
     kinds = [[flip for flip in found if flip.gained == gained] for gained in (False, True)]
     shares = [min(len(kinds[0]), most - min(len(kinds[1]), most // 2)), 0]
     shares[1] = min(len(kinds[1]), most - shares[0])
@@ -186,7 +187,7 @@ def _sides(case: Case, limit: int) -> str:
 
 
 def _side(look: Look, sample: Sample, texts: tuple[str, str], limit: int) -> str:
-    end = "ended by itself" if sample.ended == "natural" else "stopped by the budget"
+    end = "natural end" if sample.ended == "natural" else "stopped by the budget"
     facts = f"{sample.thinking_tokens} thinking tokens, {end}; {sample.answer_tokens} answer tokens"
     facts += ", cut at the cap" if sample.answer_truncated else ""
     thinking, text = texts if any(texts) else (MISSING, MISSING)

@@ -1,4 +1,4 @@
-"""Accuracy against latency: how many seconds the same answers take if each is decoded alone."""
+"""Accuracy against latency: the seconds that an answer takes if it is decoded alone."""
 
 import math
 from collections import Counter
@@ -18,12 +18,12 @@ from prunus.reporting.section import Section, details, figure, run_key, soft
 from prunus.results.latency import Speed, affordable, by_budget, contrast, deadlines
 from prunus.results.table import Table
 
-BUSY = 0.1  # relative difference between rounds of a measurement above which the page warns
+BUSY = 0.1  # relative difference between rounds of a measurement above which a warning is shown
 
 
 @dataclass(frozen=True)
 class TimedRun:
-    """One run whose speed is known. tables: of a task, its complete problems. seconds: of a task's budgets."""
+    """A run whose speed was measured. tables: complete problems, by task. seconds: of a draw, by task and budget."""
 
     reported: ReportedRun
     speed: Speed
@@ -37,7 +37,7 @@ class TimedRun:
 
 @dataclass(frozen=True)
 class Timings:
-    """The runs that were timed on one machine, the base first if it was; and labels of runs that were not."""
+    """The runs that were timed on one machine, the base first if it is among them. without: labels of other runs."""
 
     machine: str
     runs: Sequence[TimedRun]
@@ -45,28 +45,28 @@ class Timings:
 
 
 def section(data: ReportData) -> Section:
-    """The curve, the accuracy by each deadline, and the speeds; empty where no run was timed."""
+    """The curve, the accuracy by deadline, and the speeds; empty if no run was timed."""
     timed = timings(data)
     if timed is None:
         return Section("seconds")
     clocks = {str(run.speed.how.get("clock")) for run in timed.runs}
     clock = "CPU time, which is wall time on an idle machine" if clocks == {"cpu"} else "wall time"
     note = (
-        "Not the time of the evaluation, which decodes many chains at once, but the latency of each answer decoded "
-        f"alone: the time per token at each context length ({clock}), measured for each model on {timed.machine}, "
-        "summed over the tokens of a draw. The prompt is read at once, all other tokens are decoded one by one."
+        "The latency of each answer if it were decoded alone; the evaluation itself decodes many chains at once. It is "
+        f"the time per token at each context length ({clock}), measured for each model on {timed.machine}, summed over "
+        "the tokens of a draw. The prompt is read in one step, and all other tokens are decoded one by one."
     )
     deadline = (
-        "Each run at the largest budget at which 95 % of the draws finish in time, so that a faster model may think "
-        "longer. Differences are paired by problem and ignore the error of the measured speeds."
+        "Accuracy of each run at the largest budget at which 95 % of its draws finish before the deadline, so that a "
+        "faster model may think longer. Differences are paired by problem and ignore the error of the measured speeds."
     )
     spread = max(float_of(run.speed.how.get("spread")) for run in timed.runs)
     if spread > BUSY:
         note += (
-            f" The machine was busy: the same tokens took up to {percent(spread)} % longer from one round to the next, "
-            "so differences of this size between runs mean nothing."
+            f" The machine was busy: the same tokens took up to {percent(spread)} % longer in one round than in "
+            "another, so differences of this size between runs mean nothing."
         )
-    lacking = f" Not timed there: {', '.join(timed.without)}." if timed.without else ""
+    lacking = f" Not timed on it: {', '.join(timed.without)}." if timed.without else ""
     body, figures, tables = "", [], []
     for task in data.tasks:
         if not any(run.seconds.get(task) for run in timed.runs):
@@ -88,7 +88,7 @@ def section(data: ReportData) -> Section:
 
 
 def timings(data: ReportData) -> Timings | None:
-    """The timings on the machine on which most runs of the report were timed; None where none was."""
+    """The timings from the machine on which most runs of the report were timed; None if no run was timed."""
     counts = Counter(machine for one in data.runs for machine in one.speeds)
     if not counts:
         return None
@@ -108,7 +108,7 @@ def timings(data: ReportData) -> Timings | None:
 
 
 def seconds_text(value: float | None) -> str:
-    """Seconds with two significant digits: 0.052, 1.3, 12."""
+    """Seconds as text with about two significant digits: 0.052, 1.3, 12."""
     if value is None or not math.isfinite(value):
         return DASH
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
@@ -127,14 +127,12 @@ def seconds_chart(timed: Timings, task: str) -> Picture:
             if budget in run.seconds.get(task, {})
         ]  # fmt: skip
         lines.append(Line(run.look.css, spots, run.look.marker))
-    places = [point.x for line in lines for point in line.points]
-    return chart(
-        lines, seconds_axis(places), accuracy_axis(lines), f"Accuracy on {task} against seconds", whiskers=True
-    )
+    times = [point.x for line in lines for point in line.points]
+    return chart(lines, seconds_axis(times), accuracy_axis(lines), f"Accuracy on {task} against seconds", whiskers=True)
 
 
 def seconds_axis(values: Sequence[float]) -> Axis:
-    """log2 axis with ticks at 1, 2 and 5 times powers of 10."""
+    """A log2 axis with ticks at 1, 2 and 5 times powers of 10."""
     low, high = math.log2(min(values)), math.log2(max(values))
     low, high = (low - 0.1, high + 0.1) if high - low > 0.5 else (low - 1, high + 1)
     powers = range(math.floor(low * math.log10(2)), math.ceil(high * math.log10(2)) + 1)
@@ -144,7 +142,7 @@ def seconds_axis(values: Sequence[float]) -> Axis:
 
 
 def seconds_table(timed: Timings, task: str) -> Displayed:
-    """Speed of each run, and seconds of a draw at each budget."""
+    """The speed of each run, and the seconds of a draw at each budget."""
     rows = []
     for run in timed.runs:
         speed = run.speed
@@ -158,15 +156,15 @@ def seconds_table(timed: Timings, task: str) -> Displayed:
     columns = [
         RUN, Column("budget", "Budget"), Column("seconds", "Seconds|of a draw", seconds_text),
         Column("seconds_p95", "95th|percentile", seconds_text), Column("accuracy", "Accuracy,|%", percent),
-        Column("context", "First|context"), Column("first", "ms a token|there", seconds_text),
-        Column("last_context", "Last|context"), Column("last", "ms a token|there", seconds_text),
-        Column("dtype", "Numbers"), Column("kernel", "Linears by"),
+        Column("context", "Shortest|context"), Column("first", "ms per|token", seconds_text),
+        Column("last_context", "Longest|context"), Column("last", "ms per|token", seconds_text),
+        Column("dtype", "Dtype"), Column("kernel", "Kernel of|Linears"),
     ]  # fmt: skip
     return Displayed(f"seconds-{task}", f"Seconds on {task}", "data seconds sortable", columns, rows)
 
 
 def deadline_table(timed: Timings, task: str) -> Displayed:
-    """Accuracy of each run by a deadline, at the largest budget that it can afford, and the difference to the base."""
+    """For each deadline, every run's accuracy at the largest budget that meets it, and the difference from the base."""
     ends = [cell["p95"] for run in timed.runs for cell in run.seconds.get(task, {}).values()]
     rows = []
     for deadline in deadlines(min(ends), max(ends)) if ends else []:
@@ -187,7 +185,7 @@ def deadline_table(timed: Timings, task: str) -> Displayed:
 
 
 def against_base(timed: Timings, run: TimedRun, task: str, deadline: float, budget: int) -> list[Any]:
-    """Difference to the base at the budget that the base can afford, and its p; None for the base or without one."""
+    """[difference, p] from the base at the base's own affordable budget; Nones for the base, or if it has none."""
     base = timed.runs[0]
     theirs = affordable(base.seconds.get(task, {}), deadline)
     if base.look.index != 0 or run is base or theirs is None or task not in base.tables:

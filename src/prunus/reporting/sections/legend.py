@@ -1,4 +1,4 @@
-"""Checkboxes that show and hide runs all over the page, by style alone."""
+"""Checkboxes that show and hide runs on the whole page, by CSS alone."""
 
 from prunus.reporting.render.chart import swatch
 from prunus.reporting.render.text import esc
@@ -7,7 +7,7 @@ from prunus.reporting.section import Section
 
 
 def section(data: ReportData) -> Section:
-    """A box for each run, the base's always ticked; empty where there is nothing to hide."""
+    """A checkbox for each run, the base's always checked; empty if there is nothing to hide."""
     if not data.others and not data.matches:
         return Section("legend")
     chips = []
@@ -28,7 +28,7 @@ def section(data: ReportData) -> Section:
 
 
 def _hiding(data: ReportData) -> str:
-    """CSS that hides what is not ticked and highlights the run whose name is hovered over."""
+    """CSS that hides the runs whose boxes are not checked, and highlights the run under the pointer."""
     rules = []
     for index in (one.look.index for one in data.others):
         rules.append(f"body:has(#t{index}:not(:checked)) .r{index}:not(.keep){{display:none}}")

@@ -1,4 +1,4 @@
-"""Strict and legacy runs of one model side by side: does the budget bound the tokens?"""
+"""Strict and legacy runs of one model side by side, which show whether the budget bounds the tokens."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from prunus.reporting.section import Section, details, run_figure, soft
 
 
 def section(data: ReportData) -> Section:
-    """Panels of both curves and a table; empty where no model was run in both modes."""
+    """Panels with both curves, and a table; empty if no model was run in both modes."""
     if not data.both_modes:
         return Section("modes")
     note = (
-        "Strict also bounds the answer and bans the marker that would reopen the thinking; legacy lets an answer "
-        "run on, as published studies did. Where legacy is higher at small budgets and its answers are long, "
-        "the reasoning went on in the answer, and the curve against the budget says little."
+        "Mode strict also bounds the answer, and bans the marker that would reopen the thinking. Mode legacy lets an "
+        "answer run on, as published studies did. Where legacy is higher at small budgets and its answers are long, "
+        "the reasoning continued in the answer, and the curve against the budget means little."
     )
     keys = [Key(f"m{index}", index, mode) for index, mode in enumerate(MODES)]
     legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{key.name}</li>" for key in keys)
@@ -35,7 +35,7 @@ def section(data: ReportData) -> Section:
 
 
 def mode_chart(task: str, one: BothModes) -> Picture:
-    """One panel: accuracy of a model under both modes over the budget, with 95 % bands."""
+    """A panel of one model: accuracy in both modes over the budget, with 95 % bands."""
     lines = []
     for index, (mode, cells) in enumerate(zip(MODES, one.cells(task), strict=True)):
         spots = [
@@ -50,7 +50,7 @@ def mode_chart(task: str, one: BothModes) -> Picture:
 
 
 def mode_table(data: ReportData) -> Table:
-    """Accuracy, leaks and tokens under both modes at every budget that both have."""
+    """Accuracy, leaks and tokens in both modes at every budget that both have."""
     rows = []
     for one in data.both_modes:
         for task in data.tasks:

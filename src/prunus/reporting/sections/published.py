@@ -1,4 +1,4 @@
-"""Published accuracies beside ours."""
+"""Published accuracies beside the measured ones."""
 
 from prunus.reporting.published import about, notes, nothing_matches, standard_error
 from prunus.reporting.render.table import RUN, Column, Table
@@ -8,9 +8,9 @@ from prunus.reporting.section import Section, soft
 
 
 def section(data: ReportData) -> Section:
-    """Differences with z-scores, the sources, and what is odd about them; one sentence where none match.
+    """A table of differences with z-scores, the sources, and notes on them; one sentence if no figure matches.
 
-    Empty unless published figures were asked for.
+    Empty unless published figures were requested.
     """
     if data.matches is None:
         return Section("published")
@@ -22,9 +22,9 @@ def section(data: ReportData) -> Section:
     used = dict.fromkeys(match.theirs.source for match in data.matches)
     far = sum(abs(match.z) > 2 for match in data.matches)
     note = (
-        f"z: our accuracy minus theirs over the root of both variances; {far} of {len(data.matches)} lie beyond ±2 "
-        f"({signed(0.05 * len(data.matches)).lstrip('+')} would by chance). Our error is over problems, which both "
-        "share, so |z| comes out rather too small. Mark A: a printed table; B: read from a figure."
+        f"z: our accuracy minus theirs, divided by its standard error; {far} of {len(data.matches)} are beyond ±2 "
+        f"({signed(0.05 * len(data.matches)).lstrip('+')} expected by chance). Our error is over problems, which both "
+        "sides share, so |z| is rather too small. Mark A: from a printed table; B: read from a figure."
     )
     facts = "".join(
         f"<dt>{esc(source['name'])}</dt><dd>{esc(source['paper'])}; {esc(source['draws'])}, answers of up to "
@@ -35,13 +35,13 @@ def section(data: ReportData) -> Section:
     table = published_table(data)
     html = (
         f"{title}{soft(note)}{table.html()}<dl>{facts}</dl>"
-        f'<h3>What to know about them</h3><ul class="notes">{odd}</ul></section>'
+        f'<h3>Notes on the sources</h3><ul class="notes">{odd}</ul></section>'
     )
     return Section("published", html, tables=[table])
 
 
 def published_table(data: ReportData) -> Table:
-    """Published accuracies beside ours, with the distance in standard errors."""
+    """Published accuracies beside the measured ones, with their difference in standard errors (z)."""
     sources = about()["sources"]
     rows = []
     for match in data.matches or ():

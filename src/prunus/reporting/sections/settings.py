@@ -1,4 +1,4 @@
-"""Every setting, version and seed that the numbers depend on, and how many tokens were sampled for them."""
+"""All settings, versions and seeds on which the results depend, and the number of tokens sampled for them."""
 
 import json
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from prunus.reporting.section import Section
 from prunus.results.metrics import LEAK_RULE
 from prunus.results.rows import Run
 
-RECORD_LIMIT = 20_000  # characters of a run's settings
+RECORD_LIMIT = 20_000  # maximum number of characters of a run's settings
 SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "scores")
 
 
 def section(data: ReportData) -> Section:
-    """How accuracy was measured: every setting, version and seed, and the tokens that were sampled."""
+    """The methods, settings, versions and seeds, and the numbers of tokens that were sampled."""
     plan, method = data.base.run.plan, data.comparison.get("method", {})
     sentences = [
-        "Thinking is cut at the budget, closed, and the answer generated after it (budget forcing); all budgets of a "
-        "draw " + ("share one chain." if plan.get("reuse") else "are generated anew."),
-        "Accuracy is the mean over problems of the share of draws graded correct, by rules and without a judge; its "
-        "intervals take the problem as the unit.",
+        "Thinking is cut at the budget and closed, and the answer is generated after it (budget forcing). All budgets "
+        "of a draw " + ("share one chain." if plan.get("reuse") else "have chains of their own."),
+        "Accuracy is the share of draws graded correct, averaged over problems; rules grade, not a model. Intervals "
+        "take the problem as the unit.",
         "Differences are paired by problem."
         + (
             f" Intervals: {method['interval']}; bands: {method['band']}; p: {method['p']}; p adjusted: "
@@ -31,7 +31,7 @@ def section(data: ReportData) -> Section:
             if method
             else ""
         ),
-        f"An answer leaks when it is longer than {LEAK_RULE} tokens: then the budget does not bound the work.",
+        f"An answer leaks if it is longer than {LEAK_RULE} tokens: then the budget does not bound the tokens used.",
     ]
     rows = {
         "Tasks": _list(plan.get("tasks")),
@@ -39,9 +39,9 @@ def section(data: ReportData) -> Section:
         "Draws per problem": plan.get("samples"),
         "Sampling": _sampling(plan),
         "Mode, profile": f"{plan.get('mode')}, {plan.get('profile')}",
-        "Answer tokens at most": plan.get("answer_tokens"),
+        "Cap on answer tokens": plan.get("answer_tokens"),
         "Seed of draws": plan.get("seed"),
-        "Resamples, their seed": f"{method.get('resamples')}, {method.get('seed')}" if method else "none",
+        "Resamples and their seed": f"{method.get('resamples')}, {method.get('seed')}" if method else "none",
         "Margin": f"{100 * data.margin:g} points",
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())
@@ -54,7 +54,7 @@ def section(data: ReportData) -> Section:
 
 
 def totals_table(data: ReportData) -> Table:
-    """Answers done and planned, and tokens sampled, one row per run."""
+    """Numbers of answers, of planned answers and of sampled tokens, one row per run."""
     rows = []
     for one in data.runs:
         done, device = one.totals, str(one.run.versions.get("device", "")) or None

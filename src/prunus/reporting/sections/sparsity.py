@@ -1,4 +1,4 @@
-"""What was pruned: sparsity by block and by Linear, removed blocks, and the recipes."""
+"""How each model was pruned: sparsity by block and by Linear, removed blocks, and recipes."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ STYLES = "".join(f".h{step}{{--h:{step / 20 * 0.9:g}}}" for step in range(1, 21)
 
 
 def section(data: ReportData) -> Section:
-    """Sparsity of every original block of every run (removed ones hatched) and of every Linear, and the recipes."""
+    """The sparsity of every original block and Linear of every run, and the recipes; removed blocks are hatched."""
     strips = [block_sparsities(one.run) for one in data.runs]
     blocks = max(map(len, strips))
     head = "".join(f'<th scope="col">{index}</th>' for index in range(blocks))
@@ -30,11 +30,11 @@ def section(data: ReportData) -> Section:
         for one in data.others
     )
     note = (
-        "Percent of zeros in the Linears of each decoder block, numbered as in the unpruned model; × marks a removed "
-        "block."
+        "Zeros in the Linears of each decoder block in percent. Blocks are numbered as in the unpruned model; × marks "
+        "a removed block."
     )
     maps = [(one.look, picture) for one in data.runs if (picture := linear_map(one.look, one.run)) is not None]
-    every = soft("Percent of zeros by kind of Linear and block.")
+    every = soft("Zeros in percent by kind of Linear and block.")
     every += f'<div class="pair">{"".join(run_figure(*one) for one in maps)}</div>'
     html = (
         f'<section id="pruned"><h2>What was pruned</h2>{soft(note)}'
@@ -60,9 +60,9 @@ def _step(share: float) -> int:
 
 
 def linear_map(look: Look, run: Run) -> Picture | None:
-    """A row for each kind of Linear, a column for each original block; equal neighbours share a box.
+    """A map of sparsity with a row for each kind of Linear and a column for each original block.
 
-    None where the run's manifest names no Linear.
+    Neighbours with equal sparsity share a box. None if the run's manifest names no Linear.
     """
     kinds = linear_sparsities(run)
     if not kinds:
@@ -84,7 +84,7 @@ def linear_map(look: Look, run: Run) -> Picture | None:
 
 
 def _pieces(shares: Sequence[float | None]) -> list[tuple[int, int, float | None]]:
-    """(first, one past last, share) of runs of equal neighbours."""
+    """(first, one past last, share) of every run of equal neighbours."""
     found: list[tuple[int, int, float | None]] = []
     for block, share in enumerate(shares):
         rounded = None if share is None else round(share, 3)
@@ -96,7 +96,7 @@ def _pieces(shares: Sequence[float | None]) -> list[tuple[int, int, float | None
 
 
 def _box(x: float, y: int, width: float, share: float | None, where: str) -> list[Shape]:
-    """A coloured box, with its percentage where there is room."""
+    """A coloured box, with its percentage if it is wide enough."""
     role = "gone" if share is None else f"heat h{_step(share)}"
     note = f"{where}: {'none' if share is None else f'{percent(share)} %'}"
     box = Box(role, x + 0.5, y + 0.5, max(0.5, width - 1), HEIGHT - 1, note)

@@ -1,4 +1,4 @@
-"""How many tokens draws used, and how they ended."""
+"""The number of tokens that draws used, and how the draws ended."""
 
 import math
 
@@ -20,10 +20,10 @@ ENDINGS = {
 
 
 def section(data: ReportData) -> Section:
-    """For each task panels of how draws ended, and a table of the tokens that they used."""
+    """For each task panels of how the draws ended, and a table of the tokens that they used."""
     keys = [Key(f"e{index}", index, words) for index, words in enumerate(ENDINGS.values())]
     legend = "".join(f"<li>{swatch(key.css, key.marker).html()}{esc(key.name)}</li>" for key in keys)
-    note = "Mean tokens per draw; markers and closings that the protocol inserts are not counted."
+    note = "Mean tokens per draw, without the markers and closings that the protocol inserts."
     html, figures, tables = "", [], []
     for task in data.tasks:
         panels = [(one.look, endings(task, one)) for one in data.with_cells(task)]
@@ -38,7 +38,7 @@ def section(data: ReportData) -> Section:
 
 
 def endings(task: str, one: ReportedRun) -> Picture:
-    """One panel: shares of draws by how they ended, over the budget; an ending that never happens has no line."""
+    """A panel of one run: the share of draws with each ending over the budget, without endings that never occur."""
     cells = one.cells(task)
     lines = []
     for index, (ending, words) in enumerate(ENDINGS.items()):
@@ -54,7 +54,7 @@ def endings(task: str, one: ReportedRun) -> Picture:
 
 
 def token_table(data: ReportData, task: str) -> Table:
-    """Tokens used and shares of endings, one row for each run and budget."""
+    """The tokens used and the shares of endings, one row for each run and budget."""
     rows = []
     for one in data.runs:
         for budget, cell in one.cells(task).items():

@@ -12,7 +12,7 @@ from prunus.results.verdicts import OPEN
 
 
 def section(data: ReportData) -> Section:
-    """The table of verdicts; empty where there is only the base."""
+    """The table of verdicts; empty if there is only the base."""
     if not data.others:
         return Section("verdicts")
     several = any("macro" in entry for entry in data.comparison["others"])
@@ -20,18 +20,18 @@ def section(data: ReportData) -> Section:
     where = f" The last two columns are for task <bdi>{esc(data.tasks[0])}</bdi>." if several else ""
     undecided = any(entry["verdict"] == OPEN for entry in data.comparison["others"])
     settling = (
-        " What would settle it: draws per problem, or problems with the present number of draws, at which the observed "
-        "difference (or the margin, if that is larger) is detected with 80 % power."
+        " Needed for a decision: the draws per problem, or the problems with the present number of draws, at which the "
+        "observed difference (or the margin, if that is larger) is detected with 80 % power."
     )
     runs = len(data.others)
     corrected = f"corrected for the {runs} variants (Holm)" if runs > 1 else "for one variant"
     note = (
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
         f"problem, with a 95 % interval. All verdicts, p and MDE are {corrected}. Non-inferior, within the margin: a "
-        f"loss of {100 * data.margin:g} points (dashed) or more is ruled out, by a bound that holds for any number of "
-        "problems. MDE, minimum detectable effect: the true difference that is detected with 80 % power. Scaling: "
-        f"accuracy gained per doubling of the budget, in % of the base's: kept if it is at least {100 * ENOUGH:g} %, "
-        f"lost if it is less, each with 95 % confidence.{settling if undecided else ''}{where}"
+        f"loss of {100 * data.margin:g} points (dashed) or more is ruled out, by a bound that is valid for any number "
+        "of problems. MDE, minimum detectable effect: the true difference that is detected with 80 % power. Scaling: "
+        f"accuracy gained per doubling of the budget, in % of the base's. It is kept if this is at least "
+        f"{100 * ENOUGH:g} %, and lost if it is less, each with 95 % confidence.{settling if undecided else ''}{where}"
     )
     table = verdict_table(data)
     html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}</section>'
@@ -39,7 +39,7 @@ def section(data: ReportData) -> Section:
 
 
 def verdict_table(data: ReportData) -> Table:
-    """One row per run: verdict, area, adjusted p, MDE, scaling, and accuracy and tokens at the largest budget."""
+    """Verdict, area, adjusted p, MDE, scaling, and accuracy and tokens at the largest budget, one row per run."""
     primaries = [entry["primary"] for entry in data.comparison["others"]]
     ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
     task = data.tasks[0]
@@ -70,14 +70,14 @@ def _interval(cell: Data, key: str) -> Interval:
 
 
 def _remark(entry: Data) -> str:
-    """For an undecided run, the draws or problems that would settle it."""
+    """For an undecided run, the draws or problems needed for a decision."""
     settle = entry["primary"].get("settle") or {}
     wanted = [f"{count(settle[key])} {key}" for key in ("draws", "problems") if settle.get(key)]
-    return f"{' or '.join(wanted)} would settle it" if entry["verdict"] == OPEN and wanted else ""
+    return f"{' or '.join(wanted)} needed" if entry["verdict"] == OPEN and wanted else ""
 
 
 def _scaling_word(entry: Data) -> Word | None:
-    """kept, lost or cannot tell, with the share of the base's slope that is kept."""
+    """The verdict on scaling (kept, lost or cannot tell), with the kept share of the base's slope."""
     slope = entry["scaling"]
     if slope is None:
         return None
