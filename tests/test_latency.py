@@ -229,7 +229,7 @@ def test_the_page_draws_seconds_and_what_a_deadline_buys(timed_store, tmp_path):
     page = Page(report(timed_store, tmp_path / "page.html", figures=tmp_path / "f", csv=tmp_path / "c"))
     text = page.source
     assert "Accuracy on tiny against seconds" in text and "on Machine &lt;x&gt;" in text and "<x>" not in text
-    assert "Not timed there: ShortGPT" in text and "The machine was busy" not in text
+    assert "Not timed on it: ShortGPT" in text and "The machine was busy" not in text
     with Store(timed_store) as opened:
         dense, wanda, _ = opened.runs()
         found = {run.run_id: tables(opened.samples(run.run_id))["tiny"] for run in (dense, wanda)}

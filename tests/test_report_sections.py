@@ -72,7 +72,7 @@ def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
         (base,) = [r.run_id for r in opened.runs() if (r.model["name"], r.plan["mode"]) == ("tiny", "legacy")]
     page = Page(report(store, tmp_path / "a.html", base=base))
     (warning,) = page.all("div", "warnings")
-    assert "mode legacy: the budget bounds the thinking only, and an answer may take 32\u202f768 tokens" in warning
+    assert "mode legacy: the budget bounds the thinking only, and an answer may have up to 32\u202f768 tokens" in warning
     assert "does not bound the tokens of dense and Wanda 20\xa0%" in warning
     assert len(page.rows("modes")) == 1 + 2 * len(BUDGETS)
 
@@ -90,7 +90,7 @@ def test_a_dense_model_in_both_modes_is_a_page_before_anything_else_is_run(store
     page = Page(report(tmp_path / "a.db", tmp_path / "a.html"))
     assert "There is nothing to compare with dense yet" in " ".join(page.all("p", "lead"))
     (warning,) = page.all("div", "warnings")
-    assert "Not finished: dense in legacy mode has 50.0 % of the answers that the plan asks for" in warning
+    assert "Not finished: dense in legacy mode has 50.0 % of the answers of the plan" in warning
     assert "legacy" in section(page, "modes") and page.all("table", "verdicts sortable") == []
 
 
@@ -198,7 +198,7 @@ def totals(store: Store, run: Run) -> RunTotals:
 
 def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
     (warning,) = page.all("div", "warnings")
-    assert "Not finished: ShortGPT −1\xa0block has 50.0 % of the answers that the plan asks for" in warning
+    assert "Not finished: ShortGPT −1\xa0block has 50.0 % of the answers of the plan" in warning
     with Store(store) as opened:
         runs = {(run.model["name"], run.plan["mode"]): run for run in opened.runs()}
         half = totals(opened, runs["drop-1", "strict"])

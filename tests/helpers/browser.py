@@ -25,7 +25,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-# Chromium reads commands on descriptor 3 and answers on 4; this puts the pipe's ends there and becomes Chromium.
+# Chromium reads commands from descriptor 3 and answers on 4. This program moves the pipe's ends there and executes it.
 LAUNCHER = (
     "import os, sys\n"
     "ends = [os.dup(os.dup(os.dup(int(n)))) for n in sys.argv[1:3]]\n"
@@ -35,13 +35,13 @@ LAUNCHER = (
 
 
 def find_chromium() -> str | None:
-    """Path of a Chromium, or None."""
+    """The path of a Chromium, None if there is none."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """`with Browser(chromium, scratch folder) as browser: browser.open(page); browser.evaluate("1 + 1")`."""
+    """A browser: `with Browser(chromium, scratch folder) as browser: browser.open(page); browser.evaluate("1 + 1")`."""
 
     LOADED_TEXT = "document.readyState === 'complete' ? document.body.innerText : null"
 
@@ -63,7 +63,7 @@ class Browser:
         os.close(answers_write)
         self.buffer, self.number, self.session = b"", 0, ""
         self.problems: list[str] = []  # exceptions, console errors, violations of the page's content security policy
-        self.requests: dict[str, str] = {}  # what the page asked for and its policy let through: request id to address
+        self.requests: dict[str, str] = {}  # request id -> address, of requests that the page's policy allowed
         self.scripts = True
 
     def __enter__(self) -> "Browser":
@@ -85,7 +85,7 @@ class Browser:
         os.close(self.answers)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send one command and wait for its answer; events on the way are kept."""
+        """The answer to one command; events that arrive before it are recorded."""
         self.number += 1
         message: dict[str, Any] = {"id": self.number, "method": method, "params": params}
         if self.session:
@@ -121,7 +121,7 @@ class Browser:
             self.requests.pop(params["requestId"], None)
 
     def open(self, page: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
-        """Load a file at a window size and colour scheme, and wait until it is laid out."""
+        """Open a file with a window size and colour scheme, and wait until it is laid out."""
         self.resize(width, height)
         self._set_scheme(dark)
         self.call("Page.navigate", url=page.resolve().as_uri())
@@ -144,8 +144,8 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def settle(self) -> None:
-        """Wait for two frames, so that styles and layout follow what was done."""
-        if not self.scripts:  # then promises never come true
+        """Wait for two frames, after which styles and layout are up to date."""
+        if not self.scripts:  # promises never resolve without scripts
             time.sleep(0.2)
             return
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
@@ -157,7 +157,7 @@ class Browser:
         return result["result"].get("value")
 
     def frame_text(self, url: str) -> str:
-        """What is written in the frame that shows url, once it is there; it may run in a process of its own."""
+        """The text of the frame that shows url, which may have its own process; waits until it is loaded."""
         deadline = time.monotonic() + self.seconds
         while (text := self._frame_text(url)) is None:
             assert time.monotonic() < deadline, f"no frame shows {url}"
@@ -183,7 +183,7 @@ class Browser:
             self.session = page
 
     def let_scripts_run(self, allowed: bool) -> None:
-        """Whether pages opened from now on may run their scripts; evaluate works either way."""
+        """Allow or forbid scripts of pages that are opened from now on; evaluate works in both cases."""
         self.call("Emulation.setScriptExecutionDisabled", value=not allowed)
         self.scripts = allowed
 

@@ -1,4 +1,4 @@
-"""Small byte-level tokenizers with the markers and chat template of a test's choice."""
+"""Small byte-level tokenizers with any markers and chat template."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ CHATML = (
 
 
 def byte_tokenizer(markers: Sequence[str], template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """One id per byte (0 to 255), then one per marker."""
+    """A tokenizer with one id per byte (0 to 255), followed by one per marker."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

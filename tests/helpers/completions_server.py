@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback over any Backend, as good or as bad as a test wants it."""
+"""An OpenAI-compatible server on loopback over any Backend, with the flaws and faults that a test chooses."""
 
 import json
 import threading
@@ -19,9 +19,11 @@ Flaw = Literal["stop_token_ids", "stop", "seed", "logit_bias", "max_tokens", "sp
 
 @dataclass
 class Server:
-    """backend, tokenizer: what answers. form: how ids come back. flaws: what it ignores. faults: taken one a request
-    before anything else: a status, `half` for an answer that breaks off, or None. seen: all completions asked for.
-    ends: ids at which it ends by itself, as llama.cpp does, which it is if the owner is "llamacpp".
+    """A server's behaviour and record.
+
+    form: in which form ids are returned. flaws: request fields that it ignores. faults: one is used per request before
+    anything else: a status, `half` for an answer that breaks off, or None. seen: bodies of all requests. ends: ids at
+    which it ends a completion by itself, as llama.cpp does. owner: "llamacpp" makes it behave as llama.cpp's server.
     """
 
     backend: Backend
@@ -34,7 +36,7 @@ class Server:
     faults: list[int | str | None] = field(default_factory=list)
     key: str | None = None
     context: int | None = 2048
-    seconds: float = 0.0  # that an answer takes
+    seconds: float = 0.0  # duration of an answer
     seen: list[dict[str, Any]] = field(default_factory=list)
     together: int = 0
     most_together: int = 0
@@ -43,7 +45,7 @@ class Server:
     url: str = ""
 
     def models(self) -> dict[str, Any]:
-        """What GET /v1/models says."""
+        """The answer to GET /v1/models."""
         model = {"id": self.name, "owned_by": self.owner}
         more = {"meta": {"n_ctx": self.context}} if self.is_llama_cpp else {"max_model_len": self.context}
         return {"data": [model | more]}
@@ -53,7 +55,7 @@ class Server:
         return self.owner == "llamacpp"
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """What POST /v1/completions says."""
+        """The answer to POST /v1/completions."""
         stops = frozenset(body.get("stop_token_ids", ()) if "stop_token_ids" not in self.flaws else ())
         texts = body.get("stop", []) if "stop" not in self.flaws else []
         stops |= (
@@ -73,7 +75,7 @@ class Server:
     def sample(
         self, body: dict[str, Any], cap: int, stops: frozenset[int] = frozenset(), minimum: int = 0
     ) -> Completion:
-        """What the model says to this; an id with a bias upwards and nothing else."""
+        """The model's completion; an id with a positive bias is the only one that is generated."""
         bias = {int(token): value for token, value in body.get("logit_bias", {}).items()}
         for token, value in bias.items():
             if value > 0:
@@ -89,7 +91,7 @@ class Server:
         return found
 
     def complete_as_llama_cpp(self, body: dict[str, Any]) -> dict[str, Any]:
-        """What POST /completion of llama.cpp says: it reads on until the text ends in a stop, or at its own ends."""
+        """The answer to POST /completion of llama.cpp, which stops where the text ends in a stop or at its own ends."""
         special = set(self.tokenizer.all_special_ids)
         text, kind, tokens = "", "limit", []
         for token in self.sample(body, body["n_predict"]).ids:
@@ -104,7 +106,7 @@ class Server:
         return {"content": text, "tokens": tokens, "stop_type": kind}
 
     def choice(self, found: Completion) -> dict[str, Any]:
-        """The completion in the form of this server."""
+        """The completion in this server's form."""
         ids, text = list(found.ids), decode(self.tokenizer, found.ids)
         if found.stopped is not None and self.form.startswith("token_id"):
             ids.append(found.stopped)
@@ -165,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """Within this the server answers at server.url."""
+    """Within the context, the server answers at server.url."""
     handler = type("Handler", (_Handler,), {"server_of": server})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
         listening.daemon_threads = True

@@ -1,4 +1,4 @@
-"""A store as a demo run leaves it, made up in a second: dense, Wanda and Magnitude, one and two blocks gone."""
+"""A made-up store like that of the demo: a dense model, Wanda and Magnitude, and one and two blocks removed."""
 
 import random
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ VARIANTS: dict[str, tuple[PruneRecipe | DropRecipe | None, float]] = {
     "drop-1": (DropRecipe(blocks="1", calibration="tiny"), 0.5),
     "drop-2": (DropRecipe(blocks="2", calibration="tiny"), 0.05),
 }
-# What a model, or somebody who shares a store, might write: none of it may do anything on the page.
+# Texts that a model, or somebody who shares a store, might write; none may have an effect on the page.
 HOSTILE = (
     "<script>window.pwned = 1</script>",
     "</script><script>window.pwned = 1</script>",
@@ -38,7 +38,7 @@ HOSTILE = (
 
 
 def manifest(recipe: PruneRecipe | DropRecipe | None) -> dict[str, Any]:
-    """prunus.json of a variant."""
+    """The manifest (prunus.json) of a variant."""
     if recipe is None:
         return {"prunus": "0.1.0", "format": 1, "profile": "tiny", "history": []}
     step: dict[str, Any] = {
@@ -76,11 +76,11 @@ def run_of(name: str, plan: EvalPlan, number: int = 0) -> Run:
 def draw_samples(
     name: str, problems: Sequence[ProblemRow], budgets: Sequence[int], draws: int, texts: Sequence[str]
 ) -> list[Sample]:
-    """Draws whose difficulty is shared between variants, as it is between real ones."""
+    """Draws of problems that are equally difficult for all variants, as real problems roughly are."""
     _, strength = VARIANTS[name]
     samples = []
     for index, problem in enumerate(problems):
-        needed = 12 * 2 ** (6.0 * index / len(problems))  # thinking tokens this problem takes
+        needed = 12 * 2 ** (6.0 * index / len(problems))  # thinking tokens that this problem needs
         for draw in range(draws):
             luck = random.Random(f"{name}|{problem.problem_id}|{draw}").random()
             able = luck < 0.97 * strength
@@ -113,7 +113,7 @@ def make_store(
     texts: Sequence[str] = HOSTILE,
     rename: dict[str, str] | None = None,
 ) -> Path:
-    """Write a store and return its path. rename: other display names, hostile ones for instance."""
+    """Write a store and return its path. rename: other display names, such as hostile ones."""
     plan = EvalPlan(tasks=tuple(tasks), budgets=tuple(budgets), samples=draws)
     rows = [
         ProblemRow(

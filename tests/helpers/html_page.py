@@ -1,4 +1,4 @@
-"""An HTML file taken apart by the standard library, for tests."""
+"""An HTML file parsed by the standard library."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,7 +7,7 @@ VOID = {"meta", "br", "input"}
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text of each: to find cells, and to see that nothing else is there."""
+    """The elements of a page with their attributes and texts; fails on comments and unbalanced tags."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -41,7 +41,7 @@ class Page(HTMLParser):
         return "".join(self.texts[index])
 
     def all(self, tag: str, css: str = "") -> list[str]:
-        """Text of every element with this tag and class."""
+        """The text of every element with this tag and class."""
         return [
             self.text(index)
             for index, (name, attributes) in enumerate(self.elements)
@@ -49,7 +49,7 @@ class Page(HTMLParser):
         ]
 
     def rows(self, css: str) -> list[list[str]]:
-        """Cell texts of the table with this class."""
+        """The cell texts of the table with this class, row by row."""
         rows: list[list[str]] = []
         inside = False
         for index, (tag, attributes) in enumerate(self.elements):

@@ -1,4 +1,4 @@
-"""A store with everything that a report has a section for: both modes, several draws, a run that is not finished."""
+"""A store that fills all sections of a report: both modes, several draws, a run that is not finished."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ DRAWS = 4
 
 
 def rich_store(path: Path, problems: int = 60, words: int = 600) -> Path:
-    """Strict runs of four models with long texts, of which drop-1 has half its rows; legacy runs of two, which leak."""
+    """Write strict runs of four models, of which drop-1 has half of its rows, and legacy runs of two, which leak."""
     texts = [text + " so" * words for text in HOSTILE]
     make_store(path, names=NAMES[:3], problems=problems, budgets=BUDGETS, draws=DRAWS, texts=texts)
     plan = EvalPlan(tasks=("tiny",), budgets=BUDGETS, samples=DRAWS)
@@ -33,7 +33,7 @@ def rich_store(path: Path, problems: int = 60, words: int = 600) -> Path:
 
 
 def leaking(sample):
-    """The same draw where a chain that was cut goes on in the answer, and often gets there."""
+    """The draw, with half of the forced ends changed into long correct answers, as if thinking continued in them."""
     if sample.ended == "natural" or sample.draw % 2:
         return sample
     gold = sample.problem_id.rsplit("-", 1)[1].lstrip("0") or "0"

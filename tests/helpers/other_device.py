@@ -1,8 +1,8 @@
-"""A second device that is no device: tensors of the CPU under another type, which refuse to meet others as a GPU's do.
+"""A simulated second device: CPU tensors of another type, which like a GPU's cannot be combined with those of the CPU.
 
-`with OtherDevice() as device:` torch.device("cuda") can be used: what is made or sent there is marked, marked tensors
-say that they are there, and an operation on marked and other tensors is an error, but for numbers without a dimension,
-copies from one to the other, and indices. Streams do nothing but note their device in device.streams.
+Within `with OtherDevice() as device:`, torch.device("cuda") can be used. Tensors created on it or sent to it are marked,
+and report it as their device. An operation on marked and unmarked tensors is an error, except for numbers without
+dimensions, copies between the devices, and indices. Streams only add their device to device.streams.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Marked(Tensor):
 
 
 class OtherDevice(TorchFunctionMode):
-    """Within it there is another device."""
+    """The mode within which the other device exists."""
 
     def __init__(self, name: str = "cuda:0") -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class OtherDevice(TorchFunctionMode):
         return tree_map(mark, result) if made_there or any(isinstance(tensor, Marked) for tensor in tensors) else result
 
     def watched(self, hook: Any) -> Any:
-        """A hook of autograd's, which would run outside of any mode."""
+        """A hook of autograd that runs within this mode; otherwise it would run outside of all modes."""
 
         def run(delta: Tensor) -> Any:
             with torch._C._EnableTorchFunction(), self:
@@ -85,11 +85,11 @@ class OtherDevice(TorchFunctionMode):
         return run
 
     def is_there(self, device: Any) -> bool:
-        """Whether this is a name of the other device."""
+        """Whether `device` names the other device."""
         return device is not None and torch.device(device).type == self.there.type
 
     def send(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Tensor.to, .cpu and .cuda: what changes the device is a copy."""
+        """The result of Tensor.to, .cpu and .cuda; a change of device makes a copy."""
         owner, *rest = args
         goal = isinstance(owner, Marked)
         if name != "to":
@@ -115,13 +115,13 @@ class OtherDevice(TorchFunctionMode):
 
 
 def plain(func: Any, args: Any, kwargs: Any) -> Any:
-    """What torch does on the CPU."""
+    """The result of torch's own function on the CPU."""
     with torch._C.DisableTorchFunctionSubclass():
         return func(*args, **kwargs)
 
 
 def mark(value: Any) -> Any:
-    """A tensor as one of the other device."""
+    """The value, marked as being on the other device if it is a tensor."""
     if not isinstance(value, Tensor) or isinstance(value, Marked):
         return value
     with torch._C.DisableTorchFunctionSubclass():
@@ -134,7 +134,7 @@ def unmark(value: Any) -> Any:
 
 
 class Streams:
-    """What torch.cuda is asked for."""
+    """Replaces torch.cuda: the functions of it that Prunus calls."""
 
     def __init__(self, device: OtherDevice) -> None:
         self._device, self._chosen = device, torch.device("cuda:0")
@@ -162,7 +162,7 @@ class Streams:
 
 
 class Stream:
-    """A stream of a device, on which nothing has to be waited for."""
+    """A stream of a device, on which all work is finished at once."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -178,7 +178,7 @@ class Stream:
 
 @contextmanager
 def other_device(monkeypatch: Any, name: str = "cuda:0") -> Iterator[OtherDevice]:
-    """The mode, also in the threads that send blocks, with torch's streams replaced."""
+    """Within the context, the mode is active, also in the threads that send blocks, and torch's streams are replaced."""
     mode, real = OtherDevice(name), block_loader.prefetch
     streams = Streams(mode)
 

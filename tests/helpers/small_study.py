@@ -23,7 +23,7 @@ samples = 8
 seqlen = 16
 {recipes}
 """
-# Closes thinking with 19 ids of the built-in tokenizer; qwen3, the model's own profile, would take 84 steps for that.
+# Its closing has 19 ids in the built-in tokenizer; that of qwen3, the model's own profile, has 84.
 SHORT = 'profile = "s1"'
 RECIPES = """\
 [[prune]]
@@ -44,7 +44,7 @@ NAMES = ["dense", "magnitude-50", "wanda-50", "sparsegpt-50", "wanda-owl-30", "s
 
 
 def write_study(folder: Path, recipes: str = RECIPES, eval_: str = SHORT, top: str = "", **model: Any) -> Path:
-    """Write model, calibration and study to a folder; returns the study's file."""
+    """Write model, calibration and study to a folder and return the path of the study."""
     if not (folder / "model").exists():
         settings: dict[str, Any] = {"family": "qwen2"} | model
         make_model(folder / "model", **settings)

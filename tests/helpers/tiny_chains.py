@@ -1,4 +1,4 @@
-"""What tests of backends ask the tiny reasoner."""
+"""Prompts for the tiny reasoner in tests of backends."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -24,7 +24,7 @@ def complete(
     sampling: Sampling,
     min_new_tokens: int = 0,
 ) -> list[Completion]:
-    """A completion of each prompt, which nothing follows."""
+    """A completion of each prompt, without following requests."""
     rows = zip(prompts, caps, seeds, strict=True)
     requests = [Request(prompt, cap, stops, banned, seed, min_new_tokens) for prompt, cap, seed in rows]
     return backend.generate(requests, sampling)
@@ -37,7 +37,7 @@ def tiny() -> HFBackend:
 
 @cache
 def chains(count: int = 8, cap: int = 12) -> list[Chain]:
-    """Problems of all families and levels, draws 0 and 1 of each in turn, with different caps."""
+    """Chains for problems of all families and levels, with draws 0 and 1 in turn and different caps."""
     problems = load_task("tiny")
     chosen = problems[:: len(problems) // count][:count]
     return [

