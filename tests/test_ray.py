@@ -295,7 +295,7 @@ def test_workers_that_never_start_are_given_up():
     made = driver(worker := WorkerHandle(None))
     with pytest.raises(PrunusError, match="lacks prunus"):
         made.lose(worker, RuntimeError("The actor died.\nModuleNotFoundError: No module named 'prunus'"))
-    with pytest.raises(PrunusError, match=r"workers end as they start \(why\)"):
+    with pytest.raises(PrunusError, match=r"workers end while they start \(why\)"):
         for _ in range(ray_driver.ATTEMPTS):
             made.workers = [worker]
             made.lose(worker, RuntimeError("why"))

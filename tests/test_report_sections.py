@@ -72,7 +72,7 @@ def test_a_legacy_base_is_said_to_bound_the_thinking_only(store, tmp_path):
         (base,) = [r.run_id for r in opened.runs() if (r.model["name"], r.plan["mode"]) == ("tiny", "legacy")]
     page = Page(report(store, tmp_path / "a.html", base=base))
     (warning,) = page.all("div", "warnings")
-    assert "mode legacy: the budget bounds the thinking only, and an answer may have up to 32\u202f768 tokens" in warning
+    assert "the budget bounds the thinking only, and an answer may have up to 32\u202f768 tokens" in warning
     assert "does not bound the tokens of dense and Wanda 20\xa0%" in warning
     assert len(page.rows("modes")) == 1 + 2 * len(BUDGETS)
 

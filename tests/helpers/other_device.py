@@ -1,6 +1,6 @@
 """A simulated second device: CPU tensors of another type, which like a GPU's cannot be combined with those of the CPU.
 
-Within `with OtherDevice() as device:`, torch.device("cuda") can be used. Tensors created on it or sent to it are marked,
+Within `with OtherDevice() as device:`, torch.device("cuda") can be used. Tensors created on it or sent to it are marked
 and report it as their device. An operation on marked and unmarked tensors is an error, except for numbers without
 dimensions, copies between the devices, and indices. Streams only add their device to device.streams.
 """
@@ -178,7 +178,7 @@ class Stream:
 
 @contextmanager
 def other_device(monkeypatch: Any, name: str = "cuda:0") -> Iterator[OtherDevice]:
-    """Within the context, the mode is active, also in the threads that send blocks, and torch's streams are replaced."""
+    """The mode, active within the context and in the threads that send blocks, with torch's streams replaced."""
     mode, real = OtherDevice(name), block_loader.prefetch
     streams = Streams(mode)
 

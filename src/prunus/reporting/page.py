@@ -85,7 +85,7 @@ def write_report(
     name: str = "Prunus report",
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the page and all files that belong to it. The store of data must be open; other arguments as in report()."""
+    """Write the page and all files that belong to it; arguments as in report(). The store of data must be open."""
     with Folder(files_folder(out), overwrite) as folder:
         sections = [section(data) for section in SECTIONS]
         text = page(data, sections, name, notes)
