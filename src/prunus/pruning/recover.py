@@ -231,11 +231,10 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             del tensors  # the block has them in float32
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
-            examples = streams.examples(block)
             fitted = fit(
                 parameters,
-                [examples[i] for i in training],
-                [examples[i] for i in held_out],
+                streams.examples(block, training),
+                streams.examples(block, held_out),
                 rate=recipe.rate,
                 epochs=recipe.epochs,
                 rng=random.Random(f"{recipe.seed} {index}"),

@@ -90,7 +90,7 @@ class HiddenStates:
                 count = min(most, len(group) - first)
                 yield table_SX[begin : begin + count * length].view(count, length, -1)
                 begin += count * length
-                self._release_pages()
+                self.release_pages()
 
     def sequences(self) -> list[tuple[Batch, Tensor]]:
         """Every sequence as a batch of its own with its (1, T, W) view, shortest first."""
@@ -112,7 +112,7 @@ class HiddenStates:
         twin.states_SW, twin._batches = self.states_SW.clone(), [batch.copy() for batch in self._batches]
         return twin
 
-    def _release_pages(self) -> None:
+    def release_pages(self) -> None:
         """Release mapped pages of the file, which the system's cache keeps, from this process's memory."""
         if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)

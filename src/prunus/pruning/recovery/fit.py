@@ -7,9 +7,9 @@ number does for Linears and norms of any model. Shapes: N sequences, T tokens, W
 
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,14 @@ class Example(NamedTuple):
     input_NTW: Tensor
     target_NTW: Tensor
     weight_NT: Tensor
+
+
+class Examples(Protocol):
+    """Examples that are read one at a time: the one before may be gone from memory by then."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
 
 
 class Trained(NamedTuple):
@@ -79,8 +87,8 @@ def trainable(block: nn.Module, dtypes: dict[str, torch.dtype], linears: Collect
 
 def fit(
     parameters: Sequence[Trained],
-    training: Sequence[Example],
-    held_out: Sequence[Example],
+    training: Examples,
+    held_out: Examples,
     *,
     rate: float,
     epochs: int,
@@ -95,7 +103,7 @@ def fit(
     start = snapshot(parameters)
     before = mean_error(held_out)
     best, best_state, step, steps = math.inf, start, 0, epochs * len(training)
-    counts, tokens = [int((example.weight_NT > 0).sum()) for example in training], 0
+    counts, tokens = [int((example.weight_NT > 0).sum()) for example in each(training)], 0
     finite = math.isfinite(before)
     optimizer = torch.optim.Adam(
         [{"params": [p.parameter.requires_grad_()], "rms": p.rms} for p in parameters],
@@ -153,10 +161,15 @@ def relative_error(output_NTW: Tensor, target_NTW: Tensor, weight_NT: Tensor) ->
 
 
 @torch.no_grad()
-def mean_error(examples: Sequence[Example]) -> float:
+def mean_error(examples: Examples) -> float:
     """relative_error of all examples, per token."""
-    total = sum(float(relative_error(e.run(e.input_NTW), e.target_NTW, e.weight_NT)) for e in examples)
-    return total / sum(float(e.weight_NT.sum()) for e in examples)
+    total = sum(float(relative_error(e.run(e.input_NTW), e.target_NTW, e.weight_NT)) for e in each(examples))
+    return total / sum(float(e.weight_NT.sum()) for e in each(examples))
+
+
+def each(examples: Examples) -> Iterator[Example]:
+    """The examples, one after the other."""
+    return (examples[index] for index in range(len(examples)))
 
 
 def share_of_rate(step: int, steps: int) -> float:

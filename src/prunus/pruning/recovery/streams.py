@@ -6,7 +6,7 @@ S tokens of all batches one after the other with padding, W numbers per token be
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -60,16 +60,35 @@ class Streams:
         for batch, rows_NTW in zip(self.batches, self.hidden.views(self.input_SW), strict=True):
             rows_NTW.copy_(self.pruned.run_block(block, rows_NTW.to(self.pruned.device), batch))
 
-    def examples(self, block: nn.Module) -> list[Example]:
-        """For each batch what the block reads and should give out: the pruned stream and the dense one."""
+    def examples(self, block: nn.Module, numbers: Sequence[int]) -> "StreamExamples":
+        """For each of these batches what the block reads and should give out: the pruned stream and the dense one."""
+        return StreamExamples(self, block, numbers)
 
-        def runs(batch: Batch) -> Callable[[Tensor], Tensor]:
-            return lambda rows_NTW: self.pruned.run_block(block, rows_NTW.to(self.pruned.device), batch)
 
-        views = zip(
-            self.batches, self.hidden.views(self.input_SW), self.hidden.views(self.hidden.states_SW), strict=True
+class StreamExamples:
+    """Batches of streams as examples for a block. Of streams in a file, only one batch is in memory at a time."""
+
+    def __init__(self, streams: Streams, block: nn.Module, numbers: Sequence[int]) -> None:
+        self._streams, self._block, self._numbers = streams, block, numbers
+        hidden = streams.hidden
+        self._views = list(
+            zip(streams.batches, hidden.views(streams.input_SW), hidden.views(hidden.states_SW), strict=True)
         )
-        return [Example(runs(batch), read_NTW, wanted_NTW, weight_of(batch)) for batch, read_NTW, wanted_NTW in views]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at an index; those given before can still be read, but are on the disk only."""
+        self._streams.hidden.release_pages()
+        batch, read_NTW, wanted_NTW = self._views[self._numbers[index]]
+        pruned, block = self._streams.pruned, self._block
+        return Example(
+            lambda rows_NTW: pruned.run_block(block, rows_NTW.to(pruned.device), batch),
+            read_NTW,
+            wanted_NTW,
+            weight_of(batch),
+        )
 
 
 def weight_of(batch: Batch) -> Tensor:
