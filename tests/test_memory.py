@@ -20,7 +20,7 @@ from prunus.pruning.calibration.hessian import inverse_factor
 
 HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 BATCH = 2048  # tokens that run through a block at a time
-SEQUENCES, FEW, MANY, LENGTH = 32, 8, 256, 128
+SEQUENCES, FEW, MANY, LENGTH = 32, 8, 192, 128
 # What is allowed beyond: pieces of files (also those of threads), the tokenizer, buffers of matrix products.
 SLACK = 12_000_000
 
@@ -49,7 +49,7 @@ class Shape(NamedTuple):
 
 
 WIDE, NARROW = Shape(2048, 2048, 2, 1000), Shape(1024, 1024, 2, 50_000)
-THIN = Shape(512, 512, 1, 1000)
+THIN = Shape(384, 384, 1, 1000)
 # For what runs in float32, there and back, and for what takes an eigendecomposition in float64.
 SMALL, SMALLEST = Shape(1056, 1056, 3, 1000), Shape(768, 768, 2, 1000)
 
