@@ -347,9 +347,31 @@ def test_errors_and_time_left_are_told_without_a_terminal(tmp_path, dense, rows,
         assert line.endswith(f"error {before:.3g} -> {after:.3g}")
 
 
-def test_a_packed_folder_is_refused_with_the_way(tmp_path, dense, rows):
-    prunus.pack(pruned_from(dense, rows), tmp_path / "packed")
-    with pytest.raises(PrunusError, match=r"is a packed checkpoint; run `prunus unpack .* OUT` and use OUT"):
+@pytest.mark.parametrize("masks_only", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_folder_gives_what_the_unpacked_one_gives(tmp_path, rows, dtype, masks_only):
+    dense = make_model(tmp_path / "dense", "qwen3", dtype=dtype)
+    pruned = pruned_from(dense, rows)
+    prunus.pack(pruned, tmp_path / "packed", masks_only=masks_only)
+    prunus.recover(pruned, tmp_path / "plain out", asked(rows))
+    prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows))
+    first, second = contents(tmp_path / "out"), contents(tmp_path / "plain out")
+    assert first.keys() == second.keys()
+    assert {path.name for path in first if first[path] != second[path]} == {"prunus.json"}  # which names PRUNED
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_masks_are_laid_over_the_dense_model_that_is_given(tmp_path, dense, rows):
+    prunus.pack(pruned_from(dense, rows), tmp_path / "packed", masks_only=True)
+    moved = dense.rename(tmp_path / "moved")
+    with pytest.raises(PrunusError, match="holds masks of"):
+        prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows))
+    assert prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows), dense=moved)["recovered"] == 3
+
+
+def test_a_folder_packed_with_rounding_is_refused_with_the_way(tmp_path, dense, rows):
+    prunus.pack(pruned_from(dense, rows), tmp_path / "packed", int8=True)
+    with pytest.raises(PrunusError, match=r"rounded to 8 bits.*unpack --lossy"):
         prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows))
     assert not list(tmp_path.glob("out*"))
 

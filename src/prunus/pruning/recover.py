@@ -19,6 +19,9 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import is_stateful
 from prunus.checkpoint.manifest import MANIFEST, versions
+from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
+from prunus.checkpoint.packed.reader import read_packed
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import Runner, pick_device
@@ -74,16 +77,31 @@ def recover(
 ) -> dict[str, Any]:
     """Write pruned (a folder or hub id) with its kept weights trained to the folder out; returns a summary.
 
-    dense: the model that it was pruned from; None: the one that its manifest names. Every zero of a pruned Linear stays
-    zero, and everything outside the blocks stays as it is. A block whose held-out error does not fall stays, too.
+    pruned: may be packed, but not as int8. dense: the model that it was pruned from; None: the one that its manifest
+    names. Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is. A block whose
+    held-out error does not fall stays, too.
     Unfinished work lives in out.partial; the same call goes on there and ends with the same bytes. offload: keep the
     residual streams on disk instead of in memory. dry_run: only say what would be done. Wrong input raises PrunusError
     and leaves nothing behind.
     """
     return recover_checkpoint(
-        Checkpoint(resolve(pruned)), str(pruned), Path(out), recipe or RecoverRecipe(), dense=dense, device=device,
-        offload=offload, overwrite=overwrite, dry_run=dry_run,
+        open_pruned(resolve(pruned), dense), str(pruned), Path(out), recipe or RecoverRecipe(), dense=dense,
+        device=device, offload=offload, overwrite=overwrite, dry_run=dry_run,
     )  # fmt: skip
+
+
+def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
+    """A model folder, packed or not; PrunusError if packing rounded its weights. dense: what masks alone belong to."""
+    if not is_packed(folder):
+        return Checkpoint(folder)
+    is_variant = read_packed(folder / PACKED_FILE).info["kind"] == "variant"
+    source = PackedCheckpoint(folder, dense if is_variant else None)
+    if source.lossy:
+        raise PrunusError(
+            f"{folder} holds values rounded to 8 bits, not the weights that pruning kept: give the folder that it was "
+            "packed from, or run `prunus unpack --lossy` first"
+        )
+    return source
 
 
 def recover_checkpoint(
