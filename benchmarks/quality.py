@@ -30,11 +30,12 @@ from tokenizers import Tokenizer
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.hashing import content_hash
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.saved_statistics import FORMAT
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
-from prunus.recipes import AllocationName, DepthMethodName, MethodName, content_hash
+from prunus.recipes import AllocationName, DepthMethodName, MethodName
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, WORK = ROOT / ".cache/smollm2", ROOT / ".cache/benchmark/quality"

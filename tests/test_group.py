@@ -14,9 +14,10 @@ from tiny_models import make_model, random_rows
 import prunus
 from prunus.cli import cli
 from prunus.errors import PrunusError
+from prunus.hashing import content_hash
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
-from prunus.recipes import OWN_GROUP, Group, PruneRecipe, content_hash
+from prunus.recipes import OWN_GROUP, Group, PruneRecipe
 from prunus.results.labels import step_label
 from prunus.study.cells import base_name, effective
 

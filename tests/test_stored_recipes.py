@@ -7,7 +7,8 @@ import pytest
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
-from prunus.recipes import DropRecipe, PruneRecipe, content_hash
+from prunus.hashing import content_hash
+from prunus.recipes import DropRecipe, PruneRecipe
 from prunus.study.cells import effective
 
 RECIPES = {"prune": PruneRecipe, "drop": DropRecipe}

@@ -1,29 +1,25 @@
 """Every knob with its unit: frozen recipes, to and from JSON, with a content hash. No model code here."""
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self
 
 from prunus.declarations import (
     Allocation,
     AllocationName,
-    Conflict,
     DepthMethod,
     DepthMethodName,
     Group,
     Method,
     MethodName,
     declared,
-    owners_of,
 )
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.kinds import settle
+from prunus.recipe_base import DECLARED, Recipe, with_options
 
 Window = Literal["fixed", "reference"]
 Statistic = Literal["mean", "median"]
@@ -46,117 +42,10 @@ PROFILE_NAMES = ("auto", *sorted(path.stem for path in PROFILE_FOLDER.glob("*.to
 # An object of its own, so that a recipe can tell a sparsity left out from one of 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
-# Words of a field that are written in another way than they are read: what is stored, and hashed, stays what it was.
-STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
-# In the class body of a recipe: the default is declared by the methods whose option the field is.
-DECLARED: Any = None
 # Methods that rank weights by a score of each, and what each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
     {name: method.group for name, method in declared(Method).items() if method.ranks}
 )
-Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod)
-Class = TypeVar("Class", bound=type)
-
-
-def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
-    """Make every option that methods declare a field of a recipe: with that default where the class names the field
-    (so that editors know it), and added at its end where it does not.
-    """
-
-    def extended(cls: Class) -> Class:
-        named = set(cls.__annotations__)
-        for table in tables:
-            for name, owners in owners_of(table).items():
-                setattr(cls, name, owners[0][1].default)
-                cls.__annotations__.setdefault(name, owners[0][1].hint)
-        # Fields that came after recipes were first stored: where they have their default, hashes are what they were.
-        later = ("group", "closing_weight", "swap_cycles", "swap_threshold", "admm_iterations", "admm_rho")
-        cls.LATER = (*later, *(name for name in cls.__annotations__ if name not in named))  # type: ignore[attr-defined]
-        return cls
-
-    return extended
-
-
-def canonical_json(data: Any) -> str:
-    """The same text for the same data: what hashes are taken of."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def content_hash(data: Any, length: int = 12) -> str:
-    """First `length` hex digits of the SHA-256 of canonical JSON."""
-    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:length]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the recipes share: types that are checked, JSON and hash.
-
-    LATER: fields that came after recipes were first stored; JSON leaves them out where they have their default.
-    """
-
-    LATER: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        settle(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; tuples become lists."""
-        usual = {field.name: field.default for field in fields(self)}
-        data = {name: value for name, value in asdict(self).items() if name not in self.LATER or value != usual[name]}
-        for name, words in STORED_WORDS.items():
-            if name in data:
-                data[name] = words.get(data[name], data[name])
-        return json.loads(canonical_json(data))
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of to_json; an unknown key is an error that names it."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")
-        return cls(**data)
-
-    @property
-    def hash(self) -> str:
-        """12 hex digits that stand for the content."""
-        return content_hash(self.to_json())
-
-    def _check_choice(self, name: str, choices: Any) -> None:
-        """choices: names, or a Literal type of them."""
-        value, known = getattr(self, name), get_args(choices) or tuple(choices)
-        if value not in known:
-            raise PrunusError(f"{name} '{value}' is not known; choose one of {', '.join(known)}")
-
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise PrunusError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    def _check_options(self, what: str, table: Mapping[str, Declaration]) -> None:
-        """Raise PrunusError where an option is set that the recipe's `what` (method...) does not have, or wrongly."""
-        chosen = getattr(self, what)
-        for name, owners in owners_of(table).items():
-            value, usual = getattr(self, name), getattr(type(self), name)
-            mine = next((option for owner, option in owners if owner == chosen), None)
-            if mine is None and value != usual:
-                users = " or ".join(owner for owner, _ in owners)
-                raise PrunusError(f"{name} belongs to {what} {users}, not to {chosen}")
-            if mine is not None:
-                mine.check(value, chosen)
-            if mine is not None and value != usual:
-                self._check_conflicts(mine.conflicts)
-        self._check_conflicts(table[chosen].conflicts)
-
-    def _check_conflicts(self, conflicts: Sequence[Conflict]) -> None:
-        for field, value, message in conflicts:
-            found = getattr(self, field)
-            if found == value if value is not None else found != getattr(type(self), field):
-                raise PrunusError(message.format_map(vars(self)))
-
-    def _check_calibration(self) -> None:
-        self._check_positive("samples", "seqlen")
-        if getattr(self, "calibration_tokens", None) is not None:
-            self._check_positive("calibration_tokens")
 
 
 @dataclass(frozen=True)

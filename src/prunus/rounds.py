@@ -13,18 +13,20 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-from prunus.checkpoint.checkpoint import MANIFEST, Checkpoint
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import MANIFEST
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import check_target, replace_folder
 from prunus.disk import locked, write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.evaluation.traces import check_problems, traces
+from prunus.hashing import canonical_json
 from prunus.progress import say
 from prunus.pruning.methods import find_method
 from prunus.pruning.pipeline import prune
 from prunus.pruning.recover import check_trainable, prune_and_recover, recover
-from prunus.recipes import PruneRecipe, RecoverRecipe, TraceRecipe, canonical_json
+from prunus.recipes import PruneRecipe, RecoverRecipe, TraceRecipe
 
 Calibrated = TypeVar("Calibrated", PruneRecipe, RecoverRecipe)
 Drawn = Literal["recovered", "dense"]

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, content_hash
+from prunus.hashing import content_hash
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store
 

@@ -24,7 +24,7 @@ from prunus.checkpoint.model_folder import INDEX, SINGLE_FILE
 from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of, read_header, write_file
 from prunus.disk import DiskFull, check_space, disk_errors, locked, replace_folder, sync_file, sync_folder, write_text
 from prunus.errors import PrunusError
-from prunus.recipes import content_hash
+from prunus.hashing import content_hash
 
 JOURNAL, LOCK, CALIBRATION, HIDDEN = "journal.json", "lock", "calibration.jsonl", "hidden.bin"
 EVIDENCE = "evidence.json"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from prunus.evaluation.profiles import Markers, Profile, decode
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
-from prunus.recipes import canonical_json
+from prunus.hashing import canonical_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,8 @@ from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_prompt, resolve_profile
 from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
-from prunus.recipes import EvalPlan, content_hash
+from prunus.hashing import content_hash
+from prunus.recipes import EvalPlan
 from prunus.results.rows import ProblemRow
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, resolve, tiny_folder
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.hashing import content_hash
 from prunus.pruning.calibration.data import HUB_NAMES, TRACES, calibration_name
 from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.unused_settings import unused_settings
-from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, content_hash
+from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.study.file import Entry, Recipe, Study
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
-from prunus.recipes import content_hash
+from prunus.hashing import content_hash
 from prunus.reporting.page import check_target, files_folder, write_report
 from prunus.reporting.render.text import esc, joined, points
 from prunus.reporting.report_data import ReportData

@@ -12,8 +12,9 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import versions
 from prunus.declarations import Allocation, declared
 from prunus.disk import locked
+from prunus.hashing import content_hash
 from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name
-from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe, content_hash
+from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe
 
 # Fields of a recipe on which importance scores may depend, besides options of the allocation.
 FIELDS = ("scope", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed", "dtype")
