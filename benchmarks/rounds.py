@@ -20,7 +20,7 @@ from prunus.recipes import EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 from prunus.results.store import Store
 
 BUDGETS = (128, 512)
-ROUNDS = 3
+ROUNDS, CHAINS = 3, 100
 WAYS = ("one round", "three rounds, own chains", "three rounds, dense chains")
 
 
@@ -37,7 +37,7 @@ def make(folder: Path, sparsity: int, way: str, tokens: int) -> Path:
     if rounds == 1:
         prunus.prune_and_recover("tiny", target, recipe, recovery)
     else:
-        drawn = TraceRecipe(("tiny-train",), limit=400, max_tokens=512, only="correct", batch_size=200)
+        drawn = TraceRecipe(("tiny-train",), limit=CHAINS, max_tokens=512, only="correct", batch_size=200)
         source: Any = "recovered" if "own" in way else "dense"
         prunus.prune_in_rounds("tiny", target, recipe, recovery, rounds=rounds, chains=drawn, drawn_from=source)
     target.with_name(target.name + ".json").write_text(json.dumps({"cpu_s": round(cpu_seconds() - begin, 1)}))
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=16_000, help="Tokens of recovery in all rounds, repeats not counted."
     )
+    parser.add_argument("--ways", default=";".join(WAYS), help="Which, with semicolons between them.")
     parser.add_argument("--problems", type=int, default=420)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -78,7 +79,7 @@ def main() -> None:
     print("|---|---|---:|---:|---|---:|---:|")
     for sparsity in map(int, asked.sparsities.split(",")):
         runs: dict[str, str] = {}
-        for way in WAYS:
+        for way in asked.ways.split(";"):
             model = make(asked.folder, sparsity, way, asked.tokens)
             runs[way] = prunus.evaluate(model, plan, store)
             accuracies, _ = compared(store, dense, runs[way])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import warm_processes
@@ -11,12 +12,18 @@ from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
 from prunus.results.verdicts import WORDS
+from prunus.walkthrough import Recovered
 
 
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 64), limit=12, batch_size=12))
-    few = {n: replace(r, samples=8) if r.calibration == "tiny" else r for n, r in walkthrough.VARIANTS.items()}
+    few: dict[str, Any] = dict(walkthrough.VARIANTS)
+    for name, recipe in few.items():
+        if isinstance(recipe, Recovered):
+            few[name] = recipe._replace(recipe=replace(recipe.recipe, calibration_tokens=600, epochs=1))
+        elif recipe.calibration == "tiny":
+            few[name] = replace(recipe, samples=8)
     monkeypatch.setattr(walkthrough, "VARIANTS", few)
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
@@ -32,12 +39,14 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     for entry in comparison["others"]:
         assert entry["verdict"] in WORDS
         assert entry["verdict"].split(",")[0] in printed
-    assert (tmp_path / "report.html").read_text().count("ShortGPT") > 1
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("ShortGPT") > 1 and page.count("Wanda 50\xa0% + recovered") > 1
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(stamps) == len(walkthrough.VARIANTS)
     monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
+    monkeypatch.setattr(walkthrough.prunus, "recover", None, raising=False)
     again = walkthrough.demo(tmp_path)
     assert again == comparison
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}

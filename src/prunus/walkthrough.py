@@ -1,4 +1,4 @@
-"""The whole job on the built-in reasoner: prune, drop, evaluate, compare, report."""
+"""The whole job on the built-in reasoner: prune, drop, recover, evaluate, compare, report."""
 
 import json
 import multiprocessing
@@ -7,24 +7,35 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import prunus
 from prunus.checkpoint.manifest import MANIFEST
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compare
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
+
+class Recovered(NamedTuple):
+    """Another variant, by name, and how it is recovered."""
+
+    variant: str
+    recipe: RecoverRecipe
+
+
 BASE = "tiny"
 CALIBRATION = {"calibration": "tiny", "samples": 128}
-VARIANTS: dict[str, PruneRecipe | DropRecipe] = {
+VARIANTS: dict[str, PruneRecipe | DropRecipe | Recovered] = {
     "wanda-20": PruneRecipe(method="wanda", sparsity=0.2, **CALIBRATION),
     "magnitude-20": PruneRecipe(method="magnitude", sparsity=0.2),
     "wanda-50": PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION),
+    "wanda-50-recovered": Recovered(
+        "wanda-50", RecoverRecipe("tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024)
+    ),
     "magnitude-50": PruneRecipe(method="magnitude", sparsity=0.5),
     "drop-1": DropRecipe(blocks="1", **CALIBRATION),
     "drop-2": DropRecipe(blocks="2", **CALIBRATION),
@@ -40,9 +51,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]
     """
     folder = Path(out)
     plan = PLAN if not quick else replace(PLAN, limit=QUICK_PROBLEMS)
-    models = {BASE: BASE} | {
-        name: str(make_variant(folder / "models" / name, recipe)) for name, recipe in VARIANTS.items()
-    }
+    models = {BASE: BASE} | {name: str(make_variant(folder / "models", name)) for name in VARIANTS}
     store = folder / ("quick.db" if quick else "results.db")
     runs = evaluate_all(models, plan, store)
     with Store(store) as opened:
@@ -56,17 +65,22 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]
         out_console.print(
             "Wanda is not ahead here, unlike on large models: benchmarks/comparison_group.py measures why."
         )
+    out_console.print("Wanda at 50 %, recovered, against the same before recovery:")
+    out_console.print(verdict_table(compare(store, runs["wanda-50"], [runs["wanda-50-recovered"]])))
     page = prunus.report(store, folder / "report.html", base=runs[BASE], overwrite=True)
     say(f"The page with curves, intervals and texts: {page}")
     return comparison
 
 
-def make_variant(target: Path, recipe: PruneRecipe | DropRecipe) -> Path:
-    """The checkpoint of a recipe at target; made unless it is there, from the same source and by the same recipe."""
+def make_variant(folder: Path, name: str) -> Path:
+    """The checkpoint of a variant in a folder; made unless it is there, from the same source and by the same recipe."""
     from prunus.checkpoint.checkpoint import Checkpoint
     from prunus.checkpoint.resolve import resolve
 
-    source = Checkpoint(resolve(BASE)).checksum()
+    recipe, target, model = VARIANTS[name], folder / name, BASE
+    if isinstance(recipe, Recovered):
+        model, recipe = str(folder / recipe.variant), recipe.recipe
+    source = Checkpoint(resolve(model)).checksum()
     if (target / MANIFEST).exists():
         step = json.loads((target / MANIFEST).read_text())["history"][-1]
         if step["recipe"] == recipe.to_json() and step["source"]["checksum"] == source:
@@ -74,9 +88,11 @@ def make_variant(target: Path, recipe: PruneRecipe | DropRecipe) -> Path:
     say(f"making {target.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(recipe, PruneRecipe):
-        prunus.prune(BASE, target, recipe, overwrite=True)
+        prunus.prune(model, target, recipe, overwrite=True)
+    elif isinstance(recipe, DropRecipe):
+        prunus.drop_blocks(model, target, recipe, overwrite=True)
     else:
-        prunus.drop_blocks(BASE, target, recipe, overwrite=True)
+        prunus.recover(model, target, recipe, overwrite=True)
     return target
 
 

@@ -13,7 +13,7 @@ from prunus.cli.common import command, json_option, print_json
 @click.option("--out", type=click.Path(path_type=Path), default=Path("prunus-demo"), show_default=True)
 @click.option("--quick", is_flag=True, help="Use a fifth of the problems: takes a minute, with wider intervals.")
 def demo_command(out: Path, quick: bool) -> None:
-    """Run everything on the built-in reasoner: prune, drop, evaluate, compare, report."""
+    """Run everything on the built-in reasoner: prune, drop, recover, evaluate, compare, report."""
     prunus.demo(out, quick=quick)
 
 
