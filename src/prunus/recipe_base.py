@@ -1,4 +1,4 @@
-"""What all recipes share: checks of their fields, JSON, a content hash, and fields that methods declare as options."""
+"""The base class of recipes: checks of fields, JSON, a content hash, and fields that methods declare as options."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +11,19 @@ from prunus.errors import PrunusError
 from prunus.hashing import canonical_json, content_hash
 from prunus.kinds import settle
 
-# Words of a field that are written in another way than they are read: what is stored, and hashed, stays what it was.
+# Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
-# In the class body of a recipe: the default is declared by the methods whose option the field is.
+# Stands in the class body of a recipe for a default that the methods with this option declare.
 DECLARED: Any = None
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod)
 Class = TypeVar("Class", bound=type)
 
 
 def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
-    """Make every option that methods declare a field of a recipe: with that default where the class names the field
-    (so that editors know it), and added at its end where it does not.
+    """Return a decorator that makes each option that methods declare a field of a recipe, with its declared default.
+
+    The class may name the field, so that editors know it; else the field is added at the end. Such added fields came
+    after recipes were first stored, so the decorator adds them to LATER.
     """
 
     def extended(cls: Class) -> Class:
@@ -30,9 +32,8 @@ def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
             for name, owners in owners_of(table).items():
                 setattr(cls, name, owners[0][1].default)
                 cls.__annotations__.setdefault(name, owners[0][1].hint)
-        # Fields that came after recipes were first stored: where they have their default, hashes are what they were.
-        later = ("group", "closing_weight", "swap_cycles", "swap_threshold", "admm_iterations", "admm_rho")
-        cls.LATER = (*later, *(name for name in cls.__annotations__ if name not in named))  # type: ignore[attr-defined]
+        added = (name for name in cls.__annotations__ if name not in named)
+        cls.LATER = (*cls.LATER, *added)  # type: ignore[attr-defined]
         return cls
 
     return extended
@@ -40,9 +41,10 @@ def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the recipes share: types that are checked, JSON and hash.
+    """A frozen set of settings whose types are checked when it is made, with JSON and a content hash.
 
-    LATER: fields that came after recipes were first stored; JSON leaves them out where they have their default.
+    LATER: fields that were added after recipes were first stored. JSON leaves them out where they have their default, so
+    that the hashes of stored recipes stay as they were.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ()
@@ -51,7 +53,7 @@ class Recipe:
         settle(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; tuples become lists."""
+        """Return the settings as plain data; tuples become lists."""
         usual = {field.name: field.default for field in fields(self)}
         data = {name: value for name, value in asdict(self).items() if name not in self.LATER or value != usual[name]}
         for name, words in STORED_WORDS.items():
@@ -61,7 +63,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of to_json; an unknown key is an error that names it."""
+        """Return the recipe that to_json described. Raises PrunusError that names a key that is unknown."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")
@@ -69,11 +71,11 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """12 hex digits that stand for the content."""
+        """12 hex digits of the SHA-256 of the recipe's JSON."""
         return content_hash(self.to_json())
 
     def _check_choice(self, name: str, choices: Any) -> None:
-        """choices: names, or a Literal type of them."""
+        """Raise PrunusError unless a field is one of the choices: names, or a Literal type of them."""
         value, known = getattr(self, name), get_args(choices) or tuple(choices)
         if value not in known:
             raise PrunusError(f"{name} '{value}' is not known; choose one of {', '.join(known)}")
@@ -84,7 +86,10 @@ class Recipe:
                 raise PrunusError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     def _check_options(self, what: str, table: Mapping[str, Declaration]) -> None:
-        """Raise PrunusError where an option is set that the recipe's `what` (method...) does not have, or wrongly."""
+        """Raise PrunusError where an option is out of range, or is set and does not belong to the recipe's choice.
+
+        what: the field with that choice (`method`, `allocation`). table: the declarations to choose from.
+        """
         chosen = getattr(self, what)
         for name, owners in owners_of(table).items():
             value, usual = getattr(self, name), getattr(type(self), name)

@@ -1,4 +1,4 @@
-"""Every knob with its unit: frozen recipes, to and from JSON, with a content hash. No model code here."""
+"""Recipes: every setting of pruning, recovery, evaluation and traces, with its unit. No model code here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ TraceFilter = Literal["all", "correct"]
 # Fields of a recipe that say how much a token of a trace counts.
 TOKEN_WEIGHTS = ("prompt_weight", "chain_weight", "closing_weight")
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
-# A built-in profile is one file there.
+# The folder in which each built-in profile is one file.
 PROFILE_FOLDER = Path(__file__).parent / "evaluation" / "profiles"
 PROFILE_NAMES = ("auto", *sorted(path.stem for path in PROFILE_FOLDER.glob("*.toml")))
-# An object of its own, so that a recipe can tell a sparsity left out from one of 0.5.
+# An object of its own, by which a recipe distinguishes a sparsity that was not given from 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
-# Methods that rank weights by a score of each, and what each ranks together unless the recipe says otherwise.
+# Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
     {name: method.group for name, method in declared(Method).items() if method.ranks}
 )
@@ -55,41 +55,54 @@ class PruneRecipe(Recipe):
     """How to zero weights.
 
     sparsity: share of zeros in the Linears in scope, in [0, 1).
+    pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row. The sparsity then follows from the pattern: here 0.5.
+    scope: which Linears of a block are pruned.
     calibration: built-in name (c4, wikitext2, tiny), `traces:FILE`, or a .txt/.jsonl file; `auto` is `tiny` for the
         tiny reasoner and `c4` for every other model.
-    samples, seqlen: number of calibration sequences and their length in tokens. calibration_tokens: so many tokens in
-        all, to the token, instead of samples; what makes sources comparable.
-    prompt_weight, chain_weight: how much a token of the prompt and one of the chain count in the statistics that masks
-        and updates are made from; for traces, which say where prompts end. 0 and 1: the chain alone.
-    closing_weight: how much a token counts where thinking ends: the last 16 tokens of thinking and the 16 that follow,
-        of which the marker is the first; None: as the rest of the chain.
-    propagation: whether later blocks see the pruned or the dense output of earlier ones; `true_sequential`
-        (stored as `staged`): also within a block later Linears see earlier ones pruned (q, k, v, then o, then gate, up,
-        then down).
-    pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row; sparsity is then what the pattern says, here 0.5.
-    group: what is ranked together by methods that score weights: each `row` (output) or the whole `tensor`; None is the
-        method's own, tensor for magnitude and ria, else row.
-    rounding: `exact` (round(S*N) zeros per comparison group, ties by index; an allocation's in all) or `reference` (as
-        in the authors' code, or in that of arXiv:2604.25098 where there is an allocation: int(S*N), by floats).
-    update: `obs` lets the weights that a method keeps make up for the others, as SparseGPT does.
-    row_power: for wanda: rows keep weights in proportion to the Fisher information of their outputs to this power; 0 is
-        the same for all.
-    gradient_scale: of gradients beside input norms, for gblm and wanda++ (the papers' c and alpha).
-    repair_rounds, repair_rate: for wanda++: how often a block is pruned and repaired, and how long the steps are.
+    samples, seqlen: number of calibration sequences, and their length in tokens.
+    calibration_tokens: exact number of calibration tokens, instead of samples; makes sources comparable.
+    prompt_weight, chain_weight: weight of a token of the prompt, and of the chain of thought, in the statistics that
+        masks and updates are computed from. Only for traces, which record where prompts end. 0 and 1: only the chain.
+    closing_weight: weight of a token where thinking ends, which is one of the last 16 tokens of thinking or of the 16
+        that follow, beginning with the marker. None: chain_weight.
+    seed: of the calibration sample.
+    propagation: inputs on which a Linear is calibrated. `pruned`: those from pruned earlier blocks; `dense`: those of
+        the dense model; `true_sequential` (stored as `staged`): also within a block, later Linears see the earlier ones
+        pruned (q, k, v, then o, then gate, up, then down).
+    group: weights that score-based methods rank together: each `row` (output) or the whole `tensor`. None: the method's
+        own, which is tensor for magnitude and ria, else row.
+    rounding: `exact` (round(S*N) zeros per comparison group, ties by index; with an allocation, in total) or
+        `reference` (as in the authors' code, or with an allocation as in that of arXiv:2604.25098: int(S*N) in floats).
+    update: `obs` changes the kept weights to compensate for the others, as SparseGPT does.
+    row_power: for wanda: exponent of the rows' budgets, which are proportional to the Fisher information of the rows'
+        outputs to this power. 0: all rows keep the same number of weights.
+    gradient_scale: weight of gradients relative to input norms, for gblm and wanda++ (the papers' c and alpha).
+    repair_rounds, repair_rate: for wanda++: number of rounds of pruning and repairing a block, and the learning rate.
     swap_cycles, swap_threshold: for dsnot: the most swaps per row, and the error of a row, over 2048 tokens, below
-        which it is done.
+        which swapping ends.
     admm_iterations, admm_rho: for alps: the most iterations of ADMM, and its initial penalty.
     dtype: in which the blocks run; `auto` is the checkpoint's own.
-    allocation: how sparsity is shared out among the blocks. spread: how far apart they may get, None for the
-        allocation's own: half of the range (owl 0.08, the paper's lambda; dlp 0.15), or half of it as a share of
-        sparsity (alphapruning, layerif-sketch 0.3). step: how much more each block loses than the one before, for atp.
-    outlier_threshold: how many times the mean score of its block an outlier exceeds, for owl (the paper's M).
-    statistic: of a block's Wanda scores, for dlp; `median` is the paper's, `mean` that of its code.
-    window: where alphapruning looks for the tail of a spectrum; `reference` as in the authors' code.
-    influence_train, influence_validation: sequences for layerif and layerif-sketch, chosen like those of calibration
-        (instead of samples) and at most 1024 tokens long.
-    scores: evidence file that an allocation is made from, instead of measuring.
+    allocation: how the sparsity is shared out among the blocks.
+    spread: how far the blocks' sparsities may differ. None: the allocation's own. For owl (0.08, the paper's lambda)
+        and dlp (0.15) it is half of the range, for alphapruning and layerif-sketch (0.3) half of the range as a share
+        of the sparsity.
+    step: for atp: how much more sparsity each block gets than the one before.
+    outlier_threshold: for owl: the multiple of its block's mean score that an outlier exceeds (the paper's M).
+    statistic: for dlp: the statistic of a block's Wanda scores; `median` as in the paper, `mean` as in its code.
+    window: for alphapruning: where the tail of a spectrum is fitted; `reference` as in the authors' code.
+    influence_train, influence_validation: for layerif and layerif-sketch: number of sequences, chosen like those of the
+        calibration (instead of samples), each of at most 1024 tokens.
+    scores: file of importance scores that an allocation uses instead of measuring.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = (
+        "group",
+        "closing_weight",
+        "swap_cycles",
+        "swap_threshold",
+        "admm_iterations",
+        "admm_rho",
+    )
 
     method: MethodName = "wanda"
     sparsity: float = DEFAULT_SPARSITY
@@ -131,7 +144,7 @@ class PruneRecipe(Recipe):
         self._check_choice("method", MethodName)
         self._check_choice("scope", Scope)
         self._check_choice("propagation", Propagation)
-        if self.propagation == "staged":  # as recipes stored by earlier versions call it
+        if self.propagation == "staged":  # the name in recipes that earlier versions stored
             object.__setattr__(self, "propagation", "true_sequential")
         self._check_choice("rounding", Rounding)
         self._check_choice("update", UpdateName)
@@ -150,7 +163,7 @@ class PruneRecipe(Recipe):
 
     @property
     def groups(self) -> tuple[int, int] | None:
-        """The pattern as numbers: keep n of m. None without a pattern."""
+        """The pattern N:M as (N, M): keep N of every M. None without a pattern."""
         if self.pattern is None:
             return None
         keep, _, width = self.pattern.partition(":")
@@ -168,7 +181,7 @@ class PruneRecipe(Recipe):
         if self.sparsity is not DEFAULT_SPARSITY and self.sparsity != implied:
             raise PrunusError(f"pattern {self.pattern} is a sparsity of {implied:g} already; leave sparsity out")
         if self.allocation != "uniform":
-            raise PrunusError(f"pattern {self.pattern} is the same for all; allocation must be uniform")
+            raise PrunusError(f"pattern {self.pattern} gives all blocks the same sparsity; allocation must be uniform")
         object.__setattr__(self, "sparsity", implied)
 
     def _check_group(self) -> None:
@@ -178,7 +191,7 @@ class PruneRecipe(Recipe):
         if self.method not in OWN_GROUP:
             raise PrunusError(f"group belongs to method {' or '.join(OWN_GROUP)}, not to {self.method}")
         if self.pattern is not None:
-            raise PrunusError(f"pattern {self.pattern} is a group of its own; leave group out")
+            raise PrunusError(f"pattern {self.pattern} says which weights are ranked together; leave group out")
 
     @property
     def weighted(self) -> bool:
@@ -191,12 +204,16 @@ class PruneRecipe(Recipe):
 class DropRecipe(Recipe):
     """Which decoder blocks to remove.
 
-    blocks: "2" removes two blocks that `method` chooses; "16,17" (or "16," for one) removes these, by index from 0, and
-        ignores method and calibration. None: 1, or what match_sparsity says.
-    match_sparsity: in (0, 1); instead of blocks: the number of blocks nearest to that share of the blocks' weights.
-    merge, threshold, interval, telescoping: of laco. How many blocks one merge folds into the one before them; the
-        cosine to the old hidden states that it must keep; how far below a merge the next one begins; the sum as some
-        codes take it, which leaves only the last of the folded blocks.
+    blocks: "2" removes two blocks that `method` chooses; "16,17" (or "16," for one) removes the blocks with these
+        indices, counted from 0, and ignores method and calibration. None: one block, or what match_sparsity says.
+    match_sparsity: instead of blocks: the number of blocks that is nearest to this share of the blocks' weights, in
+        (0, 1).
+    merge: for laco: number of blocks that one merge folds into the block before them.
+    threshold: for laco: a merge is kept if the cosine of the last hidden states to the dense model's exceeds it.
+    interval: for laco: after a merge that is kept, the next is tried this number of blocks lower.
+    telescoping: for laco: take each block's difference to the block before it instead of to the block that it is folded
+        into, as some published code does; only the weights of the last block are then left.
+    calibration, samples, seqlen, calibration_tokens, seed: as in PruneRecipe.
     """
 
     method: DepthMethodName = "shortgpt"
@@ -232,13 +249,16 @@ class DropRecipe(Recipe):
 
     @property
     def indices(self) -> tuple[int, ...] | None:
-        """Sorted block indices where the user named them, else None."""
+        """The sorted indices of the blocks to remove if the recipe names them, else None."""
         if self.blocks is None or "," not in self.blocks:
             return None
         return tuple(sorted({int(part) for part in self.blocks.split(",") if part.strip()}))
 
     def count(self, blocks: int) -> int:
-        """How many of so many equal blocks go; PrunusError where match_sparsity comes nearest to none or to all."""
+        """Return how many of `blocks` equal blocks are removed.
+
+        Raises PrunusError where match_sparsity is nearest to none or to all of them.
+        """
         if self.match_sparsity is None:
             return len(self.indices) if self.indices is not None else int(self.blocks or 1)
         count = int(self.match_sparsity * blocks + 0.5)
@@ -255,11 +275,11 @@ class RecoverRecipe(Recipe):
     """How to train what pruning kept, block by block (docs/recover.md).
 
     calibration, samples, seqlen, calibration_tokens, seed and the weights of tokens: as in PruneRecipe.
-    epochs: how often each token is trained on. step_tokens: tokens of one step of Adam, which is one sequence at least.
-    rate: the largest learning rate, as a share of each tensor's root mean square.
+    epochs: passes over the training tokens. step_tokens: tokens per step of Adam; at least one sequence.
+    rate: peak learning rate, relative to each tensor's root mean square, in (0, 1).
     norms: whether norms and biases are trained, too.
-    target: what a block is to give out: the output that the `dense` model has there, or `own`: that of the dense
-        model's block on the pruned model's input.
+    target: what a block learns to output. `dense`: the dense model's hidden states at that depth; `own`: what the dense
+        model's block outputs for the pruned model's input.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("closing_weight",)
@@ -289,11 +309,11 @@ class RecoverRecipe(Recipe):
 
     @classmethod
     def like(cls, recipe: Recipe, **changes: Any) -> Self:
-        """The usual recovery on the calibration of a recipe, but for changes."""
+        """Return the default recovery with the calibration of another recipe, except for changes."""
         alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", *TOKEN_WEIGHTS)
         values = {name: getattr(recipe, name) for name in alike if hasattr(recipe, name)}
         if "samples" in changes:
-            values["calibration_tokens"] = None  # which would be used instead of them
+            values["calibration_tokens"] = None  # it would override samples
         return cls(**values | changes)
 
     @property
@@ -306,15 +326,22 @@ class RecoverRecipe(Recipe):
 class EvalPlan(Recipe):
     """How to evaluate one model: which problems, how much thinking, how to sample.
 
-    tasks: names or .jsonl files. budgets: thinking tokens allowed, strictly increasing, 0 means no thinking.
-    samples: draws per problem and budget. answer_tokens: cap on the answer; None takes the mode's
-        (strict 1024, multiple choice 512, tiny 64; legacy 32768). In mode legacy the context may leave less.
-    wait: how many attempts to stop thinking are refused, each replaced by "Wait".
-    temperature, top_p, top_k: None takes the profile's; temperature 0 is greedy, top_k 0 is off.
+    tasks: names of problem sets or .jsonl files.
+    budgets: thinking tokens allowed, strictly increasing; 0 means no thinking.
+    samples: draws per problem and budget.
+    profile: strings that open, cut and close the model's thinking; `auto` finds the one that fits the model.
+    mode: `strict` caps the answer and bans thinking markers in it; `legacy` follows the papers' scripts.
+    answer_tokens: cap on the answer. None: the mode's (strict 1024, multiple choice 512, tiny 64; legacy 32768). In
+        mode legacy the context may leave less.
+    wait: number of times that the end of thinking is suppressed and replaced by "Wait".
+    temperature, top_p, top_k: of sampling. None: the profile's; temperature 0 is greedy, top_k 0 is off.
+    prompt: `bare` problem text, or `boxed`, which also asks for a boxed answer.
+    limit: use the first N problems of each task.
+    seed: of all sampling.
+    backend: inference engine, one of prunus.engines.BACKENDS.
     reuse: sample one chain at the largest budget and cut it for the others.
-    limit: use the first N problems of each task. prompt: `bare` problem text, or `boxed` with an instruction.
-    batch_size: chains done and stored together; part of the plan so that a resumed run meets the same batches. None
-        takes the backend's own (prunus.engines.BACKENDS).
+    batch_size: chains generated and stored together. It is part of the plan, so that a resumed run has the same
+        batches. None: the backend's own (prunus.engines.BACKENDS).
     """
 
     tasks: tuple[str, ...]
@@ -359,11 +386,13 @@ class EvalPlan(Recipe):
         if self.top_k is not None and self.top_k < 0:
             raise PrunusError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if self.wait and self.reuse and len(self.budgets) > 1:
-            raise PrunusError("refusing to stop (--wait) changes the chain, so budgets cannot share it: add --no-reuse")
+            raise PrunusError(
+                "suppressing the end of thinking (--wait) changes the chain, so budgets cannot share it: add --no-reuse"
+            )
 
     @property
     def rows(self) -> int:
-        """The batch size that takes effect."""
+        """The batch size that takes effect: the plan's, or the backend's own."""
         return self.batch_size or BACKENDS[self.backend].batch_size
 
 
@@ -371,9 +400,14 @@ class EvalPlan(Recipe):
 class TraceRecipe(Recipe):
     """Which of a model's own chains to keep for calibration.
 
-    tasks: names or .jsonl files, never evaluation sets. samples: chains per problem. max_tokens: thinking tokens
-    allowed per chain. only: `correct` keeps chains with the right answer. min_tokens: least thinking tokens. hardest:
-    keep the harder half of the problems: least often solved, then longest thought about. The rest as in EvalPlan.
+    tasks: names or .jsonl files; evaluation sets are refused.
+    samples: chains per problem.
+    max_tokens: thinking tokens allowed per chain.
+    only: `correct` keeps only chains with a correct answer.
+    min_tokens: keep only chains with at least N thinking tokens.
+    hardest: keep only the harder half of the problems: those solved least often, ties by longer thinking.
+
+    The other fields are those of EvalPlan.
     """
 
     tasks: tuple[str, ...]
@@ -397,11 +431,13 @@ class TraceRecipe(Recipe):
         if self.min_tokens < 0:
             raise PrunusError(f"min_tokens must be 0 or more, not {self.min_tokens}")
         if self.min_tokens > self.max_tokens:
-            raise PrunusError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: no chain would do")
+            raise PrunusError(
+                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: no chain would be kept"
+            )
         self.plan()
 
     def plan(self) -> EvalPlan:
-        """How the chains are drawn: an evaluation under one budget."""
+        """Return the evaluation plan that draws the chains; its only budget is max_tokens."""
         return EvalPlan(
             tasks=self.tasks,
             budgets=(self.max_tokens,),
@@ -417,23 +453,23 @@ class TraceRecipe(Recipe):
 
 
 def weights_of(recipe: PruneRecipe | RecoverRecipe) -> dict[str, float]:
-    """How much a token of the prompt, of the chain and of the chain's end counts, by the recipe's names."""
+    """Return the weights of tokens of the prompt, of the chain and of the chain's end, by the recipe's names."""
     weights = {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
     return {name: recipe.chain_weight if weight is None else weight for name, weight in weights.items()}
 
 
 def check_token_weights(recipe: PruneRecipe | RecoverRecipe) -> None:
-    """Raise PrunusError unless tokens can count so much."""
+    """Raise PrunusError unless all weights of tokens are finite and at least 0, and one is above 0."""
     weights = weights_of(recipe)
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise PrunusError(f"{name} must be 0 or more, not {weight}")
     if not any(weights.values()):
-        raise PrunusError("prompt_weight and chain_weight are both 0: no token would count")
+        raise PrunusError("prompt_weight and chain_weight are both 0, so that no token would count")
 
 
 def check_budgets(budgets: Sequence[int]) -> None:
-    """Raise unless budgets are whole numbers >= 0 in strictly increasing order."""
+    """Raise PrunusError unless budgets are whole numbers >= 0 in strictly increasing order."""
     if not budgets:
         raise PrunusError("name at least one thinking budget, such as --budgets 512,1024")
     if budgets[0] < 0:
