@@ -114,7 +114,7 @@ def test_saved_statistics_give_the_same(place, tmp_path):
     [
         ({"method": "sparsegpt", "group": "row"}, "group belongs to method magnitude or wanda or .*, not to sparsegpt"),
         ({"method": "alps", "group": "tensor"}, "not to alps"),
-        ({"pattern": "2:4", "group": "row"}, "pattern 2:4 is a group of its own; leave group out"),
+        ({"pattern": "2:4", "group": "row"}, "pattern 2:4 says which weights are ranked together; leave group out"),
         (
             {"row_power": 0.5, "group": "row"},
             "row_power distributes a tensor's zeros over its rows; leave group out",

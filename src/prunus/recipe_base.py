@@ -43,8 +43,8 @@ def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
 class Recipe:
     """A frozen set of settings whose types are checked when it is made, with JSON and a content hash.
 
-    LATER: fields that were added after recipes were first stored. JSON leaves them out where they have their default, so
-    that the hashes of stored recipes stay as they were.
+    LATER: fields that were added after recipes were first stored. JSON leaves them out where they have their default,
+    so that the hashes of stored recipes stay as they were.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ()

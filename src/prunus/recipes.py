@@ -386,9 +386,7 @@ class EvalPlan(Recipe):
         if self.top_k is not None and self.top_k < 0:
             raise PrunusError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if self.wait and self.reuse and len(self.budgets) > 1:
-            raise PrunusError(
-                "suppressing the end of thinking (--wait) changes the chain, so budgets cannot share it: add --no-reuse"
-            )
+            raise PrunusError("--wait changes the chain before its end, so budgets cannot share it: add --no-reuse")
 
     @property
     def rows(self) -> int:
@@ -432,7 +430,7 @@ class TraceRecipe(Recipe):
             raise PrunusError(f"min_tokens must be 0 or more, not {self.min_tokens}")
         if self.min_tokens > self.max_tokens:
             raise PrunusError(
-                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: no chain would be kept"
+                f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}: nothing would be kept"
             )
         self.plan()
 
