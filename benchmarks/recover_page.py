@@ -83,7 +83,17 @@ def methods_table(usual: Sequence[Line], pruned: dict[str, Line], dense: Line) -
 
 def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned: dict[str, Line]) -> str:
     """Return a row per cell, setting: the usual recovery's first; means over seeds, differences to it paired."""
-    head = ["pruned by", *COLUMNS[part], "seeds", "at 512, %", "all budgets", "to the first", "divergence", "CPU s"]
+    head = [
+        "pruned by",
+        *COLUMNS[part],
+        "seeds",
+        "at 512, %",
+        "all budgets",
+        "gain",
+        "to the first",
+        "divergence",
+        "CPU s",
+    ]
     rows = []
     for cell in dict.fromkeys(line["cell"] for line in others):
         first = [line for line in usual if line["cell"] == cell]
@@ -99,6 +109,7 @@ def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned:
                 str(len(found)),
                 f"{100 * np.mean([values(line, 'correct') for line in found]):.1f}",
                 f"{100 * np.mean([area(line) for line in found]):.1f}",
+                gain([pruned[f"{cell}-{line['seed']}"] for line in found], found, area) if found[0]["how"] else "",
                 "" if found[0] is first[0] else gain(beside, found, area),
                 f"{np.mean([line['divergence'] for line in found]):.4f}",
                 f"{np.mean([line['cpu_s'] for line in found]):.0f}" if found[0]["how"] else "",
