@@ -34,6 +34,7 @@ CONTENTS = {
         "docs/pruning",
         "docs/recover",
         "docs/evaluating",
+        "docs/profiles",
         "docs/study",
         "docs/scale",
         "docs/engines",

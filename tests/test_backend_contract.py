@@ -195,7 +195,7 @@ def test_chains_for_calibration_are_what_the_backend_draws(backend, tmp_path, mo
     }
     assert len(found) == 12
     for problem in load_task("tiny-train", 6):
-        prompt = encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question) + list(MARKERS.start)
+        prompt = encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question)
         for number in range(2):
             chain = Chain(prompt, (problem.task, problem.id, number), 64)
             [[drawn]] = force_budgets(backend, [chain], (24,), Rules(MARKERS, Sampling(1.0), seed=5))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
+from tiny_chains import MARKERS, TOKENIZER, TwoPhases, chains, complete, tiny
 from tiny_models import FAMILIES, make_model
 from transformers import (
     AutoModelForCausalLM,
@@ -23,24 +23,10 @@ from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.evaluation.backends.padded_rows import GROW_BY, PREFILL_TOKENS
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick, probabilities
 from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, follow_ups
+from prunus.evaluation.requests import Completion, Request, Sampling
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
 NONE: frozenset[int] = frozenset()
-
-
-class TwoPhases(Backend):
-    """A backend without its cache: what follows a request is read again, in a later call."""
-
-    def __init__(self, backend: HFBackend) -> None:
-        self.backend = backend
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        found = self.backend.generate([request._replace(cuts=(), then=None) for request in requests], sampling)
-        following = [one for pair in zip(requests, found, strict=True) for one in follow_ups(*pair)]
-        if following:
-            self.generate(following, sampling)
-        return found
 
 
 def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, Completion]:

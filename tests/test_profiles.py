@@ -13,7 +13,7 @@ from prunus.evaluation.profiles import (
     find_token,
     resolve_profile,
 )
-from prunus.recipes import PROFILE_NAMES
+from prunus.recipes import PROFILE_NAMES, content_hash
 
 THINKING = ("<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CONSIDERING = (
@@ -50,7 +50,7 @@ def test_every_named_profile_exists():
     assert {"auto", *PROFILES} == set(PROFILE_NAMES) and all(name == found.name for name, found in PROFILES.items())
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", TEXTS)
 def test_strings_are_those_of_the_reference(name):
     tokenizer = byte_tokenizer(THINKING)
     markers = encode_markers(PROFILES[name], tokenizer, "strict")
@@ -100,18 +100,15 @@ def test_the_stored_strings_tell_profiles_apart():
     assert all("temperature" not in texts for texts in strings)
 
 
-@pytest.mark.parametrize(
-    ("markers", "manifest", "expected"),
-    [
-        (THINKING, {}, "qwen3"),
-        (THINKING, {"profile": "tiny"}, "tiny"),
-        (("<|im_start|>", "<|im_end|>"), {}, "s1"),
-        (("<think>",), {}, "qwen3"),
-    ],
-)
-def test_auto_looks_at_the_manifest_then_at_the_markers(markers, manifest, expected):
-    assert resolve_profile("auto", byte_tokenizer(markers), manifest).name == expected
-    assert resolve_profile("s1", byte_tokenizer(markers), manifest).name == "s1"
+def test_the_ids_of_stored_plans_stay():
+    """Hashes of the strings that version 0.1.0 stored, computed by it."""
+    found = {name: content_hash(PROFILES[name].strings()) for name in TEXTS}
+    assert found == {
+        "s1": "4ad8e0e59b3a",
+        "qwen3": "bd6e33972233",
+        "tiny": "86189dbce4fd",
+        "qwen3-legacy": "0ef2a3bb5583",
+    }
 
 
 @pytest.mark.parametrize(
@@ -127,9 +124,9 @@ def test_auto_takes_the_papers_markers_in_mode_legacy_and_says_so(markers, manif
     assert resolve_profile("auto", tokenizer, manifest, "legacy").name == expected
     told = capsys.readouterr().err
     assert said in told and told.count("\n") == bool(said)
-    assert resolve_profile("qwen3", tokenizer, manifest, "legacy").name == "qwen3", "what is named is taken"
-    assert resolve_profile("auto", tokenizer, manifest, "strict").name != "qwen3-legacy"
-    assert capsys.readouterr().err == ""
+    assert resolve_profile("qwen3", byte_tokenizer(THINKING), manifest, "legacy").name == "qwen3", (
+        "what is named is taken"
+    )
 
 
 def test_the_built_in_model_has_its_own_profile():
@@ -137,12 +134,14 @@ def test_the_built_in_model_has_its_own_profile():
     markers = encode_markers(PROFILES["tiny"], tokenizer, "strict")
     assert decode(tokenizer, list(markers.start)) == "<think>\n"
     prompt = encode_prompt(PROFILES["tiny"], tokenizer, "Compute 1+1.")
-    assert decode(tokenizer, prompt) == "<|im_start|>user\nCompute 1+1.<|im_end|>\n<|im_start|>assistant\n"
+    opened = "<|im_start|>user\nCompute 1+1.<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert decode(tokenizer, prompt) == opened
+    assert resolve_profile("auto", tokenizer, {"profile": "tiny"}, folder=tiny_folder()) == PROFILES["tiny"]
 
 
 def test_no_profile_fits():
     with pytest.raises(PrunusError, match=r"neither <think> nor <\|im_start\|>.*--profile"):
-        resolve_profile("auto", byte_tokenizer(["<s>"]), {})
+        resolve_profile("auto", byte_tokenizer(["<s>"]), {}, "legacy")
     with pytest.raises(PrunusError, match="profile 'warp' is not known"):
         resolve_profile("auto", byte_tokenizer(THINKING), {"profile": "warp"})
     with pytest.raises(PrunusError, match="no chat template"):
@@ -157,18 +156,23 @@ def test_a_stop_of_several_tokens_is_refused():
 
 
 def test_a_template_that_opens_the_thinking_does_not_open_it_twice():
-    opening = [CHATML.replace("assistant\n'", f"assistant\n{start}'") for start in ("<think>\n", "<think>")]
-    assert len({CHATML, *opening}) == 3
-    tokenizers = [byte_tokenizer(THINKING, template) for template in (CHATML, *opening)]
-    plain, *opened = (encode_prompt(PROFILES["qwen3"], tokenizer, "2+2?") for tokenizer in tokenizers)
-    assert opened == [plain, plain]
+    """What the template opened is kept to the byte."""
+    for start in ("", "<think>\n", "<think>", "<think>\n\n"):
+        tokenizer = byte_tokenizer(THINKING, CHATML.replace("assistant\n'", f"assistant\n{start}'"))
+        profile = resolve_profile("qwen3", tokenizer, {})
+        prompt = decode(tokenizer, encode_prompt(profile, tokenizer, "2+2?"))
+        opened = start or "<think>\n"
+        assert prompt == f"<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n{opened}"
+        appended = encode_markers(profile, tokenizer, "strict").start
+        assert decode(tokenizer, list(appended)) == ("<think>\n" if start in ("", "<think>\n") else "")
+        assert (profile == PROFILES["qwen3"]) == bool(appended), "plans of models that were right keep their ids"
 
 
 def test_thinking_is_switched_on_in_the_template_where_the_profile_says_so():
     template = CHATML + "{{ 'on' if enable_thinking else 'off' }}"
     tokenizer = byte_tokenizer(THINKING, template)
-    ends = {name: decode(tokenizer, encode_prompt(profile, tokenizer, "?")) for name, profile in PROFILES.items()}
-    assert {name: text.rsplit("\n", 1)[1] for name, text in ends.items()} == {
+    ends = {name: decode(tokenizer, encode_prompt(PROFILES[name], tokenizer, "?")) for name in TEXTS}
+    assert {name: text.split("assistant\n")[1].split("<")[0] for name, text in ends.items()} == {
         "s1": "off",
         "qwen3": "on",
         "qwen3-legacy": "on",

@@ -126,10 +126,7 @@ def test_smollm2_in_the_engine_and_on_a_server():
     tokenizer = load_tokenizer(folder)
     markers = encode_markers(PROFILES["s1"], tokenizer, "strict")
     questions = ["What is 17 + 25?", "Name a prime number above 20.", "How many legs have three spiders?"]
-    some = [
-        Chain(encode_prompt(PROFILES["s1"], tokenizer, question) + list(markers.start), ("t", question, 0), 16)
-        for question in questions
-    ]
+    some = [Chain(encode_prompt(PROFILES["s1"], tokenizer, question), ("t", question, 0), 16) for question in questions]
     how = [(Rules(markers, sampling, seed=3), (0, 6, 20)) for sampling in (GREEDY, WARM)]
 
     def draws(backend: Backend) -> list[list[list[Draw]]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from prunus.checkpoint.packed.commands import pack, unpack
     from prunus.declarations import methods
     from prunus.evaluation.pipeline import evaluate, regrade
+    from prunus.evaluation.profiles.catalogue import profiles, show_profile
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
     from prunus.pruning.allocate import allocate
@@ -63,6 +64,7 @@ __all__ = [
     "pack",
     "perplexity",
     "plan_study",
+    "profiles",
     "prune",
     "prune_and_recover",
     "prune_in_rounds",
@@ -71,6 +73,7 @@ __all__ = [
     "report",
     "report_study",
     "run_study",
+    "show_profile",
     "sparse",
     "stats",
     "tasks",
@@ -90,6 +93,7 @@ _HOME = {
     "pack": "prunus.checkpoint.packed.commands",
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.study.plan",
+    "profiles": "prunus.evaluation.profiles.catalogue",
     "prune": "prunus.pruning.pipeline",
     "prune_and_recover": "prunus.pruning.recover",
     "prune_in_rounds": "prunus.rounds",
@@ -98,6 +102,7 @@ _HOME = {
     "report": "prunus.reporting.page",
     "report_study": "prunus.study.pages",
     "run_study": "prunus.study.run",
+    "show_profile": "prunus.evaluation.profiles.catalogue",
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",

@@ -39,6 +39,7 @@ DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # The folder in which each built-in profile is one file.
 PROFILE_FOLDER = Path(__file__).parent / "evaluation" / "profiles"
 PROFILE_NAMES = ("auto", *sorted(path.stem for path in PROFILE_FOLDER.glob("*.toml")))
+PROFILE_FILE = "prunus_profile.toml"  # in a model's folder: the profile that its maker ships with it
 # An object of its own, by which a recipe distinguishes a sparsity that was not given from 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
@@ -329,7 +330,8 @@ class EvalPlan(Recipe):
     tasks: names of problem sets or .jsonl files.
     budgets: thinking tokens allowed, strictly increasing; 0 means no thinking.
     samples: draws per problem and budget.
-    profile: strings that open, cut and close the model's thinking; `auto` finds the one that fits the model.
+    profile: strings that open, cut and close the model's thinking: a built-in name, a .toml file, or `auto`, the profile
+        that the model's files indicate.
     mode: `strict` caps the answer and bans thinking markers in it; `legacy` follows the papers' scripts.
     answer_tokens: cap on the answer. None: the mode's (strict 1024, multiple choice 512, tiny 64; legacy 32768). In
         mode legacy the context may leave less.
@@ -342,7 +344,10 @@ class EvalPlan(Recipe):
     reuse: sample one chain at the largest budget and cut it for the others.
     batch_size: chains generated and stored together. It is part of the plan, so that a resumed run has the same
         batches. None: the backend's own (prunus.engines.BACKENDS).
+    closing: text that ends the thinking at the budget. None: the profile's.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("closing",)
 
     tasks: tuple[str, ...]
     budgets: tuple[int, ...] = DEFAULT_BUDGETS
@@ -360,12 +365,14 @@ class EvalPlan(Recipe):
     backend: str = "hf"
     reuse: bool = True
     batch_size: int | None = None
+    closing: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.tasks:
             raise PrunusError("name at least one task; `prunus tasks` lists them")
-        self._check_choice("profile", PROFILE_NAMES)
+        if not self.profile.endswith(".toml"):
+            self._check_choice("profile", PROFILE_NAMES)
         self._check_choice("mode", Mode)
         self._check_choice("prompt", PromptStyle)
         self._check_choice("backend", BACKENDS)

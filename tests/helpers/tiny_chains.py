@@ -7,7 +7,7 @@ from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.budget import Chain
 from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling
+from prunus.evaluation.requests import Backend, Completion, Request, Sampling, follow_ups
 from prunus.evaluation.tasks import load_task
 
 TOKENIZER = load_tokenizer(tiny_folder())
@@ -42,9 +42,23 @@ def chains(count: int = 8, cap: int = 12) -> list[Chain]:
     chosen = problems[:: len(problems) // count][:count]
     return [
         Chain(
-            encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question) + list(MARKERS.start),
+            encode_prompt(PROFILES["tiny"], TOKENIZER, problem.question),
             (problem.task, problem.id, number % 2),
             cap - number % 3,
         )
         for number, problem in enumerate(chosen)
     ]
+
+
+class TwoPhases(Backend):
+    """A backend without its cache: what follows a request is read again, in a later call."""
+
+    def __init__(self, backend: HFBackend) -> None:
+        self.backend = backend
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        found = self.backend.generate([request._replace(cuts=(), then=None) for request in requests], sampling)
+        following = [one for pair in zip(requests, found, strict=True) for one in follow_ups(*pair)]
+        if following:
+            self.generate(following, sampling)
+        return found

@@ -39,4 +39,5 @@ def print_list(rows: Sequence[dict[str, str]], as_json: bool) -> None:
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         needs = f"; needs {row['needs']}" if row.get("needs", "nothing") != "nothing" else ""
-        click.echo(f"{row['name']:<{width}}  {row['description']} ({row['source']}{needs})")
+        source = f" ({row['source']}{needs})" if "source" in row else ""
+        click.echo(f"{row['name']:<{width}}  {row['description']}{source}")

@@ -35,8 +35,9 @@ def generation_options(recipe: type) -> Callable[[Any], Any]:
             recipe_option(
                 recipe,
                 "profile",
-                "Strings that open, cut and close the model's thinking.",
-                type=choice(recipes.PROFILE_NAMES),
+                "Strings that open, cut and close the model's thinking: a name of `prunus profiles`, a FILE.toml, or"
+                " auto, the profile that the model's files indicate.",
+                metavar="NAME|FILE.toml",
             ),
             recipe_option(recipe, "temperature", "0 is greedy; the default is the profile's.", type=float),
             recipe_option(
@@ -73,6 +74,7 @@ def generation_options(recipe: type) -> Callable[[Any], Any]:
 )
 @recipe_option(EvalPlan, "answer_tokens", "Most tokens of an answer; the default depends on mode and task.", type=int)
 @recipe_option(EvalPlan, "wait", "Times to suppress the end of thinking and append 'Wait'.", type=int)
+@recipe_option(EvalPlan, "closing", "Text that ends thinking at the budget, instead of the profile's.")
 @recipe_option(EvalPlan, "top_p", "The default is the profile's.", type=float)
 @recipe_option(EvalPlan, "top_k", "0 is off; the default is the profile's.", type=int)
 @generation_options(EvalPlan)

@@ -5,7 +5,8 @@ stops or has used its budget; then a closing is appended, and the model answers.
 count as thinking only if they replace a suppressed stop.
 
 A chain ends naturally for budget b if b > 0 and the model's stop comes after at most b thinking ids. To see a stop
-directly after id b, b + 1 ids are requested and the last one is dropped. Budget 0 is always forced. The rule is the
+directly after id b, b + 1 ids are requested and the last one is dropped; more are requested if the stop is a text of
+several tokens, whose first id counts. Budget 0 is always forced. The rule is the
 same for a chain that is drawn for one budget and for a chain that is drawn once and cut at several budgets. So both
 have the same draws, provided that rounding does not depend on the batch (docs/protocol.md).
 """
@@ -83,6 +84,7 @@ class Draw:
     answer_cap: maximum number of answer tokens within the context.
     logprob, self_certainty: means of Scores over all sampled ids of thinking and answer; None without scores or sampled
     ids.
+    ended_turn: whether the model ended its whole turn, and not only its thinking.
     """
 
     budget: int
@@ -96,12 +98,21 @@ class Draw:
     answer_cap: int
     logprob: float | None = field(default=None, compare=False)
     self_certainty: float | None = field(default=None, compare=False)
+    ended_turn: bool = field(default=False, compare=False)
 
 
 def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Draw) -> str:
-    """Return the text that is graded: the answer, after the profile's answer_lead where the closing was forced."""
+    """The text that is graded: the answer, preceded by the profile's answer_lead where the closing was forced.
+
+    It is the chain itself where that ended by itself and the profile has the answer there.
+    """
+    if profile.answer_in_chain and draw.ended == "natural":
+        return decode(tokenizer, draw.thinking)
     lead = profile.answer_lead if draw.ended == "forced" else ""
-    return lead + decode(tokenizer, draw.answer)
+    text = lead + decode(tokenizer, draw.answer)
+    for mark in profile.strip:
+        text = text.strip().removeprefix(mark).removesuffix(mark)
+    return text
 
 
 def force_budgets(
@@ -143,13 +154,16 @@ class ForcedChain:
         chain, markers, used = self.chain, self.rules.markers, len(before.ids)
 
         def then(found: Completion, cut: int | None) -> Request | None:
-            thinking = _joined(before, found)
+            thinking = _joined(before, found.first(found.content))
             if cut is not None:
                 return self._answer(thinking, used + cut)
-            if found.stopped is None:
+            if (found.stopped is None and found.marker is None) or len(thinking.ids) > self.largest:
                 return None  # the chain was cut at the largest budget
+            ended_turn = found.stopped in markers.ends
+            if refused == self.rules.wait and markers.answer_in_chain:
+                return self._answered(thinking)
             if refused == self.rules.wait:
-                return self._answer(thinking, None)
+                return self._answer(thinking, None, found.written, ended_turn)
             refusal = list(markers.refusal(thinking.ids))
             unsampled = Scores(*2 * [array("f", len(refusal) * [math.nan])])
             thinking = _joined(thinking, Completion(refusal, None, unsampled))
@@ -159,37 +173,68 @@ class ForcedChain:
 
         return Request(
             prompt=chain.prompt + before.ids,
-            max_new_tokens=self.largest - used + 1,
+            max_new_tokens=self.largest - used + markers.slack,
             stops=markers.think_stops,
             banned=frozenset(),
             seed=self.rules.seed_of(chain, "think", refused),
             min_new_tokens=1 if self.rules.wait else 0,  # so that no two suppressed stops follow each other directly
             cuts=tuple(budget - used for budget in self.budgets),
             then=then,
+            texts=markers.think_texts,
         )
 
-    def _answer(self, thinking: Completion, cut: int | None) -> Request:
-        """The request to answer after this thinking. cut: the budget that ended it; None if the model did."""
+    def _answered(self, chain: Completion) -> None:
+        """Record a chain that ended by itself and is its own answer."""
+        logprob, self_certainty = _means(chain, Completion([], None, Scores.empty()))
+        for budget in self._natural(chain.ids):
+            self.draws[budget] = Draw(
+                budget=budget,
+                thinking=chain.ids,
+                closing=(),
+                answer=[],
+                forced_tokens=len(self.rules.markers.start),
+                ended="natural",
+                answer_truncated=False,
+                reopened_think=False,
+                answer_cap=0,
+                logprob=logprob,
+                self_certainty=self_certainty,
+                ended_turn=True,
+            )
+
+    def _natural(self, thinking: Sequence[int]) -> list[int]:
+        """The budgets under which a chain ends by itself after these ids."""
+        return [budget for budget in self.budgets if budget >= max(1, len(thinking))]
+
+    def _answer(
+        self, thinking: Completion, cut: int | None, written: Sequence[int] = (), ended_turn: bool = False
+    ) -> Request:
+        """The request to answer after this thinking. cut: the budget that ended it; None if the model did.
+
+        written: the ids of the marker with which the model ended it, if the marker took several ids.
+        """
         chain, rules, ids = self.chain, self.rules, thinking.ids
-        closing = rules.markers.closing(ids, natural=cut is None)
+        closing = rules.markers.closing(ids, cut is None, written)
         cap = rules.answer_cap(chain, len(ids) + len(closing))
 
         def then(found: Completion, _: int | None) -> None:
-            logprob, self_certainty = _means(thinking, found)
-            natural = [budget for budget in self.budgets if budget >= max(1, len(ids))]
-            for budget in natural if cut is None else [cut]:
+            answer = found.first(found.content)
+            logprob, self_certainty = _means(thinking, answer)
+            reopened = contains(found.ids, rules.markers.reopening) or rules.markers.reopens(found.written)
+            for budget in self._natural(ids) if cut is None else [cut]:
                 self.draws[budget] = Draw(
                     budget=budget,
                     thinking=ids,
                     closing=closing,
-                    answer=found.ids,
-                    forced_tokens=len(rules.markers.start) + len(closing),
+                    answer=answer.ids,
+                    forced_tokens=len(rules.markers.start) + len(closing) - len(written),
                     ended="natural" if cut is None else "forced",
-                    answer_truncated=found.stopped is None,
-                    reopened_think=contains(found.ids, rules.markers.reopening),
+                    answer_truncated=found.stopped is None and found.marker is None,
+                    reopened_think=reopened,
                     answer_cap=cap,
                     logprob=logprob,
                     self_certainty=self_certainty,
+                    ended_turn=ended_turn,
                 )
 
         return Request(
@@ -199,6 +244,7 @@ class ForcedChain:
             banned=rules.markers.answer_banned,
             seed=rules.seed_of(chain, "answer") if cut is None else rules.seed_of(chain, "forced answer", cut),
             then=then,
+            texts=rules.markers.answer_texts,
         )
 
 
@@ -228,6 +274,6 @@ def _finite_mean(values: NDArray[np.float64]) -> float | None:
 
 
 def contains(ids: Sequence[int], part: Sequence[int]) -> bool:
-    """Whether part occurs in ids as a contiguous subsequence."""
+    """Whether part is not empty and occurs in ids as a contiguous subsequence."""
     width = len(part)
-    return any(tuple(ids[start : start + width]) == tuple(part) for start in range(len(ids) - width + 1))
+    return bool(part) and any(tuple(ids[start : start + width]) == tuple(part) for start in range(len(ids) - width + 1))

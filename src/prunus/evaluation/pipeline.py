@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prunus import progress
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import BACKENDS, EngineOptions
@@ -120,6 +121,11 @@ def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[S
     with Grader() as grader, Steps("evaluating", total, "answers", done=total - remaining) as steps:
         for batch in missing:
             done = do_batch(store, work, backend, grader, batch)
+            if batch is missing[0] and done.never_closed:
+                progress.say(
+                    f"warning: the model ends its turn without ending its thinking ({work.profile.think_stops[0]}): is"
+                    " it a thinking model? If not, use --profile plain"
+                )
             steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")
 
 
@@ -130,11 +136,15 @@ def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, in
 
 
 class Done(NamedTuple):
-    """The rows of one batch, the number of tokens sampled for them, and the seconds that it took."""
+    """The rows of one batch, the number of tokens sampled for them, and the seconds that it took.
+
+    never_closed: whether the profile does not seem to fit the model (see `never_closed`).
+    """
 
     samples: list[Sample]
     tokens: int
     seconds: float
+    never_closed: bool
 
 
 def do_batch(
@@ -151,7 +161,17 @@ def answer_batch(work: ResolvedPlan, backend: Backend, grader: Grader, batch: Se
     started = time.monotonic()
     draws = run_batch(work, backend, batch)
     samples = graded(work, grader, batch, draws)
-    return Done(samples, sampled_tokens(draws), max(1e-9, time.monotonic() - started))
+    seconds = max(1e-9, time.monotonic() - started)
+    return Done(samples, sampled_tokens(draws), seconds, never_closed(work, draws))
+
+
+def never_closed(work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> bool:
+    """Whether no chain ended its thinking with the profile's marker, and most ended their turn in it."""
+    if work.profile.answer_in_chain:
+        return False
+    last = [of_chain[-1] for of_chain in draws]
+    turns = sum(draw.ended_turn for draw in last)
+    return turns >= len(last) / 2 and all(draw.ended_turn or draw.ended == "forced" for draw in last)
 
 
 def run_batch(work: ResolvedPlan, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
@@ -193,7 +213,7 @@ def graded(
                 text="" if problem.private else text,
                 logprob=draw.logprob,
                 self_certainty=draw.self_certainty,
-                repetition=repetition_rate(f"{thinking}\n{text}"),
+                repetition=repetition_rate(text if text == thinking else f"{thinking}\n{text}"),
             )
         )
     return samples

@@ -36,22 +36,84 @@ class Scores(NamedTuple):
         self.certainties.append(certainty)
 
 
+class TextStops:
+    """Markers that a tokenizer has no single token for; the text of a completion ends at the first of them.
+
+    Markers are looked for in the text, since a model may spell one in several ways: its first token may begin before
+    the marker, and its last one may reach beyond it. slack: the most ids that a marker can take, one per byte.
+    """
+
+    def __init__(self, texts: Sequence[str], decode: Callable[[list[int]], str]) -> None:
+        """decode: the text of ids, special tokens shown."""
+        self.texts, self.decode = tuple(texts), decode
+        self.slack = max(len(text.encode()) for text in self.texts)
+        self._closes: dict[int, bool] = {}  # id -> whether its text has the last character of a marker
+
+    def __repr__(self) -> str:
+        return f"TextStops{self.texts}"
+
+    def ending_at(self, ids: Sequence[int]) -> int | None:
+        """The index of the id in which a marker begins that the last of these ids completes, or None."""
+        if not ids or not self._may_close(ids[-1]):
+            return None
+        earliest = max(0, len(ids) - self.slack)
+        for begin in range(len(ids) - 1, earliest - 1, -1):
+            text = self.decode(list(ids[begin:]))
+            if any(marker in text for marker in self.texts):
+                return begin
+        return None
+
+    def first(self, ids: Sequence[int], seen: int = 0) -> tuple[int, int] | None:
+        """(begin, end) of the first marker in these ids, or None; the first `seen` ids are known to complete none."""
+        for end in range(seen + 1, len(ids) + 1):
+            if (begin := self.ending_at(ids[:end])) is not None:
+                return begin, end
+        return None
+
+    def may_begin_by(self, ids: Sequence[int], index: int) -> bool:
+        """Whether later ids may complete a marker that begins in the id at this index or before it."""
+        for begin in range(max(0, len(ids) - self.slack), index + 1):
+            text = self.decode(list(ids[begin:]))
+            if any(text.endswith(marker[:size]) for marker in self.texts for size in range(1, len(marker))):
+                return True
+        return False
+
+    def _may_close(self, token: int) -> bool:
+        if token not in self._closes:
+            text = self.decode([token])
+            self._closes[token] = any(marker[-1] in text for marker in self.texts)
+        return self._closes[token]
+
+
 @dataclass(frozen=True)
 class Completion:
     """The ids that a backend generated for one request.
 
-    ids: without the stop. stopped: the stop, None if the cap was reached. scores: of the ids, None from a backend that
-    does not compute them; comparing completions ignores them, since their last bits depend on the rest of the batch.
+    ids: without the stop. stopped: the stop; None if the cap was reached or a text ended it. marker: if one of the
+    request's texts ended it, the index of the id in which the text begins; its ids are the last ones. scores: of the
+    ids, None from a backend that does not compute them; comparing completions ignores them, since their last bits
+    depend on the rest of the batch.
     """
 
     ids: list[int]
     stopped: int | None
     scores: Scores | None = field(default=None, compare=False)
+    marker: int | None = None
 
     def first(self, count: int) -> "Completion":
         """The completion cut after `count` ids."""
         scores = self.scores and Scores(self.scores.logprobs[:count], self.scores.certainties[:count])
         return Completion(self.ids[:count], None, scores)
+
+    @property
+    def written(self) -> list[int]:
+        """The ids of a marker that ended it, as the model wrote them; none where no text did."""
+        return [] if self.marker is None else self.ids[self.marker :]
+
+    @property
+    def content(self) -> int:
+        """How many ids come before the stop, whatever it is."""
+        return len(self.ids) if self.marker is None else self.marker
 
 
 # (a completion, the cut at which it ends or None for its own end) -> the request that continues it, if any.
@@ -64,11 +126,12 @@ class Request(NamedTuple):
     max_new_tokens: at least 1; a stop counts as one. stops: ids that end the completion. banned: ids that are never
     sampled. seed: of the request's own random numbers, so that other requests affect a completion by float rounding
     only, which in float32 hardly ever changes a token (docs/protocol.md). min_new_tokens: number of ids before which
-    no stop is sampled.
+    no stop is sampled. texts: markers of several tokens, which end the completion and are a part of it.
     then: called with the finished completion, it returns the request that follows, whose prompt must be this prompt,
     the completion's ids and at least one more id. It is also called with the first n ids for every n in `cuts` that the
-    completion passes, which means that another id that is no stop comes after them; a cut at 0 is always passed. A
-    backend may continue a following request from its cache, and may call `then` again if it has to start over.
+    completion passes, which means that another id comes after them that is no stop and begins no marker; a cut at 0 is
+    always passed. A backend may continue a following request from its cache, and may call `then` again if it has to
+    start over.
     """
 
     prompt: list[int]
@@ -79,6 +142,7 @@ class Request(NamedTuple):
     min_new_tokens: int = 0
     cuts: tuple[int, ...] = ()
     then: Then | None = None
+    texts: TextStops | None = None
 
 
 class Backend(ABC):
@@ -103,6 +167,6 @@ def follow_ups(request: Request, completion: Completion) -> list[Request]:
     """All requests that follow a finished one, for a backend that receives completions only as a whole."""
     if request.then is None:
         return []
-    passed = [cut for cut in request.cuts if cut == 0 or cut < len(completion.ids)]
+    passed = [cut for cut in request.cuts if cut == 0 or cut < completion.content]
     found = [request.then(completion.first(cut), cut) for cut in passed]
     return [one for one in (*found, request.then(completion, None)) if one is not None]

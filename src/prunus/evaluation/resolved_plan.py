@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunus import progress
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.resolve import load_end_ids
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
-from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_prompt, resolve_profile
+from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_opened, render_prompt, resolve_profile
+from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.hashing import content_hash
@@ -59,16 +60,15 @@ def resolve_plan(
     Raises PrunusError if a chain does not fit into the model's context. In mode legacy an answer may run to the end of
     the context, as in the papers' harness, and needs room for one token only.
     """
-    profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode)
+    profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode, checkpoint.folder)
+    if plan.closing is not None:
+        profile = profile.closed_by(plan.closing)
     own = encode_markers(profile, tokenizer, plan.mode)
-    markers = own.ending_at(load_end_ids(checkpoint.folder, len(tokenizer)))
+    markers = own.ending_at(ends_of_turn(profile, tokenizer, checkpoint.folder))
     problems = load_problems(plan)
     sampling = effective_sampling(profile, plan)
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
-    prompts = [
-        encode_prompt(profile, tokenizer, prompt_text(problem, plan.prompt)) + list(markers.start)
-        for problem in problems
-    ]
+    prompts = encode_problems(profile, tokenizer, [prompt_text(problem, plan.prompt) for problem in problems])
     context = checkpoint.context
     needed = [tokens_needed(plan.budgets[-1], markers, prompt, cap) for prompt, cap in zip(prompts, caps, strict=True)]
     least = caps if plan.mode == "strict" else [1] * len(caps)
@@ -105,6 +105,15 @@ def resolve_plan(
         reuse=plan.reuse,
         batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.rows),
     )
+
+
+def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Ids of the prompt of each problem, with the opened thinking; says where the template changes problems."""
+    rendered = [render_prompt(profile, tokenizer, text) for text in texts]
+    changed = sum(text not in prompt for text, prompt in zip(texts, rendered, strict=True))
+    if changed:
+        progress.say(f"warning: the model's chat template changes the text of {changed} of {len(texts)} problems")
+    return [encode_opened(profile, tokenizer, prompt) for prompt in rendered]
 
 
 def load_problems(plan: EvalPlan) -> list[Problem]:

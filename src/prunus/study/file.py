@@ -156,6 +156,8 @@ class _Reader:
             self.fail("eval", "", 0, "name at least one task: `prunus tasks` lists them")
         for values in self.grid("eval", 0, table, EvalPlan):
             values["tasks"] = tuple(self.path_or_text(t) if t.endswith(".jsonl") else t for t in values["tasks"])
+            if values.get("profile", "").endswith(".toml"):
+                values["profile"] = self.path_or_text(values["profile"])
             yield self.make("eval", 0, EvalPlan, values)
 
     def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:

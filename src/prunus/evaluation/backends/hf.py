@@ -32,6 +32,7 @@ class Row:
     """A request in progress: the model first reads `pending`, then samples until a stop or the cap.
 
     uniforms: the request's random numbers, None where sampling is greedy. fed: the id that the model reads next.
+    marker: as in Completion. undecided: cuts that a marker of several tokens may still begin before.
     """
 
     request: Request
@@ -42,6 +43,8 @@ class Row:
     stopped: int | None = None
     done: bool = False
     fed: int = 0
+    marker: int | None = None
+    undecided: list[int] = field(default_factory=list)
 
     def take(self, token: int, logprob: float, certainty: float) -> bool:
         """Take the sampled id, unless another one is pending; return whether a follow-up may start now."""
@@ -55,6 +58,9 @@ class Row:
             self.ids.append(token)
             self.scores.add(logprob, certainty)
             self.done = len(self.ids) == self.request.max_new_tokens
+            if self.request.texts is not None:
+                self.marker = self.request.texts.ending_at(self.ids)
+                self.done = self.done or self.marker is not None
         return self.request.then is not None and (self.done or self.cut is not None)
 
     @property
@@ -63,16 +69,38 @@ class Row:
         cut = len(self.ids) - 1 if self.stopped is None else len(self.ids)
         return cut if cut in self.request.cuts and (self.stopped is None or cut == 0) else None
 
+    def passes(self, cut: int) -> bool | None:
+        """Whether the completion passes a cut, now that it has this id; None: a marker that has begun will tell."""
+        if self.request.texts is None or cut == 0:
+            return True
+        if self.marker is not None:
+            return self.marker > cut
+        if self.stopped is not None or len(self.ids) >= cut + self.request.texts.slack:
+            return True
+        return None if self.request.texts.may_begin_by(self.ids, cut) else True
+
+    def late(self) -> list[Request]:
+        """Return the follow-up requests at cuts that were undecided and are passed; their ids have left the cache."""
+        assert self.request.then is not None
+        decided = {cut: self.passes(cut) for cut in self.undecided}
+        self.undecided = [cut for cut, passes in decided.items() if passes is None]
+        found = [self.request.then(self.completion.first(cut), cut) for cut, passes in decided.items() if passes]
+        return [request for request in found if request is not None]
+
     @property
     def completion(self) -> Completion:
         """The completion with the ids so far."""
-        return Completion(self.ids, self.stopped, self.scores)
+        return Completion(self.ids, self.stopped, self.scores, self.marker)
 
     def following(self) -> tuple[Request | None, Request | None]:
         """Return the follow-up requests in this row and in a copy of it."""
         assert self.request.then is not None
         at_end = self.request.then(self.completion, None) if self.done else None
         cut = self.cut
+        if cut is not None and not (passes := self.passes(cut)):
+            if passes is None:
+                self.undecided.append(cut)
+            cut = None
         at_cut = None if cut is None else self.request.then(self.completion.first(cut), cut)
         return (at_cut, None) if self.done and at_end is None else (at_end, at_cut)
 
@@ -159,12 +187,18 @@ class HFBackend(Backend):
         first = rows = [Row(request, _uniforms(request, sampling)) for request in requests]
         logits_RV = cache.prefill()
         bans = Bans(self.vocabulary, logits_RV)
+        late: list[Request] = []
         while True:
             added: list[tuple[int, Row]] = []
             sampled = self._pick(logits_RV, rows, bans, sampling)
             rows, before = list(rows), rows
             for index, (row, (token, *scores)) in enumerate(zip(before, sampled, strict=True)):
-                if row.done or not row.take(int(token), *scores):
+                if row.done:
+                    continue
+                follows = row.take(int(token), *scores)
+                if row.undecided:
+                    late += row.late()
+                if not follows:
                     continue
                 here, copy = row.following()
                 if here is not None:
@@ -173,6 +207,7 @@ class HFBackend(Backend):
                     added.append((index, row.continued_by(copy, _uniforms(copy, sampling))))
             live = [index for index, row in enumerate(rows) if not row.done]
             if not live and not added:
+                self.generate(late, sampling)
                 return [row.completion for row in first]
             if added or len(live) <= (1 - COMPACT_SHARE) * len(rows):
                 cache.select([*live, *(index for index, _ in added)])

@@ -113,7 +113,10 @@ class OpenAIBackend(Backend):
         while len(ids) < request.max_new_tokens:
             part = after(request, ids)
             found = self._checked(part, await self._once(client, part, sampling))
+            seen = len(ids)
             ids += found.ids
+            if request.texts is not None and (marker := request.texts.first(ids, seen)):
+                return Completion(ids[: marker[1]], None, marker=marker[0])
             if found.stopped is not None:
                 return Completion(ids, found.stopped)
         return Completion(ids, None)
@@ -185,6 +188,10 @@ class OpenAIBackend(Backend):
             payload["stop"] = self._texts(request.stops)
         elif request.stops:
             payload["stop_token_ids"] = sorted(request.stops)
+        if request.texts is not None and is_vllm:
+            # Others leave the text out of the ids, so there the model goes on until the cap.
+            payload["stop"] = [*payload.get("stop", ()), *request.texts.texts]
+            payload["include_stop_str_in_output"] = True
         if request.banned or self.unknown:
             payload["logit_bias"] = self._bias(request.banned)
         return payload
@@ -221,8 +228,11 @@ class OpenAIBackend(Backend):
             raise Unfit("with an incomplete reply") from error
         if finish not in ("stop", "length"):
             raise Unfit(f"with an answer that ended in '{finish}'")
-        stopped = None
-        if ids and ids[-1] in request.stops:
+        stopped, marker = None, None
+        if request.texts is not None and (found := request.texts.first(ids)):
+            marker, end = found
+            ids, finish = ids[:end], "length"
+        elif ids and ids[-1] in request.stops:
             stopped = ids.pop()
         elif self.is_llama_cpp and not ids:
             raise Unfit("with no token")
@@ -240,9 +250,9 @@ class OpenAIBackend(Backend):
         if banned := [token for token in ids if token in request.banned or token in self.unknown]:
             raise PrunusError(f"{self.url} sampled id {banned[0]} although it was banned")
         if logprobs is None or len(logprobs) < len(ids) or not self.server.startswith("vllm"):
-            return Completion(ids, stopped)
+            return Completion(ids, stopped, marker=marker)
         of_ids = array("f", logprobs[: len(ids)])
-        return Completion(ids, stopped, Scores(of_ids, array("f", [math.nan]) * len(ids)))
+        return Completion(ids, stopped, Scores(of_ids, array("f", [math.nan]) * len(ids)), marker)
 
     def _ids(self, choice: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[list[int], list[float] | None]:
         """Return the ids of a reply and any log-probabilities of them; sets token_ids to the source of the ids."""

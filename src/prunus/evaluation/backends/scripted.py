@@ -26,8 +26,8 @@ class ScriptedBackend(Backend):
 
     def _complete(self, request: Request) -> Completion:
         self.calls.append((tuple(request.prompt), request.max_new_tokens, request.seed))
-        ids, stopped = _replayed(self.replay(request.prompt, request.seed), request)
-        completion = Completion(ids, stopped, self._scores(request.prompt, ids))
+        ids, stopped, marker = _replayed(self.replay(request.prompt, request.seed), request)
+        completion = Completion(ids, stopped, self._scores(request.prompt, ids), marker)
         for following in follow_ups(request, completion):
             self._complete(following)
         return completion
@@ -41,14 +41,16 @@ class ScriptedBackend(Backend):
         return scores
 
 
-def _replayed(script: Iterable[int], request: Request) -> tuple[list[int], int | None]:
+def _replayed(script: Iterable[int], request: Request) -> tuple[list[int], int | None, int | None]:
+    """Ids, the stop, and where a marker of several tokens begins."""
     ids, cap = list[int](), request.max_new_tokens
     for token in script:
         if token in request.banned or (token in request.stops and len(ids) < request.min_new_tokens):
             continue
         if token in request.stops:
-            return ids, token
+            return ids, token, None
         ids.append(token)
-        if len(ids) == cap:
-            return ids, None
+        marker = request.texts.ending_at(ids) if request.texts else None
+        if marker is not None or len(ids) == cap:
+            return ids, None, marker
     raise ValueError(f"the script ends after {len(ids)} ids, before a stop and before the cap of {cap}")

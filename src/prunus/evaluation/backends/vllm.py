@@ -63,6 +63,7 @@ class VLLMBackend(Backend):
             )
         self.args = dict(args)
         self.made = 0
+        self.read: dict[str, int] = {}  # request id -> ids that were searched for markers
         self.held: tuple[list[str | None], list[int]] | None = ([None, None], [])
 
     @classmethod
@@ -108,6 +109,7 @@ class VLLMBackend(Backend):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """As Backend.generate. A follow-up request is sent as soon as its first part ends, while the cache holds it."""
         done: dict[int, Completion] = {}
+        self.read.clear()
         asked: list[Request] = []  # the index of a request in this list is the end of its id in the engine
         batch, self.made = f"prunus-{self.made}-", self.made + 1
 
@@ -122,10 +124,13 @@ class VLLMBackend(Backend):
             ask(requests, LAST)
             while len(done) < len(asked):
                 for output in self.engine.step():
-                    if output.finished:
-                        number = int(output.request_id.removeprefix(batch))
-                        done[number] = self._completion(asked[number], output.outputs[0])
-                        ask(follow_ups(asked[number], done[number]), FIRST)
+                    number = int(output.request_id.removeprefix(batch))
+                    found = None if number in done else self._completed(asked[number], output)
+                    if found is not None:
+                        done[number] = found
+                        if not output.finished:
+                            self.engine.abort_request([output.request_id])
+                        ask(follow_ups(asked[number], found), FIRST)
         except PrunusError:
             raise
         except Exception as error:
@@ -138,6 +143,7 @@ class VLLMBackend(Backend):
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
         """Return SamplingParams that set all that vLLM would take from its defaults or from the model's files."""
+        kinds = vllm().sampling_params.RequestOutputKind
         return vllm().SamplingParams(
             n=1,
             temperature=sampling.temperature,
@@ -155,19 +161,36 @@ class VLLMBackend(Backend):
             logit_bias=dict.fromkeys([*sorted(request.banned), *self.unknown], NEVER) or None,
             logprobs=0,
             detokenize=False,
-            output_kind=vllm().sampling_params.RequestOutputKind.FINAL_ONLY,
+            # A marker of several tokens is looked for after every step.
+            output_kind=kinds.CUMULATIVE if request.texts else kinds.FINAL_ONLY,
         )
+
+    def _completed(self, request: Request, output: Any) -> Completion | None:
+        """Return the completion of a request that has ended, or whose text has come to a marker; None before that."""
+        if request.texts is not None:
+            ids = list(output.outputs[0].token_ids)
+            seen = self.read.get(output.request_id, 0)
+            self.read[output.request_id] = len(ids)
+            if found := request.texts.first(ids, seen):
+                begin, end = found
+                return self._checked(request, ids[:end], None, output.outputs[0].logprobs, begin)
+        return self._completion(request, output.outputs[0]) if output.finished else None
 
     def _completion(self, request: Request, output: Any) -> Completion:
         ids = list(output.token_ids)
         stopped = ids.pop() if ids and ids[-1] in request.stops else None
         if output.finish_reason not in ("stop", "length") or (stopped is None) != (output.finish_reason == "length"):
             raise PrunusError(f"vLLM ended a request with '{output.finish_reason}' ({output.stop_reason})")
+        return self._checked(request, ids, stopped, output.logprobs, None)
+
+    def _checked(
+        self, request: Request, ids: list[int], stopped: int | None, scores: Sequence[Any], marker: int | None
+    ) -> Completion:
         for token in ids:
             if token in request.banned or token in self.unknown:
                 raise PrunusError(f"vLLM sampled id {token} although it was banned; use --backend hf")
-        logprobs = array("f", (entry[token].logprob for token, entry in zip(ids, output.logprobs, strict=False)))
-        return Completion(ids, stopped, Scores(logprobs, array("f", [math.nan]) * len(ids)))
+        logprobs = array("f", (entry[token].logprob for token, entry in zip(ids, scores, strict=False)))
+        return Completion(ids, stopped, Scores(logprobs, array("f", [math.nan]) * len(ids)), marker)
 
     def hold(self, packed: Path | None, vectors: Path | None, removed: Sequence[int]) -> None:
         """Load a variant of the folder's model: other weights, and blocks removed.

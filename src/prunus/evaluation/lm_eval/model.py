@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.resolve import load_end_ids, load_tokenizer, resolve
+from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
-from prunus.evaluation.profiles import encode_markers, encode_prompt, resolve_profile
+from prunus.evaluation.profiles import encode_markers, encode_opened, encode_prompt, resolve_profile
+from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.resolved_plan import effective_sampling, tokens_needed
 from prunus.recipes import EvalPlan
 
@@ -71,8 +72,10 @@ class BudgetForcing(Base):
         self.thinker = HFBackend(load_model(folder, device or "auto"), len(tokenizer))
         super().__init__(pretrained=self.thinker.model, tokenizer=tokenizer, batch_size=rows)
         self.rows, self.plan, self.is_templated = rows, plan, False
-        self.style = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode)
-        markers = encode_markers(self.style, tokenizer, plan.mode).ending_at(load_end_ids(folder, len(tokenizer)))
+        self.style = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode, folder)
+        markers = encode_markers(self.style, tokenizer, plan.mode).ending_at(
+            ends_of_turn(self.style, tokenizer, folder)
+        )
         self.context = checkpoint.context
         self.rules = Rules(markers, effective_sampling(self.style, plan), seed=plan.seed, context=self.context)
 
@@ -105,10 +108,8 @@ class BudgetForcing(Base):
     def prompt(self, text: str) -> list[int]:
         """Return the ids up to the start of the thinking."""
         if self.is_templated:
-            ids = self.tokenizer.encode(text.removesuffix(self.style.thinking_start), add_special_tokens=False)
-        else:
-            ids = encode_prompt(self.style, self.tokenizer, text)
-        return ids + list(self.rules.markers.start)
+            return encode_opened(self.style, self.tokenizer, text)
+        return encode_prompt(self.style, self.tokenizer, text)
 
     def check(self, chain: Chain) -> None:
         """Raise PrunusError unless it fits: prompts are never cut. In mode legacy the context bounds the answer."""

@@ -9,9 +9,11 @@ from prunus.evaluation.profiles.markers import (
     Markers,
     decode,
     encode_markers,
+    encode_opened,
     encode_prompt,
     ends_in_newline,
     find_token,
+    render_prompt,
 )
 from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.profiles.table import PROFILES
@@ -22,8 +24,10 @@ __all__ = [
     "Profile",
     "decode",
     "encode_markers",
+    "encode_opened",
     "encode_prompt",
     "ends_in_newline",
     "find_token",
+    "render_prompt",
     "resolve_profile",
 ]

@@ -1,53 +1,256 @@
-"""Choose a model's profile: the one requested, the one in its manifest, or the one that its tokenizer's markers fit."""
+"""Choose a model's profile, and fit it to the model's own chat template.
 
-from collections.abc import Mapping
+The profile is the requested one, the one in the manifest or in the model's folder, or the one that its tokenizer and
+chat template indicate. Nothing is generated or downloaded.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.markers import find_token
-from prunus.evaluation.profiles.profile import Profile
+from prunus.evaluation.profiles.profile import DATE, Profile, read_profile, read_system
 from prunus.evaluation.profiles.table import PROFILES
-from prunus.recipes import Mode
+from prunus.evaluation.profiles.template import Probe, probe, sampling_of, source_of
+from prunus.recipes import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For `auto`, in this order: a marker that must be a single token of the tokenizer, and the profile that it indicates.
-PROFILE_MARKERS = (("<think>", "qwen3"), ("<|im_start|>", "s1"))
+# Options of chat templates that switch thinking on, in the order in which they are tried.
+SWITCHES: tuple[tuple[str, Any], ...] = (
+    ("enable_thinking", True),
+    ("thinking", True),
+    ("thinking_mode", "on"),
+    ("reasoning_effort", "high"),
+)
+OPEN_TAG = re.compile(r"<(?P<name>[a-z_:]*(?:think|thought|reason)[a-z_:]*)>\s*\Z")
+S1_NAME = re.compile(r"(^|[/_-])s1(\.1)?-[0-9]")
+THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A profile, and why it was chosen. warnings: what may be wrong with the choice."""
+
+    profile: Profile
+    why: str
+    warnings: tuple[str, ...] = ()
 
 
 def resolve_profile(
-    name: str, tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], mode: Mode = "strict"
+    name: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    manifest: Mapping[str, Any],
+    mode: Mode = "strict",
+    folder: Path | None = None,
 ) -> Profile:
-    """The profile of that name; for `auto` the one in the manifest, else the one whose marker the tokenizer has.
+    """The profile of that name, fitted to the model's chat template and sampling defaults.
 
+    name: a built-in profile, a .toml file, or `auto`: the profile of the manifest, else the file prunus_profile.toml in
+    the model's folder, else the one that tokenizer and chat template indicate, which is printed with the reason.
     In mode legacy, `auto` takes s1's markers for every model whose manifest names no profile, as the papers' scripts
-    do, and prints a message. Raises PrunusError if no profile fits or the tokenizer has no chat template for prompts.
+    do, and prints a message. Raises PrunusError if there is no such profile, if the tokenizer has no chat template for
+    prompts, or if the template closes the thinking and no option of it opens it.
     """
-    if not tokenizer.chat_template:
-        raise PrunusError("the model's tokenizer has no chat template: add chat_template.jinja of the original model")
-    if name == "auto":
-        name = manifest.get("profile") or _profile_by_markers(tokenizer)
-        if mode == "legacy" and "profile" not in manifest:
-            name = _legacy_profile(name)
+    source_of(tokenizer)
+    if name != "auto":
+        return fit(named(name), tokenizer, folder)
+    if "profile" in manifest:
+        return fit(named(manifest["profile"]), tokenizer, folder)
+    if mode == "legacy":
+        return fit(PROFILES[_legacy_profile(tokenizer)], tokenizer, folder)
+    choice = choose(tokenizer, manifest, folder)
+    profile = fit(choice.profile, tokenizer, folder)
+    progress.say(f"profile {profile.name}: {choice.why}{_opening(profile)}")
+    for warning in choice.warnings:
+        progress.say(f"warning: {warning}")
+    return profile
+
+
+def named(name: str) -> Profile:
+    """The built-in profile of that name, or that of a .toml file."""
+    if name.endswith(".toml"):
+        return read_profile(Path(name))
     if name not in PROFILES:
-        raise PrunusError(f"profile '{name}' is not known; choose one of {', '.join(PROFILES)}")
+        raise PrunusError(f"profile '{name}' is not known; choose one of {', '.join(PROFILES)}, or a FILE.toml")
     return PROFILES[name]
 
 
-def _legacy_profile(usual: str) -> str:
-    """The name of the profile that the papers' scripts use for a model. usual: name of the profile of its markers."""
+def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], folder: Path | None) -> Choice:
+    """The profile that a model's files indicate."""
+    if folder is not None and (folder / PROFILE_FILE).is_file():
+        return Choice(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
+    found = probe(tokenizer, {}, "", DATE)
+    special = list(_by_special_tokens(tokenizer, found))
+    if len(special) > 1:
+        raise PrunusError(
+            f"the model's files speak for several profiles ({', '.join(one.profile.name for one in special)}):"
+            " choose one with --profile"
+        )
+    names = _names(manifest, folder)
+    return special[0] if special else _by_tags(tokenizer, found) or _by_words(tokenizer, found, names)
+
+
+def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Iterator[Choice]:
+    """Profiles whose markers are special tokens that no other family has."""
+
+    def has(*texts: str) -> bool:
+        return all(find_token(tokenizer, text) is not None for text in texts)
+
+    if has("<|start|>", "<|channel|>", "<|message|>", "<|end|>") and "<|channel|>analysis" in found.source:
+        yield Choice(PROFILES["harmony"], "the tokenizer has harmony's tokens and the template its analysis channel")
+    if has("<|channel>", "<channel|>"):
+        yield Choice(PROFILES["gemma-channel"], "the tokenizer has <|channel> and <channel|>")
+    if has("[THINK]", "[/THINK]"):
+        yield Choice(PROFILES["brackets"], "the tokenizer has [THINK] and [/THINK]")
+    if has("<seed:think>"):
+        yield Choice(PROFILES["seed"], "the tokenizer has <seed:think>")
+
+
+def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Choice | None:
+    """A profile with the thinking tag that the template writes or removes; None without such a tag."""
+    text = found.source + found.tail
+    opened = OPEN_TAG.search(found.tail)
+    name = opened["name"] if opened else next((one for one in ("think", "thought") if f"{one}>" in text), None)
+    if name is None:
+        return None
+    tokens = all(find_token(tokenizer, tag) is not None for tag in (f"<{name}>", f"</{name}>"))
+    if not tokens and not opened and not (f"<{name}>" in text or f"</{name}>" in text):
+        return None
+    qwen3 = PROFILES["qwen3"]
+    needed = (*qwen3.think_stops, *qwen3.answer_stops, *qwen3.answer_banned)
+    if name == "think" and all(find_token(tokenizer, text) is not None for text in needed):
+        profile = qwen3
+    else:
+        profile = with_tag(PROFILES["think-tags"], name)
+    how = "tokens" if tokens else "text"
+    warnings = []
+    if not opened and not any(key in found.source for key, _ in SWITCHES):
+        warnings.append(
+            f"the template only removes <{name}> from earlier turns, so it is not sure that this model thinks; if it"
+            " does not, use --profile plain"
+        )
+    return Choice(profile, f"the chat template has <{name}>, markers are {how}", tuple(warnings))
+
+
+def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[str]) -> Choice:
+    """A profile indicated by the template's words or the model's name; plain if nothing indicates thinking."""
+    if "Here is my thought process" in found.source:
+        return Choice(PROFILES["granite"], "the template has 'Here is my thought process'")
+    by_name = next((name for name in names if S1_NAME.search(name)), None)
+    if by_name and find_token(tokenizer, "<|im_start|>") is not None:
+        return Choice(PROFILES["s1"], f"by its name, {by_name}")
+    warnings = []
+    if find_token(tokenizer, "<think>") is not None:
+        warnings.append("the tokenizer has <think>, which the chat template never uses; to think: --profile think-tags")
+    elif thinker := next((name for name in names if THINKER_NAME.search(name)), None):
+        warnings.append(f"'{thinker}' sounds like a model that thinks, but its template does not; see prunus profiles")
+    return Choice(
+        PROFILES["plain"], "the template has no thinking markers, so the answer turn is the chain", tuple(warnings)
+    )
+
+
+def with_tag(profile: Profile, name: str) -> Profile:
+    """think-tags with another tag in place of `think`."""
+
+    def renamed(text: str) -> str:
+        return text.replace("<think>", f"<{name}>").replace("</think>", f"</{name}>")
+
+    return replace(
+        profile,
+        thinking_start=renamed(profile.thinking_start),
+        think_stops=tuple(map(renamed, profile.think_stops)),
+        natural_closing=renamed(profile.natural_closing),
+        forced_closing=renamed(profile.forced_closing),
+        answer_banned=tuple(map(renamed, profile.answer_banned)),
+    )
+
+
+def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | None) -> Profile:
+    """The profile with the system prompt, sampling defaults and thinking switch of a model's own files.
+
+    Raises PrunusError if the template closes the thinking and no option of it opens it.
+    """
+    if folder is not None and profile.model_system_file and (folder / profile.model_system_file).is_file():
+        profile = replace(profile, system=read_system(folder / profile.model_system_file))
+        progress.say(f"the system prompt is {profile.model_system_file} of the model's folder")
+    if folder is not None and profile.sampling_from_model:
+        profile = replace(profile, **sampling_of(folder))
+    if not profile.thinking_start or any(stop in profile.thinking_start for stop in profile.think_stops):
+        return profile  # there is nothing to open, or its marker opens every turn (s1)
+    found = probe(tokenizer, profile.template_options(), profile.system, profile.date)
+    if _state(found.tail, profile) == "closed":
+        profile, found = _switched_on(profile, tokenizer, found)
+    opened = _state(found.tail, profile) == "opened"
+    if profile.template_opens != "auto" and opened != (profile.template_opens == "yes"):
+        raise PrunusError(
+            f"profile '{profile.name}' says template_opens = \"{profile.template_opens}\", but the model's chat"
+            f" template {'opens' if opened else 'does not open'} the thinking"
+        )
+    if opened and not found.tail.endswith(profile.thinking_start):
+        return replace(profile, template_opens="yes")
+    return replace(profile, template_opens="auto")  # thinking_start is appended, or replaced by itself
+
+
+def _state(tail: str, profile: Profile) -> str:
+    """`opened`, `closed` or `absent`: the state of the thinking at the end of a prompt."""
+    start, stop = profile.thinking_start.strip(), profile.think_stops[0]
+    begun, ended = tail.rfind(start), tail.rfind(stop)
+    if ended > begun:
+        return "closed"
+    return "opened" if begun >= 0 else "absent"
+
+
+def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: Probe) -> tuple[Profile, Probe]:
+    """The profile with the first template option that opens the thinking, and the template under it."""
+    given = profile.template_options()
+    tried = [(key, value) for key, value in SWITCHES if key in found.source and key not in given]
+    for key, value in tried:
+        try:
+            switched = probe(tokenizer, given | {key: value}, profile.system, profile.date)
+        except PrunusError:
+            continue
+        if _state(switched.tail, profile) != "closed":
+            return replace(profile, template={**profile.template, key: value}), switched
+    options = f" (tried {', '.join(key for key, _ in tried)})" if tried else ""
+    raise PrunusError(
+        f"the model's chat template ends a prompt with closed thinking, and no option of it opens it{options}:"
+        " name one in [template] of a --profile FILE.toml, or use --profile plain"
+    )
+
+
+def _opening(profile: Profile) -> str:
+    """How a profile was fitted to a model, for the message that names it."""
+    opened = ", which opens the thinking itself" if profile.template_opens == "yes" else ""
+    options = ", ".join(f"{key}={value}" for key, value in profile.template.items())
+    sampling = f"; temperature {profile.temperature:g}, top_p {profile.top_p:g}, top_k {profile.top_k}"
+    return f"{opened}{f'; template options {options}' if options else ''}{sampling}"
+
+
+def _names(manifest: Mapping[str, Any], folder: Path | None) -> list[str]:
+    """Names of a model: its folder, its hub id, and the name of the model that it was pruned from."""
+    found = [str(step["source"]["name"]) for step in manifest.get("history", [])[:1] if "source" in step]
+    if folder is not None:
+        hub = [part.removeprefix("models--").replace("--", "/") for part in folder.parts if part.startswith("models--")]
+        found += [*hub, folder.name]
+    return found
+
+
+def _legacy_profile(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The name of the profile that the papers' scripts use for a model."""
+    own = {"<think>": "qwen3", "<|im_start|>": "s1"}
+    usual = next((name for marker, name in own.items() if find_token(tokenizer, marker) is not None), None)
+    if usual is None:
+        raise PrunusError(
+            "the tokenizer has neither <think> nor <|im_start|> as a token, so mode legacy cannot be used:"
+            " choose a --profile"
+        )
     name = "s1" if usual == "s1" else "qwen3-legacy"
     other = "" if name == usual else f"; its own markers: --profile {usual}"
     progress.say(f"profile {name}: mode legacy takes s1's markers for every model, as the papers' scripts do{other}")
     return name
-
-
-def _profile_by_markers(tokenizer: "PreTrainedTokenizerBase") -> str:
-    for marker, name in PROFILE_MARKERS:
-        if find_token(tokenizer, marker) is not None:
-            return name
-    raise PrunusError(
-        "the tokenizer has neither <think> nor <|im_start|> as a token, so no profile fits: choose one with --profile"
-    )

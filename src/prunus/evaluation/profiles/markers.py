@@ -1,13 +1,14 @@
-"""A profile's strings as token ids of one tokenizer, and the prompts and texts of that tokenizer."""
+"""A profile's strings as the token ids of one tokenizer, and prompts and texts by the same tokenizer."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.profile import Profile
+from prunus.evaluation.profiles.template import messages_of, render
+from prunus.evaluation.requests import TextStops
 from prunus.recipes import Mode
 
 if TYPE_CHECKING:
@@ -24,8 +25,12 @@ def find_token(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
 class Markers:
     """A profile's strings as ids of one tokenizer.
 
-    Every string is encoded separately, and a chain is the concatenation of ids. reopening: thinking_start without its
-    newline; in an answer it means that the model continues to think.
+    Every string is encoded separately, and a chain is the concatenation of ids. start: appended to the template's
+    prompt; empty if the template opens the thinking. reopening: thinking_start without its newline; in an answer it
+    means that the model continues to think; empty if answers end at it.
+    think_stops, answer_stops: single tokens that end a phase. think_texts, answer_texts: markers of several tokens that
+    end one. ends: those of think_stops that end the model's turn, rather than its thinking.
+    missing_closing: (the ids in which a model wrote such a marker) -> what the natural closing still lacks.
     """
 
     start: tuple[int, ...]
@@ -39,15 +44,27 @@ class Markers:
     answer_stops: frozenset[int]
     answer_banned: frozenset[int]
     ends_in_newline: Callable[[int], bool]
+    answer_in_chain: bool = False
+    think_texts: TextStops | None = None
+    answer_texts: TextStops | None = None
+    reopening_texts: tuple[str, ...] = ()
+    ends: frozenset[int] = frozenset()
+    missing_closing: Callable[[Sequence[int]], tuple[int, ...]] | None = None
 
-    def closing(self, thinking: list[int], natural: bool) -> tuple[int, ...]:
-        """The ids that close these thinking ids and start the answer. natural: whether the model ended its thinking."""
+    def closing(self, thinking: Sequence[int], natural: bool, written: Sequence[int] = ()) -> tuple[int, ...]:
+        """The ids that close these thinking ids and start the answer. natural: whether the model ended its thinking.
+
+        written: the marker as the model wrote it, if it took several ids; it is the beginning of the closing.
+        """
+        if written:
+            assert self.missing_closing is not None
+            return (*written, *self.missing_closing(written))
         if natural:
             return self.natural_closing
         after_newline = bool(thinking) and self.ends_in_newline(thinking[-1])
         return self.forced_closing_after_newline if after_newline else self.forced_closing
 
-    def refusal(self, thinking: list[int]) -> tuple[int, ...]:
+    def refusal(self, thinking: Sequence[int]) -> tuple[int, ...]:
         """The ids that replace a suppressed stop after these thinking ids."""
         after_newline = bool(thinking) and self.ends_in_newline(thinking[-1])
         return self.wait_after_newline if after_newline else self.wait
@@ -57,77 +74,130 @@ class Markers:
 
         vLLM, and so the papers' harness, ends at the ids in a model's generation_config.json.
         """
-        return replace(self, think_stops=self.think_stops.union(end_ids), answer_stops=self.answer_stops.union(end_ids))
+        return replace(
+            self,
+            think_stops=self.think_stops.union(end_ids),
+            answer_stops=self.answer_stops.union(end_ids),
+            ends=self.ends.union(end_ids),
+        )
+
+    def reopens(self, written: Sequence[int]) -> bool:
+        """Whether these ids, which ended an answer, hold a marker that opens thinking."""
+        if not written or self.answer_texts is None:
+            return False
+        text = self.answer_texts.decode(list(written))
+        return any(marker in text for marker in self.reopening_texts)
+
+    @property
+    def slack(self) -> int:
+        """Ids that are asked for beyond a budget, to see whether the thinking ends right there."""
+        return 1 if self.think_texts is None else self.think_texts.slack
 
     @property
     def longest(self) -> int:
-        """Maximum number of ids of start and closing together."""
-        return len(self.start) + max(map(len, self._closings))
+        """Most ids that start and closing can take together, and those beyond a budget."""
+        return len(self.start) + max(map(len, self._closings)) + self.slack - 1
 
     @property
     def shortest_closing(self) -> int:
-        """Minimum number of ids of a closing."""
+        """Least ids that a closing can take."""
         return min(map(len, self._closings))
 
     @property
     def _closings(self) -> tuple[tuple[int, ...], ...]:
-        return self.natural_closing, self.forced_closing, self.forced_closing_after_newline
+        natural = () if self.answer_in_chain else (self.natural_closing,)
+        return *natural, self.forced_closing, self.forced_closing_after_newline
 
 
 def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode: Mode) -> Markers:
-    """The profile's markers for this tokenizer. Raises PrunusError for a stop that is not a single token."""
+    """The profile under this tokenizer; PrunusError names a stop that must be a single token and is not."""
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
 
-    def single(text: str) -> int:
-        token = find_token(tokenizer, text)
-        if token is None:
+    def split(texts: Sequence[str]) -> tuple[frozenset[int], tuple[str, ...]]:
+        """Those that are single tokens, as ids, and the others."""
+        tokens = {text: None if profile.match == "text" else find_token(tokenizer, text) for text in texts}
+        several = tuple(text for text, token in tokens.items() if token is None)
+        if several and profile.match == "token":
             raise PrunusError(
-                f"profile '{profile.name}' needs {text} as a single token, which this model's tokenizer lacks:"
+                f"profile '{profile.name}' needs {several[0]} as a single token, which this model's tokenizer lacks:"
                 " choose another --profile"
             )
-        return token
+        return frozenset(token for token in tokens.values() if token is not None), several
+
+    banned = profile.answer_banned if mode == "strict" else ()
+    think_stops, think_texts = split(profile.think_stops)
+    answer_stops, answer_texts = split(profile.answer_stops)
+    answer_banned, reopening_texts = split(banned)
+    read = partial(decode, tokenizer)
+    opening = profile.thinking_start.rstrip("\n")
+    marker = profile.think_stops[0] if profile.think_stops else ""
+
+    def missing_closing(written: Sequence[int]) -> tuple[int, ...]:
+        behind = read(list(written)).partition(marker)[2]
+        wanted = profile.natural_closing.partition(marker)[2]
+        return encode(wanted[len(behind) :]) if wanted.startswith(behind) else ()
 
     return Markers(
-        start=encode(profile.thinking_start),
-        reopening=encode(profile.thinking_start.rstrip("\n")),
-        think_stops=frozenset(map(single, profile.think_stops)),
+        start=() if profile.template_opens == "yes" else encode(profile.thinking_start),
+        reopening=() if opening in reopening_texts else encode(opening),
+        think_stops=think_stops,
         natural_closing=encode(profile.natural_closing),
         forced_closing=encode(profile.forced_break + profile.forced_closing),
         forced_closing_after_newline=encode(profile.forced_closing),
         wait=encode(profile.wait_break + profile.wait),
         wait_after_newline=encode(profile.wait),
-        answer_stops=frozenset(map(single, profile.answer_stops)),
-        answer_banned=frozenset(map(single, profile.answer_banned)) if mode == "strict" else frozenset(),
+        answer_stops=answer_stops,
+        answer_banned=answer_banned,
         ends_in_newline=partial(ends_in_newline, tokenizer),
+        answer_in_chain=profile.answer_in_chain,
+        think_texts=TextStops(think_texts, read) if think_texts else None,
+        answer_texts=TextStops((*answer_texts, *reopening_texts), read) if answer_texts or reopening_texts else None,
+        reopening_texts=reopening_texts,
+        ends=think_stops & answer_stops,
+        missing_closing=missing_closing,
     )
 
 
 def ends_in_newline(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
-    """Whether a text that ends in this token ends in a newline. Its last byte decides, so no other token is needed."""
+    """Whether a text of this last token ends in a newline, which its last byte alone tells."""
     return decode(tokenizer, [token]).endswith("\n")
 
 
 def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The ids of the chat template with text as the only user message, up to the place of thinking_start.
+    """Ids of the chat template with text as the one user message, with the opened thinking at the end."""
+    return encode_opened(profile, tokenizer, render_prompt(profile, tokenizer, text))
 
-    A thinking_start that the template itself adds (newer Qwen models) is removed, so that it does not occur twice.
-    Raises PrunusError where the template fails or is stopped by the sandbox in which templates run.
+
+def render_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """The chat template's text with text as the one user message, up to where the model goes on."""
+    return render(tokenizer, messages_of(text, profile.system), profile.template_options(), profile.date)
+
+
+def encode_opened(profile: Profile, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:
+    """Ids of a rendered prompt, with thinking_start at its end, once.
+
+    Where thinking_start begins with a token of its own, prompt and start are encoded apart; else as one text, since a
+    tokenizer may merge them.
     """
-    options: dict[str, Any] = {} if profile.enable_thinking is None else {"enable_thinking": profile.enable_thinking}
-    messages = [{"role": "user", "content": text}]
-    try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
-        for start in (profile.thinking_start, profile.thinking_start.rstrip("\n")):
-            rendered = rendered.removesuffix(start)
-        return tokenizer.encode(rendered, add_special_tokens=False)
-    except Exception as error:  # a template is a program, which may raise any error
-        raise PrunusError(f"the model's chat template cannot be used: {one_line(error)[:300]}") from error
+
+    def encode(part: str) -> list[int]:
+        return list(tokenizer.encode(part, add_special_tokens=False))
+
+    start = profile.thinking_start
+    if profile.template_opens == "yes" or not start:
+        return encode(rendered)
+    for opened in (start, start.rstrip("\n")):
+        rendered = rendered.removesuffix(opened)
+    first = encode(start)[0]
+    if start.startswith(decode(tokenizer, [first])) and first in tokenizer.added_tokens_decoder:
+        return encode(rendered) + encode(start)
+    return encode(rendered + start)
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """The text of ids as the model wrote it, including markers and all whitespace."""
+    """The text of ids as the model wrote it: markers shown, blanks untouched."""
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text

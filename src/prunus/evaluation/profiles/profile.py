@@ -1,10 +1,12 @@
-"""A profile, the exact strings that open, cut and close the thinking of one model family, and its TOML file."""
+"""A profile: the exact strings with which one model family's thinking is opened, cut and closed; and its TOML file."""
 
+import difflib
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from prunus.errors import PrunusError
 from prunus.kinds import settle
@@ -12,39 +14,69 @@ from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
 
 FORMAT = 1
 LEGACY_ANSWER_TOKENS = 32_768
+MOST_BYTES = 64 * 1024  # of a profile's file, and of a system prompt's
+DATE = "2026-01-01"  # what templates that write today's date write instead, so that a plan is the same plan tomorrow
+Match = Literal["auto", "token", "text"]
+Opens = Literal["auto", "yes", "no"]
+# Arguments of apply_chat_template that are not the template's own.
+NOT_TEMPLATE_OPTIONS = (
+    "add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize", "tools",
+)  # fmt: skip
 # table of the file -> key in it -> field of Profile
 KEYS = {
-    "think": {"start": "thinking_start", "stops": "think_stops", "wait": "wait", "wait_break": "wait_break"},
+    "think": {
+        "start": "thinking_start",
+        "stops": "think_stops",
+        "match": "match",
+        "template_opens": "template_opens",
+        "wait": "wait",
+        "wait_break": "wait_break",
+    },
     "close": {
         "natural": "natural_closing",
         "forced": "forced_closing",
         "forced_break": "forced_break",
         "answer_lead": "answer_lead",
+        "answer_in_chain": "answer_in_chain",
     },
     "answer": {
         "stops": "answer_stops",
         "banned": "answer_banned",
+        "strip": "strip",
         "tokens": "answer_tokens",
         "choice_tokens": "choice_answer_tokens",
     },
-    "template": {"enable_thinking": "enable_thinking"},
-    "sampling": {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"},
+    "sampling": {
+        "temperature": "temperature",
+        "top_p": "top_p",
+        "top_k": "top_k",
+        "from_model": "sampling_from_model",
+    },
 }
+TEMPLATE = ("system", "system_file", "model_system_file", "date")  # of [template]; its other keys go to the template
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The strings and defaults of one model family.
+    """How to talk to one family of models.
 
-    thinking_start: appended to the chat template's generation prompt. think_stops, answer_stops: markers that end a
-        phase; each must be a single token. natural_closing: follows the thinking text if the model ended it.
-        forced_closing: follows it if the budget ended it. forced_break, wait_break: inserted before forced_closing and
-        wait unless the thinking text ends in a newline (an empty text does not). answer_lead: the end of forced_closing
-        that is part of the answer's text. answer_banned: markers that are never sampled in an answer in mode strict.
-        wait: replaces a suppressed stop.
+    thinking_start: appended to the chat template's generation prompt, unless the template opens the thinking itself.
+    think_stops, answer_stops: markers that end a phase. Tokens that end the model's turn are added to both: those of
+        generation_config.json; if answer_stops is empty, those of all files of the model (`end_ids` in template.py).
+    match: whether markers must be single tokens (token), are found as text (text), or the one where possible (auto).
+    template_opens: whether the rendered prompt itself ends in an opened thinking; once a profile is fitted to a model
+        (detection.py), `yes` means that thinking_start is not appended.
+    natural_closing, forced_closing: what follows the thinking text when the model ended it, and when the budget did.
+    answer_in_chain: a chain that ends by itself is the answer (models without thinking markers): nothing is appended.
+    forced_break, wait_break: put before forced_closing and wait unless the thinking text ends in a newline (an empty
+        text does not). answer_lead: the end of forced_closing that belongs to the answer text.
+    answer_banned: markers that the answer must not contain in mode strict. strip: strings taken off both ends of an
+        answer before it is graded. wait: what replaces a refused stop.
     answer_tokens, choice_answer_tokens: caps on the answer in mode strict; the second is for multiple choice.
-    temperature, top_p, top_k: default sampling settings; temperature 0 is greedy, top_k 0 is off.
-    enable_thinking: passed to the chat template unless None.
+    temperature, top_p, top_k: the defaults; temperature 0 is greedy, top_k 0 is off. sampling_from_model: those of the
+        model's generation_config.json come first.
+    enable_thinking, template: passed to the chat template unless None. system: the system prompt, if any.
+    model_system_file: a file beside the model whose text is the system prompt. date: the date that a template writes.
     """
 
     name: str
@@ -64,35 +96,95 @@ class Profile:
     top_p: float = 0.95
     top_k: int = 0
     enable_thinking: bool | None = None
+    match: Match = "auto"
+    template_opens: Opens = "auto"
+    answer_in_chain: bool = False
+    strip: tuple[str, ...] = ()
+    sampling_from_model: bool = False
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    system: str = ""
+    model_system_file: str = ""
+    date: str = DATE
 
     def __post_init__(self) -> None:
         settle(self)
+        if self.match not in get_args(Match):
+            raise PrunusError(f"match must be {' or '.join(get_args(Match))}, not '{self.match}'")
+        if self.template_opens not in get_args(Opens):
+            raise PrunusError(f"template_opens must be {' or '.join(get_args(Opens))}, not '{self.template_opens}'")
+        for text in (*self.think_stops, *self.answer_stops, *self.answer_banned, *self.strip):
+            if not text.strip():
+                raise PrunusError("a marker is empty or all blanks")
+        for stop in self.think_stops:
+            if stop in self.thinking_start and self.match != "token":
+                raise PrunusError(f"the stop '{stop}' is a part of the start '{self.thinking_start}'")
+        if self.answer_in_chain and self.think_stops:
+            raise PrunusError("answer_in_chain needs `stops = []`: where thinking has an end, the answer follows it")
+        if not self.answer_in_chain and not self.think_stops:
+            raise PrunusError("`stops` of [think] is empty, which needs `answer_in_chain = true`")
+        if not self.forced_closing.endswith(self.answer_lead):
+            raise PrunusError(f"answer_lead '{self.answer_lead}' is not the end of forced '{self.forced_closing}'")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise PrunusError("temperature must be 0 or more, top_p lie in (0, 1], and top_k be 0 or more")
+        if self.answer_tokens < 1 or self.choice_answer_tokens < 1:
+            raise PrunusError("tokens and choice_tokens of [answer] must be 1 or more")
+        for key in self.template:
+            if key in NOT_TEMPLATE_OPTIONS:
+                raise PrunusError(f"'{key}' of [template] is set by prunus")
 
     def strings(self) -> dict[str, Any]:
-        """All settings that affect the text, for the stored plan."""
+        """Everything that shapes the text, for the stored plan.
+
+        Fields that older versions did not have are left out at their default, so that the ids of stored runs stay.
+        """
         numbers = {"name", "answer_tokens", "choice_answer_tokens", "temperature", "top_p", "top_k"}
-        fields = {key: value for key, value in asdict(self).items() if key not in numbers}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        of_the_model = {"match", "sampling_from_model", "model_system_file"}  # what they lead to is stored
+        default: dict[str, Any] = {
+            "template_opens": "auto", "answer_in_chain": False, "strip": (), "template": {}, "system": "", "date": DATE,
+        }  # fmt: skip
+        found = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in numbers | of_the_model and not (name in default and value == default[name])
+        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+    def closed_by(self, closing: str) -> "Profile":
+        """This profile with another text that ends thinking at the budget; PrunusError if it ends none."""
+        if self.think_stops and not any(stop in closing for stop in self.think_stops):
+            raise PrunusError(
+                f"the closing {closing!r} does not end the thinking: it needs {' or '.join(self.think_stops)}"
+            )
+        lead = self.answer_lead if closing.endswith(self.answer_lead) else ""
+        return replace(self, forced_closing=closing, answer_lead=lead)
+
+    def template_options(self) -> dict[str, Any]:
+        """Keyword arguments for the chat template."""
+        thinking = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        return thinking | dict(self.template)
 
     def answer_cap(self, kind: str, mode: Mode) -> int:
-        """Cap in tokens on an answer of this kind (`choice` is multiple choice)."""
+        """Answer tokens allowed for a problem of this answer kind (`choice` is multiple choice)."""
         if mode == "legacy":
             return LEGACY_ANSWER_TOKENS
         return self.choice_answer_tokens if kind == "choice" else self.answer_tokens
 
     def sampling(self, mode: Mode) -> tuple[float, float, int]:
-        """Default temperature, top_p and top_k; in mode legacy those of the papers: 1, 1 and 0 (off)."""
+        """Default temperature, top_p and top_k; legacy mode has the papers' 1, 1, off."""
         return (1.0, 1.0, 0) if mode == "legacy" else (self.temperature, self.top_p, self.top_k)
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile in a TOML file. Raises PrunusError, with the file's name, where the file is wrong.
+    """The profile of a TOML file; PrunusError names the file, the line and what is wrong there.
 
-    `extends` names a built-in profile, whose values apply where the file has none. A table [template], even an empty
+    `extends` names a built-in profile, whose values hold where the file has none. A table [template], also an empty
     one, replaces that of the built-in profile.
     """
     try:
-        values = _values(path)
+        if path.stat().st_size > MOST_BYTES:
+            raise PrunusError(f"the file is larger than {MOST_BYTES // 1024} KiB")
+        text = path.read_text("utf-8")
+        values = _values(path, text)
         required = {field.name for field in fields(Profile) if field.default is MISSING}.difference(values)
         for table, keys in KEYS.items():
             for key in (key for key, name in keys.items() if name in required):
@@ -104,25 +196,77 @@ def read_profile(path: Path) -> Profile:
         raise PrunusError(f"profile {path}: {error}") from error
 
 
-def _values(path: Path) -> dict[str, Any]:
-    """{field of Profile: value} of a profile file, with the values of the profile that it extends."""
-    data = tomllib.loads(path.read_text("utf-8"))
+def _values(path: Path, text: str) -> dict[str, Any]:
+    """Values of Profile's fields, by name."""
+    data = tomllib.loads(text)
     if data.pop("format", None) != FORMAT:
         raise PrunusError(f"the first line must be `format = {FORMAT}`")
     base = data.pop("extends", None)
     if base is not None and base not in PROFILE_NAMES[1:]:
         raise PrunusError(f"extends '{base}', which is no built-in profile; there are {', '.join(PROFILE_NAMES[1:])}")
-    found = {} if base is None else _values(PROFILE_FOLDER / f"{base}.toml")
+    found: dict[str, Any] = {}
+    if base is not None:
+        built_in = PROFILE_FOLDER / f"{base}.toml"
+        found = _values(built_in, built_in.read_text("utf-8"))
     found["name"] = data.pop("name", path.stem)
-    if "template" in data:
-        found.pop("enable_thinking", None)
     for table, values in data.items():
-        if table not in KEYS or not isinstance(values, Mapping):
+        if table not in (*KEYS, "template") or not isinstance(values, Mapping):
+            known = [f"[{name}]" for name in (*KEYS, "template")]
             raise PrunusError(
-                f"'{table}' is none of the tables of a profile: {', '.join(f'[{name}]' for name in KEYS)}"
+                f"{_line_of(text, table)}'{table}' is none of the tables of a profile: {', '.join(known)}"
             )
+        if table == "template":
+            found |= _template_values(path, values)
+            continue
         for key, value in values.items():
             if key not in KEYS[table]:
-                raise PrunusError(f"'{key}' is not known in [{table}]; there are {', '.join(KEYS[table])}")
+                raise PrunusError(_unknown(text, table, key))
+            if key == "stops" and value == "auto":
+                value = []
             found[KEYS[table][key]] = value
     return found
+
+
+def _template_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Profile from a table [template]."""
+    options = {key: value for key, value in values.items() if key not in (*TEMPLATE, "enable_thinking")}
+    if sum(key in values for key in ("system", "system_file", "model_system_file")) > 1:
+        raise PrunusError("[template] takes one of system, system_file and model_system_file")
+    system = values.get("system", "")
+    if "system_file" in values:
+        name = str(values["system_file"])
+        if Path(name).name != name:
+            raise PrunusError(f"system_file '{name}' must be a file beside the profile")
+        system = read_system(path.parent / name)
+    return {
+        "enable_thinking": values.get("enable_thinking"),
+        "template": options,
+        "system": system,
+        "model_system_file": values.get("model_system_file", ""),
+        "date": str(values.get("date", DATE)),
+    }
+
+
+def read_system(path: Path) -> str:
+    """The text of a file with a system prompt."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise PrunusError(f"{path} is larger than {MOST_BYTES // 1024} KiB")
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise PrunusError(f"{path} cannot be read: {error}") from error
+
+
+def _unknown(text: str, table: str, key: str) -> str:
+    """What is said of a key that no profile has: its line, and the nearest key."""
+    near = difflib.get_close_matches(key, KEYS[table], 1)
+    hint = f"perhaps '{near[0]}'" if near else f"there are {', '.join(KEYS[table])}"
+    return f"{_line_of(text, key)}'{key}' is not known in [{table}]; {hint}"
+
+
+def _line_of(text: str, key: str) -> str:
+    """`line N: ` of the first line that sets a key or opens a table of that name; empty where there is none."""
+    pattern = re.compile(rf"\s*\[?{re.escape(key)}\s*[\]=]")
+    found = (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line))
+    number = next(found, None)
+    return "" if number is None else f"line {number}: "

@@ -1,0 +1,72 @@
+"""What `prunus profiles` shows: the built-in profiles, and one profile as it takes effect for a model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.evaluation.profiles.detection import named, resolve_profile
+from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
+from prunus.evaluation.profiles.profile import Profile
+from prunus.evaluation.profiles.table import PROFILES
+from prunus.evaluation.profiles.template import ends_of_turn
+from prunus.recipes import PROFILE_FOLDER
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EXAMPLE = "2+2?"
+
+
+def profiles() -> list[dict[str, str]]:
+    """The built-in profiles: `name`, and `description`, which families of models it is for."""
+    return [{"name": name, "description": _description(PROFILE_FOLDER / f"{name}.toml")} for name in PROFILES]
+
+
+def show_profile(name: str = "auto", model: str | Path | None = None) -> dict[str, Any]:
+    """A profile's settings, and for a model (`tiny`, a folder or a hub id) their token ids.
+
+    name: a built-in profile, a .toml file, or `auto`, the profile that the model's files indicate. With a model,
+    `prompt` is the rendered prompt of the problem "2+2?" with its opened thinking, and every marker and closing is a
+    pair of its text and its token ids. Raises PrunusError as `evaluate` does.
+    """
+    if model is None:
+        return _settings(named(name))
+    folder = ModelFolder(resolve(model))
+    tokenizer = load_tokenizer(folder.folder)
+    profile = resolve_profile(name, tokenizer, folder.manifest, folder=folder.folder)
+    return _settings(profile) | _under(profile, tokenizer, folder.folder)
+
+
+def _settings(profile: Profile) -> dict[str, Any]:
+    return {
+        "profile": profile.name,
+        **profile.strings(),
+        "answer_tokens": profile.answer_tokens,
+        "choice_answer_tokens": profile.choice_answer_tokens,
+        "temperature": profile.temperature,
+        "top_p": profile.top_p,
+        "top_k": profile.top_k,
+    }
+
+
+def _under(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> dict[str, Any]:
+    def pair(text: str) -> tuple[str, list[int]]:
+        return text, list(tokenizer.encode(text, add_special_tokens=False))
+
+    markers = encode_markers(profile, tokenizer, "strict")
+    ends = sorted(ends_of_turn(profile, tokenizer, folder))
+    return {
+        "prompt": decode(tokenizer, encode_prompt(profile, tokenizer, EXAMPLE)),
+        "think_stops": [pair(text) for text in profile.think_stops],
+        "stops_are_text": list(markers.think_texts.texts) if markers.think_texts else [],
+        "end_of_turn": [(decode(tokenizer, [token]), [token]) for token in ends],
+        "natural_closing": pair(profile.natural_closing),
+        "forced_closing": pair(profile.forced_break + profile.forced_closing),
+    }
+
+
+def _description(path: Path) -> str:
+    """The comment in the first line of a profile's file."""
+    first = path.read_text("utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
