@@ -1,8 +1,8 @@
-"""Prune and recover in rounds of rising sparsity, each on chains that the model of the round before has drawn.
+"""Prune and recover in rounds of rising sparsity, each calibrated on chains drawn from the previous round's model.
 
-Pruning at once asks of recovery to make up for everything at the end. In rounds a model that has lost less is
-recovered, and what its chains then look like is what the next round keeps, as RESP (arXiv:2512.02185) draws its
-calibration anew from the model that it prunes.
+After pruning in one step, recovery must repair the whole loss at once. In rounds, each recovery repairs a smaller loss,
+and the next round is calibrated on the chains of the recovered model, as RESP (arXiv:2512.02185) draws its calibration
+anew from the model that it prunes.
 """
 
 import json
@@ -30,7 +30,7 @@ from prunus.recipes import PruneRecipe, RecoverRecipe, TraceRecipe
 
 Calibrated = TypeVar("Calibrated", PruneRecipe, RecoverRecipe)
 Drawn = Literal["recovered", "dense"]
-WORK = "rounds.json"  # what the folder of unfinished rounds is for
+WORK = "rounds.json"  # file that identifies the work of a folder of unfinished rounds
 
 
 def prune_in_rounds(
@@ -47,14 +47,14 @@ def prune_in_rounds(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Write model, pruned and recovered in so many rounds, to the folder out; returns the last recovery's summary.
+    """Prune and recover a model in `rounds` rounds, write it to the folder out, and return the last recovery's summary.
 
-    The sparsity rises to the recipe's: every round removes the same share of the weights that are left, and none comes
-    back. The first round calibrates as recipe and recovery say, the others on chains drawn for it: from the model that
-    the round before recovered, or each time anew from the dense model. Recovery always learns from the dense model, and
-    its tokens and epochs are those of one round. The summary's `rounds` and the manifest tell of every round.
+    The sparsity rises to the recipe's: every round removes the same share of the remaining weights, and removed weights
+    stay zero. The first round uses the calibration of recipe and recovery, each later one the chains drawn for it: from
+    the model that the previous round recovered, or from the dense model. Recovery always learns from the dense model;
+    its tokens and epochs are those of one round. `rounds` in the summary and the manifest describe every round.
 
-    Unfinished work lies in out.rounds; the same call goes on there, and ends with the same bytes. Wrong input raises
+    Unfinished work stays in out.rounds; the same call resumes it and ends with the same bytes. Wrong input raises
     PrunusError and leaves nothing behind.
     """
     target, recovery = Path(out), recovery or RecoverRecipe.like(recipe)
@@ -65,9 +65,9 @@ def prune_in_rounds(
     check_trainable(source)
     sparsities = rising(recipe.sparsity, rounds)
     where: dict[str, Any] = {"device": device, "offload": offload}
-    told = prune_and_recover(model, out, recipe, recovery, overwrite=overwrite, dry_run=True, **where)
+    planned = prune_and_recover(model, out, recipe, recovery, overwrite=overwrite, dry_run=True, **where)
     if dry_run:
-        return told | {"rounds": ", ".join(f"{100 * sparsity:.3g} %" for sparsity in sparsities)}
+        return planned | {"rounds": ", ".join(f"{100 * sparsity:.3g} %" for sparsity in sparsities)}
     folder = target.absolute().with_name(f"{target.name}.rounds")
     asked = {"recipe": recipe, "recovery": recovery, "chains": chains}
     work = {name: settings.to_json() for name, settings in asked.items()}
@@ -94,20 +94,20 @@ def prune_in_rounds(
             summary = recover(pruned, folder / str(number), then, dense=model, **where)
             for done in (pruned, folder / str(number - 1)):
                 shutil.rmtree(done, ignore_errors=True)
-        history = tell_rounds(folder, rounds, chains, drawn_from)
+        history = record_rounds(folder, rounds, chains, drawn_from)
         replace_folder(folder / str(rounds), target, overwrite)
     shutil.rmtree(folder)
     return summary | {"out": str(target), "rounds": history}
 
 
 def rising(sparsity: float, rounds: int) -> list[float]:
-    """The sparsity of every round: each removes the same share of the weights that are left."""
+    """The sparsity after each round; every round removes the same share of the remaining weights."""
     steps = [round(1 - (1 - sparsity) ** (number / rounds), 4) for number in range(1, rounds)]
     return [*steps, sparsity]
 
 
 def check_rounds(recipe: PruneRecipe, rounds: int, drawn_from: str) -> None:
-    """Raise PrunusError for what cannot be done in rounds."""
+    """Raise PrunusError for settings that cannot be used in rounds."""
     if rounds < 2:
         raise PrunusError(f"rounds must be at least 2, not {rounds}; one round is what --recover does without it")
     if drawn_from not in get_args(Drawn):
@@ -126,7 +126,7 @@ def check_rounds(recipe: PruneRecipe, rounds: int, drawn_from: str) -> None:
 
 
 def open_work(folder: Path, work: str, overwrite: bool) -> None:
-    """Make the folder of unfinished rounds, or find it; PrunusError where it is of other work."""
+    """Create the folder of unfinished rounds, or continue it. Raises PrunusError if it belongs to other work."""
     file = folder / WORK
     if folder.exists() and not (file.exists() and file.read_text() == work):
         if not overwrite:
@@ -137,31 +137,31 @@ def open_work(folder: Path, work: str, overwrite: bool) -> None:
 
 
 def on_chains(recipe: Calibrated, file: Path) -> Calibrated:
-    """The recipe on the chains of a file, with as many tokens as asked for, or as there are."""
-    held = sum(len(row["token_ids"]) for row in read_rows(file))
-    asked = recipe.calibration_tokens
-    return replace(recipe, calibration=f"traces:{file}", calibration_tokens=asked and min(asked, held))
+    """The recipe calibrated on the chains of a file, with the recipe's number of tokens or all that the file has."""
+    available = sum(len(row["token_ids"]) for row in read_rows(file))
+    wanted = recipe.calibration_tokens
+    return replace(recipe, calibration=f"traces:{file}", calibration_tokens=wanted and min(wanted, available))
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file of chains."""
+    """The chains in a file of traces."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def check_masks(before: Checkpoint, after: Checkpoint) -> None:
-    """Raise AssertionError, which names the Linear, if a zero is no longer one."""
+    """Raise AssertionError that names a Linear in which a zero of before is not zero in after."""
     for index in range(before.blocks):
         for linear in before.linears(index):
             old, new = (model.read_weight(index, f"{linear.name}.weight") for model in (before, after))
             assert not bool(torch.logical_and(old == 0, new != 0).any()), f"{linear.name} of block {index}"
 
 
-def tell_rounds(folder: Path, rounds: int, chains: TraceRecipe, drawn_from: Drawn) -> list[dict[str, Any]]:
-    """Write into the last round's manifest what each round was, and return it."""
+def record_rounds(folder: Path, rounds: int, chains: TraceRecipe, drawn_from: Drawn) -> list[dict[str, Any]]:
+    """Add a description of every round to the manifest of the last one, and return the descriptions."""
     file = folder / str(rounds) / MANIFEST
     manifest = json.loads(file.read_text())
     steps = manifest["history"][-2 * rounds :]
-    told = []
+    described = []
     for number, (pruning, recovering) in enumerate(zip(steps[::2], steps[1::2], strict=True), 1):
         one: dict[str, Any] = {"number": number, "of": rounds}
         if number > 1:
@@ -171,6 +171,8 @@ def tell_rounds(folder: Path, rounds: int, chains: TraceRecipe, drawn_from: Draw
             one["chains"] = {"from": drawn_from, "recipe": recipe, "count": len(rows), "correct": correct}
         for step in (pruning, recovering):
             step["round"] = one
-        told.append(one | {"sparsity": pruning["recipe"]["sparsity"], "trained_tokens": recovering["cost"]["tokens"]})
+        described.append(
+            one | {"sparsity": pruning["recipe"]["sparsity"], "trained_tokens": recovering["cost"]["tokens"]}
+        )
     write_text(file, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return told
+    return described
