@@ -36,7 +36,7 @@ from prunus.study import run as running
 from prunus.study.cells import open_model
 from prunus.study.engine import swapped
 from prunus.study.file import read_study
-from prunus.study.places import Places
+from prunus.study.paths import StudyPaths
 from prunus.study.variants import make_variant, variant_files, vectors_file, weights_file
 
 
@@ -471,7 +471,7 @@ def test_the_file_is_read_once(tmp_path, monkeypatch, capsys):
 
 def test_a_second_process_is_sent_away(tmp_path, capsys):
     file = write_study(tmp_path, "")
-    with Places.of(read_study(file), tmp_path / "out", tmp_path / "s.db").locked():
+    with StudyPaths.of(read_study(file), tmp_path / "out", tmp_path / "s.db").locked():
         for arguments in (["--out", tmp_path / "out"], ["--out", tmp_path / "other", "--store", tmp_path / "s.db"]):
             with pytest.raises(SystemExit) as stopped:
                 main(["study", str(file), *map(str, arguments)])
@@ -520,7 +520,7 @@ def test_a_report_at_any_time_says_what_is_missing(tmp_path, monkeypatch, capsys
     with pytest.raises(KeyboardInterrupt):
         prunus.run_study(file, out=out)
     capsys.readouterr()
-    with Places.of(read_study(file), out, None).locked():
+    with StudyPaths.of(read_study(file), out, None).locked():
         main(words)
     [entry] = json.loads(capsys.readouterr().out)["comparisons"]
     assert [other["model"] for other in entry["comparison"]["others"]] == ["model/magnitude-30", "model/magnitude-50"]

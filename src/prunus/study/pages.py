@@ -16,7 +16,7 @@ from prunus.results.comparison import compare
 from prunus.results.store import Store
 from prunus.study.cells import Model, open_models, plan_names
 from prunus.study.file import Study, read_study
-from prunus.study.places import Places
+from prunus.study.paths import StudyPaths
 
 Data = dict[str, Any]
 OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
@@ -31,16 +31,16 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     Arguments and result are those of run_study. PrunusError where nothing is evaluated yet.
     """
     study = read_study(file)
-    places = Places.of(study, out, store)
-    if not places.store.is_file():
-        raise PrunusError(f"nothing of {study.path} is evaluated yet ({places.store} is not there): run it first")
-    places.folder.mkdir(parents=True, exist_ok=True)
+    paths = StudyPaths.of(study, out, store)
+    if not paths.store.is_file():
+        raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} is not there): run it first")
+    paths.folder.mkdir(parents=True, exist_ok=True)
     models = open_models(study)
-    with Store(places.store) as opened:
-        return write_results(study, models, places, opened)
+    with Store(paths.store) as opened:
+        return write_results(study, models, paths, opened)
 
 
-def write_results(study: Study, models: Sequence[Model], places: Places, store: Store) -> Data:
+def write_results(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store) -> Data:
     """Compare every variant with the base, write the pages, and return what run_study returns.
 
     Raises PrunusError where no base has an answer yet.
@@ -49,7 +49,7 @@ def write_results(study: Study, models: Sequence[Model], places: Places, store: 
     unreported = [run.run_id for run in store.runs() if run.run_id not in wanted]
     if unreported:
         progress.say(
-            f"{len(unreported)} runs in {places.store} are not (or no longer) in {study.path}: "
+            f"{len(unreported)} runs in {paths.store} are not (or no longer) in {study.path}: "
             "they stay there and are not reported"
         )
     contrasts = contrasts_of(study, models, store)
@@ -59,18 +59,18 @@ def write_results(study: Study, models: Sequence[Model], places: Places, store: 
     single = len(groups) == 1 and len(study.models) == 1
     compared: dict[str, Data | None] = {}
     for number, group in enumerate(groups, 1):
-        target = places.page if single else places.folder / f"report-{number}.html"
+        target = paths.page if single else paths.folder / f"report-{number}.html"
         compared |= write_page(study, store, group, target)
     entries = {one: entry_of(one, compared.get(one.base)) for one in contrasts}
     if not single:
         links = [(f"report-{n}.html", [entries[one] for one in group]) for n, group in enumerate(groups, 1)]
         waiting = [entry for one, entry in entries.items() if not one.begun]
-        write_text(places.page, contents(study, links, waiting))
+        write_text(paths.page, contents(study, links, waiting))
     return {
         "name": study.name,
-        "out": str(places.folder),
-        "store": str(places.store),
-        "report": str(places.page),
+        "out": str(paths.folder),
+        "store": str(paths.store),
+        "report": str(paths.page),
         "cells": len(wanted),
         "unreported": unreported,
         "comparisons": list(entries.values()),

@@ -22,7 +22,7 @@ from prunus.study.cells import Cell, Model, Variant, check_apart, open_model, pl
 from prunus.study.engine import Engine
 from prunus.study.file import Study, read_study
 from prunus.study.offline_plan import PlannedCell, chain_tokens, local_folder, plan_from_catalogue, unread_tasks
-from prunus.study.places import Places
+from prunus.study.paths import StudyPaths
 from prunus.study.variants import check_variants, is_made
 
 MEASURED_SECONDS = 1.0
@@ -47,7 +47,7 @@ def plan_study(
     for each thing that cannot be known yet. A wrong file raises PrunusError.
     """
     study = read_study(file)
-    places = Places.of(study, out, store)
+    paths = StudyPaths.of(study, out, store)
     unread = unread_tasks(study)
     folders = {name: local_folder(study, name) for name in study.models}
     absent = [name for name, folder in folders.items() if folder is None]
@@ -69,23 +69,23 @@ def plan_study(
         model = open_model(study, name, folder)
         opened.append(model)
         check_apart(study, opened)
-        made = {v.name: is_made(places.folder, v) for v in model.variants[1:]}
-        cells += lines_of(study, model, places)
+        made = {v.name: is_made(paths.folder, v) for v in model.variants[1:]}
+        cells += lines_of(study, model, paths)
         sizes = {v.name: variant_bytes(model.checkpoint, v) for v in model.variants[1:]}
         variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
         if disk is not None:
             disk += disk_of(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
             if any(v.recover is not None and not made[v.name] for v in model.variants[1:]):
                 disk += model.checkpoint.nbytes  # what is pruned stays until it is recovered
-        unknown += could_not_be_made(study, model, places, device)
+        unknown += could_not_be_made(study, model, paths, device)
         if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
             speeds[name] = tokens_per_second(study, model, device)
     left = {name: [line for line in cells if line.model == name] for name in study.models}
     tokens = sum(line.tokens for line in cells)
     return {
         "name": study.name,
-        "out": str(places.folder),
-        "store": str(places.store),
+        "out": str(paths.folder),
+        "store": str(paths.store),
         "cells": [vars(line) for line in cells],
         "variants": variants,
         "totals": {
@@ -115,11 +115,11 @@ def missing_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]
     return lines
 
 
-def lines_of(study: Study, model: Model, places: Places) -> list[PlannedCell]:
+def lines_of(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]:
     """Cells of a model that is here, with what the store has of them."""
-    if not places.store.is_file():
+    if not paths.store.is_file():
         return [line_of(study, model, cell, cell.resolved.batches, 0, None) for cell in model.cells]
-    with Store(places.store) as store:
+    with Store(paths.store) as store:
         stored = {cell.run_id: store.samples(cell.run_id) for cell in model.cells}
         lines = []
         for cell in model.cells:
@@ -188,10 +188,10 @@ def disk_of(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
     return sum(missing) + whole
 
 
-def could_not_be_made(study: Study, model: Model, places: Places, device: str) -> list[str]:
+def could_not_be_made(study: Study, model: Model, paths: StudyPaths, device: str) -> list[str]:
     """Lines for what only the machine that runs the study has to have; what is wrong with the file is an error."""
     try:
-        check_variants(study, [model], places.folder, device)
+        check_variants(study, [model], paths.folder, device)
     except PrunusError as error:
         if "pip install" not in str(error):
             raise

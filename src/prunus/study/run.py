@@ -18,10 +18,10 @@ from prunus.study.engine import Engine
 from prunus.study.file import Study, read_study
 from prunus.study.live_table import LiveTable
 from prunus.study.pages import write_results
-from prunus.study.places import Places
+from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import find_cluster
 from prunus.study.ray.driver import run_on_ray
-from prunus.study.variants import MAKING, add_run, check_variants, family, is_made, make_variant
+from prunus.study.variants import MAKING, add_run, check_variants, is_made, make_variant, same_recipe
 
 Batches = list[list[tuple[int, int]]]
 
@@ -58,46 +58,46 @@ def run_study(
     if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
         raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
     study = read_study(file)
-    places = Places.of(study, out, store)
+    paths = StudyPaths.of(study, out, store)
     cluster = None if ray is None else find_cluster(ray)
-    with places.locked():
+    with paths.locked():
         models = open_models(study)
-        check_variants(study, models, places.folder, device)
-        write_text(places.folder / "study.toml", study.text)
-        with Store(places.store, create=True) as opened:
+        check_variants(study, models, paths.folder, device)
+        write_text(paths.folder / "study.toml", study.text)
+        with Store(paths.store, create=True) as opened:
             if cluster is None:
-                run_here(study, models, places, opened, device)
+                run_here(study, models, paths, opened, device)
             else:
-                run_on_ray(study, models, places, opened, device, cluster, gpus_per_task, cpus_per_task)
-            shutil.rmtree(places.folder / MAKING, ignore_errors=True)
+                run_on_ray(study, models, paths, opened, device, cluster, gpus_per_task, cpus_per_task)
+            shutil.rmtree(paths.folder / MAKING, ignore_errors=True)
             if was_edited(study):
                 progress.say(
                     f"{study.path} was edited while the study ran, and these results are those of the earlier text:"
                     " run the same command again"
                 )
-            return write_results(study, models, places, opened)
+            return write_results(study, models, paths, opened)
 
 
-def run_here(study: Study, models: Sequence[Model], places: Places, store: Store, device: str) -> None:
+def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, device: str) -> None:
     """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant."""
     table = LiveTable.of(study, models, store)
     with table, Grader() as grader, Engine(study, device) as engine:
         if study.backend == "vllm":  # vLLM occupies the whole GPU once it has started, so variants are made before
             for model, variant, _ in missing_work(models, store):
-                make_missing(study, model, variant, places, table, device)
+                make_missing(study, model, variant, paths, table, device)
         for model, variant, cells in missing_work(models, store):
-            make_missing(study, model, variant, places, table, device)
+            make_missing(study, model, variant, paths, table, device)
             table.say(f"evaluating {variant.name} of {model.label}")
-            with engine.holding(model, variant, places.folder) as backend:
+            with engine.holding(model, variant, paths.folder) as backend:
                 for cell, batches in cells:
                     check_engine(cell.resolved, backend)
                     with store.claim(cell.run_id):
-                        add_run(store, model, cell, places.folder, describe_versions(backend))
+                        add_run(store, model, cell, paths.folder, describe_versions(backend))
                         for batch in batches:
                             done = do_batch(store, cell.resolved, backend, grader, batch)
                             table.add(cell.run_id, done.samples, done.tokens, done.seconds)
         if study.measure_seconds:
-            measure_latency(models, places, store, engine, table)
+            measure_latency(models, paths, store, engine, table)
 
 
 def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model, Variant, list[tuple[Cell, Batches]]]]:
@@ -117,25 +117,27 @@ def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model,
                     yield model, variant, cells
 
 
-def make_missing(study: Study, model: Model, variant: Variant, places: Places, table: LiveTable, device: str) -> None:
-    """Make a variant unless its files exist, and all others of its recipe with it, so that it is pruned once."""
-    if variant.recipe is None or is_made(places.folder, variant):
+def make_missing(
+    study: Study, model: Model, variant: Variant, paths: StudyPaths, table: LiveTable, device: str
+) -> None:
+    """Make a variant, unless its files exist, and the other variants of its pruning recipe, so that it is pruned once."""
+    if variant.recipe is None or is_made(paths.folder, variant):
         return
-    for one in family(model, variant):
-        if not is_made(places.folder, one):
+    for one in same_recipe(model, variant):
+        if not is_made(paths.folder, one):
             table.say(f"making {one.name} of {model.label}", log=True)
             with table.hidden():
-                make_variant(model, one, places.folder, device, study.keep_checkpoints)
+                make_variant(model, one, paths.folder, device, study.keep_checkpoints)
 
 
-def measure_latency(models: Sequence[Model], places: Places, store: Store, engine: Engine, table: LiveTable) -> None:
+def measure_latency(models: Sequence[Model], paths: StudyPaths, store: Store, engine: Engine, table: LiveTable) -> None:
     """Measure the decoding speed of a single chain for every cell that has no timing of this machine."""
     for model in models:
         for variant in model.variants:
             cells = [cell for cell in model.cells_of(variant) if is_untimed(store, cell.resolved, engine.device)]
             if cells:
                 table.say(f"timing {variant.name} of {model.label}")
-                with engine.holding(model, variant, places.folder) as backend, table.hidden():
+                with engine.holding(model, variant, paths.folder) as backend, table.hidden():
                     for cell in cells:
                         measure_run(store, cell.resolved, backend, model.checkpoint)
 

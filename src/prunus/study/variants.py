@@ -145,7 +145,7 @@ def apply(
 ) -> dict[str, Any]:
     """Write the checkpoint of a variant to target and return its summary. shared: folder for shared measurements.
 
-    pruned: folder that may hold what is to be recovered, already pruned.
+    pruned: for a recovery, a folder that may already have the pruned model.
     """
     recipe = variant.recipe
     assert recipe is not None
@@ -179,9 +179,9 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
     target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
     # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
     if keep or not (target / MANIFEST).exists():
-        plain = next((one for one in family(model, variant) if one.recover is None), None)
-        where = (kept_folder(folder, model, plain) if keep else unfinished_folder(folder, plain)) if plain else None
-        apply(model, variant, target, device, shared=folder / MAKING / MEASURED, pruned=where)
+        plain = next((one for one in same_recipe(model, variant) if one.recover is None), None)
+        pruned = (kept_folder(folder, model, plain) if keep else unfinished_folder(folder, plain)) if plain else None
+        apply(model, variant, target, device, shared=folder / MAKING / MEASURED, pruned=pruned)
     made = Checkpoint(target)
     kept = blocks_left(source, made)
     info = VariantInfo(kept, made.checksum(), made.manifest, made.parameters, made.blocks)
@@ -195,7 +195,7 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
     if variant.recover is not None:
         about["recover"] = variant.recover.to_json()
     write_variant(weights_file(folder, variant), source, matrices, about)
-    alike = family(model, variant)
+    alike = same_recipe(model, variant)
     if all(is_made(folder, one) for one in alike):
         finished = [variant, *alike]
     else:
@@ -205,7 +205,7 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
     return info
 
 
-def family(model: Model, variant: Variant) -> list[Variant]:
+def same_recipe(model: Model, variant: Variant) -> list[Variant]:
     """The variants of one pruning recipe: the pruned model and those that are recovered from it, in this order."""
     alike = (one for one in model.variants if one.recipe == variant.recipe)
     return sorted(alike, key=lambda one: one.recover is not None)

@@ -20,7 +20,7 @@ from prunus.results.store import Store
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
-from prunus.study.places import Places
+from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import capacity, connected, first_line, has_gpus
 from prunus.study.ray.jobs import Job, WorkerHandle, is_timed, missing_jobs, next_job
 from prunus.study.ray.transfer import download, upload
@@ -35,7 +35,7 @@ IDLE_SECONDS = 60.0  # time without any worker after which a message is printed
 def run_on_ray(
     study: Study,
     models: Sequence[Model],
-    places: Places,
+    paths: StudyPaths,
     store: Store,
     device: str,
     address: str,
@@ -43,17 +43,17 @@ def run_on_ray(
     cpus_per_task: float,
 ) -> None:
     """Evaluate every missing cell on the cluster at this address. gpus_per_task: None means 1 if it has any GPU."""
-    jobs = list(missing_jobs(models, places.folder, store))
+    jobs = list(missing_jobs(models, paths.folder, store))
     if study.keep_checkpoints:
         for job in jobs:
             if job.cell is None:
-                check_target(job.model.checkpoint.folder, kept_folder(places.folder, job.model, job.variant), True)
+                check_target(job.model.checkpoint.folder, kept_folder(paths.folder, job.model, job.variant), True)
     measures = study.measure_seconds and not is_timed(models, store)
     if not jobs and not measures:
         return
     with connected(address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
         gpus = float(has_gpus()) if gpus_per_task is None else gpus_per_task
-        driver = Driver(jobs, models, places, store, table, claims, study, device, gpus, cpus_per_task)
+        driver = Driver(jobs, models, paths, store, table, claims, study, device, gpus, cpus_per_task)
         driver.run()
         if measures:
             driver.measure_latency(models)
@@ -66,7 +66,7 @@ class Driver:
         self,
         jobs: list[Job],
         models: Sequence[Model],
-        places: Places,
+        paths: StudyPaths,
         store: Store,
         table: LiveTable,
         claims: ExitStack,
@@ -77,7 +77,7 @@ class Driver:
     ) -> None:
         import ray
 
-        self.jobs, self.folder, self.store, self.table = jobs, places.folder, store, table
+        self.jobs, self.folder, self.store, self.table = jobs, paths.folder, store, table
         self.claims, self.gpus, self.cpus, self.keeps = claims, gpus, cpus, study.keep_checkpoints
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)

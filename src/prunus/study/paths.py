@@ -11,14 +11,14 @@ from prunus.study.file import Study
 
 
 @dataclass(frozen=True)
-class Places:
+class StudyPaths:
     """Paths of a study. folder: of all its files. store: of its results, by default `results.db` in the folder."""
 
     folder: Path
     store: Path
 
     @classmethod
-    def of(cls, study: Study, out: str | Path | None, store: str | Path | None) -> "Places":
+    def of(cls, study: Study, out: str | Path | None, store: str | Path | None) -> "StudyPaths":
         """The paths that the user names; by default the folder `study-NAME` in the current one, NAME as of the file."""
         folder = Path(out) if out is not None else Path(f"study-{study.path.stem}")
         if folder.exists() and not folder.is_dir():
