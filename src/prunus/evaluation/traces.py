@@ -1,4 +1,4 @@
-"""Write a model's own chains of thought as token ids with metadata: the best calibration data for reasoning models.
+"""Write a model's own chains of thought as token ids with metadata, for calibration of reasoning models.
 
 The idea is from RAC, arXiv:2509.12464. Token ids are stored rather than texts, because a chat template may drop the
 thinking. Finished batches are kept in OUT.partial, one per line, until the chains that pass the filters are written to
@@ -45,12 +45,15 @@ def traces(
 ) -> dict[str, Any]:
     """Draw chains of a model (`tiny`, folder or hub id), write those that pass the filters to out, return a summary.
 
-    out: a .jsonl file. A line has token_ids (prompt, thinking and, where the model stopped by itself, closing and
-    answer), prompt_tokens (how many of the ids are the prompt), thinking_tokens, ended, correct, problem_id,
-    problem_digest and draw.
-    engine: how to start or reach the recipe's backend (docs/engines.md).
-    Raises PrunusError for problems of evaluation sets, before anything is drawn, and where no chain passes the filters;
-    then the chains are kept in out.partial, so that a run with other filters draws none again.
+    out: a .jsonl file. A line has token_ids (prompt, thinking and, if the model ended its thinking itself, closing and
+    answer), prompt_tokens (number of ids of the prompt), thinking_tokens, ended, correct, problem_id, problem_digest
+    and draw.
+    device: `cpu`, `cuda`, ...; `auto` takes a GPU if there is one. engine: options to start or reach the recipe's
+    backend (docs/engines.md). overwrite: replace out, and unfinished work of another run.
+    Returns out, chains (number written), of (number drawn), correct (chains), tokens (of the written chains) and
+    seconds.
+    Raises PrunusError for problems of evaluation sets, before anything is drawn, and if no chain passes the filters;
+    then the chains stay in out.partial, so that a call with other filters draws none again.
     """
     started, target = time.monotonic(), Path(out)
     check_target(target, overwrite)

@@ -120,7 +120,7 @@ def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model,
 def make_missing(
     study: Study, model: Model, variant: Variant, paths: StudyPaths, table: LiveTable, device: str
 ) -> None:
-    """Make a variant, unless its files exist, and the other variants of its pruning recipe, so that it is pruned once."""
+    """Make a variant unless its files exist, and the others of its pruning recipe, which share the pruned model."""
     if variant.recipe is None or is_made(paths.folder, variant):
         return
     for one in same_recipe(model, variant):

@@ -3,7 +3,7 @@
 The rules, in the order in which they apply (docs/grading.md):
     find       the last balanced \\boxed{}; else the rest of the line after the last "answer is"; else, as a weak
                answer, the conclusion of the last line, or the last whole number if the task asks for integers
-    integer    compared as whole numbers; \\frac{84}{2} is not one
+    integer    compared as whole numbers; \\frac{84}{2} is not a whole number
     math       equal after normalisation, else parsed (reading.py) and matched part by part (matching.py); formulas are
                compared in a worker process with a limit on time and memory
     choice     one letter, or the text of exactly one choice; anything else counts as no answer, never as "A"
@@ -62,7 +62,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class _Reading:
-    """An answer found in a text. written: as the text has it. canonical: its normal form, None where it has none."""
+    """An answer found in a text. written: its original form. canonical: its normal form, None where it has none."""
 
     written: str
     canonical: str | None
@@ -207,7 +207,7 @@ def _canonical(problem: Gradable, written: str) -> str | None:
         return normalise.choice(written, problem.choices)
     if problem.kind == "exact":
         return normalise.exact(written) or None
-    # w = 2x is not y = 2x, though both are 2x where the gold gives no name.
+    # w = 2x differs from y = 2x, although both equal 2x if the gold answer names no variable.
     names = {normalise.name_of(normalise.latex(text)) for text in (problem.gold, written)} - {""}
     return (normalise.math(written) if len(names) < 2 else normalise.latex(written)) or None
 

@@ -117,7 +117,7 @@ def _leaves(gold: Node, answer: Node, ask: Ask) -> bool:
 
 
 def _equations(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
-    if answer.kind != "equation":  # x = 5 against 5; but x + y = 0 against 0 says something else
+    if answer.kind != "equation":  # x = 5 matches 5, but x + y = 0 does not match 0
         return bool(gold.name) and same(gold.parts[0], answer, ask, asks)
     if gold.kind != "equation":
         return bool(answer.parts) and same(gold, answer.parts[0], ask, asks)

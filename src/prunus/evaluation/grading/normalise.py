@@ -111,16 +111,16 @@ def math(text: str) -> str:
 
 
 def name_of(joined: str) -> str:
-    """Return the letter whose value a text in normal form gives, as x in x=5; empty where there is none."""
+    """Return the variable whose value a text in normal form states, such as x in x=5; empty if there is none."""
     return joined[0] if _LETTER_EQUALS.match(joined) and joined.count("=") == 1 and len(joined) > 2 else ""
 
 
 def latex(text: str, grouped: bool = True) -> str:
-    r"""Return LaTeX in normal form, without all that does not change its meaning; math-verify can still read it.
+    r"""Return LaTeX in normal form, without parts that do not change its meaning; math-verify can still read it.
 
     Drops blanks (but not between two digits), \left \right \big and thin spaces, dollar signs, degrees, font commands
-    around their content and trailing stops; \dfrac becomes \frac, \frac12 becomes \frac{1}{2}. Thousands
-    separators go: 2,220 and 2 220 become 2220; the commas that remain separate elements.
+    around their content, trailing stops and thousands separators: 2,220 and 2 220 become 2220, and the remaining
+    commas separate elements. \dfrac becomes \frac, \frac12 becomes \frac{1}{2}.
     """
     text = _TEXT_COMMA.sub("{,}", _ROOT.sub(r"\\sqrt{\1}", text))
     text = _DEGREE.sub("", _ROW_SPACE.sub(r"\\\\", text.translate(_SIGNS)))
@@ -145,7 +145,7 @@ def _ungroup(text: str) -> str:
 
 
 def is_integer(text: str) -> bool:
-    """Whether a normalised answer is nothing but a whole number."""
+    """Return whether a normalised answer is just a whole number."""
     return _PLAIN_INTEGER.fullmatch(text) is not None
 
 
@@ -246,5 +246,5 @@ def _by_text(text: str, choices: Sequence[str]) -> str | None:
 
 
 def exact(text: str) -> str:
-    """Return the text with its runs of blanks made single."""
+    """Return the text with every run of blanks replaced by one blank."""
     return " ".join(text.split())

@@ -19,7 +19,7 @@ Verdict = Literal["same", "different", "error", "timeout"]
 Request = tuple[str, str, bool]  # gold, answer, whether they must be equal in both directions
 WORKER = Path(__file__).with_name("worker.py")
 START_SECONDS = 120.0
-# The kernel ends a hung worker this long after its limit, should the parent no longer be there to do it.
+# The kernel ends a hung worker this long after its limit, in case the parent process has ended.
 ORPHAN_SECONDS = 5.0
 
 
@@ -80,8 +80,9 @@ class WorkerProcess:
 class Pool:
     """A pool of up to `workers` processes, started on demand; any thread may use it, one at a time.
 
-    timeout_s: wall-clock seconds per comparison. memory_mb: address space of a worker. recycle_after: comparisons after
-    which a worker is replaced, as symbolic algebra leaks. command: replaces the worker's command line, for tests.
+    timeout_s: wall-clock seconds per comparison. memory_mb: address space of a worker. recycle_after: number of
+    comparisons after which a worker is replaced, since symbolic algebra leaks memory. command: replaces the worker's
+    command line in tests.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Pool:
 
     def _ready(self, slot: int) -> WorkerProcess:
         worker = self.workers[slot]
-        if worker is not None and worker.process.poll() is not None:  # it ended while idle, so no request is to blame
+        if worker is not None and worker.process.poll() is not None:  # it ended while idle, not because of a request
             self._drop(slot)
             worker = None
         if worker is None:

@@ -89,7 +89,7 @@ def readings(text: str) -> list[Node]:
 
 
 def read(text: str, depth: int = 0, grouped: bool = True) -> Node:
-    """Return one answer parsed as it is written."""
+    """Return one answer, parsed in its written form."""
     text = text.strip()
     before, *rounded = _APPROX.split(text, maxsplit=1)
     if rounded and not before.strip(" $="):

@@ -43,7 +43,7 @@ class Quantity(NamedTuple):
 
 
 def split_quantity(text: str) -> Quantity:
-    """Return an answer with its units, scales and percent split off; an answer without them is all body."""
+    """Return an answer with units, scale and percent split off; an answer without them is just a body."""
     body, scale, units, percent = text.strip().rstrip("."), Fraction(1), frozenset[str](), False
     if r"\$" in body or (body.startswith(("$", "€")) and not body.endswith("$")):
         units = frozenset(["dollar^1"])

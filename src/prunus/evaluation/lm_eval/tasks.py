@@ -1,8 +1,9 @@
-"""Tasks of lm-evaluation-harness, as rows of our store: `prunus eval MODEL --task lm_eval:NAME`.
+"""Tasks of lm-evaluation-harness as rows of a store: `prunus eval MODEL --task lm_eval:NAME`.
 
-The harness prompts, scores and grades by its own rules, on our loaded model, without thinking or budget forcing. A row
-is a document that the harness's first all-or-nothing metric calls right or wrong, at budget 0. What else the harness
-reports, such as perplexities, is printed but not stored: the store holds draws, from which all figures are computed.
+The harness prompts, scores and grades by its own rules on the loaded model, without thinking or budget forcing. Each
+document becomes a row at budget 0, right or wrong by the first metric of the task that is all or nothing. Other results
+of the harness, such as perplexities, are printed but not stored, since the store has draws, from which all statistics
+are computed.
 """
 
 import logging
@@ -50,7 +51,7 @@ def check_installed() -> None:
 
 
 def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
-    """As evaluate, for a task of lm-evaluation-harness: it runs as a whole and is stored in one transaction."""
+    """Evaluate a task of lm-evaluation-harness, store its rows in one transaction, and return the run's id."""
     stored, folder = harness_plan(plan), resolve(model)
     checkpoint, kernel = open_for("hf", folder, device, EngineOptions())
     if kernel is not None:
@@ -140,7 +141,7 @@ def task_of(path: Path) -> str:
 def ask(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, plan: Data
 ) -> tuple[list[ProblemRow], list[Sample]]:
-    """Return problems and rows of a task, and print what the harness reports."""
+    """Return the problems and rows of a task, and print the harness's results."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = load_tasks(name)
     for task in tasks["tasks"].values():
