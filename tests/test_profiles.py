@@ -13,7 +13,8 @@ from prunus.evaluation.profiles import (
     find_token,
     resolve_profile,
 )
-from prunus.recipes import PROFILE_NAMES, content_hash
+from prunus.hashing import content_hash
+from prunus.recipes import PROFILE_NAMES
 
 THINKING = ("<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CONSIDERING = (

@@ -330,7 +330,7 @@ class EvalPlan(Recipe):
     tasks: names of problem sets or .jsonl files.
     budgets: thinking tokens allowed, strictly increasing; 0 means no thinking.
     samples: draws per problem and budget.
-    profile: strings that open, cut and close the model's thinking: a built-in name, a .toml file, or `auto`, the profile
+    profile: strings that open, cut and close the model's thinking: a name, a .toml file, or `auto`: the profile
         that the model's files indicate.
     mode: `strict` caps the answer and bans thinking markers in it; `legacy` follows the papers' scripts.
     answer_tokens: cap on the answer. None: the mode's (strict 1024, multiple choice 512, tiny 64; legacy 32768). In
