@@ -1,4 +1,4 @@
-"""A checkpoint on disk: its tensors, read one at a time, its identity, and the manifest of what was done to it."""
+"""A checkpoint on disk whose blocks are read, run and changed one by one."""
 
 import re
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -26,21 +26,21 @@ from prunus.prefetch import prefetch
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# How many bytes of blocks are checked ahead of the one that is worked on; of blocks that are kept, only one is.
-CHECKED_AHEAD = 1 << 28
-# Blocks up to this size are kept in memory when they are checked, instead of being read again.
+# Bytes of blocks that are checked before they are needed; of blocks that stay in memory, only the next one is.
+PREFETCH_BYTES = 1 << 28
+# Blocks up to this size stay in memory when they are checked, instead of being read twice.
 SMALL_BLOCK = 1 << 23
-_MOST_BLOCKS = 10_000  # no model has a tenth of it; a damaged config.json may ask for billions
+_MOST_BLOCKS = 10_000  # ten times more than any model has; a damaged config.json may ask for billions
 _KEPT_ARCHITECTURES = 8
 _architectures: dict[str, Architecture] = {}
 
 
 class Checkpoint(ModelFolder):
-    """A model folder whose blocks can be read, run and changed one by one, whatever transformers' model is.
+    """A model folder whose blocks can be read, run and changed one by one, for any decoder of transformers.
 
-    Opening checks that every tensor that the model needs is there, whole, and of its shape; PrunusError says what is
-    wrong. architecture: the model without its weights. names: which stored tensors its own are made from. Tensors of a
-    block go by the names that they have within the block (`self_attn.q_proj.weight`), in the shapes of the model.
+    Opening checks that every tensor that the model needs exists, is complete, and has the right shape; PrunusError says
+    what is wrong. architecture: the model without its weights. names: the stored tensors that each tensor of the model
+    is made from. Methods name a block's tensors as the block does (`self_attn.q_proj.weight`), in the model's shapes.
 
     An original in FP8 or MXFP4 is read in bfloat16: config and tensors are those of a model that is not quantised.
     """
@@ -67,7 +67,7 @@ class Checkpoint(ModelFolder):
 
     @property
     def reading_notes(self) -> list[str]:
-        """What the user is to be told of how the weights are read."""
+        """Notes for the user on how the weights are read."""
         if self.quantised is None:
             return []
         sizes = (sum(t.nbytes for t in tensors.values()) for tensors in (self.stored, self.tensors))
@@ -75,13 +75,13 @@ class Checkpoint(ModelFolder):
         return [f"the model's {self.quantised} weights are read and written in bfloat16: {then} instead of {now}"]
 
     def provenance(self, name: str | Path) -> dict[str, str]:
-        """What a manifest says of this model; dequantised: by which method its weights were quantised."""
+        """Return what a manifest records of this model; `dequantised`: how its weights were quantised."""
         said = super().provenance(name)
         return said if self.quantised is None else {**said, "dequantised": self.quantised}
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the first Linear."""
+        """Dtype of the first prunable Linear."""
         for index in range(self.blocks):
             for linear in self.linears(index)[:1]:
                 return DTYPES[self.tensors[self.weight_sources(index, linear.name)[0]].dtype]
@@ -95,77 +95,77 @@ class Checkpoint(ModelFolder):
 
     @property
     def has_small_blocks(self) -> bool:
-        """Whether checked_ahead may keep them."""
+        """Whether checked_blocks may keep blocks in memory."""
         return self._block_bytes <= SMALL_BLOCK and self.quantised is None
 
     def linears(self, index: int) -> tuple[Linear, ...]:
-        """What can be pruned in a block, in the order in which a forward pass meets it."""
+        """Return the prunable Linears of a block, in the order in which a forward pass calls them."""
         return find_linears(self.architecture)[index].linears
 
     def left_dense(self, index: int) -> Mapping[str, str]:
-        """Why other matrices of a block cannot be pruned, by their names within it."""
+        """Return why the block's other matrices cannot be pruned, by their names within the block."""
         return find_linears(self.architecture)[index].dense
 
     def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
-        """Shape (O, I) of each prunable Linear of a block, by its name within the block."""
+        """Return the shape (O, I) of each prunable Linear of a block, by its name within the block."""
         return {linear.name: linear.shape_OI for linear in self.linears(index)}
 
     def block_name(self, index: int, local: str) -> str:
-        """The model's name of a tensor or Linear of one block."""
+        """Return the model's name of a tensor or Linear of one block."""
         return self.architecture.block_prefix(index) + local
 
     def weight_sources(self, index: int, linear: str) -> list[str]:
-        """Names on disk of what the weight of a block's Linear is made from."""
+        """Return the names on disk of the tensors that the weight of a block's Linear is made from."""
         return self.names.stored_for([self.block_name(index, f"{linear}.weight")])
 
     def block_tensors(self, index: int) -> dict[str, Stored]:
-        """Where the tensors of one block lie, by their names on disk."""
-        return dict(self._parts.get(index, {}))
+        """Return the stored tensors of one block, by their names on disk."""
+        return dict(self._tensors_by_block.get(index, {}))
 
     def outer_tensors(self) -> dict[str, Stored]:
-        """Where the tensors outside the blocks lie: embedding, final norm, head, parts that are no language model."""
-        return dict(self._parts.get(None, {}))
+        """Return the stored tensors outside the blocks: embedding, final norm, head, and parts for images or sound."""
+        return dict(self._tensors_by_block.get(None, {}))
 
     def read_block(self, index: int, stored: Mapping[str, Stored] | None = None) -> dict[str, Tensor]:
-        """The tensors of one block in memory, by their names within the block.
+        """Return the tensors of one block, read into memory, by their names within the block.
 
-        stored: where they lie, by their names on disk, if elsewhere than in this checkpoint.
+        stored: tensors to read instead of this checkpoint's, by their names on disk.
         """
         places = self.tensors if stored is None else {**self.tensors, **stored}
         return self.as_block(index, lambda name: places[name].read())
 
     def read_weight(self, index: int, local: str) -> Tensor:
-        """One tensor of a block, by its name within the block."""
+        """Return one tensor of a block, given by its name within the block."""
         name = self.block_name(index, local)
         return self.names.read([name], self.read)[name]
 
     def as_block(self, index: int, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The same from stored tensors that read gives by their names on disk."""
+        """Return the tensors of one block by their names within it. read: gives a stored tensor by its name on disk."""
         prefix = self.architecture.block_prefix(index)
         names = [prefix + local for local in self._block_names[index]]
         found = self.names.read(names, read)
         return {name.removeprefix(prefix): found[name] for name in names if name in found}
 
     def as_stored(self, index: int, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Changed tensors of a block, given by their names within it, as they are to be stored: by names on disk."""
+        """Return changed tensors of a block as they are stored, by name on disk. changed: by name within the block."""
         whole = {self.block_name(index, name): tensor for name, tensor in changed.items()}
         return self.names.as_stored(whole, self.read)
 
     def digest(self, index: int | None) -> str:
-        """BLAKE3 of one block, or for None of what lies outside blocks; its share of checksum() is then done."""
-        return digest_of(parts_of(self._parts.get(index, {})))
+        """Return the BLAKE3 of one block, or for None of the tensors outside the blocks; checksum() uses it again."""
+        return digest_of(parts_of(self._tensors_by_block.get(index, {})))
 
-    def checked_ahead(
+    def checked_blocks(
         self, outside_first: bool, keep: Collection[int]
     ) -> Generator[tuple[int | None, str, dict[str, Tensor] | None], None, None]:
-        """Every block with its digest, None for what lies outside them, as a thread has checked them; and its tensors.
+        """Yield (block, digest, tensors) for every block, checksummed by a prefetch thread; block None is all the rest.
 
-        That brings the next blocks into the system's cache, too: neither disk nor BLAKE3 are waited for, and no memory
-        of ours is taken. Tensors, by their names within the block, come with the blocks that keep names, which are to
-        be small. outside_first: embeddings are needed before the first block.
+        The thread also brings the next blocks into the system's cache, so that neither the disk nor BLAKE3 is waited
+        for, and without memory of the process. tensors: by their names within the block for the blocks that `keep`
+        contains, which should be small; else None. outside_first: yield the rest, which has the embeddings, first.
         """
         order = [None, *range(self.blocks)] if outside_first else [*range(self.blocks), None]
-        most = 1 if keep else max(1, CHECKED_AHEAD // self._block_bytes)
+        most = 1 if keep else max(1, PREFETCH_BYTES // self._block_bytes)
 
         def check(index: int | None) -> tuple[str, dict[str, Tensor] | None]:
             if index is None or index not in keep:
@@ -179,31 +179,31 @@ class Checkpoint(ModelFolder):
 
     @cached_property
     def _block_names(self) -> list[list[str]]:
-        """Names within it of each block's tensors."""
+        """The names of each block's tensors within the block."""
         return [list(layer.state_dict()) for layer in self.architecture.layers]
 
     def block_starts(self, index: int) -> tuple[str, ...]:
-        """What the names on disk of a block's tensors begin with: `model.layers.3.`; in odd models one of several."""
-        assert self._parts
+        """Return the prefixes of a block's tensors on disk, such as `model.layers.3.`; few models have several."""
+        assert self._tensors_by_block
         return tuple(f"{stem}{index}." for stem in self._stems)
 
     def renumbered(self, name: str, old: int, new: int) -> str:
-        """The name on disk of a tensor of block old, if that were block new."""
+        """Return the name on disk that a tensor of block `old` has as a tensor of block `new`."""
         for before, after in zip(self.block_starts(old), self.block_starts(new), strict=True):
             if name.startswith(before):
                 return after + name.removeprefix(before)
         raise PrunusError(f"{self.folder}: '{name}' does not say which block it is of, so that cannot be changed")
 
     @cached_property
-    def _parts(self) -> Mapping[int | None, dict[str, Stored]]:
-        """Tensors by block, None for those outside: names are looked at once, not once per block."""
+    def _tensors_by_block(self) -> Mapping[int | None, dict[str, Stored]]:
+        """The stored tensors by block, None for those outside; names are read once, not once per block."""
         block_of: dict[str, int] = {}
         for index, names in enumerate(self._block_names):
             for name in self.names.stored_for(self.block_name(index, local) for local in names):
                 block_of.setdefault(name, index)
         self._stems = sorted({stem_of(name, index) for name, index in block_of.items()})
         starts = [(f"{stem}{index}.", index) for stem in self._stems for index in range(self.blocks)]
-        for name in self.names.unknown:  # of a block, for all that its name says: it goes where the block goes
+        for name in self.names.unknown:  # of a block by its name alone: it is treated as part of that block
             block_of.update((name, index) for start, index in starts if name.startswith(start))
         parts: dict[int | None, dict[str, Stored]] = {}
         for name, stored in self.tensors.items():
@@ -242,10 +242,10 @@ class Checkpoint(ModelFolder):
                     wanted = tensor.T if origin.transposed else tensor
                     self._check_tensor(source, wanted if origin.converter is None else None)
                 if origin.converter is not None:
-                    self._check_made(name, origin, tuple(tensor.shape))
+                    self._check_converted(name, origin, tuple(tensor.shape))
             elif name in parameters:
                 raise PrunusError(f"{self.folder} lacks the tensor '{name}' that its config.json asks for")
-        assert self._parts
+        assert self._tensors_by_block
         foreign = [name for name in self.names.unknown if re.match(self._numbered, name) and not self._may_ignore(name)]
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -256,21 +256,21 @@ class Checkpoint(ModelFolder):
 
     @property
     def _numbered(self) -> str:
-        """A pattern for the names on disk of what is in blocks, also in more than there are."""
+        """A pattern for the names on disk of tensors of blocks, also of more blocks than the model has."""
         return "|".join(rf"{re.escape(stem)}\d+\." for stem in self._stems)
 
     def _may_ignore(self, name: str) -> bool:
-        """Whether transformers leaves out a tensor without a word: blocks that predict further tokens, old buffers."""
+        """Return whether transformers ignores a tensor: blocks that predict further tokens, old buffers."""
         patterns = {*(self.architecture.model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"}
         return any(re.search(pattern, name) for pattern in patterns)
 
-    def _check_made(self, name: str, origin: Origin, wanted: tuple[int, ...]) -> None:
-        """Raise PrunusError where one of the tensors is missing that a tensor of the model is made from."""
+    def _check_converted(self, name: str, origin: Origin, wanted: tuple[int, ...]) -> None:
+        """Raise PrunusError where a tensor of the model lacks one that it is made from, or has another shape."""
         if lacking := origin.lacking():
             raise PrunusError(f"{self.folder} lacks the tensor '{lacking}' that its config.json asks for")
         try:
             made = self.names.read([name], lambda part: torch.empty(self.tensors[part].shape, device="meta"))[name]
-        except Exception:  # a conversion that looks at values: whether it works shows when it is read
+        except Exception:  # a conversion that needs the values, and so is first tried when the tensor is read
             return
         if tuple(made.shape) != wanted:
             raise PrunusError(
@@ -279,7 +279,7 @@ class Checkpoint(ModelFolder):
             )
 
     def _check_tensor(self, name: str, wanted: Tensor | None) -> None:
-        """Raise PrunusError unless a tensor can be read and is what the model has, where that is known."""
+        """Raise PrunusError unless a tensor can be read and has the shape of `wanted`, the model's (None: unknown)."""
         stored = self.tensors[name]
         if wanted is not None and stored.shape != tuple(wanted.shape):
             shape = tuple(wanted.shape)
@@ -292,9 +292,9 @@ class Checkpoint(ModelFolder):
 
 
 def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
-    """The model of a configuration without its weights; PrunusError where there is none that can be run by blocks.
+    """Return the model of a configuration without its weights; raises PrunusError where it cannot be run by blocks.
 
-    The last ones are kept: opening checks a model's own code.
+    The last ones are cached, since making one runs the model's own code.
     """
     known = config.to_json_string(use_diff=False)
     if known not in _architectures:
@@ -303,7 +303,7 @@ def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
             check_decoder(found)
         except Unstreamable as error:
             raise Unstreamable(f"{folder} ({config.model_type}) cannot be run block by block: {error}") from error
-        except Exception as error:  # sizes that torch cannot count are errors of several kinds
+        except Exception as error:  # torch raises several types where sizes are too large
             reason = one_line(error)
             raise PrunusError(f"{folder}: config.json asks for blocks that cannot be made: {reason}") from error
         while len(_architectures) >= _KEPT_ARCHITECTURES:
@@ -313,6 +313,6 @@ def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
 
 
 def stem_of(name: str, index: int) -> str:
-    """What stands before the number of its block in a tensor's name on disk."""
+    """Return the part of a tensor's name on disk before the number of its block."""
     before, found, _ = f".{name}".partition(f".{index}.")
     return f"{before}.".removeprefix(".") if found else name

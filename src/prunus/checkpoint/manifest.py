@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint (prunus.json): what was done to it, step by step."""
+"""The manifest of a checkpoint (prunus.json), which records every step that was done to it."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -17,7 +17,7 @@ MANIFEST_FORMAT = 1
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What was done to the checkpoint in a folder (prunus.json), {} if nothing was."""
+    """Return the manifest of the checkpoint in a folder; {} if there is none, since nothing was done to it."""
     path = folder / MANIFEST
     if not path.exists():
         return {}
@@ -31,7 +31,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _is_step(step: Any) -> bool:
-    """Whether something from a manifest's history has what is read of a step."""
+    """Return whether an entry of a manifest's history has the fields of a step that are read."""
     kinds = {"action": str, "recipe": dict, "source": dict, "warnings": list}
     if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in kinds.items()):
         return False
@@ -39,18 +39,18 @@ def _is_step(step: Any) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
+    """Return the versions of the packages on which a result may depend, by name."""
     return {package: version_of(package) for package in ("prunus", "torch", "transformers")}
 
 
 @cache
 def version_of(package: str) -> str:
-    """The version of an installed package, looked up once: that reads all of its description."""
+    """Return the version of an installed package; cached, since looking it up reads the package's whole metadata."""
     return version(package)
 
 
 def next_manifest(source: "ModelFolder", step: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a checkpoint made from source by one more step; the steps before and the profile are kept."""
+    """Return the manifest of a checkpoint made from source by one more step, with all earlier steps and the profile."""
     kept = {"profile": source.manifest["profile"]} if "profile" in source.manifest else {}
     history: Iterable[Any] = source.manifest.get("history", [])
     return {"prunus": version_of("prunus"), "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}

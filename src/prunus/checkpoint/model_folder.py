@@ -1,4 +1,4 @@
-"""A model folder: its configuration, and its tensors as headers say them."""
+"""A model folder, opened: its configuration, and its tensors from the headers of their files."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 UNLIMITED = 1 << 62  # tokens that a model without positions may read
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
-PACKED_FILE = "packed.safetensors"  # instead of them in a packed checkpoint
+PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint
 
 
 class ModelFolder:
     """A model folder, opened: config.json and the headers of its safetensors are read, the weights are not.
 
-    What the model does with them is not looked at, so this is enough for a model that others load; `Checkpoint` knows
-    its blocks. config: transformers' configuration. quantised: by which method (fp8, awq, ...) the weights are
-    quantised; None where they are not. stored: name -> where it lies. tensors: the same, as it is read.
+    The model's own code is not run, so this suffices for a model that another program loads; `Checkpoint` also knows
+    the blocks. config: transformers' configuration. quantised: method by which the weights are quantised (fp8, awq,
+    ...), None where they are not. stored: the tensors on disk by name. tensors: the same as they are read.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -42,33 +42,35 @@ class ModelFolder:
 
     @property
     def tensor_names(self) -> list[str]:
-        """All names, sorted."""
+        """The names of all tensors, sorted."""
         return sorted(self.tensors)
 
     @property
     def text_config(self) -> "PreTrainedConfig":
-        """The configuration of the language model, which models of several parts keep apart."""
+        """The configuration of the language model; models of several parts have one for each part."""
         return self.config.get_text_config(decoder=True)
 
     @property
     def blocks(self) -> int:
-        """Number of decoder blocks, as the configuration has it; 0 where it does not say."""
+        """Number of decoder blocks in the configuration; 0 where it does not say."""
         return getattr(self.text_config, "num_hidden_layers", None) or 0
 
     @property
     def context(self) -> int:
-        """How many tokens a sequence may have."""
+        """Most tokens of a sequence."""
         return int(getattr(self.text_config, "max_position_embeddings", None) or UNLIMITED)
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids there are."""
+        """Number of token ids."""
         return int(self.text_config.vocab_size)
 
     @property
     def parameters(self) -> int:
-        """Number of weights stored; tied ones once. Of quantised ones, of which some formats pack several into a
-        number, numbers stored."""
+        """Number of stored weights; tied ones count once.
+
+        Of quantised weights it is the number of stored elements, of which some formats pack several weights into one.
+        """
         return sum(stored.elements for stored in self.tensors.values())
 
     @property
@@ -78,7 +80,7 @@ class ModelFolder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of most weights."""
+        """Dtype of most weights."""
         sizes: dict[str, int] = {}
         for stored in self.tensors.values():
             sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.elements
@@ -86,29 +88,29 @@ class ModelFolder:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What was done to this checkpoint (prunus.json), {} if nothing was."""
+        """The manifest of this checkpoint (prunus.json); {} if nothing was done to it."""
         return read_manifest(self.folder)
 
     def provenance(self, name: str | Path) -> dict[str, str]:
-        """What a manifest says of this model, which the user calls name."""
+        """Return what a manifest records of this model: name, as the user gave it, and checksum."""
         return {"name": str(name), "checksum": self.checksum()}
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in the dtype in which it is stored."""
+        """Return one tensor, in the dtype in which it is stored."""
         if name not in self.tensors:
             raise PrunusError(f"{self.folder} holds no tensor '{name}'")
         return self.tensors[name].read()
 
     def checksum(self) -> str:
-        """BLAKE3 of all weights; NaN or infinity among them raises PrunusError. See checksum.checksum_of."""
+        """Return the BLAKE3 of all weights (checksum.checksum_of). Raises PrunusError for NaN or infinity."""
         return checksum_of(self.stored)
 
     def fingerprint(self) -> str:
-        """What tells these weights from others at a glance. See checksum.fingerprint_of."""
+        """Return a fast fingerprint of the weights (checksum.fingerprint_of)."""
         return fingerprint_of(self.stored)
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
-        """Raise PrunusError where config.json asks for something that transformers should not even try."""
+        """Raise PrunusError where config.json describes a model that transformers should not try to make."""
 
     def _find_tensors(self) -> Mapping[str, Stored]:
         return find_tensors(self.folder)
@@ -118,12 +120,12 @@ class ModelFolder:
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether a folder's weights are there in packed form only."""
+    """Return whether a folder has its weights only in packed form."""
     return (folder / PACKED_FILE).is_file() and not any((folder / name).exists() for name in (INDEX, SINGLE_FILE))
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder: those of its index, else of its only safetensors file."""
+    """Return every tensor of a folder: those of its index, else those of its only safetensors file."""
     if not (folder / INDEX).exists():
         return read_header(_only_file(folder))
     index = read_json(folder / INDEX)

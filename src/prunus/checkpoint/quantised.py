@@ -176,6 +176,6 @@ def _from_mxfp4(blocks: Tensor, scales: Tensor) -> Iterator[Tensor]:
 
 
 def quant_method(settings: Any) -> str | None:
-    """The quant_method of a quantization_config; None where there is none."""
+    """Return the quant_method of a quantization_config; None where there is no such config."""
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     return None if settings is None else str(getattr(method, "value", method) or "quantised")

@@ -139,7 +139,7 @@ def prune_blocks(job: Job, partial: Partial, calibration: Calibration | None) ->
     np.empty(31 << 20, np.uint8)
     with (
         Steps("pruning", total=source.blocks, unit="blocks", done=len(partial.records)) as steps,
-        closing(source.checked_ahead(outside_first=hidden is not None, keep=kept)) as checked,
+        closing(source.checked_blocks(outside_first=hidden is not None, keep=kept)) as checked,
         closing(blocks_on(source, [] if kept else left, job.device)) as blocks,
     ):
         for index, digest, tensors in checked:
