@@ -36,6 +36,7 @@ def by_hand(folder, drawn_from):
     return one, two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn_from", ["recovered", "dense"])
 def test_two_rounds_are_those_done_by_hand(tmp_path, drawn_from):
     told = prunus.prune_in_rounds(
@@ -57,6 +58,7 @@ def test_two_rounds_are_those_done_by_hand(tmp_path, drawn_from):
     assert {path.name for path in tmp_path.iterdir()} == {"out", "hand"}
 
 
+@pytest.mark.slow
 def test_interrupted_rounds_go_on_to_the_same_bytes(tmp_path, monkeypatch):
     def call():
         return prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, RECOVERY, rounds=3, chains=CHAINS)
