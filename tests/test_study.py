@@ -290,7 +290,7 @@ def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
 
 def test_two_recipes_that_come_to_the_same_are_refused(tmp_path):
     file = write_study(tmp_path, "[[prune]]\nmethod = 'magnitude'\npropagation = ['pruned', 'dense']\n")
-    message = r"line 14: magnitude-50 is there twice: propagation has no effect on magnitude"
+    message = r"line 14: magnitude-50 is listed twice: propagation has no effect on magnitude"
     with pytest.raises(PrunusError, match=message):
         prunus.run_study(file, out=tmp_path / "out")
 
@@ -557,7 +557,7 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
     assert "nothing to compare with yet" in html and re.search(r"Not begun: <bdi>\S*/model</bdi>", html)
     assert "Not begun: magnitude-50." in (tmp_path / "out" / "report-1.html").read_text()
     file.write_text(file.read_text() + "[report]\nbase = 'magnitude-50'\n")
-    with pytest.raises(PrunusError, match="no answer of 'magnitude-50' is there yet"):
+    with pytest.raises(PrunusError, match="'magnitude-50', with which the others are compared, has no answers yet"):
         prunus.report_study(file, out=tmp_path / "out")
 
 

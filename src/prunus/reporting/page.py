@@ -41,12 +41,12 @@ def report(
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
-    store: SQLite file of the results. out: HTML file. base: run id or its start, its model or label; by default the run
-    of the unpruned model, in strict mode if both modes were run. margin: a loss of accuracy, as a share of problems; a
-    variant is non-inferior if a loss of this size or more is ruled out. published: show published accuracies of the
-    same models, tasks and budgets. figures: a folder for every chart as .svg and .pdf (needs the extra `figures`). csv:
-    a folder for every table as .csv and .tex. overwrite: replace existing files. name: shown above the title. notes:
-    sentences shown before the caveats. runs: ids of the runs to report, by default all.
+    store: SQLite file of the results. out: HTML file. base: run id or its start, model name or label; by default the
+    run of the unpruned model, in strict mode if both modes were run. margin: a loss of accuracy, as a share of
+    problems; a variant is non-inferior if a loss of this size or more is ruled out. published: show published
+    accuracies of the same models, tasks and budgets. figures: a folder for every chart as .svg and .pdf (needs the
+    extra `figures`). csv: a folder for every table as .csv and .tex. overwrite: replace existing files. name: shown
+    above the title. notes: sentences shown before the caveats. runs: ids of the runs to report, by default all.
 
     Texts that are too large for the page are written to a folder beside it (report_files beside report.html). Every
     file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless overwrite), the

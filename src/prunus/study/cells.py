@@ -1,7 +1,7 @@
-"""What a study is made of: variants (a recipe applied to a model) and cells (a variant under a plan).
+"""The variants of a study (a recipe applied to a model) and its cells (a variant under a plan).
 
-Both are named by content, so that the same recipe is the same cell in any study and in any file: what has no effect
-on a recipe's result has none on its id.
+Their ids are hashes of content, so that the same recipe is the same cell in every study and file; settings that do not
+affect a recipe's result do not affect its id.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Variant:
-    """A model with a recipe applied to it; without a recipe the model as it is.
+    """A model with a recipe applied to it; without a recipe the dense model.
 
-    key: 12 hex digits of source, recipe and recovery. line: of the study's file. recover: how what the recipe gives is
-    recovered, None: it is not.
+    key: hash of source, recipe and recovery (12 hex digits). line: of the recipe in the study's file. recover: recipe
+    of the recovery after pruning, if any.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the study, opened. name: as the study's file gives it."""
+    """An opened model of the study. name: as in the study's file."""
 
     name: str
     checkpoint: Checkpoint
@@ -71,40 +71,40 @@ class Model:
 
     @property
     def label(self) -> str:
-        """Its name in tables and pages: the last part of a folder's path, else the name itself."""
+        """The model's name in tables and pages: the last part of a folder's path, else the name itself."""
         return model_label(self.name)
 
     def cells_of(self, variant: Variant) -> list[Cell]:
-        """The cells of a variant, one a plan."""
+        """The cells of a variant, one per plan."""
         return [cell for cell in self.cells if cell.variant == variant]
 
 
 def model_label(name: str) -> str:
-    """The name that describe_model of the evaluation gives."""
+    """The name of a model in tables and pages, the same as in describe_model of the evaluation."""
     return Path(name).resolve().name if name != "tiny" and Path(name).is_dir() else name
 
 
 def open_models(study: Study) -> list[Model]:
-    """All models, downloaded where they are of the hub; PrunusError where one is not there or does not fit."""
+    """All models of a study; those of the hub are downloaded. Raises PrunusError if one is missing or does not fit."""
     models = [open_model(study, name, folder_of(study, name)) for name in study.models]
     check_apart(study, models)
     return models
 
 
 def check_apart(study: Study, models: Sequence[Model]) -> None:
-    """PrunusError where two models are one by their weights, or their kept checkpoints would share a folder."""
+    """Raise PrunusError if two models have the same weights, or their kept checkpoints would share a folder."""
     weights: dict[str, str] = {}
     labels: dict[str, str] = {}
     for model in models:
         if (other := weights.setdefault(model.checkpoint.checksum(), model.name)) != model.name:
             study.fail(study.models_line, f"'{other}' and '{model.name}' have the same weights: leave one out")
         if (other := labels.setdefault(model.label, model.name)) != model.name and study.keep_checkpoints:
-            message = f"'{other}' and '{model.name}' are both called {model.label}, as their checkpoints would be"
+            message = f"'{other}' and '{model.name}' are both called {model.label}, and so would their checkpoints be"
             study.fail(study.models_line, f"{message}: rename a folder, or leave out keep_checkpoints")
 
 
 def folder_of(study: Study, name: str) -> Path:
-    """A model's folder, downloaded where it is of the hub; PrunusError names the line that asks for it."""
+    """The folder of a model; one of the hub is downloaded. On failure raises PrunusError with the line of `models`."""
     try:
         return resolve(name)
     except PrunusError as error:
@@ -112,7 +112,7 @@ def folder_of(study: Study, name: str) -> Path:
 
 
 def open_model(study: Study, name: str, folder: Path) -> Model:
-    """Open a model and make every cell concrete; PrunusError where a recipe or a plan does not fit it."""
+    """The model with its variants and cells. Raises PrunusError if a recipe or a plan does not fit it."""
     checkpoint = Checkpoint(folder)
     if checkpoint.quantised is not None:
         way = f"run `prunus dequantize {name} OUT` and name OUT"
@@ -124,20 +124,20 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
     except PrunusError as error:
         study.fail(study.eval_line, f"{name}: {error}")
     if len({plan.run_id for plan in resolved}) < len(resolved):
-        study.fail(study.eval_line, f"two plans of [eval] are the same work for {name}; take a value out of a list")
+        study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
     cells = [Cell(v, number, of_variant(plan, v)) for number, plan in enumerate(resolved) for v in variants]
     return Model(name, checkpoint, tokenizer, variants, cells)
 
 
 def of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
-    """The same work for a variant. The dense model keeps the id that `prunus eval` gives, and so shares its rows."""
+    """The resolved plan of a variant. The dense model keeps the run id of `prunus eval`, and so shares its rows."""
     if variant.recipe is None:
         return dense
     return replace(dense, run_id=content_hash({"variant": variant.key, "plan": dense.plan}))
 
 
 def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
-    """Dense, then one a recipe; PrunusError where two recipes of the study come to the same."""
+    """The dense model, then a variant per recipe. Raises PrunusError if two recipes have the same result."""
     names = variant_names(study.entries)
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
@@ -158,20 +158,20 @@ def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
 
 
 def twice(first: Entry, second: Entry) -> str:
-    """Why two recipes are one."""
+    """The message that two recipes have the same result, with the reason."""
     one, other = settings_of(first), settings_of(second)
     differing = [key for key in one | other if one.get(key) != other.get(key)]
     name = entry_name(first)
     if not differing:
-        return f"{name} is there twice"
+        return f"{name} is listed twice"
     what = ", ".join(differing)
     return (
-        f"{name} is there twice: {what} {'has' if len(differing) == 1 else 'have'} no effect on {first.recipe.method}"
+        f"{name} is listed twice: {what} {'has' if len(differing) == 1 else 'have'} no effect on {first.recipe.method}"
     )
 
 
 def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What of a recipe makes a difference to its result, with files replaced by digests of their content."""
+    """The settings of a recipe that affect its result, with digests of their content instead of files."""
     unused = unused_settings(recipe)
     kept: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key not in unused}
     if isinstance(recipe, DropRecipe) and recipe.indices:
@@ -189,7 +189,7 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The same of a recovery."""
+    """The settings of a recovery that affect its result, with a digest of its calibration."""
     unused = set() if recipe.calibration_tokens is None else {"samples"}
     if not recipe.weighted:
         unused |= set(TOKEN_WEIGHTS)
@@ -198,7 +198,7 @@ def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[st
 
 
 def content_of(calibration: str) -> str:
-    """A calibration source by what it holds: a corpus of the hub by name, files by their digest."""
+    """The identity of a calibration source: the name of a corpus of the hub, or the digest of a file."""
     if calibration == "wikitext2":
         return "wikitext2, joined by blanks"  # by blank lines in earlier versions
     if calibration in HUB_NAMES:
@@ -209,7 +209,7 @@ def content_of(calibration: str) -> str:
 
 
 def digest(path: Path) -> str:
-    """16 hex digits of a file's content."""
+    """A hash of a file's content (16 hex digits). Raises PrunusError if it cannot be read."""
     try:
         return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -217,7 +217,7 @@ def digest(path: Path) -> str:
 
 
 def base_name(recipe: Recipe) -> str:
-    """`wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`."""
+    """The short name of a recipe: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`."""
     if isinstance(recipe, DropRecipe):
         if recipe.indices:
             return "-".join(["without", *map(str, recipe.indices)])
@@ -234,12 +234,12 @@ def base_name(recipe: Recipe) -> str:
 
 
 def entry_name(entry: Entry) -> str:
-    """`wanda-owl-20`, or `wanda-owl-20-recovered`."""
+    """The short name of an entry: `wanda-owl-20`, or `wanda-owl-20-recovered`."""
     return base_name(entry.recipe) + ("" if entry.recover is None else "-recovered")
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
-    """The settings of a recipe, and of its recovery what is not the recipe's."""
+    """The settings of a recipe, and those of its recovery that differ from them."""
     settings = entry.recipe.to_json()
     recovery = {} if entry.recover is None else entry.recover.to_json()
     for name, value in recovery.items():
@@ -251,7 +251,7 @@ def settings_of(entry: Entry) -> dict[str, Any]:
 
 
 def variant_names(entries: Sequence[Entry]) -> list[str]:
-    """A short name for each recipe, no two alike: where the short ones are, with what sets the recipes apart."""
+    """A unique name for each recipe: the short name, with the differing settings where short names are equal."""
     names = [entry_name(entry) for entry in entries]
     for name in {name for name in names if names.count(name) > 1}:
         alike = {index: settings_of(entries[index]) for index, other in enumerate(names) if other == name}
@@ -261,13 +261,13 @@ def variant_names(entries: Sequence[Entry]) -> list[str]:
 
 
 def apart_words(one: Mapping[str, Any], all_alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """`seed1`, `spread0.1`: the values in which recipes of one short name differ."""
+    """Yield the settings of a recipe that differ among recipes of the same short name: `seed1`, `spread0.1`."""
     for key, value in one.items():
         if value is not None and any(other.get(key) != value for other in all_alike):
             yield f"{key}{Path(str(value)).stem if isinstance(value, str) and '/' in value else value}"
 
 
 def plan_names(plans: Sequence[EvalPlan]) -> list[str]:
-    """A word for each plan: what sets it apart from the others, `` where there is only one."""
+    """A name for each plan, made of the settings that differ between plans; empty if there is only one plan."""
     rows = [plan.to_json() for plan in plans]
     return [" ".join(apart_words(row, rows)).replace("mode", "") for row in rows]

@@ -1,4 +1,4 @@
-"""What a study comes to: verdicts for each model and plan, and the page."""
+"""The results of a study: verdicts for each model and plan, and the pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +26,15 @@ STYLE = (
 
 
 def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> Data:
-    """Verdicts and pages of a study as far as it has come, also while it runs; what is missing is said there.
+    """Write the pages of a study from all results so far, also while it runs, and return the verdicts.
 
-    Arguments and result are those of run_study. PrunusError where nothing is evaluated yet.
+    Incomplete cells are named on the pages. Arguments and result are those of run_study. Raises PrunusError if nothing
+    is evaluated yet.
     """
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
     if not paths.store.is_file():
-        raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} is not there): run it first")
+        raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
     paths.folder.mkdir(parents=True, exist_ok=True)
     models = open_models(study)
     with Store(paths.store) as opened:
@@ -41,21 +42,21 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
 
 
 def write_results(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store) -> Data:
-    """Compare every variant with the base, write the pages, and return what run_study returns.
+    """Compare every variant with the base, write the pages, and return the result of run_study.
 
-    Raises PrunusError where no base has an answer yet.
+    Raises PrunusError if no base has an answer yet.
     """
     wanted = {cell.run_id for model in models for cell in model.cells}
     unreported = [run.run_id for run in store.runs() if run.run_id not in wanted]
     if unreported:
         progress.say(
             f"{len(unreported)} runs in {paths.store} are not (or no longer) in {study.path}: "
-            "they stay there and are not reported"
+            "they stay in the store and are not reported"
         )
     contrasts = contrasts_of(study, models, store)
     groups = by_page([one for one in contrasts if one.begun], store)
     if not groups:
-        raise PrunusError(f"no answer of '{study.base}' is there yet, which the others are compared with: run it first")
+        raise PrunusError(f"'{study.base}', with which the others are compared, has no answers yet: run it first")
     single = len(groups) == 1 and len(study.models) == 1
     compared: dict[str, Data | None] = {}
     for number, group in enumerate(groups, 1):
@@ -79,10 +80,10 @@ def write_results(study: Study, models: Sequence[Model], paths: StudyPaths, stor
 
 @dataclass(frozen=True)
 class Contrast:
-    """One model under one plan of the study: the base and what is compared with it.
+    """One model under one plan of the study: the base and the runs that are compared with it.
 
-    plan: its name. base: id of its run, of which begun says whether it has rows. others: ids of the runs that have
-    rows. waiting: names of all variants without rows.
+    plan: its name. base: id of the base's run. begun: whether that run has rows. others: ids of the other runs that
+    have rows. waiting: names of all variants without rows.
     """
 
     model: str
@@ -117,15 +118,15 @@ def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]
 
 
 def with_mode_left_out(plan: Data) -> Data:
-    """A plan as stored, without its mode and what may follow from it: one page shows both."""
+    """A stored plan without its mode and the settings that may follow from it, since one page shows both modes."""
     return {key: value for key, value in plan.items() if key not in OF_MODE}
 
 
 def write_page(study: Study, store: Store, group: Sequence[Contrast], target: Path) -> dict[str, Data | None]:
-    """Write the page of one model, and return what was compared with each base on it: base id to comparison.
+    """Write the page of one model, and return {run id of a base: its comparison, None without other runs}.
 
-    The page compares the runs of one mode, the strict one where there are two; it is the same comparison that is
-    returned, since computing it twice would double the time.
+    The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
+    computing it twice would double the time.
     """
     bases = [store.run(one.base) for one in group]
     base = next((run for run in bases if run.plan.get("mode") == "strict"), bases[0])
@@ -151,7 +152,7 @@ def write_page(study: Study, store: Store, group: Sequence[Contrast], target: Pa
 
 
 def among(comparison: Mapping[str, Any], others: Sequence[str]) -> Data | None:
-    """Return a comparison as if these runs alone had been named, in this order; None where it has none of them."""
+    """Return a comparison restricted to these runs, in this order; None if it has none of them."""
     entries = {entry["run"]: entry for entry in comparison["others"]}
     kept = [entries[run] for run in others if run in entries]
     return {**comparison, "others": kept, "warnings": []} if kept else None
@@ -169,12 +170,12 @@ def entry_of(contrast: Contrast, comparison: Data | None) -> Data:
 
 
 def not_begun(plan: str, names: Sequence[str]) -> str:
-    """`Not begun (legacy): wanda-20 and wanda-50.`"""
+    """A sentence about variants without rows: `Not begun (legacy): wanda-20 and wanda-50.`"""
     return f"Not begun{f' ({plan})' if plan else ''}: {joined(list(names), most=12)}."
 
 
 def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting: Sequence[Data]) -> str:
-    """The page that leads to the others, with every verdict. waiting: what has no page yet."""
+    """The HTML of the page that links to the others, with every verdict. waiting: entries without a page."""
     parts = []
     for file, entries in links:
         title = ", ".join(dict.fromkeys(title_of(entry) for entry in entries))
@@ -192,12 +193,12 @@ def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting:
 
 
 def title_of(entry: Data) -> str:
-    """`tiny strict`."""
+    """Model and plan of an entry: `tiny strict`."""
     return f"{entry['model']} {entry['plan']}".strip()
 
 
 def verdict_lines(entry: Data) -> list[str]:
-    """`tiny/wanda-20: cannot tell (-1.2 points)`."""
+    """The verdicts of an entry, one per line: `tiny/wanda-20: cannot tell (-1.2 points)`."""
     if entry["comparison"] is None:
         return ["nothing to compare with yet" if entry["not_begun"] else "nothing to compare with"]
     return [

@@ -1,4 +1,4 @@
-"""What a study would do, without doing it: cells, what is done already, tokens, disk, time from a few steps."""
+"""Plan a study without running it: cells, finished work, tokens, disk, and the time, estimated from a few steps."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from prunus.study.paths import StudyPaths
 from prunus.study.variants import check_variants, is_made
 
 MEASURED_SECONDS = 1.0
-TEXT_BYTES = 5  # of the store, a token of text
+TEXT_BYTES = 5  # bytes in the store per token of text
 
 
 def plan_study(
@@ -37,14 +37,26 @@ def plan_study(
     device: str = "auto",
     measure: bool = True,
 ) -> dict[str, Any]:
-    """What run_study with the same arguments would do, as plain data; nothing is made, and no model is downloaded.
+    """Return the work that run_study with the same arguments would do, as a dict of plain data.
 
-    cells: of each model, variant, plan, run (its id), problems, answers, done (answers in the store), tokens (at most,
-    of what is missing), tokens_expected (by what the store has of the same model and plan, else None). variants: of
-    each model, variant, made, bytes (of its file, at most). totals: the sums; disk: bytes at most, with one whole
-    checkpoint while variants are made, None where models or tasks are not here. tokens_per_second: of the dense models,
-    by a few steps if measure says so; seconds_at_most and seconds_expected to evaluate follow from it. unknown: a line
-    for each thing that cannot be known yet. A wrong file raises PrunusError.
+    Nothing is pruned, evaluated or downloaded.
+
+    measure: decode a few steps with each dense model to estimate the time.
+
+    The result has name, out and store, as run_study returns them, and
+
+
+    cells: a list of dicts with model, variant, plan, run (its id), problems, answers, done (answers in the store),
+    tokens (upper bound for the missing answers) and tokens_expected (from the chains in the store of the same model and
+    plan, None without any).
+    variants: a list of dicts with model, variant, made and bytes (upper bound of its file).
+    totals: cells, complete, answers, done and tokens of all cells, and disk (upper bound of bytes, including a whole
+    checkpoint while variants are made; None if models or tasks are not on this disk).
+    tokens_per_second: by dense model, as measured.
+    seconds_at_most, seconds_expected: to evaluate, from these speeds; None where something is unknown.
+    unknown: a line for each fact that is not known yet.
+
+    Raises PrunusError where the file is wrong.
     """
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
@@ -53,7 +65,7 @@ def plan_study(
     absent = [name for name, folder in folders.items() if folder is None]
     unknown = missing_lines(unread, absent)
     if measure and study.backend != "hf":
-        unknown.append(f"how fast {study.backend} is: it is not started to plan")
+        unknown.append(f"the speed of {study.backend}, which is not started for a plan")
     cells: list[PlannedCell] = []
     variants: list[dict[str, Any]] = []
     disk: int | None = 0
@@ -76,7 +88,7 @@ def plan_study(
         if disk is not None:
             disk += disk_of(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
             if any(v.recover is not None and not made[v.name] for v in model.variants[1:]):
-                disk += model.checkpoint.nbytes  # what is pruned stays until it is recovered
+                disk += model.checkpoint.nbytes  # a pruned checkpoint stays until it is recovered
         unknown += could_not_be_made(study, model, paths, device)
         if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
             speeds[name] = tokens_per_second(study, model, device)
@@ -104,19 +116,19 @@ def plan_study(
 
 
 def missing_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]:
-    """What is not here, in a line for tasks and one for models."""
+    """Lines about tasks that cannot be read here and models that are not downloaded, one for each of the two."""
     lines = []
     if unread:
         reason = next(iter(unread.values()))
-        lines.append(f"the problems of {', '.join(unread)}, whose numbers are the catalogue's ({reason})")
+        lines.append(f"the problems of {', '.join(unread)}, counted by the catalogue ({reason})")
     if absent:
-        what = "it fits" if len(absent) == 1 else "they fit"
-        lines.append(f"whether {what} the budgets and recipes, since not downloaded yet: {', '.join(absent)}")
+        fit, are = ("fits", "it is") if len(absent) == 1 else ("fit", "they are")
+        lines.append(f"whether {', '.join(absent)} {fit} the budgets and recipes, since {are} not downloaded yet")
     return lines
 
 
 def lines_of(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]:
-    """Cells of a model that is here, with what the store has of them."""
+    """The planned cells of a model that is on this disk, with their rows in the store counted."""
     if not paths.store.is_file():
         return [line_of(study, model, cell, cell.resolved.batches, 0, None) for cell in model.cells]
     with Store(paths.store) as store:
@@ -133,7 +145,7 @@ def lines_of(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]
 def line_of(
     study: Study, model: Model, cell: Cell, missing: Sequence[Sequence[tuple[int, int]]], done: int, mean: float | None
 ) -> PlannedCell:
-    """One cell. mean: tokens that a chain took so far."""
+    """The plan of one cell. missing: its missing batches. done: its answers in the store. mean: tokens per chain."""
     work, plan = cell.resolved, study.plans[cell.plan]
     chains = [index for batch in missing for index, _ in batch]
     return PlannedCell(
@@ -150,13 +162,13 @@ def line_of(
 
 
 def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
-    """Mean of the tokens sampled for a chain of these runs: its longest thinking, and every distinct answer."""
+    """Mean number of tokens sampled for a chain of these runs (longest thinking and every distinct answer)."""
     chains = [chain for samples in runs for chain in chains_of(samples)]
     return sum(sampled_tokens(chains)) / len(chains) if chains else None
 
 
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:
-    """A variant's file at most: a bit a weight, and the weights left where method or recovery changes them."""
+    """Upper bound of a variant's file: one bit per weight, and the kept weights if method or recovery changes them."""
     recipe = variant.recipe
     assert recipe is not None
     if variant.recover is not None:
@@ -172,7 +184,7 @@ def variant_bytes(source: Checkpoint, variant: Variant) -> int:
 
 
 def recovered_bytes(source: Checkpoint, index: int) -> int:
-    """What is stored of a block at most whose weights all changed: masks besides the tensors."""
+    """Upper bound of the bytes stored for a block whose weights all change: its tensors and their masks."""
     tensors = source.block_tensors(index).values()
     return sum(
         packed_nbytes(tuple(s.shape), s.elements, source.dtype.itemsize) if len(s.shape) == 2 else s.nbytes
@@ -181,7 +193,7 @@ def recovered_bytes(source: Checkpoint, index: int) -> int:
 
 
 def disk_of(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
-    """Bytes for the variants that are not made yet, and for the checkpoints that they come from."""
+    """Bytes for the variants that are not made yet and for the checkpoints from which they are made."""
     if not missing:
         return 0
     whole = len(missing) * source.nbytes if study.keep_checkpoints else disk_needed(source.nbytes)
@@ -189,7 +201,7 @@ def disk_of(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
 
 
 def could_not_be_made(study: Study, model: Model, paths: StudyPaths, device: str) -> list[str]:
-    """Lines for what only the machine that runs the study has to have; what is wrong with the file is an error."""
+    """Lines about packages that the machine that runs the study needs. Raises PrunusError for all other errors."""
     try:
         check_variants(study, [model], paths.folder, device)
     except PrunusError as error:
@@ -200,26 +212,27 @@ def could_not_be_made(study: Study, model: Model, paths: StudyPaths, device: str
 
 
 def tokens_per_second(study: Study, model: Model, device: str) -> float:
-    """How fast the dense model decodes the first batch once its prompts are read.
+    """Speed at which the dense model decodes the first batch, without reading the prompts.
 
-    Twice as many steps until they take long enough to tell: on a busy machine a few may seem to take less than none.
+    The number of steps is doubled until they take MEASURED_SECONDS, since on a busy machine the time of a few steps is
+    less than its noise.
     """
     work: ResolvedPlan = model.cells[0].resolved
     prompts = [work.prompts[index] for index, _ in work.batches[0]]
     steps, most = 2, max(2, work.budgets[-1])
     with Engine(study, device) as engine:
         backend = engine.of(model)
-        seconds_for(backend, work, prompts, 1)  # warms up
+        seconds_for(backend, work, prompts, 1)  # warm-up
         first = seconds_for(backend, work, prompts, 1)
         while (spent := seconds_for(backend, work, prompts, steps)) < first + MEASURED_SECONDS and steps < most:
             steps = min(2 * steps, most)
-    if spent <= first:  # noise all the same: with the reading, which is safe
+    if spent <= first:  # still within the noise: the time includes reading the prompts, which underestimates the speed
         return len(prompts) * steps / spent
     return len(prompts) * (steps - 1) / (spent - first)
 
 
 def seconds_for(backend: Backend, work: ResolvedPlan, prompts: Sequence[list[int]], steps: int) -> float:
-    """Time to read the prompts and sample so many ids for each."""
+    """Seconds to read the prompts and sample `steps` ids for each."""
     started = time.monotonic()
     none = frozenset[int]()
     requests = [Request(prompt, steps, none, none, seed) for seed, prompt in enumerate(prompts)]
@@ -232,7 +245,7 @@ def seconds(
     speeds: Mapping[str, float],
     tokens: Callable[[PlannedCell], float | None],
 ) -> float | None:
-    """Time for all models' cells; None where a speed or a number of tokens is not known."""
+    """Seconds for the cells of all models; None if a speed or a number of tokens is unknown."""
     total = 0.0
     for name, of_model in lines.items():
         counts = [tokens(line) for line in of_model if line.done < line.answers]
