@@ -18,7 +18,7 @@ ROUNDS_OPTIONS = {"rounds", "drawn_from", *(f"traces_{field.name}" for field in 
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
-ALSO = {"plan_study", "prune_and_recover", "prune_in_rounds", "report_study", "show_profile", "sparse"}
+ALSO = {"plan_study", "prune_and_recover", "open", "prune_in_rounds", "report_study", "show_profile", "sparse"}
 
 
 def options_of(command):

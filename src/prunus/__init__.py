@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from prunus.pruning.recover import prune_and_recover, recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
+    from prunus.results.frames import Results, export, open
     from prunus.rounds import prune_in_rounds
     from prunus.study.pages import report_study
     from prunus.study.plan import plan_study
@@ -52,6 +53,7 @@ __all__ = [
     "PruneRecipe",
     "PrunusError",
     "RecoverRecipe",
+    "Results",
     "TraceRecipe",
     "allocate",
     "compare",
@@ -59,8 +61,10 @@ __all__ = [
     "dequantize",
     "drop_blocks",
     "evaluate",
+    "export",
     "inspect",
     "methods",
+    "open",
     "pack",
     "perplexity",
     "plan_study",
@@ -82,14 +86,17 @@ __all__ = [
 ]
 
 _HOME = {
+    "Results": "prunus.results.frames",
     "allocate": "prunus.pruning.allocate",
     "compare": "prunus.results.comparison",
     "demo": "prunus.walkthrough",
     "dequantize": "prunus.checkpoint.dequantise",
     "drop_blocks": "prunus.pruning.drop",
     "evaluate": "prunus.evaluation.pipeline",
+    "export": "prunus.results.frames",
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",
+    "open": "prunus.results.frames",
     "pack": "prunus.checkpoint.packed.commands",
     "perplexity": "prunus.pruning.perplexity",
     "plan_study": "prunus.study.plan",

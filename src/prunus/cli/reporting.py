@@ -6,7 +6,8 @@ import click
 
 import prunus
 from prunus import progress
-from prunus.cli.common import command, json_option, overwrite_option, print_json, store_argument
+from prunus.cli.common import choice, command, json_option, overwrite_option, print_json, show_summary, store_argument
+from prunus.results.frames import Format
 
 base_option_help = "Run to compare with: its id (or the start of it), model name, or label in the tables."
 margin_option = click.option(
@@ -32,6 +33,16 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], margin: flo
         from prunus.reporting.terminal import verdict_table
 
         progress.out_console.print(verdict_table(data))
+
+
+@command("export", "prunus export results.db frames --format parquet")
+@store_argument
+@click.argument("out", type=folder)
+@click.option("--format", type=choice(Format), default="csv", show_default=True)
+@overwrite_option
+def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> None:
+    """Write the runs, draws and curves of STORE as files to the folder OUT (needs the extra frames)."""
+    show_summary(prunus.export(store, out, format, overwrite))
 
 
 @command("report", "prunus report results.db report.html")

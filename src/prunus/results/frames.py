@@ -1,0 +1,188 @@
+"""A store's results as pandas frames, and as files of them. Needs the extra `frames`.
+
+A column's unit is the end of its name: `_tokens`, `_share` (of draws or problems), `_pp` (percentage points).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from prunus.disk import atomic_file
+from prunus.errors import PrunusError
+from prunus.results.comparison import compare
+from prunus.results.labels import label
+from prunus.results.rows import Run
+from prunus.results.store import Store
+from prunus.results.summary import identity, summarise
+
+if TYPE_CHECKING:
+    import pandas
+
+Format = Literal["parquet", "csv", "jsonl"]
+# Shares of draws in a budget's cell of `summarise`.
+SHARES = ("forced", "leaked", "no_answer", "malformed", "failed", "truncated", "reopened", "looping")
+
+
+class Results:
+    """The results of a store, which every call reads anew; `prunus.open` makes one. A notebook shows its runs."""
+
+    def __init__(self, store: str | Path) -> None:
+        self.path = Path(store)
+        _pandas()
+        with Store(self.path):  # raises PrunusError here rather than in the first call
+            pass
+
+    def runs(self) -> "pandas.DataFrame":
+        """One row per run: run, model, label (what was done to the model), and settings of the plan."""
+        with Store(self.path) as store:
+            return _pandas().DataFrame([self._run_row(run) for run in store.runs()])
+
+    def samples(self, run: str | None = None, texts: bool = False) -> "pandas.DataFrame":
+        """One row per draw, of one run (its id, the start of it, or its model's name) or of all.
+
+        After run, model and label, the columns are the fields of `prunus.results.rows.Sample`; budget is budget_tokens.
+        texts: also the texts of thinking and answer.
+        """
+        rows: list[dict[str, Any]] = []
+        with Store(self.path) as store:
+            for one in self._chosen(store, run):
+                named = _names(one)
+                for sample in store.samples(one.run_id, texts=texts):
+                    values = asdict(sample)
+                    values["budget_tokens"] = values.pop("budget")
+                    values["answer_cap_tokens"] = values.pop("answer_cap")
+                    if not texts:
+                        del values["thinking"], values["text"]
+                    rows.append(named | values)
+        return _pandas().DataFrame(rows)
+
+    def curve(self, run: str | None = None) -> "pandas.DataFrame":
+        """One row per run, task and budget: problems, draws, accuracy with its standard error and 95 % interval, mean
+        tokens per draw, and shares of draws, all as `summarise` defines them."""
+        rows: list[dict[str, Any]] = []
+        with Store(self.path) as store:
+            for one in self._chosen(store, run):
+                for task, found in summarise(store, one.run_id)["tasks"].items():
+                    for budget, cell in found["budgets"].items():
+                        rows.append(_names(one) | {"task": task, "budget_tokens": int(budget)} | _cell(cell))
+        return _pandas().DataFrame(rows)
+
+    def compare(self, base: str, others: Sequence[str] | None = None, margin: float = 0.02) -> "pandas.DataFrame":
+        """One row per compared run, task and budget, and one per run with the primary contrast (task and budget empty).
+
+        Differences to base are in percentage points. verdict is the run's, as in `prunus.compare`, whose arguments and
+        errors these are.
+        """
+        found = compare(self.path, base, others, margin=margin)
+        rows: list[dict[str, Any]] = []
+        for other in found["others"]:
+            named = {"run": other["run"], "model": other["model"], "label": label(other["recipe"])}
+            told = {"verdict": other["verdict"], "base_run": found["base"]["run"]}
+            rows.append(named | {"task": None, "budget_tokens": None} | _difference(other["primary"]) | told)
+            for task, cells in other["tasks"].items():
+                for budget, cell in cells["budgets"].items():
+                    place = {"task": task, "budget_tokens": int(budget)}
+                    rows.append(named | place | _difference(cell) | told)
+        frame = _pandas().DataFrame(rows)
+        return frame.astype({"budget_tokens": "Int64"})
+
+    def _repr_html_(self) -> str:
+        return self.runs().to_html(index=False)
+
+    def __repr__(self) -> str:
+        return f"Results('{self.path}')"
+
+    def _chosen(self, store: Store, run: str | None) -> list[Run]:
+        return store.runs() if run is None else [store.find_run(run)]
+
+    def _run_row(self, run: Run) -> dict[str, Any]:
+        plan = run.plan
+        return _names(run) | {
+            "tasks": ", ".join(plan.get("tasks", [])),
+            "budgets_tokens": ", ".join(map(str, plan.get("budgets", []))),
+            **{name: plan.get(name) for name in ("mode", "profile", "seed", "backend")},
+        }
+
+
+def open(store: str | Path) -> Results:
+    """The results of a store: a SQLite file that `evaluate` or a study wrote. Needs pandas (the extra `frames`)."""
+    return Results(store)
+
+
+def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite: bool = False) -> dict[str, Any]:
+    """Write a store's frames `runs`, `samples` and `curve` as files to the folder out; returns their paths and rows.
+
+    Every file is written completely or not at all. Raises PrunusError if one exists (unless overwrite), or pandas (for
+    parquet also pyarrow) is missing.
+    """
+    if format not in get_args(Format):
+        raise PrunusError(f"format '{format}' is not known; choose one of {', '.join(get_args(Format))}")
+    results, folder = Results(store), Path(out)
+    targets = {name: folder / f"{name}.{format}" for name in ("runs", "samples", "curve")}
+    if not overwrite and (there := [path for path in targets.values() if path.exists()]):
+        raise PrunusError(f"{there[0]} exists; choose another folder or add --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[str, Any] = {}
+    for name, path in targets.items():
+        frame = getattr(results, name)()
+        with atomic_file(path) as stream:
+            stream.write(_encoded(frame, format))
+        written[str(path)] = len(frame)
+    return written
+
+
+def _encoded(frame: "pandas.DataFrame", format: Format) -> bytes:
+    buffer = BytesIO()
+    if format == "parquet":
+        try:
+            frame.to_parquet(buffer, index=False)
+        except ImportError as error:
+            raise PrunusError("parquet needs pyarrow: pip install 'prunus[frames]'") from error
+    elif format == "csv":
+        frame.to_csv(buffer, index=False)
+    else:
+        frame.to_json(buffer, orient="records", lines=True)
+    return buffer.getvalue()
+
+
+def _names(run: Run) -> dict[str, Any]:
+    found = identity(run)
+    return {"run": run.run_id, "model": found["model"], "label": label(found["recipe"])}
+
+
+def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "problems": cell["n"],
+        "draws": cell["samples"],
+        "accuracy_share": cell["accuracy"],
+        "accuracy_se_share": cell["se"],
+        "accuracy_low_share": cell["low"],
+        "accuracy_high_share": cell["high"],
+        **{f"{phase}_tokens": cell["tokens"][phase]["mean"] for phase in ("thinking", "answer", "forced", "total")},
+        **{f"{name}_share": cell[name] for name in SHARES},
+    }
+
+
+def _difference(cell: Mapping[str, Any]) -> dict[str, Any]:
+    points = {name: cell.get(name) for name in ("difference", "se", "low", "high", "lower_bound", "mde")}
+    return {
+        "problems": cell["n"],
+        "draws": cell["samples"],
+        "accuracy_share": cell["accuracy"],
+        "base_accuracy_share": cell["base_accuracy"],
+        **{f"{name}_pp": None if value is None else 100 * value for name, value in points.items()},
+        "p": cell.get("p"),
+        "p_adjusted": cell.get("p_adjusted"),
+        "p_margin_adjusted": cell.get("p_margin_adjusted"),
+    }
+
+
+def _pandas() -> Any:
+    """The module pandas, imported only when it is needed."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise PrunusError("frames need pandas: pip install 'prunus[frames]'") from error
+    return pandas
