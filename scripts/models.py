@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/helpers")]  # the tiny ra
 DATA, PAGE, README = ROOT / "docs" / "models.json", ROOT / "docs" / "models.md", ROOT / "README.md"
 MARKS = "<!-- scripts/models.py -->", "<!-- end -->"
 USES = ("prune", "drop", "pack", "sparse")
-DECODER, AHEAD, HALF = "decoder", "looks ahead", "half of a model with an encoder"
+DECODER, AHEAD, HALF = "decoder", "attends to later tokens", "part of an encoder-decoder model"
 Row = dict[str, Any]
 
 # Trying models
@@ -376,7 +376,7 @@ once, since ties in the indexer's scores are resolved differently. Up to `index_
 
 ## Not decoders
 
-{others} more types run block by block, but attend to later tokens (like BERT) or are half of a model with an encoder.
+{others} more types run block by block, but attend to later tokens (like BERT) or are part of an encoder-decoder model.
 They are refused.
 
 {other_table}

@@ -103,7 +103,7 @@ def test_rows_give_the_logits_of_each_text_alone(tmp_path, model_type):
     model, texts = whole(tmp_path), sentences(5, 17, 12)
     rows = rows_for(model)(texts)
     kind = (
-        ALONE if isinstance(rows, SeparateRows) else OWN if isinstance(rows, PaddedRows) and rows._same_mask else THEIRS
+        ALONE if isinstance(rows, SeparateRows) else OWN if isinstance(rows, PaddedRows) and rows._own_masks else THEIRS
     )
     assert kind == ROWS[model_type]
     found = rows.prefill()
@@ -129,7 +129,7 @@ def test_greedy_equals_generate_of_transformers(tmp_path, model_type):
 
 @pytest.mark.parametrize(
     ("model_type", "words"),
-    [("bert", "bert keeps nothing of what it has read"), ("moshi", "moshi reads token by token other than at once")],
+    [("bert", "bert returns no cache"), ("moshi", "moshi computes other logits with a cache")],
 )
 def test_a_model_that_cannot_decode_is_refused(tmp_path, model_type, words):
     make_random_model(model_type, tmp_path)
@@ -395,12 +395,12 @@ REFUSED = {
         f"model_type 'llama9' is not known to transformers {INSTALLED}; a newer one may know it (pip install -U"
         " transformers; config.json was written by 7.1.0)",
     ),
-    "own code": ("llama", code_in, "model_type 'own' needs code of its own, which prunus never runs"),
+    "own code": ("llama", code_in, "model_type 'own' needs its own code, which prunus never runs"),
     "no list of blocks": ("cpmant", None, "(cpmant) cannot be run block by block: its list of blocks cannot be told"),
     "blocks between blocks": ("dory", None, "cannot be run block by block: block 0 is called as number 4"),
-    "mixed streams": ("inkling2_text", None, "block 3 is called with something made of earlier hidden states"),
-    "encoder": ("bert", None, "its tokens see later ones, so it is an encoder, which prunus does not prune"),
-    "half": ("bart", None, "it is half of a model with an encoder, which prunus does not prune"),
+    "mixed streams": ("inkling2_text", None, "an argument of block 3 depends on earlier hidden states"),
+    "encoder": ("bert", None, "its tokens attend to later ones, so it is an encoder, which prunus does not prune"),
+    "half": ("bart", None, "it is part of an encoder-decoder model, which prunus does not prune"),
     "expert missing": ("mixtral", take(EXPERT), f"lacks the tensor '{EXPERT}'"),
     "narrower experts": (
         "mixtral",
@@ -504,7 +504,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(tmp_path):
     settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "m" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(PrunusError, match=r"tokenizer in .* needs code of its own, which prunus never runs"):
+    with pytest.raises(PrunusError, match=r"tokenizer in .* needs its own code, which prunus never runs"):
         load_tokenizer(tmp_path / "m")
     assert not (tmp_path / "ran").exists()
 

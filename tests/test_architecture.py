@@ -89,8 +89,8 @@ REFUSED = {
     "cpmant": "list of blocks",
     "dory": "block 0 is called as number 4",
     "hrm_text": "list of blocks",
-    "inkling2_loop_text": "block 3 is called with something made of earlier hidden states",
-    "inkling2_text": "block 3 is called with something made of earlier hidden states",
+    "inkling2_loop_text": "an argument of block 3 depends on earlier hidden states",
+    "inkling2_text": "an argument of block 3 depends on earlier hidden states",
     "xlm": "list of blocks",
     "xmod": "default_language",
 }
@@ -197,20 +197,20 @@ TRICKS = {
     "another tensor": (
         "_same",
         llama_that(lambda h, i, _: h + 1 if i == 2 else h),
-        "block 2 does not read what block 1",
+        "block 2 does not read the output of block 1",
     ),
     "written to": (
         "_same",
         llama_that(lambda h, i, _: h.add_(1) if i == 2 else h),
-        "block 2 does not read what block 1",
+        "block 2 does not read the output of block 1",
     ),
-    "skips one": ("_same", llama_that(lambda h, i, o: o[1] if i == 2 else h), "block 2 does not read what block 1"),
+    "skips one": ("_same", llama_that(lambda h, i, o: o[1] if i == 2 else h), "block 2 does not read the output"),
     "argument": (
         "_has_nan",
         llama_that(unchanged, lambda h: {"bias": h.mean(1)}),
-        "block 1 is called with something made",
+        "an argument of block 1 depends on earlier",
     ),
-    "end": ("_has_nan", llama_that(unchanged, end=lambda o: o[-1] + o[1]), "what follows the last block reads earlier"),
+    "end": ("_has_nan", llama_that(unchanged, end=lambda o: o[-1] + o[1]), "after the last block reads earlier"),
 }
 
 
@@ -323,7 +323,7 @@ def test_what_stays_dense_is_named_with_its_reason():
         return find_linears(Architecture(tiny_config(model_type), torch.float32))[2].dense
 
     assert "never called" in dense("mamba")["mixer.dt_proj"]
-    assert dense("qwen2_moe")["mlp.shared_expert_gate"] == "chooses or steers"
+    assert dense("qwen2_moe")["mlp.shared_expert_gate"] == "a router or gate"
     assert dense("qwen2_moe")["mlp.experts.gate_up_proj"] == "routed experts"
     assert dense("qwen3") == {}
 

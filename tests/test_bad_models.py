@@ -69,15 +69,15 @@ Q1 = "model.layers.1.self_attn.q_proj.weight"
 PROBLEMS = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read as JSON"),
-    "config is a list": (write_json("config.json", [1]), "config.json is damaged: it holds no JSON object but a list"),
+    "config is a list": (write_json("config.json", [1]), "config.json is damaged: it holds a list"),
     "config is nothing": (
         write_json("config.json", None),
-        "config.json is damaged: it holds no JSON object but a None",
+        "config.json is damaged: it holds a None",
     ),
     "family": (lambda f: edit_config(f, model_type="llama9"), "model_type 'llama9' is not known to transformers 5."),
     "own code": (
         lambda f: edit_config(f, model_type="own", auto_map={"AutoConfig": "x.Y"}),
-        "model_type 'own' needs code of its own, which prunus never runs",
+        "model_type 'own' needs its own code, which prunus never runs",
     ),
     "other tensors": (lambda f: edit_config(f, model_type="mistral", head_dim=16), "but config.json asks for"),
     "no model type": (lambda f: edit_config(f, model_type=None), "model_type 'None' is not known"),
@@ -93,15 +93,15 @@ PROBLEMS = {
     ),
     "pickled": (to_pickle, "weights only as .bin or .pt, which can run code; convert them to safetensors"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no *.safetensors file"),
-    "cut off": (cut, "model.safetensors is cut off: "),
+    "cut off": (cut, "model.safetensors is truncated: "),
     "cut in the header": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:50]),
-        "model.safetensors is damaged or no safetensors file",
+        "model.safetensors is damaged or not a safetensors file",
     ),
-    "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "is damaged or no safetensors file"),
+    "empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "is damaged or not a safetensors file"),
     "no safetensors": (
         lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 8) + b"[1, 2, 3]" * 9),
-        "is damaged or no safetensors file",
+        "is damaged or not a safetensors file",
     ),
     "tensor missing": (lambda f: edit_tensors(f, lambda t: t.pop(Q1)), f"lacks the tensor '{Q1}'"),
     "block missing": (lambda f: edit_config(f, num_hidden_layers=4), "lacks the tensor 'model.layers.3."),
@@ -180,7 +180,7 @@ BESIDE = {
     "its settings are a list": (write_json("tokenizer_config.json", [1]), "the tokenizer in "),
     "generation is a list": (
         write_json("generation_config.json", [1]),
-        "generation_config.json is damaged: it holds no",
+        "generation_config.json is damaged: it holds a list",
     ),
     "ends are a text": (ends("x"), "generation_config.json: eos_token_id must be a token id or a list of them, not x"),
     "an end is none": (ends([2, None]), "must be a token id or a list of them, not [2, None]"),
@@ -241,13 +241,13 @@ def test_a_model_is_not_written_onto_or_around_itself(tmp_path, monkeypatch, nam
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("no/such/folder", "model 'no/such/folder' is not there; give a folder, a hub id such as"),
-        ("./nothing", "'./nothing' is not there"),
-        ("tinny", "'tinny' is not there"),
+        ("no/such/folder", "model 'no/such/folder' does not exist; give a folder, a hub id such as"),
+        ("./nothing", "'./nothing' does not exist"),
+        ("tinny", "'tinny' does not exist"),
         ("a-file", "a-file is a file; give the folder"),
         ("empty", "empty has no config.json"),
         ("x" * 1000, "x' cannot be opened: File name too long"),
-        ("no\0thing", "is not there"),
+        ("no\0thing", "does not exist"),
     ],
 )
 def test_models_that_are_not_there(tmp_path, monkeypatch, model, words):
@@ -264,7 +264,7 @@ def test_hub_failures_are_one_line(tmp_path, monkeypatch):
         raise OSError("We could not connect\nto the hub")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(PrunusError, match=r"'org/name' is no folder here and could not be had from the hub: We could"):
+    with pytest.raises(PrunusError, match=r"'org/name' is not a folder here and could not be downloaded: We could"):
         prunus.prune("org/name", tmp_path / "out", PruneRecipe(method="magnitude"))
 
 

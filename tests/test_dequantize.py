@@ -258,7 +258,7 @@ def not_a_number(folder):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (wrong_scales, "the scales of '.*' do not fit it"),
+        (wrong_scales, "the scales of '.*', .* do not match its shape"),
         (no_scales, "is F8_E4M3; only F32, F16, BF16 can be pruned"),
         (not_a_number, "holds NaN or infinity"),
     ],

@@ -139,7 +139,7 @@ def test_a_model_is_described_without_reading_weights(tmp_path, monkeypatch):
     assert found["of_parameters"] == pytest.approx(found["prunable"] / found["parameters"])
     dense = {(row["matrix"], tuple(row["blocks"])): row["why"] for row in found["left_dense"]}
     assert dense == {
-        ("conv.conv.weight", (0, 2)): "no Linear",
+        ("conv.conv.weight", (0, 2)): "not a Linear",
         ("model.embed_tokens.weight", ()): "embedding, and head",
     }
     assert all(possible for possible, _ in uses(found).values())
@@ -158,7 +158,7 @@ def test_what_chooses_experts_and_experts_are_named_once_each(tmp_path):
 def test_a_model_that_cannot_be_run_by_blocks_is_described_with_the_check_that_fails(tmp_path):
     make_random_model("inkling2_text", tmp_path)
     found = prunus.inspect(tmp_path)
-    reason = "block 3 is called with something made of earlier hidden states"
+    reason = "an argument of block 3 depends on earlier hidden states"
     assert found["refused"].endswith(reason)
     assert found["parameters"] == sum(t.numel() for t in load_file(tmp_path / "model.safetensors").values())
     assert all(not possible and note.endswith(reason) for possible, note in uses(found).values())

@@ -186,7 +186,7 @@ def test_a_server_that_forgets_its_stops_later_ends_the_run():
     server = Server(ScriptedBackend(babble), TOKENIZER)
     with connected(server) as backend:
         server.flaws = frozenset({"stop_token_ids"})
-        with pytest.raises(PrunusError, match="went on after a stop, at which it stopped when it was probed"):
+        with pytest.raises(PrunusError, match="continued after a stop, although it stopped there in the probe"):
             complete(backend, [[30, 31]], [60], frozenset(range(3, 40)), frozenset(), [1], WARM)
 
 
@@ -201,7 +201,7 @@ def test_another_model_a_wrong_key_and_a_context_too_small():
     with connected(babbling(name="org/other"), served_model="org/other") as backend:
         assert backend.name == "org/other"
     assert "takes texts and no token ids: llama.cpp's own, llama-server" in refusal(babbling(owner="me"))
-    assert "wants another key (401): set PRUNUS_API_KEY" in refusal(babbling(key="right"))
+    assert "needs another key (401): set PRUNUS_API_KEY" in refusal(babbling(key="right"))
     assert "but the engine's context is 60: lower --budgets" in refusal(babbling(context=60))
 
 
@@ -257,7 +257,7 @@ def test_lasting_trouble_loses_nothing(tmp_path, fault, message):
     with serving(server):
         with pytest.raises(PrunusError) as error:
             prunus.evaluate("tiny", plan, store, engine=EngineOptions(url=server.url, concurrency=2))
-        assert message in str(error.value) and "what is stored stays" in str(error.value)
+        assert message in str(error.value) and "stored results are kept" in str(error.value)
         stored = rows(store)
         assert 0 < len(stored) < 40
         server.faults.clear()

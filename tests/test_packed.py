@@ -294,11 +294,11 @@ def test_targets_are_guarded_as_elsewhere(tmp_path, pruned):
     pack(half, tmp_path / "packed")
     refused("packed exists; choose another output or add --overwrite", pack, half, tmp_path / "packed")
     refused("overlaps", pack, half, half / "inside")
-    refused("leave --masks-only or --int8 out", pack, half, tmp_path / "x", masks_only=True, int8=True)
+    refused("leave one of them out", pack, half, tmp_path / "x", masks_only=True, int8=True)
     refused("add --masks-only", pack, half, tmp_path / "x", source=half)
     refused("leave the source out", unpack, tmp_path / "packed", tmp_path / "x", source=half)
-    refused("is no packed checkpoint", unpack, half, tmp_path / "x")
-    refused("is no packed checkpoint", unpack, tmp_path / "nothing", tmp_path / "x")
+    refused("is not a packed checkpoint", unpack, half, tmp_path / "x")
+    refused("is not a packed checkpoint", unpack, tmp_path / "nothing", tmp_path / "x")
     before = files_of(tmp_path / "packed")
     pack(half, tmp_path / "packed", overwrite=True)
     assert files_of(tmp_path / "packed") == before
@@ -423,7 +423,7 @@ def test_variants_belong_to_their_source_and_wrong_weights_leave_nothing(tmp_pat
         ("another shape or dtype", [(name, weight.bfloat16())]),
         ("another shape or dtype", [(name, weight.int())]),
         ("another shape or dtype", [(name, weight[:-1])]),
-        ("comes twice", [(name, weight), (name, weight)]),
+        ("occurs twice", [(name, weight), (name, weight)]),
     ):
         refused(words, write_variant, path, source, wrong, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense", "other"]

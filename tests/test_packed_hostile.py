@@ -282,10 +282,10 @@ def test_headers_that_are_no_tables(victims, tmp_path):
     ]
     for text in texts:
         (tmp_path / "f").write_bytes(struct.pack("<Q", len(text)) + text)
-        refused("is damaged or no packed file", read, tmp_path / "f")
+        refused("is damaged or not a packed file", read, tmp_path / "f")
     for length in (0, 1 << 63, (1 << 64) - 1, base - 7, len(data)):
         (tmp_path / "f").write_bytes(struct.pack("<Q", length) + data[8:])
-        refused("is damaged or no packed file", read, tmp_path / "f")
+        refused("is damaged or not a packed file", read, tmp_path / "f")
     (tmp_path / "f").write_bytes(with_checksums(header, info | {"version": 2}, data[base:]))
     refused("format version 2; this version of prunus reads only 1", read, tmp_path / "f")
 
@@ -357,7 +357,7 @@ def test_shapes_without_end_that_hold_nothing_do_no_harm(victims, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("\0", NOT_PRINTED), ("a\nb", NOT_PRINTED), ("x" * 9999, NOT_PRINTED), ("~nobody/x", "which is needed too")],
+    [("\0", NOT_PRINTED), ("a\nb", NOT_PRINTED), ("x" * 9999, NOT_PRINTED), ("~nobody/x", "and needs the model")],
 )
 def test_names_of_the_source_do_no_harm(victims, tmp_path, name, words):
     half = victims[1][0].parent.parent / "half"
@@ -379,4 +379,4 @@ def test_rounded_values_with_a_scale_that_is_no_number_are_not_unpacked(victims,
 
 def test_paths_that_cannot_be(tmp_path):
     refused("cannot be opened: File name too long", unpack, "x" * 1000, tmp_path / "out")
-    refused("is no packed checkpoint", unpack, "a\0b", tmp_path / "out")
+    refused("is not a packed checkpoint", unpack, "a\0b", tmp_path / "out")

@@ -186,11 +186,11 @@ def test_what_is_not_pruned_stays_as_it_is_on_disk(tmp_path, recipe, model_type)
 @pytest.mark.parametrize(
     ("model_type", "says"),
     {
-        "bert": "its tokens see later ones, so it is an encoder",
-        "bart": "half of a model with an encoder",
+        "bert": "its tokens attend to later ones, so it is an encoder",
+        "bart": "part of an encoder-decoder model",
         "zamba": "blocks share weights",
         "zamba2": "blocks share weights",
-        "inkling2_text": "cannot be run block by block: block 3 is called with something made of earlier hidden states",
+        "inkling2_text": "cannot be run block by block: an argument of block 3 depends on earlier hidden states",
     }.items(),
 )
 def test_what_cannot_be_pruned_is_refused_in_a_line(tmp_path, recipe, model_type, says):

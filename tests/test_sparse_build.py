@@ -70,7 +70,7 @@ def test_compilers_that_are_not_there_or_fail(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for compiler, words in [
-        ("/bin/false", "false fails"),
+        ("/bin/false", "false failed"),
         ("no-such-compiler", "'no-such-compiler', which is not there"),
     ]:
         monkeypatch.setenv("CXX", compiler)
@@ -103,7 +103,7 @@ def test_a_cache_that_others_can_write_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "prunus").mkdir()
     (tmp_path / "prunus").chmod(0o777)
-    assert "can be written by others" in library.kernel.__wrapped__().reason
+    assert "other users can write to" in library.kernel.__wrapped__().reason
 
 
 def test_the_platform_tag_names_the_newest_glibc_that_is_needed(tmp_path):

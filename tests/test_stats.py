@@ -171,7 +171,7 @@ def test_other_models_recipes_and_files_are_refused_and_leave_nothing(tmp_path, 
         (folder, PruneRecipe(prompt_weight=0.5, propagation="dense"), "norms", "prompt_weight 1.0, not 0.5"),
         (retokenised, dense, "norms", "another tokenizer"),
         (folder, dense, "old", "from another version"),
-        (folder, dense, "text", "no safetensors file"),
+        (folder, dense, "text", "not a safetensors file"),
         (folder, dense, "weights", "holds no statistics"),
         (folder, dense, "absent", "does not exist"),
     ):
@@ -193,7 +193,7 @@ def test_cut_off_file_and_overwrite(tmp_path, rows):
     prunus.stats(folder, norms, **calibrated(rows))
     whole = norms.read_bytes()
     norms.write_bytes(whole[:-10])
-    with pytest.raises(PrunusError, match="is cut off"):
+    with pytest.raises(PrunusError, match="is truncated"):
         prunus.prune(folder, tmp_path / "out", PruneRecipe(propagation="dense"), stats=norms)
     prunus.stats(folder, norms, overwrite=True, **calibrated(rows))
     assert norms.read_bytes() == whole

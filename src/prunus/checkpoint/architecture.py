@@ -1,35 +1,36 @@
-"""Any decoder of transformers, as its own code has it: where its blocks are, and what it does around them.
+"""The structure of any transformers decoder, learnt from its own code: its blocks and what the model does around them.
 
-Nothing here knows a family. The model is made without its weights, every block's forward is replaced by a recorder, and
-the model's own forward then says what each block is called with (masks, rotary tables, per-layer inputs) and, from the
-last block's output, what follows (final norm, head, soft caps). That is only sound for a model that does nothing with
-hidden states between its blocks, so each is checked when it is opened, and refused in one line (Unstreamable) where
+No code here is specific to a model family. The model is made without its weights, and every block's forward is replaced
+by a recorder. The model's own forward pass then shows the arguments of each block (masks, rotary tables, per-layer
+inputs) and, from the last block's output, what follows (final norm, head, soft caps). This is only sound for a model
+that does nothing to hidden states between its blocks. So each model is checked when it is opened, and refused with a
+one-line error (Unstreamable) if
 
-- its list of blocks cannot be found, a block is called more than once or not at all,
-- a block does not read what the one before gave out: the same memory, shape and strides, not written to since,
-- something that a block is called with, or what follows the last block, is made of earlier hidden states: blocks are
-  made to give out NaN, which must turn up nowhere else.
+- its list of blocks cannot be found, or a block is called more than once or not at all;
+- a block does not read the output of the one before: the same memory, shape and strides, not written to since;
+- an argument of a block, or the computation after the last block, depends on earlier hidden states: blocks are made to
+  return NaN, which must appear nowhere else.
 
-What a block returns is learnt by trying: a tensor, or a tuple of one to three; what stands besides hidden states is
-carried to the later blocks that are given it (Carried). All of this needs the configuration alone.
+What a block returns is found by trial: a tensor, or a tuple of one to three values. Values other than hidden states are
+passed on to the later blocks that receive them (Carried). All of this needs only the configuration.
 
-Around this file:
+Related files:
 
 - names.py     Names(model, names on disk): which stored tensors each tensor of the model is made from, by transformers'
-               conversion mapping; `read` makes some of them, `as_stored` gives back what is to be written.
+               conversion mapping; `read` makes tensors of the model, `as_stored` converts them back for writing.
 - linears.py   find_linears(architecture): for each block its prunable Linears in the order of a forward pass, each with
-               its kind and the leader of its group (who reads the same tensor), and why the rest stays dense.
-- runner.py    Runner(config, tensors, dtype, device): the same model with what lies outside its blocks.
-                   batch = Batch(ids_NT)                       a batch's ids, and what blocks leave for later ones
+               its kind and the leader of its group (the Linears that read the same tensor); why the rest stays dense.
+- runner.py    Runner(config, tensors, dtype, device): the same model with the weights outside its blocks.
+                   batch = Batch(ids_NT)                       a batch's ids, and what blocks store for later ones
                    rows_NTW = runner.embed(batch)              input of block 0
                    block = runner.make_block(index, tensors)   tensors by their names within the block
                    rows_NTW = runner.run_block(block, rows_NTW, batch)
-                   states_NTX = runner.states(rows_NTW, batch) what the head reads; both can have a graph
-                   logits_NTV = runner.logits(states_NTX)      any part of it at a time
-               Blocks are modules of their own: several can be there at once, also of the same number.
+                   states_NTX = runner.states(rows_NTW, batch) input of the head; differentiable, as run_block is
+                   logits_NTV = runner.logits(states_NTX)      may be called on parts of states_NTX
+               Blocks are separate modules: several can exist at once, also with the same index.
 
-Shapes: N sequences, T tokens, D hidden width, W numbers per token between two blocks: D, but for a few families that
-carry several streams; X what the head reads, V vocabulary.
+Shapes: N sequences, T tokens, D hidden width, W numbers per token between two blocks (D, except in a few families that
+carry several streams), X input width of the head, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,46 +47,49 @@ from prunus.checkpoint.conv1d import replace_conv1d
 from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 
-# Sizes that no model has by chance: so the axes of sequences and tokens are found.
+# Sizes unlikely to occur in a model, by which the axes of sequences and tokens are recognised.
 _PROBE_SEQUENCES, _PROBE_TOKENS = 3, 24
 MOST_OUTPUTS = 3
 
 
 class Unstreamable(PrunusError):
-    """The model cannot be run block by block; the text says which check it fails."""
+    """The model cannot be run block by block; the message says which check it fails."""
 
 
 class Carried(NamedTuple):
-    """Stands for what a block returns besides hidden states (place 1, 2, ...), where a later block is given it."""
+    """Placeholder in a later block's arguments for a value other than hidden states that `block` returns.
+
+    place: its position in the returned tuple: 1, 2, ...
+    """
 
     block: int
     place: int
 
 
 class Call(NamedTuple):
-    """What one block is called with, but for the hidden states."""
+    """The arguments of one block, without the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 class Recording(NamedTuple):
-    """What the model does around its blocks: what the first one reads, and what each of them is called with."""
+    """A forward pass around the blocks: the input of the first block, and the arguments of each block."""
 
     first: Tensor
     calls: list[Call]
 
 
-class _Seen(Exception):
-    """All that was to be seen of a forward pass has been."""
+class _StopForward(Exception):
+    """Ends a forward pass once everything needed has been recorded."""
 
 
 class Architecture:
-    """A causal language model of transformers without its weights, taken apart into blocks and what is around them.
+    """A transformers causal language model without its weights, divided into its blocks and the rest.
 
-    name: of the list of blocks. outputs: how many values a block returns, 0: a tensor that is in no tuple. carried:
-    which of them later blocks are given. probe: a recording of a few tokens, without weights. Opening runs all checks;
-    Unstreamable says which one failed.
+    name: name of the list of blocks. outputs: number of values in the tuple that a block returns; 0 if it returns a
+    tensor. carried: which of these values later blocks receive. probe: the recording of a forward pass over a few
+    tokens, without weights. The constructor runs all checks, and raises Unstreamable if one fails.
     """
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> None:
@@ -93,7 +97,7 @@ class Architecture:
 
     @classmethod
     def around(cls, model: PreTrainedModel) -> "Architecture":
-        """The same of a whole model, with its weights."""
+        """The Architecture of a model that is in memory with its weights."""
         found = cls.__new__(cls)
         found._open(model)
         return found
@@ -109,13 +113,13 @@ class Architecture:
             self._learn()
 
     def block_prefix(self, index: int) -> str:
-        """What the names of all tensors of a block begin with."""
+        """The prefix of the names of all tensors of a block: `model.layers.3.`"""
         return f"{self.name}.{index}."
 
     def record(self, ids_NT: Tensor, *, poison: bool = False, apart: bool = False) -> Recording:
-        """Run the model up to its last block, around blocks that do nothing.
+        """The recording of a forward pass up to the last block, with blocks that return their input.
 
-        apart: blocks give out copies, so that the chain is checked in full; poison: they give out NaN.
+        apart: blocks return copies of it, so that the check of each block's input is complete. poison: they return NaN.
         """
         calls: list[Call] = []
         with torch.inference_mode(False), torch.no_grad():
@@ -123,26 +127,26 @@ class Architecture:
         return Recording(first, calls)
 
     def states(self, ids_NT: Tensor, final: Tensor) -> Tensor:
-        """(N, T, X) what the head reads, from what the last block gave out; with a graph where final has one."""
+        """(N, T, X) input of the head, from the output of the last block; differentiable where `final` is."""
         return self._read_by_head(lambda: self._run(ids_NT, [], True, False, final))
 
     def whole_states(self, ids_NT: Tensor) -> Tensor:
-        """(N, T, X) what the head of a model with all of its weights reads."""
+        """(N, T, X) input of the head, from a forward pass of a model that has all its weights."""
         return self._read_by_head(lambda: self.model(input_ids=ids_NT, use_cache=False))
 
     def _read_by_head(self, run: Callable[[], Any]) -> Tensor:
-        """What the head is called with while run runs, which ends there."""
+        """The input of the head in the forward pass `run`, which is stopped there."""
         if self.head is None:
             raise Unstreamable("it has no output head")
         read: list[Tensor] = []
 
-        def see(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def capture(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             read.append(args[0])
-            raise _Seen
+            raise _StopForward
 
-        handle = self.head.register_forward_pre_hook(see)
+        handle = self.head.register_forward_pre_hook(capture)
         try:
-            with suppress(_Seen):
+            with suppress(_StopForward):
                 run()
         finally:
             handle.remove()
@@ -151,8 +155,10 @@ class Architecture:
         return read[0]
 
     def logits(self, states_NTX: Tensor) -> Tensor:
-        """(N, T, V) from what the head reads, with the scaling and soft caps of the model. All parts of a text may be
-        given one by one."""
+        """(N, T, V) logits from the input of the head, with the scaling and soft caps of the model.
+
+        A long text may be passed in parts.
+        """
         assert self.head is not None
         handle = self.head.register_forward_pre_hook(lambda _module, _args: (states_NTX,))
         device = states_NTX.device
@@ -166,9 +172,9 @@ class Architecture:
     def call_block(
         self, index: int, block: Callable[..., Any], hidden: Tensor, call: Call, carried: dict[Carried, Any]
     ) -> Tensor:
-        """What a block (the layer itself, or a copy) makes of hidden states.
+        """The hidden states that a block (the layer itself, or a copy) returns.
 
-        carried: what earlier blocks returned besides them; what later ones need of this one is added.
+        carried: the other values that earlier blocks returned; those of this block that later ones need are added.
         """
 
         def real(value: Any) -> Any:
@@ -182,11 +188,11 @@ class Architecture:
         return out[0]
 
     def to_rows(self, hidden: Tensor) -> Tensor:
-        """(N, T, W) view or copy of hidden states as blocks have them."""
+        """(N, T, W) view or copy of hidden states, which blocks may lay out otherwise."""
         return hidden.movedim((self._axis, self._axis + 1), (0, 1)).flatten(2)
 
     def from_rows(self, rows_NTW: Tensor) -> Tensor:
-        """Hidden states as blocks have them."""
+        """Hidden states in the layout of blocks, from (N, T, W)."""
         return rows_NTW.unflatten(2, self._others).movedim((0, 1), (self._axis, self._axis + 1))
 
     @property
@@ -195,10 +201,9 @@ class Architecture:
         return torch.Size(self._others).numel()
 
     def _run(self, ids_NT: Tensor, calls: list[Call], poison: bool, apart: bool, final: Tensor | None = None) -> Tensor:
-        """One forward pass that adds to calls; returns what the first block reads.
+        """The input of the first block in one forward pass, which appends the arguments of each block to calls.
 
-        It ends with the call of the last block, or, where there is something for that to give out (final), where the
-        head is called.
+        The pass ends when the last block is called, or, if that block's output is given (final), when the head is.
         """
         first: list[Tensor] = []
         given: list[tuple[Tensor, int]] = []
@@ -207,12 +212,12 @@ class Architecture:
             if index != len(calls):
                 raise Unstreamable(f"block {index} is called as number {len(calls)} of the blocks")
             if given and not _same(hidden, *given[-1]):
-                raise Unstreamable(f"block {index} does not read what block {index - 1} gives out")
+                raise Unstreamable(f"block {index} does not read the output of block {index - 1}")
             first.append(hidden)
             calls.append(call)
             last = index == len(self.layers) - 1
             if last and final is None:
-                raise _Seen
+                raise _StopForward
             if last:
                 out = final
             elif poison:
@@ -223,15 +228,15 @@ class Architecture:
             given.append((out, _version(out)))
             return self._pack(out, index)
 
-        with suppress(_Seen), self._responding(respond), self._remembering_nothing():
+        with suppress(_StopForward), self._responding(respond), self._restoring_state():
             self.model(input_ids=ids_NT, use_cache=False)
         if len(calls) != len(self.layers):
             raise Unstreamable(f"{len(calls)} of {len(self.layers)} blocks are called")
         return first[0]
 
     @contextmanager
-    def _remembering_nothing(self) -> Iterator[None]:
-        """Every pass is as if it were the first: with dynamic NTK a rotary embedding remembers the longest sequence."""
+    def _restoring_state(self) -> Iterator[None]:
+        """Restore buffers and numbers of modules afterwards: a dynamic NTK embedding stores the longest sequence."""
         inside = {id(module) for module in self.layers.modules()}
         modules = [m for m in self.model.modules() if m._buffers and id(m) not in inside]
         numbers = [{name: value for name, value in vars(m).items() if isinstance(value, (int, float))} for m in modules]
@@ -244,12 +249,12 @@ class Architecture:
                 vars(module).update(more)
 
     def _pack(self, out: Tensor, index: int) -> Any:
-        """What a block returns, with placeholders besides hidden states."""
+        """What a block returns: hidden states, and placeholders for its other values."""
         return (out, *(Carried(index, place) for place in range(1, self.outputs))) if self.outputs else out
 
     @contextmanager
     def _responding(self, respond: Callable[[int, Tensor, Call], Any]) -> Iterator[None]:
-        """Let respond(index, hidden states, other arguments) stand for every block's forward."""
+        """Meanwhile, respond(index, hidden states, other arguments) replaces every block's forward."""
 
         def stand_in(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -269,7 +274,7 @@ class Architecture:
                 layer.__dict__.pop("forward", None)
 
     def _learn(self) -> None:
-        """How many values a block returns, where sequences and tokens are in hidden states, and whether checks hold."""
+        """Find what blocks return and the axes of hidden states, and run the checks; Unstreamable if one fails."""
         if len(set(map(id, self.layers))) < len(self.layers):
             raise Unstreamable("blocks are called more than once")
         device = next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
@@ -281,28 +286,29 @@ class Architecture:
         self.carried = {found for found in leaves(everything) if isinstance(found, Carried)}
         for index, call in enumerate(self.record(ids_NT, poison=True).calls):
             if _has_nan((call.args, call.kwargs)):
-                raise Unstreamable(f"block {index} is called with something made of earlier hidden states")
+                raise Unstreamable(f"an argument of block {index} depends on earlier hidden states")
         if self.head is not None and _has_nan(self.states(ids_NT, torch.zeros_like(recording.first))):
-            raise Unstreamable("what follows the last block reads earlier hidden states")
+            raise Unstreamable("the computation after the last block reads earlier hidden states")
 
     def _try_outputs(self, ids_NT: Tensor) -> Recording:
-        """A recording with the first number of outputs that lets the model's forward pass through."""
+        """A recording with the smallest number of outputs with which the model's forward pass succeeds."""
         reasons: list[str] = []
         for self.outputs in range(MOST_OUTPUTS + 1):
             try:
                 recording = self.record(ids_NT, apart=True)
                 if self.head is not None:
                     read = self.states(ids_NT, torch.zeros_like(recording.first))
-                    if read.shape[:2] != ids_NT.shape:  # one block alone: no other is there to notice a lost axis
+                    if read.shape[:2] != ids_NT.shape:  # a model of one block has no other that would miss the axis
                         raise Unstreamable(f"its head reads {tuple(read.shape)}, not by sequence and token")
                 return recording
             except Unstreamable as error:
                 reasons.insert(0, str(error))
-            except Exception as error:  # the model's own code, given something that it did not expect
+            except Exception as error:  # the model's own code fails on an output that it did not expect
                 reasons.append(f"{type(error).__name__}: {one_line(error)[:120]}")
         raise Unstreamable(reasons[0])
 
     def _find_axes(self, hidden: Tensor) -> None:
+        """Find the axes of sequences and tokens in hidden states; Unstreamable unless they are adjacent and unique."""
         shape = tuple(hidden.shape)
         pairs = [axis for axis in range(len(shape) - 1) if shape[axis : axis + 2] == (_PROBE_SEQUENCES, _PROBE_TOKENS)]
         if len(pairs) != 1:
@@ -312,7 +318,7 @@ class Architecture:
 
     @contextmanager
     def _hollow(self) -> Iterator[None]:
-        """Parameters outside the blocks read as 0 meanwhile, which takes no memory."""
+        """Meanwhile, parameters outside the blocks are zeros, which take no memory."""
         inside = set(self.layers.parameters())
         with hollow(self.model, lambda parameter: parameter not in inside):
             yield
@@ -320,14 +326,14 @@ class Architecture:
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules made here have parameters without values; their buffers (rotary tables, masks) are real."""
+    """Meanwhile, new modules have parameters without values, and real buffers (rotary tables, masks)."""
     register = nn.Module.register_parameter
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and not param.is_meta:
             param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
         if param is not None:
-            param._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]  spares transformers the attempt
+            param._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]  transformers then skips it
         register(self, name, param)
 
     nn.Module.register_parameter = on_meta
@@ -339,7 +345,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 @contextmanager
 def hollow(module: nn.Module, which: Callable[[nn.Parameter], bool] = lambda _: True) -> Iterator[None]:
-    """Parameters of a module that have no values read as 0 meanwhile, which takes no memory."""
+    """Meanwhile, a module's parameters without values are zeros, which take no memory. which: selects parameters."""
     zeros = {
         parameter: nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
         for parameter in module.parameters()
@@ -357,9 +363,9 @@ def hollow(module: nn.Module, which: Callable[[nn.Parameter], bool] = lambda _: 
 
 
 def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
-    """transformers' whole model without the values of its parameters, as it would run in dtype.
+    """The transformers model of a configuration, without the values of its parameters, as it would run in dtype.
 
-    attention: name of the implementation for transformers; None: its own choice.
+    attention: transformers' name of an attention implementation; None: its default.
     """
     with parameters_on_meta():
         model: Any = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype, attn_implementation=attention)
@@ -369,7 +375,10 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str | None
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks: the outermost list of modules that transformers keeps in one piece."""
+    """(name, list) of the decoder blocks: the outermost list of modules that transformers never splits over devices.
+
+    Raises Unstreamable if no list, or more than one, qualifies.
+    """
     whole = set(model._no_split_modules or ())
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
@@ -388,7 +397,7 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """What is in tuples, lists and dicts, however deep."""
+    """The leaves of nested tuples, lists and dicts."""
     if isinstance(tree, dict):
         tree = list(tree.values())
     if isinstance(tree, (tuple, list)) and not isinstance(tree, Carried):
@@ -404,7 +413,7 @@ def _has_nan(tree: Any) -> bool:
 
 
 def _same(seen: Tensor, given: Tensor, version: int) -> bool:
-    """Whether a tensor is one handed out before, or a view of all of it, and nobody has written into it."""
+    """Whether `seen` is the tensor `given`, or a view of all of it, and has not been written to since."""
     places = [(t.data_ptr(), t.shape, t.stride()) for t in (seen, given)]
     return places[0] == places[1] and _version(given) == version
 

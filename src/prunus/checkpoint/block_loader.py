@@ -1,4 +1,4 @@
-"""Load the blocks of a checkpoint one after the other; the next one is read while one is worked on."""
+"""Load the blocks of a checkpoint one after the other; the next block is read while the current one is used."""
 
 import os
 from collections.abc import Generator, Iterable
@@ -17,23 +17,23 @@ Block = dict[str, Tensor]
 
 
 def blocks_on(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
-    """The tensors of each of these blocks, by their names within the block, read from source.
+    """The tensors of each of these blocks, by their names within the block, on the device.
 
-    On a GPU a thread reads the next block and sends it from pinned memory on a stream of its own: there are two on the
-    device. Else the system is asked to bring it into its cache, which takes no memory of ours.
+    For a GPU a thread reads the next block and copies it from pinned memory on a stream of its own, so two blocks are
+    on the device. For the CPU the system is asked to read the next block into its page cache, outside this process.
     """
     if device.type == "cuda":
-        yield from sent_ahead(source, indices, device)
+        yield from prefetched_blocks(source, indices, device)
         return
     for index, upcoming in pairwise([*indices, None]):
         assert index is not None
         if upcoming is not None:
-            expect(source, upcoming)
+            advise_reading(source, upcoming)
         yield source.read_block(index)
 
 
-def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
-    """Yield the same for any device, prefetched by a thread as for a GPU."""
+def prefetched_blocks(source: Checkpoint, indices: Iterable[int], device: torch.device) -> Generator[Block, None, None]:
+    """The same tensors, prefetched by a thread whatever the device; blocks_on uses this for GPUs."""
     api: Any = torch.get_device_module(device)
     side = stream_of(device)
 
@@ -47,20 +47,20 @@ def sent_ahead(source: Checkpoint, indices: Iterable[int], device: torch.device)
         for tensors, arrived in blocks:
             api.current_stream(device).wait_event(arrived)
             if device.type == "cuda":
-                lend(tensors, api.current_stream(device))
+                keep_until_done(tensors, api.current_stream(device))
             yield tensors
-            del tensors  # before another is sent
+            del tensors  # freed before another block is copied
 
 
 def stream_of(device: torch.device) -> Any:
-    """A new stream of this device, which need not be the one that torch has chosen."""
+    """A new stream of this device, which may be another than torch's current device."""
     api: Any = torch.get_device_module(device)
     if device.type == "cpu":
-        return api.Stream()  # which does nothing
+        return api.Stream()  # a stream that does nothing
     return api.Stream(device=device)
 
 
-def lend(tensors: Block, stream: Any) -> None:
+def keep_until_done(tensors: Block, stream: Any) -> None:
     """Keep the tensors' memory from being reused before the stream's work on it is done."""
     for tensor in tensors.values():
         tensor.record_stream(stream)
@@ -71,7 +71,7 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def expect(source: Checkpoint, index: int) -> None:
+def advise_reading(source: Checkpoint, index: int) -> None:
     """Ask the system to read a block into its page cache."""
     if not hasattr(os, "posix_fadvise"):
         return

@@ -1,7 +1,7 @@
-"""What tells one model's weights from another's, and where NaN among them is noticed: all of them pass by here.
+"""Checksums that identify a model's weights, and the check for NaN and infinity, made in the same pass over the bytes.
 
-BLAKE3 (github.com/BLAKE3-team/BLAKE3-specs) is as hard to forge as SHA-256; on a Zen 4 it
-takes 40 % of the time, beside the processor's own instructions for the other.
+BLAKE3 (github.com/BLAKE3-team/BLAKE3-specs) is as hard to forge as SHA-256 and takes 40 % of its time on a Zen 4, even
+though the processor has instructions for SHA-256.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,41 +18,46 @@ from torch import Tensor
 from prunus.checkpoint.safetensors_file import CHUNK, Stored
 from prunus.errors import PrunusError
 
-# Infinity as an integer. NaN lies above, and with a sign bit both lie at the top of integers without sign.
+# The integer with the bits of infinity. The bits of NaN are larger integers; with a sign bit, both are the largest
+# unsigned integers.
 _INFINITY = {"F32": (np.int32, 0x7F800000), "F16": (np.int16, 0x7C00), "BF16": (np.int16, 0x7F80)}
-_GLANCE = 4096  # bytes
-# Digests of tensors by name, place, and their file's size and time of change.
-_REMEMBERED = 1 << 14
+_FINGERPRINT_BYTES = 4096  # per tensor
+# Digests of tensors by name, place in the file, and the file's size and modification time.
+_MOST_DIGESTS = 1 << 14
 _digests: dict[tuple[str, Stored, tuple[int, int]], bytes] = {}
 
 
 def checksum_of(tensors: Mapping[str, Stored]) -> str:
-    """BLAKE3 over names, dtypes, shapes and digests of all weights: the same model, the same text, however sharded.
+    """The checksum of a model, in hexadecimal: BLAKE3 over names, dtypes, shapes and digests of all tensors.
 
-    NaN or infinity among them raises PrunusError. Takes as many threads as torch does.
+    It does not depend on how the weights are divided into files. Uses as many threads as torch. Raises PrunusError if a
+    weight is NaN or infinite.
     """
     files = {stored.file for stored in tensors.values()}
     return _checksum(tuple(sorted(tensors.items())), tuple(sorted((str(file), *_stamp(file)) for file in files)))
 
 
 def digest_of(tensors: Mapping[str, Stored]) -> str:
-    """The same of a part of a model, whose share of checksum_of is then done."""
+    """The same for some tensors of a model. Their digests are cached, so checksum_of does not read them again."""
     return _over(tensors, {name: digest(name, stored) for name, stored in tensors.items()})
 
 
 def fingerprint_of(tensors: Mapping[str, Stored]) -> str:
-    """Like checksum_of, at a glance: of each tensor only its first bytes. Tells models apart, does not find damage."""
+    """A fast substitute for checksum_of that reads only the first 4096 bytes of each tensor.
+
+    It tells models apart but does not detect damage.
+    """
     begins = {}
     for file, stored_there in groupby(sorted(tensors.items(), key=_file), key=_file):
         with file.open("rb") as stream:
             for name, stored in stored_there:
                 stream.seek(stored.start)
-                begins[name] = stream.read(min(_GLANCE, stored.nbytes))
+                begins[name] = stream.read(min(_FINGERPRINT_BYTES, stored.nbytes))
     return _over(tensors, begins)
 
 
 def read_checked(tensors: Mapping[str, Stored]) -> tuple[dict[str, Tensor], str]:
-    """Tensors in memory, and what digest_of says of them; they are read once for both."""
+    """(tensors in memory, their digest_of), reading each tensor once. Raises PrunusError for NaN or infinity."""
     read = {name: stored.read() for name, stored in tensors.items()}
     for name, tensor in read.items():
         digest(name, tensors[name], _pieces(tensor))
@@ -60,9 +65,10 @@ def read_checked(tensors: Mapping[str, Stored]) -> tuple[dict[str, Tensor], str]
 
 
 def digest(name: str, stored: Stored, pieces: Iterable[bytes | memoryview] | None = None) -> bytes:
-    """BLAKE3 of a tensor's bytes, which are read unless they are given. NaN or infinity among them raises PrunusError.
+    """BLAKE3 (32 bytes) of a tensor's data, which is read from its file unless given as pieces.
 
-    Remembered until its file changes, so it can be had a tensor at a time, and in any order, before checksum_of.
+    It is cached until the file changes, so that tensors can be read in any order before checksum_of. Raises PrunusError
+    if a number is NaN or infinite.
     """
     key = _key(name, stored)
     if (known := _digests.get(key)) is not None:
@@ -72,14 +78,14 @@ def digest(name: str, stored: Stored, pieces: Iterable[bytes | memoryview] | Non
         found.update(piece)
         if stored.dtype in _INFINITY and not _finite(piece, stored.dtype):
             raise PrunusError(f"{stored.file}: '{name}' holds NaN or infinity; this model cannot be used")
-    if len(_digests) >= _REMEMBERED:
+    if len(_digests) >= _MOST_DIGESTS:
         _digests.clear()
     _digests[key] = found.digest()
     return found.digest()
 
 
 def forget() -> None:
-    """Forget what was remembered, as if this process had just begun."""
+    """Clear the caches of digests and checksums."""
     _checksum.cache_clear()
     _digests.clear()
 
@@ -93,7 +99,7 @@ def _key(name: str, stored: Stored) -> tuple[str, Stored, tuple[int, int]]:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Size and time of change: with them a changed file is another entry of what is remembered."""
+    """(size, modification time) of a file, so that a changed file has another key in the caches."""
     status = file.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -108,6 +114,7 @@ def _checksum(tensors: tuple[tuple[str, Stored], ...], _stamps: tuple[tuple[str,
 
 
 def _over(tensors: Mapping[str, Stored], contents: Mapping[str, bytes]) -> str:
+    """BLAKE3 over names, dtypes, shapes and contents of tensors, in the order of their names; in hexadecimal."""
     total = blake3()
     for name, stored in sorted(tensors.items()):
         total.update(f"{name}\0{stored.dtype}\0{list(stored.shape)}\0".encode() + contents[name])
@@ -115,7 +122,7 @@ def _over(tensors: Mapping[str, Stored], contents: Mapping[str, bytes]) -> str:
 
 
 def _pieces(tensor: Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor, as Stored.chunks has them."""
+    """The bytes of a tensor, in pieces like those of Stored.chunks."""
     data = tensor.view(-1).view(torch.uint8).numpy().data
     return (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
 

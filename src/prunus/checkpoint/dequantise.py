@@ -1,4 +1,4 @@
-"""A quantised original (FP8, MXFP4) written as a plain checkpoint in bfloat16, block by block."""
+"""Write a quantised checkpoint (FP8, MXFP4) as a plain one in bfloat16, block by block."""
 
 import time
 from pathlib import Path
@@ -14,17 +14,18 @@ from prunus.progress import Steps
 
 
 def dequantize(model: str | Path, out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write a model in FP8 or MXFP4 (folder or hub id) in bfloat16 to the folder out; returns a summary.
+    """Write a bfloat16 copy of a model in FP8 or MXFP4 (folder or hub id) to the folder out; returns a summary.
 
-    prune, drop and the like read such a model as it is; this is for what cannot, such as a study. The numbers are those
-    of transformers' from_pretrained with `dequantize`; the result takes two to four times the original's disk.
-    Unfinished work lives in out.partial, and the same call goes on there. Wrong input raises PrunusError and leaves
-    nothing behind.
+    The summary has out, from (the quantisation method), blocks, seconds and warnings. The weights are those of
+    transformers' from_pretrained with `dequantize`; they take two to four times the disk space of the original.
+    Commands such as prune and drop read quantised models directly; this is for those that cannot, such as study.
+    Unfinished work is kept in out.partial, where the same call resumes it. Raises PrunusError, and leaves nothing
+    behind, if the model is not in FP8 or MXFP4, or out cannot be written.
     """
     started = time.monotonic()
     source, target = Checkpoint(resolve(model)), Path(out)
     if source.quantised is None:
-        raise PrunusError(f"{source.folder} is not in {' or '.join(DEQUANTISED)}; there is nothing to make bfloat16 of")
+        raise PrunusError(f"{source.folder} is not in {' or '.join(DEQUANTISED)}; there is nothing to dequantize")
     check_target(source.folder, target, overwrite)
     work = {"action": "dequantize", "source": source.fingerprint()}
     with Partial(source, target, work, source.blocks, disk_needed(source.nbytes), overwrite) as partial:

@@ -1,9 +1,9 @@
-"""The Linears of each block that can be pruned, which of them read the same input, and in what order.
+"""The prunable Linears of each block, the order in which they are called, and which of them read the same input.
 
-Found by running every kind of block once on a few tokens, without its weights: hooks see each Linear that is called,
-and Linears that are given the same tensor (the same memory and shape) make a group. So groups and their order are those
-of the model's own code. A Linear that no hook saw stays dense: its weight is used in some way of its own.
-Shapes: O output features, I input features.
+They are found by running every kind of block once on a few tokens, without its weights: hooks record each Linear that
+is called, and Linears that receive the same tensor (the same memory and shape) form a group. Groups and their order
+therefore are those of the model's own code. A Linear that is never called stays dense, because the model must use its
+weight in another way. Shapes: O output features, I input features.
 """
 
 import re
@@ -22,20 +22,20 @@ Kind = Literal["attention", "mlp"]
 
 _MLP = re.compile(r"mlp|feed_forward|ffn|fc\d|fc_|ff\.|shared_expert|channel_mix|mixer\.(up|down)_proj")
 _ATTENTION = re.compile(r"attn|attention|temporal_block|mamba|mixer|conv|lstm")
-# Parts of names, between dots: what chooses, gates a head, or sets a step. All of it is small.
-_STEERS = re.compile(
+# Parts of names, between dots, of Linears that route, gate a head or set a step size. All of them are small.
+_CONTROLS = re.compile(
     r"(?:^|\.)(?:\w*router\w*|gate|shared_expert_gate|indexer|altup|laurel|per_layer_\w+|\w*adapter\w*|\w*norm\w*"
     r"|\w*hyper_connection\w*|weights_proj|in_proj_(?:a|b|ba)|[abgx]_proj|dt_proj|[fi]gate_preact|forget_gate)(?:\.|$)"
 )
 _ROUTED = re.compile(r"(?:^|\.)experts\.\d+\.")
-# Fewer outputs than this, or than a share of the inputs, are a gate of some kind, whatever the name.
+# A Linear with fewer outputs or inputs than this, or with fewer outputs than 1/32 of its inputs, is some kind of gate.
 _LEAST_OUTPUTS, _LEAST_INPUTS, _LEAST_SHARE = 8, 8, 32
 
 
 class Linear(NamedTuple):
-    """A Linear that can be pruned. name: within its block. leader: the first Linear that reads the same input.
+    """A prunable Linear. name: its name within the block. leader: name of the first Linear that reads the same input.
 
-    calls: how often it is called in a forward pass.
+    calls: the number of calls in a forward pass.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Linear(NamedTuple):
 
 
 class BlockLinears(NamedTuple):
-    """Those of one block, in the order in which a forward pass meets them (for the last time).
+    """The prunable Linears of one block, in the order of their (last) calls in a forward pass.
 
-    dense: why other matrices of the block stay as they are, by name.
+    dense: why each other matrix of the block is not pruned, by its name within the block.
     """
 
     linears: tuple[Linear, ...]
@@ -57,7 +57,7 @@ class BlockLinears(NamedTuple):
 
 @lru_cache(maxsize=8)
 def find_linears(architecture: Architecture) -> list[BlockLinears]:
-    """For every block what can be pruned in it."""
+    """The BlockLinears of every block."""
     found: list[BlockLinears] = []
     known: dict[Any, BlockLinears] = {}
     carried: dict[Carried, Any] = {}
@@ -65,7 +65,7 @@ def find_linears(architecture: Architecture) -> list[BlockLinears]:
         for index, (layer, call) in enumerate(zip(architecture.layers, architecture.probe.calls, strict=True)):
             kind = None if is_stateful(call) or architecture.carried else _signature(layer)
             if kind is None or kind not in known:
-                found.append(_look(architecture, index, layer, call, carried))
+                found.append(_find_in_block(architecture, index, layer, call, carried))
                 known[kind] = found[-1]
             else:
                 found.append(known[kind])
@@ -73,34 +73,34 @@ def find_linears(architecture: Architecture) -> list[BlockLinears]:
 
 
 def is_stateful(call: Call) -> bool:
-    """Whether a block is called with something that it leaves things in, for later blocks to find."""
+    """Whether a block has an argument in which it may store values for later blocks."""
     return any(is_state(value) for value in (*call.args, *call.kwargs.values()))
 
 
 def is_state(value: Any) -> bool:
-    """Whether a block that is given this may leave something in it: an empty dict or list, or an object of a class that
-    is not a plain value."""
+    """Whether a block may store values in this argument: a dict or list without tensors, or an object like a cache."""
     if isinstance(value, (dict, list)):
         return not any(isinstance(leaf, Tensor) or leaf is None for leaf in leaves(value))
     return not isinstance(value, (Tensor, tuple, str, int, float, torch.dtype, torch.device, type(None)))
 
 
-def _look(
+def _find_in_block(
     architecture: Architecture, index: int, layer: nn.Module, call: Call, carried: dict[Carried, Any]
 ) -> BlockLinears:
+    """The BlockLinears of a block, from one forward pass. carried: updated with what later blocks need of it."""
     modules = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear) and is_linear(m)}
     seen: dict[str, list[Any]] = {}
     order: list[str] = []
-    kept: list[Tensor] = []  # so that no memory is used again
+    kept: list[Tensor] = []  # holds inputs, so that their memory is not reused and addresses identify them
 
     def hook(name: str) -> Callable[..., None]:
-        def see(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tensor = args[0] if args else next(iter(kwargs.values()))
             kept.append(tensor)
             seen.setdefault(name, []).append(_identity(tensor))
             order.append(name)
 
-        return see
+        return record
 
     handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in modules.items()]
     try:
@@ -112,15 +112,13 @@ def _look(
     leaders: dict[tuple[Any, ...], str] = {}
     linears: list[Linear] = []
     dense = {name: _no_linear(name) for name, parameter in _others(layer) if parameter.ndim > 1}
-    dense |= {
-        name: "never called: the block uses its weight in a way of its own" for name in modules if name not in seen
-    }
+    dense |= {name: "never called: the block uses its weight in another way" for name in modules if name not in seen}
     for name in reversed(dict.fromkeys(reversed(order))):
         inputs = seen[name]
         outputs, width = modules[name].weight.shape
         reason, kind = _why_dense(name, outputs, width), _kind(name)
         if reason is not None or kind is None:
-            dense[name] = reason or "neither attention nor MLP by its name"
+            dense[name] = reason or "its name says neither attention nor MLP"
             continue
         leader = leaders.setdefault(tuple(inputs), name)
         linears.append(Linear(name, kind, (outputs, width), leader, len(inputs)))
@@ -129,7 +127,7 @@ def _look(
 
 @contextmanager
 def _giving_zeros(linears: Iterable[nn.Linear]) -> Iterator[None]:
-    """Linears give out zeros meanwhile, as they would without weights: no matrix is made."""
+    """Meanwhile, Linears return zeros, as they would with zero weights, without a weight in memory."""
 
     def stand_in(outputs: int) -> Callable[[Tensor], Tensor]:
         return lambda input: input.new_zeros(*input.shape[:-1], outputs)
@@ -145,7 +143,7 @@ def _giving_zeros(linears: Iterable[nn.Linear]) -> Iterator[None]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies its input by its weight and adds its bias, and no more: some subclasses do."""
+    """Whether a module computes x Wᵀ + bias and nothing else. Some subclasses of nn.Linear do more."""
     if type(module) is nn.Linear or not isinstance(module, nn.Linear):
         return isinstance(module, nn.Linear)
     weight_OI, generator = module.weight, torch.Generator().manual_seed(0)
@@ -154,7 +152,7 @@ def is_linear(module: nn.Module) -> bool:
         input_1I = torch.randn(1, module.in_features, generator=generator)
         with hollow(module):
             return torch.allclose(module(input_1I), functional.linear(input_1I, module.weight), rtol=1e-3, atol=1e-3)
-    except Exception:  # it wants another input, or gives out something else
+    except Exception:  # it takes another input, or returns something else
         return False
     finally:
         module.weight = weight_OI
@@ -169,19 +167,19 @@ def _kind(name: str) -> Kind | None:
 def _why_dense(name: str, outputs: int, inputs: int) -> str | None:
     if _ROUTED.search(name):
         return "a routed expert"
-    if _STEERS.search(name):
-        return "chooses or steers"
+    if _CONTROLS.search(name):
+        return "a router or gate"
     if outputs < _LEAST_OUTPUTS or inputs < _LEAST_INPUTS or outputs * _LEAST_SHARE < inputs:
         return "too few outputs or inputs"
     return None
 
 
 def _no_linear(name: str) -> str:
-    return "routed experts" if "experts" in name else "no Linear"
+    return "routed experts" if "experts" in name else "not a Linear"
 
 
 def _others(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that are of no Linear."""
+    """(name, parameter) for the parameters of a block that belong to no Linear."""
     for path, module in layer.named_modules():
         if not is_linear(module):
             for local, parameter in module.named_parameters(recurse=False):
@@ -189,18 +187,18 @@ def _others(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """The same for two views of the same numbers in the same order of rows."""
+    """A key that is equal for views of the same memory with the same rows in the same order."""
     rows = tensor.flatten(0, -2) if tensor.is_contiguous() else tensor
     return tensor.data_ptr(), tuple(rows.shape), rows.stride(), tensor._version
 
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
-    """The same for blocks of one kind."""
+    """A key that is equal for blocks of one kind."""
     return tuple(sorted(settings_of(layer).items(), key=lambda item: item[0]))
 
 
 def settings_of(layer: nn.Module) -> dict[str, Any]:
-    """What tells kinds of blocks apart: their modules, the plain settings of these but for a block's number, shapes."""
+    """What distinguishes kinds of blocks: module classes, plain settings (not the block's index), parameter shapes."""
     found: dict[str, Any] = {}
     for path, module in layer.named_modules():
         found[path or "block"] = type(module).__name__
@@ -214,7 +212,7 @@ def _is_setting(name: str, value: Any) -> bool:
 
 @contextmanager
 def plain_experts(architecture: Architecture) -> Iterator[None]:
-    """Routed experts are run one by one meanwhile: no copy of all of them is made."""
+    """Meanwhile, routed experts are run one by one, so that no copy of all of them is made."""
     model = architecture.model
     before = model.get_experts_implementation()
     model.set_experts_implementation("eager")

@@ -1,8 +1,8 @@
-"""Names and shapes on disk against those of transformers' modules, one block at a time.
+"""Convert between the tensors stored on disk and those of transformers' modules, one block at a time.
 
-transformers renames and converts many checkpoints as it loads them: experts stored one by one become one tensor, a
-fused projection becomes several. Its own conversion mapping says how, so here is no table of models: the mapping makes
-a plan of which stored tensors each module needs, and its reverse gives back what is to be stored.
+transformers renames and converts many checkpoints when it loads them: experts stored one by one are joined into one
+tensor, a fused projection is split into several. Its own conversion mapping says how, so this file needs no table of
+models. From the mapping follows which stored tensors each module needs; reversed, it yields the tensors to store.
 """
 
 import re
@@ -26,10 +26,10 @@ from prunus.errors import PrunusError
 
 
 class Origin(NamedTuple):
-    """Where some tensors of a model come from.
+    """The stored tensors from which some tensors of a model are made.
 
-    targets: their names in the model. sources: (pattern, name on disk) of what they are made from; converter makes
-    them, None: the only source is the tensor as it is, or transposed.
+    targets: the names of those in the model. sources: (pattern, name on disk) of the stored ones. converter:
+    transformers' conversion; None if the only source is the tensor itself, or its transpose.
     """
 
     targets: tuple[str, ...]
@@ -39,12 +39,12 @@ class Origin(NamedTuple):
 
     @property
     def stored(self) -> list[str]:
-        """Names on disk."""
+        """Names on disk of the sources."""
         return [name for _, name in self.sources]
 
     def lacking(self) -> str | None:
-        """Name on disk of a numbered tensor that is missing where others of its number are there."""
-        numbered: dict[str, dict[str, str]] = {}  # for each pattern, by number, what stands around the number
+        """Name on disk of a numbered tensor (an expert's) that is missing though others with its number exist."""
+        numbered: dict[str, dict[str, str]] = {}  # pattern -> number -> the name with * in place of the number
         for pattern, name in self.sources:
             found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
             if found is not None and found.groups():
@@ -55,9 +55,9 @@ class Origin(NamedTuple):
 
 
 class Names:
-    """The plan for a model and the tensors that lie on disk, by their names.
+    """How the tensors of a model correspond to those on disk.
 
-    origins: by each name that a tensor has in the model. unknown: names on disk that no module has.
+    origins: name in the model -> Origin. unknown: names on disk that belong to no module.
     """
 
     def __init__(self, model: PreTrainedModel, stored: Iterable[str]) -> None:
@@ -72,7 +72,7 @@ class Names:
         self.unknown: list[str] = []
         for name in sorted(stored, key=_natural):
             target, pattern = rename_source_key(name, renamings, converters, base, wanted)
-            if target not in wanted and name in wanted:  # a name that should not have been changed
+            if target not in wanted and name in wanted:  # a renaming that does not apply to this name
                 target, pattern = name, None
             if target not in wanted:
                 self.unknown.append(name)
@@ -86,29 +86,29 @@ class Names:
             targets = _targets(target, made_by.get(target))
             origin = Origin(targets, tuple(pairs), made_by.get(target), target in transposed)
             self.origins |= dict.fromkeys(targets, origin)
-        # Names of a tensor that several modules share, of which only some are on disk.
+        # For a tensor that several modules share: each name that is not on disk -> one that is.
         self._alias: dict[str, str] = {}
         for names in _shared_names(model):
-            if there := [name for name in names if name in self.origins]:
-                self._alias |= {name: there[0] for name in names if name not in self.origins}
-        # The reverse is told which transforms were used, as after transformers' own loading.
+            if stored_names := [name for name in names if name in self.origins]:
+                self._alias |= {name: stored_names[0] for name in names if name not in self.origins}
+        # revert_weight_conversion reads here which transforms were used, as after transformers' own loading.
         vars(model)["_weight_conversions"] = [t for t in transforms if t.was_used()]
 
     @property
     def is_shared(self) -> bool:
-        """Whether blocks have weights of other blocks."""
+        """Whether blocks share weights with other blocks."""
         return any(re.search(r"\.\d+\.", name) for name in self._alias)
 
     def origin(self, name: str) -> Origin | None:
-        """Where a tensor of the model comes from; None where nothing on disk makes it."""
+        """The Origin of a tensor of the model; None if it is made from nothing on disk."""
         return self.origins.get(self._alias.get(name, name))
 
     def stored_for(self, names: Iterable[str]) -> list[str]:
-        """Names on disk of all that tensors of these names in the model are made from."""
+        """Names on disk of all tensors from which these tensors of the model are made."""
         return [name for origin in self._origins_of(names) for name in origin.stored]
 
     def read(self, names: Collection[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """Tensors by their names in the model. read: gives a stored tensor; called for what is needed only."""
+        """Tensors of the model by name. read: returns a stored tensor by its name on disk; called only where needed."""
         found: dict[str, Tensor] = {}
         for origin in self._origins_of(names):
             if origin.converter is None:
@@ -119,9 +119,10 @@ class Names:
         return found | {name: found[self._alias[name]] for name in names if name in self._alias}
 
     def as_stored(self, changed: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """What is to be stored for changed tensors of the model, by names on disk, each in its stored shape.
+        """The tensors to store for changed tensors of the model, by their names on disk, in their stored shapes.
 
-        Tensors that share an origin with a changed one are read to be stored with it.
+        Tensors that share an Origin with a changed one are read, to be stored with it. Raises PrunusError if
+        transformers cannot reverse a conversion.
         """
         found: dict[str, Tensor] = {}
         changed = {self._alias.get(name, name): tensor for name, tensor in changed.items()}
@@ -136,14 +137,14 @@ class Names:
             made: dict[str, Tensor] = revert_weight_conversion(self._model, whole)
             if missing := set(origin.stored) - set(made):
                 raise PrunusError(
-                    f"'{origin.targets[0]}' cannot be turned back into '{min(missing)}' by this version of transformers"
+                    f"this version of transformers cannot convert '{origin.targets[0]}' back into '{min(missing)}'"
                 )
             found |= {name: made[name].contiguous() for name in origin.stored}
         return found
 
     def _origins_of(self, names: Iterable[str]) -> list[Origin]:
-        there = [self._alias.get(name, name) for name in names]
-        found = [self.origins[name] for name in there if name in self.origins]
+        stored_names = (self._alias.get(name, name) for name in names)
+        found = [self.origins[name] for name in stored_names if name in self.origins]
         return list({origin.targets[0]: origin for origin in found}.values())
 
     def _convert(self, origin: Origin, shared: WeightConverter, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
@@ -155,7 +156,7 @@ class Names:
 
 
 def _natural(name: str) -> Any:
-    """transformers' order of names; names with digits that int() does not take, which no model has, stand last."""
+    """A sort key for transformers' order of names. Digits that int() refuses, which no real name has, sort last."""
     try:
         return 0, dot_natural_key(name)
     except ValueError:
@@ -163,7 +164,7 @@ def _natural(name: str) -> Any:
 
 
 def _shared_names(model: PreTrainedModel) -> list[list[str]]:
-    """Names of each parameter that has more than one."""
+    """The names of each parameter that has more than one."""
     named: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         named.setdefault(id(parameter), []).append(name)
@@ -171,7 +172,7 @@ def _shared_names(model: PreTrainedModel) -> list[list[str]]:
 
 
 def _targets(first: str, converter: WeightConverter | None) -> tuple[str, ...]:
-    """Names in the model of all that a converter makes, of which transformers names only the first."""
+    """Names in the model of all tensors that a converter makes; transformers names only the first."""
     if converter is None:
         return (first,)
     head, *others = converter.target_patterns

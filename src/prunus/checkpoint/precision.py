@@ -1,7 +1,6 @@
-"""Products of float32 matrices that are float32, by the fastest library that gives them, and what is made of them in 16
-bits: attention, and Linears where the processor has no products of 16-bit floats.
+"""Exact float32 matrix products on CPUs; attention and Linears for 16-bit weights that accumulate in float32.
 
-Shapes: N rows of numbers, I input features, O output features.
+Shapes: N rows, I input features, O output features, P outputs of a panel.
 """
 
 from collections.abc import Iterator
@@ -15,16 +14,20 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-ROUNDING = 1e-5  # of the largest element: above what float32 leaves of sums of 1024, far below what TF32 or bfloat16 do
-# With fewer rows, copying a weight takes longer than multiplying it as slowly as torch does.
+# Relative to the largest element: above the rounding of float32 sums of 1024 terms, far below that of TF32 or bfloat16.
+ROUNDING = 1e-5
+# With fewer rows, converting a weight to float32 takes longer than torch's slow product.
 ROWS_WORTH_COPYING = 32
-PANEL = 1 << 20  # weights that are copied at a time
+PANEL = 1 << 20  # weights that are converted at a time
 _ASK_TORCH = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Let torch multiply float32 matrices on a device in float32: with less, Hessians would lose definiteness."""
+    """Meanwhile, torch multiplies float32 matrices in full float32; with less, Hessians may not stay positive definite.
+
+    On CPUs the fastest precision setting that is still exact is chosen. The old setting is restored afterwards.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if device.type == "cpu" and medium_is_float32() else "highest")
     try:
@@ -35,11 +38,11 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 @cache
 def medium_is_float32() -> bool:
-    """Whether torch's `medium` precision costs nothing on this processor.
+    """Whether torch's `medium` precision is as exact as float32 on this processor, from the error of some products.
 
-    It hands products to oneDNN with leave to round to bfloat16, of which oneDNN makes use only where that is faster
-    (AMX, Arm). On other processors its float32 products are as exact as MKL's, and on AMD, where MKL leaves AVX-512
-    alone, twice as fast. So this measures the error of some products instead of trusting a list of processors.
+    With `medium`, torch calls oneDNN and allows it to round to bfloat16, which oneDNN does only where that is faster
+    (AMX, Arm). On other processors its float32 products are as exact as MKL's, and on AMD, where MKL does not use
+    AVX-512, twice as fast.
     """
     before, generator = torch.get_float32_matmul_precision(), torch.Generator().manual_seed(0)
     torch.set_float32_matmul_precision("medium")
@@ -56,10 +59,10 @@ def medium_is_float32() -> bool:
 
 
 def attention_for(dtype: torch.dtype, device: torch.device) -> str:
-    """Name, for transformers, of the attention that a block in dtype runs on a device.
+    """transformers' name of the attention implementation for blocks of this dtype on this device.
 
-    Where float32 products are fast, torch's fused attention takes half of its time in 16 bits when given float32
-    copies, and rounds less.
+    Where float32 products are fast, torch's fused attention takes half the time on float32 copies of 16-bit inputs, and
+    rounds less.
     """
     fast = device.type == "cpu" and dtype != torch.float32 and medium_is_float32()
     return FLOAT32_ATTENTION if fast else "sdpa"
@@ -75,11 +78,11 @@ def _attend(
 
 FLOAT32_ATTENTION = "prunus_float32"
 AttentionInterface.register(FLOAT32_ATTENTION, _attend)
-AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)  # without it sliding windows would not be honoured
+AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)  # without it sliding windows would be ignored
 
 
 def use_fast_products(network: nn.Module) -> None:
-    """Make the Linears of a network on a CPU Float32ProductLinears where that is faster; nothing else changes."""
+    """Turn the Linears of a network on a CPU into Float32ProductLinears, in place, where that is faster."""
     for module in network.modules():
         if type(module) is nn.Linear and module.weight.device.type == "cpu" and multiplies_slowly(module.weight.dtype):
             module.__class__ = Float32ProductLinear
@@ -87,21 +90,21 @@ def use_fast_products(network: nn.Module) -> None:
 
 @cache
 def multiplies_slowly(dtype: torch.dtype) -> bool:
-    """Whether torch has but a plain loop for products of this type on this CPU, such as AVX2 for bfloat16."""
+    """Whether torch has only a slow loop for products of this dtype on this CPU, as for bfloat16 without AVX-512."""
     if dtype not in _ASK_TORCH:
         return False
-    has_products = getattr(torch.ops.mkldnn, _ASK_TORCH[dtype], None)  # absent: torch without oneDNN
+    has_products = getattr(torch.ops.mkldnn, _ASK_TORCH[dtype], None)  # None where torch is built without oneDNN
     return has_products is None or not has_products()
 
 
 class Float32ProductLinear(nn.Linear):
-    """A Linear in 16 bits that multiplies float32 copies, a panel of its weight at a time, and rounds the sums once.
+    """A 16-bit Linear that multiplies float32 copies, one panel of its weight at a time, and rounds each sum once.
 
-    So do processors with products of 16-bit floats, and torch's loop: only the order of the sums is another.
+    16-bit products of processors, and torch's loop, round in the same way; only the order of the sums differs.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., I) to (..., O). A few rows take torch's loop, and so does what needs a gradient."""
+        """(..., O) from (..., I). torch's own loop is used for few rows, and where gradients are needed."""
         needs_grad = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
         if needs_grad or input.numel() < ROWS_WORTH_COPYING * self.in_features:
             return super().forward(input)

@@ -1,8 +1,8 @@
-"""The tensors of an original in FP8 or MXFP4 as bfloat16, dequantised one by one when they are read.
+"""Read tensors in FP8 or MXFP4 as bfloat16; each is dequantised when it is read.
 
-FP8 (also MXFP8, and FP4 as DeepSeek-V4 has it): a matrix of 8-bit floats, and a scale for each rectangle of it. MXFP4:
-two 4-bit floats in a byte, and a power of two for every 32 of them, as gpt-oss has its experts. The numbers are those
-of transformers' from_pretrained with `dequantize`.
+FP8 (also MXFP8, and the FP4 of DeepSeek-V4): a matrix of 8-bit floats, and a scale for each rectangle of it. MXFP4:
+two 4-bit floats per byte, and a power of two for every 32 of them, as in gpt-oss's experts. The values equal those of
+transformers' from_pretrained with `dequantize`.
 
 E: experts; O, I: output and input features; r, c: rows and columns of the table of scales.
 """
@@ -18,22 +18,22 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 
 DEQUANTISED = ("fp8", "mxfp4")  # values of quant_method that can be read
-_PACKED_FP4 = "I8"  # two numbers in a byte, beside FP8 in the same files
+_PACKED_FP4 = "I8"  # two 4-bit floats per byte, in files that also have FP8
 _FP8 = ("F8_E4M3", "F8_E5M2", _PACKED_FP4)
-# How names of scales end, and what stands in their place in the name of the weight.
+# Suffixes of the names of scales, and the suffix of the weight's name in place of each.
 _SCALES = {".weight_scale_inv": ".weight", "_scale_inv": "", ".qscale_weight": ".weight", ".scale": ".weight"}
-# Scales of activations, which have no use without FP8.
+# Scales of activations, which are not needed without FP8.
 _OF_ACTIVATIONS = (".activation_scale", "_activation_scale", ".input_scale", ".qscale_act")
-# The values of a 4-bit float (E2M1) by its bits.
+# The values of the 16 4-bit floats (E2M1).
 _FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-_ROWS = 1024  # dequantised at a time: float32 takes twice the room of the result
+_ROWS = 1024  # dequantised at a time, since float32 takes twice the memory of the result
 
 
 class Dequantised(Stored):
-    """A quantised tensor that reads as if it lay there in bfloat16. file, start, end: of its quantised numbers.
+    """A quantised tensor, read as bfloat16. file, start, end: of its quantised numbers.
 
-    parts: what it is made from, by names on disk: numbers, then scales. method: by which it is quantised. rectangle:
-    rows and columns that share a scale, where the table of scales does not tell.
+    parts: its numbers, then its scales, by their names on disk. method: its quantisation. rectangle: (rows, columns)
+    that share a scale, for tables of scales from which that cannot be derived.
     """
 
     parts: Mapping[str, Stored]
@@ -50,15 +50,15 @@ class Dequantised(Stored):
         return torch.cat(list(self._pieces())).view(self.shape)
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes of the tensor in bfloat16, an expert or some rows at a time."""
+        """Yield the bytes of the tensor in bfloat16, one expert or up to 1024 rows at a time."""
         return (piece.view(torch.uint8).numpy().tobytes() for piece in self._pieces())
 
     def read_rows(self, rows: Any) -> Tensor:
-        """Some rows of a matrix; all of it is dequantised for them."""
+        """Some rows of a matrix, for which all of it is dequantised."""
         return self.read()[torch.as_tensor(list(rows))]
 
     def _pieces(self) -> Iterator[Tensor]:
-        """The tensor's numbers in their order."""
+        """Yield the tensor's values in order, flat and in pieces. Raises PrunusError for NaN or infinity."""
         numbers, scales = (part.read() for part in self.parts.values())
         pieces = _from_mxfp4(numbers, scales) if self.method == "mxfp4" else self._from_fp8(numbers, scales)
         for piece in pieces:
@@ -82,9 +82,9 @@ class Dequantised(Stored):
 
 
 def plain_tensors(stored: Mapping[str, Stored], settings: Mapping[str, Any]) -> dict[str, Stored]:
-    """The tensors of a quantised model by the names that they have in one that is not; scales are gone.
+    """The tensors of a quantised model by their names in the unquantised model, without the scales.
 
-    settings: its quantization_config. Scales that do not fit raise PrunusError.
+    settings: the model's quantization_config. Raises PrunusError if the shape of scales does not match their weight.
     """
     method = settings["quant_method"]
     found = dict(stored)
@@ -101,7 +101,7 @@ def plain_tensors(stored: Mapping[str, Stored], settings: Mapping[str, Any]) -> 
 
 
 def parts_of(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """What lies on disk of tensors: of dequantised ones their numbers and scales, of others they themselves."""
+    """The tensors on disk from which these are read: numbers and scales of dequantised ones, the others themselves."""
     found: dict[str, Stored] = {}
     for name, stored in tensors.items():
         found |= stored.parts if isinstance(stored, Dequantised) else {name: stored}
@@ -109,7 +109,7 @@ def parts_of(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def _fp8_pair(name: str, stored: Mapping[str, Stored]) -> tuple[str, str, str] | None:
-    """Plain name, numbers and scales where name is of scales; None where it is not."""
+    """Names of (weight, numbers, scales) if `name` is that of scales, else None."""
     for end, instead in _SCALES.items():
         weight = name.removesuffix(end) + instead
         if name.endswith(end) and weight in stored and stored[weight].dtype in _FP8:
@@ -118,6 +118,7 @@ def _fp8_pair(name: str, stored: Mapping[str, Stored]) -> tuple[str, str, str] |
 
 
 def _mxfp4_pair(name: str, stored: Mapping[str, Stored]) -> tuple[str, str, str] | None:
+    """The same for MXFP4."""
     plain = name.removesuffix("_scales")
     return (plain, f"{plain}_blocks", name) if name != plain and f"{plain}_blocks" in stored else None
 
@@ -140,14 +141,16 @@ def _dequantised(method: str, parts: Mapping[str, Stored], settings: Mapping[str
         sizes = zip(shape[-2:], table[-2:], found.rectangle, strict=True)
         fits = all(_shared(*one) for one in sizes) and table[0] in (1, prod(experts))
     if not fits:
-        raise PrunusError(f"{numbers.file}: the scales of '{name}' do not fit it: {scales.shape} for {numbers.shape}")
+        raise PrunusError(
+            f"{numbers.file}: the scales of '{name}', {scales.shape}, do not match its shape {numbers.shape}"
+        )
     return found
 
 
 def _shared(size: int, scales: int, asked: int) -> int:
-    """How many rows (or columns) share a scale, as asked if that fits; 0 where it cannot be told.
+    """How many rows (or columns) share a scale: `asked` if it matches the number of scales; 0 if it is unclear.
 
-    The last may be fewer: 576 rows in blocks of 128 have five scales, of which transformers 5.24 makes nothing.
+    The last group may be smaller: 576 rows in blocks of 128 have five scales, which transformers 5.24 cannot load.
     """
     if -(-size // asked) == scales:
         return asked
@@ -155,7 +158,7 @@ def _shared(size: int, scales: int, asked: int) -> int:
 
 
 def _table(scales: Tensor) -> Tensor:
-    """(E, r, c) float32 scales; bytes are exponents of two."""
+    """(E, r, c) float32 scales, from floats or from bytes, which are exponents of two."""
     if scales.dtype == torch.uint8:
         scales = (scales.float() - 127).exp2()
     rows, columns = scales.shape[-2:] if scales.ndim > 1 else (1, 1)
@@ -163,13 +166,13 @@ def _table(scales: Tensor) -> Tensor:
 
 
 def _unpacked(bytes_OI: Tensor) -> Tensor:
-    """The 4-bit floats in bytes, of each the lower half first; twice as many columns."""
+    """The 4-bit floats of bytes, the lower half of each byte first; twice as many columns, float32."""
     bytes_OI = bytes_OI.view(torch.uint8)
     return _FP4[torch.stack([bytes_OI & 15, bytes_OI >> 4], dim=-1).flatten(-2).long()]
 
 
 def _from_mxfp4(blocks: Tensor, scales: Tensor) -> Iterator[Tensor]:
-    """(I, O) of each expert from bytes (O, groups, 16) and exponents (O, groups)."""
+    """Yield (I, O) of each expert, from bytes (O, groups, 16) and exponents (O, groups)."""
     for bytes_OGH, exponent_OG in zip(blocks.flatten(0, -4), scales.flatten(0, -3), strict=True):
         float_OGI = _unpacked(bytes_OGH) * (exponent_OG.float() - 127).exp2()[..., None]
         yield float_OGI.flatten(1).T.bfloat16().contiguous()

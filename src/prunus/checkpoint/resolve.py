@@ -1,4 +1,4 @@
-"""From what the user typed to a model folder on this disk: `tiny`, a folder, or a hub id."""
+"""Find the model folder that the user names (`tiny`, a folder, or a hub id), and read its small files."""
 
 import json
 import re
@@ -13,28 +13,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TINY = "tiny"
-# Weights as safetensors only: other formats can run code when read.
+# Weights are read as safetensors only, because other formats can run code when they are read.
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
 def resolve(model: str | Path) -> Path:
-    """The folder of a model, which holds config.json and safetensors.
+    """The folder of a model, with its config.json and safetensors.
 
     model: `tiny` (the reasoner inside the package; write ./tiny for a folder of that name), a folder, or a hub id such
-    as org/name, which is downloaded into the hub's cache. Anything else raises PrunusError.
+    as org/name, which is downloaded into the hub's cache. Raises PrunusError if there is no such model.
     """
     folder = tiny_folder() if str(model) == TINY else typed_path(model)
     if not folder.exists():
         if not is_hub_id(str(model)):
-            raise PrunusError(f"model '{model}' is not there; give a folder, a hub id such as Qwen/Qwen3-0.6B, or tiny")
+            raise PrunusError(
+                f"model '{model}' does not exist; give a folder, a hub id such as Qwen/Qwen3-0.6B, or tiny"
+            )
         folder = download(str(model))
     check_folder(folder)
     return folder
 
 
 def typed_path(path: str | Path) -> Path:
-    """A path as the user or a file gives it, ~ replaced; PrunusError where the system can have no such path."""
+    """A path that the user or a file names, with ~ expanded; PrunusError if the system cannot look it up."""
     try:
         found = Path(path).expanduser()
         found.exists()
@@ -45,28 +47,28 @@ def typed_path(path: str | Path) -> Path:
 
 
 def tiny_folder() -> Path:
-    """Where the built-in reasoner lies."""
+    """The folder of the built-in reasoner."""
     return Path(str(files("prunus"))) / "data" / TINY
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether text reads as org/name."""
+    """Whether text has the form org/name."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
 
 
 def download(hub_id: str) -> Path:
-    """A hub model's files, from the cache or the network; PrunusError says what was looked for."""
+    """The folder of a hub model's files, from the cache or the network; PrunusError if it cannot be downloaded."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
     except Exception as error:  # the hub client raises errors of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PrunusError(f"'{hub_id}' is no folder here and could not be had from the hub: {reason}") from error
+        raise PrunusError(f"'{hub_id}' is not a folder here and could not be downloaded: {reason}") from error
 
 
 def check_folder(folder: Path) -> None:
-    """Raise PrunusError unless folder looks like a model: config.json and weights in safetensors."""
+    """Raise PrunusError unless folder has a config.json and weights in safetensors."""
     if not folder.is_dir():
         raise PrunusError(f"{folder} is a file; give the folder that holds config.json")
     if not (folder / "config.json").is_file():
@@ -79,7 +81,7 @@ def check_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; PrunusError names it if it cannot be read."""
+    """The content of a JSON file; PrunusError if it cannot be read."""
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -89,22 +91,22 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that must be an object, as all of a model's are; PrunusError names the file if not."""
+    """The content of a JSON file that must be an object, as all of a model's files are; else PrunusError."""
     found = read_json(path)
     if not isinstance(found, dict):
-        raise PrunusError(f"{path} is damaged: it holds no JSON object but a {type(found).__name__}; fetch it again")
+        raise PrunusError(f"{path} is damaged: it holds a {type(found).__name__}, not a JSON object; fetch it again")
     return found
 
 
 def load_config(folder: Path) -> "PreTrainedConfig":
-    """The transformers configuration of a folder."""
+    """The transformers configuration of a model folder; PrunusError if transformers does not know or accept it."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     config = read_object(folder / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
-            raise PrunusError(f"{folder}: model_type '{model_type}' needs code of its own, which prunus never runs")
+            raise PrunusError(f"{folder}: model_type '{model_type}' needs its own code, which prunus never runs")
         written = config.get("transformers_version")
         by = f"; config.json was written by {written}" if isinstance(written, str) else ""
         raise PrunusError(
@@ -113,12 +115,12 @@ def load_config(folder: Path) -> "PreTrainedConfig":
         )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers checks fields with errors of its own
+    except Exception as error:  # transformers' checks of fields raise many kinds of errors
         raise PrunusError(f"{folder / 'config.json'} is not accepted by transformers: {one_line(error)}") from error
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a folder."""
+    """The tokenizer of a model folder; PrunusError if there is none or it cannot be loaded."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
@@ -127,16 +129,17 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer.encode("a")  # settings of a wrong type show only here
         return tokenizer
-    except Exception as error:  # as above
+    except Exception as error:  # the libraries below raise many kinds of errors
         if "trust_remote_code" in str(error):
-            raise PrunusError(f"the tokenizer in {folder} needs code of its own, which prunus never runs") from error
+            raise PrunusError(f"the tokenizer in {folder} needs its own code, which prunus never runs") from error
         raise PrunusError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
 
 
 def load_end_ids(folder: Path, vocabulary: int) -> frozenset[int]:
-    """The ids that end a text by generation_config.json (eos_token_id, one or a list); none where it names none.
+    """The token ids that end a text, from eos_token_id of generation_config.json; empty if there are none.
 
-    vocabulary: ids from there on are left out: no model samples what its tokenizer does not know.
+    vocabulary: the number of token ids; larger ids are left out, since the model cannot sample them. Raises PrunusError
+    if eos_token_id is neither a token id nor a list of them.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
@@ -150,5 +153,5 @@ def load_end_ids(folder: Path, vocabulary: int) -> frozenset[int]:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without line ends."""
+    """An error's message on one line; without a message, the name of its class."""
     return " ".join(str(error).split()) or type(error).__name__

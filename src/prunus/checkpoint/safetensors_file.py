@@ -1,8 +1,8 @@
-"""The safetensors file format, read and written in pieces, so that memory never holds a whole file.
+"""Read and write safetensors files in pieces, so that a whole file is never in memory.
 
 Layout: 8 bytes (little-endian length of the header), the header (JSON: name -> dtype, shape, data_offsets), the data.
-Format: https://huggingface.co/docs/safetensors. The safetensors package reads lazily too, but cannot write piece by
-piece, nor say before reading whether a file was cut off.
+Format: https://huggingface.co/docs/safetensors. The safetensors package also reads lazily, but it cannot write in
+pieces, nor say before reading whether a file is truncated.
 """
 
 import json
@@ -20,9 +20,9 @@ from torch import Tensor
 from prunus.disk import atomic_file, take_room
 from prunus.errors import PrunusError
 
-CHUNK = 1 << 20  # what a core's cache holds
+CHUNK = 1 << 20  # bytes read at a time, which fit in a core's cache
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# What can be read, but not pruned: tables of token ids, weights of 8 bits and their scales.
+# DTYPES, and dtypes that can be read but not pruned: tables of token ids, 8-bit weights and their scales.
 READABLE = {
     **DTYPES,
     "BOOL": torch.bool,
@@ -36,19 +36,19 @@ READABLE = {
     "F8_E8M0": torch.float8_e8m0fnu,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# Bytes of a number by the format's name of its dtype.
+# Bytes per number, by the format's name of the dtype.
 ITEMSIZES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
     **dict.fromkeys(("I32", "U32", "F32"), 4),
     **dict.fromkeys(("I64", "U64", "F64"), 8),
 }
-# What a header may at most hold; the format's own limit, and ours for names and dimensions.
+# Limits of a header: the format's for its size, ours for the length of names and the number of dimensions.
 _MAX_HEADER, _MAX_NAME, _MAX_DIMENSIONS = 100_000_000, 512, 8
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies. dtype: the format's name (BF16); start, end: byte positions in the file."""
+    """A tensor in a file. dtype: the format's name (BF16); start, end: byte positions in the file."""
 
     file: Path
     dtype: str
@@ -58,16 +58,16 @@ class Stored(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of data."""
+        """Size of the data in bytes."""
         return self.end - self.start
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return prod(self.shape)
 
     def chunks(self) -> Iterator[bytes]:
-        """The data, piece by piece."""
+        """Yield the data in pieces of up to CHUNK bytes; PrunusError if the file ends early."""
         with self.file.open("rb") as stream:
             stream.seek(self.start)
             left = self.nbytes
@@ -79,7 +79,10 @@ class Stored(NamedTuple):
                 yield piece
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own, where torch would have put it: sums may depend on how that is aligned."""
+        """The tensor, in new memory; PrunusError if the file ends early.
+
+        torch allocates the memory, because sums may depend on its alignment.
+        """
         buffer = torch.empty(self.nbytes, dtype=torch.uint8)
         with self.file.open("rb") as stream:
             stream.seek(self.start)
@@ -88,14 +91,14 @@ class Stored(NamedTuple):
         return buffer.view(READABLE[self.dtype]).view(self.shape)
 
     def read_rows(self, rows: Iterable[int]) -> Tensor:
-        """Some rows of a matrix; only these are read."""
+        """Some rows of a matrix; only these rows are read."""
         width = self.nbytes // self.shape[0]
         table = np.memmap(self.file, np.uint8, mode="r", offset=self.start, shape=(self.shape[0], width))
         return torch.from_numpy(table[np.fromiter(rows, np.int64)]).view(READABLE[self.dtype])
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a file. A file that is cut off, damaged or no safetensors file raises PrunusError."""
+    """The tensors of a file by name; PrunusError if it is truncated, damaged or not a safetensors file."""
     size = path.stat().st_size
     try:
         text, base = header_text(path, size)
@@ -103,59 +106,59 @@ def read_header(path: Path) -> dict[str, Stored]:
         header.pop("__metadata__", None)
         tensors = {name: place_of(path, name, entry, base) for name, entry in header.items()}
         if tensors and (needed := max(stored.end for stored in tensors.values())) > size:
-            raise PrunusError(f"{path} is cut off: {size} of {needed} bytes; fetch it again")
+            raise PrunusError(f"{path} is truncated: {size} of {needed} bytes; fetch it again")
         check_cover(tensors.values(), base, size)
     except (ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise PrunusError(f"{path} is damaged or no safetensors file ({reason}); fetch it again") from error
+        raise PrunusError(f"{path} is damaged or not a safetensors file ({reason}); fetch it again") from error
     return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts in the header of a file that read_header has read."""
+    """The metadata (texts by name) in the header of a file that read_header has checked."""
     return json.loads(header_text(path, path.stat().st_size)[0]).get("__metadata__", {})
 
 
 def header_text(path: Path, size: int) -> tuple[bytes, int]:
-    """The header of a file of this size, and where its data begin; ValueError or struct.error where there is none."""
+    """(header, position of the data) of a file of this size; ValueError or struct.error if there is no header."""
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         if length > min(_MAX_HEADER, size - 8):
-            raise ValueError("header longer than the file")
+            raise ValueError("the header is longer than the file")
         return stream.read(length), 8 + length
 
 
 def place_of(path: Path, name: str, entry: Mapping[str, Any], base: int) -> Stored:
-    """Where a tensor lies by its entry in a header, which is not believed: ValueError unless the entry fits itself."""
+    """The tensor that an entry of a header describes; ValueError if the entry is not consistent."""
     check_name(name)
     dtype, shape = entry["dtype"], whole_numbers(entry["shape"])
     start, end = whole_numbers(entry["data_offsets"])
     if not isinstance(dtype, str):
-        raise ValueError(f"the dtype of '{name}' is no text")
+        raise ValueError(f"the dtype of '{name}' is not a text")
     if start > end or (dtype in ITEMSIZES and end - start != prod(shape) * ITEMSIZES[dtype]):
-        raise ValueError(f"'{name}' has {end - start} bytes, which is not what its shape needs")
+        raise ValueError(f"'{name}' has {end - start} bytes, which does not match its shape")
     return Stored(path, dtype, shape, base + start, base + end)
 
 
 def check_cover(tensors: Iterable[Stored], base: int, size: int) -> None:
-    """ValueError unless tensors fill a file of this size from base on, without gaps and without overlap."""
+    """Raise ValueError unless tensors fill a file of this size from position base on, without gaps or overlap."""
     edges = sorted((stored.start, stored.end) for stored in tensors)
     if any(left[1] != right[0] for left, right in pairwise([(0, base), *edges, (size, size)])):
         raise ValueError("tensors do not fill the file")
 
 
 def check_name(name: str) -> None:
-    """ValueError unless a name from a file can be printed as it is, and used as a path."""
+    """Raise ValueError unless a name from a file is short and has only printable characters."""
     if not name.isprintable() or len(name) > _MAX_NAME:
         raise ValueError("a name is too long or cannot be printed")
 
 
 def whole_numbers(found: Any) -> tuple[int, ...]:
-    """A short list from a header, of whole numbers that are not negative; else ValueError."""
+    """A short list of non-negative integers from a header, as a tuple; ValueError if it is anything else."""
     if not isinstance(found, list) or len(found) > _MAX_DIMENSIONS:
-        raise ValueError("a list of a few numbers expected")
+        raise ValueError("a short list of numbers was expected")
     if not all(type(number) is int and 0 <= number < 1 << 63 for number in found):
-        raise ValueError("whole numbers expected")
+        raise ValueError("non-negative integers were expected")
     return tuple(found)
 
 
@@ -165,7 +168,7 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 class Entry(NamedTuple):
-    """What is to be known of a tensor before it is there. dtype: the format's name, be it one that we cannot read."""
+    """The header entry of a tensor that is yet to be written. dtype: the format's name, also of unreadable dtypes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -175,11 +178,11 @@ class Entry(NamedTuple):
 def layout(
     path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, Stored]]:
-    """How a file of these tensors begins, and where in it each will lie. Same entries, same bytes.
+    """(first bytes of a file, places of its tensors by name); the same entries yield the same bytes.
 
-    metadata: text in the header.
+    metadata: texts for the header.
     """
-    # Widest element first keeps every tensor aligned, as the format asks.
+    # The widest dtypes first, so that every tensor is aligned, as the format demands.
     order = sorted(entries, key=lambda name: (-_itemsize(entries[name]), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     spans: dict[str, tuple[int, int]] = {}
@@ -201,21 +204,21 @@ def layout(
 
 
 def entry_of(tensor: Tensor | Stored) -> Entry:
-    """What a header says of a tensor."""
+    """The header entry of a tensor."""
     return Entry(tensor.dtype if isinstance(tensor, Stored) else dtype_name(tensor), tuple(tensor.shape), tensor.nbytes)
 
 
 def put(stream: BinaryIO, place: Stored, tensor: Tensor | Stored) -> None:
-    """Write a tensor to its place in a file. A stored one is copied bit for bit without being loaded."""
+    """Write a tensor to its place in a file. A stored tensor is copied in pieces, bit for bit."""
     stream.seek(place.start)
     for piece in _data(tensor):
         stream.write(piece)
 
 
 class OpenFile:
-    """A file with a place for every tensor of entries, which are written in any order; closed between writes.
+    """A file with a place for every tensor of entries; they can be written in any order. It is closed between writes.
 
-    Its room on the disk is taken at once. fresh: whether it had to be made; else path was such a file already.
+    Its disk space is allocated at once. fresh: whether the file was created; False if path already was such a file.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
@@ -231,10 +234,10 @@ class OpenFile:
                 stream.write(head)
 
     def write(self, tensors: Mapping[str, Tensor | Stored]) -> None:
-        """Fill places; the tensors must be of the dtypes and shapes that were announced."""
+        """Write tensors to their places; their dtypes and shapes must be those of the entries."""
         with self.path.open("r+b") as stream:
             for name, tensor in tensors.items():
-                assert entry_of(tensor) == entry_of(self.places[name]), f"{name} is not what was announced"
+                assert entry_of(tensor) == entry_of(self.places[name]), f"{name} does not match its entry"
                 put(stream, self.places[name], tensor)
 
 
@@ -244,7 +247,7 @@ def write_file(
     metadata: Mapping[str, str] | None = None,
     sync: bool = True,
 ) -> None:
-    """Write path so that it is there whole or not at all, also after a power cut if sync; see atomic_file."""
+    """Write a file completely or not at all, also after a power cut if sync; see atomic_file."""
     head, places = layout(path, {name: entry_of(tensor) for name, tensor in tensors.items()}, metadata)
     with atomic_file(path, sync) as stream:
         stream.write(head)

@@ -1,4 +1,4 @@
-"""transformers' whole model in memory, given the tensors of a checkpoint one by one."""
+"""Load a whole transformers model into memory, one tensor of a checkpoint at a time."""
 
 from collections.abc import Iterable
 
@@ -12,14 +12,14 @@ from prunus.checkpoint.runner import dtypes_of
 
 
 def load_whole(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a checkpoint, ready to run in dtype on the CPU."""
+    """The transformers model of a checkpoint, on the CPU and in dtype."""
     model = whole_skeleton(checkpoint, dtype)
     give_values(model, checkpoint, list(model.state_dict()), dtype)
     return model
 
 
 def whole_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without the values of its parameters; what it computes rather than stores is there."""
+    """The transformers model of a checkpoint, without the values of its parameters; computed buffers have values."""
     model = skeleton(checkpoint.config, dtype)
     model.name_or_path = str(checkpoint.folder)
     if (checkpoint.folder / "generation_config.json").is_file():
@@ -28,7 +28,7 @@ def whole_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
 
 
 def give_values(model: PreTrainedModel, checkpoint: Checkpoint, names: Iterable[str], dtype: torch.dtype) -> None:
-    """Give the tensors of a model that have these names, and those tied to them, their values in the checkpoint."""
+    """Set the tensors of a model with these names, and those tied to them, to their values in the checkpoint."""
     dtypes = dtypes_of(model, dtype)
     for name in names:
         for found, tensor in checkpoint.names.read([name], checkpoint.read).items():
@@ -40,6 +40,6 @@ def give_values(model: PreTrainedModel, checkpoint: Checkpoint, names: Iterable[
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that a dotted name belongs to, and its name there."""
+    """(module, attribute name) of the tensor or module with this dotted name."""
     path, _, local = name.rpartition(".")
     return model.get_submodule(path), local

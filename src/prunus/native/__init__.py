@@ -1,1 +1,1 @@
-"""C++ code, compiled into the wheel or at first use, and the functions that load it."""
+"""C++ code, compiled when the wheel is built or at first use, and the functions that load it."""

@@ -1,4 +1,4 @@
-"""Compile the C++ files. Standard library only: hatch_build.py, which makes wheels, loads this file on its own."""
+"""Compile the C++ files. Imports the standard library only, because hatch_build.py loads this file to build wheels."""
 
 import os
 import platform
@@ -10,17 +10,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SOURCES = KERNEL, SMALLEST = Path(__file__).with_name("kernel.cpp"), Path(__file__).with_name("smallest.cpp")
-# No -march: the code asks the processor at run time. Without the C++ runtime a library needs nothing but libc.
+# There is no -march, because the code chooses its instruction set at run time. Without exceptions, RTTI and guarded
+# statics a library needs no C++ runtime, only libc.
 FLAGS = (
     *("-O3", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fvisibility=hidden"),
     *("-shared", "-fPIC", "-pthread", "-static-libgcc", "-Wl,--as-needed", "-s"),
 )
 COMPILE_SECONDS = 300
-_OLDEST_GLIBC = 17  # manylinux_2_17: the oldest that pip knows for wheels without a list of their own
+_OLDEST_GLIBC = 17  # manylinux_2_17, the oldest manylinux_2_x tag that pip accepts
 
 
 class BuildError(Exception):
-    """The reason, in one line, why a library could not be compiled."""
+    """A library could not be compiled; the message is the reason in one line."""
 
 
 def supported() -> bool:
@@ -29,7 +30,7 @@ def supported() -> bool:
 
 
 def find_compiler() -> str:
-    """$CXX, else g++, else clang++; BuildError if there is none."""
+    """The path of $CXX, or without it of g++, else clang++; BuildError if there is none."""
     named = os.environ.get("CXX")
     for candidate in (named,) if named else ("g++", "clang++"):
         if found := shutil.which(candidate):
@@ -48,14 +49,14 @@ def compile_library(source: Path, target: Path) -> None:
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command[0]} does not run: {error}") from error
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode or not target.is_file() or not target.stat().st_size:
         reason = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
-        raise BuildError(f"{command[0]} fails: {reason.strip()}")
+        raise BuildError(f"{command[0]} failed: {reason.strip()}")
 
 
 def platform_tag(libraries: Iterable[Path]) -> str:
-    """The wheel's platform tag: what the libraries need, from the versions of glibc's symbols that they name."""
+    """The wheel's platform tag, from the newest version of glibc whose symbols the libraries use."""
     names = b"".join(library.read_bytes() for library in libraries)
     needed = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", names)]
     return f"manylinux_2_{max([_OLDEST_GLIBC, *needed])}_x86_64"

@@ -1,24 +1,26 @@
-// y = W x for a W with zeros: what decoding a token (few rows of x) and reading a prompt (many) do with every Linear.
+// y = W x for a sparse W, as every Linear computes it when a token is decoded (few rows of x) or a prompt is read (many).
 //
-// Decoding reads each weight once per token, so its speed is that of memory. W is kept as one bit per weight and the
-// weights that are left, 1.125 bytes a weight at 50 % in 16 bits instead of 2, and expanded in registers on the way to
-// the multiplication. C ABI, no Python, torch, OpenMP or C++ runtime; the processor is asked at run time what it can do.
+// Decoding reads each weight once per token, so memory bandwidth limits its speed. W is stored as one bit per weight and
+// the values of the kept weights: at 50 % sparsity in 16 bits that is 1.125 bytes per weight instead of 2. Weights are
+// expanded in registers just before they are multiplied. The file has a C ABI and needs neither Python, torch, OpenMP
+// nor the C++ runtime; the instruction set is chosen at run time.
 //
-// Layout. O outputs (rows), I inputs (columns). The finest piece is a chunk: 32 columns of a row, a 32-bit mask whose
-// bit k stands for column k. Masks and values lie in the order in which the kernel meets them,
+// Layout. W has O outputs (rows) and I inputs (columns). Its smallest unit is a chunk: 32 columns of one row, described
+// by a 32-bit mask whose bit k stands for column k. Masks and values are stored in the order in which the kernel reads
+// them,
 //
 //     group (16 rows) > tile (up to 32 chunks) > quad (4 rows) > chunk > row,
 //
-// so both are read as one stream each, front to back, which is what hardware prefetchers follow; and a tile of x stays
-// in the L1 cache while the 16 rows of a group pass over it. Rows and columns that do not exist have masks of 0.
+// so that each is one sequential stream, which hardware prefetchers can follow, and so that a tile of x stays in the L1
+// cache while it is multiplied by the 16 rows of a group. Masks of padding rows and columns are 0.
 //   masks   uint32, groups * 16 * chunks
-//   values  bfloat16, float16 or float32, those with a bit; then at least 64 bytes (PADDING in weight.py), since whole
-//           vectors are loaded and the mask chooses
-//   starts  int64, groups + 1: the index in values of each group's first; the last is their number
-// Only +0.0 (all bits zero) has no bit, so that -0.0 and NaN come back as they were, as in packed checkpoints.
+//   values  bfloat16, float16 or float32: the weights whose bit is 1, then at least 64 bytes of padding (PADDING in
+//           weight.py), because whole vectors are loaded before the mask selects from them
+//   starts  int64, groups + 1: the index in values of each group's first value, and last the number of values
+// A bit is 0 only where the weight is +0.0 (all bits zero), so that -0.0 and NaN are kept, as in packed checkpoints.
 //
-// Every output is summed by one thread in one order, so results do not depend on the number of threads, bit by bit, nor,
-// with a W in this layout, on how many rows of x come together: a prompt has the numbers that decoding has.
+// Every output is summed by one thread in a fixed order. Results therefore do not depend, bit by bit, on the number of
+// threads nor, with a W in this layout, on the number of rows of x: a prompt yields the same numbers as decoding.
 //
 // The loops are written once and compiled for each instruction set: the file includes itself, see "the loops" below.
 
@@ -33,9 +35,9 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
-// Instruction sets, better ones higher. NOTHING: this processor runs dense.
+// Instruction sets, in order of preference. NOTHING: the kernel cannot run on this processor.
 enum Isa { NOTHING = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3 };
-// How numbers are stored. Sums are float32 throughout.
+// Storage types of numbers. Sums are always float32.
 enum Kind { BF16 = 0, FP16 = 1, FP32 = 2 };
 enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
 }  // namespace
@@ -51,13 +53,13 @@ enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
 namespace {
 
 constexpr int CHUNK = 32, TILE = 32, QUAD = 4, GROUP = 16, MAX_ROWS = 8;
-// Of many rows of x: what is expanded of W at a time, which is to stay in the L2 cache with room to spare, and the most
-// groups of it; what is prepared of x at a time, which is to stay in the L3 cache.
+// For many rows of x. PANEL_BYTES, PANEL_GROUPS: the largest part of W that is expanded at a time; it fits in the L2
+// cache with room to spare. SLAB_BYTES: the largest part of x that is prepared at a time; it fits in the L3 cache.
 constexpr int64_t PANEL_BYTES = 1 << 19, PANEL_GROUPS = 16, SLAB_BYTES = 1 << 23;
-// How far ahead of the loads memory is asked for, in bytes: more for values, of which there are more.
+// Prefetch distances in bytes. That of values is larger than that of masks, because values take more bytes per chunk.
 constexpr int VALUES_AHEAD = 4096, TWICE_AHEAD = 8192, MASKS_AHEAD = 1024, PLAIN_AHEAD = 2048;
 
-// Bit patterns, told apart by type.
+// Bit patterns as distinct types, so that overloads can tell them apart.
 struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
 using fp32 = float;
@@ -65,7 +67,7 @@ using fp32 = float;
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Columns are shared out evenly among tiles, in chunks: a tile of one or two would cost more than it does.
+// Chunks are divided evenly among tiles, since the overhead of a tile of one or two chunks would exceed its work.
 inline int64_t tile_start(int64_t tile, int64_t tiles, int64_t chunks) { return chunks * tile / tiles; }
 
 inline float widen(bf16 number) {
@@ -75,7 +77,7 @@ inline float widen(bf16 number) {
   return wide;
 }
 
-inline bf16 narrow(float wide) {  // to nearest, ties to even; NaN stays NaN
+inline bf16 narrow(float wide) {  // rounds to nearest, ties to even; NaN stays NaN
   uint32_t bits;
   memcpy(&bits, &wide, 4);
   if ((bits & 0x7fffffff) > 0x7f800000) return {uint16_t(bits >> 16 | 0x40)};
@@ -84,46 +86,46 @@ inline bf16 narrow(float wide) {  // to nearest, ties to even; NaN stays NaN
 
 // ---------------------------------------------------------------------------------------------------------- threads
 //
-// The caller works too, and waits only for ranges that a worker has taken, never for a worker that has not woken up.
-// An OpenMP team would end every call in a barrier over all threads; where cores are shared that costs a time slice of
-// the scheduler, some milliseconds, for each Linear.
+// For few rows the calling thread works too. It waits only for ranges that a worker has taken, never for a worker that
+// is still asleep. An OpenMP team would end every call in a barrier over all threads, which on shared cores costs a time
+// slice of the scheduler, some milliseconds, for each Linear.
 //
-// Many rows (a prompt) are another matter. Between Linears torch works on all of them with an OpenMP team, whose threads
-// go on looking for work for some milliseconds after each operation, on the very processors that ours would need. So
-// there that team does the work, barrier and all, as in torch's own product.
+// For many rows (a prompt) torch's OpenMP team does the work, as in torch's own product, in spite of that barrier.
+// Between Linears torch uses this team for its other operations, and after each of them the team's threads spin for some
+// milliseconds, on the processors that threads of our own would need.
 
 using Work = void (*)(const void* job, int64_t first, int64_t last);
 
 struct Pool {
-  // Generation of the job (32 bits), how many units it has (16), the first one that nobody has taken (16). In one
-  // word, so that a worker that wakes up late can never take units of a job it has not seen: its exchange fails.
+  // Generation of the job (32 bits), its number of units (16), the first unit that no thread has taken (16). They share
+  // one word, so that a worker that wakes up late cannot take units of a job that it has not seen: its exchange fails.
   std::atomic<uint64_t> ticket{0};
   std::atomic<int64_t> done{0};
-  std::atomic<bool> busy{false};  // a caller is inside
+  std::atomic<bool> busy{false};  // whether a caller is using the pool
   std::atomic<int> sleepers{0}, threads{1};
-  // Of the current job; changed only while no unit of any job is taken and not done.
+  // The current job; changed only while no unit of any job is in progress.
   Work work = nullptr;
   const void* job = nullptr;
-  int64_t size = 0, step = 1;  // a unit is that many of the job's size
+  int64_t size = 0, step = 1;  // a unit is a range of `step` indices out of `size`
   int workers = 0;
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 };
 
-// Never destroyed: workers may look at it until the process ends.
+// Never destroyed, because workers may read it until the process ends.
 alignas(Pool) char pool_memory[sizeof(Pool)];
 Pool* pool = nullptr;
 pthread_once_t pool_once = PTHREAD_ONCE_INIT;
 
-// What compilers make of `#pragma omp parallel`: calls a function on so many threads. nullptr: no OpenMP in the process,
-// or it was forked, after which an OpenMP team may be waited for in vain.
+// GOMP_parallel, to which compilers translate `#pragma omp parallel`: it calls `member` on the given number of threads.
+// nullptr if the process has no OpenMP, or was forked, after which waiting for an OpenMP team may never end.
 using Team = void (*)(void (*member)(void*), void* argument, unsigned threads, unsigned flags);
 Team team = nullptr;
 constexpr int64_t MAX_UNITS = 4096;
-// How long a worker looks for the next job before it sleeps: longer than what lies between two Linears of a model.
+// How often a worker polls for the next job before it sleeps: for longer than the time between two Linears of a model.
 constexpr int LOOKS = 4000;
 
-// After a fork the child has no workers, and nobody else is inside.
+// Also called in the child after a fork, where there are neither workers nor other callers.
 void new_pool() {
   pool = new (static_cast<void*>(pool_memory)) Pool;
   team = nullptr;
@@ -137,8 +139,8 @@ void make_pool() {
 
 inline uint32_t generation_of(uint64_t ticket) { return uint32_t(ticket >> 32); }
 
-// Take units of a generation until none is left, and do them. Ranges shrink as they run out, and are contiguous, so
-// that each thread reads one stream.
+// Takes ranges of units of this generation and does them until none is left. Ranges are contiguous, so that each thread
+// reads one stream, and become smaller as fewer units are left.
 void take_units(uint32_t generation) {
   uint64_t ticket = pool->ticket.load(std::memory_order_acquire);
   for (;;) {
@@ -147,7 +149,7 @@ void take_units(uint32_t generation) {
     int64_t share = (units - first) / (2 * int64_t(pool->threads.load(std::memory_order_relaxed)));
     int64_t last = first + (share > 0 ? share : 1);
     if (!pool->ticket.compare_exchange_weak(ticket, ticket - first + last, std::memory_order_acq_rel)) continue;
-    // From here until done is raised the caller stays, and with it the job.
+    // Until `done` is raised the caller of run waits, so the job exists.
     pool->work(pool->job, first * pool->step, smaller(last * pool->step, pool->size));
     pool->done.fetch_add(last - first, std::memory_order_release);
     ticket = pool->ticket.load(std::memory_order_acquire);
@@ -177,7 +179,7 @@ void* worker(void*) {
 
 void team_member(void* generation) { take_units(*static_cast<const uint32_t*>(generation)); }
 
-// See that there are workers for so many threads, this one among them, and that none of them sleeps.
+// Starts workers until there are `threads` threads including this one, and wakes those that sleep.
 void wake_workers(int threads) {
   for (pthread_t thread; pool->workers < threads - 1; pool->workers++) {
     if (pthread_create(&thread, nullptr, worker, nullptr)) break;
@@ -190,7 +192,8 @@ void wake_workers(int threads) {
   }
 }
 
-// Until others have counted to so many. They are at it: a time slice is given away only where they lost theirs.
+// Waits until `count` reaches `wanted`. The threads that raise it are running, so this spins first; it yields its
+// processor only after LOOKS polls, when one of them has probably been preempted.
 void wait_for(const std::atomic<int64_t>& count, int64_t wanted) {
   for (int look = 0; count.load(std::memory_order_acquire) < wanted; look++) {
     if (look < LOOKS) _mm_pause();
@@ -198,8 +201,8 @@ void wait_for(const std::atomic<int64_t>& count, int64_t wanted) {
   }
 }
 
-// work(job, first, last) over ranges that make up [0, size), on up to so many threads, this one among them. Ranges are
-// taken in order. by_team: on OpenMP's threads, if there are any.
+// Calls work(job, first, last) for ranges that partition [0, size), on up to `threads` threads including this one.
+// Ranges are taken in ascending order. by_team: use OpenMP's threads, if there are any.
 void run(Work work, const void* job, int64_t size, int threads, bool by_team = false) {
   if (threads > 1 && size >= 2 * threads) {
     pthread_once(&pool_once, make_pool);
@@ -220,66 +223,68 @@ void run(Work work, const void* job, int64_t size, int threads, bool by_team = f
       pool->busy.store(false, std::memory_order_release);
       return;
     }
-    // Another thread of the caller's program is inside: this one does its work alone.
+    // Another thread of the program is using the pool: this one does all its work alone.
   }
   work(job, 0, size);
 }
 
 // ------------------------------------------------------------------------------------------------------------- jobs
 
-// y = W x. x: rows * inputs, y: rows * outputs, both of kind `activations`; in between, float32.
+// The arguments of y = W x. x: (rows, inputs), y: (rows, outputs), both of kind `activations`; sums are float32.
 struct Job {
-  // W: in the layout above, or plain values and the others null.
+  // W in the layout above; or `values` plain (dense, row-major), and masks and starts null.
   const uint32_t* masks;
   const void* values;
   const int64_t* starts;
   int64_t outputs, inputs, chunks;
   int rows, activations;
-  const void* x;  // as the loops want it: chunk > row > 32 columns, see prepare
+  const void* x;  // reordered for the loops: chunk > row > 32 columns, see prepare
   const void* bias;
   void* y;
 };
 
-// The same for many rows, in blocks of up to BLOCK rows, evenly: parts of x are prepared, and when all of it is, parts of
-// y are computed.
+// The arguments of y = W x for many rows, divided evenly into blocks of up to BLOCK rows: threads first prepare parts of
+// x, and once all of x is prepared compute parts of y.
 struct Many {
-  Job job;          // of all rows; x: block > chunk > row > 32 columns, see prepare_blocks
-  const void* from;  // x as it came
-  void* to;         // x as the job wants it
+  Job job;           // of all rows; its x: block > chunk > row > 32 columns, see prepare_blocks
+  const void* from;  // the caller's x
+  void* to;          // the prepared x
   int64_t blocks, groups;
-  Work prepare, multiply;  // some blocks of x, some groups of outputs
+  Work prepare, multiply;  // prepare a range of blocks of x; multiply a range of groups of outputs
   int64_t x_parts, y_parts;
-  std::atomic<int64_t>* prepared;  // parts of x
+  std::atomic<int64_t>* prepared;  // number of parts of x that are prepared
   std::atomic<int>* status;
 };
 
-// Between plain W, the layout above and the arrays of a packed checkpoint (docs/format.md).
+// The arguments of conversions between a plain W, the layout above and the arrays of a packed checkpoint (docs/format.md).
 struct Move {
   void* plain;
-  const uint8_t* file_mask;  // row after row, file_width bytes each
+  const uint8_t* file_mask;  // row-major, file_width bytes per row
   const void* file_values;
   int64_t file_width;
   int64_t outputs, inputs, chunks;
   int64_t* starts;
   uint32_t* masks;
   void* values;
-  int64_t first;  // group that plain begins with, in unpack
+  int64_t first;  // unpack: the group with which plain begins
 };
 
-// What is compiled for each instruction set: by kind of the weights, and by their width.
+// The functions that are compiled for each instruction set. Loops are indexed by the kind of the weights and the number
+// of rows of x less one; there are Movers for 2-byte and for 4-byte weights.
 struct Loops {
   void (*prepare)(const Job& job, const void* x, void* to);
   Work sparse[3][MAX_ROWS], dense[3][MAX_ROWS];
-  int block;    // rows of x in a block, at most
-  int x_width;  // bytes of a number of x, as prepared
+  int block;    // largest number of rows of x in a block
+  int x_width;  // bytes per number of the prepared x
   Work prepare_blocks, many[3];
 };
 struct Movers { Work count, pack, repack, unpack; };
 
-// Sums of a group in vectors of up to 64 bytes: output > row.
+// The sums of a group, output > row, each in a vector of up to 64 bytes.
 struct alignas(64) Sums { char bytes[GROUP * MAX_ROWS * 64]; };
 
-// Memory of the calling thread, aligned, for x and for a panel of W; freed when it ends; nullptr if there is none.
+// Aligned memory of the calling thread, for x and for a panel of W, freed when the thread ends; nullptr if there is not
+// enough memory.
 enum Purpose { PREPARED = 0, PANEL = 1 };
 struct Scratch { size_t size[2]; char* bytes[2]; };
 
@@ -314,7 +319,7 @@ char* scratch(Purpose purpose, size_t size) {
   return held->bytes[purpose];
 }
 
-// How many bits of these bytes are one.
+// The number of one bits in `size` bytes.
 int64_t ones(const uint8_t* bytes, int64_t size) {
   int64_t count = 0, at = 0;
   for (uint64_t word; at + 8 <= size; at += 8) {
@@ -325,8 +330,9 @@ int64_t ones(const uint8_t* bytes, int64_t size) {
   return count;
 }
 
-// Where the 16-bit values of 8 columns go, by mask: for each byte of the result the byte of the loaded values, or 0x80
-// for zero. Where 32-bit ones go: the index, or 0x80.
+// Shuffle indices that expand the values of 8 columns, for each of the 256 masks. halves, for 16-bit values: the index of
+// the loaded byte for each byte of the result. words, for 32-bit values: the index of the loaded value for each column.
+// 0x80 stands for zero in both.
 struct Tables {
   alignas(64) uint8_t halves[256][16];
   alignas(64) uint8_t words[256][8];
@@ -355,12 +361,14 @@ constexpr Tables TABLES;
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-// --------------------------------------------------------------------------------------- what instruction sets offer
+// ------------------------------------------------------------------------------------ primitives of instruction sets
 //
-// X: how x is kept. Vector: sums, of one output and one row. Weights: LANES of them, ready to be multiplied.
-// SUMS: how many of them registers hold beside what else is needed.
-// take: weights by their mask, from the values that begin there. It loads up to 64 bytes, more than it needs.
-// whole: weights from a dense row.
+// X: the type of a number of the prepared x. Vector: partial sums of one output and one row. Weights: LANES weights,
+// converted for the multiplication. SUMS: the number of Vectors for which there are registers beside those needed
+// otherwise. BLOCK: the number of rows of x that are multiplied together when there are many.
+// load_sparse: LANES weights from their mask and the address of their first value; it loads up to 64 bytes, more than
+// it needs.
+// load_dense: LANES weights from a dense row.
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt"))), apply_to = function)
@@ -409,11 +417,11 @@ INLINE __m256 spread_words(uint32_t mask, const void* values) {
   return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)), moved);
 }
 template <class V>
-INLINE Weights take(uint32_t mask, const V* values) { return widened(spread(mask, values), V()); }
-INLINE Weights take(uint32_t mask, const fp32* values) { return spread_words(mask, values); }
+INLINE Weights load_sparse(uint32_t mask, const V* values) { return widened(spread(mask, values), V()); }
+INLINE Weights load_sparse(uint32_t mask, const fp32* values) { return spread_words(mask, values); }
 template <class V>
-INLINE Weights whole(const V* row) { return widened(_mm_loadu_si128((const __m128i*)row), V()); }
-INLINE Weights whole(const fp32* row) { return _mm256_loadu_ps(row); }
+INLINE Weights load_dense(const V* row) { return widened(_mm_loadu_si128((const __m128i*)row), V()); }
+INLINE Weights load_dense(const fp32* row) { return _mm256_loadu_ps(row); }
 INLINE void expand(uint32_t mask, const uint16_t* values, uint16_t* to) {
   UNROLL for (int eighth = 0; eighth < 4; eighth++, mask >>= 8) {
     _mm_storeu_si128((__m128i*)(to + 8 * eighth), spread(mask & 0xff, values));
@@ -428,7 +436,7 @@ INLINE void expand(uint32_t mask, const uint32_t* values, uint32_t* to) {
 }
 template <class Bits>
 INLINE uint32_t compress(const Bits* chunk, Bits* to) {
-  // Without a branch on the weight, which nothing could predict.
+  // There is no branch on the weight, because it would be unpredictable.
   Bits kept[CHUNK + 1];
   uint32_t mask = 0;
   int count = 0;
@@ -471,16 +479,16 @@ INLINE Weights load_x(const X* x) { return _mm512_load_ps(x); }
 INLINE void store_x(X* to, Weights weights) { _mm512_store_ps(to, weights); }
 INLINE Vector multiply(Vector sums, Weights weights, Weights x) { return _mm512_fmadd_ps(weights, x, sums); }
 INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
-// Of four parts of 128 bits: a0 + a2, a1 + a3, b0 + b2, b1 + b3.
+// a and b have four parts of 128 bits each; returns a0 + a2, a1 + a3, b0 + b2, b1 + b3.
 INLINE __m512 add_halves(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
 }
-// Then a0 + a1, c0 + c1, b0 + b1, d0 + d1 of what that makes of (a, b) and (c, d).
+// ab and cd: the results of add_halves for (a, b) and (c, d). Returns the sums of all parts of a, c, b and d.
 INLINE __m512 add_quarters(__m512 ab, __m512 cd) {
   const __m512i others = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
   return _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, ab, cd), _mm512_permutex2var_ps(ab, others, cd));
 }
-// The same within each part of 128 bits.
+// add_pairs and add_singles do the same within each part of 128 bits.
 INLINE __m512 add_pairs(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, a, b), _mm512_shuffle_ps(a, b, 0x4e));
 }
@@ -490,7 +498,7 @@ INLINE __m512 add_singles(__m512 ab, __m512 cd) {
 }
 template <int B>
 INLINE void totals(const Vector (&sum)[QUAD][B], float* to, int64_t stride) {
-  __m512 row_of[B];  // outputs 0, 2, 1, 3, four numbers each
+  __m512 row_of[B];  // for outputs 0, 2, 1, 3 in this order, four numbers each
   UNROLL for (int row = 0; row < B; row++)
     row_of[row] = add_quarters(add_halves(sum[0][row], sum[1][row]), add_halves(sum[2][row], sum[3][row]));
   UNROLL for (int row = 0; row < B; row += 4) {
@@ -509,18 +517,20 @@ INLINE Weights widened(__m256i bits, bf16) {
 }
 INLINE Weights widened(__m256i bits, fp16) { return _mm512_cvtph_ps(bits); }
 template <class V>
-INLINE Weights whole(const V* row) { return widened(_mm256_loadu_si256((const __m256i*)row), V()); }
-INLINE Weights whole(const fp32* row) { return _mm512_loadu_ps(row); }
-// A zero that the compiler does not know to be one. On Zen 5 (and maybe before) vpexpand waits for the register that it
-// writes, even where it zeroes what is masked out; with the same register for every row, 5 cycles a chunk instead of 1.
+INLINE Weights load_dense(const V* row) { return widened(_mm256_loadu_si256((const __m256i*)row), V()); }
+INLINE Weights load_dense(const fp32* row) { return _mm512_loadu_ps(row); }
+// A zero that the compiler does not recognise as a constant. On Zen 5 (and perhaps earlier) vpexpand depends on the old
+// value of the register that it writes, even when masked lanes are zeroed; with the same register for every row a chunk
+// takes 5 cycles instead of 1.
 INLINE __m512i fresh() {
   __m512i zero;
   __asm__ volatile("vpxord %0, %0, %0" : "=v"(zero));
   return zero;
 }
+// AVX-512F can expand only 32-bit values, so 16-bit ones are widened before they are expanded.
 template <class V>
-INLINE Weights take(uint32_t mask, const V* values) {  // 16-bit values cannot be expanded before VBMI2, 32-bit ones can
-  return _mm512_mask_expand_ps(_mm512_castsi512_ps(fresh()), __mmask16(mask), whole(values));
+INLINE Weights load_sparse(uint32_t mask, const V* values) {
+  return _mm512_mask_expand_ps(_mm512_castsi512_ps(fresh()), __mmask16(mask), load_dense(values));
 }
 using avx2::compress;
 using avx2::expand;
@@ -545,7 +555,7 @@ namespace avx512bf16 {
 namespace {
 using X = bf16;
 using Vector = __m512;
-using Weights = __m512i;  // 32 bfloat16; products of neighbours are added in pairs
+using Weights = __m512i;  // 32 bfloat16; the processor adds the products of neighbouring columns in pairs
 constexpr int LANES = 32, SUMS = 16, BLOCK = 6;
 
 INLINE Vector zero() { return _mm512_setzero_ps(); }
@@ -558,9 +568,9 @@ INLINE Vector multiply(Vector sums, Weights weights, Weights x) {
 }
 INLINE float total(Vector sums) { return _mm512_reduce_add_ps(sums); }
 using avx512::totals;
-INLINE Weights whole(const bf16* row) { return _mm512_loadu_si512(row); }
-INLINE Weights take(uint32_t mask, const bf16* values) {
-  return _mm512_mask_expand_epi16(avx512::fresh(), mask, whole(values));
+INLINE Weights load_dense(const bf16* row) { return _mm512_loadu_si512(row); }
+INLINE Weights load_sparse(uint32_t mask, const bf16* values) {
+  return _mm512_mask_expand_epi16(avx512::fresh(), mask, load_dense(values));
 }
 INLINE void expand(uint32_t mask, const uint16_t* values, uint16_t* to) {
   _mm512_storeu_si512(to, _mm512_mask_expand_epi16(avx512::fresh(), mask, _mm512_loadu_si512(values)));
@@ -572,11 +582,11 @@ INLINE void expand(uint32_t mask, const uint32_t* values, uint32_t* to) {
                       _mm512_mask_expand_epi32(avx512::fresh(), __mmask16(mask >> 16), _mm512_loadu_si512(values)));
 }
 INLINE uint32_t compress(const uint16_t* chunk, uint16_t* to) {
-  // In registers and a masked store: the compressing store is microcode on Zen 4.
+  // Compress in registers, then a masked store, because the compressing store is microcoded (slow) on Zen 4.
   __m512i weights = _mm512_loadu_si512(chunk);
   __mmask32 mask = _mm512_test_epi16_mask(weights, weights);
-  uint32_t there = _bzhi_u32(~0u, _mm_popcnt_u32(mask));
-  _mm512_mask_storeu_epi16(to, there, _mm512_mask_compress_epi16(avx512::fresh(), mask, weights));
+  uint32_t present = _bzhi_u32(~0u, _mm_popcnt_u32(mask));
+  _mm512_mask_storeu_epi16(to, present, _mm512_mask_compress_epi16(avx512::fresh(), mask, weights));
   return mask;
 }
 INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::compress(chunk, to); }
@@ -591,7 +601,7 @@ INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::com
 #pragma GCC pop_options
 #endif
 
-// ------------------------------------------------------------------------------------------------------ what is kept
+// ----------------------------------------------------------------------------------------- choice of instruction set
 
 namespace {
 
@@ -608,7 +618,7 @@ int best_isa() {
   return best = dots ? AVX512BF16 : avx512 ? AVX512 : avx2 ? AVX2 : NOTHING;
 }
 
-// The loops of an instruction set; bfloat16 dot products only where both sides are bfloat16.
+// The loops of an instruction set. bfloat16 dot products are used only where both W and x are bfloat16.
 const Loops* loops_for(int isa, int weights, int activations) {
   if (isa < AVX2 || isa > best_isa()) return nullptr;
   if (isa == AVX512BF16 && weights == BF16 && activations == BF16) return &avx512bf16::LOOPS;
@@ -625,7 +635,7 @@ const Movers* movers_for(int isa, int width) {
 
 namespace {
 
-// Some parts, those of x before those of y.
+// Does parts [first, last): the first x_parts of all prepare x, the others compute y.
 void some_parts(const void* described, int64_t first, int64_t last) {
   const Many& many = *static_cast<const Many*>(described);
   const int64_t x_last = smaller(last, many.x_parts);
@@ -634,13 +644,13 @@ void some_parts(const void* described, int64_t first, int64_t last) {
     many.prepared->fetch_add(x_last - first, std::memory_order_release);
   }
   if (last > many.x_parts) {
-    wait_for(*many.prepared, many.x_parts);  // whoever has taken the others is at work on them
+    wait_for(*many.prepared, many.x_parts);  // the threads that took the other parts of x are working on them
     const int64_t y_first = first < many.x_parts ? 0 : first - many.x_parts, y_last = last - many.x_parts;
     many.multiply(&many, many.groups * y_first / many.y_parts, many.groups * y_last / many.y_parts);
   }
 }
 
-// The product of many rows: a slab of x after the other.
+// y = W x for many rows, one slab of x at a time. Returns a Status.
 int many_rows(const Loops& loops, Job job, int weights, const void* x, int64_t rows, int threads) {
   std::atomic<int> status{OK};
   int64_t row_bytes = job.chunks * CHUNK * loops.x_width, width = job.activations == FP32 ? 4 : 2;
@@ -660,7 +670,7 @@ int many_rows(const Loops& loops, Job job, int weights, const void* x, int64_t r
     many.blocks = ceil_div(job.rows, loops.block), many.groups = ceil_div(job.outputs, GROUP);
     many.prepare = loops.prepare_blocks, many.multiply = loops.many[weights];
     many.x_parts = smaller(many.blocks, threads);
-    many.y_parts = smaller(many.groups, 2 * threads);  // few: of large parts large panels are made
+    many.y_parts = smaller(many.groups, 2 * threads);  // few, because only large parts allow large panels
     many.prepared = &parts_prepared, many.status = &status;
     run(some_parts, &many, many.x_parts + many.y_parts, threads, true);
   }
@@ -671,14 +681,15 @@ int many_rows(const Loops& loops, Job job, int weights, const void* x, int64_t r
 
 // -------------------------------------------------------------------------------------------------------------- C ABI
 //
-// isa: 1 to prunus_isa(). kinds: 0 bfloat16, 1 float16, 2 float32. width: bytes of a weight, 2 or 4. All pointers are to
-// arrays of the sizes above, row-major where plain; nothing is written if the status is not 0.
+// Functions return a Status, 0 for success, unless stated otherwise. isa: 1 to prunus_isa(). weights, activations: 0 for
+// bfloat16, 1 for float16, 2 for float32. width: bytes per weight, 2 or 4. Arrays have the sizes stated above; plain W is
+// row-major. Nothing is written if the arguments are refused (UNSUPPORTED, BAD_ARRAYS).
 
-// The best instruction set that this processor has, 0 if there is none to work with.
+// Returns the best instruction set of this processor, 0 if the kernel cannot run on it.
 EXPORT int prunus_isa() { return best_isa(); }
 
-// Y (rows, outputs) = X (rows, inputs) W^T + bias, on up to so many threads. W is (masks, values, starts), as the
-// functions below make them, or, if masks is null, plain values. bias may be null; it is of the kind of x, as y is.
+// Y (rows, outputs) = X (rows, inputs) W^T + bias, on up to `threads` threads. W is given as masks, values and starts, as
+// the functions below make them, or, if masks is null, as plain values. bias may be null; bias and y are of the kind of x.
 EXPORT int prunus_linear(int isa, int weights, int activations, const uint32_t* masks, const void* values,
                          const int64_t* starts, const void* x, const void* bias, void* y, int64_t outputs,
                          int64_t inputs, int64_t rows, int threads) {
@@ -711,7 +722,7 @@ EXPORT int prunus_count(int isa, int width, const void* weight, int64_t outputs,
   move.plain = const_cast<void*>(weight), move.outputs = outputs, move.inputs = inputs;
   move.chunks = ceil_div(inputs, CHUNK), move.starts = starts;
   int64_t groups = ceil_div(outputs, GROUP), sum = 0;
-  run(movers->count, &move, groups, threads);  // of each group, in its place
+  run(movers->count, &move, groups, threads);  // writes each group's count to its entry of starts
   for (int64_t group = 0; group <= groups; group++) {
     int64_t count = group < groups ? starts[group] : 0;
     starts[group] = sum;
@@ -732,8 +743,8 @@ EXPORT int prunus_pack(int isa, int width, const void* weight, int64_t outputs, 
   return OK;
 }
 
-// Fills masks and values from a packed checkpoint's arrays, which are checked before anything is touched: file_mask has
-// file_width bytes a row, groups * 16 rows; file_values holds so many values, padding included. starts are the file's.
+// Fills masks and values from a packed checkpoint's arrays, which are checked before anything is written. file_mask has
+// groups * 16 rows of file_width bytes; file_values holds `available` values, padding included; starts are the file's.
 EXPORT int prunus_repack(int isa, int width, const uint8_t* file_mask, int64_t file_width, const void* file_values,
                          int64_t available, int64_t outputs, int64_t inputs, int64_t* starts, uint32_t* masks,
                          void* values, int threads) {
@@ -745,7 +756,7 @@ EXPORT int prunus_repack(int isa, int width, const uint8_t* file_mask, int64_t f
     const uint8_t* rows = file_mask + group * GROUP * file_width;
     if (ones(rows, GROUP * file_width) != starts[group + 1] - starts[group]) return BAD_ARRAYS;
   }
-  for (int64_t row = 0; row < groups * GROUP; row++) {  // no bits for columns and rows that do not exist
+  for (int64_t row = 0; row < groups * GROUP; row++) {  // bits of padding columns and rows must be 0
     const uint8_t* bytes = file_mask + row * file_width;
     int64_t whole = row < outputs ? inputs / 8 : 0;
     int64_t behind = ones(bytes + whole, file_width - whole);
@@ -760,7 +771,7 @@ EXPORT int prunus_repack(int isa, int width, const uint8_t* file_mask, int64_t f
   return OK;
 }
 
-// Whether masks and starts agree with each other and with the number of values (without padding).
+// Returns OK if masks and starts agree with each other and with the number of values (without padding), else BAD_ARRAYS.
 EXPORT int prunus_check(const uint32_t* masks, const int64_t* starts, int64_t count, int64_t outputs, int64_t inputs) {
   int64_t groups = ceil_div(outputs, GROUP), size = GROUP * ceil_div(inputs, CHUNK);
   if (starts[0] != 0 || starts[groups] != count) return BAD_ARRAYS;
@@ -771,7 +782,7 @@ EXPORT int prunus_check(const uint32_t* masks, const int64_t* starts, int64_t co
   return OK;
 }
 
-// Groups [first, last) of W, plain again: (up to 16 rows for each, inputs).
+// Writes groups [first, last) of W to `to`, dense and row-major: up to 16 rows per group, `inputs` columns.
 EXPORT int prunus_unpack(int isa, int width, const uint32_t* masks, const void* values, const int64_t* starts,
                          int64_t outputs, int64_t inputs, int64_t first, int64_t last, void* to, int threads) {
   const Movers* movers = movers_for(isa, width);
@@ -784,13 +795,13 @@ EXPORT int prunus_unpack(int isa, int width, const uint32_t* masks, const void* 
   return OK;
 }
 
-// Asks for huge pages where the system gives them on request only, as most do; fewer misses of the TLB.
+// Requests huge pages for this memory, since most systems use them only on request; they reduce TLB misses.
 EXPORT void prunus_huge_pages(void* from, int64_t size) {
   uintptr_t page = 4096, begin = (uintptr_t(from) + page - 1) & ~(page - 1), end = (uintptr_t(from) + size) & ~(page - 1);
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-#else  // another processor or system: everything runs dense
+#else  // not Linux on x86-64: there is no kernel
 
 EXPORT int prunus_isa() { return NOTHING; }
 
@@ -798,7 +809,7 @@ EXPORT int prunus_isa() { return NOTHING; }
 
 #else  // LOOPS_FOR -------------------------------------------------------------------------------------------- the loops
 //
-// Included into the namespace of each instruction set, which has said what X, Vector, take, ... are.
+// Included into the namespace of each instruction set, after it has defined X, Vector, load_sparse, ...
 
 namespace {
 
@@ -818,19 +829,19 @@ INLINE void convert(const A* from, float* to, int64_t count) {
 template <class A>
 INLINE void convert(const A*, bf16*, int64_t) {}  // never called: bfloat16 loops take bfloat16 only
 
-// x (rows, inputs) as the loops want it: chunk > row > 32 columns, zeros behind the last.
+// Reorders x (rows, inputs) for the loops, chunk > row > 32 columns, padding the last chunk with zeros.
 template <class A>
 void prepare_kind(const Job& job, const A* x, X* to) {
   for (int64_t chunk = 0; chunk < job.chunks; chunk++) {
-    int64_t there = smaller(job.inputs - chunk * CHUNK, CHUNK);
+    int64_t present = smaller(job.inputs - chunk * CHUNK, CHUNK);
     for (int row = 0; row < job.rows; row++, to += CHUNK) {
       const A* from = x + row * job.inputs + chunk * CHUNK;
       _mm_prefetch(reinterpret_cast<const char*>(from + job.rows * job.inputs), _MM_HINT_T0);  // of the next block
-      if (there == CHUNK) {
+      if (present == CHUNK) {
         convert(from, to, CHUNK);
       } else {
         memset(to, 0, CHUNK * sizeof(X));
-        convert(from, to, there);
+        convert(from, to, present);
       }
     }
   }
@@ -860,12 +871,13 @@ INLINE void put(const Job& job, int64_t output, int row, float number) {
 
 INLINE char* place(char* sums, int output, int row) { return sums + (output * MAX_ROWS + row) * 64; }
 
-// How many outputs to look at together for B rows of x: so many that their sums fit into registers.
+// The number of outputs to compute together for B rows of x, such that their sums fit in registers.
 template <int B>
 constexpr int AT_ONCE = B * 4 <= SUMS ? 4 : B * 2 <= SUMS ? 2 : 1;
 
-// Outputs FIRST to FIRST + N of a quad of a tile times B rows of x, onto their sums; returns where the next quad begins.
-// Every loop over sums is unrolled on request: GCC keeps arrays in registers only if none of them is left.
+// Adds the products of outputs FIRST to FIRST + N of a quad of a tile with B rows of x to `sums`; returns the address of
+// the next quad's values. Every loop over sums is unrolled explicitly, because GCC keeps an array in registers only if no
+// loop over it remains.
 template <class V, int B, int FIRST, int N>
 INLINE const V* part_of_quad(const uint32_t* masks, const V* values, const X* x, int64_t chunks, char* sums) {
   Vector sum[N][B];
@@ -873,8 +885,8 @@ INLINE const V* part_of_quad(const uint32_t* masks, const V* values, const X* x,
     UNROLL for (int row = 0; row < B; row++) sum[i][row] = load_sums(place(sums, FIRST + i, row));
   for (int64_t chunk = 0; chunk < chunks; chunk++, masks += QUAD, x += B * CHUNK) {
     _mm_prefetch(reinterpret_cast<const char*>(masks) + MASKS_AHEAD, _MM_HINT_T0);
-    // Where each output's values begin. Only one addition waits for the chunk before: with a pointer that moves on from
-    // output to output the loop could not be faster than four of them, one after the other.
+    // The offset of each output's values in the quad's. Computed so, the next chunk waits for one addition only; with a
+    // pointer that advances from output to output it would wait for four.
     uint64_t pairs[2];
     memcpy(pairs, masks, sizeof pairs);
     int64_t half = _mm_popcnt_u64(pairs[0]);
@@ -890,7 +902,7 @@ INLINE const V* part_of_quad(const uint32_t* masks, const V* values, const X* x,
       UNROLL for (int i = 0; i < N; i++) {
         uint32_t mask = masks[FIRST + i];
         if (LANES < CHUNK) mask = mask >> lanes & ((1u << LANES % CHUNK) - 1);
-        Weights weights = take(mask, next[i]);
+        Weights weights = load_sparse(mask, next[i]);
         next[i] += LANES < CHUNK ? _mm_popcnt_u32(mask) : 0;
         UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, some_x[row]);
       }
@@ -909,14 +921,16 @@ INLINE const V* quad(const uint32_t* masks, const V* values, const X* x, int64_t
   return next;
 }
 
-// What will be needed next is asked for a few bytes with each chunk, so that it arrives while there is work to do.
-struct Ahead {
+// A prefetch that is spread over the chunks: each chunk prefetches at `at` and advances it by `step` bytes, so that the
+// data arrives while the arithmetic goes on.
+struct Prefetch {
   const char* at;
   int64_t step;
 };
 
-// A quad of a tile times more rows of x than registers have sums for, in two passes: the first expands the weights for
-// half of the rows and keeps them, 8 KB in the L1 cache, for the second. Memory is asked for in both, half each.
+// The same for all outputs of a quad and more rows of x than there are registers for sums, in two passes. The first
+// expands the weights for half of the rows and stores them, 8 KB in the L1 cache, for the second. Each pass prefetches
+// half of what comes next.
 template <class V, int B>
 INLINE const V* quad_twice(const uint32_t* masks, const V* values, const X* x, int64_t chunks, char* sums, X* kept) {
   constexpr int N = B / 2, REST = B - N;
@@ -943,7 +957,7 @@ INLINE const V* quad_twice(const uint32_t* masks, const V* values, const X* x, i
           next += _mm_popcnt_u32(mask & ((1u << lanes) - 1));
           mask = mask >> lanes & ((1u << LANES % CHUNK) - 1);
         }
-        Weights weights = take(mask, next);
+        Weights weights = load_sparse(mask, next);
         store_x(kept + (chunk * QUAD + i) * CHUNK + lanes, weights);
         UNROLL for (int row = 0; row < N; row++) sum[i][row] = multiply(sum[i][row], weights, some_x[row]);
       }
@@ -954,7 +968,7 @@ INLINE const V* quad_twice(const uint32_t* masks, const V* values, const X* x, i
     UNROLL for (int row = 0; row < N; row++) store_sums(place(sums, i, row), sum[i][row]);
 
   int64_t bytes = reinterpret_cast<const char*>(values) - start;
-  Ahead ahead{start + TWICE_AHEAD + bytes / 2, bytes / (2 * chunks)};
+  Prefetch ahead{start + TWICE_AHEAD + bytes / 2, bytes / (2 * chunks)};
   Vector more[QUAD][REST];
   UNROLL for (int i = 0; i < QUAD; i++)
     UNROLL for (int row = 0; row < REST; row++) more[i][row] = load_sums(place(sums, i, N + row));
@@ -994,21 +1008,21 @@ void sparse(const void* described, int64_t first, int64_t last) {
         else values = quad<V, B>(masks, values, x, chunks, sums_of);
       }
     }
-    int64_t there = smaller(job.outputs - group * GROUP, GROUP);
+    int64_t present = smaller(job.outputs - group * GROUP, GROUP);
     for (int row = 0; row < B; row++)
-      for (int output = 0; output < there; output++)
+      for (int output = 0; output < present; output++)
         put(job, group * GROUP + output, row, total(load_sums(place(sums.bytes, output, row))));
   }
 }
 
-// AT_ONCE rows of a plain W times B rows of x.
+// Multiplies AT_ONCE rows of a plain W by B rows of x.
 template <class V, int B>
 INLINE void plain_rows(const Job& job, int64_t output) {
   constexpr int N = AT_ONCE<B>;
   const X* x = static_cast<const X*>(job.x);
   const V* weights_of[N];
   Vector sum[N][B];
-  UNROLL for (int i = 0; i < N; i++) {  // rows that do not exist are read as the last and not written
+  UNROLL for (int i = 0; i < N; i++) {  // in place of a row beyond the last, the last is read; its result is not written
     weights_of[i] = static_cast<const V*>(job.values) + smaller(output + i, job.outputs - 1) * job.inputs;
     UNROLL for (int row = 0; row < B; row++) sum[i][row] = zero();
   }
@@ -1020,18 +1034,18 @@ INLINE void plain_rows(const Job& job, int64_t output) {
       Weights some_x[B];
       UNROLL for (int row = 0; row < B; row++) some_x[row] = load_x(x + row * CHUNK + lanes);
       UNROLL for (int i = 0; i < N; i++) {
-        Weights weights = whole(weights_of[i]);
+        Weights weights = load_dense(weights_of[i]);
         weights_of[i] += LANES;
         UNROLL for (int row = 0; row < B; row++) sum[i][row] = multiply(sum[i][row], weights, some_x[row]);
       }
     }
   }
   UNROLL for (int i = 0; i < N; i++) {
-    if (rest) {  // nothing is read behind the end of a row
+    if (rest) {  // nothing beyond the end of a row is read
       V padded[CHUNK] = {};
       memcpy(padded, weights_of[i], rest * sizeof(V));
       UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
-        Weights weights = whole(padded + lanes);
+        Weights weights = load_dense(padded + lanes);
         UNROLL for (int row = 0; row < B; row++)
           sum[i][row] = multiply(sum[i][row], weights, load_x(x + row * CHUNK + lanes));
       }
@@ -1041,8 +1055,8 @@ INLINE void plain_rows(const Job& job, int64_t output) {
   }
 }
 
-// One row of a plain W, for few rows of x: W is then one stream, which is faster than four. AHEAD chunks have sums of
-// their own, so that none waits for the one before.
+// Multiplies one row of a plain W by few rows of x. One row at a time makes W one stream, which is faster than four. AHEAD
+// chunks have sums of their own, so that none waits for the previous one.
 template <class V, int B>
 INLINE void plain_row(const Job& job, int64_t output) {
   constexpr int AHEAD = 4;
@@ -1056,17 +1070,17 @@ INLINE void plain_row(const Job& job, int64_t output) {
     UNROLL for (int i = 0; i < AHEAD; i++) {
       _mm_prefetch(reinterpret_cast<const char*>(row) + VALUES_AHEAD, _MM_HINT_T0);
       UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES, row += LANES) {
-        Weights weights = whole(row);
+        Weights weights = load_dense(row);
         UNROLL for (int b = 0; b < B; b++)
           sum[i][b] = multiply(sum[i][b], weights, load_x(x + (i * B + b) * CHUNK + lanes));
       }
     }
   }
   for (; row < end; row += CHUNK, x += B * CHUNK) {
-    V padded[CHUNK] = {};  // nothing is read behind the end of a row
+    V padded[CHUNK] = {};  // nothing beyond the end of a row is read
     memcpy(padded, row, smaller(end - row, CHUNK) * sizeof(V));
     UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
-      Weights weights = whole(padded + lanes);
+      Weights weights = load_dense(padded + lanes);
       UNROLL for (int b = 0; b < B; b++) sum[0][b] = multiply(sum[0][b], weights, load_x(x + b * CHUNK + lanes));
     }
   }
@@ -1086,16 +1100,16 @@ void dense(const void* described, int64_t first, int64_t last) {
 
 // ---- many rows of x (a prompt)
 //
-// It is arithmetic that counts now, so W is expanded only once, a panel of some groups at a time, and each weight that
-// is loaded from it into a register is used for a block of BLOCK rows: QUAD x BLOCK sums in registers, of two operands
-// that lie in the order in which they are read. While a panel is multiplied the next one's values are asked for, so
-// that neither memory nor arithmetic waits. Sums are added up in the order of the loops above: a row of x has the same
-// y, bit by bit, however many come together.
+// Here arithmetic limits the speed, so W is expanded only once, a panel of some groups at a time, and each weight that is
+// loaded from a panel into a register is multiplied by a block of BLOCK rows: QUAD x BLOCK sums stay in registers, and
+// both operands are stored in the order in which they are read. While a panel is multiplied, the next one's values are
+// prefetched, so that neither memory nor arithmetic waits. Sums are added in the order of the loops above: the y of a row
+// of x is the same, bit by bit, for any number of rows.
 //
-// Caches. L1: a span of a block of x, 24 KB, and a quad of the panel. L2: the panel. L3: x. Sums that have to wait for
-// the next span (more than 2048 columns) go to memory and come back.
+// Caches. L1: a span of a block of x, 24 KB, and a quad of the panel. L2: the panel. L3: x. With more than one span (2048
+// columns) sums are stored in memory between spans.
 
-// How many tiles make a span.
+// The number of tiles in a span.
 constexpr int SPAN = LANES == CHUNK ? 2 : 1;
 
 void prepare_blocks(const void* described, int64_t first, int64_t last) {
@@ -1109,13 +1123,13 @@ void prepare_blocks(const void* described, int64_t first, int64_t last) {
   }
 }
 
-// Where a span begins, in chunks; of the span behind the last one, the end.
+// The first chunk of a span; for the span after the last, the number of chunks.
 INLINE int64_t span_start(int64_t span, int64_t chunks) {
   int64_t tiles = ceil_div(chunks, TILE);
   return tile_start(smaller(span * SPAN, tiles), tiles, chunks);
 }
 
-// Groups of W as the products want them: span > quad (of all these groups) > chunk > row > 32 columns, zeros and all.
+// Expands groups of W into a panel: span > quad (of all these groups) > chunk > row > 32 columns, zeros included.
 template <class V>
 void fill(const Job& job, int64_t group, int64_t groups, X* panel) {
   const V* values = static_cast<const V*>(job.values) + job.starts[group];
@@ -1134,7 +1148,7 @@ void fill(const Job& job, int64_t group, int64_t groups, X* panel) {
             UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) {
               uint32_t mask = masks[i];
               if (LANES < CHUNK) mask = mask >> lanes & ((1u << LANES % CHUNK) - 1);
-              store_x(to + i * CHUNK + lanes, take(mask, values));
+              store_x(to + i * CHUNK + lanes, load_sparse(mask, values));
               values += _mm_popcnt_u32(mask);
             }
           }
@@ -1144,17 +1158,17 @@ void fill(const Job& job, int64_t group, int64_t groups, X* panel) {
   }
 }
 
-// A panel times a block of B rows of x; the totals to finished, row by row.
+// Multiplies a panel by a block of B rows of x, and writes the totals to `finished`, row > output of the panel.
 template <int B>
-void panel_times_block(const X* weights, const X* x, int64_t chunks, int64_t quads, Ahead& next_panel, char* sums,
+void panel_times_block(const X* weights, const X* x, int64_t chunks, int64_t quads, Prefetch& next_panel, char* sums,
                        float* finished) {
-  Ahead next_w = next_panel;  // a copy, which a register can hold
+  Prefetch next_w = next_panel;  // a local copy, which can stay in registers
   int64_t start = 0, end;
   for (int64_t span = 0; start < chunks; span++, x += (end - start) * B * CHUNK, start = end) {
     end = span_start(span + 1, chunks);
     char* kept = sums;
-    // What lies behind this span of x is the next one, of this block or the next.
-    Ahead next_x{reinterpret_cast<const char*>(x + (end - start) * B * CHUNK), B * CHUNK * int64_t(sizeof(X)) / quads};
+    // This span of x is followed in memory by the next one, of this block or of the next.
+    Prefetch next_x{reinterpret_cast<const char*>(x + (end - start) * B * CHUNK), B * CHUNK * int64_t(sizeof(X)) / quads};
     for (int64_t quad = 0; quad < quads; quad++) {
       Vector sum[QUAD][B];
       UNROLL for (int i = 0; i < QUAD; i++)
@@ -1198,9 +1212,9 @@ INLINE void put_row(const Job& job, int64_t row, int64_t output, int64_t count, 
   }
 }
 
-// `rows` rows of x, as prepared, times a panel: up to BLOCK of them.
+// Multiplies a panel by `rows` rows (1 to BLOCK) of the prepared x.
 template <int B = BLOCK>
-INLINE void block_of(int64_t rows, const X* panel, const X* x, int64_t chunks, int64_t quads, Ahead& next_panel,
+INLINE void block_of(int64_t rows, const X* panel, const X* x, int64_t chunks, int64_t quads, Prefetch& next_panel,
                      char* sums, float* finished) {
   if (rows == B) return panel_times_block<B>(panel, x, chunks, quads, next_panel, sums, finished);
   if constexpr (B > 1) block_of<B - 1>(rows, panel, x, chunks, quads, next_panel, sums, finished);
@@ -1212,7 +1226,7 @@ void many_rows(const void* described, int64_t first, int64_t last) {
   const Job& job = many.job;
   const int64_t group_bytes = GROUP * job.chunks * CHUNK * sizeof(X), width = job.activations == FP32 ? 4 : 2;
   const int64_t fitting = smaller(PANEL_BYTES / group_bytes, PANEL_GROUPS), most = fitting < 1 ? 1 : fitting;
-  const int64_t at_once = ceil_div(last - first, ceil_div(last - first, most));  // panels alike
+  const int64_t at_once = ceil_div(last - first, ceil_div(last - first, most));  // so that panels are of similar size
   const int64_t panel_bytes = at_once * group_bytes, sums_bytes = at_once * GROUP * BLOCK * 64;
   char* room = scratch(PANEL, panel_bytes + sums_bytes + BLOCK * PANEL_GROUPS * GROUP * sizeof(float));
   if (!room) return many.status->store(NO_MEMORY);
@@ -1225,10 +1239,10 @@ void many_rows(const void* described, int64_t first, int64_t last) {
     fill<V>(job, group, groups, panel);
     const V* next = static_cast<const V*>(job.values) + job.starts[group + groups];
     int64_t next_bytes = (job.starts[smaller(group + groups + at_once, last)] - job.starts[group + groups]) * sizeof(V);
-    Ahead next_panel{reinterpret_cast<const char*>(next), next_bytes / (many.blocks * quads * job.chunks)};
+    Prefetch next_panel{reinterpret_cast<const char*>(next), next_bytes / (many.blocks * quads * job.chunks)};
     for (int64_t block = 0; block < many.blocks; block++) {
       const int64_t row = job.rows * block / many.blocks, rows = job.rows * (block + 1) / many.blocks - row;
-      for (int64_t i = row; i < row + rows; i++) {  // where y will go
+      for (int64_t i = row; i < row + rows; i++) {  // prefetch y, which is written below
         const char* y = static_cast<const char*>(job.y) + (i * job.outputs + output) * width;
         for (int64_t byte = 0; byte < outputs * width; byte += 64) _mm_prefetch(y + byte, _MM_HINT_T0);
       }
@@ -1261,13 +1275,13 @@ constexpr Loops LOOPS = {prepare,
 #endif
 #undef FOR_ROWS
 
-// Chunks of a group in the order of the layout: see(row within the group, chunk).
-template <class See>
-INLINE void each_chunk(int64_t chunks, See see) {
+// Calls visit(row within the group, chunk) for every chunk of a group, in the order of the layout.
+template <class Visit>
+INLINE void each_chunk(int64_t chunks, Visit visit) {
   for (int64_t tile = 0, tiles = ceil_div(chunks, TILE); tile < tiles; tile++)
     for (int quad = 0; quad < GROUP; quad += QUAD)
       for (int64_t chunk = tile_start(tile, tiles, chunks); chunk < tile_start(tile + 1, tiles, chunks); chunk++)
-        for (int row = quad; row < quad + QUAD; row++) see(row, chunk);
+        for (int row = quad; row < quad + QUAD; row++) visit(row, chunk);
 }
 
 template <class Bits>
@@ -1288,12 +1302,12 @@ void pack(const void* described, int64_t first, int64_t last) {
     uint32_t* masks = move.masks + group * GROUP * move.chunks;
     Bits* values = static_cast<Bits*>(move.values) + move.starts[group];
     each_chunk(move.chunks, [&](int row, int64_t chunk) {
-      int64_t output = group * GROUP + row, there = smaller(move.inputs - chunk * CHUNK, CHUNK);
+      int64_t output = group * GROUP + row, present = smaller(move.inputs - chunk * CHUNK, CHUNK);
       uint32_t mask = 0;
       if (output < move.outputs) {
         const Bits* from = static_cast<const Bits*>(move.plain) + output * move.inputs + chunk * CHUNK;
         Bits padded[CHUNK] = {};
-        if (there < CHUNK) from = static_cast<Bits*>(memcpy(padded, from, there * sizeof(Bits)));
+        if (present < CHUNK) from = static_cast<Bits*>(memcpy(padded, from, present * sizeof(Bits)));
         mask = compress(from, values);
       }
       values += _mm_popcnt_u32(mask);
@@ -1309,7 +1323,7 @@ void repack(const void* described, int64_t first, int64_t last) {
     uint32_t* masks = move.masks + group * GROUP * move.chunks;
     Bits* values = static_cast<Bits*>(move.values) + move.starts[group];
     const uint8_t* file_masks = move.file_mask + group * GROUP * move.file_width;
-    // The file has row after row: each row's values are taken a chunk at a time.
+    // The file is row-major: `rows` points to the next value of each row, of which a chunk at a time is copied.
     const Bits* rows[GROUP];
     rows[0] = static_cast<const Bits*>(move.file_values) + move.starts[group];
     for (int row = 1; row < GROUP; row++)
@@ -1329,7 +1343,7 @@ void repack(const void* described, int64_t first, int64_t last) {
 template <class Bits>
 void unpack(const void* described, int64_t first, int64_t last) {
   const Move& move = *static_cast<const Move*>(described);
-  // What is read again and again while bytes are written, which for all the compiler knows might be these.
+  // Local copies: otherwise the compiler must assume that writing bytes may change them, and read them again each time.
   const int64_t inputs = move.inputs, outputs = move.outputs;
   Bits* const plain = static_cast<Bits*>(move.plain);
   for (int64_t place = first; place < last; place++) {
@@ -1341,13 +1355,13 @@ void unpack(const void* described, int64_t first, int64_t last) {
       _mm_prefetch(reinterpret_cast<const char*>(values) + VALUES_AHEAD, _MM_HINT_T0);
       if (group * GROUP + row < outputs) {
         Bits* to = plain + (place * GROUP + row) * inputs + chunk * CHUNK;
-        int64_t there = inputs - chunk * CHUNK;
-        if (there >= CHUNK) {
+        int64_t present = inputs - chunk * CHUNK;
+        if (present >= CHUNK) {
           expand(mask, values, to);
         } else {
           Bits padded[CHUNK];
           expand(mask, values, padded);
-          memcpy(to, padded, there * sizeof(Bits));
+          memcpy(to, padded, present * sizeof(Bits));
         }
       }
       values += _mm_popcnt_u32(mask);

@@ -1,4 +1,4 @@
-"""Load the compiled libraries: from the wheel, else compiled at first use into a cache; else say why there are none."""
+"""Load the compiled libraries from the wheel, or compile them at first use into a cache; else report why not."""
 
 import ctypes
 import hashlib
@@ -14,11 +14,11 @@ from prunus.errors import PrunusError
 from prunus.native.build import FLAGS, KERNEL, SMALLEST, BuildError, compile_library, find_compiler, prebuilt, supported
 from prunus.progress import say
 
-# Instruction sets by the kernel's numbers. `off` is for comparing with dense.
+# Instruction sets; the index is the kernel's number for each. `off` disables the kernel, to compare with dense weights.
 ISAS = ("off", "avx2", "avx512", "avx512bf16")
 SWITCH = "PRUNUS_KERNEL"
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-# As in the C ABI at the end of each file.
+# Argument types of the C functions at the end of each file.
 _SIGNATURES = {
     KERNEL: {
         "prunus_isa": [],
@@ -38,7 +38,7 @@ _SIGNATURES = {
 
 
 class Kernel(NamedTuple):
-    """library: None if everything runs dense; then reason says why. isa: the instruction set, a number as in ISAS."""
+    """The loaded kernel. library: None if it cannot be used; reason then says why. isa: index into ISAS."""
 
     library: Any  # ctypes.CDLL
     isa: int
@@ -52,9 +52,10 @@ class Kernel(NamedTuple):
 
 @lru_cache(maxsize=1)
 def kernel() -> Kernel:
-    """Return the kernel for this machine. The first call may compile for some seconds.
+    """Return the kernel for this machine. The first call may compile it, which takes some seconds.
 
-    The environment variable PRUNUS_KERNEL chooses another instruction set than the best one, or `off`.
+    The environment variable PRUNUS_KERNEL selects an instruction set other than the best one, or `off`. Raises
+    PrunusError if its value is unknown or this processor lacks it.
     """
     wanted = os.environ.get(SWITCH, "")
     if wanted and wanted not in ISAS:
@@ -71,14 +72,12 @@ def kernel() -> Kernel:
     if best == 0:
         return Kernel(None, 0, "this processor has no AVX2")
     if wanted and ISAS.index(wanted) > best:
-        raise PrunusError(
-            f"{SWITCH} is {wanted}, which this processor has not; it can be {', '.join(ISAS[: best + 1])}"
-        )
+        raise PrunusError(f"{SWITCH} is {wanted}, which this processor lacks; it can be {', '.join(ISAS[: best + 1])}")
     return Kernel(library, ISAS.index(wanted) if wanted else best, "")
 
 
 def needed() -> Kernel:
-    """The kernel; PrunusError if there is none."""
+    """The kernel; PrunusError if it cannot be used."""
     found = kernel()
     if found.library is None:
         raise PrunusError(f"the sparse kernel cannot be used: {found.reason}")
@@ -98,25 +97,29 @@ def processors() -> int:
 
 
 def threads() -> int:
-    """torch's number of threads, but no more than there are processors."""
+    """The number of threads to use: torch's, but at most one per processor."""
     return min(torch.get_num_threads(), processors())
 
 
 def cache_folder() -> Path:
-    """Return this user's cache folder, created if missing; OSError if it cannot be, or others can write to it."""
+    """Return this user's cache folder, created if missing.
+
+    Raises OSError if it cannot be created, or if other users can write to it.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "prunus"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     state = folder.stat()
     if state.st_uid != os.geteuid() or state.st_mode & 0o022:
-        raise OSError(f"{folder} can be written by others, who could put a library there")
+        raise OSError(f"other users can write to {folder}, and could put a library there")
     return folder
 
 
 def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
-    """Return the library of a source file with its functions' types; BuildError or OSError if it cannot be loaded.
+    """Return the library of a source file with the types of its functions set.
 
-    quiet: say nothing when it is compiled, for what takes no longer than a second.
+    quiet: print nothing while compiling, for a file that takes no longer than a second. Raises BuildError or OSError if
+    the library cannot be compiled or loaded.
     """
     if prebuilt(source).is_file():
         return _open(source, prebuilt(source))
@@ -126,17 +129,18 @@ def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
     if path.is_file():
         try:
             return _open(source, path)
-        except OSError:  # damaged: made again
+        except OSError:  # damaged; compiled again below
             path.unlink(missing_ok=True)
     if not quiet:
         say(f"compiling {source.name} with {compiler}, once")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         compile_library(source, Path(folder) / path.name)
-        (Path(folder) / path.name).replace(path)  # whole or not at all, whoever else does the same
+        (Path(folder) / path.name).replace(path)  # atomic, since another process may do the same
     return _open(source, path)
 
 
 def _open(source: Path, path: Path) -> ctypes.CDLL:
+    """Return the library at path with the types of its functions set; OSError if it lacks one."""
     library = ctypes.CDLL(str(path))
     for name, types in _SIGNATURES[source].items():
         try:

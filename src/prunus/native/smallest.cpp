@@ -1,9 +1,9 @@
-// The k smallest of many 16-bit floats become zero: what Magnitude does with every Linear, in two or three passes over
-// its weights. C ABI, plain loops over numbers of one width, which the compiler turns into vectors of the processor's own.
+// Set the k smallest of many 16-bit floats to zero, as Magnitude does for every Linear, in two or three passes over its
+// weights. The functions have a C ABI; their loops are written so that the compiler can vectorise them.
 //
-// Without their sign bit the patterns of bfloat16 and float16 have the order of the sizes, so sizes are compared as whole
-// numbers, of which there are 2^15. A sample says near which the k-th smallest lies, one pass counts how many numbers are
-// at most each of eight neighbours, which nearly always settles it, and the last pass writes.
+// Without the sign bit, the bit patterns of bfloat16 and float16 are ordered as their magnitudes. So magnitudes ("sizes")
+// are compared as integers, of which there are 2^15. A sample estimates the k-th smallest size; one pass counts the
+// numbers up to each of eight sizes near the estimate, which nearly always determines it; the last pass writes.
 
 #include <cstdint>
 #include <cstring>
@@ -21,8 +21,8 @@
 namespace {
 
 constexpr int SIZES = 1 << 15, LIMITS = 8;
-constexpr int64_t BLOCK = 1 << 12;    // numbers that stay in the L1 cache while they are compared; counts fit into 16 bits
-constexpr int64_t SAMPLE = 20000;     // how many numbers are sampled, about, but at least one in MAX_STEP
+constexpr int64_t BLOCK = 1 << 12;    // numbers compared at a time: they fit in the L1 cache, their counts in 16 bits
+constexpr int64_t SAMPLE = 20000;     // about how many numbers are sampled; at least one in MAX_STEP is
 constexpr int64_t MAX_STEP = 61;
 enum Status { OK = 0, UNSUPPORTED = 1, NOT_A_NUMBER = 2 };
 
@@ -38,9 +38,9 @@ inline int16_t size_of(uint16_t number) { return int16_t(number & (SIZES - 1)); 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int within(int64_t number, int low, int high) { return int(number < low ? low : number > high ? high : number); }
 
-// The size of about the k-th smallest, from a sample.
+// An estimate, from a sample, of the size of the k-th smallest number.
 inline int guess(const uint16_t* from, int64_t count, int64_t k) {
-  const int64_t step = smaller(count / SAMPLE, MAX_STEP / 2) * 2 + 1;  // odd: not a divisor of a width
+  const int64_t step = smaller(count / SAMPLE, MAX_STEP / 2) * 2 + 1;  // odd, since widths are mostly even
   uint32_t found[SIZES];
   memset(found, 0, sizeof found);
   for (int64_t i = 0; i < count; i += step) found[size_of(from[i])]++;
@@ -50,13 +50,13 @@ inline int guess(const uint16_t* from, int64_t count, int64_t k) {
   return size;
 }
 
-// How many numbers are at most each limit; returns the greatest size.
+// Writes to counts how many numbers have at most the size of each limit; returns the greatest size.
 INLINE int count_at_most(const uint16_t* from, int64_t count, const int* limits, int64_t* counts) {
   int greatest = 0;
   for (int j = 0; j < LIMITS; j++) counts[j] = count;
   int64_t i = 0;
   while (i + LANES <= count) {
-    Lanes limit[LIMITS], above[LIMITS] = {}, top = {};  // minus how many are above: of one BLOCK that fits into 16 bits
+    Lanes limit[LIMITS], above[LIMITS] = {}, top = {};  // above: minus the number above each limit, within one BLOCK
     for (int j = 0; j < LIMITS; j++) limit[j] = Lanes{} + int16_t(limits[j]);
     const int64_t end = i + smaller(BLOCK, (count - i) / LANES * LANES);
     for (; i < end; i += LANES) {
@@ -76,7 +76,7 @@ INLINE int count_at_most(const uint16_t* from, int64_t count, const int* limits,
   return greatest;
 }
 
-// How many of at most BLOCK numbers have this size.
+// Counts the numbers of this size among at most BLOCK numbers.
 INLINE int64_t count_equal(const uint16_t* from, int64_t count, int size) {
   Lanes equal = {};
   int64_t found = 0, i = 0;
@@ -86,27 +86,27 @@ INLINE int64_t count_equal(const uint16_t* from, int64_t count, int size) {
   return found;
 }
 
-// How many numbers are zero, of either sign.
+// Counts the numbers that are +0.0 or -0.0.
 int64_t zeros(const uint16_t* from, int64_t count) {
   int64_t found = 0;
   for (int64_t i = 0; i < count; i += BLOCK) found += count_equal(from + i, smaller(BLOCK, count - i), 0);
   return found;
 }
 
-// A copy that has zero where the size is at most limit.
+// Copies numbers, writing zero for those whose size is at most limit.
 INLINE void copy_above(const uint16_t* from, int64_t count, int limit, uint16_t* to) {
   const int16_t most = int16_t(limit);
   for (int64_t i = 0; i < count; i++) to[i] = size_of(from[i]) > most ? from[i] : 0;
 }
 
 int zero_smallest(const uint16_t* from, int64_t count, int64_t k, int infinity, uint16_t* to) {
-  // Fewer than k numbers, `lower`, are at most `below`; k or more are at most `limit`.
+  // Invariant: `lower` numbers, fewer than k, have at most the size `below`; at least k have at most the size `limit`.
   int below = -1, limit = SIZES - 1, near = guess(from, count, k);
   int64_t lower = 0, spacing = 1;
   while (limit - below > 1) {
     int limits[LIMITS];
     int64_t counts[LIMITS];
-    const bool between = below >= 0 && limit < SIZES - 1;  // then shrink, else look farther and farther away
+    const bool between = below >= 0 && limit < SIZES - 1;  // if so, narrow the interval; else search farther away
     if (between) spacing = (limit - below) / (LIMITS + 1) + 1;
     const int64_t first = between ? below + spacing : near - spacing * (LIMITS / 2);
     for (int j = 0; j < LIMITS; j++) limits[j] = within(first + j * spacing, below + 1, limit - 1);
@@ -118,7 +118,7 @@ int zero_smallest(const uint16_t* from, int64_t count, int64_t k, int infinity, 
     spacing *= LIMITS;
   }
   int64_t begin = 0;
-  for (int64_t left = k - lower; left > 0;) {  // of those equal to limit, the first so many
+  for (int64_t left = k - lower; left > 0;) {  // of the numbers of size `limit`, zero the first k - lower
     const int64_t size = smaller(BLOCK, count - begin), equal = count_equal(from + begin, size, limit);
     if (equal <= left) {
       copy_above(from + begin, size, limit, to + begin);
@@ -142,13 +142,14 @@ int zero_smallest(const uint16_t* from, int64_t count, int64_t k, int infinity, 
 #pragma GCC pop_options
 #endif
 
-// to: a copy of `count` numbers in which the k with the smallest size are +0.0, of equal ones the first; 0 < k <= count.
-// infinity: its pattern in their format. Nothing is written if the status is not 0.
+// Copies `count` numbers to `to`, with +0.0 for the k of smallest size, 0 < k <= count; of equal ones the first are
+// zeroed. infinity: the bit pattern of infinity in their format. Nothing is written if the status is not 0, which it is
+// for NaN.
 EXPORT int prunus_zero_smallest(const uint16_t* from, int64_t count, int64_t k, int infinity, uint16_t* to) {
   return __builtin_cpu_supports("avx2") ? zero_smallest(from, count, k, infinity, to) : UNSUPPORTED;
 }
 
-// found: how many of `count` numbers are +0.0 or -0.0.
+// Writes to `found` how many of `count` numbers are +0.0 or -0.0.
 EXPORT int prunus_count_zeros(const uint16_t* from, int64_t count, int64_t* found) {
   if (!__builtin_cpu_supports("avx2")) return UNSUPPORTED;
   *found = zeros(from, count);

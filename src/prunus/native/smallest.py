@@ -16,9 +16,10 @@ _OK, _NOT_A_NUMBER = 0, 2
 
 
 def zero_smallest(weight: Tensor, count: int) -> Tensor | None:
-    """New weight in which the count (more than 0) entries of the smallest size are +0.0, of equal ones the first.
+    """A new weight in which the count (at least 1) entries of smallest magnitude are +0.0; of equal ones the first are.
 
-    None where nothing compiled can do it: for 32-bit numbers, on other devices and systems. NaN raises ValueError.
+    None where the compiled code cannot be used: for 32-bit numbers, on devices other than the CPU, on systems without
+    it. Raises ValueError for NaN.
     """
     if (library := _library_for(weight)) is None:
         return None
@@ -30,7 +31,7 @@ def zero_smallest(weight: Tensor, count: int) -> Tensor | None:
 
 
 def count_zeros(weight: Tensor) -> int | None:
-    """Return how many entries are +0.0 or -0.0; None as above."""
+    """Return how many entries are +0.0 or -0.0; None where the compiled code cannot be used."""
     if (library := _library_for(weight)) is None:
         return None
     found = ctypes.c_int64()
@@ -39,7 +40,7 @@ def count_zeros(weight: Tensor) -> int | None:
 
 
 def _library_for(weight: Tensor) -> Any:
-    """Return the library, None if it does not handle such a tensor."""
+    """Return the library, None if it cannot be used for this tensor."""
     if weight.dtype not in _INFINITY or weight.device.type != "cpu" or not weight.is_contiguous():
         return None
     return _library()

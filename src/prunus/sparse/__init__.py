@@ -1,9 +1,9 @@
-"""Sparse inference on a CPU: pruned weights are kept packed, one bit per weight and what is left, and read so.
+"""Sparse inference on a CPU: pruned weights stay packed in memory, as one bit per weight and the kept values.
 
-    model = prunus.sparse.load("pruned-packed")  # a transformers model; generate() as ever
-    prunus.sparse.sparsify(model)                # or one that is in memory already
+    model = prunus.sparse.load("pruned-packed")  # a transformers model; call generate() as usual
+    prunus.sparse.sparsify(model)                # or convert a loaded model in place
 
-docs/sparse.md has what it gains, and where.
+docs/sparse.md says how much faster this is, and on which processors.
 """
 
 from prunus.sparse.linear import DenseLinear, SparseLinear, multiply

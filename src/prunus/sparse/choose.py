@@ -1,8 +1,9 @@
-"""Kernel or torch: each shape is timed once on this machine, and the winner kept in the user's cache.
+"""Choose between the kernel and torch: each shape is timed once on this machine; the user's cache stores the winner.
 
-Both are timed as Linears of a model are used: one after the other, over so many copies of the weight that none is in a
-cache when its turn comes; and by turns, so that a busy machine slows both alike. Rounds of turns are repeated until two
-agree on who is faster, since on a busy machine one can be wrong, and its answer would be kept.
+Both are timed as a model uses its Linears: one Linear after the other, over enough copies of the weight that none is
+still in the processor's cache when it is read again. The two alternate, so that other load on the machine slows both
+alike. Rounds are repeated until two agree, because a single round on a busy machine can be wrong and its result would
+be stored.
 """
 
 import json
@@ -24,23 +25,23 @@ from prunus.native.load import cache_folder, kernel, threads
 from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import SparseWeight
 
-# Numbers of rows that are timed; the kernel is used up to the largest at which, and below which, it has always won.
-# A weight is packed if it wins at one row against torch's dense. With more rows the rival is what would be done
-# instead: torch on the dense copy, if there is to be one, else on what is unpacked for it. Above the last: whoever
-# has won there.
+# Row counts that are timed, for packed and for plain weights. The kernel is used up to the largest count before its
+# first loss, and if it wins at the last of ROWS, for any number of rows. At one row a packed weight competes with
+# torch's dense Linear: if it loses, the weight is not packed. At more rows it competes with its alternative: torch on
+# the dense copy, if one is kept, else torch on panels of W that are unpacked for it.
 ROWS = (1, MOST_ROWS, 32, 128, 512)
 DENSE_ROWS = (1, 2, 4, MOST_ROWS, 2 * MOST_ROWS)
 REPEATS = 5
-# So many rounds have to agree, by so much, or the median of MOST_ROUNDS decides.
+# The last AGREEING rounds must agree on the winner by a factor of CLEARLY; after MOST_ROUNDS their median decides.
 AGREEING, CLEARLY, MOST_ROUNDS = 2, 1.03, 5
-# Of all copies of a weight together: more bytes than most caches hold. Of a larger weight only so much is timed.
+# ALL_BYTES, the size of all copies of a weight together, exceeds most caches; a larger weight is timed in part.
 ALL_BYTES, MOST_COPIES = 1 << 26, 512
 
 
 def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: bool = False) -> int:
-    """Up to how many rows of x of this dtype the kernel is faster; 0: never, ANY_ROWS: for however many.
+    """The largest number of rows of x, of this dtype, for which to use the kernel: 0 for never, ANY_ROWS for always.
 
-    keep_dense: there is to be a dense copy beside a packed weight.
+    keep_dense: a dense copy is kept beside the packed weight, so that torch on that copy is the alternative.
     """
     key = _key(weight, dtype) + (", dense kept" if keep_dense else "")
     known = _read()
@@ -52,7 +53,7 @@ def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: b
 
 @torch.inference_mode()
 def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: bool) -> int:
-    """The largest of ROWS (of a plain weight, DENSE_ROWS) up to which the kernel is faster, timed now; 0: none."""
+    """The largest of ROWS (DENSE_ROWS for a plain weight) up to which the kernel wins, timed now; 0 if it loses."""
     if isinstance(weight, SparseWeight):
         copies = range(copies_for(weight.nbytes))
         packed = [weight.copy() for _ in copies]
@@ -70,7 +71,7 @@ def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: boo
     for rows in ROWS if panels else DENSE_ROWS:
         x = torch.randn(1, rows, dense_OI.shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)
         rivals = panels if panels and rows > 1 and not keep_dense else torchs
-        # Many rows take long, and it hardly matters to them whether the weight is in a cache.
+        # With many rows a pass takes long, and whether the weight is in a cache hardly matters.
         count = max(1, len(ours) * MOST_ROWS // max(rows, MOST_ROWS))
         if not is_faster(_pass(ours[:count], x), _pass(rivals[:count], x)):
             break
@@ -94,7 +95,7 @@ def stock_linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
 
 
 def is_faster(ours: Callable[[], object], rival: Callable[[], object]) -> bool:
-    """Whether ours takes less time, from as many rounds as it takes to be sure; a tie is ours."""
+    """Whether ours is at least as fast as rival, from as many rounds as a clear result takes (at most MOST_ROUNDS)."""
     ratios: list[float] = []
     while len(ratios) < MOST_ROUNDS:
         our_seconds, rival_seconds = race([ours, rival], REPEATS)
@@ -106,7 +107,10 @@ def is_faster(ours: Callable[[], object], rival: Callable[[], object]) -> bool:
 
 
 def race(runners: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each, by turns after a first one for warming up. CPU seconds where there is one thread."""
+    """Median seconds of each runner over repeats alternating calls, after one warm-up call each.
+
+    With one thread these are CPU seconds, else wall-clock seconds.
+    """
     clock = time.thread_time if threads() == 1 else time.perf_counter
     seconds: list[list[float]] = [[] for _ in runners]
     for repeat in range(repeats + 1):
@@ -119,7 +123,7 @@ def race(runners: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
 
 def _pass(linears: Sequence[nn.Module], x: Tensor) -> Callable[[], object]:
-    """Call all of them, one after the other."""
+    """A function that calls all these Linears with x, one after the other."""
 
     def run() -> None:
         for linear in linears:
@@ -130,7 +134,7 @@ def _pass(linears: Sequence[nn.Module], x: Tensor) -> Callable[[], object]:
 
 @lru_cache(maxsize=1)
 def machine() -> str:
-    """Return what a choice depends on besides the weight: processor, torch, kernel."""
+    """Return what a timing depends on besides the weight: processor, torch version and a digest of the kernel."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -142,6 +146,7 @@ def machine() -> str:
 
 
 def _key(weight: SparseWeight | Tensor, dtype: torch.dtype) -> str:
+    """The name of a timing in the cache. The share of kept weights is rounded to twentieths."""
     kept = "plain"
     shape = tuple(weight.shape)
     if isinstance(weight, SparseWeight):
@@ -155,7 +160,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, int]:
-    """Return the stored choices, none if the cache cannot be read."""
+    """Return the stored choices, an empty dict if the cache cannot be read."""
     try:
         found = json.loads(_file().read_text("utf-8"))
         return {key: rows for key, rows in found.items() if isinstance(key, str) and rows in (0, *ROWS, *DENSE_ROWS)}
@@ -164,7 +169,7 @@ def _read() -> dict[str, int]:
 
 
 def _write(key: str, rows: int) -> None:
-    """Of two processes that write at once the later one wins; what is lost is timed again."""
+    """Store a choice. If two processes write at once, one choice may be lost, and is then timed again."""
     try:
         write_text(_file(), json.dumps({**_read(), key: rows}, indent=1), sync=False)
     except OSError:

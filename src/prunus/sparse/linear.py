@@ -1,7 +1,8 @@
-"""Linears through the kernel: drop-ins for nn.Linear, for inference on a CPU.
+"""Linears that use the kernel: drop-ins for nn.Linear, for inference on a CPU.
 
-A packed weight goes through the kernel for as many rows of x as it is faster than unpacking the weight, panel by panel,
-for torch's own matrix product; a plain one for the few rows of decoding. O: outputs, I: inputs, R: rows of x.
+The kernel multiplies a packed weight up to the number of rows of x for which it is faster than torch's product on
+panels of the weight that are unpacked one at a time. It multiplies a plain weight for the few rows of decoding.
+O: outputs, I: inputs, P: rows of a panel, R: rows of x.
 """
 
 import torch
@@ -12,19 +13,20 @@ from prunus.errors import PrunusError
 from prunus.native.load import needed, threads
 from prunus.sparse.weight import GROUP, KINDS, SparseWeight, checked
 
-# Rows of x that the kernel takes together with a plain weight; for more it reads the weight again.
+# Rows of x that the kernel multiplies in one pass over a plain weight; it reads the weight again for every 8 more.
 MOST_ROWS = 8
 ANY_ROWS = 1 << 40
-# What is unpacked of W at a time for torch: enough for an efficient product, little enough to stay in a cache.
+# Bytes of W that are unpacked at a time for torch: enough for an efficient product, few enough to stay in a cache.
 PANEL_BYTES = 1 << 23
 
 
 def multiply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """(..., O) x W^T + bias by the kernel, summed in float32.
+    """y = x Wᵀ + bias, (..., O), computed by the kernel and summed in float32.
 
-    The same bits for any number of threads and, with a packed weight, however many rows of x come together.
-    x: (..., I), contiguous, on the CPU, in bfloat16, float16 or float32, whatever the weight's dtype; y and bias are of
-    the dtype of x. A plain weight (a tensor) must be contiguous. Wrong input raises PrunusError.
+    The result is the same, bit by bit, for any number of threads and, with a packed weight, for any number of rows of x
+    in one call. x: (..., I), contiguous, on the CPU, in bfloat16, float16 or float32, whatever the weight's dtype; y
+    and bias have the dtype of x. A plain weight (a tensor) must be contiguous. Raises PrunusError for other input, and
+    where the kernel cannot be used.
     """
     check(x, weight, bias_O)
     found = needed()
@@ -50,7 +52,7 @@ def multiply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None = N
 
 
 def apply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None, rows: int) -> Tensor:
-    """(..., O) of (..., I): by the kernel up to so many rows of x, else by torch. Wrong input raises PrunusError."""
+    """y = x Wᵀ + bias, (..., O): by the kernel for up to `rows` rows of x, by torch for more. Errors as in multiply."""
     x = x.contiguous()
     if x.numel() <= rows * x.shape[-1]:
         return multiply(x, weight, bias_O)
@@ -61,20 +63,20 @@ def apply(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None, rows:
 
 
 def check(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> None:
-    """Raise PrunusError, which says what is wrong, unless the kernel can multiply these."""
+    """Raise PrunusError, saying what is wrong, unless the kernel can compute x Wᵀ + bias."""
     outputs, inputs = weight.shape
     if x.requires_grad and torch.is_grad_enabled():
-        raise PrunusError("x asks for gradients, which the kernel has none of; use torch.no_grad() or the dense model")
+        raise PrunusError("x requires gradients, which the kernel lacks; use torch.no_grad() or the dense model")
     if x.dtype not in KINDS:
         raise PrunusError(f"x is {x.dtype}; give bfloat16, float16 or float32")
     if x.device.type != "cpu":
         raise PrunusError(f"x is on {x.device}; the kernel works on the CPU only")
     if x.ndim == 0 or x.shape[-1] != inputs:
-        raise PrunusError(f"x is {tuple(x.shape)}; this weight takes (..., {inputs})")
+        raise PrunusError(f"the shape of x is {tuple(x.shape)}; this weight takes (..., {inputs})")
     if not x.is_contiguous():
         raise PrunusError("x is not contiguous; give x.contiguous()")
     if bias_O is not None and (bias_O.dtype != x.dtype or bias_O.shape != (outputs,) or not bias_O.is_contiguous()):
-        raise PrunusError(f"the bias is {bias_O.dtype} {tuple(bias_O.shape)}; x asks for {x.dtype} ({outputs},)")
+        raise PrunusError(f"the bias is {bias_O.dtype} {tuple(bias_O.shape)}; this x needs {x.dtype} ({outputs},)")
     if isinstance(weight, Tensor) and not (
         weight.dtype in KINDS and weight.device.type == "cpu" and weight.is_contiguous()
     ):
@@ -85,7 +87,10 @@ def check(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> No
 
 
 def _by_panels(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) -> Tensor:
-    """As multiply, by torch: a panel of rows of W at a time, dense and in the dtype of x; W as a whole never is."""
+    """The same as multiply, by torch on one dense panel of rows of W at a time, in the dtype of x.
+
+    No dense copy of all of W is made, unless W is smaller than a panel.
+    """
     outputs, inputs = weight.shape
     if isinstance(weight, SparseWeight) and outputs * inputs * weight.dtype.itemsize <= PANEL_BYTES:
         return functional.linear(x, weight.unpack().to(x.dtype), bias_O)
@@ -106,7 +111,7 @@ def _by_panels(x: Tensor, weight: SparseWeight | Tensor, bias_O: Tensor | None) 
 
 
 class _KernelLinear(nn.Module):
-    """What SparseLinear and DenseLinear share. rows: up to so many rows of x the kernel works, above torch."""
+    """Base class of SparseLinear and DenseLinear. rows: the largest number of rows of x that the kernel multiplies."""
 
     def __init__(self, outputs: int, inputs: int, bias_O: Tensor | None, rows: int) -> None:
         super().__init__()
@@ -119,10 +124,10 @@ class _KernelLinear(nn.Module):
 
 
 class SparseLinear(_KernelLinear):
-    """nn.Linear with a SparseWeight. It has no parameter `weight`; state_dict and the property give a dense copy.
+    """nn.Linear with a SparseWeight. `weight` is not a parameter: the property and state_dict() return a dense copy.
 
-    The weight stays in its dtype and on the CPU whatever is done to the module; x may be of another dtype.
-    dense_OI: a dense copy for many rows, in the dtype of x.
+    The weight keeps its dtype and stays on the CPU: to() and half() do not change it; x may have another dtype.
+    dense_OI: an optional dense copy in the dtype of x, which torch uses for more than `rows` rows.
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class SparseLinear(_KernelLinear):
 
     @property
     def weight(self) -> Tensor:
-        """A dense copy of the weight, made anew."""
+        """A new dense copy of the weight, (O, I)."""
         return self.packed.unpack()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,11 +155,11 @@ class SparseLinear(_KernelLinear):
         destination[f"{prefix}weight"] = self.weight
 
     def _load_from_state_dict(self, *arguments: object, **options: object) -> None:
-        raise PrunusError("a sparse Linear takes no other weights; load them into the dense model and sparsify that")
+        raise PrunusError("a sparse Linear cannot load weights; load them into the dense model and sparsify that")
 
 
 class DenseLinear(_KernelLinear):
-    """nn.Linear whose weight is as it was, possibly another module's too (tied), but read by the kernel."""
+    """nn.Linear with the same weight parameter, which may be tied to another module's, but multiplied by the kernel."""
 
     def __init__(self, weight_OI: nn.Parameter, bias_O: Tensor | None, rows: int = MOST_ROWS) -> None:
         super().__init__(weight_OI.shape[0], weight_OI.shape[1], bias_O, rows)
@@ -166,14 +171,14 @@ class DenseLinear(_KernelLinear):
         return apply(x, self.weight, self.bias, self.rows)
 
 
-# Under torch.compile; called directly they would cost some microseconds more than `apply`.
+# Operators for torch.compile. Outside it, `apply` is called directly, which is some microseconds faster.
 
 
 @torch.library.custom_op("prunus::sparse_linear", mutates_args=(), device_types="cpu")
 def sparse_linear(
     x: Tensor, masks: Tensor, values: Tensor, starts: Tensor, bias: Tensor | None, outputs: int, rows: int
 ) -> Tensor:
-    """`apply` with a SparseWeight given by its parts."""
+    """`apply` with a SparseWeight, passed as its parts because an operator takes only tensors and numbers."""
     return apply(x, checked(masks, values, starts, outputs, x.shape[-1]), bias, rows)
 
 

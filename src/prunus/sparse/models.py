@@ -1,4 +1,4 @@
-"""Models whose Linears go through the kernel: from a checkpoint, or from a model in memory."""
+"""Load a model whose Linears use the kernel from a checkpoint, or convert a loaded model in place."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +25,11 @@ from prunus.sparse.weight import KINDS, SparseWeight, from_packed, pack, packed_
 
 @dataclass(frozen=True)
 class Summary:
-    """How the Linears of a model compute. isa: instruction set of the kernel, `off` if there is none; reason: why.
+    """How the Linears of a model are computed.
 
-    sparse, dense: Linears whose weights the kernel reads packed, and as they are. stock: left to torch.
-    nbytes: what the weights of all of them take; dense_nbytes: what they would take dense, in their own dtype.
+    isa: the kernel's instruction set, or `off`; reason then says why the kernel is not used. sparse, dense, stock:
+    numbers of Linears computed by the kernel with a packed weight, by the kernel with a plain weight, and by torch.
+    nbytes: memory of all their weights in bytes; dense_nbytes: what they would take dense, in their own dtype.
     """
 
     isa: str
@@ -50,7 +51,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Rules:
-    """always: use the kernel without timing it. keep_dense: keep a dense copy for many rows."""
+    """The options of sparsify. always: use the kernel without timing it. keep_dense: keep dense copies for prefill."""
 
     always: bool
     keep_dense: bool
@@ -64,15 +65,15 @@ def load(
     always_sparse: bool = False,
     keep_dense: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model, ready to run on the CPU, with its Linears in the kernel's layout.
+    """A transformers causal language model for inference on the CPU, with its Linears' weights packed.
 
-    model: a packed checkpoint, or a dense one (folder, hub id, `tiny`). It is read tensor by tensor and never in memory
-    as dense. dtype: in which it computes, by default the checkpoint's; packed weights stay in theirs and are widened as
-    they are read. source: of masks alone, the dense model that they belong to. always_sparse, keep_dense: as in
-    sparsify.
+    model: a packed checkpoint, or a dense one (folder, hub id, `tiny`). It is read tensor by tensor; all of it is never
+    in memory dense. dtype: what the model computes in, by default the checkpoint's dtype; packed weights keep theirs
+    and are converted in registers. source: for a file of masks only, the dense model to which they belong.
+    always_sparse, keep_dense: as in sparsify.
 
-    Where there is no kernel, weights are dense and one line on stderr says why. describe(model) says what was done.
-    Wrong input raises PrunusError.
+    Where the kernel cannot be used, weights are dense and one line on stderr says why. describe(model) says how each
+    Linear is computed. Raises PrunusError if the checkpoint is missing, damaged or of another dtype.
     """
     folder = resolve(model)
     checkpoint = PackedCheckpoint(folder, source) if is_packed(folder) else Checkpoint(folder)
@@ -99,12 +100,13 @@ def load(
 
 
 def sparsify(model: nn.Module, *, always_sparse: bool = False, keep_dense: bool = False) -> Summary:
-    """Swap the Linears of a model in place for such that the kernel reads; returns what was done.
+    """Replace the Linears of a model by ones that use the kernel, in place; returns a Summary of what was done.
 
-    Weights with enough zeros to gain from it are packed, others (a tied head too) are read as they are; both only where
-    that is faster than torch, which is timed once for each shape and machine. always_sparse: without timing.
-    keep_dense: keep dense copies of packed weights for prefill, which is then as fast as torch, in the memory of both.
-    The model must be on the CPU and is for inference from then on. Wrong input raises PrunusError.
+    Weights with enough zeros to become smaller are packed; the kernel reads the others, a tied head included, without
+    packing. Either is done only where it is faster than torch, which is timed once for each shape and machine.
+    always_sparse: use the kernel without timing it. keep_dense: keep dense copies of packed weights for prefill, which
+    is then as fast as torch's but takes the memory of both. Afterwards the model can only be used for inference.
+    Raises PrunusError if a parameter is not on the CPU.
     """
     if odd := next((name for name, weight in model.named_parameters() if weight.device.type != "cpu"), None):
         raise PrunusError(f"'{odd}' is not on the CPU, where the sparse kernel works; move the model there first")
@@ -119,7 +121,7 @@ def sparsify(model: nn.Module, *, always_sparse: bool = False, keep_dense: bool 
 
 
 def describe(model: nn.Module) -> Summary:
-    """How the Linears of a model compute."""
+    """A Summary of how the Linears of a model are computed, and of the memory that their weights take."""
     sparse = [module for module in model.modules() if isinstance(module, SparseLinear)]
     dense = [module for module in model.modules() if isinstance(module, DenseLinear)]
     stock = [module for module in model.modules() if type(module) is nn.Linear]
@@ -137,14 +139,14 @@ def describe(model: nn.Module) -> Summary:
 
 
 def _ready(always_sparse: bool, keep_dense: bool) -> _Rules:
-    """The rules; where there is no kernel, one line says so."""
+    """The rules for a model. Says once on stderr if the kernel cannot be used."""
     if kernel().library is None:
         say_why_dense(kernel().reason)
     return _Rules(always_sparse, keep_dense)
 
 
 def _stored_linears(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, Stored]:
-    """Prunable Linears of the blocks whose weights lie on disk as the model has them, by their names in it."""
+    """Stored weights of the blocks' prunable Linears by module name, if transformers loads them without conversion."""
     found: dict[str, Stored] = {}
     for index in range(checkpoint.blocks):
         for linear in checkpoint.linears(index):
@@ -156,7 +158,7 @@ def _stored_linears(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str,
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Every Linear with the module that it belongs to and its name there; subclasses may do something else."""
+    """(parent module, attribute name, Linear) for every nn.Linear; not for subclasses, which may compute otherwise."""
     for owner in model.modules():
         for name, child in owner.named_children():
             if type(child) is nn.Linear:
@@ -164,13 +166,13 @@ def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
 
 
 def _is_shared(model: nn.Module, linear: nn.Linear) -> bool:
-    """Whether another module has the same weight: it cannot be packed then."""
+    """Whether another module uses the same weight, which then cannot be packed."""
     owners = sum(weight is linear.weight for module in model.modules() for weight in module.parameters(recurse=False))
     return owners > 1
 
 
 def _read_weight(stored: Stored) -> SparseWeight | Tensor:
-    """The weight of a Linear: packed if that is smaller, and then without having been dense if the file has it so."""
+    """The weight of a Linear, packed if that is smaller. A weight that the file stores packed is never made dense."""
     if kernel().library is None:
         return stored.read()
     if not isinstance(stored, PackedTensor) or stored.form != "packed":
@@ -182,7 +184,7 @@ def _read_weight(stored: Stored) -> SparseWeight | Tensor:
 
 
 def _maybe_pack(weight_OI: Tensor) -> SparseWeight | Tensor:
-    """Packed if that takes fewer bytes."""
+    """The weight packed, or unchanged if packing does not make it smaller."""
     if kernel().library is None:
         return weight_OI
     kept = int(torch.count_nonzero(weight_OI))
@@ -192,7 +194,7 @@ def _maybe_pack(weight_OI: Tensor) -> SparseWeight | Tensor:
 
 
 def _linear(weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.dtype, rules: _Rules) -> nn.Module:
-    """The fastest Linear for a weight and x of a dtype."""
+    """The fastest Linear for this weight and x of this dtype."""
     rows = 0
     if kernel().library is not None:
         kept = rules.keep_dense and isinstance(weight, SparseWeight)
@@ -207,7 +209,7 @@ def _linear(weight: SparseWeight | Tensor, bias_O: Tensor | None, dtype: torch.d
 
 
 def _swap_others(model: nn.Module, rules: _Rules) -> None:
-    """Linears that are torch's so far (shared weights, or outside the blocks): read as they are, if that is faster."""
+    """Replace the remaining nn.Linears (shared weights, or outside the blocks) by DenseLinear where that is faster."""
     if kernel().library is None:
         return
     for owner, name, linear in list(_linears(model)):

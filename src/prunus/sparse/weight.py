@@ -1,6 +1,6 @@
-"""A weight in the kernel's layout (see kernel.cpp): made from a dense one or a packed checkpoint's arrays, and back.
+"""A weight in the kernel's layout (see kernel.cpp): packed from a dense matrix or a file's arrays, and unpacked.
 
-O: outputs (rows), I: inputs (columns). Rows come in groups of 16, columns in chunks of 32.
+O: outputs (rows), I: inputs (columns). The layout has groups of 16 rows and chunks of 32 columns.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,15 @@ KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _BAD_ARRAYS = 2
 
 
-# Weights that have been checked, by where their parts are.
+# Weights that have been checked, by the addresses of their parts.
 _KNOWN: "WeakValueDictionary[tuple[int, int, int], SparseWeight]" = WeakValueDictionary()
 
 
 class SparseWeight:
-    """masks (int32), values and starts (int64) of an (outputs, inputs) weight. Never changed; copies share it.
+    """An immutable (outputs, inputs) weight as masks (int32), values, and starts (int64); deepcopy() shares it.
 
-    The arrays are checked against each other here, so that the kernel can trust them: PrunusError if they disagree.
+    The constructor checks the arrays against each other, so that the kernel can trust them, and raises PrunusError if
+    they disagree.
     """
 
     def __init__(self, masks: Tensor, values: Tensor, starts: Tensor, outputs: int, inputs: int) -> None:
@@ -45,23 +46,23 @@ class SparseWeight:
         arguments = (masks.data_ptr(), starts.data_ptr(), values.numel() - padding, outputs, inputs)
         if not right or _library().prunus_check(*arguments):
             raise PrunusError(f"masks, values and starts are not those of a weight of ({outputs}, {inputs})")
-        # The kernel is given addresses; asking tensors for them takes as long as a small product.
+        # The kernel takes addresses, and asking tensors for them at each call would take as long as a small product.
         self.pointers = masks.data_ptr(), values.data_ptr(), starts.data_ptr()
         _KNOWN[self.pointers] = self
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the values."""
+        """The dtype of the values."""
         return self.values.dtype
 
     @property
     def kept(self) -> int:
-        """How many weights are left."""
+        """The number of kept weights, those with a bit in the mask."""
         return self.values.numel() - PADDING // self.values.element_size()
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
+        """The size in memory, in bytes."""
         return sum(part.nbytes for part in (self.masks, self.values, self.starts))
 
     @property
@@ -70,16 +71,19 @@ class SparseWeight:
         return self.outputs, self.inputs
 
     def copy(self) -> "SparseWeight":
-        """The same in memory of its own."""
+        """An equal weight in new memory."""
         masks, values = (_empty(part.numel(), part.dtype).copy_(part) for part in (self.masks, self.values))
         return SparseWeight(masks, values, self.starts.clone(), self.outputs, self.inputs)
 
     def unpack(self, first: int = 0, last: int | None = None, out: Tensor | None = None) -> Tensor:
-        """Rows of groups [first, last), dense, bit by bit; all of them by default. out: where to, else new memory."""
+        """The rows of groups [first, last), by default all, as a dense tensor, exact to the bit.
+
+        out: a contiguous tensor of that shape to write to; without it, a new one. Raises PrunusError for other groups.
+        """
         groups, _ = _sizes(self.outputs, self.inputs)
         last = groups if last is None else last
         if not 0 <= first <= last <= groups:
-            raise PrunusError(f"groups {first} to {last} of {groups}")
+            raise PrunusError(f"groups {first} to {last} were asked for; the weight has {groups}")
         rows = min(last * GROUP, self.outputs) - first * GROUP
         if out is None:
             out = torch.empty(rows, self.inputs, dtype=self.dtype)
@@ -106,7 +110,7 @@ class SparseWeight:
 
 
 def checked(masks: Tensor, values: Tensor, starts: Tensor, outputs: int, inputs: int) -> SparseWeight:
-    """The weight of these parts; it is made, and so checked, unless it is there already."""
+    """The SparseWeight of these parts; only one that does not exist yet is made, and so checked."""
     known = _KNOWN.get((masks.data_ptr(), values.data_ptr(), starts.data_ptr()))
     if known is not None and (known.outputs, known.inputs, known.dtype) == (outputs, inputs, values.dtype):
         return known
@@ -114,13 +118,16 @@ def checked(masks: Tensor, values: Tensor, starts: Tensor, outputs: int, inputs:
 
 
 def packed_bytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
-    """What a weight of this shape takes in memory with so many weights left."""
+    """The bytes that a packed weight of this shape takes in memory. kept: number of weights that are not +0.0."""
     groups, chunks = _sizes(*shape)
     return groups * GROUP * chunks * 4 + kept * itemsize + PADDING + 8 * (groups + 1)
 
 
 def pack(weight_OI: Tensor) -> SparseWeight:
-    """From a dense matrix; +0.0 is what is left out, bit by bit the rest comes back. Wrong input raises PrunusError."""
+    """A dense (O, I) matrix as a SparseWeight, whose unpack() returns the same bits. Only +0.0 is left out.
+
+    Raises PrunusError unless the matrix is on the CPU, not empty, and in bfloat16, float16 or float32.
+    """
     if weight_OI.ndim != 2 or 0 in weight_OI.shape or weight_OI.dtype not in KINDS or weight_OI.device.type != "cpu":
         raise PrunusError(
             f"{weight_OI.dtype} of {tuple(weight_OI.shape)} on {weight_OI.device} cannot be packed; "
@@ -145,9 +152,10 @@ def pack(weight_OI: Tensor) -> SparseWeight:
 def from_packed(
     shape: tuple[int, int], dtype: torch.dtype, starts: NDArray[np.int64], mask: NDArray[np.uint8], values: NDArray
 ) -> SparseWeight:
-    """From the arrays of a packed checkpoint (docs/format.md): starts, mask, and values as bit patterns, with padding.
+    """A SparseWeight from the arrays of a packed checkpoint (docs/format.md).
 
-    Nothing is read before mask, starts and number of values agree; PrunusError if they do not.
+    values: bit patterns as integers, padding included. Raises PrunusError, before any value is read, if mask, starts
+    and the number of values do not agree.
     """
     groups, _ = _sizes(*shape)
     width = dtype.itemsize
@@ -182,7 +190,7 @@ def from_packed(
 
 
 def huge_pages(tensor: Tensor) -> None:
-    """Ask for huge pages under a tensor that will be read again and again."""
+    """Ask the system to back a tensor that will be read many times with huge pages."""
     _library().prunus_huge_pages(tensor.data_ptr(), tensor.nbytes)
 
 
@@ -191,12 +199,12 @@ def _library() -> Any:
 
 
 def _sizes(outputs: int, inputs: int) -> tuple[int, int]:
-    """Groups of rows and chunks of columns."""
+    """The number of groups of rows and of chunks of columns."""
     return -(-outputs // GROUP), -(-inputs // CHUNK)
 
 
 def _room(shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Memory for masks and values; the padding of the values is zero."""
+    """Uninitialised memory for masks and values; only the padding of the values is set, to zero."""
     groups, chunks = _sizes(*shape)
     masks = _empty(groups * GROUP * chunks, torch.int32)
     values = _empty(kept + PADDING // dtype.itemsize, dtype)
@@ -205,7 +213,7 @@ def _room(shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> tuple[Tensor
 
 
 def _empty(count: int, dtype: torch.dtype) -> Tensor:
-    """Memory for so many numbers; large ones begin where a huge page can, and ask for these."""
+    """Uninitialised memory for count numbers; large arrays are aligned to huge pages and request them."""
     size = count * dtype.itemsize
     if size < HUGE_PAGE:
         return torch.empty(count, dtype=dtype)
@@ -217,7 +225,10 @@ def _empty(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def _call(name: str, *arguments: int) -> None:
-    """One of the functions that begin with the instruction set and end with the number of threads."""
+    """Call a library function, adding the instruction set as its first argument and the number of threads as its last.
+
+    Raises PrunusError if its status is not 0.
+    """
     found = needed()
     status = getattr(found.library, name)(found.isa, *arguments, threads())
     if status == _BAD_ARRAYS:

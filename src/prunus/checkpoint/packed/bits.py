@@ -1,7 +1,7 @@
-"""How a pruned weight is packed: a bit per weight, the weights that are left, and where every 16th row begins.
+"""Pack a pruned weight as one bit per weight, the kept values, and the index of the first value of every 16th row.
 
-Bit patterns, not numbers: only +0.0 (all bits zero) counts as zero, so -0.0 and NaN come back as they were. The layout
-is described for other readers in docs/format.md. O: outputs (rows), I: inputs (columns).
+This works on bit patterns, not numbers: only +0.0 (all bits zero) counts as zero, so -0.0 and NaN are restored exactly.
+docs/format.md describes the layout. O: outputs (rows), I: inputs (columns).
 """
 
 from typing import NamedTuple
@@ -9,18 +9,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# A kernel works on this many rows at a time; the next group of rows is found without counting bits.
+# A kernel works on this many rows at a time, and finds the values of each group of rows without counting bits.
 GROUP = 16
-# Rows of the mask are whole 64-bit words: two chunks of 32 columns, or one of 64.
+# A row of the mask is a whole number of 64-bit words: two chunks of 32 columns, or one of 64.
 WORD_BITS = 64
-# Arrays begin at multiples of this many bytes, a cache line and the widest vector register.
+# Arrays begin at multiples of this many bytes, the size of a cache line and of the widest vector register.
 ALIGNMENT = 64
-_SLAB = 1 << 18  # weights at a time: what is looked at several times stays in the cache
+_SLAB = 1 << 18  # weights processed at a time, so that intermediate arrays stay in the cache
 PATTERNS: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 class PackedBits(NamedTuple):
-    """starts (int64): of each group of rows its first value, then the count of all. mask (uint8): (rows, bytes)."""
+    """A packed weight, padding included.
+
+    starts: the index of the first value of each group of rows, then the number of values. mask: (rows, bytes per row).
+    values: the kept weights as bit patterns.
+    """
 
     starts: NDArray[np.int64]
     mask: NDArray[np.uint8]
@@ -28,22 +32,22 @@ class PackedBits(NamedTuple):
 
 
 def round_up(count: int, step: int) -> int:
-    """Return the next multiple of step."""
+    """Return the smallest multiple of step that is at least count."""
     return -(-count // step) * step
 
 
 def starts_length(rows: int) -> int:
-    """How many starts there are, padding included: all of it repeats the last."""
+    """The length of starts, including the padding, which repeats the last start."""
     return round_up(-(-rows // GROUP) + 1, ALIGNMENT // 8)
 
 
 def mask_shape(rows: int, columns: int) -> tuple[int, int]:
-    """Rows and bytes per row of a mask, padding included: all of it is zero."""
+    """(rows, bytes per row) of a mask, including the padding, which is zero."""
     return round_up(rows, GROUP), round_up(columns, WORD_BITS) // 8
 
 
 def values_length(kept: int, itemsize: int) -> int:
-    """How many values are stored, padding included: all of it is zero."""
+    """The length of values, including the padding, which is zero."""
     return round_up(kept * itemsize, ALIGNMENT) // itemsize
 
 
@@ -59,7 +63,7 @@ def packed_nbytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
 
 
 def pack_bits(bits_OI: NDArray, values_OI: NDArray | None = None) -> PackedBits:
-    """Pack a weight given as unsigned integers. values_OI: what to keep where bits_OI is not zero; else bits_OI."""
+    """The packed form of a weight given as bit patterns. values_OI: what to store in place of the nonzero bits_OI."""
     values_OI = bits_OI if values_OI is None else values_OI
     rows, columns = bits_OI.shape
     mask = np.zeros(mask_shape(rows, columns), np.uint8)
@@ -77,7 +81,7 @@ def pack_bits(bits_OI: NDArray, values_OI: NDArray | None = None) -> PackedBits:
 
 
 def pack_mask(bits_OI: NDArray) -> NDArray[np.uint8]:
-    """The mask of a weight alone."""
+    """The mask of a weight given as bit patterns, uint8."""
     rows, columns = bits_OI.shape
     mask = np.zeros(mask_shape(rows, columns), np.uint8)
     for slab in slabs(rows, columns):
@@ -86,15 +90,15 @@ def pack_mask(bits_OI: NDArray) -> NDArray[np.uint8]:
 
 
 def unpack_bits(shape: tuple[int, ...], packed: PackedBits) -> NDArray:
-    """The weight again, zeros where it has no value. Parts that do not fit each other raise ValueError.
+    """The bit patterns (O, I) of a packed weight. Raises ValueError if mask, starts and number of values disagree.
 
-    The parts' own shapes have been checked; here, that mask, starts and number of values agree.
+    The caller has checked the shapes of the parts.
     """
     rows, columns = shape
     starts, mask, values = packed
     total = int(starts[-1])
     if not 0 <= total <= rows * columns or values_length(total, values.itemsize) != len(values):
-        raise ValueError(f"{len(values)} values are stored where {total} are announced")
+        raise ValueError(f"{len(values)} values are stored, but the starts announce {total}")
     if values[total:].any():
         raise ValueError("padding of the values is not zero")
     bits_OI = np.zeros((rows, columns), values.dtype)
@@ -103,7 +107,7 @@ def unpack_bits(shape: tuple[int, ...], packed: PackedBits) -> NDArray:
         counts_O[slab] = np.count_nonzero(kept, axis=1)
         places = np.flatnonzero(kept)
         if taken + len(places) > total:
-            raise ValueError("the mask asks for more values than are stored")
+            raise ValueError("the mask needs more values than are stored")
         bits_OI[slab].reshape(-1)[places] = values[taken : taken + len(places)]
         taken += len(places)
     if not np.array_equal(_starts(counts_O), starts):
@@ -112,7 +116,7 @@ def unpack_bits(shape: tuple[int, ...], packed: PackedBits) -> NDArray:
 
 
 def apply_mask(bits_OI: NDArray, mask: NDArray[np.uint8]) -> NDArray:
-    """The weight with zeros where the mask has them. A mask with bits in its padding raises ValueError."""
+    """The weight (O, I) with zeros where the mask is 0. Raises ValueError if a padding bit of the mask is 1."""
     result_OI = np.empty_like(bits_OI)
     for slab, kept in _mask_slabs(bits_OI.shape, mask):
         np.multiply(bits_OI[slab], kept, out=result_OI[slab])
@@ -120,13 +124,13 @@ def apply_mask(bits_OI: NDArray, mask: NDArray[np.uint8]) -> NDArray:
 
 
 def slabs(rows: int, columns: int) -> list[slice]:
-    """Rows in pieces of whole groups, so that what is computed on the way is small."""
+    """Slices of rows, in multiples of GROUP, small enough that intermediate arrays stay in the cache."""
     height = max(GROUP, _SLAB // columns // GROUP * GROUP)
     return [slice(first, min(first + height, rows)) for first in range(0, rows, height)]
 
 
 def _mask_slabs(shape: tuple[int, ...], mask: NDArray[np.uint8]):
-    """Rows in pieces, each with (its rows, I) booleans: where the mask has ones."""
+    """Yield (slice of rows, booleans (its rows, I)) of a mask. Raises ValueError if a padding bit is 1."""
     rows, columns = shape
     if mask[rows:].any():
         raise ValueError("the mask has ones in the padding")
@@ -138,7 +142,7 @@ def _mask_slabs(shape: tuple[int, ...], mask: NDArray[np.uint8]):
 
 
 def _starts(counts_O: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each group's values start, from the number of values of each row."""
+    """The starts of a packed weight, from the number of values in each row."""
     ends = np.cumsum(np.add.reduceat(counts_O, np.arange(0, len(counts_O), GROUP)))
     starts = np.full(starts_length(len(counts_O)), ends[-1], np.int64)
     starts[0], starts[1 : len(ends) + 1] = 0, ends

@@ -1,7 +1,7 @@
-"""Packed checkpoints: a pruned model in as many bytes as its kept weights need, and variants of a model as masks.
+"""Pack and unpack pruned models, and write variants of a model as masks.
 
-A packed checkpoint is a folder like the dense one, with packed.safetensors in place of the weights; a variant is one
-file that leans on its dense source. docs/format.md describes both.
+A packed checkpoint is a folder like the dense one, with packed.safetensors in place of the weights. A variant is one
+file that can be read only together with its dense source. docs/format.md describes both.
 """
 
 import time
@@ -17,7 +17,7 @@ from prunus.checkpoint.checksum import checksum_of
 from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.model_folder import PACKED_FILE
 from prunus.checkpoint.packed.bits import mask_nbytes, packed_nbytes
-from prunus.checkpoint.packed.checkpoint import PackedCheckpoint, check_source, lean_on
+from prunus.checkpoint.packed.checkpoint import PackedCheckpoint, attach_source, check_source
 from prunus.checkpoint.packed.reader import read_packed
 from prunus.checkpoint.packed.tensor import bit_patterns, damaged
 from prunus.checkpoint.packed.writer import packed_writer
@@ -40,17 +40,20 @@ def pack(
     source: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write checkpoint (folder, hub id or `tiny`) packed to the folder out; returns a summary.
+    """Write a packed copy of checkpoint (folder, hub id or `tiny`) to the folder out; returns a summary.
 
-    Every tensor comes back bit by bit, except that int8 rounds what is kept of the Linears. masks_only: nothing but a
-    mask for each Linear; the model must be its dense source with zeros. That source is the first that its prunus.json
-    names, unless given. Wrong input raises PrunusError and leaves nothing behind.
+    The summary has out, form, dense_bytes, packed_bytes, ratio (packed / dense), seconds and warnings. Unpacking
+    restores every tensor bit by bit, unless int8 is set, which rounds the kept weights of the Linears to 8 bits.
+    masks_only: store only a mask for each Linear, for a model that equals its dense source except for zeros. source:
+    that dense model, by default the first that the model's prunus.json names. Raises PrunusError, and leaves nothing
+    behind, if the options contradict each other, the model cannot be read or packed so, or out exists (without
+    overwrite).
     """
     started = time.monotonic()
     if masks_only and int8:
-        raise PrunusError("masks alone have no values to round; leave --masks-only or --int8 out")
+        raise PrunusError("--masks-only stores no values that --int8 could round; leave one of them out")
     if source is not None and not masks_only:
-        raise PrunusError("a source is needed for masks alone; leave --source out or add --masks-only")
+        raise PrunusError("--source is only for masks; leave it out or add --masks-only")
     model, target = Checkpoint(resolve(checkpoint)), Path(out)
     if model.quantised is not None:
         raise PrunusError(f"{model.folder} is in {model.quantised} and was not pruned, so there is nothing to pack")
@@ -63,10 +66,12 @@ def pack(
     else:
         needed += sum(stored.nbytes for stored in model.outer_tensors().values())
     with Partial(model, target, work, 0, needed, overwrite) as partial:
-        file, info = partial.folder / PACKED_FILE, describe(dense_name, dense, int8, {"checksum": model.checksum()})
+        file, info = partial.folder / PACKED_FILE, header_info(dense_name, dense, int8, {"checksum": model.checksum()})
         with disk_errors(partial.folder, needed), Steps("packing", len(linear_weights(model)), "Linears") as steps:
             if masks_only:
-                write_against(file, dense, read_linears(model, steps), info | {"kind": "variant"}, moved=False)
+                write_variant_tensors(
+                    file, dense, read_linears(model, steps), info | {"kind": "variant"}, allow_changed=False
+                )
             else:
                 write_all(file, model, read_linears(model, steps), info)
         partial.publish(None, None)
@@ -90,19 +95,21 @@ def unpack(
     lossy: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a packed checkpoint as the plain dense folder that it was made from; returns a summary.
+    """Write the dense checkpoint from which a packed one was made to the folder out; returns a summary.
 
-    source: the dense model that masks alone belong to, by default the one that they name. lossy: unpack int8 values
-    too; prunus.json will then say so. The result is checked against the checksum of what was packed. Wrong input raises
-    PrunusError and leaves nothing behind.
+    The summary has out, dense_bytes, exact (whether all weights are those that were packed), seconds and warnings.
+    source: for a file of masks only, the dense model to which they belong, by default the one that the file names.
+    lossy: also unpack int8 values, which prunus.json then records. The result's checksum must be that of the packed
+    model. Raises PrunusError, and leaves nothing behind, if the file is damaged, holds rounded values (without lossy),
+    or out exists (without overwrite).
     """
     started = time.monotonic()
     model, target = PackedCheckpoint(typed_path(packed), source), Path(out)
     if model.lossy and not lossy:
-        raise PrunusError(f"{packed} holds values rounded to 8 bits, not the model's own; add --lossy to unpack those")
+        raise PrunusError(f"{packed} holds values rounded to 8 bits, not the original ones; add --lossy to unpack them")
     check_target(model.dense.folder if model.dense else model.folder, target, overwrite)
-    origin = {"name": str(packed), "checksum": model.packed.info["about"].get("checksum")}
-    work = {"action": "unpack", "source": origin["checksum"], "lossy": model.lossy}
+    provenance = {"name": str(packed), "checksum": model.packed.info["about"].get("checksum")}
+    work = {"action": "unpack", "source": provenance["checksum"], "lossy": model.lossy}
     with Partial(model, target, work, model.blocks, disk_needed(model.nbytes), overwrite) as partial:
         with Steps("unpacking", total=model.blocks, unit="blocks", done=len(partial.records)) as steps:
             for index in range(model.blocks):
@@ -112,10 +119,10 @@ def unpack(
         tensors = model.outer_tensors()
         for index in range(model.blocks):
             tensors |= partial.read_block(index)
-        checksum = checksum_of(tensors)  # which refuses NaN, too
-        if not model.lossy and checksum != origin["checksum"]:
+        checksum = checksum_of(tensors)  # also refuses NaN
+        if not model.lossy and checksum != provenance["checksum"]:
             raise damaged(model.packed.path, "the weights are not those that were packed")
-        partial.finish(None, rounding_step(origin) if model.lossy else None)
+        partial.finish(None, rounding_step(provenance) if model.lossy else None)
     return {
         "out": str(target),
         "dense_bytes": model.nbytes,
@@ -125,10 +132,10 @@ def unpack(
     }
 
 
-def rounding_step(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's entry for kept weights that were rounded."""
+def rounding_step(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest entry for a model whose kept weights were rounded to 8 bits."""
     recipe = {"method": "int8", "values": "int8, one scale per row"}
-    return {"action": "quantise", "recipe": recipe, "versions": versions(), "source": dict(origin), "warnings": []}
+    return {"action": "quantise", "recipe": recipe, "versions": versions(), "source": dict(provenance), "warnings": []}
 
 
 # Variants
@@ -137,39 +144,40 @@ def rounding_step(origin: Mapping[str, Any]) -> dict[str, Any]:
 def write_variant(
     path: Path, source: Checkpoint, weights: Iterable[tuple[str, Tensor]], about: Mapping[str, Any]
 ) -> None:
-    """Write weights of a variant of source to one file, each as a mask where its kept weights are those of source.
+    """Write the changed weights of a variant of source to one file; a weight that only gained zeros becomes a mask.
 
-    weights: names as in source.tensors (model.layers.0.mlp.up_proj.weight) and matrices of the shapes and dtypes there;
-    one at a time is in memory. about: JSON, see variant_about. The file is there whole or not at all; an old one is
-    replaced.
+    weights: (name, matrix) pairs, read one at a time, with names (model.layers.0.mlp.up_proj.weight), shapes and dtypes
+    as in source.tensors. about: JSON that variant_about returns. The file is written completely or not at all, and
+    replaces an old one. Raises PrunusError if a weight is not that of a Linear of source.
     """
+    info = header_info(str(source.folder), source, False, about) | {"kind": "variant"}
     with disk_errors(path.parent, 0):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_against(path, source, weights, describe(str(source.folder), source, False, about) | {"kind": "variant"})
+        write_variant_tensors(path, source, weights, info)
 
 
 def read_variant(path: Path, source: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a variant, dense and bit by bit, one at a time. Another source raises PrunusError at once."""
+    """Yield (name, dense weight) of a variant, exact to the bit; at once PrunusError if source is another model."""
     packed = read_packed(path)
     if packed.info["kind"] != "variant":
         raise PrunusError(f"{path} is a packed checkpoint, not a variant of a model")
     check_source(packed, source)
-    tensors = lean_on(packed, source)
+    tensors = attach_source(packed, source)
     return ((name, tensor.read()) for name, tensor in tensors.items())
 
 
 def variant_about(path: Path) -> dict[str, Any]:
-    """What write_variant was told about the variant."""
+    """The `about` that was given to write_variant."""
     return read_packed(path).info["about"]
 
 
-# What both share
+# Used by both
 
 
-def describe(name: str, model: Checkpoint, lossy: bool, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the header says besides tensors. model: the one packed, of variants their source."""
-    origin = {"name": name, "checksum": model.checksum()}
-    return {"kind": "checkpoint", "model": origin, "lossy": lossy, "about": dict(about)}
+def header_info(name: str, model: Checkpoint, lossy: bool, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The header's entries other than tensors. model: the packed model, or for a variant its source."""
+    provenance = {"name": name, "checksum": model.checksum()}
+    return {"kind": "checkpoint", "model": provenance, "lossy": lossy, "about": dict(about)}
 
 
 def linear_weights(model: Checkpoint) -> list[str]:
@@ -180,34 +188,37 @@ def linear_weights(model: Checkpoint) -> list[str]:
 
 
 def read_linears(model: Checkpoint, steps: Steps) -> Iterator[tuple[str, Tensor]]:
-    """Name and weight of each prunable Linear, one at a time."""
+    """Yield (name on disk, weight) of each prunable Linear."""
     for name in linear_weights(model):
         yield name, model.read(name)
         steps.advance()
 
 
 def write_all(file: Path, model: Checkpoint, linears: Iterable[tuple[str, Tensor]], info: Mapping[str, Any]) -> None:
-    """Write every tensor: Linears packed (unless that is longer), all others as they are."""
-    left = dict(model.tensors)
+    """Write every tensor of a model: Linears packed unless that is larger, all other tensors dense."""
+    dense = dict(model.tensors)
     with packed_writer(file, info, model.tensors) as writer:
         for name, weight_OI in linears:
             kept = int(np.count_nonzero(bit_patterns(weight_OI)))
-            if info["lossy"] or packed_nbytes(left[name].shape, kept, weight_OI.itemsize) < left[name].nbytes:
+            if info["lossy"] or packed_nbytes(dense[name].shape, kept, weight_OI.itemsize) < dense[name].nbytes:
                 writer.add(name, weight_OI, int8=info["lossy"])
-                del left[name]
-        # Widest element first keeps them aligned without gaps.
-        for name in sorted(left, key=lambda name: (-ITEMSIZES.get(left[name].dtype, 0), name)):
-            writer.add_dense(name, left[name])
+                del dense[name]
+        # The widest dtypes first, so that all are aligned without gaps.
+        for name in sorted(dense, key=lambda name: (-ITEMSIZES.get(dense[name].dtype, 0), name)):
+            writer.add_dense(name, dense[name])
 
 
-def write_against(
+def write_variant_tensors(
     file: Path,
     source: Checkpoint,
     weights: Iterable[tuple[str, Tensor]],
     info: Mapping[str, Any],
-    moved: bool = True,
+    allow_changed: bool = True,
 ) -> None:
-    """Write weights as what they are besides source. moved: kept weights may differ from it, else PrunusError."""
+    """Write each weight in the smallest form relative to source.
+
+    allow_changed: accept kept weights that differ from those of source; without it they raise PrunusError.
+    """
     with packed_writer(file, info, source.tensors) as writer:
         for name, weight_OI in weights:
             stored = source.tensors.get(name)
@@ -215,15 +226,18 @@ def write_against(
                 raise PrunusError(f"'{name}' {tuple(weight_OI.shape)} is not the weight of a Linear of {source.folder}")
             if (DTYPES.get(stored.dtype), stored.shape) != (weight_OI.dtype, tuple(weight_OI.shape)):
                 raise PrunusError(f"'{name}' has another shape or dtype than in {source.folder}")
-            if writer.add(name, weight_OI, stored.read()) == "packed" and not moved:
+            if writer.add(name, weight_OI, stored.read()) == "packed" and not allow_changed:
                 raise PrunusError(
-                    f"kept weights of '{name}' differ from those of {source.folder}: a mask is not enough; "
+                    f"kept weights of '{name}' differ from those of {source.folder}, so a mask is not enough; "
                     "leave --masks-only out"
                 )
 
 
 def find_source(model: Checkpoint, given: str | Path | None) -> tuple[str, Checkpoint]:
-    """Name and folder of the dense model of which model is said to be a part: given, else the first in its history."""
+    """(name, Checkpoint) of the dense model from which a model was pruned: `given`, else the first in its history.
+
+    Raises PrunusError if there is none, or if it has another checksum than the history says.
+    """
     if given is not None:
         return str(given), Checkpoint(resolve(given))
     history = model.manifest.get("history", [])
@@ -235,12 +249,12 @@ def find_source(model: Checkpoint, given: str | Path | None) -> tuple[str, Check
     except PrunusError as error:
         raise PrunusError(f"masks need the dense model '{name}': {error} (--source)") from error
     if source.checksum() != checksum:
-        raise PrunusError(f"'{name}' is not the model that {model.folder} was pruned from; give that with --source")
+        raise PrunusError(f"'{name}' is not the model from which {model.folder} was pruned; name that with --source")
     return name, source
 
 
 def check_same_elsewhere(model: Checkpoint, source: Checkpoint) -> None:
-    """Raise PrunusError unless all but the Linears of two models agree bit by bit."""
+    """Raise PrunusError unless two models agree bit by bit in all tensors except the Linears' weights."""
     if set(model.tensors) != set(source.tensors):
         raise PrunusError(f"{model.folder} and {source.folder} have different tensors; leave --masks-only out")
     for name in set(model.tensors) - set(linear_weights(model)):

@@ -1,7 +1,8 @@
-"""One tensor of a packed file: in which form it is there, of which parts, and how they become the dense tensor again.
+"""One tensor of a packed file: its form, its parts, and how the dense tensor is restored from them.
 
-dense: as it is. packed: mask and values. int8: the same with rounded values and a scale per row. mask: a mask to lay
-over the same tensor of another model, the source. source: nothing, it is that tensor. docs/format.md has the details.
+Forms: dense: the tensor itself. packed: mask and values. int8: the same, with rounded values and a scale per row.
+mask: a mask that is applied to the same tensor of another model, the source. source: nothing; the tensor is the
+source's. docs/format.md has the details.
 """
 
 import zlib
@@ -30,7 +31,7 @@ from prunus.checkpoint.safetensors_file import DTYPES, ITEMSIZES, READABLE, Stor
 from prunus.errors import PrunusError
 
 Form = Literal["dense", "packed", "int8", "mask", "source"]
-# The parts of a form, in the order in which they lie.
+# The parts of each form, in the order of the file.
 PARTS: Mapping[Form, tuple[str, ...]] = {
     "dense": ("",),
     "packed": (".starts", ".mask", ".values"),
@@ -38,28 +39,28 @@ PARTS: Mapping[Form, tuple[str, ...]] = {
     "mask": (".mask",),
     "source": (),
 }
-# What starts, masks and scales are read as.
+# numpy's dtypes of starts, masks and scales.
 NUMBERS = {"I64": np.dtype("<i8"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
 INT8_LARGEST = 127
 
 
 class Damaged(ValueError):
-    """What is wrong with a file; callers that know its name turn this into a PrunusError."""
+    """Says what is wrong with a file; callers that know the file's name turn this into a PrunusError."""
 
 
 def damaged(path: Path, why: object) -> PrunusError:
-    """The error for a file that cannot be trusted."""
-    return PrunusError(f"{path} is damaged or no packed file ({why}); make or fetch it again")
+    """The error for a packed file that is damaged."""
+    return PrunusError(f"{path} is damaged or not a packed file ({why}); make or fetch it again")
 
 
 def part_types(form: Form, dtype: str) -> tuple[str, ...]:
-    """The dtype of each part of a tensor of this dtype."""
+    """The dtype of each part of a tensor of this form and dtype."""
     kinds = {"": dtype, ".starts": "I64", ".mask": "U8", ".values": "I8" if form == "int8" else dtype, ".scale": "F32"}
     return tuple(kinds[part] for part in PARTS[form])
 
 
 def part_shapes(form: Form, shape: tuple[int, ...]) -> tuple[tuple[int, ...] | None, ...]:
-    """The shape of each part; None where only the file says how long it is: values."""
+    """The shape of each part of a tensor of this form and shape; None for values, whose length only the file knows."""
     if form == "dense":
         return (shape,)
     shapes = {
@@ -72,14 +73,14 @@ def part_shapes(form: Form, shape: tuple[int, ...]) -> tuple[tuple[int, ...] | N
 
 
 def scale_length(rows: int) -> int:
-    """How many scales there are, padding included: all of it is zero."""
+    """The length of the scales, including the padding, which is zero."""
     return round_up(rows, ALIGNMENT // 4)
 
 
 class PackedTensor(Stored):
-    """A tensor of a packed file, which reads as if it lay there dense. start, end: of all its parts together.
+    """A tensor of a packed file, read in the same way as a dense one. start, end: of all its parts together.
 
-    checksums: CRC-32 of each part. dense: where the source has it, for forms that need the source.
+    checksums: CRC-32 of each part. dense: the source's tensor, for forms that need it.
     """
 
     form: Form
@@ -93,11 +94,11 @@ class PackedTensor(Stored):
 
     @property
     def packed_nbytes(self) -> int:
-        """Bytes that it takes in the file."""
+        """Bytes of the tensor in the packed file."""
         return self.end - self.start
 
     def chunks(self) -> Iterator[bytes]:
-        """The dense data, piece by piece. Damage raises PrunusError, of dense tensors only after the last piece."""
+        """Yield the dense data in pieces; PrunusError for damage, in a dense tensor only after the last piece."""
         if self.form != "dense":
             yield self._bits().tobytes()
             return
@@ -109,7 +110,7 @@ class PackedTensor(Stored):
             raise damaged(self.file, "a checksum does not match")
 
     def read(self) -> Tensor:
-        """The dense tensor, in memory of its own."""
+        """The dense tensor, in new memory; PrunusError if it is damaged."""
         if self.form == "dense":
             buffer = np.frombuffer(bytearray().join(self.chunks()), np.uint8)
         else:
@@ -117,8 +118,10 @@ class PackedTensor(Stored):
         return torch.from_numpy(buffer).view(READABLE[self.dtype]).view(self.shape)
 
     def bits(self) -> PackedBits:
-        """Starts, mask and values of a `packed` tensor as they are stored. Only checksums are checked: not whether the
-        parts fit each other. Damage raises PrunusError."""
+        """The stored starts, mask and values of a `packed` tensor; PrunusError if a checksum does not match.
+
+        Whether the parts agree with each other is not checked.
+        """
         assert self.form == "packed"
         try:
             return PackedBits(*self._parts())
@@ -126,7 +129,7 @@ class PackedTensor(Stored):
             raise damaged(self.file, error) from error
 
     def _bits(self) -> NDArray:
-        """The dense tensor's bit patterns."""
+        """The bit patterns of the dense tensor; PrunusError if it is damaged."""
         try:
             return self._decode()
         except ValueError as error:
@@ -142,7 +145,7 @@ class PackedTensor(Stored):
         return dequantise(bits_OI, scale[0], self.dtype) if scale else bits_OI
 
     def _parts(self) -> list[NDArray]:
-        """The parts, their bytes checked against their checksums; values as bit patterns."""
+        """The parts, values as bit patterns. Raises Damaged if a checksum does not match."""
         types, shapes = part_types(self.form, self.dtype), part_shapes(self.form, self.shape)
         known = [prod(shape) * ITEMSIZES[kind] if shape else 0 for kind, shape in zip(types, shapes, strict=True)]
         found = []
@@ -158,28 +161,28 @@ class PackedTensor(Stored):
 
 
 def bit_patterns(weight: Tensor) -> NDArray:
-    """A tensor's numbers as unsigned integers, row-major."""
+    """The bits of a tensor's numbers as unsigned integers of the same width, in the same shape."""
     whole = weight.detach().cpu().contiguous()
     return whole.view(torch.uint8).numpy().view(PATTERNS[whole.element_size()])
 
 
 def quantise(weight_OI: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Nearest whole numbers in [-127, 127], and for each row, padded, what one of them is worth."""
+    """(values, scales): integers in [-127, 127] (O, I), and one scale per row, padded, by which they are multiplied."""
     rows, columns = weight_OI.shape
     values_OI, scale_O = np.empty((rows, columns), np.int8), np.zeros(scale_length(rows), np.float32)
     for slab in slabs(rows, columns):
         float_OI = weight_OI[slab].float().numpy()
         scale_O[slab] = np.abs(float_OI).max(axis=1) / np.float32(INT8_LARGEST)
         divisor_O1 = np.where(scale_O[slab] > 0, scale_O[slab], np.float32(1))[:, None]
-        # Where a scale is so small that few of its bits are left, a quotient can leave the range.
+        # A subnormal scale has few bits, so that a quotient can exceed the range.
         values_OI[slab] = np.rint(float_OI / divisor_O1).clip(-INT8_LARGEST, INT8_LARGEST)
     return values_OI, scale_O
 
 
 def dequantise(bits_OI: NDArray, scale_O: NDArray, dtype: str) -> NDArray:
-    """Bit patterns of the numbers that 8-bit patterns and padded scales stand for."""
+    """The bit patterns, in dtype, of int8 values (given as bit patterns) times their rows' scales."""
     weight_OI, values_OI = torch.empty(bits_OI.shape, dtype=DTYPES[dtype]), torch.from_numpy(bits_OI.view(np.int8))
     for slab in slabs(*bits_OI.shape):
-        # torch, as numpy would warn of a scale that is not finite.
+        # torch rather than numpy, which would warn about a scale that is not finite.
         weight_OI[slab] = values_OI[slab].float() * torch.from_numpy(scale_O)[slab, None]
     return bit_patterns(weight_OI)

@@ -1,4 +1,4 @@
-"""Write a packed file as its tensors come: memory holds one of them, and the header is filled in at the end."""
+"""Write a packed file tensor by tensor, with one of them in memory; the header is written last."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ from prunus.errors import PrunusError
 
 VERSION = 1
 INFO, DIGEST = "prunus_packed", "prunus_packed_sha256"
-# Stands in the header for its own digest while that is computed.
+# Placeholder for the header's digest while that digest is computed.
 NO_DIGEST = "0" * 64
 _LARGEST_CRC = (1 << 32) - 1
 
 
 class PackedWriter:
-    """Takes tensors one after the other; see packed_writer. Dense ones come last, so that all others are aligned."""
+    """Appends tensors to a packed file; see packed_writer. Dense ones come last, so that all others are aligned."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.offset = stream, 0
@@ -35,17 +35,17 @@ class PackedWriter:
         self.table: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, weight_OI: Tensor, source_OI: Tensor | None = None, *, int8: bool = False) -> Form:
-        """Write a matrix in the shortest form that gives it back bit by bit (int8: nearly); returns the form.
+        """Write a matrix in the smallest form that restores it bit by bit, or rounded with int8; returns the form.
 
-        source_OI: the same tensor of the source, if the file may lean on it.
+        source_OI: the same tensor of the source, if the file is a variant.
         """
         bits_OI = bit_patterns(weight_OI)
         if source_OI is not None:
-            unmoved_OI = bits_OI == bit_patterns(source_OI)
-            if unmoved_OI.all():
+            unchanged_OI = bits_OI == bit_patterns(source_OI)
+            if unchanged_OI.all():
                 return self._add(name, weight_OI, "source", ())
-            unmoved_OI |= bits_OI == 0
-            if unmoved_OI.all():
+            unchanged_OI |= bits_OI == 0
+            if unchanged_OI.all():
                 return self._add(name, weight_OI, "mask", (pack_mask(bits_OI),))
         if int8:
             values_OI, scale_O = quantise(weight_OI)
@@ -53,7 +53,7 @@ class PackedWriter:
         return self._add(name, weight_OI, "packed", pack_bits(bits_OI))
 
     def add_dense(self, name: str, stored: Stored) -> None:
-        """Copy a tensor as it is."""
+        """Copy a stored tensor in dense form."""
         if stored.dtype not in ITEMSIZES:
             raise PrunusError(f"{stored.file}: '{name}' is {stored.dtype}, which cannot be packed")
         self._begin(name, "dense", stored.dtype, stored.shape)
@@ -69,7 +69,9 @@ class PackedWriter:
 
     def _begin(self, name: str, form: Form, dtype: str, shape: tuple[int, ...]) -> None:
         if name in self.table or any(name + part in self.entries for part in PARTS[form]):
-            raise PrunusError(f"tensor '{name}' comes twice, or has the name of another's part; it cannot be packed")
+            raise PrunusError(
+                f"the name '{name}' occurs twice, or is that of another tensor's part; it cannot be packed"
+            )
         self.table[name] = {"form": form, "dtype": dtype, "shape": list(shape), "crc32": []}
 
     def _put(
@@ -86,9 +88,9 @@ class PackedWriter:
 
 @contextmanager
 def packed_writer(path: Path, info: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[PackedWriter]:
-    """A writer whose file takes its name only when it is complete and on disk.
+    """A PackedWriter for a temporary file, which is renamed to path when it is complete and flushed to disk.
 
-    info: JSON for the header. tensors: all that may come, dense; they say how much room the header needs.
+    info: JSON for the header. tensors: all tensors that may be added, from which the size of the header is computed.
     """
     room = round_up(8 + len(_header(info, *_largest_tables(tensors), 0)), ALIGNMENT) - 8
     with atomic_file(path) as stream:
@@ -100,7 +102,7 @@ def packed_writer(path: Path, info: Mapping[str, Any], tensors: Mapping[str, Sto
 
 
 def _header(info: Mapping[str, Any], entries: Mapping[str, Any], table: Mapping[str, Any], room: int) -> bytes:
-    """The header, padded to room bytes, with its own digest in it."""
+    """The header with its digest, padded to room bytes; room 0: not padded."""
     described = json.dumps({"version": VERSION, **info, "tensors": table}, separators=(",", ":"))
     metadata = {"format": "prunus packed", DIGEST: NO_DIGEST, INFO: described}
     text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode().ljust(room)
@@ -109,9 +111,9 @@ def _header(info: Mapping[str, Any], entries: Mapping[str, Any], table: Mapping[
 
 
 def _largest_tables(tensors: Mapping[str, Stored]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tables of the longest header that these tensors can have."""
+    """(entries, table) of the longest header that these tensors can have."""
     entries, table = {}, {}
-    # No number in the header is larger than twice the bytes of all tensors, or has more digits than this one.
+    # Every number in the header is at most twice the bytes of all tensors, and so has no more digits than this one.
     largest = 10 ** len(str(2 * sum(stored.nbytes + ALIGNMENT for stored in tensors.values())))
     for name, stored in tensors.items():
         parts = ("", *PARTS["int8"]) if len(stored.shape) == 2 else ("",)

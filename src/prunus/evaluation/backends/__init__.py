@@ -1,4 +1,4 @@
-"""Backends: what completes prompts of token ids. One file each; `prunus.engines.BACKENDS` is the table."""
+"""Backends, which complete prompts of token ids; one file each. `prunus.engines.BACKENDS` is the table of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,10 @@ from prunus.evaluation.requests import Backend
 def opened(
     name: str, folder: Path, device: str, vocabulary: int, engine: EngineOptions | None = None
 ) -> Iterator[Backend]:
-    """The backend of that name with the model of a folder loaded; closed at the end.
+    """The backend of this name, with the model of a folder loaded; it is closed on leaving the context.
 
-    vocabulary: number of ids the tokenizer knows. PrunusError where engine has a setting that this backend does not.
+    vocabulary: number of ids of the tokenizer. Raises PrunusError if engine has a setting that this backend lacks, or
+    the model cannot be loaded.
     """
     engine = engine or EngineOptions()
     engine.check(name)

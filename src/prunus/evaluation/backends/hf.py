@@ -1,4 +1,4 @@
-"""Decode with transformers' models in our own loop, since `generate` has no seed per row and cannot fork a chain.
+"""Decode with transformers' models in our own loop, because `generate` has no seed per row and cannot fork a chain.
 
 All requests of a call are rows of one batch. A finished row leaves the batch; a follow-up request continues from the
 cache, in the same row or in a copy of it.
@@ -47,7 +47,7 @@ class Row:
     undecided: list[int] = field(default_factory=list)
 
     def take(self, token: int, logprob: float, certainty: float) -> bool:
-        """Take the sampled id, unless another one is pending; return whether a follow-up may start now."""
+        """Append the sampled id, or read a pending one instead; return whether a follow-up may start now."""
         if self.pending:
             self.fed = self.pending.pop(0)
             return False
@@ -65,7 +65,7 @@ class Row:
 
     @property
     def cut(self) -> int | None:
-        """The cut of the request that the last id has passed, or None."""
+        """The cut of the request that the last id passed, or None."""
         cut = len(self.ids) - 1 if self.stopped is None else len(self.ids)
         return cut if cut in self.request.cuts and (self.stopped is None or cut == 0) else None
 
@@ -120,7 +120,7 @@ class HFBackend(Backend):
     def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
         self.model = model.eval()
         self.vocabulary = vocabulary
-        self.most_rows = sys.maxsize  # that the device's memory has not been too small for
+        self.most_rows = sys.maxsize  # lowered when the device runs out of memory
 
     @classmethod
     def load(
@@ -138,9 +138,9 @@ class HFBackend(Backend):
 
     @torch.inference_mode()
     def time_tokens(self, context: int, tokens: int) -> tuple[float, list[float]]:
-        """As TimedBackend: a forward and the choice of the likeliest token each.
+        """As TimedBackend; each step is one forward pass and the choice of the most likely token.
 
-        On one thread of a CPU seconds are CPU seconds: those of the wall on an idle machine.
+        On one thread of a CPU these are CPU seconds, which equal wall-clock seconds on an idle machine.
         """
         on_one_thread = self.model.device.type == "cpu" and torch.get_num_threads() == 1
         clock = time.thread_time if on_one_thread else time.perf_counter
@@ -156,10 +156,10 @@ class HFBackend(Backend):
         return reading, steps
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate: all requests decode together, or in halves of halves where memory is too small for that.
+        """As Backend.generate: all requests decode together, or in smaller batches if memory runs out.
 
-        Apart from rounding, rows do not depend on each other, so halves give the same result; in 16 bits only nearly
-        (docs/protocol.md). Raises PrunusError where the memory is too small for a single chain.
+        Rows do not depend on each other except by rounding, so smaller batches give the same result, in 16 bits nearly
+        the same (docs/protocol.md). Raises PrunusError if the memory is too small for a single chain.
         """
         if not requests:
             return []
@@ -170,8 +170,8 @@ class HFBackend(Backend):
                 if len(requests) == 1:
                     reason = " ".join(str(error).split())
                     raise PrunusError(
-                        f"{self.model.device} has too little memory for a single chain: {reason}; what is stored stays;"
-                        " lower --budgets, or use --backend vllm"
+                        f"{self.model.device} has too little memory for a single chain: {reason}; stored results are"
+                        " kept; lower --budgets, or use --backend vllm"
                     ) from error
             self.most_rows = len(requests) // 2
             progress.say(f"out of memory with {len(requests)} chains at once: going on with {self.most_rows}")
@@ -200,11 +200,11 @@ class HFBackend(Backend):
                     late += row.late()
                 if not follows:
                     continue
-                here, copy = row.following()
-                if here is not None:
-                    rows[index] = row.continued_by(here, _uniforms(here, sampling))
-                if copy is not None:
-                    added.append((index, row.continued_by(copy, _uniforms(copy, sampling))))
+                in_row, in_copy = row.following()
+                if in_row is not None:
+                    rows[index] = row.continued_by(in_row, _uniforms(in_row, sampling))
+                if in_copy is not None:
+                    added.append((index, row.continued_by(in_copy, _uniforms(in_copy, sampling))))
             live = [index for index, row in enumerate(rows) if not row.done]
             if not live and not added:
                 self.generate(late, sampling)
@@ -223,12 +223,12 @@ class HFBackend(Backend):
             drawn = [uniforms.next() if uniforms else 0.0 for uniforms in drawing]
             uniform_R = torch.tensor(drawn, dtype=torch.float64, device=logits_RV.device)
         token_R = pick(allowed_RV, sampling, uniform_R)
-        # Float64 holds every id exactly.
+        # Float64 represents every id exactly.
         return torch.stack([number_R.double() for number_R in (token_R, *confidence(logits_RV, token_R))], 1).tolist()
 
     @cached_property
     def _rows(self) -> Callable[[Sequence[list[int]]], Decoding]:
-        """What makes rows of prompts for this model."""
+        """The constructor of rows for this model."""
         return rows_for(self.model)
 
 

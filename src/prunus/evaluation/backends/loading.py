@@ -1,4 +1,4 @@
-"""From a folder to a transformers model that is ready to run: dense or packed, on a GPU or a CPU."""
+"""Load a transformers model from a folder, dense or packed, onto a GPU or a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +21,17 @@ from prunus.sparse import describe, load
 __all__ = ["describe", "is_sparse", "load_model", "runs_sparse"]
 
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
-SPARSE = "prunus_sparse"  # what a model is marked with that the sparse kernel reads
+SPARSE = "prunus_sparse"  # attribute of a model that runs on the sparse kernel
 
 
 def load_model(
     folder: Path, device: str = "auto", dtype: torch.dtype | None = None, sparse: bool = True
 ) -> PreTrainedModel:
-    """A causal language model from its folder, ready to run; PrunusError if transformers cannot load it.
+    """A causal language model for inference, on its device; PrunusError if transformers cannot load it.
 
-    device: `auto` is cuda where there is one, else cpu. dtype: None is bfloat16 on cuda; on a cpu float32 up to a
-    billion parameters and the checkpoint's own above. sparse: a packed folder runs on the sparse kernel, on a cpu that
-    has it; else it is unpacked in memory.
+    device: `auto` is cuda if torch finds a GPU, else cpu. dtype: None means bfloat16 on cuda; on a cpu, float32 for up
+    to a billion parameters and the checkpoint's dtype for more. sparse: run a packed folder on the sparse kernel where
+    the cpu supports it; otherwise it is unpacked in memory.
     """
     device = pick(device)
     wanted = dtype or (torch.bfloat16 if device.startswith("cuda") else None)
@@ -51,12 +51,12 @@ def load_model(
                     output_loading_info=True,
                 )
             model, info = loaded
-            if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+            if missing := sorted(info["missing_keys"]):  # transformers initialises them at random
                 raise PrunusError(f"{folder} lacks the tensor '{missing[0]}' that its config.json asks for")
         nn.Module.to(model, torch.device(device))
     except PrunusError:
         raise
-    except Exception as error:  # what is wrong in a file shows as an error of any kind
+    except Exception as error:  # damaged files cause errors of many kinds
         reason = one_line(error)
         raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
     small = model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS
@@ -67,18 +67,18 @@ def load_model(
 
 
 def pick(device: str) -> str:
-    """The device that a name means; PrunusError where it is a GPU that is not there."""
+    """The device of a name: `auto` becomes cuda or cpu. Raises PrunusError for a GPU that torch does not find."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise PrunusError(f"device '{device}' is not there: torch finds no CUDA GPU; use --device cpu")
+        raise PrunusError(f"device '{device}' cannot be used: torch finds no CUDA GPU; use --device cpu")
     return device
 
 
 def runs_sparse(folder: Path, device: str, sparse: bool) -> bool:
-    """Whether load_model takes the sparse kernel: it is wanted, the folder is packed, and the CPU has it.
+    """Whether load_model uses the sparse kernel: `sparse` is set, the folder is packed, and the CPU supports it.
 
-    Where only the last is missing, one line on stderr says so.
+    If only the last condition fails, one line on stderr says so.
     """
     if not sparse or not is_packed(folder) or pick(device) != "cpu":
         return False
@@ -89,12 +89,12 @@ def runs_sparse(folder: Path, device: str, sparse: bool) -> bool:
 
 
 def is_sparse(model: PreTrainedModel) -> bool:
-    """Whether load_model took the sparse kernel."""
+    """Whether a model from load_model runs on the sparse kernel."""
     return getattr(model, SPARSE, False)
 
 
 def load_sparse(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """A packed folder on the sparse kernel."""
+    """The model of a packed folder, on the sparse kernel. dtype: None as in load_model."""
     if dtype is None and PackedCheckpoint(folder).parameters <= FLOAT32_PARAMETERS:
         dtype = torch.float32
     model = load(folder, dtype=dtype)
@@ -103,7 +103,7 @@ def load_sparse(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
 
 
 def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The dense model of a packed folder; no dense file is written. dtype: None is the checkpoint's own."""
+    """The model of a packed folder, unpacked in memory. dtype: None means the checkpoint's."""
     checkpoint = PackedCheckpoint(folder)
     state = {name: stored.read() for name, stored in checkpoint.tensors.items()}
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(checkpoint.config)]
@@ -118,7 +118,7 @@ def unpacked(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within this, transformers draws no progress bar."""
+    """Meanwhile, transformers shows no progress bars."""
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -123,7 +123,7 @@ class OpenAIBackend(Backend):
 
     def _checked(self, request: Request, found: Completion) -> Completion:
         if request.stops.intersection(found.ids):
-            raise PrunusError(f"{self.url} went on after a stop, at which it stopped when it was probed")
+            raise PrunusError(f"{self.url} continued after a stop, although it stopped there in the probe")
         return found
 
     async def _once(
@@ -155,7 +155,7 @@ class OpenAIBackend(Backend):
         return {str(token): NEVER for token in [*sorted(banned), *self.unknown]}
 
     def _payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        """Return a request with every parameter that servers have defaults for, under vLLM's and others' names."""
+        """Return a request that sets every parameter with a default, under the names of vLLM and other servers."""
         if self.is_llama_cpp:
             return self._llama_cpp_payload(request, sampling)
         is_vllm = self.server.startswith("vllm")
@@ -204,7 +204,7 @@ class OpenAIBackend(Backend):
             "prompt": request.prompt,
             "n_predict": request.max_new_tokens,
             "stream": False,
-            "samplers": ["temperature", "top_k", "top_p"],  # as the other servers; by default temperature is last
+            "samplers": ["temperature", "top_k", "top_p"],  # the other servers' order; by default temperature is last
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -213,7 +213,7 @@ class OpenAIBackend(Backend):
             "seed": request.seed & 0x7FFFFFFF,
             "stop": stops,
             "preserved_tokens": stops,  # without this, special tokens have no text and cannot be stops
-            "ignore_eos": False,  # true would ban the tokens that end an answer
+            "ignore_eos": False,  # True would ban the tokens that end an answer
             "logit_bias": self._bias(request.banned),
             "return_tokens": True,
             "cache_prompt": False,  # with a cached prompt, logits differ in their last bits
@@ -308,10 +308,10 @@ class OpenAIBackend(Backend):
         if not found and not self.engine.served_model:
             found = [m for m in models if m.get("root") in wanted]
         if not found:
-            there = ", ".join(str(model["id"]) for model in models) or "none"
+            served = ", ".join(str(model["id"]) for model in models) or "none"
             asked = self.engine.served_model or self.folder.name
             raise PrunusError(
-                f"{self.url} does not serve '{asked}' but {there}; if that is the same model, add --served-model NAME"
+                f"{self.url} does not serve '{asked}' but {served}; if that is the same model, add --served-model NAME"
             )
         self.name, self.context = found[0]["id"], found[0].get("max_model_len")
         self.server = str(found[0].get("owned_by") or "unknown")
@@ -345,7 +345,9 @@ class OpenAIBackend(Backend):
             if found.stopped is not None and not found.ids:
                 break
         else:
-            raise PrunusError(f"{self.url} ignores stop_token_ids and stop: thinking could not be told from answers")
+            raise PrunusError(
+                f"{self.url} ignores stop_token_ids and stop: thinking and answers could not be told apart"
+            )
         free = Request(prompt, PROBE_TOKENS, nothing, nothing, 0)
         banned = (await self._once(client, free, GREEDY, self._bias(stop))).ids
         if not banned or banned[0] in stop:
@@ -356,12 +358,12 @@ class OpenAIBackend(Backend):
             found = await self._once(client, request, GREEDY, {str(marker): ALWAYS})
             if found != Completion([], marker):
                 [text] = self._texts([marker])
-                raise PrunusError(f"{self.url} does not stop at {text}: thinking could not be told from answers")
+                raise PrunusError(f"{self.url} does not stop at {text}: thinking and answers could not be told apart")
         drawn = [(await probe(PROBE_SAMPLING, nothing, nothing, seed)).ids for seed in (1, 1, 2, 2, 3, 3)]
         repeated = any(drawn[at] == drawn[at + 1] for at in (0, 2, 4))
         if not repeated or len(set(map(tuple, drawn))) == 1:
             hint = ", unless it is started with --enable-deterministic-inference" if self.server == "sglang" else ""
-            raise PrunusError(f"{self.url} ignores seed{hint}: rows could not be drawn again")
+            raise PrunusError(f"{self.url} ignores seed{hint}: draws could not be reproduced")
 
 
 def after(request: Request, ids: list[int]) -> Request:

@@ -1,4 +1,4 @@
-"""Rows that decode together: their key-value cache, positions and padding.
+"""Decode several sequences as one left-padded batch: key-value cache, positions and masks.
 
 Shapes: R rows, T tokens of one call, K columns of the cache, H key-value heads, D head width, V vocabulary.
 """
@@ -13,14 +13,14 @@ from torch.nn import functional
 from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
 GROW_BY = 256  # columns by which a full cache grows
-PREFILL_TOKENS = 512  # prompt columns read at once: bounds the activations of long prompts
+PREFILL_TOKENS = 512  # prompt columns per forward pass, to limit the activations of long prompts
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one block in a buffer with room to spare: a step writes one column and copies nothing."""
+    """Keys and values of one block, in a buffer with spare columns: a step writes one column and copies nothing."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Called with the first keys and values."""
+        """Allocate the buffers; transformers calls this with the first keys and values."""
         self.dtype, self.device = key_states.dtype, key_states.device
         rows, heads, _, width = key_states.shape
         self._keys_RHKD = key_states.new_empty(rows, heads, 0, width)
@@ -29,7 +29,7 @@ class GrowingLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append columns; returns all keys and values so far."""
+        """Append columns; returns all keys and values so far, without the spare columns."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -45,7 +45,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def select(self, index_R: Tensor) -> None:
-        """Keep these rows, in this order; a row may be named more than once."""
+        """Keep these rows, in this order; a row that occurs more than once is copied."""
         used = self.get_seq_length()
         self._keys_RHKD = self._keys_RHKD.index_select(0, index_R)
         self._values_RHKD = self._values_RHKD.index_select(0, index_R)
@@ -56,23 +56,25 @@ class GrowingLayer(DynamicLayer):
 
 
 class PaddedRows:
-    """Sequences that a model reads side by side, padded on the left; one step appends one id to each."""
+    """Sequences that a model reads as one batch, padded on the left; one step appends one id to each.
+
+    own_masks: for models with full attention in every block, pass our own masks, which is faster than transformers'.
+    """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], own_masks: bool = True) -> None:
-        """own_masks: we make the masks of models whose blocks all look back to the first token."""
         self.model = model
         self.device = model.device
         config = model.config.get_text_config(decoder=True)
         self.layers = [GrowingLayer() for _ in range(config.num_hidden_layers)]
-        # transformers 5.2x renamed the argument; the old name still works there but warns.
+        # transformers 5.2x renamed this argument; the old name still works but raises a warning.
         names = inspect.signature(type(model).forward).parameters
         self._cache: dict[str, Any] = {
             ("cache" if "cache" in names else "past_key_values"): Cache(layers=[*self.layers])
         }
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
         self._wants_positions = "position_ids" in names
-        # Models whose blocks do not look back to the start get their masks from transformers, which costs more a step.
-        self._same_mask = own_masks and looks_back_to_the_start(config)
+        # For other kinds of attention transformers makes the masks, which costs more per step.
+        self._own_masks = own_masks and has_full_attention(config)
         width = max(map(len, prompts))
         self._prompt_RT = torch.zeros(len(prompts), width, dtype=torch.long)
         self._pads_R = torch.tensor([width - len(ids) for ids in prompts])
@@ -86,24 +88,25 @@ class PaddedRows:
         return len(self._pads_R)
 
     def prefill(self) -> Tensor:
-        """Read the prompts; (R, V) logits of what follows them."""
+        """Read the prompts; returns (R, V) logits of the next tokens."""
         *_, logits_RV = (self._read(ids_RT) for ids_RT in self._prompt_RT.split(PREFILL_TOKENS, dim=1))
         del self._prompt_RT
         return logits_RV
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append one id to every row; (R, V) logits of what follows."""
+        """Append one id to every row; returns (R, V) logits of the next tokens."""
         return self._read(torch.tensor(tokens, device=self.device)[:, None])
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row named twice goes on as two."""
+        """Keep these rows, in this order; a row that occurs twice is copied."""
         index_R = torch.tensor(rows, device=self.device)
         self._pads_R, self._bias_RK = self._pads_R[index_R], self._bias_RK[index_R]
         for layer in self.layers:
-            if layer.is_initialized:  # others read the keys and values of an earlier block
+            if layer.is_initialized:  # the others use the keys and values of an earlier block
                 layer.select(index_R)
 
     def _read(self, ids_RT: Tensor) -> Tensor:
+        """Append these ids to every row; returns (R, V) logits of the next tokens."""
         start, end = self._columns, self._columns + ids_RT.shape[1]
         given = self._cache | self._last_only
         if self._wants_positions:
@@ -114,28 +117,28 @@ class PaddedRows:
         return logits_RTV[:, -1]
 
     def _mask(self, start: int, end: int) -> Tensor:
-        """What the columns from start to end may look at: (R, 1, T, K) for the model, or (R, K) for transformers."""
+        """The attention mask of columns start to end: (R, 1, T, K) of our own, or (R, K) for transformers to expand."""
         if end > self._bias_RK.shape[1]:
             self._bias_RK = functional.pad(self._bias_RK, (0, GROW_BY))
         bias_RK = self._bias_RK[:, :end]
-        if not self._same_mask:
+        if not self._own_masks:
             return bias_RK == 0
         if end - start == 1:
             return bias_RK[:, None, None]
         column_T, column_K = torch.arange(start, end, device=self.device), torch.arange(end, device=self.device)
-        # A pad sees itself: a row of a mask that sees nothing at all would give NaN.
+        # A padding token attends to itself, because a token that attends to nothing would give NaN.
         seen_RTK = (column_K <= column_T[:, None]) & ((bias_RK == 0)[:, None] | (column_K == column_T[:, None]))
         return seen_RTK[:, None]
 
     def _padding_bias(self, columns: int) -> Tensor:
-        """(R, K) to add to attention scores: 0, and the lowest number on pads."""
+        """(R, K) numbers to add to attention scores: 0, and the lowest finite number for padding."""
         is_pad_RK = torch.arange(columns, device=self.device) < self._pads_R[:, None]
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros(is_pad_RK.shape, dtype=self.model.dtype, device=self.device).masked_fill_(is_pad_RK, lowest)
 
 
-def looks_back_to_the_start(config: PreTrainedConfig) -> bool:
-    """Whether every block's attention reaches back to the first token, for all that a configuration says."""
+def has_full_attention(config: PreTrainedConfig) -> bool:
+    """Whether, according to the configuration, every block attends to all earlier tokens."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return set(kinds) == {"full_attention"}

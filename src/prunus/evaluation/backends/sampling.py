@@ -1,8 +1,8 @@
-"""Pick tokens from logits: temperature, top-k, top-p, with one stream of random numbers per row.
+"""Sample tokens from logits with temperature, top-k and top-p, with one stream of random numbers per row.
 
-Shapes: R rows, V vocabulary. Every row is picked by its own logits and its own random number, so what a row draws does
-not depend on its neighbours' (rounding may make its logits do so: docs/protocol.md). Ids stay in vocabulary order:
-near-equal logits may swap ranks from one batch to another, and a draw must not notice.
+Shapes: R rows, V vocabulary. A row's token depends only on its own logits and its own random number, not on other rows
+(whose number may change its logits by rounding: docs/protocol.md). Ids are sampled in vocabulary order, not by rank,
+because nearly equal logits may swap ranks between batches, which must not change a draw.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from prunus.evaluation.requests import Request, Sampling
 
-NUCLEUS_START = 128  # candidates looked at first for top-p; a full sort only where they do not suffice
+NUCLEUS_START = 128  # candidates that top-p considers first; more only if they do not suffice
 DRAWN_AT_ONCE = 64
 
 
 class Uniforms:
-    """An endless stream of numbers in [0, 1) that follows from a seed, the same on every device."""
+    """An endless stream of random numbers in [0, 1), determined by a seed and the same on every device."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -33,19 +33,19 @@ class Uniforms:
 
 
 class Bans:
-    """The ids that each request must not sample, as numbers to add to its logits: 0, or -inf.
+    """The ids that each request must not sample, as numbers (0 or -inf) that are added to its logits.
 
-    Never: what the request bans, and ids that the tokenizer does not know. Before min_new_tokens: its stops as well.
+    Ids that the request bans or the tokenizer does not know are never sampled; before min_new_tokens, stops are not
+    either. vocabulary: number of ids of the tokenizer. logits_RV: an example, for size, dtype and device.
     """
 
     def __init__(self, vocabulary: int, logits_RV: Tensor) -> None:
-        """vocabulary: how many ids the tokenizer knows. logits_RV: of which size, type and device the numbers are."""
         self._vocabulary = vocabulary
         self._kinds: dict[tuple[frozenset[int], frozenset[int]], int] = {}  # (banned, stops) -> two rows of _bias_BV
         self._bias_BV = logits_RV.new_zeros(0, logits_RV.shape[1])
 
     def applied(self, logits_RV: Tensor, requests: Sequence[Request], counts: Sequence[int]) -> Tensor:
-        """(R, V) logits with -inf where a request's next id must not be. counts: ids sampled so far."""
+        """(R, V) logits, -inf for ids that a request must not sample next. counts: number of ids sampled so far."""
         chosen = [
             2 * self._kind(request) + (count < request.min_new_tokens)
             for request, count in zip(requests, counts, strict=True)
@@ -65,12 +65,12 @@ class Bans:
 
 
 def pick(logits_RV: Tensor, sampling: Sampling, uniform_R: Tensor | None) -> Tensor:
-    """(R,) token ids. uniform_R: float64 in [0, 1), one a row; not used, so may be None, where temperature is 0."""
+    """(R,) sampled token ids. uniform_R: one float64 in [0, 1) per row; may be None if the temperature is 0."""
     if sampling.temperature == 0:
         return logits_RV.argmax(-1)
     assert uniform_R is not None
     probability_RV = probabilities(logits_RV, sampling)
-    # Float64, or the tail of a large vocabulary would be lost in the sum.
+    # In float32 the tail of a large vocabulary would be lost in the sum.
     cumulative_RV = probability_RV.double().cumsum(-1)
     goal_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
     picked_R = torch.searchsorted(cumulative_RV, goal_R1, right=True).squeeze(-1)
@@ -78,10 +78,10 @@ def pick(logits_RV: Tensor, sampling: Sampling, uniform_R: Tensor | None) -> Ten
 
 
 def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
-    """(R, V) float32 weights of the ids, 0 outside top-k and top-p; they add up to at most 1.
+    """(R, V) float32 sampling weights, 0 outside top-k and top-p; a row's sum is at most 1.
 
-    The order is that of transformers and vLLM: temperature, top-k, then top-p over what is left. Ids that tie with the
-    last one kept are kept.
+    The order is that of transformers and vLLM: temperature, top-k, then top-p of the remaining ids. Ids that tie with
+    the last one kept are also kept.
     """
     scaled_RV = logits_RV.float() / sampling.temperature
     if 0 < sampling.top_k < scaled_RV.shape[-1]:
@@ -94,8 +94,10 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def confidence(logits_RV: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
-    """(R,) log p(token) and (R,) KL(uniform || p), in float32, with p = softmax(logits): of the model itself, whatever
-    was banned, cut off or made warmer to pick the token."""
+    """(R,) log p(token) and (R,) self-certainty KL(uniform || p), in float32.
+
+    p = softmax(logits) is the model's own distribution, before bans, temperature, top-k and top-p.
+    """
     logits_RV = logits_RV.float()
     log_sum_R = logits_RV.logsumexp(-1)
     picked_R = logits_RV.gather(-1, token_R[:, None]).squeeze(-1)
@@ -103,12 +105,12 @@ def confidence(logits_RV: Tensor, token_R: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nucleus(probability_RV: Tensor, top_p: float) -> Tensor:
-    """(R, 1) the least probability inside the smallest set whose sum reaches top_p."""
+    """(R, 1) the smallest probability in the smallest set of ids whose probabilities sum to at least top_p."""
     size = probability_RV.shape[-1]
     candidates = min(NUCLEUS_START, size)
     while True:
         top_RC = probability_RV.topk(candidates, dim=-1).values
-        # An id belongs to the set if those before it have not reached top_p yet.
+        # An id belongs to the set if the sum of those before it is less than top_p.
         before_RC = top_RC.cumsum(-1) - top_RC
         inside_RC = before_RC < top_p
         if candidates == size or not bool(inside_RC[:, -1].any()):

@@ -1,4 +1,4 @@
-"""A backend that replays given ids: for tests and examples, no model needed."""
+"""A backend that replays given ids, without a model; for tests and examples."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from prunus.evaluation.requests import Backend, Completion, Request, Sampling, S
 
 @dataclass
 class ScriptedBackend(Backend):
-    """Continues every prompt with the ids that `replay` gives for it.
+    """A Backend that continues every prompt with the ids that `replay` returns for it.
 
-    replay: (prompt ids, seed) -> ids, stops among them; may be endless. Banned ids, and stops that come before
-    min_new_tokens, are skipped, as a model would have sampled something else. score: (prompt and completion up to and
-    including an id) -> log-probability and self-certainty of that id; None: completions have no scores. calls:
-    (prompt, cap, seed) of every request so far.
+    replay: (prompt ids, seed) -> ids including stops; may be endless. Banned ids, and stops before min_new_tokens, are
+    skipped, since a model would have sampled another id. score: ids of prompt and completion up to an id ->
+    (log-probability, self-certainty) of that id; None: completions have no scores. calls: (prompt, cap, seed) of every
+    request so far.
     """
 
     replay: Callable[[Sequence[int], int], Iterable[int]]
@@ -21,7 +21,7 @@ class ScriptedBackend(Backend):
     calls: list[tuple[tuple[int, ...], int, int]] = field(default_factory=list)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate; ValueError where the script of a request ends too early."""
+        """As Backend.generate; ValueError if the ids of a request end before a stop and before its cap."""
         return [self._complete(request) for request in requests]
 
     def _complete(self, request: Request) -> Completion:

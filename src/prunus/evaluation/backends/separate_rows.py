@@ -1,7 +1,7 @@
-"""Rows that decode one by one, each as transformers' own code would: for models that cannot read them side by side.
+"""Decode sequences one by one, as transformers' own code does, for models whose results padding would change.
 
-Padding changes what state-space and hybrid models compute, and models with positions built into attention, so here
-there is none. Shapes: R rows, V vocabulary.
+Such models are state-space and hybrid models, and models with positions built into attention. Shapes: R rows,
+V vocabulary.
 """
 
 import inspect
@@ -18,33 +18,33 @@ from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.padded_rows import PaddedRows
 
-# Names that transformers' models give to their cache.
+# Names of the cache argument in transformers' models.
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 _PROMPT, _STEPS = 5, 4
-# Tolerated difference of logits, as a share of the largest.
+# Tolerated difference of logits relative to the largest one, in float32 and in 16 bits.
 _FLOAT32, _HALF = 1e-3, 0.05
 
 
 class Decoding(Protocol):
-    """Rows that decode together, however they do it; see PaddedRows."""
+    """The interface of PaddedRows and SeparateRows: sequences that decode together."""
 
     def __len__(self) -> int: ...
 
     def prefill(self) -> Tensor:
-        """Read the prompts; (R, V) logits of what follows them."""
+        """Read the prompts; returns (R, V) logits of the next tokens."""
         ...
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append one id to every row; (R, V) logits of what follows."""
+        """Append one id to every row; returns (R, V) logits of the next tokens."""
         ...
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row named twice goes on as two."""
+        """Keep these rows, in this order; a row that occurs twice is copied."""
         ...
 
 
 class SeparateRows:
-    """Sequences that a model reads one after the other, with the interface of PaddedRows."""
+    """Sequences that a model reads one after the other, without padding."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
         self.model, self._prompts = model, prompts
@@ -52,45 +52,50 @@ class SeparateRows:
         self._cache = next((name for name in CACHES if name in names), None)
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
         self._wants_positions = "position_ids" in names
-        self._read_R = [0] * len(prompts)
-        self._remembered: list[Any] = [None] * len(prompts)
+        self._lengths = [0] * len(prompts)
+        self._caches: list[Any] = [None] * len(prompts)
 
     def __len__(self) -> int:
-        return len(self._remembered)
+        return len(self._caches)
 
     def prefill(self) -> Tensor:
-        """Read the prompts, each at once: some models cannot go on with more than one id."""
+        """Read the prompts; returns (R, V) logits of the next tokens.
+
+        Each prompt is read in one pass, because some models cannot append more than one id to a cache.
+        """
         return torch.stack([self._read(row, ids) for row, ids in enumerate(self._prompts)])
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append one id to every row; (R, V) logits of what follows."""
+        """Append one id to every row; returns (R, V) logits of the next tokens."""
         return torch.stack([self._read(row, [token]) for row, token in enumerate(tokens)])
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row named twice goes on as two."""
-        before, seen = self._remembered, set[int]()
-        self._read_R = [self._read_R[row] for row in rows]
-        self._remembered = [deepcopy(before[row]) if row in seen or seen.add(row) else before[row] for row in rows]
+        """Keep these rows, in this order; a row that occurs twice is copied."""
+        before, seen = self._caches, set[int]()
+        self._lengths = [self._lengths[row] for row in rows]
+        self._caches = [deepcopy(before[row]) if row in seen or seen.add(row) else before[row] for row in rows]
 
     def _read(self, row: int, ids: list[int]) -> Tensor:
-        remembered = self._remembered[row]
-        given: dict[str, Any] = {} if remembered is None else {str(self._cache): remembered}
+        """Append ids to a row; returns (V,) logits of the next token. PrunusError if the model returns no cache."""
+        cache = self._caches[row]
+        given: dict[str, Any] = {} if cache is None else {str(self._cache): cache}
         ids_1T = torch.tensor([ids], device=self.model.device)
-        start, self._read_R[row] = self._read_R[row], self._read_R[row] + len(ids)
-        # As generate of transformers has them: some models cannot tell by their caches what they have read.
+        start, self._lengths[row] = self._lengths[row], self._lengths[row] + len(ids)
+        # As transformers' generate does, since some models cannot derive positions from their caches.
         if self._wants_positions:
-            given["position_ids"] = torch.arange(start, self._read_R[row], device=self.model.device)[None]
+            given["position_ids"] = torch.arange(start, self._lengths[row], device=self.model.device)[None]
         found = self.model(input_ids=ids_1T, use_cache=True, **self._options, **given)
-        self._remembered[row] = found.get(self._cache)
-        if self._remembered[row] is None:
-            raise PrunusError(f"{self.model.config.model_type} keeps nothing of what it has read, so it cannot decode")
+        self._caches[row] = found.get(self._cache)
+        if self._caches[row] is None:
+            raise PrunusError(f"{self.model.config.model_type} returns no cache, so it cannot decode")
         return found.logits[0, -1]
 
 
 def rows_for(model: PreTrainedModel) -> Callable[[Sequence[list[int]]], Decoding]:
-    """A constructor of rows for a model: PaddedRows where they give the logits of each row alone, else SeparateRows.
+    """A constructor of rows for a model: PaddedRows if padding does not change the logits, else SeparateRows.
 
-    Decided by decoding a few random tokens. PrunusError where the model cannot decode at all.
+    This is decided by decoding a few random tokens. Raises PrunusError if the model cannot decode at all, or if its
+    logits with a cache differ from those without.
     """
     config, generator = model.config.get_text_config(decoder=True), torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2 * _PROMPT + 2 * _STEPS,), generator=generator).tolist()
@@ -103,21 +108,26 @@ def rows_for(model: PreTrainedModel) -> Callable[[Sequence[list[int]]], Decoding
     except Exception as error:  # the model's own code
         raise PrunusError(f"{model.config.model_type} cannot decode token by token: {one_line(error)}") from error
     if not _alike(expected[-1, :1], whole):
-        raise PrunusError(f"{model.config.model_type} reads token by token other than at once; it cannot be trusted")
+        raise PrunusError(
+            f"{model.config.model_type} computes other logits with a cache than without; its results cannot be trusted"
+        )
     for own_masks in (True, False):
         try:
             if _alike(_probe(PaddedRows(model, prompts, own_masks), steps), expected):
                 return partial(PaddedRows, model, own_masks=own_masks)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # noqa: S112  as above: it wants another cache, other masks, or no positions
+        except Exception:  # noqa: S112  the model's own code needs another cache, other masks, or no positions
             continue
     return partial(SeparateRows, model)
 
 
 @torch.inference_mode()
 def _probe(rows: Decoding, steps: Sequence[int]) -> Tensor:
-    """(steps, R, V) logits of two prompts, of two more ids a step; halfway the second gives way to the first's twin."""
+    """(steps, R, V) logits of two rows, each extended by one id per step.
+
+    Halfway the second row is replaced by a copy of the first.
+    """
     found = [rows.prefill()]
     for step in range(_STEPS):
         if step == _STEPS // 2:
@@ -128,12 +138,12 @@ def _probe(rows: Decoding, steps: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def _read_at_once(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """(1, V) logits of what follows ids, without a cache."""
+    """(1, V) logits of the token after ids, without a cache."""
     return model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[:, -1]
 
 
 def _alike(left: Tensor, right: Tensor) -> bool:
-    """Whether most rows of logits are; a router at its edge may send one token elsewhere."""
+    """Whether the logits agree in most rows. Not all must: a router may send a token to another expert by rounding."""
     most = _FLOAT32 if left.dtype == torch.float32 else _HALF
     apart = (left - right).float().abs().amax(-1) / right.float().abs().amax(-1)
     return bool(apart.flatten().median() <= most) and not bool(apart.isnan().any())

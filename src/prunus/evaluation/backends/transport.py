@@ -15,9 +15,9 @@ from prunus.errors import PrunusError
 TRIES = 6
 BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 CONNECT_SECONDS = 10.0
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # worth a retry
+TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # status codes that are worth a retry
 KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
-STAYS = "what is stored stays, the same command goes on"
+STAYS = "stored results are kept, and the same command resumes"
 _T = TypeVar("_T")
 
 
@@ -42,7 +42,7 @@ async def reply_of(
             if response.status_code == httpx.codes.OK:
                 return response.json()
             problem = f"answers {response.status_code}: {first_words(response)}"
-            if response.status_code not in PASSING:
+            if response.status_code not in TEMPORARY:
                 raise PrunusError(refusal(url, response.status_code, problem))
             wait = max(wait, seconds_to_wait(response))
         except ValueError:
@@ -62,10 +62,10 @@ async def reply_of(
 def refusal(url: str, status: int, problem: str) -> str:
     """Return one line for a reply that a retry would not change."""
     if status in (401, 403):
-        return f"{url} wants another key ({status}): set {KEYS[0]} (or {KEYS[1]})"
+        return f"{url} needs another key ({status}): set {KEYS[0]} (or {KEYS[1]})"
     if status == httpx.codes.NOT_FOUND:
         return f"{url} {problem}; the address must be that of the API, such as http://localhost:8000/v1"
-    return f"{url} {problem}; {STAYS} once that is mended"
+    return f"{url} {problem}; {STAYS} once that is fixed"
 
 
 def first_words(response: httpx.Response) -> str:

@@ -107,7 +107,7 @@ class VLLMBackend(Backend):
         }
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate. A follow-up request is sent as soon as its first part ends, while the cache holds it."""
+        """As Backend.generate. A follow-up request is sent as soon as its first part ends, while the cache has it."""
         done: dict[int, Completion] = {}
         self.read.clear()
         asked: list[Request] = []  # the index of a request in this list is the end of its id in the engine
@@ -134,7 +134,7 @@ class VLLMBackend(Backend):
         except PrunusError:
             raise
         except Exception as error:
-            raise PrunusError(f"vLLM failed: {explained(error)}; what is stored stays") from error
+            raise PrunusError(f"vLLM failed: {explained(error)}; stored results are kept") from error
         finally:
             left = [f"{batch}{number}" for number in range(len(asked)) if number not in done]
             if left:
@@ -142,7 +142,7 @@ class VLLMBackend(Backend):
         return [done[number] for number in range(len(requests))]
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
-        """Return SamplingParams that set all that vLLM would take from its defaults or from the model's files."""
+        """Return SamplingParams that set everything vLLM would take from its defaults or the model's files."""
         kinds = vllm().sampling_params.RequestOutputKind
         return vllm().SamplingParams(
             n=1,
@@ -201,7 +201,7 @@ class VLLMBackend(Backend):
         names = [None if file is None else str(file) for file in (packed, vectors)]
         if self.held == (names, list(removed)):
             return
-        self.held = None  # unknown if one of the next lines fails
+        self.held = None  # unknown from here on if one of the next lines fails
         self.llm.collective_rpc("prunus_hold", args=(str(self.folder), *names, list(removed)))
         if not self.llm.reset_prefix_cache():
             raise PrunusError("vLLM did not reset its prefix cache, which belongs to other weights; run again")
@@ -214,7 +214,7 @@ class VLLMBackend(Backend):
 
 
 class Swapping:
-    """An extension of vLLM's workers: they read a variant from disk themselves and are sent only file names."""
+    """An extension of vLLM's workers, which receive only file names and read a variant from disk themselves."""
 
     model_runner: Any
 
@@ -243,7 +243,7 @@ def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence
 
 
 def adds_nothing(architecture: Architecture, index: int) -> bool:
-    """Return whether a block with all parameters 0 is a bit-exact identity, whatever its buffers hold."""
+    """Return whether a block with all parameters 0 is a bit-exact identity, whatever the values of its buffers."""
     probe, layer, generator = architecture.probe, architecture.layers[index], torch.Generator().manual_seed(0)
     state = {
         name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
@@ -315,9 +315,9 @@ def dtype_for(folder: Path, kind: str) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """Return an error of vLLM as one line, with advice where it is out of memory."""
+    """Return an error of vLLM as one line, with advice if it ran out of memory."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "out of memory" in text.lower() or "No available memory for the cache" in text or "KV cache" in text:
-        text += '; leave it more memory or ask for less: --engine-args \'{"gpu_memory_utilization": 0.8,'
+        text += '; free memory or use less: --engine-args \'{"gpu_memory_utilization": 0.8,'
         text += ' "max_model_len": 8192}\''
     return text if len(text) < 600 else text[:600] + " ..."
