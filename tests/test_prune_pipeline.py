@@ -43,7 +43,8 @@ def recipe(rows, **changes):
 
 
 def weights(folder):
-    return {name: Checkpoint(folder).read(name) for name in Checkpoint(folder).tensor_names}
+    opened = Checkpoint(folder)
+    return {name: opened.read(name) for name in opened.tensor_names}
 
 
 def wanda_by_whole_model(folder, sequences, sparsity, propagation):
