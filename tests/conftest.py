@@ -1,11 +1,15 @@
 """What holds for every test: the order in which they run, and which of them `make quick` runs."""
 
 import gc
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Generator
 from typing import Any
 
 import pytest
+from made_once import FOLDER
 from quick import fastest
 
 QUICK_SECONDS = 60  # of tests, all workers together
@@ -20,6 +24,17 @@ _until = pytest.StashKey[float]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=f"only the fastest tests, {QUICK_SECONDS} s of them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for what all workers share, which start later."""
+    if not hasattr(config, "workerinput"):
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix="prunus-test-folders-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

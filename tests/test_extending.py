@@ -1,16 +1,16 @@
 """What CONTRIBUTING promises: a method, an allocation and a depth method are one file and one name each."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 from tiny_models import make_model, random_rows
 
 import prunus
+
+pytestmark = pytest.mark.xdist_group("extending")  # fixtures of the module are made once
 
 METHOD = '''
 """A toy: zeroes the largest weights, and says how many blocks its pass saw before and after."""
@@ -169,17 +169,9 @@ def extended(tmp_path_factory):
     names.write_text("".join(lines))
     make_model(folder / "model")
     (folder / "rows.jsonl").write_text("".join(f'{{"token_ids": {ids}}}\n' for ids in random_rows(4, 16)))
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder / "src")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return folder, ran.stdout, json.loads((folder / "said.json").read_text())
+    status, printed = warm_processes.run_with(folder / "src", SCRIPT, folder)
+    assert status == 0, printed
+    return folder, printed, json.loads((folder / "said.json").read_text())
 
 
 @pytest.mark.parametrize("way", ["api", "cli"])

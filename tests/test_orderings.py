@@ -23,7 +23,7 @@ from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS, with_update
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("orderings")]
 
 CALIBRATION, HELD_OUT, SEQLEN = 8, 1, 512
 THIRD = range(1, 30, 3)  # blocks: enough to tell two methods apart where pruning takes long

@@ -22,6 +22,8 @@ from prunus.recipes import EvalPlan, PruneRecipe
 from prunus.reporting.page import report
 from prunus.results.store import Store
 
+pytestmark = pytest.mark.xdist_group("packed eval")  # fixtures of the module are made once
+
 PLAN = EvalPlan(tasks=("tiny",), budgets=(16, 80), limit=40, batch_size=40)
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
 

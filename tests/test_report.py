@@ -28,6 +28,8 @@ from prunus.results.summary import summarise
 from prunus.results.table import tables
 from prunus.results.verdicts import verdict
 
+pytestmark = pytest.mark.xdist_group("report")  # fixtures of the module are made once
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:

@@ -17,7 +17,7 @@ from many_runs import rich_store
 from prunus.reporting.page import report
 from prunus.reporting.sections import flips
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
 
 
 @pytest.fixture(scope="module")

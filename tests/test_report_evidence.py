@@ -14,6 +14,8 @@ from prunus.reporting.sparsities import block_sparsities
 from prunus.results.rows import Run, Sample
 from prunus.results.store import Store
 
+pytestmark = pytest.mark.xdist_group("report evidence")  # fixtures of the module are made once
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:

@@ -18,6 +18,8 @@ from prunus.results.rows import ProblemRow, Sample
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
+pytestmark = pytest.mark.xdist_group("report hostile")  # fixtures of the module are made once
+
 TAGS = """
     html head meta title style body header main footer section h1 h2 h3 h4 p strong b small span sub br ul li div bdi
     table thead tbody tr th td fieldset legend label input figure figcaption details summary pre dl dt dd script

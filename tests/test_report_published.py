@@ -16,6 +16,8 @@ from prunus.results.rows import ProblemRow, Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
+pytestmark = pytest.mark.xdist_group("report published")  # fixtures of the module are made once
+
 BUDGETS = (256, 512, 8192)
 S1 = "s1.1-7B"
 

@@ -22,6 +22,8 @@ from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
+pytestmark = pytest.mark.xdist_group("report sections")  # fixtures of the module are made once
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:

@@ -23,6 +23,8 @@ from prunus.sparse import models as models_module
 from prunus.sparse.choose import kernel_rows, race
 from prunus.sparse.linear import ANY_ROWS
 
+pytestmark = pytest.mark.xdist_group("sparse model")  # fixtures of the module are made once
+
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
 IDS = torch.tensor([[5, 9, 200, 31, 7], [1, 2, 3, 4, 300]])
 

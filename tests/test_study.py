@@ -103,6 +103,9 @@ def few_resamples() -> Iterator[None]:
         yield
 
 
+uses_finished = pytest.mark.xdist_group("finished study")  # made once
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The folder of a study that was run with its checkpoints kept."""
@@ -111,6 +114,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+@uses_finished
 def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
     """The same texts and grades as from checkpoints of their own, which `prune` and `drop_blocks` make again."""
     study = read_study(finished / "small.toml")
@@ -133,6 +137,7 @@ def results_of(folder: Path, plan: prunus.EvalPlan, tmp_path: Path) -> list:
     return results(tmp_path / "alone.db")[run]
 
 
+@uses_finished
 def test_the_store_describes_a_variant_as_its_checkpoint(finished):
     with Store(finished / "out" / "results.db") as store:
         runs = {run.model["name"]: run.model for run in store.runs()}
@@ -146,6 +151,7 @@ def test_the_store_describes_a_variant_as_its_checkpoint(finished):
     assert not (finished / "out" / "making").exists()
 
 
+@uses_finished
 def test_the_page_and_the_verdicts(finished):
     again = prunus.run_study(finished / "small.toml", out=finished / "out")
     [entry] = again["comparisons"]
@@ -243,6 +249,7 @@ def test_what_is_recovered_is_pruned_once_and_has_the_same_bytes(tmp_path, monke
     assert len(files) == 4 and files[:2] == files[2:]
 
 
+@uses_finished
 def test_a_second_run_loads_no_model(finished, monkeypatch, batches):
     def refuse(*_):
         raise AssertionError("a model was loaded")
@@ -281,6 +288,7 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
     assert not (out / ".report.db").exists()
 
 
+@uses_finished
 def test_the_same_recipe_is_the_same_cell_in_any_study(finished, tmp_path):
     other = write_study(tmp_path, "[[prune]]\nseed = 0\nmethod = 'wanda'\nprompt_weight = 2\nchain_weight = 2\n")
     plan = prunus.plan_study(other, out=tmp_path / "out", measure=False)
@@ -389,6 +397,7 @@ def test_a_budget_over_the_context_is_refused(tmp_path):
         prunus.run_study(file, out=tmp_path / "out")
 
 
+@uses_finished
 def test_a_page_and_its_verdicts_are_one_comparison(finished, tmp_path, compared):
     done = prunus.report_study(finished / "small.toml", out=finished / "out")
     found = done["comparisons"][0]["comparison"]
@@ -586,6 +595,7 @@ def stopped_at(batch: int, file: Path, out: Path) -> Iterator[warm_processes.Run
 
 
 @pytest.mark.slow
+@uses_finished
 def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, batches):
     file, out = write_study(tmp_path), tmp_path / "out"
     with stopped_at(6, file, out) as process:  # the third variant is swapped in
@@ -605,6 +615,7 @@ def test_one_file_please(words, capsys):
     assert stopped.value.code == 2 and "give one FILE.toml after" in capsys.readouterr().err
 
 
+@uses_finished
 def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
     """Killed between the checkpoint and the variant's file, the checkpoint is not made again."""
     file, out = write_study(tmp_path, RECIPES.split("[[drop]]")[0]), tmp_path / "out"

@@ -14,6 +14,8 @@ from prunus.results.store import Store
 from prunus.results.summary import summarise
 from prunus.results.verdicts import verdict
 
+pytestmark = pytest.mark.xdist_group("tables")  # fixtures of the module are made once
+
 SIGNS = {"^": "better", "v": "worse", "~": "worse, within the margin", "=": "non-inferior", "?": "cannot tell"}
 
 

@@ -11,6 +11,8 @@ from train import CURRICULUM, Writer, batches_by_length, tensors, training_batch
 
 from prunus.evaluation.tasks import tiny
 
+pytestmark = pytest.mark.xdist_group("training")  # fixtures of the module are made once
+
 EVERYTHING = CURRICULUM[-1][1]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from made_once import made_once
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -292,7 +293,13 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
 
 def make_random_model(model_type: str, folder: Path, **changes: Any) -> PreTrainedConfig:
     """Write a random model of a type to a folder, in float32; RuntimeError where its configuration is not tiny."""
-    config = tiny_config(model_type, **changes)
+    key = repr(("make_random_model", model_type, changes))
+    made_once(folder, key, lambda place: _write_random_model(tiny_config(model_type, **changes), place))
+    torch.manual_seed(0)  # for random numbers drawn next, whether it was made now or before
+    return tiny_config(model_type, **changes)
+
+
+def _write_random_model(config: PreTrainedConfig, folder: Path) -> None:
     size = sum(parameter.numel() for parameter in skeleton(config, torch.float32).parameters())
     if size > MOST_PARAMETERS:
         raise RuntimeError(f"not tiny: {size / 1e6:.0f} million parameters")
@@ -310,4 +317,3 @@ def make_random_model(model_type: str, folder: Path, **changes: Any) -> PreTrain
             if "bias" in name and name in stored and buffer.is_floating_point():
                 buffer.add_(torch.randn_like(buffer) * 0.05)
     model.save_pretrained(folder)
-    return config

@@ -2,8 +2,10 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from made_once import made_once
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -46,7 +48,6 @@ def make_model(
     Four query heads share two key/value heads. Biases, norms and embeddings are random too, and large enough that every
     block matters.
     """
-    config_class, model_class = _CLASSES[family]
     settings = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -62,7 +63,17 @@ def make_model(
     }
     if family == "qwen3":
         settings["head_dim"] = 12
-    model: PreTrainedModel = model_class(config_class(**settings | config))
+    settings |= config
+    key = repr(("make_model", family, dtype, seed, shard_size, settings))
+    made_once(folder, key, lambda place: _write_model(place, family, settings, dtype, seed, shard_size))
+    return folder
+
+
+def _write_model(
+    folder: Path, family: str, settings: dict[str, Any], dtype: torch.dtype, seed: int, shard_size: str
+) -> None:
+    config_class, model_class = _CLASSES[family]
+    model: PreTrainedModel = model_class(config_class(**settings))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,7 +85,6 @@ def make_model(
     model.save_pretrained(folder, max_shard_size=shard_size)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tiny_folder() / name, folder / name)
-    return folder
 
 
 def runner_of(source: Checkpoint, dtype: torch.dtype = torch.float32) -> Runner:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TextIO
 
 SECONDS = 500  # time after which a process that should have ended counts as hung
@@ -66,6 +67,23 @@ def run(code: str, *arguments: object) -> tuple[int, str]:
     with running(code, *arguments) as process:
         printed = process.stdout.read()
         return process.wait(), printed
+
+
+def run_with(package: Path, code: str, folder: Path) -> tuple[int, str]:
+    """The same in a folder, with prunus imported anew from where a copy of the package lies."""
+    return run(_ANEW + code, package, folder)
+
+
+_ANEW = """
+import os, sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "prunus"]:
+    del sys.modules[name]
+package, folder = sys.argv[1:]
+sys.path.insert(0, package)
+os.chdir(folder)
+import prunus
+assert prunus.__file__.startswith(package)
+"""
 
 
 def _work(code: str, arguments: list[str], output: Connection) -> None:
