@@ -3,16 +3,16 @@
 The package is copied to a temporary folder, the files and lines are added there, and its command runs them.
 """
 
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 
 import prunus
+
+pytestmark = pytest.mark.xdist_group("add to evaluation")  # fixtures of the module are made once
 
 TASK = """
 from prunus.evaluation.tasks.problem import Problem, Task
@@ -82,15 +82,15 @@ def package(tmp_path_factory) -> Path:
     return folder
 
 
-def run(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "prunus", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(package)}
-    return subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
+def run(package: Path, *arguments: str) -> str:
+    """What the extended package's command prints."""
+    status, printed = warm_processes.run_with(package, f"from prunus.cli import main; main({[*arguments]})", package)
+    assert status == 0, printed
+    return printed
 
 
 def test_a_task_a_backend_and_a_profile_of_ones_own(package):
-    done = run(package, "eval", "tiny", "--task", "toy", "--backend", "toy", "--profile", "toy", "--budgets", "0,4")
-    assert done.returncode == 0, done.stderr
+    run(package, "eval", "tiny", "--task", "toy", "--backend", "toy", "--profile", "toy", "--budgets", "0,4")
     with sqlite3.connect(package / "results.db") as connection:
         rows = connection.execute("SELECT problem_id, budget, correct, answer_cap FROM sample ORDER BY 1, 2").fetchall()
     connection.close()
@@ -98,8 +98,8 @@ def test_a_task_a_backend_and_a_profile_of_ones_own(package):
 
 
 def test_they_are_named_in_help(package):
-    told = " ".join(run(package, "eval", "--help").stdout.split())
+    told = " ".join(run(package, "eval", "--help").split())
     for words in ("[toy|hf|vllm|openai]", "2 on toy, 64 on hf"):
         assert words in told
-    assert "toy " in run(package, "profiles").stdout
-    assert "toy say a number (written here)" in " ".join(run(package, "tasks").stdout.split())
+    assert "toy " in run(package, "profiles")
+    assert "toy say a number (written here)" in " ".join(run(package, "tasks").split())
