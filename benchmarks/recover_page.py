@@ -111,7 +111,7 @@ def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned:
         "at 512, %",
         "all budgets",
         "gain",
-        "to the first",
+        "to the usual",
         "divergence",
         "CPU s",
     ]
@@ -120,7 +120,7 @@ def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned:
         first = [line for line in usual if line["cell"] == cell]
         before = [pruned[f"{cell}-{line['seed']}"] for line in first]
         settings: dict[tuple[str, ...], list[Line]] = {}
-        for line in (*first, *(line for line in others if line["cell"] == cell), *before):
+        for line in in_order(part, [*first, *(line for line in others if line["cell"] == cell), *before]):
             settings.setdefault(setting(part, line), []).append(line)
         for columns, found in settings.items():
             beside = [next(one for one in first if one["seed"] == line["seed"]) for line in found]
@@ -131,11 +131,16 @@ def part_table(part: str, usual: Sequence[Line], others: Sequence[Line], pruned:
                 f"{100 * np.mean([values(line, 'correct') for line in found]):.1f}",
                 f"{100 * np.mean([area(line) for line in found]):.1f}",
                 gain([pruned[f"{cell}-{line['seed']}"] for line in found], found, area) if found[0]["how"] else "",
-                "" if found[0] is first[0] else gain(beside, found, area),
+                "" if found[0] in first else gain(beside, found, area),
                 f"{np.mean([line['divergence'] for line in found]):.4f}",
                 f"{np.mean([line['cpu_s'] for line in found]):.0f}" if found[0]["how"] else "",
             ])  # fmt: skip
     return markdown(head, rows)
+
+
+def in_order(part: str, lines: Sequence[Line]) -> Sequence[Line]:
+    """Return the lines of a cell in the order of their rows."""
+    return sorted(lines, key=lambda line: line["tokens"] if line["how"] else 0) if part == "tokens" else lines
 
 
 COLUMNS = {"end-to-end": ("trained", "rate", "tokens a step"), "sources": ("recovered on",), "tokens": ("tokens",)}
