@@ -108,7 +108,7 @@ def test_s1_is_known_by_its_name_only(tmp_path, capsys):
     assert "by its name, simplescaling/s1.1-7B" in capsys.readouterr().err
     assert resolve_profile("auto", tokenizer, {}, folder=tmp_path / "qwen-s12-7B").name == "plain"
     assert resolve_profile("auto", tokenizer, {}, folder=tmp_path / "MyReasoner").name == "plain"
-    assert "'MyReasoner' sounds like a model that thinks" in capsys.readouterr().err
+    assert "'MyReasoner' suggests a thinking model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_s1_is_known_by_its_name_only(tmp_path, capsys):
         (CHAT, CHATML.replace("+ m['content']", ""), "qwen3", "user's text 0 times"),
         (CHAT, CHATML.replace("m['content']", "m['content'] + m['content']"), "auto", "user's text 2 times"),
         (CHAT, "{{ raise_exception('tools first') }}", "auto", "cannot be used: tools first"),
-        (CHAT, CHATML + "{{ strftime_now(bos_token) }}", "auto", "today's date in a way that cannot be held still"),
+        (CHAT, CHATML + "{{ strftime_now(bos_token) }}", "auto", "today's date in a way that cannot be replaced"),
         (("[THINK]", "[/THINK]", "<seed:think>"), CHATML, "auto", r"several profiles \(brackets, seed\): choose"),
         (CHAT, None, "auto", "no chat template"),
     ],
@@ -158,7 +158,7 @@ def test_what_ends_a_turn_is_looked_for_in_every_file(tmp_path):
     assert ends(known["<|end|>"], None) == {"<|end|>", "<|im_end|>"}
     assert ends(known["<|end|>"], known["<|return|>"]) == {"<|return|>", "<|im_end|>"}, "<|end|> only ends a message"
     tokenizer.chat_template = USER + "{{ m['content'] }}" + STOP
-    with pytest.raises(PrunusError, match="what ends its turn: name eos_token_id"):
+    with pytest.raises(PrunusError, match="a token that ends its turn: set eos_token_id"):
         ends(None, None)
 
 
@@ -187,10 +187,10 @@ TOML = 'format = 1\nextends = "think-tags"\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[think]\nstarts = 'x'\n", r"line 4: 'starts' is not known in \[think\]; perhaps 'start'"),
-        ("[answer]\n\nzebra = 1\n", r"line 5: 'zebra' is not known in \[answer\]; there are stops"),
+        ("[think]\nstarts = 'x'\n", r"line 4: 'starts' is not known in \[think\]; did you mean 'start'"),
+        ("[answer]\n\nzebra = 1\n", r"line 5: 'zebra' is not known in \[answer\]; known keys are stops"),
         ("[thinks]\nstart = ''\n", r"line 3: 'thinks' is none of the tables"),
-        ("[think]\nstops = ['  ']\n", "a marker is empty or all blanks"),
+        ("[think]\nstops = ['  ']\n", "a marker is empty or has only blanks"),
         ("[think]\nstart = '<a></think>'\n", "'</think>' is a part of the start"),
         ("[think]\nstops = []\n", "needs `answer_in_chain = true`"),
         ("[close]\nanswer_in_chain = true\n", "needs `stops = "),
@@ -201,7 +201,7 @@ TOML = 'format = 1\nextends = "think-tags"\n'
         ("[template]\nsystem = 'a'\nsystem_file = 'b'\n", "takes one of system"),
         ("[template]\nsystem_file = '../b'\n", "must be a file beside the profile"),
         ("[template]\nsystem_file = 'none.txt'\n", "none.txt cannot be read"),
-        ("[sampling]\ntop_p = 0.0\n", r"top_p lie in \(0, 1\]"),
+        ("[sampling]\ntop_p = 0.0\n", r"top_p in \(0, 1\]"),
         ("[answer]\ntokens = 0\n", "must be 1 or more"),
     ],
 )

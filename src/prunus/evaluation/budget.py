@@ -5,10 +5,10 @@ stops or has used its budget; then a closing is appended, and the model answers.
 count as thinking only if they replace a suppressed stop.
 
 A chain ends naturally for budget b if b > 0 and the model's stop comes after at most b thinking ids. To see a stop
-directly after id b, b + 1 ids are requested and the last one is dropped; more are requested if the stop is a text of
-several tokens, whose first id counts. Budget 0 is always forced. The rule is the
-same for a chain that is drawn for one budget and for a chain that is drawn once and cut at several budgets. So both
-have the same draws, provided that rounding does not depend on the batch (docs/protocol.md).
+directly after id b, b + 1 ids are requested and the last one is dropped. If the stop is a text of several tokens, its
+first id counts, and more ids are requested. Budget 0 is always forced. The rule is the same for a chain that is drawn
+for one budget and for a chain that is drawn once and cut at several budgets. So both have the same draws, provided that
+rounding does not depend on the batch (docs/protocol.md).
 """
 
 import hashlib
@@ -102,9 +102,9 @@ class Draw:
 
 
 def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Draw) -> str:
-    """The text that is graded: the answer, preceded by the profile's answer_lead where the closing was forced.
+    """The text that is graded: the answer, preceded by the profile's answer_lead if the closing was forced.
 
-    It is the chain itself where that ended by itself and the profile has the answer there.
+    For a profile with answer_in_chain, it is the chain itself if the model ended it.
     """
     if profile.answer_in_chain and draw.ended == "natural":
         return decode(tokenizer, draw.thinking)
@@ -184,7 +184,7 @@ class ForcedChain:
         )
 
     def _answered(self, chain: Completion) -> None:
-        """Record a chain that ended by itself and is its own answer."""
+        """Record the draws of a chain that the model ended and that is its own answer."""
         logprob, self_certainty = _means(chain, Completion([], None, Scores.empty()))
         for budget in self._natural(chain.ids):
             self.draws[budget] = Draw(
@@ -203,7 +203,7 @@ class ForcedChain:
             )
 
     def _natural(self, thinking: Sequence[int]) -> list[int]:
-        """The budgets under which a chain ends by itself after these ids."""
+        """The budgets under which a chain that the model ended after these ids has a natural end."""
         return [budget for budget in self.budgets if budget >= max(1, len(thinking))]
 
     def _answer(
@@ -211,7 +211,8 @@ class ForcedChain:
     ) -> Request:
         """The request to answer after this thinking. cut: the budget that ended it; None if the model did.
 
-        written: the ids of the marker with which the model ended it, if the marker took several ids.
+        written: ids of the marker with which the model ended it, if the marker has several ids. ended_turn: whether the
+        model ended its whole turn.
         """
         chain, rules, ids = self.chain, self.rules, thinking.ids
         closing = rules.markers.closing(ids, cut is None, written)

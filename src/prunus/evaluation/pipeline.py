@@ -123,8 +123,8 @@ def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[S
             done = do_batch(store, work, backend, grader, batch)
             if batch is missing[0] and done.never_closed:
                 progress.say(
-                    f"warning: the model ends its turn without ending its thinking ({work.profile.think_stops[0]}): is"
-                    " it a thinking model? If not, use --profile plain"
+                    f"warning: the model ends its turn without ending its thinking ({work.profile.think_stops[0]}); if"
+                    " it is not a thinking model, use --profile plain"
                 )
             steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")
 
@@ -138,7 +138,7 @@ def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, in
 class Done(NamedTuple):
     """The rows of one batch, the number of tokens sampled for them, and the seconds that it took.
 
-    never_closed: whether the profile does not seem to fit the model (see `never_closed`).
+    never_closed: whether the profile seems not to fit the model (see `never_closed`).
     """
 
     samples: list[Sample]

@@ -37,23 +37,23 @@ class Scores(NamedTuple):
 
 
 class TextStops:
-    """Markers that a tokenizer has no single token for; the text of a completion ends at the first of them.
+    """Markers for which a tokenizer has no single token; a completion ends at the first of them in its text.
 
-    Markers are looked for in the text, since a model may spell one in several ways: its first token may begin before
-    the marker, and its last one may reach beyond it. slack: the most ids that a marker can take, one per byte.
+    Markers are searched in the text, since a model may write one in several tokenizations: the first token may begin
+    before the marker, and the last one may end after it. slack: maximum number of ids of a marker, one per byte.
     """
 
     def __init__(self, texts: Sequence[str], decode: Callable[[list[int]], str]) -> None:
-        """decode: the text of ids, special tokens shown."""
+        """decode: returns the text of ids, including special tokens."""
         self.texts, self.decode = tuple(texts), decode
         self.slack = max(len(text.encode()) for text in self.texts)
-        self._closes: dict[int, bool] = {}  # id -> whether its text has the last character of a marker
+        self._closes: dict[int, bool] = {}  # id -> whether its text contains the last character of a marker
 
     def __repr__(self) -> str:
         return f"TextStops{self.texts}"
 
     def ending_at(self, ids: Sequence[int]) -> int | None:
-        """The index of the id in which a marker begins that the last of these ids completes, or None."""
+        """The index of the id in which a marker begins that the last id completes; None if it completes none."""
         if not ids or not self._may_close(ids[-1]):
             return None
         earliest = max(0, len(ids) - self.slack)
@@ -64,14 +64,14 @@ class TextStops:
         return None
 
     def first(self, ids: Sequence[int], seen: int = 0) -> tuple[int, int] | None:
-        """(begin, end) of the first marker in these ids, or None; the first `seen` ids are known to complete none."""
+        """(begin, end) of the first marker in these ids, or None. The first `seen` ids are known to have no marker."""
         for end in range(seen + 1, len(ids) + 1):
             if (begin := self.ending_at(ids[:end])) is not None:
                 return begin, end
         return None
 
     def may_begin_by(self, ids: Sequence[int], index: int) -> bool:
-        """Whether later ids may complete a marker that begins in the id at this index or before it."""
+        """Whether later ids may complete a marker that begins at this index or before it."""
         for begin in range(max(0, len(ids) - self.slack), index + 1):
             text = self.decode(list(ids[begin:]))
             if any(text.endswith(marker[:size]) for marker in self.texts for size in range(1, len(marker))):
@@ -107,12 +107,12 @@ class Completion:
 
     @property
     def written(self) -> list[int]:
-        """The ids of a marker that ended it, as the model wrote them; none where no text did."""
+        """The ids of the marker that ended the completion, as the model wrote them; empty if none did."""
         return [] if self.marker is None else self.ids[self.marker :]
 
     @property
     def content(self) -> int:
-        """How many ids come before the stop, whatever it is."""
+        """Number of ids before the stop or marker."""
         return len(self.ids) if self.marker is None else self.marker
 
 
@@ -126,7 +126,7 @@ class Request(NamedTuple):
     max_new_tokens: at least 1; a stop counts as one. stops: ids that end the completion. banned: ids that are never
     sampled. seed: of the request's own random numbers, so that other requests affect a completion by float rounding
     only, which in float32 hardly ever changes a token (docs/protocol.md). min_new_tokens: number of ids before which
-    no stop is sampled. texts: markers of several tokens, which end the completion and are a part of it.
+    no stop is sampled. texts: markers of several tokens, which end the completion and are part of it.
     then: called with the finished completion, it returns the request that follows, whose prompt must be this prompt,
     the completion's ids and at least one more id. It is also called with the first n ids for every n in `cuts` that the
     completion passes, which means that another id comes after them that is no stop and begins no marker; a cut at 0 is

@@ -108,7 +108,7 @@ def resolve_plan(
 
 
 def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Ids of the prompt of each problem, with the opened thinking; says where the template changes problems."""
+    """The ids of each problem's prompt with the opened thinking; prints a warning if the template changes problems."""
     rendered = [render_prompt(profile, tokenizer, text) for text in texts]
     changed = sum(text not in prompt for text, prompt in zip(texts, rendered, strict=True))
     if changed:

@@ -1,7 +1,8 @@
 """Profiles: the exact strings that open, cut and close the thinking of a model family.
 
 A profile is one TOML file in this folder; `PROFILES` has all of them by name. profile.py reads them, detection.py
-chooses one for a model, and markers.py encodes its strings with the model's tokenizer.
+chooses one for a model by its chat template (template.py), and markers.py encodes its strings with the model's
+tokenizer. catalogue.py describes profiles for `prunus profiles`.
 """
 
 from prunus.evaluation.profiles.detection import resolve_profile

@@ -1,4 +1,4 @@
-"""What `prunus profiles` shows: the built-in profiles, and one profile as it takes effect for a model."""
+"""The content of `prunus profiles`: the built-in profiles, and one profile fitted to a model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,16 @@ EXAMPLE = "2+2?"
 
 
 def profiles() -> list[dict[str, str]]:
-    """The built-in profiles: `name`, and `description`, which families of models it is for."""
+    """The built-in profiles, each with `name` and `description`, the model families to which it applies."""
     return [{"name": name, "description": _description(PROFILE_FOLDER / f"{name}.toml")} for name in PROFILES]
 
 
 def show_profile(name: str = "auto", model: str | Path | None = None) -> dict[str, Any]:
-    """A profile's settings, and for a model (`tiny`, a folder or a hub id) their token ids.
+    """The settings of a profile as a dict, and with a model (`tiny`, a folder or a hub id) also their token ids.
 
     name: a built-in profile, a .toml file, or `auto`, the profile that the model's files indicate. With a model,
-    `prompt` is the rendered prompt of the problem "2+2?" with its opened thinking, and every marker and closing is a
-    pair of its text and its token ids. Raises PrunusError as `evaluate` does.
+    `prompt` is the rendered prompt of the problem "2+2?" with the opened thinking, and every marker and closing is a
+    pair of its text and its token ids. Raises PrunusError where no profile fits, as `evaluate` does.
     """
     if model is None:
         return _settings(named(name))

@@ -21,7 +21,7 @@ from prunus.recipes import PROFILE_FILE, Mode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Options of chat templates that switch thinking on, in the order in which they are tried.
+# Options of chat templates that turn thinking on, in the order in which they are tried.
 SWITCHES: tuple[tuple[str, Any], ...] = (
     ("enable_thinking", True),
     ("thinking", True),
@@ -35,7 +35,7 @@ THINKER_NAME = re.compile(r"r1|think|reason|qwq", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Choice:
-    """A profile, and why it was chosen. warnings: what may be wrong with the choice."""
+    """A profile and the reason for its choice. warnings: messages about possible errors of the choice."""
 
     profile: Profile
     why: str
@@ -52,10 +52,10 @@ def resolve_profile(
     """The profile of that name, fitted to the model's chat template and sampling defaults.
 
     name: a built-in profile, a .toml file, or `auto`: the profile of the manifest, else the file prunus_profile.toml in
-    the model's folder, else the one that tokenizer and chat template indicate, which is printed with the reason.
-    In mode legacy, `auto` takes s1's markers for every model whose manifest names no profile, as the papers' scripts
-    do, and prints a message. Raises PrunusError if there is no such profile, if the tokenizer has no chat template for
-    prompts, or if the template closes the thinking and no option of it opens it.
+    the model's folder, else the one that tokenizer and chat template indicate, which is printed with the reason. In
+    mode legacy, `auto` takes s1's markers for every model whose manifest names no profile, as the papers' scripts do,
+    and prints a message. Raises PrunusError if there is no such profile, if the tokenizer has no chat template for
+    prompts, or if the template closes the thinking and none of its options opens it.
     """
     source_of(tokenizer)
     if name != "auto":
@@ -89,7 +89,7 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
     special = list(_by_special_tokens(tokenizer, found))
     if len(special) > 1:
         raise PrunusError(
-            f"the model's files speak for several profiles ({', '.join(one.profile.name for one in special)}):"
+            f"the model's files indicate several profiles ({', '.join(one.profile.name for one in special)}):"
             " choose one with --profile"
         )
     names = _names(manifest, folder)
@@ -97,7 +97,7 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
 
 
 def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Iterator[Choice]:
-    """Profiles whose markers are special tokens that no other family has."""
+    """Yield the profiles whose markers are special tokens that only their family has."""
 
     def has(*texts: str) -> bool:
         return all(find_token(tokenizer, text) is not None for text in texts)
@@ -113,7 +113,7 @@ def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> It
 
 
 def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Choice | None:
-    """A profile with the thinking tag that the template writes or removes; None without such a tag."""
+    """A profile with the thinking tag that the template writes or removes; None if it has no such tag."""
     text = found.source + found.tail
     opened = OPEN_TAG.search(found.tail)
     name = opened["name"] if opened else next((one for one in ("think", "thought") if f"{one}>" in text), None)
@@ -132,14 +132,14 @@ def _by_tags(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Choice | Non
     warnings = []
     if not opened and not any(key in found.source for key, _ in SWITCHES):
         warnings.append(
-            f"the template only removes <{name}> from earlier turns, so it is not sure that this model thinks; if it"
-            " does not, use --profile plain"
+            f"the template only removes <{name}> from earlier turns, so this model may not think; if it does not, use"
+            " --profile plain"
         )
     return Choice(profile, f"the chat template has <{name}>, markers are {how}", tuple(warnings))
 
 
 def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[str]) -> Choice:
-    """A profile indicated by the template's words or the model's name; plain if nothing indicates thinking."""
+    """The profile indicated by words in the template or by the model's name; plain if nothing indicates thinking."""
     if "Here is my thought process" in found.source:
         return Choice(PROFILES["granite"], "the template has 'Here is my thought process'")
     by_name = next((name for name in names if S1_NAME.search(name)), None)
@@ -149,14 +149,16 @@ def _by_words(tokenizer: "PreTrainedTokenizerBase", found: Probe, names: list[st
     if find_token(tokenizer, "<think>") is not None:
         warnings.append("the tokenizer has <think>, which the chat template never uses; to think: --profile think-tags")
     elif thinker := next((name for name in names if THINKER_NAME.search(name)), None):
-        warnings.append(f"'{thinker}' sounds like a model that thinks, but its template does not; see prunus profiles")
+        warnings.append(
+            f"the name '{thinker}' suggests a thinking model, but its template has no markers; see prunus profiles"
+        )
     return Choice(
         PROFILES["plain"], "the template has no thinking markers, so the answer turn is the chain", tuple(warnings)
     )
 
 
 def with_tag(profile: Profile, name: str) -> Profile:
-    """think-tags with another tag in place of `think`."""
+    """The profile think-tags with the tag `name` instead of `think`."""
 
     def renamed(text: str) -> str:
         return text.replace("<think>", f"<{name}>").replace("</think>", f"</{name}>")
@@ -172,9 +174,9 @@ def with_tag(profile: Profile, name: str) -> Profile:
 
 
 def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | None) -> Profile:
-    """The profile with the system prompt, sampling defaults and thinking switch of a model's own files.
+    """The profile with the system prompt, sampling defaults and template options that a model's files determine.
 
-    Raises PrunusError if the template closes the thinking and no option of it opens it.
+    Raises PrunusError if the template closes the thinking and none of its options opens it.
     """
     if folder is not None and profile.model_system_file and (folder / profile.model_system_file).is_file():
         profile = replace(profile, system=read_system(folder / profile.model_system_file))
@@ -182,7 +184,7 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
     if folder is not None and profile.sampling_from_model:
         profile = replace(profile, **sampling_of(folder))
     if not profile.thinking_start or any(stop in profile.thinking_start for stop in profile.think_stops):
-        return profile  # there is nothing to open, or its marker opens every turn (s1)
+        return profile  # nothing opens the thinking, or the marker opens every turn (s1)
     found = probe(tokenizer, profile.template_options(), profile.system, profile.date)
     if _state(found.tail, profile) == "closed":
         profile, found = _switched_on(profile, tokenizer, found)
@@ -198,7 +200,7 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
 
 
 def _state(tail: str, profile: Profile) -> str:
-    """`opened`, `closed` or `absent`: the state of the thinking at the end of a prompt."""
+    """The state of the thinking at the end of a prompt: `opened`, `closed` or `absent`."""
     start, stop = profile.thinking_start.strip(), profile.think_stops[0]
     begun, ended = tail.rfind(start), tail.rfind(stop)
     if ended > begun:
@@ -207,7 +209,7 @@ def _state(tail: str, profile: Profile) -> str:
 
 
 def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: Probe) -> tuple[Profile, Probe]:
-    """The profile with the first template option that opens the thinking, and the template under it."""
+    """The profile with the first template option that opens the thinking, and the probe of the template with it."""
     given = profile.template_options()
     tried = [(key, value) for key, value in SWITCHES if key in found.source and key not in given]
     for key, value in tried:

@@ -1,4 +1,4 @@
-"""A profile's strings as the token ids of one tokenizer, and prompts and texts by the same tokenizer."""
+"""A profile's strings as token ids of one tokenizer, and the prompts and texts of that tokenizer."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +29,8 @@ class Markers:
     prompt; empty if the template opens the thinking. reopening: thinking_start without its newline; in an answer it
     means that the model continues to think; empty if answers end at it.
     think_stops, answer_stops: single tokens that end a phase. think_texts, answer_texts: markers of several tokens that
-    end one. ends: those of think_stops that end the model's turn, rather than its thinking.
-    missing_closing: (the ids in which a model wrote such a marker) -> what the natural closing still lacks.
+    end a phase. ends: the think_stops that end the model's turn, not only its thinking. missing_closing: takes the ids
+    with which a model wrote such a marker, and returns the remaining ids of the natural closing.
     """
 
     start: tuple[int, ...]
@@ -54,7 +54,7 @@ class Markers:
     def closing(self, thinking: Sequence[int], natural: bool, written: Sequence[int] = ()) -> tuple[int, ...]:
         """The ids that close these thinking ids and start the answer. natural: whether the model ended its thinking.
 
-        written: the marker as the model wrote it, if it took several ids; it is the beginning of the closing.
+        written: ids of the marker as the model wrote it, if it has several; they begin the closing.
         """
         if written:
             assert self.missing_closing is not None
@@ -82,7 +82,7 @@ class Markers:
         )
 
     def reopens(self, written: Sequence[int]) -> bool:
-        """Whether these ids, which ended an answer, hold a marker that opens thinking."""
+        """Whether these ids, which ended an answer, contain a marker that opens thinking."""
         if not written or self.answer_texts is None:
             return False
         text = self.answer_texts.decode(list(written))
@@ -90,17 +90,17 @@ class Markers:
 
     @property
     def slack(self) -> int:
-        """Ids that are asked for beyond a budget, to see whether the thinking ends right there."""
+        """Number of ids requested beyond a budget, to see whether the thinking ends directly after it."""
         return 1 if self.think_texts is None else self.think_texts.slack
 
     @property
     def longest(self) -> int:
-        """Most ids that start and closing can take together, and those beyond a budget."""
+        """Maximum number of ids of start, closing and those requested beyond a budget."""
         return len(self.start) + max(map(len, self._closings)) + self.slack - 1
 
     @property
     def shortest_closing(self) -> int:
-        """Least ids that a closing can take."""
+        """Minimum number of ids of a closing."""
         return min(map(len, self._closings))
 
     @property
@@ -110,13 +110,13 @@ class Markers:
 
 
 def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode: Mode) -> Markers:
-    """The profile under this tokenizer; PrunusError names a stop that must be a single token and is not."""
+    """The profile's markers for this tokenizer. Raises PrunusError if a stop must be a single token and is not."""
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
 
     def split(texts: Sequence[str]) -> tuple[frozenset[int], tuple[str, ...]]:
-        """Those that are single tokens, as ids, and the others."""
+        """The ids of the texts that are single tokens, and the other texts."""
         tokens = {text: None if profile.match == "text" else find_token(tokenizer, text) for text in texts}
         several = tuple(text for text, token in tokens.items() if token is None)
         if several and profile.match == "token":
@@ -135,9 +135,9 @@ def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode:
     marker = profile.think_stops[0] if profile.think_stops else ""
 
     def missing_closing(written: Sequence[int]) -> tuple[int, ...]:
-        behind = read(list(written)).partition(marker)[2]
+        after = read(list(written)).partition(marker)[2]
         wanted = profile.natural_closing.partition(marker)[2]
-        return encode(wanted[len(behind) :]) if wanted.startswith(behind) else ()
+        return encode(wanted[len(after) :]) if wanted.startswith(after) else ()
 
     return Markers(
         start=() if profile.template_opens == "yes" else encode(profile.thinking_start),
@@ -161,25 +161,25 @@ def encode_markers(profile: Profile, tokenizer: "PreTrainedTokenizerBase", mode:
 
 
 def ends_in_newline(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
-    """Whether a text of this last token ends in a newline, which its last byte alone tells."""
+    """Whether a text that ends in this token ends in a newline. Its last byte decides, so no other token is needed."""
     return decode(tokenizer, [token]).endswith("\n")
 
 
 def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Ids of the chat template with text as the one user message, with the opened thinking at the end."""
+    """The ids of the chat template with text as the only user message, followed by the opened thinking."""
     return encode_opened(profile, tokenizer, render_prompt(profile, tokenizer, text))
 
 
 def render_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """The chat template's text with text as the one user message, up to where the model goes on."""
+    """The text of the chat template with text as the only user message, up to the place where the model continues."""
     return render(tokenizer, messages_of(text, profile.system), profile.template_options(), profile.date)
 
 
 def encode_opened(profile: Profile, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:
-    """Ids of a rendered prompt, with thinking_start at its end, once.
+    """The ids of a rendered prompt that ends in one thinking_start.
 
-    Where thinking_start begins with a token of its own, prompt and start are encoded apart; else as one text, since a
-    tokenizer may merge them.
+    If thinking_start begins with an added token, prompt and thinking_start are encoded separately; otherwise as one
+    text, since a tokenizer may merge them.
     """
 
     def encode(part: str) -> list[int]:
@@ -197,7 +197,7 @@ def encode_opened(profile: Profile, tokenizer: "PreTrainedTokenizerBase", render
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """The text of ids as the model wrote it: markers shown, blanks untouched."""
+    """The text of ids as the model wrote it, including markers and all whitespace."""
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text

@@ -1,4 +1,4 @@
-"""A profile: the exact strings with which one model family's thinking is opened, cut and closed; and its TOML file."""
+"""A profile, the exact strings that open, cut and close the thinking of one model family, and its TOML file."""
 
 import difflib
 import re
@@ -14,11 +14,11 @@ from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
 
 FORMAT = 1
 LEGACY_ANSWER_TOKENS = 32_768
-MOST_BYTES = 64 * 1024  # of a profile's file, and of a system prompt's
-DATE = "2026-01-01"  # what templates that write today's date write instead, so that a plan is the same plan tomorrow
+MOST_BYTES = 64 * 1024  # maximum size of a profile's file, and of a file with a system prompt
+DATE = "2026-01-01"  # replaces today's date in templates, so that the prompts of a plan are the same on every day
 Match = Literal["auto", "token", "text"]
 Opens = Literal["auto", "yes", "no"]
-# Arguments of apply_chat_template that are not the template's own.
+# Arguments of apply_chat_template that are not passed to the template.
 NOT_TEMPLATE_OPTIONS = (
     "add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize", "tools",
 )  # fmt: skip
@@ -53,30 +53,32 @@ KEYS = {
         "from_model": "sampling_from_model",
     },
 }
-TEMPLATE = ("system", "system_file", "model_system_file", "date")  # of [template]; its other keys go to the template
+TEMPLATE = ("system", "system_file", "model_system_file", "date")  # keys of [template] that are no template options
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How to talk to one family of models.
+    """The strings and defaults of one model family.
 
     thinking_start: appended to the chat template's generation prompt, unless the template opens the thinking itself.
     think_stops, answer_stops: markers that end a phase. Tokens that end the model's turn are added to both: those of
         generation_config.json; if answer_stops is empty, those of all files of the model (`end_ids` in template.py).
-    match: whether markers must be single tokens (token), are found as text (text), or the one where possible (auto).
-    template_opens: whether the rendered prompt itself ends in an opened thinking; once a profile is fitted to a model
+    match: `token`: markers must be single tokens; `text`: they are searched in the text; `auto`: single tokens are
+        matched by id, other markers in the text.
+    template_opens: whether the rendered prompt ends in an opened thinking; after a profile is fitted to a model
         (detection.py), `yes` means that thinking_start is not appended.
-    natural_closing, forced_closing: what follows the thinking text when the model ended it, and when the budget did.
-    answer_in_chain: a chain that ends by itself is the answer (models without thinking markers): nothing is appended.
-    forced_break, wait_break: put before forced_closing and wait unless the thinking text ends in a newline (an empty
-        text does not). answer_lead: the end of forced_closing that belongs to the answer text.
-    answer_banned: markers that the answer must not contain in mode strict. strip: strings taken off both ends of an
-        answer before it is graded. wait: what replaces a refused stop.
+    natural_closing: follows the thinking text if the model ended it. forced_closing: follows it if the budget ended it.
+    answer_in_chain: for models without thinking markers: a chain that the model ended is the answer, and nothing is
+        appended.
+    forced_break, wait_break: inserted before forced_closing and wait unless the thinking text ends in a newline (an
+        empty text does not). answer_lead: the end of forced_closing that is part of the answer's text.
+    answer_banned: markers that must not occur in an answer in mode strict. strip: strings that are removed from both
+        ends of an answer before it is graded. wait: replaces a suppressed stop.
     answer_tokens, choice_answer_tokens: caps on the answer in mode strict; the second is for multiple choice.
-    temperature, top_p, top_k: the defaults; temperature 0 is greedy, top_k 0 is off. sampling_from_model: those of the
-        model's generation_config.json come first.
-    enable_thinking, template: passed to the chat template unless None. system: the system prompt, if any.
-    model_system_file: a file beside the model whose text is the system prompt. date: the date that a template writes.
+    temperature, top_p, top_k: default sampling settings; temperature 0 is greedy, top_k 0 is off. sampling_from_model:
+        whether those of the model's generation_config.json take precedence.
+    enable_thinking, template: options of the chat template; None is not passed. system: the system prompt, if any.
+    model_system_file: a file in the model's folder with the system prompt. date: the date for the chat template.
     """
 
     name: str
@@ -114,18 +116,18 @@ class Profile:
             raise PrunusError(f"template_opens must be {' or '.join(get_args(Opens))}, not '{self.template_opens}'")
         for text in (*self.think_stops, *self.answer_stops, *self.answer_banned, *self.strip):
             if not text.strip():
-                raise PrunusError("a marker is empty or all blanks")
+                raise PrunusError("a marker is empty or has only blanks")
         for stop in self.think_stops:
             if stop in self.thinking_start and self.match != "token":
                 raise PrunusError(f"the stop '{stop}' is a part of the start '{self.thinking_start}'")
         if self.answer_in_chain and self.think_stops:
-            raise PrunusError("answer_in_chain needs `stops = []`: where thinking has an end, the answer follows it")
+            raise PrunusError("answer_in_chain needs `stops = []`: after an end of thinking, the answer is separate")
         if not self.answer_in_chain and not self.think_stops:
             raise PrunusError("`stops` of [think] is empty, which needs `answer_in_chain = true`")
         if not self.forced_closing.endswith(self.answer_lead):
             raise PrunusError(f"answer_lead '{self.answer_lead}' is not the end of forced '{self.forced_closing}'")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise PrunusError("temperature must be 0 or more, top_p lie in (0, 1], and top_k be 0 or more")
+            raise PrunusError("temperature must be 0 or more, top_p in (0, 1], and top_k 0 or more")
         if self.answer_tokens < 1 or self.choice_answer_tokens < 1:
             raise PrunusError("tokens and choice_tokens of [answer] must be 1 or more")
         for key in self.template:
@@ -133,12 +135,12 @@ class Profile:
                 raise PrunusError(f"'{key}' of [template] is set by prunus")
 
     def strings(self) -> dict[str, Any]:
-        """Everything that shapes the text, for the stored plan.
+        """All settings that affect the text, for the stored plan.
 
-        Fields that older versions did not have are left out at their default, so that the ids of stored runs stay.
+        Fields that older versions did not have are left out at their default, which keeps the ids of stored runs.
         """
         numbers = {"name", "answer_tokens", "choice_answer_tokens", "temperature", "top_p", "top_k"}
-        of_the_model = {"match", "sampling_from_model", "model_system_file"}  # what they lead to is stored
+        of_the_model = {"match", "sampling_from_model", "model_system_file"}  # their effects are stored instead
         default: dict[str, Any] = {
             "template_opens": "auto", "answer_in_chain": False, "strip": (), "template": {}, "system": "", "date": DATE,
         }  # fmt: skip
@@ -150,7 +152,7 @@ class Profile:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
     def closed_by(self, closing: str) -> "Profile":
-        """This profile with another text that ends thinking at the budget; PrunusError if it ends none."""
+        """This profile with another forced closing. Raises PrunusError if the text has no marker that ends thinking."""
         if self.think_stops and not any(stop in closing for stop in self.think_stops):
             raise PrunusError(
                 f"the closing {closing!r} does not end the thinking: it needs {' or '.join(self.think_stops)}"
@@ -164,20 +166,20 @@ class Profile:
         return thinking | dict(self.template)
 
     def answer_cap(self, kind: str, mode: Mode) -> int:
-        """Answer tokens allowed for a problem of this answer kind (`choice` is multiple choice)."""
+        """Cap in tokens on an answer of this kind (`choice` is multiple choice)."""
         if mode == "legacy":
             return LEGACY_ANSWER_TOKENS
         return self.choice_answer_tokens if kind == "choice" else self.answer_tokens
 
     def sampling(self, mode: Mode) -> tuple[float, float, int]:
-        """Default temperature, top_p and top_k; legacy mode has the papers' 1, 1, off."""
+        """Default temperature, top_p and top_k; in mode legacy those of the papers: 1, 1 and 0 (off)."""
         return (1.0, 1.0, 0) if mode == "legacy" else (self.temperature, self.top_p, self.top_k)
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile of a TOML file; PrunusError names the file, the line and what is wrong there.
+    """The profile in a TOML file. Raises PrunusError, with the file's name and the line, where the file is wrong.
 
-    `extends` names a built-in profile, whose values hold where the file has none. A table [template], also an empty
+    `extends` names a built-in profile, whose values apply where the file has none. A table [template], even an empty
     one, replaces that of the built-in profile.
     """
     try:
@@ -197,7 +199,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def _values(path: Path, text: str) -> dict[str, Any]:
-    """Values of Profile's fields, by name."""
+    """{field of Profile: value} of a profile file, with the values of the profile that it extends."""
     data = tomllib.loads(text)
     if data.pop("format", None) != FORMAT:
         raise PrunusError(f"the first line must be `format = {FORMAT}`")
@@ -228,7 +230,7 @@ def _values(path: Path, text: str) -> dict[str, Any]:
 
 
 def _template_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of Profile from a table [template]."""
+    """{field of Profile: value} of a table [template]."""
     options = {key: value for key, value in values.items() if key not in (*TEMPLATE, "enable_thinking")}
     if sum(key in values for key in ("system", "system_file", "model_system_file")) > 1:
         raise PrunusError("[template] takes one of system, system_file and model_system_file")
@@ -248,7 +250,7 @@ def _template_values(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_system(path: Path) -> str:
-    """The text of a file with a system prompt."""
+    """The system prompt in a file."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise PrunusError(f"{path} is larger than {MOST_BYTES // 1024} KiB")
@@ -258,14 +260,14 @@ def read_system(path: Path) -> str:
 
 
 def _unknown(text: str, table: str, key: str) -> str:
-    """What is said of a key that no profile has: its line, and the nearest key."""
+    """The message about an unknown key: its line, and the most similar key."""
     near = difflib.get_close_matches(key, KEYS[table], 1)
-    hint = f"perhaps '{near[0]}'" if near else f"there are {', '.join(KEYS[table])}"
+    hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(KEYS[table])}"
     return f"{_line_of(text, key)}'{key}' is not known in [{table}]; {hint}"
 
 
 def _line_of(text: str, key: str) -> str:
-    """`line N: ` of the first line that sets a key or opens a table of that name; empty where there is none."""
+    """`line N: ` of the first line that sets a key or opens a table of that name; empty if there is none."""
     pattern = re.compile(rf"\s*\[?{re.escape(key)}\s*[\]=]")
     found = (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line))
     number = next(found, None)

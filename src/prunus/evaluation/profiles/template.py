@@ -1,6 +1,6 @@
-"""A model's chat template: prompts made with it, and what it says about thinking, found by rendering it once.
+"""A model's chat template: prompts made with it, and the state of thinking at their end, found by rendering it once.
 
-Rendering is the only way to know: templates are programs, and what they end a prompt with decides how thinking starts.
+A template is a program, so only rendering shows how it ends a prompt, which decides how thinking starts.
 """
 
 import re
@@ -17,16 +17,16 @@ from prunus.evaluation.profiles.profile import Profile
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-QUESTION, ANSWER = "Q7F3A", "A9K2B"  # texts that no template changes, and whose place in a prompt is thus known
+QUESTION, ANSWER = "Q7F3A", "A9K2B"  # texts that no template changes, so that they can be found in a prompt
 TODAY = re.compile(r"strftime_now\(\s*(?P<format>'[^']*'|\"[^\"]*\")\s*\)")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a chat template does with one user message.
+    """The result of rendering a chat template with one user message.
 
-    tail: the prompt after the user's text. source: the template itself. end_of_turn: the first special token that the
-    template writes after an assistant's text, None where it writes none.
+    tail: the prompt after the user's text. source: the template itself. end_of_turn: the first special token after an
+    assistant's text, None without any.
     """
 
     tail: str
@@ -35,7 +35,7 @@ class Probe:
 
 
 def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The text of the tokenizer's chat template; PrunusError where it has none."""
+    """The text of the tokenizer's chat template. Raises PrunusError if it has none."""
     template: Any = tokenizer.chat_template
     if isinstance(template, Mapping):  # several, by name
         template = template.get("default")
@@ -51,10 +51,10 @@ def render(
     date: str,
     prompt: bool = True,
 ) -> str:
-    """The text of messages; with prompt, up to where the model goes on.
+    """The text of messages; with prompt, it ends where the model continues.
 
-    date: what the template writes as today's date, year-month-day. PrunusError where the template fails, or is stopped
-    by the sandbox in which templates run.
+    date: written by the template as today's date, year-month-day. Raises PrunusError where the template fails or is
+    stopped by the sandbox in which templates run.
     """
     try:
         return str(
@@ -68,13 +68,13 @@ def render(
         )
     except PrunusError:
         raise
-    except Exception as error:  # templates are programs, and raise and write what they like
+    except Exception as error:  # a template is a program, which may raise any error
         raise PrunusError(f"the model's chat template cannot be used: {one_line(error)[:300]}") from error
 
 
 @cache
 def dated(source: str, date: str) -> str:
-    """A chat template that writes this date, and not today's, so that a plan has the same prompts tomorrow."""
+    """The chat template with this date instead of today's, so that a plan has the same prompts on every day."""
     if "strftime_now" not in source:
         return source
     import datetime
@@ -82,7 +82,7 @@ def dated(source: str, date: str) -> str:
     day = datetime.date.fromisoformat(date)
     formats = {match["format"][1:-1] for match in TODAY.finditer(source)}
     if len(TODAY.findall(source)) < source.count("strftime_now("):
-        raise PrunusError("the model's chat template writes today's date in a way that cannot be held still")
+        raise PrunusError("the model's chat template writes today's date in a way that cannot be replaced")
     known = ", ".join(f"{_quoted(one)}: {_quoted(day.strftime(one))}" for one in sorted(formats))
     return f"{{%- macro strftime_now(format) -%}}{{{{ {{{known}}}[format] }}}}{{%- endmacro -%}}{source}"
 
@@ -92,12 +92,12 @@ def _quoted(text: str) -> str:
 
 
 def probe(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any], system: str, date: str) -> Probe:
-    """What the template does under these options; PrunusError where a user's text is not once in the prompt."""
+    """The probe of a template with these options. Raises PrunusError unless the user's text occurs exactly once."""
     messages = messages_of(QUESTION, system)
     rendered = render(tokenizer, messages, options, date)
     if rendered.count(QUESTION) != 1:
         raise PrunusError(
-            f"the model's chat template has the user's text {rendered.count(QUESTION)} times in its prompt, not once"
+            f"the model's chat template writes the user's text {rendered.count(QUESTION)} times, not once"
         )
     tail = rendered.partition(QUESTION)[2]
     return Probe(tail, source_of(tokenizer), _end_of_turn(tokenizer, messages, options, date))
@@ -119,14 +119,17 @@ def _end_of_turn(
 
 
 def messages_of(text: str, system: str) -> list[dict[str, str]]:
-    """A conversation of one user's message, after a system prompt if there is one."""
+    """A conversation of one user message, after the system prompt if there is one."""
     first = [{"role": "system", "content": system}] if system else []
     return [*first, {"role": "user", "content": text}]
 
 
 def end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, found: Probe) -> frozenset[int]:
-    """The ids that end a model's turn by any of its files: generation_config.json, config.json, its tokenizer, its
-    template. Of a model that ends its turns with <|return|>, <|end|> only ends a message."""
+    """The ids that end a model's turn by generation_config.json, config.json, the tokenizer or the template.
+
+    If <|return|> ends its turns, <|end|> is left out, since it only ends a message. Raises PrunusError if no file names
+    any.
+    """
     ids = set(load_end_ids(folder, len(tokenizer)))
     config = folder / "config.json"
     named = read_object(config).get("eos_token_id") if config.is_file() else None
@@ -138,7 +141,7 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, found: Probe) ->
         ids.discard(ended)
     if not ids:
         raise PrunusError(
-            "no file of the model says what ends its turn: name eos_token_id in generation_config.json,"
+            "no file of the model names a token that ends its turn: set eos_token_id in generation_config.json,"
             " or `stops` of [answer] in a --profile FILE.toml"
         )
     return frozenset(ids)
@@ -152,7 +155,7 @@ def ends_of_turn(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder:
 
 
 def sampling_of(folder: Path) -> dict[str, float | int]:
-    """temperature, top_p and top_k of generation_config.json, where it says that the model is sampled."""
+    """temperature, top_p and top_k of generation_config.json, as far as set; empty unless it has do_sample."""
     path = folder / "generation_config.json"
     found = read_object(path) if path.is_file() else {}
     if not found.get("do_sample"):
