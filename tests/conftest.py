@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from made_once import FOLDER
-from quick import fastest
+from quick import fastest, longest_first
 
 QUICK_SECONDS = 60  # of tests, all workers together
 GIVE_UP_SECONDS = 35  # after collection: on a busy machine, and in a clone where nothing has been timed yet
 TIMES = "prunus/seconds"  # in pytest's cache: test or shared fixture to seconds
+LONG_SECONDS = 3  # groups and tests that take longer start before all others
+SLOW_SECONDS = 15  # of a slow test that has never been timed
 LONGEST_ID = 80  # characters of a test's parameter
 APART = ("slow", "real_llm", "browser", "gpu")
 _made: list[tuple[str, float]] = []  # fixtures that several tests share, since the last test was set up
@@ -42,16 +44,37 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return f"{ascii(val)[:LONGEST_ID]}..." if isinstance(val, (str, bytes)) and len(val) > LONGEST_ID else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Every worker must come to the same order: from the times that were known when they started."""
+    node.workerinput[TIMES] = known_times(node.config)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests first, so that no worker is left with one at the end; --quick: the fastest."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """What takes long first, so that no worker is left with it at the end; --quick: the fastest alone."""
+    known = known_times(config)
+    costs = {item.nodeid: cost(item, known) for item in items}
     if config.getoption("quick"):
-        known = known_times(config)
-        candidates = [item for item in items if not any(map(item.get_closest_marker, APART))]
-        chosen = fastest({item.nodeid: cost(item, known) for item in candidates}, QUICK_SECONDS)
+        candidates = [item.nodeid for item in items if not any(map(item.get_closest_marker, APART))]
+        chosen = fastest({name: costs[name] for name in candidates}, QUICK_SECONDS)
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
         items[:] = [item for item in items if item.nodeid in chosen]
+    units = units_of(items)
+    guesses = {item.nodeid: SLOW_SECONDS if item.get_closest_marker("slow") else 0.0 for item in items}
+    seconds = {name: known.get(name, guesses.get(name, 0.0)) for name in units}
+    at = {name: place for place, name in enumerate(longest_first(units, seconds, LONG_SECONDS))}
+    items.sort(key=lambda item: at[item.nodeid])
+
+
+def units_of(items: list[pytest.Item]) -> dict[str, str]:
+    """What runs in one worker, by test and by fixture that tests share: the test's group, or the test alone."""
+    units: dict[str, str] = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        unit = item.nodeid if mark is None else str(mark.args[0])
+        units |= dict.fromkeys([item.nodeid, *shared_names(item)], unit)
+    return units
 
 
 @pytest.hookimpl(wrapper=True)
@@ -68,6 +91,8 @@ def pytest_collection(session: pytest.Session) -> Generator[None, Any, Any]:
 
 def known_times(config: pytest.Config) -> dict[str, float]:
     """Of earlier runs."""
+    if hasattr(config, "workerinput"):
+        return config.workerinput[TIMES]  # pyright: ignore[reportAttributeAccessIssue]  xdist's
     cache = getattr(config, "cache", None)
     return cache.get(TIMES, {}) if cache else {}
 
@@ -76,8 +101,12 @@ def cost(item: pytest.Item, known: dict[str, float]) -> float | None:
     """Seconds that a test took when last run, with the shared fixtures that it uses; None if never run."""
     if item.nodeid not in known:
         return None
-    shared = (known.get(shared_name(item, name), 0.0) for name in getattr(item, "fixturenames", ()))
-    return known[item.nodeid] + sum(shared)
+    return known[item.nodeid] + sum(known.get(name, 0.0) for name in shared_names(item))
+
+
+def shared_names(item: pytest.Item) -> list[str]:
+    """What times call the fixtures that a test uses, if others share them."""
+    return [shared_name(item, fixture) for fixture in getattr(item, "fixturenames", ())]
 
 
 def shared_name(item: pytest.Item, fixture: str) -> str:

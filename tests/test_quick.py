@@ -1,10 +1,10 @@
-"""make quick: the tests that it runs are chosen by the times they took."""
+"""The times that tests took choose what make quick runs, and the order in which all start."""
 
 import sys
 from pathlib import Path
 
 import pytest
-from quick import fastest
+from quick import fastest, longest_first
 
 pytest_plugins = ["pytester"]
 
@@ -14,6 +14,13 @@ def test_the_fastest_that_fit_and_those_never_timed():
     assert fastest(seconds, 4.5) == {"new", "b", "d", "c"}
     assert fastest(seconds, 4.4) == {"new", "b", "d"}
     assert fastest(seconds, 0.5) == {"new"}
+
+
+def test_long_groups_and_tests_start_first_and_the_rest_keep_their_order():
+    units = {"a": "a", "b": "group", "c": "c", "d": "d", "e": "group", "f": "f"}
+    seconds = {"a": 0.1, "b": 2.0, "c": 4.0, "d": 0.3, "e": 2.5, "f": 0.2}
+    assert longest_first(units, seconds, 3.0) == ["b", "e", "c", "a", "d", "f"]
+    assert longest_first(units, seconds, 9.0) == list(units)
 
 
 MODULE = """

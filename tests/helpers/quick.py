@@ -12,3 +12,17 @@ def fastest(seconds: Mapping[str, float | None], limit: float) -> set[str]:
             break
         chosen.add(name)
     return chosen
+
+
+def longest_first(units: Mapping[str, str], seconds: Mapping[str, float], long: float) -> list[str]:
+    """Names of tests in the order in which they are to start, so that no worker is left with much at the end.
+
+    units: by test, what runs in one worker: a group of tests, or the test alone. seconds: of each test. Units of more
+    seconds than long come first, the longest of all first; the others follow, and keep their order.
+    """
+    total: dict[str, float] = {}
+    for name, unit in units.items():
+        total[unit] = total.get(unit, 0.0) + seconds[name]
+    ranked = sorted((unit for unit in total if total[unit] > long), key=lambda unit: -total[unit])
+    rank = {unit: at for at, unit in enumerate(ranked)}
+    return sorted(units, key=lambda name: rank.get(units[name], len(rank)))
