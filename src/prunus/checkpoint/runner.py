@@ -1,10 +1,10 @@
-"""Runs single blocks of a checkpoint as the whole model would, holding nothing else of it than a call needs.
+"""Run single blocks of a checkpoint as the whole model would, with no more of the model in memory than needed.
 
-What lies outside the blocks is read once, but for embeddings, of which only the rows that are looked up are read, and
-for the output head, which is read when it is first asked for. A block's arguments are those that the model's own
-forward gives it (architecture.py). Where they depend on nothing but the shape of a batch, as in most families, they are
-kept for that shape; else they are recorded anew from the batch's token ids whenever a block needs them.
-Shapes: N sequences, T tokens, W numbers per token between two blocks, X what the head reads, V vocabulary.
+Tensors outside the blocks are read once, except that of embeddings only the rows that are looked up are read, and that
+the output head is read when it is first used. A block's arguments are those that the model's own forward passes to it
+(architecture.py). If they depend only on the shape of a batch, as in most families, they are cached by shape; else they
+are recorded again from the batch's token ids whenever a block needs them.
+Shapes: N sequences, T tokens, W numbers per token between two blocks, X input width of the head, V vocabulary.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -25,17 +25,17 @@ from prunus.checkpoint.precision import attention_for, use_fast_products
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 
-# Arguments are kept for the shapes of batches that were met last, up to this many bytes.
+# Arguments are cached for the latest shapes of batches, up to this many bytes.
 KEPT_BYTES = 1 << 26
-# As a share of the largest output: by how much later tokens may move earlier ones, in 16 bits and in float32.
-LOOKS_AHEAD = (5e-3, 1e-4)
+# A change of earlier tokens by later ones counts as rounding up to this share of the largest output (16 bits, float32).
+CAUSAL_TOLERANCE = (5e-3, 1e-4)
 
 
 class Batch:
-    """Token ids of some sequences of equal length, and what blocks that ran on them left for later blocks.
+    """Token ids of sequences of equal length, and the values that blocks computed from them for later blocks.
 
-    carried: what they returned besides hidden states. state: objects that they are given to leave things in.
-    weight_NT1: how much each token counts for who watches; None: all alike.
+    carried: values other than hidden states that blocks returned. state: objects in which blocks store values.
+    weight_NT1: weight of each token in activation statistics; None: all tokens have the same.
     """
 
     def __init__(self, ids_NT: Tensor, weight_NT1: Tensor | None = None) -> None:
@@ -44,18 +44,18 @@ class Batch:
         self.state: list[Any] = []
 
     def copy(self) -> "Batch":
-        """The same, from where blocks can be run in another way."""
+        """A copy of the batch and its state, so that later blocks can be run twice from here."""
         twin = Batch(self.ids_NT, self.weight_NT1)
         twin.carried, twin.state = dict(self.carried), deepcopy(self.state)
         return twin
 
 
 class Runner:
-    """Blocks of one checkpoint on one device in one dtype (parameters that transformers keeps in float32 stay so).
+    """Runs blocks of one checkpoint on one device in one dtype; parameters that transformers keeps in float32 stay so.
 
-    tensors: where those of the checkpoint lie, by name. Sequences of a batch have equal length and no padding.
-    batch: the one that a block runs on, or ran on last. A model that cannot be run block by block raises Unstreamable,
-    and so does, unless any_direction, one whose first block lets a token see later ones: that is no decoder.
+    tensors: the checkpoint's stored tensors by name. Sequences of a batch have equal length and no padding.
+    batch: the batch on which a block runs, or last ran. any_direction: accept blocks that are not causal. Raises
+    Unstreamable for a model that cannot be run block by block, and for one that is not causal.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Runner:
 
     @property
     def blocks(self) -> int:
-        """How many there are."""
+        """Number of decoder blocks."""
         return len(self.architecture.layers)
 
     @property
@@ -92,8 +92,10 @@ class Runner:
 
     @property
     def shares_state(self) -> bool:
-        """Whether blocks hand on more than hidden states, such as keys and values: then each must run once, in order,
-        and no gradient stops at a block."""
+        """Whether blocks pass on more than hidden states, such as keys and values.
+
+        Each block must then run once, in order, and gradients cannot be computed one block at a time.
+        """
         return bool(self.architecture.carried) or any(map(is_stateful, self.architecture.probe.calls))
 
     def embed(self, batch: Batch) -> Tensor:
@@ -105,7 +107,8 @@ class Runner:
         return self.architecture.to_rows(recording.first)
 
     def make_block(self, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Block number index with these weights (names within the block; others are ignored), ready to run."""
+        """A copy of block `index` with these weights, on the device. tensors: by names within the block; others are
+        ignored. Raises Unstreamable if a weight is missing, or if the block is not causal."""
         block = self._copy_of(self.architecture.layers[index])
         prefix = self.architecture.block_prefix(index)
         state = {
@@ -125,44 +128,44 @@ class Runner:
         return block
 
     def _check_causal(self, block: nn.Module) -> None:
-        """Raise Unstreamable where what a block makes of a token depends on a later one."""
+        """Raise Unstreamable if a block's output for a token depends on a later token."""
         rows_2TW = torch.randn(1, 8, self.width, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1)
         rows_2TW[1, -1] *= -3
         with torch.inference_mode(False), torch.no_grad():
-            there = rows_2TW.to(self.device, self.dtype)
-            after_2TW = self.run_block(block, there, Batch(torch.zeros(2, 8, dtype=torch.long)))[:, :-1].float()
-        moved, size = (after_2TW[0] - after_2TW[1]).abs().max(), after_2TW[0].abs().max()
-        if bool(moved > LOOKS_AHEAD[self.dtype == torch.float32] * size):
-            raise Unstreamable("it is no decoder: what it makes of a token depends on later tokens")
+            input_2TW = rows_2TW.to(self.device, self.dtype)
+            output_2TW = self.run_block(block, input_2TW, Batch(torch.zeros(2, 8, dtype=torch.long)))[:, :-1].float()
+        change, size = (output_2TW[0] - output_2TW[1]).abs().max(), output_2TW[0].abs().max()
+        if bool(change > CAUSAL_TOLERANCE[self.dtype == torch.float32] * size):
+            raise Unstreamable("it is not a decoder: its output for a token depends on later tokens")
         self._is_causal = True
 
     def read_block(self, index: int) -> nn.Module:
-        """The block as the checkpoint has it, ready to run."""
+        """A copy of block `index` with the checkpoint's weights, on the device."""
         prefix = self.architecture.block_prefix(index)
         names = [prefix + name for name in self.architecture.layers[index].state_dict()]
         found = self.names.read(names, lambda name: self._tensors[name].read())
         return self.make_block(index, {name.removeprefix(prefix): tensor for name, tensor in found.items()})
 
     def run_block(self, block: nn.Module, rows_NTW: Tensor, batch: Batch) -> Tensor:
-        """(N, T, W) output of a block for a batch: the residual stream, before any final norm."""
+        """(N, T, W) output of a block for a batch, before any final norm."""
         self.batch = batch
         index, hidden = self._index_of[block], self.architecture.from_rows(rows_NTW)
         call = self.call_of(block, batch)
         return self.architecture.to_rows(self.architecture.call_block(index, block, hidden, call, batch.carried))
 
     def states(self, rows_NTW: Tensor, batch: Batch) -> Tensor:
-        """(N, T, X) what the head reads, from the last block's output: by the model's own final norm."""
+        """(N, T, X) input of the head, from the last block's output by the model's own final norm."""
         with self._looking_up():
             return self.architecture.states(batch.ids_NT.to(self.device), self.architecture.from_rows(rows_NTW))
 
     def logits(self, states_NTX: Tensor) -> Tensor:
-        """(N, T, V) by the model's own head, with its scaling and soft caps; tokens may be given in parts."""
+        """(N, T, V) logits of the model's own head, with its scaling and soft caps; tokens may be passed in parts."""
         self._read_head()
         with self._looking_up():
             return self.architecture.logits(states_NTX)
 
     def call_of(self, block: nn.Module, batch: Batch) -> Call:
-        """What a block is called with for a batch, besides hidden states."""
+        """The arguments of a block for a batch, without the hidden states."""
         index = self._index_of[block]
         calls = self._record(batch.ids_NT).calls if self._of_ids else self._calls_of_shape(batch.ids_NT)
         call = calls[index]
@@ -175,7 +178,7 @@ class Runner:
         )
 
     def _calls_of_shape(self, ids_NT: Tensor) -> list[Call]:
-        """What blocks are called with for batches of this shape, where ids do not matter."""
+        """The arguments of all blocks for batches of this shape, if they do not depend on ids; cached."""
         shape = tuple(ids_NT.shape)
         if shape not in self._kept:
             self._kept[shape] = self._record(torch.zeros_like(ids_NT)).calls
@@ -188,13 +191,13 @@ class Runner:
             return self.architecture.record(ids_NT.to(self.device))
 
     def _choose_attention(self) -> None:
-        """Ours instead of torch's fused attention where that is faster."""
+        """Set our float32 attention instead of torch's fused one where that is faster."""
         model, ours = self.architecture.model, attention_for(self.dtype, self.device)
         if model.config._attn_implementation == "sdpa" != ours:
             model.set_attn_implementation(ours)
 
     def _read_outside(self) -> None:
-        """Read what lies outside the blocks, but for what is looked up in or multiplied only when it is needed."""
+        """Read the tensors outside the blocks, except embeddings and the head, which are read when they are used."""
         architecture, model = self.architecture, self.architecture.model
         later = {id(parameter) for parameter in architecture.layers.parameters()}
         later |= {id(parameter) for tower in _towers(architecture) for parameter in tower.parameters()}
@@ -210,7 +213,7 @@ class Runner:
         try:
             recording = self._record(torch.arange(8)[None])
             by_rows = not recording.first.is_meta
-        except (RuntimeError, NotImplementedError):  # the model wants more of an embedding than to look up rows
+        except (RuntimeError, NotImplementedError):  # the model does more with an embedding than look up rows
             by_rows = False
         if not by_rows:
             self._lookups = {}
@@ -218,7 +221,7 @@ class Runner:
         use_fast_products(model)
 
     def _assign_all_but(self, later: Collection[int]) -> None:
-        """Read all that is not yet there, but for parameters with these ids."""
+        """Read all tensors without values, except those whose id() is in later; Unstreamable if one is missing."""
         model = self.architecture.model
         self._assign([n for n, t in model.state_dict(keep_vars=True).items() if t.is_meta and id(t) not in later])
         if lacking := [n for n, p in model.named_parameters() if p.is_meta and id(p) not in later]:
@@ -226,12 +229,12 @@ class Runner:
         _send_buffers(model, self.device)
 
     def _plain(self, name: str) -> bool:
-        """Whether a tensor lies on disk as it is."""
+        """Whether a tensor of the model is stored without conversion."""
         origin = self.names.origins.get(name)
         return origin is not None and origin.converter is None
 
     def _assign(self, names: list[str]) -> None:
-        """Give parameters and buffers outside the blocks their stored values, and those tied to them theirs."""
+        """Set these parameters and buffers, and those tied to them, to their stored values."""
         model = self.architecture.model
         known = model.state_dict()
         found = self.names.read(names, lambda name: self._tensors[name].read())
@@ -242,7 +245,7 @@ class Runner:
         model.requires_grad_(False)
 
     def _read_head(self) -> None:
-        """Read the output head, or the embedding that it is tied to."""
+        """Read the output head, or the embedding to which it is tied, unless that was done."""
         head = self.architecture.head
         assert head is not None
         if self._head_is_read:
@@ -256,7 +259,7 @@ class Runner:
 
     @contextmanager
     def _looking_up(self) -> Iterator[None]:
-        """Embeddings read the rows that they look up from disk: a large vocabulary is not worth loading whole."""
+        """Meanwhile, embeddings read only the rows that they look up, since a large vocabulary takes much memory."""
         with ExitStack() as stack:
             for name, module in self._lookups.items():
                 if module.weight.is_meta:
@@ -265,6 +268,7 @@ class Runner:
 
     @contextmanager
     def _rows_of(self, name: str, module: nn.Embedding) -> Iterator[None]:
+        """The same for one embedding."""
         stored, meta, padding = (
             self._tensors[self.names.origins[f"{name}.weight"].stored[0]],
             module.weight,
@@ -273,7 +277,7 @@ class Runner:
 
         def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             used, place = args[0].unique(return_inverse=True)
-            # Few at a time: what lies around a row is mapped with it.
+            # Few at a time, because the system maps whole pages around each row into memory.
             rows = torch.cat([stored.read_rows(some.tolist()) for some in used.cpu().split(64)])
             rows = self._cast(f"{name}.weight", rows).to(self.device)
             module.weight, module.padding_idx = nn.Parameter(rows, requires_grad=False), None
@@ -291,11 +295,11 @@ class Runner:
                 handle.remove()
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
-        """A stored tensor in the dtype in which the model has it."""
+        """A stored tensor in the dtype of the model's tensor with this name."""
         return tensor.to(self._dtypes.get(name, self.dtype)) if tensor.is_floating_point() else tensor
 
     def _copy_of(self, layer: nn.Module) -> nn.Module:
-        """A block of its own; what it knows of the rest of the model (configuration, other modules) stays shared."""
+        """A copy of a block; its references to the rest of the model (configuration, other modules) stay shared."""
         own = {id(module) for module in layer.modules()}
         shared = [m for m in self.architecture.model.modules() if id(m) not in own]
         shared += [m.config for m in self.architecture.model.modules() if hasattr(m, "config")]
@@ -303,7 +307,7 @@ class Runner:
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device of a name; `auto` is a GPU where there is one. An unknown or absent one raises PrunusError."""
+    """The torch device of a name; `auto` is a GPU if there is one. Raises PrunusError if it cannot be used."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -315,7 +319,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def dtypes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """In what each tensor of a model is when transformers loads it in dtype; some must stay in float32."""
+    """The dtype of each tensor when transformers loads a model in dtype; some stay in float32."""
     plan = model._get_dtype_plan(dtype)
     found = {name: tensor.dtype for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if plan:
@@ -327,24 +331,24 @@ def dtypes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dty
 
 
 def states_in(calls: list[Call]) -> list[Any]:
-    """Objects that blocks are given to leave things in, each once, in the order of the calls."""
+    """The objects in which blocks store values for later ones, each once, in the order of the calls."""
     values = [value for call in calls for value in (*call.args, *call.kwargs.values()) if is_state(value)]
     return list({id(value): value for value in values}.values())
 
 
 def _towers(architecture: Architecture) -> list[nn.Module]:
-    """Whole models inside the model that no text goes through: of images, of sound."""
+    """The models inside the model that do not process text, such as those for images and sound."""
     around = {id(m) for n, m in architecture.model.named_modules() if architecture.name.startswith(n)}
     return [m for m in architecture.model.modules() if isinstance(m, PreTrainedModel) and id(m) not in around]
 
 
 def _is_lookup(module: nn.Module) -> bool:
-    """Whether a module gives out rows of its weight, be it times a number."""
+    """Whether a module returns rows of its weight, possibly multiplied by a number."""
     return type(module) is nn.Embedding or type(module).__name__.endswith("ScaledWordEmbedding")
 
 
 def _send_buffers(module: nn.Module, device: torch.device) -> None:
-    """Have the buffers of all of a module on a device; parameters get there when they are read."""
+    """Move all buffers of a module to a device; parameters are moved when they are read."""
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             if buffer is not None:
@@ -352,7 +356,7 @@ def _send_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 def _equal(left: list[Call], right: list[Call]) -> bool:
-    """Whether two recordings hold the same numbers."""
+    """Whether two recordings have equal arguments."""
     pairs = zip(leaves([list(call) for call in left]), leaves([list(call) for call in right]), strict=True)
     return all(torch.equal(a, b) if isinstance(a, Tensor) else is_state(a) or a == b for a, b in pairs)
 

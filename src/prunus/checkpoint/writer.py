@@ -1,8 +1,9 @@
 """Write a checkpoint to OUT.partial, which is renamed to OUT when it is complete.
 
-Blocks of a small model are written to their places in its one file, those of a large one to a file each. The journal
-says which work this is (recipe and source) and which blocks are finished, so an interrupted run can go on: all of them
-after the end of the process, after a power cut those that a thread had put on disk meanwhile.
+The blocks of a small model are written to their places in one file, those of a large model to one file each. The
+journal says which work this is (recipe and source) and which blocks are finished, so that an interrupted run can
+resume. After the end of the process all finished blocks are kept; after a power cut, those that a thread had flushed to
+disk.
 """
 
 import json
@@ -28,18 +29,18 @@ from prunus.hashing import content_hash
 
 JOURNAL, LOCK, CALIBRATION, HIDDEN = "journal.json", "lock", "calibration.jsonl", "hidden.bin"
 EVIDENCE = "evidence.json"
-# Files of a model that go with the weights; anything else in the folder stays behind.
+# Files of a model that are copied with the weights; other files in its folder are not.
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE"}
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL}
-# Weights up to this size go to one file, as such models come; larger ones to one file per block.
+# Weights up to this size are written to one file, as is usual for such models; larger ones to one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
-FLUSH_SECONDS = 10.0  # what a power cut may cost
-JOURNAL_SECONDS = 0.5  # what the sudden end of the process may cost
+FLUSH_SECONDS = 10.0  # the most work that a power cut may lose
+JOURNAL_SECONDS = 0.5  # the most work that the sudden end of the process may lose
 
 
 def check_target(source: Path, target: Path, overwrite: bool) -> None:
-    """Raise PrunusError unless target may be made from source: not the same folder, not there already."""
+    """Raise PrunusError if target overlaps source, or exists (with overwrite: exists and is not a checkpoint)."""
     model = source.resolve()
     for folder in (target.resolve(), partial_folder(target).resolve()):
         if folder == model or model in folder.parents or folder in model.parents:
@@ -49,7 +50,7 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise PrunusError(f"{target} exists; choose another output or add --overwrite")
     if not (target / "config.json").is_file():
-        raise PrunusError(f"{target} exists and is no checkpoint, so it will not be replaced; choose another output")
+        raise PrunusError(f"{target} exists and is not a checkpoint, so it will not be replaced; choose another output")
 
 
 def partial_folder(target: Path) -> Path:
@@ -61,10 +62,10 @@ def partial_folder(target: Path) -> Path:
 class Partial:
     """Open unfinished work: `with Partial(source, target, work, shards, needed, overwrite) as partial`.
 
-    work: JSON that says what is made from what; work found on disk is continued if it says the same, else it is an
-    error (with overwrite: deleted). shards: how many blocks the result has (see resize). needed: bytes of disk in all.
-    left_out: tensors outside blocks that the result lacks.
-    Left by an interruption, the folder keeps finished blocks; left by an error of input, it is deleted.
+    work: JSON that identifies what is made, and from what. Unfinished work with the same JSON is continued; other work
+    raises PrunusError (with overwrite: it is deleted). shards: number of blocks of the result (see resize). needed:
+    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks.
+    On an interruption the folder and its finished blocks are kept; on an error in the input it is deleted.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Partial:
         if keep:
             with suppress(OSError):
                 self._await_flush()
-            with suppress(OSError):  # a full disk: then blocks since the last time are lost
+            with suppress(OSError):  # if the disk is full, blocks since the last journal are lost
                 self._write_journal()
         self.lock.close()
         if not keep:
@@ -146,7 +147,7 @@ class Partial:
         return read_header(self.shard(index))
 
     def write_block(self, index: int, tensors: Mapping[str, Tensor | Stored], record: Mapping[str, Any]) -> None:
-        """Finish one block. record: JSON kept in the journal, found again in records after a resume."""
+        """Write one block. record: JSON that is kept in the journal and, after a resume, in records."""
         with disk_errors(self.folder, self.needed):
             if not self.records:
                 self._open_whole()
@@ -159,7 +160,7 @@ class Partial:
                 self._write_journal(flush)
 
     def note(self, key: str, value: Any, files: Mapping[str, str]) -> None:
-        """Keep JSON in notes, found again after a resume, and text files that go with the result."""
+        """Store JSON in notes, which a resumed run finds again, and text files that belong to the result."""
         with disk_errors(self.folder, self.needed):
             for name, text in files.items():
                 write_text(self.folder / name, text)
@@ -186,8 +187,8 @@ class Partial:
     def publish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> None:
         """Add everything but the weights, then rename the folder; an existing target is replaced only now.
 
-        config: content of the new config.json, None for the old file as it is. step: the manifest's new entry, None for
-        the same model in another form, whose records stay as they are.
+        config: content of the new config.json; None: the source's file is copied. step: the manifest's new entry; None
+        if the result is the same model in another form, so that the source's records are copied.
         """
         (self.folder / HIDDEN).unlink(missing_ok=True)
         with disk_errors(self.folder, self.needed):
@@ -207,7 +208,7 @@ class Partial:
             sync_tree(self.folder)
         self.finished = True
         replace_folder(self.folder, self.target, self.overwrite)
-        # Only now, so that a run killed before the renaming still finds all of its work.
+        # Only now, so that a run killed before the renaming can still be resumed.
         for name in (JOURNAL, LOCK):
             (self.target / name).unlink(missing_ok=True)
 
@@ -223,7 +224,7 @@ class Partial:
         if ours:
             self.records = {int(index): record for index, record in found["blocks"].items()}
             self.notes, self.shards, self.flushed = found["notes"], found["shards"], set(found.get("flushed", ()))
-            if not boot() or found.get("boot") != boot():  # the machine may have lost what had not been flushed
+            if not boot() or found.get("boot") != boot():  # after a power cut, only flushed blocks are on disk
                 self.records = {index: record for index, record in self.records.items() if index in self.flushed}
         for path in self._found():
             if path.is_dir():
@@ -254,9 +255,9 @@ class Partial:
             self.flushed_at = self.noted_at
 
     def _open_whole(self) -> None:
-        """Make or find the one file of a small model; a large one, or one of unlike blocks, gets a file per block.
+        """Create or reopen the single file of a small model; large models, or those of unlike blocks, have several.
 
-        A thread checks what lies outside blocks, and copies it to there, while the first of them is made.
+        A thread checks and copies the tensors outside blocks meanwhile.
         """
         entries = self._entries()
         if entries is None or sum(entry.nbytes for entry in entries.values()) > SINGLE_FILE_BYTES:
@@ -276,7 +277,7 @@ class Partial:
         return {name: stored for name, stored in outer.items() if name not in self.left_out}
 
     def _entries(self) -> dict[str, Entry] | None:
-        """Return the result's tensor headers; None if blocks differ, so that they depend on which are kept."""
+        """Return the result's tensor headers; None if they depend on which blocks are kept, because blocks differ."""
         if self.shards == self.source.blocks:
             return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
         entries = {name: entry_of(tensor) for name, tensor in self._outer_tensors().items()}
@@ -361,7 +362,7 @@ def disk_needed(nbytes: int) -> int:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy tokenizer, generation configuration, chat templates and licence as they are."""
+    """Copy tokenizer, generation configuration, chat templates and licence."""
     for path in sorted(source.iterdir()):
         known = path.suffix in COPIED_SUFFIXES or path.stem in COPIED_NAMES
         if path.is_file() and known and path.name not in NOT_COPIED and not path.name.endswith(".index.json"):

@@ -1,4 +1,4 @@
-"""Many budgets looked at together: bands that hold for the whole curve, and p of the largest difference in it.
+"""Simultaneous inference over budgets: bands that cover the whole curve, and a p-value for its largest difference.
 
 P: problems, B: budgets, C: contrasts, R: bootstrap draws.
 """
@@ -17,10 +17,10 @@ Floats = NDArray[np.float64]
 
 
 def max_t_quantile(centre_C: Floats, draws_RC: Floats, level: float = 0.95) -> float:
-    """The max-t quantile: of the largest |draw - centre| / standard error over contrasts, in bootstrap draws.
+    """The max-t quantile: the `level` quantile, over bootstrap draws, of max over contrasts of |draw - centre| / se.
 
-    Bands that are this many standard errors wide on each side cover all contrasts at once in `level` of the cases. They
-    are narrower than Bonferroni's where contrasts are correlated.
+    Bands of this many standard errors on each side cover all contrasts simultaneously with probability `level`. They
+    are narrower than Bonferroni's if contrasts are correlated.
     """
     error_C = draws_RC.std(axis=0)
     deviations_RC = np.abs(draws_RC - centre_C) / np.where(error_C > 0, error_C, 1.0)
@@ -28,13 +28,13 @@ def max_t_quantile(centre_C: Floats, draws_RC: Floats, level: float = 0.95) -> f
 
 
 def simultaneous_bands(centre_C: Floats, draws_RC: Floats) -> tuple[Floats, Floats]:
-    """(C,) low and high that cover all contrasts at once in 95 % of the cases."""
+    """(C,) low and (C,) high ends of bands that cover all contrasts simultaneously with probability 95 %."""
     reach_C = max_t_quantile(centre_C, draws_RC) * draws_RC.std(axis=0)
     return centre_C - reach_C, centre_C + reach_C
 
 
 def accuracy_bands(shares_PB: Floats, draws: int, seed: int = 0) -> list[tuple[float, float]]:
-    """(low, high) at each budget: the interval of `metrics.estimate`, widened until all budgets are covered at once."""
+    """(low, high) at each budget: the interval of `metrics.estimate`, widened to cover all budgets simultaneously."""
     centre_B, draws_RB = shares_PB.mean(axis=0), bootstrap([shares_PB], EXPLORING_RESAMPLES, seed)
     wider = max(NORMAL, max_t_quantile(centre_B, draws_RB)) / NORMAL
     singles = [estimate(shares_P, draws) for shares_P in shares_PB.T]
@@ -58,11 +58,12 @@ def add_bands(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
 
 
 def largest_p(tasks: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0) -> list[Floats]:
-    """(C,) p of each contrast of each task, adjusted for choosing the largest of all of them (max-t permutation test).
+    """A (C,) array of p-values for each task, adjusted for choosing the largest contrast (max-t permutation test).
 
-    tasks: (P, C) per-problem differences each. Signs are flipped problem by problem (the two models swapped), all
-    contrasts of a problem together; each contrast is divided by the root of its sum of squares, which no flip changes
-    (Westfall and Young 1993, single step). So the p of "up to x points better, at this budget" accounts for the search.
+    tasks: (P, C) per-problem differences each. Signs are flipped problem by problem (the two models are swapped), for
+    all contrasts of a problem together. Each contrast is divided by the root of its sum of squares, which no flip
+    changes (Westfall and Young 1993, single step). So the p of "up to x points better, at this budget" accounts for the
+    search over budgets.
     """
     scaled = []
     for differences in tasks:

@@ -1,4 +1,4 @@
-"""Best-of-n: of n draws take the answer of the one that scores highest. P: problems, N: draws of each.
+"""Best-of-n: take the answer of the draw with the highest score among n. P: problems, N: draws of each.
 
 The scores need neither the right answer nor a second model: the mean log-probability of the sampled tokens,
 self-certainty, or shortness.
@@ -17,7 +17,7 @@ def best_of_values(scores_PN: ArrayLike, correct_PN: ArrayLike, n: int) -> Float
 
     The draw of rank r (1: best) is the best of C(N-r, n-1) of the C(N, n) subsets. Draws with equal scores share their
     ranks, which is the expectation of a random tie-break; so a constant score gives the share correct. A draw with
-    score -inf is chosen only where there is no other. Raises ValueError for nan.
+    score -inf is chosen only if there is no other. Raises ValueError for nan, and unless 1 <= n <= N.
     """
     scores, correct = np.asarray(scores_PN, dtype=float), np.asarray(correct_PN, dtype=float)
     if scores.shape != correct.shape or scores.ndim != 2 or not 1 <= n <= scores.shape[1]:

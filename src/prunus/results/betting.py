@@ -1,4 +1,4 @@
-"""A lower bound for the mean of bounded differences that holds for any number of problems, by betting.
+"""A lower bound, by betting, for the mean of bounded differences; it is valid for any number of problems.
 
 A gambler bets, problem after problem, that the mean is above m, and chooses each amount before seeing the next
 difference. If the mean is m or less, the wealth K is a supermartingale that starts at 1, so it ever reaches 1/alpha
@@ -7,16 +7,17 @@ mean is at most m", and the smallest m that is not rejected is a lower bound of 
 and also where a rare large loss was not sampled, which no bootstrap accounts for (docs/verdicts.md).
 
 Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS-B 2024, arXiv:2010.09686: their
-predictable plug-in bets, truncated at 3/4 of what could be lost; this is the one-sided half of their method.
+predictable plug-in bets, truncated so that no bet can lose more than 3/4 of the wealth; this is the one-sided half of
+their method.
 
 `strata` are the tasks, as in `paired`: a (P, C) array of differences in [-1, 1] each, P problems by C contrasts; the
 mean is that over tasks of the mean over problems. The order of the problems is random and follows from the seed alone.
 
 With several tasks the wealth is the product of one wealth per task, (1 + 9 K) / 10 each: a tenth of the money is never
 bet. How the mean splits among tasks is not known, so the bound is the smallest mean over tasks of per-task bounds, over
-all ways to share log(1/alpha) among the tasks. The two simpler ways are weaker (docs/verdicts.md has all three
-measured): a bound per task at alpha / tasks corrects each task for all of them, and betting on rounds of one problem
-from each task is limited by the smallest task.
+all ways to share log(1/alpha) among the tasks. Two simpler methods are weaker (docs/verdicts.md compares all three): a
+bound per task at alpha / tasks corrects each task for all of them, and betting on rounds of one problem from each task
+is limited by the smallest task.
 """
 
 from collections.abc import Sequence

@@ -1,15 +1,15 @@
-"""Control characters in foreign text made visible: model names and model output are untrusted."""
+"""Make control characters in untrusted text visible, such as model names and model output."""
 
 import re
 
-# Controls that would vanish, reorder the line or break a parser: C0 and C1 (but tab and line feed), soft line ends,
+# Characters that are invisible, reorder a line or break a parser: C0 and C1 (except tab and line feed), soft line ends,
 # bidi marks, embeddings and isolates, invisible operators and tags, byte order mark, lone surrogates, noncharacters.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e007f]"
 )
 MINUS, DASH, THIN, NBSP = "\u2212", "\u2013", "\u202f", "\u00a0"
-LABEL_LIMIT = 80  # characters of a name: manifests are foreign text too
+LABEL_LIMIT = 80  # characters of a name, since manifests are untrusted text too
 
 
 def visible(text: str) -> str:

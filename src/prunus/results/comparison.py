@@ -1,4 +1,4 @@
-"""From rows to verdicts against a base run.
+"""Compare runs with a base run: paired differences and a verdict for each, from the rows of a store.
 
 The primary contrast is declared in advance: the area under accuracy over log2(budget), averaged over tasks. Its
 p-values decide, corrected over the runs compared (Holm); those of single budgets are detail, corrected within their run
@@ -43,7 +43,7 @@ def compare(
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
 ) -> dict[str, Any]:
-    """Paired differences of other runs to a base run of a store, and one word for each.
+    """Paired differences between other runs of a store and a base run, and a verdict on each other run.
 
     base, others: run id or its start, model name or printed label. Without others, every run is compared whose plan
     differs from that of the base in tasks, budgets, samples, limit, seed, batches and kernel only; the other runs are
@@ -80,14 +80,14 @@ def compare(
     `primary`: the cell of the primary contrast, the area (that of `macro` with several tasks; the areas of single tasks
         are then corrected within the run); `verdict`, `within_margin`, `margin`, `warnings`;
     `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
-    run's; `contradicted_at`: budget, difference and verdict of those budgets that contradict it; `scaling`: the slope
-    of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
+        run's; `contradicted_at`: budget, difference and verdict of the budgets that contradict it;
+    `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
         tell; None with fewer than two positive budgets.
     Budget 0 is not part of the area; with one positive budget the area is the accuracy there.
 
-    verdict, where p_adjusted of the primary is below .05: `better`, `worse`, or `worse, within the margin` if
-    p_margin_adjusted is .05 at most; elsewhere `non-inferior` if p_margin_adjusted is .05 at most, else `cannot tell`.
-    Raises PrunusError for unknown or ambiguous names and where there is nothing to compare.
+    If p_adjusted of the primary is below .05, verdict is `better`, `worse`, or, with p_margin_adjusted of at most .05,
+    `worse, within the margin`. Else it is `non-inferior` with p_margin_adjusted of at most .05, or `cannot tell`.
+    Raises PrunusError for unknown or ambiguous names, and if there is nothing to compare.
     """
     _check(margin, resamples)
     with Store(store) as opened:
@@ -118,7 +118,7 @@ def compare_runs(
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
 ) -> dict[str, Any]:
-    """What `compare` returns, for runs that were read already; `others` may be empty.
+    """The result of `compare` for runs that have been read; `others` may be empty.
 
     tables_of: the tables of the run with an id. may_leave_out: runs with another plan, and runs that share no finished
     problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and

@@ -1,6 +1,6 @@
 """The cells of a comparison: every contrast of two runs on the same problems, budgets and draws.
 
-Intervals and p-values are those of `paired`, lower bounds those of `betting`, where the reasons are.
+`paired` computes intervals and p-values, `betting` lower bounds; both explain why these methods are used.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Claims:
-    """The number of tests that the p-values of budgets, and of areas, are corrected for."""
+    """The numbers of tests for which the p-values of budgets, and of areas, are corrected."""
 
     budgets: int
     areas: int
@@ -39,7 +39,7 @@ class Claims:
 def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int, claims: Claims) -> dict[str, Any]:
     """{"budgets": {budget: cell}, "auc": cell, "slope": cell or None} of one task, or of several with equal weights.
 
-    `comparison.compare` lists the keys of a cell; those that are corrected for other cells are added later.
+    `comparison.compare` lists the keys of a cell. Keys that depend on other cells (adjusted p, q) are added later.
     """
     budgets = pairs[0].base.budgets
     weights_BC, several = _weights(budgets)
@@ -80,7 +80,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
 
 
 def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int) -> dict[str, float | None]:
-    """The share of the base's scaling that other keeps, from slopes per problem (`retention`)."""
+    """The share of the base's scaling that the other run retains, from slopes per problem (`retention`)."""
     share, low, high = (float(end[0]) for end in retention.retention(base, other))
     return {
         "retention": share,
@@ -92,7 +92,7 @@ def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed
 
 
 def budget_differences(pair: Pair) -> Floats:
-    """(P, B) share of draws correct of other minus that of base."""
+    """(P, B) share of correct draws of other minus that of base."""
     return pair.other.correct.mean(axis=2) - pair.base.correct.mean(axis=2)
 
 

@@ -38,7 +38,7 @@ class Speed:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """From the JSON that the store keeps."""
+        """The Speed that the store keeps as JSON."""
         return cls(**data)
 
     def seconds(self, prompt: float, tokens: ArrayLike) -> Floats:

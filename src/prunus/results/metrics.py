@@ -1,4 +1,4 @@
-"""Numbers that describe one run: arrays in, numbers out. P: problems, B: budgets, N: draws of each problem.
+"""Metrics of one run, computed from arrays. P: problems, B: budgets, N: draws of each problem.
 
 The problem is the sampling unit and draws are nested in it, so every standard error is taken over problems (Miller,
 arXiv:2411.00640): sqrt(p(1-p)/(PN)) would be too small.
@@ -64,7 +64,7 @@ def wilson_interval(share: float, size: float, quantile: float = NORMAL) -> tupl
 
 
 def pass_at_k(correct_PN: ArrayLike, k: int) -> float:
-    """Probability that a random k of the N draws have a correct one: the unbiased pass@k of Chen et al. 2021."""
+    """Probability that k random draws of the N include a correct one: the unbiased pass@k of Chen et al. 2021."""
     return float(pass_values(correct_PN, k).mean())
 
 
@@ -127,7 +127,9 @@ def _vote(classes: tuple[tuple[int, float], ...], abstaining: int, k: int) -> fl
     """
     score = 0.0
     for t in range(1, k + 1):
-        free = abstaining + sum(count for count, _ in classes if count < t)  # these can never reach t
+        free = abstaining + sum(
+            count for count, _ in classes if count < t
+        )  # draws of answers that cannot reach t votes
         ways, worth = np.zeros((k // t + 1, k + 1)), np.zeros((k // t + 1, k + 1))
         ways[0] = [comb(free, s) for s in range(k + 1)]
         for count, value in classes:

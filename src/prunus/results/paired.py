@@ -208,9 +208,10 @@ def fixed_error(strata_PNC: Sequence[Floats]) -> Floats:
 
 
 def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
-    """The true difference, in standard errors, that is detected with 80 % power when Holm corrects for so many claims.
+    """The true difference, in standard errors, that is detected with 80 % power at the first step of Holm's correction.
 
-    2.80 for one claim and many problems: z(.975) + z(.8). It is for the first, strictest step of Holm's correction.
+    claims: number of tests that are corrected together. The result is 2.80 = z(.975) + z(.8) for one claim and many
+    problems, and larger for more claims.
     freedom: degrees of freedom of the error, from which the quantile is Student's and the power that of the noncentral
     t to a good approximation: z(.8) sqrt(1 + t^2 / (2 freedom)).
     """
@@ -219,21 +220,21 @@ def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
 
 
 def freedom(strata: Sequence[Floats]) -> int:
-    """Degrees of freedom: the number of problems minus that of tasks, at least 1."""
+    """Degrees of freedom: the number of problems minus the number of tasks, at least 1."""
     return max(1, sum(map(len, strata)) - len(strata))
 
 
 def one_draw(strata: Sequence[Floats]) -> float:
-    """The most that one draw changes the estimate with one draw per problem; with N draws it is 1/N of that."""
+    """The largest change of the estimate by one draw, with one draw per problem; with N draws it is 1/N of that."""
     return 1 / (len(strata) * min(map(len, strata)))
 
 
 def minimum_detectable(strata: Sequence[Floats], claims: ArrayLike = 1, draws: float = inf) -> Floats:
     """(C,) true difference detected with 80 % power, from the standard error with pseudo-problems.
 
-    claims: number of tests that Holm's correction of each contrast is over. draws: of each problem; with few, the
-    test's statistic is so coarse that it stays below its level, which costs one draw. nan where no difference however
-    large would be detected: n problems that all agree have p = 2/2^n.
+    claims: number of tests over which Holm's correction of each contrast runs. draws: number of draws per problem; with
+    few draws the test's statistic is coarse, so the test is conservative, by about one draw. nan if not even the
+    largest difference could be detected: n problems that all differ in the same direction have p = 2/2^n.
     """
     error = standard_error(with_pseudo_problems(strata))
     found = detectable(claims, freedom(strata)) * error + one_draw(strata) / draws
@@ -259,7 +260,7 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def correlation(base: ArrayLike, other: ArrayLike) -> float:
-    """Correlation of per-problem means: the higher, the more pairing helps; nan where one of them is constant."""
+    """Correlation of the two runs' per-problem means (the higher, the more pairing helps); nan if one is constant."""
     base_P, other_P = np.asarray(base, dtype=float), np.asarray(other, dtype=float)
     base_P, other_P = base_P - base_P.mean(), other_P - other_P.mean()
     scale = sqrt(float((base_P**2).sum() * (other_P**2).sum()))

@@ -1,14 +1,14 @@
-"""One long chain or k short ones for the same tokens, within one run. P: problems, B: budgets, N: draws.
+"""One long chain against k short ones for the same tokens, within one run. P: problems, B: budgets, N: draws.
 
-For every pair of budgets B = k * b, one chain that may think B tokens stands against k chains that may think b each:
-their majority vote, their best by a score, and whether any is right (oracle selection: an upper bound). Each is the
-mean over all subsets of k of the N draws, per problem, so the order of draws does not matter.
+For every pair of budgets B = k * b, one chain that may think B tokens is compared with k chains that may think b each:
+with their majority vote, with the best by a score, and with whether any is correct (oracle selection: an upper bound).
+Each value is the mean over all subsets of k of the N draws, per problem, so the order of draws does not matter.
 
-Equal budgets are not equal use: short chains write k answers, long ones may end early. So there are two contrasts. The
-first compares at equal budgets. `used` compares at equal tokens: the accuracy of a single chain at the tokens that the
-k chains used is interpolated linearly between the (mean tokens used, accuracy) of the run's budgets; None outside their
-range. The interpolated accuracy is an estimate too. By the delta method its error is a sum of per-problem terms, which
-are added to the differences, so that the same interval and test apply.
+Runs do not use equal tokens at equal budgets: short chains write k answers, and long ones may end early. So there are
+two contrasts. The first is at equal budgets. The second, `used`, is at equal tokens: the accuracy of a single chain at
+the tokens that the k chains used is interpolated linearly between the (mean tokens used, accuracy) of the run's
+budgets; it is None outside their range. The interpolated accuracy is an estimate too. By the delta method its error is
+a sum of per-problem terms, which are added to the differences, so that the same interval and test apply.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Contrast(NamedTuple):
 
 
 def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """A dictionary for each contrast of a complete table; none where no budget is a multiple of another or N is 1.
+    """A dictionary for each contrast of a complete table; none if no budget is a multiple of another, or N is 1.
 
     budget, chains (k), chain_budget, method (majority, logprob, self_certainty, shortest, any: best-of-n and pass@k),
     n, samples, sequential and parallel (accuracies), tokens_sequential and tokens_parallel (mean used), and
@@ -150,7 +150,7 @@ def at_equal_use(shares_PB: Floats, used_PB: Floats, wanted_P: Floats) -> Floats
 
 
 def _cells(differences: Sequence[Floats], seed: int, resamples: int) -> list[dict[str, float]]:
-    """Difference, se, low, high, p and q of each; all share their resamples."""
+    """A dictionary with difference, se, low, high, p and q of each; all use the same resamples."""
     if not differences:
         return []
     found = paired.infer([np.column_stack(differences)], resamples, seed)

@@ -1,4 +1,4 @@
-"""How many draws or problems a comparison needs for a wanted power. C: contrasts; n: problems, N: draws of each.
+"""How many draws or problems a comparison needs for a given power. C: contrasts; n: problems, N: draws of each.
 
 The mean difference varies by (omega^2 + v/N)/n: omega^2 is the spread of true differences between problems, v the noise
 of one draw (`paired.draw_variance`). More draws shrink the second term only; more problems shrink both.
@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 def spread(strata: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
-    """(omega^2, v) of each task, (C,) each; omega^2 is never negative, and both are nan where there is one draw.
+    """(omega^2, v) of each task, (C,) each; omega^2 is never negative, and both are nan with one draw.
 
     strata: one (P, N, C) array of differences each. omega^2 is the variance of per-problem means minus v/N, with the
     pseudo-problems of `paired`, as in the minimum detectable effect: where no problem differs it is not 0.
@@ -35,8 +35,8 @@ def draws_for(
 ) -> Floats:
     """Draws per problem at which the minimum detectable effect equals `effect`.
 
-    errors: the effect in standard errors that is detected (`paired.detectable`). step: the change by one draw
-    (`paired.one_draw`), where it is to count. inf where the spread between problems makes any number of draws too few.
+    errors: the detectable effect in standard errors (`paired.detectable`). step: the change by one draw
+    (`paired.one_draw`), or 0 to ignore it. inf if no number of draws is enough, because problems differ too much.
     """
     square, effect = np.asarray(errors) ** 2 / problems, np.asarray(effect)
     room = effect**2 - square * np.asarray(omega2)  # of (effect - step/N)^2 = square * (omega^2 + v/N), solved for 1/N
@@ -46,7 +46,7 @@ def draws_for(
 
 
 def draws_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1) -> Floats:
-    """(C,) draws of each of these problems with 80 % power for the effect; nan where there is one draw only.
+    """(C,) draws of each of these problems that have 80 % power for the effect; nan if there is only one draw.
 
     claims: number of tests corrected together, as in `paired.minimum_detectable`.
     """
@@ -59,7 +59,7 @@ def draws_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike =
 
 
 def problems_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1) -> Floats:
-    """(C,) problems with 80 % power for the effect, with the present number of draws and proportion of tasks."""
+    """(C,) number of problems with 80 % power for the effect, at the present number of draws and mix of tasks."""
     error = paired.standard_error(paired.with_pseudo_problems([differences.mean(axis=1) for differences in strata]))
     now, step = sum(map(len, strata)), paired.one_draw(strata) / strata[0].shape[1]
     reach = paired.detectable(claims, paired.freedom(strata)) * error

@@ -1,4 +1,4 @@
-"""Retention: the slope of another model per doubling of the budget, as a share of the base's slope.
+"""Retention: a model's slope of accuracy per doubling of the budget, as a share of the base model's slope.
 
 Slopes are least-squares slopes on log2 of the budgets above 0, one per problem, paired. `base` and `other` hold a (P,
 C) array of slopes for each task, P problems by C pairs of models (one, except in simulations); a model's slope is the
@@ -8,10 +8,10 @@ mean over tasks of the mean over problems.
   from 0, with Student's quantile. It is finite only where the base's own slope is clearly above 0; elsewhere there is
   no scaling to keep, and no interval. Two pseudo-problems, one with the slope of a typical problem and one with its
   negative, widen it for the reason that `paired` gives: without them it would be a point where no problem differs.
-* *lost*: other - 0.9 base is below 0, and the base's slope above 0, by the same t test. * *kept*: other - 0.9 base and
-the base's slope are above 0, by betting. This is a claim of no harm, which a t test makes
-  too easily with few problems: where a tenth of the problems stop scaling, it says *kept* in up to half of the cases at
-  n = 5, and betting in none (docs/verdicts.md).
+* *lost*: other - 0.9 base is below 0, and the base's slope above 0, by the same t test.
+* *kept*: other - 0.9 base and the base's slope are above 0, by betting. This is a claim of no harm, which a t test
+  makes too easily with few problems: where a tenth of the problems stop scaling, it says *kept* in up to half of the
+  cases at n = 5, and betting in none (docs/verdicts.md).
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from scipy import stats
 from prunus.results import betting, paired
 
 Floats = NDArray[np.float64]
-ENOUGH = 0.9  # share of the base's slope from which on scaling is kept
+ENOUGH = 0.9  # smallest share of the base's slope at which scaling counts as kept
 
 
 def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
-    """(C,) each: other's slope over base's, and its 95 % interval; nan where base's slope is not clearly above 0."""
+    """(C,) ratio of other's slope to base's, low and high (95 %); nan unless base's slope is clearly above 0."""
     x, y, xx, xy, yy, extra = _moments(base, other)
     square = stats.t.isf(0.025, paired.freedom(base)) ** 2
     a, b, c = x**2 - square * xx, x * y - square * xy, y**2 - square * (yy + extra)
@@ -37,16 +37,16 @@ def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, 
 
 
 def p_lost(base: Sequence[Floats], other: Sequence[Floats]) -> Floats:
-    """(C,) p of "other has 0.9 of base's slope or more, or base has none", by t tests; 1 for one problem."""
+    """(C,) p-values of "other has at least 0.9 of base's slope, or base's is not above 0", by t tests; 1 for n = 1."""
     x, y, xx, xy, yy, extra = _moments(base, other)
     less = _t_p(ENOUGH * x - y, ENOUGH**2 * xx - 2 * ENOUGH * xy + yy + extra, paired.freedom(base))
     return np.maximum(less, _t_p(x, xx + extra, paired.freedom(base)))
 
 
 def p_kept(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0) -> Floats:
-    """(C,) p of "other has 0.9 of base's slope or less, or base has none", by betting.
+    """(C,) p-values of "other has at most 0.9 of base's slope, or base's is not above 0", by betting.
 
-    reach: the largest slope that a problem can have, up or down.
+    reach: the largest absolute slope that a problem can have.
     """
     more = [(theirs - ENOUGH * ours) / (1 + ENOUGH) / reach for ours, theirs in zip(base, other, strict=True)]
     rising = [ours / reach for ours in base]
@@ -59,7 +59,7 @@ def scaling_word(p_kept: float, p_lost: float) -> str:
 
 
 def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, ...]:
-    """(C,) each: means of base and other; variances xx, xy, yy of these means; what pseudo-problems add to xx and yy.
+    """(C,) each: means of base and other; covariances xx, xy, yy of these means; what pseudo-problems add to xx, yy.
 
     Variances are nan if a task has one problem.
     """

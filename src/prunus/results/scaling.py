@@ -1,4 +1,4 @@
-"""How the accuracy of one run scales with thinking, from its accuracies and mean tokens. B: budgets, P: problems.
+"""Metrics of how one run's accuracy scales with thinking, from accuracies and mean tokens. B: budgets, P: problems.
 
 Control, Scaling and Performance are those of s1 (Muennighoff et al., arXiv:2501.19393, section 3). Functions of
 (..., B) arrays work along the last axis, so that the jackknife takes all its replicates at once.
@@ -55,7 +55,7 @@ def token_area(accuracy: Floats, tokens: Floats) -> Floats:
 
 
 def steps(shares_PB: Floats) -> tuple[int, int]:
-    """(rises, falls): steps to the next budget at which accuracy rises, or falls by more than 2 paired errors.
+    """(rises, falls): numbers of steps to the next budget at which accuracy rises, or falls by over 2 paired errors.
 
     Without such falls the curve is compatible with a monotone one.
     """

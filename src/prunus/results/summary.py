@@ -20,11 +20,11 @@ SCALING = ("auc_tokens", "scaling", "performance", "control", "control_total", "
 
 
 def summarise(store: Store, run_id: str) -> dict[str, Any]:
-    """The statistics of one run.
+    """The statistics of one run, as plain data. Raises PrunusError if the store has no such run.
 
-    A budget's cell counts the problems with all draws at that budget; all else counts those complete at every budget.
+    A budget's cell covers the problems with all draws at that budget; everything else those complete at every budget.
 
-    Returns plain data: `run`, `model`, `recipe`, `plan`, `versions`, and `tasks` -> task ->
+    Keys: `run`, `model`, `recipe`, `plan`, `versions`, and `tasks` -> task ->
     `problems` (finished), `started`, `samples` (draws of each);
     `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at, maj_at by k, best_of by score
         (logprob, self_certainty, shortest) and k, a score being None where rows lack it, tokens (thinking, answer,
@@ -47,7 +47,7 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
 
 
 def describe(run: Run, by_task: Mapping[str, Table]) -> dict[str, Any]:
-    """What `summarise` returns, for rows that were read already."""
+    """The result of `summarise`, for rows that have been read."""
     tasks = {task: _curve(table) for task, table in by_task.items()}
     result = identity(run) | {"plan": run.plan, "versions": run.versions, "tasks": tasks}
     if len(tasks) > 1:
@@ -174,7 +174,7 @@ def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def identity(run: Run) -> dict[str, Any]:
     """The run's id, its model, and the steps that made it; an empty recipe means a dense model."""
     steps = (run.model.get("manifest") or {}).get("history") or []
-    # blocks_removed: of a drop, whose recipe may hold a share instead of a number.
+    # blocks_removed is kept because the recipe of a drop may have a share instead of a number.
     kept = ("action", "recipe", "blocks_removed")
     recipe = [{key: step[key] for key in kept if key in step} for step in steps]
     return {"run": run.run_id, "model": run.model.get("name"), "recipe": recipe}

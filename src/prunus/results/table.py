@@ -1,4 +1,4 @@
-"""Rows of the store as arrays. P: problems, B: budgets, N: draws."""
+"""The rows of a run as arrays. P: problems, B: budgets, N: draws."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ class Table:
     rows_PBN: NDArray[Any]
 
     def select(self, problems: Sequence[str], budgets: Sequence[int], draws: Sequence[int]) -> "Table":
-        """The subtable with these labels in the given order; all must be there."""
+        """The subtable with these labels, in the given order; all must exist."""
         axes = ((self.problems, problems), (self.budgets, budgets), (self.draws, draws))
         places = [[index[label] for label in wanted] for have, wanted in axes for index in [_index(have)]]
         return Table(tuple(problems), tuple(budgets), tuple(draws), self.rows_PBN[np.ix_(*places)])
@@ -40,12 +40,12 @@ class Table:
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
-        """(P, B, N) whether the answer was right."""
+        """(P, B, N) whether the answer is correct."""
         return self.values("correct")
 
     @cached_property
     def used(self) -> NDArray[np.int_]:
-        """(P, B, N) tokens sampled: thinking and answer."""
+        """(P, B, N) sampled tokens: thinking and answer."""
         return self.values("thinking_tokens") + self.values("answer_tokens")
 
     def answers(self, budget: int) -> list[list[str | None]]:

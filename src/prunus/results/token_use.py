@@ -1,6 +1,6 @@
-"""Tokens that runs used, and the accuracy of two runs at equal tokens used.
+"""The tokens that runs used, and the accuracy of two runs at equal tokens used.
 
-A pruned model may think longer at the same budget; comparing accuracy by budget then hides that cost.
+A pruned model may think longer at the same budget; a comparison by budget then hides that cost.
 """
 
 from collections import defaultdict
@@ -104,10 +104,10 @@ Chain = Sequence[tuple[int, int, str]]  # (thinking tokens, answer tokens, ended
 
 
 def sampled_tokens(chains: Iterable[Chain], reuse: bool = True) -> tuple[int, int]:
-    """Thinking and answer tokens that were generated for these chains, counting once what their budgets share.
+    """(thinking, answer) tokens that were generated for these chains; tokens shared by several budgets count once.
 
     reuse: all budgets of a draw are cut from one chain. They share its longest thinking and the answer after its
-    natural end; each forced answer is generated on its own. Without it, every budget was generated anew.
+    natural end; each forced answer is generated separately. Without reuse every budget was generated separately.
     """
     thinking = answer = 0
     share = max if reuse else sum

@@ -1,4 +1,4 @@
-"""Verdicts of a comparison: words for the outcome of tests, corrected for how many tests there are.
+"""Verdicts of a comparison, from p-values that are corrected for the number of tests.
 
 Three families of claims are corrected separately, each by Holm over the models compared: that there is a difference
 (sign flips), that the loss is smaller than the margin (betting), and that scaling is kept or lost. Budgets are
@@ -56,7 +56,10 @@ def set_q(parts: Sequence[Data]) -> None:
 
 
 def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
-    """Set, in place, everything about an entry that depends on which other models are compared."""
+    """Set, in place, the adjusted p-values, q and verdicts of all entries of a comparison.
+
+    These depend on which models are compared together.
+    """
     set_adjusted([entry["primary"] for entry in entries], "p", "p_margin")
     set_adjusted([entry["largest"] for entry in entries], "p")
     set_q([part for entry in entries for part in entry["tasks"].values()])
@@ -73,10 +76,10 @@ def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[str, Any]:
-    """Whether the verdict holds along the curve.
+    """Whether the verdict (word) holds at every budget, as {"whole_curve": bool, "contradicted_at": list}.
 
     whole_curve: whether every budget's difference has the sign of the area's, and no budget's verdict contradicts word.
-    contradicted_at: budget, difference and verdict of those that contradict it.
+    contradicted_at: budget, difference and verdict of the budgets that contradict it.
     """
     against = [
         {"budget": budget, "difference": cell["difference"], "verdict": verdict(cell)}
