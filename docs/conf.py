@@ -1,6 +1,6 @@
 """Settings of the documentation site, which `make site` builds from the repository's Markdown.
 
-The source folder is the repository's root, so that a link between two files is the same on GitHub and on the site.
+The source folder is the root of the repository, so that links between files work on GitHub and on the site.
 """
 
 import shutil
@@ -27,7 +27,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 
-# The sidebar: groups of pages. A page that stands in no group is an error, since Sphinx warns of it.
+# The groups of pages in the sidebar. A page without a group is an error, since Sphinx warns of it.
 CONTENTS = {
     "Start": ["docs/install", "docs/tutorial"],
     "Guides": [
@@ -58,7 +58,7 @@ CONTENTS = {
 
 
 def add_contents(_app: Any, docname: str, source: list[str]) -> None:
-    """Append the tables of contents, which GitHub would show as code, to the two pages that lead to others."""
+    """Append tables of contents to the two pages that lead to others. In the files, GitHub would show them as code."""
     if docname == "README":
         source[0] += "".join(toctree(pages, group) for group, pages in CONTENTS.items())
     elif docname == "docs/measurements/README":
@@ -76,7 +76,7 @@ def plain_docstring(_app: Any, _what: str, _name: str, _obj: Any, _options: Any,
 
 
 def copy_index(app: Any, error: Exception | None) -> None:
-    """The front page also as index.html, which servers look for."""
+    """Copy the front page to index.html, which servers expect."""
     if error is None and app.builder.name == "html":
         shutil.copyfile(Path(app.outdir) / "README.html", Path(app.outdir) / "index.html")
 

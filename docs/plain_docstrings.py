@@ -1,4 +1,4 @@
-"""Docstrings as reStructuredText, which Sphinx reads. Authors write plain text and need not know its rules."""
+"""Convert plain-text docstrings to reStructuredText for Sphinx, so that authors need not know its rules."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,10 @@ RETURNS = re.compile(r"(Returns|Raises|PrunusError) ")
 
 
 def to_rst(lines: Sequence[str]) -> list[str]:
-    """The lines as lists (of `name: what it is`, and of lines with a hanging indent), literal blocks and paragraphs."""
+    """The lines as reStructuredText: paragraphs, literal blocks, and lists.
+
+    Lines `name: what it is` and items with a hanging indent become list items.
+    """
     found: list[str] = []
     for block in blocks(lines):
         if all(line.startswith("    ") for line in block):
@@ -27,7 +30,7 @@ def to_rst(lines: Sequence[str]) -> list[str]:
 
 
 def blocks(lines: Sequence[str]) -> Iterator[list[str]]:
-    """Runs of lines between blank lines; a field that begins within a line begins a line."""
+    """Yield the lines between blank lines. A field `name: ` that begins within a line is moved to a line of its own."""
     block: list[str] = []
     parts = [part for line in lines for part in FIELD_WITHIN.split(line)]
     for line in [*parts, ""]:
@@ -39,7 +42,7 @@ def blocks(lines: Sequence[str]) -> Iterator[list[str]]:
 
 
 def items(block: Sequence[str]) -> Iterator[list[str]]:
-    """A block cut where a field, an item with a hanging indent, or what comes back begins."""
+    """Yield the parts of a block: fields, items with a hanging indent, and sentences on returned values and errors."""
     item: list[str] = []
     for i, line in enumerate(block):
         hangs = i + 1 < len(block) and block[i + 1].startswith(" ")
@@ -53,7 +56,7 @@ def items(block: Sequence[str]) -> Iterator[list[str]]:
 
 
 def escape(text: str) -> str:
-    """Single backticks as code, and no other markup."""
+    """The text with single backticks as code and all other markup escaped."""
     parts = text.split("`")
     if len(parts) % 2 == 0:
         return re.sub(r"([\\*`|_])", r"\\\1", text)

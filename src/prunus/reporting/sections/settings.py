@@ -22,8 +22,8 @@ def section(data: ReportData) -> Section:
     sentences = [
         "Thinking is cut at the budget and closed, and the answer is generated after it (budget forcing). All budgets "
         "of a draw " + ("share one chain." if plan.get("reuse") else "have chains of their own."),
-        "Accuracy is the share of draws graded correct, averaged over problems; rules grade, not a model. Intervals "
-        "take the problem as the unit.",
+        "Accuracy is the share of draws graded correct, averaged over problems. Answers are graded by rules, without a "
+        "judge model. Intervals take the problem as the unit.",
         "Differences are paired by problem."
         + (
             f" Intervals: {method['interval']}; bands: {method['band']}; p: {method['p']}; p adjusted: "
