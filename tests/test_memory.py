@@ -105,7 +105,7 @@ class RecoveryCase(NamedTuple):
     def bound(self) -> int:
         """The formula of docs/memory.md, in bytes."""
         in_memory = 2 * FULL * self.shape.width * BATCH if self.offload else self.streams
-        return 21 * self.trained + in_memory + STEP_TOKENS * (52 * self.shape.width + 24 * self.shape.feed)
+        return 21 * self.trained + in_memory + STEP_TOKENS * (54 * self.shape.width + 24 * self.shape.feed)
 
 
 RECOVERIES = {

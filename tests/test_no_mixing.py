@@ -10,8 +10,10 @@ from tiny_models import make_model, random_rows
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.errors import PrunusError
 from prunus.pruning.calibration import hidden_states as hidden
 from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.recovery.room import TRAINING_BYTES, activation_bytes, largest_block
 
 WANDA: dict[str, Any] = {"method": "wanda"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -79,10 +81,20 @@ def test_a_device_prunes_as_the_cpu_does(name, folder, tmp_path, monkeypatch):
 
 def test_recovery_on_a_device_is_that_of_the_cpu(folder, tmp_path, monkeypatch):
     prunus.prune(folder / "model", tmp_path / "pruned", prunus.PruneRecipe(**WANDA, **on(folder)), device="cpu")
-    recipe = prunus.RecoverRecipe(**on(folder), epochs=1, step_tokens=24)
+    recipe = prunus.RecoverRecipe(**on(folder), epochs=1, step_tokens=48)
     prunus.recover(tmp_path / "pruned", tmp_path / "cpu", recipe, device="cpu")
-    with other_device(monkeypatch):
-        prunus.recover(tmp_path / "pruned", tmp_path / "there", recipe, device="cuda")
+    source = Checkpoint(tmp_path / "pruned")
+    with other_device(monkeypatch, "cuda:0") as device:
+        device.free = TRAINING_BYTES * largest_block(source) + 24 * activation_bytes(source, 0)
+        prunus.recover(tmp_path / "pruned", tmp_path / "there", recipe, device="cuda:0")
+        device.free = TRAINING_BYTES * largest_block(source) - 1
+        with pytest.raises(PrunusError, match=r"of memory of cuda:0, and .* are free"):
+            prunus.recover(tmp_path / "pruned", tmp_path / "out", recipe, device="cuda:0")
+    assert not list(tmp_path.glob("out*"))
+    steps = [Checkpoint(tmp_path / name).manifest["history"][-1] for name in ("cpu", "there")]
+    assert [step["arithmetic"]["micro_batch"] for step in steps] == [48, 24]
+    for ours, theirs in zip(*(step["blocks"] for step in steps), strict=True):
+        assert ours["after"] == pytest.approx(theirs["after"], rel=1e-3)
     compare(tmp_path / "there", tmp_path / "cpu")
 
 

@@ -19,9 +19,19 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.runner import Batch, Runner
+from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
+from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.recovery import fit as fitting
 from prunus.pruning.recovery.fit import Example, fit, relative_error, share_of_rate, trainable
+from prunus.pruning.recovery.room import (
+    TRAINING_BYTES,
+    StepPlan,
+    activations_computed_again,
+    largest_block,
+    plan_steps,
+)
 from prunus.pruning.recovery.streams import pad, split
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.labels import step_label
@@ -253,12 +263,12 @@ def test_killed_recovery_resumes_to_the_same_bytes(tmp_path, dense, rows, offloa
 def example(run, width=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     input_NTW, target_NTW = (torch.randn(2, 8, width, generator=generator) for _ in range(2))
-    return Example(run, input_NTW, target_NTW, torch.ones(2, 8))
+    return Example(lambda rows_NTW, _first: run(rows_NTW), input_NTW, target_NTW, torch.ones(2, 8))
 
 
 def fitted(block, training, held_out, **changes):
     dtypes = dict.fromkeys(block.state_dict(), torch.float32)
-    usual = {"rate": 0.05, "epochs": 3, "rng": random.Random(0)}
+    usual = {"rate": 0.05, "epochs": 3, "rng": random.Random(0), "plan": StepPlan(16)}
     return fit(trainable(block, dtypes, ["0"], True), training, held_out, **usual | changes)
 
 
@@ -271,6 +281,84 @@ def test_a_block_whose_held_out_error_rises_is_put_back():
     found = fitted(block, [example(block)], [held_out])
     assert (found.before, found.after, found.trained, found.finite) == (0.0, 0.0, False, True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [StepPlan(1), StepPlan(24), StepPlan(48), StepPlan(96, checkpointed=True)],
+    ids=lambda plan: str(tuple(plan)),
+)
+def test_micro_batches_and_computing_again_change_nothing_but_rounding(tmp_path, dense, rows, monkeypatch, plan):
+    """Steps of four sequences, in which tokens of the first half count less."""
+    ids = [row[: 12 + i] for i, row in enumerate(random_rows(SEQUENCES, LENGTH + 4))]  # so that there is padding
+    path = tmp_path / "unlike.jsonl"
+    path.write_text(Calibration(ids, "random", [], [6] * len(ids)).to_jsonl())
+    recipe = asked(path, step_tokens=96, prompt_weight=0.5)
+    pruned, found = pruned_from(dense, rows), []
+    for made in (StepPlan(96), plan):
+        monkeypatch.setattr("prunus.pruning.recover.plan_steps", lambda *_, made=made: made)
+        summary = prunus.recover(pruned, tmp_path / str(made.micro_batch) / str(made.checkpointed), recipe)
+        found.append((summary, tensors_of(tmp_path / str(made.micro_batch) / str(made.checkpointed))))
+    (first, whole), (second, parts) = found
+    assert second["error_after"] == pytest.approx(first["error_after"], rel=1e-4)
+    assert first["recovered"] == second["recovered"] == 3
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-5)
+    if plan.checkpointed:  # the same operations in the same order
+        assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+
+
+def test_memory_that_is_free_decides_how_steps_are_computed_and_the_work_keeps_it(dense, rows, tmp_path, monkeypatch):
+    source = Checkpoint(pruned_from(dense, rows))
+    width = source.architecture.width
+    each = 12 * (width + sum(rows for rows, _ in source.linear_shapes(0).values()))
+    block = TRAINING_BYTES * largest_block(source)
+    cpu = torch.device("cpu")
+
+    def planned(free, longest=LENGTH):
+        monkeypatch.setattr("prunus.pruning.recovery.room.free_memory", lambda: block + free * each)
+        return plan_steps(source, cpu, 4 * LENGTH, longest)[:2]
+
+    assert planned(1000) == planned(4 * LENGTH) == (4 * LENGTH, False)
+    assert planned(2 * LENGTH) == (2 * LENGTH, False)
+    assert planned(LENGTH - 1) == (LENGTH - 1, True)  # then a sequence runs alone
+    assert planned(0) == (1, True)
+    assert planned(1000, longest=500) == (500, False)
+
+
+def test_interrupted_work_goes_on_with_the_micro_batches_that_it_began_with(tmp_path, dense, rows, monkeypatch):
+    pruned, recipe = pruned_from(dense, rows), asked(rows, step_tokens=4 * LENGTH)
+    monkeypatch.setattr("prunus.pruning.recover.plan_steps", lambda *_: StepPlan(LENGTH, checkpointed=True))
+    prunus.recover(pruned, tmp_path / "unbroken", recipe)
+    write_block = Partial.write_block
+
+    def stop_after_one(self, index, *arguments):
+        write_block(self, index, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Partial, "write_block", stop_after_one)
+        prunus.recover(pruned, tmp_path / "out", recipe)
+    monkeypatch.setattr("prunus.pruning.recover.plan_steps", lambda *_: StepPlan(4 * LENGTH))
+    prunus.recover(pruned, tmp_path / "out", recipe)
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+
+def test_only_what_lies_within_attention_and_mlp_is_computed_again(dense):
+    source = Checkpoint(dense)
+    calls: list[str] = []
+    runner = Runner(source.config, source.tensors, torch.float32, torch.device("cpu"))
+    block: Any = runner.read_block(0)
+    block.mlp.down_proj.register_forward_pre_hook(lambda *_: calls.append("down_proj"))
+    block.input_layernorm.register_forward_pre_hook(lambda *_: calls.append("norm"))
+    block.requires_grad_(True)
+    rows_NTW, batch = torch.randn(1, 8, runner.width), Batch(torch.zeros(1, 8, dtype=torch.long))
+    with activations_computed_again(block):
+        runner.run_block(block, rows_NTW, batch).sum().backward()
+    assert calls == ["norm", "down_proj", "down_proj"]
+    calls.clear()
+    runner.run_block(block, rows_NTW, batch).sum().backward()
+    assert calls == ["norm", "down_proj"]
 
 
 def test_the_best_epoch_is_kept_and_not_the_last(monkeypatch):

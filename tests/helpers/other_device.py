@@ -34,6 +34,7 @@ class OtherDevice(TorchFunctionMode):
         self.there = torch.device(name)
         self.streams: set[torch.device] = set()
         self.pinned, self.pins = 0, True
+        self.free = 1 << 40  # bytes
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -151,6 +152,10 @@ class Streams:
     def stream(self, stream: "Stream") -> Iterator[None]:
         with self.device(stream.device):
             yield
+
+    def mem_get_info(self, device: Any) -> tuple[int, int]:
+        assert torch.device(device) == self._device.there
+        return self._device.free, 1 << 40
 
     def Stream(self, device: Any = None) -> "Stream":
         return self.current_stream(device)

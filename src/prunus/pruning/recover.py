@@ -9,6 +9,7 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,16 +32,19 @@ from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
-from prunus.pruning.calibration.memory_budget import free_memory
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.pipeline import prune
 from prunus.pruning.recovery.fit import fit, trainable
+from prunus.pruning.recovery.room import (
+    TRAINING_BYTES,
+    StepPlan,
+    activations_computed_again,
+    check_room,
+    largest_block,
+    plan_steps,
+)
 from prunus.pruning.recovery.streams import Streams, split
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
-
-# Bytes that training takes of each weight of a block: itself, its gradient, the two moments of Adam, the best state so
-# far and the one at the start (as stored, 2 each), and whether it is a zero.
-TRAINING_BYTES = 4 + 4 + 8 + 2 + 2 + 1
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
 
@@ -120,9 +124,10 @@ def recover_checkpoint(
     started = time.monotonic()
     check_target(source.folder, target, overwrite)
     twin = dense_twin(source, dense)
-    check_trainable(source)
+    there = pick_device(device)
+    check_trainable(source, there)
     check_zeros(source)
-    job = Recovery(source, twin, spans_of(source, twin), recipe, pick_device(device), offload)
+    job = Recovery(source, twin, spans_of(source, twin), recipe, there, offload)
     needed = disk_needed(source.nbytes) + (stream_bytes(job, recipe.samples * recipe.seqlen) if offload else 0)
     if dry_run:
         return describe(job, target, needed)
@@ -130,8 +135,9 @@ def recover_checkpoint(
     work = {"action": "recover", "recipe": recipe.to_json(), **checksums}
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial, full_float32(job.device):
         calibration = keep_calibration(recipe, source, partial)
+        plan = kept_plan(job, partial, max(map(len, calibration.sequences)))
         with torch.no_grad():
-            recover_blocks(job, partial, calibration)
+            recover_blocks(job, partial, calibration, plan)
         records = [partial.records[index] for index in range(source.blocks)]
         warnings = [*calibration.warnings, *warnings_of(records)]
         cost = {name: sum(record[name] for record in records) for name in ("tokens", "steps")}
@@ -144,6 +150,7 @@ def recover_checkpoint(
             "calibration": calibration.summary(),
             "blocks": records,
             "cost": cost,
+            "arithmetic": plan._asdict(),
             "warnings": warnings,
         }
         partial.finish(None, step)
@@ -183,7 +190,7 @@ def prune_and_recover(
     target, recovery = Path(out), recovery or RecoverRecipe.like(recipe)
     source = Checkpoint(resolve(model))
     check_target(source.folder, target, overwrite)
-    check_trainable(source)
+    check_trainable(source, pick_device(device))
     if isinstance(recipe, PruneRecipe) and recipe.sparsity == 0:
         raise PrunusError("a sparsity of 0 leaves nothing to recover")
     usual = target.absolute().with_name(f"{target.name}.pruned")
@@ -224,7 +231,7 @@ def is_made(folder: Path, source: Checkpoint, recipe: PruneRecipe | DropRecipe) 
     return made["source"]["checksum"] == source.checksum() and made["recipe"] == recipe.to_json()
 
 
-def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) -> None:
+def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, plan: StepPlan) -> None:
     """Fit block after block. Blocks that partial already has are run, not trained again."""
     source, dense, recipe = job.pruned, job.dense, job.recipe
     if all(map(partial.has, range(source.blocks))):
@@ -249,18 +256,28 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration) ->
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
             del tensors  # the block has them in float32
             parameters = trainable(block, dtypes, [linear.name for linear in source.linears(index)], recipe.norms)
-            fitted = fit(
-                parameters,
-                streams.examples(block, training),
-                streams.examples(block, held_out),
-                rate=recipe.rate,
-                epochs=recipe.epochs,
-                rng=random.Random(f"{recipe.seed} {index}"),
-            )
+            with activations_computed_again(block) if plan.checkpointed else nullcontext():
+                fitted = fit(
+                    parameters,
+                    streams.examples(block, training),
+                    streams.examples(block, held_out),
+                    rate=recipe.rate,
+                    epochs=recipe.epochs,
+                    rng=random.Random(f"{recipe.seed} {index}"),
+                    plan=plan,
+                )
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
             partial.write_block(index, block_of(source, index, changed), fitted._asdict())
             streams.advance_pruned(block)
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
+
+
+def kept_plan(job: Recovery, partial: Partial, longest: int) -> StepPlan:
+    """How steps are computed: as when the work began, else as memory and processor allow now."""
+    if "steps" not in partial.notes:
+        plan = plan_steps(job.pruned, job.device, job.recipe.step_tokens, longest)
+        partial.note("steps", plan._asdict(), {})
+    return StepPlan(**partial.notes["steps"])
 
 
 def block_of(source: Checkpoint, index: int, changed: dict[str, Tensor]) -> dict[str, Tensor | Stored]:
@@ -315,24 +332,14 @@ def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
     return [range(first, last) for first, last in pairwise(starts)]
 
 
-def check_trainable(source: Checkpoint) -> None:
+def check_trainable(source: Checkpoint, device: torch.device) -> None:
     """Raise PrunusError where no gradient can be taken of single blocks, or memory is too small for one."""
     if source.names.is_shared or source.architecture.carried or any(map(is_stateful, source.architecture.probe.calls)):
         raise PrunusError(
             f"{source.folder} ({source.config.model_type}) cannot be recovered block by block: its blocks share "
             "weights or hand on more than hidden states"
         )
-    needed = TRAINING_BYTES * largest_block(source)
-    if needed > (free := free_memory()):
-        raise PrunusError(
-            f"training the largest block of {source.folder} takes {show_bytes(needed)} of memory, "
-            f"and {show_bytes(free)} are free; end other programs, or take a machine with more"
-        )
-
-
-def largest_block(source: Checkpoint) -> int:
-    """Elements of the tensors of the largest block."""
-    return max(sum(s.elements for s in source.block_tensors(index).values()) for index in range(source.blocks))
+    check_room(source, device)
 
 
 def check_zeros(source: Checkpoint) -> None:

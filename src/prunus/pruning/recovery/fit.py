@@ -8,11 +8,12 @@ number does for Linears and norms of any model. Shapes: N sequences, T tokens, W
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from prunus.pruning.recovery.room import StepPlan
 
 BETAS = (0.9, 0.95)
 EPS = 1e-12  # the gradients of a mean over many tokens are small
@@ -23,7 +24,7 @@ LEAST_ENERGY = 1e-6  # of a token's target: below it, the loss is no longer rela
 class Example(NamedTuple):
     """Some sequences: what a block reads, what it should give out, and how much each token counts (padding: 0)."""
 
-    run: Callable[[Tensor], Tensor]  # the block on such an input
+    run: Callable[[Tensor, int], Tensor]  # the block on such an input, of which the first sequence has this number
     input_NTW: Tensor
     target_NTW: Tensor
     weight_NT: Tensor
@@ -93,6 +94,7 @@ def fit(
     rate: float,
     epochs: int,
     rng: random.Random,
+    plan: StepPlan,
 ) -> Fit:
     """Train the parameters in place: in every epoch one step of Adam for each example, in random order.
 
@@ -116,7 +118,7 @@ def fit(
         for index in rng.sample(range(len(training)), len(training)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rms"] * share_of_rate(step, steps)
-            loss = take_step(optimizer, parameters, training[index])
+            loss = take_step(optimizer, parameters, training[index], plan)
             finite, step, tokens = finite and math.isfinite(loss), step + 1, tokens + counts[index]
         error = mean_error(held_out)
         finite = finite and math.isfinite(error)
@@ -133,22 +135,27 @@ def fit(
     return Fit(before, after, step, trained=True, tokens=tokens)
 
 
-def take_step(optimizer: torch.optim.Optimizer, parameters: Sequence[Trained], example: Example) -> float:
+def take_step(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Trained], example: Example, plan: StepPlan
+) -> float:
     """One step for the mean loss over the tokens of an example, which comes back; zeros have no gradient.
 
-    On a GPU products are made in bfloat16; weights, their gradients and Adam's moments are float32 everywhere.
+    The gradients of its micro-batches are added up.
     """
-    on_gpu = torch.cuda.is_available() and parameters[0].parameter.is_cuda
-    with torch.enable_grad(), torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
-        output_NTW = example.run(example.input_NTW)
-        loss = relative_error(output_NTW, example.target_NTW, example.weight_NT) / example.weight_NT.sum()
-    loss.backward()
+    device, total, tokens = parameters[0].parameter.device, example.weight_NT.sum(), example.input_NTW.shape[1]
+    most, loss = max(1, plan.micro_batch // tokens), 0.0
+    for first in range(0, len(example.input_NTW), most):
+        input_NTW, target_NTW, weight_NT = (table[first : first + most] for table in example[1:])
+        with torch.enable_grad(), plan.products(device):
+            part = relative_error(example.run(input_NTW, first), target_NTW, weight_NT) / total
+        part.backward()
+        loss += float(part.detach())
     for _, parameter, zero, *_ in parameters:
         if zero is not None and parameter.grad is not None:
             parameter.grad.masked_fill_(zero, 0.0)
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss.detach())
+    return loss
 
 
 def relative_error(output_NTW: Tensor, target_NTW: Tensor, weight_NT: Tensor) -> Tensor:
@@ -163,7 +170,7 @@ def relative_error(output_NTW: Tensor, target_NTW: Tensor, weight_NT: Tensor) ->
 @torch.no_grad()
 def mean_error(examples: Examples) -> float:
     """relative_error of all examples, per token."""
-    total = sum(float(relative_error(e.run(e.input_NTW), e.target_NTW, e.weight_NT)) for e in each(examples))
+    total = sum(float(relative_error(e.run(e.input_NTW, 0), e.target_NTW, e.weight_NT)) for e in each(examples))
     return total / sum(float(e.weight_NT.sum()) for e in each(examples))
 
 

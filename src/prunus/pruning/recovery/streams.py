@@ -83,12 +83,12 @@ class StreamExamples:
         self._streams.hidden.release_pages()
         batch, read_NTW, wanted_NTW = self._views[self._numbers[index]]
         pruned, block = self._streams.pruned, self._block
-        return Example(
-            lambda rows_NTW: pruned.run_block(block, rows_NTW.to(pruned.device), batch),
-            read_NTW,
-            wanted_NTW,
-            weight_of(batch),
-        )
+
+        def run(rows_NTW: Tensor, first: int) -> Tensor:
+            part = Batch(batch.ids_NT[first : first + len(rows_NTW)])
+            return pruned.run_block(block, rows_NTW.to(pruned.device), part)
+
+        return Example(run, read_NTW, wanted_NTW, weight_of(batch))
 
 
 def weight_of(batch: Batch) -> Tensor:

@@ -1,0 +1,98 @@
+"""How the steps of recovery are computed within the memory and on the processor that there are.
+
+All choices give the same result up to rounding. They are made once, when the work begins, and kept with it, so that
+interrupted work goes on as it began. Shapes: N sequences, T tokens.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.disk import show_bytes
+from prunus.errors import PrunusError
+from prunus.pruning.calibration.memory_budget import free_memory
+
+# Bytes that training takes of each weight of a block: itself, its gradient, the two moments of Adam, the best state so
+# far and the one at the start (as stored, 2 each), and whether it is a zero.
+TRAINING_BYTES = 4 + 4 + 8 + 2 + 2 + 1
+# Bytes of a token that a step takes for each number that a Linear of the block gives out, and as many for each number
+# of the hidden states: the number, what is made of it, and its gradient, in float32.
+ACTIVATION_BYTES = 12
+
+
+class StepPlan(NamedTuple):
+    """How a step is computed. micro_batch: most tokens, with padding, that run at once, unless one sequence has more.
+
+    checkpointed: whether activations inside attention and MLP are computed again on the way back, instead of kept.
+    bfloat16: whether products are made in bfloat16; weights, gradients and moments are float32 in any case.
+    """
+
+    micro_batch: int
+    checkpointed: bool = False
+    bfloat16: bool = False
+
+    def products(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context in which outputs and losses are computed."""
+        return torch.autocast(device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+
+
+def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longest: int) -> StepPlan:
+    """How to compute steps of step_tokens, or of one sequence, of which the longest has so many tokens.
+
+    A batch that does not fit into free memory is divided by sequences. Where a sequence does not fit by itself,
+    activations are computed again, which takes a third more time.
+    """
+    each = max(activation_bytes(source, index) for index in range(source.blocks))
+    room = max(0, free_on(device) - TRAINING_BYTES * largest_block(source)) // each
+    # Not on CPUs: those with instructions for it take half of the time, but each number of threads gives other bits.
+    bfloat16 = device.type == "cuda" and torch.cuda.is_available()
+    return StepPlan(max(1, min(max(step_tokens, longest), room)), longest > room, bfloat16)
+
+
+def activation_bytes(source: Checkpoint, index: int) -> int:
+    """Bytes of a token that a step through a block takes at most."""
+    return ACTIVATION_BYTES * (
+        source.architecture.width + sum(rows for rows, _ in source.linear_shapes(index).values())
+    )
+
+
+def check_room(source: Checkpoint, device: torch.device) -> None:
+    """Raise PrunusError unless training the largest block fits into the memory that is free."""
+    needed = TRAINING_BYTES * largest_block(source)
+    if needed > (free := free_on(device)):
+        where = "memory" if device.type == "cpu" else f"memory of {device}"
+        raise PrunusError(
+            f"training the largest block of {source.folder} takes {show_bytes(needed)} of {where}, "
+            f"and {show_bytes(free)} are free; end other programs, or take a machine with more"
+        )
+
+
+def largest_block(source: Checkpoint) -> int:
+    """Elements of the tensors of the largest block."""
+    return max(sum(s.elements for s in source.block_tensors(index).values()) for index in range(source.blocks))
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes that this process may still take on a device; of one that does not say, those of the CPU."""
+    if device.type == "cpu" or not hasattr(api := torch.get_device_module(device), "mem_get_info"):
+        return free_memory()
+    return api.mem_get_info(device)[0]
+
+
+@contextmanager
+def activations_computed_again(block: nn.Module) -> Iterator[None]:
+    """Within it, parts of a block that hold Linears (attention, MLP) keep only their input for the way back."""
+    parts = [part for part in block.children() if any(isinstance(module, nn.Linear) for module in part.modules())]
+    for part in parts:
+        part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
