@@ -452,7 +452,7 @@ def test_a_packed_folder_gives_what_the_unpacked_one_gives(tmp_path, rows, dtype
 def test_masks_are_laid_over_the_dense_model_that_is_given(tmp_path, dense, rows):
     prunus.pack(pruned_from(dense, rows), tmp_path / "packed", masks_only=True)
     moved = dense.rename(tmp_path / "moved")
-    with pytest.raises(PrunusError, match="holds masks of"):
+    with pytest.raises(PrunusError, match="needs the model"):
         prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows))
     assert prunus.recover(tmp_path / "packed", tmp_path / "out", asked(rows), dense=moved)["recovered"] == 3
 

@@ -16,6 +16,7 @@ import torch
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import MANIFEST
 from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import check_target, replace_folder
 from prunus.disk import locked, write_text
 from prunus.errors import PrunusError
@@ -62,7 +63,7 @@ def prune_in_rounds(
     check_target(source.folder, target, overwrite)
     check_rounds(recipe, rounds, drawn_from)
     check_problems(load_problems(chains.plan()))
-    check_trainable(source)
+    check_trainable(source, pick_device(device))
     sparsities = rising(recipe.sparsity, rounds)
     where: dict[str, Any] = {"device": device, "offload": offload}
     planned = prune_and_recover(model, out, recipe, recovery, overwrite=overwrite, dry_run=True, **where)
