@@ -1,7 +1,7 @@
-"""Folders that many tests start from, such as random models: each is made once a run, and copied from then on.
+"""Folders that many tests need, such as random models: each is made once per test run and copied afterwards.
 
-Workers share what is made through a folder that conftest names in the environment. Every test has a copy of its own,
-which it may change.
+Workers share them through a folder that conftest names in the environment. Every test gets its own copy, which it may
+change.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 FOLDER = "PRUNUS_TEST_FOLDERS"  # environment variable; without it nothing is kept
-LARGEST = 16 << 20  # bytes: copying more would cost the disk what it saves the processor
+LARGEST = 16 << 20  # bytes; copying larger folders would take the disk as long as making them takes the processor
 
 
 def made_once(folder: Path, key: str, make: Callable[[Path], object]) -> None:
-    """Have make write files to a folder, which may exist; or copy what it wrote when first called with this key.
+    """Fill a folder, which may exist, by make(folder), or with a copy of the files of the first call with this key.
 
-    key: says all that the content depends on.
+    key: must contain everything on which the content depends.
     """
     if FOLDER not in os.environ:
         make(folder)
@@ -34,7 +34,7 @@ def made_once(folder: Path, key: str, make: Callable[[Path], object]) -> None:
                     shutil.move(file, folder / file.name)
                 return
             try:
-                made.rename(kept)  # whole, whenever another worker looks
-            except OSError:  # another one has made the same meanwhile
+                made.rename(kept)  # so that other workers only see complete folders
+            except OSError:  # another worker has made the same folder meanwhile
                 assert kept.exists()
     shutil.copytree(kept, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)

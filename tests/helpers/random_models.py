@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from prunus.checkpoint.architecture import skeleton
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-MOST_PARAMETERS = 8_000_000  # more is a configuration that the table did not shrink
+MOST_PARAMETERS = 8_000_000  # a model with more parameters has a configuration that the table did not shrink
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 128,
@@ -278,7 +278,7 @@ _COMPOSITE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
-    """The default configuration of a type, made small."""
+    """The default configuration of a type with small sizes."""
     config_class: Any = CONFIG_MAPPING[model_type]
     if model_type in _COMPOSITE:
         text_type, others = _COMPOSITE[model_type]
@@ -292,10 +292,10 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
 
 
 def make_random_model(model_type: str, folder: Path, **changes: Any) -> PreTrainedConfig:
-    """Write a random model of a type to a folder, in float32; RuntimeError where its configuration is not tiny."""
+    """Write a random model of a type to a folder, in float32. Raises RuntimeError if its configuration is not small."""
     key = repr(("make_random_model", model_type, changes))
     made_once(folder, key, lambda place: _write_random_model(tiny_config(model_type, **changes), place))
-    torch.manual_seed(0)  # for random numbers drawn next, whether it was made now or before
+    torch.manual_seed(0)  # so that later random numbers do not depend on whether the model was made now or before
     return tiny_config(model_type, **changes)
 
 
@@ -311,7 +311,7 @@ def _write_random_model(config: PreTrainedConfig, folder: Path) -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
         for module in model.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                module.weight[module.padding_idx] = 0  # as after training; some are loaded so whatever is stored
+                module.weight[module.padding_idx] = 0  # as after training; some models set it to 0 whenever they load
         stored = model.state_dict()
         for name, buffer in model.named_buffers():
             if "bias" in name and name in stored and buffer.is_floating_point():

@@ -70,7 +70,7 @@ def run(code: str, *arguments: object) -> tuple[int, str]:
 
 
 def run_with(package: Path, code: str, folder: Path) -> tuple[int, str]:
-    """The same in a folder, with prunus imported anew from where a copy of the package lies."""
+    """The same as run(), in a folder, with prunus imported from the copy of the package there."""
     return run(_ANEW + code, package, folder)
 
 
