@@ -1,7 +1,7 @@
-"""The variants of a study (a recipe applied to a model) and its cells (a variant under a plan).
+"""The parts of a study: variants (a recipe applied to a model) and cells (a variant under a plan).
 
-Their ids are hashes of content, so that the same recipe is the same cell in every study and file; settings that do not
-affect a recipe's result do not affect its id.
+Their ids are hashes of their content, so that the same recipe is the same cell in any study and any file. Settings that
+have no effect on a recipe's result have none on its id.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Variant:
-    """A model with a recipe applied to it; without a recipe the dense model.
+    """A model with a recipe applied to it; without a recipe, the model as it is.
 
-    key: hash of source, recipe and recovery (12 hex digits). line: of the recipe in the study's file. recover: recipe
-    of the recovery after pruning, if any.
+    key: 12 hex digits, a hash of source, recipe and recovery. line: the recipe's line in the study's file. recover: how
+    the pruned model is then trained; None if it is not.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model of the study. name: as in the study's file."""
+    """A model of the study, opened. name: as written in the study's file."""
 
     name: str
     checkpoint: Checkpoint
@@ -75,24 +75,27 @@ class Model:
         return model_label(self.name)
 
     def cells_of(self, variant: Variant) -> list[Cell]:
-        """The cells of a variant, one per plan."""
+        """Return the cells of a variant, one for each plan."""
         return [cell for cell in self.cells if cell.variant == variant]
 
 
 def model_label(name: str) -> str:
-    """The name of a model in tables and pages, the same as in describe_model of the evaluation."""
+    """Return the model's name as describe_model of the evaluation gives it."""
     return Path(name).resolve().name if name != "tiny" and Path(name).is_dir() else name
 
 
 def open_models(study: Study) -> list[Model]:
-    """All models of a study; those of the hub are downloaded. Raises PrunusError if one is missing or does not fit."""
+    """Return all models of the study; those of the hub are downloaded.
+
+    Raises PrunusError where a model cannot be found or a recipe or plan does not fit it.
+    """
     models = [open_model(study, name, folder_of(study, name)) for name in study.models]
     check_apart(study, models)
     return models
 
 
 def check_apart(study: Study, models: Sequence[Model]) -> None:
-    """Raise PrunusError if two models have the same weights, or their kept checkpoints would share a folder."""
+    """Raise PrunusError where two models have the same weights, or their kept checkpoints would share a folder."""
     weights: dict[str, str] = {}
     labels: dict[str, str] = {}
     for model in models:
@@ -104,7 +107,7 @@ def check_apart(study: Study, models: Sequence[Model]) -> None:
 
 
 def folder_of(study: Study, name: str) -> Path:
-    """The folder of a model; one of the hub is downloaded. On failure raises PrunusError with the line of `models`."""
+    """Return a model's folder; a model of the hub is downloaded. PrunusError names the line of the study's file."""
     try:
         return resolve(name)
     except PrunusError as error:
@@ -112,7 +115,7 @@ def folder_of(study: Study, name: str) -> Path:
 
 
 def open_model(study: Study, name: str, folder: Path) -> Model:
-    """The model with its variants and cells. Raises PrunusError if a recipe or a plan does not fit it."""
+    """Return a model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it."""
     checkpoint = Checkpoint(folder)
     if checkpoint.quantised is not None:
         way = f"run `prunus dequantize {name} OUT` and name OUT"
@@ -125,19 +128,19 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
         study.fail(study.eval_line, f"{name}: {error}")
     if len({plan.run_id for plan in resolved}) < len(resolved):
         study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
-    cells = [Cell(v, number, of_variant(plan, v)) for number, plan in enumerate(resolved) for v in variants]
+    cells = [Cell(v, number, plan_of_variant(plan, v)) for number, plan in enumerate(resolved) for v in variants]
     return Model(name, checkpoint, tokenizer, variants, cells)
 
 
-def of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
-    """The resolved plan of a variant. The dense model keeps the run id of `prunus eval`, and so shares its rows."""
+def plan_of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
+    """Return the plan for a variant. The dense model keeps the id that `prunus eval` gives, so that they share rows."""
     if variant.recipe is None:
         return dense
     return replace(dense, run_id=content_hash({"variant": variant.key, "plan": dense.plan}))
 
 
 def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
-    """The dense model, then a variant per recipe. Raises PrunusError if two recipes have the same result."""
+    """Return the dense model and a variant for each recipe. Raises PrunusError where two have the same effect."""
     names = variant_names(study.entries)
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
@@ -152,13 +155,13 @@ def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
             study.fail(entry.line, f"{name}: {error}")
         key = content_hash(content)
         if key in found:
-            study.fail(entry.line, twice(found[key][1], entry))
+            study.fail(entry.line, same_effect(found[key][1], entry))
         found[key] = Variant(name, entry.recipe, key, entry.line, entry.recover), entry
     return [Variant(DENSE, None, content_hash({"source": source})), *(variant for variant, _ in found.values())]
 
 
-def twice(first: Entry, second: Entry) -> str:
-    """The message that two recipes have the same result, with the reason."""
+def same_effect(first: Entry, second: Entry) -> str:
+    """Return the message for two recipes that have the same effect."""
     one, other = settings_of(first), settings_of(second)
     differing = [key for key in one | other if one.get(key) != other.get(key)]
     name = entry_name(first)
@@ -171,7 +174,7 @@ def twice(first: Entry, second: Entry) -> str:
 
 
 def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of a recipe that affect its result, with digests of their content instead of files."""
+    """Return the settings of a recipe that have an effect, with files replaced by digests of their content."""
     unused = unused_settings(recipe)
     kept: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key not in unused}
     if isinstance(recipe, DropRecipe) and recipe.indices:
@@ -189,7 +192,7 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of a recovery that affect its result, with a digest of its calibration."""
+    """Return the settings of a recovery that have an effect, with files replaced by digests of their content."""
     unused = set() if recipe.calibration_tokens is None else {"samples"}
     if not recipe.weighted:
         unused |= set(TOKEN_WEIGHTS)
@@ -198,7 +201,7 @@ def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[st
 
 
 def content_of(calibration: str) -> str:
-    """The identity of a calibration source: the name of a corpus of the hub, or the digest of a file."""
+    """Return what stands for a calibration source in a hash: the name of a corpus of the hub, the digest of a file."""
     if calibration == "wikitext2":
         return "wikitext2, joined by blanks"  # by blank lines in earlier versions
     if calibration in HUB_NAMES:
@@ -209,7 +212,7 @@ def content_of(calibration: str) -> str:
 
 
 def digest(path: Path) -> str:
-    """A hash of a file's content (16 hex digits). Raises PrunusError if it cannot be read."""
+    """Return 16 hex digits of the SHA-256 of a file's content."""
     try:
         return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -217,7 +220,7 @@ def digest(path: Path) -> str:
 
 
 def base_name(recipe: Recipe) -> str:
-    """The short name of a recipe: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`."""
+    """Return a short name: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`."""
     if isinstance(recipe, DropRecipe):
         if recipe.indices:
             return "-".join(["without", *map(str, recipe.indices)])
@@ -234,12 +237,12 @@ def base_name(recipe: Recipe) -> str:
 
 
 def entry_name(entry: Entry) -> str:
-    """The short name of an entry: `wanda-owl-20`, or `wanda-owl-20-recovered`."""
+    """Return the short name of a recipe with its recovery: `wanda-owl-20` or `wanda-owl-20-recovered`."""
     return base_name(entry.recipe) + ("" if entry.recover is None else "-recovered")
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
-    """The settings of a recipe, and those of its recovery that differ from them."""
+    """Return the settings of a recipe, and those of its recovery that differ from the recipe's."""
     settings = entry.recipe.to_json()
     recovery = {} if entry.recover is None else entry.recover.to_json()
     for name, value in recovery.items():
@@ -251,23 +254,23 @@ def settings_of(entry: Entry) -> dict[str, Any]:
 
 
 def variant_names(entries: Sequence[Entry]) -> list[str]:
-    """A unique name for each recipe: the short name, with the differing settings where short names are equal."""
+    """Return a name for each recipe: the short name, and where it is not unique, the settings that differ."""
     names = [entry_name(entry) for entry in entries]
     for name in {name for name in names if names.count(name) > 1}:
         alike = {index: settings_of(entries[index]) for index, other in enumerate(names) if other == name}
         for index in alike:
-            names[index] = "-".join([name, *apart_words(alike[index], list(alike.values()))])
+            names[index] = "-".join([name, *differing_settings(alike[index], list(alike.values()))])
     return names
 
 
-def apart_words(one: Mapping[str, Any], all_alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the settings of a recipe that differ among recipes of the same short name: `seed1`, `spread0.1`."""
+def differing_settings(one: Mapping[str, Any], all_alike: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the settings in which recipes with the same short name differ: `seed1`, `spread0.1`."""
     for key, value in one.items():
         if value is not None and any(other.get(key) != value for other in all_alike):
             yield f"{key}{Path(str(value)).stem if isinstance(value, str) and '/' in value else value}"
 
 
 def plan_names(plans: Sequence[EvalPlan]) -> list[str]:
-    """A name for each plan, made of the settings that differ between plans; empty if there is only one plan."""
+    """Return a name for each plan, made of the settings in which plans differ; empty where there is only one plan."""
     rows = [plan.to_json() for plan in plans]
-    return [" ".join(apart_words(row, rows)).replace("mode", "") for row in rows]
+    return [" ".join(differing_settings(row, rows)).replace("mode", "") for row in rows]

@@ -1,4 +1,4 @@
-"""The results of a study: verdicts for each model and plan, and the pages."""
+"""The results of a study: verdicts for each model and plan, and the pages of its report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from prunus.study.file import Study, read_study
 from prunus.study.paths import StudyPaths
 
 Data = dict[str, Any]
+# Settings of a plan that may follow from its mode.
 OF_MODE = {"mode", "profile", "strings", "answer_tokens", "context", "end_ids", "temperature", "top_p", "top_k"}
 STYLE = (
     "body{max-width:44rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color-scheme:light dark}"
@@ -26,10 +27,10 @@ STYLE = (
 
 
 def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> Data:
-    """Write the pages of a study from all results so far, also while it runs, and return the verdicts.
+    """Write the pages of a study from the answers that are stored so far, and return the verdicts.
 
-    Incomplete cells are named on the pages. Arguments and result are those of run_study. Raises PrunusError if nothing
-    is evaluated yet.
+    It also works while the study runs; the pages say what is missing. Arguments and result are those of run_study.
+    Raises PrunusError where no answer of a base is stored yet, or the file is wrong.
     """
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
@@ -118,7 +119,7 @@ def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]
 
 
 def with_mode_left_out(plan: Data) -> Data:
-    """A stored plan without its mode and the settings that may follow from it, since one page shows both modes."""
+    """Return a stored plan without its mode and the settings that may follow from it: one page shows both modes."""
     return {key: value for key, value in plan.items() if key not in OF_MODE}
 
 
@@ -170,12 +171,12 @@ def entry_of(contrast: Contrast, comparison: Data | None) -> Data:
 
 
 def not_begun(plan: str, names: Sequence[str]) -> str:
-    """A sentence about variants without rows: `Not begun (legacy): wanda-20 and wanda-50.`"""
+    """Return a note such as `Not begun (legacy): wanda-20 and wanda-50.`"""
     return f"Not begun{f' ({plan})' if plan else ''}: {joined(list(names), most=12)}."
 
 
 def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting: Sequence[Data]) -> str:
-    """The HTML of the page that links to the others, with every verdict. waiting: entries without a page."""
+    """Return the HTML of the page that links to the others and lists every verdict. waiting: entries without a page."""
     parts = []
     for file, entries in links:
         title = ", ".join(dict.fromkeys(title_of(entry) for entry in entries))
@@ -193,12 +194,12 @@ def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting:
 
 
 def title_of(entry: Data) -> str:
-    """Model and plan of an entry: `tiny strict`."""
+    """Return the name of a model and a plan, such as `tiny strict`."""
     return f"{entry['model']} {entry['plan']}".strip()
 
 
 def verdict_lines(entry: Data) -> list[str]:
-    """The verdicts of an entry, one per line: `tiny/wanda-20: cannot tell (-1.2 points)`."""
+    """Return a line for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
     if entry["comparison"] is None:
         return ["nothing to compare with yet" if entry["not_begun"] else "nothing to compare with"]
     return [

@@ -1,4 +1,4 @@
-"""Plan a study without running it: cells, finished work, tokens, disk, and the time, estimated from a few steps."""
+"""The plan of a study: its cells, how much of them is done, and the tokens, disk and time that the rest takes."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from prunus.study.paths import StudyPaths
 from prunus.study.variants import check_variants, is_made
 
 MEASURED_SECONDS = 1.0
-TEXT_BYTES = 5  # bytes in the store per token of text
+TEXT_BYTES = 5  # in the store, per token of text
 
 
 def plan_study(
@@ -37,33 +37,28 @@ def plan_study(
     device: str = "auto",
     measure: bool = True,
 ) -> dict[str, Any]:
-    """Return the work that run_study with the same arguments would do, as a dict of plain data.
+    """Return what run_study would do with the same arguments, as plain data; nothing is written or downloaded.
 
-    Nothing is pruned, evaluated or downloaded.
+    measure: load each dense model and measure its speed in a few steps. The result has
 
-    measure: decode a few steps with each dense model to estimate the time.
+    - `name`, `out`, `store`: the study, its folder, its store;
+    - `cells`, one for each model, variant and plan: `model`, `variant`, `plan`, `run` (id in the store), `problems`,
+      `answers`, `done` (answers in the store), `tokens` (the most that the rest takes), `tokens_expected` (from the
+      chains that the store has of the same model and plan; None without any);
+    - `variants`: `model`, `variant`, `made` (whether its files exist), `bytes` (the most that they take);
+    - `totals`: `cells`, `complete`, `answers`, `done`, `tokens`, and `disk`, the most bytes that the study adds, which
+      include a whole checkpoint while variants are made; None where a model or a task is not on this machine;
+    - `tokens_per_second` by model, `seconds_at_most` and `seconds_expected` to evaluate the rest, None where unknown;
+    - `unknown`: a line for each thing that cannot be known yet.
 
-    The result has name, out and store, as run_study returns them, and
-
-
-    cells: a list of dicts with model, variant, plan, run (its id), problems, answers, done (answers in the store),
-    tokens (upper bound for the missing answers) and tokens_expected (from the chains in the store of the same model and
-    plan, None without any).
-    variants: a list of dicts with model, variant, made and bytes (upper bound of its file).
-    totals: cells, complete, answers, done and tokens of all cells, and disk (upper bound of bytes, including a whole
-    checkpoint while variants are made; None if models or tasks are not on this disk).
-    tokens_per_second: by dense model, as measured.
-    seconds_at_most, seconds_expected: to evaluate, from these speeds; None where something is unknown.
-    unknown: a line for each fact that is not known yet.
-
-    Raises PrunusError where the file is wrong.
+    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
     """
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
     unread = unread_tasks(study)
     folders = {name: local_folder(study, name) for name in study.models}
     absent = [name for name, folder in folders.items() if folder is None]
-    unknown = missing_lines(unread, absent)
+    unknown = unknown_lines(unread, absent)
     if measure and study.backend != "hf":
         unknown.append(f"the speed of {study.backend}, which is not started for a plan")
     cells: list[PlannedCell] = []
@@ -82,14 +77,14 @@ def plan_study(
         opened.append(model)
         check_apart(study, opened)
         made = {v.name: is_made(paths.folder, v) for v in model.variants[1:]}
-        cells += lines_of(study, model, paths)
+        cells += planned_cells(study, model, paths)
         sizes = {v.name: variant_bytes(model.checkpoint, v) for v in model.variants[1:]}
         variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
         if disk is not None:
-            disk += disk_of(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
+            disk += disk_bytes(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
             if any(v.recover is not None and not made[v.name] for v in model.variants[1:]):
-                disk += model.checkpoint.nbytes  # a pruned checkpoint stays until it is recovered
-        unknown += could_not_be_made(study, model, paths, device)
+                disk += model.checkpoint.nbytes  # what is pruned stays until it is recovered
+        unknown += missing_packages(study, model, paths, device)
         if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
             speeds[name] = tokens_per_second(study, model, device)
     left = {name: [line for line in cells if line.model == name] for name in study.models}
@@ -115,8 +110,8 @@ def plan_study(
     }
 
 
-def missing_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]:
-    """Lines about tasks that cannot be read here and models that are not downloaded, one for each of the two."""
+def unknown_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]:
+    """Return a line about tasks and one about models that are not on this machine, if there are any."""
     lines = []
     if unread:
         reason = next(iter(unread.values()))
@@ -127,10 +122,10 @@ def missing_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]
     return lines
 
 
-def lines_of(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]:
-    """The planned cells of a model that is on this disk, with their rows in the store counted."""
+def planned_cells(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]:
+    """Return the cells of a model that is on this machine, with the number of answers that the store has of each."""
     if not paths.store.is_file():
-        return [line_of(study, model, cell, cell.resolved.batches, 0, None) for cell in model.cells]
+        return [planned_cell(study, model, cell, cell.resolved.batches, 0, None) for cell in model.cells]
     with Store(paths.store) as store:
         stored = {cell.run_id: store.samples(cell.run_id) for cell in model.cells}
         lines = []
@@ -138,14 +133,14 @@ def lines_of(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]
             alike = [stored[other.run_id] for other in model.cells if other.plan == cell.plan]
             mean = tokens_per_chain([stored[cell.run_id]]) or tokens_per_chain(alike)
             missing = missing_batches(store, cell.resolved)
-            lines.append(line_of(study, model, cell, missing, len(stored[cell.run_id]), mean))
+            lines.append(planned_cell(study, model, cell, missing, len(stored[cell.run_id]), mean))
         return lines
 
 
-def line_of(
+def planned_cell(
     study: Study, model: Model, cell: Cell, missing: Sequence[Sequence[tuple[int, int]]], done: int, mean: float | None
 ) -> PlannedCell:
-    """The plan of one cell. missing: its missing batches. done: its answers in the store. mean: tokens per chain."""
+    """Return one planned cell. missing: its batches. done: its stored answers. mean: tokens per chain so far."""
     work, plan = cell.resolved, study.plans[cell.plan]
     chains = [index for batch in missing for index, _ in batch]
     return PlannedCell(
@@ -162,13 +157,16 @@ def line_of(
 
 
 def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
-    """Mean number of tokens sampled for a chain of these runs (longest thinking and every distinct answer)."""
+    """Return the mean number of tokens sampled for a chain of these runs; None without any chain.
+
+    The tokens of a chain are its longest thinking and every distinct answer.
+    """
     chains = [chain for samples in runs for chain in chains_of(samples)]
     return sum(sampled_tokens(chains)) / len(chains) if chains else None
 
 
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:
-    """Upper bound of a variant's file: one bit per weight, and the kept weights if method or recovery changes them."""
+    """Return the most bytes of a variant's file: a bit per weight, and the kept weights where these change."""
     recipe = variant.recipe
     assert recipe is not None
     if variant.recover is not None:
@@ -184,7 +182,7 @@ def variant_bytes(source: Checkpoint, variant: Variant) -> int:
 
 
 def recovered_bytes(source: Checkpoint, index: int) -> int:
-    """Upper bound of the bytes stored for a block whose weights all change: its tensors and their masks."""
+    """Return the most bytes stored of a block whose weights all change: its tensors, and masks of its matrices."""
     tensors = source.block_tensors(index).values()
     return sum(
         packed_nbytes(tuple(s.shape), s.elements, source.dtype.itemsize) if len(s.shape) == 2 else s.nbytes
@@ -192,16 +190,19 @@ def recovered_bytes(source: Checkpoint, index: int) -> int:
     )
 
 
-def disk_of(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
-    """Bytes for the variants that are not made yet and for the checkpoints from which they are made."""
+def disk_bytes(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
+    """Return the bytes for the variants that are to be made, and for the checkpoints that they are made from.
+
+    missing: bytes of each of these variants.
+    """
     if not missing:
         return 0
     whole = len(missing) * source.nbytes if study.keep_checkpoints else disk_needed(source.nbytes)
     return sum(missing) + whole
 
 
-def could_not_be_made(study: Study, model: Model, paths: StudyPaths, device: str) -> list[str]:
-    """Lines about packages that the machine that runs the study needs. Raises PrunusError for all other errors."""
+def missing_packages(study: Study, model: Model, paths: StudyPaths, device: str) -> list[str]:
+    """Return a line for a package that the machine that runs the study needs. Raises PrunusError for a wrong file."""
     try:
         check_variants(study, [model], paths.folder, device)
     except PrunusError as error:
@@ -212,10 +213,10 @@ def could_not_be_made(study: Study, model: Model, paths: StudyPaths, device: str
 
 
 def tokens_per_second(study: Study, model: Model, device: str) -> float:
-    """Speed at which the dense model decodes the first batch, without reading the prompts.
+    """Return the tokens per second with which the dense model decodes the first batch, without reading its prompts.
 
-    The number of steps is doubled until they take MEASURED_SECONDS, since on a busy machine the time of a few steps is
-    less than its noise.
+    The number of steps is doubled until they take long enough to be measured: on a busy machine a few steps may seem to
+    take a negative time.
     """
     work: ResolvedPlan = model.cells[0].resolved
     prompts = [work.prompts[index] for index, _ in work.batches[0]]
@@ -226,13 +227,13 @@ def tokens_per_second(study: Study, model: Model, device: str) -> float:
         first = seconds_for(backend, work, prompts, 1)
         while (spent := seconds_for(backend, work, prompts, steps)) < first + MEASURED_SECONDS and steps < most:
             steps = min(2 * steps, most)
-    if spent <= first:  # still within the noise: the time includes reading the prompts, which underestimates the speed
+    if spent <= first:  # still noise: count the time to read the prompts, too, so that the speed is not overestimated
         return len(prompts) * steps / spent
     return len(prompts) * (steps - 1) / (spent - first)
 
 
 def seconds_for(backend: Backend, work: ResolvedPlan, prompts: Sequence[list[int]], steps: int) -> float:
-    """Seconds to read the prompts and sample `steps` ids for each."""
+    """Return the seconds to read the prompts and sample `steps` tokens for each."""
     started = time.monotonic()
     none = frozenset[int]()
     requests = [Request(prompt, steps, none, none, seed) for seed, prompt in enumerate(prompts)]
@@ -245,7 +246,7 @@ def seconds(
     speeds: Mapping[str, float],
     tokens: Callable[[PlannedCell], float | None],
 ) -> float | None:
-    """Seconds for the cells of all models; None if a speed or a number of tokens is unknown."""
+    """Return the seconds for the cells of all models; None where a speed or a number of tokens is unknown."""
     total = 0.0
     for name, of_model in lines.items():
         counts = [tokens(line) for line in of_model if line.done < line.answers]
