@@ -1,5 +1,6 @@
 """Recovery trains what pruning kept of each block towards the dense model, and nothing else; zeros stay zero."""
 
+import itertools
 import json
 import math
 import random
@@ -22,6 +23,8 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.writer import Partial
 from prunus.errors import PrunusError
+from prunus.evaluation.tasks import load_task
+from prunus.pruning import recover as recovering
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.recovery import fit as fitting
 from prunus.pruning.recovery.fit import Example, fit, relative_error, share_of_rate, trainable
@@ -376,8 +379,7 @@ def test_the_best_epoch_is_kept_and_not_the_last(monkeypatch):
 
 def test_a_block_that_becomes_nan_is_left_as_it_was_and_named(tmp_path, dense, rows, monkeypatch):
     pruned = pruned_from(dense, rows)
-    step = fitting.take_step
-    monkeypatch.setattr(fitting, "take_step", lambda *arguments: step(*arguments) * math.nan)
+    monkeypatch.setattr(fitting, "share_of_rate", lambda *_: 1e38)  # weights whose squares no float32 holds
     summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
     assert summary["warnings"] == ["training gave NaN or infinity in blocks 0, 1, 2, left as they were: lower --rate"]
     before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
@@ -481,6 +483,54 @@ def test_wrong_input_is_one_line(tmp_path, dense, rows):
     with pytest.raises(PrunusError, match=r"has 3 blocks, .* 4"):
         prunus.recover(pruned, tmp_path / "out", asked(rows), dense=deeper)
     prunus.recover(pruned, tmp_path / "out", asked(rows), dense=dense)
+
+
+def test_only_the_block_whose_loss_is_nan_is_left_as_it_was(tmp_path, dense, rows, monkeypatch):
+    pruned, fits = pruned_from(dense, rows), itertools.count()
+    fit_block = recovering.fit
+
+    def fit_with_nan_in_block_1(parameters, training, held_out, **settings):
+        if next(fits) == 1:
+            training = [e._replace(weight_NT=e.weight_NT * math.nan) for e in fitting.each(training)]
+        return fit_block(parameters, training, held_out, **settings)
+
+    monkeypatch.setattr(recovering, "fit", fit_with_nan_in_block_1)
+    summary = prunus.recover(pruned, tmp_path / "out", asked(rows))
+    assert summary["warnings"] == ["training gave NaN or infinity in blocks 1, left as they were: lower --rate"]
+    before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
+    moved = {name.split(".")[2] for name in before if "proj" in name and not torch.equal(before[name], after[name])}
+    assert moved == {"0", "2"}
+
+
+def test_a_dense_model_of_other_shape_is_refused(tmp_path, dense, rows):
+    pruned = pruned_from(dense, rows)
+    (pruned / "prunus.json").unlink()
+    wider = make_model(tmp_path / "wider", "qwen3", intermediate_size=64)
+    with pytest.raises(PrunusError, match=r"block 0 of .*pruned and block 0 of .*wider differ in shape"):
+        prunus.recover(pruned, tmp_path / "out", asked(rows), dense=wider)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_without_memory_for_the_optimiser_of_a_block_nothing_is_begun(tmp_path, dense, rows, monkeypatch, dry_run):
+    pruned = pruned_from(dense, rows)
+    needed = TRAINING_BYTES * largest_block(Checkpoint(pruned))
+    monkeypatch.setattr("prunus.pruning.recovery.room.free_memory", lambda: needed - 1)
+    words = r"training the largest block of .* takes .* of memory, and .* are free; end other programs, or take"
+    with pytest.raises(PrunusError, match=words) as error:
+        prunus.recover(pruned, tmp_path / "out", asked(rows), dry_run=dry_run)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_evaluation_problems_are_no_calibration(tmp_path, dense, rows):
+    pruned = pruned_from(dense, rows)
+    question = load_task("tiny", 1)[0].question
+    path = tmp_path / "text.jsonl"
+    path.write_text(json.dumps({"text": question}) + "\n")
+    with pytest.raises(PrunusError, match="holds a question of the evaluation set tiny"):
+        prunus.recover(pruned, tmp_path / "out", asked(path))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_another_tools_model_without_zeros_is_refused(tmp_path, dense, rows):
