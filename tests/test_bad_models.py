@@ -111,15 +111,15 @@ PROBLEMS = {
         lambda f: edit_tensors(f, lambda t: t.update({Q1: t[Q1].to(torch.int8)})),
         f"'{Q1}' is I8; only F32, F16, BF16 can be pruned",
     ),
-    "index names no file": (index_without_file, "names model-00001-of-00002.safetensors, which is not there"),
-    "index points outside": (index_outside, "names ../secret.safetensors, which is not there"),
+    "index names no file": (index_without_file, "names model-00001-of-00002.safetensors, which does not exist"),
+    "index points outside": (index_outside, "names ../secret.safetensors, which does not exist"),
     "index names too much": (index_with_too_much, "lacks the tensor 'ghost'"),
     "index is a list": (write_json("model.safetensors.index.json", [1]), "does not say which file holds which tensor"),
     "index of numbers": (
         write_json("model.safetensors.index.json", {"weight_map": {"model.norm.weight": 3}}),
         "does not say which file holds which tensor",
     ),
-    "history of nothing": (with_steps([{}]), "prunus.json is damaged: its history is no list of steps"),
+    "history of nothing": (with_steps([{}]), "prunus.json is damaged: its history is not a list of steps"),
     "history is a number": (with_steps(3), "prunus.json is damaged"),
     "source without a name": (
         with_steps([{"action": "prune", "recipe": {}, "source": {"checksum": "0"}, "warnings": []}]),

@@ -71,7 +71,7 @@ def test_compilers_that_are_not_there_or_fail(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for compiler, words in [
         ("/bin/false", "false failed"),
-        ("no-such-compiler", "'no-such-compiler', which is not there"),
+        ("no-such-compiler", "'no-such-compiler', which does not exist"),
     ]:
         monkeypatch.setenv("CXX", compiler)
         found = library.kernel.__wrapped__()

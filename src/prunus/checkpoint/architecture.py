@@ -392,7 +392,7 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         found = [(name, modules) for name, modules in found if len(modules) == count] or found
     if len(found) != 1:
         listed = ", ".join(name for name, _ in found) or "none"
-        raise Unstreamable(f"its list of blocks cannot be told from others ({listed})")
+        raise Unstreamable(f"its list of blocks cannot be identified (candidates: {listed})")
     return found[0]
 
 

@@ -26,7 +26,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise PrunusError(f"{path} is not of format {MANIFEST_FORMAT}: it is from another version of prunus")
     history = manifest.get("history", [])
     if not isinstance(history, list) or not all(map(_is_step, history)):
-        raise PrunusError(f"{path} is damaged: its history is no list of steps; delete it or fetch it again")
+        raise PrunusError(f"{path} is damaged: its history is not a list of steps; delete it or fetch it again")
     return manifest
 
 

@@ -136,7 +136,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
     for file in sorted(set(weight_map.values())):
         path = folder / file
         if path.parent != folder or not path.is_file():
-            raise PrunusError(f"{folder / INDEX} names {file}, which is not there; fetch it again")
+            raise PrunusError(f"{folder / INDEX} names {file}, which does not exist; fetch it again")
         found |= {name: stored for name, stored in read_header(path).items() if weight_map.get(name) == file}
     if missing := sorted(set(weight_map) - set(found)):
         raise PrunusError(f"{folder / weight_map[missing[0]]} lacks the tensor '{missing[0]}'; fetch it again")

@@ -35,7 +35,7 @@ def find_compiler() -> str:
     for candidate in (named,) if named else ("g++", "clang++"):
         if found := shutil.which(candidate):
             return found
-    raise BuildError(f"$CXX is '{named}', which is not there" if named else "there is no g++ or clang++")
+    raise BuildError(f"$CXX is '{named}', which does not exist" if named else "neither g++ nor clang++ was found")
 
 
 def prebuilt(source: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunus.native.build import SMALLEST, BuildError, supported
 from prunus.native.load import SWITCH, load
 
-_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # as integers; NaN lies above
+_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # bit patterns; those of NaN are larger
 _OK, _NOT_A_NUMBER = 0, 2
 
 

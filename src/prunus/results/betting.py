@@ -48,7 +48,7 @@ def lower_bound(strata: Sequence[Floats], alpha: float = ALPHA, seed: int = 0) -
 def p_value(strata: Sequence[Floats], margin: float = 0.0, seed: int = 0) -> Floats:
     """(C,) p-values of "the mean difference is -margin or less": small where the loss is below the margin.
 
-    p <= .05 where `lower_bound` lies above -margin. Bets are tuned for that level but valid at any, so Holm's
+    p <= .05 where `lower_bound` is above -margin. Bets are tuned for that level but valid at any, so Holm's
     correction may be applied.
     """
     scaled, null = _scaled(strata, seed), (1 - margin) / 2

@@ -1,4 +1,4 @@
-"""What the store holds: runs, their draws (samples), and the problems."""
+"""The rows of a store: runs, their draws (samples), and problems."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,9 +26,9 @@ class Sample:
     """One draw of one problem at one budget.
 
     thinking_tokens, answer_tokens: tokens that were sampled; thinking_tokens <= budget, and suppressed stops count as
-    thinking. forced_tokens: markers and closings that the protocol inserted. answer: normalised; None where none was
+    thinking. forced_tokens: markers and closings that the protocol inserted. answer: normalised; None if none was
     found. status: the grader's. thinking, text: the decoded phases; empty when read without texts. answer_cap: limit of
-    answer tokens, which is the plan's or what the context left; None in rows of formats 1 and 2, whose plans have it.
+    answer tokens, by the plan or by the rest of the context; None in rows of formats 1 and 2, whose plans have it.
 
     logprob and self_certainty are means over the thinking and answer tokens that the model sampled itself (no stops,
     markers or inserted text). p is the softmax of its logits over the whole vocabulary of V tokens, at temperature 1
@@ -61,10 +61,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """A problem without its question: what regrading needs.
+    """A problem without its question, with everything that regrading needs.
 
-    digest: of question, right answer and choices, by which two runs are known to have had the same problem. asks: the
-    form of answer that the question asks for; None if the problem is private or was stored by an older prunus.
+    digest: of question, correct answer and choices, equal in two runs only if they had the same problem. asks: the form
+    of answer that the question asks for; None if the problem is private or was stored by an older prunus.
     """
 
     task: str

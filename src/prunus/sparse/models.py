@@ -44,7 +44,7 @@ class Summary:
         if self.isa == "off":
             return f"no sparse kernel ({self.reason}): {self.stock} Linears dense"
         return (
-            f"sparse kernel ({self.isa}): {self.sparse} Linears packed, {self.dense} read as they are, {self.stock} by "
+            f"sparse kernel ({self.isa}): {self.sparse} Linears packed, {self.dense} plain, {self.stock} by "
             f"torch; {self.nbytes / 1e6:.1f} MB of {self.dense_nbytes / 1e6:.1f} MB"
         )
 

@@ -32,7 +32,7 @@ class Row:
     """A request in progress: the model first reads `pending`, then samples until a stop or the cap.
 
     uniforms: the request's random numbers, None where sampling is greedy. fed: the id that the model reads next.
-    marker: as in Completion. undecided: cuts that a marker of several tokens may still begin before.
+    marker: as in Completion. undecided: cuts before which a marker of several tokens may still turn out to begin.
     """
 
     request: Request
@@ -70,7 +70,7 @@ class Row:
         return cut if cut in self.request.cuts and (self.stopped is None or cut == 0) else None
 
     def passes(self, cut: int) -> bool | None:
-        """Whether the completion passes a cut, now that it has this id; None: a marker that has begun will tell."""
+        """Whether the completion so far passes a cut; None while an unfinished marker may begin before the cut."""
         if self.request.texts is None or cut == 0:
             return True
         if self.marker is not None:
@@ -80,7 +80,7 @@ class Row:
         return None if self.request.texts.may_begin_by(self.ids, cut) else True
 
     def late(self) -> list[Request]:
-        """Return the follow-up requests at cuts that were undecided and are passed; their ids have left the cache."""
+        """Return the follow-up requests at cuts that were undecided and are passed; they do not continue the cache."""
         assert self.request.then is not None
         decided = {cut: self.passes(cut) for cut in self.undecided}
         self.undecided = [cut for cut, passes in decided.items() if passes is None]

@@ -189,7 +189,7 @@ class OpenAIBackend(Backend):
         elif request.stops:
             payload["stop_token_ids"] = sorted(request.stops)
         if request.texts is not None and is_vllm:
-            # Others leave the text out of the ids, so there the model goes on until the cap.
+            # Other servers would remove the text from the ids, so with them the model continues until the cap.
             payload["stop"] = [*payload.get("stop", ()), *request.texts.texts]
             payload["include_stop_str_in_output"] = True
         if request.banned or self.unknown:
@@ -256,8 +256,8 @@ class OpenAIBackend(Backend):
 
     def _ids(self, choice: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[list[int], list[float] | None]:
         """Return the ids of a reply and any log-probabilities of them; sets token_ids to the source of the ids."""
-        told = choice.get("logprobs") or {}
-        logprobs, texts = told.get("token_logprobs"), told.get("tokens")
+        details = choice.get("logprobs") or {}
+        logprobs, texts = details.get("token_logprobs"), details.get("tokens")
         if isinstance(choice.get("token_ids"), list):
             return [int(token) for token in choice["token_ids"]], logprobs
         if texts and all(text.startswith("token_id:") for text in texts):

@@ -42,7 +42,7 @@ class ScriptedBackend(Backend):
 
 
 def _replayed(script: Iterable[int], request: Request) -> tuple[list[int], int | None, int | None]:
-    """Ids, the stop, and where a marker of several tokens begins."""
+    """(ids, stop or None, index at which a marker of several tokens begins or None)."""
     ids, cap = list[int](), request.max_new_tokens
     for token in script:
         if token in request.banned or (token in request.stops and len(ids) < request.min_new_tokens):

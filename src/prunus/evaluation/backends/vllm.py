@@ -161,12 +161,12 @@ class VLLMBackend(Backend):
             logit_bias=dict.fromkeys([*sorted(request.banned), *self.unknown], NEVER) or None,
             logprobs=0,
             detokenize=False,
-            # A marker of several tokens is looked for after every step.
+            # Markers of several tokens are searched for after every step.
             output_kind=kinds.CUMULATIVE if request.texts else kinds.FINAL_ONLY,
         )
 
     def _completed(self, request: Request, output: Any) -> Completion | None:
-        """Return the completion of a request that has ended, or whose text has come to a marker; None before that."""
+        """Return the completion of a request that has ended or whose text contains a marker; None before that."""
         if request.texts is not None:
             ids = list(output.outputs[0].token_ids)
             seen = self.read.get(output.request_id, 0)
