@@ -28,7 +28,7 @@ from recover_page import write_page
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.contamination import question_digest
-from prunus.evaluation.profiles import PROFILES, encode_prompt
+from prunus.evaluation.profiles import PROFILES, render_prompt
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 from prunus.results.store import Store
@@ -205,7 +205,8 @@ def write_sources(folder: Path) -> dict[str, str]:
     text.write_text("\n\n".join(topics[name] for name in sorted(topics)))
     tokenizer, problems = load_tokenizer(resolve("tiny")), load_task("tiny-train")
     check_disjoint([question_digest(problem.question) for problem in problems])
-    ids = [encode_prompt(PROFILES["tiny"], tokenizer, problem.question) for problem in problems]
+    rendered = [render_prompt(PROFILES["tiny"], tokenizer, problem.question) for problem in problems]
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in rendered]
     prompts.write_text("".join(json.dumps({"token_ids": prompt}) + "\n" for prompt in ids))
     return {"chains": f"traces:{chains}", "prompts": str(prompts), "text": str(text)}
 
