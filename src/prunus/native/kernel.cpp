@@ -35,7 +35,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
-// Instruction sets, in order of preference. NOTHING: the kernel cannot run on this processor.
+// Instruction sets, the preferred ones last. NOTHING: the kernel cannot run on this processor.
 enum Isa { NOTHING = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3 };
 // Storage types of numbers. Sums are always float32.
 enum Kind { BF16 = 0, FP16 = 1, FP32 = 2 };
