@@ -109,8 +109,8 @@ class Architecture:
         self.outputs, self._axis = 0, 0
         self.carried: set[Carried] = set()
         self.probe: Recording
-        with torch.inference_mode(False), torch.no_grad(), self._hollow():
-            self._learn()
+        with torch.inference_mode(False), torch.no_grad(), self._zeros_outside_blocks():
+            self._find_structure()
 
     def block_prefix(self, index: int) -> str:
         """The prefix of the names of all tensors of a block: `model.layers.3.`"""
@@ -163,7 +163,7 @@ class Architecture:
         handle = self.head.register_forward_pre_hook(lambda _module, _args: (states_NTX,))
         device = states_NTX.device
         try:
-            with self._responding(lambda _index, hidden, _call: self._pack(hidden, len(self.layers))):
+            with self._replacing_blocks(lambda _index, hidden, _call: self._pack(hidden, len(self.layers))):
                 ids_11 = torch.zeros(1, 1, dtype=torch.long, device=device)
                 return self.model(input_ids=ids_11, use_cache=False).logits
         finally:
@@ -228,7 +228,7 @@ class Architecture:
             given.append((out, _version(out)))
             return self._pack(out, index)
 
-        with suppress(_StopForward), self._responding(respond), self._restoring_state():
+        with suppress(_StopForward), self._replacing_blocks(respond), self._restoring_state():
             self.model(input_ids=ids_NT, use_cache=False)
         if len(calls) != len(self.layers):
             raise Unstreamable(f"{len(calls)} of {len(self.layers)} blocks are called")
@@ -253,7 +253,7 @@ class Architecture:
         return (out, *(Carried(index, place) for place in range(1, self.outputs))) if self.outputs else out
 
     @contextmanager
-    def _responding(self, respond: Callable[[int, Tensor, Call], Any]) -> Iterator[None]:
+    def _replacing_blocks(self, respond: Callable[[int, Tensor, Call], Any]) -> Iterator[None]:
         """Meanwhile, respond(index, hidden states, other arguments) replaces every block's forward."""
 
         def stand_in(index: int) -> Callable[..., Any]:
@@ -273,7 +273,7 @@ class Architecture:
             for layer in self.layers:
                 layer.__dict__.pop("forward", None)
 
-    def _learn(self) -> None:
+    def _find_structure(self) -> None:
         """Find what blocks return and the axes of hidden states, and run the checks; Unstreamable if one fails."""
         if len(set(map(id, self.layers))) < len(self.layers):
             raise Unstreamable("blocks are called more than once")
@@ -317,7 +317,7 @@ class Architecture:
         self._others = (*shape[: self._axis], *shape[self._axis + 2 :])
 
     @contextmanager
-    def _hollow(self) -> Iterator[None]:
+    def _zeros_outside_blocks(self) -> Iterator[None]:
         """Meanwhile, parameters outside the blocks are zeros, which take no memory."""
         inside = set(self.layers.parameters())
         with hollow(self.model, lambda parameter: parameter not in inside):

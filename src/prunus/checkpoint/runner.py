@@ -26,7 +26,7 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 
 # Arguments are cached for the latest shapes of batches, up to this many bytes.
-KEPT_BYTES = 1 << 26
+CACHED_BYTES = 1 << 26
 # A change of earlier tokens by later ones counts as rounding up to this share of the largest output (16 bits, float32).
 CAUSAL_TOLERANCE = (5e-3, 1e-4)
 
@@ -76,8 +76,8 @@ class Runner:
         self._head_is_read = False
         self._is_causal = any_direction
         self._index_of: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-        self._kept: dict[tuple[int, ...], list[Call]] = {}
-        self._of_ids: bool | None = None
+        self._cached_calls: dict[tuple[int, ...], list[Call]] = {}
+        self._depends_on_ids: bool | None = None
         self._read_outside()
 
     @property
@@ -102,8 +102,8 @@ class Runner:
         """(N, T, W) input of block 0."""
         recording = self._record(batch.ids_NT)
         batch.carried, batch.state = {}, states_in(recording.calls)
-        if not self._of_ids:
-            self._of_ids = not _equal(recording.calls, self._calls_of_shape(batch.ids_NT))
+        if not self._depends_on_ids:
+            self._depends_on_ids = not _equal(recording.calls, self._calls_of_shape(batch.ids_NT))
         return self.architecture.to_rows(recording.first)
 
     def make_block(self, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -155,19 +155,19 @@ class Runner:
 
     def states(self, rows_NTW: Tensor, batch: Batch) -> Tensor:
         """(N, T, X) input of the head, from the last block's output by the model's own final norm."""
-        with self._looking_up():
+        with self._reading_rows():
             return self.architecture.states(batch.ids_NT.to(self.device), self.architecture.from_rows(rows_NTW))
 
     def logits(self, states_NTX: Tensor) -> Tensor:
         """(N, T, V) logits of the model's own head, with its scaling and soft caps; tokens may be passed in parts."""
         self._read_head()
-        with self._looking_up():
+        with self._reading_rows():
             return self.architecture.logits(states_NTX)
 
     def call_of(self, block: nn.Module, batch: Batch) -> Call:
         """The arguments of a block for a batch, without the hidden states."""
         index = self._index_of[block]
-        calls = self._record(batch.ids_NT).calls if self._of_ids else self._calls_of_shape(batch.ids_NT)
+        calls = self._record(batch.ids_NT).calls if self._depends_on_ids else self._calls_of_shape(batch.ids_NT)
         call = calls[index]
         if not batch.state:
             return call
@@ -180,14 +180,14 @@ class Runner:
     def _calls_of_shape(self, ids_NT: Tensor) -> list[Call]:
         """The arguments of all blocks for batches of this shape, if they do not depend on ids; cached."""
         shape = tuple(ids_NT.shape)
-        if shape not in self._kept:
-            self._kept[shape] = self._record(torch.zeros_like(ids_NT)).calls
-            while len(self._kept) > 1 and sum(map(_nbytes, self._kept.values())) > KEPT_BYTES:
-                del self._kept[next(iter(self._kept))]
-        return self._kept[shape]
+        if shape not in self._cached_calls:
+            self._cached_calls[shape] = self._record(torch.zeros_like(ids_NT)).calls
+            while len(self._cached_calls) > 1 and sum(map(_nbytes, self._cached_calls.values())) > CACHED_BYTES:
+                del self._cached_calls[next(iter(self._cached_calls))]
+        return self._cached_calls[shape]
 
     def _record(self, ids_NT: Tensor) -> Recording:
-        with self._looking_up():
+        with self._reading_rows():
             return self.architecture.record(ids_NT.to(self.device))
 
     def _choose_attention(self) -> None:
@@ -258,16 +258,16 @@ class Runner:
         self._head_is_read = True
 
     @contextmanager
-    def _looking_up(self) -> Iterator[None]:
+    def _reading_rows(self) -> Iterator[None]:
         """Meanwhile, embeddings read only the rows that they look up, since a large vocabulary takes much memory."""
         with ExitStack() as stack:
             for name, module in self._lookups.items():
                 if module.weight.is_meta:
-                    stack.enter_context(self._rows_of(name, module))
+                    stack.enter_context(self._reading_rows_of(name, module))
             yield
 
     @contextmanager
-    def _rows_of(self, name: str, module: nn.Embedding) -> Iterator[None]:
+    def _reading_rows_of(self, name: str, module: nn.Embedding) -> Iterator[None]:
         """The same for one embedding."""
         stored, meta, padding = (
             self._tensors[self.names.origins[f"{name}.weight"].stored[0]],

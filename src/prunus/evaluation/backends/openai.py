@@ -64,7 +64,7 @@ class OpenAIBackend(Backend):
         device: not used, since the server has its own.
         """
         backend = cls(folder, engine, vocabulary)
-        run(backend._look())
+        run(backend._connect())
         return backend
 
     @property
@@ -292,7 +292,8 @@ class OpenAIBackend(Backend):
             seen[text] = token
         return {text: token for text, token in seen.items() if text not in twice}
 
-    async def _look(self) -> None:
+    async def _connect(self) -> None:
+        """Find the model on the server and probe it; PrunusError says what the server lacks."""
         async with new_client(self.engine) as client:
             await self._find_model(client)
             await self._probe(client)

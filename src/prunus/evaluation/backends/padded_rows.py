@@ -25,7 +25,7 @@ class GrowingLayer(DynamicLayer):
         rows, heads, _, width = key_states.shape
         self._keys_RHKD = key_states.new_empty(rows, heads, 0, width)
         self._values_RHKD = value_states.new_empty(rows, heads, 0, value_states.shape[-1])
-        self._show(0)
+        self._set_views(0)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ class GrowingLayer(DynamicLayer):
             self._values_RHKD = functional.pad(self._values_RHKD, (0, 0, 0, more))
         self._keys_RHKD[:, :, start:end] = key_states
         self._values_RHKD[:, :, start:end] = value_states
-        self._show(end)
+        self._set_views(end)
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
@@ -49,9 +49,10 @@ class GrowingLayer(DynamicLayer):
         used = self.get_seq_length()
         self._keys_RHKD = self._keys_RHKD.index_select(0, index_R)
         self._values_RHKD = self._values_RHKD.index_select(0, index_R)
-        self._show(used)
+        self._set_views(used)
 
-    def _show(self, columns: int) -> None:
+    def _set_views(self, columns: int) -> None:
+        """Make keys and values views of the used columns of the buffers."""
         self.keys, self.values = self._keys_RHKD[:, :, :columns], self._values_RHKD[:, :, :columns]
 
 

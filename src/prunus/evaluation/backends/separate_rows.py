@@ -22,7 +22,7 @@ from prunus.evaluation.backends.padded_rows import PaddedRows
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 _PROMPT, _STEPS = 5, 4
 # Tolerated difference of logits relative to the largest one, in float32 and in 16 bits.
-_FLOAT32, _HALF = 1e-3, 0.05
+_FLOAT32, _SIXTEEN_BITS = 1e-3, 0.05
 
 
 class Decoding(Protocol):
@@ -144,6 +144,6 @@ def _read_at_once(model: PreTrainedModel, ids: list[int]) -> Tensor:
 
 def _alike(left: Tensor, right: Tensor) -> bool:
     """Whether the logits agree in most rows. Not all must: a router may send a token to another expert by rounding."""
-    most = _FLOAT32 if left.dtype == torch.float32 else _HALF
+    most = _FLOAT32 if left.dtype == torch.float32 else _SIXTEEN_BITS
     apart = (left - right).float().abs().amax(-1) / right.float().abs().amax(-1)
     return bool(apart.flatten().median() <= most) and not bool(apart.isnan().any())
