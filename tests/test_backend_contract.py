@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from completions_server import Server, serving
-from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
+from tiny_chains import MARKERS, TOKENIZER, chains, complete, spelled, tiny
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -24,9 +24,9 @@ from prunus.engines import EngineOptions
 from prunus.evaluation import traces
 from prunus.evaluation.backends import opened
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.evaluation.budget import Chain, Rules, contains, force_budgets
+from prunus.evaluation.budget import Chain, Rules, contains, force_budgets, force_budgets_as_completed
 from prunus.evaluation.pipeline import fill, missing_batches
-from prunus.evaluation.profiles import PROFILES, decode, encode_prompt
+from prunus.evaluation.profiles import PROFILES, decode, encode_markers, encode_prompt
 from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.evaluation.tasks import load_task
@@ -141,6 +141,20 @@ def test_a_cut_chain_is_a_chain_of_its_own(backend, sampling):
             assert draw.budget == budget >= len(draw.thinking) and len(draw.answer) <= chain.answer_tokens
             assert not MARKERS.think_stops & set(draw.thinking) and not MARKERS.answer_stops & set(draw.answer)
             assert (draw.ended == "natural") or len(draw.thinking) == budget
+
+
+def test_markers_of_several_tokens(backend):
+    """One chain cut at every budget, against a chain drawn for each, and as they are completed."""
+    markers = encode_markers(spelled(), TOKENIZER, "strict")
+    rules = Rules(markers, GREEDY, seed=7)
+    cut = force_budgets(backend, chains(), BUDGETS, rules)
+    assert cut == force_budgets(backend, chains(), BUDGETS, rules, reuse=False)
+    assert sorted(force_budgets_as_completed(backend, chains(), BUDGETS, rules)) == list(enumerate(cut))
+    draws = [draw for of_chain in cut for draw in of_chain]
+    assert {draw.ended for draw in draws} == {"natural", "forced"}
+    for draw in draws:
+        assert "=4" not in TOKENIZER.decode(draw.thinking) and "4\n" not in TOKENIZER.decode(draw.answer)
+        assert draw.ended == "forced" or TOKENIZER.decode(list(draw.closing)).startswith("=4")
 
 
 def test_answers_end_with_the_context_and_at_ends_of_text(backend):

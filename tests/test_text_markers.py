@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from chat_tokenizer import byte_tokenizer
-from tiny_chains import TOKENIZER, TwoPhases, chains, tiny
+from tiny_chains import TOKENIZER, TwoPhases, chains, spelled, tiny
 
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Chain, Draw, Rules, answer_text, force_budgets
-from prunus.evaluation.profiles import PROFILES, Profile, encode_markers
+from prunus.evaluation.profiles import PROFILES, encode_markers
 from prunus.evaluation.profiles.markers import Markers
 from prunus.evaluation.requests import Sampling, TextStops
 
@@ -132,21 +132,6 @@ def test_the_text_of_a_marker_that_is_a_token_does_not_end_thinking():
     without = encode_markers(PROFILES["think-tags"], byte_tokenizer(("<|im_end|>",)), "strict")
     assert without.think_texts is not None and without.think_texts.texts == ("</think>",) and not without.think_stops
     assert without.slack == len("</think>") and without.reopening_texts == ("<think>",) and not without.reopening
-
-
-def spelled(**changes: object) -> Profile:
-    """The tiny reasoner's profile with its markers as texts that its chains are full of."""
-    texts: dict[str, object] = {
-        "name": "spelled",
-        "thinking_start": "<think>\n",
-        "think_stops": ("=4",),
-        "natural_closing": "=4\n</think>\n\n",
-        "forced_closing": "</think>\n\n",
-        "forced_break": "\n",
-        "answer_stops": ("<|im_end|>",),
-        "answer_banned": ("4\n",),
-    }
-    return Profile(**texts | changes)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0)], ids=["greedy", "sampled"])

@@ -6,7 +6,7 @@ from functools import cache
 from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.budget import Chain
-from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
+from prunus.evaluation.profiles import PROFILES, Profile, encode_markers, encode_prompt
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, follow_ups
 from prunus.evaluation.tasks import load_task
 
@@ -62,3 +62,18 @@ class TwoPhases(Backend):
         if following:
             self.generate(following, sampling)
         return found
+
+
+def spelled(**changes: object) -> Profile:
+    """The tiny reasoner's profile with its markers as texts that its chains are full of."""
+    texts: dict[str, object] = {
+        "name": "spelled",
+        "thinking_start": "<think>\n",
+        "think_stops": ("=4",),
+        "natural_closing": "=4\n</think>\n\n",
+        "forced_closing": "</think>\n\n",
+        "forced_break": "\n",
+        "answer_stops": ("<|im_end|>",),
+        "answer_banned": ("4\n",),
+    }
+    return Profile(**texts | changes)  # pyright: ignore[reportArgumentType]

@@ -14,8 +14,9 @@ rounding does not depend on the batch (docs/protocol.md).
 import hashlib
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -131,6 +132,28 @@ def force_budgets(
         for found, of_chain in zip(draws, forced, strict=True):
             found.update(of_chain.draws)
     return [[found[budget] for budget in budgets] for found in draws]
+
+
+def force_budgets_as_completed(
+    backend: Backend, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, reuse: bool = True
+) -> Iterator[tuple[int, list[Draw]]]:
+    """Yield the index of each chain and its draws, as force_budgets has them, as soon as the backend completes them."""
+    groups = [budgets] if reuse and rules.wait == 0 else [[budget] for budget in budgets]
+    forced: dict[int, ForcedChain] = {}
+    draws: dict[int, dict[int, Draw]] = {}
+
+    def requests() -> Iterator[Request]:
+        for number, (chain, group) in enumerate(product(chains, groups)):
+            forced[number] = ForcedChain(chain, group, rules)
+            yield forced[number].first_request()
+
+    for number in backend.completed(requests(), rules.sampling):
+        index = number // len(groups)
+        found = draws.setdefault(index, {})
+        found.update(forced.pop(number).draws)
+        if len(found) == len(budgets):
+            del draws[index]
+            yield index, [found[budget] for budget in budgets]
 
 
 class ForcedChain:

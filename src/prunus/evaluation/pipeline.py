@@ -6,6 +6,7 @@ are generated, graded and written in one transaction. A resumed run has the same
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
-from prunus.evaluation.budget import Chain, Draw, answer_text, force_budgets
+from prunus.evaluation.budget import Draw, answer_text, force_budgets
+from prunus.evaluation.flow import fill_as_completed
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval.tasks import evaluate_harness, is_harness_task
 from prunus.evaluation.profiles import decode
@@ -26,7 +28,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import token_use
-from prunus.results.rows import ProblemRow, Run, Sample
+from prunus.results.rows import Key, ProblemRow, Run, Sample
 from prunus.results.store import Store, check_folder, claim
 
 
@@ -115,17 +117,21 @@ def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) ->
 
 
 def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
-    """Compute and store the missing batches, each in one transaction."""
+    """Compute and store the missing batches, each in one transaction; or all missing chains, if the backend streams."""
     total = sum(map(len, work.batches)) * len(work.budgets)
-    remaining = sum(map(len, missing)) * len(work.budgets)
-    with Grader() as grader, Steps("evaluating", total, "answers", done=total - remaining) as steps:
+    stored = store.keys(work.run_id) if backend.streams else set[Key]()
+    chains = [chain for batch in missing for chain in batch if not work.keys([chain]) <= stored]
+
+    stored_rows = total - len(chains) * len(work.budgets)
+    with Grader() as grader, Steps("evaluating", total, "answers", done=stored_rows) as steps:
+        if backend.streams:
+            judge, grade = partial(warn_of_profile, work), partial(graded, work, grader)
+            fill_as_completed(store.path, work, backend, chains, grade, judge, steps)
+            return
         for batch in missing:
             done = do_batch(store, work, backend, grader, batch)
             if batch is missing[0] and done.never_closed:
-                progress.say(
-                    f"warning: the model ends its turn without ending its thinking ({work.profile.think_stops[0]}); if"
-                    " it is not a thinking model, use --profile plain"
-                )
+                warn_of_profile(work)
             steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")
 
 
@@ -165,6 +171,15 @@ def answer_batch(work: ResolvedPlan, backend: Backend, grader: Grader, batch: Se
     return Done(samples, sampled_tokens(draws), seconds, never_closed(work, draws))
 
 
+def warn_of_profile(work: ResolvedPlan, draws: Sequence[Sequence[Draw]] | None = None) -> None:
+    """Say that the profile does not seem to fit the model, if these draws show it, or None are given."""
+    if draws is None or never_closed(work, draws):
+        progress.say(
+            f"warning: the model ends its turn without ending its thinking ({work.profile.think_stops[0]}); if it is"
+            " not a thinking model, use --profile plain"
+        )
+
+
 def never_closed(work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> bool:
     """Whether no chain ended its thinking with the profile's marker, and most ended their turn in it."""
     if work.profile.answer_in_chain:
@@ -176,10 +191,7 @@ def never_closed(work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> bool:
 
 def run_batch(work: ResolvedPlan, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
     """Generate a batch: for each of its chains the draws, one per budget."""
-    chains = [
-        Chain(work.prompts[index], (work.problems[index].task, work.problems[index].id, draw), work.caps[index])
-        for index, draw in batch
-    ]
+    chains = [work.chain(index, draw) for index, draw in batch]
     return force_budgets(backend, chains, work.budgets, work.rules, work.reuse)
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
@@ -146,13 +146,27 @@ class Request(NamedTuple):
 
 
 class Backend(ABC):
-    """An engine that completes prompts of token ids. context: its maximum number of ids per chain, None if unknown."""
+    """An engine that completes prompts of token ids.
+
+    context: its maximum number of ids per chain, None if unknown. streams: whether it schedules requests itself, so
+    that it is best given all of them at once, and completes them in any order.
+    """
 
     context: int | None = None
+    streams: bool = False
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; the requests that follow them are completed as well."""
+
+    def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
+        """Yield the number of each request as soon as it and all requests that follow it are completed.
+
+        A backend that streams takes requests from the iterator as it has room for them.
+        """
+        requests = list(requests)
+        self.generate(requests, sampling)
+        yield from range(len(requests))
 
     @property
     def description(self) -> dict[str, Any]:
@@ -170,3 +184,48 @@ def follow_ups(request: Request, completion: Completion) -> list[Request]:
     passed = [cut for cut in request.cuts if cut == 0 or cut < completion.content]
     found = [request.then(completion.first(cut), cut) for cut in passed]
     return [one for one in (*found, request.then(completion, None)) if one is not None]
+
+
+class Outstanding:
+    """The requests that a streaming backend has taken, and whose chains are not complete.
+
+    A chain is a first request and all requests that follow it; its number is the first request's place in `requests`.
+    keep: remember the completions of first requests, by chain, in `first`.
+    """
+
+    def __init__(self, requests: Iterable[Request], keep: bool = False) -> None:
+        self._source, self._keep = enumerate(requests), keep
+        self.first: dict[int, Completion] = {}
+        self._chain: dict[int, int] = {}  # request -> its chain
+        self._left: dict[int, int] = {}  # chain -> its requests that are not completed
+        self._made = 0
+        self.requests: dict[int, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def take(self) -> int | None:
+        """The number of the next first request, which is now outstanding; None if there is none left."""
+        chain, request = next(self._source, (None, None))
+        if chain is None or request is None:
+            return None
+        self._left[chain] = 0
+        return self._add(chain, request)
+
+    def complete(self, number: int, completion: Completion) -> tuple[list[int], int | None]:
+        """The numbers of the requests that follow a completed one, and its chain if that is now complete."""
+        chain, request = self._chain.pop(number), self.requests.pop(number)
+        if self._keep:
+            self.first.setdefault(chain, completion)
+        following = [self._add(chain, one) for one in follow_ups(request, completion)]
+        self._left[chain] -= 1
+        if self._left[chain]:
+            return following, None
+        del self._left[chain]
+        return following, chain
+
+    def _add(self, chain: int, request: Request) -> int:
+        number, self._made = self._made, self._made + 1
+        self._chain[number], self.requests[number] = chain, request
+        self._left[chain] += 1
+        return number

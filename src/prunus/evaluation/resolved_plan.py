@@ -45,6 +45,10 @@ class ResolvedPlan:
         """The store's keys (problem id, budget, draw) of a batch's rows."""
         return {(self.problems[index].id, budget, draw) for index, draw in batch for budget in self.budgets}
 
+    def chain(self, index: int, draw: int) -> Chain:
+        """A draw of the problem at this index."""
+        return Chain(self.prompts[index], (self.problems[index].task, self.problems[index].id, draw), self.caps[index])
+
     def answers_at_most(self, index: int) -> int:
         """Maximum number of tokens of all answers to a problem in one draw, one answer for each budget."""
         chain = Chain(self.prompts[index], ("", "", 0), self.caps[index])

@@ -7,10 +7,10 @@ seeds. llama.cpp returns ids only at its own endpoint `/completion`, so that one
 
 import asyncio
 import contextlib
-import heapq
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_end_ids, load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.transport import STAYS, TRIES, new_client, pause, reply_of, run
+from prunus.evaluation.backends.transport import STAYS, TRIES, in_thread, new_client, pause, reply_of, run
 from prunus.evaluation.profiles import PROFILES, decode, find_token
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
+from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
@@ -43,6 +43,8 @@ class OpenAIBackend(Backend):
     folder: the model, for its tokenizer. vocabulary: ids of this size and above are never sampled. name: of the model
     on the server.
     """
+
+    streams = True
 
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
         assert engine.url is not None
@@ -75,36 +77,41 @@ class OpenAIBackend(Backend):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """As Backend.generate, with at most engine.concurrency requests at once."""
-        return run(self._generate(requests, sampling))
+        waiting = Outstanding(requests, keep=True)
+        for _ in in_thread(self._flow(waiting, sampling)):
+            pass
+        return [waiting.first[number] for number in range(len(requests))]
 
-    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        asked: list[Request] = []
-        waiting: list[tuple[bool, int]] = []  # (whether it starts a chain, number): follow-ups are sent first
+    def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
+        """As Backend.completed, with at most engine.concurrency requests at once."""
+        return in_thread(self._flow(Outstanding(requests), sampling))
+
+    async def _flow(self, waiting: Outstanding, sampling: Sampling) -> AsyncIterator[int]:
+        """Yield chains as they are completed. Follow-up requests are sent before new chains."""
+        following: deque[int] = deque()
         running: dict[asyncio.Task[Completion], int] = {}
-        done: dict[int, Completion] = {}
 
-        def ask(more: Sequence[Request], first: bool) -> None:
-            for request in more:
-                heapq.heappush(waiting, (first, len(asked)))
-                asked.append(request)
+        def pick() -> int | None:
+            return following.popleft() if following else waiting.take()
 
         async with new_client(self.engine) as client:
-            ask(requests, True)
             try:
-                while waiting or running:
-                    while waiting and len(running) < self.engine.concurrency:
-                        _, number = heapq.heappop(waiting)
-                        running[asyncio.create_task(self._complete(client, asked[number], sampling))] = number
+                while True:
+                    while len(running) < self.engine.concurrency and (number := pick()) is not None:
+                        request = waiting.requests[number]
+                        running[asyncio.create_task(self._complete(client, request, sampling))] = number
+                    if not running:
+                        return
                     finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in finished:
-                        number = running.pop(task)
-                        done[number] = task.result()
-                        ask(follow_ups(asked[number], done[number]), False)
+                        more, chain = waiting.complete(running.pop(task), task.result())
+                        following.extend(more)
+                        if chain is not None:
+                            yield chain
             finally:
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
-        return [done[number] for number in range(len(requests))]
 
     async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
         if not self.is_llama_cpp:

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import queue
 import random
-from collections.abc import Coroutine
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx2 as httpx
 
@@ -101,3 +103,45 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
+
+
+def in_thread(work: AsyncIterator[_T]) -> Iterator[_T]:
+    """Yield what an asynchronous iterator yields, which goes on in a thread of its own between two items.
+
+    Its error is raised here. Closing this iterator cancels it.
+    """
+    items: queue.SimpleQueue[tuple[_T | None, BaseException | None, bool]] = queue.SimpleQueue()
+    ready = threading.Event()
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
+
+    async def consume() -> None:
+        running.append((asyncio.get_running_loop(), asyncio.current_task()))  # type: ignore[arg-type]
+        ready.set()
+        async for item in work:
+            items.put((item, None, False))
+
+    def body() -> None:
+        try:
+            asyncio.run(consume())
+        except BaseException as error:  # asyncio.CancelledError among them
+            items.put((None, error, True))
+        else:
+            items.put((None, None, True))
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    ended = False
+    try:
+        while True:
+            item, error, ended = items.get()
+            if error is not None:
+                raise error
+            if ended:
+                return
+            yield cast(_T, item)
+    finally:
+        if not ended:
+            ready.wait()
+            loop, task = running[0]
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()

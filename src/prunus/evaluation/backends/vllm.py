@@ -8,7 +8,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,12 +27,13 @@ from prunus.checkpoint.packed.commands import read_variant
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores, follow_ups
+from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 
 OLDEST = (0, 32)  # the oldest version tested; earlier ones lack `weights_iterator` of reload_weights and more
 NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
 MOST_BIASES = 1024  # limit of vLLM's second model runner per request
 FLOAT32_PARAMETERS = 1_000_000_000  # as in hf: models up to this size run in float32 on a CPU
+WINDOW = 4  # chains that the engine has, as a multiple of those that it decodes at once
 FIRST, LAST = 0, 1  # priorities: an answer goes before chains that have not started
 # Arguments of vllm.LLM that this backend sets, and why.
 OURS = {
@@ -50,6 +51,8 @@ FLAGS = ("VLLM_BATCH_INVARIANT", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_ENABLE_V1_MUL
 
 class VLLMBackend(Backend):
     """A Backend over vllm.LLM; `load` makes one. vocabulary: ids of this size and above are never sampled."""
+
+    streams = True
 
     def __init__(self, llm: Any, folder: Path, vocabulary: int, args: Mapping[str, Any]) -> None:
         self.llm, self.folder = llm, folder
@@ -107,39 +110,58 @@ class VLLMBackend(Backend):
         }
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate. A follow-up request is sent as soon as its first part ends, while the cache has it."""
-        done: dict[int, Completion] = {}
-        self.read.clear()
-        asked: list[Request] = []  # the index of a request in this list is the end of its id in the engine
-        batch, self.made = f"prunus-{self.made}-", self.made + 1
+        """As Backend.generate: the completions of all requests, which the engine has at once."""
+        waiting = Outstanding(requests, keep=True)
+        for _ in self._flow(waiting, sampling, window=len(requests)):
+            pass
+        return [waiting.first[number] for number in range(len(requests))]
 
-        def ask(more: Sequence[Request], priority: int) -> None:
-            for request in more:
-                prompt = {"prompt_token_ids": request.prompt}
-                how = self._parameters(request, sampling)
-                self.engine.add_request(f"{batch}{len(asked)}", prompt, how, priority=priority)
-                asked.append(request)
+    def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
+        """As Backend.completed. The engine has WINDOW times the chains that it decodes at once, so it is never idle."""
+        window = WINDOW * self.config.scheduler_config.max_num_seqs
+        return self._flow(Outstanding(requests), sampling, window)
+
+    def _flow(self, waiting: Outstanding, sampling: Sampling, window: int) -> Iterator[int]:
+        """Yield chains as they are completed. window: number of chains that the engine has at once.
+
+        A follow-up request is sent as soon as its first part ends, while the cache has it.
+        """
+        batch, self.made = f"prunus-{self.made}-", self.made + 1
+        self.read.clear()
+
+        def send(number: int, priority: int) -> None:
+            request = waiting.requests[number]
+            prompt, how = {"prompt_token_ids": request.prompt}, self._parameters(request, sampling)
+            self.engine.add_request(f"{batch}{number}", prompt, how, priority=priority)
+
+        def refill() -> None:
+            while len(waiting) < window and (number := waiting.take()) is not None:
+                send(number, LAST)
 
         try:
-            ask(requests, LAST)
-            while len(done) < len(asked):
+            refill()
+            while len(waiting):
                 for output in self.engine.step():
                     number = int(output.request_id.removeprefix(batch))
-                    found = None if number in done else self._completed(asked[number], output)
-                    if found is not None:
-                        done[number] = found
-                        if not output.finished:
-                            self.engine.abort_request([output.request_id])
-                        ask(follow_ups(asked[number], found), FIRST)
+                    request = waiting.requests.get(number)
+                    found = None if request is None else self._completed(request, output)
+                    if found is None:
+                        continue
+                    if not output.finished:
+                        self.engine.abort_request([output.request_id])
+                    following, done = waiting.complete(number, found)
+                    for one in following:
+                        send(one, FIRST)
+                    if done is not None:
+                        yield done
+                refill()
         except PrunusError:
             raise
         except Exception as error:
             raise PrunusError(f"vLLM failed: {explained(error)}; stored results are kept") from error
         finally:
-            left = [f"{batch}{number}" for number in range(len(asked)) if number not in done]
-            if left:
+            if left := [f"{batch}{number}" for number in waiting.requests]:
                 self.engine.abort_request(left)
-        return [done[number] for number in range(len(requests))]
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
         """Return SamplingParams that set everything vLLM would take from its defaults or the model's files."""

@@ -1,0 +1,104 @@
+"""Evaluate all missing chains at once with a backend that streams: no chain waits for another one.
+
+A chain is graded and stored as soon as it is complete, in a thread of its own, so that grading does not hold the engine
+up. Rows follow from the keys of their chains, so the order in which chains end changes none of them.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from prunus.evaluation.budget import Draw, force_budgets_as_completed
+from prunus.evaluation.requests import Backend
+from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.progress import Steps
+from prunus.results.rows import Sample
+from prunus.results.store import Store
+
+MOST_AT_ONCE = 256  # chains that are graded and stored in one transaction
+JUDGED_BY = 64  # chains by which never_closed judges the profile
+
+Finished = tuple[tuple[int, int], list[Draw]]  # (index of the problem, draw), and the draws under every budget
+_T = TypeVar("_T")
+
+
+def fill_as_completed(
+    path: Path,
+    work: ResolvedPlan,
+    backend: Backend,
+    chains: Sequence[tuple[int, int]],
+    grade: Callable[[Sequence[tuple[int, int]], Sequence[Sequence[Draw]]], list[Sample]],
+    judge: Callable[[Sequence[Sequence[Draw]]], None],
+    steps: Steps,
+) -> None:
+    """Compute, grade and store the chains in the store at path.
+
+    grade: makes the rows of some chains. judge: is called once with the draws of the first chains.
+    """
+    started, tokens = time.monotonic(), 0
+    first: list[list[Draw]] = []
+
+    def store_all(finished: Sequence[Finished]) -> None:
+        samples = grade([chain for chain, _ in finished], [draws for _, draws in finished])
+        with Store(path) as store:
+            store.add_samples(work.run_id, samples)
+
+    asked = [work.chain(index, draw) for index, draw in chains]
+    with InBackground(store_all) as background:
+        for number, draws in force_budgets_as_completed(backend, asked, work.budgets, work.rules, work.reuse):
+            background.put((chains[number], draws))
+            tokens += max(len(draw.thinking) for draw in draws) + sum(len(draw.answer) for draw in draws)
+            steps.advance(len(draws), note=f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s")
+            if len(first) < min(JUDGED_BY, len(chains)):
+                first.append(draws)
+                if len(first) == min(JUDGED_BY, len(chains)):
+                    judge(first)
+
+
+class InBackground(Generic[_T]):
+    """Calls a function with the items put so far, in another thread; leaving the context waits for all of them.
+
+    An error of the function is raised by the next `put`, or when the context is left.
+    """
+
+    def __init__(self, function: Callable[[list[_T]], None]) -> None:
+        self.function = function
+        self.items: queue.SimpleQueue[_T | None] = queue.SimpleQueue()
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def put(self, item: _T) -> None:
+        """Hand over an item."""
+        if self.error is not None:
+            raise self.error
+        self.items.put(item)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.items.put(None)
+        self.thread.join()
+        if self.error is not None and error is None:
+            raise self.error
+
+    def _work(self) -> None:
+        while (item := self.items.get()) is not None:
+            some = [item]
+            while len(some) < MOST_AT_ONCE and item is not None and not self.items.empty():
+                item = self.items.get()
+                some += [] if item is None else [item]
+            try:
+                if self.error is None:
+                    self.function(some)
+            except BaseException as error:  # it is raised in the thread that puts
+                self.error = error
+            if item is None:
+                return

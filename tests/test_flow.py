@@ -1,0 +1,117 @@
+"""Chains of a backend that streams: each is stored as soon as it is complete, and none waits for another."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import pytest
+from tiny_chains import TOKENIZER, tiny
+
+import prunus
+from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import tiny_folder
+from prunus.errors import PrunusError
+from prunus.evaluation import pipeline
+from prunus.evaluation.flow import InBackground
+from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling
+from prunus.evaluation.resolved_plan import problem_row, resolve_plan
+from prunus.recipes import EvalPlan
+from prunus.results.store import Store
+
+PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 64), limit=6, samples=2, batch_size=4)
+
+
+class Streaming(Backend):
+    """The tiny reasoner, whose requests are completed one by one, the last one that was sent first."""
+
+    streams = True
+
+    def __init__(self, window: int = 5, ends_after: int = 10**9) -> None:
+        self.window, self.ends_after, self.log = window, ends_after, list[str]()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        raise AssertionError("a backend that streams is not asked for lots")
+
+    def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
+        waiting, sent = Outstanding(requests), list[int]()
+        while True:
+            while len(waiting) < self.window and (number := waiting.take()) is not None:
+                self.log.append("take")
+                sent.append(number)
+            if not sent:
+                return
+            number = sent.pop()
+            [found] = tiny().generate([waiting.requests[number]._replace(cuts=(), then=None)], sampling)
+            following, chain = waiting.complete(number, found)
+            sent += following
+            if chain is not None:
+                self.log.append("chain")
+                if self.log.count("chain") > self.ends_after:
+                    raise PrunusError("the engine is gone")
+                yield chain
+
+
+def evaluated(path, backend: Backend) -> tuple[str, set]:
+    work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
+    with Store(path, create=True) as store:
+        store.add_problems(map(problem_row, work.problems))
+        store.add_run(prunus.results.rows.Run(work.run_id, {"name": "tiny", "manifest": {}}, work.plan, {}))
+        pipeline.fill(store, work, backend, pipeline.missing_batches(store, work))
+    return work.run_id, rows(path, work.run_id)
+
+
+def rows(path, run_id: str) -> set:
+    with Store(path) as store:
+        return {
+            (s.problem_id, s.budget, s.draw, s.thinking, s.text, s.correct) for s in store.samples(run_id, texts=True)
+        }
+
+
+def test_rows_are_those_of_batches(tmp_path):
+    backend = Streaming()
+    run_id, found = evaluated(tmp_path / "streamed.db", backend)
+    assert prunus.evaluate("tiny", PLAN, tmp_path / "batches.db") == run_id
+    assert found == rows(tmp_path / "batches.db", run_id) and len(found) == 6 * 2 * 3
+    # New chains were taken while others were not complete: there is no barrier.
+    assert backend.log.index("chain") < len(backend.log) - 1 - backend.log[::-1].index("take")
+
+
+def test_what_was_complete_is_stored_when_the_engine_fails(tmp_path):
+    path = tmp_path / "streamed.db"
+    with pytest.raises(PrunusError, match="the engine is gone"):
+        evaluated(path, Streaming(ends_after=7))
+    work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
+    assert len(rows(path, work.run_id)) == 7 * 3, "whole chains"
+    rest = Streaming()
+    _, found = evaluated(path, rest)
+    assert rest.log.count("chain") == 12 - 7, "only chains that are missing are computed again"
+    prunus.evaluate("tiny", PLAN, tmp_path / "batches.db")
+    assert found == rows(tmp_path / "batches.db", work.run_id)
+
+
+def test_a_slow_grader_does_not_hold_the_engine_up():
+    """All items can be put while the first one is being worked on."""
+    gate, seen = threading.Event(), list[list[int]]()
+
+    def slow(items: list[int]) -> None:
+        gate.wait(30)
+        seen.append(items)
+
+    with InBackground(slow) as background:
+        for item in range(20):
+            background.put(item)
+        assert seen == []
+        gate.set()
+    assert [one for items in seen for one in items] == list(range(20)) and len(seen) <= 2
+
+
+def test_an_error_in_the_background_is_raised_where_items_are_put():
+    def broken(items: list[int]) -> None:
+        raise PrunusError("the disk is full")
+
+    with pytest.raises(PrunusError, match="the disk is full"), InBackground(broken) as background:
+        background.put(1)
+        while background.error is None:
+            time.sleep(0.001)
+        background.put(2)
+        raise AssertionError("put must raise")
