@@ -42,10 +42,11 @@ ROWS = 368  # of the tiny reasoner; the tokenizer knows fewer ids
 
 
 def babble(prompt: Any, seed: int) -> Iterator[int]:
-    """Ids that follow from prompt and seed, and stops now and then: no model."""
-    noise = random.Random(f"{list(prompt)} {seed}")
+    """Ids that follow from prompt and seed, and stops now and then: no model. `=4` is frequent."""
+    noise, frequent = random.Random(f"{list(prompt)} {seed}"), 150 * TOKENIZER.encode("=4")
+    stops = [*MARKERS.think_stops, *MARKERS.answer_stops]
     while True:
-        yield noise.choice([*MARKERS.think_stops, *MARKERS.answer_stops, *range(3, len(TOKENIZER)), *range(20, 60)])
+        yield noise.choice([*stops, *range(3, len(TOKENIZER)), *range(20, 60), *frequent])
 
 
 @contextmanager
@@ -154,7 +155,7 @@ def test_markers_of_several_tokens(backend):
     assert {draw.ended for draw in draws} == {"natural", "forced"}
     for draw in draws:
         assert "=4" not in TOKENIZER.decode(draw.thinking) and "4\n" not in TOKENIZER.decode(draw.answer)
-        assert draw.ended == "forced" or TOKENIZER.decode(list(draw.closing)).startswith("=4")
+        assert draw.ended == "forced" or decode(TOKENIZER, list(draw.closing)).startswith("=4")
 
 
 def test_answers_end_with_the_context_and_at_ends_of_text(backend):
