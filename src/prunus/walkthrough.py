@@ -45,9 +45,10 @@ QUICK_PROBLEMS = 126
 
 
 def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]:
-    """Run the demonstration in the folder out; returns the comparison with the dense model.
+    """Run the demonstration in the folder out; returns the comparison with the dense model, as `compare` does.
 
-    Writes out/models/NAME, out/results.db and out/report.html. A second call reuses what is there.
+    It writes out/models/NAME, out/results.db and out/report.html; a second call reuses them. quick: use a fifth of the
+    problems. Raises PrunusError if out cannot be written.
     """
     folder = Path(out)
     plan = PLAN if not quick else replace(PLAN, limit=QUICK_PROBLEMS)

@@ -81,12 +81,29 @@ def recover(
 ) -> dict[str, Any]:
     """Write pruned (a folder or hub id) with its kept weights trained to the folder out; returns a summary.
 
-    pruned: may be packed, but not as int8. dense: the model that it was pruned from; None: the one that its manifest
-    names. Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is. A block whose
-    held-out error does not fall stays, too.
-    Unfinished work lives in out.partial; the same call goes on there and ends with the same bytes. offload: keep the
-    residual streams on disk instead of in memory. dry_run: only say what would be done. Wrong input raises PrunusError
-    and leaves nothing behind.
+    Every zero of a pruned Linear stays zero, and everything outside the blocks stays as it is, as does a block whose
+    held-out error does not fall. Unfinished work is in out.partial: the same call resumes it and writes the same bytes.
+
+    pruned: may be packed, but not as int8.
+    dense: the model that it was pruned from; None: the one that its manifest names.
+    offload: keep the residual streams on disk instead of in memory.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return what would be done (see below).
+
+    Returns a dict:
+
+    out: the folder.
+    blocks, recovered: number of blocks, and of those whose new weights were taken.
+    tokens, trained_tokens: number of calibration tokens, and of tokens over all steps of training.
+    error_before, error_after: held-out error before and after training, the mean over the blocks; the error of a block
+        is the mean over tokens of |output - target|^2 / |target|^2. errors has the pair of each block.
+    seconds: run time.
+    warnings: one line each.
+
+    With dry_run it has would_write (the folder), dense (the folder of the dense model), blocks, calibration, disk and
+    streams (the space needed on disk and for the residual streams, as text) and warnings.
+
+    Raises PrunusError for wrong input, and then leaves nothing behind.
     """
     return recover_checkpoint(
         open_pruned(resolve(pruned), dense), str(pruned), Path(out), recipe or RecoverRecipe(), dense=dense,
@@ -183,9 +200,14 @@ def prune_and_recover(
 ) -> dict[str, Any]:
     """Write model, pruned (or without some blocks) and then recovered, to the folder out; returns recover's summary.
 
-    recovery: None calibrates as recipe does. The pruned model lies in out.pruned until it is recovered; the same call
-    goes on with either. pruned: a folder which, if it holds model as recipe prunes it, is recovered, and kept. pruning:
-    what prune and drop_blocks take besides.
+    The pruned model is in out.pruned until it is recovered; the same call resumes either step.
+
+    recovery: None: the default one, calibrated as the recipe is.
+    pruned: a folder that is recovered, and kept, if it holds the model as the recipe prunes it.
+    pruning: further arguments of prune or drop_blocks.
+
+    With dry_run it returns the summary of prune's or drop_blocks' dry run, with then, recovery_calibration and
+    recovery_memory (what the recovery would do and need, as text). Raises PrunusError as these functions do.
     """
     target, recovery = Path(out), recovery or RecoverRecipe.like(recipe)
     source = Checkpoint(resolve(model))

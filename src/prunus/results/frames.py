@@ -112,10 +112,10 @@ def open(store: str | Path) -> Results:
 
 
 def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite: bool = False) -> dict[str, Any]:
-    """Write a store's frames `runs`, `samples` and `curve` as files to the folder out; returns their paths and rows.
+    """Write a store's frames `runs`, `samples` and `curve` as files to the folder out; returns their numbers of rows.
 
-    Every file is written completely or not at all. Raises PrunusError if one exists (unless overwrite), or pandas (for
-    parquet also pyarrow) is missing.
+    The result is a dict with the number of rows by path. Every file is written completely or not at all. Raises
+    PrunusError if one exists (unless overwrite), or pandas (for parquet also pyarrow) is missing.
     """
     if format not in get_args(Format):
         raise PrunusError(f"format '{format}' is not known; choose one of {', '.join(get_args(Format))}")
