@@ -173,8 +173,11 @@ BESIDE = {
     "endless": (template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "cannot be used: maximum recursion depth"),
     "no template": (template("{% for %}"), "template cannot be used: Expected an expression"),
     "refusing": (template("{{ raise_exception('not\nme') }}"), "template cannot be used: not me"),
-    "no text": (template("{{ '\\ud800' }}"), "the model's chat template cannot be used: "),
-    "template is a number": (tokenizer_setting("chat_template", 3), "the model's chat template cannot be used: "),
+    "no text": (template("{{ '\\ud800' }}"), "the model's chat template writes the user's text 0 times"),
+    "template is a number": (
+        tokenizer_setting("chat_template", 3),
+        "the model's chat template writes the user's text 0 times",
+    ),
     "length is a word": (tokenizer_setting("model_max_length", "x"), "the tokenizer in "),
     "tokenizer is a list": (write_json("tokenizer.json", [1]), "the tokenizer in "),
     "its settings are a list": (write_json("tokenizer_config.json", [1]), "the tokenizer in "),
