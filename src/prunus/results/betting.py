@@ -60,28 +60,11 @@ def p_value(strata: Sequence[Floats], margin: float = 0.0, seed: int = 0) -> Flo
     return np.exp(-log_wealth(scaled[0], bets(scaled, ALPHA)[0], np.full(scaled[0].shape[1], null)))
 
 
-def any_time_bound(differences_TC: Floats, alpha: float = ALPHA) -> Floats:
-    """(C,) lower bounds as `lower_bound` for one task that stay valid under optional stopping (checked at any time).
-
-    Rows are in the order in which problems were evaluated, so a later look extends an earlier one. Bets shrink with the
-    number of problems so far instead of being tuned for their final number.
-    """
-    scaled = (differences_TC + 1) / 2
-    return 2 * _bound(scaled, bets([scaled], alpha, any_time=True)[0], alpha) - 1
-
-
-def any_time_p(differences_TC: Floats, margin: float = 0.0) -> Floats:
-    """(C,) p-values as `p_value` for one task, valid under optional stopping; see `any_time_bound`."""
-    scaled = (differences_TC + 1) / 2
-    null = np.full(scaled.shape[1], (1 - margin) / 2)
-    return np.exp(-log_wealth(scaled, bets([scaled], ALPHA, any_time=True)[0], null))
-
-
-def bets(scaled: Sequence[Floats], alpha: float, any_time: bool = False) -> list[Floats]:
+def bets(scaled: Sequence[Floats], alpha: float) -> list[Floats]:
     """(T, C) bet on each value of each task, from the values before it.
 
     For one task sqrt(2 log(1/alpha) / (v n)), v the variance so far; for several sqrt(2 log(1/alpha)) / (n sqrt(sum of
-    their v/n)), which suits their mean; each v is of the same share of its task. any_time: t log(1+t) in place of n.
+    their v/n)), which suits their mean; each v is of the same share of its task.
     """
     sizes = list(map(len, scaled))
     variances = [_variance_before(values) for values in scaled]
@@ -89,8 +72,7 @@ def bets(scaled: Sequence[Floats], alpha: float, any_time: bool = False) -> list
     for n in sizes:
         t = np.arange(n)
         spread_TC = sum(v[t * other // n] / other for v, other in zip(variances, sizes, strict=True))
-        bets_TC = sqrt(2 * log(1 / alpha)) / (n * np.sqrt(spread_TC))
-        found.append(bets_TC * np.sqrt(n / ((t + 1) * np.log(t + 2)))[:, None] if any_time else bets_TC)
+        found.append(sqrt(2 * log(1 / alpha)) / (n * np.sqrt(spread_TC)))
     return found
 
 
