@@ -396,7 +396,7 @@ REFUSED = {
         " transformers; config.json was written by 7.1.0)",
     ),
     "own code": ("llama", code_in, "model_type 'own' needs its own code, which prunus never runs"),
-    "no list of blocks": ("cpmant", None, "(cpmant) cannot be run block by block: its list of blocks cannot be identified"),
+    "no list of blocks": ("cpmant", None, "cannot be run block by block: its list of blocks cannot be identified"),
     "blocks between blocks": ("dory", None, "cannot be run block by block: block 0 is called as number 4"),
     "mixed streams": ("inkling2_text", None, "an argument of block 3 depends on earlier hidden states"),
     "encoder": ("bert", None, "its tokens attend to later ones, so it is an encoder, which prunus does not prune"),
