@@ -17,14 +17,12 @@ from prunus.pruning.recovery.room import TRAINING_BYTES, activation_bytes, large
 
 WANDA: dict[str, Any] = {"method": "wanda"}
 RUNS: dict[str, dict[str, Any]] = {
-    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "gblm")},
-    "alps": {"method": "alps", "admm_iterations": 20},
+    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm")},
     "wanda++": {"method": "wanda++", "repair_rounds": 1, "repair_rate": 1e-3},
     "row budgets": WANDA | {"row_power": 1.0},
     "update": WANDA | {"update": "obs"},
     "magnitude, update": {"method": "magnitude", "update": "obs"},
-    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt", "dsnot")},
-    "pattern, alps": {"method": "alps", "pattern": "2:4", "admm_iterations": 20},
+    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt", "dsnot", "alps")},
     "rounding": WANDA | {"rounding": "reference"},
     "magnitude, rounding": {"method": "magnitude", "rounding": "reference"},
     **{way: WANDA | {"propagation": way} for way in ("dense", "staged")},

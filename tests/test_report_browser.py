@@ -74,11 +74,12 @@ def press(browser: Browser, key: str, code: int) -> None:
     browser.settle()
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 400, 900, 1400])
-def test_page_draws_and_fits(browser, page, tmp_path, width):
+def test_page_draws_and_fits(browser, page, tmp_path, width, dark):
     browser.problems.clear()
     browser.requests.clear()
-    browser.open(page, width)
+    browser.open(page, width, dark=dark)
     assert browser.problems == []
     assert list(browser.requests.values()) == [page.resolve().as_uri()]  # nothing else was asked for
     assert browser.evaluate("window.pwned") is None
@@ -96,11 +97,11 @@ def test_page_draws_and_fits(browser, page, tmp_path, width):
         const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
         return parseFloat(getComputedStyle(e).fontSize) * scale; }))"""
     assert browser.evaluate(small) >= 9.0  # pixels on the screen
-    assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
-    for dark in (False, True):
-        browser.choose_scheme(dark)
+    assert browser.screenshot(tmp_path / "page.png", scale=0.25).stat().st_size > 20_000
+    for chosen in (dark, not dark):
+        browser.choose_scheme(chosen)
         background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == dark
+        assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == chosen
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert browser.evaluate(outside) == [] and browser.problems == []
 
@@ -277,10 +278,11 @@ def test_texts_beside_the_page_are_read_when_they_are_opened(browser, rich):
     assert browser.problems == [] and browser.evaluate("window.pwned") is None
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 900, 1440])
-def test_a_page_with_everything_fits(browser, rich, tmp_path, width):
+def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
     browser.problems.clear()
-    browser.open(rich, width)
+    browser.open(rich, width, dark=dark)
     browser.evaluate("document.querySelectorAll('details:not(.flip)').forEach(one => one.open = true)")
     browser.settle()
     assert browser.problems == []
@@ -288,9 +290,9 @@ def test_a_page_with_everything_fits(browser, rich, tmp_path, width):
     for css, count in ((".modes", 1), (".draws", 1), (".parallel", 1), (".scaling", 1), ("svg.linears", 2)):
         assert visible_count(browser, css) == count, css
     assert visible_count(browser, "#modes svg.chart") == 2
-    browser.choose_scheme(dark=True)
+    browser.choose_scheme(not dark)
     assert browser.problems == [] and browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
+    assert browser.screenshot(tmp_path / "page.png", scale=0.25).stat().st_size > 20_000
 
 
 def test_texts_open_side_by_side_and_do_nothing(opened):

@@ -50,3 +50,13 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     again = walkthrough.demo(tmp_path)
     assert again == comparison
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_models_are_evaluated_by_processes_that_start_from_nothing(tmp_path):
+    """As `prunus demo` starts them; above, they are forks, which are quicker."""
+    plan = replace(walkthrough.PLAN, budgets=(0, 16), limit=2, batch_size=2)
+    runs = walkthrough.evaluate_all({"dense": "tiny"}, plan, tmp_path / "results.db")
+    with Store(tmp_path / "results.db") as store:
+        assert [run.run_id for run in store.runs()] == list(runs.values())
+        assert len(store.keys(runs["dense"])) == 4
