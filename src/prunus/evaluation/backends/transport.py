@@ -106,7 +106,7 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 def in_thread(work: AsyncIterator[_T]) -> Iterator[_T]:
-    """Yield what an asynchronous iterator yields, which goes on in a thread of its own between two items.
+    """Yield the items of an asynchronous iterator, which runs in a separate thread and continues between items.
 
     Its error is raised here. Closing this iterator cancels it.
     """
@@ -123,7 +123,7 @@ def in_thread(work: AsyncIterator[_T]) -> Iterator[_T]:
     def body() -> None:
         try:
             asyncio.run(consume())
-        except BaseException as error:  # asyncio.CancelledError among them
+        except BaseException as error:  # including asyncio.CancelledError
             items.put((None, error, True))
         else:
             items.put((None, None, True))

@@ -33,7 +33,7 @@ OLDEST = (0, 32)  # the oldest version tested; earlier ones lack `weights_iterat
 NEVER = -100.0  # logit bias of a banned id: the largest that vLLM accepts
 MOST_BIASES = 1024  # limit of vLLM's second model runner per request
 FLOAT32_PARAMETERS = 1_000_000_000  # as in hf: models up to this size run in float32 on a CPU
-WINDOW = 4  # chains that the engine has, as a multiple of those that it decodes at once
+WINDOW = 4  # chains that are queued in the engine, as a multiple of those that it decodes at once
 FIRST, LAST = 0, 1  # priorities: an answer goes before chains that have not started
 # Arguments of vllm.LLM that this backend sets, and why.
 OURS = {
@@ -110,19 +110,19 @@ class VLLMBackend(Backend):
         }
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate: the completions of all requests, which the engine has at once."""
+        """As Backend.generate: the completions of all requests, which are queued in the engine at once."""
         waiting = Outstanding(requests, keep=True)
         for _ in self._flow(waiting, sampling, window=len(requests)):
             pass
         return [waiting.first[number] for number in range(len(requests))]
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
-        """As Backend.completed. The engine has WINDOW times the chains that it decodes at once, so it is never idle."""
+        """As Backend.completed. WINDOW times the chains that it decodes at once are queued, so it is never idle."""
         window = WINDOW * self.config.scheduler_config.max_num_seqs
         return self._flow(Outstanding(requests), sampling, window)
 
     def _flow(self, waiting: Outstanding, sampling: Sampling, window: int) -> Iterator[int]:
-        """Yield chains as they are completed. window: number of chains that the engine has at once.
+        """Yield chains as they are completed. window: number of chains that are queued in the engine at once.
 
         A follow-up request is sent as soon as its first part ends, while the cache has it.
         """
