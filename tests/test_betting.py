@@ -85,14 +85,13 @@ def test_wealth_is_fair_bet_by_bet():
     scaled = (paths + 1) / 2
     for chances, most in (((0.2, 0.6, 0.2), 1.0), ((0.3, 0.6, 0.1), 0.95)):
         weights = np.array([prod(chances[int(step) + 1] for step in path) for path in paths.T])
-        for any_time in (False, True):
-            (sizes,) = betting.bets([scaled], 0.05, any_time)
-            bets_TC = np.minimum(sizes, 0.75 / 0.5)
-            wealth = (1 + bets_TC * (scaled - 0.5)).prod(axis=0)
-            mean = float(weights @ wealth)
-            assert mean == pytest.approx(1) if most == 1 else mean < most
+        (sizes,) = betting.bets([scaled], 0.05)
+        bets_TC = np.minimum(sizes, 0.75 / 0.5)
+        wealth = (1 + bets_TC * (scaled - 0.5)).prod(axis=0)
+        mean = float(weights @ wealth)
+        assert mean == pytest.approx(1) if most == 1 else mean < most
         # Ville's inequality, exactly.
-        reached = betting.log_wealth(scaled, betting.bets([scaled], 0.05)[0], np.full(len(weights), 0.5)) >= log(3)
+        reached = betting.log_wealth(scaled, sizes, np.full(len(weights), 0.5)) >= log(3)
         assert 0 < weights[reached].sum() <= 1 / 3
 
 
