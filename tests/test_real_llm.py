@@ -160,7 +160,7 @@ def test_pruned_model_loads_and_generates(pruned):
 
 EVALUATE = """
 import sys, prunus
-plan = prunus.EvalPlan(tasks=(sys.argv[2],), budgets=(16, 32), limit=10, answer_tokens=32, batch_size=5, seed=3)
+plan = prunus.EvalPlan(tasks=(sys.argv[2],), budgets=(8, 16), limit=10, answer_tokens=16, batch_size=5, seed=3)
 print(prunus.evaluate(sys.argv[1], plan, sys.argv[3]))
 """
 
@@ -176,7 +176,7 @@ def test_gsm8k_completes_and_resumes_after_a_kill(pruned, folder):
         rows = opened.samples(printed.split()[-1], texts=True)
     assert len(rows) == 20
     assert set(before) <= set(rows), "rows written before the kill were changed"
-    assert all(row.thinking_tokens <= row.budget and row.answer_tokens <= 32 for row in rows)
+    assert all(row.thinking_tokens <= row.budget and row.answer_tokens <= 16 for row in rows)
 
 
 def rows_when_some_are_there(process, store):
