@@ -79,7 +79,7 @@ BAD = {
     "sparsity": (("prune", "tiny", "out", "--sparsity", "1.5"), "sparsity must lie in [0, 1), not 1.5"),
     "pattern twice": (
         ("prune", "tiny", "out", "--pattern", "2:4", "--sparsity", "0.5"),
-        "--pattern and --sparsity both say how many weights go",
+        "--pattern and --sparsity both set the number of zeros",
     ),
     "pattern": (("prune", "tiny", "out", "--pattern", "4:2"), "pattern '4:2' is not N:M with 0 < N < M"),
     "method": (("prune", "tiny", "out", "--method", "wonda"), "wonda"),
@@ -204,7 +204,7 @@ def test_settings_of_a_recovery_need_recover(tmp_path, capsys):
     for command in ("prune", "drop"):
         with pytest.raises(SystemExit) as ended:
             main([command, "tiny", str(tmp_path / "out"), "--recover-step-tokens", "99"])
-        assert ended.value.code == 2 and "--recover-step-tokens is of --recover: add that" in capsys.readouterr().err
+        assert ended.value.code == 2 and "--recover-step-tokens needs --recover: add it" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -229,9 +229,9 @@ def test_rounds_draw_chains_as_traces_does(tmp_path, monkeypatch, capsys):
     assert named["chains"] == TraceRecipe(("tiny-train",), limit=9, only="correct", temperature=0.0)
     assert "drawn_from" not in named and other["drawn_from"] == "dense" and other["chains"].hardest
     for wrong, told in (
-        (["--rounds", "3", *drawn], "--rounds is of --recover: add that"),
-        (["--recover", *drawn], "--traces-limit is of --rounds: add that"),
-        (["--recover", "--drawn-from", "dense"], "--drawn-from is of --rounds: add that"),
+        (["--rounds", "3", *drawn], "--rounds needs --recover: add it"),
+        (["--recover", *drawn], "--traces-limit needs --rounds: add it"),
+        (["--recover", "--drawn-from", "dense"], "--drawn-from needs --rounds: add it"),
         (["--recover", "--rounds", "3"], "name their problems, such as --traces-task tiny-train"),
     ):
         with pytest.raises(SystemExit) as ended:

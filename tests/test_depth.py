@@ -276,7 +276,7 @@ def test_match_sparsity_end_to_end_and_its_errors(tmp_path):
     assert summary["blocks_removed"] == [3, 4]
     with pytest.raises(PrunusError, match="nearest to 0 of 5 blocks"):
         prunus.drop_blocks(folder, tmp_path / "b", DropRecipe(method="tail", match_sparsity=0.05))
-    with pytest.raises(PrunusError, match="both say how many"):
+    with pytest.raises(PrunusError, match="both set the number of blocks"):
         DropRecipe(blocks="1", match_sparsity=0.2)
     with pytest.raises(PrunusError, match=r"must lie in \(0, 1\), not 1.2"):
         DropRecipe(match_sparsity=1.2)

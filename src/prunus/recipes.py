@@ -237,7 +237,7 @@ class DropRecipe(Recipe):
         self._check_options("method", declared(DepthMethod))
         if self.match_sparsity is not None:
             if self.blocks is not None:
-                raise PrunusError("blocks and match_sparsity both say how many blocks go; give one of them")
+                raise PrunusError("blocks and match_sparsity both set the number of blocks; give one of them")
             if not 0 < self.match_sparsity < 1:
                 raise PrunusError(f"match_sparsity must lie in (0, 1), not {self.match_sparsity}")
         if self.blocks is None:

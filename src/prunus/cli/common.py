@@ -1,4 +1,4 @@
-"""What all commands share: the group that they join, their options, how data is printed."""
+"""The group of all commands, their common options, and how data is printed."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -52,9 +52,7 @@ def calibration_options(recipe: type) -> Callable[[Any], Any]:
             recipe_option(recipe, "calibration", CALIBRATION_HELP),
             recipe_option(recipe, "samples", "Calibration sequences.", type=int),
             recipe_option(recipe, "seqlen", "Tokens per calibration sequence.", type=int),
-            recipe_option(
-                recipe, "calibration_tokens", "Exactly this many tokens in all, instead of samples.", type=int
-            ),
+            recipe_option(recipe, "calibration_tokens", "Exactly N calibration tokens, instead of samples.", type=int),
             recipe_option(recipe, "seed", "Seed of the calibration sample.", type=int),
         ]
     )
@@ -75,7 +73,7 @@ run_options = all_of(
         recipe_option(PruneRecipe, "dtype", "Dtype in which blocks run; auto: the checkpoint's."),
     ]
 )
-# Options of prune and allocate: how much each block loses.
+# Options of prune and allocate, from which the sparsity of each block follows.
 allocation_options = all_of(
     [
         recipe_option(PruneRecipe, "sparsity", "Share of zeros in the Linears in scope, in [0, 1).", type=float),
@@ -144,7 +142,7 @@ def prune_command(
     An interrupted run resumes when the same command is given again.
     """
     if recipe["pattern"] is not None and is_given("sparsity"):
-        raise PrunusError("--pattern and --sparsity both say how many weights go; give one of them")
+        raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
     recovery = take_recovery(recipe)
     rounds = take_rounds(recipe, recovery is not None)
     asked = PruneRecipe(**recipe)

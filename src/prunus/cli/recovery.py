@@ -74,13 +74,13 @@ def recovery_options(pruning: type | None = None) -> Callable[[Any], Any]:
 
 
 def recover_options(pruning: type) -> Callable[[Any], Any]:
-    """Return a decorator that adds --recover, and how to, to a command whose recipe is pruning."""
+    """Return a decorator that adds --recover and the options of recovery to a command with that pruning recipe."""
     flag = click.option(f"--{PREFIX}", is_flag=True, help="Then train what is kept, as `prunus recover` does.")
     return all_of([flag, recovery_options(pruning)])
 
 
 def rounds_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of recovery in rounds: how many, and those of `prunus traces` with a prefix."""
+    """Add the options of recovery in rounds: their number, and the options of `prunus traces` with a prefix."""
     names = {field.name for field in fields(TraceRecipe)}
     copies = [
         click.option(
@@ -112,17 +112,17 @@ def rounds_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def take_rounds(recipe: dict[str, Any], recovers: bool) -> dict[str, Any] | None:
-    """Take the options of rounds_options out of a command's; arguments of prune_in_rounds, or None without --rounds."""
+    """Remove the options of rounds_options; return arguments of prune_in_rounds, or None without --rounds."""
     rounds, drawn_from = recipe.pop("rounds"), recipe.pop("drawn_from")
     settings = {field.name: recipe.pop(f"{CHAINS}_{field.name}") for field in fields(TraceRecipe)}
     given = {name: value for name, value in settings.items() if value not in (None, ())}
     if rounds is None:
         if given or drawn_from:
             option = "drawn-from" if drawn_from else f"{CHAINS}-{min(given).replace('_', '-')}"
-            raise PrunusError(f"--{option} is of --rounds: add that")
+            raise PrunusError(f"--{option} needs --rounds: add it")
         return None
     if not recovers:
-        raise PrunusError("--rounds is of --recover: add that")
+        raise PrunusError("--rounds needs --recover: add it")
     if "tasks" not in given:
         raise PrunusError(f"--rounds draws chains anew: name their problems, such as --{CHAINS}-task tiny-train")
     chains = TraceRecipe(**given)
@@ -130,12 +130,12 @@ def take_rounds(recipe: dict[str, Any], recovers: bool) -> dict[str, Any] | None
 
 
 def take_recovery(recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """Take the options of recover_options out of a command's; the settings given, or None without --recover."""
+    """Remove the options of recover_options; return the settings that were given, or None without --recover."""
     asked = recipe.pop(PREFIX)
     settings = {field.name: recipe.pop(f"{PREFIX}_{field.name}") for field in fields(RecoverRecipe)}
     given = {name: value for name, value in settings.items() if value is not None}
     if given and not asked:
-        raise PrunusError(f"--{PREFIX}-{min(given).replace('_', '-')} is of --recover: add that")
+        raise PrunusError(f"--{PREFIX}-{min(given).replace('_', '-')} needs --recover: add it")
     return given if asked else None
 
 
