@@ -12,6 +12,8 @@ import pytest
 from made_once import FOLDER
 from quick import fastest, longest_first
 
+from prunus.progress import set_quiet
+
 QUICK_SECONDS = 60  # of tests, all workers together
 GIVE_UP_SECONDS = 35  # after collection: on a busy machine, and in a clone where nothing has been timed yet
 TIMES = "prunus/seconds"  # in pytest's cache: test or shared fixture to seconds
@@ -42,6 +44,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Long texts are cut: the names of all tests travel from every worker, and each once more with every report."""
     return f"{ascii(val)[:LONGEST_ID]}..." if isinstance(val, (str, bytes)) and len(val) > LONGEST_ID else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: tests of servers, clusters, time limits and killed processes wait a lot."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.fixture(autouse=True)
+def _not_quiet() -> None:
+    """A test that made this process quiet says nothing of the next one."""
+    set_quiet(False)
 
 
 @pytest.hookimpl(optionalhook=True)
