@@ -349,7 +349,7 @@ def test_scores_that_an_allocation_cannot_use_are_refused_before_anything_runs(t
 def test_a_model_that_is_not_there_has_its_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = write_study(tmp_path, "")
-    for name, message in (("nowhere", "model 'nowhere' does not exist"), ("o/n", "'o/n' is not a folder here and could")):
+    for name, message in (("nowhere", "model 'nowhere' does not exist"), ("o/n", "'o/n' is not a folder here and")):
         file.write_text(file.read_text().replace("model = ", "").replace('models = ["model"]', f'models = ["{name}"]'))
         with pytest.raises(PrunusError, match=rf"small\.toml, line 1: {message}"):
             prunus.run_study(file, out=tmp_path / "out")
