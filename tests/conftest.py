@@ -46,12 +46,6 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return f"{ascii(val)[:LONGEST_ID]}..." if isinstance(val, (str, bytes)) and len(val) > LONGEST_ID else None
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: tests of servers, clusters, time limits and killed processes wait a lot."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 @pytest.fixture(autouse=True)
 def _not_quiet() -> None:
     """A test that made this process quiet says nothing of the next one."""
