@@ -44,7 +44,7 @@ def read_sequences(path: Path) -> list[dict[str, Any]]:
 
 
 def batches_of(sequences: Sequence[dict[str, Any]], step_tokens: int) -> list[Batch]:
-    """Return batches of sequences of like lengths, each of at most so many tokens, padding among them."""
+    """Return batches of sequences of like lengths, each of at most a given number of tokens, with padding."""
     groups: list[list[dict[str, Any]]] = []
     for sequence in sorted(sequences, key=lambda s: len(s["token_ids"])):
         if groups and (len(groups[-1]) + 1) * len(sequence["token_ids"]) <= step_tokens:

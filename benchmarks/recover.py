@@ -140,7 +140,7 @@ class Bench:
         self.append({"name": variant.name, **asdict(variant), **about, **answers, "prunus": prunus.__version__})
 
     def pruned(self, variant: Variant) -> None:
-        """Write the pruned model, unless it is there."""
+        """Write the pruned model, unless it exists."""
         out, (method, _, amount) = self.folder / variant.name, variant.cell.rpartition("-")
         on: dict[str, Any] = {"calibration": self.sources["chains"], "samples": PRUNING, "seed": variant.seed}
         if out.exists():
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--cells", default=",".join(CELLS), help="Which, with commas between them.")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--problems", type=int, default=210)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="Begin no model after so many.")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="Begin no model after this time.")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     bench, began = Bench(asked.folder, asked.problems), time.monotonic()

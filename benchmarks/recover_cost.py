@@ -104,7 +104,7 @@ def end_to_end_memory(shape: Shape) -> float:
 
 
 def distillation(student: float, teacher: float, tokens: float) -> float:
-    """Operations to train a student of so many weights there and back, and to run its teacher, on these tokens."""
+    """Operations to train a student of `student` weights with the outputs of a teacher on a number of tokens."""
     return (6 * student + 2 * teacher) * tokens
 
 

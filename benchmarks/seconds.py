@@ -148,7 +148,7 @@ def measure(subject: Subject, folder: Path, store: Path) -> None:
 
 def show(subject: Subject, folder: Path, store: Path) -> None:
     """Print a table for docs/measurements/latency.md."""
-    columns = ("", "ms a token at", "and at", "spread", "alone", *(f"budget {b}" for b in subject.plan.budgets))
+    columns = ("", "ms per token at", "and at", "spread", "alone", *(f"budget {b}" for b in subject.plan.budgets))
     print(f"\n{subject.name}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     ends: dict[str, dict[int, dict[str, float]]] = {}
     with Store(store) as opened:

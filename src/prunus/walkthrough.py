@@ -74,7 +74,7 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]
 
 
 def make_variant(folder: Path, name: str) -> Path:
-    """The checkpoint of a variant in a folder; made unless it is there, from the same source and by the same recipe."""
+    """The checkpoint of a variant in a folder; made unless the folder has it from the same source and recipe."""
     from prunus.checkpoint.checkpoint import Checkpoint
     from prunus.checkpoint.resolve import resolve
 

@@ -48,7 +48,7 @@ class Calibration(NamedTuple):
     ends: Sequence[int] = ()
 
     def shortened(self, most: int) -> "Calibration":
-        """The same with at most so many tokens of every sequence; a warning says if any had more."""
+        """The same sequences, each cut to this number of tokens; a warning says if any had more."""
         longer = sum(len(ids) > most for ids in self.sequences)
         if not longer:
             return self
@@ -174,7 +174,7 @@ def _load(request: Request) -> Calibration:
 
 
 def cut_to(chosen: Calibration, tokens: int) -> Calibration:
-    """The first so many tokens; the last sequence is cut short. PrunusError where there are fewer."""
+    """The first `tokens` tokens, the last sequence cut short. Raises PrunusError if there are fewer."""
     if chosen.tokens < tokens:
         raise PrunusError(f"{chosen.source} holds {chosen.tokens} tokens, fewer than --calibration-tokens {tokens}")
     sequences, left = [], tokens
