@@ -43,7 +43,7 @@ class StepPlan(NamedTuple):
 
 
 def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longest: int) -> StepPlan:
-    """How to compute steps of step_tokens tokens, or of one sequence if it has more; longest: tokens of the longest one.
+    """How to compute steps of step_tokens tokens, or of one sequence of `longest` tokens if that is more.
 
     A batch that does not fit into free memory is divided by sequences. Where a sequence does not fit by itself,
     activations are computed again, which takes a third more time.
