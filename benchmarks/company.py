@@ -46,7 +46,7 @@ def main() -> None:
     chosen = problems[:: len(problems) // options.rows][: options.rows]
     chains = [
         Chain(
-            encode_prompt(profile, tokenizer, problem.question) + list(rules.markers.start),
+            encode_prompt(profile, tokenizer, problem.question),
             (problem.task, problem.id, 0),
             options.answer_tokens,
         )

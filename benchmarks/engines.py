@@ -269,7 +269,7 @@ def cell(chains: int) -> None:
             budgets, cap, chains = (0, 16, 48), 16, min(chains, 16)
         markers = encode_markers(profile, tokenizer, "strict")
         some = [
-            Chain(encode_prompt(profile, tokenizer, problem.question) + list(markers.start), ("t", problem.id, 0), cap)
+            Chain(encode_prompt(profile, tokenizer, problem.question), ("t", problem.id, 0), cap)
             for problem in load_task("tiny")[:: 630 // chains][:chains]
         ]
         rules = Rules(markers, Sampling(0.6, 0.95))
