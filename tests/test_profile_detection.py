@@ -10,6 +10,7 @@ from chat_tokenizer import CHATML, byte_tokenizer
 
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROFILES, decode, encode_markers, encode_prompt, resolve_profile
+from prunus.evaluation.profiles.catalogue import show_profile
 from prunus.evaluation.profiles.template import end_ids, probe
 
 CHAT = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -225,3 +226,10 @@ def test_a_file_with_options_a_system_prompt_and_a_date(tmp_path):
     assert prompt.startswith("low 04 March 2025 2025\n<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?")
     assert profile.strings()["template"] == {"reasoning_effort": "low"} and profile.name == "mine"
     assert {**PROFILES["think-tags"].strings()}.keys() & {"template", "system", "date", "strip"} == set()
+
+
+def test_auto_without_a_model_asks_for_one():
+    with pytest.raises(PrunusError, match="name the model with --model"):
+        show_profile("auto")
+    assert show_profile("plain")["answer_in_chain"] is True
+    assert show_profile(model="tiny")["prompt"].endswith("2+2?<|im_end|>\n<|im_start|>assistant\n<think>\n")

@@ -371,8 +371,10 @@ class EvalPlan(Recipe):
         super().__post_init__()
         if not self.tasks:
             raise PrunusError("name at least one task; `prunus tasks` lists them")
-        if not self.profile.endswith(".toml"):
-            self._check_choice("profile", PROFILE_NAMES)
+        if self.profile not in PROFILE_NAMES and not self.profile.endswith(".toml"):
+            raise PrunusError(
+                f"profile '{self.profile}' is not known; choose one of {', '.join(PROFILE_NAMES)}, or a FILE.toml"
+            )
         self._check_choice("mode", Mode)
         self._check_choice("prompt", PromptStyle)
         self._check_choice("backend", BACKENDS)

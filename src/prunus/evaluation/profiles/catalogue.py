@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.errors import PrunusError
 from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
 from prunus.evaluation.profiles.profile import Profile
@@ -30,6 +31,8 @@ def show_profile(name: str = "auto", model: str | Path | None = None) -> dict[st
     `prompt` is the rendered prompt of the problem "2+2?" with the opened thinking, and every marker and closing is a
     pair of its text and its token ids. Raises PrunusError where no profile fits, as `evaluate` does.
     """
+    if model is None and name == "auto":
+        raise PrunusError("auto chooses a profile by a model's files: name the model with --model")
     if model is None:
         return _settings(named(name))
     folder = ModelFolder(resolve(model))
