@@ -4,7 +4,8 @@
 docs/measurements/quality.md.
 Each finished cell is one line of benchmarks/quality.jsonl, under a hash of its recipe, its texts and its model. It can
 be stopped at any time, run in parts (--only, --minutes, --seeds), and run again after a method was added; delete the
-file to measure everything again. It runs on one thread, one cell at a time.
+file to measure everything again. With --table nothing is measured, but tables and figure are written from the finished
+cells. It runs on one thread, one cell at a time.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from tokenizers import Tokenizer
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.writer import partial_folder
 from prunus.hashing import content_hash
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.saved_statistics import FORMAT
@@ -313,6 +315,7 @@ def measure_recovery(cell: Cell, others: dict[str, Path]) -> dict[str, Any]:
     pruned, out = WORK / f"pruned-{pruned_cell.key}", WORK / f"model-{cell.key}"
     if not pruned.exists():
         make(pruned_cell, pruned)
+    shutil.rmtree(partial_folder(out), ignore_errors=True)  # else the time of its blocks would be missing
     started = cpu_seconds()
     told = prunus.recover(pruned, out, cell.recovery, dense=MODEL, overwrite=True)
     seconds = cpu_seconds() - started
@@ -336,6 +339,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         evidence_file(cell.evidence)
     if cell.stats:
         stats_file(cell.seed, False)
+    shutil.rmtree(partial_folder(out), ignore_errors=True)  # else the time of its blocks would be missing
     started = cpu_seconds()
     made = make(cell, out)
     seconds = cpu_seconds() - started
@@ -407,6 +411,7 @@ def main() -> None:
     parser.add_argument("--row", action="append", help="only this method or allocation")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="the first N seeds")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after N minutes")
+    parser.add_argument("--table", action="store_true", help="only write the tables and the figure")
     parser.add_argument("--other", action="append", default=[], metavar="NAME=FILE", help="text unlike the calibration")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -415,7 +420,7 @@ def main() -> None:
     for name, path in others.items():
         dense_perplexity(path, name)
     dense, cells, began = dense_perplexity(text("held_out")), grid(), time.monotonic()
-    for cell in in_turn(cells):
+    for cell in [] if arguments.table else in_turn(cells):
         wanted = cell.table in (arguments.only or tables) and cell.row in (arguments.row or [cell.row])
         if not wanted or cell.seed >= arguments.seeds or cell.key in finished():
             continue

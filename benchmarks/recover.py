@@ -13,6 +13,7 @@ these lines (recover_page.py). It runs on one thread.
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from recover_page import write_page
 
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.checkpoint.writer import partial_folder
 from prunus.contamination import question_digest
 from prunus.evaluation.profiles import PROFILES, render_prompt
 from prunus.evaluation.tasks import load_task
@@ -154,6 +156,7 @@ class Bench:
     def recovered(self, variant: Variant) -> dict[str, Any]:
         """Write the recovered model anew, so that its time is measured; returns what is to be told of it."""
         pruned, out = self.folder / variant.before.name, self.folder / variant.name
+        shutil.rmtree(partial_folder(out), ignore_errors=True)  # else the time of its blocks would be missing
         begin = cpu_seconds()
         if variant.how == "blocks":
             recipe = RecoverRecipe(
@@ -221,7 +224,8 @@ def check_disjoint(digests: Sequence[str]) -> None:
 def main() -> None:
     """Measure what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--table", action="store_true", help="Only write the tables.")
     parser.add_argument("--only", action="append", choices=("cells", "end-to-end", "sources", "tokens"))
     parser.add_argument("--cells", default=",".join(CELLS), help="Which, with commas between them.")
     parser.add_argument("--seeds", type=int, default=2)
@@ -229,11 +233,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="Begin no model after this time.")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    bench, began = Bench(asked.folder, asked.problems), time.monotonic()
-    for variant in variants(asked.seeds):
-        wanted = variant.part in (asked.only or [variant.part]) and variant.cell in asked.cells.split(",")
-        if wanted and time.monotonic() - began < 60 * asked.minutes:
-            bench.measure(variant)
+    if not asked.table:
+        if asked.folder is None:
+            parser.error("give FOLDER or --table")
+        bench, began = Bench(asked.folder, asked.problems), time.monotonic()
+        for variant in variants(asked.seeds):
+            wanted = variant.part in (asked.only or [variant.part]) and variant.cell in asked.cells.split(",")
+            if wanted and time.monotonic() - began < 60 * asked.minutes:
+                bench.measure(variant)
     print(write_page(ROOT / "docs", read_lines()))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import prunus
 from prunus.cli import cli, main
+from prunus.engines import EngineOptions
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout", "sparse"}
@@ -224,7 +225,13 @@ def test_rounds_draw_chains_as_traces_does(tmp_path, monkeypatch, capsys):
     ]
     main([*words, "--recover", "--rounds", "3", *drawn, "--recover-epochs", "2"])
     main([*words, "--recover", "--rounds", "2", "--drawn-from", "dense", *drawn[:2], "--traces-hardest"])
-    (given, named), (_, other) = calls
+    served = ["--traces-backend", "openai", "--traces-url", "http://localhost:8000/v1", "--traces-concurrency", "8"]
+    main([*words, "--recover", "--rounds", "2", "--drawn-from", "dense", *drawn[:2], *served])
+    main([*words, "--recover", "--rounds", "2", *drawn[:2], "--traces-engine-args", '{"tensor_parallel_size": 2}'])
+    (given, named), (_, other), (_, by_server), (_, by_vllm) = calls
+    assert by_server["engine"] == EngineOptions(url="http://localhost:8000/v1", concurrency=8)
+    assert by_server["chains"].backend == "openai" and by_vllm["engine"].args == {"tensor_parallel_size": 2}
+    assert named["engine"] == EngineOptions()
     assert given[2:] == (PruneRecipe(sparsity=0.6), RecoverRecipe(epochs=2)) and named["rounds"] == 3
     assert named["chains"] == TraceRecipe(("tiny-train",), limit=9, only="correct", temperature=0.0)
     assert "drawn_from" not in named and other["drawn_from"] == "dense" and other["chains"].hardest

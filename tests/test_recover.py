@@ -325,8 +325,14 @@ def test_memory_that_is_free_decides_how_steps_are_computed_and_the_work_keeps_i
     assert planned(1000) == planned(4 * LENGTH) == (4 * LENGTH, False)
     assert planned(2 * LENGTH) == (2 * LENGTH, False)
     assert planned(LENGTH - 1) == (LENGTH - 1, True)  # then a sequence runs alone
-    assert planned(0) == (1, True)
     assert planned(1000, longest=500) == (500, False)
+    rows = {name: rows for name, (rows, _) in source.linear_shapes(0).items()}
+    mlp = sum(rows[f"mlp.{name}"] for name in ("gate_proj", "up_proj", "down_proj"))
+    attention = sum(rows[f"self_attn.{name}"] for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
+    least = LENGTH * (width + max(mlp, attention)) / (width + mlp + attention)
+    assert planned(math.ceil(least))[1]
+    with pytest.raises(PrunusError, match="on a sequence of 24 tokens takes"):
+        planned(math.floor(least) - 1)
 
 
 def test_interrupted_work_goes_on_with_the_micro_batches_that_it_began_with(tmp_path, dense, rows, monkeypatch):
@@ -519,6 +525,19 @@ def test_without_memory_for_the_optimiser_of_a_block_nothing_is_begun(tmp_path, 
     words = r"training the largest block of .* takes .* of memory, and .* are free; end other programs, or take"
     with pytest.raises(PrunusError, match=words) as error:
         prunus.recover(pruned, tmp_path / "out", asked(rows), dry_run=dry_run)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_without_memory_for_a_single_sequence_nothing_is_left_behind(tmp_path, dense, rows, monkeypatch):
+    pruned = pruned_from(dense, rows)
+    needed = TRAINING_BYTES * largest_block(Checkpoint(pruned))
+    monkeypatch.setattr("prunus.pruning.recovery.room.free_memory", lambda: needed + 1)
+    words = (
+        r"on a sequence of 24 tokens takes .*, and .* are free; calibrate on shorter sequences \(of a text: --seqlen;"
+    )
+    with pytest.raises(PrunusError, match=words) as error:
+        prunus.recover(pruned, tmp_path / "out", asked(rows))
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("out*"))
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import prunus
 from prunus import rounds as in_rounds
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.recipes import PruneRecipe, RecoverRecipe, TraceRecipe
 from prunus.results.labels import label
@@ -16,6 +17,8 @@ from prunus.results.labels import label
 RECIPE = PruneRecipe(sparsity=0.64, calibration="tiny", samples=8)
 RECOVERY = RecoverRecipe(calibration="tiny", calibration_tokens=600, epochs=1, step_tokens=256)
 CHAINS = TraceRecipe(("tiny-train",), limit=6, max_tokens=48, seed=5, batch_size=6)
+SERVED = replace(CHAINS, backend="openai")
+SERVER = EngineOptions(url="http://localhost:8000/v1")
 
 
 def contents(folder):
@@ -97,6 +100,13 @@ def test_interrupted_rounds_go_on_to_the_same_bytes(tmp_path, monkeypatch):
         ({"calibration": "gone.jsonl"}, {}, "gone.jsonl cannot be read"),
         ({}, {"chains": TraceRecipe(("tiny",))}, "in the evaluation set tiny"),
         ({}, {"chains": TraceRecipe(("none",))}, "none"),
+        ({}, {"chains": SERVED, "drawn_from": "dense"}, "openai needs the server's address"),
+        (
+            {},
+            {"chains": SERVED, "engine": SERVER},
+            "a server draws chains of the model that it serves; draw from dense",
+        ),
+        ({}, {"engine": SERVER}, "url is for the backend openai, not for hf"),
     ],
 )
 def test_what_cannot_be_done_in_rounds_is_one_line(tmp_path, changes, settings, words):
@@ -110,3 +120,20 @@ def test_what_cannot_be_done_in_rounds_is_one_line(tmp_path, changes, settings, 
 def test_a_dry_run_tells_the_sparsities(tmp_path):
     told = prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, rounds=2, chains=CHAINS, dry_run=True)
     assert told["rounds"] == "40 %, 64 %" and not list(tmp_path.iterdir())
+
+
+def test_chains_are_drawn_by_the_engine_that_is_asked_for(tmp_path, monkeypatch):
+    calls = []
+
+    def draw(*args, **settings):
+        calls.append((args, settings))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(in_rounds, "traces", draw)
+    monkeypatch.setattr(in_rounds, "prune", lambda *_, **__: None)
+    monkeypatch.setattr(in_rounds, "recover", lambda *_, **__: {})
+    settings = {"rounds": 2, "chains": SERVED, "drawn_from": "dense", "engine": SERVER}
+    with pytest.raises(KeyboardInterrupt):
+        prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, RECOVERY, **settings)
+    (((model, _, recipe), told),) = calls
+    assert model == "tiny" and recipe == replace(SERVED, seed=CHAINS.seed + 1) and told["engine"] == SERVER

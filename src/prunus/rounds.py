@@ -19,6 +19,7 @@ from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.writer import check_target, replace_folder
 from prunus.disk import locked, write_text
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.evaluation.traces import check_problems, traces
@@ -43,6 +44,7 @@ def prune_in_rounds(
     rounds: int,
     chains: TraceRecipe,
     drawn_from: Drawn = "recovered",
+    engine: EngineOptions | None = None,
     device: str = "auto",
     offload: bool = False,
     overwrite: bool = False,
@@ -55,6 +57,8 @@ def prune_in_rounds(
     the model that the previous round recovered, or from the dense model. Recovery always learns from the dense model;
     its tokens and epochs are those of one round. `rounds` in the summary and the manifest describe every round.
 
+    engine: options to start or reach the backend of chains (docs/engines.md).
+
     Unfinished work stays in out.rounds; the same call resumes it and ends with the same bytes. Wrong input raises
     PrunusError and leaves nothing behind.
     """
@@ -62,10 +66,14 @@ def prune_in_rounds(
     source = Checkpoint(resolve(model))
     check_target(source.folder, target, overwrite)
     check_rounds(recipe, rounds, drawn_from)
+    (engine or EngineOptions()).check(chains.backend)
+    if chains.backend == "openai" and drawn_from == "recovered":
+        raise PrunusError("a server draws chains of the model that it serves; draw from dense, or with another backend")
     check_problems(load_problems(chains.plan()))
     check_trainable(source, pick_device(device))
     sparsities = rising(recipe.sparsity, rounds)
     where: dict[str, Any] = {"device": device, "offload": offload}
+    engines: dict[str, Any] = {"device": device, "engine": engine}
     planned = prune_and_recover(model, out, recipe, recovery, overwrite=overwrite, dry_run=True, **where)
     if dry_run:
         return planned | {"rounds": ", ".join(f"{100 * sparsity:.3g} %" for sparsity in sparsities)}
@@ -85,7 +93,7 @@ def prune_in_rounds(
                 file = folder / f"{number}.jsonl"
                 if not file.exists():
                     drawn = replace(chains, seed=chains.seed + number - 1)
-                    traces(before if drawn_from == "recovered" else model, file, drawn, device=device)
+                    traces(before if drawn_from == "recovered" else model, file, drawn, **engines)
                 now, then = on_chains(now, file), on_chains(then, file)
             pruned = folder / f"{number}.pruned"
             if not (pruned / MANIFEST).exists():

@@ -19,10 +19,12 @@ from prunus.cli.common import (
     show_summary,
 )
 from prunus.cli.evaluation import traces_command
+from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError
 from prunus.recipes import RecoverRecipe, TraceRecipe
 
 CHAINS = "traces"  # begins the options of how chains are drawn in rounds
+ENGINE = ("engine_args", "url", "served_model", "concurrency", "timeout")  # those that start or reach their backend
 PREFIX = "recover"  # of these options where another command recovers what it has pruned
 
 
@@ -81,7 +83,7 @@ def recover_options(pruning: type) -> Callable[[Any], Any]:
 
 def rounds_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of recovery in rounds: their number, and the options of `prunus traces` with a prefix."""
-    names = {field.name for field in fields(TraceRecipe)}
+    names = {*(field.name for field in fields(TraceRecipe)), *ENGINE}
     copies = [
         click.option(
             f"--{CHAINS}-{option.opts[0].removeprefix('--')}",
@@ -114,7 +116,8 @@ def rounds_options(function: Callable[..., None]) -> Callable[..., None]:
 def take_rounds(recipe: dict[str, Any], recovers: bool) -> dict[str, Any] | None:
     """Remove the options of rounds_options; return arguments of prune_in_rounds, or None without --rounds."""
     rounds, drawn_from = recipe.pop("rounds"), recipe.pop("drawn_from")
-    settings = {field.name: recipe.pop(f"{CHAINS}_{field.name}") for field in fields(TraceRecipe)}
+    names = (*(field.name for field in fields(TraceRecipe)), *ENGINE)
+    settings = {name: recipe.pop(f"{CHAINS}_{name}") for name in names}
     given = {name: value for name, value in settings.items() if value not in (None, ())}
     if rounds is None:
         if given or drawn_from:
@@ -125,8 +128,10 @@ def take_rounds(recipe: dict[str, Any], recovers: bool) -> dict[str, Any] | None
         raise PrunusError("--rounds needs --recover: add it")
     if "tasks" not in given:
         raise PrunusError(f"--rounds draws chains anew: name their problems, such as --{CHAINS}-task tiny-train")
-    chains = TraceRecipe(**given)
-    return {"rounds": rounds, "chains": chains} | ({"drawn_from": drawn_from} if drawn_from else {})
+    engine = {name: given.pop(name) for name in ENGINE if name in given}
+    args = parse_args(engine.pop("engine_args", None))
+    asked = {"rounds": rounds, "chains": TraceRecipe(**given), "engine": EngineOptions(args, **engine)}
+    return asked | ({"drawn_from": drawn_from} if drawn_from else {})
 
 
 def take_recovery(recipe: dict[str, Any]) -> dict[str, Any] | None:

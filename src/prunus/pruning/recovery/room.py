@@ -4,6 +4,7 @@ All choices give the same result up to rounding. They are made once, when the wo
 interrupted work goes on as it began. Shapes: N sequences, T tokens.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -46,10 +47,17 @@ def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longe
     """How to compute steps of step_tokens tokens, or of one sequence of `longest` tokens if that is more.
 
     A batch that does not fit into free memory is divided by sequences. Where a sequence does not fit by itself,
-    activations are computed again, which takes a third more time.
+    activations are computed again, which takes a third more time. Raises PrunusError where that does not fit either.
     """
-    each = max(activation_bytes(source, index) for index in range(source.blocks))
-    room = max(0, free_on(device) - TRAINING_BYTES * largest_block(source)) // each
+    block, free = TRAINING_BYTES * largest_block(source), free_on(device)
+    each, least = (max(of(source, index) for index in range(source.blocks)) for of in (activation_bytes, part_bytes))
+    if (needed := block + longest * least) > free:
+        raise PrunusError(
+            f"training a block of {source.folder} on a sequence of {longest} tokens takes {show_bytes(needed)}, and "
+            f"{show_bytes(free)} are free; calibrate on shorter sequences (of a text: --seqlen; of chains: "
+            "`prunus traces --max-tokens`), or end other programs"
+        )
+    room = (free - block) // each
     # Not on CPUs: those with instructions for it take half of the time, but each number of threads gives other bits.
     bfloat16 = device.type == "cuda" and torch.cuda.is_available()
     return StepPlan(max(1, min(max(step_tokens, longest), room)), longest > room, bfloat16)
@@ -60,6 +68,14 @@ def activation_bytes(source: Checkpoint, index: int) -> int:
     return ACTIVATION_BYTES * (
         source.architecture.width + sum(rows for rows, _ in source.linear_shapes(index).values())
     )
+
+
+def part_bytes(source: Checkpoint, index: int) -> int:
+    """activation_bytes where they are computed again: only one part of the block, attention or MLP, has them then."""
+    parts: dict[str, int] = defaultdict(int)
+    for name, (rows, _) in source.linear_shapes(index).items():
+        parts[name.partition(".")[0]] += rows
+    return ACTIVATION_BYTES * (source.architecture.width + max(parts.values()))
 
 
 def check_room(source: Checkpoint, device: torch.device) -> None:
