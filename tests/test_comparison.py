@@ -422,7 +422,7 @@ def test_summary_by_hand(tmp_path):
     assert cell["best_of"]["logprob"] is cell["best_of"]["self_certainty"] is None  # these rows have no scores
     # Shortest of two: of problem 0 the second (21 tokens, wrong), of problem 1 either (right).
     assert cell["best_of"]["shortest"] == {1: 0.75, 2: 0.5}
-    assert cell["repetition"] is cell["looping"] is None
+    assert cell["repetition"] is None and cell["looping"] == 0
     shares = {"forced": 0.75, "leaked": 0.25, "no_answer": 0.25, "malformed": 0, "failed": 0, "truncated": 0.25,
               "reopened": 0.25}  # fmt: skip
     assert {name: cell[name] for name in shares} == shares
@@ -431,8 +431,8 @@ def test_summary_by_hand(tmp_path):
 def test_summary_has_scores_and_repetition_where_rows_have_them(tmp_path):
     run = [
         row("a", 0, 16, 0, True, logprob=-0.2, self_certainty=3.0, repetition=0.0),
-        row("a", 0, 16, 1, False, logprob=-0.4, self_certainty=5.0, repetition=0.5),
-        row("a", 1, 16, 0, True, logprob=-0.1, self_certainty=2.0, repetition=1.0),
+        row("a", 0, 16, 1, False, logprob=-0.4, self_certainty=5.0, repetition=0.5, loops=True),
+        row("a", 1, 16, 0, True, logprob=-0.1, self_certainty=2.0, repetition=1.0, loops=True),
         row("a", 1, 16, 1, False, logprob=None, self_certainty=None, repetition=0.0, thinking_tokens=0,
             answer_tokens=0),
     ]  # fmt: skip
@@ -442,7 +442,8 @@ def test_summary_has_scores_and_repetition_where_rows_have_them(tmp_path):
     assert new["best_of"]["logprob"] == {1: 0.5, 2: 1.0}  # the draw without a token is not taken
     assert new["best_of"]["self_certainty"] == {1: 0.5, 2: 0.5}
     assert (new["repetition"], new["looping"]) == (0.375, 0.5)
-    assert mixed["best_of"]["logprob"] is None and mixed["repetition"] is None and mixed["looping"] is None
+    assert mixed["best_of"]["logprob"] is None and mixed["repetition"] is None
+    assert mixed["looping"] == 2 / 6
 
 
 def test_summary_of_curves_and_several_tasks(tmp_path):

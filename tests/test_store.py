@@ -223,7 +223,7 @@ def test_the_first_write_brings_a_store_of_format_1_up_to_date(old):
         for opened in (store, reader):
             assert opened.samples(RUN.run_id, texts=True) == [UNSCORED, replace(SAMPLE, draw=1)]
         reader.update_grades(RUN.run_id, [("chain-0", 16, 0, "7", "ok", True)])
-    assert version_of(old) == SCHEMA_VERSION == 3
+    assert version_of(old) == SCHEMA_VERSION == 4
     with Store(old, create=True) as store:
         assert [sample.correct for sample in store.samples(RUN.run_id)] == [True, False]
 

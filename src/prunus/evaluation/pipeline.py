@@ -28,6 +28,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import token_use
+from prunus.results.looping import loops
 from prunus.results.rows import Key, ProblemRow, Run, Sample
 from prunus.results.store import Store, check_folder, claim
 
@@ -205,6 +206,7 @@ def graded(
     samples = []
     for (index, number, draw), text, grade in zip(rows, texts, grades, strict=True):
         problem, thinking = work.problems[index], decode(work.tokenizer, draw.thinking)
+        repetition = repetition_rate(text if text == thinking else f"{thinking}\n{text}")
         samples.append(
             Sample(
                 task=problem.task,
@@ -225,7 +227,8 @@ def graded(
                 text="" if problem.private else text,
                 logprob=draw.logprob,
                 self_certainty=draw.self_certainty,
-                repetition=repetition_rate(text if text == thinking else f"{thinking}\n{text}"),
+                repetition=repetition,
+                loops=loops(thinking, text, repetition),
             )
         )
     return samples

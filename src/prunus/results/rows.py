@@ -29,6 +29,7 @@ class Sample:
     thinking. forced_tokens: markers and closings that the protocol inserted. answer: normalised; None if none was
     found. status: the grader's. thinking, text: the decoded phases; empty when read without texts. answer_cap: limit of
     answer tokens, by the plan or by the rest of the context; None in rows of formats 1 and 2, whose plans have it.
+    loops: whether the chain loops, by prunus.results.looping; computed when rows of formats 1 to 3 are read.
 
     logprob and self_certainty are means over the thinking and answer tokens that the model sampled itself (no stops,
     markers or inserted text). p is the softmax of its logits over the whole vocabulary of V tokens, at temperature 1
@@ -57,6 +58,7 @@ class Sample:
     self_certainty: float | None = None
     repetition: float | None = None
     answer_cap: int | None = None
+    loops: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from prunus import __version__
 from prunus.errors import PrunusError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x5072756E  # "Prun", in the header of the file: other programs' SQLite files have another
 
 # The speed of a run's model on a machine. Older versions of prunus ignore the table, and older stores get it when it is
@@ -54,6 +54,7 @@ DDL = (
         correct INTEGER NOT NULL,
         logprob REAL, self_certainty REAL, repetition REAL,  -- of sampled tokens, and of their text; since format 2
         answer_cap INTEGER,                                  -- answer tokens allowed; since format 3
+        loops INTEGER,                                       -- see prunus.results.looping; since format 4
         thinking TEXT NOT NULL, text TEXT NOT NULL,   -- text: the answer phase
         PRIMARY KEY (run_id, problem_id, budget, draw)
     ) WITHOUT ROWID""",
@@ -65,6 +66,7 @@ ADDED = {  # columns of `sample` that older formats lack: the first format that 
     "self_certainty": (2, "REAL"),
     "repetition": (2, "REAL"),
     "answer_cap": (3, "INTEGER"),
+    "loops": (4, "INTEGER"),
 }
 
 

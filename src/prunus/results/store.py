@@ -20,13 +20,14 @@ from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.results import schema
 from prunus.results.labels import is_called
+from prunus.results.looping import loops
 from prunus.results.rows import Key, ProblemRow, Run, Sample
 
 BUSY_SECONDS = 30.0
 
 COLUMNS = tuple(field.name for field in fields(Sample))
 TEXT_COLUMNS = ("thinking", "text")
-FLAGS = ("answer_truncated", "reopened_think", "correct")  # SQLite has no Booleans
+FLAGS = ("answer_truncated", "reopened_think", "correct", "loops")  # SQLite has no Booleans
 _values = attrgetter(*COLUMNS)
 _INSERT = (
     f"INSERT INTO sample (run_id, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) "  # noqa: S608  names above
@@ -71,6 +72,7 @@ class Store:
         try:
             with self._errors():
                 self._connection.execute("PRAGMA foreign_keys = ON")
+                self._connection.create_function("prunus_loops", 3, loops, deterministic=True)
                 self._check_format(create)
         except BaseException:
             self._connection.close()
@@ -213,7 +215,10 @@ class Store:
         """Return the run's draws by problem_id, budget, draw; without texts `thinking` and `text` are empty."""
         columns = COLUMNS if texts else tuple(name for name in COLUMNS if name not in TEXT_COLUMNS)
         there = {name for _, name, *_ in self._read("PRAGMA table_info(sample)")}
-        shown = ", ".join(name if name in there else f"NULL AS {name}" for name in columns)
+        stored = {name: name if name in there else "NULL" for name in COLUMNS}
+        # Rows of older formats lack it.
+        stored["loops"] = f"COALESCE({stored['loops']}, prunus_loops(thinking, text, {stored['repetition']}))"
+        shown = ", ".join(f"{stored[name]} AS {name}" for name in columns)
         query = f"SELECT {shown} FROM sample WHERE run_id = ? ORDER BY problem_id, budget, draw"  # noqa: S608
         return [_sample(columns, row) for row in self._read(query, (run_id,))]
 

@@ -29,8 +29,8 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
     `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at, maj_at by k, best_of by score
         (logprob, self_certainty, shortest) and k, a score being None where rows lack it, tokens (thinking, answer,
         forced, total -> mean, p95; total is thinking and answer), tokens_per_correct (None if no draw is), repetition
-        (mean share of a chain's end that is repetition; None where rows lack it), and shares of draws: looping (with
-        any such repetition; None likewise), forced, leaked, no_answer, malformed, failed (the grader, not the model),
+        (mean share of a chain's end that is repetition; None where rows lack it), and shares of draws: looping
+        (`looping.loops`), forced, leaked, no_answer, malformed, failed (the grader, not the model),
         truncated, reopened;
     `auc` (value, se, low, high), `slope` (per doubling; None with fewer than two positive budgets) and `gain` (value,
         se); None while no problem is finished. Budget 0 counts for the gain only;
@@ -144,7 +144,7 @@ def _describe(table: Table, budget: int) -> dict[str, Any]:
         "tokens": {phase: metrics.tokens(count)._asdict() for phase, count in (counts | {"total": used}).items()},
         "tokens_per_correct": metrics.tokens_per_correct(used, correct_PN),
         "repetition": None if repetition is None else metrics.share(np.maximum(repetition, 0)),
-        "looping": None if repetition is None else metrics.share(repetition > 0),
+        "looping": metrics.share(table.values("loops")),
         "forced": metrics.share(table.values("ended") == "forced"),
         "leaked": metrics.share(metrics.leaked(counts["answer"], budget)),
         "no_answer": metrics.share(status == "no_answer"),
