@@ -2,10 +2,11 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_EVERY_SECONDS = 30.0
 # Columns of output that is not a terminal, enough for tables of eight budgets.
@@ -33,11 +34,16 @@ def say(message: str) -> None:
 
 
 class Steps:
-    """A progress bar: `with Steps("pruning", total=28, unit="blocks") as steps: steps.advance(note="12 tok/s")`."""
+    """A progress bar: `with Steps("pruning", total=28, unit="blocks") as steps: steps.advance(note="12 tok/s")`.
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        self.label, self.total, self.unit, self.done = label, total, unit, done
-        self.started_at, self.started_done = time.monotonic(), done
+    clock: seconds.
+    """
+
+    def __init__(
+        self, label: str, total: int, unit: str, done: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.label, self.total, self.unit, self.done, self.clock = label, total, unit, done, clock
+        self.started_at, self.started_done = clock(), done
         self.logged_at = self.started_at
         self.bar: Progress | None = None
 
@@ -46,26 +52,40 @@ class Steps:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[count]}"),
                 TextColumn("{task.fields[unit]}"),
             )
             self.bar = Progress(
                 *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
             )
             self.bar.start()
-            self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, unit=self.unit, note="")
+            self.task = self.bar.add_task(
+                self.label, total=self.total, completed=self.done, unit=self.unit, note="", count=self.count
+            )
         return self
+
+    @property
+    def count(self) -> str:
+        """` 64/1260`."""
+        return f"{self.done:{len(str(self.total))}}/{self.total}"
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Advance by count units; note is shown beside the bar."""
         self.done += count
+        self.within(0.0, note)
+
+    def within(self, part: float, note: str = "") -> None:
+        """Show that the work of so many more units is done, which are not counted before they are complete."""
+        worked = min(self.done + part, self.total)
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, note=note)
-        elif time.monotonic() - self.logged_at >= LOG_EVERY_SECONDS:
-            self.logged_at = time.monotonic()
-            spent = self.logged_at - self.started_at
-            left = spent * (self.total - self.done) / max(1, self.done - self.started_done)
-            say(f"{self.label}: {self.done}/{self.total} {self.unit}, about {left:.0f} s left {note}".rstrip())
+            self.bar.update(self.task, completed=worked, note=note, count=self.count)
+        elif self.clock() - self.logged_at >= LOG_EVERY_SECONDS:
+            self.logged_at = self.clock()
+            line = f"{self.label}: {self.done}/{self.total} {self.unit}"
+            if worked > self.started_done:
+                spent = self.logged_at - self.started_at
+                line += f", about {spent * (self.total - worked) / (worked - self.started_done):.0f} s left"
+            say(f"{line} {note}".rstrip())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -20,6 +20,7 @@ from prunus.evaluation.budget import Draw, answer_text, force_budgets
 from prunus.evaluation.flow import fill_as_completed
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval.tasks import evaluate_harness, is_harness_task
+from prunus.evaluation.pace import Pace
 from prunus.evaluation.profiles import decode
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.repetition import repetition_rate
@@ -129,8 +130,10 @@ def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[S
             judge, grade = partial(warn_of_profile, work), partial(graded, work, grader)
             fill_as_completed(store.path, work, backend, chains, grade, judge, steps)
             return
+        pace = Pace(work.budgets[-1])
         for batch in missing:
-            done = do_batch(store, work, backend, grader, batch)
+            with pace.shown(backend, len(batch), len(batch) * len(work.budgets), steps.within):
+                done = do_batch(store, work, backend, grader, batch)
             if batch is missing[0] and done.never_closed:
                 warn_of_profile(work)
             steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")

@@ -145,15 +145,21 @@ class Request(NamedTuple):
     texts: TextStops | None = None
 
 
+def unheard(prompt_ids: int, later_ids: int) -> None:
+    """The on_tokens of a backend whose progress nobody shows."""
+
+
 class Backend(ABC):
     """An engine that completes prompts of token ids.
 
     context: its maximum number of ids per chain, None if unknown. streams: whether it schedules requests itself, so
-    that it is best given all of them at once, and completes them in any order.
+    that it is best given all of them at once, and completes them in any order. on_tokens: while `generate` works, a
+    backend that does not stream calls it with the numbers of prompt ids and of later ids read since the last call.
     """
 
     context: int | None = None
     streams: bool = False
+    on_tokens: Callable[[int, int], None] = staticmethod(unheard)
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:

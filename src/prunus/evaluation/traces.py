@@ -23,6 +23,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grader
+from prunus.evaluation.pace import Pace
 from prunus.evaluation.pipeline import graded, run_batch
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, resolve_plan
 from prunus.evaluation.tasks import Problem
@@ -114,9 +115,11 @@ def draw(work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend
     total = sum(map(len, work.batches))
     to_do = sum(len(work.batches[number]) for number in missing)
     with Grader() as grader, Steps("drawing", total, "chains", done=total - to_do) as steps:
+        pace = Pace(work.budgets[-1])
         for number in missing:
             batch = work.batches[number]
-            draws = run_batch(work, backend, batch)
+            with pace.shown(backend, len(batch), len(batch), steps.within):
+                draws = run_batch(work, backend, batch)
             samples = graded(work, grader, batch, draws)
             rows = [
                 trace_of(work.problems[index], work.prompts[index], drawn, sample)

@@ -56,7 +56,7 @@ class LiveTable:
 
     def __init__(self, title: str, rows: Mapping[str, Row], bases: Mapping[Any, Row]) -> None:
         self.title, self.rows, self.bases = title, rows, bases
-        self.activity, self.tokens, self.added, self.seconds = "", 0, 0, 0.0
+        self.activity, self.note, self.tokens, self.added, self.seconds = "", "", 0, 0, 0.0
         self.logged_at = time.monotonic()
         self.current: Row | None = None
         self.live: Live | None = None
@@ -96,9 +96,21 @@ class LiveTable:
 
     def say(self, activity: str, log: bool = False) -> None:
         """Show the current activity. log: where the output is no terminal, print it as a line."""
-        self.activity = activity
+        self.activity, self.note = activity, ""
         if log and self.live is None:
             progress.say(activity)
+
+    def within(self, _: float, note: str) -> None:
+        """Show a note on the batch in progress beside the activity."""
+        self.note, now = note, time.monotonic()
+        if self.live is None and now - self.logged_at >= progress.LOG_EVERY_SECONDS:
+            self.logged_at = now
+            progress.say(self.doing)
+
+    @property
+    def doing(self) -> str:
+        """`evaluating wanda-50 of tiny: 3,120 tokens of this batch, 45 tokens/s`."""
+        return f"{self.activity}: {self.note}" if self.note else self.activity
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -155,9 +167,7 @@ class LiveTable:
                 "" if difference is None else f"{100 * difference:+.1f}",
             )
         rest = [Text(f"  and {hidden} more", style="dim")] if hidden else []
-        return Group(
-            Text(self.title, style="bold"), Text(self.totals()), table, *rest, Text(self.activity, style="dim")
-        )
+        return Group(Text(self.title, style="bold"), Text(self.totals()), table, *rest, Text(self.doing, style="dim"))
 
     def visible_rows(self) -> tuple[Sequence[Row], int]:
         """The rows that fit on the screen, the current one among them, and the number of rows that do not fit."""

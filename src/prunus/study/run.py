@@ -9,6 +9,7 @@ from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
+from prunus.evaluation.pace import Pace
 from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.resolved_plan import check_engine
@@ -93,8 +94,10 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
                     check_engine(cell.resolved, backend)
                     with store.claim(cell.run_id):
                         add_run(store, model, cell, paths.folder, describe_versions(backend))
+                        pace = Pace(cell.resolved.budgets[-1])
                         for batch in batches:
-                            done = do_batch(store, cell.resolved, backend, grader, batch)
+                            with pace.shown(backend, len(batch), len(batch), table.within):
+                                done = do_batch(store, cell.resolved, backend, grader, batch)
                             table.add(cell.run_id, done.samples, done.tokens, done.seconds)
         if study.measure_seconds:
             measure_latency(models, paths, store, engine, table)

@@ -183,7 +183,7 @@ class HFBackend(Backend):
     @torch.inference_mode()
     def _decode(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Complete the requests, and those that follow them, in one batch."""
-        cache = self._rows([request.prompt for request in requests])
+        cache = self._rows([request.prompt for request in requests], on_tokens=self.on_tokens)
         first = rows = [Row(request, _uniforms(request, sampling)) for request in requests]
         logits_RV = cache.prefill()
         bans = Bans(self.vocabulary, logits_RV)
@@ -212,7 +212,7 @@ class HFBackend(Backend):
             if added or len(live) <= (1 - COMPACT_SHARE) * len(rows):
                 cache.select([*live, *(index for index, _ in added)])
                 rows = [*(rows[index] for index in live), *(row for _, row in added)]
-            logits_RV = cache.step([row.fed for row in rows])
+            logits_RV = cache.step([None if row.done else row.fed for row in rows])
 
     def _pick(self, logits_RV: Tensor, rows: list[Row], bans: Bans, sampling: Sampling) -> list[list[float]]:
         """Return each row's sampled id, log-probability and self-certainty, in one copy from the device."""
@@ -227,7 +227,7 @@ class HFBackend(Backend):
         return torch.stack([number_R.double() for number_R in (token_R, *confidence(logits_RV, token_R))], 1).tolist()
 
     @cached_property
-    def _rows(self) -> Callable[[Sequence[list[int]]], Decoding]:
+    def _rows(self) -> Callable[..., Decoding]:
         """The constructor of rows for this model."""
         return rows_for(self.model)
 

@@ -4,7 +4,7 @@ Shapes: R rows, T tokens of one call, K columns of the cache, H key-value heads,
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
+from prunus.evaluation.requests import unheard
+
 GROW_BY = 256  # columns by which a full cache grows
-PREFILL_TOKENS = 512  # prompt columns per forward pass, to limit the activations of long prompts
+# Of prompts, per forward pass: the largest number of columns, which limits the activations, and on a CPU that of tokens
+# in all rows, by which a slow model shows progress every few seconds.
+PREFILL_COLUMNS, PREFILL_TOKENS = 512, 1024
 
 
 class GrowingLayer(DynamicLayer):
@@ -60,11 +64,21 @@ class PaddedRows:
     """Sequences that a model reads as one batch, padded on the left; one step appends one id to each.
 
     own_masks: for models with full attention in every block, pass our own masks, which is faster than transformers'.
+    on_tokens: as in Backend. most_columns: of the prompts per forward pass.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]], own_masks: bool = True) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        own_masks: bool = True,
+        on_tokens: Callable[[int, int], None] = unheard,
+        most_columns: int = PREFILL_COLUMNS,
+    ) -> None:
+        self.model, self.on_tokens = model, on_tokens
         self.device = model.device
+        fitting = PREFILL_TOKENS // len(prompts) if self.device.type == "cpu" else PREFILL_COLUMNS
+        self._prefill_columns = min(most_columns, max(1, fitting))
         config = model.config.get_text_config(decoder=True)
         self.layers = [GrowingLayer() for _ in range(config.num_hidden_layers)]
         # transformers 5.2x renamed this argument; the old name still works but raises a warning.
@@ -90,13 +104,18 @@ class PaddedRows:
 
     def prefill(self) -> Tensor:
         """Read the prompts; returns (R, V) logits of the next tokens."""
-        *_, logits_RV = (self._read(ids_RT) for ids_RT in self._prompt_RT.split(PREFILL_TOKENS, dim=1))
+        logits_RV = torch.empty(0)
+        for ids_RT in self._prompt_RT.split(self._prefill_columns, dim=1):
+            logits_RV = self._read(ids_RT)
+            self.on_tokens(ids_RT.numel(), 0)
         del self._prompt_RT
         return logits_RV
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append one id to every row; returns (R, V) logits of the next tokens."""
-        return self._read(torch.tensor(tokens, device=self.device)[:, None])
+    def step(self, tokens: Sequence[int | None]) -> Tensor:
+        """Append one id to every row; returns (R, V) logits of the next tokens. None: for a row that is finished."""
+        logits_RV = self._read(torch.tensor([token or 0 for token in tokens], device=self.device)[:, None])
+        self.on_tokens(0, sum(token is not None for token in tokens))
+        return logits_RV
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row that occurs twice is copied."""

@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.padded_rows import PaddedRows
+from prunus.evaluation.requests import unheard
 
 # Names of the cache argument in transformers' models.
 CACHES = ("cache", "past_key_values", "cache_params", "state")
-_PROMPT, _STEPS = 5, 4
+_PROMPT, _STEPS, _COLUMNS = 5, 4, 4
 # Tolerated difference of logits relative to the largest one, in float32 and in 16 bits.
 _FLOAT32, _SIXTEEN_BITS = 1e-3, 0.05
 
@@ -34,8 +35,8 @@ class Decoding(Protocol):
         """Read the prompts; returns (R, V) logits of the next tokens."""
         ...
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append one id to every row; returns (R, V) logits of the next tokens."""
+    def step(self, tokens: Sequence[int | None]) -> Tensor:
+        """Append one id to every row; returns (R, V) logits of the next tokens. None: for a row that is finished."""
         ...
 
     def select(self, rows: Sequence[int]) -> None:
@@ -44,10 +45,15 @@ class Decoding(Protocol):
 
 
 class SeparateRows:
-    """Sequences that a model reads one after the other, without padding."""
+    """Sequences that a model reads one after the other, without padding. on_tokens: as in Backend."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[list[int]]) -> None:
-        self.model, self._prompts = model, prompts
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        on_tokens: Callable[[int, int], None] = unheard,
+    ) -> None:
+        self.model, self._prompts, self.on_tokens = model, prompts, on_tokens
         names = inspect.signature(type(model).forward).parameters
         self._cache = next((name for name in CACHES if name in names), None)
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
@@ -63,11 +69,24 @@ class SeparateRows:
 
         Each prompt is read in one pass, because some models cannot append more than one id to a cache.
         """
-        return torch.stack([self._read(row, ids) for row, ids in enumerate(self._prompts)])
+        logits: list[Tensor] = []
+        for row, ids in enumerate(self._prompts):
+            logits.append(self._read(row, ids))
+            self.on_tokens(len(ids), 0)
+        return torch.stack(logits)
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append one id to every row; returns (R, V) logits of the next tokens."""
-        return torch.stack([self._read(row, [token]) for row, token in enumerate(tokens)])
+    def step(self, tokens: Sequence[int | None]) -> Tensor:
+        """Append one id to every row; returns (R, V) logits of the next tokens.
+
+        None: for a row that is finished, which the model does not read; its logits are zeros.
+        """
+        logits: dict[int, Tensor] = {}
+        for row, token in enumerate(tokens):
+            if token is not None:
+                logits[row] = self._read(row, [token])
+                self.on_tokens(0, 1)
+        none = torch.zeros_like(next(iter(logits.values())))
+        return torch.stack([logits.get(row, none) for row in range(len(tokens))])
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row that occurs twice is copied."""
@@ -91,11 +110,11 @@ class SeparateRows:
         return found.logits[0, -1]
 
 
-def rows_for(model: PreTrainedModel) -> Callable[[Sequence[list[int]]], Decoding]:
+def rows_for(model: PreTrainedModel) -> Callable[..., Decoding]:
     """A constructor of rows for a model: PaddedRows if padding does not change the logits, else SeparateRows.
 
-    This is decided by decoding a few random tokens. Raises PrunusError if the model cannot decode at all, or if its
-    logits with a cache differ from those without.
+    It takes prompts and on_tokens. This is decided by decoding a few random tokens, with prompts in parts. Raises
+    PrunusError if the model cannot decode at all, or if its logits with a cache differ from those without.
     """
     config, generator = model.config.get_text_config(decoder=True), torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2 * _PROMPT + 2 * _STEPS,), generator=generator).tolist()
@@ -113,7 +132,7 @@ def rows_for(model: PreTrainedModel) -> Callable[[Sequence[list[int]]], Decoding
         )
     for own_masks in (True, False):
         try:
-            if _alike(_probe(PaddedRows(model, prompts, own_masks), steps), expected):
+            if _alike(_probe(PaddedRows(model, prompts, own_masks, most_columns=_COLUMNS), steps), expected):
                 return partial(PaddedRows, model, own_masks=own_masks)
         except torch.OutOfMemoryError:
             raise
