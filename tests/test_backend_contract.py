@@ -18,6 +18,7 @@ from completions_server import Server, serving
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, spelled, tiny
 
 import prunus
+from prunus.budgets import OFF
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
@@ -142,6 +143,19 @@ def test_a_cut_chain_is_a_chain_of_its_own(backend, sampling):
             assert draw.budget == budget >= len(draw.thinking) and len(draw.answer) <= chain.answer_tokens
             assert not MARKERS.think_stops & set(draw.thinking) and not MARKERS.answer_stops & set(draw.answer)
             assert (draw.ended == "natural") or len(draw.thinking) == budget
+
+
+def test_thinking_switched_off_is_answered_beside_the_chain(backend):
+    """Budget off against a request for its prompt alone; the other budgets have the draws that they have without it."""
+    rules, stops, banned = Rules(MARKERS, WARM, seed=7), MARKERS.answer_stops, MARKERS.answer_banned
+    some = [one._replace(off=[*one.prompt[:-2], *MARKERS.start, *MARKERS.natural_closing]) for one in chains(4)]
+    found = force_budgets(backend, some, [OFF, 0, 5], rules)
+    assert [draws[1:] for draws in found] == force_budgets(backend, chains(4), [0, 5], rules)
+    caps, seeds = [chain.answer_tokens for chain in some], [rules.seed_of(chain, "off") for chain in some]
+    alone = complete(backend, [list(chain.off) for chain in some], caps, stops, banned, seeds, WARM)
+    for (draw, *_), answer in zip(found, alone, strict=True):
+        assert (draw.budget, draw.answer, draw.thinking) == (OFF, answer.ids, [])
+        assert (draw.answer_truncated, draw.ended) == (answer.stopped is None, "natural")
 
 
 def test_markers_of_several_tokens(backend):

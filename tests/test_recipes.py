@@ -8,6 +8,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
+from prunus.budgets import Off
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, TraceRecipe, check_budgets
@@ -97,7 +98,7 @@ ALLOWED = {
     bool: [True],
     str: ["0.5"],
     tuple[str, ...]: [["x"], ("x", "y")],
-    tuple[int, ...]: [[1]],
+    tuple[int | Off, ...]: [[1]],
     Mapping: [{"a": 1}],
     Literal: ["0.5"],
     NoneType: [None],

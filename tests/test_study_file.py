@@ -145,7 +145,7 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         (GOOD + "[report]\nmargin = 2", 6, "margin must be a share"),
         (GOOD + "[report]\nbase = 2", 6, "'base' must be a text"),
         (GOOD.replace("[16, 64]", "[64, 16]"), 2, "budgets must increase: 16 follows 64"),
-        (GOOD.replace("[16, 64]", "64"), 4, "'budgets' must be a list, each a whole number, not 64"),
+        (GOOD.replace("[16, 64]", "64"), 4, "'budgets' must be a list, each a whole number or off, not 64"),
         ('models = ["tiny", "tiny"]\n[eval]\ntasks = ["tiny"]', 1, "model 'tiny' is listed twice"),
         ("models = [1]\n", 1, "'models' must be a list, each a text"),
         ("name = 'x'\n", None, "name at least one model"),

@@ -7,9 +7,17 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from prunus.budgets import Off
 from prunus.errors import PrunusError
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Mapping: "a table"}
+_KINDS = {
+    int: "a whole number",
+    Off: "off",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Mapping: "a table",
+}
 _LONGEST = 100  # maximum number of characters shown of a value
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
+from prunus.budgets import OFF, Off, with_names, without_off
 from prunus.declarations import (
     Allocation,
     AllocationName,
@@ -328,7 +329,8 @@ class EvalPlan(Recipe):
     """How to evaluate one model: which problems, how much thinking, how to sample.
 
     tasks: names of problem sets or .jsonl files.
-    budgets: thinking tokens allowed, strictly increasing; 0 means no thinking.
+    budgets: thinking tokens allowed, strictly increasing; 0 means no thinking. "off" (prunus.budgets.OFF), which comes
+        first, switches the thinking off in the way that the profile names, with a prompt of its own.
     samples: draws per problem and budget.
     profile: strings that open, cut and close the model's thinking: a name, a .toml file, or `auto`: the profile
         that the model's files indicate.
@@ -350,7 +352,7 @@ class EvalPlan(Recipe):
     LATER: ClassVar[tuple[str, ...]] = ("closing",)
 
     tasks: tuple[str, ...]
-    budgets: tuple[int, ...] = DEFAULT_BUDGETS
+    budgets: tuple[int | Off, ...] = DEFAULT_BUDGETS
     samples: int = 1
     profile: str = "auto"
     mode: Mode = "strict"
@@ -368,6 +370,8 @@ class EvalPlan(Recipe):
     closing: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.budgets, list | tuple) and str(OFF) in self.budgets:
+            object.__setattr__(self, "budgets", tuple(OFF if one == str(OFF) else one for one in self.budgets))
         super().__post_init__()
         if not self.tasks:
             raise PrunusError("name at least one task; `prunus tasks` lists them")
@@ -394,8 +398,12 @@ class EvalPlan(Recipe):
             raise PrunusError(f"top_p must lie in (0, 1], not {self.top_p}; 1 is off")
         if self.top_k is not None and self.top_k < 0:
             raise PrunusError(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if self.wait and self.reuse and len(self.budgets) > 1:
+        if self.wait and self.reuse and len(without_off(self.budgets)) > 1:
             raise PrunusError("--wait changes the chain before its end, so budgets cannot share it: add --no-reuse")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain data; the budget OFF is the text `off`."""
+        return super().to_json() | {"budgets": with_names(self.budgets)}
 
     @property
     def rows(self) -> int:
@@ -476,11 +484,17 @@ def check_token_weights(recipe: PruneRecipe | RecoverRecipe) -> None:
 
 
 def check_budgets(budgets: Sequence[int]) -> None:
-    """Raise PrunusError unless budgets are whole numbers >= 0 in strictly increasing order."""
+    """Raise PrunusError unless budgets are whole numbers >= 0 in strictly increasing order, possibly after OFF."""
     if not budgets:
         raise PrunusError("name at least one thinking budget, such as --budgets 512,1024")
-    if budgets[0] < 0:
-        raise PrunusError(f"budget {budgets[0]} is negative; a budget is a number of thinking tokens, 0 for none")
+    for budget in budgets:
+        if budget < 0 and not isinstance(budget, Off):
+            raise PrunusError(
+                f"budget {budget} is negative; a budget is a number of thinking tokens, 0 for none, or `off`, which"
+                " switches the thinking off"
+            )
+    if OFF in budgets[1:]:
+        raise PrunusError("budget off must come first, before all numbers")
     for smaller, larger in pairwise(budgets):
         if larger <= smaller:
             raise PrunusError(f"budgets must increase: {larger} follows {smaller}")

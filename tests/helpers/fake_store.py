@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prunus.budgets import OFF
 from prunus.hashing import content_hash
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.results.rows import ProblemRow, Run, Sample
@@ -87,8 +88,8 @@ def draw_samples(
             able = luck < 0.97 * strength
             length = int(needed * (1 if able else 1.6))
             for budget in budgets:
-                thinking = min(budget, length)
-                natural = length <= budget
+                thinking = min(max(0, budget), length)
+                natural = length <= budget or budget == OFF
                 correct = (able and natural) or random.Random(f"{problem.problem_id}|{budget}|{draw}").random() < 0.04
                 answer = problem.gold if correct else None if luck > 0.985 else str(100 + index)
                 extra = texts[(index + draw) % len(texts)] if texts else ""

@@ -12,6 +12,7 @@ import click
 
 import prunus
 from prunus import progress
+from prunus.budgets import OFF, with_names
 from prunus.engines import EngineOptions, parse_args, users_of
 
 _verbose = False
@@ -92,8 +93,8 @@ def choice(names: Any) -> click.Choice:
     return click.Choice(get_args(names) or tuple(names))
 
 
-class IntegerList(click.ParamType):
-    """The type of an option with whole numbers separated by commas."""
+class BudgetList(click.ParamType):
+    """The type of an option with whole numbers, and possibly `off`, separated by commas."""
 
     name = "N,N,..."
 
@@ -101,9 +102,9 @@ class IntegerList(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(int(part) for part in value.split(","))
+            return tuple(OFF if part.strip() == str(OFF) else int(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"'{value}' is not a list of whole numbers such as 512,1024", param, ctx)
+            self.fail(f"'{value}' is not a list of whole numbers such as 512,1024 or off,0,512", param, ctx)
 
 
 def engine_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -143,7 +144,7 @@ def is_given(name: str) -> bool:
 
 def print_json(data: Any) -> None:
     """Print data as JSON, the only output on stdout with --json."""
-    click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+    click.echo(json.dumps(with_names(data), indent=1, ensure_ascii=False))
 
 
 CLOSING_HELP = "Weight of a token of a trace around the end of thinking (16 before it, 16 from the marker on)"

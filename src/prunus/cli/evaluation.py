@@ -9,7 +9,7 @@ import click
 import prunus
 from prunus import progress, recipes
 from prunus.cli.common import (
-    IntegerList,
+    BudgetList,
     all_of,
     choice,
     command,
@@ -64,7 +64,12 @@ def generation_options(recipe: type) -> Callable[[Any], Any]:
     required=True,
     help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/lm-eval.md); repeatable.",
 )
-@recipe_option(EvalPlan, "budgets", "Thinking budgets, in tokens.", type=IntegerList())
+@recipe_option(
+    EvalPlan,
+    "budgets",
+    "Thinking budgets, in tokens; off, which comes first, switches the thinking off.",
+    type=BudgetList(),
+)
 @recipe_option(EvalPlan, "samples", "Draws per problem and budget.", type=int)
 @recipe_option(
     EvalPlan,

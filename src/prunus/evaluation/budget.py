@@ -9,6 +9,8 @@ directly after id b, b + 1 ids are requested and the last one is dropped. If the
 first id counts, and more ids are requested. Budget 0 is always forced. The rule is the same for a chain that is drawn
 for one budget and for a chain that is drawn once and cut at several budgets. So both have the same draws, provided that
 rounding does not depend on the batch (docs/protocol.md).
+
+Budget OFF is no cut of a chain: its prompt, in which the thinking is switched off, is answered by a request of its own.
 """
 
 import hashlib
@@ -17,11 +19,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.budgets import OFF, without_off
 from prunus.evaluation.profiles import Markers, Profile, decode
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 from prunus.hashing import canonical_json
@@ -29,19 +32,20 @@ from prunus.hashing import canonical_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SeedPhase = Literal["think", "answer", "forced answer"]
+SeedPhase = Literal["think", "answer", "forced answer", "off"]
 
 
 class Chain(NamedTuple):
     """One draw of one problem.
 
     prompt: ids including thinking_start. key: (task, problem_id, draw). answer_tokens: cap on the answer, which the
-    context may lower.
+    context may lower. off: ids of the prompt with the thinking switched off, for budget OFF.
     """
 
     prompt: list[int]
     key: tuple[str, str, int]
     answer_tokens: int
+    off: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Rules:
     """The settings that all chains of a run share.
 
     wait: number of stops of thinking that are suppressed. seed: of the plan. context: maximum number of ids of a chain,
-    prompt included, where every answer ends; None means no limit.
+    prompt included, where every answer ends; None means no limit. off_appended: number of ids of an `off` prompt that
+    are not the chat template's.
     """
 
     markers: Markers
@@ -57,6 +62,7 @@ class Rules:
     wait: int = 0
     seed: int = 0
     context: int | None = None
+    off_appended: int = 0
 
     def seed_of(self, chain: Chain, phase: SeedPhase, index: int = 0) -> int:
         """A seed of 63 bits that depends only on the plan's seed, the chain, the phase and the index.
@@ -80,6 +86,7 @@ class Rules:
 class Draw:
     """One chain under one budget.
 
+    budget: OFF for an answer to the chain's `off` prompt, without thinking; ended is then `natural`.
     prompt + thinking + closing + answer are all ids that the model read or wrote, except stops. forced_tokens: number
     of ids of thinking_start and closing. reopened_think: whether the answer contains the marker that opens thinking.
     answer_cap: maximum number of answer tokens within the context.
@@ -122,9 +129,9 @@ def force_budgets(
     """The draws of every chain (outer list) under every budget (inner list), both in the given order.
 
     reuse: think once under the largest budget and cut that chain for the smaller ones. It has no effect with
-    rules.wait, since suppressing a stop changes the rest of the chain.
+    rules.wait, since suppressing a stop changes the rest of the chain, nor with budget OFF.
     """
-    groups = [budgets] if reuse and rules.wait == 0 else [[budget] for budget in budgets]
+    groups = _groups(budgets, reuse and rules.wait == 0)
     draws: list[dict[int, Draw]] = [{} for _ in chains]
     for group in groups:
         forced = [ForcedChain(chain, group, rules) for chain in chains]
@@ -138,7 +145,7 @@ def force_budgets_as_completed(
     backend: Backend, chains: Sequence[Chain], budgets: Sequence[int], rules: Rules, reuse: bool = True
 ) -> Iterator[tuple[int, list[Draw]]]:
     """Yield the index of each chain and its draws, as force_budgets has them, as soon as the backend completes them."""
-    groups = [budgets] if reuse and rules.wait == 0 else [[budget] for budget in budgets]
+    groups = _groups(budgets, reuse and rules.wait == 0)
     forced: dict[int, ForcedChain] = {}
     draws: dict[int, dict[int, Draw]] = {}
 
@@ -156,6 +163,13 @@ def force_budgets_as_completed(
             yield index, [found[budget] for budget in budgets]
 
 
+def _groups(budgets: Sequence[int], share: bool) -> list[Sequence[int]]:
+    """The budgets in groups, each of which is drawn separately. share: all budgets but OFF are in one group."""
+    numbers = without_off(budgets)
+    groups: list[Sequence[int]] = [[OFF]] if OFF in budgets else []
+    return groups + ([numbers] if share and numbers else [[budget] for budget in numbers])
+
+
 class ForcedChain:
     """One chain under budgets that share its thinking: its requests and the draws made from their completions.
 
@@ -168,7 +182,9 @@ class ForcedChain:
         self.draws: dict[int, Draw] = {}
 
     def first_request(self) -> Request:
-        """The request to think, or to answer immediately if the only budget is 0."""
+        """The request to think, or to answer immediately if the only budget is 0 or OFF."""
+        if self.largest == OFF:
+            return self._answer_off()
         nothing = Completion([], None, Scores.empty())
         return self._think(nothing, 0) if self.largest > 0 else self._answer(nothing, 0)
 
@@ -206,6 +222,20 @@ class ForcedChain:
             texts=markers.think_texts,
         )
 
+    def _answer_off(self) -> Request:
+        """The request to answer the prompt in which the thinking is switched off."""
+        chain, rules = self.chain, self.rules
+        return self._answer_request(
+            list(chain.off),
+            rules.answer_cap(chain, len(chain.off) - len(chain.prompt)),
+            rules.seed_of(chain, "off"),
+            [OFF],
+            Completion([], None, Scores.empty()),
+            closing=(),
+            forced_tokens=rules.off_appended,
+            ended="natural",
+        )
+
     def _answered(self, chain: Completion) -> None:
         """Record the draws of a chain that the model ended and that is its own answer."""
         logprob, self_certainty = _means(chain, Completion([], None, Scores.empty()))
@@ -239,36 +269,51 @@ class ForcedChain:
         """
         chain, rules, ids = self.chain, self.rules, thinking.ids
         closing = rules.markers.closing(ids, cut is None, written)
-        cap = rules.answer_cap(chain, len(ids) + len(closing))
+        return self._answer_request(
+            [*chain.prompt, *ids, *closing],
+            rules.answer_cap(chain, len(ids) + len(closing)),
+            rules.seed_of(chain, "answer") if cut is None else rules.seed_of(chain, "forced answer", cut),
+            self._natural(ids) if cut is None else [cut],
+            thinking,
+            closing=closing,
+            forced_tokens=len(rules.markers.start) + len(closing) - len(written),
+            ended="natural" if cut is None else "forced",
+            ended_turn=ended_turn,
+        )
+
+    def _answer_request(
+        self, prompt: list[int], cap: int, seed: int, budgets: Sequence[int], thinking: Completion, **rest: Any
+    ) -> Request:
+        """The request to answer with at most cap ids, from which the draws of these budgets are made.
+
+        rest: the fields of Draw that are known before the answer.
+        """
+        markers = self.rules.markers
 
         def then(found: Completion, _: int | None) -> None:
             answer = found.first(found.content)
             logprob, self_certainty = _means(thinking, answer)
-            reopened = contains(found.ids, rules.markers.reopening) or rules.markers.reopens(found.written)
-            for budget in self._natural(ids) if cut is None else [cut]:
+            for budget in budgets:
                 self.draws[budget] = Draw(
                     budget=budget,
-                    thinking=ids,
-                    closing=closing,
+                    thinking=thinking.ids,
                     answer=answer.ids,
-                    forced_tokens=len(rules.markers.start) + len(closing) - len(written),
-                    ended="natural" if cut is None else "forced",
                     answer_truncated=found.stopped is None and found.marker is None,
-                    reopened_think=reopened,
+                    reopened_think=contains(found.ids, markers.reopening) or markers.reopens(found.written),
                     answer_cap=cap,
                     logprob=logprob,
                     self_certainty=self_certainty,
-                    ended_turn=ended_turn,
+                    **rest,
                 )
 
         return Request(
-            prompt=[*chain.prompt, *ids, *closing],
+            prompt=prompt,
             max_new_tokens=cap,
-            stops=rules.markers.answer_stops,
-            banned=rules.markers.answer_banned,
-            seed=rules.seed_of(chain, "answer") if cut is None else rules.seed_of(chain, "forced answer", cut),
+            stops=markers.answer_stops,
+            banned=markers.answer_banned,
+            seed=seed,
             then=then,
-            texts=rules.markers.answer_texts,
+            texts=markers.answer_texts,
         )
 
 

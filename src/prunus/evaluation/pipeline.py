@@ -113,7 +113,7 @@ def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) ->
     for problem, ids in zip(work.problems, work.prompts, strict=True):
         prompts.setdefault(problem.task, []).append(len(ids))
     markers, context = work.rules.markers, checkpoint.context
-    longest = max(map(len, work.prompts)) + work.budgets[-1] + markers.longest + max(work.caps)
+    longest = max(map(len, work.prompts)) + work.largest_budget + markers.longest + max(work.caps)
     speed = measure(backend, prompts, len(markers.start), longest, context)
     return machine_of(str(backend.description.get("device"))), speed
 
@@ -239,7 +239,9 @@ def graded(
 
 def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
     """Number of tokens generated: for each chain its longest thinking and every distinct answer."""
-    chains = [[(len(draw.thinking), len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws]
+    chains = [
+        [(draw.budget, len(draw.thinking), len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws
+    ]
     return sum(token_use.sampled_tokens(chains))
 
 

@@ -6,10 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
+from prunus.budgets import OFF, without_off
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
-from prunus.evaluation.profiles import Markers, Profile, encode_markers, encode_opened, render_prompt, resolve_profile
+from prunus.evaluation.profiles import (
+    Markers,
+    Profile,
+    Switch,
+    encode_markers,
+    encode_opened,
+    render_prompt,
+    resolve_profile,
+    switch_off,
+)
 from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.requests import Backend, Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
@@ -25,7 +35,8 @@ if TYPE_CHECKING:
 class ResolvedPlan:
     """A plan made concrete for one model.
 
-    prompts: ids of each problem including thinking_start. caps: cap on the answer to each problem in tokens, which
+    prompts: ids of each problem including thinking_start. off_prompts: with the thinking switched off, if that is one
+    of the budgets. caps: cap on the answer to each problem in tokens, which
     rules.context may lower. plan: as the store has it.
     """
 
@@ -40,6 +51,7 @@ class ResolvedPlan:
     budgets: tuple[int, ...]
     reuse: bool
     batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
+    off_prompts: Sequence[list[int]] = ()
 
     def keys(self, batch: Sequence[tuple[int, int]]) -> set[tuple[str, int, int]]:
         """The store's keys (problem id, budget, draw) of a batch's rows."""
@@ -47,13 +59,23 @@ class ResolvedPlan:
 
     def chain(self, index: int, draw: int) -> Chain:
         """A draw of the problem at this index."""
-        return Chain(self.prompts[index], (self.problems[index].task, self.problems[index].id, draw), self.caps[index])
+        problem = self.problems[index]
+        off = self.off_prompts[index] if self.off_prompts else ()
+        return Chain(self.prompts[index], (problem.task, problem.id, draw), self.caps[index], off)
+
+    @property
+    def largest_budget(self) -> int:
+        """The largest budget in tokens; 0 if there is none but OFF."""
+        return max(0, *self.budgets)
 
     def answers_at_most(self, index: int) -> int:
         """Maximum number of tokens of all answers to a problem in one draw, one answer for each budget."""
         chain = Chain(self.prompts[index], ("", "", 0), self.caps[index])
         closing = self.rules.markers.shortest_closing
-        return sum(self.rules.answer_cap(chain, budget + closing) for budget in self.budgets)
+        appended = [budget + closing for budget in without_off(self.budgets)]
+        if self.off_prompts:
+            appended.append(len(self.off_prompts[index]) - len(self.prompts[index]))
+        return sum(self.rules.answer_cap(chain, one) for one in appended)
 
 
 def resolve_plan(
@@ -72,11 +94,18 @@ def resolve_plan(
     problems = load_problems(plan)
     sampling = effective_sampling(profile, plan)
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
-    prompts = encode_problems(profile, tokenizer, [prompt_text(problem, plan.prompt) for problem in problems])
-    context = checkpoint.context
-    needed = [tokens_needed(plan.budgets[-1], markers, prompt, cap) for prompt, cap in zip(prompts, caps, strict=True)]
+    texts = [prompt_text(problem, plan.prompt) for problem in problems]
+    prompts, context = encode_problems(profile, tokenizer, texts), checkpoint.context
+    largest = max(0, *plan.budgets)
+    needed = [tokens_needed(largest, markers, prompt, cap) for prompt, cap in zip(prompts, caps, strict=True)]
     least = caps if plan.mode == "strict" else [1] * len(caps)
-    check_context(context, "model", plan.budgets[-1], markers, problems, prompts, least)
+    check_context(context, "model", largest, markers, problems, prompts, least)
+    switch = switch_off(profile, tokenizer) if OFF in plan.budgets else None
+    off_prompts: list[list[int]] = []
+    if switch is not None:
+        progress.say(f"budget off: {switch}")
+        off_prompts = [switch.encode(tokenizer, switch.render(tokenizer, text)) for text in texts]
+        check_off_context(context, "model", problems, off_prompts, least)
     resolved = plan.to_json() | {
         # The names of the problems' tasks, since a path can be typed in several ways.
         "tasks": list(dict.fromkeys(problem.task for problem in problems)),
@@ -92,6 +121,8 @@ def resolve_plan(
     # Keys that older versions did not have are left out at their default, which keeps the ids of stored runs.
     if kernel is not None:
         resolved["kernel"] = kernel
+    if switch is not None:
+        resolved["off"] = switch.describe()
     if max(needed) > context:
         resolved["context"] = context
     if ends := (markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops):
@@ -104,11 +135,17 @@ def resolve_plan(
         problems=problems,
         prompts=prompts,
         caps=caps,
-        rules=Rules(markers, sampling, plan.wait, plan.seed, context),
+        rules=Rules(markers, sampling, plan.wait, plan.seed, context, appended_to_off(switch, tokenizer)),
         budgets=plan.budgets,
         reuse=plan.reuse,
         batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.rows),
+        off_prompts=off_prompts,
     )
+
+
+def appended_to_off(switch: Switch | None, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Number of ids that are appended to a prompt to switch the thinking off."""
+    return len(tokenizer.encode(switch.block, add_special_tokens=False)) if switch and switch.block else 0
 
 
 def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
@@ -178,18 +215,32 @@ def check_context(
             )
 
 
+def check_off_context(
+    context: int, owner: str, problems: Sequence[Problem], prompts: Sequence[list[int]], caps: Sequence[int]
+) -> None:
+    """Raise PrunusError unless every problem's prompt without thinking and its answer fit into the context."""
+    for problem, prompt, cap in zip(problems, prompts, caps, strict=True):
+        if len(prompt) + cap > context:
+            raise PrunusError(
+                f"problem '{problem.id}' needs {len(prompt) + cap} tokens at budget off ({len(prompt)} of prompt, {cap}"
+                f" to answer), but the {owner}'s context is {context}: lower --answer-tokens"
+            )
+
+
 def check_engine(work: ResolvedPlan, backend: Backend) -> None:
     """Raise PrunusError unless every chain fits into the context with which the engine was started, if that is known.
 
     An answer that the model's context cuts off must not be cut off earlier by the engine's.
     """
     if backend.context is not None:
-        budget, rules = work.budgets[-1], work.rules
+        budget, rules = work.largest_budget, work.rules
         caps = [
             min(cap, cap + (rules.context or 0) - tokens_needed(budget, rules.markers, prompt, cap))
             for prompt, cap in zip(work.prompts, work.caps, strict=True)
         ]
         check_context(backend.context, "engine", budget, rules.markers, work.problems, work.prompts, caps)
+        if work.off_prompts:
+            check_off_context(backend.context, "engine", work.problems, work.off_prompts, caps)
 
 
 def cut_into_batches(lengths: Sequence[int], samples: int, size: int) -> list[list[tuple[int, int]]]:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from prunus.budgets import budget_of
 from prunus.errors import PrunusError
 from prunus.reporting.labels import Look, history, looks
 from prunus.reporting.published import Match, matches
@@ -33,7 +34,7 @@ def float_of(value: Any) -> float:
 def cells_of(summary: Data, task: str) -> dict[int, Data]:
     """{budget: cell} of a run's summary for one task, in order of budgets; empty if it has none."""
     cells = summary["tasks"].get(task, {}).get("budgets", {})
-    return {int(budget): cells[budget] for budget in sorted(cells, key=int)}
+    return {budget_of(budget): cells[budget] for budget in sorted(cells, key=budget_of)}
 
 
 def tasks_of(summaries: Iterable[Data]) -> list[str]:
@@ -71,7 +72,7 @@ class ReportedRun:
         """{budget: difference from the base} for one task; empty for the base."""
         if self.contrast is None or task not in self.contrast["tasks"]:
             return {}
-        return {int(budget): cell for budget, cell in self.contrast["tasks"][task]["budgets"].items()}
+        return {budget_of(budget): cell for budget, cell in self.contrast["tasks"][task]["budgets"].items()}
 
 
 @dataclass(frozen=True)

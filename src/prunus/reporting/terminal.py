@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prunus.budgets import OFF, budget_of
 from prunus.reporting.labels import unique_labels
 from prunus.reporting.render.text import count, percent, points, probability, visible
 from prunus.reporting.report_data import cells_of, tasks_of
@@ -46,6 +47,7 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
             values = [f"{percent(c['accuracy'])}\n{_half(c)}" if (c := cells.get(b)) else "" for b in budgets]
             table.add_row(Text(name), *values, f"{percent(area['value'])}\n{_half(area)}" if area else "", count(last))
         note = "area: under accuracy over log2 budget; tokens: mean used (thinking and answer) at the largest budget"
+        note += "; off: thinking switched off, not part of the area" if OFF in budgets else ""
         title = _title(f"{task}: accuracy in % (± half of the 95 % interval) by thinking budget")
         tables += [title, table, Text(f"{_sizes(sizes)}; {note}")]
     return Group(*tables) if tables else Text("no finished problem yet")
@@ -112,13 +114,13 @@ def _scaling(names: Sequence[str], entries: Sequence[Data]) -> Table:
 
 
 def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Data]) -> Table:
-    budgets = sorted({int(b) for entry in entries if task in entry["tasks"] for b in entry["tasks"][task]["budgets"]})
+    budgets = sorted({budget_of(b) for entry in entries for b in entry["tasks"].get(task, {"budgets": ()})["budgets"]})
     table = _table("run")
     for budget in budgets:
         table.add_column(str(budget), justify="right", no_wrap=True)
     for name, entry in zip(names[1:], entries, strict=True):
         if task in entry["tasks"]:
-            cells = {int(b): cell for b, cell in entry["tasks"][task]["budgets"].items()}
+            cells = {budget_of(b): cell for b, cell in entry["tasks"][task]["budgets"].items()}
             table.add_row(Text(name), *(_difference(cells.get(budget)) for budget in budgets))
     return table
 

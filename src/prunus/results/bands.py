@@ -45,9 +45,12 @@ def accuracy_bands(shares_PB: Floats, draws: int, seed: int = 0) -> list[tuple[f
 
 
 def add_bands(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
-    """Add band_low and band_high to the cells of a run's summary that hold the problems complete at every budget."""
+    """Add band_low and band_high to the cells of a run's summary that hold the problems complete at every budget.
+
+    Budget OFF is not on the curve and gets none.
+    """
     for task, table in tables.items():
-        whole = table.select(table.complete(), table.budgets, table.draws)
+        whole = table.select(table.complete(), table.budgets, table.draws).curve()
         if not whole.problems:
             continue
         bands = accuracy_bands(whole.correct.mean(axis=2), len(whole.draws))

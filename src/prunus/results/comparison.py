@@ -83,7 +83,8 @@ def compare(
         run's; `contradicted_at`: budget, difference and verdict of the budgets that contradict it;
     `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
         tell; None with fewer than two positive budgets.
-    Budget 0 is not part of the area; with one positive budget the area is the accuracy there.
+    Budgets 0 and OFF are not part of the area, OFF also not of whole_curve and contradicted_at; with one positive
+    budget the area is the accuracy there.
 
     If p_adjusted of the primary is below .05, verdict is `better`, `worse`, or, with p_margin_adjusted of at most .05,
     `worse, within the margin`. Else it is `non-inferior` with p_margin_adjusted of at most .05, or `cannot tell`.
@@ -170,8 +171,9 @@ def _plan_differences(base: Run, other: Run) -> str:
     found = []
     for key in keys:
         ours, theirs = other.plan.get(key), base.plan.get(key)
-        if key == "context" and None in (ours, theirs):
-            continue  # without it no context limit was in force, which may make no difference to what both runs have
+        if key in ("context", "off") and None in (ours, theirs):
+            # Without it no context limit was in force, or budget OFF was not drawn; what both runs have may be equal.
+            continue
         if ours != theirs:
             short = len(f"{ours}{theirs}") <= 60
             found.append(f"{key} is {ours}, not {theirs}" if short else f"{key} differs")

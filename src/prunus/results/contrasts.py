@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.budgets import OFF, without_off
 from prunus.results import bands, betting, metrics, paired, power, retention, token_use
 from prunus.results.metrics import AUC
 from prunus.results.table import Table
@@ -27,6 +28,10 @@ class Pair:
     base: Table
     other: Table
 
+    def at(self, budgets: Sequence[int]) -> "Pair":
+        """The pair at some of its budgets."""
+        return Pair(*(table.select(table.problems, budgets, table.draws) for table in (self.base, self.other)))
+
 
 @dataclass(frozen=True)
 class Claims:
@@ -39,9 +44,16 @@ class Claims:
 def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int, claims: Claims) -> dict[str, Any]:
     """{"budgets": {budget: cell}, "auc": cell, "slope": cell or None} of one task, or of several with equal weights.
 
-    `comparison.compare` lists the keys of a cell. Keys that depend on other cells (adjusted p, q) are added later.
+    `comparison.compare` lists the keys of a cell. Keys that depend on other cells (adjusted p, q) are added later. The
+    cell of budget OFF is computed apart, so that it changes no other cell.
     """
     budgets = pairs[0].base.budgets
+    if OFF in budgets and len(budgets) > 1:
+        off, curve = (
+            contrast_cells([pair.at(some) for pair in pairs], margin, seed, resamples, claims)
+            for some in ([OFF], without_off(budgets))
+        )
+        return curve | {"budgets": off["budgets"] | curve["budgets"]}
     weights_BC, several = _weights(budgets)
     base, other = ([_per_draw(table, weights_BC) for table in side] for side in _sides(pairs))
     differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (P, N, C) of each task

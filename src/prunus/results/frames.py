@@ -1,6 +1,7 @@
 """A store's results as pandas frames, and as files of them. Needs the extra `frames`.
 
-A column's unit is the end of its name: `_tokens`, `_share` (of draws or problems), `_pp` (percentage points).
+A column's unit is the end of its name: `_tokens`, `_share` (of draws or problems), `_pp` (percentage points). `budget`
+is the budget as a text, with which `off` (thinking switched off) has a name; its `budget_tokens` is empty.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from prunus.budgets import OFF
 from prunus.disk import atomic_file
 from prunus.errors import PrunusError
 from prunus.results.comparison import compare
@@ -51,12 +53,12 @@ class Results:
                 named = _names(one)
                 for sample in store.samples(one.run_id, texts=texts):
                     values = asdict(sample)
-                    values["budget_tokens"] = values.pop("budget")
+                    values |= _budget(values.pop("budget"))
                     values["answer_cap_tokens"] = values.pop("answer_cap")
                     if not texts:
                         del values["thinking"], values["text"]
                     rows.append(named | values)
-        return _pandas().DataFrame(rows)
+        return _framed(rows)
 
     def curve(self, run: str | None = None) -> "pandas.DataFrame":
         """One row per run, task and budget: problems, draws, accuracy with its standard error and 95 % interval, mean
@@ -66,8 +68,8 @@ class Results:
             for one in self._chosen(store, run):
                 for task, found in summarise(store, one.run_id)["tasks"].items():
                     for budget, cell in found["budgets"].items():
-                        rows.append(_names(one) | {"task": task, "budget_tokens": int(budget)} | _cell(cell))
-        return _pandas().DataFrame(rows)
+                        rows.append(_names(one) | {"task": task} | _budget(budget) | _cell(cell))
+        return _framed(rows)
 
     def compare(self, base: str, others: Sequence[str] | None = None, margin: float = 0.02) -> "pandas.DataFrame":
         """One row per compared run, task and budget, and one per run with the primary contrast (task and budget empty).
@@ -80,13 +82,11 @@ class Results:
         for other in found["others"]:
             named = {"run": other["run"], "model": other["model"], "label": label(other["recipe"])}
             told = {"verdict": other["verdict"], "base_run": found["base"]["run"]}
-            rows.append(named | {"task": None, "budget_tokens": None} | _difference(other["primary"]) | told)
+            rows.append(named | {"task": None} | _budget(None) | _difference(other["primary"]) | told)
             for task, cells in other["tasks"].items():
                 for budget, cell in cells["budgets"].items():
-                    place = {"task": task, "budget_tokens": int(budget)}
-                    rows.append(named | place | _difference(cell) | told)
-        frame = _pandas().DataFrame(rows)
-        return frame.astype({"budget_tokens": "Int64"})
+                    rows.append(named | {"task": task} | _budget(budget) | _difference(cell) | told)
+        return _framed(rows)
 
     def _repr_html_(self) -> str:
         return self.runs().to_html(index=False)
@@ -145,6 +145,19 @@ def _encoded(frame: "pandas.DataFrame", format: Format) -> bytes:
     else:
         frame.to_json(buffer, orient="records", lines=True)
     return buffer.getvalue()
+
+
+def _framed(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
+    """A frame of rows whose budget_tokens may be empty."""
+    frame = _pandas().DataFrame(rows)
+    return frame.astype({"budget_tokens": "Int64"}) if rows else frame
+
+
+def _budget(budget: int | None) -> dict[str, Any]:
+    return {
+        "budget": None if budget is None else str(budget),
+        "budget_tokens": None if budget is None or budget == OFF else int(budget),
+    }
 
 
 def _names(run: Run) -> dict[str, Any]:

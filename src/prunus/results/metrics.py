@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from prunus.budgets import OFF
+
 Floats = NDArray[np.float64]
 Ballot = tuple[tuple[tuple[int, float], ...], int]  # (votes, score) of each distinct answer; draws without an answer
 LEAK_RULE = "max(512, budget/2)"  # `answer_allowance` in words
@@ -150,11 +152,12 @@ def _vote(classes: tuple[tuple[int, float], ...], abstaining: int, k: int) -> fl
 def auc_weights(budgets: Sequence[int]) -> Floats:
     """Weights over budgets whose dot product with the accuracies is the area under accuracy over log2(budget).
 
-    Trapezoidal rule, divided by the range, so the area is a mean accuracy. Budget 0 has no logarithm and gets weight 0.
-    With one positive budget the area is the accuracy there; with none, the accuracy at 0.
+    Trapezoidal rule, divided by the range, so the area is a mean accuracy. Budget 0 has no logarithm and gets weight 0,
+    and so does OFF. With one positive budget the area is the accuracy there; with none, the accuracy at the last
+    budget, 0 or OFF.
     """
     weights = np.zeros(len(budgets))
-    positive = [i for i, budget in enumerate(budgets) if budget > 0] or [0]
+    positive = [i for i, budget in enumerate(budgets) if budget > 0] or [len(budgets) - 1]
     if len(positive) == 1:
         weights[positive] = 1.0
         return weights
@@ -167,7 +170,7 @@ def auc_weights(budgets: Sequence[int]) -> Floats:
 def slope_weights(budgets: Sequence[int]) -> Floats:
     """Weights whose dot product with the accuracies is their least-squares slope on log2(budget), a gain per doubling.
 
-    Budget 0 gets weight 0. All nan with fewer than two positive budgets.
+    Budgets 0 and OFF get weight 0. All nan with fewer than two positive budgets.
     """
     weights = np.zeros(len(budgets))
     positive = [i for i, budget in enumerate(budgets) if budget > 0]
@@ -210,8 +213,8 @@ def answer_allowance(budget: ArrayLike) -> NDArray[Any]:
 
 
 def leaked(answer_tokens: ArrayLike, budget: int) -> NDArray[Any]:
-    """Whether each answer is longer than `answer_allowance`."""
-    return np.asarray(answer_tokens) > answer_allowance(budget)
+    """Whether each answer is longer than `answer_allowance`; at budget OFF, where no thinking is cut, none is."""
+    return (np.asarray(answer_tokens) > answer_allowance(budget)) & (budget != OFF)
 
 
 def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:

@@ -105,11 +105,12 @@ def compare_change(base: Table, other: Table, seed: int = 0, resamples: int = RE
 
 def contrasts(table: Table) -> list[Contrast]:
     """Every split of a budget of the table into 2 to N chains of another one; the table must be complete."""
+    table = table.curve()
     correct, scores = table.correct, table.scores()
     shares_PB, used_PB = correct.mean(axis=2), table.used.mean(axis=2)
     found = []
     for short, small in enumerate(table.budgets):
-        ways = [(long, large // small) for long, large in enumerate(table.budgets) if small and large % small == 0]
+        ways = [(long, large // small) for long, large in enumerate(table.budgets) if small > 0 and large % small == 0]
         ways = [(long, k) for long, k in ways if 2 <= k <= len(table.draws)]
         ballots = metrics.ballots(table.answers(small), correct[:, short]) if ways else []
         for long, k in ways:

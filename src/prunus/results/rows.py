@@ -25,6 +25,7 @@ class Run:
 class Sample:
     """One draw of one problem at one budget.
 
+    budget: thinking tokens allowed, or prunus.budgets.OFF for thinking switched off, which is stored as -1.
     thinking_tokens, answer_tokens: tokens that were sampled; thinking_tokens <= budget, and suppressed stops count as
     thinking. forced_tokens: markers and closings that the protocol inserted. answer: normalised; None if none was
     found. status: the grader's. thinking, text: the decoded phases; empty when read without texts. answer_cap: limit of

@@ -44,7 +44,7 @@ DDL = (
         run_id TEXT NOT NULL REFERENCES run,
         task TEXT NOT NULL,
         problem_id TEXT NOT NULL REFERENCES problem,  -- pairs models
-        budget INTEGER NOT NULL,                      -- thinking tokens allowed
+        budget INTEGER NOT NULL,                      -- thinking tokens allowed; -1: thinking switched off
         draw INTEGER NOT NULL,                        -- 0, 1, ... the seed follows from the key, never from the order
         thinking_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL, forced_tokens INTEGER NOT NULL,
         ended TEXT NOT NULL CHECK (ended IN ('natural', 'forced')),

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from prunus.budgets import budget_of
 from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.results import schema
@@ -299,6 +300,7 @@ def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
     values: dict[str, Any] = dict(zip(columns, row, strict=True))
     for flag in FLAGS:
         values[flag] = bool(values[flag])
+    values["budget"] = budget_of(values["budget"])
     return Sample(**values)
 
 

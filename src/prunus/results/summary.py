@@ -39,7 +39,8 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
         accuracy, biased upwards as a maximum: value, budget), `control` (s1's, share of draws whose
         thinking tokens the budget bounds: 1 unless a backend ignores it), `control_total` (whose thinking and answer
         tokens are at most budget + `metrics.answer_allowance`) and `monotonicity` (steps between budgets, rises, and
-        falls by more than two paired standard errors); all with budget 0, and None while no problem is finished;
+        falls by more than two paired standard errors); all with budget 0, and None while no problem is finished.
+        Budget OFF (prunus.budgets.OFF) counts for none of these numbers, unless it is the only budget;
     `parallel`: one long chain against k short ones, from `parallel.compare_parallel`.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
     """
@@ -70,7 +71,8 @@ def _curve(table: Table) -> dict[str, Any]:
     }
     if not whole.problems:
         return curve | dict.fromkeys((AUC, "slope", "gain", *SCALING)) | {"parallel": []}
-    return curve | _functionals(whole) | _scaling(whole) | {"parallel": compare_parallel(whole)}
+    numbers = whole.curve()
+    return curve | _functionals(numbers) | _scaling(numbers) | {"parallel": compare_parallel(numbers)}
 
 
 def _functionals(table: Table) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.budgets import without_off
 from prunus.results.rows import Sample
 
 
@@ -27,6 +28,10 @@ class Table:
         axes = ((self.problems, problems), (self.budgets, budgets), (self.draws, draws))
         places = [[index[label] for label in wanted] for have, wanted in axes for index in [_index(have)]]
         return Table(tuple(problems), tuple(budgets), tuple(draws), self.rows_PBN[np.ix_(*places)])
+
+    def curve(self) -> "Table":
+        """The table without budget OFF, which is not on the curve; all of it if it has no other budget."""
+        return self.select(self.problems, without_off(self.budgets) or self.budgets, self.draws)
 
     def complete(self) -> tuple[str, ...]:
         """Problems with every draw at every budget."""

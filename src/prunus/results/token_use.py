@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from prunus.budgets import OFF
 from prunus.results import paired, scaling
 from prunus.results.rows import Sample
 from prunus.results.table import Table
@@ -47,7 +48,8 @@ def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dic
     (mean tokens, accuracy) of each run's budgets. The difference is not a mean over problems, so its jackknife
     pseudo-values are used (`scaling.per_problem`).
     """
-    parts = [part.astype(float).mean(axis=2) for table in (base, other) for part in (table.correct, table.used)]
+    curves = (base.curve(), other.curve())
+    parts = [part.astype(float).mean(axis=2) for table in curves for part in (table.correct, table.used)]
     values_PC = np.hstack(parts)
     mean = values_PC.mean(axis=0)
     low_end, high_end = shared_range(mean)
@@ -100,27 +102,30 @@ def area_differences(means: Floats) -> Floats:
     return np.array([ours - theirs for theirs, ours in map(areas, flat)]).reshape(means.shape[:-1])
 
 
-Chain = Sequence[tuple[int, int, str]]  # (thinking tokens, answer tokens, ended) of one draw at each budget
+Chain = Sequence[tuple[int, int, int, str]]  # (budget, thinking tokens, answer tokens, ended) of a draw, per budget
 
 
 def sampled_tokens(chains: Iterable[Chain], reuse: bool = True) -> tuple[int, int]:
     """(thinking, answer) tokens that were generated for these chains; tokens shared by several budgets count once.
 
     reuse: all budgets of a draw are cut from one chain. They share its longest thinking and the answer after its
-    natural end; each forced answer is generated separately. Without reuse every budget was generated separately.
+    natural end; each forced answer, and the one of budget OFF, is generated separately. Without reuse every budget was
+    generated separately.
     """
     thinking = answer = 0
     share = max if reuse else sum
     for chain in chains:
-        thinking += share(tokens for tokens, _, _ in chain)
-        natural = [tokens for _, tokens, ended in chain if ended == "natural"]
-        answer += sum(tokens for _, tokens, ended in chain if ended == "forced") + (share(natural) if natural else 0)
+        thinking += share(tokens for _, tokens, _, _ in chain)
+        natural = [tokens for budget, _, tokens, ended in chain if ended == "natural" and budget != OFF]
+        separate = sum(tokens for budget, _, tokens, ended in chain if ended == "forced" or budget == OFF)
+        answer += separate + (share(natural) if natural else 0)
     return thinking, answer
 
 
 def chains_of(samples: Iterable[Sample]) -> list[Chain]:
     """A run's samples grouped into chains: one for each draw of each problem."""
-    found: dict[tuple[str, int], list[tuple[int, int, str]]] = defaultdict(list)
+    found: dict[tuple[str, int], list[tuple[int, int, int, str]]] = defaultdict(list)
     for sample in samples:
-        found[sample.problem_id, sample.draw].append((sample.thinking_tokens, sample.answer_tokens, sample.ended))
+        chain = found[sample.problem_id, sample.draw]
+        chain.append((sample.budget, sample.thinking_tokens, sample.answer_tokens, sample.ended))
     return list(found.values())

@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy import stats
 
+from prunus.budgets import without_off
 from prunus.results.betting import ALPHA
 from prunus.results.metrics import AUC
 from prunus.results.paired import holm
@@ -79,8 +80,9 @@ def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[s
     """Whether the verdict (word) holds at every budget, as {"whole_curve": bool, "contradicted_at": list}.
 
     whole_curve: whether every budget's difference has the sign of the area's, and no budget's verdict contradicts word.
-    contradicted_at: budget, difference and verdict of the budgets that contradict it.
+    contradicted_at: budget, difference and verdict of the budgets that contradict it. Budget OFF is not on the curve.
     """
+    budgets = {budget: budgets[budget] for budget in without_off(budgets) or budgets}
     against = [
         {"budget": budget, "difference": cell["difference"], "verdict": verdict(cell)}
         for budget, cell in budgets.items()

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
+from prunus.budgets import OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
@@ -154,6 +155,8 @@ class _Reader:
         table = self.table("eval", [field.name for field in fields(EvalPlan)])
         if "tasks" not in table:
             self.fail("eval", "", 0, "name at least one task: `prunus tasks` lists them")
+        if isinstance(table.get("budgets"), list):
+            table = table | {"budgets": [OFF if one == str(OFF) else one for one in table["budgets"]]}
         for values in self.grid("eval", 0, table, EvalPlan):
             values["tasks"] = tuple(self.path_or_text(t) if t.endswith(".jsonl") else t for t in values["tasks"])
             if values.get("profile", "").endswith(".toml"):

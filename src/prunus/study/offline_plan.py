@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunus.budgets import without_off
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import HUB_PATTERNS, is_hub_id
 from prunus.errors import PrunusError
@@ -91,5 +92,6 @@ def chain_tokens(plan: EvalPlan, answers: int) -> int:
 
     answers: upper bound of the tokens of these answers together.
     """
+    budgets = without_off(plan.budgets)
     shared = plan.reuse and plan.wait == 0
-    return (max(plan.budgets) if shared else sum(plan.budgets)) + answers
+    return (max(budgets, default=0) if shared else sum(budgets)) + answers

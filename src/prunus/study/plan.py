@@ -220,7 +220,7 @@ def tokens_per_second(study: Study, model: Model, device: str) -> float:
     """
     work: ResolvedPlan = model.cells[0].resolved
     prompts = [work.prompts[index] for index, _ in work.batches[0]]
-    steps, most = 2, max(2, work.budgets[-1])
+    steps, most = 2, max(2, work.largest_budget)
     with Engine(study, device) as engine:
         backend = engine.of(model)
         seconds_for(backend, work, prompts, 1)  # warm-up

@@ -54,6 +54,8 @@ class BudgetForcing(Base):
         device: str | None = None,
     ) -> None:
         rows = int(str(batch_size)) if str(batch_size).isdigit() else 64
+        if not str(budget).isdigit():
+            raise PrunusError(f"budget must be a number of thinking tokens, not {budget}")
         chosen: Any = {"mode": mode, "profile": profile}  # the plan checks their values
         plan = EvalPlan(
             tasks=(MODEL,),

@@ -1,8 +1,8 @@
 """Profiles: the exact strings that open, cut and close the thinking of a model family.
 
 A profile is one TOML file in this folder; `PROFILES` has all of them by name. profile.py reads them, detection.py
-chooses one for a model by its chat template (template.py), and markers.py encodes its strings with the model's
-tokenizer. catalogue.py describes profiles for `prunus profiles`.
+chooses one for a model by its chat template (template.py), markers.py encodes its strings with the model's tokenizer,
+and off.py switches the thinking off. catalogue.py describes profiles for `prunus profiles`.
 """
 
 from prunus.evaluation.profiles.detection import resolve_profile
@@ -16,6 +16,7 @@ from prunus.evaluation.profiles.markers import (
     find_token,
     render_prompt,
 )
+from prunus.evaluation.profiles.off import Switch, switch_off
 from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.profiles.table import PROFILES
 
@@ -23,6 +24,7 @@ __all__ = [
     "PROFILES",
     "Markers",
     "Profile",
+    "Switch",
     "decode",
     "encode_markers",
     "encode_opened",
@@ -31,4 +33,5 @@ __all__ = [
     "find_token",
     "render_prompt",
     "resolve_profile",
+    "switch_off",
 ]

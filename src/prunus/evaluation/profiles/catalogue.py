@@ -8,6 +8,7 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
+from prunus.evaluation.profiles.off import switch_off
 from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.profiles.table import PROFILES
 from prunus.evaluation.profiles.template import ends_of_turn
@@ -29,7 +30,9 @@ def show_profile(name: str = "auto", model: str | Path | None = None) -> dict[st
 
     name: a built-in profile, a .toml file, or `auto`, the profile that the model's files indicate. With a model,
     `prompt` is the rendered prompt of the problem "2+2?" with the opened thinking, and every marker and closing is a
-    pair of its text and its token ids. Raises PrunusError where no profile fits, as `evaluate` does.
+    pair of its text and its token ids. `off` tells how the thinking is switched off (budget off); with a model,
+    `off_prompt` is the prompt in which it is, or the reason why it cannot be. Raises PrunusError where no profile fits,
+    as `evaluate` does.
     """
     if model is None and name == "auto":
         raise PrunusError("auto chooses a profile by a model's files: name the model with --model")
@@ -50,6 +53,7 @@ def _settings(profile: Profile) -> dict[str, Any]:
         "temperature": profile.temperature,
         "top_p": profile.top_p,
         "top_k": profile.top_k,
+        "off": {"template": dict(profile.off_template), "block": profile.off_block},
     }
 
 
@@ -57,6 +61,12 @@ def _under(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path)
     def pair(text: str) -> tuple[str, list[int]]:
         return text, list(tokenizer.encode(text, add_special_tokens=False))
 
+    off: dict[str, Any]
+    try:
+        switch = switch_off(profile, tokenizer)
+        off = {"off": switch.describe(), "off_prompt": pair(switch.render(tokenizer, EXAMPLE))}
+    except PrunusError as error:
+        off = {"off_prompt": str(error)}
     markers = encode_markers(profile, tokenizer, "strict")
     ends = sorted(ends_of_turn(profile, tokenizer, folder))
     return {
@@ -66,6 +76,7 @@ def _under(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path)
         "end_of_turn": [(decode(tokenizer, [token]), [token]) for token in ends],
         "natural_closing": pair(profile.natural_closing),
         "forced_closing": pair(profile.forced_break + profile.forced_closing),
+        **off,
     }
 
 

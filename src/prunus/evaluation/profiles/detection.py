@@ -170,6 +170,7 @@ def with_tag(profile: Profile, name: str) -> Profile:
         natural_closing=renamed(profile.natural_closing),
         forced_closing=renamed(profile.forced_closing),
         answer_banned=tuple(map(renamed, profile.answer_banned)),
+        off_block=renamed(profile.off_block),
     )
 
 
@@ -186,9 +187,9 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
     if not profile.thinking_start or any(stop in profile.thinking_start for stop in profile.think_stops):
         return profile  # nothing opens the thinking, or the marker opens every turn (s1)
     found = probe(tokenizer, profile.template_options(), profile.system, profile.date)
-    if _state(found.tail, profile) == "closed":
+    if state_of(found.tail, profile) == "closed":
         profile, found = _switched_on(profile, tokenizer, found)
-    opened = _state(found.tail, profile) == "opened"
+    opened = state_of(found.tail, profile) == "opened"
     if profile.template_opens != "auto" and opened != (profile.template_opens == "yes"):
         raise PrunusError(
             f"profile '{profile.name}' says template_opens = \"{profile.template_opens}\", but the model's chat"
@@ -199,10 +200,10 @@ def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | N
     return replace(profile, template_opens="auto")  # thinking_start is appended, or replaced by itself
 
 
-def _state(tail: str, profile: Profile) -> str:
+def state_of(tail: str, profile: Profile) -> str:
     """The state of the thinking at the end of a prompt: `opened`, `closed` or `absent`."""
     start, stop = profile.thinking_start.strip(), profile.think_stops[0]
-    begun, ended = tail.rfind(start), tail.rfind(stop)
+    begun, ended = tail.rfind(start) if start else -1, tail.rfind(stop)
     if ended > begun:
         return "closed"
     return "opened" if begun >= 0 else "absent"
@@ -217,7 +218,7 @@ def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: 
             switched = probe(tokenizer, given | {key: value}, profile.system, profile.date)
         except PrunusError:
             continue
-        if _state(switched.tail, profile) != "closed":
+        if state_of(switched.tail, profile) != "closed":
             return replace(profile, template={**profile.template, key: value}), switched
     options = f" (tried {', '.join(key for key, _ in tried)})" if tried else ""
     raise PrunusError(

@@ -46,6 +46,7 @@ KEYS = {
         "tokens": "answer_tokens",
         "choice_tokens": "choice_answer_tokens",
     },
+    "off": {"template": "off_template", "block": "off_block"},
     "sampling": {
         "temperature": "temperature",
         "top_p": "top_p",
@@ -79,6 +80,8 @@ class Profile:
         whether those of the model's generation_config.json take precedence.
     enable_thinking, template: options of the chat template; None is not passed. system: the system prompt, if any.
     model_system_file: a file in the model's folder with the system prompt. date: the date for the chat template.
+    off_template: options of the chat template that switch the thinking off; those that a template does not mention are
+        not passed. off_block: an empty block of thinking, which is appended if no option does so (off.py).
     """
 
     name: str
@@ -107,6 +110,8 @@ class Profile:
     system: str = ""
     model_system_file: str = ""
     date: str = DATE
+    off_template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    off_block: str = ""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -122,6 +127,8 @@ class Profile:
                 raise PrunusError(f"the stop '{stop}' is a part of the start '{self.thinking_start}'")
         if self.answer_in_chain and self.think_stops:
             raise PrunusError("answer_in_chain needs `stops = []`: after an end of thinking, the answer is separate")
+        if self.answer_in_chain and (self.off_template or self.off_block):
+            raise PrunusError("[off] needs a profile whose thinking has markers, not `answer_in_chain = true`")
         if not self.answer_in_chain and not self.think_stops:
             raise PrunusError("`stops` of [think] is empty, which needs `answer_in_chain = true`")
         if not self.forced_closing.endswith(self.answer_lead):
@@ -130,9 +137,12 @@ class Profile:
             raise PrunusError("temperature must be 0 or more, top_p in (0, 1], and top_k 0 or more")
         if self.answer_tokens < 1 or self.choice_answer_tokens < 1:
             raise PrunusError("tokens and choice_tokens of [answer] must be 1 or more")
-        for key in self.template:
-            if key in NOT_TEMPLATE_OPTIONS:
-                raise PrunusError(f"'{key}' of [template] is set by prunus")
+        for table, options in (("template", self.template), ("off", self.off_template)):
+            for key in options:
+                if key in NOT_TEMPLATE_OPTIONS:
+                    raise PrunusError(f"'{key}' of [{table}] is set by prunus")
+        if self.off_block and not any(stop in self.off_block for stop in self.think_stops):
+            raise PrunusError(f"the block {self.off_block!r} of [off] does not end the thinking")
 
     def strings(self) -> dict[str, Any]:
         """All settings that affect the text, for the stored plan.
@@ -140,7 +150,8 @@ class Profile:
         Fields that older versions did not have are left out at their default, which keeps the ids of stored runs.
         """
         numbers = {"name", "answer_tokens", "choice_answer_tokens", "temperature", "top_p", "top_k"}
-        of_the_model = {"match", "sampling_from_model", "model_system_file"}  # their effects are stored instead
+        # Their effects are stored instead.
+        of_the_model = {"match", "sampling_from_model", "model_system_file", "off_template", "off_block"}
         default: dict[str, Any] = {
             "template_opens": "auto", "answer_in_chain": False, "strip": (), "template": {}, "system": "", "date": DATE,
         }  # fmt: skip
@@ -187,7 +198,9 @@ def read_profile(path: Path) -> Profile:
             raise PrunusError(f"the file is larger than {MOST_BYTES // 1024} KiB")
         text = path.read_text("utf-8")
         values = _values(path, text)
-        required = {field.name for field in fields(Profile) if field.default is MISSING}.difference(values)
+        required = {one.name for one in fields(Profile) if one.default is one.default_factory is MISSING}.difference(
+            values
+        )
         for table, keys in KEYS.items():
             for key in (key for key, name in keys.items() if name in required):
                 raise PrunusError(f"'{key}' is missing in [{table}]")
@@ -226,6 +239,11 @@ def _values(path: Path, text: str) -> dict[str, Any]:
             if key == "stops" and value == "auto":
                 value = []
             found[KEYS[table][key]] = value
+    if "off" not in data:  # what the base says applies only as far as it fits this profile's own markers
+        if not any(stop in found.get("off_block", "") for stop in found.get("think_stops", ())):
+            found.pop("off_block", None)
+        if found.get("answer_in_chain"):
+            found.pop("off_template", None)
     return found
 
 

@@ -4,10 +4,12 @@ A picture is complete without scripts, so it can be printed, scaled and read by 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
+from prunus.budgets import OFF
 from prunus.reporting.render.picture import Box, Group, Label, Path, Picture, Shape
 from prunus.reporting.render.text import MINUS
 
@@ -38,9 +40,19 @@ class Line(NamedTuple):
     marker: int = 0
 
 
+def lines_of(points: Mapping[int, Point], css: str, marker: int) -> list[Line]:
+    """A run's points by budget as one line, and that of budget OFF, which is not on the curve, as another."""
+    apart = [point for budget, point in points.items() if budget == OFF]
+    joined = [point for budget, point in points.items() if budget != OFF]
+    return [Line(css, spots, marker) for spots in (apart, joined) if spots]
+
+
 @dataclass(frozen=True)
 class Axis:
-    """A scale from values to positions. low, high: in log2 units if log is set. zero: position of 0 on a log axis."""
+    """A scale from values to positions. low, high: in log2 units if log is set.
+
+    zero, off: positions of budgets 0 and OFF on a log axis.
+    """
 
     title: str
     ticks: tuple[tuple[float, str], ...]
@@ -48,23 +60,31 @@ class Axis:
     high: float
     log: bool = False
     zero: float | None = None
+    off: float | None = None
 
     def place(self, value: float) -> float:
         """The position of a value: 0 at the start of the axis, 1 at its end."""
         if self.log:
-            value = math.log2(value) if value > 0 else self.low if self.zero is None else self.zero
+            apart = self.zero if value == 0 else self.off
+            value = math.log2(value) if value > 0 else self.low if apart is None else apart
         return (value - self.low) / (self.high - self.low)
 
 
 def budget_axis(budgets: Sequence[int], title: str = "Thinking budget, tokens") -> Axis:
-    """A log2 axis with a tick at every budget; 0 is about one doubling left of the smallest, beyond a break."""
+    """A log2 axis with a tick at every budget.
+
+    0 is about one doubling left of the smallest, beyond a break, and OFF is left of both, beyond another one.
+    """
     positive = sorted(budget for budget in budgets if budget > 0)
     low, high = (math.log2(positive[0]), math.log2(positive[-1])) if positive else (0.0, 0.0)
-    zero = low - max(1.0, 0.16 * (high - low)) if 0 in budgets else None
+    step = max(1.0, 0.16 * (high - low))
+    zero = low - step if 0 in budgets else None
     low = low if zero is None else zero
+    off = low - step if OFF in budgets else None
+    low = low if off is None else off
     if high - low < 1e-9:
         low, high = low - 1, high + 1
-    return Axis(title, tuple((float(b), str(b)) for b in sorted(budgets)), low, high, log=True, zero=zero)
+    return Axis(title, tuple((float(b), str(b)) for b in sorted(budgets)), low, high, log=True, zero=zero, off=off)
 
 
 def log_axis(values: Sequence[float], title: str) -> Axis:
@@ -168,21 +188,28 @@ def _grid(x_axis: Axis, y_axis: Axis, frame: Frame) -> list[Shape]:
     for index, (value, text) in enumerate(x_axis.ticks):
         x = frame.x(x_axis.place(value))
         shapes.append(Path("tick-mark", f"M{x:.1f},{bottom}v5"))
-        if (len(x_axis.ticks) - 1 - index) % every == 0 or value == 0:
+        if (len(x_axis.ticks) - 1 - index) % every == 0 or _is_apart(value, x_axis):
             shapes.append(Label("tick", x, bottom + 8, text, 0.9, "middle"))
-    if x_axis.zero is not None and len(x_axis.ticks) > 1:
-        x = (frame.x(x_axis.place(0)) + frame.x(x_axis.place(x_axis.ticks[1][0]))) / 2
+    for (value, _), (beside, _) in pairwise(x_axis.ticks):
+        if not _is_apart(value, x_axis):
+            continue
+        x = (frame.x(x_axis.place(value)) + frame.x(x_axis.place(beside))) / 2
         shapes.append(Path("gap", f"M{x - 3:.1f},{bottom}h6"))
         shapes.append(Path("break", f"M{x - 6:.1f},{bottom + 5}l6,-10M{x:.1f},{bottom + 5}l6,-10"))
     shapes.append(Label("axis-title", right, frame.height - 5, x_axis.title, anchor="end"))
     return shapes
 
 
+def _is_apart(value: float, axis: Axis) -> bool:
+    """Whether a value is a budget beyond a break of the axis: 0 or OFF."""
+    return (value == 0 and axis.zero is not None) or (value == OFF and axis.off is not None)
+
+
 def _pieces(line: Line, x_axis: Axis) -> list[list[Point]]:
-    """Lists of points to be joined by a line; budget 0 on an axis with a break is a list of its own."""
-    if x_axis.zero is None:
-        return [list(line.points)]
-    return [piece for piece in ([p for p in line.points if p.x == 0], [p for p in line.points if p.x != 0]) if piece]
+    """Lists of points to be joined by a line; a budget beyond a break of the axis is a list of its own."""
+    apart = [[point] for point in line.points if _is_apart(point.x, x_axis)]
+    joined = [point for point in line.points if not _is_apart(point.x, x_axis)]
+    return [*apart, joined] if joined else apart
 
 
 def _interval(line: Line, x_axis: Axis, y_axis: Axis, frame: Frame, whiskers: bool) -> list[Shape]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prunus.budgets import OFF, budget_of
 from prunus.reporting.labels import Look
 from prunus.reporting.published import Match, about
 from prunus.reporting.render.chart import (
@@ -15,6 +16,7 @@ from prunus.reporting.render.chart import (
     budget_axis,
     chart,
     linear_axis,
+    lines_of,
     log_axis,
 )
 from prunus.reporting.render.figure import Figure, Key
@@ -54,6 +56,7 @@ def _of_task(data: ReportData, task: str) -> Section:
     ]
     bands = bands_text(cell for one in data.runs for cell in one.cells(task).values())
     bands += "; budget 0 is left of the break" if any(0 in one.cells(task) for one in data.runs) else ""
+    bands += "; off: thinking switched off" if any(OFF in one.cells(task) for one in data.runs) else ""
     bands += "; hover over a name above to see its band" if len(data.runs) > MANY else ""
     bands += "; published figures are hollow and dotted" if data.published_on(task) else ""
     pair = figure(against_budget, "Against the thinking budget", f"95 % bands, {bands}")
@@ -87,7 +90,7 @@ def accuracy_against_budget(data: ReportData, task: str) -> Picture:
         *_published_lines(data.published_on(task)),
         *(Line(one.look.css, _accuracies(one.look, one.cells(task)), one.look.marker) for one in data.drawn),
     ]
-    budgets = sorted({int(point.x) for line in lines for point in line.points})
+    budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
     label = f"Accuracy on {task} against thinking budget"
     return chart(lines, budget_axis(budgets), accuracy_axis(lines), label, css="many" if len(lines) > MANY else "")
 
@@ -98,11 +101,11 @@ def accuracy_against_tokens(data: ReportData, task: str) -> Picture:
     for one in data.drawn:
         cells = one.cells(task)
         used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
-        moved = [
-            point._replace(x=used[int(point.x)], note=f"{point.note}, {count(used[int(point.x)])} tokens")
-            for point in _accuracies(one.look, cells, together=False)
-        ]
-        lines.append(Line(one.look.css, moved, one.look.marker))
+        moved = {
+            budget: point._replace(x=used[budget], note=f"{point.note}, {count(used[budget])} tokens")
+            for budget, point in zip(cells, _accuracies(one.look, cells, together=False), strict=True)
+        }
+        lines += lines_of(moved, one.look.css, one.look.marker)
     axis = log_axis(
         [point.x for line in lines for point in line.points], "Mean tokens used per draw (thinking + answer)"
     )
@@ -161,7 +164,7 @@ def _difference_axes(data: ReportData, lines: Sequence[Line], title: str) -> tup
     edge = 100 * data.margin * 1.5
     ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
     y_axis = linear_axis(max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1])), title, 4, sign=True)
-    return budget_axis(sorted({int(point.x) for point in spots})), y_axis
+    return budget_axis(sorted({budget_of(point.x) for point in spots})), y_axis
 
 
 def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) -> list[Point]:
@@ -257,8 +260,9 @@ SCALING_NOTE = (
     "Area: area under accuracy over log<sub>2</sub> budget, divided by its width. Slope kept: the slope as a share of "
     "the base's, if that is clearly above 0, with Fieller's interval. Falls: number of steps to a larger budget at "
     "which accuracy drops by more than two standard errors. Area over tokens, points per 1000 thinking tokens (s1's "
-    f"Scaling) and best include budget 0. Within budget: share of draws with at most budget + {LEAK_RULE} thinking and "
-    "answer tokens. Looping: share of draws whose end repeats itself. Intervals are 95 % intervals over problems."
+    "Scaling) and best include budget 0; no number includes budget off. Within budget: share of draws with at most "
+    f"budget + {LEAK_RULE} thinking and answer tokens. Looping: share of draws whose end repeats itself. Intervals are "
+    "95 % intervals over problems."
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunus.reporting.labels import Look
-from prunus.reporting.render.chart import Axis, Line, Point, accuracy_axis, chart
+from prunus.reporting.render.chart import Axis, Line, Point, accuracy_axis, chart, lines_of
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Interval
@@ -116,17 +116,19 @@ def seconds_text(value: float | None) -> str:
 
 def seconds_chart(timed: Timings, task: str) -> Picture:
     """Accuracy over the mean seconds of a draw, one point per budget, with 95 % bars."""
-    lines = []
+    lines: list[Line] = []
     for run in [*timed.runs[1:], *timed.runs[:1]]:  # the base on top
-        spots = [
-            Point(run.seconds[task][budget]["mean"], 100 * cell["accuracy"], 100 * float_of(cell["low"]),
-                  100 * float_of(cell["high"]),
-                  f"{seconds_text(run.seconds[task][budget]['mean'])} s\n{run.look.label}\nbudget {budget}: "
-                  f"{percent(cell['accuracy'])} %")
+        spots = {
+            budget: Point(
+                run.seconds[task][budget]["mean"], 100 * cell["accuracy"], 100 * float_of(cell["low"]),
+                100 * float_of(cell["high"]),
+                f"{seconds_text(run.seconds[task][budget]['mean'])} s\n{run.look.label}\nbudget {budget}: "
+                f"{percent(cell['accuracy'])} %",
+            )
             for budget, cell in run.reported.cells(task).items()
             if budget in run.seconds.get(task, {})
-        ]  # fmt: skip
-        lines.append(Line(run.look.css, spots, run.look.marker))
+        }  # fmt: skip
+        lines += lines_of(spots, run.look.css, run.look.marker)
     times = [point.x for line in lines for point in line.points]
     return chart(lines, seconds_axis(times), accuracy_axis(lines), f"Accuracy on {task} against seconds", whiskers=True)
 

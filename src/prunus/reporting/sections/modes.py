@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from prunus.budgets import budget_of
 from prunus.reporting.render.chart import PANEL, Line, Point, accuracy_axis, budget_axis, chart, swatch
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
@@ -44,7 +45,7 @@ def mode_chart(task: str, one: BothModes) -> Picture:
             for budget, cell in cells.items()
         ]  # fmt: skip
         lines.append(Line(f"m{index}", spots, index))
-    budgets = sorted({int(point.x) for line in lines for point in line.points})
+    budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
     label = f"{one.look.label}: accuracy on {task} in strict and legacy mode"
     return chart(lines, budget_axis(budgets), accuracy_axis(lines, wanted=4), label, frame=PANEL, css="panel")
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from prunus.budgets import OFF
 from prunus.reporting.labels import Look, history
 from prunus.reporting.render.table import RUN, Column, Table, named
 from prunus.reporting.render.text import THIN, clip, count, esc
@@ -33,6 +34,11 @@ def section(data: ReportData) -> Section:
         ),
         f"An answer leaks if it is longer than {LEAK_RULE} tokens: then the budget does not bound the tokens used.",
     ]
+    if str(OFF) in (plan.get("budgets") or ()):
+        sentences.append(
+            "Budget off: the thinking is switched off in the prompt, and the answer is a request of its own, under the "
+            "same sampling settings. It is no point of the curve: area, slope and verdicts leave it out."
+        )
     rows = {
         "Tasks": _list(plan.get("tasks")),
         "Budgets": _list(plan.get("budgets")),

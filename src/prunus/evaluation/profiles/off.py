@@ -1,0 +1,95 @@
+"""Budget off: the prompt in which a model's thinking is switched off.
+
+Either an option of the chat template does so, or the empty block of thinking that the family documents is appended.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunus.errors import PrunusError
+from prunus.evaluation.profiles.detection import state_of
+from prunus.evaluation.profiles.markers import decode
+from prunus.evaluation.profiles.profile import Profile
+from prunus.evaluation.profiles.template import QUESTION, messages_of, render, source_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Switch:
+    """How a profile switches a model's thinking off: by options of its chat template, or by a block that is appended.
+
+    Only one of the two is set.
+    """
+
+    profile: Profile
+    template: Mapping[str, Any]
+    block: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """The switch as plain data, for the stored plan."""
+        return {"block": self.block} if self.block else {"template": dict(self.template)}
+
+    def __str__(self) -> str:
+        if self.block:
+            return f"the empty block {self.block!r} is appended"
+        return "template " + ", ".join(f"{key}={value!r}" for key, value in self.template.items())
+
+    def render(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+        """The prompt with text as the only user message and the thinking switched off."""
+        profile = self.profile
+        options = profile.template_options() | dict(self.template)
+        rendered = render(tokenizer, messages_of(text, profile.system), options, profile.date)
+        if not self.block:
+            return rendered
+        before, found, tail = rendered.rpartition(text)
+        if state_of(tail, profile) == "opened":  # by the template; the block opens it again
+            tail = tail[: tail.rfind(profile.thinking_start.strip())]
+        return before + found + tail + self.block
+
+    def encode(self, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:
+        """The ids of a rendered prompt. Raises PrunusError if its end changes when it is encoded and decoded."""
+        ids = list(tokenizer.encode(rendered, add_special_tokens=False))
+        end = self.block or rendered[-20:]
+        if not decode(tokenizer, ids).endswith(end):
+            raise PrunusError(f"budget off: the tokenizer changes {end!r} when it encodes and decodes it")
+        return ids
+
+
+def switch_off(profile: Profile, tokenizer: "PreTrainedTokenizerBase") -> Switch:
+    """How the thinking of this model is switched off; profile: as it is fitted to the model.
+
+    Options of the template are tried one by one, then together. They count if the template mentions them, and the
+    prompt with them differs from the usual one and does not end in an opened thinking. Raises PrunusError that says
+    what is lacking.
+    """
+    source = source_of(tokenizer)
+    options = {key: value for key, value in profile.off_template.items() if re.search(rf"\b{re.escape(key)}\b", source)}
+    for some in (*({key: value} for key, value in options.items()), options):
+        switch = Switch(profile, some)
+        if some and _works(switch, tokenizer):
+            return switch
+    if profile.off_block:
+        return Switch(profile, {}, profile.off_block)
+    if not profile.off_template:
+        lacking = "the profile names neither a template option nor an empty block for it ([off] of a profile file)"
+    elif not options:
+        lacking = f"the model's chat template has no option {' or '.join(profile.off_template)}"
+    else:
+        shown = ", ".join(f"{key}={value}" for key, value in options.items())
+        lacking = f"the model's chat template still thinks with {shown}"
+    raise PrunusError(f"profile '{profile.name}' cannot switch the thinking off (budget off): {lacking}")
+
+
+def _works(switch: Switch, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the prompt with the switch's options differs from the usual one and opens no thinking."""
+    profile = switch.profile
+    try:
+        rendered = switch.render(tokenizer, QUESTION)
+    except PrunusError:  # some templates refuse values that they do not know
+        return False
+    usual = render(tokenizer, messages_of(QUESTION, profile.system), profile.template_options(), profile.date)
+    return rendered != usual and state_of(rendered.rpartition(QUESTION)[2], profile) != "opened"
