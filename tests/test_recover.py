@@ -263,6 +263,21 @@ def test_killed_recovery_resumes_to_the_same_bytes(tmp_path, dense, rows, offloa
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
+def test_one_and_two_threads_give_the_same_bytes(tmp_path):
+    """A step has 512 tokens of width 128, enough for torch to divide its operations among threads."""
+    dense = make_model(tmp_path / "dense", "qwen3", blocks=1, hidden_size=128, intermediate_size=384)
+    rows, threads = write_rows(tmp_path / "rows.jsonl", random_rows(8, 128)), torch.get_num_threads()
+    pruned, recipe = pruned_from(dense, rows), asked(rows, step_tokens=512, samples=8, epochs=1)
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert prunus.recover(pruned, tmp_path / str(count), recipe)["recovered"] == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
 def example(run, width=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     input_NTW, target_NTW = (torch.randn(2, 8, width, generator=generator) for _ in range(2))
