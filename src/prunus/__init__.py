@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prunus.evaluation.profiles.catalogue import profiles, show_profile
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
+    from prunus.model_card import card
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
     from prunus.pruning.drop import drop_blocks
@@ -58,6 +59,7 @@ __all__ = [
     "Results",
     "TraceRecipe",
     "allocate",
+    "card",
     "compare",
     "demo",
     "dequantize",
@@ -90,6 +92,7 @@ __all__ = [
 _HOME = {
     "Results": "prunus.results.frames",
     "allocate": "prunus.pruning.allocate",
+    "card": "prunus.model_card",
     "compare": "prunus.results.comparison",
     "demo": "prunus.walkthrough",
     "dequantize": "prunus.checkpoint.dequantise",

@@ -25,6 +25,7 @@ from prunus.evaluation.resolved_plan import load_problems
 from prunus.evaluation.traces import check_problems, traces
 from prunus.hashing import canonical_json
 from prunus.progress import say
+from prunus.pruning.made_card import renew_card
 from prunus.pruning.methods import find_method
 from prunus.pruning.pipeline import prune
 from prunus.pruning.recover import check_trainable, prune_and_recover, recover
@@ -184,4 +185,5 @@ def record_rounds(folder: Path, rounds: int, chains: TraceRecipe, drawn_from: Dr
             one | {"sparsity": pruning["recipe"]["sparsity"], "trained_tokens": recovering["cost"]["tokens"]}
         )
     write_text(file, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    renew_card(file.parent)
     return described

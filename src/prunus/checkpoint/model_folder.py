@@ -11,7 +11,7 @@ from torch import Tensor
 from prunus.checkpoint.checksum import checksum_of, fingerprint_of
 from prunus.checkpoint.manifest import read_manifest
 from prunus.checkpoint.quantised import quant_method
-from prunus.checkpoint.resolve import check_folder, load_config, read_json, read_object
+from prunus.checkpoint.resolve import check_folder, hub_origin, load_config, read_json, read_object
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, read_header
 from prunus.errors import PrunusError
 
@@ -92,8 +92,8 @@ class ModelFolder:
         return read_manifest(self.folder)
 
     def provenance(self, name: str | Path) -> dict[str, str]:
-        """Return what a manifest records of this model: name, as the user gave it, and checksum."""
-        return {"name": str(name), "checksum": self.checksum()}
+        """Return what a manifest records of this model: name, as the user gave it, checksum, hub id and revision."""
+        return {"name": str(name), "checksum": self.checksum(), **hub_origin(self.folder)}
 
     def read(self, name: str) -> Tensor:
         """Return one tensor, in the dtype in which it is stored."""

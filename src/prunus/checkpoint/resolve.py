@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TINY = "tiny"
 # Weights are read as safetensors only, because other formats can run code when they are read.
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]
+HUB_PATTERNS += ["README.md", "LICENSE", "LICENSE.md", "NOTICE"]  # for the licence of what is made from the model
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
@@ -54,6 +55,14 @@ def tiny_folder() -> Path:
 def is_hub_id(text: str) -> bool:
     """Whether text has the form org/name."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
+
+
+def hub_origin(folder: Path) -> dict[str, str]:
+    """{"hub": id, "revision": commit} of a folder in the hub's cache, which has both in its path; else {}."""
+    commit, snapshots, repository = folder.name, folder.parent.name, folder.parent.parent.name
+    if snapshots != "snapshots" or not repository.startswith("models--"):
+        return {}
+    return {"hub": repository.removeprefix("models--").replace("--", "/"), "revision": commit}
 
 
 def download(hub_id: str) -> Path:

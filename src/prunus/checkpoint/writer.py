@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from torch import Tensor
@@ -35,6 +35,7 @@ COPIED_NAMES = {"LICENSE", "NOTICE"}
 NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL}
 # Weights up to this size are written to one file, as is usual for such models; larger ones to one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 FLUSH_SECONDS = 10.0  # the most work that a power cut may lose
 JOURNAL_SECONDS = 0.5  # the most work that the sudden end of the process may lose
 
@@ -172,7 +173,9 @@ class Partial:
         assert not self.records
         self.shards = shards
 
-    def finish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> None:
+    def finish(
+        self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None, texts: Mapping[str, str] = NO_TEXTS
+    ) -> None:
         """Add the weights outside blocks, then publish."""
         with disk_errors(self.folder, self.needed):
             if self.outside is None:
@@ -182,17 +185,22 @@ class Partial:
             self._await_flush()
             if self.whole is None:
                 self._write_index()
-        self.publish(config, step)
+        self.publish(config, step, texts)
 
-    def publish(self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> None:
+    def publish(
+        self, config: Mapping[str, Any] | None, step: Mapping[str, Any] | None, texts: Mapping[str, str] = NO_TEXTS
+    ) -> None:
         """Add everything but the weights, then rename the folder; an existing target is replaced only now.
 
         config: content of the new config.json; None: the source's file is copied. step: the manifest's new entry; None
-        if the result is the same model in another form, so that the source's records are copied.
+        if the result is the same model in another form, so that the source's records are copied. texts: files, by name,
+        that replace those of the source.
         """
         (self.folder / HIDDEN).unlink(missing_ok=True)
         with disk_errors(self.folder, self.needed):
             copy_companions(self.source.folder, self.folder)
+            for name, text in texts.items():
+                write_text(self.folder / name, text, sync=False)
             if config is None and self.source.quantised is not None:
                 config = self.source.config_json
             if config is None:

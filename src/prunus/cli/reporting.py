@@ -1,6 +1,7 @@
-"""Commands that read a store: compare and report."""
+"""Commands that read a store: compare, card, export and report."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,6 +34,24 @@ def compare_command(store: Path, base: str, others: tuple[str, ...], margin: flo
         from prunus.reporting.terminal import verdict_table
 
         progress.out_console.print(verdict_table(data))
+
+
+@command("card", "prunus card out/wanda-50 --store results.db --base-model Qwen/Qwen3-0.6B")
+@click.argument("checkpoint")
+@click.option("--store", type=click.Path(path_type=Path), help="Store with a run of CHECKPOINT; default: no results.")
+@click.option("--run", metavar="RUN", help="Which run of CHECKPOINT, where the store has several.")
+@click.option("--base", metavar="RUN", help=base_option_help + " Default: the dense model, with the same plan.")
+@click.option("--base-model", metavar="ORG/NAME", help="Hub id of the dense model, if prunus.json does not have it.")
+@margin_option
+@click.option("--out", type=click.Path(path_type=Path), help="File, or folder for README.md; default: CHECKPOINT.")
+@click.option("--overwrite", is_flag=True, help="Replace a README.md that prunus did not write, or that was edited.")
+def card_command(checkpoint: str, **options: Any) -> None:
+    """Write the model card of CHECKPOINT, README.md, with the Hub's metadata.
+
+    It has the steps that made the model, its zeros, its accuracy at each budget, its verdict against the dense model,
+    and the commands that repeat them. Paths of this machine are cut to their last part.
+    """
+    show_summary(prunus.card(checkpoint, **options))
 
 
 @command("export", "prunus export results.db frames --format parquet")

@@ -21,6 +21,7 @@ from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
 from prunus.pruning.depth.verification import check_removable, left_out, new_config, verify
+from prunus.pruning.made_card import made_card
 from prunus.recipes import DropRecipe
 
 
@@ -96,7 +97,7 @@ def drop_blocks(
         }
         if merged := {str(new): mix.parts for new, mix in enumerate(choice.kept) if not mix.is_copy}:
             step["blocks_merged"] = merged
-        partial.finish(new_config(source, choice), step)
+        partial.finish(new_config(source, choice), step, made_card(source, step))
     return {
         "out": str(target),
         "method": "by index" if recipe.indices else recipe.method,

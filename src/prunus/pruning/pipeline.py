@@ -29,6 +29,7 @@ from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.statistics import InputStats
 from prunus.pruning.dry_run import describe, ragged_tails
 from prunus.pruning.job import Job, make_job
+from prunus.pruning.made_card import made_card
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.recipe_revisions import revisions
 from prunus.recipes import PruneRecipe
@@ -110,7 +111,7 @@ def prune(
             "allocation": scores.to_json() if recipe.allocation != "uniform" else None,
             "warnings": warnings,
         }
-        partial.finish(None, step)
+        partial.finish(None, step, made_card(source, step))
     zeros = sum(record["zeros"] for record in partial.records.values())
     return {
         "out": str(target),

@@ -33,6 +33,7 @@ from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.drop import drop_blocks
+from prunus.pruning.made_card import made_card
 from prunus.pruning.pipeline import prune
 from prunus.pruning.recovery.fit import fit, trainable
 from prunus.pruning.recovery.room import (
@@ -170,7 +171,7 @@ def recover_checkpoint(
             "arithmetic": plan._asdict(),
             "warnings": warnings,
         }
-        partial.finish(None, step)
+        partial.finish(None, step, made_card(source, step))
     return {
         "out": str(target),
         "blocks": source.blocks,

@@ -1,0 +1,356 @@
+"""The text of a model card (README.md): metadata for the Hub, how a model was made, its accuracy, how to repeat both.
+
+A card is published, so it shows only the last part of a path. Names, paths and warnings come from other people's files
+and are escaped for Markdown. The text depends on nothing but its input (no clock), so resumed work writes the same.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prunus.cards.commands import commands, settings
+from prunus.cards.markdown import (
+    LIMIT,
+    difference,
+    estimate,
+    fenced,
+    hub_id,
+    number,
+    percent,
+    plain,
+    points,
+    public,
+    redacted,
+    shown,
+    table,
+)
+from prunus.hashing import content_hash
+from prunus.results.characters import one_line
+from prunus.results.labels import label, recipe_of
+from prunus.results.rows import Run
+
+Data = Mapping[str, Any]
+README = "README.md"
+# What is kept of the source's metadata; the rest describes the source only.
+KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+VERSIONS = ("prunus", "torch", "transformers", "vllm", "grader", "device")  # of a run; others may name a server
+
+_HEADER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_SIGNED = re.compile(r"(.*)\n<!-- written by prunus card ([0-9a-f]{12}) -->\n", re.DOTALL)
+
+
+class Zeros(NamedTuple):
+    """The zeros among the weights of one part of the blocks (attention, mlp)."""
+
+    part: str
+    zeros: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """A model's accuracy under thinking budgets, and that of the model with which it is compared.
+
+    summary, base_summary: as `summarise` returns them. contrast: the run's entry in the result of `compare`. base,
+    base_summary and contrast are None without a model to compare with. datasets: (hub id, configuration, split) by
+    task, for those that come from the Hub.
+    """
+
+    run: Run
+    summary: Data
+    datasets: Mapping[str, tuple[str, str | None, str]]
+    base: Run | None = None
+    base_summary: Data | None = None
+    contrast: Data | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says.
+
+    steps: the history in the manifest. source: metadata of the source's card. zeros: by part of the blocks, counted;
+    empty if they were not. patterns: the N:M patterns that all Linears follow. packed: whether only Prunus can load the
+    weights. base_model: hub id of the dense model, for steps that do not have it.
+    """
+
+    steps: Sequence[Data]
+    source: Data
+    zeros: Sequence[Zeros] = ()
+    patterns: Sequence[str] = ()
+    packed: bool = False
+    base_model: str | None = None
+    results: Results | None = None
+
+    @property
+    def origin_id(self) -> str | None:
+        """The hub id of the model that the first step was applied to; None if it is not known."""
+        known = [hub_id(step["source"].get("hub")) for step in self.steps]
+        return known[0] if any(known) else self.base_model
+
+    @property
+    def origin(self) -> str:
+        """The model that the first step was applied to: its hub id if that is known, else the last part of its path."""
+        return self.origin_id or public(self.steps[0]["source"]["name"])
+
+    @property
+    def base(self) -> str | None:
+        """The hub id of the nearest model on the Hub that this one was made from; None if none is known."""
+        known = [hub_id(step["source"].get("hub")) for step in reversed(self.steps)]
+        return self.base_model or next(filter(None, known), None) or hub_id(self.source.get("base_model"))
+
+    @property
+    def title(self) -> str:
+        """What the model is called: its origin and what was done to it."""
+        return f"{self.origin.rpartition('/')[2]}, {label(list(map(dict, self.steps)))}"
+
+
+def card_text(card: Card) -> str:
+    """The whole README.md, with a last line by which `is_ours` knows it."""
+    parts = [
+        f"# {plain(card.title)}",
+        introduction(card),
+        "## How it was made",
+        "\n".join(f"{number}. {step_text(step)}" for number, step in enumerate(card.steps, 1)),
+        *warnings_text(card.steps),
+        *sparsity_text(card),
+        *(results_text(card, card.results) if card.results else ["## Accuracy", NOT_MEASURED]),
+        "## How to repeat it",
+        fenced(commands(card.steps, card.origin, card.results.run.plan if card.results else None)),
+    ]
+    body = "\n\n".join(parts)
+    return signed(f"---\n{metadata(card)}\n---\n\n{body}\n")
+
+
+NOT_MEASURED = (
+    "Not measured yet: `prunus eval` measures accuracy against thinking budget, and `prunus card --store` then writes "
+    "this card again, with the curve and a verdict against the dense model."
+)
+
+
+def signed(text: str) -> str:
+    """text with a last line that has its hash, so that a card that somebody has edited is never replaced."""
+    return f"{text}\n<!-- written by prunus card {_digest(text)} -->\n"
+
+
+def is_ours(text: str) -> bool:
+    """Whether a README is as Prunus has written it."""
+    found = _SIGNED.fullmatch(text)
+    return found is not None and _digest(found[1]) == found[2]
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def read_metadata(readme: Path) -> dict[str, Any]:
+    """The metadata of a README.md that a card keeps: KEPT and base_model; {} if it cannot be read."""
+    import yaml
+
+    try:
+        header = _HEADER.match(readme.read_text("utf-8"))
+        found = yaml.safe_load(header[1]) if header else {}
+    except (OSError, ValueError, yaml.YAMLError):  # a source's card is only a source of facts
+        return {}
+    kept = {key: _value(found[key]) for key in (*KEPT, "base_model") if key in found} if isinstance(found, dict) else {}
+    return {key: value for key, value in kept.items() if value}
+
+
+def _value(value: Any) -> str | list[str] | None:
+    """A text, or a list of texts, on one line each; None for anything else."""
+    if isinstance(value, str):
+        return one_line(value, 300)
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return [one_line(one, 300) for one in value]
+    return None
+
+
+def metadata(card: Card) -> str:
+    """The YAML between the two lines `---`. base_model is left out unless it is a hub id: the Hub refuses others."""
+    from huggingface_hub import ModelCardData
+
+    actions = {step["action"] for step in card.steps}
+    # A pruned model is none of the Hub's kinds (adapter, merge, quantized, finetune), one that was trained on is.
+    relation = "quantized" if "quantise" in actions else "finetune" if "recover" in actions else None
+    told: dict[str, Any] = {key: card.source[key] for key in KEPT if key in card.source}
+    told |= {"library_name": "prunus" if card.packed else "transformers", "tags": tags(card)}
+    told.setdefault("pipeline_tag", "text-generation")
+    if card.base is not None:
+        told["base_model"] = card.base
+    if card.base is not None and relation is not None:
+        told["base_model_relation"] = relation
+    if card.results is not None and (found := eval_results(card.results)):
+        told |= {"model_name": one_line(card.title), "eval_results": found}
+    return ModelCardData(**told).to_yaml().strip()
+
+
+def tags(card: Card) -> list[str]:
+    """Tags for the Hub's search."""
+    found = ["prunus", "pruned"]
+    for step in card.steps:
+        recipe = recipe_of(dict(step))
+        found += {"prune": ["sparse"], "drop": ["depth-pruning"], "recover": ["recovered"]}.get(step["action"], [])
+        method = str(recipe.get("method", ""))
+        if step["action"] in ("prune", "drop") and re.fullmatch(r"[a-z0-9.+-]{2,30}", method):
+            found.append(method)
+        if recipe.get("pattern"):
+            found.append("semi-structured-sparsity")
+    return list(dict.fromkeys(found))
+
+
+def eval_results(results: Results) -> list[Any]:
+    """huggingface_hub's EvalResult of every task and budget."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=results.datasets.get(task, (one_line(task), None, None))[0],
+            dataset_name=one_line(task),
+            dataset_config=results.datasets.get(task, (None, None, None))[1],
+            dataset_split=results.datasets.get(task, (None, None, None))[2],
+            metric_type="accuracy",
+            metric_name=f"accuracy, thinking budget {budget}",
+            metric_value=round(cell["accuracy"], 4),
+            metric_args={
+                "thinking_budget": budget,
+                "problems": cell["n"],
+                "draws": cell["samples"],
+                "low": round(cell["low"], 4),
+                "high": round(cell["high"], 4),
+            },
+        )
+        for task, curve in results.summary["tasks"].items()
+        for budget, cell in curve["budgets"].items()
+    ]
+
+
+def introduction(card: Card) -> str:
+    """One sentence: what the model is, and what it was made from."""
+    origin = card.origin
+    name = plain(origin) if card.origin_id is None else f"[{plain(origin)}](https://huggingface.co/{origin})"
+    done = []
+    removed = sum(len(step.get("blocks_removed") or ()) for step in card.steps)
+    zeros, weights = sum(row.zeros for row in card.zeros), sum(row.weights for row in card.zeros)
+    if zeros:
+        parts = " and ".join(row.part for row in card.zeros)
+        done.append(f"{percent(zeros / weights)} % of the weights of its Linears ({plain(parts)}) are zero")
+    if removed:
+        done.append(f"{removed} of its decoder blocks {'is' if removed == 1 else 'are'} removed")
+    if any(step["action"] == "recover" for step in card.steps):
+        done.append("the weights that were kept are trained to reproduce the dense model's hidden states")
+    what = "; ".join(done) or "see below"
+    return f"Made from {name} with Prunus {plain(str(version_of(card.steps[-1])))}: {what}."
+
+
+def version_of(step: Data) -> Any:
+    """The version of Prunus that did a step."""
+    versions = step.get("versions")
+    return versions.get("prunus", "") if isinstance(versions, Mapping) else ""
+
+
+def step_text(step: Data) -> str:
+    """What a step did: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
+    recipe, action = recipe_of(dict(step)), str(step["action"])
+    parts = [
+        f"**{plain(action)}**: {', '.join(f'{plain(k)} {plain(shown(k, v))}' for k, v in settings(action, recipe))}"
+    ]
+    if isinstance(removed := step.get("blocks_removed"), list) and removed:
+        parts.append(f"removed blocks {plain(', '.join(map(str, removed)), LIMIT)} (counted from 0)")
+    if isinstance(calibration := step.get("calibration"), Mapping):
+        parts.append(
+            f"calibrated on {plain(public(str(calibration.get('source'))))}, "
+            f"{number(calibration.get('sequences'))} sequences, {number(calibration.get('tokens'))} tokens "
+            f"(SHA-256 of the ids {plain(str(calibration.get('sha256'))[:12])}), seed {plain(str(recipe.get('seed')))}"
+        )
+    if isinstance(cost := step.get("cost"), Mapping):
+        trained, taken = number(cost.get("tokens")), number(cost.get("steps"))
+        seconds = f" and {number(cost['seconds'])} seconds" if "seconds" in cost else ""
+        parts.append(f"trained on {trained} tokens, repeats counted, in {taken} steps{seconds}")
+    if isinstance(rounds := step.get("round"), Mapping):
+        parts.append(f"round {plain(str(rounds.get('number')))} of {plain(str(rounds.get('of')))}")
+    parts.append(f"recipe {content_hash(recipe)}")
+    if isinstance(versions := step.get("versions"), Mapping):
+        parts.append(", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in versions.items()))
+    return "; ".join(parts) + "."
+
+
+def warnings_text(steps: Sequence[Data]) -> list[str]:
+    """The warnings that the steps gave, each once."""
+    names = [str(step[key]["name"]) for step in steps for key in ("source", "dense") if isinstance(step.get(key), dict)]
+    found = dict.fromkeys(redacted(str(text), names) for step in steps for text in step["warnings"])
+    return ["Warnings when it was made:", "\n".join(f"- {plain(text, LIMIT)}" for text in found)] if found else []
+
+
+def sparsity_text(card: Card) -> list[str]:
+    """A table of the zeros by part of the blocks."""
+    if not card.zeros:
+        return []
+    zeros, weights = sum(row.zeros for row in card.zeros), sum(row.weights for row in card.zeros)
+    rows = [*card.zeros, Zeros("all of these", zeros, weights)] if len(card.zeros) > 1 else card.zeros
+    lines = [[row.part, percent(row.zeros / row.weights), number(row.zeros), number(row.weights)] for row in rows]
+    text = [
+        "## Sparsity, counted",
+        table(["Linears of the blocks", "Zeros, %", "Zeros", "Weights"], lines),
+    ]
+    if card.patterns:
+        text.append(f"Every one of these Linears follows the pattern {plain(', '.join(card.patterns))}.")
+    return text
+
+
+def results_text(card: Card, results: Results) -> list[str]:
+    """Verdict, curve by task and settings of the evaluation."""
+    base_name = plain(card.origin.rpartition("/")[2])
+    parts = ["## Accuracy against thinking budget"]
+    if results.contrast is not None:
+        parts += verdict_text(results.contrast, base_name)
+    for task, curve in results.summary["tasks"].items():
+        theirs = results.base_summary["tasks"].get(task, {}).get("budgets", {}) if results.base_summary else {}
+        differences = results.contrast["tasks"].get(task, {}).get("budgets", {}) if results.contrast else {}
+        head = ["Thinking budget", "Accuracy, %"]
+        head += [f"{base_name}, %", "Difference, points"] if results.contrast else []
+        head += ["Ended by itself, %", "Tokens used", "Problems × draws"]
+        rows = []
+        for budget, cell in curve["budgets"].items():
+            row = [str(budget), estimate(cell)]
+            if results.contrast:
+                row += [estimate(theirs.get(budget)), difference(differences.get(budget))]
+            used = cell["tokens"]["total"]["mean"]
+            rows.append([*row, percent(1 - cell["forced"]), number(round(used)), f"{cell['n']} × {cell['samples']}"])
+        parts += [f"{plain(task)}:", table(head, rows)] if rows else [f"{plain(task)}: no problem is finished."]
+    plan, versions = results.run.plan, results.run.versions
+    told = {
+        "mode": plan.get("mode"), "profile": plan.get("profile"), "temperature": plan.get("temperature"),
+        "top-p": plan.get("top_p"), "top-k": plan.get("top_k"), "seed": plan.get("seed"),
+        "engine": plan.get("backend"), "control": plan.get("control"),
+    }  # fmt: skip
+    told |= {name: versions[name] for name in VERSIONS if name in versions}
+    parts.append(
+        "Brackets are 95 % intervals over problems. Thinking is cut at the budget and closed, then the answer is "
+        "sampled. Answers are graded by rules, without a judge model. "
+        + ", ".join(f"{name} {plain(str(value))}" for name, value in told.items() if value is not None)
+        + f". Run {plain(results.run.run_id)}."
+    )
+    return parts
+
+
+def verdict_text(contrast: Data, base: str) -> list[str]:
+    """The verdict, and what it rests on."""
+    cell, margin = contrast["primary"], 100 * contrast["margin"]
+    about = f"area under accuracy over log2 of the budget, against {base}, paired by problem"
+    text = f"**{contrast['verdict'].capitalize()}**: {difference(cell)} points ({about}; margin {margin:g} points)."
+    if against := contrast["contradicted_at"]:
+        found = (f"{at['verdict']} at {at['budget']} ({points(at['difference'])})" for at in against)
+        text += f" But {', '.join(found)}."
+    if scaling := contrast["scaling"]:
+        text += f" Accuracy gained per doubling of the budget: {scaling['word']}."
+    from prunus.results.verdicts import WORDS  # imports scipy, which cards without results do not need
+
+    words = ", ".join(WORDS)
+    explained = (
+        f"Possible verdicts: {words}. Non-inferior: a loss of the margin or more is ruled out with 95 % confidence."
+    )
+    notes = [f"- {plain(redacted(str(text)), LIMIT)}" for text in contrast["warnings"]]
+    return [text, explained, *(["\n".join(notes)] if notes else [])]

@@ -1,0 +1,174 @@
+"""Write the model card of a checkpoint: how it was made, its zeros, and, from a store, its curve and verdict."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prunus.cards.markdown import hub_id
+from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
+from prunus.checkpoint.manifest import MANIFEST, read_manifest
+from prunus.checkpoint.model_folder import is_packed
+from prunus.checkpoint.packed.checkpoint import open_checkpoint
+from prunus.checkpoint.resolve import hub_origin, resolve, tiny_folder
+from prunus.errors import PrunusError
+from prunus.evaluation.tasks import TASKS
+from prunus.pruning.inspection import inspect
+from prunus.reporting.output_files import write_whole
+from prunus.results.comparison import HARMLESS, compare
+from prunus.results.labels import history
+from prunus.results.rows import Run
+from prunus.results.store import Store
+from prunus.results.summary import summarise
+
+
+def card(
+    checkpoint: str | Path,
+    *,
+    store: str | Path | None = None,
+    run: str | None = None,
+    base: str | None = None,
+    base_model: str | None = None,
+    margin: float = 0.02,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the model card (README.md) of a checkpoint that prunus made, packed or not; returns a summary.
+
+    The card has the Hub's metadata, the steps that made the model, its zeros (counted now), the commands that repeat
+    it, and with a store its accuracy at each budget and its verdict. The licence is that of the README.md that is
+    replaced, which `prune` took from its source's.
+
+    store: results of `evaluate`; without one, the card says that nothing was measured.
+    run: which run of this checkpoint, where the store has several; its id, the start of it, or its label.
+    base: the run to compare with; None: that of the dense model, with the same plan. margin: as in compare.
+    base_model: hub id of the dense model, where the manifest does not have it.
+    out: a file, or a folder for README.md; None: the checkpoint's folder.
+    overwrite: replace a README.md that prunus did not write, or that was edited since.
+
+    Returns a dict with out (the file), run, base, verdict (None where there is none) and warnings.
+    Raises PrunusError, and leaves files as they were, if prunus did not make the checkpoint, the store has no run of
+    it or several, or the file may not be replaced.
+    """
+    folder = resolve(checkpoint)
+    steps = read_manifest(folder).get("history", [])
+    if not steps:
+        raise PrunusError(f"{folder} has no {MANIFEST} that says what was done to it: cards are of pruned models")
+    if base_model is not None and (hub_id(base_model) is None or "/" not in base_model):
+        raise PrunusError(f"'{base_model}' is not a hub id; write it like Qwen/Qwen3-0.6B")
+    if store is None and (run or base):
+        raise PrunusError("a run is one of a store; name the store, too")
+    target = target_of(folder, out)
+    check_target(target, overwrite)
+    results, warnings = (None, []) if store is None else read_results(folder, steps, Path(store), run, base, margin)
+    source = read_metadata(folder / README) | read_metadata(target)
+    made = Card(steps, source, packed=is_packed(folder), base_model=base_model, results=results)
+    if "linears" in (facts := inspect(folder, weights=True)):
+        made = replace(made, zeros=zeros_of(facts), patterns=facts["patterns"])
+    if made.base is None:
+        warnings.append("the dense model has no known hub id: name it with --base-model before you publish the card")
+    write_whole(target, card_text(made))
+    contrast = results.contrast if results else None
+    return {
+        "out": str(target),
+        "run": results.run.run_id if results else None,
+        "base": results.base.run_id if results and results.base else None,
+        "verdict": contrast["verdict"] if contrast else None,
+        "warnings": warnings,
+    }
+
+
+def target_of(folder: Path, out: str | Path | None) -> Path:
+    """The file that is written."""
+    if out is None and (hub_origin(folder) or folder == tiny_folder()):
+        raise PrunusError(f"{folder} is not a folder of yours; name another for the card (--out)")
+    target = folder if out is None else Path(out)
+    return target / README if target.is_dir() else target
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise PrunusError if the file exists and prunus did not write it as it is (unless overwrite)."""
+    if not target.absolute().parent.is_dir():
+        raise PrunusError(f"the folder of '{target}' does not exist: create it or name another file")
+    if overwrite or not target.exists():
+        return
+    try:
+        ours = is_ours(target.read_text("utf-8"))
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise PrunusError(
+            f"{target} was not written by prunus, or was edited since: name another file (--out), or add --overwrite"
+        )
+
+
+def zeros_of(facts: Mapping[str, Any]) -> list[Zeros]:
+    """The zeros by part of the blocks, of what `inspect` returns."""
+    rows = facts["linears"]
+    parts = dict.fromkeys(row["part"] for row in rows)
+    return [
+        Zeros(part, *(sum(row[key] for row in rows if row["part"] == part) for key in ("zeros", "weights")))
+        for part in parts
+    ]
+
+
+def read_results(
+    folder: Path, steps: list[dict[str, Any]], path: Path, run: str | None, base: str | None, margin: float
+) -> tuple[Results, list[str]]:
+    """The results of a checkpoint's run in a store, and warnings."""
+    checksum = open_checkpoint(folder).checksum()
+    with Store(path) as store:
+        ours = find_ours(store, checksum, run, folder)
+        theirs = store.find_run(base) if base else find_dense(store, steps[0]["source"]["checksum"], ours)
+        warnings = [] if theirs else [f"{path} has no run of the dense model with this plan: the card has no verdict"]
+        datasets = {task: hub_source(TASKS[task].source) for task in ours.plan.get("tasks", []) if task in TASKS}
+        named = [task if task in TASKS or ":" in task else f"{task}.jsonl" for task in ours.plan.get("tasks", [])]
+        results = Results(
+            replace(ours, plan={**ours.plan, "tasks": named}),
+            summarise(store, ours.run_id),
+            {task: source for task, source in datasets.items() if source},
+        )
+        if theirs is not None:
+            results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
+    if theirs is not None:
+        (contrast,) = compare(path, theirs.run_id, [ours.run_id], margin=margin)["others"]
+        results = replace(results, contrast=contrast)
+    return results, warnings
+
+
+def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run:
+    """The run of the weights with this checksum. Raises PrunusError unless it is one."""
+    found = [store.find_run(run)] if run else [one for one in store.runs() if one.model.get("checksum") == checksum]
+    if not found:
+        there = ", ".join(dict.fromkeys(str(one.model.get("name")) for one in store.runs())) or "no runs"
+        raise PrunusError(f"no run of {folder} in {store.path}, which has {there}: run `prunus eval {folder}` first")
+    if len(found) > 1:
+        listed = ", ".join(f"{one.run_id} ({', '.join(one.plan.get('tasks', []))})" for one in found)
+        raise PrunusError(f"{store.path} has {len(found)} runs of {folder}: choose one with --run: {listed}")
+    if found[0].model.get("checksum") != checksum:
+        raise PrunusError(f"run {found[0].run_id} is of other weights than {folder}: name a run of this checkpoint")
+    return found[0]
+
+
+def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
+    """The run of the dense model whose plan can be compared with that of ours; None if there is none."""
+    plan = {key: value for key, value in ours.plan.items() if key not in HARMLESS}
+    found = [
+        one
+        for one in store.runs()
+        if not history(one)
+        and one.model.get("checksum") == checksum
+        and {key: value for key, value in one.plan.items() if key not in HARMLESS} == plan
+    ]
+    if len(found) > 1:
+        listed = ", ".join(one.run_id for one in found)
+        raise PrunusError(f"{store.path} has several runs of the dense model: choose one with --base: {listed}")
+    return found[0] if found else None
+
+
+def hub_source(source: str) -> tuple[str, str | None, str] | None:
+    """(hub id, configuration, split) of a task's source such as `openai/gsm8k, main, test`; None if it is elsewhere."""
+    parts = source.partition(" (")[0].split(", ")
+    if len(parts) not in (2, 3) or "/" not in parts[0]:
+        return None
+    return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
