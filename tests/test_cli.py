@@ -13,7 +13,7 @@ from prunus.cli import cli, main
 from prunus.engines import EngineOptions
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 
-ENGINE_OPTIONS = {"engine_args", "url", "served_model", "concurrency", "timeout", "sparse"}
+ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
 RECOVER_OPTIONS = {"recover", *(f"recover_{field.name}" for field in fields(RecoverRecipe))}
 ROUNDS_OPTIONS = {"rounds", "drawn_from", *(f"traces_{field.name}" for field in fields(TraceRecipe))}
 COMMANDS = sorted(cli.commands)

@@ -20,8 +20,9 @@ class BackendEntry:
     EngineOptions, and returns a prunus.evaluation.requests.Backend. batch_size: chains decoded and stored together
     unless the plan sets it; engines with continuous batching need many requests at once.
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
-    reads_packed: whether it runs folders that `prunus pack` wrote. times_tokens: whether it can measure the time per
-    token (prunus.evaluation.latency.TimedBackend).
+    reads_packed: whether it runs folders that `prunus pack` wrote. loads_itself: whether another program reads the
+    weights, so that any type of model will do. times_tokens: whether it can measure the time per token
+    (prunus.evaluation.latency.TimedBackend).
     """
 
     load: str
@@ -29,6 +30,7 @@ class BackendEntry:
     settings: tuple[str, ...] = ()
     needs: Mapping[str, str] = field(default_factory=dict)
     reads_packed: bool = False
+    loads_itself: bool = False
     times_tokens: bool = False
 
 
@@ -37,12 +39,13 @@ BACKENDS: dict[str, BackendEntry] = {
     "hf": BackendEntry(
         "prunus.evaluation.backends.hf:HFBackend.load", 64, ("sparse",), reads_packed=True, times_tokens=True
     ),
-    "vllm": BackendEntry("prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args",)),
+    "vllm": BackendEntry("prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args",), loads_itself=True),
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
         512,
-        ("url", "served_model", "concurrency", "timeout"),
+        ("url", "served_model", "tokenizer", "concurrency", "timeout"),
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
+        loads_itself=True,
     ),
 }
 
@@ -57,21 +60,23 @@ class EngineOptions:
     """The options to start or reach a backend; BACKENDS says which backend uses which.
 
     args: keyword arguments of vllm.LLM, such as {"tensor_parallel_size": 2}. url: of a server's OpenAI API, such as
-    http://localhost:8000/v1. served_model: the server's name for the model, where it differs.
-    concurrency: simultaneous requests. timeout: seconds per request.
+    http://localhost:8000/v1. served_model: the server's name for the model, where it differs. tokenizer: folder or hub
+    id of the served model's tokenizer; then the model is only a name, and nothing else of it is needed here.
+    concurrency: most simultaneous requests; None: as many as the server takes. timeout: seconds per request.
     sparse: whether a packed checkpoint runs on the sparse kernel where the CPU has it (docs/sparse.md).
     """
 
     args: Mapping[str, Any] = field(default_factory=dict)
     url: str | None = None
     served_model: str | None = None
-    concurrency: int = 64
+    tokenizer: str | None = None
+    concurrency: int | None = None
     timeout: float = 1800.0
     sparse: bool = True
 
     def __post_init__(self) -> None:
         settle(self)
-        if self.concurrency < 1:
+        if self.concurrency is not None and self.concurrency < 1:
             raise PrunusError(f"concurrency must be at least 1, not {self.concurrency}")
         if not self.timeout > 0:
             raise PrunusError(f"timeout must be more than 0 seconds, not {self.timeout}")

@@ -36,6 +36,7 @@ class Server:
     faults: list[int | str | None] = field(default_factory=list)
     key: str | None = None
     context: int | None = 2048
+    meta: dict[str, Any] = field(default_factory=dict)  # what llama.cpp tells of the model, besides its context
     seconds: float = 0.0  # duration of an answer
     seen: list[dict[str, Any]] = field(default_factory=list)
     together: int = 0
@@ -47,7 +48,7 @@ class Server:
     def models(self) -> dict[str, Any]:
         """The answer to GET /v1/models."""
         model = {"id": self.name, "owned_by": self.owner}
-        more = {"meta": {"n_ctx": self.context}} if self.is_llama_cpp else {"max_model_len": self.context}
+        more = {"meta": {"n_ctx": self.context, **self.meta}} if self.is_llama_cpp else {"max_model_len": self.context}
         return {"data": [model | more]}
 
     @property

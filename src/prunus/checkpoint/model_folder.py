@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from prunus.checkpoint.checksum import checksum_of, fingerprint_of
 from prunus.checkpoint.manifest import read_manifest
-from prunus.checkpoint.quantised import quant_method
+from prunus.checkpoint.quantised import quant_method, quantisation_of
 from prunus.checkpoint.resolve import check_folder, hub_origin, load_config, read_json, read_object
 from prunus.checkpoint.safetensors_file import DTYPES, Stored, read_header
 from prunus.errors import PrunusError
@@ -20,7 +21,44 @@ if TYPE_CHECKING:
 
 UNLIMITED = 1 << 62  # tokens that a model without positions may read
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+MODELOPT = "hf_quant_config.json"  # where ModelOpt describes its quantisation
+TEXT_PARTS = ("text_config", "llm_config", "language_config")  # of the language model in a config.json of several parts
 PACKED_FILE = "packed.safetensors"  # the only weights of a packed checkpoint
+
+
+class ModelFacts(Protocol):
+    """What evaluation needs to know of a model that another program may run. folder: of its tokenizer."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was done to the model; {} for nothing."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a sequence."""
+        ...
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of stored weights; None if it is unknown."""
+        ...
+
+    @property
+    def blocks(self) -> int:
+        """Number of decoder blocks; 0 if it is unknown."""
+        ...
+
+    @property
+    def quantisation(self) -> str | None:
+        """How the weights are quantised; None if they are not, or it is unknown."""
+        ...
+
+    def checksum(self) -> str:
+        """The hash that identifies the model."""
+        ...
 
 
 class ModelFolder:
@@ -35,7 +73,7 @@ class ModelFolder:
         self.folder = Path(folder)
         check_folder(self.folder)
         self._check_config(read_object(self.folder / "config.json"))
-        self.config: PreTrainedConfig = load_config(self.folder)
+        self.config: PreTrainedConfig = self._load_config()
         self.quantised = quant_method(getattr(self.config, "quantization_config", None))
         self.stored: Mapping[str, Stored] = self._find_tensors()
         self.tensors: Mapping[str, Stored] = self._as_read(self.stored)
@@ -79,6 +117,12 @@ class ModelFolder:
         return sum(stored.nbytes for stored in self.tensors.values())
 
     @property
+    def quantisation(self) -> str | None:
+        """How the weights are quantised, for tables: `fp8`, `awq 4-bit`, `nvfp4`; None where they are not."""
+        settings: Any = getattr(self.config, "quantization_config", None)
+        return quantisation_of(settings.to_dict() if hasattr(settings, "to_dict") else settings)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of most weights."""
         sizes: dict[str, int] = {}
@@ -86,9 +130,13 @@ class ModelFolder:
             sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.elements
         return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.bfloat16)
 
-    @cached_property
+    @property
     def manifest(self) -> dict[str, Any]:
         """The manifest of this checkpoint (prunus.json); {} if nothing was done to it."""
+        return self._manifest
+
+    @cached_property
+    def _manifest(self) -> dict[str, Any]:
         return read_manifest(self.folder)
 
     def provenance(self, name: str | Path) -> dict[str, str]:
@@ -112,11 +160,60 @@ class ModelFolder:
     def _check_config(self, config: Mapping[str, Any]) -> None:
         """Raise PrunusError where config.json describes a model that transformers should not try to make."""
 
+    def _load_config(self) -> "PreTrainedConfig":
+        return load_config(self.folder)
+
     def _find_tensors(self) -> Mapping[str, Stored]:
         return find_tensors(self.folder)
 
     def _as_read(self, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
         return stored
+
+
+class EngineFolder(ModelFolder):
+    """A model folder for an engine that loads it itself: any type of model, in any quantisation.
+
+    A configuration that transformers does not know or accept is read as plain JSON. Several safetensors files without
+    an index count as one model.
+    """
+
+    def _load_config(self) -> "PreTrainedConfig":
+        written = read_object(self.folder / "config.json")
+        try:
+            config: Any = super()._load_config()
+        except PrunusError:
+            config = plain_config(written)
+        if getattr(config, "quantization_config", None) is None:
+            config.quantization_config = quantisation_beside(self.folder, written)
+        return cast("PreTrainedConfig", config)
+
+    def _find_tensors(self) -> Mapping[str, Stored]:
+        files = sorted(self.folder.glob("*.safetensors"))
+        if (self.folder / INDEX).exists() or len(files) < 2:
+            return super()._find_tensors()
+        return {name: stored for path in files for name, stored in read_header(path).items()}
+
+
+def plain_config(written: Mapping[str, Any]) -> SimpleNamespace:
+    """The content of a config.json with the attributes of transformers' configuration that ModelFolder uses."""
+    inner = next((written[part] for part in TEXT_PARTS if isinstance(written.get(part), dict)), None)
+    text = SimpleNamespace(**{**(written if inner is None else inner)})
+    found = SimpleNamespace(**written)
+    found.get_text_config = lambda decoder=True: text
+    return found
+
+
+def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings of a quantisation that are not in the `quantization_config` of config.json; None without any.
+
+    Older files of compressed-tensors have another key, and those of NVIDIA's ModelOpt a file of their own.
+    """
+    if isinstance(older := written.get("compression_config"), dict):
+        return {"quant_method": "compressed-tensors", **older}
+    if (folder / MODELOPT).is_file():
+        found = read_object(folder / MODELOPT).get("quantization")
+        return {"quant_method": "modelopt", **found} if isinstance(found, dict) else None
+    return None
 
 
 def is_packed(folder: Path) -> bool:

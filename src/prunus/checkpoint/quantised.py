@@ -178,6 +178,36 @@ def _from_mxfp4(blocks: Tensor, scales: Tensor) -> Iterator[Tensor]:
         yield float_OGI.flatten(1).T.bfloat16().contiguous()
 
 
+def quantisation_of(settings: Mapping[str, Any] | None) -> str | None:
+    """What tables call a quantisation: its method and the size of its numbers, such as `awq 4-bit`, `fp8` or `nvfp4`.
+
+    settings: a quantization_config; None gives None. compressed-tensors and ModelOpt are containers of many formats, so
+    the format is named instead of them.
+    """
+    method = quant_method(settings)
+    if settings is None or method is None:
+        return None
+    groups = settings.get("config_groups")
+    first = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    kind, bits = (weights.get("type"), weights.get("num_bits")) if isinstance(weights, Mapping) else (None, None)
+    named = f"{settings.get('format', '')} {settings.get('quant_algo', '')} {settings.get('quant_type', '')}".lower()
+    for name in ("nvfp4", "mxfp4", "mxfp8"):
+        if name in f"{method} {named}":
+            return name
+    if kind and bits:
+        return f"{'fp' if kind == 'float' else 'int'}{bits}"
+    if "fp8" in f"{method} {named}" or "float8" in named:
+        return "fp8"
+    for key in ("bits", "w_bit", "weight_bits", "nbits"):
+        if isinstance(settings.get(key), int):
+            return f"{method} {settings[key]}-bit"
+    for size in (4, 8):
+        if settings.get(f"load_in_{size}bit") or settings.get(f"_load_in_{size}bit"):
+            return f"{method} {size}-bit"
+    return method
+
+
 def quant_method(settings: Any) -> str | None:
     """Return the quant_method of a quantization_config; None where there is no such config."""
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)

@@ -2,11 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunus import progress
 from prunus.errors import PrunusError
 
 if TYPE_CHECKING:
@@ -14,8 +17,12 @@ if TYPE_CHECKING:
 
 TINY = "tiny"
 # Weights are read as safetensors only, because other formats can run code when they are read.
-HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model"]
+SMALL_PATTERNS = ["*.json", "*.txt", "*.jinja", "*.model"]
+HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", *SMALL_PATTERNS]
 HUB_PATTERNS += ["README.md", "LICENSE", "LICENSE.md", "NOTICE"]  # for the licence of what is made from the model
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+# Texts whose ids change if transformers replaces a tokenizer's own way of splitting words.
+TOKENIZER_PROBES = ("<think>\nOkay", "\n\nhello", " 12345", "</think>\n\n**", "it's 3.5\u00a0km")
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
@@ -33,6 +40,21 @@ def resolve(model: str | Path) -> Path:
             )
         folder = download(str(model))
     check_folder(folder)
+    return folder
+
+
+def resolve_tokenizer(name: str) -> Path:
+    """The folder with the tokenizer that the user names: `tiny`, a folder or a hub id; weights are not needed.
+
+    Raises PrunusError if there is none.
+    """
+    folder = tiny_folder() if name == TINY else typed_path(name)
+    if not folder.exists():
+        if not is_hub_id(name):
+            raise PrunusError(f"tokenizer '{name}' does not exist; give a folder or a hub id such as Qwen/Qwen3-0.6B")
+        folder = download(name, SMALL_PATTERNS)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); give the folder of the model's tokenizer")
     return folder
 
 
@@ -65,12 +87,15 @@ def hub_origin(folder: Path) -> dict[str, str]:
     return {"hub": repository.removeprefix("models--").replace("--", "/"), "revision": commit}
 
 
-def download(hub_id: str) -> Path:
-    """The folder of a hub model's files, from the cache or the network; PrunusError if it cannot be downloaded."""
+def download(hub_id: str, patterns: Sequence[str] = tuple(HUB_PATTERNS)) -> Path:
+    """The folder of a hub model's files, from the cache or the network; PrunusError if it cannot be downloaded.
+
+    patterns: of the names of the files.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client raises errors of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PrunusError(f"'{hub_id}' is not a folder here and could not be downloaded: {reason}") from error
@@ -130,18 +155,52 @@ def load_config(folder: Path) -> "PreTrainedConfig":
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder; PrunusError if there is none or it cannot be loaded."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise PrunusError(f"{folder} has no tokenizer (tokenizer.json); copy it from the original model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        has_file = (folder / "tokenizer.json").is_file()
+        by_file = has_file and not is_known_type(folder)  # AutoTokenizer chooses by the type of the model
+        kind = PreTrainedTokenizerFast if by_file else AutoTokenizer
+        tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer.encode("a")  # settings of a wrong type show only here
+        if has_file and not by_file and differs_from_file(tokenizer, folder):
+            say_once(
+                f"warning: transformers {version('transformers')} does not load the tokenizer of {folder} as its"
+                " tokenizer.json has it; the file is used"
+            )
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         return tokenizer
     except Exception as error:  # the libraries below raise many kinds of errors
         if "trust_remote_code" in str(error):
             raise PrunusError(f"the tokenizer in {folder} needs its own code, which prunus never runs") from error
         raise PrunusError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+
+
+def is_known_type(folder: Path) -> bool:
+    """Whether the folder has no config.json, or one of a type of model that transformers knows."""
+    from transformers import CONFIG_MAPPING
+
+    path = folder / "config.json"
+    return not path.is_file() or read_object(path).get("model_type") in [*CONFIG_MAPPING]
+
+
+def differs_from_file(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> bool:
+    """Whether a tokenizer encodes a probe to other ids than the tokenizer.json that it was loaded from."""
+    from tokenizers import Tokenizer
+
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return any(
+        tokenizer.encode(text, add_special_tokens=False) != file.encode(text, add_special_tokens=False).ids
+        for text in TOKENIZER_PROBES
+    )
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a message unless it was printed before."""
+    progress.say(text)
 
 
 def load_end_ids(folder: Path, vocabulary: int) -> frozenset[int]:

@@ -112,16 +112,24 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
     usual = EngineOptions()
 
     @wraps(function)
-    def call(*args: Any, engine_args: str | None, url: str | None, served_model: str | None, **rest: Any) -> None:
-        told = {key: rest.pop(key) for key in ("concurrency", "timeout", "sparse")}
-        engine = EngineOptions(parse_args(engine_args), url, served_model, **told)
+    def call(*args: Any, engine_args: str | None, **rest: Any) -> None:
+        told = {key: rest.pop(key) for key in ("url", "served_model", "tokenizer", "concurrency", "timeout", "sparse")}
+        engine = EngineOptions(parse_args(engine_args), **told)
         function(*args, engine=engine, **rest)
 
     options = (
         _engine_option("args", "--engine-args", "arguments of vllm.LLM.", metavar="JSON"),
         _engine_option("url", "--url", "the server's address, such as http://localhost:8000/v1."),
         _engine_option("served_model", "--served-model", "the server's name for MODEL, if it differs.", metavar="NAME"),
-        _engine_option("concurrency", "--concurrency", "simultaneous requests.", default=usual.concurrency),
+        _engine_option(
+            "tokenizer",
+            "--tokenizer",
+            "the served model's tokenizer; MODEL is then only its name.",
+            metavar="FOLDER|HUB-ID",
+        ),
+        _engine_option(
+            "concurrency", "--concurrency", "most simultaneous requests; the default follows the server.", type=int
+        ),
         _engine_option("timeout", "--timeout", "timeout of a request, in seconds.", default=usual.timeout),
         _engine_option(
             "sparse", "--sparse/--no-sparse", "multiply packed weights with the sparse kernel.", default=usual.sparse

@@ -6,12 +6,13 @@ are generated, graded and written in one transaction. A resumed run has the same
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunus import progress
-from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.model_folder import ModelFacts
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
@@ -64,8 +65,8 @@ def evaluate(
         )
     engine = engine or EngineOptions()
     engine.check(plan.backend)
-    folder, path = resolve(model), Path(store)
-    checkpoint, kernel = open_for(plan.backend, folder, device, engine)
+    checkpoint, kernel, engine = opened_model(model, plan.backend, device, engine)
+    folder, path = checkpoint.folder, Path(store)
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel)
     if holds_all(path, work, device if measure_seconds else None):
         return work.run_id
@@ -81,6 +82,20 @@ def evaluate(
             if measure_seconds and is_untimed(opened, work, device):
                 measure_run(opened, work, backend, checkpoint)
     return work.run_id
+
+
+def opened_model(
+    model: str | Path, backend: str, device: str, engine: EngineOptions
+) -> tuple[ModelFacts, str | None, EngineOptions]:
+    """The model for a backend, the kernel as open_for returns it, and the engine's options.
+
+    With engine.tokenizer the model is only what a server tells of it, under the name `model`.
+    """
+    if engine.tokenizer is None:
+        return *open_for(backend, resolve(model), device, engine), engine
+    from prunus.evaluation.backends.served import ServedModel
+
+    return ServedModel(str(model), engine), None, replace(engine, served_model=engine.served_model or str(model))
 
 
 def holds_all(path: Path, work: ResolvedPlan, timed_on: str | None) -> bool:
@@ -100,12 +115,12 @@ def is_untimed(store: Store, work: ResolvedPlan, device: str) -> bool:
     return machine_of(pick(device)) not in store.timings(work.run_id)
 
 
-def measure_run(store: Store, work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) -> None:
+def measure_run(store: Store, work: ResolvedPlan, backend: Backend, checkpoint: ModelFacts) -> None:
     """Measure the speed of a run's model on this machine and store it."""
     store.set_timing(work.run_id, *speed_here(work, backend, checkpoint))
 
 
-def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFolder) -> tuple[str, dict[str, Any]]:
+def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFacts) -> tuple[str, dict[str, Any]]:
     """The name of this machine, and the speed of the run's model on it."""
     from prunus.evaluation.latency import machine_of, measure
 

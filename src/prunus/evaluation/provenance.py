@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prunus.checkpoint.model_folder import ModelFolder, is_packed
+from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder, is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION
@@ -17,6 +17,8 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
 
     Raises PrunusError for a packed folder and a backend that cannot read it.
     """
+    if BACKENDS[backend].loads_itself:
+        return EngineFolder(folder), None
     if not BACKENDS[backend].reads_packed or not is_packed(folder):
         return ModelFolder(folder), None
     from prunus.evaluation.backends.loading import runs_sparse
@@ -24,15 +26,15 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
     return PackedCheckpoint(folder), "sparse" if runs_sparse(folder, device, engine.sparse) else None
 
 
-def describe_model(model: str | Path, checkpoint: ModelFolder, kernel: str | None = None) -> dict[str, Any]:
+def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None = None) -> dict[str, Any]:
     """The description of a model that the store keeps: name, source, checksum, manifest, parameters and blocks.
 
     name: the last part of a folder's path, else `model`. A kernel is added to the steps in the manifest, so that tables
     distinguish the packed model from its dense equal; the quantisation of a model that is read quantised is added too.
     """
     steps: list[tuple[str, dict[str, Any]]] = []
-    if checkpoint.quantised is not None:
-        steps.append(("quantise", {"method": checkpoint.quantised}))
+    if checkpoint.quantisation is not None:
+        steps.append(("quantise", {"method": checkpoint.quantisation}))
     if kernel is not None:
         steps.append(("pack", {"kernel": kernel}))
     manifest, source = checkpoint.manifest, {"name": str(model), "checksum": checkpoint.checksum()}

@@ -179,6 +179,9 @@ class Backend(ABC):
         """The engine and all settings that its results may depend on, to be stored with a run."""
         return {}
 
+    def check_stops(self, stops: frozenset[int]) -> None:  # noqa: B027  most backends stop at any id
+        """Raise PrunusError unless the engine stops at each of these ids."""
+
     def close(self) -> None:  # noqa: B027  most backends have nothing to release
         """Release processes and connections."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.budgets import OFF, without_off
-from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.model_folder import ModelFacts
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles import (
@@ -79,7 +79,7 @@ class ResolvedPlan:
 
 
 def resolve_plan(
-    checkpoint: ModelFolder, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
+    checkpoint: ModelFacts, tokenizer: "PreTrainedTokenizerBase", plan: EvalPlan, kernel: str | None = None
 ) -> ResolvedPlan:
     """The plan with problems, profile, sampling and caps for one model. kernel: as open_for returns it.
 
@@ -230,8 +230,11 @@ def check_off_context(
 def check_engine(work: ResolvedPlan, backend: Backend) -> None:
     """Raise PrunusError unless every chain fits into the context with which the engine was started, if that is known.
 
-    An answer that the model's context cuts off must not be cut off earlier by the engine's.
+    An answer that the model's context cuts off must not be cut off earlier by the engine's. A backend may also refuse
+    the plan's stops.
     """
+    markers = work.rules.markers
+    backend.check_stops(markers.think_stops | markers.answer_stops)
     if backend.context is not None:
         budget, rules = work.largest_budget, work.rules
         caps = [

@@ -18,13 +18,13 @@ from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.contamination import evaluation_set, question_digest
 from prunus.disk import disk_errors, locked, write_text
-from prunus.engines import EngineOptions
+from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pace import Pace
-from prunus.evaluation.pipeline import graded, run_batch
+from prunus.evaluation.pipeline import graded, opened_model, run_batch
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, resolve_plan
 from prunus.evaluation.tasks import Problem
 from prunus.progress import Steps
@@ -58,8 +58,14 @@ def traces(
     """
     started, target = time.monotonic(), Path(out)
     check_target(target, overwrite)
-    folder = resolve(model)
-    work = resolve_plan(ModelFolder(folder), load_tokenizer(folder), recipe.plan())
+    engine = engine or EngineOptions()
+    engine.check(recipe.backend)
+    if BACKENDS[recipe.backend].loads_itself:
+        checkpoint, _, engine = opened_model(model, recipe.backend, device, engine)
+    else:
+        checkpoint = ModelFolder(resolve(model))
+    folder = checkpoint.folder
+    work = resolve_plan(checkpoint, load_tokenizer(folder), recipe.plan())
     check_problems(work.problems)
     longest = sum(len(work.prompts[index]) + recipe.max_tokens for batch in work.batches for index, _ in batch)
     with (

@@ -8,10 +8,12 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve, tiny_folder
+from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.hashing import content_hash
@@ -116,8 +118,8 @@ def folder_of(study: Study, name: str) -> Path:
 
 def open_model(study: Study, name: str, folder: Path) -> Model:
     """Return a model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it."""
-    checkpoint = Checkpoint(folder)
-    if checkpoint.quantised is not None:
+    checkpoint = checkpoint_of(study, folder)
+    if checkpoint.quantised is not None and isinstance(checkpoint, Checkpoint):
         way = f"run `prunus dequantize {name} OUT` and name OUT"
         study.fail(study.models_line, f"'{name}' is in {checkpoint.quantised}, whose weights cannot be swapped: {way}")
     tokenizer = load_tokenizer(folder)
@@ -130,6 +132,16 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
         study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
     cells = [Cell(v, number, plan_of_variant(plan, v)) for number, plan in enumerate(resolved) for v in variants]
     return Model(name, checkpoint, tokenizer, variants, cells)
+
+
+def checkpoint_of(study: Study, folder: Path) -> Checkpoint:
+    """The opened model: blocks are needed only where variants are made of it or this process runs it.
+
+    Else it may be any model that the engine supports, and what is returned is an EngineFolder, which suffices then.
+    """
+    if BACKENDS[study.backend].loads_itself and not study.entries:
+        return cast(Checkpoint, EngineFolder(folder))
+    return Checkpoint(folder)
 
 
 def plan_of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:

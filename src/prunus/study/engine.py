@@ -29,7 +29,7 @@ class Engine:
     """Holds one dense model at a time: `with Engine(study, device) as engine: ...`."""
 
     def __init__(self, study: Study, device: str) -> None:
-        self.name, self.options, self.device = study.backend, study.engine, device
+        self.study, self.name, self.options, self.device = study, study.backend, study.engine, device
         self.model: Model | None = None
         self.backend: Backend | None = None
         self.stack = ExitStack()

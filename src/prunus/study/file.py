@@ -174,6 +174,9 @@ class _Reader:
             )
         for key, value in table.items():
             self.check_type("engine", key, 0, value, hints[key])
+        if "tokenizer" in table:
+            message = "'tokenizer' is for `prunus eval`: a study reads its models' folders, which have theirs"
+            self.fail("engine", "tokenizer", 0, message)
         try:
             options = EngineOptions(**table)
             options.check(backend)

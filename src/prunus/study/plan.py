@@ -18,7 +18,7 @@ from prunus.recipes import DropRecipe
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.results.token_use import chains_of, sampled_tokens
-from prunus.study.cells import Cell, Model, Variant, check_apart, open_model, plan_names, variants_of
+from prunus.study.cells import Cell, Model, Variant, check_apart, checkpoint_of, open_model, plan_names, variants_of
 from prunus.study.engine import Engine
 from prunus.study.file import Study, read_study
 from prunus.study.offline_plan import PlannedCell, chain_tokens, local_folder, plan_from_catalogue, unread_tasks
@@ -69,7 +69,7 @@ def plan_study(
     for name, folder in folders.items():
         if folder is None or unread:
             if folder is not None:
-                variants_of(study, Checkpoint(folder))
+                variants_of(study, checkpoint_of(study, folder))
             cells += plan_from_catalogue(study, name)
             disk = None
             continue

@@ -18,17 +18,19 @@ from typing import Any
 import httpx2 as httpx
 
 from prunus import progress
-from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.resolve import load_end_ids, load_tokenizer
+from prunus.checkpoint.model_folder import EngineFolder
+from prunus.checkpoint.resolve import load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of
 from prunus.evaluation.backends.transport import STAYS, TRIES, in_thread, new_client, pause, reply_of, run
-from prunus.evaluation.profiles import PROFILES, decode, find_token
+from prunus.evaluation.profiles import decode
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
+PROBED_IDS = 6  # by which a server's tokenizer is told from another one
 # Path and key of a server's version, by its owner.
 VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}
 
@@ -49,15 +51,15 @@ class OpenAIBackend(Backend):
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
         assert engine.url is not None
         self.folder, self.engine = folder, engine
-        self.url = engine.url.rstrip("/").removesuffix("/completions")
-        if not self.url.endswith("/v1"):
-            self.url += "/v1"
-        self.unknown = range(vocabulary, ModelFolder(folder).vocabulary)
+        self.url = api_of(engine.url)
+        # Without the model's configuration its vocabulary is that of the tokenizer, unless the server tells it.
+        size = vocabulary if engine.tokenizer else EngineFolder(folder).vocabulary
+        self.unknown = range(vocabulary, size)
         self.completions = self.url + "/completions"
         self.name, self.server, self.context = "", "", None
         self.stop_texts, self.token_ids, self.warned = False, "ids", False
         self.tokenizer = load_tokenizer(folder)
-        self.ends = load_end_ids(folder, vocabulary).difference(markers_of(self.tokenizer))
+        self.probed = set[int]()  # stops at which the server was seen to stop
 
     @classmethod
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "OpenAIBackend":
@@ -97,7 +99,7 @@ class OpenAIBackend(Backend):
         async with new_client(self.engine) as client:
             try:
                 while True:
-                    while len(running) < self.engine.concurrency and (number := pick()) is not None:
+                    while len(running) < (self.engine.concurrency or 64) and (number := pick()) is not None:
                         request = waiting.requests[number]
                         running[asyncio.create_task(self._complete(client, request, sampling))] = number
                     if not running:
@@ -307,22 +309,12 @@ class OpenAIBackend(Backend):
 
     async def _find_model(self, client: httpx.AsyncClient) -> None:
         """Set the name of our model on the server, the kind of server and its context length."""
-        reply = await reply_of(client, self.url, "GET", self.url + "/models", tries=1)
-        models = reply.get("data") if isinstance(reply, dict) else None
-        if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
-            raise PrunusError(f"{self.url} does not list its models; is this an OpenAI-compatible server?")
-        wanted = {self.engine.served_model} if self.engine.served_model else names_of(self.folder)
-        found = [m for m in models if wanted & {m["id"], *(m.get("aliases") or ())}]
-        if not found and not self.engine.served_model:
-            found = [m for m in models if m.get("root") in wanted]
-        if not found:
-            served = ", ".join(str(model["id"]) for model in models) or "none"
-            asked = self.engine.served_model or self.folder.name
-            raise PrunusError(
-                f"{self.url} does not serve '{asked}' but {served}; if that is the same model, add --served-model NAME"
-            )
-        self.name, self.context = found[0]["id"], found[0].get("max_model_len")
-        self.server = str(found[0].get("owned_by") or "unknown")
+        entry = await find_model(client, self.url, names_of(self.folder), self.engine.served_model)
+        self.name, self.context = entry["id"], context_of(entry)
+        self.server = str(entry.get("owned_by") or "unknown")
+        told = meta_of(entry).get("n_vocab")
+        if isinstance(told, int) and self.engine.tokenizer:
+            self.unknown = range(self.unknown.start, max(self.unknown.start, told))
         if self.server == "me":
             raise PrunusError(
                 f"{self.url} is llama-cpp-python's server, which takes texts and no token ids: llama.cpp's own,"
@@ -330,7 +322,6 @@ class OpenAIBackend(Backend):
             )
         root = self.url.removesuffix("/v1")
         if self.is_llama_cpp:
-            self.context = (found[0].get("meta") or {}).get("n_ctx")
             self.completions = root + "/completion"
         if where := VERSION_AT.get(self.server):
             with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):  # a proxy may not forward this path
@@ -347,6 +338,7 @@ class OpenAIBackend(Backend):
         first = (await probe(GREEDY, nothing, nothing, 0)).ids
         if not first:
             raise PrunusError(f"{self.url} answers a probe with no token; check that it serves the model")
+        await self._check_tokenizer(client, prompt)
         stop = frozenset(first[:1])
         for self.stop_texts in (False, True):
             found = await probe(GREEDY, stop, nothing, 0)
@@ -360,18 +352,52 @@ class OpenAIBackend(Backend):
         banned = (await self._once(client, free, GREEDY, self._bias(stop))).ids
         if not banned or banned[0] in stop:
             raise PrunusError(f"{self.url} ignores logit_bias, so that markers could not be banned from answers")
-        # Special tokens may be treated differently, so the server is forced to sample each of them.
-        for marker in [*markers_of(self.tokenizer), *sorted(self.ends)]:
-            request = Request(prompt, PROBE_TOKENS, frozenset({marker}), nothing, 0)
-            found = await self._once(client, request, GREEDY, {str(marker): ALWAYS})
-            if found != Completion([], marker):
-                [text] = self._texts([marker])
-                raise PrunusError(f"{self.url} does not stop at {text}: thinking and answers could not be told apart")
         drawn = [(await probe(PROBE_SAMPLING, nothing, nothing, seed)).ids for seed in (1, 1, 2, 2, 3, 3)]
         repeated = any(drawn[at] == drawn[at + 1] for at in (0, 2, 4))
         if not repeated or len(set(map(tuple, drawn))) == 1:
             hint = ", unless it is started with --enable-deterministic-inference" if self.server == "sglang" else ""
             raise PrunusError(f"{self.url} ignores seed{hint}: draws could not be reproduced")
+
+    async def _check_tokenizer(self, client: httpx.AsyncClient, prompt: list[int]) -> None:
+        """Raise PrunusError if the text that the server has for an id, which it is made to sample, is not ours."""
+        nothing, texts = frozenset[int](), dict[int, str]()
+        for token in told_apart_by(self.tokenizer, self.unknown.start):
+            payload = self._payload(Request(prompt, 1, nothing, nothing, 0), GREEDY)
+            payload["logit_bias"] = {str(token): ALWAYS}
+            reply = await reply_of(client, self.url, "POST", self.completions, payload)
+            try:
+                theirs = (llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0])["text"]
+            except (KeyError, IndexError, TypeError) as error:
+                raise PrunusError(f"{self.url} answers a probe with an incomplete reply") from error
+            texts[token] = str(theirs).strip()
+        if len(set(texts.values())) == 1:
+            return  # the server ignores the bias, which is said later
+        for token, theirs in texts.items():
+            ours = decode(self.tokenizer, [token]).strip()
+            if theirs != ours:
+                raise PrunusError(
+                    f"the tokenizer of {self.folder} is not that of {self.url}: id {token} is '{ours[:40]}' here and"
+                    f" '{theirs[:40]}' there"
+                )
+
+    def check_stops(self, stops: frozenset[int]) -> None:
+        """As Backend.check_stops. Special tokens may be treated differently, so the server is made to sample each."""
+
+        async def check() -> None:
+            prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)
+            async with new_client(self.engine) as client:
+                for stop in sorted(stops - self.probed):
+                    request = Request(prompt, PROBE_TOKENS, frozenset({stop}), frozenset(), 0)
+                    found = await self._once(client, request, GREEDY, {str(stop): ALWAYS})
+                    if found != Completion([], stop):
+                        [text] = self._texts([stop])
+                        raise PrunusError(
+                            f"{self.url} does not stop at {text}: thinking and answers could not be told apart"
+                        )
+                    self.probed.add(stop)
+
+        if stops - self.probed:
+            run(check())
 
 
 def after(request: Request, ids: list[int]) -> Request:
@@ -394,11 +420,17 @@ def llama_cpp_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
     return {"token_ids": reply["tokens"], "text": reply["content"], "finish_reason": finish}
 
 
-def markers_of(tokenizer: Any) -> list[int]:
-    """Return the ids of all stops of all profiles that are single tokens of this tokenizer."""
-    texts = {text for profile in PROFILES.values() for text in (*profile.think_stops, *profile.answer_stops)}
-    found = (find_token(tokenizer, text) for text in sorted(texts))
-    return [token for token in found if token is not None]
+def told_apart_by(tokenizer: Any, vocabulary: int) -> list[int]:
+    """Return some ids, spread over a vocabulary of this size, whose texts are words that no other id has."""
+    found: list[int] = []
+    special = set(tokenizer.all_special_ids)
+    for part in range(PROBED_IDS):
+        for token in range(part * vocabulary // PROBED_IDS, (part + 1) * vocabulary // PROBED_IDS):
+            text = decode(tokenizer, [token]).strip()
+            if len(text) > 1 and text.isascii() and text.isalnum() and token not in special:
+                found.append(token)
+                break
+    return found
 
 
 def names_of(folder: Path) -> set[str]:

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from prunus.checkpoint.architecture import Architecture
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import plain_experts
-from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.packed.commands import read_variant
 from prunus.checkpoint.safetensors_file import read_header
 from prunus.engines import EngineOptions
@@ -332,7 +332,7 @@ def dtype_for(folder: Path, kind: str) -> str:
     """Return the dtype by the rule of the backend hf: bfloat16 on a GPU; on a CPU float32 for small models."""
     if kind != "cpu":
         return "bfloat16"
-    model = ModelFolder(folder)
+    model = EngineFolder(folder)
     return "float32" if model.quantised is None and model.parameters <= FLOAT32_PARAMETERS else "auto"
 
 

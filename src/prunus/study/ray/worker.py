@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 import prunus
 from prunus import progress
-from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import pick
@@ -28,7 +27,7 @@ from prunus.evaluation.pipeline import Done, answer_batch, speed_here
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine
-from prunus.study.cells import Model, Variant
+from prunus.study.cells import Model, Variant, checkpoint_of
 from prunus.study.engine import Engine
 from prunus.study.file import Study
 from prunus.study.variants import MAKING, VARIANTS, kept_folder, make_variant, variant_files
@@ -161,7 +160,7 @@ class Worker:
         if self.model is None or self.model.name != name:
             self.release()
             wanted: ModelRef = fetch(reference)
-            checkpoint = Checkpoint(resolve(wanted.name))
+            checkpoint = checkpoint_of(self.engine.study, resolve(wanted.name))
             if checkpoint.checksum() != wanted.checksum:
                 raise PrunusError(f"'{name}' has other weights here than where the study was started")
             self.works = wanted.works

@@ -1,0 +1,125 @@
+"""What a server says of a model: by which name, in which context; and a model of which only the tokenizer is here."""
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2 as httpx
+
+from prunus.checkpoint.model_folder import UNLIMITED
+from prunus.checkpoint.resolve import load_tokenizer, resolve_tokenizer
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+from prunus.evaluation.backends.transport import new_client, reply_of, run
+from prunus.hashing import content_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What llama.cpp tells of a model, and does not change with the server's options.
+OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
+
+
+def api_of(url: str) -> str:
+    """The address of the API, ending in /v1, from what the user gave."""
+    url = url.rstrip("/").removesuffix("/completions").rstrip("/")
+    return url if url.endswith("/v1") else url + "/v1"
+
+
+async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str], asked: str | None) -> dict[str, Any]:
+    """The server's entry for a model that has one of these names. url: ends in /v1.
+
+    asked: the name that the user gave with --served-model, if any. Raises PrunusError if the server has no such model.
+    """
+    reply = await reply_of(client, url, "GET", url + "/models", tries=1)
+    models = reply.get("data") if isinstance(reply, dict) else None
+    if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
+        raise PrunusError(f"{url} does not list its models; is this an OpenAI-compatible server?")
+    wanted = {asked} if asked else set(names)
+    found = [m for m in models if wanted & {m["id"], *(m.get("aliases") or ())}]
+    if not found and not asked:
+        found = [m for m in models if m.get("root") in wanted]
+    if not found:
+        served = ", ".join(str(model["id"]) for model in models) or "none"
+        name = asked or min(names, key=len)
+        raise PrunusError(
+            f"{url} does not serve '{name}' but {served}; if that is the same model, add --served-model NAME"
+        )
+    return found[0]
+
+
+def context_of(entry: Mapping[str, Any]) -> int | None:
+    """The maximum number of ids per chain in the server's entry for a model; None if it has none."""
+    found = entry.get("max_model_len") or meta_of(entry).get("n_ctx")
+    return found if isinstance(found, int) else None
+
+
+def meta_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What llama.cpp adds to its entry for a model; empty for other servers."""
+    meta = entry.get("meta")
+    return meta if isinstance(meta, dict) else {}
+
+
+class ServedModel:
+    """A model behind a server, of which only the tokenizer is on this machine.
+
+    It is a ModelFacts. folder: of the tokenizer. Its checksum is a hash of the model's name,
+    of what the server tells of it (not its address, context or version) and of the tokenizer. A server does not tell
+    its weights, so another model under the same name would continue the run.
+    """
+
+    blocks = 0
+
+    def __init__(self, name: str, engine: EngineOptions) -> None:
+        """Ask the server. name: MODEL of the command. Raises PrunusError if it is not reached or lacks the model."""
+        assert engine.url is not None and engine.tokenizer is not None
+        self.name, self.folder = name, resolve_tokenizer(engine.tokenizer)
+        self.manifest: dict[str, Any] = {}
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.folder)
+        self.entry = run(_ask(engine, name))
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a sequence on the server."""
+        return context_of(self.entry) or UNLIMITED
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of weights, which only llama.cpp tells."""
+        found = meta_of(self.entry).get("n_params")
+        return found if isinstance(found, int) else None
+
+    @property
+    def quantisation(self) -> str | None:
+        """Bits per weight as llama.cpp tells them, where they are fewer than 16; None from other servers."""
+        size, meta = self.parameters, meta_of(self.entry)
+        bits = 8 * meta["size"] / size if size and isinstance(meta.get("size"), int) else 16.0
+        return f"{bits:.2g} bits per weight" if bits < 15 else None
+
+    def checksum(self) -> str:
+        """The hash that identifies the model."""
+        return self._checksum
+
+    @cached_property
+    def _checksum(self) -> str:
+        root, meta = str(self.entry.get("root") or ""), meta_of(self.entry)
+        told = {key: meta[key] for key in OF_MODEL if key in meta}
+        where = Path(root).name if root.startswith("/") else root
+        words = sorted(self.tokenizer.get_vocab().items())
+        return content_hash(
+            {
+                "served": self.name,
+                "id": self.entry["id"],
+                "root": where,
+                "told": told,
+                "vocabulary": words,
+                "template": self.tokenizer.chat_template,
+            },
+            64,
+        )
+
+
+async def _ask(engine: EngineOptions, name: str) -> dict[str, Any]:
+    async with new_client(engine) as client:
+        return await find_model(client, api_of(engine.url or ""), {name}, engine.served_model)
