@@ -152,6 +152,17 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     assert study.plans[0].budgets == (512, 1024, 2048, 4096, 8192) and study.plans[0].samples == 3
 
 
+def test_the_gsm8k_example_is_planned_without_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    plan = prunus.plan_study(EXAMPLES / "gsm8k.toml", out=tmp_path / "out")
+    names = [f"{method}-{sparsity}" for method in ("wanda", "magnitude") for sparsity in (10, 20, 30, 50)]
+    names[3:4] = ["wanda-50-calibrationtraces:gsm8k-own.jsonl", "wanda-50-calibrationc4", "wanda-50-recovered"]
+    names += ["sparsegpt-50", "sparsegpt-50-recovered", "shortgpt-1", "shortgpt-2"]
+    assert {cell["variant"] for cell in plan["cells"]} == {"dense", *names} and len(plan["cells"]) == 15
+    assert plan["totals"]["answers"] == 15 * 100 * 4
+
+
 @pytest.mark.slow
 def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pages, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere

@@ -170,6 +170,13 @@ def test_gsm8k_takes_what_follows_the_hashes(hub):
     assert (problems[12].id, problems[12].question, problems[12].answer) == ("gsm8k/0012", "q12", "1012")
 
 
+def test_gsm8k_train_is_another_split_with_ids_of_its_own(hub):
+    calls = hub([{"question": f"q{i}", "answer": f"#### {i}"} for i in range(7473)])
+    problem = load_task("gsm8k-train")[7472]
+    assert calls == [("openai/gsm8k", "main", {"split": "train"})]
+    assert (problem.id, problem.task, problem.answer) == ("gsm8k-train/7472", "gsm8k-train", "7472")
+
+
 def test_math500_keeps_latex(hub):
     hub([{"problem": "p", "answer": r"\frac{1}{2}", "unique_id": f"test/x/{i}.json", "level": 1} for i in range(500)])
     problem = load_task("math500", 1)[0]

@@ -158,3 +158,11 @@ def test_what_vllm_refuses_is_one_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(PrunusError, match=r"is not what the installed vLLM .* runs on cpu"):
         VLLMBackend.load(tiny_folder(), "cuda", len(TOKENIZER), EngineOptions())
+
+
+def test_sampling_many_prompts_at_once():
+    """More prompt tokens than one step of vLLM takes on a CPU, where it cannot sample after a part of a prompt."""
+    prompts = [[*(TOKENIZER.encode("What is the sum of these? 1 2 3. ") * 30)[:299], 70 + n] for n in range(30)]
+    with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EAGER) as backend:
+        found = complete(backend, prompts, [4] * 30, frozenset(), frozenset(), range(30), WARM)
+    assert [len(one.ids) for one in found] == [4] * 30

@@ -80,6 +80,9 @@ class VLLMBackend(Backend):
         if device not in ("auto", kind) and device.partition(":")[0] != kind:
             raise PrunusError(f"device '{device}' is not what the installed vLLM {version} supports: it runs on {kind}")
         ours: dict[str, Any] = {"dtype": dtype_for(folder, kind), "use_tqdm_on_load": False, "seed": 0}
+        if kind == "cpu":
+            # After part of a prompt vLLM 0.32 sets back the request's generator, which fails on a CPU.
+            ours["enable_chunked_prefill"] = False
         fixed = {
             "model": str(folder),
             "skip_tokenizer_init": True,

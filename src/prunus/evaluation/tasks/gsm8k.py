@@ -1,18 +1,28 @@
 """GSM8K (Cobbe et al. 2021, arXiv:2110.14168): grade-school word problems, whole-number answers. MIT licence."""
 
+from functools import partial
+
 from prunus.evaluation.tasks.hub import hub_rows, row_field
 from prunus.evaluation.tasks.local import gold_integer
 from prunus.evaluation.tasks.problem import Problem, Task
 
 
-def load() -> list[Problem]:
-    """Return the 1319 test problems; the gold answer is the number after `####`, without thousands commas."""
+def load(task: str, split: str, count: int) -> list[Problem]:
+    """Return the problems of a split; the gold answer is the number after `####`, without thousands commas."""
     problems = []
-    for index, row in enumerate(hub_rows("gsm8k", "openai/gsm8k", "main", "test", 1319)):
-        question = row_field("gsm8k", row, "question", "problem")
-        answer = gold_integer(row_field("gsm8k", row, "answer").rpartition("####")[2].replace(",", "").strip())
-        problems.append(Problem(f"gsm8k/{index:04d}", "gsm8k", question, answer, "integer"))
+    for index, row in enumerate(hub_rows(task, "openai/gsm8k", "main", split, count)):
+        question = row_field(task, row, "question", "problem")
+        answer = gold_integer(row_field(task, row, "answer").rpartition("####")[2].replace(",", "").strip())
+        problems.append(Problem(f"{task}/{index:04d}", task, question, answer, "integer"))
     return problems
 
 
-TASKS = (Task("gsm8k", "openai/gsm8k, main, test", "integer", "1319 grade-school word problems", load),)
+def _task(name: str, split: str, count: int, description: str) -> Task:
+    source, loader = f"openai/gsm8k, main, {split}", partial(load, name, split, count)
+    return Task(name, source, "integer", f"{count} grade-school word problems{description}", loader)
+
+
+TASKS = (
+    _task("gsm8k", "test", 1319, ""),
+    _task("gsm8k-train", "train", 7473, " outside gsm8k, for `prunus traces`"),
+)
