@@ -1,15 +1,18 @@
 """Write src/prunus/data/held_out.txt, the hashes of evaluation questions that calibration must not contain.
 
 python scripts/held_out.py [FOLDER with gsm8k_test.jsonl, math500.jsonl, aime24.jsonl, aime25.jsonl, amc23.jsonl]
+python scripts/held_out.py --hub [TASK ...]
 
-Without a folder, only the lines of the tiny reasoner's sets are written again; the others stay.
+Only the lines of sets that are read are written again; the others stay. The tiny reasoner's are always written. --hub
+fetches tasks with `datasets` (gpqa_diamond needs a login); without names, those that the file lacks.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from prunus.contamination import FILE, file_text
+from prunus.contamination import FILE, file_text, question_digest
+from prunus.evaluation.tasks import TASKS, load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, FRESH_SEED, HELD_OUT_PER_CELL, VALIDATION_SEED, problem_set
 
 HUB = {"gsm8k": "gsm8k_test", "math500": "math500", "aime24": "aime24", "aime25": "aime25", "amc23": "amc23"}
@@ -21,21 +24,39 @@ def question_of(row: dict) -> str:
     return next(row[field] for field in FIELDS if field in row)
 
 
+def stored(text: str) -> dict[str, list[str]]:
+    """Return the digests of each set in the content of the file."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("# "):
+            found[line[2:]] = []
+        else:
+            found[next(reversed(found))].append(line)
+    return found
+
+
+def missing(sets: dict[str, list[str]]) -> list[str]:
+    """Return the tasks from the hub that the file lacks."""
+    return [name for name, task in TASKS.items() if not task.source.startswith("generated") and name not in sets]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
-    folder = parser.parse_args().folder
+    parser.add_argument("--hub", nargs="*", metavar="TASK")
+    given = parser.parse_args()
     seeds = (EVALUATION_SEED, FRESH_SEED, VALIDATION_SEED)
-    tiny = [problem.question for seed in seeds for problem in problem_set(seed, HELD_OUT_PER_CELL)]
-    if folder is None:
-        others = FILE.read_text().partition("# gsm8k\n")
-        FILE.write_text(file_text([("tiny", tiny)]) + others[1] + others[2])
-        return
-    sets = [("tiny", tiny)]
-    for name, file in HUB.items():
-        rows = map(json.loads, (folder / f"{file}.jsonl").read_text().splitlines())
-        sets.append((name, [question_of(row) for row in rows]))
-    FILE.write_text(file_text(sets))
+    sets = stored(FILE.read_text())
+    read = {"tiny": [problem.question for seed in seeds for problem in problem_set(seed, HELD_OUT_PER_CELL)]}
+    if given.folder is not None:
+        for name, file in HUB.items():
+            rows = map(json.loads, (given.folder / f"{file}.jsonl").read_text().splitlines())
+            read[name] = [question_of(row) for row in rows]
+    if given.hub is not None:
+        for name in given.hub or missing(sets):
+            read[name] = [problem.question for problem in load_task(name)]
+    digests = {name: [question_digest(question) for question in questions] for name, questions in read.items()}
+    FILE.write_text(file_text((sets | digests).items()))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ from itertools import permutations
 from pathlib import Path
 from types import ModuleType
 
+import held_out
 import pytest
 
-from prunus.contamination import question_digest
+from prunus.contamination import FILE, file_text, question_digest
 from prunus.errors import PrunusError
+from prunus.evaluation.grading import Grader
 from prunus.evaluation.tasks import TASKS, Problem, load_task, prompt_text
 from prunus.evaluation.tasks.gpqa_diamond import option_order
+from prunus.evaluation.traces import check_problems
 
 DATA = Path(__file__).parent / "data"
 
@@ -183,7 +186,7 @@ def test_math500_keeps_latex(hub):
     assert (problem.id, problem.answer, problem.kind) == ("math500/test/x/0.json", r"\frac{1}{2}", "math")
 
 
-@pytest.mark.parametrize(("name", "count"), [("aime24", 30), ("aime25", 30), ("amc23", 40)])
+@pytest.mark.parametrize(("name", "count"), [("aime24", 30), ("aime25", 30), ("aime26", 30), ("amc23", 40)])
 @pytest.mark.parametrize("keys", [("problem", "answer"), ("question", "answer"), ("Problem", "Answer")])
 def test_contests_read_numbers_in_every_dress(hub, name, count, keys):
     """27.0 (a float copy of AMC), 073 and 9 are 27, 73 and 9."""
@@ -199,6 +202,139 @@ def test_aime_answers_lie_in_0_to_999(hub, answer):
     hub([{"problem": "p", "answer": answer if i == 17 else "999"} for i in range(30)])
     with pytest.raises(PrunusError, match=f"answer {answer} of row 17 is outside 0 to 999"):
         load_task("aime25")
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "count"),
+    [
+        ("hmmt_feb25", "MathArena/hmmt_feb_2025", 30),
+        ("hmmt_nov25", "MathArena/hmmt_nov_2025", 30),
+        ("hmmt_feb26", "MathArena/hmmt_feb_2026", 33),
+    ],
+)
+def test_hmmt_has_formulas_as_answers(hub, name, repo, count):
+    row = {"problem": " p ", "answer": r"8\sqrt{10}", "problem_type": ["Algebra"]}
+    calls = hub([row | {"problem_idx": i + 1} for i in range(count)])
+    problems = load_task(name)
+    assert calls == [(repo, None, {"split": "train"})] and len({p.id for p in problems}) == count
+    assert (problems[7].id, problems[7].question, problems[7].kind) == (f"{name}/07", "p", "math")
+    assert problems[7].answer == r"8\sqrt{10}"
+
+
+# Made answers in the forms that HMMT's have, and whether each means the same as the gold answer.
+FORMULAS = [
+    (r"\frac{1}{576}", r"\boxed{1/576}", True),
+    (r"\frac{1}{576}", r"\boxed{0.0017}", False),
+    (r"8\sqrt{10}", r"\boxed{\sqrt{640}}", True),
+    (r"8\sqrt{10}", r"\boxed{8\sqrt{11}}", False),
+    (r"1-\frac{2}{\pi}", r"\boxed{\frac{\pi-2}{\pi}}", True),
+    (r"1-\frac{2}{\pi}", r"\boxed{\frac{2}{\pi}}", False),
+    (r"2^{26}\binom{26}{13}", r"\boxed{2^{26}\cdot 10400600}", True),
+    (r"\frac{-1+\sqrt{17}}{2},\frac{-1-\sqrt{17}}{2}", r"\boxed{\frac{-1\pm\sqrt{17}}{2}}", True),
+    (r"\frac{-1+\sqrt{17}}{2},\frac{-1-\sqrt{17}}{2}", r"\boxed{\frac{-1+\sqrt{17}}{2}}", False),
+    ("(7,13)", r"\boxed{(7, 13)}", True),
+    ("(7,13)", r"\boxed{(13, 7)}", False),
+    (r"3^{100}-2\cdot 2^{100}", r"\boxed{3^{100}-2^{101}}", True),
+    (r"3^{100}-2\cdot 2^{100}", r"\boxed{3^{100}-2^{100}}", False),
+    (r"\sqrt{\frac{2}{3}}", r"\boxed{\frac{\sqrt6}{3}}", True),
+    ("-984", r"\boxed{984}", False),
+    ("$105$", "The answer is 105.", True),
+]
+OPTIONS = ("iron", "gold", "tin", "I and II only", "zinc", "lead", "copper", "silver", "neither I nor II", "argon")
+# Made answers to a question with ten options, and the letter that each names.
+LETTERS = [
+    (r"\boxed{J}", "J"), ("The answer is (I).", "I"), ("the answer is option J", "J"), (r"\boxed{\text{H}}", "H"),
+    (r"\boxed{J) argon}", "J"), (r"\boxed{argon}", "J"), (r"\boxed{neither I nor II}", "I"), ("Answer: g", "G"),
+    (r"\boxed{I and II only}", "D"), (r"\boxed{K}", None), ("I do not know.", None), ("The answer is I think B", None),
+    (r"\boxed{I or J}", None), ("", None),
+]  # fmt: skip
+WHOLE = [("073", True), ("73.0", True), ("1073", False), ("-73", False), ("73/2", False), (r"\text{073}", True)]
+
+
+def test_answers_in_the_forms_of_the_new_sets_are_graded():
+    formulas = [(Problem(str(i), "hmmt_feb25", "q", gold, "math"), text) for i, (gold, text, _) in enumerate(FORMULAS)]
+    letters = [(Problem(str(i), "mmlu_pro", "q", "J", "choice", OPTIONS), text) for i, (text, _) in enumerate(LETTERS)]
+    boxes = [(f"\\boxed{{{text}}}", same) for text, same in WHOLE]
+    whole = [(Problem(str(i), "aime26", "q", "73", "integer"), box) for i, (box, _) in enumerate(boxes)]
+    with Grader(workers=1) as grader:
+        grades = grader.grade([*formulas, *letters, *whole])
+    first, second = len(formulas), len(formulas) + len(letters)
+    assert [grade.correct for grade in grades[:first]] == [same for _, _, same in FORMULAS]
+    assert [grade.answer for grade in grades[first:second]] == [letter for _, letter in LETTERS]
+    assert [grade.correct for grade in grades[first:second]] == [letter == "J" for _, letter in LETTERS]
+    assert [grade.correct for grade in grades[second:]] == [same for _, same in WHOLE]
+
+
+def mmlu_pro_rows(**changes):
+    """Rows of MMLU-Pro's form, with 3 to 10 options; row 5 has the changes."""
+    rows = []
+    for i in range(12032):
+        options, gold = [f"o{k}" for k in range(3 + i % 8)], i % 3
+        answers = {"answer": "ABCDEFGHIJ"[gold], "answer_index": gold}
+        rows.append({"question_id": i + 70, "question": "q", "options": options, "category": "law", **answers})
+    rows[5] |= changes
+    return rows
+
+
+def test_mmlu_pro_keeps_the_published_order_of_up_to_ten_options(hub):
+    calls = hub(mmlu_pro_rows(options=["x", "y", "N/A", "z", "N/A", "N/A"], answer="D", answer_index=3))
+    problems = {problem.id: problem for problem in load_task("mmlu_pro")}
+    assert calls == [("TIGER-Lab/MMLU-Pro", None, {"split": "test"})] and len(problems) == 12032
+    seventh, fifth = problems["mmlu_pro/77"], problems["mmlu_pro/75"]
+    assert (seventh.answer, seventh.kind, seventh.choices) == ("B", "choice", tuple(f"o{k}" for k in range(10)))
+    assert (fifth.choices, fifth.answer) == (("x", "y", "N/A", "z"), "D")  # what only fills up is left out
+    assert prompt_text(seventh).endswith("\nI) o8\nJ) o9")
+
+
+def test_the_first_questions_of_a_large_set_are_a_sample_of_all(hub):
+    """Subjects follow one another in the data set, here in 16 blocks."""
+    hub(mmlu_pro_rows())
+    problems = load_task("mmlu_pro", 800)
+    blocks = Counter((int(p.id.removeprefix("mmlu_pro/")) - 70) // 752 for p in problems)
+    assert set(blocks) == set(range(16)) and 30 <= min(blocks.values()) <= max(blocks.values()) <= 75
+    assert problems[:10] == load_task("mmlu_pro", 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"answer_index": 1}, "the two answers of '75' differ"),
+        ({"answer": "J", "answer_index": 9}, "the answer of '75' is none of its options"),
+        ({"answer": "AB", "answer_index": -1}, "the answer of '75' is none of its options"),
+        ({"options": ["x"]}, "the options of '75' are not 2 to 26 texts"),
+        ({"options": ["x", None, "z"]}, "the options of '75' are not 2 to 26 texts"),
+        ({"options": None}, "the options of '75' are not 2 to 26 texts"),
+    ],
+)
+def test_a_damaged_question_with_options_is_refused(hub, changes, words):
+    hub(mmlu_pro_rows(**changes))
+    with pytest.raises(PrunusError, match=words):
+        load_task("mmlu_pro")
+
+
+def test_supergpqa_and_arc_keep_the_published_order(hub):
+    row = {"question": "q", "options": list("pqrs"), "answer": "r", "answer_letter": "C", "discipline": "Law"}
+    calls = hub([row | {"uuid": f"u{i}"} for i in range(26529)])
+    problems = load_task("supergpqa")
+    assert {(p.choices, p.answer) for p in problems} == {(tuple("pqrs"), "C")}
+    assert {p.id for p in problems} == {f"supergpqa/u{i}" for i in range(26529)}
+    rows = [
+        {
+            "id": f"m{i}",
+            "question": "q",
+            "choices": {"text": ["u", "v", "w"], "label": labels},
+            "answerKey": labels[i % 3],
+        }
+        for i, labels in enumerate([list("ABC"), list("123")] * 586)
+    ]
+    hub(rows)
+    assert calls == [("m-a-p/SuperGPQA", None, {"split": "train"})]
+    problems = load_task("arc_challenge")
+    assert [(p.id[-2:], p.answer) for p in problems[:3]] == [("m0", "A"), ("m1", "B"), ("m2", "C")]
+    assert problems[1].choices == ("u", "v", "w")
+    hub([rows[0] | {"answerKey": "E"}, *rows[1:]])
+    with pytest.raises(PrunusError, match="the answer of 'm0' is none of its options"):
+        load_task("arc_challenge")
 
 
 def gpqa_row(index):
@@ -251,7 +387,7 @@ def test_the_hub_says_what_to_do(hub, monkeypatch):
 
 
 def test_the_table_names_every_set_once():
-    assert next(iter(TASKS)) == "tiny" and {task.name for task in TASKS.values()} == set(TASKS) and len(TASKS) == 14
+    assert next(iter(TASKS)) == "tiny" and {task.name for task in TASKS.values()} == set(TASKS) and len(TASKS) == 21
     assert all(task.source and task.description and "\n" not in task.description for task in TASKS.values())
 
 
@@ -290,3 +426,19 @@ def test_digests_of_questions_see_through_case_and_blanks():
     assert copied != questions[3] and question_digest(copied) == question_digest(questions[3])
     assert len(set(map(question_digest, questions))) == len(questions)
     assert question_digest("a b") != question_digest("ab")
+
+
+def test_hashes_of_sets_are_kept_and_those_that_lack_are_known():
+    text = FILE.read_text()
+    sets = held_out.stored(text)
+    assert file_text(sets.items()) == text
+    assert list(sets) == ["tiny", "gsm8k", "math500", "aime24", "aime25", "amc23"]
+    assert held_out.missing(sets) == [name for name in list(TASKS)[8:] if name not in sets]
+
+
+@pytest.mark.parametrize("task", ["aime26", "mmlu_pro", "hmmt_feb25"])
+def test_no_chains_are_drawn_on_an_evaluation_set_whose_hashes_lack(task):
+    with pytest.raises(PrunusError, match=f"is in the evaluation set {task}, which calibration must not see"):
+        check_problems([Problem("1", task, "a question that is in no list", "4", "integer")])
+    others = ("mine", "tiny-train")
+    check_problems([Problem("1", name, "a question that is in no list", "4", "integer") for name in others])

@@ -51,8 +51,8 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def file_text(sets: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """The content of data/held_out.txt. sets: (name, questions) of each evaluation set."""
+    """The content of data/held_out.txt. sets: (name, digests) of each evaluation set."""
     lines = []
-    for name, questions in sets:
-        lines += [f"# {name}", *sorted({question_digest(question) for question in questions})]
+    for name, digests in sets:
+        lines += [f"# {name}", *sorted(set(digests))]
     return "\n".join(lines) + "\n"

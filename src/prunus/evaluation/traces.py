@@ -26,7 +26,7 @@ from prunus.evaluation.grading import Grader
 from prunus.evaluation.pace import Pace
 from prunus.evaluation.pipeline import graded, opened_model, run_batch
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, resolve_plan
-from prunus.evaluation.tasks import Problem
+from prunus.evaluation.tasks import TASKS, Problem
 from prunus.progress import Steps
 from prunus.recipes import TraceRecipe
 from prunus.results.rows import Sample
@@ -109,7 +109,7 @@ def check_problems(problems: Sequence[Problem]) -> None:
     """Raise PrunusError where a problem is in an evaluation set: models must not be calibrated on their test data."""
     for problem in problems:
         name = evaluation_set(question_digest(problem.question))
-        if name or problem.private:
+        if name or problem.private or (problem.task in TASKS and problem.task != "tiny-train"):
             raise PrunusError(
                 f"problem '{problem.id}' is in the evaluation set {name or problem.task}, which calibration must not "
                 "see; draw chains on other problems, such as tiny-train or a training set of your own (FILE.jsonl)"

@@ -21,8 +21,13 @@ FILES = (
     "math500",
     "aime24",
     "aime25",
+    "aime26",
     "amc23",
+    "hmmt",
     "gpqa_diamond",
+    "mmlu_pro",
+    "supergpqa",
+    "arc_challenge",
 )
 TASKS: dict[str, Task] = {task.name: task for file in FILES for task in import_module(f"{__name__}.{file}").TASKS}
 

@@ -1,4 +1,4 @@
-"""The loader that the contests with whole-number answers share: AIME 2024, AIME 2025, AMC 2023."""
+"""The loader that the contests with whole-number answers share: AIME 2024 to 2026, AMC 2023."""
 
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks.hub import hub_rows, row_field
