@@ -36,8 +36,9 @@ def stored(text: str) -> dict[str, list[str]]:
 
 
 def missing(sets: dict[str, list[str]]) -> list[str]:
-    """Return the tasks from the hub that the file lacks."""
-    return [name for name, task in TASKS.items() if not task.source.startswith("generated") and name not in sets]
+    """Return the evaluation sets from the hub that the file lacks."""
+    from_hub = {name: task for name, task in TASKS.items() if not task.source.startswith("generated")}
+    return [name for name, task in from_hub.items() if not task.trains and name not in sets]
 
 
 def main() -> None:

@@ -387,7 +387,7 @@ def test_the_hub_says_what_to_do(hub, monkeypatch):
 
 
 def test_the_table_names_every_set_once():
-    assert next(iter(TASKS)) == "tiny" and {task.name for task in TASKS.values()} == set(TASKS) and len(TASKS) == 21
+    assert next(iter(TASKS)) == "tiny" and {task.name for task in TASKS.values()} == set(TASKS) and len(TASKS) == 22
     assert all(task.source and task.description and "\n" not in task.description for task in TASKS.values())
 
 
@@ -433,12 +433,13 @@ def test_hashes_of_sets_are_kept_and_those_that_lack_are_known():
     sets = held_out.stored(text)
     assert file_text(sets.items()) == text
     assert list(sets) == ["tiny", "gsm8k", "math500", "aime24", "aime25", "amc23"]
-    assert held_out.missing(sets) == [name for name in list(TASKS)[8:] if name not in sets]
+    hmmt, options = ["hmmt_feb25", "hmmt_nov25", "hmmt_feb26"], ["mmlu_pro", "supergpqa", "arc_challenge"]
+    assert held_out.missing(sets) == ["aime26", *hmmt, "gpqa_diamond", *options]
 
 
 @pytest.mark.parametrize("task", ["aime26", "mmlu_pro", "hmmt_feb25"])
 def test_no_chains_are_drawn_on_an_evaluation_set_whose_hashes_lack(task):
     with pytest.raises(PrunusError, match=f"is in the evaluation set {task}, which calibration must not see"):
         check_problems([Problem("1", task, "a question that is in no list", "4", "integer")])
-    others = ("mine", "tiny-train")
+    others = ("mine", "tiny-train", "gsm8k-train")
     check_problems([Problem("1", name, "a question that is in no list", "4", "integer") for name in others])

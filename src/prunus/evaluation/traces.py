@@ -109,7 +109,7 @@ def check_problems(problems: Sequence[Problem]) -> None:
     """Raise PrunusError where a problem is in an evaluation set: models must not be calibrated on their test data."""
     for problem in problems:
         name = evaluation_set(question_digest(problem.question))
-        if name or problem.private or (problem.task in TASKS and problem.task != "tiny-train"):
+        if name or problem.private or (problem.task in TASKS and not TASKS[problem.task].trains):
             raise PrunusError(
                 f"problem '{problem.id}' is in the evaluation set {name or problem.task}, which calibration must not "
                 "see; draw chains on other problems, such as tiny-train or a training set of your own (FILE.jsonl)"

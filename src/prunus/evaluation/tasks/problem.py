@@ -59,6 +59,11 @@ class Task:
     description: str
     load: Callable[[], list[Problem]] = field(repr=False)
 
+    @property
+    def trains(self) -> bool:
+        """Whether its problems are for traces and calibration rather than for evaluation; its name says so."""
+        return self.name.endswith("-train")
+
 
 def gold_letter(answer: str, choices: tuple[str, ...]) -> str:
     """Return the letter of the correct choice, given its letter or its text.
