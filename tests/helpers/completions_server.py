@@ -34,15 +34,21 @@ class Server:
     flaws: frozenset[Flaw] = frozenset()
     ends: frozenset[int] = frozenset()
     faults: list[int | str | None] = field(default_factory=list)
+    limit: int | None = None  # requests that it takes at once; more are refused with 429
+    retry_after: str = "0"
+    queue: tuple[int, int] | None = None  # (waiting, running) requests that its metrics tell
     key: str | None = None
     context: int | None = 2048
     meta: dict[str, Any] = field(default_factory=dict)  # what llama.cpp tells of the model, besides its context
     seconds: float = 0.0  # duration of an answer
     seen: list[dict[str, Any]] = field(default_factory=list)
+    loads: list[int] = field(default_factory=list)  # requests at once, whenever one was taken
+    refused: int = 0
     together: int = 0
     most_together: int = 0
     counter: int = 0
     lock: Any = field(default_factory=threading.Lock)
+    counting: Any = field(default_factory=threading.Lock)
     url: str = ""
 
     def models(self) -> dict[str, Any]:
@@ -54,6 +60,26 @@ class Server:
     @property
     def is_llama_cpp(self) -> bool:
         return self.owner == "llamacpp"
+
+    def takes_one(self) -> bool:
+        """Whether there is room for a request, which is then counted until it is answered."""
+        with self.counting:
+            if self.limit is not None and self.together >= self.limit:
+                self.refused += 1
+                return False
+            self.together += 1
+            self.loads.append(self.together)
+            self.most_together = max(self.most_together, self.together)
+            return True
+
+    def metrics(self) -> str:
+        """The answer to GET /metrics, with two replicas."""
+        assert self.queue is not None
+        lines = ["# HELP vllm:num_requests_waiting Number of requests waiting to be processed."]
+        for name, value in zip(("waiting", "running"), self.queue, strict=True):
+            for engine, part in enumerate((value // 2, value - value // 2)):
+                lines.append(f'vllm:num_requests_{name}{{engine="{engine}",model_name="m"}} {float(part)}')
+        return "\n".join([*lines, 'vllm:num_requests_waiting_by_reason{engine="0"} 99.0', ""])
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to POST /v1/completions."""
@@ -133,6 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         known: dict[str, Any] = {"/v1/models": self.server_of.models()}
         known |= {"/props": {"build_info": "b1"}} if self.server_of.is_llama_cpp else {"/version": {"version": "0.0"}}
+        if self.path == "/metrics" and self.server_of.queue is not None:
+            self.send(200, self.server_of.metrics().encode())
+            return
         self.reply(200 if self.path in known else 404, known.get(self.path, {"error": "nothing here"}))
 
     def do_POST(self) -> None:
@@ -148,29 +177,37 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(fault, int):
                 self.reply(fault, {"error": {"message": f"trouble {fault}"}})
                 return
-            server.together += 1
-            server.most_together = max(server.most_together, server.together)
+            if not server.takes_one():
+                self.reply(429, {"error": {"message": "too many requests"}})
+                return
             time.sleep(server.seconds)
             reply = server.complete_as_llama_cpp(body) if server.is_llama_cpp else server.complete(body)
-            server.together -= 1
+            with server.counting:
+                server.together -= 1
             self.reply(200, reply, half=fault == "half")
 
     def reply(self, status: int, data: Any, half: bool = False) -> None:
-        text = json.dumps(data).encode()
+        self.send(status, json.dumps(data).encode(), half)
+
+    def send(self, status: int, text: bytes, half: bool = False) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
-        self.send_header("Retry-After", "0")
+        self.send_header("Retry-After", self.server_of.retry_after)
         self.end_headers()
         self.wfile.write(text[: len(text) // 2] if half else text)
         if half:
             self.close_connection = True
 
 
+class _Listening(ThreadingHTTPServer):
+    request_queue_size = 1024  # connections that wait to be accepted
+
+
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
     """Within the context, the server answers at server.url."""
     handler = type("Handler", (_Handler,), {"server_of": server})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+    with _Listening(("127.0.0.1", 0), handler) as listening:
         listening.daemon_threads = True
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()

@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import math
 from array import array
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from prunus.checkpoint.resolve import load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of
-from prunus.evaluation.backends.transport import STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.transport import STAYS, TRIES, Busy, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.window import POLL_SECONDS, Window, files_at_once, queue_of
 from prunus.evaluation.profiles import decode
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 
@@ -57,6 +58,7 @@ class OpenAIBackend(Backend):
         self.unknown = range(vocabulary, size)
         self.completions = self.url + "/completions"
         self.name, self.server, self.context = "", "", None
+        self.places: int | None = None  # requests that the server runs at once
         self.stop_texts, self.token_ids, self.warned = False, "ids", False
         self.tokenizer = load_tokenizer(folder)
         self.probed = set[int]()  # stops at which the server was seen to stop
@@ -78,50 +80,83 @@ class OpenAIBackend(Backend):
         return {"engine": "openai", "server": self.server, "token_ids": self.token_ids, "stops": stops}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """As Backend.generate, with at most engine.concurrency requests at once."""
+        """As Backend.generate, with as many requests at once as the server takes."""
         waiting = Outstanding(requests, keep=True)
         for _ in in_thread(self._flow(waiting, sampling)):
             pass
         return [waiting.first[number] for number in range(len(requests))]
 
     def completed(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[int]:
-        """As Backend.completed, with at most engine.concurrency requests at once."""
+        """As Backend.completed, with as many requests at once as the server takes."""
         return in_thread(self._flow(Outstanding(requests), sampling))
 
     async def _flow(self, waiting: Outstanding, sampling: Sampling) -> AsyncIterator[int]:
-        """Yield chains as they are completed. Follow-up requests are sent before new chains."""
-        following: deque[int] = deque()
-        running: dict[asyncio.Task[Completion], int] = {}
+        """Yield chains as they are completed. Follow-up requests are sent before new chains.
+
+        Raises PrunusError if one request breaks off too often, or the server has none of ours and refuses too often.
+        """
+        following: deque[int] = deque()  # requests that go before new chains
+        running: dict[asyncio.Task[Completion], tuple[int, float]] = {}  # number, when it was sent
+        broken: Counter[int] = Counter()
+        window, now = Window(self.engine.concurrency, files_at_once(), self.places), asyncio.get_running_loop().time
 
         def pick() -> int | None:
             return following.popleft() if following else waiting.take()
 
         async with new_client(self.engine) as client:
+            watching = asyncio.create_task(self._watch(client, window, lambda: len(running)))
             try:
                 while True:
-                    while len(running) < (self.engine.concurrency or 64) and (number := pick()) is not None:
+                    while window.has_room(len(running), now()) and (number := pick()) is not None:
                         request = waiting.requests[number]
-                        running[asyncio.create_task(self._complete(client, request, sampling))] = number
-                    if not running:
+                        running[asyncio.create_task(self._complete(client, request, sampling))] = number, now()
+                    if not running and not following and now() >= window.resume_at:
                         return
-                    finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    if not running:
+                        await asyncio.sleep(max(0.0, window.resume_at - now()))
+                        continue
+                    finished, _ = await asyncio.wait(running, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                     for task in finished:
-                        more, chain = waiting.complete(running.pop(task), task.result())
+                        number, sent_at = running.pop(task)
+                        try:
+                            found = task.result()
+                        except Busy as error:
+                            broken[number] += error.broke_off
+                            window.refused(sent_at, len(running), now(), error.wait)
+                            if max(broken[number], window.strikes) >= TRIES:
+                                raise PrunusError(f"{self.url} {error} ({TRIES} tries); {STAYS}") from error
+                            if not running:
+                                window.resume_at = max(window.resume_at, now() + pause(window.strikes))
+                            following.appendleft(number)
+                            continue
+                        window.completed(len(running) + 1)
+                        more, chain = waiting.complete(number, found)
                         following.extend(more)
                         if chain is not None:
                             yield chain
             finally:
-                for task in running:
+                for task in (watching, *running):
                     task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
+                await asyncio.gather(watching, *running, return_exceptions=True)
+
+    async def _watch(self, client: httpx.AsyncClient, window: Window, in_flight: Callable[[], int]) -> None:
+        """Let the window follow the server's queue, for as long as the server tells it."""
+        with contextlib.suppress(httpx.HTTPError):
+            while True:
+                await asyncio.sleep(POLL_SECONDS)
+                reply = await client.get(self.url.removesuffix("/v1") + "/metrics")
+                queue = queue_of(reply.text) if reply.status_code == httpx.codes.OK else None
+                if queue is None:
+                    return
+                window.follow(*queue, in_flight(), asyncio.get_running_loop().time())
 
     async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
         if not self.is_llama_cpp:
-            return self._checked(request, await self._once(client, request, sampling))
+            return self._checked(request, await self._once(client, request, sampling, waits=False))
         ids: list[int] = []
         while len(ids) < request.max_new_tokens:
             part = after(request, ids)
-            found = self._checked(part, await self._once(client, part, sampling))
+            found = self._checked(part, await self._once(client, part, sampling, waits=False))
             seen = len(ids)
             ids += found.ids
             if request.texts is not None and (marker := request.texts.first(ids, seen)):
@@ -136,14 +171,19 @@ class OpenAIBackend(Backend):
         return found
 
     async def _once(
-        self, client: httpx.AsyncClient, request: Request, sampling: Sampling, bias: Mapping[str, int] | None = None
+        self,
+        client: httpx.AsyncClient,
+        request: Request,
+        sampling: Sampling,
+        bias: Mapping[str, int] | None = None,
+        waits: bool = True,
     ) -> Completion:
-        """Return the completion of one request. bias: logit biases that replace the request's."""
+        """Return the completion of one request. bias: logit biases that replace the request's. waits: as reply_of's."""
         payload = self._payload(request, sampling)
         if bias is not None:
             payload["logit_bias"] = bias
         for tries in range(1, TRIES + 1):
-            reply = await reply_of(client, self.url, "POST", self.completions, payload)
+            reply = await reply_of(client, self.url, "POST", self.completions, payload, waits=waits)
             try:
                 return self._completion(request, reply)
             except Unfit as error:
@@ -325,7 +365,10 @@ class OpenAIBackend(Backend):
             self.completions = root + "/completion"
         if where := VERSION_AT.get(self.server):
             with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):  # a proxy may not forward this path
-                self.server += f" {(await client.get(root + where[0])).json()[where[1]]}"
+                told = (await client.get(root + where[0])).json()
+                self.server += f" {told[where[1]]}"
+                slots = told.get("total_slots")  # of llama.cpp, whose queue has no limit
+                self.places = slots if isinstance(slots, int) and slots > 0 else None
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         """Raise PrunusError unless a few short completions show that stops, bans and seeds work."""

@@ -20,22 +20,44 @@ CONNECT_SECONDS = 10.0
 TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # status codes that are worth a retry
 KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
 STAYS = "stored results are kept, and the same command resumes"
+BUSY = {429, 503, 529}  # of these: the server has too much to do
 _T = TypeVar("_T")
 
 
+class Busy(Exception):
+    """The server does not take a request now; the message continues a sentence about it.
+
+    wait: seconds that it requests. broke_off: whether the request may be the reason: the connection ended, or nothing
+    came in time.
+    """
+
+    def __init__(self, message: str, wait: float, broke_off: bool) -> None:
+        super().__init__(message)
+        self.wait, self.broke_off = wait, broke_off
+
+
 def new_client(engine: EngineOptions) -> httpx.AsyncClient:
-    """Return a client with the API key of the environment and the options' concurrency and timeout."""
+    """Return a client with the API key of the environment and the options' timeout."""
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-    limits = httpx.Limits(max_connections=engine.concurrency)
+    limits = httpx.Limits(max_connections=None)
     timeout = httpx.Timeout(engine.timeout, connect=CONNECT_SECONDS, pool=None)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
 
 
 async def reply_of(
-    client: httpx.AsyncClient, url: str, method: str, address: str, payload: Any = None, tries: int = TRIES
+    client: httpx.AsyncClient,
+    url: str,
+    method: str,
+    address: str,
+    payload: Any = None,
+    tries: int = TRIES,
+    waits: bool = True,
 ) -> Any:
-    """Return the server's reply as data, with retries for temporary failures; PrunusError names the url."""
+    """Return the server's reply as data, with retries for temporary failures; PrunusError names the url.
+
+    waits: whether to wait for a server that is busy or cannot be reached; otherwise Busy is raised.
+    """
     problem = ""
     for attempt in range(1, tries + 1):
         wait = pause(attempt)
@@ -46,6 +68,8 @@ async def reply_of(
             problem = f"answers {response.status_code}: {first_words(response)}"
             if response.status_code not in TEMPORARY:
                 raise PrunusError(refusal(url, response.status_code, problem))
+            if not waits and response.status_code in BUSY:
+                raise Busy(problem, seconds_to_wait(response), broke_off=False)
             wait = max(wait, seconds_to_wait(response))
         except ValueError:
             problem = "answers with something that is not JSON"
@@ -55,6 +79,8 @@ async def reply_of(
             problem = f"did not answer within {client.timeout.read:g} s (--timeout)"
         except httpx.TransportError as error:
             problem = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
+        if not waits and not problem.startswith("answers"):
+            raise Busy(problem, 0.0, broke_off=True)
         if attempt < tries:
             await asyncio.sleep(wait)
     often = f" ({tries} tries)" if tries > 1 else ""
