@@ -64,7 +64,7 @@ def methods_table(usual: Sequence[Line], pruned: dict[str, Line], dense: Line) -
         "tokens", "CPU s",
     ]  # fmt: skip
     rows = []
-    for cell in dict.fromkeys(line["cell"] for line in usual):
+    for cell in sorted({line["cell"] for line in usual}, key=place):
         after = [line for line in usual if line["cell"] == cell]
         before = [pruned[f"{cell}-{line['seed']}"] for line in after]
         rows.append([
@@ -86,7 +86,7 @@ def methods_table(usual: Sequence[Line], pruned: dict[str, Line], dense: Line) -
 def alps_table(usual: Sequence[Line], pruned: dict[str, Line]) -> str:
     """Return a row per recovered cell that ALPS was measured at: how much better it is than ALPS alone."""
     rows = []
-    for cell in dict.fromkeys(line["cell"] for line in usual):
+    for cell in sorted({line["cell"] for line in usual}, key=place):
         amount = cell.rpartition("-")[2]
         after = [line for line in usual if line["cell"] == cell and f"alps-{amount}-{line['seed']}" in pruned]
         alone = [pruned[f"alps-{amount}-{line['seed']}"] for line in after]
@@ -154,6 +154,12 @@ def setting(part: str, line: Line) -> tuple[str, ...]:
         how = "block by block" if line["how"] == "blocks" else "end to end"
         return how, f"{line['rate']:g}", str(line["step_tokens"])
     return (SOURCES[line["source"]],) if part == "sources" else (f"{line['tokens']:,}",)
+
+
+def place(cell: str) -> tuple[bool, bool, str, int]:
+    """Return the place of a cell's row: sparsities, patterns and removed blocks, each from little to much."""
+    method, _, amount = cell.rpartition("-")
+    return method == "shortgpt", ":" in amount, amount, [*NAMES, "shortgpt"].index(method)
 
 
 def title(cell: str) -> str:

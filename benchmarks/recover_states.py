@@ -1,13 +1,14 @@
-"""Ways to round what recovery has trained to the checkpoint's dtype, compared on the same trained blocks.
+"""Which state of a trained block to keep, and ways to round it to the checkpoint's dtype, on the same trained blocks.
 
-`python benchmarks/recover_rounding.py PRUNED --dense MODEL --calibration traces:FILE [--apart FILE]` recovers PRUNED.
+`python benchmarks/recover_states.py PRUNED --dense MODEL --calibration traces:FILE [--apart FILE]` recovers PRUNED.
 Each block is trained once, its best state kept in float32, and then rounded in every way, of which one goes on to the
 next block. Printed are held-out errors, and with --apart the divergence of the whole model from the dense one.
 
 plain: to the nearest. stochastic: up or down by chance, so that the mean is the weight. error-fed: columns in turn, the
 error of each moved to the row's later kept weights, so that the Linear's outputs on the calibration tokens change least
 (the rule of GPTQ, arXiv:2210.17323, with the inverse of the Hessian of each row's kept weights). none: float32, which
-no way of rounding can be expected to beat by much.
+no way of rounding can be expected to beat by much. The mean of the last two and of all ends of epochs is in float32,
+too.
 """
 
 import argparse
@@ -127,12 +128,25 @@ class Bench:
         """recover's fit with the best state in float32, which is then rounded in every way."""
         if len(self.errors) == self.blocks:
             raise Stop
-        found = self.fit(parameters, training, held_out, **settings)
+        states: list[list[Tensor]] = []  # at the start, at the ends of the epochs, and the best
+
+        def seen(examples: Examples) -> float:
+            states.append([p.parameter.detach().clone() for p in parameters])
+            return mean_error(examples)
+
+        fitting.mean_error = seen
+        try:
+            found = self.fit(parameters, training, held_out, **settings)
+        finally:
+            fitting.mean_error = mean_error
         assert self.block is not None
-        state = [p.parameter.detach().clone() for p in parameters]
+        state, ends = [p.parameter.detach().clone() for p in parameters], states[1:-1]
         feed = error_fed(hessians_of(self.block, training))
         ways = {"plain": plain, "stochastic": stochastic(self.generator), "error-fed": feed}
         errors = {"before": found.before, "none": found.after}
+        for name, some in (("mean of the last two epochs", ends[-2:]), ("mean of all epochs", ends)):
+            self.set(parameters, [torch.stack(tensors).mean(0) for tensors in zip(*some, strict=True)], None)
+            errors[name] = mean_error(held_out)
         for name in sorted(ways, key=self.way.__eq__):  # the one that is kept comes last
             self.set(parameters, state, ways[name])
             errors[name] = mean_error(held_out)
