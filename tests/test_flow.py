@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 import pytest
 from tiny_chains import TOKENIZER, tiny
@@ -11,11 +12,11 @@ import prunus
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
-from prunus.evaluation import pipeline
+from prunus.evaluation import pipeline, traces
 from prunus.evaluation.flow import InBackground
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
-from prunus.recipes import EvalPlan
+from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Store
 
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 64), limit=6, samples=2, batch_size=4)
@@ -87,6 +88,20 @@ def test_what_was_complete_is_stored_when_the_engine_fails(tmp_path):
     assert rest.log.count("chain") == 12 - 7, "only chains that are missing are computed again"
     prunus.evaluate("tiny", PLAN, tmp_path / "batches.db")
     assert found == rows(tmp_path / "batches.db", work.run_id)
+
+
+def test_traces_are_those_of_batches_and_only_missing_chains_are_drawn_again(tmp_path, monkeypatch):
+    recipe = TraceRecipe(tasks=("tiny-train",), limit=8, max_tokens=24, batch_size=3)
+    prunus.traces("tiny", tmp_path / "batches.jsonl", recipe)
+    out, backend = tmp_path / "streamed.jsonl", Streaming(ends_after=5)
+    monkeypatch.setattr(traces, "opened", lambda *_: nullcontext(backend))
+    with pytest.raises(PrunusError, match="the engine is gone"):
+        prunus.traces("tiny", out, recipe)
+    assert len((tmp_path / "streamed.jsonl.partial").read_text().splitlines()) == 1 + 5
+    backend = Streaming()
+    prunus.traces("tiny", out, recipe)
+    assert backend.log.count("chain") == 8 - 5
+    assert out.read_bytes() == (tmp_path / "batches.jsonl").read_bytes()
 
 
 def test_a_slow_grader_does_not_hold_the_engine_up():

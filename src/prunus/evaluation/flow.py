@@ -6,7 +6,6 @@ up. Rows follow from the keys of their chains, so the order in which chains end 
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,6 @@ from typing import Generic, Self, TypeVar
 from prunus.evaluation.budget import Draw, force_budgets_as_completed
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan
-from prunus.progress import Steps
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 
@@ -32,31 +30,44 @@ def fill_as_completed(
     backend: Backend,
     chains: Sequence[tuple[int, int]],
     grade: Callable[[Sequence[tuple[int, int]], Sequence[Sequence[Draw]]], list[Sample]],
-    judge: Callable[[Sequence[Sequence[Draw]]], None],
-    steps: Steps,
+    show: Callable[[list[Sample], int], None],
+    judge: Callable[[Sequence[Sequence[Draw]]], None] = lambda _: None,
 ) -> None:
     """Compute, grade and store the chains in the store at path.
 
-    grade: makes the rows of some chains. judge: is called once with the draws of the first chains.
+    grade: makes the rows of some chains. show: is called in this thread with rows that were stored since the last call,
+    and the number of tokens sampled since then. judge: is called once with the draws of the first chains.
     """
-    started, tokens = time.monotonic(), 0
+    stored: queue.SimpleQueue[list[Sample]] = queue.SimpleQueue()
     first: list[list[Draw]] = []
+    tokens = 0
 
     def store_all(finished: Sequence[Finished]) -> None:
         samples = grade([chain for chain, _ in finished], [draws for _, draws in finished])
         with Store(path) as store:
             store.add_samples(work.run_id, samples)
+        stored.put(samples)
+
+    def show_stored() -> None:
+        nonlocal tokens
+        found = list[Sample]()
+        while not stored.empty():
+            found += stored.get()
+        if found:
+            show(found, tokens)
+            tokens = 0
 
     asked = [work.chain(index, draw) for index, draw in chains]
     with InBackground(store_all) as background:
         for number, draws in force_budgets_as_completed(backend, asked, work.budgets, work.rules, work.reuse):
             background.put((chains[number], draws))
             tokens += max(len(draw.thinking) for draw in draws) + sum(len(draw.answer) for draw in draws)
-            steps.advance(len(draws), note=f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s")
+            show_stored()
             if len(first) < min(JUDGED_BY, len(chains)):
                 first.append(draws)
                 if len(first) == min(JUDGED_BY, len(chains)):
                     judge(first)
+    show_stored()
 
 
 class InBackground(Generic[_T]):

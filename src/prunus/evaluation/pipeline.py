@@ -5,7 +5,7 @@ are generated, graded and written in one transaction. A resumed run has the same
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import token_use
 from prunus.results.looping import loops
-from prunus.results.rows import Key, ProblemRow, Run, Sample
+from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store, check_folder, claim
 
 
@@ -136,14 +136,19 @@ def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFacts) -> 
 def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
     """Compute and store the missing batches, each in one transaction; or all missing chains, if the backend streams."""
     total = sum(map(len, work.batches)) * len(work.budgets)
-    stored = store.keys(work.run_id) if backend.streams else set[Key]()
-    chains = [chain for batch in missing for chain in batch if not work.keys([chain]) <= stored]
-
+    chains = missing_chains(store, work, missing) if backend.streams else [one for batch in missing for one in batch]
     stored_rows = total - len(chains) * len(work.budgets)
     with Grader() as grader, Steps("evaluating", total, "answers", done=stored_rows) as steps:
         if backend.streams:
-            judge, grade = partial(warn_of_profile, work), partial(graded, work, grader)
-            fill_as_completed(store.path, work, backend, chains, grade, judge, steps)
+            started, sampled = time.monotonic(), 0
+
+            def show(samples: Sequence[Sample], tokens: int) -> None:
+                nonlocal sampled
+                sampled += tokens
+                speed = sampled / max(1e-9, time.monotonic() - started)
+                steps.advance(len(samples), note=f"{speed:,.0f} tokens/s")
+
+            stream_chains(store, work, backend, grader, chains, show, partial(warn_of_profile, work))
             return
         pace = Pace(work.budgets[-1])
         for batch in missing:
@@ -152,6 +157,27 @@ def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[S
             if batch is missing[0] and done.never_closed:
                 warn_of_profile(work)
             steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")
+
+
+def stream_chains(
+    store: Store,
+    work: ResolvedPlan,
+    backend: Backend,
+    grader: Grader,
+    chains: Sequence[tuple[int, int]],
+    show: Callable[[list[Sample], int], None],
+    judge: Callable[[Sequence[Sequence[Draw]]], None] = lambda _: None,
+) -> None:
+    """Compute and store chains with a backend that streams; show and judge are those of fill_as_completed."""
+    fill_as_completed(store.path, work, backend, chains, partial(graded, work, grader), show, judge)
+
+
+def missing_chains(
+    store: Store, work: ResolvedPlan, batches: Sequence[Sequence[tuple[int, int]]]
+) -> list[tuple[int, int]]:
+    """The chains of some batches of which the store lacks a row, in order."""
+    stored = store.keys(work.run_id)
+    return [chain for batch in batches for chain in batch if not work.keys([chain]) <= stored]
 
 
 def missing_batches(store: Store, work: ResolvedPlan) -> list[list[tuple[int, int]]]:

@@ -2,7 +2,7 @@
 
 The idea is from RAC, arXiv:2509.12464. Token ids are stored rather than texts, because a chat template may drop the
 thinking. Finished batches are kept in OUT.partial, one per line, until the chains that pass the filters are written to
-OUT in one step.
+OUT in one step. A backend that streams gets all chains at once, and each is kept as soon as it is complete.
 """
 
 import json
@@ -21,7 +21,8 @@ from prunus.disk import disk_errors, locked, write_text
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened
-from prunus.evaluation.budget import Draw
+from prunus.evaluation.budget import Draw, force_budgets_as_completed
+from prunus.evaluation.flow import InBackground
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pace import Pace
 from prunus.evaluation.pipeline import graded, opened_model, run_batch
@@ -120,19 +121,52 @@ def draw(work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend
     """Draw and grade the missing batches; each is added to the journal as soon as it is finished."""
     total = sum(map(len, work.batches))
     to_do = sum(len(work.batches[number]) for number in missing)
+    if backend.streams:
+        to_do -= len(journal.chains)
     with Grader() as grader, Steps("drawing", total, "chains", done=total - to_do) as steps:
+        if backend.streams:
+            draw_as_completed(work, journal, missing, backend, grader, steps)
+            return
         pace = Pace(work.budgets[-1])
         for number in missing:
             batch = work.batches[number]
             with pace.shown(backend, len(batch), len(batch), steps.within):
                 draws = run_batch(work, backend, batch)
-            samples = graded(work, grader, batch, draws)
-            rows = [
-                trace_of(work.problems[index], work.prompts[index], drawn, sample)
-                for (index, _), (drawn,), sample in zip(batch, draws, samples, strict=True)
-            ]
-            journal.add(number, rows)
+            journal.add(number, graded_traces(work, grader, batch, draws))
             steps.advance(len(batch))
+
+
+def draw_as_completed(
+    work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend: Any, grader: Grader, steps: Steps
+) -> None:
+    """The same with a backend that streams; every chain is added as soon as it is complete, in another thread."""
+    places = [(number, place) for number in missing for place in range(len(work.batches[number]))]
+    places = [place for place in places if place not in journal.chains]
+    asked = [work.chain(*work.batches[number][place]) for number, place in places]
+
+    def keep(finished: Sequence[tuple[tuple[int, int], list[Draw]]]) -> None:
+        batch = [work.batches[number][place] for (number, place), _ in finished]
+        traces = graded_traces(work, grader, batch, [draws for _, draws in finished])
+        for (place, _), trace in zip(finished, traces, strict=True):
+            journal.add_chain(*place, trace)
+
+    with InBackground(keep) as background:
+        for at, draws in force_budgets_as_completed(backend, asked, work.budgets, work.rules, work.reuse):
+            background.put((places[at], draws))
+            steps.advance(1)
+    for number in missing:
+        journal.batches[number] = [journal.chains[number, place] for place in range(len(work.batches[number]))]
+
+
+def graded_traces(
+    work: ResolvedPlan, grader: Grader, batch: Sequence[tuple[int, int]], draws: Sequence[Sequence[Draw]]
+) -> list[Trace]:
+    """The lines of some chains."""
+    samples = graded(work, grader, batch, draws)
+    return [
+        trace_of(work.problems[index], work.prompts[index], drawn, sample)
+        for (index, _), (drawn,), sample in zip(batch, draws, samples, strict=True)
+    ]
 
 
 def trace_of(problem: Problem, prompt: list[int], drawn: Draw, sample: Sample) -> Trace:
@@ -186,11 +220,13 @@ class Journal:
     """The file OUT.partial: a line that identifies the run, then a line per finished batch, each flushed to disk.
 
     batches: the finished ones, also those of an earlier call for the same run; an incomplete line is dropped.
+    chains: those that were added one by one, by (batch, place in it).
     """
 
     def __init__(self, target: Path, run_id: str, overwrite: bool) -> None:
         self.path, self.run_id, self.overwrite = target.with_name(target.name + ".partial"), run_id, overwrite
         self.batches: dict[int, list[Trace]] = {}
+        self.chains: dict[tuple[int, int], Trace] = {}
 
     def __enter__(self) -> "Journal":
         lock = self.path.with_name(self.path.name + ".lock")
@@ -203,13 +239,18 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         with self.stack:  # closes the journal, then releases the lock
-            if not self.batches:
+            if not self.batches and not self.chains:
                 self.path.unlink(missing_ok=True)
 
     def add(self, number: int, rows: list[Trace]) -> None:
         """Add a finished batch."""
         self._append({"batch": number, "rows": rows})
         self.batches[number] = rows
+
+    def add_chain(self, number: int, place: int, trace: Trace) -> None:
+        """Add one chain of a batch."""
+        self._append({"chain": [number, place], "row": trace})
+        self.chains[number, place] = trace
 
     def remove(self) -> None:
         """Delete the journal, once the result is written."""
@@ -231,7 +272,10 @@ class Journal:
                 if not self.overwrite:
                     raise PrunusError(f"{self.path} holds unfinished work of another run; delete it or add --overwrite")
                 break
-            if whole:
+            if whole and "chain" in data:
+                number, place = data["chain"]
+                self.chains[number, place] = data["row"]
+            elif whole:
                 self.batches[data["batch"]] = data["rows"]
             whole += line
         self.stream.truncate(len(whole))

@@ -1,6 +1,7 @@
 """Run a study: evaluate every missing cell, a first batch of every variant early, then compare and report."""
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pace import Pace
-from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches
+from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches, missing_chains, stream_chains
 from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine
+from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant, open_models
 from prunus.study.engine import Engine
@@ -94,6 +97,9 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
                     check_engine(cell.resolved, backend)
                     with store.claim(cell.run_id):
                         add_run(store, model, cell, paths.folder, describe_versions(backend))
+                        if backend.streams:
+                            stream_cell(store, cell, backend, grader, batches, table)
+                            continue
                         pace = Pace(cell.resolved.budgets[-1])
                         for batch in batches:
                             with pace.shown(backend, len(batch), len(batch), table.within):
@@ -101,6 +107,19 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
                             table.add(cell.run_id, done.samples, done.tokens, done.seconds)
         if study.measure_seconds:
             measure_latency(models, paths, store, engine, table)
+
+
+def stream_cell(store: Store, cell: Cell, backend: Backend, grader: Grader, batches: Batches, table: LiveTable) -> None:
+    """Evaluate the chains of some batches of a cell all at once, with a backend that streams."""
+    shown_at = time.monotonic()
+
+    def show(samples: Sequence[Sample], tokens: int) -> None:
+        nonlocal shown_at
+        now = time.monotonic()
+        table.add(cell.run_id, samples, tokens, max(1e-9, now - shown_at))
+        shown_at = now
+
+    stream_chains(store, cell.resolved, backend, grader, missing_chains(store, cell.resolved, batches), show)
 
 
 def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model, Variant, list[tuple[Cell, Batches]]]]:
