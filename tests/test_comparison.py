@@ -303,7 +303,7 @@ def test_the_curve_decides_what_is_said_of_it(tmp_path):
     (against,) = found["crossing"]["contradicted_at"]
     assert (against["budget"], against["verdict"]) == (512, "better") and against["difference"] == pytest.approx(0.21)
     assert found["below"]["contradicted_at"] == found["noisy"]["contradicted_at"] == []
-    sentence = prose.headline([found["crossing"], found["below"]], ["X", "B"], "dense", 0.02)[0]
+    sentence = prose.headline([found["crossing"], found["below"]], ["X", "B"], "dense", 0.02, 0.05)[0]
     assert "over the whole curve: B by" in sentence and "on average over the curve: X by" in sentence
     assert "but better at 512, +21.0)" in sentence
 

@@ -55,6 +55,19 @@ def test_a_curve_is_the_mean_of_the_draws(store):
     assert (row["accuracy_low_share"], row["total_tokens"]) == (cell["low"], cell["tokens"]["total"]["mean"])
 
 
+def test_endings_are_those_of_compare_in_points(store):
+    frame = frames(store).stopping("tiny")
+    expected = prunus.compare(store, "tiny")["others"]
+    cells = [
+        cell
+        for other in expected
+        for endings in other["tasks"]["tiny"]["stopping"].values()
+        for cell in endings.values()
+    ]
+    assert frame["difference_pp"].tolist() == pytest.approx([100 * cell["difference"] for cell in cells])
+    assert frame["draws_share"].tolist() == [cell["share"] for cell in cells] and len(set(frame["ending"])) == 7
+
+
 def test_differences_are_those_of_compare_in_points(store):
     frame = frames(store).compare("tiny")
     expected = prunus.compare(store, "tiny")

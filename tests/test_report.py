@@ -248,6 +248,7 @@ def entry(
 ) -> dict:
     cell = {"difference": difference, "low": low, "high": high, "mde": mde, "p_adjusted": 0.5}
     curve = {"whole_curve": whole, "contradicted_at": against or [], "scaling": scaling}
+    curve |= {"stops": None, "relies_on_cutting": False}
     return {"verdict": word, "primary": cell, "warnings": []} | curve
 
 
@@ -263,7 +264,7 @@ def test_headline_puts_every_run_into_the_sentence_of_its_verdict():
         entry("non-inferior", -0.002, -0.01, 0.006),
         entry("worse, within the margin", -0.012, -0.018, -0.004),
     ]
-    sentences = prose.headline(entries, ["A", "B", "C", "D", "E"], "dense", 0.02)
+    sentences = prose.headline(entries, ["A", "B", "C", "D", "E"], "dense", 0.02, 0.05)
     assert sentences == [
         "Worse than dense over the whole curve: B by 31.0 points (28.0 to 33.5) and E by 1.2 points (0.4 to 1.8; still "
         "within the margin); better than dense over the whole curve: C (+5.0 points, +2.0 to +8.0).",
@@ -284,7 +285,7 @@ def test_headline_says_no_more_than_the_curve_shows():
         entry("non-inferior", 0.0, -0.01, 0.01, whole=False, against=lost),
         entry("cannot tell", 0.0, -0.5, 0.5, mde=None),
     ]
-    sentences = prose.headline(entries, ["A", "B", "C", "D"], "dense", 0.02)
+    sentences = prose.headline(entries, ["A", "B", "C", "D"], "dense", 0.02, 0.05)
     assert sentences == [
         "Worse than dense on average over the curve: A by 6.0 points (2.0 to 10.0; but better at 512, +21.0); better "
         "than dense on average over the curve: B (+3.0 points, +1.0 to +5.0).",
@@ -301,7 +302,7 @@ def test_headline_has_a_sentence_on_scaling():
         entry("worse", -0.1, -0.2, -0.05, scaling=slope("cannot tell", None, None, None)),
         entry("worse", -0.1, -0.2, -0.05, scaling=slope("cannot tell", 0.9, 0.8, 1.0)),
     ]
-    assert prose.headline(entries, ["A", "B", "C", "D"], "dense", 0.02)[-1] == (
+    assert prose.headline(entries, ["A", "B", "C", "D"], "dense", 0.02, 0.05)[-1] == (
         "Accuracy gained per doubling of the budget: at least 90 % of dense's is kept by B (98.0 %, 95.0 to 101.0); "
         "less than 90 % of dense's is left in A (45.0 %, 40.0 to 52.0); undecided for C and D (90.0 %, 80.0 to 100.0)."
     )
@@ -309,7 +310,7 @@ def test_headline_has_a_sentence_on_scaling():
 
 def test_headline_of_many_runs_counts_the_rest():
     sentences = prose.headline(
-        [entry("worse", -0.1 - k / 100, -0.2, -0.05) for k in range(9)], list("ABCDEFGHI"), "x", 0.02
+        [entry("worse", -0.1 - k / 100, -0.2, -0.05) for k in range(9)], list("ABCDEFGHI"), "x", 0.02, 0.05
     )
     assert len(sentences) == 1 and sentences[0].endswith("and 6 more.") and "I by 18.0" in sentences[0]
 
@@ -470,7 +471,8 @@ def test_any_budgets_make_a_page(tmp_path, budgets):
     page = Page(report(path, tmp_path / "a.html"))
     assert page.open == [] and "nan" not in page.source.replace("</script>", "").split("<main>")[1].split("<script")[0]
     several = 3 + 2  # any, majority, shortest of k; one chain or several for each run
-    assert page.source.count('<svg class="chart') == 2 + 1 + 2 + several
+    ends = any(budgets)  # chains that end by themselves; there is no thinking at budget 0
+    assert page.source.count('<svg class="chart') == 2 + 1 + 2 + several + ends
 
 
 def test_one_run_is_a_page_of_curves(tmp_path):

@@ -86,7 +86,7 @@ def test_page_draws_and_fits(browser, page, tmp_path, width, dark):
     browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     browser.settle()
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert visible_count(browser, "svg.chart") == 2 + 6 + 7
+    assert visible_count(browser, "svg.chart") == 2 + 6 + 7 + 1
     assert visible_count(browser, "svg.chart:first-of-type path.line") >= 7
     outside = """[...document.querySelectorAll("svg.chart")].flatMap(svg => { const f = svg.getBoundingClientRect();
         return [...svg.querySelectorAll("text, .mark, .line, .band")].filter(e => { const b = e.getBoundingClientRect();

@@ -14,6 +14,12 @@ base_option_help = "Run to compare with: its id (or the start of it), model name
 margin_option = click.option(
     "--margin", default=0.02, show_default=True, help="Largest acceptable loss of accuracy (0.02: two points)."
 )
+stop_margin_option = click.option(
+    "--stop-margin",
+    default=0.05,
+    show_default=True,
+    help="Largest acceptable loss of chains that end by themselves, and change of the other endings.",
+)
 folder = click.Path(path_type=Path, file_okay=False)
 
 
@@ -24,10 +30,13 @@ folder = click.Path(path_type=Path, file_okay=False)
     "--other", "others", multiple=True, help="Run to compare, named like --base; repeatable; default: all others."
 )
 @margin_option
+@stop_margin_option
 @json_option
-def compare_command(store: Path, base: str, others: tuple[str, ...], margin: float, as_json: bool) -> None:
+def compare_command(
+    store: Path, base: str, others: tuple[str, ...], margin: float, stop_margin: float, as_json: bool
+) -> None:
     """Print paired differences to a base run, each with a verdict: better, worse, non-inferior, cannot tell."""
-    data = prunus.compare(store, base, others or None, margin=margin)
+    data = prunus.compare(store, base, others or None, margin=margin, stop_margin=stop_margin)
     if as_json:
         print_json(data)
     else:
@@ -69,6 +78,7 @@ def export_command(store: Path, out: Path, format: Format, overwrite: bool) -> N
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--base", help=base_option_help + " Default: the unpruned model.")
 @margin_option
+@stop_margin_option
 @click.option("--published", is_flag=True, help="Show published accuracies of the same models and tasks.")
 @click.option(
     "--figures", type=folder, metavar="DIR", help="Also write every chart as .svg and .pdf (needs the extra figures)."
@@ -80,6 +90,7 @@ def report_command(
     out: Path,
     base: str | None,
     margin: float,
+    stop_margin: float,
     published: bool,
     figures: Path | None,
     csv: Path | None,
@@ -87,7 +98,15 @@ def report_command(
 ) -> None:
     """Write a self-contained page: verdicts, curves, token counts, what was pruned, answers that changed."""
     page = prunus.report(
-        store, out, base=base, margin=margin, published=published, figures=figures, csv=csv, overwrite=overwrite
+        store,
+        out,
+        base=base,
+        margin=margin,
+        stop_margin=stop_margin,
+        published=published,
+        figures=figures,
+        csv=csv,
+        overwrite=overwrite,
     )
     for folder, what in ((figures, "figures"), (csv, "tables")):
         if folder is not None:

@@ -31,6 +31,7 @@ def report(
     *,
     base: str | None = None,
     margin: float = 0.02,
+    stop_margin: float = 0.05,
     published: bool = False,
     figures: Path | str | None = None,
     csv: Path | str | None = None,
@@ -43,10 +44,11 @@ def report(
 
     store: SQLite file of the results. out: HTML file. base: run id or its start, model name or label; by default the
     run of the unpruned model, in strict mode if both modes were run. margin: a loss of accuracy, as a share of
-    problems; a variant is non-inferior if a loss of this size or more is ruled out. published: show published
-    accuracies of the same models, tasks and budgets. figures: a folder for every chart as .svg and .pdf (needs the
-    extra `figures`). csv: a folder for every table as .csv and .tex. overwrite: replace existing files. name: shown
-    above the title. notes: sentences shown before the caveats. runs: ids of the runs to report, by default all.
+    problems; a variant is non-inferior if a loss of this size or more is ruled out. stop_margin: the same for the share
+    of chains that end by themselves. published: show published accuracies of the same models, tasks and budgets.
+    figures: a folder for every chart as .svg and .pdf (needs the extra `figures`). csv: a folder for every table as
+    .csv and .tex. overwrite: replace existing files. name: shown above the title. notes: sentences shown before the
+    caveats. runs: ids of the runs to report, by default all.
 
     Texts that are too large for the page are written to a folder beside it (report_files beside report.html). Every
     file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless overwrite), the
@@ -58,7 +60,9 @@ def report(
         pdf_converter()  # raises PrunusError immediately if the extra is not installed
     with Store(store) as opened:
         folder = files_folder(out).name
-        data = ReportData.read(opened, runs, base=base, margin=margin, published=published, folder=folder)
+        data = ReportData.read(
+            opened, runs, base=base, margin=margin, stop_margin=stop_margin, published=published, folder=folder
+        )
         write_report(data, out, figures=figures, csv=csv, overwrite=overwrite, name=name, notes=notes)
     return out
 
@@ -115,7 +119,7 @@ def page(data: ReportData, sections: Sequence[Section], name: str, notes: Sequen
 def _top(data: ReportData, name: str, first: Sequence[str]) -> str:
     labels, summaries = [one.look.label for one in data.runs], [one.summary for one in data.runs]
     base, others = data.base.run, data.comparison["others"]
-    sentences = prose.headline(others, labels[1:], labels[0], data.margin)
+    sentences = prose.headline(others, labels[1:], labels[0], data.margin, data.comparison["stop_margin"])
     totals = [(one.look.label, one.totals) for one in data.runs] + [(one.name, one.totals) for one in data.both_modes]
     notes = [*first, *missing_notes(totals)]
     elsewhere = [one.counterpart.run_id for one in data.both_modes]

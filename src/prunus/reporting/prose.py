@@ -9,11 +9,13 @@ from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.metrics import answer_allowance
 from prunus.results.retention import ENOUGH
 from prunus.results.rows import Run
+from prunus.results.stopping import ENDS
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE
 
 Data = Mapping[str, Any]
 # Shares of draws above which an ending gets a warning.
 LEAKED, TRUNCATED, SILENT = 0.01, 0.05, 0.2
+MORE = 0.05  # change of the tokens used that is mentioned
 
 
 def title(entries: Sequence[Data], base: str) -> str:
@@ -25,11 +27,13 @@ def title(entries: Sequence[Data], base: str) -> str:
         WORSE: "worse", WITHIN: "worse within the margin", BETTER: "better", SAME: "non-inferior", OPEN: "undecided",
     }  # fmt: skip
     parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items() if verdict in verdicts]
-    return f"{len(verdicts)} variant{'s' * (len(verdicts) > 1)} against {base}: {joined(parts, most=9)}"
+    fewer = sum(entry["stops"] in (WORSE, WITHIN) for entry in entries)
+    ends = f"; in {fewer}, fewer chains end by themselves" if fewer else ""
+    return f"{len(verdicts)} variant{'s' * (len(verdicts) > 1)} against {base}: {joined(parts, most=9)}{ends}"
 
 
-def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
-    """At most three sentences: runs that are worse or better, runs that are non-inferior or undecided, and scaling.
+def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float, stop_margin: float) -> list[str]:
+    """At most four sentences: runs that are worse or better, non-inferior or undecided; stopping; and scaling.
 
     The verdict concerns the area, an average over budgets. "Over the whole curve" appears only if all budgets agree;
     budgets that contradict the verdict are named.
@@ -51,8 +55,38 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
     for words in ((WORSE, BETTER), (SAME, OPEN)):
         parts = [f"{starts[key]}: {joined(groups[key])}" for key in starts if key[0] in words and groups[key]]
         sentences += [_sentence("; ".join(parts))] if parts else []
+    sentences += _stopping(entries, labels, base, stop_margin)
     sentences += _scaling(entries, labels, base)
     return sentences or [f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."]
+
+
+def _stopping(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
+    """A sentence about the chains that end by themselves at the largest budget; none without positive budgets."""
+    judged = [(entry, label) for entry, label in zip(entries, labels, strict=True) if entry["stops"]]
+    if not judged:
+        return []
+    groups: dict[str, list[str]] = {}
+    for entry, label in judged:
+        word = WORSE if entry["stops"] == WITHIN else entry["stops"]
+        groups.setdefault(word, []).append(f"{label} {_ends(entry)}")
+    starts = {
+        WORSE: f"fewer than {base}'s in",
+        BETTER: f"more than {base}'s in",
+        SAME: f"not fewer by {100 * margin:g} points or more, with 95 % confidence, in",
+        OPEN: "cannot tell for",
+    }
+    parts = [f"{start} {joined(groups[word])}" for word, start in starts.items() if word in groups]
+    budgets = sorted({entry["stopping"]["budget"] for entry, _ in judged})
+    return [f"Chains that end by themselves at budget {joined(list(map(str, budgets)))}: {'; '.join(parts)}."]
+
+
+def _ends(entry: Data) -> str:
+    """The share of chains that end by themselves, its difference, and the tokens used where they differ by 5 %."""
+    cell, ratio = entry["stopping"]["endings"][ENDS], entry["stopping"]["tokens_ratio"]
+    remarks = [f"{percent(cell['share'])} %, {points(cell['difference'])} points"]
+    remarks += ["still within the margin"] * (entry["stops"] == WITHIN)
+    remarks += [f"{ratio:.1f} times the tokens"] if ratio is not None and abs(ratio - 1) >= MORE else []
+    return f"({'; '.join(remarks)})"
 
 
 def _scaling(entries: Sequence[Data], labels: Sequence[str], base: str) -> list[str]:
@@ -83,6 +117,9 @@ def _amount(entry: Data) -> str:
     remarks = [f"but {at['verdict']} at {at['budget']}, {points(at['difference'])}" for at in entry["contradicted_at"]]
     if len(remarks) > 3:
         remarks = [*remarks[:2], f"and {len(remarks) - 2} more budgets"]
+    if entry["relies_on_cutting"]:
+        fewer = _loss(entry["stopping"]["endings"][ENDS]["difference"])
+        remarks.append(f"only because chains are cut: {fewer} points fewer end by themselves")
     if word in (WORSE, WITHIN):
         loss, low, high = (_loss(cell[key]) for key in ("difference", "high", "low"))
         remarks = ["still within the margin"] * (word == WITHIN) + remarks

@@ -120,6 +120,7 @@ class ReportData:
         *,
         base: str | None = None,
         margin: float = 0.02,
+        stop_margin: float = 0.05,
         published: bool = False,
         folder: str = "report_files",
     ) -> Self:
@@ -140,7 +141,9 @@ class ReportData:
         def totals(run: Run) -> RunTotals:
             return run_totals(run, rows(run.run_id)[0], problems.values())
 
-        comparison = compare_runs(base_run, available, lambda run_id: rows(run_id)[1], margin=margin)
+        comparison = compare_runs(
+            base_run, available, lambda run_id: rows(run_id)[1], margin=margin, stop_margin=stop_margin
+        )
         by_id = {run.run_id: run for run in available}
         chosen = [base_run, *(by_id[entry["run"]] for entry in comparison["others"])]
         reported = []

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from prunus.budgets import OFF, budget_of
 from prunus.reporting.labels import unique_labels
-from prunus.reporting.render.text import count, percent, points, probability, visible
+from prunus.reporting.render.text import count, percent, points, probability, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
+from prunus.results.stopping import ENDINGS, ENDS
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE, verdict
 
 Data = Mapping[str, Any]
@@ -54,7 +55,7 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
 
 
 def verdict_table(comparison: Data) -> RenderableType:
-    """Tables of each run's verdict and the difference in area that decides it, of scaling and of differences by budget.
+    """Tables of each run's verdict with the difference in area that decides it, stopping, scaling, and every budget.
 
     Differences are in points. The sign after a difference at a budget is its verdict: better ^, worse v, worse but
     within the margin ~, non-inferior =, cannot tell ?.
@@ -75,6 +76,9 @@ def verdict_table(comparison: Data) -> RenderableType:
         table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
     title = _title(f"Compared with {names[0]}: {what}, difference in points")
     tables: list[RenderableType] = [title, table]
+    if any(entry["stops"] for entry in entries):
+        title = _title("Stopping: share of chains in % at the largest budget, and change in points")
+        tables += [Text(""), title, _stopping(names, entries)]
     if any(entry["scaling"] for entry in entries):
         tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
     for task in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
@@ -83,7 +87,8 @@ def verdict_table(comparison: Data) -> RenderableType:
     margin = f"{100 * comparison['margin']:g}"
     tables.append(Text("^ better  v worse  ~ worse, within the margin  = non-inferior  ? cannot tell"))
     lines = (
-        f"non-inferior, within the margin: a loss of {margin} points or more is ruled out at 95 %",
+        f"non-inferior, within the margin: a loss of {margin} points or more is ruled out at 95 %; in how chains end,",
+        f"a change for the worse of {100 * comparison['stop_margin']:g} points or more",
         "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that is valid for any number of",
         "problems and lower than the interval shown); lost: less, with 95 % confidence",
         "verdicts and p are corrected for the number of runs, those of budgets for the number of budgets (Holm)",
@@ -93,8 +98,33 @@ def verdict_table(comparison: Data) -> RenderableType:
     notes = list(comparison["warnings"])
     for name, entry in zip(names[1:], entries, strict=True):
         notes += [f"{name}: {warning}" for warning in entry["warnings"]]
+        if entry["relies_on_cutting"]:
+            notes.append(f"{name}: its accuracy holds only because chains are cut; fewer end by themselves than base's")
     tables += [Text(f"warning: {visible(note)}") for note in notes]
     return Group(*tables)
+
+
+def _stopping(names: Sequence[str], entries: Sequence[Data]) -> Table:
+    table = _table("run")
+    shown = (ENDS, "loops", "lost")
+    for column in ("stops", *(ENDINGS[name].words for name in shown), "tokens"):
+        table.add_column(column, justify="left" if column == "stops" else "right", no_wrap=column == "stops")
+    for name, entry in zip(names[1:], entries, strict=True):
+        if entry["stops"]:
+            cells = entry["stopping"]["endings"]
+            word = entry["stops"].replace(", within the margin", " (within margin)")
+            values = [_ending(cells.get(ending)) for ending in shown]
+            ratio = Text(f"x{times(entry['stopping']['tokens_ratio'])}")
+            table.add_row(Text(name), Text(word, style=STYLES[entry["stops"]]), *values, ratio)
+    return table
+
+
+def _ending(cell: Data | None) -> Text:
+    """The share of an ending in percent and its change in points with the sign of its verdict."""
+    if cell is None:
+        return Text("")
+    word = cell["verdict"]
+    return Text(f"{percent(cell['share'])} ({points(cell['difference'])}){SIGNS[word]}", style=STYLES[word])
 
 
 def _scaling(names: Sequence[str], entries: Sequence[Data]) -> Table:

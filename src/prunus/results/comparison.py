@@ -16,6 +16,7 @@ from prunus.results.contrasts import Claims, Pair, budget_differences, contrast_
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.rows import Run
+from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw
 from prunus.results.store import Store
 from prunus.results.summary import identity, plain
 from prunus.results.table import Table, tables
@@ -42,13 +43,15 @@ def compare(
     margin: float = 0.02,
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
+    stop_margin: float = 0.05,
 ) -> dict[str, Any]:
     """Paired differences between other runs of a store and a base run, and a verdict on each other run.
 
-    base, others: run id or its start, model name or printed label. Without others, every run is compared whose plan
-    differs from that of the base in tasks, budgets, samples, limit, seed, batches and kernel only; the other runs are
-    listed under `warnings`. Runs that are named are compared in any case, with a warning. Only problems that are
-    complete in both runs count, over the budgets and draws that both have.
+    base, others: run id or its start, model name or printed label. margin, stop_margin: the largest acceptable loss of
+    accuracy, and the largest acceptable change for the worse in how chains end, as shares. Without others, every run is
+    compared whose plan differs from that of the base in tasks, budgets, samples, limit, seed, batches and kernel only;
+    the other runs are listed under `warnings`. Runs that are named are compared in any case, with a warning. Only
+    problems that are complete in both runs count, over the budgets and draws that both have.
 
     Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
     of `others` has
@@ -81,6 +84,13 @@ def compare(
         are then corrected within the run); `verdict`, `within_margin`, `margin`, `warnings`;
     `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
         run's; `contradicted_at`: budget, difference and verdict of the budgets that contradict it;
+    `tasks` -> task -> `stopping` -> budget -> ending -> cell (and `macro` -> `stopping` likewise), as
+        `stopping.stop_cells` tells, for ends (by itself), loops, lost (right under a smaller budget), unanswered,
+        truncated, leaked and budget_used;
+    `stopping`: tokens_ratio and per_correct_ratio (tokens used in terms of base's, per draw and per correct draw, at
+        the largest budget), budget (the largest), and `endings`, the cells there with verdicts and p-values corrected
+        over the runs; `stops`: the verdict on `ends`; `relies_on_cutting`: whether chains end by themselves less often
+        although the accuracy is not worse by the margin;
     `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
         tell; None with fewer than two positive budgets.
     Budgets 0 and OFF are not part of the area, OFF also not of whole_curve and contradicted_at; with one positive
@@ -90,7 +100,7 @@ def compare(
     `worse, within the margin`. Else it is `non-inferior` with p_margin_adjusted of at most .05, or `cannot tell`.
     Raises PrunusError for unknown or ambiguous names, and if there is nothing to compare.
     """
-    _check(margin, resamples)
+    _check(margin, stop_margin, resamples)
     with Store(store) as opened:
         base_run = opened.find_run(base)
         named = None if others is None else [opened.find_run(other) for other in others]
@@ -102,6 +112,7 @@ def compare(
             margin=margin,
             seed=seed,
             resamples=resamples,
+            stop_margin=stop_margin,
         )
         if not result["others"]:
             why = "; ".join(result["warnings"]) or "no other run"
@@ -118,6 +129,7 @@ def compare_runs(
     margin: float = 0.02,
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
+    stop_margin: float = 0.05,
 ) -> dict[str, Any]:
     """The result of `compare` for runs that have been read; `others` may be empty.
 
@@ -125,27 +137,32 @@ def compare_runs(
     problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and
     the latter raise PrunusError.
     """
-    _check(margin, resamples)
+    _check(margin, stop_margin, resamples)
     chosen, warnings = _choose(base, runs, may_leave_out)
     base_tables, entries = tables_of(base.run_id), []
     for run in chosen:
         pairs, notes = _pairs(base_tables, tables_of(run.run_id))
         notes = _plan_notes(base, run) + notes
         if pairs:
-            entries.append(_entry(run, pairs, notes, margin, seed, resamples, len(chosen)))
+            entry = _entry(run, pairs, notes, margin, seed, resamples, len(chosen))
+            same_chains = all(one.plan.get("reuse", True) for one in (base, run))
+            entries.append(_with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains))
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         else:
             raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: evaluate both first")
     if entries:
         adjust_and_judge(entries)
+        judge_stopping(entries)
     method = METHOD | {"resamples": resamples, "seed": seed}
-    return plain({"base": identity(base), "others": entries, "margin": margin, "method": method, "warnings": warnings})
+    margins = {"margin": margin, "stop_margin": stop_margin}
+    return plain({"base": identity(base), "others": entries, **margins, "method": method, "warnings": warnings})
 
 
-def _check(margin: float, resamples: int) -> None:
-    if not 0 <= margin < 1:
-        raise PrunusError(f"margin must be a share of problems in [0, 1), not {margin}; 0.02 is two points")
+def _check(margin: float, stop_margin: float, resamples: int) -> None:
+    for name, value in (("margin", margin), ("stop margin", stop_margin)):
+        if not 0 <= value < 1:
+            raise PrunusError(f"{name} must be a share in [0, 1), not {value}; 0.02 is two points")
     if resamples < 100:
         raise PrunusError(f"resamples must be at least 100, not {resamples}")
 
@@ -243,6 +260,22 @@ def _entry(
         entry["primary"] = entry["macro"][AUC]
     entry["largest"] = _largest(pairs, seed, resamples)
     return entry
+
+
+def _with_stopping(
+    entry: dict[str, Any],
+    pairs: Mapping[str, Pair],
+    stop_margin: float,
+    seed: int,
+    resamples: int,
+    same_chains: bool,
+) -> dict[str, Any]:
+    """The entry with how chains end in each task (and on average), without what depends on the other entries."""
+    for task, pair in pairs.items():
+        entry["tasks"][task]["stopping"] = stop_cells([pair], stop_margin, seed, resamples, same_chains)
+    if "macro" in entry:
+        entry["macro"]["stopping"] = stop_cells(list(pairs.values()), stop_margin, seed, resamples, same_chains)
+    return entry | {"stopping": tokens_per_draw(list(pairs.values()))}
 
 
 def _largest(pairs: Mapping[str, Pair], seed: int, resamples: int) -> dict[str, Any]:

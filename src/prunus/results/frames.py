@@ -18,6 +18,7 @@ from prunus.results.labels import label
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import identity, summarise
+from prunus.results.verdicts import verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -87,6 +88,24 @@ class Results:
                 for budget, cell in cells["budgets"].items():
                     rows.append(named | {"task": task} | _budget(budget) | _difference(cell) | told)
         return _framed(rows)
+
+    def stopping(self, base: str, others: Sequence[str] | None = None, margin: float = 0.05) -> "pandas.DataFrame":
+        """One row per compared run, task, positive budget and ending: share of draws, and the difference to base.
+
+        margin: of every ending. Endings and verdicts are those of `prunus.compare`; p_adjusted is over budgets.
+        """
+        found = compare(self.path, base, others, stop_margin=margin)
+        rows = [
+            {"run": other["run"], "model": other["model"], "label": label(other["recipe"]), "task": task}
+            | {"budget_tokens": int(budget), "ending": name, "verdict": verdict(cell)}
+            | _ending(cell)
+            | {"base_run": found["base"]["run"]}
+            for other in found["others"]
+            for task, cells in other["tasks"].items()
+            for budget, endings in cells["stopping"].items()
+            for name, cell in endings.items()
+        ]
+        return _pandas().DataFrame(rows)
 
     def _repr_html_(self) -> str:
         return self.runs().to_html(index=False)
@@ -189,6 +208,17 @@ def _difference(cell: Mapping[str, Any]) -> dict[str, Any]:
         "p": cell.get("p"),
         "p_adjusted": cell.get("p_adjusted"),
         "p_margin_adjusted": cell.get("p_margin_adjusted"),
+    }
+
+
+def _ending(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "problems": cell["n"],
+        "draws": cell["samples"],
+        "draws_share": cell["share"],
+        "base_draws_share": cell["base_share"],
+        **{f"{name}_pp": 100 * cell[name] for name in ("difference", "low", "high", "bound")},
+        **{name: cell[name] for name in ("p", "p_adjusted", "p_margin_adjusted")},
     }
 
 

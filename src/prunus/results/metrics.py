@@ -212,9 +212,9 @@ def answer_allowance(budget: ArrayLike) -> NDArray[Any]:
     return np.maximum(512, np.asarray(budget) / 2)
 
 
-def leaked(answer_tokens: ArrayLike, budget: int) -> NDArray[Any]:
+def leaked(answer_tokens: ArrayLike, budget: ArrayLike) -> NDArray[Any]:
     """Whether each answer is longer than `answer_allowance`; at budget OFF, where no thinking is cut, none is."""
-    return (np.asarray(answer_tokens) > answer_allowance(budget)) & (budget != OFF)
+    return (np.asarray(answer_tokens) > answer_allowance(budget)) & (np.asarray(budget) != OFF)
 
 
 def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:

@@ -30,10 +30,10 @@ CONTRADICTED_BY = {
 
 
 def verdict(cell: Data) -> str:
-    """The verdict on a cell of `compare`, from its two adjusted p-values and the sign of its difference."""
+    """The verdict on a cell of `compare`, from its two adjusted p-values and the sign of its gain (or difference)."""
     within = within_margin(cell)
     if cell["p_adjusted"] < ALPHA:
-        return BETTER if cell["difference"] > 0 else WITHIN if within else WORSE
+        return BETTER if cell.get("gain", cell["difference"]) > 0 else WITHIN if within else WORSE
     return SAME if within else OPEN
 
 

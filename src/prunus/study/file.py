@@ -24,7 +24,7 @@ SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 SWITCHES = ("keep_checkpoints", "measure_seconds")
 RECOVER = "recover"  # key of [[prune]] and [[drop]]: true, false or a table of settings
 TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", "prune", "drop", "report")
-REPORT = ("base", "margin", "published")
+REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
 # Name of each table in messages, and its valid keys.
 _TABLES = {
@@ -54,9 +54,9 @@ class Entry:
 class Study:
     """The checked content of a study's file.
 
-    backend: the one backend of all plans. base: name of the variant that the others are compared with. margin: largest
-    tolerable loss of accuracy, a share of problems. text: the file's text. eval_line, models_line: lines of [eval] and
-    of `models`, None where they cannot be located.
+    backend: the one backend of all plans. base: name of the variant that the others are compared with. margin,
+    stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as shares. text: the file's
+    text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot be located.
     """
 
     path: Path
@@ -68,6 +68,7 @@ class Study:
     entries: tuple[Entry, ...]
     base: str
     margin: float
+    stop_margin: float
     published: bool
     keep_checkpoints: bool
     measure_seconds: bool
@@ -110,10 +111,11 @@ class _Reader:
         self.check_type("", "name", 0, self.data.get("name", ""), str)
         self.check_type("report", "base", 0, report.get("base", ""), str)
         self.check_type("report", "published", 0, report.get("published", False), bool)
-        margin = report.get("margin", 0.02)
-        self.check_type("report", "margin", 0, margin, float)
-        if not 0 <= margin < 1:
-            self.fail("report", "margin", 0, f"margin must be a share of problems in [0, 1), not {margin}")
+        margins = {key: report.get(key, default) for key, default in (("margin", 0.02), ("stop_margin", 0.05))}
+        for key, margin in margins.items():
+            self.check_type("report", key, 0, margin, float)
+            if not 0 <= margin < 1:
+                self.fail("report", key, 0, f"{key} must be a share in [0, 1), not {margin}")
         entries = tuple(entry for kind in RECIPES for entry in self.entries(kind, shared))
         self.check_twice(entries)
         models, plans = tuple(self.models()), tuple(self.plans())
@@ -128,7 +130,8 @@ class _Reader:
             engine=self.engine(plans, entries),
             entries=entries,
             base=report.get("base", "dense"),
-            margin=float(margin),
+            margin=float(margins["margin"]),
+            stop_margin=float(margins["stop_margin"]),
             published=report.get("published", False),
             keep_checkpoints=self.data.get("keep_checkpoints", False),
             measure_seconds=self.data.get("measure_seconds", False),

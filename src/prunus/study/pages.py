@@ -139,6 +139,7 @@ def write_page(study: Study, store: Store, group: Sequence[Contrast], target: Pa
         shown,
         base=base.run_id,
         margin=study.margin,
+        stop_margin=study.stop_margin,
         published=study.published,
         folder=files_folder(target).name,
     )
@@ -148,7 +149,12 @@ def write_page(study: Study, store: Store, group: Sequence[Contrast], target: Pa
         if one.base == base.run_id:
             found[one.base] = among(data.comparison, one.others)
         else:
-            found[one.base] = compare(store.path, one.base, one.others, margin=study.margin) if one.others else None
+            margin, stop_margin = study.margin, study.stop_margin
+            found[one.base] = (
+                compare(store.path, one.base, one.others, margin=margin, stop_margin=stop_margin)
+                if one.others
+                else None
+            )
     return found
 
 

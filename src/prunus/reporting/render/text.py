@@ -78,6 +78,11 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}".replace(",", THIN) if number >= 10 or number == int(number) else f"{number:.1f}"
 
 
+def times(ratio: float | None) -> str:
+    """A ratio with two decimals: 1.4 -> 1.40."""
+    return DASH if ratio is None or not math.isfinite(ratio) else f"{ratio:.2f}"
+
+
 def joined(names: list[str], most: int = 4) -> str:
     """`a, b and c`; a list of more than `most` names ends with `and 3 more`."""
     if len(names) > most:

@@ -14,6 +14,7 @@ from prunus.reporting.sections import (
     published,
     settings,
     sparsity,
+    stopping,
     tokens,
     verdicts,
 )
@@ -22,6 +23,7 @@ SECTIONS: tuple[Callable[[ReportData], Section], ...] = (
     verdicts.section,
     legend.section,
     curves.section,
+    stopping.section,
     tokens.section,
     latency.section,
     modes.section,

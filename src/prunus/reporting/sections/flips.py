@@ -188,6 +188,7 @@ def _sides(case: Case, limit: int) -> str:
 
 def _side(look: Look, sample: Sample, texts: tuple[str, str], limit: int) -> str:
     end = "natural end" if sample.ended == "natural" else "stopped by the budget"
+    end += ", loops" if sample.loops else ""
     facts = f"{sample.thinking_tokens} thinking tokens, {end}; {sample.answer_tokens} answer tokens"
     facts += ", cut at the cap" if sample.answer_truncated else ""
     thinking, text = texts if any(texts) else (MISSING, MISSING)

@@ -8,6 +8,7 @@ from prunus.reporting.render.text import count, esc, percent, points, probabilit
 from prunus.reporting.report_data import Data, ReportData, float_of
 from prunus.reporting.section import Section, soft
 from prunus.results.retention import ENOUGH
+from prunus.results.stopping import ENDS
 from prunus.results.verdicts import OPEN
 
 
@@ -31,7 +32,9 @@ def section(data: ReportData) -> Section:
         f"loss of {100 * data.margin:g} points (dashed) or more is ruled out, by a bound that is valid for any number "
         "of problems. MDE, minimum detectable effect: the true difference that is detected with 80 % power. Scaling: "
         f"accuracy gained per doubling of the budget, in % of the base's. It is kept if this is at least "
-        f"{100 * ENOUGH:g} %, and lost if it is less, each with 95 % confidence.{settling if undecided else ''}{where}"
+        f"{100 * ENOUGH:g} %, and lost if it is less, each with 95 % confidence. Chains "
+        f"that end by themselves: at the largest budget, with a margin of {100 * data.comparison['stop_margin']:g} "
+        f"points.{settling if undecided else ''}{where}"
     )
     table = verdict_table(data)
     html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}</section>'
@@ -39,18 +42,18 @@ def section(data: ReportData) -> Section:
 
 
 def verdict_table(data: ReportData) -> Table:
-    """Verdict, area, adjusted p, MDE, scaling, and accuracy and tokens at the largest budget, one row per run."""
+    """Verdict, area, adjusted p, MDE, scaling, stopping, accuracy and tokens at the largest budget, one row per run."""
     primaries = [entry["primary"] for entry in data.comparison["others"]]
     ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
     task = data.tasks[0]
     budget = max(max(one.cells(task), default=0) for one in data.runs)
     rows = []
     for one, picture in zip(data.runs, [None, *forest(ends, data.margin)], strict=True):
-        entry, values = one.contrast, [None] * 6
+        entry, values = one.contrast, [None] * 7
         if entry is not None:
             cell = entry["primary"]
             values: list[Any] = [Word(entry["verdict"], _remark(entry)), _interval(cell, "difference"), picture]
-            values += [cell["p_adjusted"], cell["mde"], _scaling_word(entry)]
+            values += [cell["p_adjusted"], cell["mde"], _scaling_word(entry), _stops_word(entry)]
         last = one.cells(task).get(budget)
         values += [None, None] if last is None else [_interval(last, "accuracy"), last["tokens"]["total"]["mean"]]
         rows.append((one.look, values))
@@ -58,7 +61,7 @@ def verdict_table(data: ReportData) -> Table:
         Column("run", "Model"), Column("verdict", "Verdict"),
         Column("difference", "Difference over|the curve, points", points), Column("", "0 and margin|(dashed)"),
         Column("p_adjusted", "p|adjusted", probability), Column("mde", "MDE,|points", percent),
-        Column("scaling", "Scaling,|% kept"),
+        Column("scaling", "Scaling,|% kept"), Column("stops", "Chains end|by themselves, %"),
         Column("accuracy", f"Accuracy, %|at budget {budget}", percent),
         Column("tokens", f"Tokens used|at budget {budget}", count),
     ]  # fmt: skip
@@ -83,3 +86,11 @@ def _scaling_word(entry: Data) -> Word | None:
         return None
     share, low, high = (percent(slope[key]) for key in ("retention", "retention_low", "retention_high"))
     return Word(slope["word"], "" if slope["retention"] is None else f"{share}, {low} to {high}")
+
+
+def _stops_word(entry: Data) -> Word | None:
+    """The verdict on the share of chains that end by themselves, with that share and its change."""
+    if entry["stops"] is None:
+        return None
+    cell = entry["stopping"]["endings"][ENDS]
+    return Word(entry["stops"], f"{percent(cell['share'])}, {points(cell['difference'])}")

@@ -1,0 +1,115 @@
+"""Whether the runs still stop: how their chains end, beside the base's, and the verdict on it."""
+
+import math
+from typing import Any
+
+from prunus.reporting.render.chart import Line, Point, budget_axis, chart, linear_axis
+from prunus.reporting.render.figure import Figure
+from prunus.reporting.render.picture import Picture
+from prunus.reporting.render.table import RUN, Column, Interval, Table, Word
+from prunus.reporting.render.text import esc, percent, points, probability, times
+from prunus.reporting.report_data import Data, ReportData
+from prunus.reporting.section import Section, details, figure, run_key, soft
+from prunus.results.stopping import ENDINGS, ENDS
+from prunus.results.verdicts import verdict
+
+TITLES = ("Ends|by itself", "Loops", "Found,|then lost", "No|answer", "Answer|cut", "Leaked", "Budget|used")
+
+
+def section(data: ReportData) -> Section:
+    """The verdicts on stopping with the shares of each ending, and for each task a curve and a table of all numbers."""
+    judged = [one for one in data.others if one.contrast and one.contrast["stopping"]["endings"]]
+    if not judged:
+        return Section("stopping")
+    verdicts = stopping_table(data)
+    pictures = {task: ends_by_itself(data, task) for task in data.tasks}
+    every = {task: ending_table(data, task) for task in data.tasks}
+    margin = f"{100 * data.comparison['stop_margin']:g}"
+    note = (
+        "At the largest budget, on the same problems as the base; of several tasks, the mean. Verdict: whether the "
+        f"chains end by themselves as often as the base's; non-inferior: {margin} points fewer or worse is ruled out, "
+        "with 95 % confidence for any number of problems. A chain loops if its end is at least four copies of one "
+        "string, or if half of its end is repetition. Found, then lost: right under a smaller budget, and wrong now. "
+        "Budget used: mean thinking tokens in % of the budget. All verdicts are corrected for the number of variants "
+        "(Holm)."
+    )
+    charts = "".join(
+        figure(picture, f"Chains that end by themselves{_on(data, task)}") for task, picture in pictures.items()
+    )
+    numbers = "".join(details(f"Every ending{_on(data, task)}", table.html()) for task, table in every.items())
+    shown = f'<div class="pair">{charts}</div>{numbers}'
+    keys = [run_key(one.look) for one in data.runs]
+    figures = [Figure(f"ends-{task}", picture, keys) for task, picture in pictures.items()]
+    html = f'<section id="stopping"><h2>Does it still stop?</h2>{verdicts.html()}{soft(note)}{shown}</section>'
+    return Section("stopping", html, figures, [verdicts, *every.values()])
+
+
+def _on(data: ReportData, task: str) -> str:
+    return f" on <bdi>{esc(task)}</bdi>" if len(data.tasks) > 1 else ""
+
+
+def stopping_table(data: ReportData) -> Table:
+    """The verdict on ending by itself and the share of every ending at the largest budget, one row per run."""
+    rows = []
+    base_shares: list[float | None] = [None] * len(ENDINGS)
+    for one in data.others:
+        stopping = one.contrast["stopping"] if one.contrast else {}
+        cells = stopping.get("endings", {})
+        base_shares = [cells[name]["base_share"] if name in cells else None for name in ENDINGS]
+        ends = cells.get(ENDS)
+        values: list[Any] = [None, None]
+        if ends and one.contrast:
+            values = [Word(ends["verdict"], _remark(one.contrast)), _difference(ends)]
+        values += [cells[name]["share"] if name in cells else None for name in ENDINGS]
+        rows.append((one.look, [*values, stopping.get("tokens_ratio"), stopping.get("per_correct_ratio")]))
+    rows.insert(0, (data.base.look, [None, None, *base_shares, None, None]))
+    columns = [
+        Column("run", "Model"), Column("stops", "Verdict"),
+        Column("difference", "Ends by itself,|change, points", points),
+        *(Column(name, f"{title}, %", percent) for name, title in zip(ENDINGS, TITLES, strict=True)),
+        Column("tokens_ratio", "Tokens,|× base's", times),
+        Column("per_correct_ratio", "Per correct|draw, × base's", times),
+    ]  # fmt: skip
+    return Table("stopping", "Does it still stop?", "stopping sortable", columns, rows, keep=True)
+
+
+def _remark(entry: Data) -> str:
+    return "accuracy relies on cutting" if entry["relies_on_cutting"] else ""
+
+
+def _difference(cell: Data) -> Interval:
+    return Interval(cell["difference"], cell["low"], cell["high"])
+
+
+def ending_table(data: ReportData, task: str) -> Table:
+    """Every ending of a task at every budget: shares, difference with interval and bound, and its verdict."""
+    rows = []
+    for one in data.others:
+        found = one.contrast["tasks"].get(task, {}).get("stopping", {}) if one.contrast else {}
+        for budget, cells in found.items():
+            for name, cell in cells.items():
+                values = [int(budget), ENDINGS[name].words, cell["share"], cell["base_share"], _difference(cell)]
+                rows.append((one.look, [*values, cell["bound"], cell["p_adjusted"], Word(verdict(cell))]))
+    columns = [
+        RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),
+        Column("base_share", "Base,|%", percent), Column("difference", "Difference,|points", points),
+        Column("bound", "Not ruled|out, points", points), Column("p_adjusted", "p|adjusted", probability),
+        Column("verdict", "Verdict"),
+    ]  # fmt: skip
+    return Table(f"endings-{task}", f"Endings on {task}, compared with the base", "data sortable", columns, rows)
+
+
+def ends_by_itself(data: ReportData, task: str) -> Picture:
+    """The share of draws that end by themselves over the budget, one line per run."""
+    lines = []
+    for one in data.drawn:
+        spots = []
+        for budget, cell in one.cells(task).items():
+            if budget > 0:
+                share = 1 - cell["forced"]
+                note = f"Budget {budget}\n{one.look.label}\n{percent(share)} % end by themselves"
+                spots.append(Point(float(budget), 100 * share, math.nan, math.nan, note))
+        lines.append(Line(one.look.css, spots, one.look.marker))
+    budgets = sorted({int(point.x) for line in lines for point in line.points})
+    axis = linear_axis(0, 100, "Percent of draws", wanted=4)
+    return chart(lines, budget_axis(budgets), axis, f"Chains on {task} that end by themselves, against thinking budget")

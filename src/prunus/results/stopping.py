@@ -1,0 +1,141 @@
+"""Whether a run still stops: how its chains end under each budget, compared with those of a base by problem.
+
+Every ending is a share in [0, 1] of each problem's draws, so the tests and bounds of accuracies apply to it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.results import betting, metrics, paired
+from prunus.results.contrasts import Pair
+from prunus.results.table import Table
+from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, set_adjusted, verdict
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """words: what a draw does, in a table's heading. values: (P, B, N) shares of a table's draws, over its budgets.
+
+    sign: 1 if more of it is better, -1 if less is.
+    """
+
+    words: str
+    sign: int
+    values: Callable[[Table], NDArray[Any]]
+
+
+def _lost(table: Table) -> NDArray[np.bool_]:
+    """Whether the chain's answer was right under a smaller positive budget and is wrong now."""
+    found = np.logical_or.accumulate(table.correct & (_budgets(table) > 0), axis=1)
+    before = np.concatenate([np.zeros_like(found[:, :1]), found[:, :-1]], axis=1)
+    return before & ~table.correct
+
+
+def _budgets(table: Table) -> NDArray[np.int_]:
+    return np.array(table.budgets)[:, None]
+
+
+ENDS = "ends"
+ENDINGS = {
+    ENDS: Ending("ends by itself", 1, lambda table: table.values("ended") == "natural"),
+    "loops": Ending("loops", -1, lambda table: table.values("loops")),
+    "lost": Ending("found, then lost", -1, _lost),
+    "unanswered": Ending("no answer", -1, lambda table: table.values("status") == "no_answer"),
+    "truncated": Ending("answer cut", -1, lambda table: table.values("answer_truncated")),
+    "leaked": Ending("leaked", -1, lambda table: metrics.leaked(table.values("answer_tokens"), _budgets(table))),
+    "budget_used": Ending("budget used", -1, lambda table: table.values("thinking_tokens") / _budgets(table)),
+}
+
+
+def stop_cells(
+    pairs: Sequence[Pair], margin: float, seed: int, resamples: int, same_chains: bool
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """{budget: {ending: cell}} for the positive budgets of one task, or of several with equal weights.
+
+    A cell has n, samples, share, base_share, difference, se, low, high (95 %), gain (the difference as an improvement),
+    p, p_margin (of harm of the margin or more, by betting), p_adjusted and p_margin_adjusted over the budgets of the
+    ending, and bound, the most harmful difference that is not ruled out (one-sided 95 %, for any number of problems).
+    same_chains: the budgets share their chains; without it there is no `lost`.
+    """
+    budgets = [budget for budget in pairs[0].base.budgets if budget > 0]
+    if not budgets:
+        return {}
+    endings = {name: ending for name, ending in ENDINGS.items() if same_chains or name != "lost"}
+    sides = [
+        [_columns(table, budgets, list(endings.values())) for table in tables]
+        for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
+    ]
+    signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
+    base, other = sides
+    strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
+    gains = [difference * signs for difference in strata]
+    tested = paired.infer(strata, resamples, seed)
+    cells = tested.cells(
+        share=paired.estimate(other),
+        base_share=paired.estimate(base),
+        gain=paired.estimate(gains),
+        bound=signs * betting.lower_bound(gains, seed=seed),
+        p_margin=betting.p_value(gains, margin, seed),
+    )
+    size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
+    by_ending = {
+        name: [size | cell for cell in cells[place * len(budgets) : (place + 1) * len(budgets)]]
+        for place, name in enumerate(endings)
+    }
+    for of_ending in by_ending.values():
+        set_adjusted(of_ending, "p", "p_margin")
+    return {budget: {name: by_ending[name][place] for name in endings} for place, budget in enumerate(budgets)}
+
+
+def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Ending]) -> Floats:
+    """(P, C) mean over draws of every ending at every budget; the budgets of an ending are adjacent."""
+    positive = table.select(table.problems, budgets, table.draws)
+    return np.concatenate([ending.values(positive).mean(axis=2, dtype=float) for ending in endings], axis=1)
+
+
+def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """How many times the base's tokens the other run uses at the largest budget; all tasks have the same weight.
+
+    tokens_ratio: per draw; per_correct_ratio: per correct draw, None if a run has none or base used no tokens.
+    """
+    (base, base_correct), (other, other_correct) = (
+        np.mean([[table.used[:, -1].mean(), table.correct[:, -1].mean()] for table in tables], axis=0)
+        for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
+    )
+    ratio = float(other / base) if base else None
+    defined = ratio is not None and base_correct and other_correct
+    return {
+        "tokens_ratio": ratio,
+        "per_correct_ratio": float(ratio * base_correct / other_correct) if defined else None,
+    }
+
+
+def judge_stopping(entries: Sequence[dict[str, Any]]) -> None:
+    """Set, in place, what all entries of a comparison say about stopping, corrected over the entries for each ending.
+
+    `stopping` is extended by `endings` (the cells of the largest budget, corrected over the entries, with a `verdict`),
+    and `stops` is the verdict on ending by itself, None without a positive budget. `relies_on_cutting`: the accuracy is
+    not shown to be worse by the margin, and the chains end by themselves less often.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        whole = entry["macro"] if "macro" in entry else next(iter(entry["tasks"].values()))
+        by_budget = whole["stopping"]
+        last = by_budget[max(by_budget)] if by_budget else {}
+        entry["stopping"] |= {"budget": max(by_budget, default=None), "endings": {k: dict(v) for k, v in last.items()}}
+        for name, cell in entry["stopping"]["endings"].items():
+            found.setdefault(name, []).append(cell)
+    for cells in found.values():
+        set_adjusted(cells, "p", "p_margin")
+        for cell in cells:
+            cell["verdict"] = verdict(cell)
+    for entry in entries:
+        ends = entry["stopping"]["endings"].get(ENDS)
+        entry["stops"] = ends and ends["verdict"]
+        entry["relies_on_cutting"] = entry["stops"] == WORSE and entry["verdict"] in (SAME, BETTER, WITHIN)

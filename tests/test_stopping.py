@@ -1,0 +1,121 @@
+"""How chains end, compared with the base's: against plain loops over the rows, and the words for it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_comparison import fill, random_run
+
+from prunus.reporting import prose
+from prunus.results.comparison import compare
+from prunus.results.rows import Sample
+
+BUDGETS = (0, 16, 64)
+
+
+def run(seed: int, natural: float, tokens: float = 0.6, **shape: object) -> list[Sample]:
+    """Draws of which this share ends naturally at the largest budget, with loops and cut answers among the others."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for sample in random_run(seed, 0.6, budgets=BUDGETS, **shape):
+        ends = sample.budget == 64 and rng.random() < natural
+        found.append(
+            replace(
+                sample,
+                ended="natural" if ends else "forced",
+                loops=not ends and bool(rng.random() < 0.5),
+                answer_truncated=bool(rng.random() < 0.1),
+                status="no_answer" if rng.random() < 0.1 else "ok",
+                thinking_tokens=int(sample.budget * tokens) if ends else sample.budget,
+            )
+        )
+    return found
+
+
+def entry(folder: Path, base: list[Sample], other: list[Sample], **options: object) -> dict:
+    store = fill(folder / "s.db", {"dense": base, "pruned": other}, options.pop("plans", None))
+    return compare(store, "dense", **options)["others"][0]
+
+
+def test_shares_and_differences_equal_plain_loops(tmp_path):
+    base, other = run(0, 0.9, problems=12, draws=2), run(1, 0.5, tokens=0.9, problems=12, draws=2)
+    found = entry(tmp_path, base, other)
+    key = {(s.problem_id, s.budget, s.draw): s for s in other}
+
+    def lost(rows: list[Sample], sample: Sample) -> bool:
+        before = [s for s in rows if (s.problem_id, s.draw) == (sample.problem_id, sample.draw) and s.budget == 16]
+        return before[0].correct and not sample.correct
+
+    rules = {
+        "ends": lambda rows, s: s.ended == "natural",
+        "loops": lambda rows, s: s.loops,
+        "lost": lost,
+        "unanswered": lambda rows, s: s.status == "no_answer",
+        "truncated": lambda rows, s: s.answer_truncated,
+        "leaked": lambda rows, s: s.answer_tokens > 512,
+        "budget_used": lambda rows, s: s.thinking_tokens / s.budget,
+    }
+    for name, rule in rules.items():
+        cell = found["stopping"]["endings"][name]
+        theirs = [float(rule(base, s)) for s in base if s.budget == 64]
+        ours = [float(rule(other, s)) for s in other if s.budget == 64]
+        assert cell["share"] == pytest.approx(sum(ours) / len(ours)), name
+        assert cell["base_share"] == pytest.approx(sum(theirs) / len(theirs)), name
+        assert cell["difference"] == pytest.approx(cell["share"] - cell["base_share"]), name
+        assert cell["low"] <= cell["difference"] <= cell["high"]
+        assert cell["gain"] == pytest.approx(cell["difference"] * (1 if name == "ends" else -1))
+        assert (cell["bound"] <= cell["difference"]) if name == "ends" else (cell["bound"] >= cell["difference"])
+    assert set(found["tasks"]["a"]["stopping"]) == {16, 64} and len(key) == len(other)
+    used = [sum(s.thinking_tokens + s.answer_tokens for s in rows if s.budget == 64) for rows in (base, other)]
+    right = [sum(s.correct for s in rows if s.budget == 64) for rows in (base, other)]
+    assert found["stopping"]["tokens_ratio"] == pytest.approx(used[1] / used[0])
+    assert found["stopping"]["per_correct_ratio"] == pytest.approx(used[1] / right[1] / (used[0] / right[0]))
+
+
+@pytest.mark.parametrize(
+    ("natural", "word"), [(0.2, "worse"), (0.86, "cannot tell"), (1.0, "better"), (None, "non-inferior")]
+)
+def test_the_verdict_on_stopping(tmp_path, natural, word):
+    base = run(0, 0.85, problems=160)
+    other = base if natural is None else run(2, natural, problems=160)
+    found = entry(tmp_path, base, [replace(s, correct=b.correct) for s, b in zip(other, base, strict=True)])
+    assert found["stops"] == found["stopping"]["endings"]["ends"]["verdict"] == word
+    assert found["verdict"] in ("non-inferior", "cannot tell")
+    assert found["relies_on_cutting"] == (found["verdict"] == "non-inferior" and word == "worse")
+
+
+def test_accuracy_that_holds_only_because_chains_are_cut_is_called_that(tmp_path):
+    base = run(0, 1.0, problems=200)
+    cut = [replace(s, ended="forced", thinking_tokens=s.budget) for s in base]
+    found = entry(tmp_path, base, cut, margin=0.05)
+    assert (found["verdict"], found["stops"], found["relies_on_cutting"]) == ("non-inferior", "worse", True)
+    sentences = prose.headline([found], ["W"], "dense", 0.05, 0.05)
+    assert "only because chains are cut: 100.0 points fewer end by themselves" in sentences[0]
+    assert sentences[1].startswith("Chains that end by themselves at budget 64: fewer than dense's in W (0.0 %, −100.0")
+    assert prose.title([found], "dense").endswith("1 non-inferior; in 1, fewer chains end by themselves")
+
+
+def test_several_tasks_weigh_alike_and_runs_correct_each_other(tmp_path):
+    shape = {"tasks": ("a", "b"), "problems": 40}
+    base, worse = run(0, 0.9, **shape), run(1, 0.4, **shape)
+    store = fill(tmp_path / "s.db", {"dense": base, "one": worse, "two": run(2, 0.8, **shape)})
+    one, two = compare(store, "dense")["others"]
+    cells = [one["tasks"][task]["stopping"][64]["ends"] for task in ("a", "b")]
+    whole = one["stopping"]["endings"]["ends"]
+    assert whole["difference"] == pytest.approx(np.mean([cell["difference"] for cell in cells]))
+    assert whole["p_adjusted"] == pytest.approx(min(1, 2 * whole["p"]))
+    assert whole["p"] < two["stopping"]["endings"]["ends"]["p"]
+
+
+def test_chains_of_their_own_for_every_budget_lose_nothing(tmp_path):
+    base = run(0, 0.9)
+    plans = {"dense": {"reuse": False}, "pruned": {"reuse": False}}
+    assert "lost" not in entry(tmp_path, base, run(1, 0.9), plans=plans)["stopping"]["endings"]
+
+
+def test_without_a_positive_budget_there_is_no_verdict_on_stopping(tmp_path):
+    base, other = ([s for s in run(seed, 0.9) if s.budget == 0] for seed in (0, 1))
+    found = entry(tmp_path, base, other)
+    assert found["stops"] is None and found["stopping"]["endings"] == {} and not found["relies_on_cutting"]
+    assert not any("end by themselves" in text for text in prose.headline([found], ["W"], "dense", 0.02, 0.05))
