@@ -160,6 +160,43 @@ def test_parts_that_disagree_are_no_weight():
         checked(masks, values, starts, 40, 132)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_plain_16_bit_weight_is_as_exact_as_float32(isa, dtype, monkeypatch):
+    """Against float64, relative to the sum of the products' sizes: no looser than a float32 sum of so many terms."""
+    for outputs, inputs in [(1, 1), (5, 31), (31, 33), (33, 1100), (100, 2100), (530, 70)]:
+        dense, bias = random_weight((outputs, inputs), 0.1, dtype), torch.randn(outputs)
+        for rows in (1, 3, 4, 16, 17, 33, 64, 100):
+            # Numbers of all sizes, whose float32 mantissas are full.
+            x = torch.randn(rows, inputs) * 2.0 ** torch.randint(-20, 20, (rows, inputs))
+            expected, size = exact(x, dense, bias)
+            found = []
+            for count in (1, 3):
+                monkeypatch.setattr(linear, "threads", lambda count=count: count)
+                found.append(multiply(x, dense, bias))
+            assert torch.equal(*found)
+            apart = np.abs(found[0].double().numpy() - expected)
+            assert (apart <= 2.0**-23 * (2 + inputs / 32) * size + 1e-30).all(), (outputs, inputs, rows)
+
+
+def test_infinities_and_nan_come_through(isa):
+    """As in float64: NaN and infinities in x and W, and numbers near the largest, which parts of x must not exceed."""
+    x, dense = torch.randn(20, 70), random_weight((18, 70), 0.0)
+    x[1, 3], x[2, 5], x[3, 7], x[4] = torch.inf, -torch.inf, torch.nan, 3.4028e38 * torch.eye(70)[9]
+    x[5] = 1e-30 * torch.randn(70)
+    x.view(torch.int32)[6, 8] = 0x7F800001  # a NaN whose upper half is that of an infinity
+    dense[:, 9] = 0.5
+    dense[2, 11] = torch.inf
+    for rows in (1, 8, 20):
+        for start in range(0, 20 - rows + 1, 7):
+            got, expected = (
+                multiply(x[start : start + rows].clone(), dense),
+                x[start : start + rows].double() @ dense.double().T,
+            )
+            torch.testing.assert_close(got, expected.float(), equal_nan=True, rtol=1e-5, atol=1e-5)
+            if start <= 5 < start + rows:
+                torch.testing.assert_close(got[5 - start, 3:], expected.float()[5 - start, 3:], rtol=1e-5, atol=1e-36)
+
+
 def test_results_do_not_depend_on_threads_or_rows(isa, monkeypatch):
     dense = random_weight((200, 700), 0.5)
     packed, x = pack(dense), torch.randn(9, 700).bfloat16()

@@ -248,7 +248,8 @@ def test_the_winner_is_kept_for_each_shape(monkeypatch, tmp_path):
     assert kernel_rows(weight, torch.bfloat16) == 0  # timed again
     monkeypatch.setattr(choose, "is_faster", lambda ours, rival: True)
     assert kernel_rows(weight, torch.float16) == ANY_ROWS
-    assert kernel_rows(torch.eye(32), torch.float32) == 16
+    assert kernel_rows(torch.eye(32), torch.float32) == 64
+    assert kernel_rows(torch.eye(32).half(), torch.float32) == ANY_ROWS
     monkeypatch.setattr(models_module, "kernel_rows", lambda weight, dtype, keep_dense=False: 0)
     linear = nn.Linear(64, 64, dtype=torch.bfloat16)
     linear.weight.data[:, ::2] = 0
@@ -272,6 +273,13 @@ def test_the_rival_is_what_would_be_done_instead(monkeypatch, tmp_path):
     assert rivals == {1: nn.Linear, 8: SparseLinear, 32: SparseLinear, 128: SparseLinear, 512: SparseLinear}
     kernel_rows(weight, torch.bfloat16, keep_dense=True)
     assert set(rivals.values()) == {nn.Linear}
+    rivals.clear()
+    monkeypatch.setattr(choose, "_pass", lambda linears, *some: (linears[0], sum(x.shape[1] for x in some)))
+    kernel_rows(
+        torch.eye(32).half(), torch.float32
+    )  # in 16 bits, for x in float32: against a float32 copy, then panels
+    decoded = sum(choose.DECODED_ROWS)
+    assert rivals == {decoded: nn.Linear} | dict.fromkeys(choose.ROWS, choose.DenseLinear)
 
 
 def test_a_choice_is_timed_until_rounds_agree(monkeypatch):

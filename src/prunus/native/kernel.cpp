@@ -22,6 +22,9 @@
 // Every output is summed by one thread in a fixed order. Results therefore do not depend, bit by bit, on the number of
 // threads nor, with a W in this layout, on the number of rows of x: a prompt yields the same numbers as decoding.
 //
+// A plain W (dense, row-major) is read without packing. Where the processor has AMX, its tiles multiply a bfloat16 W by
+// more than a few rows of x; a float32 x is split into three bfloat16 parts, so that products are those of float32.
+//
 // The loops are written once and compiled for each instruction set: the file includes itself, see "the loops" below.
 
 #ifndef LOOPS_FOR
@@ -36,7 +39,7 @@
 
 namespace {
 // Instruction sets, the preferred ones last. NOTHING: the kernel cannot run on this processor.
-enum Isa { NOTHING = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3 };
+enum Isa { NOTHING = 0, AVX2 = 1, AVX512 = 2, AVX512BF16 = 3, AMX = 4 };
 // Storage types of numbers. Sums are always float32.
 enum Kind { BF16 = 0, FP16 = 1, FP32 = 2 };
 enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
@@ -49,10 +52,17 @@ enum Status { OK = 0, UNSUPPORTED = 1, BAD_ARRAYS = 2, NO_MEMORY = 3 };
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11  // compilers that know AMX
+#define HAS_AMX
+#endif
 
 namespace {
 
-constexpr int CHUNK = 32, TILE = 32, QUAD = 4, GROUP = 16, MAX_ROWS = 8;
+// MAX_DECODED: with at most so many rows of x, a token is decoded for each; with more, a prompt is read.
+constexpr int CHUNK = 32, TILE = 32, QUAD = 4, GROUP = 16, MAX_ROWS = 8, MAX_DECODED = 64;
 // For many rows of x. PANEL_BYTES, PANEL_GROUPS: the largest part of W that is expanded at a time; it fits in the L2
 // cache with room to spare. SLAB_BYTES: the largest part of x that is prepared at a time; it fits in the L3 cache.
 constexpr int64_t PANEL_BYTES = 1 << 19, PANEL_GROUPS = 16, SLAB_BYTES = 1 << 23;
@@ -357,8 +367,10 @@ constexpr Tables TABLES;
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL16 UNROLL
 #else
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL16 _Pragma("GCC unroll 16")
 #endif
 
 // ------------------------------------------------------------------------------------ primitives of instruction sets
@@ -601,9 +613,324 @@ INLINE uint32_t compress(const uint32_t* chunk, uint32_t* to) { return avx2::com
 #pragma GCC pop_options
 #endif
 
+// --------------------------------------------------------------------------------------------------------------- AMX
+//
+// A tile register holds 16 rows of 64 bytes. One instruction multiplies a tile of W (16 outputs x 32 columns, as it lies
+// in memory) by a tile of x (32 columns x 16 rows of x, columns in pairs) and adds to a tile of sums (16 outputs x 16
+// rows, float32). A number of a float32 x is exactly the sum of three bfloat16 numbers of 8 bits each; the products of
+// these parts with a bfloat16 weight are exact, and are summed in float32, each part by itself, before the three sums are
+// added. So the result is as exact as products in float32. The processor takes subnormal bfloat16 numbers as zero.
+//
+// A panel of W is read from memory once, into the L2 cache, and multiplied by 16 rows of x after the other, while the
+// next one is prefetched. The order of an output's sums depends neither on threads nor on the number of rows.
+//
+// Compilers do not know that some of these intrinsics read or write memory; empty asm statements tell them.
+
+#ifdef HAS_AMX
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,popcnt,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2,avx512bf16,amx-tile,amx-bf16")
+#endif
+namespace amx {
+namespace {
+
+constexpr int SIDE = 16, TILE_BYTES = 1024, LEAST_ROWS = 4, PARTS = 3;
+constexpr int64_t W_BYTES = 1 << 18;  // of a panel
+
+struct Product {
+  Job job;  // its x: block of 16 rows > part > chunk > tile
+  int64_t blocks, parts;
+  const void* from;  // the caller's x
+  char* to;          // the prepared x
+  int64_t x_parts, y_parts;
+  std::atomic<int64_t>* prepared;
+};
+
+// Transposes 16 x 16 words.
+INLINE void transpose(__m512i (&row)[SIDE]) {
+  __m512i pair[SIDE], four[SIDE];
+  UNROLL16 for (int i = 0; i < SIDE; i += 2) {
+    pair[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    pair[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+  UNROLL16 for (int i = 0; i < SIDE; i += 4) {
+    four[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
+    four[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
+    four[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+    four[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+  }
+  UNROLL16 for (int i = 0; i < 4; i++) {
+    __m512i low = _mm512_shuffle_i32x4(four[i], four[i + 4], 0x88), high = _mm512_shuffle_i32x4(four[i], four[i + 4], 0xdd);
+    __m512i low2 = _mm512_shuffle_i32x4(four[i + 8], four[i + 12], 0x88);
+    __m512i high2 = _mm512_shuffle_i32x4(four[i + 8], four[i + 12], 0xdd);
+    row[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
+    row[i + 8] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+    row[i + 4] = _mm512_shuffle_i32x4(high, high2, 0x88);
+    row[i + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+  }
+}
+
+// The upper halves of 32 float32 numbers, as 32 bfloat16.
+INLINE __m512i upper_halves(__m512 low, __m512 high) {
+  const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                       23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_permutex2var_epi16(_mm512_castps_si512(low), odd, _mm512_castps_si512(high));
+}
+
+// What is left of a number without its upper half: exact, and 0 for infinities. NaN stays NaN in its upper half, since it
+// is made quiet.
+INLINE __m512 quiet(__m512 numbers) {
+  __mmask16 is_nan = _mm512_cmp_ps_mask(numbers, numbers, _CMP_UNORD_Q);
+  return _mm512_mask_mov_ps(numbers, is_nan, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
+}
+INLINE __m512 without_upper(__m512 numbers) {
+  __m512 upper = _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(numbers), _mm512_set1_epi32(int(0xffff0000))));
+  __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(numbers), _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+  return _mm512_maskz_sub_ps(finite, numbers, upper);
+}
+
+// Prepares blocks [first, last) of x.
+void prepare(const Product& product, int64_t first, int64_t last) {
+  const Job& job = product.job;
+  const int64_t part_bytes = job.chunks * TILE_BYTES;
+  for (int64_t block = first; block < last; block++) {
+    const int64_t rows = smaller(job.rows - block * SIDE, SIDE);
+    char* to = product.to + block * product.parts * part_bytes;
+    for (int64_t chunk = 0; chunk < job.chunks; chunk++, to += TILE_BYTES) {
+      const int64_t at = chunk * CHUNK, present = smaller(job.inputs - at, CHUNK);
+      const __mmask32 columns = uint32_t(~uint64_t(0) >> (64 - present));
+      __m512i part[PARTS][SIDE];
+      for (int64_t row = 0; row < SIDE; row++) {
+        if (row >= rows) {
+          part[0][row] = part[1][row] = part[2][row] = _mm512_setzero_si512();
+        } else if (product.parts == 1) {
+          const uint16_t* x = static_cast<const uint16_t*>(product.from) + (block * SIDE + row) * job.inputs + at;
+          part[0][row] = _mm512_maskz_loadu_epi16(columns, x);
+        } else {
+          const float* x = static_cast<const float*>(product.from) + (block * SIDE + row) * job.inputs + at;
+          __m512 low = quiet(_mm512_maskz_loadu_ps(__mmask16(columns), x));
+          __m512 high = quiet(_mm512_maskz_loadu_ps(__mmask16(columns >> 16), x + CHUNK / 2));
+          for (int i = 0; i < PARTS; i++) {
+            part[i][row] = upper_halves(low, high);
+            low = without_upper(low), high = without_upper(high);
+          }
+        }
+      }
+      for (int64_t i = 0; i < product.parts; i++) {
+        transpose(part[i]);
+        for (int row = 0; row < SIDE; row++) _mm512_store_si512(to + i * part_bytes + row * 64, part[i][row]);
+      }
+    }
+  }
+}
+
+// The tiles of a group of 16 outputs of W, also where it has fewer rows or ends within a chunk.
+struct Weights {
+  const char* from;
+  int64_t stride, rows, inputs;
+  char* copy;  // of one tile
+};
+
+// The address and stride of the tile of a chunk; nothing beyond the end of a row is read.
+INLINE const char* tile_of(const Weights& weights, int64_t chunk, int64_t& stride) {
+  const char* at = weights.from + chunk * (CHUNK * 2);
+  const int64_t bytes = smaller((weights.inputs - chunk * CHUNK) * 2, 64);
+  stride = weights.stride;
+  if (weights.rows == SIDE && bytes == 64) return at;
+  memset(weights.copy, 0, TILE_BYTES);
+  for (int64_t row = 0; row < weights.rows; row++) memcpy(weights.copy + row * 64, at + row * stride, bytes);
+  stride = 64;
+  __asm__ volatile("" : : "r"(weights.copy) : "memory");
+  return weights.copy;
+}
+
+// sums of 16 outputs with 3 tiles of x: tiles 0 to 2 for the first group of outputs, 3 to 5 for the second.
+INLINE void multiply(const Weights& first, const Weights& second, bool both, const char* x, int64_t x_stride, int64_t used,
+                     int64_t chunks, const char*& ahead, int64_t step, const char* end, char* sums) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  for (int64_t chunk = 0; chunk < chunks; chunk++, x += TILE_BYTES) {
+    for (const char* until = ahead + step < end ? ahead + step : end; ahead < until; ahead += 64)
+      _mm_prefetch(ahead, _MM_HINT_T1);
+    int64_t stride;
+    const char* weights = tile_of(first, chunk, stride);
+    _tile_loadd(6, weights, stride);
+    _tile_loadd(7, x, 64);
+    _tile_dpbf16ps(0, 6, 7);
+    if (used > 1) {
+      _tile_loadd(7, x + x_stride, 64);
+      _tile_dpbf16ps(1, 6, 7);
+    }
+    if (used > 2) {
+      _tile_loadd(7, x + 2 * x_stride, 64);
+      _tile_dpbf16ps(2, 6, 7);
+    }
+    if (!both) continue;
+    weights = tile_of(second, chunk, stride);
+    _tile_loadd(6, weights, stride);
+    if (used > 2) _tile_dpbf16ps(5, 6, 7);
+    if (used > 1) {
+      _tile_loadd(7, x + x_stride, 64);
+      _tile_dpbf16ps(4, 6, 7);
+    }
+    _tile_loadd(7, x, 64);
+    _tile_dpbf16ps(3, 6, 7);
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + TILE_BYTES, 64);
+  _tile_stored(2, sums + 2 * TILE_BYTES, 64);
+  _tile_stored(3, sums + 3 * TILE_BYTES, 64);
+  _tile_stored(4, sums + 4 * TILE_BYTES, 64);
+  _tile_stored(5, sums + 5 * TILE_BYTES, 64);
+  __asm__ volatile("" : : "r"(sums) : "memory");
+}
+
+// Writes the sums of 16 outputs and up to 16 rows, with the bias, in the dtype of x.
+INLINE void put(const Job& job, int64_t output, int64_t row, __m512i (&sums)[SIDE]) {
+  transpose(sums);
+  const int64_t rows = smaller(job.rows - row, SIDE), outputs = smaller(job.outputs - output, SIDE);
+  const __mmask16 present = __mmask16((1u << outputs) - 1);
+  __m512 bias = _mm512_setzero_ps();
+  if (job.bias && job.activations == FP32) {
+    bias = _mm512_maskz_loadu_ps(present, static_cast<const float*>(job.bias) + output);
+  } else if (job.bias) {
+    __m256i bits = _mm256_maskz_loadu_epi16(present, static_cast<const uint16_t*>(job.bias) + output);
+    bias = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  for (int64_t i = 0; i < rows; i++) {
+    const int64_t at = (row + i) * job.outputs + output;
+    __m512 number = _mm512_castsi512_ps(sums[i]);
+    if (job.bias) number = _mm512_add_ps(number, bias);
+    if (job.activations == FP32) {
+      _mm512_mask_storeu_ps(static_cast<float*>(job.y) + at, present, number);
+    } else {
+      alignas(64) float wide[SIDE];
+      _mm512_store_ps(wide, number);
+      for (int64_t j = 0; j < outputs; j++) static_cast<bf16*>(job.y)[at + j] = narrow(wide[j]);
+    }
+  }
+}
+
+// Computes groups [first, last) of outputs.
+void compute(const Product& product, int64_t first, int64_t last) {
+  const Job& job = product.job;
+  alignas(64) char sums[2 * PARTS * TILE_BYTES], copies[2][TILE_BYTES];
+  alignas(64) uint8_t palette[64] = {1};
+  for (int tile = 0; tile < 8; tile++) palette[16 + 2 * tile] = 64, palette[48 + tile] = SIDE;
+  __asm__ volatile("" : : "r"(palette) : "memory");
+  _tile_loadconfig(palette);
+  const char* values = static_cast<const char*>(job.values);
+  const int64_t row_bytes = job.inputs * 2, part_bytes = job.chunks * TILE_BYTES;
+  const int64_t pairs = ceil_div(last - first, 2), fitting = W_BYTES / (2 * GROUP * row_bytes);
+  const int64_t panel = fitting < 1 ? 1 : smaller(fitting, pairs);
+  const int64_t x_tiles = product.blocks * product.parts, steps = ceil_div(x_tiles, PARTS);
+  for (int64_t pair = 0; pair < pairs; pair += panel) {
+    const int64_t begin = first + 2 * pair, until = smaller(begin + 2 * panel, last);
+    const char* ahead = values + smaller(until * GROUP, job.outputs) * row_bytes;
+    const char* end = values + smaller(smaller(until + 2 * panel, last) * GROUP, job.outputs) * row_bytes;
+    const int64_t lines = ceil_div(ceil_div(end - ahead, 64), steps * ceil_div(until - begin, 2) * job.chunks);
+    for (int64_t tile = 0; tile < x_tiles; tile += PARTS) {
+      const int64_t used = smaller(x_tiles - tile, PARTS);
+      for (int64_t group = begin; group < until; group += 2) {
+        const bool both = group + 1 < until;
+        Weights weights[2];
+        for (int i = 0; i < 2; i++) {
+          const int64_t output = (group + i) * GROUP;
+          weights[i] = {values + output * row_bytes, row_bytes, smaller(job.outputs - output, GROUP), job.inputs, copies[i]};
+        }
+        const char* x = product.to + tile * part_bytes;
+        multiply(weights[0], weights[1], both, x, part_bytes, used, job.chunks, ahead, lines * 64, end, sums);
+        for (int i = 0; i < 1 + both; i++) {
+          const char* of = sums + i * PARTS * TILE_BYTES;
+          __m512i total[SIDE];
+          if (product.parts == 1) {
+            for (int64_t block = 0; block < used; block++) {
+              for (int row = 0; row < SIDE; row++) total[row] = _mm512_load_si512(of + block * TILE_BYTES + row * 64);
+              put(job, (group + i) * GROUP, (tile + block) * SIDE, total);
+            }
+          } else {
+            for (int row = 0; row < SIDE; row++) {
+              __m512 rest = _mm512_add_ps(_mm512_load_ps(of + TILE_BYTES + row * 64), _mm512_load_ps(of + 2 * TILE_BYTES + row * 64));
+              total[row] = _mm512_castps_si512(_mm512_add_ps(_mm512_load_ps(of + row * 64), rest));
+            }
+            put(job, (group + i) * GROUP, tile / PARTS * SIDE, total);
+          }
+        }
+      }
+    }
+  }
+  _tile_release();
+}
+
+// Does parts [first, last): the first x_parts of all prepare x, the others compute y.
+void some_parts(const void* described, int64_t first, int64_t last) {
+  const Product& product = *static_cast<const Product*>(described);
+  const int64_t x_last = smaller(last, product.x_parts), groups = ceil_div(product.job.outputs, GROUP);
+  if (first < x_last) {
+    prepare(product, product.blocks * first / product.x_parts, product.blocks * x_last / product.x_parts);
+    product.prepared->fetch_add(x_last - first, std::memory_order_release);
+  }
+  if (last > product.x_parts) {
+    wait_for(*product.prepared, product.x_parts);  // the threads that took the other parts of x are working on them
+    const int64_t y_first = first < product.x_parts ? 0 : first - product.x_parts, y_last = last - product.x_parts;
+    compute(product, groups * y_first / product.y_parts, groups * y_last / product.y_parts);
+  }
+}
+
+// y = W x for a plain bfloat16 W and an x in bfloat16 or float32, one slab of x at a time. Returns a Status.
+int many_rows(Job job, const void* x, int64_t rows, int threads) {
+  const int64_t parts = job.activations == FP32 ? PARTS : 1, size = job.activations == FP32 ? 4 : 2;
+  const int64_t block_bytes = parts * job.chunks * TILE_BYTES, blocks = ceil_div(rows, SIDE);
+  const int64_t fitting = SLAB_BYTES / block_bytes, at_once = smaller(blocks, fitting < 1 ? 1 : fitting);
+  char* prepared = scratch(PREPARED, at_once * block_bytes);
+  if (!prepared) return NO_MEMORY;
+  char* y = static_cast<char*>(job.y);
+  for (int64_t block = 0; block < blocks; block += at_once) {
+    const int64_t row = block * SIDE;
+    std::atomic<int64_t> parts_prepared{0};
+    Product product{};
+    job.rows = int(smaller(rows - row, at_once * SIDE));
+    job.y = y + row * job.outputs * size;
+    product.job = job, product.from = static_cast<const char*>(x) + row * job.inputs * size, product.to = prepared;
+    product.blocks = ceil_div(job.rows, SIDE), product.parts = parts, product.prepared = &parts_prepared;
+    product.x_parts = smaller(product.blocks, threads);
+    product.y_parts = smaller(ceil_div(job.outputs, 2 * GROUP), 8 * threads);
+    run(some_parts, &product, product.x_parts + product.y_parts, threads, job.rows > MAX_DECODED);
+  }
+  return OK;
+}
+
+}  // namespace
+}  // namespace amx
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // HAS_AMX
+
 // ----------------------------------------------------------------------------------------- choice of instruction set
 
 namespace {
+
+// Whether the processor has AMX's bfloat16 products and the system lets this process use them, which it has to ask for.
+bool amx_allowed() {
+#ifdef HAS_AMX
+  uint32_t a = 7, b, c = 0, d;
+  __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  constexpr uint32_t AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  return (d & AMX_BF16) && (d & AMX_TILE) && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
 
 int best_isa() {
   static int best = -1;
@@ -615,18 +942,18 @@ int best_isa() {
   auto dots = avx512 && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16");
-  return best = dots ? AVX512BF16 : avx512 ? AVX512 : avx2 ? AVX2 : NOTHING;
+  return best = dots ? (amx_allowed() ? AMX : AVX512BF16) : avx512 ? AVX512 : avx2 ? AVX2 : NOTHING;
 }
 
 // The loops of an instruction set. bfloat16 dot products are used only where both W and x are bfloat16.
 const Loops* loops_for(int isa, int weights, int activations) {
   if (isa < AVX2 || isa > best_isa()) return nullptr;
-  if (isa == AVX512BF16 && weights == BF16 && activations == BF16) return &avx512bf16::LOOPS;
+  if (isa >= AVX512BF16 && weights == BF16 && activations == BF16) return &avx512bf16::LOOPS;
   return isa == AVX2 ? &avx2::LOOPS : &avx512::LOOPS;
 }
 
 const Movers* movers_for(int isa, int width) {
-  const Movers* all = isa == AVX512BF16 ? avx512bf16::MOVERS : isa == AVX512 ? avx512::MOVERS : avx2::MOVERS;
+  const Movers* all = isa >= AVX512BF16 ? avx512bf16::MOVERS : isa == AVX512 ? avx512::MOVERS : avx2::MOVERS;
   if (isa < AVX2 || isa > best_isa() || (width != 2 && width != 4)) return nullptr;
   return &all[width == 4];
 }
@@ -699,7 +1026,11 @@ EXPORT int prunus_linear(int isa, int weights, int activations, const uint32_t* 
   job.masks = masks, job.values = values, job.starts = starts, job.bias = bias;
   job.outputs = outputs, job.inputs = inputs, job.chunks = ceil_div(inputs, CHUNK), job.activations = activations;
   job.y = y;
-  if (masks && rows > MAX_ROWS) return many_rows(*loops, job, weights, x, rows, threads);
+#ifdef HAS_AMX
+  if (isa == AMX && !masks && weights == BF16 && activations != FP16 && rows >= amx::LEAST_ROWS)
+    return amx::many_rows(job, x, rows, threads);
+#endif
+  if (rows > MAX_ROWS) return many_rows(*loops, job, weights, x, rows, threads);
   char* prepared = scratch(PREPARED, size_t(job.chunks) * CHUNK * MAX_ROWS * sizeof(float));
   if (!prepared) return NO_MEMORY;
   job.x = prepared;
@@ -1158,6 +1489,31 @@ void fill(const Job& job, int64_t group, int64_t groups, X* panel) {
   }
 }
 
+// The same for a plain W.
+template <class V>
+void fill_plain(const Job& job, int64_t group, int64_t groups, X* panel) {
+  const int64_t spans = ceil_div(ceil_div(job.chunks, TILE), SPAN);
+  for (int64_t row = 0; row < groups * GROUP; row++) {
+    const int64_t output = group * GROUP + row;
+    const V* from = static_cast<const V*>(job.values) + output * job.inputs;
+    for (int64_t span = 0; span < spans; span++) {
+      int64_t start = span_start(span, job.chunks), end = span_start(span + 1, job.chunks);
+      X* to = panel + ((start * groups * GROUP) + row / QUAD * (end - start) * QUAD + row % QUAD) * CHUNK;
+      for (int64_t chunk = start; chunk < end; chunk++, to += QUAD * CHUNK) {
+        V padded[CHUNK] = {};  // nothing beyond the end of a row is read
+        const V* some = from + chunk * CHUNK;
+        if (output >= job.outputs) {
+          some = padded;
+        } else if (job.inputs - chunk * CHUNK < CHUNK) {
+          memcpy(padded, some, (job.inputs - chunk * CHUNK) * sizeof(V));
+          some = padded;
+        }
+        UNROLL for (int lanes = 0; lanes < CHUNK; lanes += LANES) store_x(to + lanes, load_dense(some + lanes));
+      }
+    }
+  }
+}
+
 // Multiplies a panel by a block of B rows of x, and writes the totals to `finished`, row > output of the panel.
 template <int B>
 void panel_times_block(const X* weights, const X* x, int64_t chunks, int64_t quads, Prefetch& next_panel, char* sums,
@@ -1236,9 +1592,19 @@ void many_rows(const void* described, int64_t first, int64_t last) {
   for (int64_t group = first; group < last; group += at_once) {
     const int64_t groups = smaller(at_once, last - group), quads = groups * (GROUP / QUAD);
     const int64_t output = group * GROUP, outputs = smaller(groups * GROUP, job.outputs - output);
-    fill<V>(job, group, groups, panel);
-    const V* next = static_cast<const V*>(job.values) + job.starts[group + groups];
-    int64_t next_bytes = (job.starts[smaller(group + groups + at_once, last)] - job.starts[group + groups]) * sizeof(V);
+    // The places in values where the next panel begins and ends.
+    const int64_t begins = group + groups, ends = smaller(begins + at_once, last);
+    int64_t next_value, end_value;
+    if (job.masks) {
+      fill<V>(job, group, groups, panel);
+      next_value = job.starts[begins], end_value = job.starts[ends];
+    } else {
+      fill_plain<V>(job, group, groups, panel);
+      next_value = smaller(begins * GROUP, job.outputs) * job.inputs;
+      end_value = smaller(ends * GROUP, job.outputs) * job.inputs;
+    }
+    const V* next = static_cast<const V*>(job.values) + next_value;
+    const int64_t next_bytes = (end_value - next_value) * sizeof(V);
     Prefetch next_panel{reinterpret_cast<const char*>(next), next_bytes / (many.blocks * quads * job.chunks)};
     for (int64_t block = 0; block < many.blocks; block++) {
       const int64_t row = job.rows * block / many.blocks, rows = job.rows * (block + 1) / many.blocks - row;

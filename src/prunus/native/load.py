@@ -15,7 +15,7 @@ from prunus.native.build import FLAGS, KERNEL, SMALLEST, BuildError, compile_lib
 from prunus.progress import say
 
 # Instruction sets; the index is the kernel's number for each. `off` disables the kernel, to compare with dense weights.
-ISAS = ("off", "avx2", "avx512", "avx512bf16")
+ISAS = ("off", "avx2", "avx512", "avx512bf16", "amx")
 SWITCH = "PRUNUS_KERNEL"
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 # Argument types of the C functions at the end of each file.

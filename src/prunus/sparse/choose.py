@@ -29,8 +29,11 @@ from prunus.sparse.weight import SparseWeight
 # first loss, and if it wins at the last of ROWS, for any number of rows. At one row a packed weight competes with
 # torch's dense Linear: if it loses, the weight is not packed. At more rows it competes with its alternative: torch on
 # the dense copy, if one is kept, else torch on panels of W that are unpacked for it.
+# A plain weight in 16 bits, for x in float32, competes first with torch on a float32 copy, over all of DECODED_ROWS
+# together: if it loses, that copy is used. Then it competes with its alternative, torch on panels that are widened.
 ROWS = (1, MOST_ROWS, 32, 128, 512)
-DENSE_ROWS = (1, 2, 4, MOST_ROWS, 2 * MOST_ROWS)
+DENSE_ROWS = (1, 2, 4, MOST_ROWS, 16, 32, 64)
+DECODED_ROWS = (1, MOST_ROWS, 32, 64)
 REPEATS = 5
 # The last AGREEING rounds must agree on the winner by a factor of CLEARLY; after MOST_ROUNDS their median decides.
 AGREEING, CLEARLY, MOST_ROUNDS = 2, 1.03, 5
@@ -48,12 +51,15 @@ def kernel_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: b
     if key not in known:
         known[key] = time_rows(weight, dtype, keep_dense)
         _write(key, known[key])
-    return ANY_ROWS if isinstance(weight, SparseWeight) and known[key] == ROWS[-1] else known[key]
+    return ANY_ROWS if known[key] == ROWS[-1] else known[key]
 
 
 @torch.inference_mode()
 def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: bool) -> int:
-    """The largest of ROWS (DENSE_ROWS for a plain weight) up to which the kernel wins, timed now; 0 if it loses."""
+    """The largest number of rows up to which the kernel wins, timed now; 0 if it loses.
+
+    It is one of ROWS, or of DENSE_ROWS for a plain weight in the dtype of x.
+    """
     if isinstance(weight, SparseWeight):
         copies = range(copies_for(weight.nbytes))
         packed = [weight.copy() for _ in copies]
@@ -63,20 +69,29 @@ def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: boo
     else:
         weight = weight[: max(1, ALL_BYTES // (weight.shape[1] * weight.element_size()))]
         copies = range(copies_for(weight.nbytes))
-        ours = [DenseLinear(nn.Parameter(weight.clone(), requires_grad=False), None, DENSE_ROWS[-1]) for _ in copies]
-        panels = []
+        weights = [nn.Parameter(weight.clone(), requires_grad=False) for _ in copies]
+        ours = [DenseLinear(one, None, ANY_ROWS) for one in weights]
+        panels = [DenseLinear(one, None, 0) for one in weights] if weight.dtype != dtype else []
         dense_OI = weight.to(dtype)
     torchs = [stock_linear(dense_OI.clone(), None) for _ in copies]
-    best = 0
+    best, inputs, widened = 0, dense_OI.shape[1], bool(panels) and not isinstance(weight, SparseWeight)
+    if widened:
+        some = [_random(rows, inputs, dtype) for rows in DECODED_ROWS]
+        if not is_faster(_pass(ours, *some), _pass(torchs, *some)):
+            return 0
     for rows in ROWS if panels else DENSE_ROWS:
-        x = torch.randn(1, rows, dense_OI.shape[1], generator=torch.Generator().manual_seed(rows)).to(dtype)
-        rivals = panels if panels and rows > 1 and not keep_dense else torchs
+        rivals = panels if widened or (panels and rows > 1 and not keep_dense) else torchs
         # With many rows a pass takes long, and whether the weight is in a cache hardly matters.
-        count = max(1, len(ours) * MOST_ROWS // max(rows, MOST_ROWS))
+        count, x = max(1, len(ours) * MOST_ROWS // max(rows, MOST_ROWS)), _random(rows, inputs, dtype)
         if not is_faster(_pass(ours[:count], x), _pass(rivals[:count], x)):
             break
         best = rows
     return best
+
+
+def _random(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
+    """A random x."""
+    return torch.randn(1, rows, inputs, generator=torch.Generator().manual_seed(rows)).to(dtype)
 
 
 def copies_for(nbytes: int) -> int:
@@ -122,12 +137,13 @@ def race(runners: Sequence[Callable[[], object]], repeats: int) -> list[float]:
     return [statistics.median(found) for found in seconds]
 
 
-def _pass(linears: Sequence[nn.Module], x: Tensor) -> Callable[[], object]:
-    """A function that calls all these Linears with x, one after the other."""
+def _pass(linears: Sequence[nn.Module], *some_x: Tensor) -> Callable[[], object]:
+    """A function that calls all these Linears, one after the other, with each x in turn."""
 
     def run() -> None:
-        for linear in linears:
-            linear(x)
+        for x in some_x:
+            for linear in linears:
+                linear(x)
 
     return run
 

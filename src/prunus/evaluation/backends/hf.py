@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from prunus import progress
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.loading import describe, is_sparse, load_model
+from prunus.evaluation.backends.loading import compute_dtype, describe, is_sparse, kept_of, load_model
 from prunus.evaluation.backends.sampling import Bans, Uniforms, confidence, pick
 from prunus.evaluation.backends.separate_rows import Decoding, rows_for
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
@@ -133,7 +133,9 @@ class HFBackend(Backend):
     @property
     def description(self) -> dict[str, str]:
         """Device, dtype and kernel, stored with the run."""
-        found = {"device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch.")}
+        found = {"device": str(self.model.device), "dtype": str(compute_dtype(self.model)).removeprefix("torch.")}
+        if (kept := kept_of(self.model)) is not None:
+            found["kernel"] = str(kept)
         return found | ({"kernel": str(describe(self.model))} if is_sparse(self.model) else {})
 
     @torch.inference_mode()

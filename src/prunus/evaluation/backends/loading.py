@@ -17,8 +17,9 @@ from prunus.checkpoint.resolve import one_line
 from prunus.errors import PrunusError
 from prunus.native.load import kernel, say_why_dense
 from prunus.sparse import describe, load
+from prunus.sparse.sixteen_bits import compute_dtype, kept_of, to_float32
 
-__all__ = ["describe", "is_sparse", "load_model", "runs_sparse"]
+__all__ = ["compute_dtype", "describe", "is_sparse", "kept_of", "load_model", "runs_sparse"]
 
 FLOAT32_PARAMETERS = 1_000_000_000  # up to this size a model runs in float32 on a CPU
 SPARSE = "prunus_sparse"  # attribute of a model that runs on the sparse kernel
@@ -30,8 +31,9 @@ def load_model(
     """A causal language model for inference, on its device; PrunusError if transformers cannot load it.
 
     device: `auto` is cuda if torch finds a GPU, else cpu. dtype: None means bfloat16 on cuda; on a cpu, float32 for up
-    to a billion parameters and the checkpoint's dtype for more. sparse: run a packed folder on the sparse kernel where
-    the cpu supports it; otherwise it is unpacked in memory.
+    to a billion parameters and the checkpoint's dtype for more. sparse: use the project's kernel where the cpu supports
+    it. A packed folder then stays packed, otherwise it is unpacked in memory. A dense model that computes in float32
+    keeps 16-bit weights in 16 bits where that is faster (sparse/sixteen_bits.py).
     """
     device = pick(device)
     wanted = dtype or (torch.bfloat16 if device.startswith("cuda") else None)
@@ -61,7 +63,7 @@ def load_model(
         raise PrunusError(f"the model in {folder} cannot be loaded on {device}: {reason}") from error
     small = model.device.type == "cpu" and model.num_parameters() <= FLOAT32_PARAMETERS
     if dtype is None and small and not getattr(model, "is_quantized", False):
-        model = model.float()
+        model = to_float32(model) if sparse else model.float()
     use_fast_products(model)
     return model.eval()
 

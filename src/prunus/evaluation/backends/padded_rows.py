@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import Cache, DynamicLayer, PreTrainedConfig, PreTrainedModel
 
 from prunus.evaluation.requests import unheard
+from prunus.sparse.sixteen_bits import compute_dtype
 
 GROW_BY = 256  # columns by which a full cache grows
 # Of prompts, per forward pass: the largest number of columns, which limits the activations, and on a CPU that of tokens
@@ -153,8 +154,9 @@ class PaddedRows:
     def _padding_bias(self, columns: int) -> Tensor:
         """(R, K) numbers to add to attention scores: 0, and the lowest finite number for padding."""
         is_pad_RK = torch.arange(columns, device=self.device) < self._pads_R[:, None]
-        lowest = torch.finfo(self.model.dtype).min
-        return torch.zeros(is_pad_RK.shape, dtype=self.model.dtype, device=self.device).masked_fill_(is_pad_RK, lowest)
+        dtype = compute_dtype(self.model)
+        lowest = torch.finfo(dtype).min
+        return torch.zeros(is_pad_RK.shape, dtype=dtype, device=self.device).masked_fill_(is_pad_RK, lowest)
 
 
 def has_full_attention(config: PreTrainedConfig) -> bool:
