@@ -24,15 +24,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from prunus.checkpoint.precision import use_fast_products
+from prunus.evaluation.backends.padded_rows import PaddedRows
 from prunus.native.load import kernel
 from prunus.sparse import DenseLinear, SparseLinear, multiply, pack, sparsify
 from prunus.sparse.choose import kernel_rows
 from prunus.sparse.linear import apply
+from prunus.sparse.sixteen_bits import kept_of, to_float32
 from prunus.sparse.weight import huge_pages
 
 SHAPES = [(4096, 4096), (14336, 4096), (2048, 6144)]
 SPARSITIES = [0.0, 0.2, 0.3, 0.5, 0.6, 0.7]
 BATCHES = [1, 2, 4, 8]
+SIXTEEN_BATCHES, CONTEXT = [1, 8, 32, 64], 64
 PROMPT_SHAPES = [(576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 4096), (6144, 2048), (2048, 6144)]
 PROMPTS = [9, 16, 32, 64, 128, 256, 512, 2048]
 ROTATED_BYTES = 150_000_000  # total size of the dense matrices of a shape
@@ -138,9 +142,14 @@ def packing() -> None:
     )
 
 
-def qwen3_1_7b() -> nn.Module:
-    """Return a random model of the shape of Qwen3-1.7B in bfloat16, with half of its Linears' weights zero."""
-    shape: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "head_dim": 128}
+def qwen3(width: int) -> nn.Module:
+    """Return a random model in bfloat16 of the shape of Qwen3-0.6B (width 1024) or Qwen3-1.7B (width 2048)."""
+    shape: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": 28,
+        "head_dim": 128,
+    }
     heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": True}
     config = Qwen3Config(**shape, **heads)
     with torch.device("meta"):
@@ -245,6 +254,43 @@ def end_to_end(name: str, stock: nn.Module, count: int) -> None:
         )
 
 
+@torch.inference_mode()
+def sixteen_bits(name: str, model: Any, count: int) -> None:
+    """Print a table: a dense bfloat16 model decoded by hf in float32, in torch's bfloat16, and with 16-bit weights."""
+    model.eval().requires_grad_(False)
+    variants = {"float32": copy.deepcopy(model).float(), "bfloat16": copy.deepcopy(model), "16-bit weights": model}
+    use_fast_products(variants["bfloat16"])
+    variants["16-bit weights"] = to_float32(model)
+    megabytes = {label: sum(p.nbytes for p in one.parameters()) / 1e6 for label, one in variants.items()}
+    sizes = ", ".join(f"{label} {size:.0f} MB" for label, size in megabytes.items())
+    print(f"\n{name}. {kept_of(model)}. In memory: {sizes}.\n")
+    print("| batch | float32, tokens/s | torch's bfloat16 | 16-bit weights | over float32 | over bfloat16 |")
+    print("|" + "---|" * 6)
+    for batch in SIXTEEN_BATCHES:
+        rows = {label: PaddedRows(one, [list(range(5, 5 + CONTEXT))] * batch) for label, one in variants.items()}
+        times: dict[str, list[int]] = {label: [] for label in variants}
+        for row in rows.values():
+            row.prefill()
+        for step in range(max(3, count * 8 // (8 + batch)) + 1):
+            for label, row in rows.items():
+                started = clock()
+                row.step([7] * batch)
+                if step:
+                    times[label].append(clock() - started)
+        ms = {label: statistics.median(found) / 1e6 for label, found in times.items()}
+        speeds = " | ".join(f"{1000 * batch / ms[label]:.1f}" for label in variants)
+        ours = ms["16-bit weights"]
+        print(f"| {batch} | {speeds} | {ms['float32'] / ours:.2f} | {ms['bfloat16'] / ours:.2f} |", flush=True)
+    ids = torch.arange(5, 517)[None]
+    ms = turns({label: lambda _, one=one: one(ids, logits_to_keep=1) for label, one in variants.items()}, 1, 3)
+    rates = ", ".join(f"{label} {512_000 / found:.0f}" for label, found in ms.items())
+    print(f"\nPrompt of 512 tokens, tokens/s: {rates}.", flush=True)
+    exact = variants["float32"](ids[:, :64]).logits
+    for label in ("bfloat16", "16-bit weights"):
+        apart = (variants[label](ids[:, :64]).logits.float() - exact).abs().max() / exact.abs().max()
+        print(f"Largest difference of the logits of {label} from float32, relative to the largest: {apart:.1e}.")
+
+
 def describe_machine() -> str:
     """Return a line with processor, memory and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -262,7 +308,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parts = ["kernels", "prompts", "packing", "smollm2", "qwen3"]
+    parts = ["kernels", "prompts", "packing", "smollm2", "qwen3", "sixteen"]
     parser.add_argument("--only", choices=parts, nargs="*")
     options = parser.parse_args()
     wanted: Sequence[str] = options.only or parts
@@ -280,7 +326,11 @@ def main() -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.bfloat16)
         end_to_end("SmolLM2-135M", halve(model, 0.5), 4 * options.steps)
     if "qwen3" in wanted:
-        end_to_end("Random model of the shape of Qwen3-1.7B", halve(qwen3_1_7b(), 0.5), options.steps)
+        end_to_end("Random model of the shape of Qwen3-1.7B", halve(qwen3(2048), 0.5), options.steps)
+    if "sixteen" in wanted:
+        model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.bfloat16)
+        sixteen_bits("SmolLM2-135M", model, options.steps)
+        sixteen_bits("A random model of the shape of Qwen3-0.6B", qwen3(1024), max(3, options.steps // 3))
 
 
 if __name__ == "__main__":

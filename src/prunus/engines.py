@@ -63,7 +63,7 @@ class EngineOptions:
     http://localhost:8000/v1. served_model: the server's name for the model, where it differs. tokenizer: folder or hub
     id of the served model's tokenizer; then the model is only a name, and nothing else of it is needed here.
     concurrency: most simultaneous requests; None: as many as the server takes. timeout: seconds per request.
-    sparse: whether a packed checkpoint runs on the sparse kernel where the CPU has it (docs/sparse.md).
+    sparse: whether packed and dense 16-bit weights run on Prunus's kernel where the CPU supports it (docs/sparse.md).
     """
 
     args: Mapping[str, Any] = field(default_factory=dict)

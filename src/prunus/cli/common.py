@@ -132,7 +132,10 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         _engine_option("timeout", "--timeout", "timeout of a request, in seconds.", default=usual.timeout),
         _engine_option(
-            "sparse", "--sparse/--no-sparse", "multiply packed weights with the sparse kernel.", default=usual.sparse
+            "sparse",
+            "--sparse/--no-sparse",
+            "on a CPU, multiply packed and 16-bit weights with Prunus's kernel.",
+            default=usual.sparse,
         ),
     )
     for option in reversed(options):
