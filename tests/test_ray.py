@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -45,10 +46,31 @@ blocks = 1
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_folder() -> Iterator[None]:
+    """Ray's folder, where it looks for running clusters; in /tmp/ray it may find one that ended without a word.
+
+    Its path is short, because those of Ray's sockets are limited.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(own_folder) -> Iterator[Any]:
     with two_nodes() as started:
         yield started
+
+
+def write_one_batch(folder: Path) -> Path:
+    """A study with one job, for which one worker is started."""
+    file = write_study(folder, "")
+    file.write_text(file.read_text().replace("batch_size = 2", "batch_size = 6"))
+    return file
 
 
 @pytest.fixture
@@ -76,7 +98,7 @@ def test_without_an_address_a_cluster_is_started_that_only_this_machine_can_reac
             )
 
     monkeypatch.setattr(Driver, "run", run)
-    main(["study", str(write_study(tmp_path, "")), "--out", str(tmp_path / "out"), "--ray"])
+    main(["study", str(write_one_batch(tmp_path)), "--out", str(tmp_path / "out"), "--ray"])
     assert "starting one for this study" in capsys.readouterr().err
     assert listening and {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
     assert [len(rows) for rows in everything(tmp_path / "out" / "results.db")["samples"].values()] == [18]
@@ -188,8 +210,7 @@ def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, monkeypatch, capsys):
-    file = write_study(tmp_path, "")
-    arguments = ["study", str(file), "--out", str(tmp_path / "out"), "--ray", cluster.address]
+    arguments = ["study", str(write_one_batch(tmp_path)), "--out", str(tmp_path / "out"), "--ray", cluster.address]
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--gpus-per-task", "1"])
     assert stopped.value.code == 2
