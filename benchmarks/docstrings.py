@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -14,9 +15,18 @@ def docstrings() -> list[str]:
             tree = ast.parse(path.read_text("utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue
-        for node in ast.walk(tree):
+        for node in statements(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node)
                 if text and len(text) > 400:
                     texts.add(text)
     return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and the statements within it; expressions hold no docstrings and are most of a tree."""
+    yield node
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        found = getattr(node, name, None)
+        for child in found if isinstance(found, list) else ():
+            yield from statements(child)

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("orderings")]
 CALIBRATION, HELD_OUT, SEQLEN = 8, 1, 512
 HALF, MORE = Target(0.5), Target(0.6)
 TWO_OF_FOUR, FOUR_OF_EIGHT = Target(0.5, pattern=(2, 4)), Target(0.5, pattern=(4, 8))
-
+ALL, THIRD = 1, 3  # every block is pruned, or every third one; SparseGPT takes half a second a block
 
 # Linears that read the same tensor as an earlier one.
 SAME_INPUT_AS = {
@@ -92,11 +92,12 @@ class Llm:
         """Nats per token of the held-out text."""
         return self.network(self.held_out_NT, labels=self.held_out_NT).loss.item()
 
-    def perplexity_of(self, prune):
-        """With the weight of every Linear replaced by prune(weight, inputs)."""
+    def perplexity_of(self, prune, every=ALL):
+        """With every Linear's weight replaced by prune(weight, inputs). every: 3 for those of every third block."""
         try:
             for name, linear in self.linears.items():
-                linear.weight.data = prune(self.dense[name], self.inputs[name])
+                if int(name.partition(".")[0]) % every == 0:
+                    linear.weight.data = prune(self.dense[name], self.inputs[name])
             return math.exp(self.nll())
         finally:
             for name, linear in self.linears.items():
@@ -118,11 +119,11 @@ def llm():
 
 @pytest.fixture(scope="module")
 def perplexity(llm):
-    """perplexity(method, target), each measured once."""
+    """perplexity(method, target, every), each measured once."""
 
     @cache
-    def measured(method, target):
-        return llm.perplexity_of(lambda w_OI, inputs: METHODS[method].prune(w_OI, inputs, target))
+    def measured(method, target, every=ALL):
+        return llm.perplexity_of(lambda w_OI, inputs: METHODS[method].prune(w_OI, inputs, target), every)
 
     return measured
 
@@ -135,9 +136,10 @@ def test_dense_then_wanda_then_magnitude(llm, perplexity):
 
 @pytest.mark.real_llm
 def test_sparsegpt_beats_wanda_where_much_is_lost(perplexity):
-    assert perplexity("sparsegpt", MORE) < 0.8 * perplexity("wanda", MORE)
-    assert perplexity("sparsegpt", TWO_OF_FOUR) < 0.95 * perplexity("wanda", TWO_OF_FOUR)
-    assert perplexity("sparsegpt", MORE) < perplexity("magnitude", HALF) / 2  # and so much more at 50 %
+    more = perplexity("sparsegpt", MORE, THIRD)
+    assert more < 0.9 * perplexity("wanda", MORE, THIRD)
+    assert perplexity("sparsegpt", TWO_OF_FOUR, THIRD) < 0.85 * perplexity("wanda", TWO_OF_FOUR, THIRD)
+    assert more < 0.7 * perplexity("magnitude", HALF, THIRD)  # and so much more at 50 %
 
 
 @pytest.mark.real_llm

