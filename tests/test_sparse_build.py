@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,25 @@ def test_a_damaged_library_is_made_again(monkeypatch, tmp_path):
     assert library.kernel.__wrapped__().library is None
     assert library.kernel.__wrapped__().library is None
     assert len(made) == 2
+
+
+def test_of_two_that_start_together_one_compiles_and_the_other_waits(monkeypatch, tmp_path):
+    """Two processes, here two threads with locks of their own."""
+    monkeypatch.setattr(library, "prebuilt", lambda source: tmp_path / "none.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(library, "_open", lambda _source, path: path.read_bytes())
+    made = []
+
+    def slow(_source, target):
+        made.append(target)
+        time.sleep(0.2)
+        target.write_bytes(b"library")
+
+    monkeypatch.setattr(library, "compile_library", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(library.load, build.SMALLEST, quiet=True) for _ in range(2)]
+    assert [one.result() for one in found] == [b"library"] * 2 and len(made) == 1
 
 
 def test_a_cache_that_others_can_write_is_not_used(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.native.build import FLAGS, KERNEL, SMALLEST, BuildError, compile_library, find_compiler, prebuilt, supported
 from prunus.progress import say
@@ -131,11 +132,13 @@ def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
             return _open(source, path)
         except OSError:  # damaged; compiled again below
             path.unlink(missing_ok=True)
-    if not quiet:
-        say(f"compiling {source.name} with {compiler}, once")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        compile_library(source, Path(folder) / path.name)
-        (Path(folder) / path.name).replace(path)  # atomic, since another process may do the same
+    with locked(path.with_suffix(".lock")):  # other processes wait for this one's library
+        if not path.is_file():
+            if not quiet:
+                say(f"compiling {source.name} with {compiler}, once")
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                compile_library(source, Path(folder) / path.name)
+                (Path(folder) / path.name).replace(path)  # atomic: where there are no locks, others may do the same
     return _open(source, path)
 
 
