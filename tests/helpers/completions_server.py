@@ -151,6 +151,7 @@ class Server:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer's text would wait 40 ms for its headers to be acknowledged
     server_of: Server
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -326,8 +326,12 @@ class Architecture:
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Meanwhile, new modules have parameters without values, and real buffers (rotary tables, masks)."""
+    """Meanwhile, new modules have parameters without values, and real buffers (rotary tables, masks).
+
+    torch's own initialisation of such parameters, which changes nothing and takes most of the time, is left out.
+    """
     register = nn.Module.register_parameter
+    initialisers = {name: getattr(nn.init, name) for name in ("kaiming_uniform_", "uniform_", "normal_")}
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and not param.is_meta:
@@ -336,11 +340,18 @@ def parameters_on_meta() -> Iterator[None]:
             param._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]  transformers then skips it
         register(self, name, param)
 
+    def with_values_only(initialise: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda tensor, *args, **kwargs: tensor if tensor.is_meta else initialise(tensor, *args, **kwargs)
+
     nn.Module.register_parameter = on_meta
+    for name, initialise in initialisers.items():
+        setattr(nn.init, name, with_values_only(initialise))
     try:
         yield
     finally:
         nn.Module.register_parameter = register
+        for name, initialise in initialisers.items():
+            setattr(nn.init, name, initialise)
 
 
 @contextmanager
