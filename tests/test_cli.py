@@ -15,7 +15,8 @@ from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, Tra
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
 RECOVER_OPTIONS = {"recover", *(f"recover_{field.name}" for field in fields(RecoverRecipe))}
-ROUNDS_OPTIONS = {"rounds", "drawn_from", *(f"traces_{field.name}" for field in fields(TraceRecipe))}
+TRACES_OPTIONS = {*(field.name for field in fields(TraceRecipe)), *ENGINE_OPTIONS} - {"tokenizer", "sparse"}
+ROUNDS_OPTIONS = {"rounds", "drawn_from", *(f"traces_{name}" for name in TRACES_OPTIONS)}
 COMMANDS = sorted(cli.commands)
 API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module

@@ -125,7 +125,7 @@ def test_a_click_on_the_legend_hides_a_run_everywhere_but_in_the_verdicts(opened
     opened.click(*centre(opened, "document.querySelector('#t3').closest('label')"))
     assert opened.evaluate("document.querySelector('#t3').checked") is False
     assert visible_count(opened, ".r3:not(.keep)") == 0
-    assert visible_count(opened, ".r3.keep") == 1 and visible_count(opened, ".r2") == others
+    assert visible_count(opened, ".r3.keep") == 2 and visible_count(opened, ".r2") == others
     opened.click(*centre(opened, "document.querySelector('#t3').closest('label')"))
     assert visible_count(opened, ".r3:not(.keep)") == before
 
@@ -228,9 +228,9 @@ def test_tables_can_be_taken_into_a_paper(opened, tmp_path):
     button = "document.querySelector('table.verdicts').parentElement.previousElementSibling.lastElementChild"
     text = downloaded(opened, tmp_path, button)
     lines = text.splitlines()
-    assert lines[1] == r"\begin{tabular}{lrrrrrrrr}" and lines[-1] == r"\end{tabular}"
+    assert lines[1] == r"\begin{tabular}{lrrrrrrrrr}" and lines[-1] == r"\end{tabular}"
     rows = [line for line in lines if line.endswith(r"\\")]
-    assert len(rows) == 1 + 7 and {line.count(" & ") for line in rows} == {8}
+    assert len(rows) == 1 + 7 and {line.count(" & ") for line in rows} == {9}
     assert r"Wanda 20~\%" in text and re.search(r"Wanda 50~\\% & worse & \$-\$\d+\.\d", text)
 
 
@@ -334,7 +334,7 @@ def test_the_page_is_whole_without_scripts(browser, page):
     browser.let_scripts_run(False)
     try:
         browser.open(page)
-        assert visible_count(browser, "svg.chart") == 2 + 6 + 7
+        assert visible_count(browser, "svg.chart") == 2 + 6 + 7 + 1
         browser.click(*centre(browser, "document.querySelector('#t3').closest('label')"))
         assert visible_count(browser, ".r3:not(.keep)") == 0
     finally:

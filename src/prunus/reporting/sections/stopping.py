@@ -82,12 +82,14 @@ def _difference(cell: Data) -> Interval:
 
 
 def ending_table(data: ReportData, task: str) -> Table:
-    """Every ending of a task at every budget: shares, difference with interval and bound, and its verdict."""
+    """Every ending of a task at every budget where either run has it: shares, difference with interval, verdict."""
     rows = []
     for one in data.others:
         found = one.contrast["tasks"].get(task, {}).get("stopping", {}) if one.contrast else {}
         for budget, cells in found.items():
             for name, cell in cells.items():
+                if not (cell["share"] or cell["base_share"]):
+                    continue
                 values = [int(budget), ENDINGS[name].words, cell["share"], cell["base_share"], _difference(cell)]
                 rows.append((one.look, [*values, cell["bound"], cell["p_adjusted"], Word(verdict(cell))]))
     columns = [
