@@ -1,6 +1,7 @@
 """The table of backends, and the options to start or reach them, which are not part of a run's id."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -43,7 +44,7 @@ BACKENDS: dict[str, BackendEntry] = {
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
         512,
-        ("url", "served_model", "tokenizer", "concurrency", "timeout"),
+        ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout"),
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
         loads_itself=True,
     ),
@@ -60,14 +61,17 @@ class EngineOptions:
     """The options to start or reach a backend; BACKENDS says which backend uses which.
 
     args: keyword arguments of vllm.LLM, such as {"tensor_parallel_size": 2}. url: of a server's OpenAI API, such as
-    http://localhost:8000/v1. served_model: the server's name for the model, where it differs. tokenizer: folder or hub
-    id of the served model's tokenizer; then the model is only a name, and nothing else of it is needed here.
-    concurrency: most simultaneous requests; None: as many as the server takes. timeout: seconds per request.
+    http://localhost:8000/v1. serve: instead of url, the command that starts a server for a model folder, such as
+    "vllm serve {model} --port {port}"; the server is stopped after the evaluation. served_model: the server's name for
+    the model, where it differs. tokenizer: folder or hub id of the served model's tokenizer; then the model is only a
+    name, and nothing else of it is needed here. concurrency: most simultaneous requests; None: as many as the server
+    takes. timeout: seconds per request, and for a server to start.
     sparse: whether packed and dense 16-bit weights run on Prunus's kernel where the CPU supports it (docs/sparse.md).
     """
 
     args: Mapping[str, Any] = field(default_factory=dict)
     url: str | None = None
+    serve: str | None = None
     served_model: str | None = None
     tokenizer: str | None = None
     concurrency: int | None = None
@@ -83,6 +87,22 @@ class EngineOptions:
         if self.url is not None and not is_address(self.url):
             raise PrunusError(f"'{self.url}' is not the address of a server, such as http://localhost:8000/v1")
 
+        if self.serve is not None:
+            self._check_serve(self.serve)
+
+    def _check_serve(self, serve: str) -> None:
+        if self.url is not None:
+            raise PrunusError("url and serve exclude each other: a server that is started has an address of its own")
+        if self.tokenizer is not None:
+            raise PrunusError("tokenizer and serve exclude each other: a server is started with a model's folder")
+        try:
+            words = shlex.split(serve)
+        except ValueError as error:
+            raise PrunusError(f"serve is not a command: {error}") from error
+        for part in ("{model}", "{port}"):
+            if not any(part in word for word in words):
+                raise PrunusError(f'serve lacks {part}; write "vllm serve {{model}} --port {{port}}"')
+
     def check(self, backend: str) -> None:
         """Raise PrunusError for a given setting that the backend does not use, or a missing one that it requires."""
         default, entry = EngineOptions(), BACKENDS[backend]
@@ -92,7 +112,7 @@ class EngineOptions:
                 raise PrunusError(
                     f"{setting.name.replace('_', ' ')} is for the backend {users_of(setting.name)}, not for {backend}"
                 )
-            if not is_set and setting.name in entry.needs:
+            if not is_set and setting.name in entry.needs and self.serve is None:
                 raise PrunusError(f"the backend {backend} needs {entry.needs[setting.name]}")
 
 

@@ -1,6 +1,7 @@
 """The backend of a study: one dense model stays loaded, and variants are swapped into it and out again."""
 
 import gc
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.requests import Backend
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
-from prunus.study.variants import blocks_removed, files_of, read_info, read_tensors
+from prunus.study.variants import blocks_removed, files_of, read_info, read_tensors, whole_checkpoint
 
 PROBE_TOKENS = 16
 
@@ -56,6 +57,10 @@ class Engine:
     @contextmanager
     def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
         """Within the context, a backend with the variant's weights. folder: of the study."""
+        if self.options.serve is not None:
+            with self.serving(model, variant, folder) as backend:
+                yield backend
+            return
         backend = self.of(model)
         if isinstance(backend, HFBackend):
             with swapped(backend.model, model.checkpoint, folder, variant):
@@ -64,6 +69,18 @@ class Engine:
             if isinstance(backend, VLLMBackend):
                 backend.hold(*files_of(folder, variant), blocks_removed(model.checkpoint, folder, variant))
             yield backend
+
+    @contextmanager
+    def serving(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
+        """Within the context, a server that was started for the variant's checkpoint.
+
+        The checkpoint is deleted afterwards unless the study keeps it; after an error it stays for the next run.
+        """
+        where = whole_checkpoint(self.study, model, variant, folder, self.device)
+        with opened_backend(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
+            yield backend
+        if variant.recipe is not None and not self.study.keep_checkpoints:
+            shutil.rmtree(where, ignore_errors=True)
 
 
 @contextmanager

@@ -171,10 +171,10 @@ class _Reader:
         table, backend, hints = self.table("engine", ENGINE), plans[0].backend, hints_of(EngineOptions)
         if any(plan.backend != backend for plan in plans):
             self.fail("eval", "backend", 0, "a study compares its cells, so they need the same backend; make two files")
-        if backend == "openai" and entries:
-            self.fail(
-                "eval", "backend", 0, "openai evaluates the dense model only: a server's weights cannot be swapped"
-            )
+        if backend == "openai" and entries and "serve" not in table:
+            message = "openai evaluates the dense model only, since a server's weights cannot be swapped; with"
+            message += ' serve = "vllm serve {model} --port {port}" in [engine] a server is started for every variant'
+            self.fail("eval", "backend", 0, message)
         for key, value in table.items():
             self.check_type("engine", key, 0, value, hints[key])
         if "tokenizer" in table:

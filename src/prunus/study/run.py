@@ -63,6 +63,8 @@ def run_study(
         raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
+    if ray is not None and study.engine.serve is not None:
+        raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
     cluster = None if ray is None else find_cluster(ray)
     with paths.locked():
         models = open_models(study)
@@ -89,8 +91,9 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
         if study.backend == "vllm":  # vLLM occupies the whole GPU once it has started, so variants are made before
             for model, variant, _ in missing_work(models, store):
                 make_missing(study, model, variant, paths, table, device)
-        for model, variant, cells in missing_work(models, store):
-            make_missing(study, model, variant, paths, table, device)
+        for model, variant, cells in missing_work(models, store, in_rounds=study.engine.serve is None):
+            if study.engine.serve is None:  # else the checkpoint is made whole when its server is started
+                make_missing(study, model, variant, paths, table, device)
             table.say(f"evaluating {variant.name} of {model.label}")
             with engine.holding(model, variant, paths.folder) as backend:
                 for cell, batches in cells:
@@ -122,12 +125,15 @@ def stream_cell(store: Store, cell: Cell, backend: Backend, grader: Grader, batc
     stream_chains(store, cell.resolved, backend, grader, missing_chains(store, cell.resolved, batches), show)
 
 
-def missing_work(models: Sequence[Model], store: Store) -> Iterator[tuple[Model, Variant, list[tuple[Cell, Batches]]]]:
+def missing_work(
+    models: Sequence[Model], store: Store, in_rounds: bool = True
+) -> Iterator[tuple[Model, Variant, list[tuple[Cell, Batches]]]]:
     """Yield each variant with its cells and their missing batches, in two rounds.
 
     The first round yields all batches of the dense models and the first batch of every variant, the second all others.
+    in_rounds: whether there are two; a variant that is started anew each time is evaluated in one go.
     """
-    for first_round in (True, False):
+    for first_round in (True, False) if in_rounds else (False,):
         for model in models:
             for variant in model.variants:
                 missing = [(cell, missing_batches(store, cell.resolved)) for cell in model.cells_of(variant)]

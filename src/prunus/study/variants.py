@@ -17,6 +17,7 @@ from torch import Tensor
 from prunus import progress
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import MANIFEST
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed.commands import read_variant, variant_about, write_variant
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.errors import PrunusError
@@ -168,11 +169,13 @@ def check_package(calibration: str) -> None:
         )
 
 
-def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep: bool) -> VariantInfo:
+def make_variant(
+    model: Model, variant: Variant, folder: Path, device: str, keep: bool, leave: bool = False
+) -> VariantInfo:
     """Prune the model, write the files of the variant and return its description.
 
     Interrupted pruning is resumed. A pruned checkpoint stays until the variants that are recovered from it are made.
-    keep: also leave the whole checkpoint in kept_folder.
+    keep: also leave the whole checkpoint in kept_folder. leave: also leave it where it is made.
     """
     source, recipe = model.checkpoint, variant.recipe
     assert recipe is not None
@@ -200,9 +203,26 @@ def make_variant(model: Model, variant: Variant, folder: Path, device: str, keep
         finished = [variant, *alike]
     else:
         finished = [variant] if variant.recover is not None else []
-    for one in [] if keep else finished:
+    for one in [] if keep or leave else finished:
         shutil.rmtree(unfinished_folder(folder, one), ignore_errors=True)
     return info
+
+
+def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path, device: str) -> Path:
+    """The folder with a variant's whole checkpoint, for a server; it is made again if it is missing.
+
+    Unless the study keeps checkpoints, it is that of an unfinished one, which the caller deletes.
+    """
+    if variant.recipe is None:
+        return model.checkpoint.folder
+    keep = study.keep_checkpoints
+    target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
+    info = read_info(folder, variant)
+    if info is None:
+        make_variant(model, variant, folder, device, keep, leave=True)
+    elif not (target / MANIFEST).exists() or ModelFolder(target).checksum() != info.checksum:
+        apply(model, variant, target, device, shared=folder / MAKING / MEASURED)
+    return target
 
 
 def same_recipe(model: Model, variant: Variant) -> list[Variant]:

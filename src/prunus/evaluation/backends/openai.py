@@ -11,6 +11,8 @@ import math
 from array import array
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from prunus.checkpoint.resolve import load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of
+from prunus.evaluation.backends.server_process import started
 from prunus.evaluation.backends.transport import STAYS, TRIES, Busy, in_thread, new_client, pause, reply_of, run
 from prunus.evaluation.backends.window import POLL_SECONDS, Window, files_at_once, queue_of
 from prunus.evaluation.profiles import decode
@@ -51,7 +54,7 @@ class OpenAIBackend(Backend):
 
     def __init__(self, folder: Path, engine: EngineOptions, vocabulary: int) -> None:
         assert engine.url is not None
-        self.folder, self.engine = folder, engine
+        self.folder, self.engine, self.owned = folder, engine, ExitStack()
         self.url = api_of(engine.url)
         # Without the model's configuration its vocabulary is that of the tokenizer, unless the server tells it.
         size = vocabulary if engine.tokenizer else EngineFolder(folder).vocabulary
@@ -69,9 +72,18 @@ class OpenAIBackend(Backend):
 
         device: not used, since the server has its own.
         """
-        backend = cls(folder, engine, vocabulary)
-        run(backend._connect())
+        with ExitStack() as stack:
+            if engine.serve is not None:
+                url = stack.enter_context(started(engine.serve, folder, engine.timeout))
+                engine = replace(engine, url=url, serve=None)
+            backend = cls(folder, engine, vocabulary)
+            run(backend._connect())
+            backend.owned = stack.pop_all()
         return backend
+
+    def close(self) -> None:
+        """Stop the server if `load` started it."""
+        self.owned.close()
 
     @property
     def description(self) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""A server is started by a command for every variant of a study, and stopped after it."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_study import SHORT, write_study
+
+import prunus
+from prunus.checkpoint.resolve import tiny_folder
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+from prunus.evaluation.backends import opened, server_process
+from prunus.evaluation.backends.server_process import started
+from prunus.results.labels import history, label
+from prunus.results.store import Store
+from prunus.study.engine import Engine
+
+SCRIPT = Path(__file__).parent / "helpers" / "serve_words.py"
+COMMAND = f"{sys.executable} {SCRIPT} {{model}} {{port}}"
+
+
+def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
+    """The study is stopped within the pruned variant; the next run goes on, and prunes nothing again."""
+    log = tmp_path / "log"
+    settings = f'{SHORT}\nbackend = "openai"\n[engine]\nserve = "{COMMAND} {log}"\n'
+    file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', settings)
+    original = Engine.serving
+
+    def stopping(self, model, variant, folder):
+        if variant.recipe is not None:
+            raise PrunusError("stopped")
+        return original(self, model, variant, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "serving", stopping)
+        with pytest.raises(PrunusError, match="stopped"):
+            prunus.run_study(file, out=tmp_path / "out")
+    done = prunus.run_study(file, out=tmp_path / "out")
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert len(lines) == 2 and lines[0][0] == str(tmp_path / "model") and lines[0][1] != lines[1][1]
+    assert not Path(lines[1][0]).exists(), "the variant's folder is gone"
+    with Store(done["store"]) as store:
+        found = {label(history(run)): len(store.samples(run.run_id)) for run in store.runs()}
+    assert found == {"dense": 18, "Magnitude 50\N{NO-BREAK SPACE}%": 18}
+
+
+def test_a_server_is_started_probed_and_stopped(tmp_path):
+    with opened("openai", tiny_folder(), "auto", 300, EngineOptions(serve=COMMAND)) as backend:
+        url = backend.engine.url  # type: ignore[attr-defined]
+        assert url and backend.description["server"] == "vllm 0.0"
+    with (
+        pytest.raises(PrunusError, match="cannot be reached"),
+        opened("openai", tiny_folder(), "auto", 300, EngineOptions(url=url)),
+    ):
+        pass
+
+
+def test_servers_that_do_not_start(tmp_path, monkeypatch):
+    shutil.copytree(tiny_folder(), tmp_path / "broken")
+    says = r"exit code 3 .*: loading \.\.\. \| RuntimeError: no room for the weights"
+    with pytest.raises(PrunusError, match=says) as error, started(COMMAND, tmp_path / "broken", 60):
+        pass
+    assert "\n" not in str(error.value)
+    says = "cannot be started: 'no-such-program': No such file"
+    with pytest.raises(PrunusError, match=says), started("no-such-program {model} {port}", tmp_path, 60):
+        pass
+    monkeypatch.setattr(server_process, "STOP_SECONDS", 0.2)
+    sleeps = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    deaf = f"{sys.executable} -c '{sleeps}' {{model}} {{port}}"
+    begin = time.monotonic()
+    says = r"did not answer within 0\.5 s \(timeout\): it printed nothing"
+    with pytest.raises(PrunusError, match=says), started(deaf, tmp_path, 0.5):
+        pass
+    assert time.monotonic() - begin < 30, "it ignores SIGTERM and is killed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"serve": "vllm serve {model}"}, "serve lacks {port}"),
+        ({"serve": "vllm 'serve {model} {port}"}, "serve is not a command"),
+        ({"serve": COMMAND, "url": "http://localhost:1"}, "url and serve exclude each other"),
+        ({"serve": COMMAND, "tokenizer": "tiny"}, "tokenizer and serve exclude each other"),
+    ],
+)
+def test_wrong_commands(changes, message):
+    with pytest.raises(PrunusError, match=message):
+        EngineOptions(**changes)
