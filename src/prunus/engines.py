@@ -23,7 +23,8 @@ class BackendEntry:
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
     reads_packed: whether it runs folders that `prunus pack` wrote. loads_itself: whether another program reads the
     weights, so that any type of model will do. times_tokens: whether it can measure the time per token
-    (prunus.evaluation.latency.TimedBackend).
+    (prunus.evaluation.latency.TimedBackend). chats: "module:class" that takes a model folder and EngineOptions, and
+    returns the server's chat completions, for control native; empty without any.
     """
 
     load: str
@@ -33,6 +34,7 @@ class BackendEntry:
     reads_packed: bool = False
     loads_itself: bool = False
     times_tokens: bool = False
+    chats: str = ""
 
 
 # A new backend is one file and one line here.
@@ -47,6 +49,7 @@ BACKENDS: dict[str, BackendEntry] = {
         ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout"),
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
         loads_itself=True,
+        chats="prunus.evaluation.backends.chat:ChatServer",
     ),
 }
 

@@ -31,6 +31,7 @@ UpdateName = Literal["none", "obs"]
 RecoverTarget = Literal["dense", "own"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Mode = Literal["strict", "legacy"]
+Control = Literal["forced", "native"]
 PromptStyle = Literal["bare", "boxed"]
 TraceFilter = Literal["all", "correct"]
 
@@ -347,9 +348,11 @@ class EvalPlan(Recipe):
     batch_size: chains generated and stored together. It is part of the plan, so that a resumed run has the same
         batches. None: the backend's own (prunus.engines.BACKENDS).
     closing: text that ends the thinking at the budget. None: the profile's.
+    control: who keeps the budget: `forced`, prunus by budget forcing; `native`, the engine or the model itself, in the
+        way that the profile names, through chat completions. Then every budget has chains of its own (reuse is False).
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("closing",)
+    LATER: ClassVar[tuple[str, ...]] = ("closing", "control")
 
     tasks: tuple[str, ...]
     budgets: tuple[int | Off, ...] = DEFAULT_BUDGETS
@@ -368,6 +371,7 @@ class EvalPlan(Recipe):
     reuse: bool = True
     batch_size: int | None = None
     closing: str | None = None
+    control: Control = "forced"
 
     def __post_init__(self) -> None:
         if isinstance(self.budgets, list | tuple) and str(OFF) in self.budgets:
@@ -382,6 +386,8 @@ class EvalPlan(Recipe):
         self._check_choice("mode", Mode)
         self._check_choice("prompt", PromptStyle)
         self._check_choice("backend", BACKENDS)
+        self._check_choice("control", Control)
+        self._check_native()
         self._check_positive("samples")
         if self.batch_size is not None:
             self._check_positive("batch_size")
@@ -400,6 +406,16 @@ class EvalPlan(Recipe):
             raise PrunusError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if self.wait and self.reuse and len(without_off(self.budgets)) > 1:
             raise PrunusError("--wait changes the chain before its end, so budgets cannot share it: add --no-reuse")
+
+    def _check_native(self) -> None:
+        if self.control != "native":
+            return
+        if not BACKENDS[self.backend].chats:
+            able = " or ".join(name for name, entry in BACKENDS.items() if entry.chats)
+            raise PrunusError(f"control native needs the backend {able}, whose engine keeps the budget")
+        if self.wait or self.closing is not None:
+            raise PrunusError("control native leaves the end of thinking to the engine: leave --wait and --closing out")
+        object.__setattr__(self, "reuse", False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain data; the budget OFF is the text `off`."""

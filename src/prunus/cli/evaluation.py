@@ -82,6 +82,12 @@ def generation_options(recipe: type) -> Callable[[Any], Any]:
 @recipe_option(EvalPlan, "closing", "Text that ends thinking at the budget, instead of the profile's.")
 @recipe_option(EvalPlan, "top_p", "The default is the profile's.", type=float)
 @recipe_option(EvalPlan, "top_k", "0 is off; the default is the profile's.", type=int)
+@recipe_option(
+    EvalPlan,
+    "control",
+    "forced: prunus ends the thinking; native: the engine or the model keeps the budget (docs/protocol.md).",
+    type=choice(recipes.Control),
+)
 @generation_options(EvalPlan)
 @click.option(
     "--reuse/--no-reuse",

@@ -32,7 +32,7 @@ from prunus.hashing import canonical_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SeedPhase = Literal["think", "answer", "forced answer", "off"]
+SeedPhase = Literal["think", "answer", "forced answer", "off", "native"]
 
 
 class Chain(NamedTuple):
@@ -92,7 +92,8 @@ class Draw:
     answer_cap: maximum number of answer tokens within the context.
     logprob, self_certainty: means of Scores over all sampled ids of thinking and answer; None without scores or sampled
     ids.
-    ended_turn: whether the model ended its whole turn, and not only its thinking.
+    ended_turn: whether the model ended its whole turn, and not only its thinking. counted: number of thinking tokens by
+    a server that does not return the thinking itself; else None.
     """
 
     budget: int
@@ -107,6 +108,12 @@ class Draw:
     logprob: float | None = field(default=None, compare=False)
     self_certainty: float | None = field(default=None, compare=False)
     ended_turn: bool = field(default=False, compare=False)
+    counted: int | None = None
+
+    @property
+    def thinking_tokens(self) -> int:
+        """Number of tokens of thinking."""
+        return len(self.thinking) if self.counted is None else self.counted
 
 
 def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Draw) -> str:

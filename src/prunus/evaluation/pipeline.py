@@ -16,7 +16,7 @@ from prunus.checkpoint.model_folder import ModelFacts
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation import backends
+from prunus.evaluation import backends, native
 from prunus.evaluation.budget import Draw, answer_text, force_budgets
 from prunus.evaluation.flow import fill_as_completed
 from prunus.evaluation.grading import GRADER_VERSION, Grader
@@ -71,15 +71,25 @@ def evaluate(
     if holds_all(path, work, device if measure_seconds else None):
         return work.run_id
     vocabulary = len(work.tokenizer)
-    with claim(path, work.run_id), backends.opened(plan.backend, folder, device, vocabulary, engine) as backend:
+    if work.native is None:
+        loading = backends.opened(plan.backend, folder, device, vocabulary, engine)
+    else:
+        loading = backends.opened_chat(plan.backend, folder, engine)
+    with claim(path, work.run_id), loading as backend:
         check_engine(work, backend)
+        if not isinstance(backend, Backend):
+            native.check_server(work, backend)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
             description = describe_model(model, checkpoint, kernel)
             opened.add_problems(problem_row(problem) for problem in work.problems)
             opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
             # The missing batches are determined again, since another process may have added some before claim().
-            fill(opened, work, backend, missing_batches(opened, work))
-            if measure_seconds and is_untimed(opened, work, device):
+            if isinstance(backend, Backend):
+                fill(opened, work, backend, missing_batches(opened, work))
+            else:
+                with Grader() as grader:
+                    native.fill_native(opened, work, backend, partial(graded, work, grader))
+            if measure_seconds and isinstance(backend, Backend) and is_untimed(opened, work, device):
                 measure_run(opened, work, backend, checkpoint)
     return work.run_id
 
@@ -150,7 +160,7 @@ def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[S
 
             stream_chains(store, work, backend, grader, chains, show, partial(warn_of_profile, work))
             return
-        pace = Pace(work.budgets[-1])
+        pace = Pace(work.largest_budget)
         for batch in missing:
             with pace.shown(backend, len(batch), len(batch) * len(work.budgets), steps.within):
                 done = do_batch(store, work, backend, grader, batch)
@@ -257,7 +267,7 @@ def graded(
                 problem_id=problem.id,
                 budget=draw.budget,
                 draw=number,
-                thinking_tokens=len(draw.thinking),
+                thinking_tokens=draw.thinking_tokens,
                 answer_tokens=len(draw.answer),
                 forced_tokens=draw.forced_tokens,
                 ended=draw.ended,
@@ -281,7 +291,7 @@ def graded(
 def sampled_tokens(draws: Sequence[Sequence[Draw]]) -> int:
     """Number of tokens generated: for each chain its longest thinking and every distinct answer."""
     chains = [
-        [(draw.budget, len(draw.thinking), len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws
+        [(draw.budget, draw.thinking_tokens, len(draw.answer), draw.ended) for draw in of_chain] for of_chain in draws
     ]
     return sum(token_use.sampled_tokens(chains))
 

@@ -9,7 +9,7 @@ from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.evaluation.grading import GRADER_VERSION
-from prunus.evaluation.requests import Backend
+from prunus.evaluation.requests import Engine
 
 
 def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> tuple[ModelFolder, str | None]:
@@ -51,7 +51,7 @@ def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None
     }
 
 
-def describe_versions(backend: Backend) -> dict[str, Any]:
+def describe_versions(backend: Engine) -> dict[str, Any]:
     """Versions, device and settings on which results may depend besides model and plan."""
     packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
     return packages | {"python": platform.python_version(), "grader": GRADER_VERSION} | backend.description

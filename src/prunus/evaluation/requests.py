@@ -149,15 +149,28 @@ def unheard(prompt_ids: int, later_ids: int) -> None:
     """The on_tokens of a backend whose progress nobody shows."""
 
 
-class Backend(ABC):
+class Engine:
+    """What is known of an engine. context: its maximum number of ids per chain, None if unknown."""
+
+    context: int | None = None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The engine and all settings that its results may depend on, to be stored with a run."""
+        return {}
+
+    def close(self) -> None:
+        """Release processes and connections."""
+
+
+class Backend(Engine, ABC):
     """An engine that completes prompts of token ids.
 
-    context: its maximum number of ids per chain, None if unknown. streams: whether it schedules requests itself, so
+    streams: whether it schedules requests itself, so
     that it is best given all of them at once, and completes them in any order. on_tokens: while `generate` works, a
     backend that does not stream calls it with the numbers of prompt ids and of later ids read since the last call.
     """
 
-    context: int | None = None
     streams: bool = False
     on_tokens: Callable[[int, int], None] = staticmethod(unheard)
 
@@ -174,16 +187,8 @@ class Backend(ABC):
         self.generate(requests, sampling)
         yield from range(len(requests))
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """The engine and all settings that its results may depend on, to be stored with a run."""
-        return {}
-
     def check_stops(self, stops: frozenset[int]) -> None:  # noqa: B027  most backends stop at any id
         """Raise PrunusError unless the engine stops at each of these ids."""
-
-    def close(self) -> None:  # noqa: B027  most backends have nothing to release
-        """Release processes and connections."""
 
 
 def follow_ups(request: Request, completion: Completion) -> list[Request]:

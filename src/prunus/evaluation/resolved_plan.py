@@ -12,16 +12,18 @@ from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles import (
     Markers,
+    NativeControl,
     Profile,
     Switch,
     encode_markers,
     encode_opened,
+    native_control,
     render_prompt,
     resolve_profile,
     switch_off,
 )
 from prunus.evaluation.profiles.template import ends_of_turn
-from prunus.evaluation.requests import Backend, Sampling
+from prunus.evaluation.requests import Engine, Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.hashing import content_hash
 from prunus.recipes import EvalPlan
@@ -36,7 +38,8 @@ class ResolvedPlan:
     """A plan made concrete for one model.
 
     prompts: ids of each problem including thinking_start. off_prompts: with the thinking switched off, if that is one
-    of the budgets. caps: cap on the answer to each problem in tokens, which
+    of the budgets, as `switch` does it. native: how the engine or the model is told the budget, under native control.
+    caps: cap on the answer to each problem in tokens, which
     rules.context may lower. plan: as the store has it.
     """
 
@@ -52,6 +55,8 @@ class ResolvedPlan:
     reuse: bool
     batches: list[list[tuple[int, int]]]  # (index of the problem, draw)
     off_prompts: Sequence[list[int]] = ()
+    switch: Switch | None = None
+    native: NativeControl | None = None
 
     def keys(self, batch: Sequence[tuple[int, int]]) -> set[tuple[str, int, int]]:
         """The store's keys (problem id, budget, draw) of a batch's rows."""
@@ -102,6 +107,14 @@ def resolve_plan(
     check_context(context, "model", largest, markers, problems, prompts, least)
     switch = switch_off(profile, tokenizer) if OFF in plan.budgets else None
     off_prompts: list[list[int]] = []
+    native = native_control(profile, tokenizer, plan.budgets) if plan.control == "native" else None
+    if native is not None:
+        if switch is not None and switch.block:
+            raise PrunusError(
+                f"budget off of profile '{profile.name}' appends an empty block, which a chat request cannot hold:"
+                " leave off or --control native out"
+            )
+        progress.say(f"control native: {native}")
     if switch is not None:
         progress.say(f"budget off: {switch}")
         off_prompts = [switch.encode(tokenizer, switch.render(tokenizer, text)) for text in texts]
@@ -123,6 +136,8 @@ def resolve_plan(
         resolved["kernel"] = kernel
     if switch is not None:
         resolved["off"] = switch.describe()
+    if native is not None:
+        resolved["native"] = native.describe()
     if max(needed) > context:
         resolved["context"] = context
     if ends := (markers.think_stops - own.think_stops) | (markers.answer_stops - own.answer_stops):
@@ -140,6 +155,8 @@ def resolve_plan(
         reuse=plan.reuse,
         batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.rows),
         off_prompts=off_prompts,
+        switch=switch,
+        native=native,
     )
 
 
@@ -227,7 +244,7 @@ def check_off_context(
             )
 
 
-def check_engine(work: ResolvedPlan, backend: Backend) -> None:
+def check_engine(work: ResolvedPlan, backend: Engine) -> None:
     """Raise PrunusError unless every chain fits into the context with which the engine was started, if that is known.
 
     An answer that the model's context cuts off must not be cut off earlier by the engine's. A backend may also refuse

@@ -127,7 +127,7 @@ def draw(work: ResolvedPlan, journal: "Journal", missing: Sequence[int], backend
         if backend.streams:
             draw_as_completed(work, journal, missing, backend, grader, steps)
             return
-        pace = Pace(work.budgets[-1])
+        pace = Pace(work.largest_budget)
         for number in missing:
             batch = work.batches[number]
             with pace.shown(backend, len(batch), len(batch), steps.within):

@@ -103,7 +103,7 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
                         if backend.streams:
                             stream_cell(store, cell, backend, grader, batches, table)
                             continue
-                        pace = Pace(cell.resolved.budgets[-1])
+                        pace = Pace(cell.resolved.largest_budget)
                         for batch in batches:
                             with pace.shown(backend, len(batch), len(batch), table.within):
                                 done = do_batch(store, cell.resolved, backend, grader, batch)

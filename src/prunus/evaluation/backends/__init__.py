@@ -4,9 +4,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.evaluation.requests import Backend
+
+if TYPE_CHECKING:
+    from prunus.evaluation.backends.chat import ChatServer
+
+
+@contextmanager
+def opened_chat(name: str, folder: Path, engine: EngineOptions) -> Iterator["ChatServer"]:
+    """The chat completions of the backend of this name; closed on leaving the context.
+
+    Raises PrunusError as opened does.
+    """
+    engine.check(name)
+    server: ChatServer = resolve_name(BACKENDS[name].chats)(folder, engine)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Profiles: the exact strings that open, cut and close the thinking of a model family.
 
 A profile is one TOML file in this folder; `PROFILES` has all of them by name. profile.py reads them, detection.py
-chooses one for a model by its chat template (template.py), markers.py encodes its strings with the model's tokenizer,
-and off.py switches the thinking off. catalogue.py describes profiles for `prunus profiles`.
+chooses one for a model by its chat template (template.py), and markers.py encodes its strings with the model's
+tokenizer. off.py switches the thinking off, and native.py is for budgets that the engine or the model keeps itself.
+catalogue.py describes profiles for `prunus profiles`.
 """
 
 from prunus.evaluation.profiles.detection import resolve_profile
@@ -16,6 +17,7 @@ from prunus.evaluation.profiles.markers import (
     find_token,
     render_prompt,
 )
+from prunus.evaluation.profiles.native import NativeControl, native_control
 from prunus.evaluation.profiles.off import Switch, switch_off
 from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.profiles.table import PROFILES
@@ -23,6 +25,7 @@ from prunus.evaluation.profiles.table import PROFILES
 __all__ = [
     "PROFILES",
     "Markers",
+    "NativeControl",
     "Profile",
     "Switch",
     "decode",
@@ -31,6 +34,7 @@ __all__ = [
     "encode_prompt",
     "ends_in_newline",
     "find_token",
+    "native_control",
     "render_prompt",
     "resolve_profile",
     "switch_off",

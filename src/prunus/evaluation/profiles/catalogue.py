@@ -8,6 +8,7 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.detection import named, resolve_profile
 from prunus.evaluation.profiles.markers import decode, encode_markers, encode_prompt
+from prunus.evaluation.profiles.native import control_of
 from prunus.evaluation.profiles.off import switch_off
 from prunus.evaluation.profiles.profile import Profile
 from prunus.evaluation.profiles.table import PROFILES
@@ -54,6 +55,7 @@ def _settings(profile: Profile) -> dict[str, Any]:
         "top_p": profile.top_p,
         "top_k": profile.top_k,
         "off": {"template": dict(profile.off_template), "block": profile.off_block},
+        "native": control_of(profile).describe(),
     }
 
 

@@ -47,6 +47,7 @@ KEYS = {
         "choice_tokens": "choice_answer_tokens",
     },
     "off": {"template": "off_template", "block": "off_block"},
+    "native": {"parameter": "native_parameter", "template": "native_template", "efforts": "native_efforts"},
     "sampling": {
         "temperature": "temperature",
         "top_p": "top_p",
@@ -82,6 +83,9 @@ class Profile:
     model_system_file: a file in the model's folder with the system prompt. date: the date for the chat template.
     off_template: options of the chat template that switch the thinking off; those that a template does not mention are
         not passed. off_block: an empty block of thinking, which is appended if no option does so (off.py).
+    native_parameter, native_template, native_efforts: one of the ways in which engine or model keep a budget
+        themselves (native.py): the field of a chat request, or the option of the chat template, that takes a number of
+        tokens; or the numbers of tokens that stand for the levels of `reasoning_effort`.
     """
 
     name: str
@@ -112,6 +116,9 @@ class Profile:
     date: str = DATE
     off_template: Mapping[str, Any] = field(default_factory=dict, hash=False)
     off_block: str = ""
+    native_parameter: str = ""
+    native_template: str = ""
+    native_efforts: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         settle(self)
@@ -141,6 +148,10 @@ class Profile:
             for key in options:
                 if key in NOT_TEMPLATE_OPTIONS:
                     raise PrunusError(f"'{key}' of [{table}] is set by prunus")
+        if sum(map(bool, (self.native_parameter, self.native_template, self.native_efforts))) > 1:
+            raise PrunusError("[native] takes one of parameter, template and efforts")
+        if any(type(tokens) is not int or tokens < 0 for tokens in self.native_efforts.values()):
+            raise PrunusError("efforts of [native] must be numbers of tokens, such as { low = 1024, high = 16384 }")
         if self.off_block and not any(stop in self.off_block for stop in self.think_stops):
             raise PrunusError(f"the block {self.off_block!r} of [off] does not end the thinking")
 
@@ -152,6 +163,7 @@ class Profile:
         numbers = {"name", "answer_tokens", "choice_answer_tokens", "temperature", "top_p", "top_k"}
         # Their effects are stored instead.
         of_the_model = {"match", "sampling_from_model", "model_system_file", "off_template", "off_block"}
+        of_the_model |= {"native_parameter", "native_template", "native_efforts"}
         default: dict[str, Any] = {
             "template_opens": "auto", "answer_in_chain": False, "strip": (), "template": {}, "system": "", "date": DATE,
         }  # fmt: skip
