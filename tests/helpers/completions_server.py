@@ -165,8 +165,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.reply(200 if self.path in known else 404, known.get(self.path, {"error": "nothing here"}))
 
+    def body(self) -> dict[str, Any]:
+        """The JSON of the request."""
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         server = self.server_of
         server.seen.append(body)
         if server.key is not None and self.headers.get("Authorization") != f"Bearer {server.key}":
@@ -205,9 +209,9 @@ class _Listening(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(server: Server) -> Iterator[Server]:
+def serving(server: Server, answers: type[_Handler] = _Handler) -> Iterator[Server]:
     """Within the context, the server answers at server.url."""
-    handler = type("Handler", (_Handler,), {"server_of": server})
+    handler = type("Handler", (answers,), {"server_of": server})
     with _Listening(("127.0.0.1", 0), handler) as listening:
         listening.daemon_threads = True
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

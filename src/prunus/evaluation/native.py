@@ -14,6 +14,7 @@ from prunus.budgets import OFF
 from prunus.evaluation.backends.chat import ChatReply, ChatRequest
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.flow import JUDGED_BY, InBackground
+from prunus.evaluation.profiles.profile import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.profiles.template import messages_of
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.tasks import prompt_text
@@ -65,7 +66,7 @@ def fill_native(store: Store, work: ResolvedPlan, server: "ChatServer", grade: G
 
 
 def chat_request(work: ResolvedPlan, server: "ChatServer", row: Row) -> ChatRequest:
-    """The conversation of a row. A budget that the engine keeps bounds its tokens; else only the context does."""
+    """The conversation of a row. Where the model is only told the budget, its tokens are bounded as in mode legacy."""
     index, number, budget = row
     assert work.native is not None
     chain, markers, profile = work.chain(index, number), work.rules.markers, work.profile
@@ -82,7 +83,7 @@ def chat_request(work: ResolvedPlan, server: "ChatServer", row: Row) -> ChatRequ
     elif work.native.bounds:
         most = budget + markers.longest - len(markers.start) + chain.answer_tokens
     else:
-        most = context
+        most = budget + LEGACY_ANSWER_TOKENS
     return ChatRequest(
         messages=messages_of(prompt_text(work.problems[index], work.plan["prompt"]), profile.system),
         max_new_tokens=max(1, min(most, context - len(chain.prompt))),

@@ -159,6 +159,9 @@ class Engine:
         """The engine and all settings that its results may depend on, to be stored with a run."""
         return {}
 
+    def check_stops(self, stops: frozenset[int]) -> None:
+        """Raise PrunusError unless the engine stops at each of these ids, as most do at any."""
+
     def close(self) -> None:
         """Release processes and connections."""
 
@@ -186,9 +189,6 @@ class Backend(Engine, ABC):
         requests = list(requests)
         self.generate(requests, sampling)
         yield from range(len(requests))
-
-    def check_stops(self, stops: frozenset[int]) -> None:  # noqa: B027  most backends stop at any id
-        """Raise PrunusError unless the engine stops at each of these ids."""
 
 
 def follow_ups(request: Request, completion: Completion) -> list[Request]:

@@ -14,7 +14,7 @@ from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE
 
 Data = Mapping[str, Any]
 # Shares of draws above which an ending gets a warning.
-LEAKED, TRUNCATED, SILENT = 0.01, 0.05, 0.2
+LEAKED, TRUNCATED, SILENT, BEYOND = 0.01, 0.05, 0.2, 0.1
 MORE = 0.05  # change of the tokens used that is mentioned
 
 
@@ -147,7 +147,12 @@ def warnings(
     elsewhere: ids of runs that another section shows, so that no caveat says that they are left out.
     """
     left_out = [text for text in comparison["warnings"] if not any(f"({run}) is left out" in text for run in elsewhere)]
-    found = [*_legacy(runs), *_leaks(summaries, labels), *map(sentence, grouped(left_out))]
+    found = [
+        *_legacy(runs),
+        *_beyond(runs, summaries, labels),
+        *_leaks(summaries, labels),
+        *map(sentence, grouped(left_out)),
+    ]
     for entry, label in zip(comparison["others"], labels[1:], strict=True):
         found += [f"{label}: {text}." for text in entry["warnings"]]
     return [*found, *_endings(summaries, labels), *_versions(runs), *_makings(runs, labels)]
@@ -191,6 +196,21 @@ def _leaks(summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
         f"{count(float(answer_allowance(budget)))} tokens. Trust the curve against tokens used more than the one "
         "against budget."
     ]
+
+
+def _beyond(runs: Sequence[Run], summaries: Sequence[Data], labels: Sequence[str]) -> list[str]:
+    """A sentence about each run under native control of which many chains thought beyond their budget."""
+    found = []
+    for run, summary, label in zip(runs, summaries, labels, strict=True):
+        cells = [(b, task, c) for task in tasks_of([summary]) for b, c in cells_of(summary, task).items()]
+        kept = [(c["adherence"]["over"], c["adherence"]["used"], b, task) for b, task, c in cells if c["adherence"]]
+        over, used, budget, task = max(kept, default=(0.0, 0.0, 0, ""))
+        if run.plan.get("control") == "native" and over > BEYOND:
+            found.append(
+                f"{label}: up to {percent(over)} % of chains thought beyond their budget ({task}, budget {budget},"
+                f" where the median chain used {percent(used)} % of it). Read its curve against tokens used."
+            )
+    return found
 
 
 def _legacy(runs: Sequence[Run]) -> list[str]:

@@ -202,10 +202,15 @@ class ReportData:
 
 
 def dense_run(runs: Sequence[Run], store: Path) -> Run:
-    """The run of the unpruned model, in strict mode if both modes were run. Raises PrunusError if it is ambiguous."""
+    """The run of the unpruned model, in strict mode if both modes were run, and not under native control if it can be.
+
+    Raises PrunusError if it is ambiguous.
+    """
     if not runs:
         raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
     dense = [run for run in runs if not history(run)]
+    usual = [run for run in dense if run.plan.get("control", "forced") == "forced"]
+    dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
     strict = [run for run in dense if run.plan.get("mode") == "strict"]
     if len({run.model.get("checksum") for run in dense}) == 1 and len(strict) == 1:
         dense = strict  # one model in both modes

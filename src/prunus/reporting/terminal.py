@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prunus.budgets import OFF, budget_of
+from prunus.budgets import OFF, budget_of, without_off
 from prunus.reporting.labels import unique_labels
 from prunus.reporting.render.text import count, percent, points, probability, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
@@ -51,7 +51,21 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
         note += "; off: thinking switched off, not part of the area" if OFF in budgets else ""
         title = _title(f"{task}: accuracy in % (± half of the 95 % interval) by thinking budget")
         tables += [title, table, Text(f"{_sizes(sizes)}; {note}")]
+        if natives := [(n, s) for n, s in zip(names, summaries, strict=True) if s["plan"].get("control") == "native"]:
+            text = f"{task}: thinking tokens over the budget in % (median), and % of draws over it, by budget"
+            tables += [_title(text), _adherence(task, natives, without_off(budgets))]
     return Group(*tables) if tables else Text("no finished problem yet")
+
+
+def _adherence(task: str, natives: Sequence[tuple[str, Data]], budgets: Sequence[int]) -> Table:
+    """How the runs under native control kept to their budgets."""
+    table = _table("run")
+    for budget in budgets:
+        table.add_column(str(budget), justify="right")
+    for name, summary in natives:
+        kept = [cells_of(summary, task).get(budget, {}).get("adherence") for budget in budgets]
+        table.add_row(Text(name), *(f"{percent(k['used'])}\n{percent(k['over'])}" if k else "" for k in kept))
+    return table
 
 
 def verdict_table(comparison: Data) -> RenderableType:

@@ -191,6 +191,10 @@ def _plan_differences(base: Run, other: Run) -> str:
         if key in ("context", "off") and None in (ours, theirs):
             # Without it no context limit was in force, or budget OFF was not drawn; what both runs have may be equal.
             continue
+        if key == "native" and None in (ours, theirs):
+            continue  # the key `control` says so
+        if key == "control" and ours != theirs:
+            ours, theirs = ours or "forced", theirs or "forced"
         if ours != theirs:
             short = len(f"{ours}{theirs}") <= 60
             found.append(f"{key} is {ours}, not {theirs}" if short else f"{key} differs")

@@ -63,7 +63,8 @@ class Results:
 
     def curve(self, run: str | None = None) -> "pandas.DataFrame":
         """One row per run, task and budget: problems, draws, accuracy with its standard error and 95 % interval, mean
-        tokens per draw, and shares of draws, all as `summarise` defines them."""
+        tokens per draw, and shares of draws, all as `summarise` defines them. used_per_budget is the median of thinking
+        tokens over the budget, which under native control may exceed 1."""
         rows: list[dict[str, Any]] = []
         with Store(self.path) as store:
             for one in self._chosen(store, run):
@@ -122,6 +123,7 @@ class Results:
             "tasks": ", ".join(plan.get("tasks", [])),
             "budgets_tokens": ", ".join(map(str, plan.get("budgets", []))),
             **{name: plan.get(name) for name in ("mode", "profile", "seed", "backend")},
+            "control": plan.get("control", "forced"),
         }
 
 
@@ -194,6 +196,8 @@ def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy_high_share": cell["high"],
         **{f"{phase}_tokens": cell["tokens"][phase]["mean"] for phase in ("thinking", "answer", "forced", "total")},
         **{f"{name}_share": cell[name] for name in SHARES},
+        "used_per_budget": (cell["adherence"] or {}).get("used"),
+        "over_budget_share": (cell["adherence"] or {}).get("over"),
     }
 
 

@@ -35,11 +35,20 @@ NAMES = {
 }
 
 
+CONTROL = "control"  # the action of control_steps
+
+
 def history(run: "Run") -> list[dict[str, Any]]:
     """The steps that made the run's model, oldest first; empty for an unpruned model."""
     manifest = run.model.get("manifest")
     steps = manifest.get("history") if isinstance(manifest, dict) else None
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+def control_steps(run: "Run") -> list[dict[str, Any]]:
+    """What labels add for a run whose budget the engine or the model kept (control native); empty for others."""
+    native = run.plan.get("control") == "native"
+    return [{"action": CONTROL, "recipe": {"control": "native"}}] if native else []
 
 
 def recipe_of(step: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +97,15 @@ def step_label(step: dict[str, Any]) -> str:
 
 
 def label(steps: Sequence[dict[str, Any]]) -> str:
-    """A short name for what was done, on one line; `dense` for nothing."""
-    return one_line(" + ".join(step_label(step) for step in steps if not _is_early(step))) or "dense"
+    """A short name for what was done, on one line; `dense` for nothing. Native control is named at its end."""
+    made = made_by(steps)
+    text = one_line(" + ".join(step_label(step) for step in made if not _is_early(step))) or "dense"
+    return text if len(made) == len(steps) else f"{text}, native control"
+
+
+def made_by(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps that made a model, without that of control_steps."""
+    return [step for step in steps if step.get("action") != CONTROL]
 
 
 def _is_early(step: dict[str, Any]) -> bool:
@@ -100,7 +116,7 @@ def _is_early(step: dict[str, Any]) -> bool:
 
 def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> list[str]:
     """Labels for (run id, model name, history); the model's name tells base models apart, the run id equal labels."""
-    one_model = len({model for _, model, steps in named if not steps}) <= 1
+    one_model = len({model for _, model, steps in named if not made_by(steps)}) <= 1
     texts = [label(steps) if one_model else f"{one_line(model)}: {label(steps)}" for _, model, steps in named]
     twice = {text for text, times in Counter(texts).items() if times > 1}
     return [
@@ -113,7 +129,7 @@ def is_called(run: "Run", text: str) -> bool:
 
     Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`.
     """
-    short = label(history(run))
+    short = label([*history(run), *control_steps(run)])
     names = (short, f"{one_line(str(run.model.get('name')))}: {short}")
     return _typed(text) in {_typed(name + end) for name in names for end in ("", f" ({run.run_id[:8]})")}
 

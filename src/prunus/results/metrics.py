@@ -207,6 +207,17 @@ def share(flags: ArrayLike) -> float:
     return float(np.mean(np.asarray(flags, dtype=float)))
 
 
+def adherence(thinking_tokens: ArrayLike, budget: int) -> dict[str, float] | None:
+    """How draws kept to a budget that engine or model were to keep; None for a budget without tokens.
+
+    used: median of the thinking tokens over the budget. over: share of draws that thought more than the budget.
+    """
+    if budget <= 0:
+        return None
+    counts = np.asarray(thinking_tokens, dtype=float)
+    return {"used": float(np.median(counts) / budget), "over": share(counts > budget)}
+
+
 def answer_allowance(budget: ArrayLike) -> NDArray[Any]:
     """Answer tokens beyond which an answer counts as leaked: the budget then no longer bounds the reasoning."""
     return np.maximum(512, np.asarray(budget) / 2)

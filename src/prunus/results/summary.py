@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import best_of, metrics, paired, scaling
+from prunus.results.labels import control_steps
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_parallel
 from prunus.results.rows import Run
@@ -28,10 +29,11 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
     `problems` (finished), `started`, `samples` (draws of each);
     `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at, maj_at by k, best_of by score
         (logprob, self_certainty, shortest) and k, a score being None where rows lack it, tokens (thinking, answer,
-        forced, total -> mean, p95; total is thinking and answer), tokens_per_correct (None if no draw is), repetition
-        (mean share of a chain's end that is repetition; None where rows lack it), and shares of draws: looping
-        (`looping.loops`), forced, leaked, no_answer, malformed, failed (the grader, not the model),
-        truncated, reopened;
+        forced, total -> mean, p95; total is thinking and answer), adherence (used: median of thinking tokens over the
+        budget, over: share of draws that thought more; None at budgets 0 and OFF), tokens_per_correct (None if no draw
+        is), repetition (mean share of a chain's end that is repetition; None where rows lack it), and shares of draws:
+        looping (`looping.loops`), forced, leaked, no_answer, malformed, failed (the grader, not the model), truncated,
+        reopened;
     `auc` (value, se, low, high), `slope` (per doubling; None with fewer than two positive budgets) and `gain` (value,
         se); None while no problem is finished. Budget 0 counts for the gain only;
     `auc_tokens` (area under accuracy over mean tokens used, as share of their range: value, se, from, to), `scaling`
@@ -152,6 +154,7 @@ def _describe(table: Table, budget: int) -> dict[str, Any]:
         "no_answer": metrics.share(status == "no_answer"),
         "malformed": metrics.share(status == "malformed"),
         "failed": metrics.share(np.isin(status, ["timeout", "error"])),
+        "adherence": metrics.adherence(counts["thinking"], budget),
         "truncated": metrics.share(table.values("answer_truncated")),
         "reopened": metrics.share(table.values("reopened_think")),
     }
@@ -174,8 +177,11 @@ def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """The run's id, its model, and the steps that made it; an empty recipe means a dense model."""
-    steps = (run.model.get("manifest") or {}).get("history") or []
+    """The run's id, its model, and the steps that made it; an empty recipe means a dense model.
+
+    Native control of the budget is the last step, so that labels name it.
+    """
+    steps = [*((run.model.get("manifest") or {}).get("history") or []), *control_steps(run)]
     # blocks_removed is kept because the recipe of a drop may have a share instead of a number.
     kept = ("action", "recipe", "blocks_removed")
     recipe = [{key: step[key] for key in kept if key in step} for step in steps]

@@ -20,9 +20,13 @@ SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "scores")
 def section(data: ReportData) -> Section:
     """The methods, settings, versions and seeds, and the numbers of tokens that were sampled."""
     plan, method = data.base.run.plan, data.comparison.get("method", {})
+    shared = "share one chain." if plan.get("reuse") else "have chains of their own."
     sentences = [
-        "Thinking is cut at the budget and closed, and the answer is generated after it (budget forcing). All budgets "
-        "of a draw " + ("share one chain." if plan.get("reuse") else "have chains of their own."),
+        "The engine or the model keeps the budget (native control), which is only asked for, so that a chain may think "
+        f"longer; its adherence is in the table of tokens. All budgets of a draw {shared}"
+        if plan.get("control") == "native"
+        else "Thinking is cut at the budget and closed, and the answer is generated after it (budget forcing). All "
+        f"budgets of a draw {shared}",
         "Accuracy is the share of draws graded correct, averaged over problems. Answers are graded by rules, without a "
         "judge model. Intervals take the problem as the unit.",
         "Differences are paired by problem."

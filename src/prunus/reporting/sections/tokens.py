@@ -19,6 +19,10 @@ ENDINGS = {
 }
 
 
+# Columns of runs whose budget the engine or the model kept.
+ADHERENCE = [("used_per_budget", "Thinking over|budget, median %"), ("over", "Over the|budget, %")]
+
+
 def section(data: ReportData) -> Section:
     """For each task panels of how the draws ended, and a table of the tokens that they used."""
     keys = [Key(f"e{index}", index, words) for index, words in enumerate(ENDINGS.values())]
@@ -54,14 +58,17 @@ def endings(task: str, one: ReportedRun) -> Picture:
 
 
 def token_table(data: ReportData, task: str) -> Table:
-    """The tokens used and the shares of endings, one row for each run and budget."""
+    """The tokens used and the shares of endings, one row for each run and budget; of native runs also the adherence."""
     rows = []
+    native = any(one.run.plan.get("control") == "native" for one in data.runs)
     for one in data.runs:
         for budget, cell in one.cells(task).items():
             used = cell["tokens"]
             values = [budget, *(used[phase]["mean"] for phase in ("thinking", "answer", "total"))]
             values += [used["total"]["p95"], cell["tokens_per_correct"], 1 - cell["forced"]]
-            rows.append((one.look, values + [cell[ending] for ending in ENDINGS]))
+            values += [cell[ending] for ending in ENDINGS]
+            kept = cell["adherence"] or {}
+            rows.append((one.look, [*values, kept.get("used"), kept.get("over")] if native else values))
     shares = [
         ("natural", "Natural|end, %"), ("forced", "Forced|end, %"), ("no_answer", "No answer,|%"),
         ("truncated", "Truncated,|%"), ("leaked", "Leaked,|%"),
@@ -70,6 +77,6 @@ def token_table(data: ReportData, task: str) -> Table:
         RUN, Column("budget", "Budget"), Column("thinking", "Thinking", count),
         Column("answer", "Answer", count), Column("total", "Total", count),
         Column("total_p95", "Total, 95th|percentile", count), Column("per_correct", "Per correct|draw", count),
-        *(Column(key, title, percent) for key, title in shares),
+        *(Column(key, title, percent) for key, title in [*shares, *(ADHERENCE if native else [])]),
     ]  # fmt: skip
     return Table(f"tokens-{task}", f"Tokens and endings on {task}", "data tokens sortable", columns, rows)

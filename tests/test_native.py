@@ -1,0 +1,322 @@
+"""Control native: what a chat server is asked, what becomes of its replies, and how adherence is reported."""
+
+import csv
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from chat_server import chatting
+from chat_tokenizer import CHATML, byte_tokenizer
+from fake_store import make_store
+from test_off import SWITCHED
+from test_profile_detection import CASES, HARMONY
+from tiny_chains import TOKENIZER
+
+import prunus
+from prunus.budgets import OFF
+from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
+from prunus.cli import main
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+from prunus.evaluation.backends import opened_chat
+from prunus.evaluation.backends.chat import read_reply
+from prunus.evaluation.budget import Draw
+from prunus.evaluation.native import chat_request, drawn, ignored
+from prunus.evaluation.profiles import PROFILES, decode, native_control, resolve_profile
+from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
+from prunus.recipes import EvalPlan
+from prunus.results.comparison import compare
+from prunus.results.rows import Run
+from prunus.results.store import Store
+from prunus.results.summary import summarise
+
+PLAN = EvalPlan(
+    tasks=("tiny",), budgets=(0, 8, 16), samples=2, limit=4, backend="openai", control="native", temperature=1.0
+)
+SEED_TEMPLATE = CHATML + "{{ thinking_budget }}"
+
+
+def rows_of(server: Any, path: Path, plan: EvalPlan = PLAN) -> tuple[str, list[Any]]:
+    run = prunus.evaluate("tiny", plan, path, engine=EngineOptions(url=server.url, concurrency=3))
+    with Store(path) as store:
+        return run, store.samples(run, texts=True)
+
+
+def resolved(plan: EvalPlan = PLAN) -> ResolvedPlan:
+    return resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, plan)
+
+
+def draws_of(server: Any, plan: EvalPlan = PLAN) -> tuple[ResolvedPlan, dict[tuple[int, int, int], Draw]]:
+    """The draw of every row (problem, draw, budget), without store and grader."""
+    work, rows = resolved(plan), [(i, n, b) for i in range(4) for n in range(2) for b in plan.budgets]
+    with opened_chat("openai", tiny_folder(), EngineOptions(url=server.url, concurrency=3)) as chats:
+        asked = (chat_request(work, chats, row) for row in rows)
+        replies = dict(chats.replies(asked, work.rules.sampling))
+    return work, {row: drawn(work, row, replies[number]) for number, row in enumerate(rows)}
+
+
+# ----- the plan and the profile
+
+
+def test_plans_without_native_control_keep_their_hash():
+    assert "control" not in EvalPlan(tasks=("tiny",)).to_json()
+    assert PLAN.to_json()["control"] == "native" and not PLAN.reuse and EvalPlan.from_json(PLAN.to_json()) == PLAN
+    for changes, message in (
+        ({"backend": "hf"}, "control native needs the backend openai"),
+        ({"wait": 1}, "leave --wait and --closing out"),
+        ({"closing": "</think>"}, "leave --wait and --closing out"),
+        ({"control": "soft"}, "control 'soft' is not known"),
+    ):
+        with pytest.raises(PrunusError, match=message):
+            replace(PLAN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "template", "fields"),
+    [
+        ("qwen3", ("<think>", "</think>"), CHATML, {"thinking_token_budget": 8192}),
+        ("seed", ("<seed:think>",), SEED_TEMPLATE, {"chat_template_kwargs": {"thinking_budget": 8192}}),
+        ("harmony", HARMONY, CASES["gpt-oss"][1], {"reasoning_effort": "medium"}),
+    ],
+)
+def test_a_family_tells_the_budget_in_its_own_way(name, tokens, template, fields):
+    control = native_control(PROFILES[name], byte_tokenizer(tokens, template), (OFF, 1024, 8192))
+    assert control.fields(8192) == fields and str(control)
+
+
+@pytest.mark.parametrize(
+    ("name", "budgets", "message"),
+    [
+        ("plain", (512,), r"profile 'plain' has no native control of the budget"),
+        ("s1", (512,), r"profile 's1' has no native control"),
+        ("seed", (512,), "template option thinking_budget, which the model's chat template lacks"),
+        ("harmony", (1024, 2048), r"budget 2048 is no level .*: .* 1024, 8192, 24576 \(reasoning_effort low \(1024\)"),
+    ],
+)
+def test_a_family_without_a_way_is_refused(name, budgets, message):
+    with pytest.raises(PrunusError, match=message):
+        native_control(PROFILES[name], byte_tokenizer(()), budgets)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("parameter = 'x'\ntemplate = 'y'", r"\[native\] takes one of"),
+        ("parameter = ''\nefforts = { low = 'few' }", "must be numbers of tokens"),
+        ("params = 'x'", r"'params' is not known in \[native\]; did you mean 'parameter'"),
+    ],
+)
+def test_a_wrong_table_of_a_profile(tmp_path, text, message):
+    (tmp_path / "lab.toml").write_text(f'format = 1\nextends = "think-tags"\n[native]\n{text}\n')
+    with pytest.raises(PrunusError, match=message):
+        resolve_profile(str(tmp_path / "lab.toml"), byte_tokenizer(()), {})
+
+
+# ----- requests and replies
+
+
+@pytest.mark.parametrize("says", ["reasoning", "reasoning_content", "inline", "counted", "ids"])
+def test_draws_hold_what_the_server_wrote(says):
+    """Every draw against what the server wrote for its seed; with ids, also where texts would give other tokens."""
+    with chatting(TOKENIZER, says="reasoning" if says == "ids" else says, with_ids=says == "ids") as server:
+        work, draws = draws_of(server)
+    by_seed = {body["seed"]: written for body, *written in server.written}
+    assert len(by_seed) == len(draws) == 4 * 2 * 3 and len({draw.thinking_tokens for draw in draws.values()}) > 3
+    for (index, number, budget), draw in draws.items():
+        thinking, answer = by_seed[work.rules.seed_of(work.chain(index, number), "native", budget)]
+        again = [TOKENIZER.encode(decode(TOKENIZER, ids), add_special_tokens=False) for ids in (thinking, answer)]
+        assert draw.answer == (answer if says == "ids" else again[1])
+        assert draw.thinking == (thinking if says == "ids" else [] if says == "counted" else again[0])
+        assert draw.thinking_tokens == (len(thinking) if says == "counted" else len(draw.thinking))
+        assert draw.ended == ("forced" if draw.thinking_tokens >= budget else "natural") and not draw.answer_truncated
+
+
+def test_rows_in_a_store(tmp_path, capsys):
+    """Each row is stored as it comes, and a second call asks for the missing ones only."""
+    path, options = tmp_path / "results.db", {"with_ids": True, "lengths": (3, 9, 30)}
+    with chatting(TOKENIZER, **options) as server:
+        run, rows = rows_of(server, path)
+        assert len(server.seen) == 1 + len(rows) == 1 + 24, "and one request that checks the server"
+        with closing(sqlite3.connect(path)) as connection, connection as raw:
+            raw.execute("DELETE FROM sample WHERE budget = 8 AND draw = 1")
+        server.seen.clear()
+        assert rows_of(server, path) == (run, rows) and len(server.seen) == 1 + 4
+    with Store(path) as store:
+        versions = store.run(run).versions
+    assert versions["api"] == "chat completions"
+    work, draws = resolved(), {}
+    assert work.run_id == run and work.plan["native"] == {"parameter": "thinking_token_budget"}
+    with chatting(TOKENIZER, **options) as server:
+        _, draws = draws_of(server)
+    for row in rows:
+        index = next(i for i, problem in enumerate(work.problems) if problem.id == row.problem_id)
+        draw = draws[index, row.draw, row.budget]
+        assert (row.thinking_tokens, row.answer_tokens, row.ended) == (len(draw.thinking), len(draw.answer), draw.ended)
+        assert (row.thinking, row.text) == (decode(TOKENIZER, draw.thinking), decode(TOKENIZER, draw.answer))
+    assert "control native: request field thinking_token_budget" in capsys.readouterr().err
+
+
+def test_what_the_server_is_asked():
+    with chatting(TOKENIZER, owner="vllm") as server:
+        work, _ = draws_of(server)
+    body = next(one for one in server.seen if one["thinking_token_budget"] == 16)
+    assert body["messages"] == [{"role": "user", "content": body["messages"][0]["content"]}]
+    assert body["messages"][0]["content"] in {problem.question for problem in work.problems}
+    expected = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "stream": False}
+    assert expected.items() <= body.items()
+    assert body["max_tokens"] == 16 + work.rules.markers.longest - len(work.rules.markers.start) + 64
+    with chatting(TOKENIZER, owner="other") as server:
+        draws_of(server)
+    assert {"max_completion_tokens", "seed", "thinking_token_budget"} <= set(server.seen[0])
+    assert not {"top_k", "max_tokens", "min_p"} & set(server.seen[0]) and server.seen[0]["seed"] < 2**31
+
+
+def test_off_beside_native_budgets():
+    """It needs an option of the template; a block cannot be told in messages."""
+    tokenizer = load_tokenizer(tiny_folder())
+    tokenizer.chat_template = SWITCHED
+    plan = replace(PLAN, budgets=(OFF, 16), profile="qwen3")
+    work = resolve_plan(ModelFolder(tiny_folder()), tokenizer, plan)
+    with chatting(TOKENIZER) as server, opened_chat("openai", tiny_folder(), EngineOptions(url=server.url)) as chats:
+        off, on = (chat_request(work, chats, (0, 0, budget)) for budget in (OFF, 16))
+    assert off.fields == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert on.fields == {"thinking_token_budget": 16, "chat_template_kwargs": {"enable_thinking": True}}
+    assert off.seed != on.seed and off.max_new_tokens == 1024
+    tokenizer.chat_template = CHATML
+    with pytest.raises(PrunusError, match="appends an empty block, which a chat request cannot hold"):
+        resolve_plan(ModelFolder(tiny_folder()), tokenizer, plan)
+
+
+def test_a_budget_that_the_model_is_only_told_does_not_bound_its_tokens(tmp_path):
+    text = 'format = 1\nextends = "tiny"\n[native]\nparameter = ""\nefforts = { low = 16, high = 64 }\n'
+    (tmp_path / "lab.toml").write_text(text)
+    plan = replace(PLAN, budgets=(16, 64), profile=str(tmp_path / "lab.toml"))
+    with chatting(TOKENIZER, context=700, with_ids=True) as server:
+        _, draws = draws_of(server, plan)
+    asked = {(body["reasoning_effort"], body["max_tokens"] > 450) for body in server.seen}
+    assert asked == {("low", True), ("high", True)} and {draw.ended for draw in draws.values()} == {"natural"}
+    assert max(draw.thinking_tokens for (_, _, budget), draw in draws.items() if budget == 16) == 30
+
+
+def test_a_long_answer_is_cut_as_under_its_cap():
+    work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, replace(PLAN, answer_tokens=2))
+    message = {"reasoning": "1", "content": "1+2=3"}
+    reply = read_reply({"choices": [{"message": message, "finish_reason": "stop"}]})
+    draw = drawn(work, (0, 0, 16), reply)
+    assert (draw.answer, draw.answer_truncated) == (TOKENIZER.encode("1+2=3")[:2], True)
+    assert not drawn(work, (0, 0, 16), reply._replace(answer="1")).answer_truncated
+    assert drawn(work, (0, 0, 16), reply._replace(answer="1", truncated=True)).answer_truncated
+
+
+# ----- engines that do something else
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keeps": False, "lengths": (300,)}, "seems to ignore the budget (request field thinking_token_budget)"),
+        ({"lengths": (0,)}, "no reply has any thinking"),
+        ({}, ""),
+        ({"lengths": (3,)}, ""),
+    ],
+)
+def test_an_engine_that_ignores_the_budget(settings, message):
+    with chatting(TOKENIZER, with_ids=True, **settings) as server:
+        work, draws = draws_of(server, replace(PLAN, answer_tokens=300))
+    found = ignored(work, list(draws.values()))
+    assert message in found if message and found else found is None
+
+
+def test_it_is_told_of_in_one_line(tmp_path, capsys):
+    with chatting(TOKENIZER, with_ids=True, keeps=False, lengths=(300,)) as server:
+        rows_of(server, tmp_path / "results.db", replace(PLAN, answer_tokens=300))
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "16 of 16 chains that reached it thought far longer, " in warning
+
+
+def test_a_few_tokens_beyond_the_budget_are_the_engines_closing():
+    work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
+    reply = read_reply({"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]})
+    draws = [drawn(work, (0, 0, 16), reply._replace(thinking="1" * 40)) for _ in range(4)]
+    assert {draw.thinking_tokens for draw in draws} == {40} and ignored(work, draws) is None
+    assert ignored(work, [replace(draw, thinking=[30] * 57) for draw in draws]) is not None
+
+
+def test_a_server_that_refuses_the_budget_leaves_nothing_behind(tmp_path):
+    with chatting(TOKENIZER, refuses="thinking_token_budget") as server, pytest.raises(PrunusError) as caught:
+        rows_of(server, tmp_path / "results.db")
+    assert "answers 400: thinking_token_budget is set but reasoning_config is not configured" in str(caught.value)
+    assert "\n" not in str(caught.value) and not (tmp_path / "results.db").exists() and len(server.seen) == 1
+
+
+def test_the_command_and_a_study(tmp_path, capsys):
+    with chatting(TOKENIZER, with_ids=True) as server:
+        words = ["eval", "tiny", "--task", "tiny", "--limit", "4", "--budgets", "8,16", "--backend", "openai"]
+        main([*words, "--url", server.url, "--control", "native", "--store", str(tmp_path / "results.db")])
+    printed = capsys.readouterr().out
+    assert "dense, native control" in printed and "thinking tokens over the budget in % (median)" in printed
+    (tmp_path / "study.toml").write_text(
+        'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbackend = "openai"\ncontrol = "native"\n'
+        '[engine]\nurl = "http://localhost:1/v1"\n'
+    )
+    with pytest.raises(PrunusError, match="control native is for `prunus eval`"):
+        prunus.plan_study(tmp_path / "study.toml")
+
+
+# ----- results
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """A forced run and a native one of the same model, whose chains go beyond their budgets."""
+    path = make_store(
+        tmp_path_factory.mktemp("native") / "results.db", names=("tiny",), problems=12, budgets=(0, 16, 64)
+    )
+    with Store(path) as opened:
+        run = opened.find_run("tiny")
+        rows = [replace(s, thinking_tokens=s.thinking_tokens * 2) for s in opened.samples(run.run_id, texts=True)]
+        plan = run.plan | {"control": "native", "reuse": False, "native": {"parameter": "thinking_token_budget"}}
+        opened.add_run(Run("e" * 12, run.model, plan, run.versions))
+        opened.add_samples("e" * 12, rows)
+    return path
+
+
+def test_adherence_is_what_was_used_over_what_was_asked(store):
+    with Store(store) as opened:
+        rows = [row for row in opened.samples("e" * 12) if row.budget == 16]
+        cells = summarise(opened, "e" * 12)["tasks"]["tiny"]["budgets"]
+        forced = summarise(opened, opened.runs()[0].run_id)
+    used = [row.thinking_tokens / 16 for row in rows]
+    assert cells[16]["adherence"] == {"used": median(used), "over": sum(one > 1 for one in used) / len(used)}
+    assert cells[16]["adherence"]["over"] > 0 and cells[0]["adherence"] is None
+    assert forced["tasks"]["tiny"]["budgets"][64]["adherence"]["over"] == 0
+    frame: Any = prunus.open(store).curve("e" * 12)
+    row = frame[frame["budget"] == "16"].iloc[0]
+    assert (row["used_per_budget"], row["over_budget_share"]) == tuple(cells[16]["adherence"].values())
+    assert set(prunus.open(store).runs()["control"]) == {"forced", "native"}
+
+
+def test_native_and_forced_runs_are_not_compared_unnoticed(store):
+    with Store(store) as opened:
+        first = opened.runs()[0].run_id
+    with pytest.raises(PrunusError, match=r"is left out: control is native, not forced; name it to compare"):
+        compare(store, first, resamples=200)
+    entry = compare(store, first, ["e" * 12], resamples=200)["others"][0]
+    assert entry["warnings"] == [
+        "plans differ, so the difference is not the model's alone: control is native, not forced"
+    ]
+
+
+def test_the_page_names_the_control_and_shows_adherence(store, tmp_path):
+    page = prunus.report(store, tmp_path / "native.html", base="e" * 12, csv=tmp_path / "tables").read_text("utf-8")
+    assert "The engine or the model keeps the budget (native control)" in page
+    assert "dense, native control" in page and "thought beyond" in page
+    table = list(csv.DictReader((tmp_path / "tables" / "tokens-tiny.csv").read_text().splitlines()))
+    assert [row["budget"] for row in table] == ["0", "16", "64"] and float(table[1]["over"]) > 0
+    prunus.report(store, tmp_path / "forced.html", csv=tmp_path / "forced")  # the forced run is the base by default
+    assert "used_per_budget" not in (tmp_path / "forced" / "tokens-tiny.csv").read_text()
