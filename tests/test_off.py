@@ -162,12 +162,13 @@ def test_the_stored_strings_of_a_profile_do_not_name_its_switch():
 
 def test_prunus_profiles_shows_the_prompt_of_off(tmp_path):
     path = tmp_path / "lab.toml"
-    path.write_text(f'format = 1\nextends = "tiny"\n[off]\nblock = {json.dumps(EMPTY)}\n')
+    path.write_text(f'format = 1\nextends = "tiny"\n[off]\ntemplate = {{}}\nblock = {json.dumps(EMPTY)}\n')
     found = show_profile(str(path), "tiny")
     text, ids = found["off_prompt"]
     assert text == "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n" + EMPTY
     assert ids == TOKENIZER.encode(text) and found["off"] == {"block": EMPTY}
-    assert "'tiny' cannot switch the thinking off" in show_profile("auto", "tiny")["off_prompt"]
+    assert show_profile("auto", "tiny")["off"] == {"template": {"enable_thinking": False}}
+    assert "'plain' cannot switch the thinking off" in show_profile("plain", "tiny")["off_prompt"]
     assert show_profile("qwen3")["off"] == {"template": {"enable_thinking": False}, "block": EMPTY}
 
 
@@ -359,7 +360,8 @@ def test_a_study_and_the_command_take_off(tmp_path, capsys):
     with pytest.raises(PrunusError, match="line 2: budget -1 is negative"):
         read_study(tmp_path / "study.toml")
     with pytest.raises(SystemExit) as ended:
-        main(["eval", "tiny", "--task", "tiny", "--budgets", "off,0", "--store", str(tmp_path / "results.db")])
+        words = ["eval", "tiny", "--task", "tiny", "--budgets", "off,0", "--profile", "plain"]
+        main([*words, "--store", str(tmp_path / "results.db")])
     assert ended.value.code == 2 and not (tmp_path / "results.db").exists()
     said = capsys.readouterr().err
-    assert "profile 'tiny' cannot switch the thinking off (budget off)" in said and said.count("\n") == 1
+    assert "profile 'plain' cannot switch the thinking off (budget off)" in said and said.count("\n") == 1

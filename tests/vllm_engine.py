@@ -4,7 +4,9 @@ Run by `make test-vllm` in an environment of its own (not collected elsewhere), 
 test_backend_contract.py.
 """
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -26,6 +28,7 @@ from prunus.evaluation.profiles import PROFILES, encode_markers, encode_prompt
 from prunus.evaluation.requests import Backend, Sampling
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.methods import METHODS
+from prunus.recipes import EvalPlan
 from prunus.results.store import Store
 
 GREEDY, WARM = Sampling(0.0), Sampling(1.0, 0.95, 20)
@@ -166,3 +169,40 @@ def test_sampling_many_prompts_at_once():
     with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EAGER) as backend:
         found = complete(backend, prompts, [4] * 30, frozenset(), frozenset(), range(30), WARM)
     assert [len(one.ids) for one in found] == [4] * 30
+
+
+def test_the_native_budget_of_a_server(tmp_path, capsys):
+    """Under vLLM's own control a chain is the forced one, cut one token earlier; one that nothing opens is not cut.
+
+    vLLM counts all tokens after the marker that opens the thinking, also the template's line break. This model never
+    writes the marker itself.
+    """
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder(), folder)
+    template = (folder / "chat_template.jinja").read_text()
+    opened_by = "{%- if add_generation_prompt and opened is not defined %}{{- '<think>\n' }}{%- endif %}"
+    (folder / "chat_template.jinja").write_text(template + opened_by)
+    (folder / "closed.toml").write_text('format = 1\nextends = "tiny"\n[template]\nopened = false\n')
+    wrong = folder / "wrong.toml"
+    wrong.write_text('format = 1\nextends = "tiny"\n[native]\nparameter = "reasoning_effort"\n')
+    budgets = (0, 8, 40, 400)
+    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=budgets, backend="openai", control="native")
+    with vllm_serve(folder, "--reasoning-parser", "qwen3") as url:
+        engine = EngineOptions(url=url)
+        run = prunus.evaluate(folder, plan, tmp_path / "native.db", engine=engine)
+        assert "warning" not in capsys.readouterr().err
+        closed = replace(plan, budgets=(8,), profile=str(folder / "closed.toml"))
+        prunus.evaluate(folder, closed, tmp_path / "closed.db", engine=engine)
+        assert "the engine seems to ignore the budget" in capsys.readouterr().err
+        with pytest.raises(PrunusError, match=r"answers 400: .*reasoning_effort"):
+            prunus.evaluate(folder, replace(plan, profile=str(wrong)), tmp_path / "wrong.db", engine=engine)
+    with Store(tmp_path / "native.db") as store:
+        rows = {(row.problem_id, row.budget): row for row in store.samples(run, texts=True)}
+    plan = EvalPlan(tasks=("tiny",), limit=8, budgets=tuple(max(0, budget - 1) for budget in budgets))
+    forced = prunus.evaluate("tiny", plan, tmp_path / "forced.db")
+    with Store(tmp_path / "forced.db") as store:
+        for row in store.samples(forced, texts=True):
+            native = rows[row.problem_id, row.budget + (row.budget > 0)]
+            assert (native.thinking, native.thinking_tokens) == (row.thinking, row.thinking_tokens)
+            if row.budget == 399:
+                assert row.ended == native.ended == "natural" and native.correct == row.correct

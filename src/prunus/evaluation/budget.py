@@ -123,7 +123,7 @@ def answer_text(profile: Profile, tokenizer: "PreTrainedTokenizerBase", draw: Dr
     """
     if profile.answer_in_chain and draw.ended == "natural":
         return decode(tokenizer, draw.thinking)
-    lead = profile.answer_lead if draw.ended == "forced" else ""
+    lead = profile.answer_lead if draw.ended == "forced" and draw.closing else ""
     text = lead + decode(tokenizer, draw.answer)
     for mark in profile.strip:
         text = text.strip().removeprefix(mark).removesuffix(mark)
