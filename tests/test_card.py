@@ -26,7 +26,9 @@ from prunus.cli import cli, main
 from prunus.cli.recovery import take_recovery, take_rounds
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
+from prunus.reporting.labels import recipe_text
 from prunus.results.comparison import compare
+from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise
 
@@ -145,6 +147,15 @@ def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pru
     text = (tmp_path / "recovered" / "README.md").read_text()
     cost = Checkpoint(tmp_path / "recovered").manifest["history"][1]["cost"]
     assert f"trained on {cost['tokens']:,} tokens, repeats counted, in {cost['steps']} steps" in text
+    (nothing, seconds) = json.loads((tmp_path / "short" / "seconds.json").read_text())  # of recovery, kept by drop
+    assert nothing is None and 0 < seconds < 60
+    assert prunus.inspect(tmp_path / "recovered", weights=False)["history"][1]["trained_seconds"] == seconds
+    assert Checkpoint(tmp_path / "short").manifest["history"][1]["cost"]["seconds"] == seconds
+    assert "seconds" not in (tmp_path / "short" / "prunus.json").read_text() + text
+    run = Run("1", {"manifest": Checkpoint(tmp_path / "short").manifest}, {}, {})
+    assert f"tokens, repeats counted, in {seconds:,.1f} seconds" in recipe_text(run)
+    prunus.card(tmp_path / "recovered", out=tmp_path / "card.md")
+    assert f"in {cost['steps']} steps and {seconds:,.1f} seconds" in (tmp_path / "card.md").read_text()
     assert loaded(text).data.get("base_model_relation") == "finetune"
     assert "all of these | 50.0" in text  # zeros are those of pruning
     short = (tmp_path / "short" / "README.md").read_text()
@@ -340,6 +351,13 @@ def test_the_command_of_an_evaluation_makes_the_same_plan_again():
         _, values = parsed(shlex.split(line))
         assert made(EvalPlan, values) == plan and values["model"] == model
     assert parsed(shlex.split(lines[5]))[1]["base"] == "acme/Reasoner"
+
+
+def test_a_recovery_of_a_model_that_another_program_pruned_names_the_dense_one():
+    step = step_of(RecoverRecipe(), dense={"name": "acme/Dense", "checksum": "1" * 64, "hub": "acme/Dense"})
+    (line,) = commands([step], "pruned-elsewhere", None)
+    assert shlex.split(line) == ["prunus", "recover", "pruned-elsewhere", "result", "--dense", "acme/Dense"]
+    assert loaded(card_text(Card([step], {}))).data.base_model == "acme/Dense"
 
 
 def test_rounds_are_one_command_again():

@@ -73,7 +73,9 @@ def tensors_of(folder):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the one with the seconds that the steps took."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "seconds.json")
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def output_of(model, index, ids):

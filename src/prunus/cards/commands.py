@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from prunus.cards.markdown import LIMIT, public, shown
+from prunus.cards.markdown import LIMIT, hub_id, public, shown
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, Recipe, RecoverRecipe, TraceRecipe
 from prunus.results.characters import one_line
 from prunus.results.labels import recipe_of
@@ -38,7 +38,7 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
         if count > 1:
             lines.append(rounds_command(left[:count], model, out))
         elif action in RECIPES:
-            dense = ["--dense", origin] if action == "recover" else []
+            dense = ["--dense", dense_of(step, origin, steps)] if action == "recover" else []
             lines.append(line(action, model, out, *dense, *options_of(action, recipe)))
         elif action == "quantise":
             lines += [line("pack", model, f"{out}-packed", "--int8"), line("unpack", f"{out}-packed", out, "--lossy")]
@@ -52,6 +52,14 @@ def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]
         lines += [line("eval", one, *options, "--store", "results.db") for one in (origin, RESULT)]
         lines.append(line("compare", "results.db", "--base", origin))
     return lines
+
+
+def dense_of(step: Data, origin: str, steps: Sequence[Data]) -> str:
+    """The dense model of a recovery: the origin, unless that was pruned by another program and recovered first."""
+    told = step.get("dense")
+    if steps[0]["action"] != "recover" or not isinstance(told, Mapping):
+        return origin
+    return hub_id(told.get("hub")) or public(str(told.get("name")))
 
 
 def rounds_of(steps: Sequence[Data]) -> int:

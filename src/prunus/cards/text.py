@@ -98,7 +98,9 @@ class Card:
     @property
     def base(self) -> str | None:
         """The hub id of the nearest model on the Hub that this one was made from; None if none is known."""
-        known = [hub_id(step["source"].get("hub")) for step in reversed(self.steps)]
+        known = [
+            hub_id(step[key].get("hub")) for step in reversed(self.steps) for key in ("source", "dense") if key in step
+        ]
         return self.base_model or next(filter(None, known), None) or hub_id(self.source.get("base_model"))
 
     @property
@@ -267,7 +269,7 @@ def step_text(step: Data) -> str:
         )
     if isinstance(cost := step.get("cost"), Mapping):
         trained, taken = number(cost.get("tokens")), number(cost.get("steps"))
-        seconds = f" and {number(cost['seconds'])} seconds" if "seconds" in cost else ""
+        seconds = f" and {cost['seconds']:,.1f} seconds" if isinstance(cost.get("seconds"), int | float) else ""
         parts.append(f"trained on {trained} tokens, repeats counted, in {taken} steps{seconds}")
     if isinstance(rounds := step.get("round"), Mapping):
         parts.append(f"round {plain(str(rounds.get('number')))} of {plain(str(rounds.get('of')))}")

@@ -1,5 +1,6 @@
 """The manifest of a checkpoint (prunus.json), which records every step that was done to it."""
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from prunus.checkpoint.model_folder import ModelFolder
 
 MANIFEST = "prunus.json"
+SECONDS = (
+    "seconds.json"  # seconds of each step, null where unknown; apart, so that prunus.json has the same bytes again
+)
 MANIFEST_FORMAT = 1
 
 
@@ -28,6 +32,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(history, list) or not all(map(_is_step, history)):
         raise PrunusError(f"{path} is damaged: its history is not a list of steps; delete it or fetch it again")
     return manifest
+
+
+def read_timed(folder: Path) -> dict[str, Any]:
+    """Return the manifest with `seconds` in the costs of steps that were timed (SECONDS)."""
+    manifest = read_manifest(folder)
+    for step, seconds in zip(manifest.get("history", []), read_seconds(folder), strict=False):
+        if isinstance(step.get("cost"), dict) and isinstance(seconds, int | float):
+            step["cost"]["seconds"] = seconds
+    return manifest
+
+
+def read_seconds(folder: Path) -> list[Any]:
+    """Return the seconds of each step of the manifest, as far as they were kept."""
+    found = read_json(folder / SECONDS) if (folder / SECONDS).exists() else []
+    return found if isinstance(found, list) else []
+
+
+def timed(source: "ModelFolder", seconds: float) -> dict[str, str]:
+    """Return {SECONDS: text} of a checkpoint made from source by one more step that took so many seconds."""
+    steps = len(source.manifest.get("history", []))
+    earlier = [*read_seconds(source.folder), *[None] * steps][:steps]
+    return {SECONDS: json.dumps([*earlier, round(seconds, 1)]) + "\n"}
 
 
 def _is_step(step: Any) -> bool:
@@ -51,6 +77,7 @@ def version_of(package: str) -> str:
 
 def next_manifest(source: "ModelFolder", step: Mapping[str, Any]) -> dict[str, Any]:
     """Return the manifest of a checkpoint made from source by one more step, with all earlier steps and the profile."""
-    kept = {"profile": source.manifest["profile"]} if "profile" in source.manifest else {}
-    history: Iterable[Any] = source.manifest.get("history", [])
+    before = read_manifest(source.folder)
+    kept = {"profile": before["profile"]} if "profile" in before else {}
+    history: Iterable[Any] = before.get("history", [])
     return {"prunus": version_of("prunus"), "format": MANIFEST_FORMAT, **kept, "history": [*history, dict(step)]}

@@ -39,7 +39,8 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     stored: the form of the weights: dense, packed, masks of another checkpoint, or quantised.
     parameters, weight_bytes: number of parameters, and bytes as stored.
     history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
-        defaults), blocks_removed, source, warnings and, of a recovery, trained_tokens.
+        defaults), blocks_removed, source, warnings and, of a recovery, trained_tokens and
+        trained_seconds (None where they were not kept).
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
     uses: a dict for each of prune, drop, pack and sparse kernel with use, possible and note (why not).
     number_of_blocks, scope: the number, and the default scope of prune.
@@ -189,7 +190,9 @@ def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
     defaults = kind().to_json()
     shown = {"method", "sparsity", "blocks"}  # shown even if they have their defaults
     recipe = {key: value for key, value in step["recipe"].items() if key in shown or value != defaults.get(key)}
-    cost = {"trained_tokens": step["cost"]["tokens"]} if step["action"] == "recover" else {}
+    cost = {}
+    if step["action"] == "recover":
+        cost = {"trained_tokens": step["cost"]["tokens"], "trained_seconds": step["cost"].get("seconds")}
     return {
         "action": step["action"],
         "recipe": recipe,

@@ -6,12 +6,13 @@ from typing import Any
 
 from prunus.cards.text import README, Card, Zeros, card_text, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import read_manifest
 from prunus.disk import write_text
 
 
 def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:
     """{README.md: text} of what a step made from source; zeros are those that pruning counted."""
-    earlier = source.manifest.get("history", [])
+    earlier = read_manifest(source.folder).get("history", [])  # without seconds, which differ when work is done again
     card = Card([*earlier, step], read_metadata(source.folder / README), counted(source, [*earlier, step]))
     return {README: card_text(card)}
 
@@ -19,7 +20,7 @@ def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:
 def renew_card(folder: Path) -> None:
     """Write the card of a checkpoint again, after its manifest was changed."""
     made = Checkpoint(folder)
-    steps = made.manifest["history"]
+    steps = read_manifest(folder)["history"]
     write_text(folder / README, card_text(Card(steps, read_metadata(folder / README), counted(made, steps))))
 
 

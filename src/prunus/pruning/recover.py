@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import is_stateful
-from prunus.checkpoint.manifest import MANIFEST, versions
+from prunus.checkpoint.manifest import MANIFEST, timed, versions
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.checkpoint.packed.reader import read_packed
@@ -156,22 +156,23 @@ def recover_checkpoint(
         plan = kept_plan(job, partial, max(map(len, calibration.sequences)))
         with torch.no_grad():
             recover_blocks(job, partial, calibration, plan)
-        records = [partial.records[index] for index in range(source.blocks)]
+        records = [dict(partial.records[index]) for index in range(source.blocks)]
+        seconds = sum(record.pop("seconds", 0.0) for record in records)
         warnings = [*calibration.warnings, *warnings_of(records)]
         cost = {name: sum(record[name] for record in records) for name in ("tokens", "steps")}
         step = {
             "action": "recover",
             "recipe": recipe.to_json(),
             "versions": versions(),
-            "source": {"name": name, "checksum": checksums["source"]},
-            "dense": {"name": str(dense or twin.folder), "checksum": checksums["dense"]},
+            "source": source.provenance(name),
+            "dense": twin.provenance(dense or twin.folder),
             "calibration": calibration.summary(),
             "blocks": records,
             "cost": cost,
             "arithmetic": plan._asdict(),
             "warnings": warnings,
         }
-        partial.finish(None, step, made_card(source, step))
+        partial.finish(None, step, made_card(source, step) | timed(source, seconds))
     return {
         "out": str(target),
         "blocks": source.blocks,
@@ -274,6 +275,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, pl
                 stored = source.read_block(index, partial.read_block(index))
                 streams.advance_pruned(ours.make_block(index, stored))
                 continue
+            began = time.monotonic()
             tensors = source.read_block(index)
             block = ours.make_block(index, tensors)
             dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
@@ -290,7 +292,8 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, pl
                     plan=plan,
                 )
             changed = {p.name: p.parameter.detach().to(p.dtype).cpu() for p in parameters} if fitted.trained else {}
-            partial.write_block(index, block_of(source, index, changed), fitted._asdict())
+            record = fitted._asdict() | {"seconds": time.monotonic() - began}
+            partial.write_block(index, block_of(source, index, changed), record)
             streams.advance_pruned(block)
             steps.advance(note=f"error {fitted.before:.3g} -> {fitted.after:.3g}")
 
