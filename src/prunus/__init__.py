@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.results.frames import Results, export, open
+    from prunus.results.importing.commands import import_rows
     from prunus.rounds import prune_in_rounds
     from prunus.study.pages import report_study
     from prunus.study.plan import plan_study
@@ -66,6 +67,7 @@ __all__ = [
     "drop_blocks",
     "evaluate",
     "export",
+    "import_rows",
     "inspect",
     "methods",
     "open",
@@ -99,6 +101,7 @@ _HOME = {
     "drop_blocks": "prunus.pruning.drop",
     "evaluate": "prunus.evaluation.pipeline",
     "export": "prunus.results.frames",
+    "import_rows": "prunus.results.importing.commands",
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",
     "open": "prunus.results.frames",

@@ -1,47 +1,72 @@
-"""Thinking budgets: numbers of tokens, and OFF, which means that the thinking is switched off."""
+"""Thinking budgets: numbers of tokens; OFF: thinking switched off; AS_RUN: what another tool let the model think."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
-class Off(int):
-    """The type of OFF, the only budget that is no number of tokens.
+class Named(int):
+    """The type of budgets that are no number of tokens, and so on no curve: OFF and AS_RUN.
 
-    It is an integer, so that it can be a key of the store and is sorted before 0. Its text is `off`.
+    They are integers, so that they can be keys of the store and are sorted before 0. Their texts are `off` and
+    `as run`.
     """
 
-    def __new__(cls) -> "Off":
-        return super().__new__(cls, -1)
+    name = ""
 
     def __str__(self) -> str:
-        return "off"
+        return self.name
 
     __repr__ = __str__
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)
 
+
+class Off(Named):
+    """The type of OFF, the only budget with a name that a plan may have."""
+
+    name = "off"
+
+    def __new__(cls) -> "Off":
+        return super().__new__(cls, -1)
+
     def __reduce__(self) -> str:
         return "OFF"
 
 
+class AsRun(Named):
+    """The type of AS_RUN, the budget of rows from the logs of other tools."""
+
+    name = "as run"
+
+    def __new__(cls) -> "AsRun":
+        return super().__new__(cls, -2)
+
+    def __reduce__(self) -> str:
+        return "AS_RUN"
+
+
 OFF = Off()
+AS_RUN = AsRun()
+NAMED = (OFF, AS_RUN)
 
 
 def budget_of(value: Any) -> int:
     """The budget that a text, a stored number or a position on an axis stands for. ValueError if it is none."""
-    return OFF if str(value) == str(OFF) or int(value) == int(OFF) else int(value)
+    named = next((one for one in NAMED if str(value) == str(one)), None)
+    number = int(value) if named is None else named
+    return next((one for one in NAMED if one == number), number)
 
 
 def without_off(budgets: Iterable[int]) -> tuple[int, ...]:
     """The budgets that are numbers of tokens."""
-    return tuple(budget for budget in budgets if budget != OFF)
+    return tuple(budget for budget in budgets if budget not in NAMED)
 
 
 def with_names(data: Any) -> Any:
-    """Plain data with the text `off` instead of OFF as keys and values, since JSON would write its number."""
+    """Plain data with the names of budgets as keys and values, since JSON would write their numbers."""
     if isinstance(data, dict):
-        return {str(key) if isinstance(key, Off) else key: with_names(value) for key, value in data.items()}
+        return {str(key) if isinstance(key, Named) else key: with_names(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [with_names(value) for value in data]
-    return str(data) if isinstance(data, Off) else data
+    return str(data) if isinstance(data, Named) else data

@@ -5,7 +5,7 @@ scripts/held_out.py writes the hashes to data/held_out.txt, so the check needs n
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,11 @@ def question_digest(question: str) -> str:
     """A hash of the question (16 hex digits) that ignores case, whitespace and Unicode normal forms."""
     plain = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
     return hashlib.sha256(plain.encode()).hexdigest()[:DIGITS]
+
+
+def question_key(question: str, choices: Sequence[str] = ()) -> str:
+    """The question_digest of a question with its choices in any order, which is the same in runs of any tool."""
+    return question_digest("\n".join([question, *sorted(choices)]))
 
 
 @cache

@@ -300,15 +300,18 @@ def regrade(store: str | Path) -> dict[str, int]:
     """Grade all stored texts again and update the store; nothing is generated.
 
     Returns counts: runs, graded (answers), changed (answers with a new grade) and kept (answers that are not graded
-    again, because the store lacks the texts of a gated set or because lm-evaluation-harness graded them). Raises
-    PrunusError if the store does not exist.
+    again, because the store lacks the texts of a gated set or because another tool graded them). Raises PrunusError if
+    the store does not exist.
     """
     counts = {"runs": 0, "graded": 0, "changed": 0, "kept": 0}
     with Store(Path(store)) as opened, Grader() as grader:
         problems = opened.problems()
         for run in opened.runs():
             counts["runs"] += 1
-            samples = opened.samples(run.run_id, texts=True)
+            samples = opened.samples(run.run_id, texts=not run.imported)
+            if run.imported:
+                counts["kept"] += len(samples)
+                continue
             with_texts = [sample for sample in samples if not _is_kept(problems[sample.problem_id])]
             counts["kept"] += len(samples) - len(with_texts)
             grades = grader.grade([(problems[sample.problem_id], sample.text) for sample in with_texts])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prunus import progress
 from prunus.budgets import OFF, without_off
 from prunus.checkpoint.model_folder import ModelFacts
+from prunus.contamination import question_key
 from prunus.errors import PrunusError
 from prunus.evaluation.budget import Chain, Rules
 from prunus.evaluation.profiles import (
@@ -280,4 +281,5 @@ def problem_row(problem: Problem) -> ProblemRow:
     """The stored form of a problem; for a private one without the texts of its choices."""
     choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
     asks = None if problem.private else problem.asks
-    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks)
+    key = question_key(problem.question, problem.choices)
+    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks, key)

@@ -6,9 +6,11 @@ p-values decide, corrected over the runs compared (Holm); those of single budget
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.results import paired
 from prunus.results.bands import largest_p
@@ -51,7 +53,9 @@ def compare(
     accuracy, and the largest acceptable change for the worse in how chains end, as shares. Without others, every run is
     compared whose plan differs from that of the base in tasks, budgets, samples, limit, seed, batches and kernel only;
     the other runs are listed under `warnings`. Runs that are named are compared in any case, with a warning. Only
-    problems that are complete in both runs count, over the budgets and draws that both have.
+    problems that are complete in both runs count, over the budgets and draws that both have. A run
+    from an imported log has one budget, AS_RUN, so the area is the accuracy there; the largest budget of another run is
+    compared with it.
 
     Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
     of `others` has
@@ -184,6 +188,9 @@ def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[R
 
 def _plan_differences(base: Run, other: Run) -> str:
     """The settings that differ between two plans and matter, such as `mode is legacy, not strict`; empty if none do."""
+    if base.imported != other.imported:
+        tool = (base if base.imported else other).plan.get("tool")
+        return f"one is a log of {tool}, with its own prompts, limits and grades"
     keys = sorted((base.plan.keys() | other.plan.keys()) - HARMLESS)
     found = []
     for key in keys:
@@ -205,6 +212,8 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     notes = []
     if differences := _plan_differences(base, other):
         notes.append(f"plans differ, so the difference is not the model's alone: {differences}")
+    if base.imported or other.imported:
+        return notes  # the plans say which tool graded
     graders = [run.versions.get("grader") for run in (base, other)]
     if graders[0] != graders[1] or " and " in str(graders[0]):
         notes.append(f"graded by different versions ({graders[1]}, base {graders[0]}): run `prunus regrade`")
@@ -217,6 +226,7 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
     if apart := sorted(base.keys() ^ other.keys()):
         notes.append(f"not both runs have task {', '.join(apart)}: left out")
     shared = sorted(base.keys() & other.keys())
+    base, other = _as_run(base, other, shared, notes), _as_run(other, base, shared, notes)
     everything = [tables[task] for tables in (base, other) for task in shared]
     axes = {}
     for axis in ("budgets", "draws"):
@@ -237,6 +247,20 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
         if complete:
             pairs[task] = Pair(*(table.select(complete, **axes) for table in (ours, theirs)))
     return pairs, notes
+
+
+def _as_run(
+    tables: Mapping[str, Table], others: Mapping[str, Table], tasks: Sequence[str], notes: list[str]
+) -> Mapping[str, Table]:
+    """The tables of one run; against a run from a log, which has no budget, those of its own largest budget only."""
+    found = dict(tables)
+    for task in tasks:
+        mine, theirs = tables[task], others[task]
+        if AS_RUN in theirs.budgets and AS_RUN not in mine.budgets:
+            largest = mine.select(mine.problems, [max(mine.budgets)], mine.draws)
+            found[task] = replace(largest, budgets=(AS_RUN,))
+            notes.append(f"{task}: budget {max(mine.budgets)}, the largest, is compared with the outputs of the log")
+    return found
 
 
 def _entry(

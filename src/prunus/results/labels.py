@@ -74,6 +74,8 @@ def method_name(step: dict[str, Any]) -> str:
 def step_label(step: dict[str, Any]) -> str:
     """`Wanda 50 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `recovered in 3 rounds`, `packed`, `fp8`."""
     recipe = recipe_of(step)
+    if step.get("action") == "import":
+        return str(recipe.get("as", "imported"))
     if step.get("action") == "pack":
         return "packed"
     if step.get("action") == "recover":

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prunus.budgets import AS_RUN
+
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
+UNKNOWN = -1  # a number of tokens that an imported log does not tell
+IMPORTED = "imported"  # the kind of a problem that is known from imported logs only
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,11 @@ class Run:
     plan: dict[str, Any]
     versions: dict[str, Any]
 
+    @property
+    def imported(self) -> bool:
+        """Whether the run is an imported log of another tool, whose plan says how that was read."""
+        return self.plan.get("mode") == str(AS_RUN)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -31,6 +40,10 @@ class Sample:
     found. status: the grader's. thinking, text: the decoded phases; empty when read without texts. answer_cap: limit of
     answer tokens, by the plan or by the rest of the context; None in rows of formats 1 and 2, whose plans have it.
     loops: whether the chain loops, by prunus.results.looping; computed when rows of formats 1 to 3 are read.
+
+    Rows of an imported log have budget AS_RUN. Their thinking_tokens are those that the log calls reasoning, and their
+    answer_tokens all others. UNKNOWN stands for counts that the log does not tell; forced_tokens are UNKNOWN if it does
+    not tell how the output ended, and ended then says nothing. `forced` there means: cut at a limit of the engine.
 
     logprob and self_certainty are means over the thinking and answer tokens that the model sampled itself (no stops,
     markers or inserted text). p is the softmax of its logits over the whole vocabulary of V tokens, at temperature 1
@@ -77,3 +90,4 @@ class ProblemRow:
     choices: tuple[str, ...]
     digest: str
     asks: tuple[str, ...] | None = None
+    question: str | None = None

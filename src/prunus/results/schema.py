@@ -25,6 +25,13 @@ ASKS_DDL = """
         wishes TEXT NOT NULL  -- JSON list, see prunus.evaluation.grading
     ) WITHOUT ROWID"""
 
+# A hash of each problem's question, by which imported logs find problems. Like timing, it needs no new version.
+QUESTION_DDL = """
+    CREATE TABLE IF NOT EXISTS question (
+        problem_id TEXT PRIMARY KEY REFERENCES problem,
+        digest TEXT NOT NULL  -- see prunus.contamination.question_key
+    ) WITHOUT ROWID"""
+
 # The long texts come last, so that reading the columns before them does not touch their overflow pages.
 DDL = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",

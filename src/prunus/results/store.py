@@ -22,7 +22,7 @@ from prunus.errors import PrunusError
 from prunus.results import schema
 from prunus.results.labels import is_called
 from prunus.results.looping import loops
-from prunus.results.rows import Key, ProblemRow, Run, Sample
+from prunus.results.rows import IMPORTED, Key, ProblemRow, Run, Sample
 
 BUSY_SECONDS = 30.0
 
@@ -100,12 +100,21 @@ class Store:
 
         If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded.
         """
-        values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
         with self._transaction():
-            self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+            self._insert_run(run)
         graders = str(self.run(run.run_id).versions.get("grader", "")).split(" and ")
         if (grader := run.versions.get("grader")) and graders != [""] and grader not in graders:
             self.update_versions(run.run_id, {"grader": " and ".join([*graders, grader])})
+
+    def add_complete_run(self, run: Run, problems: Sequence[ProblemRow], samples: Iterable[Sample]) -> int:
+        """Add a run with all its problems and draws in one transaction; return the number of new draws.
+
+        Raises PrunusError, and adds nothing, if a problem differs from the stored one with the same id.
+        """
+        with self._transaction():
+            self._insert_run(run)
+            self._insert_problems(problems)
+            return self._insert_samples(run.run_id, samples)
 
     def update_versions(self, run_id: str, changes: Mapping[str, Any]) -> None:
         """Merge changes into the run's versions, for example the grader's version after regrading."""
@@ -123,7 +132,7 @@ class Store:
 
     def timings(self, run_id: str) -> dict[str, dict[str, Any]]:
         """Return the speed of the run's model by machine, for each machine on which it was measured."""
-        if not self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'timing'"):
+        if not self._has_table("timing"):
             return {}
         rows = self._read("SELECT machine, speed FROM timing WHERE run_id = ? ORDER BY machine", (run_id,))
         return {machine: json.loads(speed) for machine, speed in rows}
@@ -169,30 +178,28 @@ class Store:
 
         Raises PrunusError, and adds none, if a problem differs from the stored one with the same id.
         """
-        rows = list(rows)
-        values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
         with self._transaction():
-            self._connection.executemany("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
-            stored = dict(self._connection.execute("SELECT problem_id, digest FROM problem"))
-            for row in rows:
-                if stored[row.problem_id] != row.digest:
-                    raise PrunusError(
-                        f"problem '{row.problem_id}' of task '{row.task}' is not the one that {self.path} holds results"
-                        " for (its text or answer changed): name another --store"
-                    )
-            if asks := [(row.problem_id, _json(list(row.asks))) for row in rows if row.asks is not None]:
-                self._connection.execute(schema.ASKS_DDL)
-                self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", asks)
+            self._insert_problems(list(rows))
 
     def problems(self) -> dict[str, ProblemRow]:
         """Return all problems by id."""
         rows = self._read("SELECT task, problem_id, gold, kind, choices, digest FROM problem")
         asks: dict[str, tuple[str, ...]] = {}
-        if self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'asks'"):
+        if self._has_table("asks"):
             asks = {key: tuple(json.loads(wishes)) for key, wishes in self._read("SELECT problem_id, wishes FROM asks")}
+        questions: dict[str, str] = {}
+        if self._has_table("question"):
+            questions = dict(self._read("SELECT problem_id, digest FROM question"))
         return {
             problem_id: ProblemRow(
-                task, problem_id, gold, kind, tuple(json.loads(choices)), digest, asks.get(problem_id)
+                task,
+                problem_id,
+                gold,
+                kind,
+                tuple(json.loads(choices)),
+                digest,
+                asks.get(problem_id),
+                questions.get(problem_id),
             )
             for task, problem_id, gold, kind, choices, digest in rows
         }
@@ -202,11 +209,8 @@ class Store:
 
         The run and the problems must have been added before.
         """
-        rows = [(run_id, *_values(sample)) for sample in samples]
         with self._transaction():
-            before = self._connection.total_changes
-            self._connection.executemany(_INSERT, rows)
-            return self._connection.total_changes - before
+            return self._insert_samples(run_id, samples)
 
     def keys(self, run_id: str) -> set[Key]:
         """Return (problem_id, budget, draw) of every draw of the run."""
@@ -238,6 +242,54 @@ class Store:
                 rows,
             )
 
+    def _insert_run(self, run: Run) -> None:
+        values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
+        self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+
+    def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
+        values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
+        self._connection.executemany("INSERT INTO problem VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+        stored = dict(self._connection.execute("SELECT problem_id, digest FROM problem"))
+        for row in rows:
+            if stored[row.problem_id] != row.digest:
+                raise PrunusError(
+                    f"problem '{row.problem_id}' of task '{row.task}' is not the one that {self.path} holds results"
+                    " for (its text or answer changed): name another --store"
+                )
+        if asks := [(row.problem_id, _json(list(row.asks))) for row in rows if row.asks is not None]:
+            self._connection.execute(schema.ASKS_DDL)
+            self._connection.executemany("INSERT OR REPLACE INTO asks VALUES (?, ?)", asks)
+        if keys := [(row.problem_id, row.question) for row in rows if row.question is not None]:
+            self._connection.execute(schema.QUESTION_DDL)
+            self._connection.executemany("INSERT OR REPLACE INTO question VALUES (?, ?)", keys)
+            self._adopt([row for row in rows if row.question is not None and row.kind != IMPORTED])
+
+    def _adopt(self, rows: Sequence[ProblemRow]) -> None:
+        """Give imported draws the ids of these problems where the questions are equal, so that runs are comparable."""
+        named = {
+            question: problem_id
+            for problem_id, question in self._connection.execute(
+                "SELECT problem_id, question.digest FROM question JOIN problem USING (problem_id) WHERE kind = ?",
+                (IMPORTED,),
+            )
+        }
+        moved = {named[row.question]: row for row in reversed(rows) if row.question in named}
+        if not moved:
+            return
+        runs = [run for (run,) in self._connection.execute("SELECT run_id FROM run")]
+        self._connection.executemany(
+            "UPDATE sample SET problem_id = ?, task = ? WHERE run_id = ? AND problem_id = ?",
+            [(row.problem_id, row.task, run, old) for old, row in moved.items() for run in runs],
+        )
+        gone = [(old,) for old in moved]
+        self._connection.executemany("DELETE FROM question WHERE problem_id = ?", gone)
+        self._connection.executemany("DELETE FROM problem WHERE problem_id = ?", gone)
+
+    def _insert_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
+        before = self._connection.total_changes
+        self._connection.executemany(_INSERT, [(run_id, *_values(sample)) for sample in samples])
+        return self._connection.total_changes - before
+
     def _check_format(self, create: bool) -> None:
         if schema.is_empty(self._connection):
             if not create:
@@ -246,6 +298,9 @@ class Store:
                 if schema.is_empty(self._connection):  # else another process has made the tables meanwhile
                     schema.make_tables(self._connection)
         schema.check_format(self._connection, self.path)
+
+    def _has_table(self, name: str) -> bool:
+        return bool(self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
 
     def _what_there_is(self) -> str:
         runs = self.runs()

@@ -149,7 +149,7 @@ def _describe(table: Table, budget: int) -> dict[str, Any]:
         "tokens_per_correct": metrics.tokens_per_correct(used, correct_PN),
         "repetition": None if repetition is None else metrics.share(np.maximum(repetition, 0)),
         "looping": metrics.share(table.values("loops")),
-        "forced": metrics.share(table.values("ended") == "forced"),
+        "forced": metrics.share(table.forced),
         "leaked": metrics.share(metrics.leaked(counts["answer"], budget)),
         "no_answer": metrics.share(status == "no_answer"),
         "malformed": metrics.share(status == "malformed"),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import without_off
-from prunus.results.rows import Sample
+from prunus.results.rows import UNKNOWN, Sample
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,11 @@ class Table:
         return tuple(problem for problem, present in zip(self.problems, present_P, strict=True) if present)
 
     def values(self, field: str) -> NDArray[Any]:
-        """(P, B, N) array of one field of the samples; none may be missing."""
+        """(P, B, N) array of one field of the samples; none may be missing. Unknown numbers of tokens are nan."""
         get = attrgetter(field)
-        return np.array([get(sample) for sample in self.rows_PBN.ravel()]).reshape(self.rows_PBN.shape)
+        values = np.array([get(sample) for sample in self.rows_PBN.ravel()]).reshape(self.rows_PBN.shape)
+        unknown = values == UNKNOWN if field.endswith("_tokens") else np.zeros(())
+        return np.where(unknown, np.nan, values) if unknown.any() else values
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
@@ -49,9 +51,14 @@ class Table:
         return self.values("correct")
 
     @cached_property
-    def used(self) -> NDArray[np.int_]:
-        """(P, B, N) sampled tokens: thinking and answer."""
+    def used(self) -> NDArray[Any]:
+        """(P, B, N) sampled tokens: thinking and answer; nan where they are unknown."""
         return self.values("thinking_tokens") + self.values("answer_tokens")
+
+    @cached_property
+    def forced(self) -> NDArray[Any]:
+        """(P, B, N) whether the draw was stopped rather than ended by itself; nan where that is unknown."""
+        return np.where(np.isnan(self.values("forced_tokens")), np.nan, self.values("ended") == "forced")
 
     def answers(self, budget: int) -> list[list[str | None]]:
         """Answers of each problem's draws at one budget."""
@@ -66,7 +73,7 @@ class Table:
         numbers = self.values(field).astype(float)  # None turns into nan
         missing = np.isnan(numbers)
         if missing.any():
-            if (missing & (self.used > 0)).any():
+            if (missing & (self.used != 0)).any():  # nan is unequal, too
                 return None
             numbers[missing] = -np.inf
         return numbers
@@ -74,9 +81,8 @@ class Table:
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """(P, B, N) scores for best-of-n, for those scores that all rows have."""
         found = {name: self.numbers(name) for name in ("logprob", "self_certainty")}
-        return {name: values for name, values in found.items() if values is not None} | {
-            "shortest": -self.used.astype(float)
-        }
+        found["shortest"] = None if np.isnan(self.used).any() else -self.used.astype(float)
+        return {name: values for name, values in found.items() if values is not None}
 
 
 def tables(samples: Iterable[Sample]) -> dict[str, Table]:

@@ -1,0 +1,227 @@
+"""Import logs of other evaluation tools: each becomes a run of the store, at the budget AS_RUN."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus import __version__
+from prunus.budgets import AS_RUN
+from prunus.errors import PrunusError
+from prunus.hashing import content_hash
+from prunus.results.characters import one_line
+from prunus.results.importing.formats import read_log
+from prunus.results.importing.log import Grade, Log, Record
+from prunus.results.importing.problems import Place, keys_of, problem_rows
+from prunus.results.looping import loops
+from prunus.results.rows import UNKNOWN, ProblemRow, Run, Sample
+from prunus.results.store import Store, check_folder, claim
+
+LONGEST_NAME = 80
+
+
+def import_rows(
+    store: str | Path,
+    files: str | Path | Sequence[str | Path],
+    name: str,
+    metric: str | None = None,
+    threshold: float | None = None,
+) -> dict[str, Any]:
+    """Add the outputs in logs of another evaluation tool to a store, as one run under a name, in one transaction.
+
+    files: a log, or several of one model by one tool, such as one of each task: of lm-eval (samples_*.jsonl),
+    inspect_ai (.eval, .json), lighteval (details, .parquet) or evalscope (reviews, .jsonl); docs/import.md says what is
+    read of each. store: SQLite file, created if missing. metric: which of a log's metrics says whether an output is
+    correct; needed if it has several. threshold: least score that counts as correct; needed if scores lie between 0
+    and 1.
+
+    An output is stored at the budget AS_RUN ("as run"), without thinking budget. Problems with equal questions are the
+    same problem in every run of the store, so imported runs can be compared with each other and with runs of
+    `evaluate`. Returns `run` (the id), `tool`, `metric`, `tasks`, `problems`, `rows` (new in the store), `ungraded`
+    (outputs that the tool did not grade, which are left out) and `has` (what the log tells besides: tokens, ends). An
+    import that the store already has adds nothing. Raises PrunusError, and leaves the store as it is, if a log is not
+    recognised, damaged, incomplete or of an unknown version, if several metrics or scores leave a choice, and if the
+    name is taken.
+    """
+    paths = [Path(one) for one in ([files] if isinstance(files, str | Path) else files)]
+    label = _name(name)
+    logs = [read_log(path) for path in paths]
+    log = _together(logs, paths)
+    chosen = _metric(log.records, metric)
+    graded = [record for record in log.records if _grade(record, chosen).score is not None]
+    if not graded:
+        raise PrunusError(f"no output in '{paths[0]}' has a score by {chosen}: choose another --metric")
+    _check_scores(graded, chosen, threshold)
+    keys = keys_of(graded)
+    plan = _plan(log, graded, keys, chosen, threshold)
+    digests = sorted(_digest(path) for path in paths)
+    run_id = content_hash({"import": label, "files": digests, "metric": chosen, "threshold": threshold})
+    path = Path(store)
+    check_folder(path)
+    with claim(path, run_id), Store(path, create=True) as opened:
+        _check_free(opened, label, run_id)
+        stored = {row.question: row for row in opened.problems().values() if row.question is not None}
+        problems = problem_rows(graded, keys, stored)
+        run = Run(run_id, _model(label, log, digests), plan, _versions(log))
+        samples = [_sample(record, problems[record.task, record.place], chosen, threshold) for record in graded]
+        _check_draws(samples)
+        added = opened.add_complete_run(run, list(problems.values()), samples)
+    return {
+        "run": run_id,
+        "tool": log.tool if log.version is None else f"{log.tool} {log.version}",
+        "metric": chosen,
+        "tasks": ", ".join(sorted({row.task for row in problems.values()})),
+        "problems": len({row.problem_id for row in problems.values()}),
+        "rows": added,
+        "ungraded": len(log.records) - len(graded),
+        "has": _told(graded),
+    }
+
+
+def _name(name: str) -> str:
+    label = one_line(name, LONGEST_NAME)
+    if not label or label != name.strip():
+        raise PrunusError(f"a name is one line of at most {LONGEST_NAME} characters, not '{label}'")
+    return label
+
+
+def _together(logs: Sequence[Log], paths: Sequence[Path]) -> Log:
+    """Several logs as one. Raises PrunusError if they are of several tools or models, or if two have the same task."""
+    first = logs[0]
+    for path, log in zip(paths[1:], logs[1:], strict=True):
+        for what, ours, theirs in (
+            ("tool", first.tool, log.tool), ("version", first.version, log.version), ("model", first.model, log.model),
+        ):  # fmt: skip
+            if ours != theirs:
+                raise PrunusError(
+                    f"'{paths[0]}' and '{path}' differ in {what} ({ours}, {theirs}): import each --as its own"
+                )
+    tasks: dict[str, Path] = {}
+    for path, log in zip(paths, logs, strict=True):
+        for task in dict.fromkeys(record.task for record in log.records):
+            if task in tasks:
+                raise PrunusError(f"'{tasks[task]}' and '{path}' both have task '{task}': import each --as its own")
+            tasks[task] = path
+    settings = first.settings if len(logs) == 1 else {"of each file": [dict(log.settings) for log in logs]}
+    return Log(first.tool, first.version, first.model, [record for log in logs for record in log.records], settings)
+
+
+def _metric(records: Iterable[Record], wanted: str | None) -> str:
+    """The metric that grades. Raises PrunusError with the choices if it has to be named, or is not there."""
+    by_task: dict[str, set[str]] = {}
+    for record in records:
+        by_task.setdefault(record.task, set()).update(record.grades)
+    shared = sorted(set.intersection(*by_task.values()))
+    listed = ", ".join(shared) or "none"
+    if wanted is not None:
+        if wanted not in shared:
+            raise PrunusError(f"the log has no metric '{wanted}' (for every task): choose --metric of {listed}")
+        return wanted
+    if not shared:
+        raise PrunusError("the log has no metric that all its tasks share: import the tasks --as runs of their own")
+    if len(shared) > 1:
+        raise PrunusError(f"the log has several metrics: choose --metric of {listed}")
+    return shared[0]
+
+
+def _grade(record: Record, metric: str) -> Grade:
+    return record.grades.get(metric, Grade(None))
+
+
+def _check_scores(graded: Iterable[Record], metric: str, threshold: float | None) -> None:
+    """Raise PrunusError if a score is neither 0 nor 1 and no threshold says what that means."""
+    if threshold is not None:
+        return
+    for record in graded:
+        if (score := _grade(record, metric).score) not in (0, 1):
+            raise PrunusError(
+                f"{metric} has scores besides 0 and 1, such as {score:g}, but verdicts need right or wrong: choose"
+                " another --metric, or the least score that counts as correct with --threshold"
+            )
+
+
+def _check_free(store: Store, name: str, run_id: str) -> None:
+    """Raise PrunusError if another run of the store has the name."""
+    for run in store.runs():
+        if run.model.get("name") == name and run.run_id != run_id:
+            raise PrunusError(f"{store.path} already has a run named '{name}' ({run.run_id}): choose another --as")
+
+
+def _check_draws(samples: Iterable[Sample]) -> None:
+    seen: set[tuple[str, int]] = set()
+    for sample in samples:
+        if (key := (sample.problem_id, sample.draw)) in seen:
+            raise PrunusError(
+                f"the log has two outputs of number {sample.draw} for problem {sample.problem_id}: it is of two runs"
+            )
+        seen.add(key)
+
+
+def _plan(
+    log: Log, graded: Sequence[Record], keys: dict[Place, str], metric: str, threshold: float | None
+) -> dict[str, Any]:
+    """The settings by which runs are compared: an import differs from one with other settings, tool or metric."""
+    told = {key: value for key, value in log.settings.items() if value not in (None, {}, [])}
+    return {
+        "tasks": sorted({record.task for record in graded}),
+        "budgets": [str(AS_RUN)],
+        "samples": max(record.draw for record in graded) + 1,
+        "mode": str(AS_RUN),
+        "tool": log.tool,
+        "metric": metric,
+        "problems": content_hash(sorted(keys.values()), 16),
+        **told,
+    } | ({} if threshold is None else {"threshold": threshold})
+
+
+def _model(name: str, log: Log, digests: Sequence[str]) -> dict[str, Any]:
+    """The description of the model, whose weights are not known; the manifest says where it comes from."""
+    recipe = {"as": name, "tool": log.tool, "model": one_line(log.model)}
+    step = {"action": "import", "recipe": recipe, "versions": {}, "warnings": []}
+    checksum = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {
+        "name": name, "source": log.model, "checksum": checksum, "manifest": {"history": [step]},
+        "parameters": None, "blocks": None,
+    }  # fmt: skip
+
+
+def _versions(log: Log) -> dict[str, Any]:
+    return {"prunus": __version__, log.tool: log.version}
+
+
+def _told(graded: Sequence[Record]) -> str:
+    told = {
+        "tokens": any(record.output_tokens is not None for record in graded),
+        "ends": any(record.stopped is not None for record in graded),
+    }
+    return " and ".join(name for name, there in told.items() if there) or "neither tokens nor ends"
+
+
+def _sample(record: Record, problem: ProblemRow, metric: str, threshold: float | None) -> Sample:
+    """The row of a graded output. Its answer tokens are all tokens that the log does not call reasoning."""
+    grade = _grade(record, metric)
+    tokens, reasoning = record.output_tokens, record.reasoning_tokens or 0
+    thinking, text = record.thinking, record.text
+    return Sample(
+        task=problem.task,
+        problem_id=problem.problem_id,
+        budget=AS_RUN,
+        draw=record.draw,
+        thinking_tokens=UNKNOWN if tokens is None else min(reasoning, tokens),
+        answer_tokens=UNKNOWN if tokens is None else max(0, tokens - reasoning),
+        forced_tokens=UNKNOWN if record.stopped is None else 0,
+        ended="forced" if record.stopped is False else "natural",
+        answer_truncated=False,
+        reopened_think=False,
+        answer=grade.answer,
+        status="ok",
+        correct=(grade.score or 0) >= (1 if threshold is None else threshold),
+        thinking=thinking,
+        text=text,
+        loops=loops(thinking, text, None),
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,117 @@
+"""Logs of evalscope: `reviews/MODEL/BENCHMARK_SUBSET.jsonl`.
+
+Token counts and reasons for the end of an output are in the file of the same name under `predictions`, the version and
+the prompt template in `configs/task_config.yaml`. Both are read if they are there. Checked against evalscope 1.14.1.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import PrunusError
+from prunus.results.importing import files
+from prunus.results.importing.files import Data, count, json_lines, need, part, score, text_of
+from prunus.results.importing.log import Grade, Log, Record
+
+TOOL, READS = "evalscope", "1."
+STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length": False}
+
+
+def detect(path: Path, head: bytes) -> bool:
+    """Whether the file has reviews, or the predictions, which `read` explains."""
+    return head.startswith(b"{") and b'"index"' in head and (b'"sample_score"' in head or b'"model_output"' in head)
+
+
+def read(path: Path) -> Log:
+    """The log with one record per review."""
+    outputs = path.absolute().parent.parent.parent  # OUTPUTS/reviews/MODEL/FILE
+    config = _config(outputs / "configs" / "task_config.yaml")
+    version = config.get("evalscope_version")
+    if version is not None and not str(version).startswith(READS):
+        raise PrunusError(f"'{path}' is from evalscope {version}; this prunus reads logs of evalscope {READS}x")
+    predictions = _predictions(outputs / "predictions" / path.parent.name / path.name)
+    name = path.stem
+    benchmarks = part(config, "resolved_benchmarks")
+    benchmark = max((one for one in benchmarks if name.startswith(f"{one}_")), key=len, default=name)
+    subset = name.removeprefix(f"{benchmark}_")
+    task = benchmark if subset in ("default", "main", benchmark) else name
+    template = text_of(part(benchmarks, benchmark).get("prompt_template"))
+    draws: dict[str, int] = {}
+    records = [_record(task, template, line, where, predictions, draws) for where, line in json_lines(path)]
+    return Log(
+        TOOL,
+        None if version is None else str(version),
+        text_of(config.get("model_id")) or path.parent.name,
+        records,
+        {
+            "generation": files.sampling(part(config, "generation_config")),
+            "prompt": template or None,
+            "fewshot": part(benchmarks, benchmark).get("few_shot_num"),
+        },
+    )
+
+
+def _record(
+    task: str, template: str, line: Data, where: str, predictions: Mapping[int, Data], draws: dict[str, int]
+) -> Record:
+    index = need(line, "index", int, where)
+    if "sample_score" not in line:
+        raise PrunusError(f"{where} has predictions without grades: name the file of the same name under reviews/")
+    reviewed = need(line, "sample_score", dict, where)
+    graded = need(reviewed, "score", dict, where)
+    group = str(reviewed.get("group_id", index))
+    draw = draws[group] = draws.get(group, -1) + 1
+    messages = line.get("messages") or line.get("input")
+    said = [one for one in messages if isinstance(one, dict) and one.get("role") == "assistant"] if messages else []
+    thinking, text = files.message_texts(said[-1].get("content")) if said else ("", text_of(graded.get("prediction")))
+    answer = graded.get("extracted_prediction")
+    answer = answer if isinstance(answer, str) and answer else None
+    output = part(predictions.get(index, {}), "model_output")
+    choices = output.get("choices")
+    reason = (
+        choices[0].get("stop_reason") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else ""
+    )
+    usage = part(output, "usage")
+    return Record(
+        task=task,
+        question=_asked(files.question_of(messages), template),
+        place=group,
+        draw=draw,
+        grades={name: Grade(score(value), answer) for name, value in part(graded, "value").items()},
+        target=text_of(line.get("target")),
+        text=text,
+        thinking=thinking,
+        output_tokens=count(usage.get("output_tokens")) if usage else None,
+        reasoning_tokens=count(usage.get("reasoning_tokens")),
+        stopped=STOPPED.get(text_of(reason)),
+    )
+
+
+def _asked(prompt: str, template: str) -> str:
+    """The question in a prompt, if the template has no other field; else the prompt."""
+    before, field, after = template.partition("{question}")
+    before, after = (one.replace("{{", "{").replace("}}", "}") for one in (before, after))
+    fits = field and prompt.startswith(before) and prompt.endswith(after) and len(prompt) > len(before) + len(after)
+    return prompt[len(before) : len(prompt) - len(after)] if fits else prompt
+
+
+def _predictions(path: Path) -> dict[int, Data]:
+    """The predictions by index; empty if the file is not there."""
+    if not path.is_file():
+        return {}
+    return {need(line, "index", int, where): line for where, line in json_lines(path)}
+
+
+def _config(path: Path) -> Data:
+    """The settings of the run; empty if the file is not there."""
+    if not path.is_file():
+        return {}
+    import yaml  # of huggingface_hub
+
+    files.check_size(path, path.stat().st_size * 1000)  # a page or two
+    try:
+        found: Any = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise PrunusError(f"'{path}' is not readable YAML: move it away to import without it") from error
+    return json.loads(json.dumps(found, default=str)) if isinstance(found, dict) else {}

@@ -1,0 +1,176 @@
+"""Read files of other programs, which are untrusted: sizes are bounded, and every fault becomes one line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import PrunusError
+
+LONGEST_LINE = 64 << 20  # bytes of one line of JSON
+LARGEST = 2 << 30  # bytes of a log, unpacked
+MOST_TOKENS = 1 << 40
+
+# Settings on which no output depends.
+OPERATIONAL = {
+    "adaptive_connections", "attempt_timeout", "batch", "batch_size", "cache", "max_connections", "max_retries",
+    "retries", "retry_interval", "stream", "timeout",
+}  # fmt: skip
+
+Data = dict[str, Any]
+
+
+def first_line(path: Path) -> bytes:
+    """The first line of a file, at most LONGEST_LINE bytes. Raises PrunusError if path is not a file to be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.readline(LONGEST_LINE)
+    except FileNotFoundError:
+        raise PrunusError(f"no file '{path}'") from None
+    except OSError as error:
+        raise PrunusError(f"'{path}' cannot be read ({error.strerror or error})") from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Data]]:
+    """(where, object) of every line of a .jsonl file. where: `line 3 of FILE`, for messages.
+
+    Raises PrunusError for a line that is too long or is not an object; the last line may be cut off in a file whose
+    writer was stopped.
+    """
+    check_size(path, path.stat().st_size)
+    number = 0
+    with path.open("rb") as stream:
+        while line := stream.readline(LONGEST_LINE + 1):
+            number += 1
+            where = f"line {number} of '{path}'"
+            if len(line) > LONGEST_LINE:
+                raise PrunusError(f"{where} is longer than {LONGEST_LINE >> 20} MiB: not a log")
+            if not line.strip():
+                continue
+            try:
+                found = parsed(line, where)
+            except PrunusError as error:
+                if not line.endswith(b"\n"):
+                    raise PrunusError(
+                        f"{where} is cut off: the log is only half written; run its tool again"
+                    ) from error
+                raise
+            yield where, as_object(found, where)
+
+
+def json_file(path: Path) -> Data:
+    """The object in a .json file. Raises PrunusError if it is too large, incomplete, or no object."""
+    check_size(path, path.stat().st_size)
+    return as_object(parsed(path.read_bytes(), f"'{path}'"), f"'{path}'")
+
+
+def parsed(text: bytes, where: str) -> Any:
+    """The value of a JSON text, without lone surrogates, which no file could keep."""
+    try:
+        found = json.loads(text)
+        return _storable(found) if b"\\ud" in text.lower() else found
+    except RecursionError as error:
+        raise PrunusError(f"{where} is nested too deeply: not a log") from error
+    except ValueError as error:
+        reason = str(error).split(": line")[0]
+        raise PrunusError(
+            f"{where} is not complete JSON ({reason[:100]}): the log is damaged or half written"
+        ) from error
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [_storable(one) for one in value]
+    if isinstance(value, dict):
+        return {_storable(key): _storable(one) for key, one in value.items()}
+    return value
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raise PrunusError for a log of more than LARGEST bytes."""
+    if size > LARGEST:
+        raise PrunusError(f"'{path}' has more than {LARGEST >> 30} GiB unpacked: split it, or import fewer tasks of it")
+
+
+def as_object(value: Any, where: str) -> Data:
+    """value, if it is a JSON object."""
+    if not isinstance(value, dict):
+        raise PrunusError(f"{where} is not a JSON object: not a log")
+    return value
+
+
+def need(data: Data, key: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """data[key], if it has this type."""
+    value = data.get(key)
+    if not isinstance(value, kind):
+        raise PrunusError(f"{where} has no usable '{key}': its format is not known to this prunus")
+    return value
+
+
+def part(data: Data, *keys: str) -> Data:
+    """The object inside data at this path of keys; empty where there is none."""
+    for key in keys:
+        found = data.get(key)
+        data = found if isinstance(found, dict) else {}
+    return data
+
+
+def sampling(*settings: Data) -> Data:
+    """Generation settings that are set and matter; later ones win."""
+    found = {key: value for one in settings for key, value in one.items() if value is not None}
+    return {key: value for key, value in sorted(found.items()) if key not in OPERATIONAL}
+
+
+def count(value: Any) -> int | None:
+    """A number of tokens; None where the log has none."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value < MOST_TOKENS else None
+
+
+def score(value: Any) -> float | None:
+    """A metric's value as a number, True and False as 1 and 0; None if it is no finite number."""
+    if not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) < float("inf") else None  # nan fails the comparison, too
+
+
+def text_of(value: Any) -> str:
+    """A value as text: a text as it is, a list of texts as its lines, anything else as JSON; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return "\n".join(value)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def message_texts(content: Any) -> tuple[str, str]:
+    """(reasoning, text) of a chat message: a text, or a list of typed parts, as inspect_ai and evalscope write it."""
+    if isinstance(content, str):
+        return "", content
+    parts = [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+    texts = {
+        kind: [text_of(one.get(kind)) for one in parts if one.get("type") == kind] for kind in ("reasoning", "text")
+    }
+    return "\n".join(texts["reasoning"]), "\n".join(texts["text"])
+
+
+def question_of(messages: Any) -> str:
+    """The texts of the user's messages before the first answer: the question as a chat model got it."""
+    if isinstance(messages, str):
+        return messages
+    asked = []
+    for message in messages if isinstance(messages, list) else []:
+        role = message.get("role") if isinstance(message, dict) else None
+        if role == "assistant":
+            break
+        if role == "user":
+            asked.append(message_texts(message.get("content"))[1])
+    return "\n".join(asked)

@@ -1,0 +1,191 @@
+"""Logs of inspect_ai: .eval (a zip, compressed with Zstandard since 0.3.2xx) and .json.
+
+A metric is a scorer, or `SCORER/KEY` where its score is a dictionary. Checked against inspect_ai 0.3.285, whose logs
+have format 2.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import PrunusError
+from prunus.results.importing import files
+from prunus.results.importing.files import Data, count, need, part, text_of
+from prunus.results.importing.log import Grade, Log, Record
+
+TOOL, READS = "inspect_ai", 2
+ZSTANDARD = 93  # the number of the compression in a zip
+HEADER = "header.json"
+STOPPED = {"stop": True, "tool_calls": True, "max_tokens": False, "model_length": False}
+WORDS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}  # inspect_ai's own
+MOST_MEMBERS = 1_000_000
+
+
+def detect(path: Path, head: bytes) -> bool:
+    """Whether the file is a zip with the extension .eval, or JSON that begins as a log does."""
+    if head.startswith(b"PK"):
+        return path.suffix == ".eval"
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as stream:
+        begin = stream.read(4096)
+    return all(sign in begin for sign in (b'"version"', b'"status"', b'"eval"'))
+
+
+def read(path: Path) -> Log:
+    """The log with one record per sample and epoch. Raises PrunusError unless its run was successful."""
+    if path.suffix == ".eval":
+        with _opened(path) as archive:
+            header = _member(archive, HEADER, path)
+            _check(header, path)
+            names = sorted({name for name in archive.namelist() if name.startswith("samples/")})
+            return _log(header, (_member(archive, name, path) for name in names), path)
+    header = files.json_file(path)
+    _check(header, path)
+    samples = header.get("samples")
+    if not isinstance(samples, list):
+        raise PrunusError(f"'{path}' has no samples: it was written without log_samples")
+    return _log(header, (files.as_object(one, f"a sample of '{path}'") for one in samples), path)
+
+
+def _check(header: Data, path: Path) -> None:
+    if (version := header.get("version")) != READS:
+        raise PrunusError(f"'{path}' has log format {version}; this prunus reads format {READS} of inspect_ai")
+    if (status := header.get("status")) != "success":
+        raise PrunusError(f"'{path}' is of a run that did not finish (status {status}): `inspect eval-retry` it first")
+    if part(header, "eval").get("shards"):
+        raise PrunusError(f"'{path}' names parts in other files (shards): import those")
+
+
+def _log(header: Data, samples: Iterator[Data], path: Path) -> Log:
+    told = part(header, "eval")
+    task = text_of(told.get("task_display_name")) or text_of(told.get("task"))
+    records = [_record(task, sample, path) for sample in samples]
+    version = part(told, "packages").get("inspect_ai")
+    return Log(
+        TOOL,
+        f"format {READS}" if version is None else text_of(version),
+        text_of(told.get("model")),
+        records,
+        {
+            "generation": files.sampling(part(header, "plan", "config"), part(told, "model_generate_config")),
+            "solver": [text_of(step.get("solver")) for step in part(header, "plan").get("steps", [])],
+            "task_args": part(told, "task_args"),
+        },
+    )
+
+
+def _record(task: str, sample: Data, path: Path) -> Record:
+    place = str(need(sample, "id", (int, str), f"a sample of '{path}'"))
+    where = f"sample {place} of '{path}'"
+    attachments = part(sample, "attachments")
+    output = part(sample, "output")
+    choices = output.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    thinking, text = files.message_texts(part(choice, "message").get("content"))
+    usage, offered = part(output, "usage"), sample.get("choices")
+    return Record(
+        task=task,
+        question=_resolved(files.question_of(sample.get("input")), attachments),
+        place=place,
+        draw=need(sample, "epoch", int, where) - 1,
+        grades=dict(_grades(part(sample, "scores"))),
+        target=text_of(sample.get("target")),
+        text=_resolved(text or text_of(output.get("completion")), attachments),
+        thinking=_resolved(thinking, attachments),
+        choices=tuple(map(text_of, offered)) if isinstance(offered, list) else (),
+        output_tokens=count(usage.get("output_tokens")) if usage else None,
+        reasoning_tokens=count(usage.get("reasoning_tokens")),
+        stopped=STOPPED.get(text_of(choice.get("stop_reason"))),
+    )
+
+
+def _grades(scores: Data) -> Iterator[tuple[str, Grade]]:
+    for scorer, found in scores.items():
+        if not isinstance(found, dict):
+            continue
+        answer = found.get("answer")
+        answer = answer if isinstance(answer, str) and answer else None
+        value = found.get("value")
+        if isinstance(value, dict):
+            for key, one in value.items():
+                yield f"{scorer}/{key}", Grade(_number(one), answer)
+        else:
+            yield scorer, Grade(_number(value), answer)
+
+
+def _number(value: Any) -> float | None:
+    """A score as inspect_ai's value_to_float has it, but None where that warns and takes 0."""
+    if isinstance(value, str):
+        word = WORDS.get(value, WORDS.get(value.lower()))
+        if word is not None:
+            return word
+        try:
+            return files.score(float(value))
+        except ValueError:
+            return None
+    return files.score(value)
+
+
+def _resolved(text: str, attachments: Data) -> str:
+    """A long text that the log keeps apart."""
+    found = attachments.get(text.removeprefix("attachment://")) if text.startswith("attachment://") else None
+    return found if isinstance(found, str) else text
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            if len(infos) > MOST_MEMBERS:
+                raise PrunusError(f"'{path}' has {len(infos):,} members: not a log")
+            files.check_size(path, sum(info.file_size for info in infos))
+            yield archive
+    except zipfile.BadZipFile as error:
+        raise PrunusError(f"'{path}' is damaged or half written ({error}): `inspect log recover` may help") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str, path: Path) -> Data:
+    """The JSON object of one member. Never more bytes are unpacked than the table of contents says."""
+    where = f"{name} of '{path}'"
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        raise PrunusError(f"'{path}' has no {name}: its run has not finished; `inspect eval-retry` it first") from None
+    try:
+        data = _zstandard(archive, info, where) if info.compress_type == ZSTANDARD else archive.read(info)
+    except (NotImplementedError, RuntimeError, OSError, EOFError, zlib.error) as error:
+        raise PrunusError(f"{where} cannot be unpacked ({error})") from error
+    return files.as_object(files.parsed(data, where), where)
+
+
+def _zstandard(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> bytes:
+    """The bytes of a member compressed with Zstandard, which Python's zipfile cannot unpack before 3.14."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise PrunusError(f"'.eval' files need pyarrow, to unpack {where}: pip install 'prunus[frames]'") from error
+    packed = zipfile.ZipInfo(info.filename)  # the same place in the file, read as if it were not compressed
+    packed.header_offset, packed.flag_bits, packed.orig_filename = (
+        info.header_offset,
+        info.flag_bits,
+        info.orig_filename,
+    )
+    packed.compress_type, packed.compress_size, packed.file_size = (
+        zipfile.ZIP_STORED,
+        info.compress_size,
+        info.compress_size,
+    )
+    found = io.BytesIO()
+    with pyarrow.CompressedInputStream(pyarrow.BufferReader(archive.read(packed)), "zstd") as unpacked:
+        while found.tell() <= info.file_size and (chunk := unpacked.read(1 << 20)):
+            found.write(chunk)
+    data = found.getvalue()
+    if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+        raise PrunusError(f"{where} is damaged: its bytes are not those that were written")
+    return data
