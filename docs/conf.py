@@ -39,6 +39,7 @@ CONTENTS = {
         "docs/scale",
         "docs/engines",
         "docs/lm-eval",
+        "docs/import",
         "docs/grading",
         "docs/reports",
         "docs/sparse",

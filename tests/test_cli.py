@@ -18,7 +18,7 @@ RECOVER_OPTIONS = {"recover", *(f"recover_{field.name}" for field in fields(Reco
 TRACES_OPTIONS = {*(field.name for field in fields(TraceRecipe)), *ENGINE_OPTIONS} - {"tokenizer", "sparse"}
 ROUNDS_OPTIONS = {"rounds", "drawn_from", *(f"traces_{name}" for name in TRACES_OPTIONS)}
 COMMANDS = sorted(cli.commands)
-API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "study": "run_study"}
+API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "import": "import_rows", "study": "run_study"}
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
 ALSO = {"plan_study", "prune_and_recover", "open", "prune_in_rounds", "report_study", "show_profile", "sparse"}
 

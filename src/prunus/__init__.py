@@ -16,7 +16,7 @@ reading results does not need torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prunus.budgets import OFF
+from prunus.budgets import AS_RUN, OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AS_RUN",
     "OFF",
     "DropRecipe",
     "EngineOptions",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunus.budgets import AS_RUN, budget_of
 from prunus.reporting.labels import history
 from prunus.reporting.render.text import DASH, count, joined, percent, points
 from prunus.reporting.report_data import cells_of, tasks_of
@@ -47,6 +48,9 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
         (SAME, False): ruled_out,
         (OPEN, False): "cannot tell",
     }
+    if all(budget_of(b) == AS_RUN for entry in entries for part in entry["tasks"].values() for b in part["budgets"]):
+        ends = (" over the whole curve", " on average over the curve")
+        starts = {key: text.replace(ends[0], "").replace(ends[1], "") for key, text in starts.items()}
     groups: dict[tuple[str, bool], list[str]] = {key: [] for key in starts}
     for entry, label in sorted(zip(entries, labels, strict=True), key=lambda pair: pair[0]["primary"]["difference"]):
         word = WORSE if entry["verdict"] == WITHIN else entry["verdict"]

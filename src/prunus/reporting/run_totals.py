@@ -4,18 +4,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prunus.reporting.render.text import percent
-from prunus.results.rows import ProblemRow, Run, Sample
+from prunus.results.rows import IMPORTED, UNKNOWN, ProblemRow, Run, Sample
 from prunus.results.token_use import chains_of, sampled_tokens
 
 
 @dataclass(frozen=True)
 class RunTotals:
-    """Numbers of answers and of sampled tokens of a run. planned: answers of the whole plan, None if unknown."""
+    """Numbers of answers and of sampled tokens of a run; those of tokens are None in a log that does not tell them.
+
+    planned: answers of the whole plan, None if unknown.
+    """
 
     answers: int
     planned: int | None
-    thinking_tokens: int
-    answer_tokens: int
+    thinking_tokens: int | None
+    answer_tokens: int | None
 
     @property
     def missing(self) -> int:
@@ -25,19 +28,26 @@ class RunTotals:
 
 def run_totals(run: Run, samples: Sequence[Sample], problems: Iterable[ProblemRow]) -> RunTotals:
     """The totals of one run. problems: all problems of the store."""
+    if any(sample.answer_tokens == UNKNOWN for sample in samples):
+        return RunTotals(len(samples), planned_answers(run, problems), None, None)
     thinking, answer = sampled_tokens(chains_of(samples), bool(run.plan.get("reuse")))
     return RunTotals(len(samples), planned_answers(run, problems), thinking, answer)
 
 
 def planned_answers(run: Run, problems: Iterable[ProblemRow]) -> int | None:
-    """Number of answers of a run's plan: problems of its tasks, times budgets, times draws; None if unknown."""
+    """Number of answers of a run's plan: problems of its tasks, times budgets, times draws; None if unknown.
+
+    An imported log is complete, and problems that only such logs have are in no plan.
+    """
+    if run.imported:
+        return None
     tasks, budgets, draws = (run.plan.get(key) for key in ("tasks", "budgets", "samples"))
     if not isinstance(tasks, list) or not isinstance(budgets, list) or not isinstance(draws, int):
         return None
     limit = run.plan.get("limit")
     sizes = dict.fromkeys(map(str, tasks), 0)
     for problem in problems:
-        if problem.task in sizes:
+        if problem.task in sizes and problem.kind != IMPORTED:
             sizes[problem.task] += 1
     planned = sum(min(size, limit) if isinstance(limit, int) else size for size in sizes.values())
     return planned * len(budgets) * draws or None

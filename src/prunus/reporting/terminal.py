@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prunus.budgets import OFF, budget_of, without_off
+from prunus.budgets import AS_RUN, OFF, budget_of, without_off
 from prunus.reporting.labels import unique_labels
 from prunus.reporting.render.text import count, percent, points, probability, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
@@ -48,6 +48,7 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
             values = [f"{percent(c['accuracy'])}\n{_half(c)}" if (c := cells.get(b)) else "" for b in budgets]
             table.add_row(Text(name), *values, f"{percent(area['value'])}\n{_half(area)}" if area else "", count(last))
         note = "area: under accuracy over log2 budget; tokens: mean used (thinking and answer) at the largest budget"
+        note += "; as run: logs of other tools, without thinking budget" if AS_RUN in budgets else ""
         note += "; off: thinking switched off, not part of the area" if OFF in budgets else ""
         title = _title(f"{task}: accuracy in % (± half of the 95 % interval) by thinking budget")
         tables += [title, table, Text(f"{_sizes(sizes)}; {note}")]
@@ -77,9 +78,19 @@ def verdict_table(comparison: Data) -> RenderableType:
     base, entries = comparison["base"], comparison["others"]
     names = _names([base, *entries])
     several = any("macro" in entry for entry in entries)
+    as_run = all(_budgets(entry) == {AS_RUN} for entry in entries)
     what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
+    what = "accuracy as run" + several * ", mean of all tasks" if as_run else what
     table = _table("run")
-    for column in ("verdict", "difference [95 %]", "p adjusted", "MDE", "area in %", "base", "problems"):
+    for column in (
+        "verdict",
+        "difference [95 %]",
+        "p adjusted",
+        "MDE",
+        "accuracy in %" if as_run else "area in %",
+        "base",
+        "problems",
+    ):
         table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
     for name, entry in zip(names[1:], entries, strict=True):
         cell = entry["primary"]
@@ -139,6 +150,10 @@ def _ending(cell: Data | None) -> Text:
         return Text("")
     word = cell["verdict"]
     return Text(f"{percent(cell['share'])} ({points(cell['difference'])}){SIGNS[word]}", style=STYLES[word])
+
+
+def _budgets(entry: Data) -> set[int]:
+    return {budget_of(budget) for cells in entry["tasks"].values() for budget in cells["budgets"]}
 
 
 def _scaling(names: Sequence[str], entries: Sequence[Data]) -> Table:

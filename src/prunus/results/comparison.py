@@ -154,7 +154,8 @@ def compare_runs(
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         else:
-            raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: evaluate both first")
+            first = "their questions differ" if base.imported or run.imported else "evaluate both first"
+            raise PrunusError(f"{_name(run)} shares no finished problem with {_name(base)}: {first}")
     if entries:
         adjust_and_judge(entries)
         judge_stopping(entries)

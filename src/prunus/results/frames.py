@@ -10,12 +10,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from prunus.budgets import OFF
+from prunus.budgets import NAMED
 from prunus.disk import atomic_file
 from prunus.errors import PrunusError
 from prunus.results.comparison import compare
 from prunus.results.labels import label
-from prunus.results.rows import Run
+from prunus.results.rows import UNKNOWN, Run
 from prunus.results.store import Store
 from prunus.results.summary import identity, summarise
 from prunus.results.verdicts import verdict
@@ -53,7 +53,7 @@ class Results:
             for one in self._chosen(store, run):
                 named = _names(one)
                 for sample in store.samples(one.run_id, texts=texts):
-                    values = asdict(sample)
+                    values = _known(asdict(sample))
                     values |= _budget(values.pop("budget"))
                     values["answer_cap_tokens"] = values.pop("answer_cap")
                     if not texts:
@@ -174,10 +174,16 @@ def _framed(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
     return frame.astype({"budget_tokens": "Int64"}) if rows else frame
 
 
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a sample, None for those that an imported log does not tell."""
+    found = {name: None if name.endswith("_tokens") and value == UNKNOWN else value for name, value in values.items()}
+    return found | ({"ended": None} if found["forced_tokens"] is None else {})
+
+
 def _budget(budget: int | None) -> dict[str, Any]:
     return {
         "budget": None if budget is None else str(budget),
-        "budget_tokens": None if budget is None or budget == OFF else int(budget),
+        "budget_tokens": None if budget is None or budget in NAMED else int(budget),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from prunus.budgets import OFF
+from prunus.budgets import NAMED
 
 Floats = NDArray[np.float64]
 Ballot = tuple[tuple[tuple[int, float], ...], int]  # (votes, score) of each distinct answer; draws without an answer
@@ -224,8 +224,8 @@ def answer_allowance(budget: ArrayLike) -> NDArray[Any]:
 
 
 def leaked(answer_tokens: ArrayLike, budget: ArrayLike) -> NDArray[Any]:
-    """Whether each answer is longer than `answer_allowance`; at budget OFF, where no thinking is cut, none is."""
-    return (np.asarray(answer_tokens) > answer_allowance(budget)) & (np.asarray(budget) != OFF)
+    """Whether each answer is longer than `answer_allowance`; at OFF and AS_RUN, where no thinking is cut, none is."""
+    return (np.asarray(answer_tokens) > answer_allowance(budget)) & ~np.isin(np.asarray(budget), NAMED)
 
 
 def _matrix(correct_PN: ArrayLike, k: int) -> NDArray[Any]:

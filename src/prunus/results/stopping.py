@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.budgets import AS_RUN
 from prunus.results import betting, metrics, paired
 from prunus.results.contrasts import Pair
 from prunus.results.table import Table
@@ -58,15 +59,20 @@ def stop_cells(
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """{budget: {ending: cell}} for the positive budgets of one task, or of several with equal weights.
 
+    Logs of other tools have ENDS and loops at AS_RUN if both say how every draw ended.
+
     A cell has n, samples, share, base_share, difference, se, low, high (95 %), gain (the difference as an improvement),
     p, p_margin (of harm of the margin or more, by betting), p_adjusted and p_margin_adjusted over the budgets of the
     ending, and bound, the most harmful difference that is not ruled out (one-sided 95 %, for any number of problems).
     same_chains: the budgets share their chains; without it there is no `lost`.
     """
-    budgets = [budget for budget in pairs[0].base.budgets if budget > 0]
+    told = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
+    budgets = [budget for budget in pairs[0].base.budgets if budget > 0 or (budget == AS_RUN and told)]
     if not budgets:
         return {}
     endings = {name: ending for name, ending in ENDINGS.items() if same_chains or name != "lost"}
+    if AS_RUN in budgets:
+        endings = {name: ENDINGS[name] for name in (ENDS, "loops")}
     sides = [
         [_columns(table, budgets, list(endings.values())) for table in tables]
         for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
@@ -120,7 +126,7 @@ def judge_stopping(entries: Sequence[dict[str, Any]]) -> None:
     """Set, in place, what all entries of a comparison say about stopping, corrected over the entries for each ending.
 
     `stopping` is extended by `endings` (the cells of the largest budget, corrected over the entries, with a `verdict`),
-    and `stops` is the verdict on ending by itself, None without a positive budget. `relies_on_cutting`: the accuracy is
+    and `stops` is the verdict on ending by itself, None without a positive budget or a log that tells it. `relies_on_cutting`: the accuracy is
     not shown to be worse by the margin, and the chains end by themselves less often.
     """
     found: dict[str, list[dict[str, Any]]] = {}

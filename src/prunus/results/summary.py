@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.budgets import AS_RUN
 from prunus.results import best_of, metrics, paired, scaling
 from prunus.results.labels import control_steps
 from prunus.results.metrics import AUC
@@ -42,7 +43,8 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
         thinking tokens the budget bounds: 1 unless a backend ignores it), `control_total` (whose thinking and answer
         tokens are at most budget + `metrics.answer_allowance`) and `monotonicity` (steps between budgets, rises, and
         falls by more than two paired standard errors); all with budget 0, and None while no problem is finished.
-        Budget OFF (prunus.budgets.OFF) counts for none of these numbers, unless it is the only budget;
+        Budget OFF (prunus.budgets.OFF) counts for none of these numbers, unless it is the only budget. A run from an
+        imported log (AS_RUN) has none that depends on budgets, and None for tokens and ends that its log does not tell;
     `parallel`: one long chain against k short ones, from `parallel.compare_parallel`.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
     """
@@ -97,13 +99,16 @@ def _scaling(table: Table) -> dict[str, Any]:
     accuracy_B, used_B = shares_PB.mean(axis=0), used.mean(axis=(0, 2))
     best = int(np.argmax(accuracy_B))
     rises, falls = scaling.steps(shares_PB)
+    bounded = AS_RUN not in table.budgets
+    area = {"from": float(used_B.min()), "to": float(used_B.max())} | (
+        _over_tokens(shares_PB, used.mean(axis=2), scaling.token_area) or {}
+    )
     values = (
-        {"from": float(used_B.min()), "to": float(used_B.max())}
-        | (_over_tokens(shares_PB, used.mean(axis=2), scaling.token_area) or {}),
+        area if bounded else None,
         _over_tokens(shares_PB, thinking.mean(axis=2), scaling.scaling),
         {"value": float(accuracy_B[best]), "budget": table.budgets[best]},
-        scaling.control(thinking, 0, budgets_B1),
-        scaling.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)),
+        scaling.control(thinking, 0, budgets_B1) if bounded else None,
+        scaling.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)) if bounded else None,
         {"steps": len(table.budgets) - 1, "rises": rises, "falls": falls},
     )
     return dict(zip(SCALING, values, strict=True))

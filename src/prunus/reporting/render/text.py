@@ -5,7 +5,7 @@ import json
 import math
 from typing import Any
 
-from prunus.budgets import Off
+from prunus.budgets import Named
 from prunus.results.characters import DASH, MINUS, THIN, visible
 from prunus.results.characters import NBSP as NBSP
 from prunus.results.characters import one_line as one_line
@@ -36,7 +36,7 @@ def _finite(data: Any) -> Any:
         return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
-    if isinstance(data, Off):
+    if isinstance(data, Named):
         return str(data)
     return None if isinstance(data, float) and not math.isfinite(data) else data
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunus.budgets import OFF, budget_of
+from prunus.budgets import AS_RUN, OFF, budget_of
 from prunus.reporting.labels import Look
 from prunus.reporting.published import Match, about
 from prunus.reporting.render.chart import (
@@ -44,14 +44,17 @@ def section(data: ReportData) -> Section:
 
 def _of_task(data: ReportData, task: str) -> Section:
     against_budget, against_tokens = accuracy_against_budget(data, task), accuracy_against_tokens(data, task)
-    compared = [one for one in data.others if one.contrasts(task)]
+    compared = [one for one in data.others if one.contrasts(task).keys() - {AS_RUN}]
     panels = [(one.look, differences(data, task, one)) for one in compared]
     by_budget, every, scaling = accuracy_table(data, task), number_table(data, task), scaling_table(data, task)
     keys = [run_key(one.look) for one in data.runs]
+    against = {
+        "accuracy-budget": (against_budget, [*keys, *_published_keys(data, task)]),
+        "accuracy-tokens": (against_tokens, keys),
+        "difference": (all_differences(data, task, compared) if compared else None, keys[1:]),
+    }
     figures = [
-        Figure(f"accuracy-budget-{task}", against_budget, [*keys, *_published_keys(data, task)]),
-        Figure(f"accuracy-tokens-{task}", against_tokens, keys),
-        *([Figure(f"difference-{task}", all_differences(data, task, compared), keys[1:])] if data.others else []),
+        *(Figure(f"{name}-{task}", picture, shown) for name, (picture, shown) in against.items() if picture),
         *(Figure(f"difference-{task}-{look.label}", picture) for look, picture in panels),
     ]
     bands = bands_text(cell for one in data.runs for cell in one.cells(task).values())
@@ -59,8 +62,8 @@ def _of_task(data: ReportData, task: str) -> Section:
     bands += "; off: thinking switched off" if any(OFF in one.cells(task) for one in data.runs) else ""
     bands += "; hover over a name above to see its band" if len(data.runs) > MANY else ""
     bands += "; published figures are hollow and dotted" if data.published_on(task) else ""
-    pair = figure(against_budget, "Against the thinking budget", f"95 % bands, {bands}")
-    pair += figure(against_tokens, "Against tokens used", "95 % bars; one point per budget")
+    pair = figure(against_budget, "Against the thinking budget", f"95 % bands, {bands}") if against_budget else ""
+    pair += figure(against_tokens, "Against tokens used", "95 % bars; one point per budget") if against_tokens else ""
     contrasts = [cell for one in compared for cell in one.contrasts(task).values()]
     difference = (
         f"<h3>Difference from <bdi>{esc(data.base.look.label)}</bdi></h3>"
@@ -84,28 +87,41 @@ def bands_text(cells: Iterable[Data]) -> str:
     return "simultaneous for all budgets" if any("band_low" in cell for cell in cells) else "for each budget separately"
 
 
-def accuracy_against_budget(data: ReportData, task: str) -> Picture:
-    """Accuracy in percent with 95 % bands over log2 of the budget; published figures are hollow and dotted."""
+def accuracy_against_budget(data: ReportData, task: str) -> Picture | None:
+    """Accuracy in percent with 95 % bands over log2 of the budget; published figures are hollow and dotted.
+
+    None for logs of other tools, which have no budget.
+    """
+    drawn = [
+        (one, {budget: cell for budget, cell in one.cells(task).items() if budget != AS_RUN}) for one in data.drawn
+    ]
+    if any(one.cells(task) for one, _ in drawn) and not any(cells for _, cells in drawn):
+        return None
     lines = [
         *_published_lines(data.published_on(task)),
-        *(Line(one.look.css, _accuracies(one.look, one.cells(task)), one.look.marker) for one in data.drawn),
+        *(Line(one.look.css, _accuracies(one.look, cells), one.look.marker) for one, cells in drawn),
     ]
     budgets = sorted({budget_of(point.x) for line in lines for point in line.points})
     label = f"Accuracy on {task} against thinking budget"
     return chart(lines, budget_axis(budgets), accuracy_axis(lines), label, css="many" if len(lines) > MANY else "")
 
 
-def accuracy_against_tokens(data: ReportData, task: str) -> Picture:
-    """Accuracy in percent with 95 % bars over the mean number of tokens used for thinking and answer."""
+def accuracy_against_tokens(data: ReportData, task: str) -> Picture | None:
+    """Accuracy in percent with 95 % bars over the mean number of tokens used for thinking and answer.
+
+    None if no run knows its tokens.
+    """
     lines = []
     for one in data.drawn:
-        cells = one.cells(task)
-        used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
+        used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in one.cells(task).items()}
+        cells = {budget: cell for budget, cell in one.cells(task).items() if used[budget] is not None}
         moved = {
             budget: point._replace(x=used[budget], note=f"{point.note}, {count(used[budget])} tokens")
             for budget, point in zip(cells, _accuracies(one.look, cells, together=False), strict=True)
         }
         lines += lines_of(moved, one.look.css, one.look.marker)
+    if not lines and any(one.cells(task) for one in data.drawn):
+        return None
     axis = log_axis(
         [point.x for line in lines for point in line.points], "Mean tokens used per draw (thinking + answer)"
     )
@@ -152,6 +168,8 @@ def all_differences(data: ReportData, task: str, compared: Sequence[ReportedRun]
 def _differences(task: str, one: ReportedRun) -> list[Point]:
     found = []
     for budget, cell in sorted(one.contrasts(task).items()):
+        if budget == AS_RUN:
+            continue
         low, high = (max(-100.0, min(100.0, 100 * end)) for end in band_of(cell))
         interval = f"{points(cell['low'])} to {points(cell['high'])}"
         note = f"Budget {budget}\n{one.look.label}\n{points(cell['difference'])} points ({interval})"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.budgets import OFF
+from prunus.budgets import without_off
 from prunus.reporting.render.chart import PANEL, Axis, Line, Point, accuracy_axis, chart, log_axis
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
@@ -85,7 +85,7 @@ def ways_chart(data: ReportData, task: str, way: str) -> Picture | None:
 
 def fan(task: str, one: ReportedRun) -> Picture:
     """A panel of one run over tokens used: single chains by budget, and from each the majority of k such chains."""
-    cells = {budget: cell for budget, cell in one.cells(task).items() if budget != OFF}
+    cells = {budget: one.cells(task)[budget] for budget in without_off(one.cells(task))}
     used = {budget: cell["tokens"]["total"]["mean"] for budget, cell in cells.items()}
     lines = []
     for budget, cell in cells.items():

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote
 
+from prunus.budgets import AS_RUN
 from prunus.reporting.labels import Look
 from prunus.reporting.render.html import small_page
 from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, count, esc
 from prunus.reporting.report_data import ReportData, Texts
 from prunus.reporting.section import Section, soft
-from prunus.results.rows import Key, Sample
+from prunus.results.rows import UNKNOWN, Key, Sample
 
 FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # maximum numbers of flips whose texts are in the page, whatever their size
 LINES_IN_ALL = 1_500  # maximum number of flips that are listed
@@ -188,8 +189,11 @@ def _sides(case: Case, limit: int) -> str:
 
 def _side(look: Look, sample: Sample, texts: tuple[str, str], limit: int) -> str:
     end = "natural end" if sample.ended == "natural" else "stopped by the budget"
+    if sample.budget == AS_RUN:
+        end = "end unknown" if sample.forced_tokens == UNKNOWN else end.replace("the budget", "a limit")
     end += ", loops" if sample.loops else ""
     facts = f"{sample.thinking_tokens} thinking tokens, {end}; {sample.answer_tokens} answer tokens"
+    facts = f"tokens unknown, {end}" if sample.answer_tokens == UNKNOWN else facts
     facts += ", cut at the cap" if sample.answer_truncated else ""
     thinking, text = texts if any(texts) else (MISSING, MISSING)
     return (

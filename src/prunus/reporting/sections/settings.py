@@ -20,15 +20,8 @@ SHOWN = ("action", "recipe", "versions", "source", "blocks_removed", "scores")
 def section(data: ReportData) -> Section:
     """The methods, settings, versions and seeds, and the numbers of tokens that were sampled."""
     plan, method = data.base.run.plan, data.comparison.get("method", {})
-    shared = "share one chain." if plan.get("reuse") else "have chains of their own."
     sentences = [
-        "The engine or the model keeps the budget (native control), which is only asked for, so that a chain may think "
-        f"longer; its adherence is in the table of tokens. All budgets of a draw {shared}"
-        if plan.get("control") == "native"
-        else "Thinking is cut at the budget and closed, and the answer is generated after it (budget forcing). All "
-        f"budgets of a draw {shared}",
-        "Accuracy is the share of draws graded correct, averaged over problems. Answers are graded by rules, without a "
-        "judge model. Intervals take the problem as the unit.",
+        *_procedure(data.base.run),
         "Differences are paired by problem."
         + (
             f" Intervals: {method['interval']}; bands: {method['band']}; p: {method['p']}; p adjusted: "
@@ -36,8 +29,11 @@ def section(data: ReportData) -> Section:
             if method
             else ""
         ),
-        f"An answer leaks if it is longer than {LEAK_RULE} tokens: then the budget does not bound the tokens used.",
     ]
+    if not data.base.run.imported:
+        sentences.append(
+            f"An answer leaks if it is longer than {LEAK_RULE} tokens: then the budget does not bound the tokens used."
+        )
     if str(OFF) in (plan.get("budgets") or ()):
         sentences.append(
             "Budget off: the thinking is switched off in the prompt, and the answer is a request of its own, under the "
@@ -47,10 +43,7 @@ def section(data: ReportData) -> Section:
         "Tasks": _list(plan.get("tasks")),
         "Budgets": _list(plan.get("budgets")),
         "Draws per problem": plan.get("samples"),
-        "Sampling": _sampling(plan),
-        "Mode, profile": f"{plan.get('mode')}, {plan.get('profile')}",
-        "Cap on answer tokens": plan.get("answer_tokens"),
-        "Seed of draws": plan.get("seed"),
+        **_settings(data.base.run),
         "Resamples and their seed": f"{method.get('resamples')}, {method.get('seed')}" if method else "none",
         "Margin": f"{100 * data.margin:g} points",
     }
@@ -63,12 +56,48 @@ def section(data: ReportData) -> Section:
     return Section("methods", html, tables=[totals])
 
 
+def _procedure(run: Run) -> list[str]:
+    """How the outputs of a run came about, and who graded them."""
+    plan = run.plan
+    if run.imported:
+        return [
+            f"These are outputs of {plan.get('tool')}, imported from its logs, without a thinking budget (as run). "
+            f"Prompts, limits, sampling and grades are that tool's, by its metric {plan.get('metric')}.",
+            "Accuracy is the share of draws graded correct, averaged over problems. Intervals take the problem as the "
+            "unit.",
+        ]
+    shared = "share one chain." if plan.get("reuse") else "have chains of their own."
+    return [
+        "The engine or the model keeps the budget (native control), which is only asked for, so that a chain may think "
+        f"longer; its adherence is in the table of tokens. All budgets of a draw {shared}"
+        if plan.get("control") == "native"
+        else "Thinking is cut at the budget and closed, and the answer is generated after it (budget forcing). All "
+        f"budgets of a draw {shared}",
+        "Accuracy is the share of draws graded correct, averaged over problems. Answers are graded by rules, without a "
+        "judge model. Intervals take the problem as the unit.",
+    ]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    plan = run.plan
+    if run.imported:
+        told = {"Sampling": "generation", "Prompt": "prompt", "Few-shot examples": "fewshot", "Threshold": "threshold"}
+        return {name: plan[key] for name, key in told.items() if key in plan}
+    return {
+        "Sampling": _sampling(plan),
+        "Mode, profile": f"{plan.get('mode')}, {plan.get('profile')}",
+        "Cap on answer tokens": plan.get("answer_tokens"),
+        "Seed of draws": plan.get("seed"),
+    }
+
+
 def totals_table(data: ReportData) -> Table:
     """Numbers of answers, of planned answers and of sampled tokens, one row per run."""
     rows = []
     for one in data.runs:
         done, device = one.totals, str(one.run.versions.get("device", "")) or None
-        tokens = [done.thinking_tokens, done.answer_tokens, done.thinking_tokens + done.answer_tokens]
+        tokens = [done.thinking_tokens, done.answer_tokens]
+        tokens.append(None if None in tokens else sum(map(int, filter(None, tokens))))
         rows.append((one.look, [done.answers, done.planned, *tokens, device]))
     columns = [
         RUN, Column("answers", "Answers", count), Column("planned", "Planned", count),

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from prunus.budgets import budget_of
 from prunus.reporting.render.chart import Line, Point, budget_axis, chart, linear_axis
 from prunus.reporting.render.figure import Figure
 from prunus.reporting.render.picture import Picture
@@ -22,7 +23,8 @@ def section(data: ReportData) -> Section:
     if not judged:
         return Section("stopping")
     verdicts = stopping_table(data)
-    pictures = {task: ends_by_itself(data, task) for task in data.tasks}
+    curves = [task for task in data.tasks if any(budget > 0 for one in data.runs for budget in one.cells(task))]
+    pictures = {task: ends_by_itself(data, task) for task in curves}
     every = {task: ending_table(data, task) for task in data.tasks}
     margin = f"{100 * data.comparison['stop_margin']:g}"
     note = (
@@ -90,7 +92,7 @@ def ending_table(data: ReportData, task: str) -> Table:
             for name, cell in cells.items():
                 if not (cell["share"] or cell["base_share"]):
                     continue
-                values = [int(budget), ENDINGS[name].words, cell["share"], cell["base_share"], _difference(cell)]
+                values = [budget_of(budget), ENDINGS[name].words, cell["share"], cell["base_share"], _difference(cell)]
                 rows.append((one.look, [*values, cell["bound"], cell["p_adjusted"], Word(verdict(cell))]))
     columns = [
         RUN, Column("budget", "Budget"), Column("ending", "Ending"), Column("share", "Share,|%", percent),

@@ -2,6 +2,7 @@
 
 import math
 
+from prunus.budgets import AS_RUN
 from prunus.reporting.render.chart import PANEL, Line, Point, budget_axis, chart, linear_axis, swatch
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
@@ -30,12 +31,14 @@ def section(data: ReportData) -> Section:
     note = "Mean tokens per draw, without the markers and closings that the protocol inserts."
     html, figures, tables = "", [], []
     for task in data.tasks:
-        panels = [(one.look, endings(task, one)) for one in data.with_cells(task)]
+        panels = [(one.look, endings(task, one)) for one in data.with_cells(task) if one.cells(task).keys() - {AS_RUN}]
         figures += [Figure(f"endings-{task}-{look.label}", picture, keys) for look, picture in panels]
         tables.append(token_table(data, task))
+        pictures = (
+            f'<ul class="endings">{legend}</ul><div class="panels">{"".join(run_figure(*p) for p in panels)}</div>'
+        )
         html += (
-            f'<section><h2>{data.title("Tokens and endings", task)}</h2><ul class="endings">{legend}</ul>'
-            f'<div class="panels">{"".join(run_figure(*panel) for panel in panels)}</div>'
+            f"<section><h2>{data.title('Tokens and endings', task)}</h2>{pictures if panels else ''}"
             f"{details('Tokens and endings in numbers', tables[-1].html() + soft(note))}</section>"
         )
     return Section("tokens", html, figures, tables)
@@ -43,7 +46,7 @@ def section(data: ReportData) -> Section:
 
 def endings(task: str, one: ReportedRun) -> Picture:
     """A panel of one run: the share of draws with each ending over the budget, without endings that never occur."""
-    cells = one.cells(task)
+    cells = {budget: cell for budget, cell in one.cells(task).items() if budget != AS_RUN}
     lines = []
     for index, (ending, words) in enumerate(ENDINGS.items()):
         found = [(budget, cell[ending]) for budget, cell in cells.items()]
@@ -65,7 +68,8 @@ def token_table(data: ReportData, task: str) -> Table:
         for budget, cell in one.cells(task).items():
             used = cell["tokens"]
             values = [budget, *(used[phase]["mean"] for phase in ("thinking", "answer", "total"))]
-            values += [used["total"]["p95"], cell["tokens_per_correct"], 1 - cell["forced"]]
+            values += [used["total"]["p95"], cell["tokens_per_correct"]]
+            values.append(None if cell["forced"] is None else 1 - cell["forced"])
             values += [cell[ending] for ending in ENDINGS]
             kept = cell["adherence"] or {}
             rows.append((one.look, [*values, kept.get("used"), kept.get("over")] if native else values))

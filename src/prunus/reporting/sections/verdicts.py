@@ -46,7 +46,7 @@ def verdict_table(data: ReportData) -> Table:
     primaries = [entry["primary"] for entry in data.comparison["others"]]
     ends = [(float_of(cell["difference"]), float_of(cell["low"]), float_of(cell["high"])) for cell in primaries]
     task = data.tasks[0]
-    budget = max(max(one.cells(task), default=0) for one in data.runs)
+    budget = max((budget for one in data.runs for budget in one.cells(task)), default=0)
     rows = []
     for one, picture in zip(data.runs, [None, *forest(ends, data.margin)], strict=True):
         entry, values = one.contrast, [None] * 7

@@ -65,7 +65,8 @@ def import_rows(
         run = Run(run_id, _model(label, log, digests), plan, _versions(log))
         samples = [_sample(record, problems[record.task, record.place], chosen, threshold) for record in graded]
         _check_draws(samples)
-        added = opened.add_complete_run(run, list(problems.values()), samples)
+        done = bool(opened.keys(run_id))
+        added = 0 if done else opened.add_complete_run(run, list(problems.values()), samples)
     return {
         "run": run_id,
         "tool": log.tool if log.version is None else f"{log.tool} {log.version}",

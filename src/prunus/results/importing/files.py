@@ -31,6 +31,12 @@ def first_line(path: Path) -> bytes:
         raise PrunusError(f"'{path}' cannot be read ({error.strerror or error})") from error
 
 
+def beginning(path: Path, size: int) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as stream:
+        return stream.read(size)
+
+
 def json_lines(path: Path) -> Iterator[tuple[str, Data]]:
     """(where, object) of every line of a .jsonl file. where: `line 3 of FILE`, for messages.
 

@@ -1,4 +1,4 @@
-"""Logs of inspect_ai: .eval (a zip, compressed with Zstandard since 0.3.2xx) and .json.
+"""Logs of inspect_ai: .eval (a zip whose members are compressed with Zstandard) and .json.
 
 A metric is a scorer, or `SCORER/KEY` where its score is a dictionary. Checked against inspect_ai 0.3.285, whose logs
 have format 2.
@@ -31,9 +31,7 @@ def detect(path: Path, head: bytes) -> bool:
         return path.suffix == ".eval"
     if path.suffix != ".json":
         return False
-    with path.open("rb") as stream:
-        begin = stream.read(4096)
-    return all(sign in begin for sign in (b'"version"', b'"status"', b'"eval"'))
+    return all(sign in files.beginning(path, 4096) for sign in (b'"version"', b'"status"', b'"eval"'))
 
 
 def read(path: Path) -> Log:

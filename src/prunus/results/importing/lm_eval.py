@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import PrunusError
-from prunus.results.importing.files import Data, json_file, json_lines, need, part, score, text_of
+from prunus.results.importing.files import Data, beginning, json_file, json_lines, need, part, score, text_of
 from prunus.results.importing.log import Grade, Log, Record
 
 TOOL, READS = "lm-eval", "0.4."
@@ -98,7 +98,7 @@ def _texts(request: Any) -> list[str]:
 
 
 def _is_results(path: Path) -> bool:
-    return bool(re.fullmatch(r"results_.*\.json", path.name)) and b'"results"' in path.open("rb").read(64)
+    return re.fullmatch(r"results_.*\.json", path.name) is not None and b'"results"' in beginning(path, 64)
 
 
 def _task_of(path: Path) -> str:
