@@ -48,7 +48,8 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
         (SAME, False): ruled_out,
         (OPEN, False): "cannot tell",
     }
-    if all(budget_of(b) == AS_RUN for entry in entries for part in entry["tasks"].values() for b in part["budgets"]):
+    parts = [part for entry in entries for part in entry.get("tasks", {}).values()]
+    if {budget_of(budget) for part in parts for budget in part["budgets"]} == {AS_RUN}:  # logs without a curve
         ends = (" over the whole curve", " on average over the curve")
         starts = {key: text.replace(ends[0], "").replace(ends[1], "") for key, text in starts.items()}
     groups: dict[tuple[str, bool], list[str]] = {key: [] for key in starts}
