@@ -127,6 +127,18 @@ def test_runs_are_compared_by_accuracy_where_the_log_has_no_budget(store):
     assert entry["tasks"]["sums"]["auc_tokens"] is None
 
 
+def test_the_stop_endpoint_is_judged_where_logs_tell_the_ends(store):
+    entry = prunus.compare(store, "inspect a", ["inspect b"])["others"][0]
+    cells = entry["stopping"]["endings"]
+    assert list(cells) == ["ends", "loops"] and entry["stopping"]["budget"] == AS_RUN
+    assert (cells["ends"]["share"], cells["ends"]["base_share"]) == (2 / 4, 3 / 4)  # draw 0, by the logs' making
+    assert entry["stops"] == cells["ends"]["verdict"] == "cannot tell"
+    unknown = prunus.compare(store, "inspect a", ["light b"])["others"][0]  # lighteval does not tell them
+    assert unknown["stopping"]["endings"] == {} and unknown["stops"] is None
+    assert unknown["stopping"]["tokens_ratio"] == pytest.approx((32 + 21 + 22 + 32) / (20 + 21 + 22 + 32))
+    assert prunus.compare(store, "lm a")["others"][0]["stopping"]["tokens_ratio"] is None
+
+
 def test_choices_and_several_files(tmp_path):
     found = prunus.import_rows(tmp_path / "s.db", [PICKS], "picks", "acc,none")
     assert (found["rows"], cell_of(tmp_path / "s.db", "picks", "picks")["accuracy"]) == (3, pytest.approx(2 / 3))

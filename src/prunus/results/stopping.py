@@ -126,8 +126,9 @@ def judge_stopping(entries: Sequence[dict[str, Any]]) -> None:
     """Set, in place, what all entries of a comparison say about stopping, corrected over the entries for each ending.
 
     `stopping` is extended by `endings` (the cells of the largest budget, corrected over the entries, with a `verdict`),
-    and `stops` is the verdict on ending by itself, None without a positive budget or a log that tells it. `relies_on_cutting`: the accuracy is
-    not shown to be worse by the margin, and the chains end by themselves less often.
+    and `stops` is the verdict on ending by itself, None without a positive budget or a log that tells it.
+    `relies_on_cutting`: the accuracy is not shown to be worse by the margin, and the chains end by themselves less
+    often.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
