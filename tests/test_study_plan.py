@@ -160,7 +160,7 @@ def test_the_gsm8k_example_is_planned_without_network(monkeypatch, tmp_path):
     names[3:4] = ["wanda-50-calibrationtraces:gsm8k-own.jsonl", "wanda-50-calibrationc4", "wanda-50-recovered"]
     names += ["sparsegpt-50", "sparsegpt-50-recovered", "shortgpt-1", "shortgpt-2"]
     assert {cell["variant"] for cell in plan["cells"]} == {"dense", *names} and len(plan["cells"]) == 15
-    assert plan["totals"]["answers"] == 15 * 100 * 4
+    assert plan["totals"]["answers"] == 15 * 200 * 4
 
 
 @pytest.mark.slow
