@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from tiny_models import make_model, random_rows
 
 import prunus
+from prunus.budgets import OFF
 from prunus.cards.commands import commands
 from prunus.cards.markdown import public, redacted
 from prunus.cards.text import Card, card_text, is_ours, read_metadata
@@ -248,6 +249,18 @@ def test_without_a_dense_run_there_is_a_curve_but_no_verdict(store, copied):
     assert told["verdict"] is None and "no run of the dense model with this plan" in told["warnings"][0]
     text = (copied / "README.md").read_text()
     assert "| 256 |" in text and "Difference" not in text
+
+
+def test_thinking_switched_off_is_a_budget_by_name(tmp_path, dense, copied):
+    store = make_store(tmp_path / "off.db", names=NAMES, problems=12, budgets=(OFF, 16, 64))
+    assign(store, "tiny", dense)
+    assign(store, "wanda-50", copied)
+    prunus.card(copied, store=store)
+    text = (copied / "README.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| off |")]
+    assert "–" not in row  # with the dense model's accuracy and the difference
+    assert loaded(text).data.eval_results[0].metric_args["thinking_budget"] == "off"
+    assert "--budgets off,16,64" in text
 
 
 def test_hostile_names_and_paths_do_nothing(tmp_path):

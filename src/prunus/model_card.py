@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prunus.budgets import with_names
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.manifest import MANIFEST, read_timed
@@ -125,14 +126,14 @@ def read_results(
         named = [task if task in TASKS or ":" in task else f"{task}.jsonl" for task in ours.plan.get("tasks", [])]
         results = Results(
             replace(ours, plan={**ours.plan, "tasks": named}),
-            summarise(store, ours.run_id),
+            with_names(summarise(store, ours.run_id)),
             {task: source for task, source in datasets.items() if source},
         )
         if theirs is not None:
-            results = replace(results, base=theirs, base_summary=summarise(store, theirs.run_id))
+            results = replace(results, base=theirs, base_summary=with_names(summarise(store, theirs.run_id)))
     if theirs is not None:
         (contrast,) = compare(path, theirs.run_id, [ours.run_id], margin=margin)["others"]
-        results = replace(results, contrast=contrast)
+        results = replace(results, contrast=with_names(contrast))
     return results, warnings
 
 

@@ -132,6 +132,10 @@ NOT_MEASURED = (
 )
 
 
+FORCED = "Thinking is cut at the budget and closed, then the answer is sampled."
+NATIVE = "The engine or the model itself keeps the budget, so more tokens than it may be used."
+
+
 def signed(text: str) -> str:
     """text with a last line that has its hash, so that a card that somebody has edited is never replaced."""
     return f"{text}\n<!-- written by prunus card {_digest(text)} -->\n"
@@ -330,8 +334,8 @@ def results_text(card: Card, results: Results) -> list[str]:
     }  # fmt: skip
     told |= {name: versions[name] for name in VERSIONS if name in versions}
     parts.append(
-        "Brackets are 95 % intervals over problems. Thinking is cut at the budget and closed, then the answer is "
-        "sampled. Answers are graded by rules, without a judge model. "
+        f"Brackets are 95 % intervals over problems. {NATIVE if plan.get('control') == 'native' else FORCED} "
+        "Answers are graded by rules, without a judge model. "
         + ", ".join(f"{name} {plain(str(value))}" for name, value in told.items() if value is not None)
         + f". Run {plain(results.run.run_id)}."
     )
