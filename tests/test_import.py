@@ -384,6 +384,10 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "no header": (lambda f: rezipped(f, lambda z: z.writestr("_journal/start.json", "{}")), "its run has not finished"),
     "no samples": (lambda f: rezipped(f, lambda z: z.writestr("header.json", header())), "without any output"),
+    "other types": (
+        lambda f: rezipped(f, lambda z: z.writestr("header.json", header(plan={"steps": 5}))),
+        "is not a log of inspect_ai that this prunus can read",
+    ),
     "other zip": (lambda f: rezipped(f, lambda z: z.writestr("header.json", "[1]")), "is not a JSON object"),
     "lying zip": (lying_zip, "its bytes are not those that were written"),
     "other parquet": (parquet_of, "has the columns a: no details of lighteval"),

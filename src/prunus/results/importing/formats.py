@@ -26,12 +26,20 @@ FORMATS = {
 }
 
 
+def _read(tool: str, entry: Format, path: Path) -> Log:
+    """The log; values of other types than the tool writes are the file's fault, not an internal error."""
+    try:
+        return entry.read(path)
+    except (TypeError, AttributeError, LookupError, ValueError, NotImplementedError) as error:
+        raise PrunusError(f"'{path}' is not a log of {tool} that this prunus can read ({error})") from error
+
+
 def read_log(path: Path) -> Log:
     """The log in a file. Raises PrunusError if it is of no known format, or has no outputs."""
     head = first_line(path)
     for tool, entry in FORMATS.items():
         if entry.detect(path, head):
-            log = entry.read(path)
+            log = _read(tool, entry, path)
             if not log.records:
                 raise PrunusError(f"'{path}' is a log of {tool} without any output")
             return log
