@@ -31,7 +31,7 @@ from prunus.recipes import EvalPlan
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 
-PLAN = EvalPlan(tasks=("tiny",), limit=10, budgets=(0, 8, 40), batch_size=4)
+PLAN = EvalPlan(tasks=("tiny",), limit=6, budgets=(0, 8, 24), batch_size=4)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_every_row_of_the_plan_is_stored_once(store):
     run_id = prunus.evaluate("tiny", plan, store)
     with Store(store) as opened:
         [run], samples, problems = opened.runs(), opened.samples(run_id, texts=True), opened.problems()
-    assert len(samples) == 10 * 3 * 2 and len(problems) == 10
-    assert Counter((s.budget, s.draw) for s in samples) == {(b, d): 10 for b in plan.budgets for d in (0, 1)}
+    assert len(samples) == 6 * 3 * 2 and len(problems) == 6
+    assert Counter((s.budget, s.draw) for s in samples) == {(b, d): 6 for b in plan.budgets for d in (0, 1)}
     tokenizer = load_tokenizer(tiny_folder())
     for sample in samples:
         assert sample.thinking_tokens <= sample.budget and sample.answer_tokens <= 64
@@ -79,7 +79,7 @@ def test_the_stored_plan_holds_the_values_that_took_effect(store):
     with Store(store) as opened:
         plan = opened.run(run_id).plan
     assert (plan["profile"], plan["temperature"], plan["top_p"], plan["top_k"]) == ("tiny", 0.0, 1.0, 0)
-    assert plan["answer_tokens"] == 64 and plan["budgets"] == [0, 8, 40] and plan["mode"] == "strict"
+    assert plan["answer_tokens"] == 64 and plan["budgets"] == [0, 8, 24] and plan["mode"] == "strict"
     assert plan["strings"]["forced_break"] == "\n" and plan["strings"]["forced_closing"] == "</think>\n\n"
     spelled_out = replace(PLAN, limit=1, profile="tiny", temperature=0.0, top_p=1.0, top_k=0, answer_tokens=64)
     assert prunus.evaluate("tiny", spelled_out, store) == run_id, "the same work has the same id"
@@ -138,14 +138,14 @@ def test_scores_and_repetition_are_stored(store):
 
 
 def test_draws_differ_and_seeds_tell(store):
-    plan = replace(PLAN, temperature=5.0, samples=3, budgets=(40,), batch_size=64)
+    plan = replace(PLAN, temperature=5.0, samples=3, budgets=(24,), batch_size=64)
     with Store(store, create=True):
         pass
     ids = [prunus.evaluate("tiny", replace(plan, seed=seed), store) for seed in (0, 1)]
     with Store(store) as opened:
         texts = [[sample.thinking for sample in opened.samples(run_id, texts=True)] for run_id in ids]
     assert texts[0] != texts[1]
-    assert any(len(set(texts[0][at : at + 3])) == 3 for at in range(0, 30, 3))
+    assert any(len(set(texts[0][at : at + 3])) == 3 for at in range(0, 18, 3))
 
 
 RUNNER = """
@@ -223,7 +223,7 @@ def test_ctrl_c_keeps_the_finished_batches(store, monkeypatch):
     assert len(rows(store)) == PLAN.rows * 3
     assert not Path(f"{store}-journal").exists(), "the store was closed"
     prunus.evaluate("tiny", PLAN, store)
-    assert len(rows(store)) == 10 * 3
+    assert len(rows(store)) == 6 * 3
 
 
 def test_batches_are_sorted_by_length_and_cover_everything():
@@ -406,12 +406,12 @@ def test_regrade_repairs_grades_and_generates_nothing(store, monkeypatch):
     run_id = prunus.evaluate("tiny", PLAN, store)
     expected = rows(store)
     with sqlite3.connect(store) as connection:
-        connection.execute("UPDATE sample SET answer = 'nonsense', correct = 1 - correct WHERE budget = 40")
+        connection.execute("UPDATE sample SET answer = 'nonsense', correct = 1 - correct WHERE budget = 24")
         connection.execute("UPDATE run SET versions = '{}'")
     connection.close()
     assert rows(store) != expected
     no_model(monkeypatch)
-    assert prunus.regrade(store) == {"runs": 1, "graded": 30, "changed": 10, "kept": 0}
+    assert prunus.regrade(store) == {"runs": 1, "graded": 18, "changed": 6, "kept": 0}
     assert rows(store) == expected
     assert prunus.regrade(store)["changed"] == 0
     with Store(store) as opened:

@@ -19,7 +19,7 @@ from prunus.evaluation.resolved_plan import problem_row, resolve_plan
 from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Store
 
-PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 64), limit=6, samples=2, batch_size=4)
+PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 8, 24), limit=4, samples=2, batch_size=4)
 
 
 class Streaming(Backend):
@@ -72,7 +72,7 @@ def test_rows_are_those_of_batches(tmp_path):
     backend = Streaming()
     run_id, found = evaluated(tmp_path / "streamed.db", backend)
     assert prunus.evaluate("tiny", PLAN, tmp_path / "batches.db") == run_id
-    assert found == rows(tmp_path / "batches.db", run_id) and len(found) == 6 * 2 * 3
+    assert found == rows(tmp_path / "batches.db", run_id) and len(found) == 4 * 2 * 3
     # New chains were taken while others were not complete: there is no barrier.
     assert backend.log.index("chain") < len(backend.log) - 1 - backend.log[::-1].index("take")
 
@@ -80,12 +80,12 @@ def test_rows_are_those_of_batches(tmp_path):
 def test_what_was_complete_is_stored_when_the_engine_fails(tmp_path):
     path = tmp_path / "streamed.db"
     with pytest.raises(PrunusError, match="the engine is gone"):
-        evaluated(path, Streaming(ends_after=7))
+        evaluated(path, Streaming(ends_after=5))
     work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, PLAN)
-    assert len(rows(path, work.run_id)) == 7 * 3, "whole chains"
+    assert len(rows(path, work.run_id)) == 5 * 3, "whole chains"
     rest = Streaming()
     _, found = evaluated(path, rest)
-    assert rest.log.count("chain") == 12 - 7, "only chains that are missing are computed again"
+    assert rest.log.count("chain") == 8 - 5, "only chains that are missing are computed again"
     prunus.evaluate("tiny", PLAN, tmp_path / "batches.db")
     assert found == rows(tmp_path / "batches.db", work.run_id)
 

@@ -29,7 +29,7 @@ SPEED = Speed((10, 40, 100), (0.1, 0.2, 0.5), (1.0, 2.0, 5.0), {"tiny": 20.0}, 3
 
 
 def stored(speed=SPEED, factor=1.0, **how):
-    """A speed as the store keeps it, so many times slower."""
+    """A speed as the store keeps it, with all times multiplied by `factor`."""
     return {
         "contexts": list(speed.contexts),
         "decode": [factor * one for one in speed.decode],

@@ -99,7 +99,7 @@ def test_what_the_server_is_asked():
     assert set(map(int, answering["logit_bias"])) == MARKERS.answer_banned | set(range(len(TOKENIZER), 368))
 
 
-def test_so_many_at_once_and_answers_first():
+def test_no_more_requests_at_once_than_allowed_and_answers_first():
     server = babbling(seconds=0.02)
     with connected(server, concurrency=3) as backend:
         server.seen.clear()

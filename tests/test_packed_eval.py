@@ -24,7 +24,7 @@ from prunus.results.store import Store
 
 pytestmark = pytest.mark.xdist_group("packed eval")  # fixtures of the module are made once
 
-PLAN = EvalPlan(tasks=("tiny",), budgets=(16, 80), limit=40, batch_size=40)
+PLAN = EvalPlan(tasks=("tiny",), budgets=(16, 48), limit=24, batch_size=24)
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
 
 

@@ -23,7 +23,7 @@ from prunus.pruning.methods import METHODS
 from prunus.recipes import PruneRecipe
 
 BLOCKS = 5
-# Dies by SIGKILL after so many bytes of weights of a block, right after a block is finished, or then and while a thread
+# Dies by SIGKILL after some bytes of weights of a block, right after a block is finished, or then and while a thread
 # copies what lies outside the blocks.
 KILLED = """
 import os, signal, sys, threading, time
@@ -119,7 +119,7 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, model, rows, when, block
 
 
 def stop_after(monkeypatch, blocks, error):
-    """Let write_block raise once so many blocks are finished; returns a list that counts calls of the method."""
+    """Let write_block raise once this number of blocks is finished; returns a list that counts calls of the method."""
     write_block = Partial.write_block
 
     def stopping(self, *arguments):
@@ -271,7 +271,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, model, ro
 
 
 class FullDisk:
-    """A stream to a disk that takes so many more bytes."""
+    """A stream to a disk that takes `left` more bytes."""
 
     left = 0
 

@@ -32,7 +32,7 @@ def isa(request, monkeypatch):
 
 
 def random_weight(shape, sparsity, dtype=torch.bfloat16, seed=0):
-    """A matrix with about so many zeros, and two negative ones, which count as weights."""
+    """A matrix in which about this share is zero, and two negative ones, which count as weights."""
     generator = torch.Generator().manual_seed(seed)
     made = torch.randn(shape, generator=generator).to(dtype)
     made[torch.rand(shape, generator=generator) < sparsity] = 0

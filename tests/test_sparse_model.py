@@ -284,7 +284,7 @@ def test_the_rival_is_what_would_be_done_instead(monkeypatch, tmp_path):
 
 def test_a_choice_is_timed_until_rounds_agree(monkeypatch):
     def answer(ratios):
-        """With so many times the kernel's seconds for torch in round after round; how many rounds it took."""
+        """The choice, and how many rounds it took; ratios: torch's time over the kernel's in each round."""
         rounds = iter(ratios)
         monkeypatch.setattr(choose, "race", lambda runners, repeats: [1.0, next(rounds)])
         return choose.is_faster(print, print), len(ratios) - len(list(rounds))

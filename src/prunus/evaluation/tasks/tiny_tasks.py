@@ -1,6 +1,6 @@
 """The tiny reasoner's tasks: `tiny` (630 problems), `tiny/FAMILY` (105 each), and `tiny-train` for traces."""
 
-from functools import partial
+from functools import cache, partial
 
 from prunus.evaluation.tasks.problem import Problem, Task
 from prunus.evaluation.tasks.tiny import (
@@ -47,8 +47,13 @@ def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[Tin
 
 def load(name: str, families: tuple[str, ...]) -> list[Problem]:
     """Return the fixed evaluation problems of the families, under the name of the task."""
-    problems = balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families)
-    return [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in problems]
+    return [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in generated(families)]
+
+
+@cache
+def generated(families: tuple[str, ...]) -> tuple[TinyProblem, ...]:
+    """Return the evaluation problems of the families, which are generated once."""
+    return tuple(balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families))
 
 
 def load_train() -> list[Problem]:
