@@ -313,7 +313,7 @@ def test_an_engine_that_would_cut_answers_before_the_model_does_is_refused(tmp_p
     task = write_task(tmp_path / "t.jsonl", {"id": "p", "problem": "1+1?", "answer": "2"})
     plan = EvalPlan(tasks=(str(task),), budgets=(8,), mode="legacy")
     work = resolve_plan(Checkpoint(model), load_tokenizer(model), plan)
-    engine: Any = SimpleNamespace(context=128)
+    engine: Any = SimpleNamespace(context=128, check_stops=lambda _: None)
     check_engine(work, engine)
     engine.context = 127
     with pytest.raises(PrunusError, match=r"needs 128 tokens .* but the engine's context is 127"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from real_llm import smollm2
+from real_llm import half_of_smollm2
 from tiny_models import FAMILIES, make_model
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -306,9 +306,8 @@ def test_a_race_is_the_median_of_turns():
 @needs_kernel
 @pytest.mark.real_llm
 @pytest.mark.slow
-def test_a_real_llm_is_as_near_to_float32_as_torchs_bfloat16(tmp_path):
-    half = tmp_path / "half"
-    prunus.prune(smollm2(), half, PruneRecipe(method="magnitude", sparsity=0.5))
+def test_a_real_llm_is_as_near_to_float32_as_torchs_bfloat16():
+    half = half_of_smollm2()
     ids = torch.randint(0, 49152, (1, 24), generator=torch.Generator().manual_seed(0))
     exact = logits(dense_model(half), ids)
     torchs = (logits(dense_model(half, torch.bfloat16), ids).float() - exact).norm()

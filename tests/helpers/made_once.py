@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+
 FOLDER = "PRUNUS_TEST_FOLDERS"  # environment variable; without it nothing is kept
 LARGEST = 16 << 20  # bytes; copying larger folders would take the disk as long as making them takes the processor
 
@@ -38,3 +40,15 @@ def made_once(folder: Path, key: str, make: Callable[[Path], object]) -> None:
             except OSError:  # another worker has made the same folder meanwhile
                 assert kept.exists()
     shutil.copytree(kept, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def kept(key: str, make: Callable[[Path], object]) -> Path:
+    """A folder of any size, made by make(folder) once a test run; all tests read it and none may change it."""
+    name = hashlib.sha256(key.encode()).hexdigest()
+    place = Path(os.environ[FOLDER]) / name
+    with FileLock(place.with_suffix(".lock")):  # meanwhile other workers wait
+        if not place.exists():
+            unfinished = place.with_suffix(".partial")
+            make(unfinished)
+            unfinished.rename(place)
+    return place

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from made_once import made_once
+from made_once import kept, made_once
 
 ROOT = Path(__file__).parents[2]
 SMOLLM2 = Path(os.environ.get("PRUNUS_SMOLLM2", ROOT / ".cache" / "smollm2"))
@@ -36,3 +36,13 @@ def smollm2() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return SMOLLM2
+
+
+def half_of_smollm2() -> Path:
+    """The folder of the model with the smaller half of its weights zero, pruned once a run; it must not be changed."""
+    from prunus import PruneRecipe, prune
+
+    def make(folder: Path) -> None:
+        prune(smollm2(), folder, PruneRecipe(method="magnitude", sparsity=0.5))
+
+    return kept("half of SmolLM2", make)
