@@ -132,7 +132,7 @@ def test_metrics_of_a_server_are_read(monkeypatch):
 
 
 def test_queues_by_metrics():
-    assert queue_of(babbling(queue=(7, 12)).metrics()) == (7, 12)
+    assert queue_of(babbling(queue=(7, 12)).metrics()) == (2 * 3, 12), "two replicas, where 3 and 4 wait"
     assert queue_of("llamacpp:requests_deferred 3\nllamacpp:requests_processing 4\n") == (3, 4)
     assert queue_of('sglang:num_queue_reqs{a="b c"} 1e1\nsglang:num_running_reqs 2') == (10, 2)
     assert queue_of("vllm:num_requests_running 4\n") is None and queue_of("<html>") is None

@@ -8,7 +8,6 @@ the window also follows that: the queue is kept short, but not empty.
 """
 
 import re
-from collections.abc import Mapping
 
 START, MOST = 1024, 4096  # requests at once: at first, and ever
 KEPT = 0.9  # share of the window that is left after a refusal
@@ -17,7 +16,7 @@ SLOWEST_GROWTH = 0.25  # the same in requests, for small windows
 RESERVE = 8  # the queue may have one request for so many that run
 FEWEST_QUEUED = 4
 POLL_SECONDS = 2.0
-# Names of a server's metrics: requests that wait, and requests that run, of all its replicas together.
+# Names of a server's metrics: requests that wait, and requests that run.
 WAITING = ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred")
 RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing")
 _LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{[^}]*\})? ([-+.\deE]+)", re.MULTILINE)
@@ -76,17 +75,15 @@ class Window:
 
 
 def queue_of(metrics: str) -> tuple[float, float] | None:
-    """(waiting, running) requests by a server's metrics in Prometheus' format; None if it does not tell."""
-    totals: dict[str, float] = {}
+    """(waiting, running) requests by a server's metrics in Prometheus' format; None if it does not tell.
+
+    Of several replicas the shortest queue counts, times their number: where one has nothing to do, more are needed.
+    """
+    values: dict[str, list[float]] = {}  # one for each replica
     for name, value in _LINE.findall(metrics):
-        if name in WAITING or name in RUNNING:
-            totals[name] = totals.get(name, 0.0) + float(value)
-    waiting, running = _first(totals, WAITING), _first(totals, RUNNING)
-    return None if waiting is None or running is None else (waiting, running)
-
-
-def _first(totals: Mapping[str, float], names: tuple[str, ...]) -> float | None:
-    return next((totals[name] for name in names if name in totals), None)
+        values.setdefault(name, []).append(float(value))
+    waiting, running = (next((values[name] for name in names if name in values), None) for names in (WAITING, RUNNING))
+    return None if waiting is None or running is None else (len(waiting) * min(waiting), sum(running))
 
 
 def files_at_once() -> int:
