@@ -30,7 +30,8 @@ from prunus.sparse.weight import SparseWeight
 # torch's dense Linear: if it loses, the weight is not packed. At more rows it competes with its alternative: torch on
 # the dense copy, if one is kept, else torch on panels of W that are unpacked for it.
 # A plain weight in 16 bits, for x in float32, competes first with torch on a float32 copy, over all of DECODED_ROWS
-# together: if it loses, that copy is used. Then it competes with its alternative, torch on panels that are widened.
+# together: if it loses, that copy is used. For more rows it competes with its alternative, torch on panels of W that
+# are widened for it, which are slower than that copy.
 ROWS = (1, MOST_ROWS, 32, 128, 512)
 DENSE_ROWS = (1, 2, 4, MOST_ROWS, 16, 32, 64)
 DECODED_ROWS = (1, MOST_ROWS, 32, 64)
@@ -75,23 +76,23 @@ def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: boo
         dense_OI = weight.to(dtype)
     torchs = [stock_linear(dense_OI.clone(), None) for _ in copies]
     best, inputs, widened = 0, dense_OI.shape[1], bool(panels) and not isinstance(weight, SparseWeight)
+    x_of = {
+        rows: torch.randn(1, rows, inputs, generator=torch.Generator().manual_seed(rows)).to(dtype)
+        for rows in (*ROWS, *DENSE_ROWS)
+    }
     if widened:
-        some = [_random(rows, inputs, dtype) for rows in DECODED_ROWS]
-        if not is_faster(_pass(ours, *some), _pass(torchs, *some)):
+        decoded = [x_of[rows] for rows in DECODED_ROWS]
+        if not is_faster(_pass(ours, *decoded), _pass(torchs, *decoded)):
             return 0
+        best = DECODED_ROWS[-1]
     for rows in ROWS if panels else DENSE_ROWS:
-        rivals = panels if widened or (panels and rows > 1 and not keep_dense) else torchs
-        # With many rows a pass takes long, and whether the weight is in a cache hardly matters.
-        count, x = max(1, len(ours) * MOST_ROWS // max(rows, MOST_ROWS)), _random(rows, inputs, dtype)
-        if not is_faster(_pass(ours[:count], x), _pass(rivals[:count], x)):
+        if rows <= best:
+            continue
+        rivals = panels if panels and rows > 1 and not keep_dense else torchs
+        if not is_faster(_pass(ours, x_of[rows]), _pass(rivals, x_of[rows])):
             break
         best = rows
     return best
-
-
-def _random(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
-    """A random x."""
-    return torch.randn(1, rows, inputs, generator=torch.Generator().manual_seed(rows)).to(dtype)
 
 
 def copies_for(nbytes: int) -> int:
@@ -138,11 +139,14 @@ def race(runners: Sequence[Callable[[], object]], repeats: int) -> list[float]:
 
 
 def _pass(linears: Sequence[nn.Module], *some_x: Tensor) -> Callable[[], object]:
-    """A function that calls all these Linears, one after the other, with each x in turn."""
+    """A function that calls these Linears, one after the other, with each x in turn.
+
+    With many rows a pass takes long, and whether a weight is in a cache hardly matters, so fewer Linears are called.
+    """
 
     def run() -> None:
         for x in some_x:
-            for linear in linears:
+            for linear in linears[: max(1, len(linears) * MOST_ROWS // max(x.shape[1], MOST_ROWS))]:
                 linear(x)
 
     return run

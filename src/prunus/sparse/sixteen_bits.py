@@ -104,12 +104,14 @@ def _chosen(model: PreTrainedModel) -> dict[int, int]:
         and linear.weight.is_contiguous()
         and all(type(user) in (nn.Linear, nn.Embedding) for user in users[id(linear.weight)])
     }
-    chosen = {}
-    with Steps("choosing products", len(weights), "Linears") as steps:  # slow only if a shape was never timed
-        for key, weight in weights.items():
-            if rows := kernel_rows(weight, torch.float32):
-                chosen[key] = rows
+    shapes = {(weight.shape, weight.dtype): weight for weight in weights.values()}
+    rows = {}
+    with Steps("timing products", len(shapes), "shapes") as steps:  # slow only if one was never timed on this machine
+        for shape, weight in shapes.items():
+            rows[shape] = kernel_rows(weight, torch.float32)
             steps.advance()
+    chosen = {key: rows[weight.shape, weight.dtype] for key, weight in weights.items()}
+    chosen = {key: most for key, most in chosen.items() if most}
     if chosen:
         for _, _, embedding in _found(model, nn.Embedding):
             alone = all(type(user) is nn.Embedding for user in users[id(embedding.weight)])
