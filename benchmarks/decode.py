@@ -25,10 +25,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from prunus.checkpoint.precision import use_fast_products
+from prunus.evaluation.backends import padded_rows
 from prunus.evaluation.backends.padded_rows import PaddedRows
 from prunus.native.load import kernel
 from prunus.sparse import DenseLinear, SparseLinear, multiply, pack, sparsify
-from prunus.sparse.choose import kernel_rows
+from prunus.sparse.choose import kernel_rows, race, stock_linear
 from prunus.sparse.linear import apply
 from prunus.sparse.sixteen_bits import kept_of, to_float32
 from prunus.sparse.weight import huge_pages
@@ -36,7 +37,9 @@ from prunus.sparse.weight import huge_pages
 SHAPES = [(4096, 4096), (14336, 4096), (2048, 6144)]
 SPARSITIES = [0.0, 0.2, 0.3, 0.5, 0.6, 0.7]
 BATCHES = [1, 2, 4, 8]
-SIXTEEN_BATCHES, CONTEXT = [1, 8, 32, 64], 64
+# Of dense weights in 16 bits: Linears of Qwen3-0.6B and SmolLM2, and batches of models after so many tokens.
+SIXTEEN_SHAPES, SIXTEEN_ROWS = [(3072, 1024), (576, 1536)], [1, 4, 8, 16, 32, 64, 512]
+SIXTEEN_BATCHES = [1, 8, 32, 64]
 PROMPT_SHAPES = [(576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 4096), (6144, 2048), (2048, 6144)]
 PROMPTS = [9, 16, 32, 64, 128, 256, 512, 2048]
 ROTATED_BYTES = 150_000_000  # total size of the dense matrices of a shape
@@ -255,10 +258,39 @@ def end_to_end(name: str, stock: nn.Module, count: int) -> None:
 
 
 @torch.inference_mode()
-def sixteen_bits(name: str, model: Any, count: int) -> None:
+def sixteen_bit_linears() -> None:
+    """Print a table of milliseconds of a Linear: torch in float32 and in bfloat16, and our kernel on 16-bit weights."""
+    print(
+        "\n| outputs x inputs | rows | float32, ms | torch's bfloat16 | 16-bit weights | over float32 | over bfloat16 |"
+    )
+    print("|" + "---|" * 7)
+    for outputs, inputs in SIXTEEN_SHAPES:
+        copies = max(2, ROTATED_BYTES // 4 // (outputs * inputs))
+        wide = [torch.randn(outputs, inputs) for _ in range(copies)]
+        narrow = [weight.bfloat16() for weight in wide]
+        torchs = nn.ModuleList(stock_linear(weight, None) for weight in narrow)
+        use_fast_products(torchs)
+        for rows in SIXTEEN_ROWS:
+            count, x = max(1, copies * 8 // max(8, rows)), torch.randn(rows, inputs)
+            seconds = race(
+                [
+                    lambda: [functional.linear(x, weight) for weight in wide[:count]],  # noqa: B023
+                    lambda: [linear(x.bfloat16()) for linear in torchs[:count]],  # noqa: B023
+                    lambda: [multiply(x, weight) for weight in narrow[:count]],  # noqa: B023
+                ],
+                5,
+            )
+            ms = [1000 * found / count for found in seconds]
+            speeds = " | ".join(f"{found:.2f}" for found in (*ms, ms[0] / ms[2], ms[1] / ms[2]))
+            print(f"| {outputs} x {inputs} | {rows} | {speeds} |", flush=True)
+
+
+@torch.inference_mode()
+def sixteen_bits(name: str, model: Any, count: int, context: int) -> None:
     """Print a table: a dense bfloat16 model decoded by hf in float32, in torch's bfloat16, and with 16-bit weights."""
     model.eval().requires_grad_(False)
-    variants = {"float32": copy.deepcopy(model).float(), "bfloat16": copy.deepcopy(model), "16-bit weights": model}
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    variants = {"float32": copy.deepcopy(model).float(), "bfloat16": copy.deepcopy(model, shared)}
     use_fast_products(variants["bfloat16"])
     variants["16-bit weights"] = to_float32(model)
     megabytes = {label: sum(p.nbytes for p in one.parameters()) / 1e6 for label, one in variants.items()}
@@ -267,7 +299,7 @@ def sixteen_bits(name: str, model: Any, count: int) -> None:
     print("| batch | float32, tokens/s | torch's bfloat16 | 16-bit weights | over float32 | over bfloat16 |")
     print("|" + "---|" * 6)
     for batch in SIXTEEN_BATCHES:
-        rows = {label: PaddedRows(one, [list(range(5, 5 + CONTEXT))] * batch) for label, one in variants.items()}
+        rows = {label: PaddedRows(one, [list(range(5, 5 + context))] * batch) for label, one in variants.items()}
         times: dict[str, list[int]] = {label: [] for label in variants}
         for row in rows.values():
             row.prefill()
@@ -308,10 +340,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parts = ["kernels", "prompts", "packing", "smollm2", "qwen3", "sixteen"]
+    parts = ["kernels", "prompts", "packing", "smollm2", "qwen3", "sixteen", "sixteen-models"]
     parser.add_argument("--only", choices=parts, nargs="*")
     options = parser.parse_args()
     wanted: Sequence[str] = options.only or parts
+    padded_rows.GROW_BY = 32  # the caches of three models at once take much memory
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     print(describe_machine())
@@ -328,9 +361,11 @@ def main() -> None:
     if "qwen3" in wanted:
         end_to_end("Random model of the shape of Qwen3-1.7B", halve(qwen3(2048), 0.5), options.steps)
     if "sixteen" in wanted:
+        sixteen_bit_linears()
+    if "sixteen-models" in wanted:
         model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.bfloat16)
-        sixteen_bits("SmolLM2-135M", model, options.steps)
-        sixteen_bits("A random model of the shape of Qwen3-0.6B", qwen3(1024), max(3, options.steps // 3))
+        sixteen_bits("SmolLM2-135M", model, options.steps, 64)
+        sixteen_bits("A random model of the shape of Qwen3-0.6B", qwen3(1024), max(3, options.steps // 3), 16)
 
 
 if __name__ == "__main__":

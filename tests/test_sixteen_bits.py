@@ -75,6 +75,7 @@ def test_rows_of_a_batch_are_those_of_float32(tmp_path):
 
 def test_a_variant_is_swapped_in_and_out(tmp_path):
     folder = made(tmp_path / "model")
+    stored = (folder / "model.safetensors").read_bytes()
     model, expected, name = load_model(folder, "cpu"), in_float32(folder), "model.layers.0.mlp.up_proj.weight"
     before, pruned = model.get_parameter(name).clone(), model.get_parameter(name).detach().clone()
     pruned[::2] = 0
@@ -86,6 +87,7 @@ def test_a_variant_is_swapped_in_and_out(tmp_path):
         torch.testing.assert_close(logits(model), logits(expected), rtol=1e-4, atol=1e-4)
     overwrite(model, name, before)
     assert torch.equal(logits(model), dense)
+    assert (folder / "model.safetensors").read_bytes() == stored, "weights may be mapped from the file"
 
 
 def test_what_is_left_as_it_is(tmp_path, monkeypatch):
