@@ -333,6 +333,7 @@ def test_off_is_shown_by_its_name_everywhere(stores, tmp_path, capsys):
 def test_off_is_a_mark_beside_zero_and_not_on_the_line(stores):
     with Store(stores[0]) as store:
         picture = accuracy_against_budget(ReportData.read(store), "tiny")
+    assert picture is not None
     svg = picture.html()
     assert svg.count('class="break"') == 2, "one between off and 0, one between 0 and 64"
     lines = [part for part in svg.split("<path ") if part.startswith('class="line"')]

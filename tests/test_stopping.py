@@ -33,9 +33,11 @@ def run(seed: int, natural: float, tokens: float = 0.6, **shape: object) -> list
     return found
 
 
-def entry(folder: Path, base: list[Sample], other: list[Sample], **options: object) -> dict:
-    store = fill(folder / "s.db", {"dense": base, "pruned": other}, options.pop("plans", None))
-    return compare(store, "dense", **options)["others"][0]
+def entry(
+    folder: Path, base: list[Sample], other: list[Sample], plans: dict | None = None, margin: float = 0.02
+) -> dict:
+    store = fill(folder / "s.db", {"dense": base, "pruned": other}, plans)
+    return compare(store, "dense", margin=margin)["others"][0]
 
 
 def test_shares_and_differences_equal_plain_loops(tmp_path):
