@@ -501,7 +501,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(running, "do_batch", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["study", "run", str(file), "--out", str(tmp_path / "out")])
-    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert stopped.value.code == 130 and "run the same command again" in capsys.readouterr().err
     stored = results(tmp_path / "out" / "results.db")
     assert sorted(map(len, stored.values())) == [6, 18]
     monkeypatch.setattr(running, "do_batch", noted)

@@ -235,7 +235,7 @@ def _evaluated(node: ast.expr, file: Path) -> Any:
 
 
 def methods() -> list[dict[str, str]]:
-    """Return what there is to prune with: pruning methods, then allocations, then depth methods.
+    """What there is to prune with: pruning methods, then allocations, then depth methods.
 
     Each is a dictionary with name, source (the paper), description (one line) and needs: what it measures of the model,
     such as `norms` or `hidden states`, or `nothing`.

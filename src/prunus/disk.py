@@ -89,7 +89,7 @@ def locked(path: Path, why: str | None = None) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-    """Return `another prunus process (pid 1)`, without the number if the lock file does not contain it."""
+    """`another prunus process (pid 1)`, without the number if the lock file does not contain it."""
     try:
         pid = path.read_text("utf-8")
     except (OSError, ValueError):

@@ -55,7 +55,7 @@ BACKENDS: dict[str, BackendEntry] = {
 
 
 def users_of(setting: str) -> str:
-    """Return the names of the backends that use a setting, separated by commas."""
+    """The names of the backends that use a setting, separated by commas."""
     return ", ".join(name for name, entry in BACKENDS.items() if setting in entry.settings)
 
 
@@ -120,7 +120,7 @@ class EngineOptions:
 
 
 def is_address(url: str) -> bool:
-    """Return whether a URL has the scheme http or https, a host and, if given, a valid port."""
+    """Whether a URL has the scheme http or https, a host and, if given, a valid port."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -129,7 +129,7 @@ def is_address(url: str) -> bool:
 
 
 def parse_args(text: str | None) -> dict[str, Any]:
-    """Return the `args` of EngineOptions from JSON; PrunusError unless it is an object."""
+    """The `args` of EngineOptions from JSON; PrunusError unless it is an object."""
     try:
         found = json.loads(text or "{}")
     except ValueError as error:

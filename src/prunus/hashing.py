@@ -6,10 +6,10 @@ from typing import Any
 
 
 def canonical_json(data: Any) -> str:
-    """Return the JSON text that is hashed; equal data give the same text."""
+    """The JSON text that is hashed; equal data give the same text."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def content_hash(data: Any, length: int = 12) -> str:
-    """Return the first `length` hex digits of the SHA-256 of the data's canonical JSON."""
+    """The first `length` hex digits of the SHA-256 of the data's canonical JSON."""
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:length]

@@ -23,7 +23,7 @@ def set_quiet(quiet: bool) -> None:
 
 
 def shows_bars() -> bool:
-    """Return whether bars are drawn: on a terminal, unless --quiet."""
+    """Whether bars are drawn: on a terminal, unless --quiet."""
     return sys.stderr.isatty() and not _quiet
 
 
@@ -75,7 +75,7 @@ class Steps:
         self.within(0.0, note)
 
     def within(self, part: float, note: str = "") -> None:
-        """Show that the work of so many more units is done, which are not counted before they are complete."""
+        """Show the progress within the next units: part of them is done, and none is counted as complete."""
         worked = min(self.done + part, self.total)
         if self.bar is not None:
             self.bar.update(self.task, completed=worked, note=note, count=self.count)

@@ -20,7 +20,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
-    """Return a decorator that makes each option that methods declare a field of a recipe, with its declared default.
+    """A decorator that makes each option that methods declare a field of a recipe, with its declared default.
 
     The class may name the field, so that editors know it; else the field is added at the end. Such added fields came
     after recipes were first stored, so the decorator adds them to LATER.
@@ -53,7 +53,7 @@ class Recipe:
         settle(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain data; tuples become lists."""
+        """The settings as plain data; tuples become lists."""
         usual = {field.name: field.default for field in fields(self)}
         data = {name: value for name, value in asdict(self).items() if name not in self.LATER or value != usual[name]}
         for name, words in STORED_WORDS.items():
@@ -63,7 +63,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return the recipe that to_json described. Raises PrunusError that names a key that is unknown."""
+        """The recipe that to_json described. Raises PrunusError that names a key that is unknown."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")

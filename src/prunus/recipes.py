@@ -258,7 +258,7 @@ class DropRecipe(Recipe):
         return tuple(sorted({int(part) for part in self.blocks.split(",") if part.strip()}))
 
     def count(self, blocks: int) -> int:
-        """Return how many of `blocks` equal blocks are removed.
+        """How many of `blocks` equal blocks are removed.
 
         Raises PrunusError where match_sparsity is nearest to none or to all of them.
         """
@@ -312,7 +312,7 @@ class RecoverRecipe(Recipe):
 
     @classmethod
     def like(cls, recipe: Recipe, **changes: Any) -> Self:
-        """Return the default recovery with the calibration of another recipe, except for changes."""
+        """The default recovery with the calibration of another recipe, except for changes."""
         alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", *TOKEN_WEIGHTS)
         values = {name: getattr(recipe, name) for name in alike if hasattr(recipe, name)}
         if "samples" in changes:
@@ -418,7 +418,7 @@ class EvalPlan(Recipe):
         object.__setattr__(self, "reuse", False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain data; the budget OFF is the text `off`."""
+        """The settings as plain data; the budget OFF is the text `off`."""
         return super().to_json() | {"budgets": with_names(self.budgets)}
 
     @property
@@ -468,7 +468,7 @@ class TraceRecipe(Recipe):
         self.plan()
 
     def plan(self) -> EvalPlan:
-        """Return the evaluation plan that draws the chains; its only budget is max_tokens."""
+        """The evaluation plan that draws the chains; its only budget is max_tokens."""
         return EvalPlan(
             tasks=self.tasks,
             budgets=(self.max_tokens,),
@@ -484,7 +484,7 @@ class TraceRecipe(Recipe):
 
 
 def weights_of(recipe: PruneRecipe | RecoverRecipe) -> dict[str, float]:
-    """Return the weights of tokens of the prompt, of the chain and of the chain's end, by the recipe's names."""
+    """The weights of tokens of the prompt, of the chain and of the chain's end, by the recipe's names."""
     weights = {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
     return {name: recipe.chain_weight if weight is None else weight for name, weight in weights.items()}
 

@@ -67,7 +67,7 @@ def keep_until_done(tensors: Block, stream: Any) -> None:
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor in pinned memory, from which a GPU copies asynchronously."""
+    """The tensor in pinned memory, from which a GPU copies asynchronously."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 

@@ -75,7 +75,7 @@ class Checkpoint(ModelFolder):
         return [f"the model's {self.quantised} weights are read and written in bfloat16: {then} instead of {now}"]
 
     def provenance(self, name: str | Path) -> dict[str, str]:
-        """Return what a manifest records of this model; `dequantised`: how its weights were quantised."""
+        """What a manifest records of this model; `dequantised`: how its weights were quantised."""
         said = super().provenance(name)
         return said if self.quantised is None else {**said, "dequantised": self.quantised}
 
@@ -99,35 +99,35 @@ class Checkpoint(ModelFolder):
         return self._block_bytes <= SMALL_BLOCK and self.quantised is None
 
     def linears(self, index: int) -> tuple[Linear, ...]:
-        """Return the prunable Linears of a block, in the order in which a forward pass calls them."""
+        """The prunable Linears of a block, in the order in which a forward pass calls them."""
         return find_linears(self.architecture)[index].linears
 
     def left_dense(self, index: int) -> Mapping[str, str]:
-        """Return why the block's other matrices cannot be pruned, by their names within the block."""
+        """Why the block's other matrices cannot be pruned, by their names within the block."""
         return find_linears(self.architecture)[index].dense
 
     def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
-        """Return the shape (O, I) of each prunable Linear of a block, by its name within the block."""
+        """The shape (O, I) of each prunable Linear of a block, by its name within the block."""
         return {linear.name: linear.shape_OI for linear in self.linears(index)}
 
     def block_name(self, index: int, local: str) -> str:
-        """Return the model's name of a tensor or Linear of one block."""
+        """The model's name of a tensor or Linear of one block."""
         return self.architecture.block_prefix(index) + local
 
     def weight_sources(self, index: int, linear: str) -> list[str]:
-        """Return the names on disk of the tensors that the weight of a block's Linear is made from."""
+        """The names on disk of the tensors that the weight of a block's Linear is made from."""
         return self.names.stored_for([self.block_name(index, f"{linear}.weight")])
 
     def block_tensors(self, index: int) -> dict[str, Stored]:
-        """Return the stored tensors of one block, by their names on disk."""
+        """The stored tensors of one block, by their names on disk."""
         return dict(self._tensors_by_block.get(index, {}))
 
     def outer_tensors(self) -> dict[str, Stored]:
-        """Return the stored tensors outside the blocks: embedding, final norm, head, and parts for images or sound."""
+        """The stored tensors outside the blocks: embedding, final norm, head, and parts for images or sound."""
         return dict(self._tensors_by_block.get(None, {}))
 
     def read_block(self, index: int, stored: Mapping[str, Stored] | None = None) -> dict[str, Tensor]:
-        """Return the tensors of one block, read into memory, by their names within the block.
+        """The tensors of one block, read into memory, by their names within the block.
 
         stored: tensors to read instead of this checkpoint's, by their names on disk.
         """
@@ -135,24 +135,24 @@ class Checkpoint(ModelFolder):
         return self.as_block(index, lambda name: places[name].read())
 
     def read_weight(self, index: int, local: str) -> Tensor:
-        """Return one tensor of a block, given by its name within the block."""
+        """One tensor of a block, given by its name within the block."""
         name = self.block_name(index, local)
         return self.names.read([name], self.read)[name]
 
     def as_block(self, index: int, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of one block by their names within it. read: gives a stored tensor by its name on disk."""
+        """The tensors of one block by their names within it. read: gives a stored tensor by its name on disk."""
         prefix = self.architecture.block_prefix(index)
         names = [prefix + local for local in self._block_names[index]]
         found = self.names.read(names, read)
         return {name.removeprefix(prefix): found[name] for name in names if name in found}
 
     def as_stored(self, index: int, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return changed tensors of a block as they are stored, by name on disk. changed: by name within the block."""
+        """Changed tensors of a block as they are stored, by name on disk. changed: by name within the block."""
         whole = {self.block_name(index, name): tensor for name, tensor in changed.items()}
         return self.names.as_stored(whole, self.read)
 
     def digest(self, index: int | None) -> str:
-        """Return the BLAKE3 of one block, or for None of the tensors outside the blocks; checksum() uses it again."""
+        """The BLAKE3 of one block, or for None of the tensors outside the blocks; checksum() uses it again."""
         return digest_of(parts_of(self._tensors_by_block.get(index, {})))
 
     def checked_blocks(
@@ -183,12 +183,12 @@ class Checkpoint(ModelFolder):
         return [list(layer.state_dict()) for layer in self.architecture.layers]
 
     def block_starts(self, index: int) -> tuple[str, ...]:
-        """Return the prefixes of a block's tensors on disk, such as `model.layers.3.`; few models have several."""
+        """The prefixes of a block's tensors on disk, such as `model.layers.3.`; few models have several."""
         assert self._tensors_by_block
         return tuple(f"{stem}{index}." for stem in self._stems)
 
     def renumbered(self, name: str, old: int, new: int) -> str:
-        """Return the name on disk that a tensor of block `old` has as a tensor of block `new`."""
+        """The name on disk that a tensor of block `old` has as a tensor of block `new`."""
         for before, after in zip(self.block_starts(old), self.block_starts(new), strict=True):
             if name.startswith(before):
                 return after + name.removeprefix(before)
@@ -260,7 +260,7 @@ class Checkpoint(ModelFolder):
         return "|".join(rf"{re.escape(stem)}\d+\." for stem in self._stems)
 
     def _may_ignore(self, name: str) -> bool:
-        """Return whether transformers ignores a tensor: blocks that predict further tokens, old buffers."""
+        """Whether transformers ignores a tensor: blocks that predict further tokens, old buffers."""
         patterns = {*(self.architecture.model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"}
         return any(re.search(pattern, name) for pattern in patterns)
 
@@ -292,7 +292,7 @@ class Checkpoint(ModelFolder):
 
 
 def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
-    """Return the model of a configuration without its weights; raises PrunusError where it cannot be run by blocks.
+    """The model of a configuration without its weights; raises PrunusError where it cannot be run by blocks.
 
     The last ones are cached, since making one runs the model's own code.
     """
@@ -313,6 +313,6 @@ def architecture_of(folder: Path, config: "PreTrainedConfig") -> Architecture:
 
 
 def stem_of(name: str, index: int) -> str:
-    """Return the part of a tensor's name on disk before the number of its block."""
+    """The part of a tensor's name on disk before the number of its block."""
     before, found, _ = f".{name}".partition(f".{index}.")
     return f"{before}.".removeprefix(".") if found else name

@@ -21,7 +21,7 @@ MANIFEST_FORMAT = 1
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of the checkpoint in a folder; {} if there is none, since nothing was done to it."""
+    """The manifest of the checkpoint in a folder; {} if there is none, since nothing was done to it."""
     path = folder / MANIFEST
     if not path.exists():
         return {}
@@ -35,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_timed(folder: Path) -> dict[str, Any]:
-    """Return the manifest with `seconds` in the costs of steps that were timed (SECONDS)."""
+    """The manifest with `seconds` in the costs of steps that were timed (SECONDS)."""
     manifest = read_manifest(folder)
     for step, seconds in zip(manifest.get("history", []), read_seconds(folder), strict=False):
         if isinstance(step.get("cost"), dict) and isinstance(seconds, int | float):
@@ -44,20 +44,20 @@ def read_timed(folder: Path) -> dict[str, Any]:
 
 
 def read_seconds(folder: Path) -> list[Any]:
-    """Return the seconds of each step of the manifest, as far as they were kept."""
+    """The seconds of each step of the manifest, as far as they were kept."""
     found = read_json(folder / SECONDS) if (folder / SECONDS).exists() else []
     return found if isinstance(found, list) else []
 
 
 def timed(source: "ModelFolder", seconds: float) -> dict[str, str]:
-    """Return {SECONDS: text} of a checkpoint made from source by one more step that took so many seconds."""
+    """{SECONDS: text} of a checkpoint made from source by one more step that took so many seconds."""
     steps = len(source.manifest.get("history", []))
     earlier = [*read_seconds(source.folder), *[None] * steps][:steps]
     return {SECONDS: json.dumps([*earlier, round(seconds, 1)]) + "\n"}
 
 
 def _is_step(step: Any) -> bool:
-    """Return whether an entry of a manifest's history has the fields of a step that are read."""
+    """Whether an entry of a manifest's history has the fields of a step that are read."""
     kinds = {"action": str, "recipe": dict, "source": dict, "warnings": list}
     if not isinstance(step, dict) or not all(isinstance(step.get(key), kind) for key, kind in kinds.items()):
         return False
@@ -65,18 +65,18 @@ def _is_step(step: Any) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages on which a result may depend, by name."""
+    """The versions of the packages on which a result may depend, by name."""
     return {package: version_of(package) for package in ("prunus", "torch", "transformers")}
 
 
 @cache
 def version_of(package: str) -> str:
-    """Return the version of an installed package; cached, since looking it up reads the package's whole metadata."""
+    """The version of an installed package; cached, since looking it up reads the package's whole metadata."""
     return version(package)
 
 
 def next_manifest(source: "ModelFolder", step: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest of a checkpoint made from source by one more step, with all earlier steps and the profile."""
+    """The manifest of a checkpoint made from source by one more step, with all earlier steps and the profile."""
     before = read_manifest(source.folder)
     kept = {"profile": before["profile"]} if "profile" in before else {}
     history: Iterable[Any] = before.get("history", [])

@@ -140,21 +140,21 @@ class ModelFolder:
         return read_timed(self.folder)
 
     def provenance(self, name: str | Path) -> dict[str, str]:
-        """Return what a manifest records of this model: name, as the user gave it, checksum, hub id and revision."""
+        """What a manifest records of this model: name, as the user gave it, checksum, hub id and revision."""
         return {"name": str(name), "checksum": self.checksum(), **hub_origin(self.folder)}
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor, in the dtype in which it is stored."""
+        """One tensor, in the dtype in which it is stored."""
         if name not in self.tensors:
             raise PrunusError(f"{self.folder} holds no tensor '{name}'")
         return self.tensors[name].read()
 
     def checksum(self) -> str:
-        """Return the BLAKE3 of all weights (checksum.checksum_of). Raises PrunusError for NaN or infinity."""
+        """The BLAKE3 of all weights (checksum.checksum_of). Raises PrunusError for NaN or infinity."""
         return checksum_of(self.stored)
 
     def fingerprint(self) -> str:
-        """Return a fast fingerprint of the weights (checksum.fingerprint_of)."""
+        """A fast fingerprint of the weights (checksum.fingerprint_of)."""
         return fingerprint_of(self.stored)
 
     def _check_config(self, config: Mapping[str, Any]) -> None:
@@ -217,12 +217,12 @@ def quantisation_beside(folder: Path, written: Mapping[str, Any]) -> dict[str, A
 
 
 def is_packed(folder: Path) -> bool:
-    """Return whether a folder has its weights only in packed form."""
+    """Whether a folder has its weights only in packed form."""
     return (folder / PACKED_FILE).is_file() and not any((folder / name).exists() for name in (INDEX, SINGLE_FILE))
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Return every tensor of a folder: those of its index, else those of its only safetensors file."""
+    """Every tensor of a folder: those of its index, else those of its only safetensors file."""
     if not (folder / INDEX).exists():
         return read_header(_only_file(folder))
     index = read_json(folder / INDEX)

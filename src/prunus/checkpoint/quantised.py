@@ -209,6 +209,6 @@ def quantisation_of(settings: Mapping[str, Any] | None) -> str | None:
 
 
 def quant_method(settings: Any) -> str | None:
-    """Return the quant_method of a quantization_config; None where there is no such config."""
+    """The quant_method of a quantization_config; None where there is no such config."""
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     return None if settings is None else str(getattr(method, "value", method) or "quantised")

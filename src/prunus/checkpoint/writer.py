@@ -55,7 +55,7 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
 
 
 def partial_folder(target: Path) -> Path:
-    """Return the folder of unfinished work on target."""
+    """The folder of unfinished work on target."""
     whole = target.resolve()
     return whole.parent / f"{whole.name}.partial"
 
@@ -133,15 +133,15 @@ class Partial:
                     folder.rmdir()
 
     def has(self, index: int) -> bool:
-        """Return whether a block is finished."""
+        """Whether a block is finished."""
         return index in self.records
 
     def shard(self, index: int) -> Path:
-        """Return the file of one block of the result; index == shards is the file of the tensors outside blocks."""
+        """The file of one block of the result; index == shards is the file of the tensors outside blocks."""
         return self.folder / f"model-{index + 1:05d}-of-{self.shards + 1:05d}.safetensors"
 
     def read_block(self, index: int) -> dict[str, Stored]:
-        """Return the locations of a finished block's tensors."""
+        """The locations of a finished block's tensors."""
         if self.whole is not None:
             starts = self.source.block_starts(index)
             return {name: place for name, place in self.whole.places.items() if name.startswith(starts)}
@@ -245,7 +245,7 @@ class Partial:
             self._write_journal()
 
     def _found(self) -> list[Path]:
-        """Return the files in the folder except the lock."""
+        """The files in the folder except the lock."""
         return [path for path in self.folder.glob("*") if path.name != LOCK]
 
     def _write_journal(self, sync: bool = False) -> None:
@@ -280,12 +280,12 @@ class Partial:
         whole.write(self._outer_tensors())
 
     def _outer_tensors(self) -> dict[str, Stored]:
-        """Return the result's tensors outside blocks."""
+        """The result's tensors outside blocks."""
         outer = self.source.outer_tensors()
         return {name: stored for name, stored in outer.items() if name not in self.left_out}
 
     def _entries(self) -> dict[str, Entry] | None:
-        """Return the result's tensor headers; None if they depend on which blocks are kept, because blocks differ."""
+        """The result's tensor headers; None if they depend on which blocks are kept, because blocks differ."""
         if self.shards == self.source.blocks:
             return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
         entries = {name: entry_of(tensor) for name, tensor in self._outer_tensors().items()}
@@ -332,7 +332,7 @@ class Partial:
 
 @cache
 def boot() -> str:
-    """Return the id of the system's current boot, "" if it is unknown."""
+    """The id of the system's current boot, "" if it is unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -340,7 +340,7 @@ def boot() -> str:
 
 
 def read_journal(path: Path) -> dict[str, Any]:
-    """Return the journal of unfinished work, {} if it is missing or was damaged by a power cut."""
+    """The journal of unfinished work, {} if it is missing or was damaged by a power cut."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -365,7 +365,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def disk_needed(nbytes: int) -> int:
-    """Return the bytes of disk needed while a result with nbytes of weights is written: nothing is stored twice."""
+    """The bytes of disk needed while a result with nbytes of weights is written: nothing is stored twice."""
     return nbytes
 
 

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cli.main(arguments, prog_name="prunus", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        fail("interrupted; finished work is kept, the same command goes on from there", EXIT_INTERRUPTED)
+        fail("interrupted; finished work is kept; run the same command again to continue", EXIT_INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(EXIT_INPUT)

@@ -19,7 +19,7 @@ _verbose = False
 
 
 def verbose() -> bool:
-    """Return whether internal errors show their traceback (-v)."""
+    """Whether internal errors show their traceback (-v)."""
     return _verbose
 
 
@@ -49,7 +49,7 @@ def cli() -> None:
 
 
 def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Return a decorator for a command with the common options and an example at the end of its help."""
+    """A decorator for a command with the common options and an example at the end of its help."""
 
     def register(function: Callable[..., None]) -> click.Command:
         quiet = click.option(
@@ -70,7 +70,7 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Co
 
 
 def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """Return an option with the name and default of a field of the recipe."""
+    """An option with the name and default of a field of the recipe."""
     default = next(f.default for f in fields(recipe) if f.name == field)
     if default is not MISSING:
         settings = {"default": default, "show_default": default is not None} | settings
@@ -78,7 +78,7 @@ def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Calla
 
 
 def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    """Return one decorator for several options; help lists them in this order."""
+    """One decorator for several options; help lists them in this order."""
 
     def decorate(function: Any) -> Any:
         for option in reversed(options):
@@ -89,7 +89,7 @@ def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 
 def choice(names: Any) -> click.Choice:
-    """Return a choice among names, or among the values of a Literal type."""
+    """A choice among names, or among the values of a Literal type."""
     return click.Choice(get_args(names) or tuple(names))
 
 
@@ -144,12 +144,12 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _engine_option(setting: str, name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """Return an option whose help names the backends that use it."""
+    """An option whose help names the backends that use it."""
     return click.option(name, help=f"{users_of(setting)}: {help}", show_default="default" in settings, **settings)
 
 
 def is_given(name: str) -> bool:
-    """Return whether the user gave this option of the running command."""
+    """Whether the user gave this option of the running command."""
     return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 

@@ -29,7 +29,7 @@ BATCH_SIZE = f"Chains decoded and stored together; default: {_SIZES}."
 
 
 def generation_options(recipe: type) -> Callable[[Any], Any]:
-    """Return a decorator that adds the options of every command that generates chains of thought."""
+    """A decorator that adds the options of every command that generates chains of thought."""
     return all_of(
         [
             recipe_option(

@@ -29,7 +29,7 @@ from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 
 
 def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Return a decorator that adds the options that methods declare; the help names their methods."""
+    """A decorator that adds the options that methods declare; the help names their methods."""
     options = []
     for name, owners in owners_of(table).items():
         first = owners[0][1]
@@ -46,7 +46,7 @@ CALIBRATION_HELP = "c4, wikitext2, tiny, traces:FILE, or a .txt/.jsonl file; aut
 
 
 def calibration_options(recipe: type) -> Callable[[Any], Any]:
-    """Return a decorator that adds the options that choose calibration sequences."""
+    """A decorator that adds the options that choose calibration sequences."""
     return all_of(
         [
             recipe_option(recipe, "calibration", CALIBRATION_HELP),

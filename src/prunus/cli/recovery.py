@@ -29,7 +29,7 @@ PREFIX = "recover"  # of these options where another command recovers what it ha
 
 
 def recovery_options(pruning: type | None = None) -> Callable[[Any], Any]:
-    """Return a decorator that adds an option for each setting of a recovery.
+    """A decorator that adds an option for each setting of a recovery.
 
     pruning: the recipe of a command that recovers what it has pruned. There the names begin with PREFIX, options that
     are not given are None, and the settings that the recipe has, too, are by default those of the pruning.
@@ -76,7 +76,7 @@ def recovery_options(pruning: type | None = None) -> Callable[[Any], Any]:
 
 
 def recover_options(pruning: type) -> Callable[[Any], Any]:
-    """Return a decorator that adds --recover and the options of recovery to a command with that pruning recipe."""
+    """A decorator that adds --recover and the options of recovery to a command with that pruning recipe."""
     flag = click.option(f"--{PREFIX}", is_flag=True, help="Then train what is kept, as `prunus recover` does.")
     return all_of([flag, recovery_options(pruning)])
 

@@ -74,7 +74,7 @@ def study_command(
 
 
 def parse(words: tuple[str, ...]) -> tuple[str, str]:
-    """Return (action, file); the action is `run` where none is given.
+    """(action, file); the action is `run` where none is given.
 
     Raises PrunusError unless there is exactly one file, and where an option was given that the action does not have.
     """

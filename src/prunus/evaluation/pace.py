@@ -20,9 +20,9 @@ class Pace:
 
     @contextmanager
     def shown(self, backend: Backend, chains: int, units: int, show: Callable[[float, str], None]) -> Iterator[None]:
-        """Within the context the backend completes a batch of so many chains, which are so many units of progress.
+        """Within the context the backend completes a batch. chains, units: its size in chains and in units of progress.
 
-        show: called whenever the model has read more tokens, with the number of units' work that is done and a note.
+        show: called whenever the model has read more tokens, with the work done so far in units and a note.
         """
         started, prompt_tokens, tokens = self.clock(), 0, 0
         expected = chains * (self.tokens / self.chains if self.chains else self.budget)

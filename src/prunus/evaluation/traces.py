@@ -170,7 +170,7 @@ def graded_traces(
 
 
 def trace_of(problem: Problem, prompt: list[int], drawn: Draw, sample: Sample) -> Trace:
-    """Return one line of the result; after a forced ending, without the closing, which the model did not choose."""
+    """One line of the result; after a forced ending, without the closing, which the model did not choose."""
     answer = [*drawn.closing, *drawn.answer] if drawn.ended == "natural" else []
     return {
         "token_ids": [*prompt, *drawn.thinking, *answer],
@@ -185,7 +185,7 @@ def trace_of(problem: Problem, prompt: list[int], drawn: Draw, sample: Sample) -
 
 
 def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
-    """Return the chains that pass the filters, by problem (in the order of their first chain), then by draw.
+    """The chains that pass the filters, by problem (in the order of their first chain), then by draw.
 
     hardest: of the problems that still have a chain, only the half (rounded up) that was solved least often over all
     draws is kept; among equals, those with the longest thinking.
@@ -205,12 +205,12 @@ def choose(found: Sequence[Trace], recipe: TraceRecipe) -> list[Trace]:
 
 
 def passes(trace: Trace, recipe: TraceRecipe) -> bool:
-    """Return whether a chain passes the recipe's filters on length and correctness."""
+    """Whether a chain passes the recipe's filters on length and correctness."""
     return trace["thinking_tokens"] >= recipe.min_tokens and (recipe.only == "all" or trace["correct"])
 
 
 def difficulty(of_problem: Sequence[Trace]) -> tuple[float, float]:
-    """Return (share of draws that failed, mean thinking tokens)."""
+    """(share of draws that failed, mean thinking tokens)."""
     count = len(of_problem)
     failed = sum(not trace["correct"] for trace in of_problem) / count
     return failed, sum(trace["thinking_tokens"] for trace in of_problem) / count

@@ -25,7 +25,7 @@ class BuildError(Exception):
 
 
 def supported() -> bool:
-    """Return whether the libraries support this system."""
+    """Whether the libraries support this system."""
     return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
 
 
@@ -39,7 +39,7 @@ def find_compiler() -> str:
 
 
 def prebuilt(source: Path) -> Path:
-    """Return the path of a source file's library in a wheel."""
+    """The path of a source file's library in a wheel."""
     return source.with_name(f"_{source.stem}.so")
 
 

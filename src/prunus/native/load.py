@@ -53,7 +53,7 @@ class Kernel(NamedTuple):
 
 @lru_cache(maxsize=1)
 def kernel() -> Kernel:
-    """Return the kernel for this machine. The first call may compile it, which takes some seconds.
+    """The kernel for this machine. The first call may compile it, which takes some seconds.
 
     The environment variable PRUNUS_KERNEL selects an instruction set other than the best one, or `off`. Raises
     PrunusError if its value is unknown or this processor lacks it.
@@ -93,7 +93,7 @@ def say_why_dense(reason: str) -> None:
 
 @lru_cache(maxsize=1)
 def processors() -> int:
-    """Return the number of processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -103,7 +103,7 @@ def threads() -> int:
 
 
 def cache_folder() -> Path:
-    """Return this user's cache folder, created if missing.
+    """This user's cache folder, created if missing.
 
     Raises OSError if it cannot be created, or if other users can write to it.
     """
@@ -117,7 +117,7 @@ def cache_folder() -> Path:
 
 
 def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
-    """Return the library of a source file with the types of its functions set.
+    """The library of a source file with the types of its functions set.
 
     quiet: print nothing while compiling, for a file that takes no longer than a second. Raises BuildError or OSError if
     the library cannot be compiled or loaded.
@@ -143,7 +143,7 @@ def load(source: Path, quiet: bool = False) -> ctypes.CDLL:
 
 
 def _open(source: Path, path: Path) -> ctypes.CDLL:
-    """Return the library at path with the types of its functions set; OSError if it lacks one."""
+    """The library at path with the types of its functions set; OSError if it lacks one."""
     library = ctypes.CDLL(str(path))
     for name, types in _SIGNATURES[source].items():
         try:

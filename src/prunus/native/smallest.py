@@ -31,7 +31,7 @@ def zero_smallest(weight: Tensor, count: int) -> Tensor | None:
 
 
 def count_zeros(weight: Tensor) -> int | None:
-    """Return how many entries are +0.0 or -0.0; None where the compiled code cannot be used."""
+    """How many entries are +0.0 or -0.0; None where the compiled code cannot be used."""
     if (library := _library_for(weight)) is None:
         return None
     found = ctypes.c_int64()
@@ -40,7 +40,7 @@ def count_zeros(weight: Tensor) -> int | None:
 
 
 def _library_for(weight: Tensor) -> Any:
-    """Return the library, None if it cannot be used for this tensor."""
+    """The library, None if it cannot be used for this tensor."""
     if weight.dtype not in _INFINITY or weight.device.type != "cpu" or not weight.is_contiguous():
         return None
     return _library()
@@ -48,7 +48,7 @@ def _library_for(weight: Tensor) -> Any:
 
 @lru_cache(maxsize=1)
 def _library() -> Any:
-    """Return the library, None if it cannot be loaded."""
+    """The library, None if it cannot be loaded."""
     if os.environ.get(SWITCH) == "off" or not supported():
         return None
     try:

@@ -28,7 +28,7 @@ def why_unprunable(source: Checkpoint) -> str | None:
         return "blocks share weights, so they cannot be pruned one by one"
     others = (name for index in range(source.blocks) for name in source.left_dense(index))
     if half := next((name for name in others if "encoder_attn" in name or "crossattention" in name), None):
-        return f"it is half of a model with an encoder ({half}), no decoder"
+        return f"it belongs to an encoder-decoder model ({half}); only decoder-only models can be pruned"
     if not any(source.linears(index) for index in range(source.blocks)):
         return "its blocks have no Linear that can be pruned; `prunus inspect` says why of each matrix"
     return None

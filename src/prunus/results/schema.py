@@ -78,7 +78,7 @@ ADDED = {  # columns of `sample` that older formats lack: the first format that 
 
 
 def is_empty(connection: sqlite3.Connection) -> bool:
-    """Return whether the file has neither a table nor a version."""
+    """Whether the file has neither a table nor a version."""
     tables, version = _number(connection, "SELECT count(*) FROM sqlite_master"), _version(connection)
     return tables == 0 and version == 0
 
@@ -129,7 +129,7 @@ def _number(connection: sqlite3.Connection, query: str) -> int:
 
 
 def _writer(connection: sqlite3.Connection) -> str:
-    """Return `prunus 0.1.0`, the version that wrote to the file last."""
+    """`prunus 0.1.0`, the version that wrote to the file last."""
     try:
         rows = connection.execute("SELECT value FROM meta WHERE name = 'prunus'").fetchall()
     except sqlite3.Error:  # a format that stores the version elsewhere

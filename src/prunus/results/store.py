@@ -43,7 +43,7 @@ def check_folder(path: Path) -> None:
 
 
 def claim(path: Path, run_id: str) -> AbstractContextManager[None]:
-    """Return a context manager that locks a run of the store at path, which need not exist yet.
+    """A context manager that locks a run of the store at path, which need not exist yet.
 
     Entering it raises PrunusError if another process holds the lock.
     """
@@ -92,7 +92,7 @@ class Store:
         self._connection.close()
 
     def claim(self, run_id: str) -> AbstractContextManager[None]:
-        """Return a context manager that locks a run: `with store.claim(run_id): ...`; see the function `claim`."""
+        """A context manager that locks a run: `with store.claim(run_id): ...`; see the function `claim`."""
         return claim(self.path, run_id)
 
     def add_run(self, run: Run) -> None:
@@ -131,26 +131,26 @@ class Store:
             )
 
     def timings(self, run_id: str) -> dict[str, dict[str, Any]]:
-        """Return the speed of the run's model by machine, for each machine on which it was measured."""
+        """The speed of the run's model by machine, for each machine on which it was measured."""
         if not self._has_table("timing"):
             return {}
         rows = self._read("SELECT machine, speed FROM timing WHERE run_id = ? ORDER BY machine", (run_id,))
         return {machine: json.loads(speed) for machine, speed in rows}
 
     def runs(self) -> list[Run]:
-        """Return all runs, oldest first."""
+        """All runs, oldest first."""
         rows = self._read("SELECT run_id, model, plan, versions FROM run ORDER BY rowid")
         return [Run(run_id, *(json.loads(text) for text in texts)) for run_id, *texts in rows]
 
     def run(self, run_id: str) -> Run:
-        """Return the run with this full id. Raises PrunusError if there is none."""
+        """The run with this full id. Raises PrunusError if there is none."""
         for run in self.runs():
             if run.run_id == run_id:
                 return run
         raise PrunusError(f"no run '{run_id}' in {self.path}; {self._what_there_is()}")
 
     def find_runs(self, text: str) -> list[Run]:
-        """Return the runs that text names, oldest first.
+        """The runs that text names, oldest first.
 
         Text is compared with the run ids, else with model names and sources, else with the labels that tables print,
         else with the beginnings of run ids.
@@ -165,7 +165,7 @@ class Store:
         return next((found for test in meant if (found := [run for run in runs if test(run)])), [])
 
     def find_run(self, text: str) -> Run:
-        """Return the run that text names, as in find_runs. Raises PrunusError with the choices unless it is one run."""
+        """The run that text names, as in find_runs. Raises PrunusError with the choices unless it is one run."""
         found = self.find_runs(text)
         if not found:
             raise PrunusError(f"no run of '{text}' in {self.path}; {self._what_there_is()}")
@@ -182,7 +182,7 @@ class Store:
             self._insert_problems(list(rows))
 
     def problems(self) -> dict[str, ProblemRow]:
-        """Return all problems by id."""
+        """All problems by id."""
         rows = self._read("SELECT task, problem_id, gold, kind, choices, digest FROM problem")
         asks: dict[str, tuple[str, ...]] = {}
         if self._has_table("asks"):
@@ -213,11 +213,11 @@ class Store:
             return self._insert_samples(run_id, samples)
 
     def keys(self, run_id: str) -> set[Key]:
-        """Return (problem_id, budget, draw) of every draw of the run."""
+        """(problem_id, budget, draw) of every draw of the run."""
         return set(self._read("SELECT problem_id, budget, draw FROM sample WHERE run_id = ?", (run_id,)))
 
     def samples(self, run_id: str, texts: bool = False) -> list[Sample]:
-        """Return the run's draws by problem_id, budget, draw; without texts `thinking` and `text` are empty."""
+        """The run's draws by problem_id, budget, draw; without texts `thinking` and `text` are empty."""
         columns = COLUMNS if texts else tuple(name for name in COLUMNS if name not in TEXT_COLUMNS)
         there = {name for _, name, *_ in self._read("PRAGMA table_info(sample)")}
         stored = {name: name if name in there else "NULL" for name in COLUMNS}
@@ -228,7 +228,7 @@ class Store:
         return [_sample(columns, row) for row in self._read(query, (run_id,))]
 
     def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
-        """Return (thinking, text) of these draws only, so that a few texts can be shown from a store of any size."""
+        """(thinking, text) of these draws only, so that a few texts can be shown from a store of any size."""
         query = "SELECT thinking, text FROM sample WHERE run_id = ? AND problem_id = ? AND budget = ? AND draw = ?"
         return {key: row for key in keys for row in self._read(query, (run_id, *key))}
 
@@ -364,7 +364,7 @@ def _json(data: Any) -> str:
 
 
 def _names(runs: Sequence[Run]) -> str:
-    """Return ids and model names, with the mode where the runs differ in it."""
+    """Ids and model names, with the mode where the runs differ in it."""
     modes = {run.plan.get("mode") for run in runs}
     apart = {run.run_id: f", {run.plan.get('mode')}" if len(modes) > 1 else "" for run in runs}
     return ", ".join(f"{run.run_id} ({run.model.get('name')}{apart[run.run_id]})" for run in runs)

@@ -96,7 +96,7 @@ def time_rows(weight: SparseWeight | Tensor, dtype: torch.dtype, keep_dense: boo
 
 
 def copies_for(nbytes: int) -> int:
-    """Return how many copies of the weight to time."""
+    """How many copies of the weight to time."""
     return min(MOST_COPIES, max(1, ALL_BYTES // nbytes))
 
 
@@ -154,7 +154,7 @@ def _pass(linears: Sequence[nn.Module], *some_x: Tensor) -> Callable[[], object]
 
 @lru_cache(maxsize=1)
 def machine() -> str:
-    """Return what a timing depends on besides the weight: processor, torch version and a digest of the kernel."""
+    """What a timing depends on besides the weight: processor, torch version and a digest of the kernel."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -180,7 +180,7 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, int]:
-    """Return the stored choices, an empty dict if the cache cannot be read."""
+    """The stored choices, an empty dict if the cache cannot be read."""
     try:
         found = json.loads(_file().read_text("utf-8"))
         return {key: rows for key, rows in found.items() if isinstance(key, str) and rows in (0, *ROWS, *DENSE_ROWS)}

@@ -77,17 +77,17 @@ class Model:
         return model_label(self.name)
 
     def cells_of(self, variant: Variant) -> list[Cell]:
-        """Return the cells of a variant, one for each plan."""
+        """The cells of a variant, one for each plan."""
         return [cell for cell in self.cells if cell.variant == variant]
 
 
 def model_label(name: str) -> str:
-    """Return the model's name as describe_model of the evaluation gives it."""
+    """The model's name as describe_model of the evaluation gives it."""
     return Path(name).resolve().name if name != "tiny" and Path(name).is_dir() else name
 
 
 def open_models(study: Study) -> list[Model]:
-    """Return all models of the study; those of the hub are downloaded.
+    """All models of the study; those of the hub are downloaded.
 
     Raises PrunusError where a model cannot be found or a recipe or plan does not fit it.
     """
@@ -109,7 +109,7 @@ def check_apart(study: Study, models: Sequence[Model]) -> None:
 
 
 def folder_of(study: Study, name: str) -> Path:
-    """Return a model's folder; a model of the hub is downloaded. PrunusError names the line of the study's file."""
+    """A model's folder; a model of the hub is downloaded. PrunusError names the line of the study's file."""
     try:
         return resolve(name)
     except PrunusError as error:
@@ -117,7 +117,7 @@ def folder_of(study: Study, name: str) -> Path:
 
 
 def open_model(study: Study, name: str, folder: Path) -> Model:
-    """Return a model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it."""
+    """A model with its variants and cells. Raises PrunusError where a recipe or a plan does not fit it."""
     checkpoint = checkpoint_of(study, folder)
     if checkpoint.quantised is not None and isinstance(checkpoint, Checkpoint):
         way = f"run `prunus dequantize {name} OUT` and name OUT"
@@ -145,14 +145,14 @@ def checkpoint_of(study: Study, folder: Path) -> Checkpoint:
 
 
 def plan_of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
-    """Return the plan for a variant. The dense model keeps the id that `prunus eval` gives, so that they share rows."""
+    """The plan for a variant. The dense model keeps the id that `prunus eval` gives, so that they share rows."""
     if variant.recipe is None:
         return dense
     return replace(dense, run_id=content_hash({"variant": variant.key, "plan": dense.plan}))
 
 
 def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
-    """Return the dense model and a variant for each recipe. Raises PrunusError where two have the same effect."""
+    """The dense model and a variant for each recipe. Raises PrunusError where two have the same effect."""
     names = variant_names(study.entries)
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
@@ -173,7 +173,7 @@ def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
 
 
 def same_effect(first: Entry, second: Entry) -> str:
-    """Return the message for two recipes that have the same effect."""
+    """The message for two recipes that have the same effect."""
     one, other = settings_of(first), settings_of(second)
     differing = [key for key in one | other if one.get(key) != other.get(key)]
     name = entry_name(first)
@@ -186,7 +186,7 @@ def same_effect(first: Entry, second: Entry) -> str:
 
 
 def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the settings of a recipe that have an effect, with files replaced by digests of their content."""
+    """The settings of a recipe that have an effect, with files replaced by digests of their content."""
     unused = unused_settings(recipe)
     kept: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key not in unused}
     if isinstance(recipe, DropRecipe) and recipe.indices:
@@ -204,7 +204,7 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the settings of a recovery that have an effect, with files replaced by digests of their content."""
+    """The settings of a recovery that have an effect, with files replaced by digests of their content."""
     unused = set() if recipe.calibration_tokens is None else {"samples"}
     if not recipe.weighted:
         unused |= set(TOKEN_WEIGHTS)
@@ -213,7 +213,7 @@ def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[st
 
 
 def content_of(calibration: str) -> str:
-    """Return what stands for a calibration source in a hash: the name of a corpus of the hub, the digest of a file."""
+    """What stands for a calibration source in a hash: the name of a corpus of the hub, the digest of a file."""
     if calibration == "wikitext2":
         return "wikitext2, joined by blanks"  # by blank lines in earlier versions
     if calibration in HUB_NAMES:
@@ -224,7 +224,7 @@ def content_of(calibration: str) -> str:
 
 
 def digest(path: Path) -> str:
-    """Return 16 hex digits of the SHA-256 of a file's content."""
+    """16 hex digits of the SHA-256 of a file's content."""
     try:
         return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -232,7 +232,7 @@ def digest(path: Path) -> str:
 
 
 def base_name(recipe: Recipe) -> str:
-    """Return a short name: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`."""
+    """A short name: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`."""
     if isinstance(recipe, DropRecipe):
         if recipe.indices:
             return "-".join(["without", *map(str, recipe.indices)])
@@ -249,12 +249,12 @@ def base_name(recipe: Recipe) -> str:
 
 
 def entry_name(entry: Entry) -> str:
-    """Return the short name of a recipe with its recovery: `wanda-owl-20` or `wanda-owl-20-recovered`."""
+    """The short name of a recipe with its recovery: `wanda-owl-20` or `wanda-owl-20-recovered`."""
     return base_name(entry.recipe) + ("" if entry.recover is None else "-recovered")
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
-    """Return the settings of a recipe, and those of its recovery that differ from the recipe's."""
+    """The settings of a recipe, and those of its recovery that differ from the recipe's."""
     settings = entry.recipe.to_json()
     recovery = {} if entry.recover is None else entry.recover.to_json()
     for name, value in recovery.items():
@@ -266,7 +266,7 @@ def settings_of(entry: Entry) -> dict[str, Any]:
 
 
 def variant_names(entries: Sequence[Entry]) -> list[str]:
-    """Return a name for each recipe: the short name, and where it is not unique, the settings that differ."""
+    """A name for each recipe: the short name, and where it is not unique, the settings that differ."""
     names = [entry_name(entry) for entry in entries]
     for name in {name for name in names if names.count(name) > 1}:
         alike = {index: settings_of(entries[index]) for index, other in enumerate(names) if other == name}
@@ -283,6 +283,6 @@ def differing_settings(one: Mapping[str, Any], all_alike: Sequence[Mapping[str, 
 
 
 def plan_names(plans: Sequence[EvalPlan]) -> list[str]:
-    """Return a name for each plan, made of the settings in which plans differ; empty where there is only one plan."""
+    """A name for each plan, made of the settings in which plans differ; empty where there is only one plan."""
     rows = [plan.to_json() for plan in plans]
     return [" ".join(differing_settings(row, rows)).replace("mode", "") for row in rows]

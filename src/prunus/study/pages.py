@@ -96,7 +96,7 @@ class Contrast:
 
 
 def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Contrast]:
-    """Return one contrast for each model and plan."""
+    """One contrast for each model and plan."""
     begun = {run.run_id for run in store.runs() if store.keys(run.run_id)}
     found = []
     for model in models:
@@ -110,7 +110,7 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Co
 
 
 def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]:
-    """Return the contrasts in groups that share a page: those of one model whose plans differ only in the mode."""
+    """The contrasts in groups that share a page: those of one model whose plans differ only in the mode."""
     groups: dict[str, list[Contrast]] = {}
     for one in contrasts:
         plan = with_mode_left_out(store.run(one.base).plan)
@@ -119,7 +119,7 @@ def by_page(contrasts: Sequence[Contrast], store: Store) -> list[list[Contrast]]
 
 
 def with_mode_left_out(plan: Data) -> Data:
-    """Return a stored plan without its mode and the settings that may follow from it: one page shows both modes."""
+    """A stored plan without its mode and the settings that may follow from it: one page shows both modes."""
     return {key: value for key, value in plan.items() if key not in OF_MODE}
 
 
@@ -159,14 +159,14 @@ def write_page(study: Study, store: Store, group: Sequence[Contrast], target: Pa
 
 
 def among(comparison: Mapping[str, Any], others: Sequence[str]) -> Data | None:
-    """Return a comparison restricted to these runs, in this order; None if it has none of them."""
+    """A comparison restricted to these runs, in this order; None if it has none of them."""
     entries = {entry["run"]: entry for entry in comparison["others"]}
     kept = [entries[run] for run in others if run in entries]
     return {**comparison, "others": kept, "warnings": []} if kept else None
 
 
 def entry_of(contrast: Contrast, comparison: Data | None) -> Data:
-    """Return the contrast's entry of the study's result."""
+    """The contrast's entry of the study's result."""
     return {
         "model": contrast.model,
         "plan": contrast.plan,
@@ -177,12 +177,12 @@ def entry_of(contrast: Contrast, comparison: Data | None) -> Data:
 
 
 def not_begun(plan: str, names: Sequence[str]) -> str:
-    """Return a note such as `Not begun (legacy): wanda-20 and wanda-50.`"""
+    """A note such as `Not begun (legacy): wanda-20 and wanda-50.`"""
     return f"Not begun{f' ({plan})' if plan else ''}: {joined(list(names), most=12)}."
 
 
 def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting: Sequence[Data]) -> str:
-    """Return the HTML of the page that links to the others and lists every verdict. waiting: entries without a page."""
+    """The HTML of the page that links to the others and lists every verdict. waiting: entries without a page."""
     parts = []
     for file, entries in links:
         title = ", ".join(dict.fromkeys(title_of(entry) for entry in entries))
@@ -200,12 +200,12 @@ def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting:
 
 
 def title_of(entry: Data) -> str:
-    """Return the name of a model and a plan, such as `tiny strict`."""
+    """The name of a model and a plan, such as `tiny strict`."""
     return f"{entry['model']} {entry['plan']}".strip()
 
 
 def verdict_lines(entry: Data) -> list[str]:
-    """Return a line for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
+    """A line for each variant, such as `tiny/wanda-20: cannot tell (-1.2 points)`."""
     if entry["comparison"] is None:
         return ["nothing to compare with yet" if entry["not_begun"] else "nothing to compare with"]
     return [

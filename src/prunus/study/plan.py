@@ -37,7 +37,7 @@ def plan_study(
     device: str = "auto",
     measure: bool = True,
 ) -> dict[str, Any]:
-    """Return what run_study would do with the same arguments, as plain data; nothing is written or downloaded.
+    """What run_study would do with the same arguments, as plain data; nothing is written or downloaded.
 
     measure: load each dense model and measure its speed in a few steps. The result has
 
@@ -111,7 +111,7 @@ def plan_study(
 
 
 def unknown_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]:
-    """Return a line about tasks and one about models that are not on this machine, if there are any."""
+    """A line about tasks and one about models that are not on this machine, if there are any."""
     lines = []
     if unread:
         reason = next(iter(unread.values()))
@@ -123,7 +123,7 @@ def unknown_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]
 
 
 def planned_cells(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]:
-    """Return the cells of a model that is on this machine, with the number of answers that the store has of each."""
+    """The cells of a model that is on this machine, with the number of answers that the store has of each."""
     if not paths.store.is_file():
         return [planned_cell(study, model, cell, cell.resolved.batches, 0, None) for cell in model.cells]
     with Store(paths.store) as store:
@@ -140,7 +140,7 @@ def planned_cells(study: Study, model: Model, paths: StudyPaths) -> list[Planned
 def planned_cell(
     study: Study, model: Model, cell: Cell, missing: Sequence[Sequence[tuple[int, int]]], done: int, mean: float | None
 ) -> PlannedCell:
-    """Return one planned cell. missing: its batches. done: its stored answers. mean: tokens per chain so far."""
+    """One planned cell. missing: its batches. done: its stored answers. mean: tokens per chain so far."""
     work, plan = cell.resolved, study.plans[cell.plan]
     chains = [index for batch in missing for index, _ in batch]
     return PlannedCell(
@@ -157,7 +157,7 @@ def planned_cell(
 
 
 def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
-    """Return the mean number of tokens sampled for a chain of these runs; None without any chain.
+    """The mean number of tokens sampled for a chain of these runs; None without any chain.
 
     The tokens of a chain are its longest thinking and every distinct answer.
     """
@@ -166,7 +166,7 @@ def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
 
 
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:
-    """Return the most bytes of a variant's file: a bit per weight, and the kept weights where these change."""
+    """The most bytes of a variant's file: a bit per weight, and the kept weights where these change."""
     recipe = variant.recipe
     assert recipe is not None
     if variant.recover is not None:
@@ -182,7 +182,7 @@ def variant_bytes(source: Checkpoint, variant: Variant) -> int:
 
 
 def recovered_bytes(source: Checkpoint, index: int) -> int:
-    """Return the most bytes stored of a block whose weights all change: its tensors, and masks of its matrices."""
+    """The most bytes stored of a block whose weights all change: its tensors, and masks of its matrices."""
     tensors = source.block_tensors(index).values()
     return sum(
         packed_nbytes(tuple(s.shape), s.elements, source.dtype.itemsize) if len(s.shape) == 2 else s.nbytes
@@ -191,7 +191,7 @@ def recovered_bytes(source: Checkpoint, index: int) -> int:
 
 
 def disk_bytes(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
-    """Return the bytes for the variants that are to be made, and for the checkpoints that they are made from.
+    """The bytes for the variants that are to be made, and for the checkpoints that they are made from.
 
     missing: bytes of each of these variants.
     """
@@ -202,7 +202,7 @@ def disk_bytes(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
 
 
 def missing_packages(study: Study, model: Model, paths: StudyPaths, device: str) -> list[str]:
-    """Return a line for a package that the machine that runs the study needs. Raises PrunusError for a wrong file."""
+    """A line for a package that the machine that runs the study needs. Raises PrunusError for a wrong file."""
     try:
         check_variants(study, [model], paths.folder, device)
     except PrunusError as error:
@@ -213,7 +213,7 @@ def missing_packages(study: Study, model: Model, paths: StudyPaths, device: str)
 
 
 def tokens_per_second(study: Study, model: Model, device: str) -> float:
-    """Return the tokens per second with which the dense model decodes the first batch, without reading its prompts.
+    """The tokens per second with which the dense model decodes the first batch, without reading its prompts.
 
     The number of steps is doubled until they take long enough to be measured: on a busy machine a few steps may seem to
     take a negative time.
@@ -233,7 +233,7 @@ def tokens_per_second(study: Study, model: Model, device: str) -> float:
 
 
 def seconds_for(backend: Backend, work: ResolvedPlan, prompts: Sequence[list[int]], steps: int) -> float:
-    """Return the seconds to read the prompts and sample `steps` tokens for each."""
+    """The seconds to read the prompts and sample `steps` tokens for each."""
     started = time.monotonic()
     none = frozenset[int]()
     requests = [Request(prompt, steps, none, none, seed) for seed, prompt in enumerate(prompts)]
@@ -246,7 +246,7 @@ def seconds(
     speeds: Mapping[str, float],
     tokens: Callable[[PlannedCell], float | None],
 ) -> float | None:
-    """Return the seconds for the cells of all models; None where a speed or a number of tokens is unknown."""
+    """The seconds for the cells of all models; None where a speed or a number of tokens is unknown."""
     total = 0.0
     for name, of_model in lines.items():
         counts = [tokens(line) for line in of_model if line.done < line.answers]

@@ -32,7 +32,7 @@ class PackedBits(NamedTuple):
 
 
 def round_up(count: int, step: int) -> int:
-    """Return the smallest multiple of step that is at least count."""
+    """The smallest multiple of step that is at least count."""
     return -(-count // step) * step
 
 
@@ -52,13 +52,13 @@ def values_length(kept: int, itemsize: int) -> int:
 
 
 def mask_nbytes(shape: tuple[int, ...]) -> int:
-    """Return the bytes of a mask."""
+    """The bytes of a mask."""
     rows, width = mask_shape(*shape)
     return rows * width
 
 
 def packed_nbytes(shape: tuple[int, ...], kept: int, itemsize: int) -> int:
-    """Return the bytes of a packed weight with `kept` values."""
+    """The bytes of a packed weight with `kept` values."""
     return 8 * starts_length(shape[0]) + mask_nbytes(shape) + itemsize * values_length(kept, itemsize)
 
 

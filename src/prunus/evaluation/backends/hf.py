@@ -80,7 +80,7 @@ class Row:
         return None if self.request.texts.may_begin_by(self.ids, cut) else True
 
     def late(self) -> list[Request]:
-        """Return the follow-up requests at cuts that were undecided and are passed; they do not continue the cache."""
+        """The follow-up requests at cuts that were undecided and are passed; they do not continue the cache."""
         assert self.request.then is not None
         decided = {cut: self.passes(cut) for cut in self.undecided}
         self.undecided = [cut for cut, passes in decided.items() if passes is None]
@@ -93,7 +93,7 @@ class Row:
         return Completion(self.ids, self.stopped, self.scores, self.marker)
 
     def following(self) -> tuple[Request | None, Request | None]:
-        """Return the follow-up requests in this row and in a copy of it."""
+        """The follow-up requests in this row and in a copy of it."""
         assert self.request.then is not None
         at_end = self.request.then(self.completion, None) if self.done else None
         cut = self.cut
@@ -105,7 +105,7 @@ class Row:
         return (at_cut, None) if self.done and at_end is None else (at_end, at_cut)
 
     def continued_by(self, request: Request, uniforms: Uniforms | None) -> "Row":
-        """Return a row for a follow-up request, which starts where the model stopped reading."""
+        """A row for a follow-up request, which starts where the model stopped reading."""
         read = len(self.request.prompt) + len(self.ids) - (self.stopped is None)
         first, *pending = request.prompt[read:]
         return Row(request, uniforms, pending, fed=first)
@@ -126,7 +126,7 @@ class HFBackend(Backend):
     def load(
         cls, folder: Path, device: str = "auto", vocabulary: int | None = None, engine: EngineOptions | None = None
     ) -> "HFBackend":
-        """Return a backend for a folder. device: `auto` is cuda if there is one. engine: only `sparse` is used."""
+        """A backend for a folder. device: `auto` is cuda if there is one. engine: only `sparse` is used."""
         model = load_model(folder, device, sparse=(engine or EngineOptions()).sparse)
         return cls(model, vocabulary or model.config.get_text_config(decoder=True).vocab_size)
 
@@ -217,7 +217,7 @@ class HFBackend(Backend):
             logits_RV = cache.step([None if row.done else row.fed for row in rows])
 
     def _pick(self, logits_RV: Tensor, rows: list[Row], bans: Bans, sampling: Sampling) -> list[list[float]]:
-        """Return each row's sampled id, log-probability and self-certainty, in one copy from the device."""
+        """Each row's sampled id, log-probability and self-certainty, in one copy from the device."""
         allowed_RV = bans.applied(logits_RV, [row.request for row in rows], [len(row.ids) for row in rows])
         uniform_R = None
         if sampling.temperature > 0:

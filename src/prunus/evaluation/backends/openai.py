@@ -68,7 +68,7 @@ class OpenAIBackend(Backend):
 
     @classmethod
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "OpenAIBackend":
-        """Return a backend whose server has the model and passed the probe; PrunusError says what it lacks.
+        """A backend whose server has the model and passed the probe; PrunusError says what it lacks.
 
         device: not used, since the server has its own.
         """
@@ -190,7 +190,7 @@ class OpenAIBackend(Backend):
         bias: Mapping[str, int] | None = None,
         waits: bool = True,
     ) -> Completion:
-        """Return the completion of one request. bias: logit biases that replace the request's. waits: as reply_of's."""
+        """The completion of one request. bias: logit biases that replace the request's. waits: as reply_of's."""
         payload = self._payload(request, sampling)
         if bias is not None:
             payload["logit_bias"] = bias
@@ -216,7 +216,7 @@ class OpenAIBackend(Backend):
         return {str(token): NEVER for token in [*sorted(banned), *self.unknown]}
 
     def _payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        """Return a request that sets every parameter with a default, under the names of vLLM and other servers."""
+        """A request that sets every parameter with a default, under the names of vLLM and other servers."""
         if self.is_llama_cpp:
             return self._llama_cpp_payload(request, sampling)
         is_vllm = self.server.startswith("vllm")
@@ -258,7 +258,7 @@ class OpenAIBackend(Backend):
         return payload
 
     def _llama_cpp_payload(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        """Return a request under the names of llama.cpp."""
+        """A request under the names of llama.cpp."""
         stops = self._texts(request.stops)
         return {
             "model": self.name,
@@ -316,7 +316,7 @@ class OpenAIBackend(Backend):
         return Completion(ids, stopped, Scores(of_ids, array("f", [math.nan]) * len(ids)), marker)
 
     def _ids(self, choice: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[list[int], list[float] | None]:
-        """Return the ids of a reply and any log-probabilities of them; sets token_ids to the source of the ids."""
+        """The ids of a reply and any log-probabilities of them; sets token_ids to the source of the ids."""
         details = choice.get("logprobs") or {}
         logprobs, texts = details.get("token_logprobs"), details.get("tokens")
         if isinstance(choice.get("token_ids"), list):
@@ -456,7 +456,7 @@ class OpenAIBackend(Backend):
 
 
 def after(request: Request, ids: list[int]) -> Request:
-    """Return the request for the rest of a completion of which llama.cpp has returned the first ids.
+    """The request for the rest of a completion of which llama.cpp has returned the first ids.
 
     llama.cpp also stops where it should not: at any end token of its model file, and at a stop spelled out in ordinary
     tokens. It has no minimum number of tokens, so these are requested first, without stops.
@@ -470,13 +470,13 @@ def after(request: Request, ids: list[int]) -> Request:
 
 
 def llama_cpp_choice(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a reply of llama.cpp in the form of vLLM's."""
+    """A reply of llama.cpp in the form of vLLM's."""
     finish = {"limit": "length", "word": "stop", "eos": "stop"}[reply["stop_type"]]
     return {"token_ids": reply["tokens"], "text": reply["content"], "finish_reason": finish}
 
 
 def told_apart_by(tokenizer: Any, vocabulary: int) -> list[int]:
-    """Return some ids, spread over a vocabulary of this size, whose texts are words that no other id has."""
+    """Some ids, spread over a vocabulary of this size, whose texts are words that no other id has."""
     found: list[int] = []
     special = set(tokenizer.all_special_ids)
     for part in range(PROBED_IDS):
@@ -489,7 +489,7 @@ def told_apart_by(tokenizer: Any, vocabulary: int) -> list[int]:
 
 
 def names_of(folder: Path) -> set[str]:
-    """Return the names a server may give a folder's model: its path, its name, its hub id if in the hub's cache."""
+    """The names a server may give a folder's model: its path, its name, its hub id if in the hub's cache."""
     names = {str(folder), str(folder.resolve()), folder.name}
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         names.add(folder.parents[1].name.removeprefix("models--").replace("--", "/"))

@@ -62,7 +62,7 @@ def free_port() -> int:
 
 
 def wait(process: "subprocess.Popen[bytes]", url: str, seconds: float, log: IO[bytes]) -> None:
-    """Return once the server lists its models."""
+    """Once the server lists its models."""
     until = time.monotonic() + seconds
     while True:
         with suppress(httpx.HTTPError):

@@ -37,7 +37,7 @@ class Busy(Exception):
 
 
 def new_client(engine: EngineOptions) -> httpx.AsyncClient:
-    """Return a client with the API key of the environment and the options' timeout."""
+    """A client with the API key of the environment and the options' timeout."""
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
     limits = httpx.Limits(max_connections=None)
     timeout = httpx.Timeout(engine.timeout, connect=CONNECT_SECONDS, pool=None)
@@ -54,7 +54,7 @@ async def reply_of(
     tries: int = TRIES,
     waits: bool = True,
 ) -> Any:
-    """Return the server's reply as data, with retries for temporary failures; PrunusError names the url.
+    """The server's reply as data, with retries for temporary failures; PrunusError names the url.
 
     waits: whether to wait for a server that is busy or cannot be reached; otherwise Busy is raised.
     """
@@ -88,7 +88,7 @@ async def reply_of(
 
 
 def refusal(url: str, status: int, problem: str) -> str:
-    """Return one line for a reply that a retry would not change."""
+    """One line for a reply that a retry would not change."""
     if status in (401, 403):
         return f"{url} needs another key ({status}): set {KEYS[0]} (or {KEYS[1]})"
     if status == httpx.codes.NOT_FOUND:
@@ -97,7 +97,7 @@ def refusal(url: str, status: int, problem: str) -> str:
 
 
 def first_words(response: httpx.Response) -> str:
-    """Return the server's own explanation, in one line."""
+    """The server's own explanation, in one line."""
     try:
         data = response.json()
         error = data.get("error", data)
@@ -109,12 +109,12 @@ def first_words(response: httpx.Response) -> str:
 
 
 def pause(attempt: int) -> float:
-    """Return the seconds before the next try: doubled each time, with jitter."""
+    """The seconds before the next try: doubled each time, with jitter."""
     return min(LONGEST_WAIT_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
 
 
 def seconds_to_wait(response: httpx.Response) -> float:
-    """Return the seconds that the server requests in Retry-After, within limits."""
+    """The seconds that the server requests in Retry-After, within limits."""
     try:
         return min(LONGEST_WAIT_SECONDS, float(response.headers.get("Retry-After", "0")))
     except ValueError:  # a date
@@ -122,7 +122,7 @@ def seconds_to_wait(response: httpx.Response) -> float:
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Return the result of a coroutine, also in a notebook, whose event loop is already running."""
+    """The result of a coroutine, also in a notebook, whose event loop is already running."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

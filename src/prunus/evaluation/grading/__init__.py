@@ -90,7 +90,7 @@ class Grader:
         self.pool.close()
 
     def grade(self, items: Sequence[tuple[Gradable, str | None]]) -> list[Grade]:
-        """Return one Grade per (problem, answer text), in order. The text None (the model gave none) is `no_answer`."""
+        """One Grade per (problem, answer text), in order. The text None (the model gave none) is `no_answer`."""
         found = [_read(problem, text) for problem, text in items]
         questions = [
             _Question(problem.gold, reading.written, problem.asks) if _needs_reading(problem, reading) else None
@@ -103,7 +103,7 @@ class Grader:
         ]
 
     def _settle(self, questions: Sequence["_Question"]) -> dict["_Question", Verdict]:
-        """Return the verdict on every question, with math-verify for the formulas that the rules cannot compare."""
+        """The verdict on every question, with math-verify for the formulas that the rules cannot compare."""
         distinct = left = list(dict.fromkeys(questions))
         known: dict[Request, Verdict] = {}
         for turn in itertools.count():
@@ -116,7 +116,7 @@ class Grader:
         raise AssertionError
 
     def _compare(self, requests: Iterable[Request]) -> dict[Request, Verdict]:
-        """Return the verdicts of math-verify; every distinct request is sent once."""
+        """The verdicts of math-verify; every distinct request is sent once."""
         wanted = list(dict.fromkeys(requests))
         with self._lock:
             new = [request for request in wanted if request not in self._known]
@@ -145,7 +145,7 @@ class _Question:
         return isinstance(other, _Question) and self.key == other.key
 
     def verdict(self, known: dict[Request, Verdict]) -> Verdict:
-        """Return the verdict that follows from the workers' verdicts on the requests."""
+        """The verdict that follows from the workers' verdicts on the requests."""
         if self.letter or self._decide(lambda gold, answer: known.get((gold, answer, self.both)) == "same"):
             return "same"
         failed = {known.get(request) for request in self.requests}
@@ -156,7 +156,7 @@ class _Question:
         return True
 
     def _decide(self, ask: Callable[[str, str], bool]) -> bool:
-        """Return whether answer and gold match. No reading is skipped, so that a first call collects all requests."""
+        """Whether answer and gold match. No reading is skipped, so that a first call collects all requests."""
         found = [matching.same(self.golds[0], answer, ask, self.asks) for answer in self.answers]
         if not self.both:
             return any(found)
@@ -164,7 +164,7 @@ class _Question:
 
 
 def _read(problem: Gradable, text: str | None) -> _Reading:
-    """Return the answer found in a text, normalised; the value of the gold answer plays no part."""
+    """The answer found in a text, normalised; the value of the gold answer plays no part."""
     found = find_answer(text or "")
     if found.how == "malformed":
         return _Reading("", None, "malformed")
@@ -179,7 +179,7 @@ def _read(problem: Gradable, text: str | None) -> _Reading:
 
 
 def _read_phrase(problem: Gradable, phrase: str, text: str) -> _Reading:
-    """Return the answer in the phrase after "answer is". For integer tasks it must be written as a whole number."""
+    """The answer in the phrase after "answer is". For integer tasks it must be written as a whole number."""
     clause = first_clause(phrase)
     if problem.kind == "integer":
         written = next((part for part in (phrase, clause, clause.split(",")[0]) if normalise.integer(part)), None)
@@ -197,7 +197,7 @@ def _read_weakly(problem: Gradable, text: str) -> _Reading:
 
 
 def _canonical(problem: Gradable, written: str) -> str | None:
-    """Return the canonical form of an answer; None where it names no choice, or is empty after normalisation."""
+    """The canonical form of an answer; None where it names no choice, or is empty after normalisation."""
     if problem.kind == "integer":
         number = normalise.integer(written)
         if number and "%" in written and problem.asks is not None and "percent" not in problem.asks:
@@ -213,7 +213,7 @@ def _canonical(problem: Gradable, written: str) -> str | None:
 
 
 def _plainly_different(first: str, second: str) -> bool:
-    """Return whether two canonical answers are different whole numbers, which needs no algebra."""
+    """Whether two canonical answers are different whole numbers, which needs no algebra."""
     return normalise.is_integer(first) and normalise.is_integer(second) and first != second
 
 

@@ -28,7 +28,7 @@ class _NotArithmetic(Exception):
 
 
 def exact_value(text: str) -> Fraction | None:
-    """Return the value of a text in normal form (normalise.latex); None where it is not plain arithmetic."""
+    """The value of a text in normal form (normalise.latex); None where it is not plain arithmetic."""
     if mixed := _MIXED.fullmatch(text):
         if not int(mixed["under"]):
             return None
@@ -77,7 +77,7 @@ class _Reader:
         return value
 
     def sign(self) -> int:
-        """Return the product of the signs at this position: 1 or -1; 1 where there is none."""
+        """The product of the signs at this position: 1 or -1; 1 where there is none."""
         sign = 1
         while self.next() in ("+", "-"):
             sign = -sign if self.next() == "-" else sign

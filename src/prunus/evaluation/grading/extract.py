@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 
 def find_answer(text: str) -> Found:
-    """Return the last box, else what follows the last "answer is" or "answer:", else the last line's conclusion.
+    """The last box, else what follows the last "answer is" or "answer:", else the last line's conclusion.
 
     A last box that never closes, or holds over MAX_ANSWER characters, is malformed; earlier boxes are not considered.
     An empty box is a box without an answer.
@@ -71,7 +71,7 @@ def find_answer(text: str) -> Found:
 
 
 def balanced_content(text: str, start: int) -> str | None:
-    r"""Return the text from start, just after an opening brace, to its closing brace; None if it is never closed."""
+    r"""The text from start, just after an opening brace, to its closing brace; None if it is never closed."""
     depth = 1
     for token in _BRACE.finditer(text, start):
         if token[0] == "{":
@@ -84,7 +84,7 @@ def balanced_content(text: str, start: int) -> str | None:
 
 
 def _after(phrase: re.Match[str] | None, text: str) -> str:
-    """Return what follows a phrase, undecorated: the rest of its line, or the next line that is not blank."""
+    """What follows a phrase, undecorated: the rest of its line, or the next line that is not blank."""
     if phrase is None:
         return ""
     for line in text[phrase.end() :][: 4 * MAX_ANSWER].split("\n")[:5]:
@@ -102,7 +102,7 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def first_clause(phrase: str) -> str:
-    """Return the answer in a phrase without the reason after it: its only formula, else its first clause."""
+    """The answer in a phrase without the reason after it: its only formula, else its first clause."""
     formulas = _MATHS.findall(phrase)
     if len(formulas) == 1:
         return "".join(formulas[0]).strip()
@@ -112,7 +112,7 @@ def first_clause(phrase: str) -> str:
 
 
 def last_integer(text: str) -> str | None:
-    """Return the last whole number of the text as digits with a sign; 18.00 and 1,234 count, 2.5 does not."""
+    """The last whole number of the text as digits with a sign; 18.00 and 1,234 count, 2.5 does not."""
     text = text[-MAX_TEXT:]
     for number in reversed(list(_NUMBER.finditer(text))):
         whole, _, decimals = number[0].rstrip(",").partition(".")

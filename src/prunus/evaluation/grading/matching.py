@@ -23,7 +23,7 @@ _INFORMAL = re.compile(r"[^a-z]")
 
 
 def wishes(question: str) -> tuple[str, ...]:
-    """Return the forms of answer that a question asks for ("percent", "base 8"). "15 percent of" asks for none."""
+    """The forms of answer that a question asks for ("percent", "base 8"). "15 percent of" asks for none."""
     found = ["percent" for at in _PERCENT.finditer(question) if not _PERCENT_OF.search(question[: at.start()][-8:])]
     for name in _BASE.findall(question):
         base = int(name) if name.isdigit() else BASES.get(name.lower())
@@ -32,7 +32,7 @@ def wishes(question: str) -> tuple[str, ...]:
 
 
 def same(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
-    """Return whether answer means the same as gold.
+    """Whether answer means the same as gold.
 
     ask: called with two formulas, returns whether they are equal. asks: what `wishes` found in the question, None where
     the question is not known. No comparison is skipped because another failed, so that a caller can collect them all.
@@ -83,7 +83,7 @@ def _in_order(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Sequ
 
 
 def _matched(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Sequence[str] | None) -> bool:
-    """Return whether the elements match in some order. Equality is transitive, so the first match can be taken.
+    """Whether the elements match in some order. Equality is transitive, so the first match can be taken.
 
     Plain numbers are sorted instead. More than MAX_UNORDERED formulas are compared in their written order only.
     """
@@ -103,7 +103,7 @@ def _matched(gold: Sequence[Node], answer: Sequence[Node], ask: Ask, asks: Seque
 
 
 def _plain_values(parts: Sequence[Node]) -> list[Fraction]:
-    """Return the values of those parts that are plain numbers."""
+    """The values of those parts that are plain numbers."""
     plain = (part for part in parts if not (part.percent or part.rounded or part.units))
     return [part.value for part in plain if part.value is not None]
 
@@ -136,7 +136,7 @@ def _based(gold: Node, answer: Node, asks: Sequence[str] | None) -> bool:
 
 
 def _one_percent(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
-    """Return whether the values are equal where exactly one of them is in percent."""
+    """Whether the values are equal where exactly one of them is in percent."""
     share, bare = (gold, answer) if gold.percent else (answer, gold)
     if share.kind not in ("number", "formula") or bare.kind not in ("number", "formula"):
         return False
@@ -150,7 +150,7 @@ def _one_percent(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None)
 
 
 def _rounded(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
-    """Return whether a rounded answer matches: "about 0.333" is 1/3, "about 0.3" and "about 0.334" are not.
+    """Whether a rounded answer matches: "about 0.333" is 1/3, "about 0.3" and "about 0.334" are not.
 
     Two rounded answers must be the same number.
     """

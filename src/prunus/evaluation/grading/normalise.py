@@ -73,7 +73,7 @@ _ANOTHER = re.compile(r"[\s.:)\]]*(?:[,;/&]|\band\b|\bor\b)[\s(\[]*(?:option\s+)
 
 
 def integer(text: str) -> str | None:
-    r"""Return a whole number as plain digits with a sign, or None where the text is not one.
+    r"""A whole number as plain digits with a sign, or None where the text is not one.
 
     Currency signs, thousands separators, degrees, leading zeros, a trailing `.0`, fonts, `x =`, the letter of a choice
     before it and units are dropped; 3 million is 3000000; \frac{84}{2} and 42\pi are not read as whole numbers.
@@ -101,7 +101,7 @@ def _is_unit(text: str) -> bool:
 
 
 def math(text: str) -> str:
-    r"""Return LaTeX in normal form (see latex), also without `x=` in front of the value of a letter."""
+    r"""LaTeX in normal form (see latex), also without `x=` in front of the value of a letter."""
     joined = latex(text)
     if name_of(joined):
         joined = joined[2:]
@@ -111,12 +111,12 @@ def math(text: str) -> str:
 
 
 def name_of(joined: str) -> str:
-    """Return the variable whose value a text in normal form states, such as x in x=5; empty if there is none."""
+    """The variable whose value a text in normal form states, such as x in x=5; empty if there is none."""
     return joined[0] if _LETTER_EQUALS.match(joined) and joined.count("=") == 1 and len(joined) > 2 else ""
 
 
 def latex(text: str, grouped: bool = True) -> str:
-    r"""Return LaTeX in normal form, without parts that do not change its meaning; math-verify can still read it.
+    r"""LaTeX in normal form, without parts that do not change its meaning; math-verify can still read it.
 
     Drops blanks (but not between two digits), \left \right \big and thin spaces, dollar signs, degrees, font commands
     around their content, trailing stops and thousands separators: 2,220 and 2 220 become 2220, and the remaining
@@ -132,7 +132,7 @@ def latex(text: str, grouped: bool = True) -> str:
 
 
 def _ungroup(text: str) -> str:
-    """Return the text without thousands separators. Inside brackets a bare comma separates elements: (1,200)."""
+    """The text without thousands separators. Inside brackets a bare comma separates elements: (1,200)."""
     parts: list[str] = []
     depth = done = 0
     for group in _GROUPS.finditer(text):
@@ -145,12 +145,12 @@ def _ungroup(text: str) -> str:
 
 
 def is_integer(text: str) -> bool:
-    """Return whether a normalised answer is just a whole number."""
+    """Whether a normalised answer is just a whole number."""
     return _PLAIN_INTEGER.fullmatch(text) is not None
 
 
 def _undecorated(tokens: list[str]) -> list[str]:
-    """Return the text without dropped tokens and font commands; blanks survive only between digits."""
+    """The text without dropped tokens and font commands; blanks survive only between digits."""
     kept: list[str] = []
     closing: list[bool] = []  # for every open brace: whether it is kept
     font = blank = False
@@ -176,7 +176,7 @@ def _undecorated(tokens: list[str]) -> list[str]:
 
 
 def _braced(tokens: list[str]) -> list[str]:
-    r"""Return the tokens with braces around every one-token argument of \frac and \sqrt."""
+    r"""The tokens with braces around every one-token argument of \frac and \sqrt."""
     out: list[str] = []
     waiting = [0]  # for every open brace: how many arguments the command inside still takes
     for token in tokens:
@@ -203,7 +203,7 @@ def _braced(tokens: list[str]) -> list[str]:
 
 
 def _join(tokens: list[str]) -> str:
-    """Return tokens as text, with a blank between a command and a letter after it."""
+    """Tokens as text, with a blank between a command and a letter after it."""
     parts: list[str] = []
     for token in tokens:
         if parts and parts[-1][0] == "\\" and parts[-1][-1].isalpha() and token[0].isalpha():
@@ -213,7 +213,7 @@ def _join(tokens: list[str]) -> str:
 
 
 def choice(text: str, choices: Sequence[str]) -> str | None:
-    """Return the letter of the choice that a text names by its letter or its text; None where it names none or two.
+    """The letter of the choice that a text names by its letter or its text; None where it names none or two.
 
     Read as C: `C`, `c`, `(C)`, `C)`, `C.`, `option C`, `C) its text`, `C because`, and fonts around them. A capital A
     followed by a word is an article, not a choice.
@@ -234,7 +234,7 @@ def choice(text: str, choices: Sequence[str]) -> str | None:
 
 
 def _by_text(text: str, choices: Sequence[str]) -> str | None:
-    """Return the letter of the only choice that is the text, else of the only one that occurs in it in whole words."""
+    """The letter of the only choice that is the text, else of the only one that occurs in it in whole words."""
     said, options = exact(text).rstrip("."), [exact(option).rstrip(".") for option in choices]
     equal = [index for index, option in enumerate(options) if option and option == said]
     if not equal:
@@ -246,5 +246,5 @@ def _by_text(text: str, choices: Sequence[str]) -> str | None:
 
 
 def exact(text: str) -> str:
-    """Return the text with every run of blanks replaced by one blank."""
+    """The text with every run of blanks replaced by one blank."""
     return " ".join(text.split())

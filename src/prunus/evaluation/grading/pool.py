@@ -53,7 +53,7 @@ class WorkerProcess:
             self.process.stdin.flush()
 
     def receive(self, seconds: float) -> dict | None:
-        """Return the next reply; {} where the worker ended instead, None where the time limit passed."""
+        """The next reply; {} where the worker ended instead, None where the time limit passed."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:
@@ -101,7 +101,7 @@ class Pool:
         self.started = 0
 
     def compare(self, requests: Sequence[Request]) -> list[Verdict]:
-        """Return a verdict for each request, in order."""
+        """A verdict for each request, in order."""
         verdicts: list[Verdict] = ["error"] * len(requests)
         left = deque(enumerate(requests))
 

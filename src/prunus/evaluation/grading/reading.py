@@ -78,7 +78,7 @@ _PIECE = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 
 
 def readings(text: str) -> list[Node]:
-    """Return the ways to parse an answer, the likeliest first: as written, and without the letter of a choice."""
+    """The ways to parse an answer, the likeliest first: as written, and without the letter of a choice."""
     found = [read(text)]
     styled = text.strip().strip("$*").strip()
     if (label := _LABEL.match(styled)) and (label["styled"] or not _OPERATOR.match(styled, label.end())):
@@ -89,7 +89,7 @@ def readings(text: str) -> list[Node]:
 
 
 def read(text: str, depth: int = 0, grouped: bool = True) -> Node:
-    """Return one answer, parsed in its written form."""
+    """One answer, parsed in its written form."""
     text = text.strip()
     before, *rounded = _APPROX.split(text, maxsplit=1)
     if rounded and not before.strip(" $="):
@@ -120,7 +120,7 @@ def _read_words(text: str) -> Node | None:
 
 
 def _read_latex(latex: str, depth: int = 0) -> Node:
-    """Return an answer in normal form parsed; commas separate elements, and `\\lor` stands for "or"."""
+    """An answer in normal form parsed; commas separate elements, and `\\lor` stands for "or"."""
     if depth > MAX_DEPTH:
         return _formula(latex)
     if _SIGN.search(latex) and len(_split(latex, ",")) == 1 and not latex.startswith(r"\{"):
@@ -161,7 +161,7 @@ def _resolved(sign: str, upper: bool) -> str:
 
 
 def _joined(kind: Literal["union", "list"], parts: list[Node]) -> Node:
-    """Return a list or union of the parts. "x = 1 or x = 2" is a list; nested lists or unions are flattened."""
+    """A list or union of the parts. "x = 1 or x = 2" is a list; nested lists or unions are flattened."""
     if kind == "union" and not all(part.kind in ("interval", "tuple", "set", "union") for part in parts):
         kind = "list"
     flat = [inner for part in parts for inner in (part.parts if part.kind == kind else (part,))]
@@ -169,7 +169,7 @@ def _joined(kind: Literal["union", "list"], parts: list[Node]) -> Node:
 
 
 def _read_inequality(latex: str, depth: int) -> Node | None:
-    """Return a < x <= b, x > a and the like as intervals; other inequalities are treated as equations."""
+    """A < x <= b, x > a and the like as intervals; other inequalities are treated as equations."""
     signs = _RELATION.findall(latex)
     if not signs or "=" in latex:
         return None
@@ -200,7 +200,7 @@ def _read_equation(latex: str, depth: int) -> Node | None:
 
 
 def _read_enclosed(latex: str, depth: int) -> Node | None:
-    """Return the set, tuple or interval that one pair of brackets encloses, or a part in redundant parentheses."""
+    """The set, tuple or interval that one pair of brackets encloses, or a part in redundant parentheses."""
     if matrix := _MATRIX.fullmatch(latex):
         rows = [_split(row, "&") for row in _split(matrix["body"], "\\\\") if row]
         if rows and all(len(row) == len(rows[0]) and all(row) for row in rows):
@@ -230,7 +230,7 @@ def _read_enclosed(latex: str, depth: int) -> Node | None:
 
 
 def _split(latex: str, separator: str) -> list[str]:
-    """Return the pieces between the separators outside all brackets; any closing bracket closes any opening one.
+    """The pieces between the separators outside all brackets; any closing bracket closes any opening one.
 
     The list is empty where a bracket closes that was never opened.
     """

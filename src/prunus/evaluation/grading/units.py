@@ -43,7 +43,7 @@ class Quantity(NamedTuple):
 
 
 def split_quantity(text: str) -> Quantity:
-    """Return an answer with units, scale and percent split off; an answer without them is just a body."""
+    """An answer with units, scale and percent split off; an answer without them is just a body."""
     body, scale, units, percent = text.strip().rstrip("."), Fraction(1), frozenset[str](), False
     if r"\$" in body or (body.startswith(("$", "€")) and not body.endswith("$")):
         units = frozenset(["dollar^1"])
@@ -87,7 +87,7 @@ def _stripped(text: str) -> str:
 
 
 def _is_unit(words: list[str], apart: bool) -> bool:
-    """Return whether words are a unit. Single letters and short words must be known units, else they are variables."""
+    """Whether words are a unit. Single letters and short words must be known units, else they are variables."""
     if not words or not apart or any(word.lower() in NOT_UNITS for word in words):
         return False
     known = [len(word) > 2 or word in KNOWN for word in words]

@@ -59,7 +59,7 @@ def limit_memory(memory_mb: int) -> None:
 
 @lru_cache(maxsize=256)
 def parsed(answer: str) -> tuple:
-    """Return the sympy objects of an answer, decimals as fractions (math-verify's plain-text parser evaluates them)."""
+    """The sympy objects of an answer, decimals as fractions (math-verify's plain-text parser evaluates them)."""
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from math_verify.parser import LatexExtractionConfig, parse
 
@@ -74,13 +74,13 @@ def parsed(answer: str) -> tuple:
 
 
 def as_fraction(decimal: re.Match[str]) -> str:
-    """Return 0.35 as \\frac{35}{100}: floating-point numbers would be compared with a tolerance."""
+    """0.35 as \\frac{35}{100}: floating-point numbers would be compared with a tolerance."""
     whole, _, digits = decimal[0].partition(".")
     return rf"\frac{{{int(whole + digits)}}}{{{10 ** len(digits)}}}"
 
 
 def compare(gold: str, answer: str) -> str:
-    """Return "same", "different", or "error" where nothing matched and a comparison failed. Not symmetric.
+    """ "same", "different", or "error" where nothing matched and a comparison failed. Not symmetric.
 
     An answer \\approx 15.556 is the same as the number that rounds to it.
     """
@@ -99,7 +99,7 @@ def compare(gold: str, answer: str) -> str:
 
 
 def equal(expected: Any, given: Any) -> bool:
-    """Return whether two parsed answers are equal to DIGITS significant digits."""
+    """Whether two parsed answers are equal to DIGITS significant digits."""
     from math_verify import verify
     from sympy import Expr, MatrixBase
     from sympy.core.relational import Relational
@@ -119,7 +119,7 @@ def equal(expected: Any, given: Any) -> bool:
 
 
 def points(names: set, count: int = 6) -> list:
-    """Return random values for all symbols, the same in every process: fractions of both signs."""
+    """Random values for all symbols, the same in every process: fractions of both signs."""
     from sympy import Rational
 
     rng = random.Random(20)
@@ -132,14 +132,14 @@ def points(names: set, count: int = 6) -> list:
 
 
 def as_complex(expression: Any, names: set) -> Any:
-    """Return the expression with i as the imaginary unit, if i is its only letter."""
+    """The expression with i as the imaginary unit, if i is its only letter."""
     from sympy import I
 
     return expression.subs(next(iter(names)), I) if {str(name) for name in names} == {"i"} else expression
 
 
 def value_at(expression: Any, point: dict) -> Any:
-    """Return an mpmath complex number of more than DIGITS significant digits, or None where the value is not finite."""
+    """An mpmath complex number of more than DIGITS significant digits, or None where the value is not finite."""
     import mpmath
 
     value = expression.subs(point).evalf(DIGITS + 20)
@@ -149,7 +149,7 @@ def value_at(expression: Any, point: dict) -> Any:
 
 
 def vanishes(expected: Any, given: Any) -> bool:
-    """Return whether two expressions agree at random points to DIGITS significant digits.
+    """Whether two expressions agree at random points to DIGITS significant digits.
 
     Formulas as short as answers that agree at six random points are equal. Where no point has a value, sympy's
     simplify decides.
@@ -179,7 +179,7 @@ def vanishes(expected: Any, given: Any) -> bool:
 
 
 def same_relation(expected: Any, given: Any) -> bool:
-    """Return whether two equations or inequalities are multiples of each other: 2x - y + 3 = 0 is y = 2x + 3."""
+    """Whether two equations or inequalities are multiples of each other: 2x - y + 3 = 0 is y = 2x + 3."""
     import mpmath
     from sympy import Eq, Ne
 
@@ -203,7 +203,7 @@ def same_relation(expected: Any, given: Any) -> bool:
 
 
 def rounds_to(expected: Any, answer: str) -> bool:
-    """Return whether a number rounds to the decimal of `\\approx decimal`."""
+    """Whether a number rounds to the decimal of `\\approx decimal`."""
     import mpmath
 
     decimal = answer.removeprefix("\\approx").strip()

@@ -87,7 +87,7 @@ class BudgetForcing(Base):
         return str(super().apply_chat_template(chat_history, add_generation_prompt))
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return the answers, in order; PrunusError where one would not fit into the model's context."""
+        """The answers, in order; PrunusError where one would not fit into the model's context."""
         draws: Counter[tuple[str, str]] = Counter()
         chains: list[Chain] = []
         stops: list[list[str]] = []
@@ -108,7 +108,7 @@ class BudgetForcing(Base):
         return [cut(answer, until) for answer, until in zip(answers, stops, strict=True)]
 
     def prompt(self, text: str) -> list[int]:
-        """Return the ids up to the start of the thinking."""
+        """The ids up to the start of the thinking."""
         if self.is_templated:
             return encode_opened(self.style, self.tokenizer, text)
         return encode_prompt(self.style, self.tokenizer, text)
@@ -125,7 +125,7 @@ class BudgetForcing(Base):
 
 
 def cut(text: str, stops: list[str]) -> str:
-    """Return the text before the first of these strings."""
+    """The text before the first of these strings."""
     ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
 

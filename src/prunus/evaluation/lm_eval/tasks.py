@@ -40,7 +40,7 @@ Data = dict[str, Any]
 
 
 def is_harness_task(task: str) -> bool:
-    """Return whether a task, as typed or as stored, is one of the harness."""
+    """Whether a task, as typed or as stored, is one of the harness."""
     return task.startswith((PREFIX, FAMILY))
 
 
@@ -74,7 +74,7 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
 
 
 def harness_plan(plan: EvalPlan) -> Data:
-    """Return the plan as stored, for one task of the harness; PrunusError for fields that have no effect on it."""
+    """The plan as stored, for one task of the harness; PrunusError for fields that have no effect on it."""
     check_installed()
     if len(plan.tasks) > 1:
         raise PrunusError(f"evaluate {PREFIX} tasks one by one, each with its own command")
@@ -96,12 +96,12 @@ def harness_plan(plan: EvalPlan) -> Data:
 
 
 def name_of(plan: EvalPlan) -> str:
-    """Return the harness's name of a plan's task, or the file that defines it."""
+    """The harness's name of a plan's task, or the file that defines it."""
     return next(iter(plan.tasks)).removeprefix(PREFIX)
 
 
 def load_tasks(name: str) -> Data:
-    """Return the harness's tasks of a name or of a YAML file; PrunusError where the harness cannot load them."""
+    """The harness's tasks of a name or of a YAML file; PrunusError where the harness cannot load them."""
     folder = None
     if name.endswith(".yaml"):
         folder, name = str(Path(name).absolute().parent), task_of(Path(name))
@@ -123,7 +123,7 @@ def load_tasks(name: str) -> Data:
 
 
 def read_file(path: Path) -> str:
-    """Return the text of a task file."""
+    """The text of a task file."""
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
@@ -131,7 +131,7 @@ def read_file(path: Path) -> str:
 
 
 def task_of(path: Path) -> str:
-    """Return the name that a task file gives its task."""
+    """The name that a task file gives its task."""
     for line in read_file(path).splitlines():
         if line.startswith("task:"):
             return line.removeprefix("task:").strip().strip("\"'")
@@ -141,7 +141,7 @@ def task_of(path: Path) -> str:
 def ask(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, plan: Data
 ) -> tuple[list[ProblemRow], list[Sample]]:
-    """Return the problems and rows of a task, and print the harness's results."""
+    """The problems and rows of a task, and print the harness's results."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = load_tasks(name)
     for task in tasks["tasks"].values():
@@ -173,7 +173,7 @@ def ask(
 
 
 def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample]]:
-    """Return rows from the harness's log of a task; PrunusError where none of its metrics is all or nothing.
+    """Rows from the harness's log of a task; PrunusError where none of its metrics is all or nothing.
 
     Where a task extracts answers in several ways (the harness's filters), the first one is used.
     """
@@ -210,7 +210,7 @@ def rows_of(task: str, entries: Sequence[Data]) -> list[tuple[ProblemRow, Sample
 
 
 def answer_of(entry: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return (answer, text) of a model: the index of the chosen choice and no text, or what the model generated."""
+    """(answer, text) of a model: the index of the chosen choice and no text, or what the model generated."""
     responses = entry["filtered_resps"]
     if len(responses) > 1 and all(isinstance(one, tuple | list) for one in responses):
         return str(max(range(len(responses)), key=lambda index: responses[index][0])), ""

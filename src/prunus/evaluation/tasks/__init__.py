@@ -36,12 +36,12 @@ BOXED_CHOICE = "\n\nPlease reason step by step, and put only the letter of your 
 
 
 def tasks() -> list[dict[str, str]]:
-    """Return the built-in problem sets, each a dictionary with name, source and description (one line)."""
+    """The built-in problem sets, each a dictionary with name, source and description (one line)."""
     return [{"name": t.name, "source": t.source, "description": t.description} for t in TASKS.values()]
 
 
 def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Problem]:
-    """Return the first `limit` problems (None: all) of a task of TASKS or of a JSONL file.
+    """The first `limit` problems (None: all) of a task of TASKS or of a JSONL file.
 
     Raises PrunusError for an unknown name, a bad file, or a set that cannot be fetched.
     """
@@ -57,7 +57,7 @@ def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Proble
 
 
 def prompt_text(problem: Problem, style: PromptStyle = "bare") -> str:
-    """Return the user's message to the model: the question, a blank line, the choices one per line (`A) ...`).
+    """The user's message to the model: the question, a blank line, the choices one per line (`A) ...`).
 
     `boxed` adds the instruction to put the answer into a box (docs/protocol.md); `bare` adds nothing.
     """

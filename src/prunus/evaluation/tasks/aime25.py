@@ -5,7 +5,7 @@ from prunus.evaluation.tasks.problem import Problem, Task
 
 
 def load() -> list[Problem]:
-    """Return the 30 problems."""
+    """The 30 problems."""
     return load_contest("aime25", "math-ai/aime25", "test", 30, highest=999)
 
 

@@ -5,7 +5,7 @@ from prunus.evaluation.tasks.problem import Problem, Task
 
 
 def load() -> list[Problem]:
-    """Return the 30 problems."""
+    """The 30 problems."""
     return load_contest("aime26", "MathArena/aime_2026", "train", 30, highest=999)
 
 

@@ -5,7 +5,7 @@ from prunus.evaluation.tasks.problem import Problem, Task
 
 
 def load() -> list[Problem]:
-    """Return the 40 problems; the answers of copies that write 27.0 are read as 27."""
+    """The 40 problems; the answers of copies that write 27.0 are read as 27."""
     return load_contest("amc23", "math-ai/amc23", "test", 40)
 
 

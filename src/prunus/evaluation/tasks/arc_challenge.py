@@ -6,7 +6,7 @@ from prunus.evaluation.tasks.problem import Problem, Task
 
 
 def load() -> list[Problem]:
-    """Return the 1172 test questions; some call their options 1 to 4, which become A to D."""
+    """The 1172 test questions; some call their options 1 to 4, which become A to D."""
     problems = []
     for row in hub_rows("arc_challenge", "allenai/ai2_arc", "ARC-Challenge", "test", 1172):
         labels, texts = (list((row.get("choices") or {}).get(key) or []) for key in ("label", "text"))

@@ -7,7 +7,7 @@ from prunus.evaluation.tasks.problem import Problem
 
 
 def load_contest(task: str, repo: str, split: str, count: int, highest: int | None = None) -> list[Problem]:
-    """Return the problems in the order of the data set, with ids task/00, task/01, ...
+    """The problems in the order of the data set, with ids task/00, task/01, ...
 
     highest: largest possible answer (AIME: 999). Raises PrunusError for a gold answer outside 0..highest.
     """

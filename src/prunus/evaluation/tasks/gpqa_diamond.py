@@ -14,7 +14,7 @@ _COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incor
 
 
 def option_order(record_id: str, shuffle_seed: int = SHUFFLE_SEED, options: int = 4) -> tuple[int, ...]:
-    """Return the index of the option shown at A, B, ...: a permutation that depends only on seed and record.
+    """The index of the option shown at A, B, ...: a permutation that depends only on seed and record.
 
     The hash, as one number, picks each option from those that remain. Unlike a shuffle in the data pipeline, it does
     not change with the order of tasks or with caches.
@@ -28,7 +28,7 @@ def option_order(record_id: str, shuffle_seed: int = SHUFFLE_SEED, options: int 
 
 
 def load() -> list[Problem]:
-    """Return the 198 problems; the gold answer is the letter at which the correct option is shown."""
+    """The 198 problems; the gold answer is the letter at which the correct option is shown."""
     problems = []
     for row in hub_rows("gpqa_diamond", "Idavidrein/gpqa", "gpqa_diamond", "train", 198):
         record = row_field("gpqa_diamond", row, "Record ID")

@@ -8,7 +8,7 @@ from prunus.evaluation.tasks.problem import Problem, Task
 
 
 def load(task: str, split: str, count: int) -> list[Problem]:
-    """Return the problems of a split; the gold answer is the number after `####`, without thousands commas."""
+    """The problems of a split; the gold answer is the number after `####`, without thousands commas."""
     problems = []
     for index, row in enumerate(hub_rows(task, "openai/gsm8k", "main", split, count)):
         question = row_field(task, row, "question", "problem")

@@ -17,7 +17,7 @@ CONTESTS = (
 
 
 def load(task: str, repo: str, count: int) -> list[Problem]:
-    """Return the problems of one contest, with ids task/00, task/01, ...; answers in LaTeX."""
+    """The problems of one contest, with ids task/00, task/01, ...; answers in LaTeX."""
     return [
         Problem(f"{task}/{index:02d}", task, row_field(task, row, "problem"), row_field(task, row, "answer"), "math")
         for index, row in enumerate(hub_rows(task, repo, None, "train", count))

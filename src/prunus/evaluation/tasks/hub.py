@@ -10,7 +10,7 @@ LOCAL = "or pass a JSONL file with one {{'id', 'problem', 'answer'}} per line: -
 
 
 def hub_rows(task: str, repo: str, config: str | None, split: str, count: int) -> Iterator[Mapping[str, Any]]:
-    """Return the rows of one split; PrunusError unless there are exactly `count`, as in the original data set."""
+    """The rows of one split; PrunusError unless there are exactly `count`, as in the original data set."""
     local = LOCAL.format(task=task)
     try:
         load_dataset = import_module("datasets").load_dataset  # an optional extra
@@ -38,7 +38,7 @@ def _reason(repo: str, error: BaseException) -> str:
 
 
 def row_field(task: str, row: Mapping[str, Any], *names: str) -> str:
-    """Return the first of these columns that exists, as stripped text; PrunusError where none does."""
+    """The first of these columns that exists, as stripped text; PrunusError where none does."""
     for name in names:
         if row.get(name) is not None:
             return str(row[name]).strip()

@@ -13,7 +13,7 @@ _INTEGER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.0*)?")
 
 
 def load_file(path: Path) -> list[Problem]:
-    """Return the problems in the order of the file; the task is named after the file without its suffix.
+    """The problems in the order of the file; the task is named after the file without its suffix.
 
     A line is {"id", "problem", "answer"} and optionally choices (a list of texts), kind, meta; blank lines and other
     keys are ignored. Without `kind` a line with choices is `choice`; the others are `integer` where all their answers
@@ -49,7 +49,7 @@ def load_file(path: Path) -> list[Problem]:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Return id, problem, answer, choices (tuple of texts) and kind (or None) of one line; PrunusError if it is bad."""
+    """Id, problem, answer, choices (tuple of texts) and kind (or None) of one line; PrunusError if it is bad."""
     try:
         row = json.loads(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -118,7 +118,7 @@ def _problem(row: dict[str, Any], task: str, default: AnswerKind) -> Problem:
 
 
 def gold_integer(answer: str) -> str:
-    """Return the plain digits of a whole number written as 1,234 or 27.0 or 007; PrunusError for anything else."""
+    """The plain digits of a whole number written as 1,234 or 27.0 or 007; PrunusError for anything else."""
     if not _INTEGER.fullmatch(answer):
         raise PrunusError(f"the answer {answer[:40]!r} is not a whole number, as kind integer needs")
     digits = answer.split(".")[0].replace(",", "").lstrip("+")

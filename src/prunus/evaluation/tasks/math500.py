@@ -5,7 +5,7 @@ from prunus.evaluation.tasks.problem import Problem, Task
 
 
 def load() -> list[Problem]:
-    """Return the 500 competition problems, from seven subjects."""
+    """The 500 competition problems, from seven subjects."""
     problems = []
     for row in hub_rows("math500", "HuggingFaceH4/MATH-500", None, "test", 500):
         record = row_field("math500", row, "unique_id")

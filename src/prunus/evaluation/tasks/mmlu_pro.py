@@ -9,7 +9,7 @@ COUNT = 12032
 
 
 def load() -> list[Problem]:
-    """Return the 12032 test questions, mixed. Options that only fill up to ten (`N/A`, in copies) are left out."""
+    """The 12032 test questions, mixed. Options that only fill up to ten (`N/A`, in copies) are left out."""
     problems = []
     for row in hub_rows("mmlu_pro", "TIGER-Lab/MMLU-Pro", None, "test", COUNT):
         options = list(row.get("options") or [])

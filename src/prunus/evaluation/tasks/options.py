@@ -11,7 +11,7 @@ from prunus.evaluation.tasks.problem import MAX_CHOICES, Problem
 
 
 def choice_problem(task: str, row: Mapping[str, Any], key: str, options: Sequence[Any], gold: int) -> Problem:
-    """Return the problem of a row, with the id task/KEY. key: its column with an id. gold: index of the right option.
+    """The problem of a row, with the id task/KEY. key: its column with an id. gold: index of the right option.
 
     Raises PrunusError for options that are no texts, too few or too many, and where gold is not among them.
     """
@@ -26,12 +26,12 @@ def choice_problem(task: str, row: Mapping[str, Any], key: str, options: Sequenc
 
 
 def letter_index(letter: str) -> int:
-    """Return the index of the option with a letter, 0 for A; -1 for anything but one letter."""
+    """The index of the option with a letter, 0 for A; -1 for anything but one letter."""
     return ascii_uppercase.find(letter) if len(letter) == 1 else -1
 
 
 def mixed(problems: Sequence[Problem]) -> list[Problem]:
-    """Return the problems in the order of a hash of their ids, so that the first N of them are a sample of all.
+    """The problems in the order of a hash of their ids, so that the first N of them are a sample of all.
 
     Large sets are published subject by subject, and nobody thinks long about all of their questions.
     """

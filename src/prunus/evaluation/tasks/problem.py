@@ -66,7 +66,7 @@ class Task:
 
 
 def gold_letter(answer: str, choices: tuple[str, ...]) -> str:
-    """Return the letter of the correct choice, given its letter or its text.
+    """The letter of the correct choice, given its letter or its text.
 
     Raises PrunusError where the answer is neither, or matches two choices. The message does not quote the texts.
     """

@@ -8,7 +8,7 @@ COUNT = 26529
 
 
 def load() -> list[Problem]:
-    """Return all questions, mixed; the data set has only a split named train."""
+    """All questions, mixed; the data set has only a split named train."""
     problems = []
     for row in hub_rows("supergpqa", "m-a-p/SuperGPQA", None, "train", COUNT):
         gold = letter_index(row_field("supergpqa", row, "answer_letter"))

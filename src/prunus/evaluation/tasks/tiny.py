@@ -48,7 +48,7 @@ class TinyProblem(NamedTuple):
 
 
 def question_hash(question: str) -> bytes:
-    """Return the hash (16 bytes) of a question, for exclusion lists."""
+    """The hash (16 bytes) of a question, for exclusion lists."""
     return hashlib.sha256(question.encode()).digest()[:16]
 
 
@@ -171,14 +171,14 @@ FAMILIES = tuple(_GENERATORS)
 
 
 def sample(family: str, level: int, rng: random.Random) -> TinyProblem:
-    """Return a random problem of one family and level (1 to 7)."""
+    """A random problem of one family and level (1 to 7)."""
     low, high = STEPS[family][level - 1]
     question, answer, trace = _GENERATORS[family](rng.randint(low, high), rng)
     return TinyProblem(family, level, question, answer, tuple(trace))
 
 
 def problem_set(seed: int, per_cell: int, families: Iterable[str] = FAMILIES) -> list[TinyProblem]:
-    """Return per_cell distinct problems of each family and level.
+    """Distinct problems, `per_cell` of each family and level.
 
     Every family and level has its own random stream, so a set does not depend on which families are requested, and a
     smaller per_cell gives a prefix of a larger one.
@@ -197,7 +197,7 @@ def problem_set(seed: int, per_cell: int, families: Iterable[str] = FAMILIES) ->
 
 @cache
 def held_out() -> frozenset[bytes]:
-    """Return the hashes of all questions that training and calibration must not contain."""
+    """The hashes of all questions that training and calibration must not contain."""
     seeds = (EVALUATION_SEED, FRESH_SEED, VALIDATION_SEED)
     return frozenset(question_hash(p.question) for seed in seeds for p in problem_set(seed, HELD_OUT_PER_CELL))
 

@@ -27,12 +27,12 @@ _DESCRIPTIONS = {
 
 
 def problem_id(problem: TinyProblem) -> str:
-    """Return tiny/FAMILY/LEVEL/ and 8 hex digits of the question's hash: the same id in every task."""
+    """tiny/FAMILY/LEVEL/ and 8 hex digits of the question's hash: the same id in every task."""
     return f"tiny/{problem.family}/{problem.level}/{question_hash(problem.question).hex()[:8]}"
 
 
 def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[TinyProblem]:
-    """Return the problems reordered: the counts of families, and of levels, in the first N differ by at most one.
+    """The problems reordered: the counts of families, and of levels, in the first N differ by at most one.
 
     Problem n is of family n mod 6 and level n mod 7. Since 6 (or 1) and 7 have no common divisor, 42 (or 7) consecutive
     problems contain every pair of family and level once.
@@ -46,18 +46,18 @@ def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[Tin
 
 
 def load(name: str, families: tuple[str, ...]) -> list[Problem]:
-    """Return the fixed evaluation problems of the families, under the name of the task."""
+    """The fixed evaluation problems of the families, under the name of the task."""
     return [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in generated(families)]
 
 
 @cache
 def generated(families: tuple[str, ...]) -> tuple[TinyProblem, ...]:
-    """Return the evaluation problems of the families, which are generated once."""
+    """The evaluation problems of the families, which are generated once."""
     return tuple(balanced(problem_set(EVALUATION_SEED, DEFAULT_PER_CELL, families), families))
 
 
 def load_train() -> list[Problem]:
-    """Return distinct problems for traces and calibration, none of them in a held-out set."""
+    """Distinct problems for traces and calibration, none of them in a held-out set."""
     problems: dict[str, TinyProblem] = {}
     for problem in stream("traces"):
         problems.setdefault(problem.question, problem)

@@ -167,7 +167,7 @@ def check_plan(source: Checkpoint, choice: Choice, new: Checkpoint) -> None:
     numbers = {mix.base: place for place, mix in enumerate(choice.kept)}
     for place, mix in enumerate(choice.kept):
         if difference := _difference(before.layers[mix.base], after.layers[place]):
-            raise Undroppable(f"block {mix.base} would have other settings as block {place}: {difference}")
+            raise Undroppable(f"block {mix.base}, renumbered {place}, would have other settings: {difference}")
         if not _alike(before.probe.calls[mix.base], after.probe.calls[place], numbers):
             raise Undroppable(f"block {mix.base} would be called with another mask or positions as block {place}")
 
