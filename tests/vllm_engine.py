@@ -44,6 +44,10 @@ def test_rows_and_scores_are_those_of_hf():
     expected = greedy(tiny(), some, (0, 16, 64, 200))
     with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EAGER) as backend:
         found = greedy(backend, some, (0, 16, 64, 200))
+        # More prompt tokens than a step of vLLM takes: on a CPU it cannot sample after a part of a prompt.
+        prompts = [[70 + n, *(TOKENIZER.encode("What is the sum of these? 1 2 3. ") * 30)[:299]] for n in range(30)]
+        sampled = complete(backend, prompts, [4] * 30, frozenset(), frozenset(), range(30), WARM)
+    assert [len(one.ids) for one in sampled] == [4] * 30
     assert found == expected and {draw.ended for draws in found for draw in draws} == {"natural", "forced"}
     for ours, theirs in zip(sum_(found), sum_(expected), strict=True):
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4) and ours.self_certainty is None
@@ -161,14 +165,6 @@ def test_what_vllm_refuses_is_one_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(PrunusError, match=r"is not what the installed vLLM .* runs on cpu"):
         VLLMBackend.load(tiny_folder(), "cuda", len(TOKENIZER), EngineOptions())
-
-
-def test_sampling_many_prompts_at_once():
-    """More prompt tokens than one step of vLLM takes on a CPU, where it cannot sample after a part of a prompt."""
-    prompts = [[*(TOKENIZER.encode("What is the sum of these? 1 2 3. ") * 30)[:299], 70 + n] for n in range(30)]
-    with opened("vllm", tiny_folder(), "cpu", len(TOKENIZER), EAGER) as backend:
-        found = complete(backend, prompts, [4] * 30, frozenset(), frozenset(), range(30), WARM)
-    assert [len(one.ids) for one in found] == [4] * 30
 
 
 def test_the_native_budget_of_a_server(tmp_path, capsys):
