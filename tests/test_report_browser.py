@@ -321,7 +321,7 @@ def test_the_policy_stops_what_an_escape_would_have_missed(opened):
 
 def test_the_page_prints(opened, tmp_path):
     data = opened.pdf(tmp_path / "page.pdf").read_bytes()
-    assert data.startswith(b"%PDF") and data.count(b"/Type /Page\n") + data.count(b"/Type/Page") <= 25
+    assert data.startswith(b"%PDF") and data.count(b"/Type /Page\n") + data.count(b"/Type/Page") <= 27
     opened.call("Emulation.setEmulatedMedia", media="print")
     opened.resize(1030)
     opened.settle()

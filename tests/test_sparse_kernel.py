@@ -186,6 +186,7 @@ def test_infinities_and_nan_come_through(isa):
     x.view(torch.int32)[6, 8] = 0x7F800001  # a NaN whose upper half is that of an infinity
     dense[:, 9] = 0.5
     dense[2, 11] = torch.inf
+    x[0, 11], x[8, 11] = 1.5, -2.0  # numbers without lower parts, which an infinite weight must not turn into NaN
     for rows in (1, 8, 20):
         for start in range(0, 20 - rows + 1, 7):
             got, expected = (

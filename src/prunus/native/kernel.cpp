@@ -857,7 +857,10 @@ void compute(const Product& product, int64_t first, int64_t last) {
           } else {
             for (int row = 0; row < SIDE; row++) {
               __m512 rest = _mm512_add_ps(_mm512_load_ps(of + TILE_BYTES + row * 64), _mm512_load_ps(of + 2 * TILE_BYTES + row * 64));
-              total[row] = _mm512_castps_si512(_mm512_add_ps(_mm512_load_ps(of + row * 64), rest));
+              __m512 most = _mm512_load_ps(of + row * 64);
+              // An infinite weight times a part that is 0 is NaN: where the upper parts of x decide, the rest is left out.
+              __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(most), _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+              total[row] = _mm512_castps_si512(_mm512_mask_add_ps(most, finite, most, rest));
             }
             put(job, (group + i) * GROUP, tile / PARTS * SIDE, total);
           }
