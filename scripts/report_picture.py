@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-WIDTH, HEIGHT = 1100, 1720
+WIDTH, HEIGHT = 1280, 2050
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
