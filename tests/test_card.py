@@ -149,7 +149,7 @@ def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pru
     cost = Checkpoint(tmp_path / "recovered").manifest["history"][1]["cost"]
     assert f"trained on {cost['tokens']:,} tokens, repeats counted, in {cost['steps']} steps" in text
     (nothing, seconds) = json.loads((tmp_path / "short" / "seconds.json").read_text())  # of recovery, kept by drop
-    assert nothing is None and 0 < seconds < 60
+    assert nothing is None and 0 <= seconds < 60  # in tenths
     assert prunus.inspect(tmp_path / "recovered", weights=False)["history"][1]["trained_seconds"] == seconds
     assert Checkpoint(tmp_path / "short").manifest["history"][1]["cost"]["seconds"] == seconds
     assert "seconds" not in (tmp_path / "short" / "prunus.json").read_text() + text

@@ -1,5 +1,6 @@
 """The manifest of a checkpoint (prunus.json), which records every step that was done to it."""
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -43,6 +44,15 @@ def read_timed(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def untimed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest as it is stored, without the seconds that read_timed adds."""
+    copied = copy.deepcopy(manifest)
+    for step in copied.get("history", []):
+        if isinstance(step.get("cost"), dict):
+            step["cost"].pop("seconds", None)
+    return copied
+
+
 def read_seconds(folder: Path) -> list[Any]:
     """The seconds of each step of the manifest, as far as they were kept."""
     found = read_json(folder / SECONDS) if (folder / SECONDS).exists() else []
@@ -50,7 +60,7 @@ def read_seconds(folder: Path) -> list[Any]:
 
 
 def timed(source: "ModelFolder", seconds: float) -> dict[str, str]:
-    """{SECONDS: text} of a checkpoint made from source by one more step that took so many seconds."""
+    """{SECONDS: text} of a checkpoint made from source by one more step. seconds: that the step took."""
     steps = len(source.manifest.get("history", []))
     earlier = [*read_seconds(source.folder), *[None] * steps][:steps]
     return {SECONDS: json.dumps([*earlier, round(seconds, 1)]) + "\n"}
