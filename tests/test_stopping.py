@@ -116,6 +116,14 @@ def test_chains_of_their_own_for_every_budget_lose_nothing(tmp_path):
     assert "lost" not in entry(tmp_path, base, run(1, 0.9), plans=plans)["stopping"]["endings"]
 
 
+def test_a_budget_that_an_engine_exceeds_counts_as_used_up(tmp_path):
+    """The tests need shares in [0, 1]; how far it is exceeded is told by adherence."""
+    base = run(0, 0.9)
+    beyond = [replace(s, thinking_tokens=3 * s.budget) for s in base]
+    cell = entry(tmp_path, base, beyond)["stopping"]["endings"]["budget_used"]
+    assert cell["share"] == 1 and cell["difference"] == pytest.approx(1 - cell["base_share"]) and cell["bound"] <= 1
+
+
 def test_without_a_positive_budget_there_is_no_verdict_on_stopping(tmp_path):
     base, other = ([s for s in run(seed, 0.9) if s.budget == 0] for seed in (0, 1))
     found = entry(tmp_path, base, other)

@@ -91,14 +91,15 @@ class Results:
         return _framed(rows)
 
     def stopping(self, base: str, others: Sequence[str] | None = None, margin: float = 0.05) -> "pandas.DataFrame":
-        """One row per compared run, task, positive budget and ending: share of draws, and the difference to base.
+        """One row per compared run, task, budget with thinking and ending: share of draws, and the difference to base.
 
         margin: of every ending. Endings and verdicts are those of `prunus.compare`; p_adjusted is over budgets.
         """
         found = compare(self.path, base, others, stop_margin=margin)
         rows = [
             {"run": other["run"], "model": other["model"], "label": label(other["recipe"]), "task": task}
-            | {"budget_tokens": int(budget), "ending": name, "verdict": verdict(cell)}
+            | _budget(budget)
+            | {"ending": name, "verdict": verdict(cell)}
             | _ending(cell)
             | {"base_run": found["base"]["run"]}
             for other in found["others"]
@@ -106,7 +107,7 @@ class Results:
             for budget, endings in cells["stopping"].items()
             for name, cell in endings.items()
         ]
-        return _pandas().DataFrame(rows)
+        return _framed(rows)
 
     def _repr_html_(self) -> str:
         return self.runs().to_html(index=False)

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 class Ending:
     """words: what a draw does, in a table's heading. values: (P, B, N) shares of a table's draws, over its budgets.
 
-    sign: 1 if more of it is better, -1 if less is.
+    sign: 1 if more of it is better, -1 if less is. `values` is given a table of budgets that count, smallest first.
     """
 
     words: str
@@ -32,10 +32,15 @@ class Ending:
 
 
 def _lost(table: Table) -> NDArray[np.bool_]:
-    """Whether the chain's answer was right under a smaller positive budget and is wrong now."""
-    found = np.logical_or.accumulate(table.correct & (_budgets(table) > 0), axis=1)
+    """Whether the chain's answer was right under a smaller budget and is wrong now."""
+    found = np.logical_or.accumulate(table.correct, axis=1)
     before = np.concatenate([np.zeros_like(found[:, :1]), found[:, :-1]], axis=1)
     return before & ~table.correct
+
+
+def _budget_used(table: Table) -> Floats:
+    """Thinking tokens as a share of the budget, at most 1: under native control an engine may exceed it."""
+    return np.minimum(1.0, table.values("thinking_tokens") / _budgets(table))
 
 
 def _budgets(table: Table) -> NDArray[np.int_]:
@@ -50,7 +55,7 @@ ENDINGS = {
     "unanswered": Ending("no answer", -1, lambda table: table.values("status") == "no_answer"),
     "truncated": Ending("answer cut", -1, lambda table: table.values("answer_truncated")),
     "leaked": Ending("leaked", -1, lambda table: metrics.leaked(table.values("answer_tokens"), _budgets(table))),
-    "budget_used": Ending("budget used", -1, lambda table: table.values("thinking_tokens") / _budgets(table)),
+    "budget_used": Ending("budget used", -1, _budget_used),
 }
 
 
@@ -73,12 +78,11 @@ def stop_cells(
     endings = {name: ending for name, ending in ENDINGS.items() if same_chains or name != "lost"}
     if AS_RUN in budgets:
         endings = {name: ENDINGS[name] for name in (ENDS, "loops")}
-    sides = [
+    base, other = (
         [_columns(table, budgets, list(endings.values())) for table in tables]
         for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
-    ]
+    )
     signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
-    base, other = sides
     strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
     tested = paired.infer(strata, resamples, seed)
