@@ -37,7 +37,7 @@ from prunus.sparse.weight import huge_pages
 SHAPES = [(4096, 4096), (14336, 4096), (2048, 6144)]
 SPARSITIES = [0.0, 0.2, 0.3, 0.5, 0.6, 0.7]
 BATCHES = [1, 2, 4, 8]
-# Of dense weights in 16 bits: Linears of Qwen3-0.6B and SmolLM2, and batches of models after so many tokens.
+# Dense weights in 16 bits: shapes of Linears of Qwen3-0.6B and SmolLM2, numbers of rows, and batches of whole models.
 SIXTEEN_SHAPES, SIXTEEN_ROWS = [(3072, 1024), (576, 1536)], [1, 4, 8, 16, 32, 64, 512]
 SIXTEEN_BATCHES = [1, 8, 32, 64]
 PROMPT_SHAPES = [(576, 576), (1536, 576), (576, 1536), (2048, 2048), (4096, 4096), (6144, 2048), (2048, 6144)]

@@ -58,6 +58,19 @@ def noise(prompt: Sequence[int], seed: int) -> Iterator[int]:
         yield rng.choice([2, 3, 4, 5, NEWLINE, OPEN, STOP, TURN] if rng.random() < 0.6 else [2, 3, 4, NEWLINE])
 
 
+def answer_by_hand(prompt: Sequence[int], seed: int, cap: int) -> tuple[list[int], bool]:
+    """The ids of an answer to a prompt, one after the other, and whether the model ended it."""
+    answer: list[int] = []
+    for token in noise(prompt, seed):
+        if token == TURN:
+            return answer, True
+        if token != OPEN:
+            answer.append(token)
+        if len(answer) == cap:
+            return answer, False
+    raise AssertionError
+
+
 def by_the_book(chain: Chain, budget: int, rules: Rules) -> Draw:
     """The reference's algorithm, one id after the other."""
     think: list[int] = []
@@ -93,16 +106,7 @@ def by_the_book(chain: Chain, budget: int, rules: Rules) -> Draw:
     cap = chain.answer_tokens
     if rules.context is not None:
         cap = min(cap, rules.context - len([*chain.prompt, *think, *closing]))
-    answer: list[int] = []
-    stopped = False
-    for token in noise([*chain.prompt, *think, *closing], seed):
-        if token == TURN:
-            stopped = True
-            break
-        if token != OPEN:
-            answer.append(token)
-        if len(answer) == cap:
-            break
+    answer, stopped = answer_by_hand([*chain.prompt, *think, *closing], seed, cap)
     return Draw(budget, think, closing, answer, 1 + len(closing), ended, not stopped, False, cap)
 
 

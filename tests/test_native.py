@@ -1,4 +1,4 @@
-"""Control native: what a chat server is asked, what becomes of its replies, and how adherence is reported."""
+"""Control native: the requests to a chat server, the draws read from its replies, and adherence in the reports."""
 
 import csv
 import sqlite3

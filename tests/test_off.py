@@ -12,7 +12,7 @@ import pytest
 from chat_tokenizer import CHATML, byte_tokenizer
 from fake_store import make_store
 from test_backend_contract import babble
-from test_budget import CHAINS, GREEDY, MARKERS, OPEN, TURN, noise
+from test_budget import CHAINS, GREEDY, MARKERS, answer_by_hand, noise
 from test_profile_detection import CASES, CHAT, GEMMA, GRANITE, HARMONY, QWEN, STOP, USER, ending
 from tiny_chains import TOKENIZER
 
@@ -178,15 +178,7 @@ def test_prunus_profiles_shows_the_prompt_of_off(tmp_path):
 def by_hand(chain, rules: Rules) -> Draw:
     """The answer to the prompt without thinking, one id after the other."""
     cap = min(chain.answer_tokens, (rules.context or 10**9) - len(chain.off))
-    answer, stopped = list[int](), False
-    for token in noise(chain.off, rules.seed_of(chain, "off")):
-        if token == TURN:
-            stopped = True
-            break
-        if token != OPEN:
-            answer.append(token)
-        if len(answer) == cap:
-            break
+    answer, stopped = answer_by_hand(chain.off, rules.seed_of(chain, "off"), cap)
     return Draw(OFF, [], (), answer, rules.off_appended, "natural", not stopped, False, cap)
 
 

@@ -162,7 +162,7 @@ def test_parts_that_disagree_are_no_weight():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_plain_16_bit_weight_is_as_exact_as_float32(isa, dtype, monkeypatch):
-    """Against float64, relative to the sum of the products' sizes: no looser than a float32 sum of so many terms."""
+    """Against float64, relative to the sum of the products' sizes: no looser than a float32 sum of as many terms."""
     for outputs, inputs in [(1, 1), (5, 31), (31, 33), (33, 1100), (100, 2100), (530, 70)]:
         dense, bias = random_weight((outputs, inputs), 0.1, dtype), torch.randn(outputs)
         for rows in (1, 3, 4, 16, 17, 33, 64, 100):

@@ -1,17 +1,23 @@
 """Thinking budgets: numbers of tokens; OFF: thinking switched off; AS_RUN: what another tool let the model think."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 
 class Named(int):
     """The type of budgets that are no number of tokens, and so on no curve: OFF and AS_RUN.
 
     They are integers, so that they can be keys of the store and are sorted before 0. Their texts are `off` and
-    `as run`.
+    `as run`; copies and unpickled ones are the constants themselves.
     """
 
-    name = ""
+    number, name = 0, ""
+
+    def __new__(cls) -> Self:
+        return super().__new__(cls, cls.number)
+
+    def __reduce__(self) -> str:
+        return self.name.upper().replace(" ", "_")  # the name of the constant in this module
 
     def __str__(self) -> str:
         return self.name
@@ -25,25 +31,13 @@ class Named(int):
 class Off(Named):
     """The type of OFF, the only budget with a name that a plan may have."""
 
-    name = "off"
-
-    def __new__(cls) -> "Off":
-        return super().__new__(cls, -1)
-
-    def __reduce__(self) -> str:
-        return "OFF"
+    number, name = -1, "off"
 
 
 class AsRun(Named):
     """The type of AS_RUN, the budget of rows from the logs of other tools."""
 
-    name = "as run"
-
-    def __new__(cls) -> "AsRun":
-        return super().__new__(cls, -2)
-
-    def __reduce__(self) -> str:
-        return "AS_RUN"
+    number, name = -2, "as run"
 
 
 OFF = Off()

@@ -13,7 +13,7 @@ START, MOST = 1024, 4096  # requests at once: at first, and ever
 KEPT = 0.9  # share of the window that is left after a refusal
 GROWTH = 0.05  # growth in the time in which all requests of the window are completed, as a share of it
 SLOWEST_GROWTH = 0.25  # the same in requests, for small windows
-RESERVE = 8  # the queue may have one request for so many that run
+RESERVE = 8  # the queue may hold one request for every 8 that run
 FEWEST_QUEUED = 4
 POLL_SECONDS = 2.0
 # Names of a server's metrics: requests that wait, and requests that run.
