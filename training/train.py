@@ -1,6 +1,7 @@
-"""Train the tiny reasoner from scratch on one CPU thread.
+"""Train the tiny reasoner, or its mixture of experts, from scratch on one CPU thread.
 
     python training/train.py --seed 0 --out runs/seed0
+    python training/train.py --experts 8 --seed 0 --out runs/moe0
 
 The schedule counts steps, not seconds, so that a seed determines the model on one machine and library version. Every
 validation writes OUT/checkpoint (a Hugging Face folder, bf16) and OUT/log.jsonl.
@@ -154,9 +155,19 @@ def exact_by_family(model: CompactModel, writer: Writer, per_cell: int, tokens: 
     return {family: right[family] / (per_cell * len(tiny.LEVELS)) for family in tiny.FAMILIES}
 
 
+def least_used(model: CompactModel) -> float:
+    """Return the smallest share of tokens of any expert since the last call, times the number of experts."""
+    smallest = 1.0
+    for mixture in model.mixtures():
+        share_E = mixture.tokens_E / mixture.tokens_E.sum()
+        smallest = min(smallest, share_E.min().item() * len(share_E))
+        mixture.tokens_E.zero_()
+    return round(smallest, 3)
+
+
 def optimizers(model: CompactModel, rate: float) -> list[torch.optim.Optimizer]:
-    """Return the optimizers: Muon for the matrices of the blocks, AdamW for embeddings and norms."""
-    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    """Return the optimizers: Muon for the matrices of the blocks, AdamW for embeddings, norms and routers."""
+    matrices = [p for name, p in model.blocks.named_parameters() if p.dim() == 2 and "router" not in name]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
@@ -176,6 +187,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--tokens", type=int, default=4096, help="padded tokens per step")
     parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument(
+        "--experts", type=int, default=0, help="experts per block; a token uses two (default: no mixture)"
+    )
+    parser.add_argument("--balance", type=float, default=0.01, help="weight of the load-balancing loss")
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--validation-per-cell", type=int, default=4)
     parser.add_argument("--no-compile", action="store_true", help="where no C++ compiler is installed; slower")
@@ -186,10 +201,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = build(args.out / "checkpoint")
     writer = Writer(tokenizer, args.seed)
-    model = CompactModel(Shape(vocabulary=(len(tokenizer) + 15) // 16 * 16, context=CONTEXT))
+    model = CompactModel(Shape((len(tokenizer) + 15) // 16 * 16, context=CONTEXT, experts=args.experts))
     if not args.no_compile:
         for block in model.decoder_blocks():
-            block.compile(dynamic=True)
+            block.compile_parts()
     steppers = optimizers(model, args.rate)
     log = (args.out / "log.jsonl").open("w")
     losses: list[float] = []
@@ -203,7 +218,7 @@ def main() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(ids, wanted, compiled=not args.no_compile)
         loss = F.cross_entropy(logits.float(), targets)
-        loss.backward()
+        (loss + args.balance * sum(mixture.imbalance for mixture in model.mixtures())).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:
             stepper.step()
@@ -222,6 +237,8 @@ def main() -> None:
                 "exact": {family: round(share, 3) for family, share in exact.items()},
             }
             losses = []
+            if args.experts:
+                row["least_used"] = least_used(model)
             print(json.dumps(row), file=log, flush=True)
             print(json.dumps(row), flush=True)
             save(model, tokenizer, args.out / "checkpoint")
