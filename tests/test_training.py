@@ -2,10 +2,11 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
-from compact import CompactModel, Shape, to_transformers
+from compact import CompactModel, Experts, Shape, to_transformers
 from tokenizer import build
 from train import CURRICULUM, Writer, batches_by_length, tensors, training_batches
 
@@ -74,11 +75,11 @@ def test_batches_lose_and_repeat_nothing(tokenizer):
         assert torch.equal(flat[wanted + 1], targets)
 
 
-def test_export_is_the_model_that_was_trained():
+@pytest.mark.parametrize("experts", [0, 4], ids=["dense", "mixture"])
+def test_export_is_the_model_that_was_trained(experts):
     torch.manual_seed(0)
-    model = CompactModel(
-        Shape(vocabulary=64, hidden=32, blocks=2, intermediate=48, heads=4, kv_heads=2, head_dim=8, context=512)
-    )
+    sizes = Shape(vocabulary=64, hidden=32, blocks=2, intermediate=48, heads=4, kv_heads=2, head_dim=8, context=512)
+    model = CompactModel(replace(sizes, experts=experts))
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     exported = to_transformers(model, eos=2, pad=0).eval()
@@ -87,6 +88,18 @@ def test_export_is_the_model_that_was_trained():
         with torch.no_grad():
             ours = model(ids, torch.arange(2 * tokens), compiled=False).view(2, tokens, 64)
             assert (ours - exported(input_ids=ids).logits).abs().max() < 1e-4
+
+
+def test_load_balancing_loss_is_least_when_all_experts_are_used_equally():
+    torch.manual_seed(0)
+    mixture = Experts(Shape(vocabulary=64, hidden=8, intermediate=16, experts=4))
+    mixture.router.weight.data = torch.eye(4, 8)
+    even_SH, odd_SH = torch.eye(8)[[0, 1, 2, 3]] * 9, torch.eye(8)[[0, 0, 0, 0]] * 9
+    mixture(even_SH)
+    least = mixture.imbalance.item()
+    mixture(odd_SH)
+    assert least == pytest.approx(1, abs=0.02) and mixture.imbalance > 1.5
+    assert mixture.tokens_E.sum() == 2 * 4 * 2  # two experts for each token
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

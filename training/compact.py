@@ -65,8 +65,8 @@ class Experts(nn.Module):
         self.tokens_E += counts_E
         # The loss of Switch Transformers (arXiv 2101.03961, equation 4), over C choices.
         self.imbalance = (counts_E / index_SC.numel() * probability_SE.mean(0)).sum() * experts
-        # Every expert gets the same number of rows, a multiple of 128 with zeros at the end: oneDNN compiles a kernel for
-        # each new shape, which costs more than the rows.
+        # Every expert gets the same number of rows, a multiple of 128 with zeros at the end, because oneDNN compiles a
+        # kernel for each new shape, which takes longer than the additional rows.
         rows = int((counts_E.max() + 127) // 128 * 128)
         starts_E = counts_E.cumsum(0) - counts_E
         expert = torch.arange(experts).repeat_interleave(counts_E)
