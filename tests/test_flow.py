@@ -1,18 +1,27 @@
 """Chains of a backend that streams: each is stored as soon as it is complete, and none waits for another."""
 
+import json
+import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from typing import Any
 
 import pytest
+import warm_processes
+from completions_server import Server, serving
+from test_backend_contract import babble
 from tiny_chains import TOKENIZER, tiny
 
 import prunus
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import tiny_folder
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import pipeline, traces
+from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.flow import InBackground
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling
 from prunus.evaluation.resolved_plan import problem_row, resolve_plan
@@ -88,6 +97,54 @@ def test_what_was_complete_is_stored_when_the_engine_fails(tmp_path):
     assert rest.log.count("chain") == 8 - 5, "only chains that are missing are computed again"
     prunus.evaluate("tiny", PLAN, tmp_path / "batches.db")
     assert found == rows(tmp_path / "batches.db", work.run_id)
+
+
+class Holding(Server):
+    """A server of babble that gives no answers to some prompts, and to what follows others, until it is released."""
+
+    def hold(self, never_begun: list[int], half_done: list[int]) -> None:
+        self.released, self.never_begun, self.half_done = threading.Event(), never_begun, half_done
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompt, length = body["prompt"], len(self.half_done)
+        if prompt == self.never_begun or (prompt[:length] == self.half_done and len(prompt) > length):
+            self.released.wait(60)
+        return super().complete(body)
+
+
+KILLED = """
+import json, sys, prunus
+plan = prunus.EvalPlan.from_json(json.loads(sys.argv[1]))
+prunus.evaluate("tiny", plan, sys.argv[2], engine=prunus.EngineOptions(url=sys.argv[3]))
+"""
+
+
+def test_a_kill_loses_the_chains_that_the_engine_works_on_and_no_other(tmp_path):
+    """Of 8 chains 4 are at the server: 2 think, 2 of which the thinking is done answer. The other 4 are stored."""
+    plan, path = EvalPlan.from_json(PLAN.to_json() | {"backend": "openai", "temperature": 1.0}), tmp_path / "killed.db"
+    work = resolve_plan(ModelFolder(tiny_folder()), TOKENIZER, plan)
+    server = Holding(ScriptedBackend(babble), TOKENIZER)
+    server.hold(never_begun=work.prompts[0], half_done=work.prompts[1])
+    with serving(server):
+        with warm_processes.running(KILLED, json.dumps(plan.to_json()), path, server.url) as process:
+            for _ in range(1000):
+                with suppress(PrunusError):  # until the store has its tables
+                    if len(rows(path, work.run_id)) == 4 * 3:
+                        break
+                time.sleep(0.05)
+            assert process.is_running()
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        kept = Counter(problem for problem, *_ in rows(path, work.run_id))
+        assert kept == {work.problems[index].id: 2 * 3 for index in (2, 3)}
+        server.released.set()
+        server.seen.clear()
+        engine = EngineOptions(url=server.url)
+        assert prunus.evaluate("tiny", plan, path, engine=engine) == work.run_id
+        thought = Counter(tuple(body["prompt"]) for body in server.seen)
+        assert [thought[tuple(prompt)] for prompt in work.prompts] == [2, 2, 0, 0], "no other chain is sampled again"
+        prunus.evaluate("tiny", plan, tmp_path / "unbroken.db", engine=engine)
+    assert rows(path, work.run_id) == rows(tmp_path / "unbroken.db", work.run_id)
 
 
 def test_traces_are_those_of_batches_and_only_missing_chains_are_drawn_again(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 
-MOST_AT_ONCE = 256  # chains that are graded and stored in one transaction
+MOST_AT_ONCE = 32  # chains that are graded and stored in one transaction
 JUDGED_BY = 64  # chains by which never_closed judges the profile
 
 Finished = tuple[tuple[int, int], list[Draw]]  # (index of the problem, draw), and the draws under every budget
