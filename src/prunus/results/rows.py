@@ -17,12 +17,15 @@ class Run:
 
     model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "blocks"}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
+    adaptive: {"by": "find", "seed": of prunus.results.order} if rows decided how many problems were taken, in that
+    order; None if that was fixed beforehand.
     """
 
     run_id: str
     model: dict[str, Any]
     plan: dict[str, Any]
     versions: dict[str, Any]
+    adaptive: dict[str, Any] | None = None
 
     @property
     def imported(self) -> bool:

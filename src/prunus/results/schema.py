@@ -32,6 +32,13 @@ QUESTION_DDL = """
         digest TEXT NOT NULL  -- see prunus.contamination.question_key
     ) WITHOUT ROWID"""
 
+# Runs whose number of problems depended on their rows (rows.Run.adaptive). Like timing, it needs no new version.
+ADAPTIVE_DDL = """
+    CREATE TABLE IF NOT EXISTS adaptive (
+        run_id TEXT PRIMARY KEY REFERENCES run,
+        how TEXT NOT NULL  -- JSON: {"by": "find", "seed": of the order of problems}
+    ) WITHOUT ROWID"""
+
 # The long texts come last, so that reading the columns before them does not touch their overflow pages.
 DDL = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",

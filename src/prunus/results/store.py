@@ -137,10 +137,21 @@ class Store:
         rows = self._read("SELECT machine, speed FROM timing WHERE run_id = ? ORDER BY machine", (run_id,))
         return {machine: json.loads(speed) for machine, speed in rows}
 
+    def mark_adaptive(self, run_id: str, how: Mapping[str, Any]) -> None:
+        """Store that the number of a run's problems depends on its rows; `how` is Run.adaptive. An older mark stays."""
+        with self._transaction():
+            self._connection.execute(schema.ADAPTIVE_DDL)
+            self._connection.execute("INSERT OR IGNORE INTO adaptive VALUES (?, ?)", (run_id, _json(dict(how))))
+
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
         rows = self._read("SELECT run_id, model, plan, versions FROM run ORDER BY rowid")
-        return [Run(run_id, *(json.loads(text) for text in texts)) for run_id, *texts in rows]
+        marks: dict[str, str] = {}
+        if self._has_table("adaptive"):
+            marks = dict(self._read("SELECT run_id, how FROM adaptive"))
+        return [
+            Run(run_id, *(json.loads(text) for text in (*texts, marks.get(run_id, "null")))) for run_id, *texts in rows
+        ]
 
     def run(self, run_id: str) -> Run:
         """The run with this full id. Raises PrunusError if there is none."""
