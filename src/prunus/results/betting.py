@@ -84,14 +84,14 @@ def _variance_before(scaled_TC: Floats) -> Floats:
     return np.concatenate([np.full((1, scaled_TC.shape[1]), 0.25), variance_TC[:-1]])
 
 
-def _steps(scaled_TC: Floats, bets_TC: Floats, null: Floats) -> Floats:
+def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats) -> Floats:
     """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1]."""
     return np.log1p(np.minimum(bets_TC, MOST / null) * (scaled_TC - null))
 
 
 def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats) -> Floats:
     """(C,) logarithm of the largest wealth reached by betting against these null means; at least 0."""
-    return np.maximum(np.cumsum(_steps(scaled_TC, bets_TC, null_C), axis=0).max(axis=0), 0.0)
+    return np.maximum(np.cumsum(steps(scaled_TC, bets_TC, null_C), axis=0).max(axis=0), 0.0)
 
 
 def _bound(scaled_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
@@ -130,7 +130,7 @@ def _bounds_by_level(scaled_TC: Floats, bets_TC: Floats, levels_L: Floats) -> Fl
     found = np.empty((len(levels_L), scaled_TC.shape[1]))
     nulls = np.maximum(NULLS, 1e-9)
     for c in range(scaled_TC.shape[1]):
-        total = _steps(scaled_TC[:, c, None], bets_TC[:, c, None], nulls).sum(axis=0)
+        total = steps(scaled_TC[:, c, None], bets_TC[:, c, None], nulls).sum(axis=0)
         wealth = np.log(KEPT + (1 - KEPT) * np.exp(np.minimum(total, 600)))  # falls along the nulls
         rejected_L = np.searchsorted(-wealth, -levels_L, side="right")
         found[:, c] = np.where(rejected_L > 0, NULLS[rejected_L - 1], 0.0)

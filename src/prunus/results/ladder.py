@@ -1,0 +1,331 @@
+"""How far can it go: decide on one rung of a ladder after every problem, with errors that hold at any time.
+
+A ladder is a list of ever more compressed models, its rungs, in an order that is declared beforehand. Each is compared
+with the dense model problem by problem, in an order that a seed determines, at two endpoints: accuracy (the area under
+accuracy over log2 of the budget) and *ends by itself* (the share of chains that end before the largest budget cuts
+them). A rung is certified as soon as both endpoints rule out a loss of their margin or more, and the walk ends at the
+first rung that is not certified. Then the probability of any false certificate is at most alpha, for any number of
+rungs and however often one looks:
+
+- For one endpoint, a gambler bets on "the loss is smaller than the margin" as in `betting`. If that is false, the
+  wealth ever reaches 1 / alpha with a probability of at most alpha (Ville), so one may look after every problem.
+- Both endpoints have to be shown, so neither is corrected for the other (intersection-union test, Berger 1982).
+- A walk in a declared order that ends at its first failure needs no correction for the number of rungs
+  (fixed-sequence test, Maurer, Hothorn and Lehmacher 1995). Several ladders share alpha among them.
+
+The bets. Towards certification: delta / (v + delta^2), which is Kelly's bet if the true difference is 0; delta is half
+the margin and v the variance so far of (difference + 1) / 2. Towards refusal: the same with the gain seen so far in
+place of delta if that is larger, since a broken model is far below the margin. They need no horizon, so problems may be
+added. Over simulated data they need fewer problems than bets for a fixed number of problems or for all times
+(docs/measurements/find-errors.md).
+
+Several tasks. The estimate is the mean over tasks, so bets are made on rounds: each holds problems of every task, as
+many rounds as the smallest task has problems, and a round's difference is the mean over tasks. A bound per task at
+alpha / tasks is weaker (same page).
+
+T: rounds; with one task a round is one problem.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, inf, log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.errors import PrunusError
+from prunus.results import betting, metrics, stopping
+from prunus.results.table import Table
+
+Floats = NDArray[np.float64]
+Round = tuple[tuple[str, str], ...]  # (task, problem_id)
+
+ACCURACY, ENDS = "accuracy", stopping.ENDS
+ENDPOINTS = (ACCURACY, ENDS)
+CERTIFIED, REFUSED, OPEN, GO_ON = "certified", "refused", "cannot tell", "go on"
+FIRST = 0.25  # variance of the pseudo-value before the first one, and its weight
+CHANGED = 0.04  # share of draws assumed to differ between the dense model and a harmless rung
+DRAWS = (1, 2, 4, 8, 16, 32, 64)  # numbers of draws per problem that a forecast considers
+MOST_ROUNDS = 200_000  # a forecast beyond this is "no number is enough"
+SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a certificate rules out: a loss of `margin` or more in accuracy, of `stop_margin` or more in ending.
+
+    Both are shares in (0, 1). alpha: probability of any false certificate on this ladder. Raises PrunusError for
+    others.
+    """
+
+    margin: float = 0.02
+    stop_margin: float = 0.05
+    alpha: float = betting.ALPHA
+
+    def __post_init__(self) -> None:
+        for name, value in (("margin", self.margin), ("stop margin", self.stop_margin), ("alpha", self.alpha)):
+            if not 0 < value < 1:
+                raise PrunusError(f"{name} must be a share in (0, 1), not {value:g}; 0.02 is two points")
+
+    @property
+    def margins(self) -> dict[str, float]:
+        """The margin of each endpoint."""
+        return {ACCURACY: self.margin, ENDS: self.stop_margin}
+
+    @property
+    def level(self) -> float:
+        """The logarithm of the wealth at which a loss of the margin is ruled out."""
+        return log(1 / self.alpha)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """word: CERTIFIED, REFUSED, OPEN or GO_ON. rounds: after how many it was reached, or seen so far.
+
+    failed: the endpoints that refused the rung, or do not certify it yet. evidence: for each endpoint, the largest
+    e-value so far of "the loss is the margin or more" (harmful) and of "the loss is the margin or less" (harmless), and
+    the mean difference, after those rounds (None without any).
+    """
+
+    word: str
+    rounds: int
+    failed: tuple[str, ...]
+    evidence: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Path:
+    """One endpoint after every round, (T,) each: mean difference and its bounds, each valid at all times together.
+
+    P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
+    the margin or more is ruled out, upper < -margin if and only if a smaller loss is. certify, refuse: logarithms of
+    the largest e-values so far, which reach log(1 / alpha) at those times.
+    """
+
+    estimate: Floats
+    lower: Floats
+    upper: Floats
+    certify: Floats
+    refuse: Floats
+
+
+def rounds(order: Sequence[tuple[str, str]]) -> list[Round]:
+    """The problems in this order (`order.interleaved`) as rounds, which hold the next problems of every task.
+
+    There are as many rounds as the smallest task has problems; those of larger tasks are spread evenly over them.
+    """
+    by_task: dict[str, list[str]] = {}
+    for task, problem in order:
+        by_task.setdefault(task, []).append(problem)
+    total = min(map(len, by_task.values()), default=0)
+    return [
+        tuple(
+            (task, problem)
+            for task, problems in by_task.items()
+            for problem in problems[r * len(problems) // total : (r + 1) * len(problems) // total]
+        )
+        for r in range(total)
+    ]
+
+
+def differences(
+    dense: Mapping[str, Table],
+    rung: Mapping[str, Table],
+    order: Sequence[Round],
+    budgets: Sequence[int],
+    samples: int,
+) -> dict[str, Floats]:
+    """{endpoint: (T,) rung minus dense} over the first rounds that both runs have completely, by task.
+
+    dense, rung: tables by task (`table.tables`). Complete: draws 0 to samples - 1 at all of these budgets. Rounds after
+    the first incomplete one do not count even if they are complete: which problems finish early depends on their
+    answers, so they would not be a random sample. Raises PrunusError without a positive budget.
+    """
+    budgets = sorted(budgets)
+    if not budgets or budgets[-1] <= 0:
+        raise PrunusError("whether chains end by themselves needs a budget above 0: add one to the budgets")
+    draws, weights_B = range(samples), metrics.auc_weights(budgets)
+    values = {
+        task: [_outcomes(side.get(task), budgets, draws, weights_B) for side in (dense, rung)]
+        for task in sorted({task for one in order for task, _ in one})
+    }
+    found: list[list[float]] = []
+    for one in order:
+        by_task: dict[str, list[Floats]] = {}
+        for task, problem in one:
+            ours, theirs = (side.get(problem) for side in values[task])
+            if ours is None or theirs is None:
+                break
+            by_task.setdefault(task, []).append(theirs - ours)
+        else:
+            found.append(np.mean([np.mean(each, axis=0) for each in by_task.values()], axis=0))
+            continue
+        break
+    columns = np.array(found).reshape(-1, len(ENDPOINTS))
+    return {name: columns[:, place] for place, name in enumerate(ENDPOINTS)}
+
+
+def _outcomes(
+    table: Table | None, budgets: Sequence[int], draws: Sequence[int], weights_B: Floats
+) -> dict[str, Floats]:
+    """{problem: (2,) its area and the share of its chains that end by themselves}, for complete problems."""
+    if table is None or not set(budgets) <= set(table.budgets) or not set(draws) <= set(table.draws):
+        return {}
+    table = table.select(table.problems, budgets, draws)
+    table = table.select(table.complete(), budgets, draws)
+    if not table.problems:
+        return {}
+    area_P = weights_B @ table.correct.mean(axis=2).T
+    last = table.select(table.problems, budgets[-1:], draws)
+    ends_P = stopping.ENDINGS[ENDS].values(last).mean(axis=(1, 2), dtype=float)
+    return dict(zip(table.problems, np.stack([area_P, ends_P], axis=1), strict=True))
+
+
+def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decision:
+    """The decision after these differences; over: no more will come, so what is still open stays open.
+
+    The first time at which the rung is certified or refused decides, so the decision depends neither on how many
+    problems are evaluated at once nor on those that come later.
+    """
+    T = len(found[ACCURACY])
+    logs = {name: _evidence(found[name], margin) for name, margin in rule.margins.items()}
+    shown = {name: _first(certify, rule.level) for name, (certify, _) in logs.items()}
+    refused = {name: _first(refuse, rule.level) for name, (_, refuse) in logs.items()}
+    good, bad = max(shown.values()), min(refused.values())
+    if good <= bad and good <= T:
+        word, at, failed = CERTIFIED, int(good), ()
+    elif bad <= T:
+        word, at = REFUSED, int(bad)
+        failed = tuple(name for name in ENDPOINTS if refused[name] == bad)
+    else:
+        word, at = OPEN if over else GO_ON, T
+        failed = tuple(name for name in ENDPOINTS if shown[name] > T)
+    evidence = {
+        name: {
+            "difference": float(found[name][:at].mean()) if at else None,
+            "harmless": float(np.exp(certify[at - 1])) if at else None,
+            "harmful": float(np.exp(refuse[at - 1])) if at else None,
+        }
+        for name, (certify, refuse) in logs.items()
+    }
+    return Decision(word, at, failed, evidence)
+
+
+def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA) -> Path:
+    """Estimate, bounds and e-values of one endpoint after every round."""
+    d = np.asarray(differences_T, dtype=float)
+    certify, refuse = _evidence(d, margin)
+    return Path(
+        estimate=np.cumsum(d) / np.arange(1, len(d) + 1),
+        lower=lower_path(d, bets(d, margin), alpha, -margin),
+        upper=-lower_path(-d, bets(-d, margin, adaptive=True), alpha, margin),
+        certify=certify,
+        refuse=refuse,
+    )
+
+
+def bets(differences_T: Floats, margin: float, adaptive: bool = False) -> Floats:
+    """(T,) bet on each difference, scaled to [0, 1], from those before it; see the beginning of this file.
+
+    adaptive: towards a mean that is at least as far above the null of `margin` as the mean so far; else towards 0 from
+    a null of -margin.
+    """
+    x = (differences_T + 1) / 2
+    weight = FIRST + np.arange(1, len(x) + 1)
+    mean = (FIRST / 2 + np.cumsum(x)) / weight
+    variance = np.concatenate([[FIRST], (FIRST * FIRST + np.cumsum((x - mean) ** 2)) / weight])[:-1]
+    gain = np.full(len(x), margin / 2)
+    if adaptive:
+        before = np.concatenate([[0.5], mean])[:-1]
+        gain = np.maximum(gain, before - (1 + margin) / 2)
+    return gain / (variance + gain**2)
+
+
+def lower_path(differences_T: Floats, bets_T: Floats, alpha: float, *nulls: float) -> Floats:
+    """(T,) the largest mean rejected so far, -1 if none is; from a grid of means, in which `nulls` are included."""
+    grid = (np.unique(np.concatenate([SHAPE, nulls])) + 1) / 2
+    logs = np.cumsum(betting.steps((differences_T[:, None] + 1) / 2, bets_T[:, None], grid), axis=0)
+    rejected_T = (np.maximum.accumulate(logs, axis=0) >= log(1 / alpha)).sum(axis=1)  # wealth falls along the grid
+    return np.where(rejected_T > 0, 2 * grid[rejected_T - 1] - 1, -1.0)
+
+
+def _evidence(differences_T: Floats, margin: float) -> tuple[Floats, Floats]:
+    """(T,) logarithms of the largest e-values so far for a loss below the margin, and for one above it; at least 0."""
+    return (
+        _largest_wealth(differences_T, bets(differences_T, margin), -margin),
+        _largest_wealth(-differences_T, bets(-differences_T, margin, adaptive=True), margin),
+    )
+
+
+def _largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+    steps = betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2))
+    return np.maximum(np.maximum.accumulate(np.cumsum(steps)), 0.0) if len(steps) else steps
+
+
+def _first(logs_T: Floats, level: float) -> float:
+    """The number of rounds after which the level is reached first; inf if never."""
+    reached = np.flatnonzero(logs_T >= level)
+    return float(reached[0] + 1) if len(reached) else inf
+
+
+def rounds_needed(variance: float, margin: float, alpha: float = betting.ALPHA) -> float:
+    """The typical number of rounds until a rung without any true loss is certified; inf beyond 200,000.
+
+    variance: of the differences. Growth of log wealth by its second-order expansion, with the variance that the bets
+    assume at each time.
+    """
+    t = np.arange(MOST_ROUNDS if variance > 0 else ceil(10 * log(1 / alpha) / margin) + 10)
+    gain, v = margin / 2, variance / 4
+    assumed = (FIRST * FIRST + t * v) / (FIRST + t)
+    bet = np.minimum(gain / (assumed + gain**2), betting.MOST / ((1 - margin) / 2))
+    growth = np.log1p(bet * gain) - 0.5 * bet**2 * v / (1 + bet * gain) ** 2
+    return _first(np.cumsum(growth), log(1 / alpha))
+
+
+def smallest_margin(number: int, alpha: float = betting.ALPHA) -> float:
+    """The smallest margin that this many rounds could certify at all, if not a single draw differed; 1 if none."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        enough = _largest_wealth(np.zeros(number), bets(np.zeros(number), middle), -middle)
+        low, high = (low, middle) if number and enough[-1] >= log(1 / alpha) else (middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variance of differences: between + within / draws per problem. source: where the numbers come from, in words."""
+
+    between: float = 0.0
+    within: float = CHANGED
+    source: str = f"assumed: {CHANGED:.0%} of draws change"
+
+    def variance(self, draws: int) -> float:
+        """The variance of a problem's difference with so many draws."""
+        return self.between + self.within / draws
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one endpoint, before it starts. rounds: typical number to certify a harmless rung (inf: more than 200,000).
+
+    available: rounds there are. smallest: the smallest margin they could certify if no draw differed. draws: the
+    smallest number of draws per problem (of 1, 2, 4 to 64) with which they would typically be enough; None if they are
+    not with any, so that only more problems or a larger margin help.
+    """
+
+    rounds: float
+    available: int
+    smallest: float
+    draws: int | None
+
+
+def forecast(rule: Rule, available: int, draws: int, noise: Mapping[str, Noise] | None = None) -> dict[str, Forecast]:
+    """{endpoint: what to expect} of a harmless rung; noise: of each endpoint, assumed where it is not given."""
+    found = {}
+    for name, margin in rule.margins.items():
+        of_it = (noise or {}).get(name, Noise())
+        needed = rounds_needed(of_it.variance(draws), margin, rule.alpha)
+        enough = (n for n in DRAWS if rounds_needed(of_it.variance(n), margin, rule.alpha) <= available)
+        found[name] = Forecast(needed, available, smallest_margin(available, rule.alpha), next(enough, None))
+    return found

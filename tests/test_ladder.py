@@ -1,0 +1,237 @@
+"""The decisions of a ladder: wealth by a plain loop, other software's bounds, rows by hand, and simulated errors."""
+
+from dataclasses import replace
+from math import log, log1p, log2, sqrt
+
+import numpy as np
+import pytest
+from test_betting import made
+from test_comparison import row
+
+from prunus.errors import PrunusError
+from prunus.results import ladder
+from prunus.results.ladder import ACCURACY, CERTIFIED, ENDS, GO_ON, OPEN, REFUSED, Rule
+from prunus.results.order import interleaved
+from prunus.results.table import tables
+
+LEVEL = log(20)
+
+
+def loop_bets(values, margin, adaptive=False):
+    """The bet on each difference from those before it, one by one."""
+    found, seen = [], []
+    for d in values:
+        weight = 0.25 + len(seen)
+        squares, total = 0.0625, 0.125
+        for t, past in enumerate(seen):
+            total += past
+            squares += (past - total / (1.25 + t)) ** 2
+        variance, mean = squares / weight, total / weight
+        gain = max(margin / 2, mean - (1 + margin) / 2) if adaptive else margin / 2
+        found.append(gain / (variance + gain**2))
+        seen.append((d + 1) / 2)
+    return found
+
+
+def loop_wealth(values, bets, null):
+    """Logarithm of the wealth after each difference, betting that the mean is above `null`; at most 3/4 is lost."""
+    m = (1 + null) / 2
+    found = [0.0]
+    for d, bet in zip(values, bets, strict=True):
+        found.append(found[-1] + log1p(min(bet, 0.75 / m) * ((d + 1) / 2 - m)))
+    return found[1:]
+
+
+def some(seed, n, mean, spread=0.3):
+    return np.random.default_rng(seed).normal(mean, spread, n).clip(-1, 1)
+
+
+@pytest.mark.parametrize(("mean", "margin"), [(0.1, 0.05), (0.0, 0.02), (-0.2, 0.05)])
+def test_e_values_and_bounds_are_those_of_a_plain_loop(mean, margin):
+    d = some(1, 120, mean)
+    path = ladder.path(d, margin)
+    bets = {sign: loop_bets(sign * d, margin, adaptive=sign < 0) for sign in (1, -1)}
+    for logs, sign in ((path.certify, 1), (path.refuse, -1)):
+        wealth = loop_wealth(sign * d, bets[sign], -sign * margin)
+        assert logs == pytest.approx(np.maximum.accumulate(np.maximum(wealth, 0)))
+    assert path.estimate[-1] == pytest.approx(d.mean())
+    for bound_T, sign in ((path.lower, 1), (path.upper, -1)):
+        for t in (3, 40, 120):
+            nulls = np.linspace(-0.999, 0.999, 400)
+            rejected = [m for m in nulls if max(loop_wealth(sign * d[:t], bets[sign][:t], m)) >= LEVEL]
+            assert sign * bound_T[t - 1] == pytest.approx(max(rejected, default=-1), abs=0.012)
+    # The bound and the decision say the same.
+    assert ((path.lower > -margin - 1e-12) == (path.certify >= LEVEL)).all()
+    assert ((path.upper < -margin + 1e-12) == (path.refuse >= LEVEL)).all()
+    assert (path.certify[-1] >= LEVEL) == (mean > 0) and (path.refuse[-1] >= LEVEL) == (mean < 0)
+
+
+# Lower bounds that are valid at any time, from gostevehoward/confseq @ 70b1ef3 (betting_mart with lambda_predmix_eb,
+# trunc_scale=.75), the authors' own package.
+CONFSEQ = {12: -0.260206, 90: -0.000632, 400: 0.034978}
+
+
+def test_bounds_with_their_bets_are_confseqs():
+    d = made(400)[:, 0]
+    x = (d + 1) / 2
+    t = np.arange(1, 401)
+    variance = (0.25 + np.cumsum((x - (0.5 + np.cumsum(x)) / (t + 1)) ** 2)) / (t + 1)
+    bets = np.sqrt(2 * LEVEL / (np.concatenate([[0.25], variance[:-1]]) * t * np.log(1 + t)))
+    path = ladder.lower_path(d, bets, 0.05)
+    for n, bound in CONFSEQ.items():
+        assert bound - 0.0013 < path[n - 1] <= bound + 1e-6  # rounded down to the grid
+
+
+def test_the_first_to_be_shown_decides_whenever_one_looks():
+    harmless, broken = np.zeros(300), some(3, 300, -0.4)
+    rule = Rule(margin=0.05, stop_margin=0.1)
+    both = ladder.decide({ACCURACY: harmless, ENDS: harmless}, rule)
+    alone = int(ladder._first(np.array(loop_wealth(harmless, loop_bets(harmless, 0.05), -0.05)), LEVEL))
+    assert (both.word, both.rounds, both.failed) == (CERTIFIED, alone, ())
+    found = {ACCURACY: harmless, ENDS: broken}
+    stops = ladder.decide(found, rule)
+    assert (stops.word, stops.failed) == (REFUSED, (ENDS,)) and stops.rounds < alone
+    assert stops.evidence[ENDS]["harmful"] >= 20 > stops.evidence[ENDS]["harmless"]
+    for look in (0, 1, stops.rounds - 1, stops.rounds, 200):
+        part = {name: values[:look] for name, values in found.items()}
+        assert (ladder.decide(part, rule) == stops) == (look >= stops.rounds)
+        if look < stops.rounds:
+            assert ladder.decide(part, rule).word == GO_ON
+            assert ladder.decide(part, rule, over=True).word == OPEN
+    # Accuracy is certified first, ending by itself never: a rung needs both.
+    noisy = np.where(np.arange(300) % 2, 0.9, -0.9)
+    still = ladder.decide({ACCURACY: harmless, ENDS: noisy}, rule, over=True)
+    assert (still.word, still.failed, still.rounds) == (OPEN, (ENDS,), 300)
+
+
+def test_rounds_hold_every_problem_once_and_as_many_of_a_task_as_they_can():
+    sizes = {"a": 3, "b": 7, "c": 4}
+    order = interleaved({task: [f"{task}{i}" for i in range(n)] for task, n in sizes.items()}, 5)
+    found = ladder.rounds(order)
+    assert len(found) == 3 and sorted(sum(found, ())) == sorted(order)
+    for one in found:
+        counts = {task: sum(name == task for name, _ in one) for task in sizes}
+        assert counts["a"] == 1 and counts["b"] in (2, 3) and counts["c"] in (1, 2)
+    for task in sizes:
+        assert [p for one in found for t, p in one if t == task] == [p for t, p in order if t == task]
+    assert ladder.rounds([]) == []
+
+
+def run(seed, budgets, draws, sizes):
+    rng = np.random.default_rng(seed)
+    return [
+        row(task, p, budget, draw, rng.random() < 0.6, ended="natural" if rng.random() < 0.7 else "forced")
+        for task, n in sizes.items()
+        for p in range(n)
+        for budget in budgets
+        for draw in range(draws)
+    ]
+
+
+def test_differences_are_those_of_the_rows_up_to_the_first_incomplete_round():
+    budgets, sizes = (0, 16, 64, 256), {"a": 6, "b": 12}
+    dense, rung = run(0, budgets, 3, sizes), run(1, budgets, 3, sizes)
+    order = ladder.rounds(interleaved({t: [f"{t}-{p}" for p in range(n)] for t, n in sizes.items()}, 1))
+    found = ladder.differences(tables(dense), tables(rung), order, (16, 256), 2)
+
+    def outcome(rows, task, problem, draws=(0, 1)):
+        mine = [r for r in rows if (r.task, r.problem_id) == (task, problem) and r.draw in draws]
+        area = np.mean([r.correct for r in mine if r.budget in (16, 256)])  # two budgets: both ends weigh alike
+        return area, np.mean([r.ended == "natural" for r in mine if r.budget == 256])
+
+    for place, one in enumerate(order):
+        by_task = {
+            task: np.mean(
+                [np.subtract(outcome(rung, *key), outcome(dense, *key)) for key in one if key[0] == task], axis=0
+            )
+            for task in sizes
+        }
+        expected = np.mean(list(by_task.values()), axis=0)
+        assert (found[ACCURACY][place], found[ENDS][place]) == pytest.approx(tuple(expected))
+    # Three budgets above 0: trapezoids over the logarithm of the budget; OFF and 0 have no weight.
+    three = ladder.differences(tables(dense), tables(rung), order[:1], (16, 64, 256), 1)[ACCURACY][0]
+    weights = {16: 1 / 4, 64: 1 / 2, 256: 1 / 4}
+    assert log2(64 / 16) == log2(256 / 64)
+    means = [
+        np.mean(
+            [
+                sum(
+                    weights[r.budget] * r.correct * sign
+                    for rows, sign in ((rung, 1), (dense, -1))
+                    for r in rows
+                    if (r.task, r.problem_id) == key and r.draw == 0 and r.budget
+                )
+                for key in order[0]
+                if key[0] == task
+            ]
+        )
+        for task in sizes
+    ]
+    assert three == pytest.approx(np.mean(means))
+    # One row of the fourth round is missing: complete later rounds do not count either.
+    gone = order[3][1]
+    less = [r for r in rung if not ((r.task, r.problem_id) == gone and r.budget == 16 and r.draw == 1)]
+    part = ladder.differences(tables(dense), tables(less), order, (16, 256), 2)
+    assert part[ACCURACY] == pytest.approx(found[ACCURACY][:3]) and len(part[ENDS]) == 3
+    assert len(ladder.differences(tables(dense), {}, order, (16, 256), 2)[ENDS]) == 0
+    assert len(ladder.differences(tables(dense), tables(rung), order, (16, 512), 2)[ENDS]) == 0
+    with pytest.raises(PrunusError, match="needs a budget above 0"):
+        ladder.differences(tables(dense), tables(rung), order, (0,), 1)
+
+
+def test_forecasts_are_what_happens():
+    """Problems until a harmless rung is certified, for one endpoint: the median of simulated walks."""
+    rng = np.random.default_rng(0)
+    for changed, margin in ((0.04, 0.05), (0.01, 0.02), (0.1, 0.05)):
+        paths = rng.choice([-1.0, 0.0, 1.0], p=[changed / 2, 1 - changed, changed / 2], size=(150, 1000))
+        times = [ladder._first(ladder._evidence(d, margin)[0], LEVEL) for d in paths]
+        assert ladder.rounds_needed(changed, margin) == pytest.approx(np.median(times), rel=0.2)
+    same = ladder._first(ladder._evidence(np.zeros(300), 0.02)[0], LEVEL)
+    assert ladder.rounds_needed(0.0, 0.02) == same == 203
+
+
+def test_the_smallest_margin_is_certified_and_a_smaller_one_is_not():
+    for n in (30, 198, 420):
+        margin = ladder.smallest_margin(n)
+        same = dict.fromkeys(ladder.ENDPOINTS, np.zeros(n))
+        assert ladder.decide(same, Rule(margin + 1e-6, 0.5)).word == CERTIFIED
+        assert ladder.decide(same, Rule(margin - 1e-4, 0.5)).word == GO_ON
+    assert ladder.smallest_margin(0) == ladder.smallest_margin(1) == 1
+
+
+def test_a_forecast_asks_for_draws_where_they_help_and_not_where_only_problems_do():
+    noise = {ACCURACY: ladder.Noise(0.0, 0.2, "measured"), ENDS: ladder.Noise(0.2, 0.0, "measured")}
+    found = ladder.forecast(Rule(0.05, 0.05), 300, 1, noise)
+    assert found[ACCURACY].rounds > 300 and found[ACCURACY].draws in (2, 4)
+    assert found[ACCURACY].rounds == found[ENDS].rounds and found[ENDS].draws is None
+    assert ladder.forecast(Rule(0.02, 0.05), 30, 1)[ACCURACY].draws is None  # 30 problems cannot show 2 points at all
+    assert ladder.forecast(Rule(0.02, 0.05), 30, 1)[ACCURACY].smallest > 0.12
+
+
+@pytest.mark.parametrize("bad", [{"margin": 0}, {"margin": 1.0}, {"stop_margin": -0.1}, {"alpha": 0.0}])
+def test_rules_that_make_no_sense_are_refused(bad):
+    with pytest.raises(PrunusError, match=r"must be a share in \(0, 1\)"):
+        replace(Rule(), **bad)
+
+
+def false_claims(certified, runs=600, n=250, margin=0.05):
+    """Share of runs whose true loss is the margin, in one draw of every twenty, that `certified` ever certifies."""
+    rng = np.random.default_rng(7)
+    paths = -(rng.random((runs, n)) < margin).astype(float)
+    return np.mean([certified(d, margin) for d in paths])
+
+
+def test_whoever_looks_after_every_problem_is_wrong_in_5_percent_at_most():
+    share = false_claims(lambda d, margin: ladder._evidence(d, margin)[0][-1] >= LEVEL)
+    assert 0.005 < share <= 0.05 + 4 * sqrt(0.05 * 0.95 / 600)
+
+
+def test_a_t_interval_that_is_looked_at_after_every_problem_is_wrong_far_more_often():
+    """So the test above can fail."""
+
+    def looked_at(d, margin):
+        t = np.arange(20, len(d) + 1)
+        mean, square = np.cumsum(d)[19:] / t, np.cumsum(d * d)[19:] / t
+        return (mean - 1.645 * np.sqrt((square - mean**2) / (t - 1)) > -margin).any()
+
+    assert false_claims(looked_at) > 0.25
