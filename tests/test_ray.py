@@ -6,8 +6,10 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +18,19 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from completions_server import Server, serving
 from ray_nodes import everything, two_nodes
 from small_study import write_study
+from test_backend_contract import babble
+from tiny_chains import TOKENIZER
 
 import prunus
 from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
+from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
+from prunus.evaluation.backends.scripted import ScriptedBackend
+from prunus.evaluation.resolved_plan import problem_row
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
@@ -34,7 +42,7 @@ from prunus.study.ray import driver as ray_driver
 from prunus.study.ray import transfer
 from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.driver import Driver
-from prunus.study.ray.jobs import Job, WorkerHandle, next_job
+from prunus.study.ray.jobs import Job, WorkerHandle, next_job, take_along
 from prunus.study.ray.worker import ModelRef, VariantFiles, Worker
 from prunus.study.variants import make_variant
 
@@ -174,6 +182,86 @@ def test_a_worker_makes_a_recovered_variant_as_this_machine_does(tmp_path, monke
     assert set(made.variant) == {f"{variant.key}.vectors.safetensors", f"{variant.key}.safetensors"}
     assert files(worker.folder / "variants") == files(tmp_path / "here" / "variants")
     worker.scratch.cleanup()
+
+
+@contextmanager
+def served_study(folder: Path) -> Iterator[tuple[Server, Path]]:
+    """A server without a model, and a study of it."""
+    server = Server(ScriptedBackend(babble), TOKENIZER, name="model")
+    with serving(server):
+        settings = (
+            f'backend = "openai"\nprofile = "s1"\ntemperature = 1.0\n[engine]\nurl = "{server.url}"\nconcurrency = 1'
+        )
+        yield server, write_study(folder, "", settings)
+
+
+def test_a_worker_sends_the_rows_of_an_engine_that_streams_as_they_come(tmp_path, monkeypatch):
+    """With one request at a time, chains come one by one: those of all batches in one job, without a barrier."""
+    with served_study(tmp_path) as (_, file):
+        study = read_study(file)
+        model = open_model(study, study.models[0], resolve(study.models[0]))
+        work = model.cells[0].resolved
+        monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
+        ref = ModelRef(model.name, model.checkpoint.checksum(), [work])
+        worker = Worker(str(tmp_path), study, "cpu")
+        chains = [chain for batch in work.batches for chain in batch]
+        found = list(worker.answer((ref, model.name), model.variants[0], {}, 0, chains))
+        worker.release()
+        worker.scratch.cleanup()
+        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "here.db", engine=study.engine)
+    with Store(tmp_path / "here.db") as store:
+        here = {(s.problem_id, s.budget): (s.thinking, s.text) for s in store.samples(work.run_id, texts=True)}
+    assert len(found) > 1 and all(len(one.done.samples) % 3 == 0 for one in found)
+    assert sum(one.done.tokens for one in found) > 18
+    assert {(s.problem_id, s.budget): (s.thinking, s.text) for one in found for s in one.done.samples} == here
+    assert sum(len(one.done.samples) for one in found) == len(here) == 6 * 3
+
+
+def test_a_job_of_an_engine_that_streams_has_several_batches():
+    """Those of its cell that come as early as it does, and at most half of a worker's part of all that is left."""
+    model, one, other = SimpleNamespace(label="m"), object(), object()
+    rest = [job(model, "wanda", one) for _ in range(8)] + [job(model, "owl", other) for _ in range(4)]
+    early = job(model, "wanda", one, early=True)
+    jobs = [early, *rest, job(model, "wanda", None, early=True)]
+    for number, each in enumerate(jobs):
+        each.batch = [(number, 0)]
+    jobs.remove(first := rest[0])
+    take_along(first, jobs, workers=2)
+    assert first.batch == [(1, 0), (2, 0), (3, 0)], "11 are left, 2.75 of which are half of a worker's part"
+    assert early in jobs and len(jobs) == 14 - 3
+    take_along(early, jobs, workers=1)
+    assert early.batch == [(0, 0)] and len(jobs) == 14 - 3
+    jobs.remove(rest[3])
+    take_along(rest[3], jobs, workers=100)
+    assert rest[3].batch == [(4, 0)]
+
+
+def test_the_table_says_which_backends_stream():
+    for entry in BACKENDS.values():
+        module, _, name = entry.load.partition(":")
+        assert getattr(import_module(module), name.partition(".")[0]).streams == entry.streams
+
+
+def test_after_a_loss_an_engine_that_streams_gets_only_what_is_missing(tmp_path):
+    """Also of batches of which an earlier run stored a part; `hf` gets the whole batch, whose rows go together."""
+    with served_study(tmp_path) as (_, file):
+        study = read_study(file)
+        model = open_model(study, study.models[0], resolve(study.models[0]))
+        cell = model.cells[0]
+        prunus.evaluate(study.models[0], study.plans[0], tmp_path / "whole.db", engine=study.engine)
+    batch, asked = cell.resolved.batches[0], []
+    kept = cell.resolved.problems[batch[0][0]].id
+    remote = SimpleNamespace(remote=lambda *arguments: asked.append(arguments[-1]))
+    worker = WorkerHandle(SimpleNamespace(answer=SimpleNamespace(options=lambda **_: remote)))
+    made = driver(worker)
+    with Store(tmp_path / "whole.db") as whole, Store(tmp_path / "part.db", create=True) as made.store:
+        made.store.add_problems(map(problem_row, cell.resolved.problems))
+        made.store.add_run(whole.run(cell.run_id))
+        made.store.add_samples(cell.run_id, [s for s in whole.samples(cell.run_id) if s.problem_id == kept])
+        made.models, made.claimed, made.calls = {model.name: []}, {cell.run_id}, {}
+        for made.streams in (True, False):
+            made.assign(worker, Job(model, model.variants[0], cell, batch, True))
+    assert len(batch) == 2 and asked == [batch[1:], batch]
 
 
 def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):

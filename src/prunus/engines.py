@@ -23,8 +23,8 @@ class BackendEntry:
     settings: the EngineOptions that it uses. needs: those that it requires, with the advice of the error message.
     reads_packed: whether it runs folders that `prunus pack` wrote. loads_itself: whether another program reads the
     weights, so that any type of model will do. times_tokens: whether it can measure the time per token
-    (prunus.evaluation.latency.TimedBackend). chats: "module:class" that takes a model folder and EngineOptions, and
-    returns the server's chat completions, for control native; empty without any.
+    (prunus.evaluation.latency.TimedBackend). streams: as Backend.streams. chats: "module:class" that takes a model
+    folder and EngineOptions, and returns the server's chat completions, for control native; empty without any.
     """
 
     load: str
@@ -34,6 +34,7 @@ class BackendEntry:
     reads_packed: bool = False
     loads_itself: bool = False
     times_tokens: bool = False
+    streams: bool = False
     chats: str = ""
 
 
@@ -42,13 +43,16 @@ BACKENDS: dict[str, BackendEntry] = {
     "hf": BackendEntry(
         "prunus.evaluation.backends.hf:HFBackend.load", 64, ("sparse",), reads_packed=True, times_tokens=True
     ),
-    "vllm": BackendEntry("prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args",), loads_itself=True),
+    "vllm": BackendEntry(
+        "prunus.evaluation.backends.vllm:VLLMBackend.load", 512, ("args",), loads_itself=True, streams=True
+    ),
     "openai": BackendEntry(
         "prunus.evaluation.backends.openai:OpenAIBackend.load",
         512,
         ("url", "serve", "served_model", "tokenizer", "concurrency", "timeout"),
         needs={"url": "the server's address: --url http://localhost:8000/v1"},
         loads_itself=True,
+        streams=True,
         chats="prunus.evaluation.backends.chat:ChatServer",
     ),
 }

@@ -6,7 +6,7 @@ up. Rows follow from the keys of their chains, so the order in which chains end 
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -21,6 +21,7 @@ MOST_AT_ONCE = 32  # chains that are graded and stored in one transaction
 JUDGED_BY = 64  # chains by which never_closed judges the profile
 
 Finished = tuple[tuple[int, int], list[Draw]]  # (index of the problem, draw), and the draws under every budget
+Grade = Callable[[Sequence[tuple[int, int]], Sequence[Sequence[Draw]]], list[Sample]]
 _T = TypeVar("_T")
 
 
@@ -29,45 +30,66 @@ def fill_as_completed(
     work: ResolvedPlan,
     backend: Backend,
     chains: Sequence[tuple[int, int]],
-    grade: Callable[[Sequence[tuple[int, int]], Sequence[Sequence[Draw]]], list[Sample]],
+    grade: Grade,
     show: Callable[[list[Sample], int], None],
     judge: Callable[[Sequence[Sequence[Draw]]], None] = lambda _: None,
 ) -> None:
     """Compute, grade and store the chains in the store at path.
 
-    grade: makes the rows of some chains. show: is called in this thread with rows that were stored since the last call,
-    and the number of tokens sampled since then. judge: is called once with the draws of the first chains.
+    show: is called in this thread with rows that were stored since the last call, and the number of tokens sampled
+    since then. The other arguments are those of rows_as_completed.
     """
-    stored: queue.SimpleQueue[list[Sample]] = queue.SimpleQueue()
-    first: list[list[Draw]] = []
-    tokens = 0
 
-    def store_all(finished: Sequence[Finished]) -> None:
-        samples = grade([chain for chain, _ in finished], [draws for _, draws in finished])
+    def store_all(samples: list[Sample]) -> None:
         with Store(path) as store:
             store.add_samples(work.run_id, samples)
-        stored.put(samples)
 
-    def show_stored() -> None:
-        nonlocal tokens
+    for samples, tokens in rows_as_completed(work, backend, chains, grade, store_all, judge):
+        show(samples, tokens)
+
+
+def rows_as_completed(
+    work: ResolvedPlan,
+    backend: Backend,
+    chains: Sequence[tuple[int, int]],
+    grade: Grade,
+    keep: Callable[[list[Sample]], None] = lambda _: None,
+    judge: Callable[[Sequence[Sequence[Draw]]], None] = lambda _: None,
+) -> Iterator[tuple[list[Sample], int]]:
+    """Yield (rows, tokens): rows that were graded and kept since the last time, and the tokens sampled since then.
+
+    grade: makes the rows of some chains. keep: is called with them, as grade is, in another thread. judge: is called
+    once with the draws of the first chains.
+    """
+    graded: queue.SimpleQueue[list[Sample]] = queue.SimpleQueue()
+    first: list[list[Draw]] = []
+    tokens, judged = 0, min(JUDGED_BY, len(chains))
+
+    def grade_all(finished: list[Finished]) -> None:
+        samples = grade([chain for chain, _ in finished], [draws for _, draws in finished])
+        keep(samples)
+        graded.put(samples)
+
+    def since_then() -> list[Sample]:
         found = list[Sample]()
-        while not stored.empty():
-            found += stored.get()
-        if found:
-            show(found, tokens)
-            tokens = 0
+        while not graded.empty():
+            found += graded.get()
+        return found
 
     asked = [work.chain(index, draw) for index, draw in chains]
-    with InBackground(store_all) as background:
+    with InBackground(grade_all) as background:
         for number, draws in force_budgets_as_completed(backend, asked, work.budgets, work.rules, work.reuse):
             background.put((chains[number], draws))
             tokens += max(len(draw.thinking) for draw in draws) + sum(len(draw.answer) for draw in draws)
-            show_stored()
-            if len(first) < min(JUDGED_BY, len(chains)):
+            if found := since_then():
+                yield found, tokens
+                tokens = 0
+            if len(first) < judged:
                 first.append(draws)
-                if len(first) == min(JUDGED_BY, len(chains)):
+                if len(first) == judged:
                     judge(first)
-    show_stored()
+    if found := since_then():
+        yield found, tokens
 
 
 class InBackground(Generic[_T]):

@@ -1,7 +1,8 @@
 """Run a study on a Ray cluster: workers make variants and answer batches; this process writes the store and the folder.
 
 The missing work is cut into jobs: a variant to make, or a batch of a cell to answer. A worker has one job at a time,
-preferably of the variant that it has loaded. The job of a lost worker goes to another one. Seeds follow from keys and
+preferably of the variant that it has loaded. An engine that schedules requests itself gets several batches in one job,
+and sends every chain when it is complete. The job of a lost worker goes to another one. Seeds follow from keys and
 batches are fixed, so the rows do not depend on which worker computed them. Files of variants are sent through Ray, so
 the nodes need no common file system. Latency is measured last, by one worker while the others are idle.
 """
@@ -15,14 +16,16 @@ from typing import Any
 import prunus
 from prunus import progress
 from prunus.checkpoint.writer import check_target
+from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
+from prunus.evaluation.pipeline import missing_chains
 from prunus.results.store import Store
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import capacity, connected, first_line, has_gpus
-from prunus.study.ray.jobs import Job, WorkerHandle, is_timed, missing_jobs, next_job
+from prunus.study.ray.jobs import Job, WorkerHandle, is_timed, missing_jobs, next_job, take_along
 from prunus.study.ray.transfer import download, upload
 from prunus.study.ray.worker import BatchResult, ModelRef, Timing, VariantFiles, Worker, WorkerInfo
 from prunus.study.variants import add_run, kept_folder
@@ -79,12 +82,14 @@ class Driver:
 
         self.jobs, self.folder, self.store, self.table = jobs, paths.folder, store, table
         self.claims, self.gpus, self.cpus, self.keeps = claims, gpus, cpus, study.keep_checkpoints
+        self.streams = BACKENDS[study.backend].streams
         actor: Any = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=0)(Worker)
         self.new_actor = lambda: actor.remote(str(Path.cwd()), study, device)
         self.models = {model.name: [ray.put(model_ref(model)), model.name] for model in models}
         self.files: dict[str, dict[str, list[Any]]] = {}  # references to a variant's uploaded files, by its key
         self.unmade = {job.variant.key for job in jobs if job.cell is None}
-        self.claimed: set[str] = set()
+        self.claimed: set[str] = set()  # ids of runs, here and below
+        self.described: set[str] = set()
         self.workers: list[WorkerHandle] = []
         self.calls: dict[Any, WorkerHandle] = {}  # Ray reference to a call's result -> the worker that was called
         self.failed_starts = 0
@@ -103,6 +108,8 @@ class Driver:
                 is_free = worker.info is not None and worker.job is None
                 if is_free and (job := next_job(self.jobs, self.unmade, worker, self.workers)):
                     self.jobs.remove(job)
+                    if self.streams and job.cell is not None:
+                        take_along(job, self.jobs, len(self.workers))
                     self.assign(worker, job)
             self.wait()
 
@@ -175,7 +182,9 @@ class Driver:
             if run not in self.claimed:
                 self.claims.enter_context(self.store.claim(run))
                 self.claimed.add(run)
-            call = worker.actor.answer.remote(model, variant, self.uploaded(variant), job.cell.plan, job.batch)
+            chains = missing_chains(self.store, job.cell.resolved, [job.batch]) if self.streams else job.batch
+            answer = worker.actor.answer.options(num_returns="streaming")
+            call = answer.remote(model, variant, self.uploaded(variant), job.cell.plan, chains)
         self.calls[call] = worker
 
     def uploaded(self, variant: Variant) -> dict[str, list[Any]]:
@@ -192,13 +201,21 @@ class Driver:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            found = ray.get(call)
+            found = ray.get(next(call) if isinstance(call, ray.ObjectRefGenerator) else call)
             if isinstance(found, WorkerInfo):
                 check_version(found)
                 worker.info, self.failed_starts = found, 0
                 return
+            if isinstance(found, BatchResult):
+                assert worker.job is not None
+                self.store_batch(worker.job, found)
+                self.calls[call] = worker  # more may come
+                return
             if self.take(worker, found):
                 return
+        except StopIteration:
+            assert worker.job is not None
+            self.forget_files(worker.job.variant)
         except RayTaskError as error:
             where = f"on {worker.info.node}: " if worker.info else ""
             if isinstance(error.cause, PrunusError):
@@ -213,9 +230,7 @@ class Driver:
         """Store a worker's result. Returns whether the job continues with another piece of a file."""
         job = worker.job
         assert job is not None
-        if isinstance(found, BatchResult):
-            self.store_batch(job, found)
-        elif isinstance(found, Timing):
+        if isinstance(found, Timing):
             assert job.cell is not None
             self.store.set_timing(job.cell.run_id, found.machine, found.speed)
             self.forget_files(job.variant)
@@ -238,15 +253,16 @@ class Driver:
         return False
 
     def store_batch(self, job: Job, found: BatchResult) -> None:
-        """Add the rows of a batch to the store."""
+        """Add rows of a job to the store."""
         assert job.cell is not None
         run = job.cell.run_id
-        add_run(self.store, job.model, job.cell, self.folder, found.versions)
+        if run not in self.described:
+            add_run(self.store, job.model, job.cell, self.folder, found.versions)
+            self.described.add(run)
         self.store.add_samples(run, found.done.samples)
         now = time.monotonic()
         self.table.add(run, found.done.samples, found.done.tokens, max(1e-9, now - self.added_at))
         self.added_at = now
-        self.forget_files(job.variant)
 
     def forget_files(self, variant: Variant) -> None:
         """Let Ray free the variant's files if no other job needs them."""

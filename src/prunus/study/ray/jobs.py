@@ -15,7 +15,7 @@ from prunus.study.variants import is_made
 
 @dataclass(eq=False)
 class Job:
-    """One unit of work: make a variant (cell is None), answer a batch of a cell, or measure its latency (timing).
+    """One unit of work: make a variant (cell is None), answer chains of a cell, or measure its latency (timing).
 
     early: comes before all jobs that are not early. attempts: number of workers that were lost at this job.
     """
@@ -63,6 +63,20 @@ def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterato
                 yield Job(model, variant, None, [], True)
             for cell, batch in missing:
                 yield Job(model, variant, cell, batch, variant.recipe is None or batch == cell.resolved.batches[0])
+
+
+def take_along(job: Job, jobs: list[Job], workers: int) -> None:
+    """Add other batches of a job's cell to it, and remove them from jobs, for an engine that schedules requests itself.
+
+    Such an engine is emptied at the end of a job, so a job should be long. But workers should end together, so it is
+    at most half of a worker's part of what is left.
+    """
+    left = [other for other in jobs if other.cell is not None and other.early == job.early]
+    alike = [other for other in left if other.cell is job.cell and other is not job]
+    for other in alike[: len(left) // (2 * workers)]:
+        job.batch = job.batch + other.batch
+        job.attempts = max(job.attempts, other.attempts)
+        jobs.remove(other)
 
 
 def is_timed(models: Sequence[Model], store: Store) -> bool:

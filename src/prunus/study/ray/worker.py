@@ -7,9 +7,11 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +23,10 @@ from prunus import progress
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import pick
+from prunus.evaluation.flow import rows_as_completed
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.latency import machine_of
-from prunus.evaluation.pipeline import Done, answer_batch, speed_here
+from prunus.evaluation.pipeline import Done, answer_batch, graded, speed_here
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine
@@ -65,7 +68,7 @@ class VariantFiles(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """The rows of a batch, and the versions of the libraries that computed them."""
+    """Some rows of a job, and the versions of the libraries that computed them."""
 
     done: Done
     versions: dict[str, Any]
@@ -128,13 +131,22 @@ class Worker:
         shutil.rmtree(self.folder / VARIANTS, ignore_errors=True)
 
     def answer(
-        self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int, batch: list[tuple[int, int]]
-    ) -> BatchResult:
-        """The rows of a batch. files: of the variant, fetched only if it is not loaded. plan: index in the study."""
+        self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int, chains: list[tuple[int, int]]
+    ) -> Iterator[BatchResult]:
+        """Yield the rows of the chains: in one piece or, if the engine streams, each as soon as it is complete.
+
+        files: of the variant, fetched only if it is not loaded. plan: index in the study.
+        """
         _, backend = self.load_variant(model, variant, files)
-        check_engine(self.works[plan], backend)
-        done = answer_batch(self.works[plan], backend, self.grader, batch)
-        return BatchResult(done, describe_versions(backend))
+        work = self.works[plan]
+        check_engine(work, backend)
+        if not backend.streams:
+            yield BatchResult(answer_batch(work, backend, self.grader, chains), describe_versions(backend))
+            return
+        started = time.monotonic()
+        for samples, tokens in rows_as_completed(work, backend, chains, partial(graded, work, self.grader)):
+            started, seconds = time.monotonic(), time.monotonic() - started
+            yield BatchResult(Done(samples, tokens, seconds, False), describe_versions(backend))
 
     def measure_speed(self, model: Sequence[Any], variant: Variant, files: FileRefs, plan: int) -> Timing:
         """The decoding speed of a single chain of the variant on this machine. Arguments as for answer()."""
