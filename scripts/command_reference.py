@@ -16,7 +16,8 @@ INTRODUCTION = """\
 # Commands
 
 Made from `prunus COMMAND --help` by `make docs`; do not edit. Exit codes: 0 done; 1 an internal error (`-v` shows the
-traceback); 2 wrong input or environment, one line that says what to do; 130 interrupted; the same command continues.
+traceback), for `verify` a claim that does not hold; 2 wrong input or environment, one line that says what to do; 130
+interrupted; the same command continues.
 """
 
 

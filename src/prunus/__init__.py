@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prunus.evaluation.profiles.catalogue import profiles, show_profile
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
+    from prunus.finding.certificate import verify
     from prunus.model_card import card
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
@@ -90,6 +91,7 @@ __all__ = [
     "tasks",
     "traces",
     "unpack",
+    "verify",
 ]
 
 _HOME = {
@@ -123,6 +125,7 @@ _HOME = {
     "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",
     "unpack": "prunus.checkpoint.packed.commands",
+    "verify": "prunus.finding.certificate",
 }
 
 

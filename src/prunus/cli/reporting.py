@@ -1,5 +1,6 @@
-"""Commands that read a store: compare, card, export and report."""
+"""Commands that read a store: compare, card, export, report and verify."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ stop_margin_option = click.option(
     help="Largest acceptable loss of chains that end by themselves, and change of the other endings.",
 )
 folder = click.Path(path_type=Path, file_okay=False)
+DIFFERS = 1  # exit code of verify
 
 
 @command("compare", "prunus compare results.db --base tiny --other wanda-20")
@@ -112,3 +114,28 @@ def report_command(
         if folder is not None:
             progress.say(f"wrote {what} into {folder}")
     progress.say(f"wrote {page}")
+
+
+@command("verify", "prunus verify out/found/certificate.json --store results.db")
+@click.argument("certificate", type=click.Path(path_type=Path))
+@click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
+@json_option
+def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
+    """Compute the claims of CERTIFICATE, which `prunus find` wrote, again from the rows of the store.
+
+    Prints a line per claim that holds. Exit code 1: something is not as the certificate says; it prints what.
+    """
+    found = prunus.verify(certificate, store)
+    if as_json:
+        print_json(found)
+    else:
+        for claim in found["claims"]:
+            click.echo(f"holds: {claim}")
+        if not found["claims"] and not found["differences"]:
+            click.echo("holds: no rung was certified, so nothing is claimed")
+        for line in found["differences"]:
+            click.echo(f"differs: {line}")
+    for note in found["notes"]:
+        progress.say(note)
+    if found["differences"]:
+        sys.exit(DIFFERS)

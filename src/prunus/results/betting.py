@@ -67,7 +67,7 @@ def bets(scaled: Sequence[Floats], alpha: float) -> list[Floats]:
     their v/n)), which suits their mean; each v is of the same share of its task.
     """
     sizes = list(map(len, scaled))
-    variances = [_variance_before(values) for values in scaled]
+    variances = [variance_before(values) for values in scaled]
     found = []
     for n in sizes:
         t = np.arange(n)
@@ -76,7 +76,7 @@ def bets(scaled: Sequence[Floats], alpha: float) -> list[Floats]:
     return found
 
 
-def _variance_before(scaled_TC: Floats) -> Floats:
+def variance_before(scaled_TC: Floats) -> Floats:
     """(T, C) variance of the values before each one, regularised by a first pseudo-value of variance 1/4."""
     t_T1 = np.arange(1, len(scaled_TC) + 1)[:, None]
     mean_TC = (0.5 + np.cumsum(scaled_TC, axis=0)) / (t_T1 + 1)

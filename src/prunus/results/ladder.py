@@ -47,6 +47,7 @@ FIRST = 0.25  # variance of the pseudo-value before the first one, and its weigh
 CHANGED = 0.04  # share of draws assumed to differ between the dense model and a harmless rung
 DRAWS = (1, 2, 4, 8, 16, 32, 64)  # numbers of draws per problem that a forecast considers
 MOST_ROUNDS = 200_000  # a forecast beyond this is "no number is enough"
+MOST_LOG = 600.0  # of an e-value that is given as a number
 SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
 
 
@@ -188,7 +189,7 @@ def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decis
     problems are evaluated at once nor on those that come later.
     """
     T = len(found[ACCURACY])
-    logs = {name: _evidence(found[name], margin) for name, margin in rule.margins.items()}
+    logs = {name: evidence(found[name], margin) for name, margin in rule.margins.items()}
     shown = {name: _first(certify, rule.level) for name, (certify, _) in logs.items()}
     refused = {name: _first(refuse, rule.level) for name, (_, refuse) in logs.items()}
     good, bad = max(shown.values()), min(refused.values())
@@ -200,21 +201,21 @@ def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decis
     else:
         word, at = OPEN if over else GO_ON, T
         failed = tuple(name for name in ENDPOINTS if shown[name] > T)
-    evidence = {
+    shown_so_far = {
         name: {
             "difference": float(found[name][:at].mean()) if at else None,
-            "harmless": float(np.exp(certify[at - 1])) if at else None,
-            "harmful": float(np.exp(refuse[at - 1])) if at else None,
+            "harmless": float(np.exp(min(certify[at - 1], MOST_LOG))) if at else None,
+            "harmful": float(np.exp(min(refuse[at - 1], MOST_LOG))) if at else None,
         }
         for name, (certify, refuse) in logs.items()
     }
-    return Decision(word, at, failed, evidence)
+    return Decision(word, at, failed, shown_so_far)
 
 
 def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA) -> Path:
     """Estimate, bounds and e-values of one endpoint after every round."""
     d = np.asarray(differences_T, dtype=float)
-    certify, refuse = _evidence(d, margin)
+    certify, refuse = evidence(d, margin)
     return Path(
         estimate=np.cumsum(d) / np.arange(1, len(d) + 1),
         lower=lower_path(d, bets(d, margin), alpha, -margin),
@@ -225,18 +226,19 @@ def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA) -> 
 
 
 def bets(differences_T: Floats, margin: float, adaptive: bool = False) -> Floats:
-    """(T,) bet on each difference, scaled to [0, 1], from those before it; see the beginning of this file.
+    """(T, ...) bet on each difference, scaled to [0, 1], from those before it; see the beginning of this file.
 
     adaptive: towards a mean that is at least as far above the null of `margin` as the mean so far; else towards 0 from
     a null of -margin.
     """
     x = (differences_T + 1) / 2
-    weight = FIRST + np.arange(1, len(x) + 1)
-    mean = (FIRST / 2 + np.cumsum(x)) / weight
-    variance = np.concatenate([[FIRST], (FIRST * FIRST + np.cumsum((x - mean) ** 2)) / weight])[:-1]
-    gain = np.full(len(x), margin / 2)
+    weight = FIRST + np.arange(1.0, len(x) + 1).reshape(-1, *[1] * (x.ndim - 1))
+    mean = (FIRST / 2 + np.cumsum(x, axis=0)) / weight
+    after = (FIRST * FIRST + np.cumsum((x - mean) ** 2, axis=0)) / weight
+    variance = np.concatenate([np.full_like(x[:1], FIRST), after])[:-1]
+    gain = np.full_like(x, margin / 2)
     if adaptive:
-        before = np.concatenate([[0.5], mean])[:-1]
+        before = np.concatenate([np.full_like(x[:1], 0.5), mean])[:-1]
         gain = np.maximum(gain, before - (1 + margin) / 2)
     return gain / (variance + gain**2)
 
@@ -249,17 +251,21 @@ def lower_path(differences_T: Floats, bets_T: Floats, alpha: float, *nulls: floa
     return np.where(rejected_T > 0, 2 * grid[rejected_T - 1] - 1, -1.0)
 
 
-def _evidence(differences_T: Floats, margin: float) -> tuple[Floats, Floats]:
-    """(T,) logarithms of the largest e-values so far for a loss below the margin, and for one above it; at least 0."""
+def evidence(differences_T: Floats, margin: float) -> tuple[Floats, Floats]:
+    """(T, ...) logarithms of the largest e-values so far for a loss below the margin and for one above it; at least 0.
+
+    differences_T: (T,), or (T, C) of C rungs.
+    """
     return (
-        _largest_wealth(differences_T, bets(differences_T, margin), -margin),
-        _largest_wealth(-differences_T, bets(-differences_T, margin, adaptive=True), margin),
+        largest_wealth(differences_T, bets(differences_T, margin), -margin),
+        largest_wealth(-differences_T, bets(-differences_T, margin, adaptive=True), margin),
     )
 
 
-def _largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+def largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+    """(T, ...) logarithm of the largest wealth so far, at least 0, of bets that the mean is above null."""
     steps = betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2))
-    return np.maximum(np.maximum.accumulate(np.cumsum(steps)), 0.0) if len(steps) else steps
+    return np.maximum(np.maximum.accumulate(np.cumsum(steps, axis=0), axis=0), 0.0)
 
 
 def _first(logs_T: Floats, level: float) -> float:
@@ -287,7 +293,7 @@ def smallest_margin(number: int, alpha: float = betting.ALPHA) -> float:
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        enough = _largest_wealth(np.zeros(number), bets(np.zeros(number), middle), -middle)
+        enough = largest_wealth(np.zeros(number), bets(np.zeros(number), middle), -middle)
         low, high = (low, middle) if number and enough[-1] >= log(1 / alpha) else (middle, high)
     return high
 

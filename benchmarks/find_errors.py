@@ -1,0 +1,268 @@
+"""How often `prunus find` certifies too much, how far it gets, and what it costs: docs/measurements/find-errors.md.
+
+    python benchmarks/find_errors.py [--ladders 2000]       four minutes on one core
+
+Ladders of 13 rungs are simulated with a known truth. The dense model solves a problem with a probability drawn from
+Beta(0.4, 0.4) and ends by itself with one from Beta(4.5, 0.5). A rung repeats the dense model's draws, but for a share
+that is drawn anew (so that 4 % of the draws change), and loses some: of every problem alike, or, where problems break,
+all draws of a few problems. Losses are given as multiples of the margins.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.results import betting, ladder
+from prunus.results.ladder import Rule
+
+Floats = NDArray[np.float64]
+Evidence = Callable[[Floats, float], tuple[Floats, Floats]]
+RUNGS = 13  # 10 % to 70 % in steps of 5
+SOLVES, ENDS = (0.4, 0.4), (4.5, 0.5)  # Beta distributions over problems of what the dense model does
+ANEW = 0.04 / (2 * 0.4 * 0.4 / (0.8 * 1.8))  # share of draws drawn anew, with which 4 % of answers change
+CHUNK = 250  # ladders simulated at once
+
+
+@dataclass(frozen=True)
+class Shape:
+    """True losses of the rungs, in margins; breaks: they are problems that break completely, of a sure dense model."""
+
+    accuracy: Sequence[float] = (0,) * RUNGS
+    ends: Sequence[float] = (0,) * RUNGS
+    breaks: bool = False
+
+    @property
+    def sound(self) -> int:
+        """The number of rungs before the first whose loss is a margin or more."""
+        worst = [max(pair) for pair in zip(self.accuracy, self.ends, strict=True)]
+        return next((rung for rung, loss in enumerate(worst) if loss >= 1 - 1e-9), RUNGS)
+
+
+def _then(*parts: tuple[int, float]) -> list[float]:
+    return [loss for times, loss in parts for _ in range(times)]
+
+
+SHAPES = {
+    "all harmless": Shape(),
+    "a quarter of the margin": Shape(accuracy=[0.25] * RUNGS),
+    "slow decline": Shape(accuracy=[rung / 6 for rung in range(RUNGS)]),
+    "cliff": Shape(accuracy=_then((6, 0), (7, 6)), ends=_then((6, 0), (7, 4))),
+    "bump": Shape(accuracy=_then((3, 0), (1, 1), (9, 0))),
+    "at the margin": Shape(accuracy=[1] * RUNGS),
+    "stops less": Shape(ends=_then((4, 0), (9, 1))),
+    "a few problems break": Shape(accuracy=[1] * RUNGS, breaks=True),
+}
+SETS = (  # problems, draws, rule
+    (60, 1, Rule(0.1, 0.1)),
+    (420, 1, Rule(0.05, 0.05)),
+    (420, 4, Rule(0.05, 0.05)),
+    (1319, 1, Rule(0.02, 0.05)),
+    (1319, 4, Rule(0.02, 0.05)),
+)
+
+
+def both_endpoints(
+    rng: np.random.Generator, shape: Shape, n: int, draws: int, rule: Rule, ladders: int
+) -> Iterator[list[Floats]]:
+    """For each rung, the (n, ladders) differences of accuracy and of ending by itself; the dense draws are shared."""
+    sides = []
+    for beta, sure in ((SOLVES, shape.breaks), (ENDS, False)):
+        chance = np.full((n, ladders), 0.995) if sure else rng.beta(*beta, (n, ladders))
+        mean = 0.995 if sure else beta[0] / sum(beta)
+        sides.append((chance, mean, rng.random((draws, n, ladders), dtype=np.float32) < chance))
+    for losses in zip(shape.accuracy, shape.ends, strict=True):
+        yield [
+            _changed(rng, *side, loss * margin, shape.breaks)
+            for side, loss, margin in zip(sides, losses, rule.margins.values(), strict=True)
+        ]
+
+
+def _changed(
+    rng: np.random.Generator, chance: Floats, mean: float, dense: NDArray[np.bool_], loss: float, breaks: bool
+) -> Floats:
+    if breaks:
+        now = dense & (rng.random(chance.shape) >= loss / mean)
+    else:
+        anew = rng.random(dense.shape, dtype=np.float32)
+        now = np.where(anew < ANEW, anew / np.float32(ANEW) < chance, dense)
+        if loss:
+            now = now & (rng.random(dense.shape, dtype=np.float32) >= loss / mean)
+    return now.mean(axis=0) - dense.mean(axis=0)
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Over ladders: the share with a false certificate, mean rungs certified, problems used as share of all rungs'."""
+
+    false: float
+    certified: float
+    used: float
+
+
+def walk(
+    shape: Shape,
+    n: int,
+    draws: int,
+    rule: Rule,
+    ladders: int,
+    seed: int = 0,
+    evidence: Evidence = ladder.evidence,
+) -> Walks:
+    """Simulated walks that look after every problem and end at the first rung that is not certified."""
+    rng = np.random.default_rng(seed)
+    certified, used = [], []
+    for start in range(0, ladders, CHUNK):
+        size = min(CHUNK, ladders - start)
+        walking, reached, problems = np.ones(size, bool), np.zeros(size, int), np.zeros(size, int)
+        for found in both_endpoints(rng, shape, n, draws, rule, size):
+            if not walking.any():
+                break
+            logs = [evidence(values[:, walking], m) for values, m in zip(found, rule.margins.values(), strict=True)]
+            good = np.max([_first(certify, rule.level) for certify, _ in logs], axis=0)
+            bad = np.min([_first(refuse, rule.level) for _, refuse in logs], axis=0)
+            problems[walking] += np.minimum(np.minimum(good, bad), n)
+            passed = (good <= n) & (good <= bad)
+            reached[walking] += passed
+            walking[walking] = passed
+        certified.append(reached)
+        used.append(problems)
+    reached = np.concatenate(certified)
+    total = np.concatenate(used).mean() / (RUNGS * n)
+    return Walks(float(np.mean(reached > shape.sound)), float(reached.mean()), float(total))
+
+
+def _first(logs: Floats, level: float) -> NDArray[np.int_]:
+    reached = logs >= level
+    return np.where(reached.any(axis=0), reached.argmax(axis=0) + 1, 10**9)
+
+
+def every_rung(shape: Shape, n: int, draws: int, rule: Rule, ladders: int, seed: int = 0) -> Walks:
+    """The usual way: all rungs in full, each tested once at alpha / rungs; certified are those before a failure."""
+    rng, level = np.random.default_rng(seed), rule.alpha / RUNGS
+    reached, false = np.zeros(ladders, int), np.zeros(ladders, bool)
+    walking = np.ones(ladders, bool)
+    for number, found in enumerate(both_endpoints(rng, shape, n, draws, rule, ladders)):
+        p = np.max([betting.p_value([v], m) for v, m in zip(found, rule.margins.values(), strict=True)], axis=0)
+        walking &= p <= level
+        reached += walking
+        worst = max(shape.accuracy[number], shape.ends[number])
+        false |= (p <= level) & (worst >= 1 - 1e-9)
+    return Walks(float(false.mean()), float(reached.mean()), 1.0)
+
+
+def normal_looks(differences: Floats, margin: float) -> tuple[Floats, Floats]:
+    """A bound that does not hold when one looks often, to show that the simulation finds it out: mean and its error."""
+    t = np.arange(1, len(differences) + 1)[:, None]
+    mean = np.cumsum(differences, axis=0) / t
+    error = np.sqrt(np.maximum(np.cumsum(differences**2, axis=0) / t - mean**2, 1e-9) / t)
+    late = t >= 20
+    return tuple(np.where(late & (sign * (mean + margin) > 1.645 * error), 9.0, 0.0) for sign in (1, -1))  # pyright: ignore
+
+
+def rules(margin: float, n: int) -> dict[str, Callable[[Floats], Floats]]:
+    """Ways to bet on differences, towards certification."""
+    level = log(1 / betting.ALPHA)
+
+    def spread(d: Floats) -> Floats:
+        return betting.variance_before((d + 1) / 2)
+
+    def all_times(d: Floats) -> Floats:
+        t = np.arange(1, len(d) + 1)[:, None]
+        return np.sqrt(2 * level / (spread(d) * t * np.log(1 + t)))
+
+    return {
+        "towards no difference (used)": lambda d: ladder.bets(d, margin),
+        "for n problems": lambda d: np.sqrt(2 * level / (spread(d) * n)),
+        "for all times": all_times,
+        "towards the mean so far": lambda d: ladder.bets(d, margin, adaptive=True),
+    }
+
+
+DATA = {
+    "no draw differs": lambda rng, n, runs: np.zeros((n, 1)),
+    "4 % of problems change": lambda rng, n, runs: rng.choice([-1.0, 0.0, 1.0], (n, runs), p=[0.02, 0.96, 0.02]),
+    "area: 10 % change by 15 points": lambda rng, n, runs: (
+        rng.choice([-1.0, 0.0, 1.0], (n, runs), p=[0.05, 0.9, 0.05]) * rng.uniform(0, 0.3, (n, runs))
+    ),
+    "all draws anew, 4 draws": lambda rng, n, runs: _anew(rng, n, runs, 4),
+    "all draws anew, 16 draws": lambda rng, n, runs: _anew(rng, n, runs, 16),
+    "a quarter of the margin is lost": lambda rng, n, runs: -(rng.random((n, runs)) < 0.005).astype(float),
+}
+
+
+def _anew(rng: np.random.Generator, n: int, runs: int, draws: int) -> Floats:
+    chance = rng.beta(*SOLVES, (n, runs))
+    return (rng.binomial(draws, chance) - rng.binomial(draws, chance)) / draws
+
+
+def until_certified(name: str, rule: str, n: int, margin: float, runs: int, seed: int = 0) -> tuple[float, float]:
+    """(share certified, mean problems used) of one rung at one endpoint, with one way to bet."""
+    d = DATA[name](np.random.default_rng(seed), n, runs)
+    times = _first(ladder.largest_wealth(d, rules(margin, n)[rule](d), -margin), log(1 / betting.ALPHA))
+    return float(np.mean(times <= n)), float(np.minimum(times, n).mean())
+
+
+def several_tasks(sizes: Sequence[int], draws: int, runs: int, margin: float, seed: int = 0) -> tuple[float, float]:
+    """Mean final lower bounds of a harmless rung: over rounds, and of each task at alpha / tasks.
+
+    draws 0: no draw differs.
+    """
+    rng = np.random.default_rng(seed)
+    tasks = [_anew(rng, n, runs, draws) if draws else np.zeros((n, 1)) for n in sizes]
+    T = min(sizes)
+    starts = [np.arange(T) * n // T for n in sizes]
+    together = np.mean(
+        [
+            np.add.reduceat(task, start, axis=0) / np.diff(np.append(start, len(task)))[:, None]
+            for task, start in zip(tasks, starts, strict=True)
+        ],
+        axis=0,
+    )
+    alone = [np.mean(_last_bounds(task, margin, betting.ALPHA / len(sizes))) for task in tasks]
+    return float(np.mean(_last_bounds(together, margin, betting.ALPHA))), float(np.mean(alone))
+
+
+def _last_bounds(values: Floats, margin: float, alpha: float) -> list[float]:
+    return [float(ladder.lower_path(column, ladder.bets(column, margin), alpha, -margin)[-1]) for column in values.T]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ladders", type=int, default=2000)
+    ladders = parser.parse_args().ladders
+    heads = ("shape", "problems", "draws", "margins", "false, %", "certified", "of", "problems used, %")
+    line(*heads, "in full: false, %", "certified")
+    line("---", *["---:"] * 9)
+    for name, shape in SHAPES.items():
+        for n, draws, rule in SETS:
+            ours = walk(shape, n, draws, rule, ladders)
+            usual = every_rung(shape, n, draws, rule, max(1, ladders // 8))
+            margins = ", ".join(f"{100 * margin:g}" for margin in rule.margins.values())
+            numbers = (f"{100 * ours.false:.1f}", f"{ours.certified:.1f}", shape.sound, f"{100 * ours.used:.0f}")
+            line(name, n, draws, margins, *numbers, f"{100 * usual.false:.1f}", f"{usual.certified:.1f}")
+    print()
+    line("bets", *DATA)
+    line("---", *["---:"] * len(DATA))
+    for rule in rules(0.02, 1319):
+        cells = [until_certified(name, rule, 1319, 0.02, max(1, ladders // 2)) for name in DATA]
+        line(rule, *(f"{100 * share:.0f} %, {used:.0f}" for share, used in cells))
+    print()
+    line("problems", "draws", "rounds", "each at alpha / tasks")
+    line("---", "---", "---:", "---:")
+    for sizes in ((420, 420), (198, 500), (30, 500), (198, 198, 198, 198), (30, 40, 198, 500)):
+        for draws in (0, 4, 1):
+            bounds = several_tasks(sizes, draws, max(1, ladders // 20), 0.05)
+            line(", ".join(map(str, sizes)), draws or "no draw differs", *(f"{100 * bound:.1f}" for bound in bounds))
+
+
+def line(*cells: object) -> None:
+    """Print a line of a table."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

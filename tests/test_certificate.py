@@ -1,0 +1,225 @@
+"""The certificate of a search over made rows: what it says, and that no change of rows or of it goes unnoticed."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_comparison import fill, row
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.finding import certificate as certificates
+from prunus.results.ladder import CERTIFIED, REFUSED, Rule
+from prunus.results.order import interleaved
+from prunus.results.rows import ProblemRow
+
+BUDGETS, PROBLEMS, SEED = (16, 64), 150, 3
+IDS = {"a": [f"a-{p}" for p in range(PROBLEMS)]}
+RUNGS = ("dense", "gentle", "harsh")
+PRUNED = Path(__file__).parent / "data" / "stored" / "0.1.0-97f2ae7" / "pruned"
+
+
+def run_of(place: int) -> str:
+    return f"{place:x}{'f' * 11}"
+
+
+def rows_of(name: str, keep=None):
+    """The dense model is right in three of four cases; gentle changes little, harsh loses a third and does not end."""
+    found = []
+    for p in range(PROBLEMS):
+        if keep is not None and f"a-{p}" not in keep:
+            continue
+        rng = np.random.default_rng(p)
+        right, ends = rng.random() < 0.75, rng.random() < 0.9
+        if name == "gentle" and p % 40 == 7:
+            right = not right
+        if name == "harsh":
+            right, ends = right and p % 3 > 0, ends and p % 2 > 0
+        for budget in BUDGETS:
+            ended = "natural" if ends and budget == 64 else "forced"
+            found.append(row("a", p, budget, 0, right, ended=ended, thinking_tokens=budget - 4))
+    return found
+
+
+def make(folder: Path, max_tokens=None, **changes):
+    """A store and the certificate of a search over its runs: (store, file)."""
+    taken = {name for _, name in interleaved(IDS, SEED)[:120]}  # the walk ends before the last problems
+    runs = {name: rows_of(name, taken) for name in RUNGS}
+    store = fill(folder / "results.db", runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS})
+    rungs = [{"name": RUNGS[k], "run": run_of(k), "removed": 0.1 * k} for k in (1, 2)]
+    rungs.append({"name": "harsher", "run": "e" * 12, "removed": 0.3})
+    declared = certificates.declare(
+        model={"name": "dense", "source": "dense", "checksum": None}, dense=run_of(0), problems=IDS, seed=SEED,
+        budgets=BUDGETS, samples=1, reuse=True, ladders=[{"name": "made", "rungs": rungs}], rule=Rule(0.1, 0.1),
+        alpha=0.05, look=8, max_tokens=max_tokens,
+    )  # fmt: skip
+    with certificates.Store(store) as opened:
+        data = certificates.certificate(opened, declared | changes, None)
+    certificates.write_certificate(data, folder / "certificate.json")
+    return store, folder / "certificate.json"
+
+
+def changed(file: Path, change) -> Path:
+    """A certificate with a change, and with a content hash that fits it."""
+    data = json.loads(file.read_text())
+    change(data)
+    data["content"] = certificates.content_hash({k: v for k, v in data.items() if k != "content"}, 64)
+    other = file.with_name("other.json")
+    other.write_text(json.dumps(data))
+    return other
+
+
+def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path):
+    store, file = make(tmp_path)
+    data = json.loads(file.read_text())
+    gentle, harsh = data["shown"]["ladders"][0]["rungs"]  # the third rung was not reached
+    assert (gentle["word"], harsh["word"]) == (CERTIFIED, REFUSED)
+    assert data["shown"]["found"]["name"] == "gentle" and data["shown"]["found"]["removed"] == 0.1
+    assert 30 < gentle["rounds"] <= gentle["looked"] <= gentle["rounds"] + 7 and gentle["looked"] % 8 == 0
+    for end, margin in (("accuracy", 0.1), ("ends", 0.1)):
+        estimate, low, high = gentle["path"][end][-1]
+        assert -margin < low <= estimate <= high and gentle["evidence"][end]["harmless"] >= 20
+        assert gentle["path"]["rounds"][-1] == gentle["rounds"]
+    # Tokens: every chain thinks 60 tokens; 5 of an answer at each budget, or once at the end of a chain that ended.
+    order = [name for _, name in interleaved(IDS, SEED)]
+    dense = {p: [r for r in rows_of("dense") if r.problem_id == p] for p in order}
+
+    def tokens(rows):
+        return 60 + 5 * len(rows)
+
+    assert gentle["tokens"] == sum(tokens(dense[p]) for p in order[: gentle["looked"]])
+    assert data["shown"]["tokens"] == sum(r["tokens"] for r in (gentle, harsh)) + data["shown"]["dense"]["tokens"]
+    assert data["shown"]["full_grid_tokens"] == 4 * 70 * PROBLEMS
+    share = np.mean([dense[p][0].correct for p in order[: gentle["looked"]]])
+    assert gentle["dense_accuracy"] == pytest.approx([share, share])
+    checked = certificates.verify(file, store)
+    assert checked["differences"] == [] and checked["claims"] == data["shown"]["claims"]
+    first, second, third = checked["claims"]
+    assert first.startswith("gentle: its area under accuracy") and "less than 10 points below dense's" in first
+    assert "end by themselves within 64 tokens" in second and "at most 5 %" in third
+
+
+def test_tokens_end_a_walk_and_the_certificate_says_so(tmp_path):
+    store, file = make(tmp_path, max_tokens=4000)
+    (gentle,) = json.loads(file.read_text())["shown"]["ladders"][0]["rungs"]
+    assert (gentle["word"], gentle["why"]) == ("cannot tell", certificates.OUT_OF_TOKENS)
+    assert gentle["looked"] == 32  # 2 x 70 tokens a problem: 28 are not enough, and looks are at every eighth
+    assert certificates.verify(file, store) == {"claims": [], "differences": [], "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("UPDATE sample SET correct = 1 - correct WHERE run_id LIKE '1%' AND problem_id = '{first}'", "gentle: rows"),
+        ("UPDATE sample SET ended = 'forced' WHERE run_id LIKE '0%' AND problem_id = '{first}'", "dense rows"),
+        ("UPDATE sample SET answer = 'x' WHERE run_id LIKE '2%' AND problem_id = '{first}'", "harsh: rows"),
+        ("UPDATE sample SET thinking_tokens = 9 WHERE run_id LIKE '1%' AND problem_id = '{first}'", "gentle: tokens"),
+        ("DELETE FROM sample WHERE run_id LIKE '1%' AND problem_id = '{first}'", "lacks rows: gentle is not decided"),
+        ("DELETE FROM sample WHERE run_id LIKE '2%'", "lacks rows: harsh is not decided"),
+        ("UPDATE problem SET digest = 'other' WHERE problem_id = '{first}'", "problems is"),
+        ("UPDATE run SET plan = '{{\"seed\": 4}}' WHERE run_id LIKE '1%'", "gentle: same_plan"),
+    ],
+)
+def test_a_changed_store_is_found_out(tmp_path, statement, named):
+    store, file = make(tmp_path)
+    first = interleaved(IDS, SEED)[0][1]
+    with sqlite3.connect(store) as connection:
+        assert connection.execute(statement.format(first=first)).rowcount > 0
+    checked = certificates.verify(file, store)
+    assert checked["claims"] == [] and any(named in line for line in checked["differences"]), checked
+
+
+def test_rows_on_which_nothing_rests_may_be_added(tmp_path):
+    store, file = make(tmp_path)
+    last = interleaved(IDS, SEED)[-1][1]
+    with certificates.Store(store) as opened:
+        opened.add_problems([ProblemRow("a", last, "1", "exact", (), "d")])
+        for place, name in enumerate(RUNGS):
+            opened.add_samples(run_of(place), [r for r in rows_of(name) if r.problem_id == last])
+    assert certificates.verify(file, store)["differences"] == []
+
+
+def swap(data):
+    rungs = data["declared"]["ladders"][0]["rungs"]
+    rungs[0], rungs[1] = rungs[1], rungs[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda d: d["shown"]["ladders"][0]["rungs"][1].update(word=CERTIFIED), "harsh: word is refused by the rows"),
+        (lambda d: d["shown"]["found"].update(name="harsh"), "found name is gentle by the rows"),
+        (lambda d: d["shown"]["claims"].append("it is better"), "claims"),
+        (lambda d: d["declared"].update(margin=0.01), "lacks rows|gentle: "),
+        (lambda d: d["declared"].update(alpha=0.5), "gentle: rounds"),
+        (lambda d: d["declared"].update(seed=4), "lacks rows"),
+        (lambda d: d["declared"].update(look=1), "gentle: looked"),
+        (lambda d: d["declared"].update(budgets=[64]), "budgets of the runs"),
+        (lambda d: d["declared"]["problems"]["a"].pop(), "full_grid_tokens"),
+        (lambda d: d["declared"]["model"].update(checksum="1"), "other weights"),
+        (lambda d: d["shown"]["ladders"][0]["rungs"][0].update(tokens=1), "gentle: tokens is"),
+        (lambda d: d["shown"]["ladders"][0]["rungs"][0]["path"]["ends"][-1].__setitem__(1, 0.3), "path ends"),
+        (swap, "ladders"),
+        (lambda d: d["declared"].pop("look"), "makes no sense"),
+        (lambda d: d["declared"].update(ladders=[]), "makes no sense"),
+    ],
+)
+def test_a_changed_certificate_is_found_out_even_if_its_hash_fits(tmp_path, change, named):
+    store, file = make(tmp_path)
+    checked = certificates.verify(changed(file, change), store)
+    assert checked["claims"] == []
+    assert any(part in line for line in checked["differences"] for part in named.split("|")), checked
+
+
+def test_a_change_that_leaves_all_numbers_is_found_by_the_hash(tmp_path):
+    store, file = make(tmp_path)
+    file.write_text(file.read_text().replace('"source": "dense"', '"source": "other"'))
+    (line,) = certificates.verify(file, store)["differences"]
+    assert "content hash differs" in line
+
+
+def test_the_checkpoint_beside_it_has_to_be_the_one_that_was_made(tmp_path):
+    store, file = make(tmp_path)
+    folder = tmp_path / "found"
+    shutil.copytree(PRUNED, folder)
+    checksum = Checkpoint(folder).checksum()
+    for made, expected in ((checksum, []), ("0" * 64, ["the checkpoint beside the certificate has other weights"])):
+        beside = folder / "certificate.json"
+        shutil.copy(changed(file, lambda d, made=made: d.update(made={"checksum": made})), beside)
+        found = certificates.verify(beside, store)["differences"]
+        assert len(found) == len(expected) and all(a in b for a, b in zip(expected, found, strict=True))
+    alone = changed(file, lambda d: d.update(made={"checksum": checksum}))
+    assert "were not checked" in certificates.verify(alone, store)["notes"][0]
+
+
+def test_the_command_prints_a_line_per_claim_and_fails_with_one_per_difference(tmp_path, capsys):
+    store, file = make(tmp_path)
+    main(["verify", str(file), "--store", str(store)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(line.startswith("holds: ") for line in lines)
+    broken = changed(file, lambda d: d["shown"]["found"].update(name="harsh"))
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(broken), "--store", str(store)])
+    assert ended.value.code == 1
+    assert capsys.readouterr().out == "differs: found name is gentle by the rows, the certificate says harsh\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(tmp_path / "none.json"), "--store", str(store)])
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: cannot read")
+
+
+def test_what_is_no_certificate_is_wrong_input(tmp_path):
+    store, file = make(tmp_path)
+    for text, message in (("{", "not JSON"), ("[]", "not a certificate of"), ('{"format": 1}', "not a certificate of")):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(PrunusError, match=message):
+            certificates.verify(tmp_path / "bad.json", store)
+    with pytest.raises(PrunusError, match="cannot read"):
+        certificates.verify(tmp_path / "none.json", store)
+    with pytest.raises(PrunusError, match="format 2"):
+        certificates.verify(changed(file, lambda d: d.update(format=2)), store)
+    with pytest.raises(PrunusError, match="no store"):
+        certificates.verify(file, tmp_path / "none.db")
