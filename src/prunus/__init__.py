@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
     from prunus.finding.certificate import verify
+    from prunus.finding.find import find
     from prunus.model_card import card
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
@@ -69,6 +70,7 @@ __all__ = [
     "drop_blocks",
     "evaluate",
     "export",
+    "find",
     "import_rows",
     "inspect",
     "methods",
@@ -104,6 +106,7 @@ _HOME = {
     "drop_blocks": "prunus.pruning.drop",
     "evaluate": "prunus.evaluation.pipeline",
     "export": "prunus.results.frames",
+    "find": "prunus.finding.find",
     "import_rows": "prunus.results.importing.commands",
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",
