@@ -187,8 +187,6 @@ class _Reader:
             values["tasks"] = tuple(self.path_or_text(t) if t.endswith(".jsonl") else t for t in values["tasks"])
             if values.get("profile", "").endswith(".toml"):
                 values["profile"] = self.path_or_text(values["profile"])
-            if values.get("control") == "native":
-                self.fail("eval", "control", 0, "control native is for `prunus eval`, one model at a time")
             yield self.make("eval", 0, EvalPlan, values)
 
     def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:
