@@ -11,14 +11,20 @@ import pytest
 import prunus
 from prunus.cli import cli, main
 from prunus.engines import EngineOptions
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
 RECOVER_OPTIONS = {"recover", *(f"recover_{field.name}" for field in fields(RecoverRecipe))}
 TRACES_OPTIONS = {*(field.name for field in fields(TraceRecipe)), *ENGINE_OPTIONS} - {"tokenizer", "sparse"}
 ROUNDS_OPTIONS = {"rounds", "drawn_from", *(f"traces_{name}" for name in TRACES_OPTIONS)}
 COMMANDS = sorted(cli.commands)
-API_NAME = {"drop": "drop_blocks", "eval": "evaluate", "import": "import_rows", "study": "run_study"}
+API_NAME = {
+    "drop": "drop_blocks",
+    "eval": "evaluate",
+    "experts": "drop_experts",
+    "import": "import_rows",
+    "study": "run_study",
+}
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
 ALSO = {"plan_study", "prune_and_recover", "open", "prune_in_rounds", "report_study", "show_profile", "sparse"}
 
@@ -37,6 +43,7 @@ def options_of(command):
         ),
         ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite", *RECOVER_OPTIONS}),
+        ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite"}),
         ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
@@ -45,10 +52,11 @@ def test_options_are_the_fields_of_the_recipe(command, recipe, more):
     assert options_of(command) == {field.name for field in fields(recipe)} | more
 
 
-@pytest.mark.parametrize("command", ["prune", "drop", "recover", "eval", "traces"])
+@pytest.mark.parametrize("command", ["prune", "drop", "experts", "recover", "eval", "traces"])
 def test_defaults_are_those_of_the_recipe(command):
     recipe = {
-        "prune": PruneRecipe, "drop": DropRecipe, "recover": RecoverRecipe, "eval": EvalPlan, "traces": TraceRecipe
+        "prune": PruneRecipe, "drop": DropRecipe, "experts": ExpertsRecipe, "recover": RecoverRecipe, "eval": EvalPlan,
+        "traces": TraceRecipe,
     }[command]  # fmt: skip
     defaults = {field.name: field.default for field in fields(recipe)}
     for parameter in cli.commands[command].params:

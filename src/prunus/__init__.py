@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prunus.budgets import AS_RUN, OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
 
 if TYPE_CHECKING:
     from prunus import sparse
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
     from prunus.finding.certificate import verify
-    from prunus.finding.find import find
     from prunus.model_card import card
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
     from prunus.pruning.drop import drop_blocks
+    from prunus.pruning.drop_experts import drop_experts
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
@@ -57,6 +57,7 @@ __all__ = [
     "DropRecipe",
     "EngineOptions",
     "EvalPlan",
+    "ExpertsRecipe",
     "PruneRecipe",
     "PrunusError",
     "RecoverRecipe",
@@ -68,9 +69,9 @@ __all__ = [
     "demo",
     "dequantize",
     "drop_blocks",
+    "drop_experts",
     "evaluate",
     "export",
-    "find",
     "import_rows",
     "inspect",
     "methods",
@@ -104,9 +105,9 @@ _HOME = {
     "demo": "prunus.walkthrough",
     "dequantize": "prunus.checkpoint.dequantise",
     "drop_blocks": "prunus.pruning.drop",
+    "drop_experts": "prunus.pruning.drop_experts",
     "evaluate": "prunus.evaluation.pipeline",
     "export": "prunus.results.frames",
-    "find": "prunus.finding.find",
     "import_rows": "prunus.results.importing.commands",
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",

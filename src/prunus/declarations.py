@@ -1,4 +1,4 @@
-"""The declarations that pruning methods, allocations and depth methods make in their own files.
+"""The declarations that pruning methods, allocations, depth methods and criteria for experts make in their files.
 
 Recipes and `--help` need names, options and descriptions, but not torch, which takes seconds to import. So `declared`
 reads a declaration from the source text, as setuptools reads a package's version: all fields except code (CODE) must be
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prunus.pruning.calibration.data import Calibration
     from prunus.pruning.calibration.statistics import InputStats
     from prunus.pruning.depth.choice import Calibrated, Choice
+    from prunus.pruning.experts.seen import Seen
     from prunus.pruning.masks import Target
     from prunus.pruning.passes import Pass
     from prunus.recipes import PruneRecipe
@@ -33,15 +34,18 @@ if TYPE_CHECKING:
 MethodName = Literal["magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm", "wanda++"]
 AllocationName = Literal["uniform", "atp", "owl", "alphapruning", "dlp", "layerif", "layerif-sketch"]
 DepthMethodName = Literal["shortgpt", "angular", "tail", "laco", "sleb"]
+CriterionName = Literal["reap", "ean", "frequency", "router", "output", "random"]
 
 Group = Literal["row", "tensor"]
+# What a criterion measures of experts; each includes those before it.
+ExpertNeeds = Literal["nothing", "routing", "reconstruction"]
 # Statistics of a Linear's inputs; each includes those before it.
 Needs = Literal["nothing", "norms", "means", "hessian"]
 # The data from which an allocation measures its scores.
 Source = Literal["nothing", "weights", "norms", "gradients"]
 
 # Fields of declarations that are functions; the others are data.
-CODE = ("prune", "configure", "passes", "allocate", "as_run", "measure", "calibration", "choose")
+CODE = ("prune", "configure", "passes", "allocate", "as_run", "measure", "calibration", "choose", "score", "keep")
 
 
 class Conflict(NamedTuple):
@@ -186,9 +190,32 @@ class DepthMethod(NamedTuple):
         return "hidden states" if self.needs_data else "nothing"
 
 
-Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod)
-_FOLDERS = {Method: "methods", Allocation: "allocation", DepthMethod: "depth"}
-_NAMES: Mapping[type, Any] = {Method: MethodName, Allocation: AllocationName, DepthMethod: DepthMethodName}
+class Criterion(NamedTuple):
+    """A criterion by which experts are kept: score(seen) -> (E,) float64, of which the highest are kept.
+
+    seen: what calibration showed of the experts of one block. keep(seen, count) -> the experts to keep, where these are
+    not simply those with the highest scores. needs: `routing`, sums over the tokens that are routed to each expert;
+    `reconstruction`, also the outputs of all experts on some tokens; `nothing`, no calibration.
+    """
+
+    name: str
+    source: str
+    description: str
+    score: "Callable[[Seen], Tensor]"
+    keep: "Callable[[Seen, int], list[int]] | None" = None
+    needs: ExpertNeeds = "routing"
+    options: tuple[Option, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+
+
+Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
+_FOLDERS = {Method: "methods", Allocation: "allocation", DepthMethod: "depth", Criterion: "experts"}
+_NAMES: Mapping[type, Any] = {
+    Method: MethodName,
+    Allocation: AllocationName,
+    DepthMethod: DepthMethodName,
+    Criterion: CriterionName,
+}
 _LITERALS = {kind.__name__: kind for kind in (Option, Conflict, int, float, bool, str)}
 
 
@@ -221,7 +248,7 @@ def _read(file: Path, kind: type[Declaration]) -> Declaration:
     begin = text.index(f"\nDECLARATION = {kind.__name__}(") + 1
     statement = ast.parse(text[begin : text.index("\n)", begin) + 2]).body[0]
     assert isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)
-    values: dict[str, Any] = {"prune": None, "allocate": None, "choose": None}
+    values: dict[str, Any] = {"prune": None, "allocate": None, "choose": None, "score": None}
     for keyword in statement.value.keywords:
         assert keyword.arg is not None
         if keyword.arg not in CODE:
@@ -235,12 +262,12 @@ def _evaluated(node: ast.expr, file: Path) -> Any:
 
 
 def methods() -> list[dict[str, str]]:
-    """What there is to prune with: pruning methods, then allocations, then depth methods.
+    """What there is to prune with: pruning methods, then allocations, depth methods, and criteria for experts.
 
     Each is a dictionary with name, source (the paper), description (one line) and needs: what it measures of the model,
     such as `norms` or `hidden states`, or `nothing`.
     """
-    kinds: tuple[Any, ...] = (Method, Allocation, DepthMethod)
+    kinds: tuple[Any, ...] = (Method, Allocation, DepthMethod, Criterion)
     return [
         {key: getattr(one, key) for key in ("name", "source", "description", "needs")}
         for kind in kinds

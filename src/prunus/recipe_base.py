@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar, get_args
 
-from prunus.declarations import Allocation, Conflict, DepthMethod, Method, owners_of
+from prunus.declarations import Allocation, Conflict, Criterion, DepthMethod, Method, owners_of
 from prunus.errors import PrunusError
 from prunus.hashing import canonical_json, content_hash
 from prunus.kinds import settle
@@ -15,7 +15,7 @@ from prunus.kinds import settle
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
 # Stands in the class body of a recipe for a default that the methods with this option declare.
 DECLARED: Any = None
-Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod)
+Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
 Class = TypeVar("Class", bound=type)
 
 

@@ -11,6 +11,8 @@ from prunus.budgets import OFF, Off, with_names, without_off
 from prunus.declarations import (
     Allocation,
     AllocationName,
+    Criterion,
+    CriterionName,
     DepthMethod,
     DepthMethodName,
     Group,
@@ -34,6 +36,7 @@ Mode = Literal["strict", "legacy"]
 Control = Literal["forced", "native"]
 PromptStyle = Literal["bare", "boxed"]
 TraceFilter = Literal["all", "correct"]
+Spread = Literal["uniform", "global"]
 
 # Fields of a recipe that say how much a token of a trace counts.
 TOKEN_WEIGHTS = ("prompt_weight", "chain_weight", "closing_weight")
@@ -45,6 +48,7 @@ PROFILE_FILE = "prunus_profile.toml"  # in a model's folder: the profile that it
 # An object of its own, by which a recipe distinguishes a sparsity that was not given from 0.5.
 DEFAULT_SPARSITY = float("0.5")
 WIDEST_PATTERN = 256
+KEEP = 0.75  # share of the experts that are kept unless a recipe says otherwise
 # Methods that rank weights by scores, and the weights that each ranks together unless the recipe says otherwise.
 OWN_GROUP: Mapping[str, Group] = MappingProxyType(
     {name: method.group for name, method in declared(Method).items() if method.ranks}
@@ -274,6 +278,68 @@ class DropRecipe(Recipe):
 
 
 @dataclass(frozen=True)
+@with_options(declared(Criterion))
+class ExpertsRecipe(Recipe):
+    """Which routed experts of a mixture of experts to remove.
+
+    method: the criterion by which experts are kept.
+    keep: share of the experts that each block keeps, in (0, 1). None: what drop says; 0.75 if both are None.
+    drop: instead of keep: number of experts that each block loses.
+    spread: `uniform`: every block keeps the same number of experts. `global`: blocks keep different numbers, since the
+        experts of all blocks are ranked together; each keeps at least as many as the router chooses for a token. Few
+        model types can say in config.json how many experts each block has.
+    calibration, samples, seqlen, calibration_tokens, the weights of tokens, seed and dtype: as in PruneRecipe. seed is
+        also that of method `random`.
+    """
+
+    method: CriterionName = "reap"
+    keep: float | None = None
+    drop: int | None = None
+    spread: Spread = "uniform"
+    calibration: str = "auto"
+    samples: int = 128
+    seqlen: int = 2048
+    calibration_tokens: int | None = None
+    prompt_weight: float = 1.0
+    chain_weight: float = 1.0
+    closing_weight: float | None = None
+    seed: int = 0
+    dtype: DtypeName = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choice("method", CriterionName)
+        self._check_choice("spread", Spread)
+        self._check_choice("dtype", DtypeName)
+        self._check_calibration()
+        self._check_options("method", declared(Criterion))
+        check_token_weights(self)
+        if self.keep is not None and self.drop is not None:
+            raise PrunusError("keep and drop both set the number of experts; give one of them")
+        if self.keep is not None and not 0 < self.keep < 1:
+            raise PrunusError(f"keep must lie in (0, 1), not {self.keep}; 0.75 keeps three experts in four")
+        if self.drop is not None:
+            self._check_positive("drop")
+        if self.keep is None and self.drop is None:
+            object.__setattr__(self, "keep", KEEP)
+
+    def count(self, experts: int) -> int:
+        """How many of `experts` are kept. Raises PrunusError where these are all of them, or none."""
+        kept = experts - self.drop if self.drop is not None else int((self.keep or KEEP) * experts + 0.5)
+        if not 0 < kept < experts:
+            what = f"drop {self.drop}" if self.drop is not None else f"keep {self.keep}"
+            raise PrunusError(
+                f"{what} would keep {max(0, kept)} of {experts} experts; some must go, and some must stay"
+            )
+        return kept
+
+    @property
+    def weighted(self) -> bool:
+        """Whether tokens of prompt, chain and closing count differently."""
+        return len(set(weights_of(self).values())) > 1
+
+
+@dataclass(frozen=True)
 class RecoverRecipe(Recipe):
     """How to train what pruning kept, block by block (docs/recover.md).
 
@@ -483,13 +549,13 @@ class TraceRecipe(Recipe):
         )
 
 
-def weights_of(recipe: PruneRecipe | RecoverRecipe) -> dict[str, float]:
+def weights_of(recipe: PruneRecipe | ExpertsRecipe | RecoverRecipe) -> dict[str, float]:
     """The weights of tokens of the prompt, of the chain and of the chain's end, by the recipe's names."""
     weights = {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
     return {name: recipe.chain_weight if weight is None else weight for name, weight in weights.items()}
 
 
-def check_token_weights(recipe: PruneRecipe | RecoverRecipe) -> None:
+def check_token_weights(recipe: PruneRecipe | ExpertsRecipe | RecoverRecipe) -> None:
     """Raise PrunusError unless all weights of tokens are finite and at least 0, and one is above 0."""
     weights = weights_of(recipe)
     for name, weight in weights.items():

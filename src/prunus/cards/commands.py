@@ -6,13 +6,19 @@ from dataclasses import fields
 from typing import Any
 
 from prunus.cards.markdown import LIMIT, hub_id, public, shown
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, Recipe, RecoverRecipe, TraceRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, Recipe, RecoverRecipe, TraceRecipe
 from prunus.results.characters import one_line
 from prunus.results.labels import recipe_of
 
 Data = Mapping[str, Any]
-RECIPES: Mapping[str, type[Recipe]] = {"prune": PruneRecipe, "drop": DropRecipe, "recover": RecoverRecipe}
-FIRST = ("method", "sparsity", "pattern", "blocks")  # settings that are shown first, with their defaults too
+RECIPES: Mapping[str, type[Recipe]] = {
+    "prune": PruneRecipe,
+    "drop": DropRecipe,
+    "experts": ExpertsRecipe,
+    "recover": RecoverRecipe,
+}
+# Settings that are shown first, with their defaults too.
+FIRST = ("method", "sparsity", "pattern", "blocks", "keep", "drop")
 RESULT = "result"  # the folder that the last command writes
 
 

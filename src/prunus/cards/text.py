@@ -29,7 +29,7 @@ from prunus.cards.markdown import (
 )
 from prunus.hashing import content_hash
 from prunus.results.characters import one_line
-from prunus.results.labels import label, recipe_of
+from prunus.results.labels import experts_amount, label, recipe_of
 from prunus.results.rows import Run
 
 Data = Mapping[str, Any]
@@ -192,14 +192,22 @@ def metadata(card: Card) -> str:
     return ModelCardData(**told).to_yaml().strip()
 
 
+TAGS: Mapping[str, list[str]] = {
+    "prune": ["sparse"],
+    "drop": ["depth-pruning"],
+    "experts": ["expert-pruning"],
+    "recover": ["recovered"],
+}
+
+
 def tags(card: Card) -> list[str]:
     """Tags for the Hub's search."""
     found = ["prunus", "pruned"]
     for step in card.steps:
         recipe = recipe_of(dict(step))
-        found += {"prune": ["sparse"], "drop": ["depth-pruning"], "recover": ["recovered"]}.get(step["action"], [])
+        found += TAGS.get(step["action"], [])
         method = str(recipe.get("method", ""))
-        if step["action"] in ("prune", "drop") and re.fullmatch(r"[a-z0-9.+-]{2,30}", method):
+        if step["action"] in ("prune", "drop", "experts") and re.fullmatch(r"[a-z0-9.+-]{2,30}", method):
             found.append(method)
         if recipe.get("pattern"):
             found.append("semi-structured-sparsity")
@@ -245,6 +253,8 @@ def introduction(card: Card) -> str:
         done.append(f"{percent(zeros / weights)} % of the weights of its Linears ({plain(parts)}) are zero")
     if removed:
         done.append(f"{removed} of its decoder blocks {'is' if removed == 1 else 'are'} removed")
+    mixtures = [step for step in card.steps if step["action"] == "experts"]
+    done += [f"{plain(experts_amount(dict(step)))} of each mixture are kept" for step in mixtures]
     if any(step["action"] == "recover" for step in card.steps):
         done.append("the weights that were kept are trained to reproduce the dense model's hidden states")
     what = "; ".join(done) or "see below"
@@ -265,6 +275,8 @@ def step_text(step: Data) -> str:
     ]
     if isinstance(removed := step.get("blocks_removed"), list) and removed:
         parts.append(f"removed blocks {plain(', '.join(map(str, removed)), LIMIT)} (counted from 0)")
+    if action == "experts":
+        parts.append(f"{plain(experts_amount(dict(step)))} are kept")
     if isinstance(calibration := step.get("calibration"), Mapping):
         parts.append(
             f"calibrated on {plain(public(str(calibration.get('source'))))}, "

@@ -9,7 +9,7 @@ disk.
 import json
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
@@ -32,8 +32,7 @@ EVIDENCE = "evidence.json"
 # Files of a model that are copied with the weights; other files in its folder are not.
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE"}
-CERTIFICATE = "certificate.json"  # of `find`, for one model and none that is made from it
-NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL, CERTIFICATE}
+NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL}
 # Weights up to this size are written to one file, as is usual for such models; larger ones to one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
@@ -66,7 +65,8 @@ class Partial:
 
     work: JSON that identifies what is made, and from what. Unfinished work with the same JSON is continued; other work
     raises PrunusError (with overwrite: it is deleted). shards: number of blocks of the result (see resize). needed:
-    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks.
+    bytes of disk for all of the result. left_out: tensors outside blocks that the result lacks. entries: gives the
+    headers of the result's tensors from the notes, once these are complete; None if they are those of source's blocks.
     On an interruption the folder and its finished blocks are kept; on an error in the input it is deleted.
     """
 
@@ -79,11 +79,13 @@ class Partial:
         needed: int,
         overwrite: bool,
         left_out: Collection[str] = (),
+        entries: Callable[[Mapping[str, Any]], Mapping[str, Entry]] | None = None,
     ) -> None:
         check_target(source.folder, target, overwrite)
         self.source, self.target, self.work = source, target.resolve(), dict(work)
         self.shards, self.needed, self.overwrite = shards, needed, overwrite
         self.left_out = frozenset(left_out)
+        self.entries = entries
         self.folder = partial_folder(target)
         self.records: dict[int, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
@@ -287,6 +289,8 @@ class Partial:
 
     def _entries(self) -> dict[str, Entry] | None:
         """The result's tensor headers; None if they depend on which blocks are kept, because blocks differ."""
+        if self.entries is not None:
+            return dict(self.entries(self.notes))
         if self.shards == self.source.blocks:
             return {name: entry_of(tensor) for name, tensor in self.source.tensors.items()}
         entries = {name: entry_of(tensor) for name, tensor in self._outer_tensors().items()}

@@ -18,9 +18,10 @@ from prunus.checkpoint.resolve import resolve
 from prunus.progress import Steps
 from prunus.pruning.capabilities import describe_blocks, describe_model, describe_uses, refused
 from prunus.pruning.depth.verification import Droppable, try_drops
+from prunus.pruning.experts.mixture import describe_removal
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.scope import why_unprunable
-from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 # (N, M): at most N nonzero weights in every M consecutive inputs of an output.
 PATTERNS = ((1, 2), (1, 4), (2, 4), (1, 8), (2, 8), (4, 8), (8, 16))
@@ -39,10 +40,11 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     stored: the form of the weights: dense, packed, masks of another checkpoint, or quantised.
     parameters, weight_bytes: number of parameters, and bytes as stored.
     history: a dict for each step that was applied: action, recipe (mostly only fields that differ from their
-        defaults), blocks_removed, source, warnings and, of a recovery, trained_tokens and
-        trained_seconds (None where they were not kept).
+        defaults), blocks_removed, source, warnings; of removed experts, experts (numbers before and after, by block);
+        of a recovery, trained_tokens and trained_seconds (None where they were not kept).
     refused: why the blocks cannot be run one by one, else None. If they cannot, only uses follows.
-    uses: a dict for each of prune, drop, pack and sparse kernel with use, possible and note (why not).
+    uses: a dict for each of prune, drop, pack and sparse kernel with use, possible and note (why not); of a mixture of
+        experts also for experts.
     number_of_blocks, scope: the number, and the default scope of prune.
     prunable, of_parameters: number of weights in that scope, and their share of all parameters.
     groups: Linears that read the same input: blocks, linears, part, shapes ([O, I]).
@@ -74,7 +76,10 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     facts |= {
         "refused": None,
         **describe_blocks(source.architecture),
-        "uses": describe_uses(source.architecture, drops, why_unprunable(source)),
+        "uses": [
+            *describe_uses(source.architecture, drops, why_unprunable(source)),
+            *([] if packed else describe_removal(source)),
+        ],
     }
     return facts | count_weights(source) if weights else facts
 
@@ -186,13 +191,19 @@ def share(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def history_row(step: Mapping[str, Any]) -> dict[str, Any]:
     """A summary of one step of the manifest."""
-    kind = {"prune": PruneRecipe, "recover": RecoverRecipe}.get(step["action"], DropRecipe)
+    kind = {"prune": PruneRecipe, "experts": ExpertsRecipe, "recover": RecoverRecipe}.get(step["action"], DropRecipe)
     defaults = kind().to_json()
-    shown = {"method", "sparsity", "blocks"}  # shown even if they have their defaults
-    recipe = {key: value for key, value in step["recipe"].items() if key in shown or value != defaults.get(key)}
+    shown = {"method", "sparsity", "blocks", "keep", "drop"}  # shown even if they have their defaults
+    recipe = {
+        key: value
+        for key, value in step["recipe"].items()
+        if (key in shown and value is not None) or value != defaults.get(key)
+    }
     cost = {}
     if step["action"] == "recover":
         cost = {"trained_tokens": step["cost"]["tokens"], "trained_seconds": step["cost"].get("seconds")}
+    if step["action"] == "experts":
+        cost = {"experts": step["experts"]}
     return {
         "action": step["action"],
         "recipe": recipe,

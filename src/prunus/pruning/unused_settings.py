@@ -1,8 +1,8 @@
 """Settings of a recipe that do not affect its result, so that recipes that differ only in them are the same variant."""
 
-from prunus.declarations import Allocation, DepthMethod, declared
+from prunus.declarations import Allocation, Criterion, DepthMethod, declared
 from prunus.pruning.methods import find_method
-from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, PruneRecipe
+from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, ExpertsRecipe, PruneRecipe
 
 CALIBRATION = {"calibration", "seqlen", "seed"}
 AMOUNT = {"samples", "calibration_tokens"}
@@ -11,9 +11,12 @@ WEIGHTS = set(TOKEN_WEIGHTS)
 SAMPLING = {name for allocation in declared(Allocation).values() for name in allocation.sampling}
 
 
-def unused_settings(recipe: PruneRecipe | DropRecipe) -> set[str]:
+def unused_settings(recipe: PruneRecipe | DropRecipe | ExpertsRecipe) -> set[str]:
     """Fields without effect given the others. Options that do not belong to the recipe's methods have their default."""
-    unused = _of_prune(recipe) if isinstance(recipe, PruneRecipe) else _of_drop(recipe)
+    if isinstance(recipe, ExpertsRecipe):
+        unused = _of_experts(recipe)
+    else:
+        unused = _of_prune(recipe) if isinstance(recipe, PruneRecipe) else _of_drop(recipe)
     return unused | ({"samples"} if recipe.calibration_tokens is not None else set())
 
 
@@ -37,3 +40,9 @@ def _of_prune(recipe: PruneRecipe) -> set[str]:
 
 def _of_drop(recipe: DropRecipe) -> set[str]:
     return set() if declared(DepthMethod)[recipe.method].needs_data else CALIBRATION | AMOUNT
+
+
+def _of_experts(recipe: ExpertsRecipe) -> set[str]:
+    if declared(Criterion)[recipe.method].needs == "nothing":
+        return {*WEIGHTS, *AMOUNT, *CALIBRATION, "dtype"} - {"seed"}
+    return set[str]() if recipe.weighted else {*WEIGHTS}

@@ -4,17 +4,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
-from prunus.results.labels import control_steps, history, method_name, recipe_of, unique_labels
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.results.labels import control_steps, experts_amount, history, method_name, recipe_of, unique_labels
 from prunus.results.rows import Run
 
 HUES = 6
-FIRST = ("method", "sparsity", "pattern", "blocks", "allocation", "scope")  # settings that are shown first
+# Settings that are shown first.
+FIRST = ("method", "sparsity", "pattern", "blocks", "keep", "drop", "allocation", "scope")
 ALWAYS = {*FIRST, "calibration", "samples", "seqlen", "seed"}  # settings that are shown even with default values
-PRUNE_USUAL, DROP_USUAL, RECOVER_USUAL = (
-    {field.name: field.default for field in fields(one)} for one in (PruneRecipe, DropRecipe, RecoverRecipe)
+PRUNE_USUAL, DROP_USUAL, EXPERTS_USUAL, RECOVER_USUAL = (
+    {field.name: field.default for field in fields(one)}
+    for one in (PruneRecipe, DropRecipe, ExpertsRecipe, RecoverRecipe)
 )
-USUAL = {"drop": DROP_USUAL, "recover": RECOVER_USUAL}  # default settings by action; all others use PRUNE_USUAL
+# Default settings by action; all others use PRUNE_USUAL.
+USUAL = {"drop": DROP_USUAL, "experts": EXPERTS_USUAL, "recover": RECOVER_USUAL}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ def recipe_text(run: Run) -> str:
         values = ", ".join(f"{key} {recipe[key]}" for key in keys)
         blocks = step.get("blocks_removed")
         removed = f"; removed blocks {', '.join(map(str, blocks))}" if isinstance(blocks, list) and blocks else ""
+        if step.get("action") == "experts":
+            removed = f"; {experts_amount(step)} kept"
         cost = step.get("cost")
         trained = cost.get("tokens") if isinstance(cost, dict) else None
         passes = f"; trained on {trained:,} tokens, repeats counted" if isinstance(trained, int) else ""

@@ -17,6 +17,8 @@ NAMES = {
     "ria": "RIA",
     "dsnot": "DSnoT",
     "alps": "ALPS",
+    "reap": "REAP",
+    "ean": "EAN",
     "shortgpt": "ShortGPT",
     "laco": "LaCo",
     "sleb": "SLEB",
@@ -33,6 +35,8 @@ NAMES = {
     "mlp": "MLP",
     "obs": "OBS",
 }
+# Criteria for experts whose names are words: what a label says instead.
+EXPERTS = {"frequency": "Frequency", "router": "Router", "output": "Output", "random": "Random"}
 
 
 CONTROL = "control"  # the action of control_steps
@@ -61,6 +65,8 @@ def method_name(step: dict[str, Any]) -> str:
     """The method with its options but without its strength; runs of the same name share a colour."""
     recipe = recipe_of(step)
     method = str(recipe.get("method", step.get("action", "?")))
+    if step.get("action") == "experts":
+        return " ".join([NAMES.get(method, EXPERTS.get(method, method)), *_experts_extras(recipe)])
     extras = [
         NAMES.get(str(recipe[key]), str(recipe[key]))
         for key, usual in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
@@ -71,8 +77,27 @@ def method_name(step: dict[str, Any]) -> str:
     return " ".join([NAMES.get(method, method), *extras])
 
 
+def _experts_extras(recipe: dict[str, Any]) -> list[str]:
+    """What a label of removed experts names besides the method."""
+    return ["global"] if recipe.get("spread", "uniform") != "uniform" else []
+
+
+def experts_amount(step: dict[str, Any]) -> str:
+    """`6 of 8 experts`, `4 to 7 of 8 experts` or, where the step does not say, the share or number of its recipe."""
+    recipe, counts = recipe_of(step), step.get("experts")
+    try:
+        before, after = (sorted({int(n) for n in counts[key].values()}) for key in ("before", "after"))  # type: ignore[index]
+        left, all_of = (str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}" for n in (after, before))
+        return f"{left} of {all_of} experts"
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError):  # of another program, or damaged
+        drop, keep = recipe.get("drop"), recipe.get("keep")
+        if isinstance(keep, int | float):
+            return f"{100 * keep:.3g}{NBSP}% of experts"
+        return f"{MINUS}{drop}{NBSP}experts"
+
+
 def step_label(step: dict[str, Any]) -> str:
-    """`Wanda 50 %`, `ShortGPT −2 blocks`, `blocks 16, 17 removed`, `recovered in 3 rounds`, `packed`, `fp8`."""
+    """`Wanda 50 %`, `ShortGPT −2 blocks`, `REAP 6 of 8 experts`, `blocks 16, 17 removed`, `packed`, `fp8`."""
     recipe = recipe_of(step)
     if step.get("action") == "import":
         return str(recipe.get("as", "imported"))
@@ -93,6 +118,8 @@ def step_label(step: dict[str, Any]) -> str:
         gone = step.get("blocks_removed")
         blocks = str(len(gone)) if isinstance(gone, list) and gone else blocks
         return f"{method_name(step)} {MINUS}{blocks}{NBSP}block{'' if blocks == '1' else 's'}"
+    if step.get("action") == "experts":
+        return f"{method_name(step)} {experts_amount(step)}"
     sparsity, pattern = recipe.get("sparsity"), recipe.get("pattern")
     amount = str(pattern) if pattern else f"{100 * sparsity:.3g}{NBSP}%" if isinstance(sparsity, int | float) else DASH
     return f"{method_name(step)} {amount}"

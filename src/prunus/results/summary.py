@@ -187,8 +187,8 @@ def identity(run: Run) -> dict[str, Any]:
     Native control of the budget is the last step, so that labels name it.
     """
     steps = [*((run.model.get("manifest") or {}).get("history") or []), *control_steps(run)]
-    # blocks_removed is kept because the recipe of a drop may have a share instead of a number.
-    kept = ("action", "recipe", "blocks_removed")
+    # blocks_removed and experts are kept because recipes may have a share instead of a number.
+    kept = ("action", "recipe", "blocks_removed", "experts")
     recipe = [{key: step[key] for key in kept if key in step} for step in steps]
     return {"run": run.run_id, "model": run.model.get("name"), "recipe": recipe}
 

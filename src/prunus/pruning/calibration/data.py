@@ -21,11 +21,11 @@ from prunus.contamination import evaluation_set, held_out_in
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
 from prunus.pruning.calibration.windows import Window, overlap_warnings, random_window
-from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 HUB_NAMES = ("c4", "wikitext2")
 TRACES = "traces:"
-Calibrating = PruneRecipe | DropRecipe | RecoverRecipe
+Calibrating = PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000
 # Tokens on either side of the end of thinking that closing_weight is for. The output at the last one decides to stop;
@@ -69,7 +69,7 @@ class Calibration(NamedTuple):
         """Number of tokens in all."""
         return sum(map(len, self.sequences))
 
-    def token_weights(self, recipe: PruneRecipe | RecoverRecipe) -> list[list[float]]:
+    def token_weights(self, recipe: PruneRecipe | ExpertsRecipe | RecoverRecipe) -> list[list[float]]:
         """For each sequence, how much each token counts.
 
         PrunusError where it is not known which tokens are prompt, or where thinking ends, and where nothing counts.

@@ -11,12 +11,9 @@ use the source's tensors under their new names; nothing is written.
 Shapes: N sequences, T tokens, W numbers per token between two blocks.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +23,13 @@ from transformers import PreTrainedConfig
 from prunus.checkpoint.architecture import Architecture, Call, Carried, leaves
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import settings_of
-from prunus.checkpoint.model_folder import SINGLE_FILE
 from prunus.checkpoint.resolve import one_line
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.pruning.depth.choice import Choice, Mix
 from prunus.pruning.depth.shortened_config import shorter_config
+from prunus.pruning.planned import planned_checkpoint
 
 TOKENS = 32
 # Relative. Both models do the same operations on the same numbers, so only alignment in memory may change rounding.
@@ -45,17 +42,6 @@ _FOR_OTHERS = ("store_full_length_kv",)
 
 class Undroppable(PrunusError):
     """The blocks cannot be removed, as the others would not compute the same without them; the message says why."""
-
-
-class _Planned(Checkpoint):
-    """The model to be written, as a checkpoint: its new configuration, with the tensors of the source."""
-
-    def __init__(self, folder: Path, tensors: Mapping[str, Stored]) -> None:
-        self._given = tensors
-        super().__init__(folder)
-
-    def _find_tensors(self) -> Mapping[str, Stored]:
-        return self._given
 
 
 class Droppable(NamedTuple):
@@ -105,16 +91,11 @@ def check_removable(source: Checkpoint, removed: Sequence[int]) -> None:
 def planned(source: Checkpoint, choice: Choice) -> Iterator[Checkpoint]:
     """The model to be written, opened as a checkpoint, which checks the names and shapes of all tensors."""
     check_needs(source, [mix.base for mix in choice.kept])
-    content = new_config(source, choice)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(content))
-        (folder / SINGLE_FILE).touch()
+    with ExitStack() as stack:
         try:
-            new = _Planned(folder, new_tensors(source, choice))
+            new = stack.enter_context(planned_checkpoint(new_config(source, choice), new_tensors(source, choice)))
         except PrunusError as error:
-            reason = str(error).replace(f"{folder}: ", "").replace(str(folder), "it")
-            raise Undroppable(f"config.json has no way to say which blocks stay: {reason}") from error
+            raise Undroppable(f"config.json has no way to say which blocks stay: {error}") from error
         yield new
 
 

@@ -1,0 +1,208 @@
+"""Remove routed experts of a mixture of experts: a criterion chooses, and blocks are written one by one."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import versions
+from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.runner import pick_device
+from prunus.checkpoint.safetensors_file import Entry, Stored, entry_of
+from prunus.checkpoint.writer import Partial, check_target, disk_needed
+from prunus.disk import check_space, show_bytes
+from prunus.progress import Steps
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.depth.verification import left_out
+from prunus.pruning.drop import warn_of
+from prunus.pruning.experts import CRITERIA
+from prunus.pruning.experts.choice import Choice, choose
+from prunus.pruning.experts.cut import cut_tensors
+from prunus.pruning.experts.fewer_config import fewer_config
+from prunus.pruning.experts.measure import observe
+from prunus.pruning.experts.mixture import Mixture, find_mixtures
+from prunus.pruning.experts.seen import Seen
+from prunus.pruning.experts.verification import verify
+from prunus.pruning.made_card import made_card
+from prunus.pruning.planned import planned_checkpoint
+from prunus.recipes import ExpertsRecipe
+
+
+def drop_experts(
+    model: str | Path,
+    out: str | Path,
+    recipe: ExpertsRecipe | None = None,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Write a copy of model (folder or hub id) without some of its routed experts to the folder out; returns a summary.
+
+    Routers lose the removed experts' rows, biases and corrections; shared experts and blocks without a router stay as
+    they are. What was written is checked to compute what the model does without these experts (experts/verification.py)
+    before it is published. Unfinished work is in out.partial, and the same call resumes it.
+
+    recipe: None: the default one, REAP with three experts in four.
+    overwrite: replace an existing result.
+    dry_run: write nothing, and return what would be done (see below).
+
+    Returns a dict:
+
+    out, method: the folder, and the recipe's method.
+    experts: how many experts blocks keep, as text: `6 of 8`.
+    blocks: number of blocks that lost experts.
+    parameters: number of weights of the result.
+    seconds: run time.
+    experts_removed, scores, tokens: by block, the experts that were removed, and the score and number of calibration
+        tokens of each one.
+    difference: largest relative difference from the model without these experts, on one short sequence.
+    warnings: one line each.
+
+    With dry_run it has would_write, experts, blocks, disk, calibration (all but blocks as text) and warnings.
+
+    Raises PrunusError for wrong input or if experts cannot be removed, and then leaves nothing behind.
+    """
+    started = time.monotonic()
+    source, target, recipe = Checkpoint(resolve(model)), Path(out), recipe or ExpertsRecipe()
+    check_target(source.folder, target, overwrite)
+    mixtures = find_mixtures(source)
+    if recipe.spread == "uniform":
+        for mixture in mixtures:
+            mixture.check(recipe.count(mixture.count))
+    check_block_fits(source, source.dtype)
+    stray = left_out(source)
+    needed = disk_needed(bytes_left(recipe, source, mixtures, stray))
+    there = pick_device(device)
+    if dry_run:
+        return describe(recipe, source, mixtures, target, needed)
+    origin = source.provenance(model)
+    work = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
+
+    def entries(notes: Mapping[str, Any]) -> dict[str, Entry]:
+        kept = Choice.from_json(notes["choice"]).kept
+        return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept, stray).items()}
+
+    with Partial(source, target, work, source.blocks, needed, overwrite, stray, entries) as partial:
+        needs_data = CRITERIA[recipe.method].needs != "nothing"
+        calibration = keep_calibration(recipe, source, partial) if needs_data else None
+        if "choice" not in partial.notes:
+            choice = choose(recipe, mixtures, measure(source, mixtures, recipe, calibration, there))
+            partial.note("choice", choice.to_json(), {})
+        choice = Choice.from_json(partial.notes["choice"])
+        content = fewer_config(source, {index: len(kept) for index, kept in choice.kept.items()}, bool(stray))
+        tensors = cut_tensors(source, mixtures, choice.kept, stray)
+        with planned_checkpoint(content, tensors) as new:
+            write_blocks(new, partial)
+        written = dict(source.outer_tensors())
+        for index in range(source.blocks):
+            written |= partial.read_block(index)
+        with planned_checkpoint(content, {n: t for n, t in written.items() if n not in stray}) as new:
+            difference = verify(source, new, mixtures, choice.kept, there)
+            parameters = new.parameters
+        removed = {str(index): experts for index, experts in choice.removed(mixtures).items()}
+        warnings = [
+            *(calibration.warnings if calibration else []),
+            *choice.warnings,
+            *source.reading_notes,
+            *warn_of(stray),
+        ]
+        step = {
+            "action": "experts",
+            "recipe": recipe.to_json(),
+            "versions": versions(),
+            "source": origin,
+            "calibration": calibration.summary() if calibration else None,
+            "experts": {"before": counts_of(mixtures), "after": {m.index: len(choice.kept[m.index]) for m in mixtures}},
+            "experts_removed": removed,
+            "scores": {str(index): row for index, row in choice.scores.items()},
+            "tokens": {str(index): row for index, row in choice.tokens.items()},
+            "warnings": warnings,
+        }
+        partial.finish(content, step, made_card(source, step))
+    return {
+        "out": str(target),
+        "method": recipe.method,
+        "experts": experts_text(mixtures, {index: len(kept) for index, kept in choice.kept.items()}),
+        "blocks": len(mixtures),
+        "parameters": parameters,
+        "seconds": time.monotonic() - started,
+        "experts_removed": {int(index): experts for index, experts in removed.items()},
+        "scores": choice.scores,
+        "tokens": choice.tokens,
+        "difference": difference,
+        "warnings": warnings,
+    }
+
+
+def measure(
+    source: Checkpoint,
+    mixtures: Sequence[Mixture],
+    recipe: ExpertsRecipe,
+    calibration: Calibration | None,
+    device: torch.device,
+) -> list[Seen]:
+    """What the recipe's criterion needs to know of each block's experts."""
+    if calibration is None:
+        nothing = [torch.zeros(m.count, dtype=torch.float64) for m in mixtures]
+        zeros = zip(mixtures, nothing, strict=True)
+        return [Seen(m.index, z.long(), z, z, z, z, seed=recipe.seed) for m, z in zeros]
+
+    def counts(mixture: Mixture) -> list[int]:
+        return [recipe.count(mixture.count) if recipe.spread == "uniform" else mixture.top_k]
+
+    searched = counts if CRITERIA[recipe.method].needs == "reconstruction" else None
+    return list(observe(source, mixtures, recipe, calibration, device, searched))
+
+
+def write_blocks(new: Checkpoint, partial: Partial) -> None:
+    """Write the blocks of the planned model; all tensors keep their bytes."""
+    with Steps("writing", total=new.blocks, unit="blocks", done=len(partial.records)) as steps:
+        for index in range(new.blocks):
+            if not partial.has(index):
+                tensors: dict[str, Stored] = new.block_tensors(index)
+                partial.write_block(index, tensors, {})
+                steps.advance()
+
+
+def bytes_left(recipe: ExpertsRecipe, source: Checkpoint, mixtures: Sequence[Mixture], stray: Sequence[str]) -> int:
+    """Bytes of weights in the result, with the same number of experts in every block."""
+    kept = {m.index: list(range(recipe.count(m.count))) for m in mixtures}
+    return sum(stored.nbytes for stored in cut_tensors(source, mixtures, kept, stray).values())
+
+
+def counts_of(mixtures: Sequence[Mixture]) -> dict[int, int]:
+    """The number of experts by block."""
+    return {mixture.index: mixture.count for mixture in mixtures}
+
+
+def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, int]) -> str:
+    """How many experts blocks keep: `6 of 8`, or `4 to 7 of 8`."""
+    before, after = sorted({m.count for m in mixtures}), sorted(set(kept.values()))
+    left = str(after[0]) if len(after) == 1 else f"{after[0]} to {after[-1]}"
+    return f"{left} of {before[0] if len(before) == 1 else f'{before[0]} to {before[-1]}'}"
+
+
+def describe(
+    recipe: ExpertsRecipe, source: Checkpoint, mixtures: Sequence[Mixture], target: Path, needed: int
+) -> dict[str, Any]:
+    """What drop_experts would do, as a dict, as far as it is known without running the model."""
+    check_space(target.absolute(), needed)
+    result: dict[str, Any] = {
+        "would_write": str(target),
+        "experts": experts_text(mixtures, {m.index: recipe.count(m.count) for m in mixtures}),
+        "blocks": len(mixtures),
+        "disk": show_bytes(needed),
+        "calibration": "none needed",
+        "warnings": [*source.reading_notes, *warn_of(left_out(source))],
+    }
+    if recipe.spread == "global":
+        result["experts"] = f"on average {result['experts']}"
+    if CRITERIA[recipe.method].needs != "nothing":
+        result["calibration"], warnings = describe_calibration(recipe, source)
+        result["warnings"] = [*warnings, *result["warnings"]]
+    return result

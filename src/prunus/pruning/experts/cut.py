@@ -1,0 +1,110 @@
+"""The tensors of a model with fewer experts, made from the stored ones without a conversion, so that bytes stay.
+
+An expert that has tensors of its own on disk keeps them under a new number. Of a tensor with one entry per expert only
+some entries are kept; they are read when they are written.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.names import Origin
+from prunus.checkpoint.safetensors_file import CHUNK, ITEMSIZES, Stored
+from prunus.errors import PrunusError
+from prunus.pruning.experts.mixture import Mixture
+
+
+class Cut(Stored):
+    """Some entries of a stored tensor along one axis. whole: that tensor. kept: the entries, ascending."""
+
+    whole: Stored
+    axis: int
+    kept: tuple[int, ...]
+
+    @classmethod
+    def of(cls, whole: Stored, axis: int, kept: Sequence[int]) -> "Cut":
+        """The entries `kept` of a tensor along an axis."""
+        shape = (*whole.shape[:axis], len(kept), *whole.shape[axis + 1 :])
+        cut = cls(whole.file, whole.dtype, shape, whole.start, whole.start + prod(shape) * ITEMSIZES[whole.dtype])
+        cut.whole, cut.axis, cut.kept = whole, axis, tuple(kept)
+        return cut
+
+    def read(self) -> Tensor:
+        """The tensor, in new memory."""
+        if type(self.whole) is Stored and self.axis == 0:
+            rows = (self._row(number).read() for number in self.kept)
+            return torch.stack(list(rows))
+        return self.whole.read().index_select(self.axis, torch.tensor(self.kept))
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the data in pieces; PrunusError if the file ends early."""
+        if type(self.whole) is Stored and self.axis == 0:
+            for number in self.kept:
+                yield from self._row(number).chunks()
+            return
+        data = self.read().contiguous().flatten().view(torch.uint8).numpy().data
+        yield from (bytes(data[begin : begin + CHUNK]) for begin in range(0, len(data), CHUNK))
+
+    def read_rows(self, rows: "Sequence[int]") -> Tensor:  # type: ignore[override]
+        """Some rows of a matrix, for which all of it is read."""
+        return self.read()[torch.as_tensor(list(rows))]
+
+    def _row(self, number: int) -> Stored:
+        size = self.whole.nbytes // self.whole.shape[0]
+        start = self.whole.start + number * size
+        return Stored(self.whole.file, self.whole.dtype, self.whole.shape[1:], start, start + size)
+
+
+def cut_block(source: Checkpoint, mixture: Mixture, kept: Sequence[int]) -> dict[str, Stored]:
+    """The tensors of a block with only these experts, renumbered in order, by their names on disk."""
+    tensors = source.block_tensors(mixture.index)
+    done: set[str] = set()
+    for local, axis in mixture.axes.items():
+        origin = source.names.origin(source.block_name(mixture.index, local))
+        assert origin is not None
+        for pattern, name in origin.sources:
+            if name in done or name not in tensors:
+                continue
+            done.add(name)
+            stored = tensors.pop(name)
+            number = number_in(pattern, name)
+            if number is None:
+                tensors[name] = Cut.of(stored, axis_on_disk(origin, stored, axis, mixture.count), kept)
+            elif int(number[1]) in kept:
+                new = kept.index(int(number[1]))
+                tensors[f"{name[: number.start(1)]}{new}{name[number.end(1) :]}"] = stored
+    return tensors
+
+
+def number_in(pattern: str, name: str) -> re.Match[str] | None:
+    """The number of the expert in a name on disk, as group 1; None if the tensor is not of one expert alone."""
+    if "*" not in pattern:
+        return None
+    plain = pattern.replace("\\.", ".")  # some patterns are regular expressions
+    return re.search(re.escape(plain).replace(r"\*", r"(\d+)"), name)
+
+
+def axis_on_disk(origin: Origin, stored: Stored, axis: int, count: int) -> int:
+    """The axis of a stored tensor that has one entry per expert. axis: that of the model's tensor."""
+    if origin.converter is None:
+        return len(stored.shape) - 1 - axis if origin.transposed else axis
+    found = [a for a in (axis, *range(len(stored.shape))) if a < len(stored.shape) and stored.shape[a] == count]
+    if not found:
+        raise PrunusError(f"'{origin.stored[0]}' has no axis of {count} experts on disk")
+    return found[0]
+
+
+def cut_tensors(
+    source: Checkpoint, mixtures: Sequence[Mixture], kept: Mapping[int, Sequence[int]], left_out: Sequence[str]
+) -> dict[str, Stored]:
+    """All tensors of the model with only these experts, by their names on disk, without those to leave out."""
+    tensors = {name: stored for name, stored in source.outer_tensors().items() if name not in left_out}
+    of_block = {mixture.index: mixture for mixture in mixtures}
+    for index in range(source.blocks):
+        mixture = of_block.get(index)
+        tensors |= source.block_tensors(index) if mixture is None else cut_block(source, mixture, kept[index])
+    return tensors

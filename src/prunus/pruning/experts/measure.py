@@ -1,0 +1,128 @@
+"""Observe the experts of a model while calibration tokens run through it, with one block in memory at a time.
+
+Experts are those of the dense model, as in REAP's own code: no block sees that experts of earlier ones will be removed.
+Sums are taken per call of a block in the blocks' dtype and added in float64.
+Shapes: N sequences, T tokens, S tokens of one expert (or sampled ones), D width, E experts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.checkpoint.block_loader import blocks_on
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.experts import Routed, observe_experts
+from prunus.checkpoint.precision import full_float32
+from prunus.checkpoint.runner import Runner
+from prunus.progress import Steps
+from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.depth.choice import check_finite
+from prunus.pruning.experts.mixture import Mixture, Unremovable
+from prunus.pruning.experts.reconstruction import TOKENS, reconstruct
+from prunus.pruning.experts.seen import Reconstruction, Seen
+from prunus.recipes import ExpertsRecipe
+
+Counts = Callable[[Mixture], Sequence[int]]
+
+
+def observe(
+    source: Checkpoint,
+    mixtures: Sequence[Mixture],
+    recipe: ExpertsRecipe,
+    chosen: Calibration,
+    device: torch.device,
+    counts: Counts | None,
+) -> Iterator[Seen]:
+    """Yield what calibration shows of each block's experts. counts: numbers of experts to search sets of; None: none.
+
+    Raises PrunusError for hidden states that are not finite.
+    """
+    dtype = source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    of_block = {mixture.index: mixture for mixture in mixtures}
+    last = max(of_block)
+    weights = chosen.token_weights(recipe) if recipe.weighted else None
+    runner = Runner(source.config, source.tensors, dtype, device)
+    with torch.inference_mode(), full_float32(device), Steps("observing", total=last + 1, unit="blocks") as steps:
+        hidden = HiddenStates(runner, chosen.sequences, None, token_weights=weights)
+        blocks = blocks_on(source, range(last + 1), device)
+        for index in range(last + 1):
+            block = runner.make_block(index, next(blocks))
+            mixture = of_block.get(index)
+            watch = None if mixture is None else Watch(block, mixture, hidden.tokens, sample=counts is not None)
+            with nullcontext() if watch is None else watch:
+                for batch, rows_NTW, input_NTW in hidden.batches_on(device):
+                    if watch is not None:
+                        watch.begin(batch.ids_NT, batch.weight_NT1)
+                    output_NTW = runner.run_block(block, input_NTW, batch)
+                    check_finite(index, output_NTW)
+                    rows_NTW.copy_(output_NTW)
+            if watch is not None and mixture is not None:
+                found = None if counts is None else reconstruct(block, mixture, *watch.sample(), counts(mixture))
+                yield watch.seen(recipe.seed, found)
+            steps.advance()
+
+
+class Watch:
+    """Adds up what Seen has while a block runs: `with Watch(...) as watch`, and watch.begin(...) before each batch.
+
+    tokens: number of all of them. sample: whether to keep what the layer reads for TOKENS of them, evenly spaced.
+    """
+
+    def __init__(self, block: nn.Module, mixture: Mixture, tokens: int, sample: bool) -> None:
+        self._block, self._mixture = block, mixture
+        self._token_E = torch.zeros(mixture.count, dtype=torch.int64)
+        self._sums_4E = torch.zeros(4, mixture.count, dtype=torch.float64)
+        self._weight_N: Tensor | None = None
+        self._done, self._tokens = 0, tokens
+        self._wanted = torch.linspace(0, tokens - 1, min(TOKENS, tokens)).long() if sample else torch.zeros(0).long()
+        self._inputs: list[Tensor] = []
+        self._weights: list[Tensor] = []
+
+    def begin(self, ids_NT: Tensor, weight_NT1: Tensor | None) -> None:
+        """Tell that a batch with these weights of tokens is next."""
+        count = ids_NT.numel()
+        mine = self._wanted[(self._wanted >= self._done) & (self._wanted < self._done + count)] - self._done
+        weight_N = torch.ones(count) if weight_NT1 is None else weight_NT1.flatten()
+        self._mine, self._done = mine, self._done + count
+        self._weight_N = weight_N
+        self._weights.append(weight_N[mine])
+
+    def __enter__(self) -> "Watch":
+        self._observing = observe_experts(self._block, self._see)
+        self._observing.__enter__()
+        layer = self._block.get_submodule(self._mixture.layer)
+        self._handle = layer.register_forward_pre_hook(self._keep, with_kwargs=True) if len(self._wanted) else None
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._observing.__exit__(*error)
+        if self._handle is not None:
+            self._handle.remove()
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """(S, D) what the layer read for the sampled tokens, and their weights."""
+        return torch.cat(self._inputs), torch.cat(self._weights)
+
+    def seen(self, seed: int, reconstruction: Reconstruction | None) -> Seen:
+        """What was observed."""
+        return Seen(self._mixture.index, self._token_E, *self._sums_4E, seed=seed, reconstruction=reconstruction)
+
+    def _see(self, routed: Routed) -> None:
+        norm_S, gate_S = routed.output_SD.float().norm(dim=-1).double(), routed.weight_S.double()
+        assert self._weight_N is not None
+        weight_S = self._weight_N.to(gate_S.device)[routed.token_S].double()
+        sums = torch.stack([weight_S, weight_S * gate_S, weight_S * norm_S, weight_S * gate_S * norm_S]).sum(1)
+        self._token_E[routed.expert] += len(gate_S)
+        self._sums_4E[:, routed.expert] += sums.cpu()
+
+    def _keep(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        values = [*args, *kwargs.values()]
+        if len(values) != 1 or values[0].shape[-1] * self._weight_N.numel() != values[0].numel():  # type: ignore[union-attr]
+            raise Unremovable(
+                f"block {self._mixture.index}: its expert layer reads more than hidden states; use another method"
+            )
+        self._inputs.append(values[0].flatten(0, -2)[self._mine.to(values[0].device)])
