@@ -12,6 +12,7 @@ import pytest
 from chat_server import chatting
 from chat_tokenizer import CHATML, byte_tokenizer
 from fake_store import make_store
+from test_backend_contract import babble
 from test_off import SWITCHED
 from test_profile_detection import CASES, HARMONY
 from tiny_chains import TOKENIZER
@@ -23,8 +24,9 @@ from prunus.checkpoint.resolve import load_tokenizer, tiny_folder
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import opened_chat
+from prunus.evaluation.backends import opened_chat, transport
 from prunus.evaluation.backends.chat import read_reply
+from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.native import chat_request, drawn, ignored
 from prunus.evaluation.profiles import PROFILES, decode, native_control, resolve_profile
@@ -254,18 +256,59 @@ def test_a_server_that_refuses_the_budget_leaves_nothing_behind(tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "results.db").exists() and len(server.seen) == 1
 
 
-def test_the_command_and_a_study(tmp_path, capsys):
+def test_the_command(tmp_path, capsys):
     with chatting(TOKENIZER, with_ids=True) as server:
         words = ["eval", "tiny", "--task", "tiny", "--limit", "4", "--budgets", "8,16", "--backend", "openai"]
         main([*words, "--url", server.url, "--control", "native", "--store", str(tmp_path / "results.db")])
     printed = capsys.readouterr().out
     assert "dense, native control" in printed and "thinking tokens over the budget in % (median)" in printed
-    (tmp_path / "study.toml").write_text(
-        'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\nbackend = "openai"\ncontrol = "native"\n'
-        '[engine]\nurl = "http://localhost:1/v1"\n'
-    )
-    with pytest.raises(PrunusError, match="control native is for `prunus eval`"):
-        prunus.plan_study(tmp_path / "study.toml")
+
+
+STUDY = """\
+models = ["tiny"]
+[eval]
+tasks = ["tiny"]
+limit = 4
+budgets = [0, 8, 16]
+samples = 2
+temperature = 1.0
+backend = "openai"
+control = ["forced", "native"]
+[engine]
+url = "{url}"
+"""
+
+
+def test_a_study_has_cells_of_both_controls(tmp_path):
+    """The rows of each are those of `prunus eval`; the second run asks for nothing."""
+    with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
+        file = tmp_path / "study.toml"
+        file.write_text(STUDY.format(url=server.url))
+        done = prunus.run_study(file, out=tmp_path / "out")
+        asked = len(server.seen)
+        prunus.run_study(file, out=tmp_path / "out")
+        assert len(server.seen) == asked and asked >= 4 * 2 * 3
+        run, rows = rows_of(server, tmp_path / "native.db")
+        forced, of_forced = rows_of(server, tmp_path / "forced.db", replace(PLAN, control="forced", reuse=True))
+    with Store(done["store"]) as store:
+        assert store.samples(run, texts=True) == rows and store.samples(forced, texts=True) == of_forced
+        assert {one.run_id for one in store.runs()} == {run, forced}
+        assert store.run(run).versions["api"] == "chat completions"
+    assert len(rows) == len(of_forced) == 24 and done["cells"] == 2
+    with pytest.raises(PrunusError, match="control native asks one server from here; leave --ray out"):
+        prunus.run_study(file, out=tmp_path / "out", ray="auto")
+
+
+def test_a_server_with_fewer_places_than_the_window_refuses_and_nothing_is_lost(tmp_path, monkeypatch):
+    """By default as many requests at once as the server takes."""
+    monkeypatch.setattr(transport, "BACKOFF_SECONDS", 0.001)
+    with chatting(TOKENIZER, with_ids=True, limit=3, seconds=0.01) as server:
+        run = prunus.evaluate("tiny", PLAN, tmp_path / "full.db", engine=EngineOptions(url=server.url))
+    assert server.refused > 0 and server.most_together == 3
+    with chatting(TOKENIZER, with_ids=True) as server:
+        again, rows = rows_of(server, tmp_path / "results.db")
+    with Store(tmp_path / "full.db") as store:
+        assert again == run and store.samples(run, texts=True) == rows
 
 
 # ----- results

@@ -27,7 +27,7 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
     log = tmp_path / "log"
     settings = f'{SHORT}\nbackend = "openai"\n[engine]\nserve = "{COMMAND} {log}"\n'
     file = write_study(tmp_path, '[[prune]]\nmethod = "magnitude"\n', settings)
-    original = Engine.serving
+    original = Engine.served
 
     def stopping(self, model, variant, folder):
         if variant.recipe is not None:
@@ -35,7 +35,7 @@ def test_every_variant_is_served_from_its_own_folder(tmp_path, monkeypatch):
         return original(self, model, variant, folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "serving", stopping)
+        patched.setattr(Engine, "served", stopping)
         with pytest.raises(PrunusError, match="stopped"):
             prunus.run_study(file, out=tmp_path / "out")
     done = prunus.run_study(file, out=tmp_path / "out")

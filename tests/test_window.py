@@ -13,7 +13,7 @@ from tiny_chains import MARKERS, TOKENIZER, chains
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends import openai, opened, transport
+from prunus.evaluation.backends import openai, opened, rolling, transport
 from prunus.evaluation.backends import window as module
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.backends.window import MOST, START, Window, queue_of
@@ -124,7 +124,7 @@ def test_the_window_follows_a_queue():
 
 
 def test_metrics_of_a_server_are_read(monkeypatch):
-    monkeypatch.setattr(openai, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(rolling, "POLL_SECONDS", 0.01)
     told = list[tuple[float, float]]()
     monkeypatch.setattr(Window, "follow", lambda _self, waiting, running, *_: told.append((waiting, running)))
     drawn(babbling(queue=(50, 20), seconds=0.02))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
     from prunus.finding.certificate import verify
+    from prunus.finding.find import find
     from prunus.model_card import card
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
@@ -72,6 +73,7 @@ __all__ = [
     "drop_experts",
     "evaluate",
     "export",
+    "find",
     "import_rows",
     "inspect",
     "methods",
@@ -108,6 +110,7 @@ _HOME = {
     "drop_experts": "prunus.pruning.drop_experts",
     "evaluate": "prunus.evaluation.pipeline",
     "export": "prunus.results.frames",
+    "find": "prunus.finding.find",
     "import_rows": "prunus.results.importing.commands",
     "inspect": "prunus.pruning.inspection",
     "methods": "prunus.declarations",

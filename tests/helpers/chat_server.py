@@ -1,6 +1,7 @@
 """A chat server on loopback whose model thinks for as long as its seed says, and keeps to a budget or does not."""
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,17 +62,26 @@ class ChatHandler(_Handler):
         body, server = self.body(), self.server_of
         assert isinstance(server, Chats)
         server.seen.append(body)
-        if self.path != "/v1/chat/completions":
+        if self.path == "/v1/completions":
+            self.reply(200, server.complete(body))
+        elif self.path != "/v1/chat/completions":
             self.reply(404, {"error": {"message": "nothing here"}})
         elif server.refuses in body:
             self.reply(400, {"error": {"message": f"{server.refuses} is set but reasoning_config is not configured"}})
+        elif not server.takes_one():
+            self.reply(429, {"error": {"message": "too many requests"}})
         else:
-            self.reply(200, server.chat(body))
+            time.sleep(server.seconds)
+            reply = server.chat(body)
+            with server.counting:
+                server.together -= 1
+            self.reply(200, reply)
 
 
 @contextmanager
 def chatting(tokenizer: Any, **settings: Any) -> Iterator[Chats]:
     """Within the context, a server with these settings answers at its url."""
-    server = Chats(ScriptedBackend(lambda prompt, seed: ()), tokenizer, **settings)
+    backend = settings.pop("backend", None) or ScriptedBackend(lambda prompt, seed: ())
+    server = Chats(backend, tokenizer, **settings)
     with serving(server, ChatHandler):
         yield server

@@ -32,7 +32,8 @@ EVIDENCE = "evidence.json"
 # Files of a model that are copied with the weights; other files in its folder are not.
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
 COPIED_NAMES = {"LICENSE", "NOTICE"}
-NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL}
+CERTIFICATE = "certificate.json"  # of `find`, for one model and none that is made from it
+NOT_COPIED = {"config.json", INDEX, MANIFEST, CALIBRATION, EVIDENCE, JOURNAL, CERTIFICATE}
 # Weights up to this size are written to one file, as is usual for such models; larger ones to one file per block.
 SINGLE_FILE_BYTES = 2_000_000_000
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})

@@ -8,7 +8,19 @@ import traceback
 import click
 
 # Importing them is what adds the commands.
-from prunus.cli import catalogue, evaluation, experts, importing, packing, profiles, pruning, recovery, reporting, study  # noqa: F401
+from prunus.cli import (  # noqa: F401
+    catalogue,
+    evaluation,
+    experts,
+    finding,
+    importing,
+    packing,
+    profiles,
+    pruning,
+    recovery,
+    reporting,
+    study,
+)
 from prunus.cli.common import cli, verbose
 from prunus.errors import PrunusError
 

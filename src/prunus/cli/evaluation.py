@@ -55,47 +55,58 @@ def generation_options(recipe: type) -> Callable[[Any], Any]:
     )
 
 
+# Options of every command that evaluates models under thinking budgets.
+plan_options = all_of(
+    [
+        click.option(
+            "--task",
+            "tasks",
+            multiple=True,
+            required=True,
+            help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/lm-eval.md); repeatable.",
+        ),
+        recipe_option(
+            EvalPlan,
+            "budgets",
+            "Thinking budgets, in tokens; off, which comes first, switches the thinking off.",
+            type=BudgetList(),
+        ),
+        recipe_option(EvalPlan, "samples", "Draws per problem and budget.", type=int),
+        recipe_option(
+            EvalPlan,
+            "mode",
+            "strict caps the answer and bans thinking markers in it; legacy follows the papers' scripts.",
+            type=choice(recipes.Mode),
+        ),
+        recipe_option(
+            EvalPlan, "answer_tokens", "Most tokens of an answer; the default depends on mode and task.", type=int
+        ),
+        recipe_option(EvalPlan, "wait", "Times to suppress the end of thinking and append 'Wait'.", type=int),
+        recipe_option(EvalPlan, "closing", "Text that ends thinking at the budget, instead of the profile's."),
+        recipe_option(EvalPlan, "top_p", "The default is the profile's.", type=float),
+        recipe_option(EvalPlan, "top_k", "0 is off; the default is the profile's.", type=int),
+        recipe_option(
+            EvalPlan,
+            "control",
+            "forced: prunus ends the thinking; native: the engine or the model keeps the budget (docs/protocol.md).",
+            type=choice(recipes.Control),
+        ),
+        generation_options(EvalPlan),
+        click.option(
+            "--reuse/--no-reuse",
+            default=True,
+            show_default=True,
+            help="Sample one chain at the largest budget and cut it for the others, or one chain per budget.",
+        ),
+    ]
+)
+store_option = click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
+
+
 @command("eval", "prunus eval tiny --task tiny --budgets 16,64,256 --store results.db")
 @model_argument
-@click.option(
-    "--task",
-    "tasks",
-    multiple=True,
-    required=True,
-    help="Name (see `prunus tasks`), FILE.jsonl or lm_eval:NAME (see docs/lm-eval.md); repeatable.",
-)
-@recipe_option(
-    EvalPlan,
-    "budgets",
-    "Thinking budgets, in tokens; off, which comes first, switches the thinking off.",
-    type=BudgetList(),
-)
-@recipe_option(EvalPlan, "samples", "Draws per problem and budget.", type=int)
-@recipe_option(
-    EvalPlan,
-    "mode",
-    "strict caps the answer and bans thinking markers in it; legacy follows the papers' scripts.",
-    type=choice(recipes.Mode),
-)
-@recipe_option(EvalPlan, "answer_tokens", "Most tokens of an answer; the default depends on mode and task.", type=int)
-@recipe_option(EvalPlan, "wait", "Times to suppress the end of thinking and append 'Wait'.", type=int)
-@recipe_option(EvalPlan, "closing", "Text that ends thinking at the budget, instead of the profile's.")
-@recipe_option(EvalPlan, "top_p", "The default is the profile's.", type=float)
-@recipe_option(EvalPlan, "top_k", "0 is off; the default is the profile's.", type=int)
-@recipe_option(
-    EvalPlan,
-    "control",
-    "forced: prunus ends the thinking; native: the engine or the model keeps the budget (docs/protocol.md).",
-    type=choice(recipes.Control),
-)
-@generation_options(EvalPlan)
-@click.option(
-    "--reuse/--no-reuse",
-    default=True,
-    show_default=True,
-    help="Sample one chain at the largest budget and cut it for the others, or one chain per budget.",
-)
-@click.option("--store", type=click.Path(path_type=Path), default=Path("results.db"), show_default=True)
+@plan_options
+@store_option
 @click.option(
     "--measure-seconds", is_flag=True, help="Also measure seconds per token, to report accuracy against latency."
 )

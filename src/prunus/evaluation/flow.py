@@ -25,48 +25,60 @@ Grade = Callable[[Sequence[tuple[int, int]], Sequence[Sequence[Draw]]], list[Sam
 _T = TypeVar("_T")
 
 
-def fill_as_completed(
-    path: Path,
+def drawn_as_completed(
     work: ResolvedPlan,
     backend: Backend,
     chains: Sequence[tuple[int, int]],
-    grade: Grade,
-    show: Callable[[list[Sample], int], None],
     judge: Callable[[Sequence[Sequence[Draw]]], None] = lambda _: None,
+) -> Iterator[Finished]:
+    """Yield chains with their draws as soon as they are complete. judge: as of judged."""
+    asked = [work.chain(index, draw) for index, draw in chains]
+    found = force_budgets_as_completed(backend, asked, work.budgets, work.rules, work.reuse)
+    return judged(((chains[number], draws) for number, draws in found), len(chains), judge)
+
+
+def judged(
+    finished: Iterator[Finished], count: int, judge: Callable[[Sequence[Sequence[Draw]]], None]
+) -> Iterator[Finished]:
+    """Yield what is finished, `count` in all, and call judge once with the draws of the first."""
+    first, wanted = list[list[Draw]](), min(JUDGED_BY, count)
+    for chain, draws in finished:
+        yield chain, draws
+        if len(first) < wanted:
+            first.append(draws)
+            if len(first) == wanted:
+                judge(first)
+
+
+def fill_as_completed(
+    path: Path, run_id: str, finished: Iterator[Finished], grade: Grade, show: Callable[[list[Sample], int], None]
 ) -> None:
-    """Compute, grade and store the chains in the store at path.
+    """Grade what is finished and add it to a run in the store at path.
 
     show: is called in this thread with rows that were stored since the last call, and the number of tokens sampled
-    since then. The other arguments are those of rows_as_completed.
+    since then. The other arguments are those of graded_as_completed.
     """
 
     def store_all(samples: list[Sample]) -> None:
         with Store(path) as store:
-            store.add_samples(work.run_id, samples)
+            store.add_samples(run_id, samples)
 
-    for samples, tokens in rows_as_completed(work, backend, chains, grade, store_all, judge):
+    for samples, tokens in graded_as_completed(finished, grade, store_all):
         show(samples, tokens)
 
 
-def rows_as_completed(
-    work: ResolvedPlan,
-    backend: Backend,
-    chains: Sequence[tuple[int, int]],
-    grade: Grade,
-    keep: Callable[[list[Sample]], None] = lambda _: None,
-    judge: Callable[[Sequence[Sequence[Draw]]], None] = lambda _: None,
+def graded_as_completed(
+    finished: Iterator[Finished], grade: Grade, keep: Callable[[list[Sample]], None] = lambda _: None
 ) -> Iterator[tuple[list[Sample], int]]:
     """Yield (rows, tokens): rows that were graded and kept since the last time, and the tokens sampled since then.
 
-    grade: makes the rows of some chains. keep: is called with them, as grade is, in another thread. judge: is called
-    once with the draws of the first chains.
+    grade: makes the rows of some chains. keep: is called with them, as grade is, in another thread.
     """
     graded: queue.SimpleQueue[list[Sample]] = queue.SimpleQueue()
-    first: list[list[Draw]] = []
-    tokens, judged = 0, min(JUDGED_BY, len(chains))
+    tokens = 0
 
-    def grade_all(finished: list[Finished]) -> None:
-        samples = grade([chain for chain, _ in finished], [draws for _, draws in finished])
+    def grade_all(some: list[Finished]) -> None:
+        samples = grade([chain for chain, _ in some], [draws for _, draws in some])
         keep(samples)
         graded.put(samples)
 
@@ -76,18 +88,13 @@ def rows_as_completed(
             found += graded.get()
         return found
 
-    asked = [work.chain(index, draw) for index, draw in chains]
     with InBackground(grade_all) as background:
-        for number, draws in force_budgets_as_completed(backend, asked, work.budgets, work.rules, work.reuse):
-            background.put((chains[number], draws))
-            tokens += max(len(draw.thinking) for draw in draws) + sum(len(draw.answer) for draw in draws)
+        for chain, draws in finished:
+            background.put((chain, draws))
+            tokens += max(draw.thinking_tokens for draw in draws) + sum(len(draw.answer) for draw in draws)
             if found := since_then():
                 yield found, tokens
                 tokens = 0
-            if len(first) < judged:
-                first.append(draws)
-                if len(first) == judged:
-                    judge(first)
     if found := since_then():
         yield found, tokens
 

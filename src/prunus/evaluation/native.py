@@ -5,7 +5,6 @@ than the budget; results report how well they adhere to it.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,11 @@ from prunus import progress
 from prunus.budgets import OFF
 from prunus.evaluation.backends.chat import ChatReply, ChatRequest
 from prunus.evaluation.budget import Draw
-from prunus.evaluation.flow import JUDGED_BY, InBackground
+from prunus.evaluation.flow import Grade, fill_as_completed, judged
 from prunus.evaluation.profiles.profile import LEGACY_ANSWER_TOKENS
 from prunus.evaluation.profiles.template import messages_of
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.evaluation.tasks import prompt_text
-from prunus.progress import Steps
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from prunus.evaluation.backends.chat import ChatServer
 
 Row = tuple[int, int, int]  # (index of the problem, draw, budget)
-Grade = Callable[[Sequence[tuple[int, int]], Sequence[Sequence[Draw]]], list[Sample]]
 
 
 def check_server(work: ResolvedPlan, server: "ChatServer") -> None:
@@ -34,35 +31,35 @@ def check_server(work: ResolvedPlan, server: "ChatServer") -> None:
     server.check(chat_request(work, server, (0, 0, work.budgets[-1])), work.rules.sampling)
 
 
-def fill_native(store: Store, work: ResolvedPlan, server: "ChatServer", grade: Grade) -> None:
-    """Compute, grade and store the missing rows of a run; each is stored as soon as its reply has come.
+def fill_native(
+    store: Store,
+    work: ResolvedPlan,
+    server: "ChatServer",
+    batches: Sequence[Sequence[tuple[int, int]]],
+    grade: Grade,
+    show: Callable[[list[Sample], int], None],
+) -> None:
+    """Compute, grade and store the missing rows of some batches; each is stored as soon as its reply has come.
 
-    grade: makes the rows of some draws, as pipeline.graded does.
+    grade, show: as of fill_as_completed.
     """
-    rows = [(*chain, budget) for batch in work.batches for chain in batch for budget in work.budgets]
+    rows = missing_rows(store, work, batches)
+    asked = (chat_request(work, server, row) for row in rows)
+    replies = server.replies(asked, work.rules.sampling)
+    finished = ((rows[number][:2], [drawn(work, rows[number], reply)]) for number, reply in replies)
+
+    def judge(draws: Sequence[Sequence[Draw]]) -> None:
+        if warning := ignored(work, [draw for (draw,) in draws]):
+            progress.say(f"warning: {warning}")
+
+    fill_as_completed(store.path, work.run_id, judged(finished, len(rows), judge), grade, show)
+
+
+def missing_rows(store: Store, work: ResolvedPlan, batches: Sequence[Sequence[tuple[int, int]]]) -> list[Row]:
+    """The rows of some batches that the store lacks, in order."""
     stored = store.keys(work.run_id)
-    missing = [row for row in rows if (work.problems[row[0]].id, row[2], row[1]) not in stored]
-    started, tokens, first = time.monotonic(), 0, list[Draw]()
-
-    def store_all(finished: Sequence[tuple[Row, Draw]]) -> None:
-        samples = grade([row[:2] for row, _ in finished], [[draw] for _, draw in finished])
-        with Store(store.path) as opened:
-            opened.add_samples(work.run_id, samples)
-
-    asked = (chat_request(work, server, row) for row in missing)
-    with (
-        Steps("evaluating", len(rows), "answers", done=len(rows) - len(missing)) as steps,
-        InBackground(store_all) as background,
-    ):
-        for number, reply in server.replies(asked, work.rules.sampling):
-            draw = drawn(work, missing[number], reply)
-            background.put((missing[number], draw))
-            tokens += draw.thinking_tokens + len(draw.answer)
-            steps.advance(1, note=f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tokens/s")
-            if len(first) < min(JUDGED_BY, len(missing)):
-                first.append(draw)
-                if len(first) == min(JUDGED_BY, len(missing)) and (warning := ignored(work, first)):
-                    progress.say(f"warning: {warning}")
+    rows = [(index, draw, budget) for batch in batches for index, draw in batch for budget in work.budgets]
+    return [row for row in rows if (work.problems[row[0]].id, row[2], row[1]) not in stored]
 
 
 def chat_request(work: ResolvedPlan, server: "ChatServer", row: Row) -> ChatRequest:

@@ -17,8 +17,9 @@ from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends, native
+from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.budget import Draw, answer_text, force_budgets
-from prunus.evaluation.flow import fill_as_completed
+from prunus.evaluation.flow import drawn_as_completed, fill_as_completed
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.lm_eval.tasks import evaluate_harness, is_harness_task
 from prunus.evaluation.pace import Pace
@@ -84,11 +85,7 @@ def evaluate(
             opened.add_problems(problem_row(problem) for problem in work.problems)
             opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
             # The missing batches are determined again, since another process may have added some before claim().
-            if isinstance(backend, Backend):
-                fill(opened, work, backend, missing_batches(opened, work))
-            else:
-                with Grader() as grader:
-                    native.fill_native(opened, work, backend, partial(graded, work, grader))
+            fill(opened, work, backend, missing_batches(opened, work))
             if measure_seconds and isinstance(backend, Backend) and is_untimed(opened, work, device):
                 measure_run(opened, work, backend, checkpoint)
     return work.run_id
@@ -143,13 +140,19 @@ def speed_here(work: ResolvedPlan, backend: Backend, checkpoint: ModelFacts) -> 
     return machine_of(str(backend.description.get("device"))), speed
 
 
-def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[Sequence[tuple[int, int]]]) -> None:
-    """Compute and store the missing batches, each in one transaction; or all missing chains, if the backend streams."""
+def fill(
+    store: Store, work: ResolvedPlan, backend: Backend | ChatServer, missing: Sequence[Sequence[tuple[int, int]]]
+) -> None:
+    """Compute and store the missing batches, each in one transaction; or all missing rows, if the backend streams."""
     total = sum(map(len, work.batches)) * len(work.budgets)
-    chains = missing_chains(store, work, missing) if backend.streams else [one for batch in missing for one in batch]
-    stored_rows = total - len(chains) * len(work.budgets)
-    with Grader() as grader, Steps("evaluating", total, "answers", done=stored_rows) as steps:
-        if backend.streams:
+    streams = not isinstance(backend, Backend) or backend.streams
+    if not isinstance(backend, Backend):
+        to_do = len(native.missing_rows(store, work, missing))
+    else:
+        chains = sum(map(len, [missing_chains(store, work, missing)] if streams else missing))
+        to_do = chains * len(work.budgets)
+    with Grader() as grader, Steps("evaluating", total, "answers", done=total - to_do) as steps:
+        if not isinstance(backend, Backend) or backend.streams:
             started, sampled = time.monotonic(), 0
 
             def show(samples: Sequence[Sample], tokens: int) -> None:
@@ -158,7 +161,7 @@ def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[S
                 speed = sampled / max(1e-9, time.monotonic() - started)
                 steps.advance(len(samples), note=f"{speed:,.0f} tokens/s")
 
-            stream_chains(store, work, backend, grader, chains, show, partial(warn_of_profile, work))
+            stream_batches(store, work, backend, grader, missing, show, partial(warn_of_profile, work))
             return
         pace = Pace(work.largest_budget)
         for batch in missing:
@@ -169,17 +172,25 @@ def fill(store: Store, work: ResolvedPlan, backend: Backend, missing: Sequence[S
             steps.advance(len(done.samples), note=f"{done.tokens / done.seconds:,.0f} tokens/s")
 
 
-def stream_chains(
+def stream_batches(
     store: Store,
     work: ResolvedPlan,
-    backend: Backend,
+    backend: Backend | ChatServer,
     grader: Grader,
-    chains: Sequence[tuple[int, int]],
+    batches: Sequence[Sequence[tuple[int, int]]],
     show: Callable[[list[Sample], int], None],
     judge: Callable[[Sequence[Sequence[Draw]]], None] = lambda _: None,
 ) -> None:
-    """Compute and store chains with a backend that streams; show and judge are those of fill_as_completed."""
-    fill_as_completed(store.path, work, backend, chains, partial(graded, work, grader), show, judge)
+    """Compute and store what is missing of some batches, all at once, with a backend that streams or a chat server.
+
+    show: as of fill_as_completed. judge: as of drawn_as_completed, which it is for.
+    """
+    grade = partial(graded, work, grader)
+    if not isinstance(backend, Backend):
+        native.fill_native(store, work, backend, batches, grade, show)
+        return
+    finished = drawn_as_completed(work, backend, missing_chains(store, work, batches), judge)
+    fill_as_completed(store.path, work.run_id, finished, grade, show)
 
 
 def missing_chains(

@@ -218,7 +218,7 @@ def claims(declared: Data, shown: Data) -> list[str]:
                     f"{rung['name']}: {share} is less than {ends}",
                 ]
     many = len(declared["ladders"])
-    sure = f"the probability that any claim is false is at most {100 * declared['alpha']:g} %"
+    sure = f"The probability that any claim is false is at most {100 * declared['alpha']:g} %"
     return [*found, sure + (f", over all {many} ladders" if many > 1 else "")] if found else []
 
 

@@ -1,5 +1,7 @@
 """The Linears of a model that a recipe applies to."""
 
+from collections.abc import Iterable
+
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import Linear
 from prunus.errors import PrunusError
@@ -34,6 +36,6 @@ def why_unprunable(source: Checkpoint) -> str | None:
     return None
 
 
-def weights_of(linears: list[Linear]) -> int:
+def weights_of(linears: Iterable[Linear]) -> int:
     """Total number of weights of the Linears."""
     return sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in linears)

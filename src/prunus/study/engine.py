@@ -14,9 +14,13 @@ from transformers.pytorch_utils import Conv1D
 
 from prunus.checkpoint.architecture import Architecture, Carried, find_layers
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends import opened as opened_backend
+from prunus.evaluation.backends import opened_chat
+from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.backends.server_process import reached
 from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.requests import Backend
 from prunus.study.cells import Model, Variant
@@ -33,6 +37,7 @@ class Engine:
         self.study, self.name, self.options, self.device = study, study.backend, study.engine, device
         self.model: Model | None = None
         self.backend: Backend | None = None
+        self.server: tuple[Path, EngineOptions] | None = None  # that was started: its model folder, and how to reach it
         self.stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -57,8 +62,9 @@ class Engine:
     @contextmanager
     def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
         """Within the context, a backend with the variant's weights. folder: of the study."""
-        if self.options.serve is not None:
-            with self.serving(model, variant, folder) as backend:
+        if self.server is not None:
+            where, options = self.server
+            with opened_backend(self.name, where, self.device, len(model.tokenizer), options) as backend:
                 yield backend
             return
         backend = self.of(model)
@@ -71,14 +77,28 @@ class Engine:
             yield backend
 
     @contextmanager
-    def serving(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
-        """Within the context, a server that was started for the variant's checkpoint.
+    def chatting(self, model: Model) -> Iterator[ChatServer]:
+        """Within the context, the chat completions of the variant that is served, for control native."""
+        where, options = self.server or (model.checkpoint.folder, self.options)
+        with opened_chat(self.name, where, options) as server:
+            yield server
+
+    @contextmanager
+    def served(self, model: Model, variant: Variant, folder: Path) -> Iterator[None]:
+        """Within the context, a server for the variant's checkpoint runs if the study has a command that starts one.
 
         The checkpoint is deleted afterwards unless the study keeps it; after an error it stays for the next run.
         """
+        if self.options.serve is None:
+            yield
+            return
         where = whole_checkpoint(self.study, model, variant, folder, self.device)
-        with opened_backend(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
-            yield backend
+        with reached(self.options, where) as options:
+            self.server = where, options
+            try:
+                yield
+            finally:
+                self.server = None
         if variant.recipe is not None and not self.study.keep_checkpoints:
             shutil.rmtree(where, ignore_errors=True)
 

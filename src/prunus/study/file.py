@@ -84,14 +84,32 @@ class Study:
 def read_study(path: str | Path) -> Study:
     """The study that a TOML file defines. Raises PrunusError, with the line, where the file is wrong."""
     path = Path(path)
+    return _Reader(path, *_parsed(path, "study")).study()
+
+
+def read_entries(path: str | Path) -> list[Entry]:
+    """The recipes of a TOML file that has only [[prune]], [[drop]] and [calibration] tables, in the file's order."""
+    path = Path(path)
+    text, data = _parsed(path, "ladder")
+    reader = _Reader(path, text, data)
+    reader.check_keys("", 0, data, (*RECIPES, "calibration"))
+    shared = reader.shared()
+    entries = [entry for kind in RECIPES for entry in reader.entries(kind, shared)]
+    reader.check_twice(entries)
+    if not entries:
+        raise PrunusError(f"{path} has no recipe: write [[prune]] or [[drop]] tables")
+    return sorted(entries, key=lambda entry: entry.line or 0)
+
+
+def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
+    """The text of a TOML file and its content."""
     try:
         text = path.read_text("utf-8")
-        data = tomllib.loads(text)
+        return text, tomllib.loads(text)
     except OSError as error:
-        raise PrunusError(f"the study '{path}' cannot be read: {error.strerror}") from error
+        raise PrunusError(f"the {what} '{path}' cannot be read: {error.strerror}") from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise PrunusError(f"{path} is not TOML: {error}") from error
-    return _Reader(path, text, data).study()
 
 
 class _Reader:
@@ -102,10 +120,7 @@ class _Reader:
 
     def study(self) -> Study:
         self.check_keys("", 0, self.data, TOP)
-        report, shared = self.table("report", REPORT), self.table("calibration", SHARED)
-        for key, value in shared.items():
-            if isinstance(value, list):
-                self.fail("calibration", key, 0, f"'{key}' takes one value here; a list of values belongs in [[prune]]")
+        report, shared = self.table("report", REPORT), self.shared()
         for key in SWITCHES:
             self.check_type("", key, 0, self.data.get(key, False), bool)
         self.check_type("", "name", 0, self.data.get("name", ""), str)
@@ -140,6 +155,14 @@ class _Reader:
             models_line=self.lines.of("", "models"),
         )
 
+    def shared(self) -> dict[str, Any]:
+        """The settings of [calibration]."""
+        shared = self.table("calibration", SHARED)
+        for key, value in shared.items():
+            if isinstance(value, list):
+                self.fail("calibration", key, 0, f"'{key}' takes one value here; a list of values belongs in [[prune]]")
+        return shared
+
     def models(self) -> Iterator[str]:
         models = self.data.get("models")
         if isinstance(models, str):
@@ -164,8 +187,6 @@ class _Reader:
             values["tasks"] = tuple(self.path_or_text(t) if t.endswith(".jsonl") else t for t in values["tasks"])
             if values.get("profile", "").endswith(".toml"):
                 values["profile"] = self.path_or_text(values["profile"])
-            if values.get("control") == "native":
-                self.fail("eval", "control", 0, "control native is for `prunus eval`, one model at a time")
             yield self.make("eval", 0, EvalPlan, values)
 
     def engine(self, plans: Sequence[EvalPlan], entries: Sequence[Entry]) -> EngineOptions:

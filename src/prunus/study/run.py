@@ -9,9 +9,11 @@ from typing import Any
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
+from prunus.evaluation import native
+from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pace import Pace
-from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches, missing_chains, stream_chains
+from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine
@@ -65,6 +67,8 @@ def run_study(
     paths = StudyPaths.of(study, out, store)
     if ray is not None and study.engine.serve is not None:
         raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
+    if ray is not None and any(plan.control == "native" for plan in study.plans):
+        raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
     cluster = None if ray is None else find_cluster(ray)
     with paths.locked():
         models = open_models(study)
@@ -95,34 +99,56 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
             if study.engine.serve is None:  # else the checkpoint is made whole when its server is started
                 make_missing(study, model, variant, paths, table, device)
             table.say(f"evaluating {variant.name} of {model.label}")
-            with engine.holding(model, variant, paths.folder) as backend:
-                for cell, batches in cells:
-                    check_engine(cell.resolved, backend)
-                    with store.claim(cell.run_id):
-                        add_run(store, model, cell, paths.folder, describe_versions(backend))
-                        if backend.streams:
-                            stream_cell(store, cell, backend, grader, batches, table)
-                            continue
-                        pace = Pace(cell.resolved.largest_budget)
-                        for batch in batches:
-                            with pace.shown(backend, len(batch), len(batch), table.within):
-                                done = do_batch(store, cell.resolved, backend, grader, batch)
-                            table.add(cell.run_id, done.samples, done.tokens, done.seconds)
+            with engine.served(model, variant, paths.folder):
+                forced = [(cell, batches) for cell, batches in cells if cell.resolved.native is None]
+                if forced:
+                    with engine.holding(model, variant, paths.folder) as backend:
+                        evaluate_cells(model, forced, paths, store, backend, grader, table)
+                chats = [(cell, batches) for cell, batches in cells if cell.resolved.native is not None]
+                if chats:
+                    with engine.chatting(model) as server:
+                        evaluate_cells(model, chats, paths, store, server, grader, table)
         if study.measure_seconds:
             measure_latency(models, paths, store, engine, table)
 
 
-def stream_cell(store: Store, cell: Cell, backend: Backend, grader: Grader, batches: Batches, table: LiveTable) -> None:
-    """Evaluate the chains of some batches of a cell all at once, with a backend that streams."""
-    shown_at = time.monotonic()
+def evaluate_cells(
+    model: Model,
+    cells: Sequence[tuple[Cell, Batches]],
+    paths: StudyPaths,
+    store: Store,
+    backend: Backend | ChatServer,
+    grader: Grader,
+    table: LiveTable,
+) -> None:
+    """Evaluate batches of some cells of a variant, which the backend has loaded."""
+    for cell, batches in cells:
+        work = cell.resolved
+        check_engine(work, backend)
+        if not isinstance(backend, Backend):
+            native.check_server(work, backend)
+        with store.claim(cell.run_id):
+            add_run(store, model, cell, paths.folder, describe_versions(backend))
+            if not isinstance(backend, Backend) or backend.streams:
+                stream_batches(store, work, backend, grader, batches, Shown(table, cell.run_id))
+                continue
+            pace = Pace(work.largest_budget)
+            for batch in batches:
+                with pace.shown(backend, len(batch), len(batch), table.within):
+                    done = do_batch(store, work, backend, grader, batch)
+                table.add(cell.run_id, done.samples, done.tokens, done.seconds)
 
-    def show(samples: Sequence[Sample], tokens: int) -> None:
-        nonlocal shown_at
+
+class Shown:
+    """Adds rows of a run to the table as they come."""
+
+    def __init__(self, table: LiveTable, run_id: str) -> None:
+        self.table, self.run_id, self.at = table, run_id, time.monotonic()
+
+    def __call__(self, samples: Sequence[Sample], tokens: int) -> None:
         now = time.monotonic()
-        table.add(cell.run_id, samples, tokens, max(1e-9, now - shown_at))
-        shown_at = now
-
-    stream_chains(store, cell.resolved, backend, grader, missing_chains(store, cell.resolved, batches), show)
+        self.table.add(self.run_id, samples, tokens, max(1e-9, now - self.at))
+        self.at = now
 
 
 def missing_work(

@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from prunus.engines import BACKENDS, EngineOptions
+from prunus.evaluation.backends.server_process import reached
 from prunus.evaluation.requests import Backend
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ def opened_chat(name: str, folder: Path, engine: EngineOptions) -> Iterator["Cha
     Raises PrunusError as opened does.
     """
     engine.check(name)
-    server: ChatServer = resolve_name(BACKENDS[name].chats)(folder, engine)
-    try:
-        yield server
-    finally:
-        server.close()
+    with reached(engine, folder) as options:
+        server: ChatServer = resolve_name(BACKENDS[name].chats)(folder, options)
+        try:
+            yield server
+        finally:
+            server.close()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ if the server returns them (vLLM does); otherwise the texts are encoded.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,11 @@ from prunus.checkpoint.resolve import one_line
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.openai import names_of
-from prunus.evaluation.backends.served import api_of, context_of, find_model
+from prunus.evaluation.backends.rolling import replies
+from prunus.evaluation.backends.served import api_of, context_of, find_model, version_of
 from prunus.evaluation.backends.transport import STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.window import Window, files_at_once
 from prunus.evaluation.requests import Engine, Sampling
-
-AT_ONCE = 256  # requests sent at the same time unless the user says otherwise
 
 
 class ChatRequest(NamedTuple):
@@ -56,6 +57,7 @@ class ChatServer(Engine):
         assert engine.url is not None
         self.engine, self.url = engine, api_of(engine.url)
         self.name, self.server = "", ""
+        self.places: int | None = None  # requests that the server runs at once
         run(self._connect(names_of(folder)))
 
     @property
@@ -64,7 +66,7 @@ class ChatServer(Engine):
         return {"engine": "openai", "server": self.server, "api": "chat completions"}
 
     def replies(self, requests: Iterable[ChatRequest], sampling: Sampling) -> Iterator[tuple[int, ChatReply]]:
-        """Yield the number of each request and its reply as soon as it comes."""
+        """Yield the number of each request and its reply as soon as it comes; as many at once as the server takes."""
         return in_thread(self._flow(iter(requests), sampling))
 
     def check(self, request: ChatRequest, sampling: Sampling) -> None:
@@ -75,34 +77,38 @@ class ChatServer(Engine):
         async with new_client(self.engine) as client:
             entry = await find_model(client, self.url, names, self.engine.served_model)
             self.name, self.context, self.server = entry["id"], context_of(entry), str(entry.get("owned_by"))
+            _, self.places = await version_of(client, self.url, self.server)
 
     async def _check(self, request: ChatRequest, sampling: Sampling) -> None:
         async with new_client(self.engine) as client:
             await self._ask(client, request, sampling)
 
     async def _flow(self, requests: Iterator[ChatRequest], sampling: Sampling) -> AsyncIterator[tuple[int, ChatReply]]:
-        most, numbered = self.engine.concurrency or AT_ONCE, enumerate(requests)
-        running: dict[asyncio.Task[ChatReply], int] = {}
-        async with new_client(self.engine) as client:
-            try:
-                while True:
-                    while len(running) < most and (following := next(numbered, None)) is not None:
-                        number, request = following
-                        running[asyncio.create_task(self._ask(client, request, sampling))] = number
-                    if not running:
-                        return
-                    finished, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in finished:
-                        yield running.pop(task), task.result()
-            finally:
-                for task in running:
-                    task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
+        numbered, asked = enumerate(requests), dict[int, ChatRequest]()
+        window = Window(self.engine.concurrency, files_at_once(), self.places)
 
-    async def _ask(self, client: httpx.AsyncClient, request: ChatRequest, sampling: Sampling) -> ChatReply:
+        def pick() -> int | None:
+            number, request = next(numbered, (None, None))
+            if number is not None and request is not None:
+                asked[number] = request
+            return number
+
+        async with new_client(self.engine) as client:
+
+            async def send(number: int) -> ChatReply:
+                return await self._ask(client, asked[number], sampling, waits=False)
+
+            async with aclosing(replies(client, self.url, window, pick, send)) as found:
+                async for number, reply in found:
+                    del asked[number]
+                    yield number, reply
+
+    async def _ask(
+        self, client: httpx.AsyncClient, request: ChatRequest, sampling: Sampling, waits: bool = True
+    ) -> ChatReply:
         body = self._body(request, sampling)
         for tries in range(1, TRIES + 1):
-            reply = await reply_of(client, self.url, "POST", self.url + "/chat/completions", body)
+            reply = await reply_of(client, self.url, "POST", self.url + "/chat/completions", body, waits=waits)
             try:
                 return read_reply(reply)
             except (KeyError, IndexError, TypeError, ValueError) as error:

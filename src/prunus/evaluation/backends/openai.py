@@ -9,10 +9,9 @@ import asyncio
 import contextlib
 import math
 from array import array
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from prunus.checkpoint.model_folder import EngineFolder
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of
-from prunus.evaluation.backends.server_process import started
-from prunus.evaluation.backends.transport import STAYS, TRIES, Busy, in_thread, new_client, pause, reply_of, run
-from prunus.evaluation.backends.window import POLL_SECONDS, Window, files_at_once, queue_of
+from prunus.evaluation.backends.rolling import replies
+from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of, version_of
+from prunus.evaluation.backends.server_process import reached
+from prunus.evaluation.backends.transport import STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.window import Window, files_at_once
 from prunus.evaluation.profiles import decode
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
 
@@ -35,8 +35,6 @@ NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
-# Path and key of a server's version, by its owner.
-VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}
 
 
 class Unfit(Exception):
@@ -73,10 +71,7 @@ class OpenAIBackend(Backend):
         device: not used, since the server has its own.
         """
         with ExitStack() as stack:
-            if engine.serve is not None:
-                url = stack.enter_context(started(engine.serve, folder, engine.timeout))
-                engine = replace(engine, url=url, serve=None)
-            backend = cls(folder, engine, vocabulary)
+            backend = cls(folder, stack.enter_context(reached(engine, folder)), vocabulary)
             run(backend._connect())
             backend.owned = stack.pop_all()
         return backend
@@ -103,64 +98,24 @@ class OpenAIBackend(Backend):
         return in_thread(self._flow(Outstanding(requests), sampling))
 
     async def _flow(self, waiting: Outstanding, sampling: Sampling) -> AsyncIterator[int]:
-        """Yield chains as they are completed. Follow-up requests are sent before new chains.
-
-        Raises PrunusError if one request breaks off too often, or the server has none of ours and refuses too often.
-        """
+        """Yield chains as they are completed. Follow-up requests are sent before new chains."""
         following: deque[int] = deque()  # requests that go before new chains
-        running: dict[asyncio.Task[Completion], tuple[int, float]] = {}  # number, when it was sent
-        broken: Counter[int] = Counter()
-        window, now = Window(self.engine.concurrency, files_at_once(), self.places), asyncio.get_running_loop().time
+        window = Window(self.engine.concurrency, files_at_once(), self.places)
 
         def pick() -> int | None:
             return following.popleft() if following else waiting.take()
 
         async with new_client(self.engine) as client:
-            watching = asyncio.create_task(self._watch(client, window, lambda: len(running)))
-            try:
-                while True:
-                    while window.has_room(len(running), now()) and (number := pick()) is not None:
-                        request = waiting.requests[number]
-                        running[asyncio.create_task(self._complete(client, request, sampling))] = number, now()
-                    if not running and not following and now() >= window.resume_at:
-                        return
-                    if not running:
-                        await asyncio.sleep(max(0.0, window.resume_at - now()))
-                        continue
-                    finished, _ = await asyncio.wait(running, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                    for task in finished:
-                        number, sent_at = running.pop(task)
-                        try:
-                            found = task.result()
-                        except Busy as error:
-                            broken[number] += error.broke_off
-                            window.refused(sent_at, len(running), now(), error.wait)
-                            if max(broken[number], window.strikes) >= TRIES:
-                                raise PrunusError(f"{self.url} {error} ({TRIES} tries); {STAYS}") from error
-                            if not running:
-                                window.resume_at = max(window.resume_at, now() + pause(window.strikes))
-                            following.appendleft(number)
-                            continue
-                        window.completed(len(running) + 1)
-                        more, chain = waiting.complete(number, found)
-                        following.extend(more)
-                        if chain is not None:
-                            yield chain
-            finally:
-                for task in (watching, *running):
-                    task.cancel()
-                await asyncio.gather(watching, *running, return_exceptions=True)
 
-    async def _watch(self, client: httpx.AsyncClient, window: Window, in_flight: Callable[[], int]) -> None:
-        """Let the window follow the server's queue, for as long as the server tells it."""
-        with contextlib.suppress(httpx.HTTPError):
-            while True:
-                await asyncio.sleep(POLL_SECONDS)
-                reply = await client.get(self.url.removesuffix("/v1") + "/metrics")
-                queue = queue_of(reply.text) if reply.status_code == httpx.codes.OK else None
-                if queue is None:
-                    return
-                window.follow(*queue, in_flight(), asyncio.get_running_loop().time())
+            async def send(number: int) -> Completion:
+                return await self._complete(client, waiting.requests[number], sampling)
+
+            async with contextlib.aclosing(replies(client, self.url, window, pick, send)) as found:
+                async for number, completion in found:
+                    more, chain = waiting.complete(number, completion)
+                    following.extend(more)
+                    if chain is not None:
+                        yield chain
 
     async def _complete(self, client: httpx.AsyncClient, request: Request, sampling: Sampling) -> Completion:
         if not self.is_llama_cpp:
@@ -375,12 +330,8 @@ class OpenAIBackend(Backend):
         root = self.url.removesuffix("/v1")
         if self.is_llama_cpp:
             self.completions = root + "/completion"
-        if where := VERSION_AT.get(self.server):
-            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):  # a proxy may not forward this path
-                told = (await client.get(root + where[0])).json()
-                self.server += f" {told[where[1]]}"
-                slots = told.get("total_slots")  # of llama.cpp, whose queue has no limit
-                self.places = slots if isinstance(slots, int) and slots > 0 else None
+        version, self.places = await version_of(client, self.url, self.server)
+        self.server += f" {version}" if version else ""
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         """Raise PrunusError unless a few short completions show that stops, bans and seeds work."""

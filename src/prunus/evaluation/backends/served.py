@@ -1,6 +1,7 @@
 """What a server says of a model: by which name, in which context; and a model of which only the tokenizer is here."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
+
+# Path and key of a server's version, by its owner.
+VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}
 
 
 def api_of(url: str) -> str:
@@ -47,6 +51,20 @@ async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str]
             f"{url} does not serve '{name}' but {served}; if that is the same model, add --served-model NAME"
         )
     return found[0]
+
+
+async def version_of(client: httpx.AsyncClient, url: str, owner: str) -> tuple[str, int | None]:
+    """The server's version, and the number of requests that it runs at once; empty and None if it does not tell.
+
+    url: ends in /v1. owner: `owned_by` of the server's entry for a model.
+    """
+    path, key = VERSION_AT.get(owner, ("", ""))
+    if path:
+        with suppress(httpx.HTTPError, ValueError, KeyError):  # a proxy may not forward this path
+            told = (await client.get(url.removesuffix("/v1") + path)).json()
+            slots = told.get("total_slots")  # of llama.cpp, whose queue has no limit
+            return str(told[key]), slots if isinstance(slots, int) and slots > 0 else None
+    return "", None
 
 
 def context_of(entry: Mapping[str, Any]) -> int | None:

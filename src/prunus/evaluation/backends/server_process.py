@@ -9,16 +9,28 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import httpx2 as httpx
 
+from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 
 LOOK_SECONDS = 0.2  # between two questions whether the server answers
 STOP_SECONDS = 30.0  # between the request to end and the kill
 LINES, CHARACTERS = 5, 600  # of the server's output in an error message
+
+
+@contextmanager
+def reached(engine: EngineOptions, folder: Path) -> Iterator[EngineOptions]:
+    """Within the context, options with the address of a server, which is started if they have a command for it."""
+    if engine.serve is None:
+        yield engine
+        return
+    with started(engine.serve, folder, engine.timeout) as url:
+        yield replace(engine, url=url, serve=None)
 
 
 @contextmanager

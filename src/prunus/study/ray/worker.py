@@ -23,7 +23,7 @@ from prunus import progress
 from prunus.checkpoint.resolve import resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.loading import pick
-from prunus.evaluation.flow import rows_as_completed
+from prunus.evaluation.flow import drawn_as_completed, graded_as_completed
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.latency import machine_of
 from prunus.evaluation.pipeline import Done, answer_batch, graded, speed_here
@@ -144,7 +144,8 @@ class Worker:
             yield BatchResult(answer_batch(work, backend, self.grader, chains), describe_versions(backend))
             return
         started = time.monotonic()
-        for samples, tokens in rows_as_completed(work, backend, chains, partial(graded, work, self.grader)):
+        finished = drawn_as_completed(work, backend, chains)
+        for samples, tokens in graded_as_completed(finished, partial(graded, work, self.grader)):
             started, seconds = time.monotonic(), time.monotonic() - started
             yield BatchResult(Done(samples, tokens, seconds, False), describe_versions(backend))
 

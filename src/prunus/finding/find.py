@@ -1,0 +1,171 @@
+"""Find the most compressed rung of a ladder that is certified to still solve and still stop."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus import progress
+from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.writer import check_target
+from prunus.disk import locked, replace_folder, write_text
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+from prunus.finding.ladders import ladders_of
+from prunus.finding.outcomes import Outcomes
+from prunus.finding.prospects import Prospects, prospects, refuse_impossible
+from prunus.finding.rungs import Rungs
+from prunus.finding.search import Search, open_search
+from prunus.finding.walk import Outcome, Walk, Walked
+from prunus.hashing import canonical_json
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.results.store import Store, check_folder
+from prunus.study.variants import check_variants, read_info, whole_checkpoint
+
+WORK = "find.json"  # identifies the search of a folder of unfinished work
+
+
+def find(
+    model: str | Path,
+    out: str | Path,
+    plan: EvalPlan,
+    ladder: str | Path | Sequence[PruneRecipe | DropRecipe] = "0.1:0.7:0.05",
+    *,
+    methods: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
+    margin: float = 0.02,
+    stop_margin: float = 0.05,
+    alpha: float = 0.05,
+    max_tokens: int | None = None,
+    look: int | None = None,
+    store: str | Path = "results.db",
+    device: str = "auto",
+    engine: EngineOptions | None = None,
+    as_given: bool = False,
+    anyway: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the most compressed certified version of a model to the folder out; returns what was found (docs/find.md).
+
+    The rungs of a ladder are evaluated under the plan in their order, problem by problem, and compared with the dense
+    model. A rung is certified once a loss of accuracy of `margin` or more, and of chains that end by themselves of
+    `stop_margin` or more, are ruled out; the walk ends at the first rung that is not. The probability that any rung is
+    certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
+
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with [[prune]] and [[drop]] tables as in a study, or
+    recipes.
+    methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
+    settings: for sparsities: further fields of every PruneRecipe.
+    recovery: settings of RecoverRecipe that differ from the pruning's, to recover every rung; None: no recovery.
+    max_tokens: the search ends before rows that would be looked at when those before took as many tokens.
+    look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
+    store: SQLite file of the results, created if missing; rows that it has are not computed again.
+    engine: options to start or reach the plan's backend (docs/engines.md).
+    as_given: allow rungs that remove less than the one before. anyway: begin although a margin cannot be certified.
+    dry_run: write nothing, and return what to expect, as `lines` and numbers (see finding.prospects.Prospects).
+    overwrite: replace an existing result.
+
+    Returns a dict of plain data: out (the folder; None if no rung is certified, and then it is not written), model,
+    found (name of the rung, None), removed (share of the weights), ladders (by name a list of rungs, each with name,
+    run, word, problems, tokens), tokens and dense_tokens. Unfinished work is in out.finding: the same call goes on, and
+    takes the same decisions. Raises PrunusError for wrong input, before anything is computed.
+    """
+    target, path, engine = Path(out), Path(store), engine or EngineOptions()
+    ladders = ladders_of(ladder, methods, settings or {}, recovery)
+    file = Path(ladder) if isinstance(ladder, str | Path) and str(ladder).endswith(".toml") else None
+    search = open_search(
+        model, plan, ladders, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look,
+        engine=engine, as_given=as_given, file=file,
+    )  # fmt: skip
+    folder = target.absolute().with_name(f"{target.name}.finding")
+    check_target(resolve(model), target, overwrite)
+    check_folder(path)
+    check_work(folder, search, overwrite)
+    check_variants(search.study, [search.model], folder, device)
+    ahead = prospects(search, path)
+    if dry_run:
+        return described(ahead)
+    for line in ahead.lines:
+        progress.say(line)
+    if not anyway:
+        refuse_impossible(ahead)
+    open_work(folder, search)
+    with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(path, create=True) as opened:
+        outcomes = Outcomes(search, opened)
+        with Rungs(search, opened, folder, device) as rungs:
+            outcome = Walk(search, outcomes, rungs).run()
+        if outcome.found is not None:
+            publish(search, outcome.found, folder, target, device, overwrite)
+    shutil.rmtree(folder)
+    return summary(search, outcome, target)
+
+
+def publish(search: Search, found: Walked, folder: Path, target: Path, device: str, overwrite: bool) -> None:
+    """Write the checkpoint of the rung that was found to target. Raises PrunusError if it is not the one evaluated."""
+    variant = found.rung.variant
+    made = whole_checkpoint(search.study, search.model, variant, folder, device)
+    info = read_info(folder, variant)
+    assert info is not None
+    replace_folder(made, target, overwrite)
+
+
+def check_work(folder: Path, search: Search, overwrite: bool) -> None:
+    """Raise PrunusError if the folder has unfinished work of another search (unless overwrite)."""
+    file = folder / WORK
+    if overwrite or not folder.exists() or not [path for path in folder.iterdir() if path.suffix != ".writing"]:
+        return
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        raise PrunusError(f"{folder} exists and is no unfinished search: delete it, or name another output") from None
+    asked = json.loads(canonical_json(search.identity()))
+    if apart := [name for name in asked if found.get(name) != asked[name]]:
+        name = apart[0]
+        short = all(isinstance(side.get(name), int | float | None) for side in (found, asked))
+        told = f"{name} {found.get(name)}, now {asked[name]}" if short else f"another {name}"
+        raise PrunusError(f"{folder} holds an unfinished search with {told}: delete it, or add --overwrite")
+
+
+def open_work(folder: Path, search: Search) -> None:
+    """Create the folder of unfinished work, or continue it; work of another search is deleted."""
+    file, text = folder / WORK, canonical_json(search.identity())
+    if folder.exists() and not (file.exists() and file.read_text("utf-8") == text):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+
+
+def described(ahead: Prospects) -> dict[str, Any]:
+    """Prospects as plain data."""
+    forecasts = {end: vars(one) for end, one in ahead.forecasts.items()}
+    return {**vars(ahead), "forecasts": forecasts, "lines": list(ahead.lines), "impossible": list(ahead.impossible)}
+
+
+def summary(search: Search, outcome: Outcome, target: Path) -> dict[str, Any]:
+    """What `find` returns."""
+    found = outcome.found
+    return {
+        "out": str(target) if found else None,
+        "model": search.model.name,
+        "found": found.rung.variant.name if found else None,
+        "removed": found.rung.removed if found else 0.0,
+        "ladders": {
+            name: [
+                {
+                    "name": walked.rung.variant.name,
+                    "run": walked.rung.cell.run_id,
+                    "word": walked.decision.word,
+                    "why": walked.why,
+                    "problems": sum(map(len, search.order[: walked.decision.rounds])),
+                    "tokens": walked.tokens,
+                }
+                for walked in rungs
+            ]
+            for name, rungs in outcome.ladders.items()
+        },
+        "tokens": outcome.tokens,
+        "dense_tokens": outcome.dense_tokens,
+    }

@@ -1,0 +1,108 @@
+"""Ladders: the recipes that are tried, in the declared order from gentle to harsh."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.errors import PrunusError
+from prunus.pruning.scope import linears_in_scope, weights_of
+from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+from prunus.study.file import Entry, read_entries
+
+MOST_RUNGS = 1000
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of one method, or of a file. name: of the method or file."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+
+def ladders_of(
+    ladder: str | Path | Sequence[PruneRecipe | DropRecipe],
+    methods: Sequence[str] | None,
+    settings: Mapping[str, Any],
+    recovery: Mapping[str, Any] | None,
+) -> list[Ladder]:
+    """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes.
+
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or recipes. settings: fields of every recipe,
+    for sparsities only. recovery: settings of the recovery of every rung; None: none.
+    """
+    if isinstance(ladder, str | Path) and str(ladder).endswith(".toml"):
+        given = ", ".join(
+            [*(["the method"] if methods else []), *settings, *(["recover"] if recovery is not None else [])]
+        )
+        if given:
+            raise PrunusError(f"{ladder} sets the recipes of its rungs: write {given} into it instead")
+        return [Ladder(Path(ladder).stem, tuple(read_entries(ladder)))]
+    if isinstance(ladder, str | Path):
+        names = list(methods or ["wanda"])
+        if len(set(names)) < len(names):
+            raise PrunusError(f"method {max(names, key=names.count)} is named twice")
+        shares = sparsities(str(ladder))
+        by_method = {
+            name: [PruneRecipe(**{**settings, "method": name, "sparsity": s}) for s in shares] for name in names
+        }
+    else:
+        if not ladder:
+            raise PrunusError("a ladder needs at least one recipe")
+        by_method = {"recipes": list(ladder)}
+    return [
+        Ladder(name, tuple(Entry(one, None, recovery_of(one, recovery)) for one in recipes))
+        for name, recipes in by_method.items()
+    ]
+
+
+def recovery_of(recipe: PruneRecipe | DropRecipe, settings: Mapping[str, Any] | None) -> RecoverRecipe | None:
+    """The recovery of a rung, with the calibration of its pruning except for the settings; None without any."""
+    return None if settings is None else RecoverRecipe.like(recipe, **settings)
+
+
+def sparsities(text: str) -> list[float]:
+    """The sparsities of `0.1:0.7:0.05` (from, to, step; the end is included if a step meets it) or of `0.2,0.4,0.5`."""
+    try:
+        if ":" not in text:
+            found = [Decimal(part.strip()) for part in text.split(",")]
+        else:
+            first, last, step = (Decimal(part.strip()) for part in text.split(":"))
+            if not all(number.is_finite() for number in (first, last, step)) or step <= 0 or last < first:
+                raise PrunusError(f"ladder '{text}' has no rung: write FROM:TO:STEP with FROM <= TO and STEP above 0")
+            count = int((last - first) / step) + 1
+            if count > MOST_RUNGS:
+                raise PrunusError(f"ladder '{text}' has {count} rungs, of which at most {MOST_RUNGS} are allowed")
+            found = [first + step * number for number in range(count)]
+    except (InvalidOperation, ValueError) as error:
+        raise PrunusError(
+            f"ladder '{text}' is not FROM:TO:STEP such as 0.1:0.7:0.05, a list such as 0.2,0.4, or a FILE.toml"
+        ) from error
+    for number in found:
+        if not 0 < number < 1:
+            raise PrunusError(f"ladder '{text}': a sparsity must lie in (0, 1), not {number}")
+    return list(map(float, found))
+
+
+def removed(entry: Entry, source: Checkpoint) -> float:
+    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipe."""
+    recipe = entry.recipe
+    if isinstance(recipe, DropRecipe):
+        return recipe.count(source.blocks) / source.blocks
+    inside = sum(map(weights_of, linears_in_scope(source, recipe)))
+    return recipe.sparsity * inside / sum(weights_of(source.linears(index)) for index in range(source.blocks))
+
+
+def check_order(ladder: Ladder, source: Checkpoint) -> None:
+    """Raise PrunusError for a ladder with a rung that removes less than the one before."""
+    shares = [removed(entry, source) for entry in ladder.entries]
+    for number, (share, later) in enumerate(pairwise(shares), 1):
+        if later < share - 1e-9:
+            raise PrunusError(
+                f"ladder {ladder.name} is not in order: rung {number + 1} removes {100 * later:.3g} % of the weights,"
+                f" rung {number} {100 * share:.3g} %; order it from gentle to harsh, or add --as-given"
+            )

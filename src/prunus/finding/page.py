@@ -1,0 +1,261 @@
+"""The page of a search: the ladder with its decisions, how the bounds went, accuracies, and what it cost.
+
+It is made from the certificate alone, in the style of the report (reporting/page.py), and loads nothing.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunus import __version__
+from prunus.disk import write_text
+from prunus.reporting.labels import HUES, Look
+from prunus.reporting.render.chart import PANEL, Line, Point, accuracy_axis, budget_axis, chart, linear_axis, lines_of
+from prunus.reporting.render.html import document, resource
+from prunus.reporting.render.picture import Box, Group, Label, Picture
+from prunus.reporting.render.table import Column, Interval, Table, Word
+from prunus.reporting.render.text import count, esc, percent, points
+from prunus.reporting.section import figure, run_figure, soft
+from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, OPEN, REFUSED
+from prunus.results.stopping import ENDINGS
+
+NAME = "find.html"
+UNREACHED = "not looked at"
+WORDS = (CERTIFIED, REFUSED, OPEN)  # each is also a class of the style sheet
+STYLES = (
+    ".certified{color:var(--good)}.certified::before{content:'\\2713'}"
+    ".refused{color:var(--bad)}.refused::before{content:'\\2717'}"
+    ".not-looked-at{color:var(--soft);font-weight:400}"
+    ".path .mark{fill-opacity:0;stroke-opacity:0}"
+    ".ladder td:nth-child(3),.ladder th:nth-child(3){text-align:left}"
+    ".spent{fill:var(--calm)}.rest{fill:var(--rule)}"
+)
+
+Data = Mapping[str, Any]
+
+
+def write_page(data: Data, file: Path) -> None:
+    """Write the page of a certificate to a file."""
+    write_text(file, page(data))
+
+
+def page(data: Data) -> str:
+    """The HTML of the page of a certificate."""
+    declared, shown = data["declared"], data["shown"]
+    title = _title(declared, shown)
+    body = [
+        _top(declared, shown, title),
+        f"<main>{_ladders(declared, shown)}{_paths(declared, shown)}"
+        f'<section id="cost"><h2>Accuracy and cost</h2><div class="pair">{_curves(declared, shown)}'
+        f"{_cost(declared, shown)}</div></section>{_meaning(declared, shown)}</main>",
+        f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
+    ]
+    return document(title, "".join(body), {"certificate": dict(data)}, resource("page.css") + STYLES)
+
+
+def _title(declared: Data, shown: Data) -> str:
+    found = shown["found"]
+    if found is None:
+        return f"No rung was certified: {declared['model']['name']} stays as it is"
+    return f"{found['name']} still solves and still stops"
+
+
+def _top(declared: Data, shown: Data, title: str) -> str:
+    draws, sizes = declared["samples"], {task: len(names) for task, names in declared["problems"].items()}
+    facts = (
+        f"prunus find · <bdi>{esc(declared['model']['name'])}</bdi> · "
+        f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()))}</bdi> × {draws} "
+        f"draw{'' if draws == 1 else 's'} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
+    )
+    share = shown["tokens"] / max(1, shown["full_grid_tokens"])
+    lines = list(shown["claims"])
+    if shown["found"] is not None:
+        lines = [claim for claim in lines[:-1] if claim.startswith(f"{shown['found']['name']}: ")] + lines[-1:]
+    lines.append(
+        f"The search took {count(shown['tokens'])} tokens, {percent(share)} % of the {count(shown['full_grid_tokens'])}"
+        " that all rungs and the dense model in full would have taken (estimated from the rows)."
+    )
+    text = "".join(f'<p class="lead"><bdi>{esc(line.removesuffix("."))}.</bdi></p>' for line in lines)
+    return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{text}</header>'
+
+
+def looks(declared: Data) -> dict[str, Look]:
+    """The look of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
+    found, index = {}, 0
+    for number, ladder in enumerate(declared["ladders"]):
+        several = len(declared["ladders"]) > 1
+        for place, rung in enumerate(ladder["rungs"]):
+            index += 1
+            hue = number % HUES if several else place % HUES
+            found[rung["run"]] = Look(index, rung["run"], rung["name"], 1 + hue, place % 4, 1 + place % 4)
+    return found
+
+
+def _dense(declared: Data) -> Look:
+    return Look(0, declared["dense"], declared["model"]["name"], 0, 0, 0)
+
+
+def _ladders(declared: Data, shown: Data) -> str:
+    tables = []
+    for ladder, seen in zip(declared["ladders"], shown["ladders"], strict=True):
+        heading = f"<h3><bdi>{esc(ladder['name'])}</bdi></h3>" if len(declared["ladders"]) > 1 else ""
+        tables.append(heading + ladder_table(declared, ladder, seen, shown["dense"]["tokens"]).html())
+    alpha = declared["alpha"] / len(declared["ladders"])
+    note = (
+        f"Rungs are tried in this order, until one is not certified. Certified: a loss of "
+        f"{100 * declared['margin']:g} points of accuracy or more, and of {100 * declared['stop_margin']:g} points of "
+        f"chains that end by themselves, are both ruled out. Refused: one of these losses is shown to be larger. Each "
+        f"difference has bounds that hold after any number of problems, each with {100 * (1 - alpha):g} % confidence; "
+        "it is over the problems that were needed to decide."
+    )
+    return f'<section id="ladder"><h2>The ladder</h2>{"".join(tables)}{soft(note)}</section>'
+
+
+def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) -> Table:
+    """One row per declared rung: what it removes, the decision, the bounds, problems and tokens.
+
+    dense_tokens: tokens of the dense model, which is the first row.
+    """
+    every, styles = {rung["run"]: rung for rung in seen["rungs"]}, looks(declared)
+    rows: list[tuple[Look | str, list[Any]]] = [(_dense(declared), [0.0, None, None, None, None, dense_tokens])]
+    for rung in ladder["rungs"]:
+        look, one = styles[rung["run"]], every.get(rung["run"])
+        if one is None:
+            rows.append((look, [rung["removed"], Word(UNREACHED), None, None, None, None]))
+            continue
+        why = one["why"] or ", ".join(_words(end) for end in one["failed"])
+        ends = [Interval(*one["path"][end][-1]) if one["rounds"] else None for end in ENDPOINTS]
+        decision = Word(one["word"] if one["word"] in WORDS else OPEN, why)
+        rows.append((look, [rung["removed"], decision, *ends, one["problems"], one["tokens"]]))
+    columns = [
+        Column("rung", "Rung"),
+        Column("removed", "Weights|removed, %", percent),
+        Column("decision", "Decision"),
+        Column("accuracy", "Accuracy,|points", points),
+        Column("ends", "Ends by itself,|points", points),
+        Column("problems", "Problems|needed", count),
+        Column("tokens", "Tokens", count),
+    ]
+    return Table(f"ladder-{ladder['name']}", f"Decisions of {ladder['name']}", "data ladder", columns, rows, keep=True)
+
+
+def _words(end: str) -> str:
+    return end if end == ACCURACY else ENDINGS[end].words
+
+
+def _paths(declared: Data, shown: Data) -> str:
+    """The bounds over the problems, two panels for each rung that was looked at."""
+    styles, panels = looks(declared), []
+    margins = {ACCURACY: declared["margin"]} | {end: declared["stop_margin"] for end in ENDPOINTS if end != ACCURACY}
+    for ladder in shown["ladders"]:
+        for rung in ladder["rungs"]:
+            if rung["rounds"]:
+                for end in ENDPOINTS:
+                    small = f"{esc(_words(end))}: {esc(rung['word'])}"
+                    panels.append(run_figure(styles[rung["run"]], path(rung, end, margins[end], styles), small))
+    if not panels:
+        return ""
+    several = len(declared["problems"]) > 1
+    note = (
+        "Difference from the dense model after each "
+        + ("round with problems of every task" if several else "problem")
+        + ", in points, with the bounds that hold at all times at once. The shaded zone is the margin: a rung is "
+        "certified when the lower bounds of both endpoints lie within it or above, and refused when an upper bound is "
+        "below it."
+    )
+    shown_panels = f'<div class="panels">{"".join(panels)}</div>'
+    return f'<section id="paths"><h2>How it was decided</h2>{soft(note)}{shown_panels}</section>'
+
+
+def path(rung: Data, end: str, margin: float, styles: Mapping[str, Look]) -> Picture:
+    """The bounds of one endpoint of a rung over the rounds; the margin is shaded."""
+    numbers = [[100 * value for value in row] for row in rung["path"][end]]
+    reach = max([300 * margin, *(1.2 * abs(value) for value in numbers[-1])])
+    look = styles[rung["run"]]
+
+    def within(value: float) -> float:
+        return max(-reach, min(reach, value))
+
+    spots = []
+    for t, (estimate, low, high) in zip(rung["path"]["rounds"], numbers, strict=True):
+        note = f"After {t}\n{look.label}\n{points(estimate / 100)} ({points(low / 100)} to {points(high / 100)})"
+        spots.append(Point(float(t), within(estimate), within(low), within(high), note))
+    last = rung["path"]["rounds"][-1]
+    return chart(
+        [Line(look.css, spots, look.marker)],
+        linear_axis(0, max(2, last), "Problems", 4),
+        linear_axis(-reach, reach, "Points", 4, sign=True),
+        f"{look.label}: bounds of {_words(end)} over problems",
+        frame=PANEL,
+        zone=(-100 * margin, 0.0),
+        zero_line=True,
+        css="panel path",
+    )
+
+
+def _curves(declared: Data, shown: Data) -> str:
+    """Accuracy over budget of the dense model and of the rungs that were looked at."""
+    rungs = [rung for ladder in shown["ladders"] for rung in ladder["rungs"] if rung["accuracy"]]
+    if not rungs:
+        return ""
+    styles, longest = looks(declared), max(rungs, key=lambda rung: rung["looked"])
+    lines = []
+    for look, values in [
+        (_dense(declared), longest["dense_accuracy"]),
+        *((styles[rung["run"]], rung["accuracy"]) for rung in rungs),
+    ]:
+        spots = {
+            budget: Point(
+                float(budget), 100 * value, math.nan, math.nan, f"Budget {budget}\n{look.label}\n{percent(value)} %"
+            )
+            for budget, value in zip(declared["budgets"], values, strict=True)
+        }
+        lines += lines_of(spots, look.css, look.marker)
+    picture = chart(lines, budget_axis(declared["budgets"]), accuracy_axis(lines), "Accuracy against thinking budget")
+    note = "Each over the problems that it was evaluated on; the differences in the table are paired."
+    return figure(picture, "Accuracy against the thinking budget", note)
+
+
+def _cost(declared: Data, shown: Data) -> str:
+    """The tokens of the search beside those of the whole grid."""
+    grid, spent = max(1, shown["full_grid_tokens"]), shown["tokens"]
+    dense = shown["dense"]["tokens"]
+    width, left = 640, 150
+    bars = []
+    for place, (name, tokens, role) in enumerate(
+        (
+            ("this search", spent, "spent"),
+            ("of it the dense model", dense, "spent"),
+            ("all rungs in full", grid, "rest"),
+        )
+    ):
+        y, long = 8 + 28 * place, (width - left - 90) * tokens / max(grid, spent)
+        bars += [
+            Label("tick", left - 8, y + 8, name, 0.35, "end"),
+            Box(role, left, y, max(1.0, long), 16),
+            Label("tick", left + max(1.0, long) + 6, y + 8, count(tokens), 0.35),
+        ]
+    picture = Picture("chart", width, 96, [Group("", bars)], "Tokens of the search and of all rungs in full")
+    rungs = sum(len(ladder["rungs"]) for ladder in declared["ladders"])
+    seen = sum(len(ladder["rungs"]) for ladder in shown["ladders"])
+    note = f"{seen} of {rungs} rungs were looked at; the others are taken to cost as much as the dense model."
+    return figure(picture, "Tokens sampled", note)
+
+
+def _meaning(declared: Data, shown: Data) -> str:
+    """What is claimed and what is not, and how to check it."""
+    certified = sum(rung["word"] == CERTIFIED for ladder in shown["ladders"] for rung in ladder["rungs"])
+    refused = sum(rung["word"] == REFUSED for ladder in shown["ladders"] for rung in ladder["rungs"])
+    lines = [
+        f"The probability that any of the certified rungs ({certified}) loses a margin or more is at most "
+        f"{100 * declared['alpha']:g} %, for any number of rungs, and although it was looked at after every problem.",
+        "This holds for problems like those of the problem set, which were taken in a random order that follows from "
+        f"seed {declared['seed']}; under these budgets, this sampling and this grader.",
+        "It says nothing about other tasks, larger budgets, speed or safety. A refused rung "
+        f"({refused}) is shown to lose more; one that cannot be told may be harmless, with too few problems for it.",
+        "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",
+    ]
+    return '<section id="meaning"><h2>What this means</h2><ul class="notes">' + (
+        "".join(f"<li>{esc(line)}</li>" for line in lines) + "</ul></section>"
+    )

@@ -1,0 +1,135 @@
+"""What a search will take, before it starts: problems and tokens of each rung, and the margin it can certify at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
+from pathlib import Path
+
+import numpy as np
+
+from prunus.errors import PrunusError
+from prunus.finding.search import Search
+from prunus.results.ladder import ACCURACY, Forecast
+from prunus.results.store import Store
+from prunus.results.token_use import chains_of, sampled_tokens
+from prunus.study.offline_plan import chain_tokens
+
+WORDS = {ACCURACY: "accuracy"}  # of the endpoints, in sentences
+
+
+@dataclass(frozen=True)
+class Prospects:
+    """problems, rungs: numbers in all. forecasts: of each endpoint. chain_tokens: of one draw under all budgets.
+
+    measured: whether chain_tokens is the mean of the dense model's rows in the store; else no chain takes more.
+    expected: problems that a harmless rung takes, at most all. rung_tokens, grid_tokens: of such a rung, and of all
+    rungs and the dense model in full. impossible: a line for each margin that cannot be certified.
+    """
+
+    problems: int
+    rungs: int
+    forecasts: dict[str, Forecast]
+    chain_tokens: float
+    measured: bool
+    expected: int
+    rung_tokens: int
+    grid_tokens: int
+    impossible: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def prospects(search: Search, store: Path) -> Prospects:
+    """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
+    forecasts = search.forecasts
+    problems, draws = sum(map(len, search.order)), search.plan.samples
+    each = len(search.rungs)
+    mean = mean_tokens(search, store)
+    per_chain = mean or most_tokens(search)
+    expected = ceil(problems * search.expected_rounds() / len(search.order))
+    impossible = tuple(impossible_lines(search, forecasts))
+    rung_tokens, grid = round(expected * draws * per_chain), round((each + 1) * problems * draws * per_chain)
+    made = Prospects(
+        problems, each, forecasts, per_chain, mean is not None, expected, rung_tokens, grid, impossible, ()
+    )
+    return Prospects(**{**vars(made), "lines": tuple(lines_of(search, made))})
+
+
+def mean_tokens(search: Search, store: Path) -> float | None:
+    """The mean tokens of the dense model's chains in the store; None if it has none."""
+    if not store.is_file():
+        return None
+    with Store(store) as opened:
+        chains = chains_of(opened.samples(search.dense.run_id))
+    return sum(sampled_tokens(chains, search.plan.reuse)) / len(chains) if chains else None
+
+
+def most_tokens(search: Search) -> float:
+    """The most tokens of a chain, on average over the problems."""
+    work = search.dense.resolved
+    return float(np.mean([chain_tokens(search.plan, work.answers_at_most(i)) for i in range(len(work.problems))]))
+
+
+def impossible_lines(search: Search, forecasts: dict[str, Forecast]) -> list[str]:
+    """A line for each margin that this number of problems cannot certify, whatever they show."""
+    count = counted(len(search.order), search)
+    return [
+        f"{count} cannot certify a margin of {points(search.rule.margins[end])} in {words(end)};"
+        f" {points(ceil(1000 * found.smallest) / 1000)} would be possible"
+        for end, found in forecasts.items()
+        if found.smallest > search.rule.margins[end]
+    ]
+
+
+def lines_of(search: Search, found: Prospects) -> list[str]:
+    """The prospects in sentences."""
+    draws = search.plan.samples
+    ladders = "; ".join(f"{name}: {span([rung.variant.name for rung in rungs])}" for name, rungs in search.ladders)
+    lines = [f"{found.problems} problems with {draws} draw{'s' * (draws > 1)} each; {found.rungs} rungs ({ladders})"]
+    for end, one in found.forecasts.items():
+        margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
+        takes = (
+            f"about {counted(ceil(one.rounds), search)}" if isfinite(one.rounds) else "more problems than anybody has"
+        )
+        line = f"{words(end)}: a margin of {points(margin)} takes {takes} if the rung changes little; {least} at best"
+        if one.rounds > one.available:
+            line += f"; {advice(one, draws)}"
+        lines.append(line)
+    kind = "about" if found.measured else "at most"
+    lines.append(
+        f"a rung that changes little takes {kind} {found.rung_tokens:,} tokens ({found.expected} problems); all rungs"
+        f" in full would take {kind} {found.grid_tokens:,}"
+    )
+    return [*lines, *(f"warning: {line}" for line in found.impossible)]
+
+
+def advice(found: Forecast, draws: int) -> str:
+    """What to change where the problems are probably too few."""
+    if found.draws is not None and found.draws > draws:
+        return f"--samples {found.draws} would make these problems enough"
+    return "these are too few with any number of draws: take more problems or a larger margin"
+
+
+def refuse_impossible(found: Prospects) -> None:
+    """Raise PrunusError if a margin cannot be certified at all."""
+    if found.impossible:
+        raise PrunusError(f"{found.impossible[0]}: take more problems or a larger margin, or add --anyway")
+
+
+def counted(rounds: int, search: Search) -> str:
+    """A number of rounds as a number of problems."""
+    return f"{ceil(rounds * sum(map(len, search.order)) / len(search.order))} problems"
+
+
+def words(end: str) -> str:
+    """An endpoint in a sentence."""
+    return WORDS.get(end, "ending by itself")
+
+
+def points(share: float) -> str:
+    """`2 points`, `0.3 points`."""
+    return f"{100 * share:.3g} point{'' if share == 0.01 else 's'}"
+
+
+def span(names: Sequence[str]) -> str:
+    """The first and the last of several names."""
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

@@ -1,0 +1,114 @@
+"""Make rungs and evaluate them, problem by problem, on one loaded model."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from prunus.checkpoint.manifest import MANIFEST
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.pipeline import do_batch, missing_chains, stream_chains
+from prunus.evaluation.provenance import describe_versions
+from prunus.evaluation.requests import Backend
+from prunus.evaluation.resolved_plan import check_engine, cut_into_batches
+from prunus.finding.search import Search
+from prunus.progress import say
+from prunus.results.ladder import Round
+from prunus.results.rows import Sample
+from prunus.results.store import Store
+from prunus.study.cells import Cell, Variant
+from prunus.study.engine import Engine
+from prunus.study.variants import add_run, is_made, kept_folder, make_variant, unfinished_folder, variant_files
+
+Show = Callable[[int, int], None]  # of chains that were completed, and of tokens sampled for them
+
+
+class Rungs:
+    """`with Rungs(search, store, folder, device) as rungs: rungs.evaluate(cell, rounds, show)`.
+
+    The model is loaded when it is first needed. folder: of unfinished work.
+    """
+
+    def __init__(self, search: Search, store: Store, folder: Path, device: str) -> None:
+        self.search, self.store, self.folder, self.device = search, store, folder, device
+        self.engine = Engine(search.study, device)
+        self.grader: Grader | None = None
+        self.held: tuple[Variant, Backend] | None = None
+        self.deleted: set[str] = set()
+        self.holding, self.stack = ExitStack(), ExitStack()
+
+    def __enter__(self) -> Self:
+        self.stack.enter_context(self.engine)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.stack:
+            self.holding.close()
+
+    def evaluate(self, cell: Cell, rounds: Sequence[Round], show: Show) -> bool:
+        """Compute and store the rows of a cell that are missing in these rounds; returns whether there were any."""
+        work, places = cell.resolved, [self.search.places[problem] for one in rounds for _, problem in one]
+        lengths = [len(work.prompts[place]) for place in places]
+        local = cut_into_batches(lengths, self.search.plan.samples, self.search.plan.rows)
+        batches = [[(places[index], draw) for index, draw in batch] for batch in local]
+        stored = self.store.keys(cell.run_id)
+        if not (missing := [batch for batch in batches if not work.keys(batch) <= stored]):
+            return False
+        backend = self.backend_of(cell.variant)
+        check_engine(work, backend)
+        if self.grader is None:
+            self.grader = self.stack.enter_context(Grader())
+        with self.store.claim(cell.run_id):
+            add_run(self.store, self.search.model, cell, self.folder, describe_versions(backend))
+            self.store.mark_adaptive(cell.run_id, {"by": "find", "seed": self.search.plan.seed})
+            if backend.streams:
+                chains = missing_chains(self.store, work, missing)
+
+                def shown(samples: Sequence[Sample], tokens: int) -> None:
+                    show(len(samples) // len(work.budgets), tokens)
+
+                stream_chains(self.store, work, backend, self.grader, chains, shown)
+            else:
+                for batch in missing:
+                    done = do_batch(self.store, work, backend, self.grader, batch)
+                    show(len(batch), done.tokens)
+        return True
+
+    def backend_of(self, variant: Variant) -> Backend:
+        """A backend with the weights of a variant, which is made if it is missing."""
+        if self.held is None or self.held[0] is not variant:
+            self.release()
+            if self.search.plan.backend == "vllm":  # once started it occupies the whole GPU, so all are made before
+                for rung in self.search.rungs:
+                    if rung.variant.key not in self.deleted:
+                        self.make(rung.variant)
+            self.make(variant)
+            holding = self.engine.holding(self.search.model, variant, self.folder)
+            self.held = variant, self.holding.enter_context(holding)
+        return self.held[1]
+
+    def make(self, variant: Variant) -> None:
+        """Make a rung unless its files exist. Its checkpoint stays, except where all rungs are made beforehand."""
+        if self.engine.options.serve is not None or is_made(self.folder, variant):
+            return  # for a server the checkpoint is made when it is started
+        say(f"making {variant.name}")
+        leave = self.search.plan.backend != "vllm"
+        make_variant(self.search.model, variant, self.folder, self.device, keep=False, leave=leave)
+
+    def release(self) -> None:
+        """Take the variant's weights out of the model again."""
+        self.held = None
+        self.holding.close()
+
+    def delete(self, variant: Variant) -> None:
+        """Delete the files of a rung that is not needed any more."""
+        self.deleted.add(variant.key)
+        if self.held is not None and self.held[0] is variant:
+            self.release()
+        for path in reversed(variant_files(self.folder, variant)):
+            path.unlink()
+        for folder in (unfinished_folder(self.folder, variant), kept_folder(self.folder, self.search.model, variant)):
+            if folder.exists():
+                (folder / MANIFEST).unlink(missing_ok=True)  # first, so that what is left is not taken for complete
+                shutil.rmtree(folder)

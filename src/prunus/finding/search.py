@@ -1,0 +1,206 @@
+"""A search, opened and checked: its model, rungs, plan, rules and order of problems, before anything is computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Any, NoReturn
+
+from prunus.engines import BACKENDS, EngineOptions
+from prunus.errors import PrunusError
+from prunus.evaluation.lm_eval.tasks import is_harness_task
+from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.finding.ladders import Ladder, check_order, removed
+from prunus.recipes import EvalPlan
+from prunus.results.ladder import Forecast, Round, Rule, forecast, rounds
+from prunus.results.order import interleaved
+from prunus.study.cells import DENSE, Cell, Model, Variant, folder_of, open_model
+from prunus.study.file import Study
+
+MOST_CHAINS = 128  # of one look, with engines that take more at once
+
+
+@dataclass(frozen=True)
+class Asked(Study):
+    """The rungs of a search as a study, so that they are made and evaluated by its code; errors name no file."""
+
+    def fail(self, line: int | None, message: str) -> NoReturn:
+        """Raise PrunusError, with file and line where the rungs come from a file."""
+        if line is not None:
+            super().fail(line, message)
+        raise PrunusError(message)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung of a ladder. removed: share of the weights of the blocks' Linears that its recipe removes."""
+
+    variant: Variant
+    cell: Cell
+    removed: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and by which rules.
+
+    name: of the model, as given. ladders: name and rungs of each; each is walked under `rule`, whose alpha is its part
+    of alpha. order: in which problems are taken. look: rounds that are evaluated between two decisions. max_tokens: the
+    search ends when the rows that it has looked at took as many; None: never.
+    """
+
+    study: Asked
+    model: Model
+    ladders: tuple[tuple[str, tuple[Rung, ...]], ...]
+    rule: Rule
+    alpha: float
+    order: tuple[Round, ...]
+    look: int
+    max_tokens: int | None
+
+    @property
+    def plan(self) -> EvalPlan:
+        """The plan by which every rung is evaluated."""
+        return self.study.plans[0]
+
+    @property
+    def dense(self) -> Cell:
+        """The dense model under the plan."""
+        return self.model.cells[0]
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """The rungs of all ladders."""
+        return [rung for _, rungs in self.ladders for rung in rungs]
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The index of each problem in the resolved plan, by its id."""
+        return {problem.id: index for index, problem in enumerate(self.dense.resolved.problems)}
+
+    @cached_property
+    def forecasts(self) -> dict[str, Forecast]:
+        """What to expect of a rung that changes little, at each endpoint."""
+        return forecast(self.rule, len(self.order), self.plan.samples)
+
+    def expected_rounds(self) -> int:
+        """The rounds that such a rung takes until it is certified, at most all."""
+        return min(len(self.order), ceil(min(1e9, max(one.rounds for one in self.forecasts.values()))))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, as plain data by the name under which a user gave it."""
+        return {
+            "model": self.model.checkpoint.checksum(),
+            "plan": self.dense.resolved.plan,
+            "ladder": [
+                [name, [[rung.variant.name, rung.variant.key] for rung in rungs]] for name, rungs in self.ladders
+            ],
+            "margin": self.rule.margin,
+            "stop-margin": self.rule.stop_margin,
+            "alpha": self.alpha,
+            "look": self.look,
+            "max-tokens": self.max_tokens,
+        }
+
+
+def open_search(
+    model: str | Path,
+    plan: EvalPlan,
+    ladders: Sequence[Ladder],
+    *,
+    margin: float,
+    stop_margin: float,
+    alpha: float,
+    max_tokens: int | None,
+    look: int | None,
+    engine: EngineOptions,
+    as_given: bool,
+    file: Path | None,
+) -> Search:
+    """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
+
+    file: of the ladder, if it is in one. The other arguments are those of `find`.
+    """
+    rule = Rule(margin, stop_margin, alpha / len(ladders) if 0 < alpha < 1 else alpha)
+    for name, value in (("max_tokens", max_tokens), ("look", look)):
+        if value is not None and value < 1:
+            raise PrunusError(f"{name} must be at least 1, not {value}")
+    check_plan(plan, engine)
+    study = as_study(str(model), plan, ladders, engine, margin, stop_margin, file)
+    opened = open_model(study, study.models[0], folder_of(study, study.models[0]))
+    source = opened.checkpoint
+    if not as_given:
+        for ladder in ladders:
+            check_order(ladder, source)
+    cells = iter(opened.cells[1:])  # one plan, so one cell for each variant, in the order of the entries
+    found = tuple(
+        (ladder.name, tuple(rung_of(next(cells), removed(entry, source)) for entry in ladder.entries))
+        for ladder in ladders
+    )
+    order = tuple(rounds(interleaved(ids_by_task(opened.cells[0].resolved), plan.seed)))
+    usual = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
+    return Search(study, opened, found, rule, alpha, order, look or usual, max_tokens)
+
+
+def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
+    """Raise PrunusError for a plan by which rungs cannot be evaluated."""
+    if tasks := [task for task in plan.tasks if is_harness_task(task)]:
+        raise PrunusError(
+            f"{tasks[0]} is evaluated by lm-evaluation-harness, which takes no problem alone: name another"
+        )
+    if plan.control == "native":
+        raise PrunusError("control native is for `prunus eval`, one model at a time: leave it out")
+    if max(plan.budgets) <= 0:
+        raise PrunusError("whether chains end by themselves needs a budget above 0: add one to --budgets")
+    engine.check(plan.backend)
+    if "serve" in BACKENDS[plan.backend].settings and engine.serve is None:
+        raise PrunusError(
+            f"the backend {plan.backend} needs a server for every rung, which --serve starts: --serve 'vllm serve"
+            " {model} --port {port}'"
+        )
+    if engine.tokenizer is not None:
+        raise PrunusError("tokenizer is for `prunus eval`: rungs are made from the model's folder, which has its own")
+
+
+def as_study(
+    model: str,
+    plan: EvalPlan,
+    ladders: Sequence[Ladder],
+    engine: EngineOptions,
+    margin: float,
+    stop_margin: float,
+    file: Path | None,
+) -> Asked:
+    """The rungs of all ladders, under one plan, as a study."""
+    return Asked(
+        path=file or Path("find"),
+        name="find",
+        models=(model,),
+        plans=(plan,),
+        backend=plan.backend,
+        engine=engine,
+        entries=tuple(entry for ladder in ladders for entry in ladder.entries),
+        base=DENSE,
+        margin=margin,
+        stop_margin=stop_margin,
+        published=False,
+        keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
+        measure_seconds=False,
+        text="",
+        eval_line=None,
+        models_line=None,
+    )
+
+
+def rung_of(cell: Cell, share: float) -> Rung:
+    """The rung of a cell."""
+    return Rung(cell.variant, cell, share)
+
+
+def ids_by_task(work: ResolvedPlan) -> dict[str, list[str]]:
+    """The ids of the problems of each task."""
+    found: dict[str, list[str]] = {}
+    for problem in work.problems:
+        found.setdefault(problem.task, []).append(problem.id)
+    return found

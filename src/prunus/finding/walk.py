@@ -1,0 +1,158 @@
+"""The walk: rung after rung is evaluated, as far as it takes to decide, until one is not certified.
+
+Every decision follows from rows of the store alone, so a walk that was interrupted takes the same decisions again
+without computing anything twice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prunus.finding.outcomes import Floats, Outcomes
+from prunus.finding.rungs import Rungs
+from prunus.finding.search import Rung, Search
+from prunus.progress import Steps, say
+from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, decide, path
+
+OUT_OF_TOKENS = "the tokens are used up"
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A rung that was looked at. looked: rounds whose rows it took. tokens: sampled for the rung's own rows.
+
+    why: what ended the walk where neither bounds nor problems did.
+    """
+
+    rung: Rung
+    decision: Decision
+    looked: int
+    tokens: int
+    why: str = ""
+
+    @property
+    def certified(self) -> bool:
+        """Whether the rung was certified."""
+        return self.decision.word == CERTIFIED
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a search. ladders: by name, the rungs looked at. found: the best certified one; None: there is none.
+
+    tokens: of all rows looked at; dense_tokens: of the dense model's among them, over dense_looked rounds.
+    """
+
+    ladders: Mapping[str, list[Walked]]
+    found: Walked | None
+    tokens: int
+    dense_tokens: int
+    dense_looked: int
+
+
+class Walk:
+    """`Walk(search, outcomes, rungs).run()`."""
+
+    def __init__(self, search: Search, outcomes: Outcomes, rungs: Rungs) -> None:
+        self.search, self.outcomes, self.rungs = search, outcomes, rungs
+        self.dense_looked = 0
+        self.finished: list[Walked] = []
+        self.best: Walked | None = None
+
+    def run(self) -> Outcome:
+        """Walk all ladders; what is not the best certified rung so far is deleted on the way."""
+        ladders: dict[str, list[Walked]] = {}
+        for name, rungs in self.search.ladders:
+            ladders[name] = []
+            for rung in rungs:
+                walked = self.judge(rung)
+                ladders[name].append(walked)
+                self.finished.append(walked)
+                told = sentence(self.search, self.outcomes, walked)
+                say(f"{rung.variant.name}: {told}; {self.spent():,} tokens so far")
+                self.keep_best(walked)
+                if not walked.certified:
+                    break
+        dense = self.outcomes.tokens(self.search.dense.run_id, self.dense_looked)
+        return Outcome(ladders, self.best, self.spent(), dense, self.dense_looked)
+
+    def keep_best(self, walked: Walked) -> None:
+        """Take a rung for the best so far if it is certified and removes more, and delete the other one's files."""
+        if walked.certified and (self.best is None or walked.rung.removed > self.best.rung.removed):
+            walked, self.best = self.best or walked, walked
+        if walked is not self.best:
+            self.rungs.delete(walked.rung.variant)
+
+    def judge(self, rung: Rung) -> Walked:
+        """Evaluate a rung in steps of `look` rounds until it is decided."""
+        search, order, looked = self.search, self.search.order, 0
+        run_id, name = rung.cell.run_id, rung.variant.name
+        with Steps(name, len(order), "problems" if len(order[0]) == 1 else "rounds") as steps:
+            while True:
+                spent = self.spent(rung, looked)
+                ended = search.max_tokens is not None and spent >= search.max_tokens
+                found = {end: d_T[:looked] for end, d_T in self.outcomes.differences(rung).items()}
+                decision = decide(found, search.rule, ended or looked == len(order))
+                if decision.word != GO_ON:
+                    why = OUT_OF_TOKENS if decision.word == OPEN and looked < len(order) else ""
+                    return Walked(rung, decision, looked, self.outcomes.tokens(run_id, looked), why)
+                until = min(len(order), looked + search.look)
+                if len(next(iter(self.outcomes.differences(rung).values()))) < until:
+                    self.evaluate(rung, looked, until, steps, f"{bounds(search, found)}, {spent:,} tokens")
+                steps.advance(until - looked, note=f"{bounds(search, found)}, {spent:,} tokens")
+                looked = until
+
+    def evaluate(self, rung: Rung, looked: int, until: int, steps: Steps, note: str) -> None:
+        """Compute what is missing of the dense model's and the rung's rows for the rounds from `looked` to `until`."""
+        cells = self.search.dense, rung.cell
+        rounds = self.search.order[looked:until]
+        total, done = len(cells) * self.search.plan.samples * sum(map(len, rounds)), 0
+
+        def show(chains: int, tokens: int) -> None:
+            nonlocal done
+            done += chains
+            steps.within((until - looked) * min(done, total) / total, note)
+
+        for cell in cells:
+            ahead = rounds if cell is rung.cell else self.search.order[looked : self.dense_until(until)]
+            if self.rungs.evaluate(cell, ahead, show):
+                self.outcomes.forget(cell.run_id)
+
+    def dense_until(self, until: int) -> int:
+        """How far the dense model is evaluated when a rung needs it up to `until`.
+
+        With a server, which is started anew for every model, it is at least as far as a harmless rung needs.
+        """
+        if self.search.study.engine.serve is None:
+            return until
+        return max(until, min(len(self.search.order), self.search.expected_rounds()))
+
+    def spent(self, current: Rung | None = None, looked: int = 0) -> int:
+        """The tokens of all rows looked at, with those of the current rung and the dense model up to `looked`."""
+        if current is not None:
+            self.dense_looked = max(self.dense_looked, looked)
+        tokens = self.outcomes.tokens(self.search.dense.run_id, self.dense_looked)
+        tokens += sum(walked.tokens for walked in self.finished)
+        return tokens + (self.outcomes.tokens(current.cell.run_id, looked) if current is not None else 0)
+
+
+def bounds(search: Search, found: Mapping[str, Floats]) -> str:
+    """`accuracy -0.3 [-2.4, +1.9], ends -0.1 [-4.0, +3.1]` in points: differences so far and their bounds."""
+    if not len(next(iter(found.values()))):
+        return "no problem yet"
+    parts = []
+    for end in ENDPOINTS:
+        seen = path(found[end], search.rule.margins[end], search.rule.alpha)
+        numbers = (seen.estimate[-1], seen.lower[-1], seen.upper[-1])
+        difference, low, high = (f"{100 * number:+.1f}" for number in numbers)
+        parts.append(f"{end} {difference} [{low}, {high}]")
+    return ", ".join(parts)
+
+
+def sentence(search: Search, outcomes: Outcomes, walked: Walked) -> str:
+    """What was decided about a rung, after how many problems, and its bounds."""
+    decision = walked.decision
+    found = {end: d_T[: decision.rounds] for end, d_T in outcomes.differences(walked.rung).items()}
+    problems = sum(map(len, search.order[: decision.rounds]))
+    total = sum(map(len, search.order))
+    reason = f" ({walked.why})" if walked.why else ""
+    return f"{decision.word}{reason} after {problems} of {total} problems: {bounds(search, found)}"

@@ -1,0 +1,56 @@
+"""The page of a search: what it shows, made from a certificate alone, and that no name in it is taken for HTML."""
+
+import json
+import re
+
+from test_certificate import make
+
+from prunus.finding.page import page, write_page
+
+HOSTILE = "</script><img src=x onerror='window.pwned=1'>&lt;b&gt;"
+
+
+def test_the_page_shows_ladder_decisions_bounds_and_cost(tmp_path):
+    _, file = make(tmp_path)
+    data = json.loads(file.read_text())
+    text = page(data)
+    plain = re.sub(r"<[^>]*>", " ", text)
+    for claim in data["shown"]["claims"]:
+        assert claim.removesuffix(".") in plain.replace("&#x27;", "'").replace("&#39;", "'")
+    rows = re.findall(r"<tr class=.*?</tr>", text)
+    assert [("certified" in row, "refused" in row, "not looked at" in row) for row in rows] == [
+        (False, False, False),  # dense
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+    assert text.count('class="chart panel path"') == 4  # two endpoints of two rungs
+    assert len(re.findall(r'class="chart"', text)) == 2
+    share = 100 * data["shown"]["tokens"] / data["shown"]["full_grid_tokens"]
+    assert f"{share:.1f} % of the 42" in plain
+    assert not re.findall(r"(?:src|href)=", text)
+    assert not re.findall(r"https?:", text.replace("http://www.w3.org/2000/svg", ""))
+    write_page(data, tmp_path / "find.html")
+    assert (tmp_path / "find.html").read_text() == text
+
+
+def test_without_a_certified_rung_it_says_so(tmp_path):
+    _, file = make(tmp_path, max_tokens=100)
+    text = page(json.loads(file.read_text()))
+    assert "No rung was certified: dense stays as it is" in text and "the tokens are used up" in text
+
+
+def test_names_are_escaped(tmp_path):
+    _, file = make(tmp_path)
+    data = json.loads(file.read_text())
+    declared, shown = data["declared"], data["shown"]
+    declared["model"]["name"] = HOSTILE
+    declared["problems"] = {HOSTILE: declared["problems"]["a"]}
+    for rung in [*declared["ladders"][0]["rungs"], *shown["ladders"][0]["rungs"], shown["found"]]:
+        rung["name"] = HOSTILE
+    declared["ladders"][0]["name"] = HOSTILE
+    shown["ladders"][0]["rungs"][1].update(word=HOSTILE, why=HOSTILE)
+    shown["claims"] = [f"{HOSTILE}: {HOSTILE}", HOSTILE]
+    text = page(data)
+    assert "<img" not in text and "onerror='" not in text.split("<script")[0]
+    assert text.count("</script>") == 2  # of the data and of our own script
