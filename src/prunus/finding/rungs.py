@@ -8,7 +8,7 @@ from typing import Self
 
 from prunus.checkpoint.manifest import MANIFEST
 from prunus.evaluation.grading import Grader
-from prunus.evaluation.pipeline import do_batch, missing_chains, stream_chains
+from prunus.evaluation.pipeline import do_batch, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, cut_into_batches
@@ -63,12 +63,11 @@ class Rungs:
             add_run(self.store, self.search.model, cell, self.folder, describe_versions(backend))
             self.store.mark_adaptive(cell.run_id, {"by": "find", "seed": self.search.plan.seed})
             if backend.streams:
-                chains = missing_chains(self.store, work, missing)
 
                 def shown(samples: Sequence[Sample], tokens: int) -> None:
                     show(len(samples) // len(work.budgets), tokens)
 
-                stream_chains(self.store, work, backend, self.grader, chains, shown)
+                stream_batches(self.store, work, backend, self.grader, missing, shown)
             else:
                 for batch in missing:
                     done = do_batch(self.store, work, backend, self.grader, batch)
