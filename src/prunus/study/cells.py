@@ -18,9 +18,10 @@ from prunus.errors import PrunusError
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.hashing import content_hash
 from prunus.pruning.calibration.data import HUB_NAMES, TRACES, calibration_name
+from prunus.pruning.experts.mixture import expert_counts
 from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.unused_settings import unused_settings
-from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.file import Entry, Recipe, Study
 
 if TYPE_CHECKING:
@@ -194,13 +195,16 @@ def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
     elif isinstance(recipe, DropRecipe):
         kept["blocks"] = recipe.count(checkpoint.blocks)
         del kept["match_sparsity"]
+    if isinstance(recipe, ExpertsRecipe):
+        kept = {key: value for key, value in kept.items() if key not in ("keep", "drop")}
+        kept |= {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(checkpoint)})}
     if "calibration" in kept:
         kept["calibration"] = content_of(calibration_name(recipe, checkpoint))
     if kept.get("scores") is not None:
         kept["scores"] = digest(Path(kept["scores"]))
     if isinstance(recipe, PruneRecipe):
         return kept | revisions(recipe) | {"action": "prune"}
-    return kept | {"action": "drop"}
+    return {"action": "drop", **kept}
 
 
 def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -232,7 +236,10 @@ def digest(path: Path) -> str:
 
 
 def base_name(recipe: Recipe) -> str:
-    """A short name: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`."""
+    """A short name: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`, `experts-reap-75`."""
+    if isinstance(recipe, ExpertsRecipe):
+        words = ["experts", recipe.method, *([] if recipe.spread == "uniform" else [recipe.spread])]
+        return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"])
     if isinstance(recipe, DropRecipe):
         if recipe.indices:
             return "-".join(["without", *map(str, recipe.indices)])

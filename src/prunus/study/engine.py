@@ -25,7 +25,7 @@ from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.requests import Backend
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
-from prunus.study.variants import blocks_removed, files_of, read_info, read_tensors, whole_checkpoint
+from prunus.study.variants import blocks_removed, files_of, is_whole, read_info, read_tensors, whole_checkpoint
 
 PROBE_TOKENS = 16
 
@@ -49,15 +49,19 @@ class Engine:
     def of(self, model: Model) -> Backend:
         """A backend with the model's dense weights; any other model is freed first."""
         if self.backend is None or self.model is not model:
-            self.backend = None
-            self.stack.close()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self.free()
             folder, vocabulary = model.checkpoint.folder, len(model.tokenizer)
             loading = opened_backend(self.name, folder, self.device, vocabulary, self.options)
             self.model, self.backend = model, self.stack.enter_context(loading)
         return self.backend
+
+    def free(self) -> None:
+        """Free the model that is loaded, if there is one."""
+        self.model = self.backend = None
+        self.stack.close()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @contextmanager
     def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
@@ -65,6 +69,12 @@ class Engine:
         if self.server is not None:
             where, options = self.server
             with opened_backend(self.name, where, self.device, len(model.tokenizer), options) as backend:
+                yield backend
+            return
+        if is_whole(variant):
+            self.free()  # first, since memory may hold one model only
+            where = whole_checkpoint(self.study, model, variant, folder, self.device)
+            with opened_backend(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
                 yield backend
             return
         backend = self.of(model)
@@ -99,7 +109,7 @@ class Engine:
                 yield
             finally:
                 self.server = None
-        if variant.recipe is not None and not self.study.keep_checkpoints:
+        if variant.recipe is not None and not self.study.keep_checkpoints and not is_whole(variant):
             shutil.rmtree(where, ignore_errors=True)
 
 

@@ -14,16 +14,20 @@ from prunus.budgets import OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.toml_lines import Lines, suggestion
 
-Recipe = PruneRecipe | DropRecipe
-RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe]] = {"prune": PruneRecipe, "drop": DropRecipe}
-# Keys of [calibration]: defaults of every [[prune]] and [[drop]] table.
+Recipe = PruneRecipe | DropRecipe | ExpertsRecipe
+RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe] | type[ExpertsRecipe]] = {
+    "prune": PruneRecipe,
+    "drop": DropRecipe,
+    "experts": ExpertsRecipe,
+}
+# Keys of [calibration]: defaults of every [[prune]], [[drop]] and [[experts]] table.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 SWITCHES = ("keep_checkpoints", "measure_seconds")
 RECOVER = "recover"  # key of [[prune]] and [[drop]]: true, false or a table of settings
-TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", "prune", "drop", "report")
+TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, "report")
 REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
 # Name of each table in messages, and its valid keys.
@@ -36,7 +40,8 @@ _TABLES = {
 }
 _TABLES |= {kind: f"[[{kind}]]" for kind in RECIPES}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
-_KEYS |= {f"[[{kind}]]": [*(field.name for field in fields(cls)), RECOVER] for kind, cls in RECIPES.items()}
+_KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
+_KEYS |= {f"[[{kind}]]": [*_KEYS[f"[[{kind}]]"], RECOVER] for kind in ("prune", "drop")}
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
 _KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
 

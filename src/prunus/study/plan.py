@@ -12,9 +12,12 @@ from prunus.errors import PrunusError
 from prunus.evaluation.pipeline import missing_batches
 from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.pruning.depth.verification import left_out
+from prunus.pruning.drop_experts import bytes_left
+from prunus.pruning.experts.mixture import find_mixtures
 from prunus.pruning.methods import find_method
 from prunus.pruning.scope import linears_in_scope
-from prunus.recipes import DropRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.results.token_use import chains_of, sampled_tokens
@@ -166,11 +169,16 @@ def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
 
 
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:
-    """The most bytes of a variant's file: a bit per weight, and the kept weights where these change."""
+    """The most bytes of a variant's file: a bit per weight, and the kept weights where these change.
+
+    Of a variant with fewer experts, the bytes of its checkpoint.
+    """
     recipe = variant.recipe
     assert recipe is not None
     if variant.recover is not None:
         return sum(recovered_bytes(source, index) for index in range(source.blocks))
+    if isinstance(recipe, ExpertsRecipe):
+        return bytes_left(recipe, source, find_mixtures(source), left_out(source))
     if isinstance(recipe, DropRecipe):
         blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
         return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())

@@ -17,6 +17,7 @@ from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missin
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine
+from prunus.recipes import ExpertsRecipe
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant, open_models
@@ -69,6 +70,10 @@ def run_study(
         raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
     if ray is not None and any(plan.control == "native" for plan in study.plans):
         raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
+    if ray is not None and any(isinstance(entry.recipe, ExpertsRecipe) for entry in study.entries):
+        raise PrunusError(
+            f"{study.path}: variants of [[experts]] are loaded whole, which --ray cannot do; leave it out"
+        )
     cluster = None if ray is None else find_cluster(ray)
     with paths.locked():
         models = open_models(study)

@@ -1,7 +1,8 @@
 """Variants stored as small files in a study's folder: the tensors in which a pruned model differs from its source.
 
 The checkpoint that `prune` or `drop_blocks` writes is compared with the source and then deleted, unless the study keeps
-checkpoints.
+checkpoints. A variant with fewer experts has tensors of other shapes, which cannot be swapped into the source, so its
+whole checkpoint is kept in the study's folder.
 """
 
 import shutil
@@ -26,9 +27,10 @@ from prunus.evaluation.resolved_plan import problem_row
 from prunus.pruning.allocate import find_scores
 from prunus.pruning.calibration.data import HUB_NAMES, calibration_name
 from prunus.pruning.drop import drop_blocks
+from prunus.pruning.drop_experts import drop_experts
 from prunus.pruning.pipeline import prune
 from prunus.pruning.recover import prune_and_recover
-from prunus.recipes import PruneRecipe
+from prunus.recipes import ExpertsRecipe, PruneRecipe
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant, effective
@@ -65,8 +67,16 @@ def vectors_file(folder: Path, variant: Variant) -> Path:
 
 
 def unfinished_folder(folder: Path, variant: Variant) -> Path:
-    """The folder in which the variant's checkpoint is written; it stays until the variant's files are complete."""
-    return folder / MAKING / variant.key
+    """The folder in which the variant's checkpoint is written; it stays until the variant's files are complete.
+
+    That of a variant that is loaded whole stays as long as the study's folder.
+    """
+    return folder / (VARIANTS if is_whole(variant) else MAKING) / variant.key
+
+
+def is_whole(variant: Variant) -> bool:
+    """Whether a variant is loaded as a whole checkpoint, as it has tensors of other shapes than its source."""
+    return isinstance(variant.recipe, ExpertsRecipe)
 
 
 def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
@@ -154,9 +164,12 @@ def apply(
     if isinstance(recipe, PruneRecipe):
         where["shared"] = shared
     if variant.recover is not None:
+        assert not isinstance(recipe, ExpertsRecipe)  # a study's file cannot ask for that
         return prune_and_recover(model.name, target, recipe, variant.recover, pruned=pruned, **where)
     if isinstance(recipe, PruneRecipe):
         return prune(model.name, target, recipe, **where)
+    if isinstance(recipe, ExpertsRecipe):
+        return drop_experts(model.name, target, recipe, **where)
     return drop_blocks(model.name, target, recipe, **where)
 
 
@@ -190,7 +203,7 @@ def make_variant(
     # Without seconds, so that the file has the same bytes wherever and whenever it is made.
     info = VariantInfo(kept, made.checksum(), untimed(made.manifest), made.parameters, made.blocks)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
-    changed = dict(changed_tensors(source, made, kept))
+    changed = {} if is_whole(variant) else dict(changed_tensors(source, made, kept))
     vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
     if vectors:
         write_file(vectors_file(folder, variant), vectors)
@@ -204,7 +217,7 @@ def make_variant(
         finished = [variant, *alike]
     else:
         finished = [variant] if variant.recover is not None else []
-    for one in [] if keep or leave else finished:
+    for one in [] if keep or leave or is_whole(variant) else finished:
         shutil.rmtree(unfinished_folder(folder, one), ignore_errors=True)
     return info
 
@@ -212,7 +225,7 @@ def make_variant(
 def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path, device: str) -> Path:
     """The folder with a variant's whole checkpoint, for a server; it is made again if it is missing.
 
-    Unless the study keeps checkpoints, it is that of an unfinished one, which the caller deletes.
+    Unless the study keeps checkpoints, it is that of an unfinished one, which the caller deletes unless is_whole.
     """
     if variant.recipe is None:
         return model.checkpoint.folder

@@ -1,0 +1,58 @@
+"""Studies of models with fewer experts: the rows of whole checkpoints, made once, with labels that say how many."""
+
+import shutil
+
+import pytest
+from random_models import make_random_model
+from small_study import write_study
+from tiny_models import VOCABULARY, random_rows
+
+import prunus
+from prunus.checkpoint.resolve import tiny_folder
+from prunus.errors import PrunusError
+from prunus.pruning.calibration.data import Calibration
+from prunus.results.store import Store
+from prunus.study import variants
+from prunus.study.file import read_study
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TABLES = """\
+[[experts]]
+method = ["reap", "random"]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a random mixture that has the tokenizer of tiny, and its calibration."""
+    folder = tmp_path_factory.mktemp("study")
+    changes = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "max_position_embeddings": 256, "pad_token_id": 0}
+    make_random_model("qwen3_moe", folder / "model", mlp_only_layers=[0], **changes)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tiny_folder() / name, folder / "model" / name)
+    (folder / "text.jsonl").write_text(Calibration(random_rows(8, 16), "random", []).to_jsonl())
+    return folder
+
+
+def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
+    path = write_study(folder, TABLES)
+    prunus.run_study(path, out=folder / "out", device="cpu")
+    monkeypatch.setattr(variants, "drop_experts", None)  # what exists is not made again
+    prunus.run_study(path, out=folder / "out", device="cpu")
+    page = (folder / "out" / "report.html").read_text()
+    assert "REAP 6 of 8 experts" in page and "Random 6 of 8 experts" in page
+    study = read_study(path)
+    prunus.drop_experts(folder / "model", folder / "whole", study.entries[0].recipe, device="cpu")
+    prunus.evaluate(folder / "whole", study.plans[0], folder / "whole.db", device="cpu")
+    with Store(folder / "out" / "results.db") as theirs, Store(folder / "whole.db") as ours:
+        [mine] = ours.runs()
+        [one] = [run for run in theirs.runs() if run.model["checksum"] == mine.model["checksum"]]
+        assert one.model["parameters"] == mine.model["parameters"]
+        assert theirs.samples(one.run_id, texts=True) == ours.samples(mine.run_id, texts=True)
+        assert len(ours.keys(mine.run_id)) == 18
+
+
+def test_experts_take_no_recovery(folder):
+    path = write_study(folder, '[[experts]]\nmethod = "reap"\nrecover = true\n')
+    with pytest.raises(PrunusError, match="recover"):
+        read_study(path)
