@@ -19,7 +19,7 @@ from prunus.finding.rungs import Rungs
 from prunus.finding.search import Search, open_search
 from prunus.finding.walk import Outcome, Walk, Walked
 from prunus.hashing import canonical_json
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
 from prunus.results.store import Store, check_folder
 from prunus.study.variants import check_variants, read_info, whole_checkpoint
 
@@ -30,7 +30,7 @@ def find(
     model: str | Path,
     out: str | Path,
     plan: EvalPlan,
-    ladder: str | Path | Sequence[PruneRecipe | DropRecipe] = "0.1:0.7:0.05",
+    ladder: str | Path | Sequence[PruneRecipe | DropRecipe | ExpertsRecipe] = "0.1:0.7:0.05",
     *,
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,

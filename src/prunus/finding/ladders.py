@@ -9,8 +9,9 @@ from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
+from prunus.pruning.experts.mixture import expert_counts
 from prunus.pruning.scope import linears_in_scope, weights_of
-from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.file import Entry, read_entries
 
 MOST_RUNGS = 1000
@@ -25,7 +26,7 @@ class Ladder:
 
 
 def ladders_of(
-    ladder: str | Path | Sequence[PruneRecipe | DropRecipe],
+    ladder: str | Path | Sequence[PruneRecipe | DropRecipe | ExpertsRecipe],
     methods: Sequence[str] | None,
     settings: Mapping[str, Any],
     recovery: Mapping[str, Any] | None,
@@ -60,7 +61,9 @@ def ladders_of(
     ]
 
 
-def recovery_of(recipe: PruneRecipe | DropRecipe, settings: Mapping[str, Any] | None) -> RecoverRecipe | None:
+def recovery_of(
+    recipe: PruneRecipe | DropRecipe | ExpertsRecipe, settings: Mapping[str, Any] | None
+) -> RecoverRecipe | None:
     """The recovery of a rung, with the calibration of its pruning except for the settings; None without any."""
     return None if settings is None else RecoverRecipe.like(recipe, **settings)
 
@@ -89,8 +92,11 @@ def sparsities(text: str) -> list[float]:
 
 
 def removed(entry: Entry, source: Checkpoint) -> float:
-    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipe."""
+    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipe; or of experts."""
     recipe = entry.recipe
+    if isinstance(recipe, ExpertsRecipe):
+        counts = expert_counts(source)
+        return 1 - sum(map(recipe.count, counts)) / sum(counts)
     if isinstance(recipe, DropRecipe):
         return recipe.count(source.blocks) / source.blocks
     inside = sum(map(weights_of, linears_in_scope(source, recipe)))
