@@ -129,7 +129,7 @@ def open_search(
     check_plan(plan, engine)
     study = as_study(str(model), plan, ladders, engine, margin, stop_margin, file)
     opened = open_model(study, study.models[0], folder_of(study, study.models[0]))
-    source = opened.checkpoint
+    source = opened.source
     if not as_given:
         for ladder in ladders:
             check_order(ladder, source)

@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.model_folder import EngineFolder
+from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve, tiny_folder
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
@@ -64,13 +64,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the study, opened. name: as written in the study's file."""
+    """A model of the study, opened. name: as written in the study's file. checkpoint: as checkpoint_of opens it."""
 
     name: str
-    checkpoint: Checkpoint
+    checkpoint: ModelFolder
     tokenizer: "PreTrainedTokenizerBase"
     variants: list[Variant]  # dense first
     cells: list[Cell]  # by plan, then variant
+
+    @property
+    def source(self) -> Checkpoint:
+        """The model with its blocks, of which variants are made, or which this process runs."""
+        assert isinstance(self.checkpoint, Checkpoint), "a model that only an engine reads has no variants"
+        return self.checkpoint
 
     @property
     def label(self) -> str:
@@ -135,13 +141,13 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
     return Model(name, checkpoint, tokenizer, variants, cells)
 
 
-def checkpoint_of(study: Study, folder: Path) -> Checkpoint:
-    """The opened model: blocks are needed only where variants are made of it or this process runs it.
+def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
+    """The opened model: a Checkpoint where variants are made of it or this process runs it, which needs its blocks.
 
-    Else it may be any model that the engine supports, and what is returned is an EngineFolder, which suffices then.
+    Else it may be any model that the engine supports.
     """
     if BACKENDS[study.backend].loads_itself and not study.entries:
-        return cast(Checkpoint, EngineFolder(folder))
+        return EngineFolder(folder)
     return Checkpoint(folder)
 
 
@@ -152,12 +158,16 @@ def plan_of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
     return replace(dense, run_id=content_hash({"variant": variant.key, "plan": dense.plan}))
 
 
-def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
+def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Variant]:
     """The dense model and a variant for each recipe. Raises PrunusError where two have the same effect."""
     names = variant_names(study.entries)
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
     source = checkpoint.checksum()
+    dense = Variant(DENSE, None, content_hash({"source": source}))
+    if not isinstance(checkpoint, Checkpoint):
+        assert not study.entries
+        return [dense]
     found: dict[str, tuple[Variant, Entry]] = {}
     for name, entry in zip(names, study.entries, strict=True):
         try:
@@ -170,7 +180,7 @@ def variants_of(study: Study, checkpoint: Checkpoint) -> list[Variant]:
         if key in found:
             study.fail(entry.line, same_effect(found[key][1], entry))
         found[key] = Variant(name, entry.recipe, key, entry.line, entry.recover), entry
-    return [Variant(DENSE, None, content_hash({"source": source})), *(variant for variant, _ in found.values())]
+    return [dense, *(variant for variant, _ in found.values())]
 
 
 def same_effect(first: Entry, second: Entry) -> str:

@@ -66,6 +66,10 @@ class Engine:
     @contextmanager
     def holding(self, model: Model, variant: Variant, folder: Path) -> Iterator[Backend]:
         """Within the context, a backend with the variant's weights. folder: of the study."""
+        if self.options.serve is not None and self.server is None:
+            with self.served(model, variant, folder), self.holding(model, variant, folder) as backend:
+                yield backend
+            return
         if self.server is not None:
             where, options = self.server
             with opened_backend(self.name, where, self.device, len(model.tokenizer), options) as backend:
@@ -79,7 +83,7 @@ class Engine:
             return
         backend = self.of(model)
         if isinstance(backend, HFBackend):
-            with swapped(backend.model, model.checkpoint, folder, variant):
+            with swapped(backend.model, model.source, folder, variant):
                 yield backend
         else:
             if isinstance(backend, VLLMBackend):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.packed.bits import packed_nbytes
 from prunus.checkpoint.writer import disk_needed
 from prunus.errors import PrunusError
@@ -81,7 +82,7 @@ def plan_study(
         check_apart(study, opened)
         made = {v.name: is_made(paths.folder, v) for v in model.variants[1:]}
         cells += planned_cells(study, model, paths)
-        sizes = {v.name: variant_bytes(model.checkpoint, v) for v in model.variants[1:]}
+        sizes = {v.name: variant_bytes(model.source, v) for v in model.variants[1:]}
         variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
         if disk is not None:
             disk += disk_bytes(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
@@ -198,7 +199,7 @@ def recovered_bytes(source: Checkpoint, index: int) -> int:
     )
 
 
-def disk_bytes(study: Study, source: Checkpoint, missing: Sequence[int]) -> int:
+def disk_bytes(study: Study, source: ModelFolder, missing: Sequence[int]) -> int:
     """The bytes for the variants that are to be made, and for the checkpoints that they are made from.
 
     missing: bytes of each of these variants.

@@ -108,7 +108,7 @@ def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
     return weights_file(folder, variant), vectors if vectors.exists() else None
 
 
-def blocks_removed(source: Checkpoint, folder: Path, variant: Variant) -> list[int]:
+def blocks_removed(source: ModelFolder, folder: Path, variant: Variant) -> list[int]:
     """Indices of the source's blocks that are missing in a variant that was made."""
     info = read_info(folder, variant) if variant.recipe is not None else None
     return [] if info is None else [index for index in range(source.blocks) if index not in info.kept]
@@ -136,11 +136,11 @@ def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[s
     """The warnings of a dry run. Raises PrunusError where it fails or a package is missing."""
     recipe, target = variant.recipe, unfinished_folder(folder, variant)
     assert recipe is not None
-    check_package(str(effective(recipe, model.checkpoint).get("calibration")))
+    check_package(str(effective(recipe, model.source).get("calibration")))
     if variant.recover is not None:
-        check_package(calibration_name(variant.recover, model.checkpoint))
+        check_package(calibration_name(variant.recover, model.source))
     if isinstance(recipe, PruneRecipe) and recipe.scores is not None:  # a dry run of `prune` does not open this file
-        find_scores(model.checkpoint, recipe, torch.device("cpu"), None)
+        find_scores(model.source, recipe, torch.device("cpu"), None)
     return apply(model, variant, target, device, dry_run=True)["warnings"]
 
 
@@ -190,7 +190,7 @@ def make_variant(
     Interrupted pruning is resumed. A pruned checkpoint stays until the variants that are recovered from it are made.
     keep: also leave the whole checkpoint in kept_folder. leave: also leave it where it is made.
     """
-    source, recipe = model.checkpoint, variant.recipe
+    source, recipe = model.source, variant.recipe
     assert recipe is not None
     target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
     # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
