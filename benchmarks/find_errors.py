@@ -16,7 +16,7 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results import betting, ladder
+from prunus.results import anytime, betting
 from prunus.results.ladder import Rule
 
 Floats = NDArray[np.float64]
@@ -110,7 +110,7 @@ def walk(
     rule: Rule,
     ladders: int,
     seed: int = 0,
-    evidence: Evidence = ladder.evidence,
+    evidence: Evidence = anytime.evidence,
 ) -> Walks:
     """Simulated walks that look after every problem and end at the first rung that is not certified."""
     rng = np.random.default_rng(seed)
@@ -175,10 +175,10 @@ def rules(margin: float, n: int) -> dict[str, Callable[[Floats], Floats]]:
         return np.sqrt(2 * level / (spread(d) * t * np.log(1 + t)))
 
     return {
-        "towards no difference (used)": lambda d: ladder.bets(d, margin),
+        "towards no difference (used)": lambda d: anytime.bets(d, margin),
         "for n problems": lambda d: np.sqrt(2 * level / (spread(d) * n)),
         "for all times": all_times,
-        "towards the mean so far": lambda d: ladder.bets(d, margin, adaptive=True),
+        "towards the mean so far": lambda d: anytime.bets(d, margin, adaptive=True),
     }
 
 
@@ -202,7 +202,7 @@ def _anew(rng: np.random.Generator, n: int, runs: int, draws: int) -> Floats:
 def until_certified(name: str, rule: str, n: int, margin: float, runs: int, seed: int = 0) -> tuple[float, float]:
     """(share certified, mean problems used) of one rung at one endpoint, with one way to bet."""
     d = DATA[name](np.random.default_rng(seed), n, runs)
-    times = _first(ladder.largest_wealth(d, rules(margin, n)[rule](d), -margin), log(1 / betting.ALPHA))
+    times = _first(anytime.largest_wealth(d, rules(margin, n)[rule](d), -margin), log(1 / betting.ALPHA))
     return float(np.mean(times <= n)), float(np.minimum(times, n).mean())
 
 
@@ -227,7 +227,7 @@ def several_tasks(sizes: Sequence[int], draws: int, runs: int, margin: float, se
 
 
 def _last_bounds(values: Floats, margin: float, alpha: float) -> list[float]:
-    return [float(ladder.lower_path(column, ladder.bets(column, margin), alpha, -margin)[-1]) for column in values.T]
+    return [float(anytime.lower_path(column, anytime.bets(column, margin), alpha, -margin)[-1]) for column in values.T]
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_wealth_and_bounds_are_confseqs(n):
     (sizes,) = betting.bets([scaled], 0.05)
     for null, wealth in zip((0.3, 0.45, 0.49, 0.5), wealths, strict=True):
         assert betting.log_wealth(scaled, sizes, np.array([null])) == pytest.approx([wealth], abs=2e-6)
-    assert 2 * betting._bound(scaled, sizes, 0.05) - 1 == pytest.approx([bound], abs=2e-6)
+    assert 2 * betting.bound(scaled, sizes, 0.05) - 1 == pytest.approx([bound], abs=2e-6)
 
 
 def test_no_difference_at_all_is_as_little_as_was_measured():

@@ -11,9 +11,9 @@ from test_betting import made
 from test_comparison import row
 
 from prunus.errors import PrunusError
-from prunus.results import ladder
+from prunus.results import anytime, ladder
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDS, GO_ON, OPEN, REFUSED, Rule
-from prunus.results.order import interleaved
+from prunus.results.order import interleaved, rounds
 from prunus.results.table import tables
 
 LEVEL = log(20)
@@ -53,7 +53,7 @@ def some(seed, n, mean, spread=0.3):
 @pytest.mark.parametrize(("mean", "margin"), [(0.1, 0.05), (0.0, 0.02), (-0.2, 0.05)])
 def test_e_values_and_bounds_are_those_of_a_plain_loop(mean, margin):
     d = some(1, 120, mean)
-    path = ladder.path(d, margin)
+    path = anytime.path(d, margin)
     bets = {sign: loop_bets(sign * d, margin, adaptive=sign < 0) for sign in (1, -1)}
     for logs, sign in ((path.certify, 1), (path.refuse, -1)):
         wealth = loop_wealth(sign * d, bets[sign], -sign * margin)
@@ -81,7 +81,7 @@ def test_bounds_with_their_bets_are_confseqs():
     t = np.arange(1, 401)
     variance = (0.25 + np.cumsum((x - (0.5 + np.cumsum(x)) / (t + 1)) ** 2)) / (t + 1)
     bets = np.sqrt(2 * LEVEL / (np.concatenate([[0.25], variance[:-1]]) * t * np.log(1 + t)))
-    path = ladder.lower_path(d, bets, 0.05)
+    path = anytime.lower_path(d, bets, 0.05)
     for n, bound in CONFSEQ.items():
         assert bound - 0.0013 < path[n - 1] <= bound + 1e-6  # rounded down to the grid
 
@@ -111,14 +111,14 @@ def test_the_first_to_be_shown_decides_whenever_one_looks():
 def test_rounds_hold_every_problem_once_and_as_many_of_a_task_as_they_can():
     sizes = {"a": 3, "b": 7, "c": 4}
     order = interleaved({task: [f"{task}{i}" for i in range(n)] for task, n in sizes.items()}, 5)
-    found = ladder.rounds(order)
+    found = rounds(order)
     assert len(found) == 3 and sorted(sum(found, ())) == sorted(order)
     for one in found:
         counts = {task: sum(name == task for name, _ in one) for task in sizes}
         assert counts["a"] == 1 and counts["b"] in (2, 3) and counts["c"] in (1, 2)
     for task in sizes:
         assert [p for one in found for t, p in one if t == task] == [p for t, p in order if t == task]
-    assert ladder.rounds([]) == []
+    assert rounds([]) == []
 
 
 def run(seed, budgets, draws, sizes):
@@ -135,7 +135,7 @@ def run(seed, budgets, draws, sizes):
 def test_differences_are_those_of_the_rows_up_to_the_first_incomplete_round():
     budgets, sizes = (0, 16, 64, 256), {"a": 6, "b": 12}
     dense, rung = run(0, budgets, 3, sizes), run(1, budgets, 3, sizes)
-    order = ladder.rounds(interleaved({t: [f"{t}-{p}" for p in range(n)] for t, n in sizes.items()}, 1))
+    order = rounds(interleaved({t: [f"{t}-{p}" for p in range(n)] for t, n in sizes.items()}, 1))
     found = ladder.differences(tables(dense), tables(rung), order, (16, 256), 2)
 
     def outcome(rows, task, problem, draws=(0, 1)):
@@ -188,9 +188,9 @@ def test_forecasts_are_what_happens():
     rng = np.random.default_rng(0)
     for changed, margin in ((0.04, 0.05), (0.01, 0.02), (0.1, 0.05)):
         paths = rng.choice([-1.0, 0.0, 1.0], p=[changed / 2, 1 - changed, changed / 2], size=(150, 1000))
-        times = [ladder._first(ladder.evidence(d, margin)[0], LEVEL) for d in paths]
+        times = [ladder._first(anytime.evidence(d, margin)[0], LEVEL) for d in paths]
         assert ladder.rounds_needed(changed, margin) == pytest.approx(np.median(times), rel=0.2)
-    same = ladder._first(ladder.evidence(np.zeros(300), 0.02)[0], LEVEL)
+    same = ladder._first(anytime.evidence(np.zeros(300), 0.02)[0], LEVEL)
     assert ladder.rounds_needed(0.0, 0.02) == same == 203
 
 

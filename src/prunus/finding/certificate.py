@@ -20,8 +20,9 @@ from prunus import __version__
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
-from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Rule, decide, differences, path, rounds
-from prunus.results.order import interleaved
+from prunus.results.anytime import path
+from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Rule, decide, differences
+from prunus.results.order import interleaved, rounds
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.results.table import tables

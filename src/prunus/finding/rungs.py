@@ -14,7 +14,7 @@ from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, cut_into_batches
 from prunus.finding.search import Search
 from prunus.progress import say
-from prunus.results.ladder import Round
+from prunus.results.order import Round
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant

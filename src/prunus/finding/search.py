@@ -13,8 +13,8 @@ from prunus.evaluation.lm_eval.tasks import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.finding.ladders import Ladder, check_order, removed
 from prunus.recipes import EvalPlan
-from prunus.results.ladder import Forecast, Round, Rule, forecast, rounds
-from prunus.results.order import interleaved
+from prunus.results.ladder import Forecast, Rule, forecast
+from prunus.results.order import Round, interleaved, rounds
 from prunus.study.cells import DENSE, Cell, Model, Variant, folder_of, open_model
 from prunus.study.file import Study
 

@@ -11,7 +11,8 @@ from prunus.finding.outcomes import Floats, Outcomes
 from prunus.finding.rungs import Rungs
 from prunus.finding.search import Rung, Search
 from prunus.progress import Steps, say
-from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, decide, path
+from prunus.results.anytime import path
+from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, decide
 
 OUT_OF_TOKENS = "the tokens are used up"
 

@@ -42,7 +42,7 @@ def lower_bound(strata: Sequence[Floats], alpha: float = ALPHA, seed: int = 0) -
     if len(scaled) > 1:
         bounds_SC = _shared_out(scaled, alpha, log(1 / alpha))
         return 2 * bounds_SC[-1] - 1
-    return 2 * _bound(scaled[0], bets(scaled, alpha)[0], alpha) - 1
+    return 2 * bound(scaled[0], bets(scaled, alpha)[0], alpha) - 1
 
 
 def p_value(strata: Sequence[Floats], margin: float = 0.0, seed: int = 0) -> Floats:
@@ -94,7 +94,7 @@ def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats) -> Floats:
     return np.maximum(np.cumsum(steps(scaled_TC, bets_TC, null_C), axis=0).max(axis=0), 0.0)
 
 
-def _bound(scaled_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
+def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
     """(C,) the largest null mean that is rejected at alpha, by bisection; 0 if none is."""
     low_C, high_C = np.zeros(scaled_TC.shape[1]), np.ones(scaled_TC.shape[1])
     for _ in range(HALVINGS):

@@ -32,8 +32,13 @@ METHOD = {
     "interval": "BCa bootstrap over problems with two pseudo-problems",
     "band": "simultaneous over the budgets of a task: max |t| of the same bootstrap",
     "p_adjusted": "Holm: the area over runs, budgets within a run; alike for losses within the margin and for scaling",
+    "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
 }
+ADAPTIVE = (
+    "collected adaptively by `prunus find`, so its results decided how many problems there are: verdicts, intervals and"
+    " bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
+)
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
 HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
 
@@ -84,6 +89,9 @@ def compare(
         auc_tokens and parallel;
     `largest`: the task and budget with the most significant difference, its p corrected for the choice among all cells
         of this run, and p_adjusted over runs;
+    `adaptive`: whether `find` decided, from the rows of one of the two runs, how many problems there are; then p, low,
+        high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time (`results/anytime.py`),
+        t_low and t_high are None, and scaling cannot be told;
     `primary`: the cell of the primary contrast, the area (that of `macro` with several tasks; the areas of single tasks
         are then corrected within the run); `verdict`, `within_margin`, `margin`, `warnings`;
     `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
@@ -147,9 +155,14 @@ def compare_runs(
     for run in chosen:
         pairs, notes = _pairs(base_tables, tables_of(run.run_id))
         notes = _plan_notes(base, run) + notes
+        how = run.adaptive or base.adaptive
+        if how is not None:
+            pairs = {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}
+            notes.append(ADAPTIVE)
         if pairs:
             entry = _entry(run, pairs, notes, margin, seed, resamples, len(chosen))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
+            entry["adaptive"] = how is not None
             entries.append(_with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains))
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")

@@ -1,6 +1,7 @@
 """The cells of a comparison: every contrast of two runs on the same problems, budgets and draws.
 
-`paired` computes intervals and p-values, `betting` lower bounds; both explain why these methods are used.
+`paired` computes intervals and p-values, `betting` lower bounds, and `anytime` all of these where rows decided how many
+problems were taken; they explain why these methods are used.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import OFF, without_off
-from prunus.results import bands, betting, metrics, paired, power, retention, token_use
+from prunus.results import anytime, bands, betting, metrics, paired, power, retention, token_use
 from prunus.results.metrics import AUC
 from prunus.results.table import Table
 
@@ -23,14 +24,19 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pair:
-    """One task of two runs on the same problems, budgets and draws."""
+    """One task of two runs on the same problems, budgets and draws.
+
+    adaptive: the seed of `order` by which problems were taken, if rows decided how many were; else None.
+    """
 
     base: Table
     other: Table
+    adaptive: int | None = None
 
     def at(self, budgets: Sequence[int]) -> "Pair":
         """The pair at some of its budgets."""
-        return Pair(*(table.select(table.problems, budgets, table.draws) for table in (self.base, self.other)))
+        base, other = (table.select(table.problems, budgets, table.draws) for table in (self.base, self.other))
+        return Pair(base, other, self.adaptive)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
     _add_t_intervals(found, strata)
     _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin, claims_C)
     _add_bands(found[: len(budgets)], tested)
+    if pairs[0].adaptive is not None:
+        _hold_at_any_time(found[: len(budgets) + 1], shares, pairs, margin)
     if len(pairs) == 1:
         _add_pairing(found, base_means[0], other_means[0])
         for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
@@ -88,7 +96,32 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
     if slope:
         reach = float(weights_BC[:, -1].clip(0).sum())
         slope |= _scaling([d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means], reach, seed)
+        if pairs[0].adaptive is not None:
+            slope |= {"p_kept": 1.0, "p_lost": 1.0}  # no test of them holds at any time
     return {"budgets": dict(zip(budgets, found[: len(budgets)], strict=True)), AUC: found[len(budgets)], "slope": slope}
+
+
+def _hold_at_any_time(
+    found: Sequence[dict[str, Any]], shares: Sequence[Floats], pairs: Sequence[Pair], margin: float
+) -> None:
+    """Replace what a verdict rests on, and all intervals, by numbers that hold whatever ended the collection.
+
+    found: cells of budgets, then that of the area.
+    """
+    columns = any_time_columns(shares, pairs, margin, max(1, len(found) - 1))
+    for c, cell in enumerate(found):
+        now = {name: float(column[c]) for name, column in columns.items()}
+        cell |= {name: value for name, value in now.items() if name in cell}
+        cell |= {"t_low": None, "t_high": None}
+
+
+def any_time_columns(
+    strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: int = 1
+) -> dict[str, Floats]:
+    """`anytime.infer` of the differences (P, C) of each pair, in the order in which problems were taken."""
+    seed = pairs[0].adaptive
+    assert seed is not None
+    return anytime.infer(anytime.in_rounds(strata, [pair.base.problems for pair in pairs], seed), margin, columns)
 
 
 def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int) -> dict[str, float | None]:

@@ -13,11 +13,7 @@ rungs and however often one looks:
 - A walk in a declared order that ends at its first failure needs no correction for the number of rungs
   (fixed-sequence test, Maurer, Hothorn and Lehmacher 1995). Several ladders share alpha among them.
 
-The bets. Towards certification: delta / (v + delta^2), which is Kelly's bet if the true difference is 0; delta is half
-the margin and v the variance so far of (difference + 1) / 2. Towards refusal: the same with the gain seen so far in
-place of delta if that is larger, since a broken model is far below the margin. They need no horizon, so problems may be
-added. Over simulated data they need fewer problems than bets for a fixed number of problems or for all times
-(docs/measurements/find-errors.md).
+`anytime` has the bets, which need no horizon, so problems may be added.
 
 Several tasks. The estimate is the mean over tasks, so bets are made on rounds: each holds problems of every task, as
 many rounds as the smallest task has problems, and a round's difference is the mean over tasks. A bound per task at
@@ -34,21 +30,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.errors import PrunusError
-from prunus.results import betting, metrics, stopping
+from prunus.results import anytime, betting, metrics, stopping
+from prunus.results.anytime import bets, evidence, largest_wealth
+from prunus.results.order import Round
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
-Round = tuple[tuple[str, str], ...]  # (task, problem_id)
 
 ACCURACY, ENDS = "accuracy", stopping.ENDS
 ENDPOINTS = (ACCURACY, ENDS)
 CERTIFIED, REFUSED, OPEN, GO_ON = "certified", "refused", "cannot tell", "go on"
-FIRST = 0.25  # variance of the pseudo-value before the first one, and its weight
 CHANGED = 0.04  # share of draws assumed to differ between the dense model and a harmless rung
 DRAWS = (1, 2, 4, 8, 16, 32, 64)  # numbers of draws per problem that a forecast considers
 MOST_ROUNDS = 200_000  # a forecast beyond this is "no number is enough"
 MOST_LOG = 600.0  # of an e-value that is given as a number
-SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
 
 
 @dataclass(frozen=True)
@@ -92,41 +87,6 @@ class Decision:
     rounds: int
     failed: tuple[str, ...]
     evidence: dict[str, dict[str, float | None]]
-
-
-@dataclass(frozen=True)
-class Path:
-    """One endpoint after every round, (T,) each: mean difference and its bounds, each valid at all times together.
-
-    P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
-    the margin or more is ruled out, upper < -margin if and only if a smaller loss is. certify, refuse: logarithms of
-    the largest e-values so far, which reach log(1 / alpha) at those times.
-    """
-
-    estimate: Floats
-    lower: Floats
-    upper: Floats
-    certify: Floats
-    refuse: Floats
-
-
-def rounds(order: Sequence[tuple[str, str]]) -> list[Round]:
-    """The problems in this order (`order.interleaved`) as rounds, which hold the next problems of every task.
-
-    There are as many rounds as the smallest task has problems; those of larger tasks are spread evenly over them.
-    """
-    by_task: dict[str, list[str]] = {}
-    for task, problem in order:
-        by_task.setdefault(task, []).append(problem)
-    total = min(map(len, by_task.values()), default=0)
-    return [
-        tuple(
-            (task, problem)
-            for task, problems in by_task.items()
-            for problem in problems[r * len(problems) // total : (r + 1) * len(problems) // total]
-        )
-        for r in range(total)
-    ]
 
 
 def differences(
@@ -212,62 +172,6 @@ def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decis
     return Decision(word, at, failed, shown_so_far)
 
 
-def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA) -> Path:
-    """Estimate, bounds and e-values of one endpoint after every round."""
-    d = np.asarray(differences_T, dtype=float)
-    certify, refuse = evidence(d, margin)
-    return Path(
-        estimate=np.cumsum(d) / np.arange(1, len(d) + 1),
-        lower=lower_path(d, bets(d, margin), alpha, -margin),
-        upper=-lower_path(-d, bets(-d, margin, adaptive=True), alpha, margin),
-        certify=certify,
-        refuse=refuse,
-    )
-
-
-def bets(differences_T: Floats, margin: float, adaptive: bool = False) -> Floats:
-    """(T, ...) bet on each difference, scaled to [0, 1], from those before it; see the beginning of this file.
-
-    adaptive: towards a mean that is at least as far above the null of `margin` as the mean so far; else towards 0 from
-    a null of -margin.
-    """
-    x = (differences_T + 1) / 2
-    weight = FIRST + np.arange(1.0, len(x) + 1).reshape(-1, *[1] * (x.ndim - 1))
-    mean = (FIRST / 2 + np.cumsum(x, axis=0)) / weight
-    after = (FIRST * FIRST + np.cumsum((x - mean) ** 2, axis=0)) / weight
-    variance = np.concatenate([np.full_like(x[:1], FIRST), after])[:-1]
-    gain = np.full_like(x, margin / 2)
-    if adaptive:
-        before = np.concatenate([np.full_like(x[:1], 0.5), mean])[:-1]
-        gain = np.maximum(gain, before - (1 + margin) / 2)
-    return gain / (variance + gain**2)
-
-
-def lower_path(differences_T: Floats, bets_T: Floats, alpha: float, *nulls: float) -> Floats:
-    """(T,) the largest mean rejected so far, -1 if none is; from a grid of means, in which `nulls` are included."""
-    grid = (np.unique(np.concatenate([SHAPE, nulls])) + 1) / 2
-    logs = np.cumsum(betting.steps((differences_T[:, None] + 1) / 2, bets_T[:, None], grid), axis=0)
-    rejected_T = (np.maximum.accumulate(logs, axis=0) >= log(1 / alpha)).sum(axis=1)  # wealth falls along the grid
-    return np.where(rejected_T > 0, 2 * grid[rejected_T - 1] - 1, -1.0)
-
-
-def evidence(differences_T: Floats, margin: float) -> tuple[Floats, Floats]:
-    """(T, ...) logarithms of the largest e-values so far for a loss below the margin and for one above it; at least 0.
-
-    differences_T: (T,), or (T, C) of C rungs.
-    """
-    return (
-        largest_wealth(differences_T, bets(differences_T, margin), -margin),
-        largest_wealth(-differences_T, bets(-differences_T, margin, adaptive=True), margin),
-    )
-
-
-def largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
-    """(T, ...) logarithm of the largest wealth so far, at least 0, of bets that the mean is above null."""
-    steps = betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2))
-    return np.maximum(np.maximum.accumulate(np.cumsum(steps, axis=0), axis=0), 0.0)
-
-
 def _first(logs_T: Floats, level: float) -> float:
     """The number of rounds after which the level is reached first; inf if never."""
     reached = np.flatnonzero(logs_T >= level)
@@ -282,7 +186,7 @@ def rounds_needed(variance: float, margin: float, alpha: float = betting.ALPHA) 
     """
     t = np.arange(MOST_ROUNDS if variance > 0 else ceil(10 * log(1 / alpha) / margin) + 10)
     gain, v = margin / 2, variance / 4
-    assumed = (FIRST * FIRST + t * v) / (FIRST + t)
+    assumed = (anytime.FIRST**2 + t * v) / (anytime.FIRST + t)
     bet = np.minimum(gain / (assumed + gain**2), betting.MOST / ((1 - margin) / 2))
     growth = np.log1p(bet * gain) - 0.5 * bet**2 * v / (1 + bet * gain) ** 2
     return _first(np.cumsum(growth), log(1 / alpha))

@@ -5,7 +5,9 @@ computed again from the rows of a store.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+Round = tuple[tuple[str, str], ...]  # (task, problem id) of the problems that are taken together
 
 
 def seeded_order(problems: Iterable[str], seed: int) -> list[str]:
@@ -23,3 +25,22 @@ def interleaved(tasks: Mapping[str, Iterable[str]], seed: int) -> list[tuple[str
         order = seeded_order(problems, seed)
         placed += [((place + 0.5) / len(order), number, task, problem) for place, problem in enumerate(order)]
     return [(task, problem) for _, _, task, problem in sorted(placed)]
+
+
+def rounds(order: Sequence[tuple[str, str]]) -> list[Round]:
+    """The problems in this order (of `interleaved`) as rounds, which hold the next problems of every task.
+
+    There are as many rounds as the smallest task has problems; those of larger tasks are spread evenly over them.
+    """
+    by_task: dict[str, list[str]] = {}
+    for task, problem in order:
+        by_task.setdefault(task, []).append(problem)
+    total = min(map(len, by_task.values()), default=0)
+    return [
+        tuple(
+            (task, problem)
+            for task, problems in by_task.items()
+            for problem in problems[r * len(problems) // total : (r + 1) * len(problems) // total]
+        )
+        for r in range(total)
+    ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN
 from prunus.results import betting, metrics, paired
-from prunus.results.contrasts import Pair
+from prunus.results.contrasts import Pair, any_time_columns
 from prunus.results.table import Table
 from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, set_adjusted, verdict
 
@@ -93,6 +93,13 @@ def stop_cells(
         bound=signs * betting.lower_bound(gains, seed=seed),
         p_margin=betting.p_value(gains, margin, seed),
     )
+    if pairs[0].adaptive is not None:
+        now = any_time_columns(gains, pairs, margin)
+        ends = np.sort([signs * now["low"], signs * now["high"]], axis=0)
+        columns = {"p": now["p"], "p_margin": now["p_margin"], "bound": signs * now["lower_bound"]}
+        columns |= {"low": ends[0], "high": ends[1]}
+        for c, cell in enumerate(cells):
+            cell |= {name: float(column[c]) for name, column in columns.items()}
     size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
     by_ending = {
         name: [size | cell for cell in cells[place * len(budgets) : (place + 1) * len(budgets)]]

@@ -73,7 +73,9 @@ def _interval(cell: Data, key: str) -> Interval:
 
 
 def _remark(entry: Data) -> str:
-    """For an undecided run, the draws or problems needed for a decision."""
+    """For an undecided run, the draws or problems needed for a decision; whether its problems were chosen by rows."""
+    if entry.get("adaptive"):
+        return "collected adaptively"
     settle = entry["primary"].get("settle") or {}
     wanted = [f"{count(settle[key])} {key}" for key in ("draws", "problems") if settle.get(key)]
     return f"{' or '.join(wanted)} needed" if entry["verdict"] == OPEN and wanted else ""

@@ -1,0 +1,140 @@
+"""Bounds and p-values that hold at any time: also if what was seen decides how many problems are taken.
+
+They are `betting`'s, with bets that do not depend on the number of problems. The bound of a fixed number of problems is
+sharper and serves runs whose problems were fixed beforehand; these serve `find`, and runs that it has stopped.
+
+Bets that a loss is below a margin: delta / (v + delta^2), which is Kelly's bet if the true difference is 0; delta is
+half the margin and v the variance so far of (difference + 1) / 2. Bets that it is above: the same with the gain seen so
+far in place of delta if that is larger, since a broken model is far below. Over simulated data they need fewer problems
+than bets for a fixed number of problems, or for all times (docs/measurements/find-errors.md).
+
+T: problems, or rounds with problems of every task, in their order; a round's difference is the mean over tasks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.results import betting
+from prunus.results.order import interleaved, rounds
+
+Floats = NDArray[np.float64]
+
+FIRST = 0.25  # variance of the pseudo-value before the first one, and its weight
+SMALL = 0.02  # bets that there is any difference are those that a difference is above half of this
+SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
+
+
+@dataclass(frozen=True)
+class Path:
+    """One endpoint after every round, (T,) each: mean difference and its bounds, each valid at all times together.
+
+    P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
+    the margin or more is ruled out, upper < -margin if and only if a smaller loss is. certify, refuse: logarithms of
+    the largest e-values so far, which reach log(1 / alpha) at those times.
+    """
+
+    estimate: Floats
+    lower: Floats
+    upper: Floats
+    certify: Floats
+    refuse: Floats
+
+
+def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA) -> Path:
+    """Estimate, bounds and e-values of one endpoint after every round."""
+    d = np.asarray(differences_T, dtype=float)
+    certify, refuse = evidence(d, margin)
+    return Path(
+        estimate=np.cumsum(d) / np.arange(1, len(d) + 1),
+        lower=lower_path(d, bets(d, margin), alpha, -margin),
+        upper=-lower_path(-d, bets(-d, margin, adaptive=True), alpha, margin),
+        certify=certify,
+        refuse=refuse,
+    )
+
+
+def bets(differences_T: Floats, margin: float, adaptive: bool = False) -> Floats:
+    """(T, ...) bet on each difference, scaled to [0, 1], from those before it; see the beginning of this file.
+
+    adaptive: towards a mean that is at least as far above the null of `margin` as the mean so far; else towards 0 from
+    a null of -margin.
+    """
+    x = (differences_T + 1) / 2
+    weight = FIRST + np.arange(1.0, len(x) + 1).reshape(-1, *[1] * (x.ndim - 1))
+    mean = (FIRST / 2 + np.cumsum(x, axis=0)) / weight
+    after = (FIRST * FIRST + np.cumsum((x - mean) ** 2, axis=0)) / weight
+    variance = np.concatenate([np.full_like(x[:1], FIRST), after])[:-1]
+    gain = np.full_like(x, margin / 2)
+    if adaptive:
+        before = np.concatenate([np.full_like(x[:1], 0.5), mean])[:-1]
+        gain = np.maximum(gain, before - (1 + margin) / 2)
+    return gain / (variance + gain**2)
+
+
+def lower_path(differences_T: Floats, bets_T: Floats, alpha: float, *nulls: float) -> Floats:
+    """(T,) the largest mean rejected so far, -1 if none is; from a grid of means, in which `nulls` are included."""
+    grid = (np.unique(np.concatenate([SHAPE, nulls])) + 1) / 2
+    logs = np.cumsum(betting.steps((differences_T[:, None] + 1) / 2, bets_T[:, None], grid), axis=0)
+    rejected_T = (np.maximum.accumulate(logs, axis=0) >= log(1 / alpha)).sum(axis=1)  # wealth falls along the grid
+    return np.where(rejected_T > 0, 2 * grid[rejected_T - 1] - 1, -1.0)
+
+
+def evidence(differences_T: Floats, margin: float) -> tuple[Floats, Floats]:
+    """(T, ...) logarithms of the largest e-values so far for a loss below the margin and for one above it; at least 0.
+
+    differences_T: (T,), or (T, C) of C rungs.
+    """
+    return (
+        largest_wealth(differences_T, bets(differences_T, margin), -margin),
+        largest_wealth(-differences_T, bets(-differences_T, margin, adaptive=True), margin),
+    )
+
+
+def largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+    """(T, ...) logarithm of the largest wealth so far, at least 0, of bets that the mean is above null."""
+    steps = betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2))
+    return np.maximum(np.maximum.accumulate(np.cumsum(steps, axis=0), axis=0), 0.0)
+
+
+def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int) -> Floats:
+    """(T, C) differences in the order of a search with this seed: of problems, or with several tasks of rounds.
+
+    strata: (P, C) differences of each task. names: the ids of their problems.
+    """
+    values = {
+        (str(k), name): row
+        for k, (ids, rows) in enumerate(zip(names, strata, strict=True))
+        for name, row in zip(ids, rows, strict=True)
+    }
+    found = []
+    for one in rounds(interleaved({str(k): ids for k, ids in enumerate(names)}, seed)):
+        tasks = {task for task, _ in one}
+        found.append(np.mean([np.mean([values[key] for key in one if key[0] == t], axis=0) for t in tasks], axis=0))
+    return np.array(found)
+
+
+def infer(differences_TC: Floats, margin: float, columns: int = 1) -> dict[str, Floats]:
+    """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
+
+    p: two-sided, of no difference on average. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or more.
+    low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
+    """
+    d, alpha = differences_TC, betting.ALPHA
+    above, below = bets(d, margin), bets(-d, margin, adaptive=True)
+    signs = [largest_wealth(sign * d, bets(sign * d, SMALL, adaptive=True), 0.0)[-1] for sign in (1, -1)]
+    found = {
+        "p": np.minimum(1.0, 2 * np.exp(-np.maximum(*signs))),
+        "p_margin": np.exp(-largest_wealth(d, above, -margin)[-1]),
+        "lower_bound": _lower(d, above, alpha),
+    }
+    for name, level in (("", alpha / 2), ("band_", alpha / 2 / columns)):
+        found[f"{name}low"], found[f"{name}high"] = _lower(d, above, level), -_lower(-d, below, level)
+    return found
+
+
+def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
+    return 2 * betting.bound((differences_TC + 1) / 2, bets_TC, alpha) - 1
