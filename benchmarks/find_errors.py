@@ -1,6 +1,6 @@
 """How often `prunus find` certifies too much, how far it gets, and what it costs: docs/measurements/find-errors.md.
 
-    python benchmarks/find_errors.py [--ladders 2000]       four minutes on one core
+    python benchmarks/find_errors.py [--ladders 2000]       ten minutes on a core shared with other work
 
 Ladders of 13 rungs are simulated with a known truth. The dense model solves a problem with a probability drawn from
 Beta(0.4, 0.4) and ends by itself with one from Beta(4.5, 0.5). A rung repeats the dense model's draws, but for a share
