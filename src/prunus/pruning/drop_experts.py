@@ -14,6 +14,7 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Entry, Stored, entry_of
 from prunus.checkpoint.writer import Partial, check_target, disk_needed
 from prunus.disk import check_space, show_bytes
+from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.calibration.memory_budget import check_block_fits
@@ -25,6 +26,7 @@ from prunus.pruning.experts.cut import cut_tensors
 from prunus.pruning.experts.fewer_config import fewer_config
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, find_mixtures
+from prunus.pruning.experts.saved import SavedExperts
 from prunus.pruning.experts.seen import Seen
 from prunus.pruning.experts.verification import verify
 from prunus.pruning.made_card import made_card
@@ -40,6 +42,7 @@ def drop_experts(
     device: str = "auto",
     overwrite: bool = False,
     dry_run: bool = False,
+    stats: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write a copy of model (folder or hub id) without some of its routed experts to the folder out; returns a summary.
 
@@ -50,6 +53,8 @@ def drop_experts(
     recipe: None: the default one, REAP with three experts in four.
     overwrite: replace an existing result.
     dry_run: write nothing, and return what would be done (see below).
+    stats: a file that expert_stats() wrote for this model. Its calibration is used and the model is not run for it;
+        fields of the recipe that ask for another calibration are an error.
 
     Returns a dict:
 
@@ -71,6 +76,11 @@ def drop_experts(
     source, target, recipe = Checkpoint(resolve(model)), Path(out), recipe or ExpertsRecipe()
     check_target(source.folder, target, overwrite)
     mixtures = find_mixtures(source)
+    saved = None if stats is None else SavedExperts(stats, source, recipe)
+    if saved is not None:
+        if CRITERIA[recipe.method].needs == "nothing":
+            raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
+        recipe = saved.recipe
     if recipe.spread == "uniform":
         for mixture in mixtures:
             mixture.check(recipe.count(mixture.count))
@@ -79,19 +89,22 @@ def drop_experts(
     needed = disk_needed(bytes_left(recipe, source, mixtures, stray))
     there = pick_device(device)
     if dry_run:
-        return describe(recipe, source, mixtures, target, needed)
+        return describe(recipe, source, mixtures, target, needed, saved)
     origin = source.provenance(model)
-    work = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
+    work: dict[str, Any] = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
+    if saved is not None:
+        work["stats"] = saved.about
 
     def entries(notes: Mapping[str, Any]) -> dict[str, Entry]:
         kept = Choice.from_json(notes["choice"]).kept
         return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept, stray).items()}
 
     with Partial(source, target, work, source.blocks, needed, overwrite, stray, entries) as partial:
-        needs_data = CRITERIA[recipe.method].needs != "nothing"
+        needs_data = CRITERIA[recipe.method].needs != "nothing" and saved is None
         calibration = keep_calibration(recipe, source, partial) if needs_data else None
         if "choice" not in partial.notes:
-            choice = choose(recipe, mixtures, measure(source, mixtures, recipe, calibration, there))
+            seen = saved.seen(mixtures) if saved else measure(source, mixtures, recipe, calibration, there)
+            choice = choose(recipe, mixtures, seen)
             partial.note("choice", choice.to_json(), {})
         choice = Choice.from_json(partial.notes["choice"])
         content = fewer_config(source, {index: len(kept) for index, kept in choice.kept.items()}, bool(stray))
@@ -116,7 +129,7 @@ def drop_experts(
             "recipe": recipe.to_json(),
             "versions": versions(),
             "source": origin,
-            "calibration": calibration.summary() if calibration else None,
+            "calibration": calibration.summary() if calibration else saved and saved.summary,
             "experts": {"before": counts_of(mixtures), "after": {m.index: len(choice.kept[m.index]) for m in mixtures}},
             "experts_removed": removed,
             "scores": {str(index): row for index, row in choice.scores.items()},
@@ -188,7 +201,12 @@ def experts_text(mixtures: Sequence[Mixture], kept: Mapping[int, int]) -> str:
 
 
 def describe(
-    recipe: ExpertsRecipe, source: Checkpoint, mixtures: Sequence[Mixture], target: Path, needed: int
+    recipe: ExpertsRecipe,
+    source: Checkpoint,
+    mixtures: Sequence[Mixture],
+    target: Path,
+    needed: int,
+    saved: SavedExperts | None,
 ) -> dict[str, Any]:
     """What drop_experts would do, as a dict, as far as it is known without running the model."""
     check_space(target.absolute(), needed)
@@ -202,7 +220,9 @@ def describe(
     }
     if recipe.spread == "global":
         result["experts"] = f"on average {result['experts']}"
-    if CRITERIA[recipe.method].needs != "nothing":
+    if saved is not None:
+        result["calibration"] = f"from {saved.about['calibration']['tokens']} tokens that were measured before"
+    elif CRITERIA[recipe.method].needs != "nothing":
         result["calibration"], warnings = describe_calibration(recipe, source)
         result["warnings"] = [*warnings, *result["warnings"]]
     return result

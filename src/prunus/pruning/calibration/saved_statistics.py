@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,9 +43,10 @@ from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import InputStats
-from prunus.recipes import TOKEN_WEIGHTS, DtypeName, PruneRecipe
+from prunus.recipes import TOKEN_WEIGHTS, DtypeName, ExpertsRecipe, PruneRecipe
 
 FORMAT = 2
+AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe)
 # Fields of a recipe on which the statistics depend, besides dtype.
 FIELDS = ("calibration", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed")
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
@@ -263,6 +264,10 @@ class SavedStats:
         """
         if needs == "nothing" and not (allocation_needs == "norms" and recipe.scores is None):
             raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
+        if self.about.get("experts"):
+            raise PrunusError(
+                f"{self.path} holds scores of experts alone; write it with `prunus stats` without --experts"
+            )
         if needs == "hessian" and not self.hessians:
             what = recipe.method if recipe.update == "none" else f"--update {recipe.update}"
             raise PrunusError(
@@ -295,6 +300,10 @@ class SavedStats:
 
     def recipe(self, recipe: PruneRecipe) -> PruneRecipe:
         """The recipe with the calibration of these statistics."""
+        return self.with_calibration(recipe)
+
+    def with_calibration(self, recipe: AnyRecipe) -> AnyRecipe:
+        """The same for any recipe that has a calibration."""
         return replace(recipe, **{name: self.about["recipe"].get(name) for name in FIELDS})
 
     @cached_property

@@ -1,0 +1,175 @@
+"""What calibration showed of a model's experts in a file, from which any number of them can be removed without a pass.
+
+The file is safetensors. For the experts module of every block (`model.layers.0.mlp.experts`) it holds `.tokens` (E),
+`.sums` (4, E: weights of tokens, gate values, norms, products of the two; seen.py), `.order` (E), the scores of the
+criterion `output`, and `.kept` (E + 1, E), of which row n has a 1 for each expert of the n that `output` keeps. The
+metadata entry `prunus` is that of `prunus stats`, with `experts`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import versions
+from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.runner import pick_device
+from prunus.checkpoint.safetensors_file import READABLE, Entry, layout, put
+from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
+from prunus.errors import PrunusError
+from prunus.pruning.calibration.data import load_calibration
+from prunus.pruning.calibration.memory_budget import check_block_fits
+from prunus.pruning.calibration.saved_statistics import FIELDS, FORMAT, SavedStats, tokenizer_checksum
+from prunus.pruning.experts.choice import unmet
+from prunus.pruning.experts.measure import observe
+from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures
+from prunus.pruning.experts.seen import Reconstruction, Seen
+from prunus.recipes import DtypeName, ExpertsRecipe
+
+NAMES = {dtype: name for name, dtype in READABLE.items()}
+
+
+def expert_stats(
+    model: str | Path,
+    out: str | Path,
+    *,
+    calibration: str = "auto",
+    samples: int = 128,
+    seqlen: int = 2048,
+    calibration_tokens: int | None = None,
+    prompt_weight: float = 1.0,
+    chain_weight: float = 1.0,
+    closing_weight: float | None = None,
+    seed: int = 0,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write what every criterion needs to know of model's experts to the file out, for drop_experts(stats=out).
+
+    One pass of the dense model. The options are those of `stats`. Returns a dict:
+
+    out: as given.
+    experts: total number of experts.
+    size: of the file, as text.
+    sequences, tokens: numbers of calibration sequences and tokens.
+    warnings: one line each.
+
+    Raises PrunusError for wrong input.
+    """
+    recipe = ExpertsRecipe(
+        calibration=calibration, samples=samples, seqlen=seqlen, calibration_tokens=calibration_tokens,
+        prompt_weight=prompt_weight, chain_weight=chain_weight, closing_weight=closing_weight, seed=seed, dtype=dtype,
+    )  # fmt: skip
+    source, target = Checkpoint(resolve(model)), Path(out)
+    if target.exists() and not (overwrite and target.is_file()):
+        raise PrunusError(f"{target} exists; choose another file or add --overwrite")
+    mixtures = find_mixtures(source)
+    check_block_fits(source, source.dtype)
+    chosen = load_calibration(recipe, source)
+    about = {
+        "format": FORMAT,
+        "experts": True,
+        "model": {**source.provenance(model), "tokenizer": tokenizer_checksum(source.folder)},
+        "calibration": chosen.summary(),
+        "recipe": {name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
+        "versions": versions(),
+    }
+    seen = list(observe(source, mixtures, recipe, chosen, pick_device(device), possible_counts))
+    tensors = {name: t for m, one in zip(mixtures, seen, strict=True) for name, t in stored(source, m, one).items()}
+    _write(target, tensors, about)
+    return {
+        "out": str(target),
+        "experts": sum(mixture.count for mixture in mixtures),
+        "size": show_bytes(target.stat().st_size),
+        "sequences": len(chosen.sequences),
+        "tokens": chosen.tokens,
+        "warnings": [*chosen.warnings, *unmet(seen)],
+    }
+
+
+def possible_counts(mixture: Mixture) -> list[int]:
+    """The numbers of experts that a block can keep."""
+    found = []
+    for count in range(1, mixture.count):
+        try:
+            mixture.check(count)
+        except Unremovable:
+            continue
+        found.append(count)
+    return found or [mixture.top_k]
+
+
+def run_dtype(recipe: ExpertsRecipe, source: Checkpoint) -> str:
+    """The dtype in which blocks run, by its safetensors name."""
+    return NAMES[source.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)]
+
+
+def stored(source: Checkpoint, mixture: Mixture, seen: Seen) -> dict[str, Tensor]:
+    """The tensors of one block, by their names in the file."""
+    assert seen.reconstruction is not None
+    kept = torch.zeros(mixture.count + 1, mixture.count, dtype=torch.uint8)
+    for count, experts in seen.reconstruction.kept.items():
+        kept[count, experts] = 1
+    sums = torch.stack([seen.weight_E, seen.gate_E, seen.norm_E, seen.product_E])
+    parts = {"tokens": seen.token_E, "sums": sums, "order": seen.reconstruction.score_E, "kept": kept}
+    return {source.block_name(mixture.index, f"{mixture.experts}.{part}"): t for part, t in parts.items()}
+
+
+def _write(target: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    entries = {name: Entry(NAMES[t.dtype], tuple(t.shape), t.nbytes) for name, t in tensors.items()}
+    needed = sum(entry.nbytes for entry in entries.values())
+    check_space(target.absolute(), needed)
+    head, places = layout(target, entries, {"prunus": json.dumps(about, sort_keys=True)})
+    with disk_errors(target.parent, needed):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(target) as stream:
+            stream.write(head)
+            for name, tensor in tensors.items():
+                put(stream, places[name], tensor)
+
+
+class SavedExperts:
+    """A file of expert_stats, opened for a model and a recipe; PrunusError if it does not fit one of them.
+
+    recipe: the recipe with the calibration of the file.
+    """
+
+    def __init__(self, path: str | Path, source: Checkpoint, recipe: ExpertsRecipe) -> None:
+        self._file, self._source = SavedStats(path, source), source
+        if not self._file.about.get("experts"):
+            raise PrunusError(f"{path} holds no scores of experts; write it with `prunus stats --experts`")
+        measured = self._file.about["recipe"]["dtype"]
+        if recipe.dtype != "auto" and (asked := run_dtype(recipe, source)) != measured:
+            raise PrunusError(f"{path} was measured in {measured}, not {asked}; leave --dtype out, or measure again")
+        usual = ExpertsRecipe()
+        given = {name: getattr(recipe, name) for name in FIELDS}
+        self._file.check_given({name: value for name, value in given.items() if value != getattr(usual, name)})
+        self.recipe = self._file.with_calibration(recipe)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The file's metadata."""
+        return self._file.about
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The summary of the calibration for the manifest."""
+        return self._file.summary
+
+    def seen(self, mixtures: Sequence[Mixture]) -> list[Seen]:
+        """What calibration showed of each block's experts."""
+        return [self._seen(mixture) for mixture in mixtures]
+
+    def _seen(self, mixture: Mixture) -> Seen:
+        start = self._source.block_name(mixture.index, mixture.experts)
+        token_E, sums_4E, order_E, kept_NE = (
+            self._file.tensors[f"{start}.{part}"].read() for part in ("tokens", "sums", "order", "kept")
+        )
+        kept = {count: row.nonzero()[:, 0].tolist() for count, row in enumerate(kept_NE) if row.any()}
+        reconstruction = Reconstruction(order_E, kept)
+        return Seen(mixture.index, token_E, *sums_4E, seed=self.recipe.seed, reconstruction=reconstruction)
