@@ -26,7 +26,16 @@ API_NAME = {
     "study": "run_study",
 }
 # `prunus study plan`, `prunus study report`, `prunus prune --recover`, and a module
-ALSO = {"plan_study", "prune_and_recover", "open", "prune_in_rounds", "report_study", "show_profile", "sparse"}
+ALSO = {
+    "expert_stats",
+    "plan_study",
+    "prune_and_recover",
+    "open",
+    "prune_in_rounds",
+    "report_study",
+    "show_profile",
+    "sparse",
+}
 
 
 def options_of(command):

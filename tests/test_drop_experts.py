@@ -18,7 +18,7 @@ from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.experts.choice import choose
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import find_mixtures
-from prunus.recipes import ExpertsRecipe
+from prunus.recipes import ExpertsRecipe, PruneRecipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 TYPES = ("qwen3_moe", "unnormalised", "mixtral", "gpt_oss", "deepseek_v3", "olmoe")
@@ -271,3 +271,34 @@ def test_experts_that_no_token_met_are_said_and_go_first(made):
     assert 4 <= len(met) <= 8
     assert all(number in chosen.kept[index] for index, number in met)
     assert len(chosen.warnings) == 1 and f"and {15 - len(met)} more" in chosen.warnings[0]
+
+
+def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
+    options = {"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16}
+    prunus.expert_stats(made / "deepseek_v3", tmp_path / "stats", **options, device="cpu")
+    for method, keep in (("reap", 0.5), ("output", 0.75)):
+        asked = recipe(made, method=method, keep=keep)
+        prunus.drop_experts(made / "deepseek_v3", tmp_path / "once", asked, device="cpu", overwrite=True)
+        nested = ExpertsRecipe(method=method, keep=keep)
+        told = prunus.drop_experts(made / "deepseek_v3", tmp_path / method, nested, stats=tmp_path / "stats")
+        assert Checkpoint(tmp_path / "once").checksum() == Checkpoint(tmp_path / method).checksum()
+        once, of_file = (Checkpoint(tmp_path / name).manifest["history"][0] for name in ("once", method))
+        assert (of_file["recipe"], of_file["calibration"]["sha256"]) == (once["recipe"], once["calibration"]["sha256"])
+        assert told["experts"] == ("4 of 8" if keep == 0.5 else "6 of 8")
+    cases = {
+        "holds scores of experts alone": lambda: prunus.prune(
+            made / "deepseek_v3", tmp_path / "out", PruneRecipe(propagation="dense"), stats=tmp_path / "stats"
+        ),
+        "was measured with seqlen 16, not 12": lambda: prunus.drop_experts(
+            made / "deepseek_v3", tmp_path / "out", ExpertsRecipe(seqlen=12), stats=tmp_path / "stats"
+        ),
+        "statistics of another model": lambda: prunus.drop_experts(
+            made / "mixtral", tmp_path / "out", ExpertsRecipe(), stats=tmp_path / "stats"
+        ),
+        "method random needs no statistics": lambda: prunus.drop_experts(
+            made / "deepseek_v3", tmp_path / "out", ExpertsRecipe(method="random"), stats=tmp_path / "stats"
+        ),
+    }
+    for message, call in cases.items():
+        with pytest.raises(PrunusError, match=message):
+            call()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from prunus.pruning.calibration.saved_statistics import stats
     from prunus.pruning.drop import drop_blocks
     from prunus.pruning.drop_experts import drop_experts
+    from prunus.pruning.experts.saved import expert_stats
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
@@ -72,6 +73,7 @@ __all__ = [
     "drop_blocks",
     "drop_experts",
     "evaluate",
+    "expert_stats",
     "export",
     "find",
     "import_rows",
@@ -109,6 +111,7 @@ _HOME = {
     "drop_blocks": "prunus.pruning.drop",
     "drop_experts": "prunus.pruning.drop_experts",
     "evaluate": "prunus.evaluation.pipeline",
+    "expert_stats": "prunus.pruning.experts.saved",
     "export": "prunus.results.frames",
     "find": "prunus.finding.find",
     "import_rows": "prunus.results.importing.commands",

@@ -16,13 +16,14 @@ from prunus.cli.common import (
     recipe_option,
     show_summary,
 )
-from prunus.cli.pruning import calibration_options, run_options
+from prunus.cli.pruning import calibration_options, refuse_other_calibration, run_options
 from prunus.recipes import ExpertsRecipe
 
 
 @command(
     "experts",
-    "prunus experts MODEL out/reap-75 --keep 0.75\nprunus experts MODEL out/random-2 --method random --drop 2",
+    "prunus experts MODEL out/reap-75 --keep 0.75\n"
+    "prunus experts MODEL out/reap-50 --keep 0.5 --stats experts.safetensors",
 )
 @model_argument
 @click.argument("out", type=click.Path(path_type=Path))
@@ -39,14 +40,19 @@ from prunus.recipes import ExpertsRecipe
 )
 @calibration_options(ExpertsRecipe)
 @run_options
+@click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats --experts`.")
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
-def experts_command(model: str, out: Path, device: str, dry_run: bool, overwrite: bool, **recipe: Any) -> None:
+def experts_command(
+    model: str, out: Path, device: str, dry_run: bool, overwrite: bool, stats: Path | None, **recipe: Any
+) -> None:
     """Remove routed experts of MODEL, a mixture of experts, and write the result to the folder OUT.
 
     Routers lose the rows of these experts. An interrupted run resumes when the same command is given again.
     """
     asked = ExpertsRecipe(**recipe)
     where = {"device": device, "overwrite": overwrite, "dry_run": dry_run}
-    show_summary(prunus.drop_experts(model, out, asked, **where))
+    if stats is not None:
+        refuse_other_calibration(model, stats, recipe)
+    show_summary(prunus.drop_experts(model, out, asked, stats=stats, **where))

@@ -173,14 +173,22 @@ def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any])
 @calibration_options(PruneRecipe)
 @run_options
 @click.option("--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps and --update obs; a large file.")
+@click.option(
+    "--experts", is_flag=True, help="Write what criteria need to know of experts, for prunus experts --stats."
+)
 @device_option
 @overwrite_option
-def stats_command(model: str, out: Path, **options: Any) -> None:
+def stats_command(model: str, out: Path, hessians: bool, experts: bool, **options: Any) -> None:
     """Calibrate once: write input statistics of MODEL to the file OUT, for `prunus prune --stats OUT`.
 
     It takes one pass of the dense model. Pruning from the file then only reads, ranks and writes weights.
     """
-    show_summary(prunus.stats(model, out, **options))
+    if experts and hessians:
+        raise PrunusError("--experts and --hessians are two files: give one of them")
+    if experts:
+        show_summary(prunus.expert_stats(model, out, **options))
+    else:
+        show_summary(prunus.stats(model, out, hessians=hessians, **options))
 
 
 @command("allocate", "prunus allocate tiny --allocation owl --sparsity 0.5 --save owl.json")
