@@ -107,7 +107,7 @@ def main() -> None:
     folder = arguments.folder.resolve()
     if folder.exists():
         sys.exit(f"{folder} already exists; delete it or choose another --folder")
-    options = vars(arguments) | {"folder": str(folder)}
+    options = vars(arguments) | {"folder": str(folder), "family": "qwen3"}
     try:
         measure(name, options, folder)
     finally:
@@ -116,7 +116,7 @@ def main() -> None:
 
 def measure(name: str, options: dict[str, Any], folder: Path) -> None:
     """Measure everything and print two tables."""
-    size = model_bytes(options["blocks"])
+    size = model_bytes(options)
     folder.mkdir(parents=True)
     if (free := shutil.disk_usage(folder).free) < 3 * size:
         sys.exit(f"{folder}: {3 * size / 1e9:.0f} GB of free disk are needed, {free / 1e9:.0f} are available")

@@ -4,6 +4,9 @@
 block, one in memory at a time), measures the machine's disk and matrix products, then prunes by Magnitude, Wanda and
 SparseGPT, each in its own process, and deletes everything. It needs 33 GB of free disk (8 GB with `--blocks 2`), and
 ends with a message where there is less.
+
+`--family qwen3_moe` does the same with the shape of Qwen3-30B-A3B (128 experts of 768, 8 per token; 2.5 GB of disk for
+each block and 2.5 GB more). Its 48 blocks need 123 GB; `--blocks 2` has the same memory and the same seconds per block.
 """
 
 import argparse
@@ -30,7 +33,7 @@ LINEARS = {
     "mlp": [(FEED, HIDDEN), (FEED, HIDDEN)],
     "down": [(HIDDEN, FEED)],
 }
-BLOCK_WEIGHTS = sum(rows * columns for group in LINEARS.values() for rows, columns in group)
+MOE_HIDDEN, MOE_FEED, EXPERTS, CHOSEN, MOE_KEY = 2048, 768, 128, 8, 512
 WEIGHT_BYTES = 2
 PROBE = 2_000_000_000  # bytes of the file that measures the disk's speed
 MARGIN = 500_000_000
@@ -57,33 +60,62 @@ class Ceiling(NamedTuple):
     single: float
 
 
-def model_bytes(blocks: int) -> int:
-    """Return the size of the checkpoint; norms are negligible."""
-    return WEIGHT_BYTES * (blocks * BLOCK_WEIGHTS + 2 * VOCABULARY * HIDDEN)
+class Group(NamedTuple):
+    """Linears that read the same input. copies: how many such groups a block has (experts); chosen: per token."""
+
+    shapes: list[tuple[int, int]]
+    copies: int = 1
+    chosen: int = 1
+
+
+def groups_of(options: dict[str, Any]) -> list[Group]:
+    """Return the groups of a block, in the order of a forward pass."""
+    if options["family"] == "qwen3":
+        return [Group(shapes) for shapes in LINEARS.values()]
+    attention = [(QUERY, MOE_HIDDEN), (MOE_KEY, MOE_HIDDEN), (MOE_KEY, MOE_HIDDEN)]
+    first = Group([(MOE_FEED, MOE_HIDDEN)] * 2, EXPERTS, CHOSEN)
+    last = Group([(MOE_HIDDEN, MOE_FEED)], EXPERTS, CHOSEN)
+    return [Group(attention), Group([(MOE_HIDDEN, QUERY)]), first, last]
+
+
+def weights_of(groups: list[Group]) -> int:
+    """Return the number of weights."""
+    return sum(group.copies * rows * columns for group in groups for rows, columns in group.shapes)
+
+
+def hidden_of(options: dict[str, Any]) -> int:
+    """Return the hidden size."""
+    return HIDDEN if options["family"] == "qwen3" else MOE_HIDDEN
+
+
+def model_bytes(options: dict[str, Any]) -> int:
+    """Return the size of the checkpoint; norms and routers are negligible."""
+    return WEIGHT_BYTES * (options["blocks"] * weights_of(groups_of(options)) + 2 * VOCABULARY * hidden_of(options))
 
 
 def cost(options: dict[str, Any]) -> Cost:
     """Return the operations of a run: forward passes; half of XᵀX; factors of the inverse; updates of weights."""
     if options["method"] == "magnitude":
         return Cost()
+    groups = groups_of(options)
+    used = [sum(group.chosen * rows * columns for rows, columns in group.shapes) for group in groups]
     blocks, length = options["blocks"], options["seqlen"]
     tokens = options["samples"] * length
-    seen = tokens * (2 * (BLOCK_WEIGHTS - HIDDEN * FEED) + 2 * QUERY * length)  # attention is causal: half of T x T
-    whole = seen + tokens * 2 * HIDDEN * FEED
+    seen = tokens * (2 * sum(used[:-1]) + 2 * QUERY * length)  # attention is causal: half of T x T
+    whole = seen + tokens * 2 * used[-1]
     passes = {"pruned": blocks * seen + (blocks - 1) * whole}.get(options["propagation"], (blocks - 1) * whole + seen)
     if options["method"] != "sparsegpt" and options["update"] == "none":
         return Cost(passes)
-    inputs = [group[0][1] for group in LINEARS.values()]
-    products = sum(tokens * width**2 for width in inputs)
-    factors = sum(2 / 3 * width**3 for width in inputs)
-    updates = sum(rows * columns**2 for group in LINEARS.values() for rows, columns in group)
+    products = sum(tokens * group.chosen * group.shapes[0][1] ** 2 for group in groups)
+    factors = sum(group.copies * 2 / 3 * group.shapes[0][1] ** 3 for group in groups)
+    updates = sum(group.copies * rows * columns**2 for group in groups for rows, columns in group.shapes)
     return Cost(passes, blocks * (products + factors + updates))
 
 
 def make(options: dict[str, Any]) -> dict[str, Any]:
     """Write the checkpoint and the calibration tokens; config.json comes last and marks it as complete."""
     import torch
-    from transformers import Qwen3Config
+    from transformers import Qwen3Config, Qwen3MoeConfig
 
     from prunus.checkpoint.architecture import skeleton
     from prunus.checkpoint.model_folder import INDEX
@@ -92,20 +124,41 @@ def make(options: dict[str, Any]) -> dict[str, Any]:
 
     folder, blocks = Path(options["folder"]) / "model", options["blocks"]
     folder.mkdir(parents=True)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=FEED,
-        num_hidden_layers=blocks,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_VALUE_HEADS,
-        head_dim=HEAD,
-        max_position_embeddings=40960,
-        tie_word_embeddings=False,
-        architectures=["Qwen3ForCausalLM"],
-        dtype="bfloat16",
-    )
+    common: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": HEADS,
+        "head_dim": HEAD,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
+    if options["family"] == "qwen3":
+        config: Any = Qwen3Config(
+            hidden_size=HIDDEN,
+            intermediate_size=FEED,
+            num_key_value_heads=KEY_VALUE_HEADS,
+            architectures=["Qwen3ForCausalLM"],
+            **common,
+        )
+    else:
+        config = Qwen3MoeConfig(
+            hidden_size=MOE_HIDDEN,
+            moe_intermediate_size=MOE_FEED,
+            num_experts=EXPERTS,
+            num_experts_per_tok=CHOSEN,
+            num_key_value_heads=MOE_KEY // HEAD,
+            norm_topk_prob=True,
+            architectures=["Qwen3MoeForCausalLM"],
+            **common,
+        )
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton(config, torch.bfloat16).state_dict().items()}
+    for name in [name for name in shapes if ".experts." in name]:  # published checkpoints have a tensor per expert
+        start, _, last = name.rpartition(".")
+        _, rows, columns = shapes.pop(name)
+        each = {"down_proj": rows} if last == "down_proj" else {"gate_proj": rows // 2, "up_proj": rows // 2}
+        for expert in range(EXPERTS):
+            shapes |= {f"{start}.{expert}.{part}.weight": (outputs, columns) for part, outputs in each.items()}
     shards: dict[str, list[str]] = {}
     for name in shapes:
         shard = name.rpartition("layers.")[2].partition(".")[0] if "layers." in name else name.removesuffix(".weight")
@@ -198,7 +251,7 @@ def run(options: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(options["threads"])
     import_module("prunus.pruning.pipeline")
-    import_module("transformers.models.qwen3.modeling_qwen3")
+    import_module(f"transformers.models.{options['family']}.modeling_{options['family']}")
     folder = Path(options["folder"])
     recipe = prunus.PruneRecipe(
         method=options["method"],
@@ -257,10 +310,11 @@ def in_own_process(worker: str, options: dict[str, Any]) -> dict[str, Any]:
 def prepare(folder: Path, options: dict[str, Any]) -> None:
     """Write the checkpoint unless an earlier run with --keep left it; end with a message if the disk is too small."""
     existing = folder / "model" / "config.json"
-    there = existing.exists() and json.loads(existing.read_text())["num_hidden_layers"] == options["blocks"]
+    found = json.loads(existing.read_text()) if existing.exists() else {}
+    there = (found.get("model_type"), found.get("num_hidden_layers")) == (options["family"], options["blocks"])
     if (folder / "model").exists() and not there:
         sys.exit(f"{folder / 'model'} is another model or unfinished; delete it or choose another --folder")
-    size = model_bytes(options["blocks"])
+    size = model_bytes(options)
     needed = size * (1 if there else 2) + max(0, 2 * PROBE - size) + MARGIN
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < needed:
@@ -274,7 +328,7 @@ def show_ceiling(ceiling: Ceiling, options: dict[str, Any]) -> None:
     """Print a line about the machine."""
     disk = f"disk: read {ceiling.read / 1e9:.2f}, write {ceiling.write / 1e9:.2f}, copy {ceiling.copy / 1e9:.2f} GB/s"
     products = f"matrix products: bfloat16 {ceiling.half / 1e9:.0f}, float32 {ceiling.single / 1e9:.0f} GFLOP per CPU s"
-    size = model_bytes(options["blocks"])
+    size = model_bytes(options)
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {options['threads']} threads; {products}; {disk}")
     print(f"the model: {options['blocks']} blocks, {size / 1e9:.1f} GB; copying it: {size / ceiling.copy:.0f} s\n")
     print("| run | wall s | CPU s | peak RSS, GB | over imports, GB | read, GB | written, GB ", end="")
@@ -304,7 +358,10 @@ def show_run(found: dict[str, Any], options: dict[str, Any], ceiling: Ceiling) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("scale"), help="for the model and results (./scale)")
-    parser.add_argument("--blocks", type=int, default=36, help="fewer make a smaller model; memory stays the same")
+    parser.add_argument("--family", choices=("qwen3", "qwen3_moe"), default="qwen3", help="whose shape")
+    parser.add_argument(
+        "--blocks", type=int, help="default: 36, or 48; fewer make a smaller model; memory stays the same"
+    )
     parser.add_argument("--method", action="append", help=f"default: {', '.join(METHODS)}")
     parser.add_argument("--samples", type=int, default=8, help="calibration sequences")
     parser.add_argument("--seqlen", type=int, default=512, help="tokens of each")
@@ -320,6 +377,7 @@ def main() -> None:
         print(json.dumps(WORKERS[worker](options)))
         return
     options = vars(arguments) | {"folder": str(arguments.folder.resolve())}
+    options["blocks"] = arguments.blocks or {"qwen3": 36, "qwen3_moe": 48}[arguments.family]
     folder = Path(options["folder"])
     created = not folder.exists()
     try:

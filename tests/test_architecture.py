@@ -324,7 +324,7 @@ def test_what_stays_dense_is_named_with_its_reason():
 
     assert "never called" in dense("mamba")["mixer.dt_proj"]
     assert dense("qwen2_moe")["mlp.shared_expert_gate"] == "a router or gate"
-    assert dense("qwen2_moe")["mlp.experts.gate_up_proj"] == "routed experts"
+    assert dense("llama4_text")["feed_forward.experts.gate_up_proj"] == "routed experts"
     assert dense("qwen3") == {}
 
 

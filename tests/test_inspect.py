@@ -150,7 +150,9 @@ def test_what_chooses_experts_and_experts_are_named_once_each(tmp_path):
     make_random_model("mixtral", tmp_path)
     found = prunus.inspect(tmp_path)
     dense = {row["matrix"]: row["why"] for row in found["left_dense"]}
-    assert dense["mlp.experts.gate_up_proj"] == "routed experts"
+    assert dense["mlp.gate.weight"] == "not a Linear"
+    experts = [row["linears"] for row in found["groups"] if "experts" in row["linears"][0]]
+    assert experts == [["mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"], ["mlp.experts.*.down_proj"]]
     assert dense["lm_head.weight"] == "head" and dense["model.embed_tokens.weight"] == "embedding"
     assert len(dense) == len(found["left_dense"])
 

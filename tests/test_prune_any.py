@@ -82,17 +82,34 @@ def on_the_whole_model(folder, source, rows, pruned, before=None):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     layers, made = find_layers(model)[1], {}
     for index, layer in enumerate(layers):
+        routed = {linear.name: linear for linear in source.linears(index) if linear.experts}
         seen = {linear.name: [] for linear in source.linears(index)}
         handles = [
             layer.get_submodule(name).register_forward_pre_hook(
                 lambda _module, inputs, name=name, seen=seen: seen[name].append(inputs[0].double().flatten(0, -2))
             )
             for name in seen
+            if name not in routed
+        ]
+        called = {linear.experts: [] for linear in routed.values()}
+        handles += [
+            layer.get_submodule(name).register_forward_pre_hook(
+                lambda _module, args, kwargs, name=name, called=called: called[name].append((*args, *kwargs.values())),
+                with_kwargs=True,
+            )
+            for name in called
         ]
         for row in rows:
             model(input_ids=torch.tensor([row]), use_cache=False)
         for handle in handles:
             handle.remove()
+        for name, calls in called.items():
+            for (expert, part), tokens in tokens_of_experts(layer.get_submodule(name), calls).items():
+                seen[f"{name}.{expert}.{part}"] = tokens
+        for name, linear in routed.items():
+            weight_OI = matrices(layer.get_submodule(linear.experts), linear.expert[1])[name.rpartition(".")[2]]
+            made[index, name] = pruned(weight_OI.clone(), torch.stack(seen.pop(name)).double())
+            weight_OI.copy_(made[index, name])
         for name, found in seen.items():
             module = layer.get_submodule(name)
             weight = module.get_parameter("weight")
@@ -103,8 +120,47 @@ def on_the_whole_model(folder, source, rows, pruned, before=None):
         if before is not None:
             layer.load_state_dict(find_layers(before)[1][index].state_dict())
     for (index, name), weight in made.items():
+        place = next(linear for linear in source.linears(index) if linear.name == name)
+        if place.experts:
+            module = layers[index].get_submodule(place.experts)
+            matrices(module, place.expert[1])[name.rpartition(".")[2]].copy_(weight)
+            continue
         layers[index].get_submodule(name).get_parameter("weight").copy_(weight)
     return model
+
+
+def matrices(module, expert):
+    """Views (O, I) of the matrices of one routed expert, from the layouts of transformers' classes."""
+    first = (module.gate_up_proj if module.has_gate else module.up_proj).data[expert]
+    down = module.down_proj.data[expert]
+    if module.is_transposed:
+        first, down = first.T, down.T
+    if not module.has_gate:
+        return {"up_proj": first, "down_proj": down}
+    half = len(first) // 2
+    gate, up = (first[:half], first[half:]) if module.is_concatenated else (first[::2], first[1::2])
+    return {"gate_proj": gate, "up_proj": up, "down_proj": down}
+
+
+def tokens_of_experts(module, calls):
+    """By (expert, matrix): what it reads, token by token; of an expert that met none, of all tokens."""
+    experts = {expert: [] for expert in range(module.num_experts)}
+    for hidden_ND, index_NK, _ in calls:
+        for x_D, chosen in zip(hidden_ND, index_NK.tolist(), strict=True):
+            for expert in chosen:
+                experts[expert].append(x_D)
+    found = {}
+    for expert, tokens in experts.items():
+        tokens = tokens or [x_D for hidden_ND, _, _ in calls for x_D in hidden_ND]
+        own = matrices(module, expert)
+        first = torch.cat([own["gate_proj"], own["up_proj"]]) if module.has_gate else own["up_proj"]
+        if not module.is_concatenated:
+            first = first.view(2, len(first) // 2, -1).transpose(0, 1).flatten(0, 1)  # as _apply_gate reads it
+        bias = (module.gate_up_proj_bias if module.has_gate else module.up_proj_bias)[expert] if module.has_bias else 0
+        ups = [first @ x_D + bias for x_D in tokens]
+        middles = [module._apply_gate(up) if module.has_gate else module.act_fn(up) for up in ups]
+        found |= {(expert, part): middles if part == "down_proj" else tokens for part in own}
+    return found
 
 
 def check_loads(folder):
@@ -125,7 +181,7 @@ def check_loads(folder):
 def test_wanda_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, model_type):
     folder = tmp_path / "model"
     make_random_model(model_type, folder)
-    told = prunus.prune(folder, tmp_path / "out", recipe())
+    told = prunus.prune(folder, tmp_path / "out", recipe(min_expert_tokens=1))
     source, made = Checkpoint(folder), Checkpoint(tmp_path / "out")
     expected = on_the_whole_model(folder, source, rows_of(tmp_path), by_wanda)
     model = check_loads(tmp_path / "out")
@@ -149,7 +205,7 @@ def test_sparsegpt_equals_a_brute_force_on_the_whole_model(tmp_path, recipe, mod
     """But for rounding: of a thousand zeros one may lie elsewhere, which moves its row."""
     folder = tmp_path / "model"
     make_random_model(model_type, folder, **({"attn_layer_indices": [1, 3]} if model_type == "bamba" else {}))
-    prunus.prune(folder, tmp_path / "out", recipe(method="sparsegpt"))
+    prunus.prune(folder, tmp_path / "out", recipe(method="sparsegpt", min_expert_tokens=1))
     source = Checkpoint(folder)
     model, dense = check_loads(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = on_the_whole_model(folder, source, rows_of(tmp_path), by_sparsegpt, model)
@@ -170,7 +226,7 @@ def pairs(one, other):
 
 @pytest.mark.parametrize("model_type", ["phi3", "deepseek_v3", "gemma3", "granitemoe"])
 def test_what_is_not_pruned_stays_as_it_is_on_disk(tmp_path, recipe, model_type):
-    """Routers, experts, norms and vision towers: bit for bit and under their names."""
+    """Routers, norms and vision towers: bit for bit and under their names."""
     folder = tmp_path / "model"
     make_random_model(model_type, folder)
     prunus.prune(folder, tmp_path / "out", recipe(method="sparsegpt", propagation="staged"))

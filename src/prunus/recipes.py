@@ -26,7 +26,7 @@ from prunus.recipe_base import DECLARED, Recipe, with_options
 
 Window = Literal["fixed", "reference"]
 Statistic = Literal["mean", "median"]
-Scope = Literal["all", "attention", "mlp"]
+Scope = Literal["all", "attention", "mlp", "experts", "shared"]
 Propagation = Literal["pruned", "dense", "true_sequential", "staged"]
 Rounding = Literal["exact", "reference"]
 UpdateName = Literal["none", "obs"]
@@ -63,7 +63,10 @@ class PruneRecipe(Recipe):
 
     sparsity: share of zeros in the Linears in scope, in [0, 1).
     pattern: "2:4" keeps 2 of every 4 consecutive inputs of a row. The sparsity then follows from the pattern: here 0.5.
-    scope: which Linears of a block are pruned.
+    scope: which Linears of a block are pruned: `all`; `attention`; `mlp`, which includes experts; `experts`, the routed
+        ones of a mixture of experts; `shared`, its experts that every token goes through.
+    min_expert_tokens: a routed expert that calibration sends fewer tokens is pruned by the statistics that it has on
+        all tokens of its layer.
     calibration: built-in name (c4, wikitext2, tiny), `traces:FILE`, or a .txt/.jsonl file; `auto` is `tiny` for the
         tiny reasoner and `c4` for every other model.
     samples, seqlen: number of calibration sequences, and their length in tokens.
@@ -109,6 +112,7 @@ class PruneRecipe(Recipe):
         "swap_threshold",
         "admm_iterations",
         "admm_rho",
+        "min_expert_tokens",
     )
 
     method: MethodName = "wanda"
@@ -145,11 +149,13 @@ class PruneRecipe(Recipe):
     influence_train: int = DECLARED
     influence_validation: int = DECLARED
     scores: str | None = None
+    min_expert_tokens: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choice("method", MethodName)
         self._check_choice("scope", Scope)
+        self._check_positive("min_expert_tokens")
         self._check_choice("propagation", Propagation)
         if self.propagation == "staged":  # the name in recipes that earlier versions stored
             object.__setattr__(self, "propagation", "true_sequential")

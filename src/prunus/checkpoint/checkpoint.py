@@ -13,6 +13,7 @@ from torch import Tensor
 from prunus.checkpoint.architecture import Architecture, Unstreamable
 from prunus.checkpoint.checksum import digest_of, read_checked
 from prunus.checkpoint.decoders import check_decoder
+from prunus.checkpoint.experts import Layout, join_tensors, layouts_in, place_of, split_tensors
 from prunus.checkpoint.linears import Linear, find_linears
 from prunus.checkpoint.manifest import version_of
 from prunus.checkpoint.model_folder import ModelFolder
@@ -40,7 +41,8 @@ class Checkpoint(ModelFolder):
 
     Opening checks that every tensor that the model needs exists, is complete, and has the right shape; PrunusError says
     what is wrong. architecture: the model without its weights. names: the stored tensors that each tensor of the model
-    is made from. Methods name a block's tensors as the block does (`self_attn.q_proj.weight`), in the model's shapes.
+    is made from. Methods name a block's tensors as the block does (`self_attn.q_proj.weight`), in the model's shapes;
+    each matrix of each routed expert has a name of its own (`mlp.experts.3.gate_proj.weight`).
 
     An original in FP8 or MXFP4 is read in bfloat16: config and tensors are those of a model that is not quantised.
     """
@@ -116,7 +118,16 @@ class Checkpoint(ModelFolder):
 
     def weight_sources(self, index: int, linear: str) -> list[str]:
         """The names on disk of the tensors that the weight of a block's Linear is made from."""
-        return self.names.stored_for([self.block_name(index, f"{linear}.weight")])
+        if (place := place_of(self._layouts[index], linear)) is None:
+            return self.names.stored_for([self.block_name(index, f"{linear}.weight")])
+        origin = self.names.origin(self.block_name(index, place[0].fused(place[2])))
+        if origin is None:
+            return []
+        layout, expert, part = place
+        own = origin.of_number(expert)
+        by_matrix = own.in_order()  # gate and up, if they are stored apart
+        at = 1 if part == "up_proj" else 0
+        return by_matrix[at : at + 1] if own is not origin and len(by_matrix) == len(layout.parts) - 1 else own.stored
 
     def block_tensors(self, index: int) -> dict[str, Stored]:
         """The stored tensors of one block, by their names on disk."""
@@ -136,19 +147,45 @@ class Checkpoint(ModelFolder):
 
     def read_weight(self, index: int, local: str) -> Tensor:
         """One tensor of a block, given by its name within the block."""
+        if (place := place_of(self._layouts[index], local)) is not None:
+            return self._read_expert(index, *place)
         name = self.block_name(index, local)
         return self.names.read([name], self.read)[name]
+
+    def _read_expert(self, index: int, layout: Layout, expert: int, part: str) -> Tensor:
+        """(O, I) one matrix of one expert; no more is read than the tensors on disk that it is made from."""
+        name = self.block_name(index, layout.fused(part))
+        origin = self.names.origins[name]
+        own = origin.of_number(expert)
+        if own is not origin:
+            return layout.view(part, self.names.convert(own, self.read)[name])[0]
+        stored = self.tensors[origin.stored[0]]
+        if origin.converter is None and type(stored) is Stored:
+            return layout.view(part, stored.read_rows([expert]).view(1, *stored.shape[1:]))[0]
+        if self._last_read[0] != name:
+            self._last_read = name, self.names.read([name], self.read)[name]
+        return layout.view(part, self._last_read[1])[expert]
+
+    _last_read: tuple[str, Tensor] = ("", torch.empty(0))  # all experts' matrices, where one cannot be read alone
 
     def as_block(self, index: int, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The tensors of one block by their names within it. read: gives a stored tensor by its name on disk."""
         prefix = self.architecture.block_prefix(index)
         names = [prefix + local for local in self._block_names[index]]
         found = self.names.read(names, read)
-        return {name.removeprefix(prefix): found[name] for name in names if name in found}
+        return split_tensors(
+            self._layouts[index], {name.removeprefix(prefix): found[name] for name in names if name in found}
+        )
 
     def as_stored(self, index: int, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Changed tensors of a block as they are stored, by name on disk. changed: by name within the block."""
-        whole = {self.block_name(index, name): tensor for name, tensor in changed.items()}
+
+        def read(local: str) -> Tensor:
+            name = self.block_name(index, local)
+            return self.names.read([name], self.read)[name].clone()
+
+        joined = join_tensors(self._layouts[index], changed, read)
+        whole = {self.block_name(index, name): tensor for name, tensor in joined.items()}
         return self.names.as_stored(whole, self.read)
 
     def digest(self, index: int | None) -> str:
@@ -176,6 +213,11 @@ class Checkpoint(ModelFolder):
         with closing(prefetch(check, order, most)) as results:
             for index, (digest, tensors) in zip(order, results, strict=True):
                 yield index, digest, tensors
+
+    @cached_property
+    def _layouts(self) -> list[list[Layout]]:
+        """How each block's routed experts are laid out."""
+        return [layouts_in(layer) for layer in self.architecture.layers]
 
     @cached_property
     def _block_names(self) -> list[list[str]]:

@@ -8,11 +8,16 @@ transformers' own loop ("eager") bit for bit.
     with observe_experts(block, see):          see: called with the Routed of each expert that has tokens
         runner.run_block(block, rows_NTW, batch)
 
+In a block that is pruned, the matrices of each expert are Linears of their own (`mlp.experts.3.gate_proj`), whose
+weights are views of the three-dimensional tensors: `split_experts` makes the modules, `split_tensors` and
+`join_tensors` convert the tensors.
+
 Shapes: N tokens that a module is called with, K experts per token, E experts, S tokens of one expert, D its input and
 output width, F width between its two products (or O and I, outputs and inputs of one of its matrices).
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, NamedTuple
@@ -46,6 +51,44 @@ class Routed(NamedTuple):
 See = Callable[[Routed], None]
 
 
+class Layout(NamedTuple):
+    """How a module lays out its experts, by the flags of transformers' classes. name: of the module."""
+
+    name: str
+    experts: int
+    gated: bool
+    transposed: bool
+    concatenated: bool
+
+    @classmethod
+    def of(cls, name: str, module: Any) -> "Layout":
+        """The Layout of a module."""
+        return cls(name, module.num_experts, module.has_gate, module.is_transposed, module.is_concatenated)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The matrices of an expert, in the order of a forward pass."""
+        return ("gate_proj", "up_proj", "down_proj") if self.gated else ("up_proj", "down_proj")
+
+    def fused(self, part: str) -> str:
+        """The name within the block of the tensor that holds a matrix of all experts."""
+        return f"{self.name}.gate_up_proj" if self.gated and part != "down_proj" else f"{self.name}.{part}"
+
+    def linear(self, expert: int, part: str) -> str:
+        """The name within the block of one expert's matrix as a Linear."""
+        return f"{self.name}.{expert}.{part}"
+
+    def view(self, part: str, fused: Tensor) -> Tensor:
+        """(E, O, I) view of a matrix of all experts, of the tensor that `fused` names."""
+        whole_EOI = fused.mT if self.transposed else fused
+        if not self.gated or part == "down_proj":
+            return whole_EOI
+        first = part == "gate_proj"
+        if not self.concatenated:
+            return whole_EOI[:, 0 if first else 1 :: 2]
+        return whole_EOI.chunk(2, dim=1)[0 if first else 1]
+
+
 def is_experts(module: nn.Module) -> bool:
     """Whether a module holds routed experts in the layout of transformers' experts functions."""
     return all(hasattr(module, name) for name in (*_SETTINGS, "num_experts", "config"))
@@ -56,15 +99,96 @@ def experts_in(block: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in block.named_modules() if is_experts(module)}
 
 
+def layouts_in(block: nn.Module) -> list[Layout]:
+    """The Layout of each module of routed experts in a block."""
+    return [Layout.of(name, module) for name, module in experts_in(block).items()]
+
+
+def place_of(layouts: Iterable[Layout], name: str) -> tuple[Layout, int, str] | None:
+    """(layout, expert, matrix) of a Linear or its weight, by its name within the block; None if it is of no expert."""
+    found = re.fullmatch(r"(.+)\.(\d+)\.(\w+_proj)(?:\.weight)?", name)
+    layout = next((layout for layout in layouts if found and layout.name == found[1]), None)
+    return None if layout is None or found is None else (layout, int(found[2]), found[3])
+
+
+def split_tensors(layouts: Iterable[Layout], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A block's tensors by name, with a view for each matrix of each expert instead of those of all experts."""
+    found = dict(tensors)
+    for layout in layouts:
+        for part in layout.parts:
+            if (fused := layout.fused(part)) in tensors:
+                found.pop(fused, None)
+                views = layout.view(part, tensors[fused]).unbind()
+                found |= {f"{layout.linear(number, part)}.weight": view for number, view in enumerate(views)}
+    return found
+
+
+def join_tensors(
+    layouts: Iterable[Layout], tensors: Mapping[str, Tensor], read: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """A block's tensors by name, with one tensor for all experts instead of the matrices of each.
+
+    Views that split_tensors made are joined without a copy. read: gives such a tensor by its name within the block, for
+    the experts that are not among tensors.
+    """
+    found: dict[str, Tensor] = {}
+    parts: dict[str, list[tuple[Layout, int, str, Tensor]]] = {}
+    for name, tensor in tensors.items():
+        if (place := place_of(layouts, name)) is None:
+            found[name] = tensor
+        else:
+            parts.setdefault(place[0].fused(place[2]), []).append((*place, tensor))
+    for fused, views in parts.items():
+        whole = views[0][-1]._base
+        if whole is None or not all(_is_view(whole, *view) for view in views):
+            whole = read(fused)
+            for layout, expert, part, tensor in views:
+                layout.view(part, whole)[expert].copy_(tensor)
+        found[fused] = whole
+    return found
+
+
+def _is_view(whole: Tensor, layout: Layout, expert: int, part: str, tensor: Tensor) -> bool:
+    """Whether a tensor is the view of one expert's matrix in a tensor of all experts."""
+    if whole.ndim != 3 or len(whole) != layout.experts:
+        return False
+    own = layout.view(part, whole)[expert]
+    return (own.data_ptr(), own.shape, own.stride()) == (tensor.data_ptr(), tensor.shape, tensor.stride())
+
+
+def split_experts(block: nn.Module) -> None:
+    """Give each matrix of each expert of a block a Linear of its own, without a weight yet, in place.
+
+    The block must be a copy whose parameters have no values. Biases of experts stay parameters of their module.
+    """
+    for name, module in experts_in(block).items():
+        layout = Layout.of(name, module)
+        shapes = {part: layout.view(part, block.get_parameter(layout.fused(part))).shape[1:] for part in layout.parts}
+        for part in layout.parts:
+            module._parameters.pop(layout.fused(part).rpartition(".")[2], None)
+        for expert in range(layout.experts):
+            own = nn.Module()
+            for part, (outputs, inputs) in shapes.items():
+                own.add_module(part, nn.Linear(inputs, outputs, bias=False, device="meta"))
+            module.add_module(str(expert), own)
+        run_by_prunus(module)
+
+
 @contextmanager
-def observe_experts(block: nn.Module, see: See) -> Iterator[None]:
-    """Meanwhile, see(Routed) is called for every expert with tokens, in order, whenever the block or model runs."""
+def observe_experts(block: nn.Module, see: See, *, all_tokens: Iterable[tuple[str, int]] = ()) -> Iterator[None]:
+    """Meanwhile, see(Routed) is called for every expert with tokens, in order, whenever the block or model runs.
+
+    all_tokens: (module, expert) of experts that run once more on all tokens of each call, whatever the router says;
+    `see` is called for these instead of for those that the router sends, with gate weights of 0.
+    """
+    everywhere = set(all_tokens)
     modules: dict[str, Any] = experts_in(block)
     configs = {name: module.config for name, module in modules.items()}
     try:
         for name, module in modules.items():
             run_by_prunus(module)
-            module.__dict__["prunus_see"] = (name, see)
+            also = sorted(expert for of, expert in everywhere if of == name)
+            module.__dict__["prunus_see"] = (name, see, also)
         yield
     finally:
         for name, module in modules.items():
@@ -76,6 +200,16 @@ def run_by_prunus(experts: Any) -> None:
     """Make a module of experts use run_experts, whatever its model's configuration says."""
     experts.config = copy(experts.config)
     experts.config._experts_implementation_internal = IMPLEMENTATION
+
+
+def tokens_read(block: nn.Module, linear: str) -> Tensor | None:
+    """(S,) which tokens of a batch one expert's Linear reads in its current call; None for other Linears.
+
+    block: after split_experts. linear: its name within the block.
+    """
+    owner = linear.rpartition(".")[0].rpartition(".")[0]
+    module = block.get_submodule(owner) if owner else None
+    return module.__dict__.get("prunus_tokens") if module is not None and is_experts(module) else None
 
 
 def run_experts(experts: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
@@ -94,11 +228,17 @@ def run_experts(experts: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Te
         token_S = place_S % len(hidden_ND)
         weight_S = weight_NK[token_S, place_S // len(hidden_ND)]
         input_SD = hidden_ND[token_S]
+        experts.__dict__["prunus_tokens"] = token_S
         middle_SF, output_SD = run_expert(experts, expert, input_SD)
-        if seen is not None:
-            name, see = seen
+        if seen is not None and expert not in seen[2]:
+            name, see, _ = seen
             see(Routed(name, expert, token_S, input_SD, middle_SF, output_SD, weight_S))
         out_ND.index_add_(0, token_S, (output_SD * weight_S[:, None]).to(out_ND.dtype))
+    if seen is not None:
+        name, see, everywhere = seen
+        all_N, none_N = torch.arange(len(hidden_ND), device=hidden_ND.device), torch.zeros_like(weight_NK[:, 0])
+        for expert in everywhere:
+            see(Routed(name, expert, all_N, hidden_ND, *run_expert(experts, expert, hidden_ND), none_N))
     return out_ND
 
 
@@ -116,6 +256,13 @@ def run_expert(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Ten
 
 def _product(experts: Any, name: str, expert: int, input_SI: Tensor) -> Tensor:
     """(S, O) product of tokens with one expert's matrix, with its bias."""
-    weight = getattr(experts, name)[expert]
-    product_SO = input_SI @ weight if experts.is_transposed else functional.linear(input_SI, weight)
+    own = experts._modules.get(str(expert))  # after split_experts
+    if own is None:
+        weight = getattr(experts, name)[expert]
+        product_SO = input_SI @ weight if experts.is_transposed else functional.linear(input_SI, weight)
+    elif name == "gate_up_proj":
+        both = own.gate_proj(input_SI), own.up_proj(input_SI)
+        product_SO = torch.cat(both, -1) if experts.is_concatenated else torch.stack(both, -1).flatten(-2)
+    else:
+        product_SO = own.get_submodule(name)(input_SI)
     return product_SO + getattr(experts, f"{name}_bias")[expert] if experts.has_bias else product_SO

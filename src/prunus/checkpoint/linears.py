@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, hollow, leaves
+from prunus.checkpoint.experts import Layout, experts_in
 
 Kind = Literal["attention", "mlp"]
 
@@ -35,7 +36,8 @@ _LEAST_OUTPUTS, _LEAST_INPUTS, _LEAST_SHARE = 8, 8, 32
 class Linear(NamedTuple):
     """A prunable Linear. name: its name within the block. leader: name of the first Linear that reads the same input.
 
-    calls: the number of calls in a forward pass.
+    calls: the number of calls in a forward pass. experts: the name of the module of routed experts that it is part of;
+    "" if of none.
     """
 
     name: str
@@ -43,10 +45,23 @@ class Linear(NamedTuple):
     shape_OI: tuple[int, int]
     leader: str
     calls: int = 1
+    experts: str = ""
+
+    @property
+    def expert(self) -> tuple[str, int] | None:
+        """The module of routed experts and the number of the expert; None if it is of none."""
+        return (self.experts, int(self.name.split(".")[-2])) if self.experts else None
+
+    @property
+    def summary_name(self) -> str:
+        """The name in summaries, in which * stands for the number of an expert."""
+        return re.sub(r"\.\d+\.(?=\w+$)", ".*.", self.name) if self.experts else self.name
 
 
 class BlockLinears(NamedTuple):
     """The prunable Linears of one block, in the order of their (last) calls in a forward pass.
+
+    Those of routed experts come where their module is called: gate and up of all experts, then down of all experts.
 
     dense: why each other matrix of the block is not pruned, by its name within the block.
     """
@@ -102,7 +117,9 @@ def _find_in_block(
 
         return record
 
+    routed = {n: Layout.of(n, m) for n, m in experts_in(layer).items()}
     handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, m in modules.items()]
+    handles += [layer.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: order.append(n)) for n in routed]
     try:
         with hollow(layer), _giving_zeros(modules.values()):
             architecture.call_block(index, layer, torch.zeros_like(architecture.probe.first), call, carried)
@@ -111,9 +128,13 @@ def _find_in_block(
             handle.remove()
     leaders: dict[tuple[Any, ...], str] = {}
     linears: list[Linear] = []
-    dense = {name: _no_linear(name) for name, parameter in _others(layer) if parameter.ndim > 1}
+    called = {layout.fused(part) for n, layout in routed.items() if n in order for part in layout.parts}
+    dense = {n: _no_linear(n) for n, parameter in _others(layer) if parameter.ndim > 1 and n not in called}
     dense |= {name: "never called: the block uses its weight in another way" for name in modules if name not in seen}
     for name in reversed(dict.fromkeys(reversed(order))):
+        if name in routed:
+            linears += _linears_of_experts(routed[name], layer, dense)
+            continue
         inputs = seen[name]
         outputs, width = modules[name].weight.shape
         reason, kind = _why_dense(name, outputs, width), _kind(name)
@@ -123,6 +144,23 @@ def _find_in_block(
         leader = leaders.setdefault(tuple(inputs), name)
         linears.append(Linear(name, kind, (outputs, width), leader, len(inputs)))
     return BlockLinears(tuple(linears), dense)
+
+
+def _linears_of_experts(layout: Layout, layer: nn.Module, dense: dict[str, str]) -> Iterator[Linear]:
+    """The Linears of a module of routed experts: gate and up of every expert, then down of every expert.
+
+    dense: updated with why matrices are not pruned.
+    """
+    for stage in (layout.parts[:-1], layout.parts[-1:]):
+        fused = layout.fused(stage[0])
+        outputs, inputs = layout.view(stage[0], layer.get_parameter(fused)).shape[1:]
+        if (reason := _why_dense("", outputs, inputs)) is not None:
+            dense[fused] = reason
+            continue
+        for expert in range(layout.experts):
+            leader = layout.linear(expert, stage[0])
+            for part in stage:
+                yield Linear(layout.linear(expert, part), "mlp", (outputs, inputs), leader, experts=layout.name)
 
 
 @contextmanager
@@ -175,6 +213,8 @@ def _why_dense(name: str, outputs: int, inputs: int) -> str | None:
 
 
 def _no_linear(name: str) -> str:
+    if name.endswith("_bias"):
+        return "biases of routed experts" if "experts" in name else "not a Linear"
     return "routed experts" if "experts" in name else "not a Linear"
 
 

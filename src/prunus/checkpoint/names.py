@@ -42,6 +42,18 @@ class Origin(NamedTuple):
         """Names on disk of the sources."""
         return [name for _, name in self.sources]
 
+    def of_number(self, number: int) -> "Origin":
+        """The Origin with only the sources of this number, such as those of one expert; itself if none has numbers."""
+        found = [(pattern, name) for pattern, name in self.sources if _number_in(pattern, name) == str(number)]
+        return self._replace(sources=tuple(found)) if found else self
+
+    def in_order(self) -> list[str]:
+        """Names on disk of the sources in the order in which the conversion takes them."""
+        if self.converter is None:
+            return self.stored
+        patterns = list(self.converter.source_patterns)
+        return [name for _, name in sorted(self.sources, key=lambda source: patterns.index(source[0]))]
+
     def lacking(self) -> str | None:
         """Name on disk of a numbered tensor (an expert's) that is missing though others with its number exist."""
         numbered: dict[str, dict[str, str]] = {}  # pattern -> number -> the name with * in place of the number
@@ -147,12 +159,23 @@ class Names:
         found = [self.origins[name] for name in stored_names if name in self.origins]
         return list({origin.targets[0]: origin for origin in found}.values())
 
+    def convert(self, origin: Origin, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The tensors that transformers' conversion makes of an Origin's sources."""
+        assert origin.converter is not None
+        return self._convert(origin, origin.converter, read)
+
     def _convert(self, origin: Origin, shared: WeightConverter, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         converter: Any = deepcopy(shared)
         for pattern, name in origin.sources:
             converter.add_tensor(origin.targets[0], name, pattern, lambda name=name: read(name))
         made = converter.convert(origin.targets[0], model=self._model, config=self._model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def _number_in(pattern: str, name: str) -> str | None:
+    """The number that stands for the * of a pattern in a name; None if the pattern has no *."""
+    found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
+    return found[1] if found is not None and found.groups() else None
 
 
 def _natural(name: str) -> Any:

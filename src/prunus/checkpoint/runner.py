@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from prunus.checkpoint.architecture import Architecture, Call, Carried, Recording, Unstreamable, leaves
+from prunus.checkpoint.experts import layouts_in, split_experts, split_tensors
 from prunus.checkpoint.linears import is_state, is_stateful
 from prunus.checkpoint.names import Names
 from prunus.checkpoint.precision import attention_for, use_fast_products
@@ -107,9 +108,14 @@ class Runner:
         return self.architecture.to_rows(recording.first)
 
     def make_block(self, index: int, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of block `index` with these weights, on the device. tensors: by names within the block; others are
-        ignored. Raises Unstreamable if a weight is missing, or if the block is not causal."""
+        """A copy of block `index` with these weights, on the device; matrices of experts are Linears (experts.py).
+
+        tensors: by names within the block; others are ignored. Raises Unstreamable if a weight is missing, or if the
+        block is not causal.
+        """
         block = self._copy_of(self.architecture.layers[index])
+        tensors = split_tensors(layouts_in(block), tensors)
+        split_experts(block)
         prefix = self.architecture.block_prefix(index)
         state = {
             name: self._cast(prefix + name, tensors[name]).to(self.device)

@@ -77,7 +77,18 @@ run_options = all_of(
 allocation_options = all_of(
     [
         recipe_option(PruneRecipe, "sparsity", "Share of zeros in the Linears in scope, in [0, 1).", type=float),
-        recipe_option(PruneRecipe, "scope", "Which Linears of a block are pruned.", type=choice(recipes.Scope)),
+        recipe_option(
+            PruneRecipe,
+            "scope",
+            "Which Linears of a block are pruned; mlp includes experts, of which shared are those for every token.",
+            type=choice(recipes.Scope),
+        ),
+        recipe_option(
+            PruneRecipe,
+            "min_expert_tokens",
+            "A routed expert with fewer calibration tokens is pruned by its statistics on all tokens of its layer.",
+            type=int,
+        ),
         calibration_options(PruneRecipe),
         run_options,
         recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),

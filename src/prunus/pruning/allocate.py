@@ -134,6 +134,11 @@ def find_scores(
             f"block {linears.index([])} has no Linear in scope, so {recipe.allocation} has no score for it; "
             "use --allocation uniform"
         )
+    if allocation.needs == "gradients" and any(linear.experts for block in linears for linear in block):
+        raise PrunusError(
+            f"{recipe.allocation} keeps a gradient of each Linear and sequence, too many for routed experts; use "
+            "another allocation, or --scope attention"
+        )
     subject = Subject(source, recipe, linears, Runner(source.config, source.tensors, dtype, device), file=file)
     if saved is not None and allocation.needs == "norms":
         subject = subject._replace(saved=lambda index: saved.block(index, device))

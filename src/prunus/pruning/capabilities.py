@@ -9,9 +9,9 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from prunus.checkpoint.architecture import Architecture
-from prunus.checkpoint.linears import BlockLinears, find_linears
+from prunus.checkpoint.linears import BlockLinears, Linear, find_linears
 from prunus.pruning.depth.verification import Droppable
-from prunus.pruning.scope import weights_of
+from prunus.pruning.scope import is_in, weights_of
 from prunus.recipes import PruneRecipe
 
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ def describe_blocks(architecture: Architecture) -> Row:
     """
     scope = PruneRecipe().scope
     found = find_linears(architecture)
-    chosen = [[linear for linear in block.linears if scope in ("all", linear.kind)] for block in found]
+    chosen = [[linear for linear in block.linears if is_in(scope, linear)] for block in found]
     prunable = sum(map(weights_of, chosen))
     kinds = _kinds(found)
     dense = [row for block, indices in kinds for row in _dense(block, indices)]
@@ -67,8 +67,11 @@ def describe_uses(architecture: Architecture, drops: Droppable, unprunable: str 
         for index, block in enumerate(find_linears(architecture))
         for linear in block.linears
     ]
-    odd = {name for name, _ in linears if type(architecture.model.get_submodule(name)) is not nn.Linear}
-    slow = f"{len(odd)} of {len(linears)} Linears are of the model's own class and run in torch" if odd else ""
+    plain = [name for name, linear in linears if not linear.experts]
+    odd = {name for name in plain if type(architecture.model.get_submodule(name)) is not nn.Linear}
+    odd |= {name for name, linear in linears if linear.experts}
+    what = "routed experts or of the model's own class" if len(plain) < len(linears) else "of the model's own class"
+    slow = f"{len(odd)} of {len(linears)} Linears are {what} and run in torch" if odd else ""
     every = len(odd) == len(linears)
     return [
         _use("prune"),
@@ -100,11 +103,14 @@ def _kinds(found: Sequence[BlockLinears]) -> list[tuple[BlockLinears, list[int]]
 
 
 def _groups(block: BlockLinears, indices: list[int]) -> Iterator[Row]:
-    for leader in dict.fromkeys(linear.leader for linear in block.linears):
-        linears = [linear for linear in block.linears if linear.leader == leader]
+    leaders: dict[str, list[Linear]] = {}
+    for linear in block.linears:
+        leaders.setdefault(linear.leader, []).append(linear)
+    rows = {tuple(linear.summary_name for linear in linears): linears for linears in leaders.values()}
+    for names, linears in rows.items():
         yield {
             "blocks": indices,
-            "linears": [linear.name for linear in linears],
+            "linears": list(names),
             "part": "+".join(dict.fromkeys(linear.kind for linear in linears)),
             "shapes": [list(linear.shape_OI) for linear in linears],
         }

@@ -53,7 +53,8 @@ def inspect(checkpoint: str | Path, *, weights: bool | None = None) -> dict[str,
     From the weights:
 
     sparsity: share of zeros in all prunable Linears. blocks, kinds and linears hold dicts with the same for each block,
-        each kind of Linear and each Linear.
+        each kind of Linear and each Linear; the same matrix of all experts of a block is one (`mlp.experts.*.up_proj`),
+        and experts is their number.
     patterns: the N:M patterns that all Linears follow; in linears, those of each.
     nonzero: number of weights in prunable Linears that are not zero.
     prunable_bytes: size of the prunable Linears if stored dense.
@@ -102,7 +103,7 @@ def count_weights(source: Checkpoint) -> dict[str, Any]:
     linears = []
     with Steps("reading", total=source.blocks, unit="blocks") as steps:
         for index in range(source.blocks):
-            linears += [linear_facts(source, index, linear) for linear in source.linears(index)]
+            linears += together([linear_facts(source, index, linear) for linear in source.linears(index)])
             steps.advance()
     totals = share(linears)
     return {
@@ -112,7 +113,7 @@ def count_weights(source: Checkpoint) -> dict[str, Any]:
         "packed_bytes": packed_size(source, linears),
         "prunable_bytes": totals["weights"] * source.dtype.itemsize,
         "packed_prunable_bytes": sum(row["packed_bytes"] for row in linears),
-        "mask_bytes": sum(mask_nbytes(tuple(row["shape"])) for row in linears),
+        "mask_bytes": sum(row["experts"] * mask_nbytes(tuple(row["shape"])) for row in linears),
         "kinds": [
             {"kind": local, "part": part, **share([row for row in linears if row["kind"] == local])}
             for local, part in dict.fromkeys((row["kind"], row["part"]) for row in linears)
@@ -125,15 +126,29 @@ def count_weights(source: Checkpoint) -> dict[str, Any]:
     }
 
 
+def together(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a block's Linears, with one row for the same matrix of all its routed experts."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if (before := found.setdefault(row["linear"], row)) is row:
+            continue
+        for key in ("zeros", "weights", "packed_bytes", "experts"):
+            before[key] += row[key]
+        before["sparsity"] = before["zeros"] / before["weights"]
+        before["patterns"] = [pattern for pattern in before["patterns"] if pattern in row["patterns"]]
+    return list(found.values())
+
+
 def linear_facts(source: Checkpoint, index: int, linear: Linear) -> dict[str, Any]:
     """Zeros, patterns and packed size of one Linear."""
     weight_OI = source.read_weight(index, f"{linear.name}.weight")
     zeros = count_zeros(weight_OI)
     sparsity = zeros / weight_OI.numel()
     return {
-        "linear": source.block_name(index, linear.name),
+        "linear": source.block_name(index, linear.summary_name),
         "block": index,
-        "kind": linear.name,
+        "kind": linear.summary_name,
+        "experts": 1,
         "part": linear.kind,
         "shape": list(linear.shape_OI),
         "sparsity": sparsity,
@@ -157,6 +172,8 @@ def storage(source: ModelFolder) -> str:
 
 def packed_linear_size(source: Checkpoint, index: int, linear: Linear, weight_OI: Tensor) -> int:
     """Bytes of a Linear's weight in the packed file, or in the file that pack would write."""
+    if linear.experts and len(source.tensors[source.weight_sources(index, linear.name)[0]].shape) != 2:
+        return weight_OI.nbytes  # one tensor holds all experts, and stays dense
     if isinstance(source, PackedCheckpoint):
         return sum(source.packed_tensors[name].packed_nbytes for name in source.weight_sources(index, linear.name))
     kept = int(np.count_nonzero(bit_patterns(weight_OI)))

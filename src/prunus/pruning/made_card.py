@@ -34,7 +34,7 @@ def counted(source: Checkpoint, steps: list[Mapping[str, Any]]) -> list[Zeros]:
     found: dict[str, Zeros] = {}
     for index in range(source.blocks if shares else 0):
         for linear in source.linears(index):
-            if (share := shares.get(source.block_name(index, linear.name))) is not None:
+            if (share := shares.get(source.block_name(index, linear.summary_name))) is not None:
                 size = linear.shape_OI[0] * linear.shape_OI[1]
                 before = found.get(linear.kind, Zeros(linear.kind, 0, 0))
                 found[linear.kind] = Zeros(linear.kind, before.zeros + round(share * size), before.weights + size)

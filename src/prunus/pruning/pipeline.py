@@ -34,6 +34,8 @@ from prunus.pruning.masks import count_zeros
 from prunus.pruning.recipe_revisions import revisions
 from prunus.recipes import PruneRecipe
 
+NAMED = 5  # experts that a warning names
+
 
 def prune(
     model: str | Path,
@@ -62,7 +64,8 @@ def prune(
 
     out, method: the folder, and the recipe's method.
     blocks, linears: number of blocks and of Linears in scope.
-    sparsity: share of zeros among the weights of all Linears in scope; linear_sparsity has the same by Linear.
+    sparsity: share of zeros among the weights of all Linears in scope; linear_sparsity has the same by Linear, with one
+        entry for the same matrix of all experts of a block (`mlp.experts.*.gate_proj`).
     seconds: run time.
     warnings: one line each.
 
@@ -100,6 +103,7 @@ def prune(
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
         notes = [*(calibration.warnings if calibration else []), *scores.warnings, *sparsities.warnings]
         notes += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
+        notes += few_tokens(job, partial)
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(partial), *ragged_tails(job)]
         step = {
             "action": "prune",
@@ -117,7 +121,7 @@ def prune(
         "out": str(target),
         "method": recipe.method,
         "blocks": source.blocks,
-        "linears": len(sparsity),
+        "linears": sum(map(len, job.linears)),
         "sparsity": zeros / job.weights,
         "seconds": time.monotonic() - started,
         "linear_sparsity": sparsity,
@@ -183,27 +187,41 @@ def prune_block(
         groups = job.stats.groups(index, job.method.needs, job.device)
     if hidden is not None:
         block, last = runner.make_block(index, tensors), index == job.source.blocks - 1
-        run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs, finish_block)
+        least = job.recipe.min_expert_tokens
+        run = BlockRun(runner, block, index, hidden, job.linears[index], last, job.method.needs, finish_block, least)
         passed = PROPAGATIONS[job.recipe.propagation](run)
         for one in job.passes:
             passed = one.statistics(job, run, tensors, passed)
         groups = passed
     record: dict[str, Any] = {"source": digest, "sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
+    zeros: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    keeps_dense = job.recipe.propagation == "dense" and run is not None and run.has_experts
+    by_name = {linear.name: linear for linear in job.linears[index]}
     for group in map(dict, groups):
         for name in [name for name in names if name in group]:
-            weight_OI, inputs = tensors.pop(f"{name}.weight").to(job.device), group.pop(name)
-            new_OI = job.method.prune(weight_OI, inputs, job.target(index, name))
-            if run is not None:
+            weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
+            new_OI = job.method.prune(weight_OI.to(job.device), inputs, job.target(index, name))
+            in_place = bool(by_name[name].experts) and not keeps_dense  # else there would be two copies of all experts
+            if run is not None and in_place:
+                run.block.get_submodule(name).get_parameter("weight").data.copy_(new_OI)
+            elif run is not None and not keeps_dense:
                 run.block.get_submodule(name).weight.data = new_OI.to(job.dtype)
-            pruned[name] = new_OI.cpu()
-            zeros = count_zeros(new_OI)
-            record["sparsity"][job.source.block_name(index, name)] = zeros / new_OI.numel()
-            record["zeros"] += zeros
+            in_place = in_place and weight_OI.device.type == "cpu"
+            pruned[name] = weight_OI.copy_(new_OI) if in_place else new_OI.cpu()
+            summary = job.source.block_name(index, by_name[name].summary_name)
+            zeros[summary] = zeros.get(summary, 0) + count_zeros(new_OI)
+            sizes[summary] = sizes.get(summary, 0) + new_OI.numel()
             if inputs is not None and (dead := int((inputs.norm_I == 0).sum())):
-                record["dead"][job.source.block_name(index, name)] = dead
+                record["dead"][summary] = max(dead, record["dead"].get(summary, 0))
             if inputs is not None and inputs.hessian is not None and inputs.hessian.warning is not None:
                 record["warnings"].append(inputs.hessian.warning)
+            if inputs is not None and inputs.pooled is not None:
+                expert = job.source.block_name(index, name.rpartition(".")[0])
+                record.setdefault("pooled", {})[expert] = inputs.pooled
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
+    record["sparsity"] = {name: count / sizes[name] for name, count in zeros.items()}
+    record["zeros"] = sum(zeros.values())
     if run is None:
         finish_block()
     run = None  # breaks the reference cycle of run and finish_block, which would keep the block in memory
@@ -219,3 +237,22 @@ def dead_inputs(partial: Partial) -> list[str]:
     worst = max(dead, key=lambda name: dead[name])
     zero = "input features that were zero on every calibration token"
     return [f"{len(dead)} Linears have {zero}, most of all {worst} ({dead[worst]})"]
+
+
+def few_tokens(job: Job, partial: Partial) -> list[str]:
+    """A warning if experts were pruned by the statistics of all tokens of their layer, with those never met by name."""
+    few = {name: count for record in partial.records.values() for name, count in record.get("pooled", {}).items()}
+    if not few:
+        return []
+    experts = {
+        (index, linear.expert) for index, linears in enumerate(job.linears) for linear in linears if linear.expert
+    }
+    never = [name for name, count in few.items() if not count]
+    named = f"; never met: {', '.join(never[:NAMED])}" if never else ""
+    more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
+    fewest = min(few, key=lambda name: few[name])
+    return [
+        f"{len(few)} of {len(experts)} routed experts met fewer than {job.recipe.min_expert_tokens} calibration tokens "
+        f"(the fewest: {fewest}, {few[fewest]}) and were pruned by their statistics on all tokens of their layer"
+        f"{named}{more}"
+    ]

@@ -13,15 +13,27 @@ def linears_in_scope(source: Checkpoint, recipe: PruneRecipe) -> list[list[Linea
     if reason := why_unprunable(source):
         raise PrunusError(f"{source.folder} ({source.config.model_type}): {reason}")
     found = [
-        [linear for linear in source.linears(index) if recipe.scope in ("all", linear.kind)]
-        for index in range(source.blocks)
+        [linear for linear in source.linears(index) if is_in(recipe.scope, linear)] for index in range(source.blocks)
     ]
     if not any(found):
-        what = "Linear" if recipe.scope == "all" else f"Linear of its {recipe.scope}"
+        what = {
+            "all": "Linear",
+            "experts": "routed expert",
+            "shared": "shared expert",
+        }.get(recipe.scope, f"Linear of its {recipe.scope}")
         raise PrunusError(
             f"{source.folder} ({source.config.model_type}) has no {what} that can be pruned; `prunus inspect` says why"
         )
     return found
+
+
+def is_in(scope: str, linear: Linear) -> bool:
+    """Whether a Linear is in a recipe's scope. `mlp` has all experts; `shared` those that every token goes through."""
+    if scope == "experts":
+        return bool(linear.experts)
+    if scope == "shared":
+        return not linear.experts and linear.kind == "mlp" and "shared" in linear.name
+    return scope in ("all", linear.kind)
 
 
 def why_unprunable(source: Checkpoint) -> str | None:

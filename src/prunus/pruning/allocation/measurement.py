@@ -13,8 +13,9 @@ from prunus.checkpoint.runner import Runner
 from prunus.progress import Steps
 from prunus.pruning.allocation.importance_scores import WHOLE
 from prunus.pruning.calibration.data import Calibration
-from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
-from prunus.pruning.calibration.statistics import InputStats, Observer
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.propagation import BlockRun, dense
+from prunus.pruning.calibration.statistics import InputStats
 from prunus.recipes import PruneRecipe
 
 
@@ -69,9 +70,10 @@ def dense_pass(
         blocks = blocks_on(source, range(source.blocks), runner.device)
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
-            with Observer(runner, block, subject.linears[index]) as seen:
-                propagate(runner, block, hidden)
-            names = subject.names(index)
-            found: dict[str, Tensor] = {n: block.get_submodule(n).get_parameter("weight") for n in names}
-            yield index, found, seen.stats(index)
+            least = subject.recipe.min_expert_tokens
+            run = BlockRun(runner, block, index, hidden, subject.linears[index], last=False, least_tokens=least)
+            for stats in dense(run):  # one, since no Hessians are asked for
+                names = subject.names(index)
+                found: dict[str, Tensor] = {n: block.get_submodule(n).get_parameter("weight") for n in names}
+                yield index, found, stats
             steps.advance()

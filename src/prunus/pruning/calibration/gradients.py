@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunus.checkpoint.block_loader import blocks_on
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.experts import tokens_read
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import OpenFile, entry_of, read_header
 from prunus.errors import PrunusError
@@ -220,8 +221,13 @@ def backward(
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            kept = [hook.forward(name, by_sequence(inputs[0].detach(), batch))]
-            output.register_hook(lambda delta: hook.backward(name, kept.pop(), by_sequence(delta, batch)))
+            token_S = tokens_read(block, name)
+
+            def rows_of(table: Tensor) -> Tensor:
+                return by_sequence(table, batch) if token_S is None else padded(table, token_S, batch)
+
+            kept = [hook.forward(name, rows_of(inputs[0].detach()))]
+            output.register_hook(lambda delta: hook.backward(name, kept.pop(), rows_of(delta)))
 
         return forward_hook
 
@@ -237,6 +243,22 @@ def backward(
             handle.remove()
     assert leaf_NTW.grad is not None
     return leaf_NTW.grad
+
+
+def padded(rows_SI: Tensor, token_S: Tensor, batch: Batch) -> Tensor:
+    """(N, T, I) rows of a routed expert by sequence, filled up with zeros, which add nothing to a gradient.
+
+    token_S: which of the batch's tokens each row belongs to; T: the most rows of a sequence.
+    """
+    sequences, length = batch.ids_NT.shape
+    order_S = (token_S // length).argsort(stable=True)
+    sequence_S = (token_S // length)[order_S]
+    counts_N = torch.bincount(sequence_S, minlength=sequences)
+    first_N = counts_N.cumsum(0) - counts_N
+    found_NTI = rows_SI.new_zeros(sequences, int(counts_N.max()), rows_SI.shape[1])
+    place_S = torch.arange(len(rows_SI), device=rows_SI.device) - first_N[sequence_S]
+    found_NTI[sequence_S, place_S] = rows_SI[order_S]
+    return found_NTI
 
 
 def signs(seed: int, source: Checkpoint) -> Projections:
@@ -361,6 +383,8 @@ def save_square_sums(
             held[number] = {name: stored.read() for name, stored in read_header(files[number].path).items()}
         found.sums = {name: table.to(model.runner.device) for name, table in held.pop(number, {}).items()}
         step.run(found.hook)
+        for name in model.linears[number]:  # of an expert that no token was sent to
+            found.sums.setdefault(name, zero_sum(model, number, name, rows))
         for name, table in found.sums.items():
             check_finite(number, name, table)
         sums, found.sums = {name: table.cpu() for name, table in found.sums.items()}, {}
@@ -371,3 +395,9 @@ def save_square_sums(
                 files[number] = OpenFile(file_of(number), {name: entry_of(table) for name, table in sums.items()})
             files[number].write(sums)
         del sums  # these are as large as two blocks, so they are freed before the next block runs
+
+
+def zero_sum(model: Model, index: int, name: str, rows: bool) -> Tensor:
+    """The SquareSums of a Linear that no gradient reached."""
+    shape_OI = model.source.linear_shapes(index)[name]
+    return torch.zeros(shape_OI[:1] if rows else shape_OI, device=model.runner.device)

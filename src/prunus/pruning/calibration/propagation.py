@@ -6,10 +6,11 @@ Shapes: N sequences, T tokens, S tokens of all sequences, W numbers per token be
 o_proj, F input width of down_proj.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from prunus.pruning.calibration.statistics import InputStats, Observed, Observer
 from prunus.recipes import Propagation
 
 Stats = Mapping[str, InputStats]
+# Bytes of experts' Hessians that are in memory at once; further experts take further passes over the block.
+HESSIAN_BYTES = 1 << 30
 
 
 class BlockRun(NamedTuple):
@@ -29,7 +32,8 @@ class BlockRun(NamedTuple):
 
     number: its index. linears: those to prune, in the order of a forward pass. last: whether it is the last block, so
     that its output is not needed. needs: the statistics to take of their inputs. when_pruned: called when all of them
-    are pruned, before hidden becomes the block's output.
+    are pruned, before hidden becomes the block's output. least_tokens: a routed expert with fewer is observed on all
+    tokens of its layer.
     """
 
     runner: Runner
@@ -40,15 +44,48 @@ class BlockRun(NamedTuple):
     last: bool
     needs: Needs = "norms"
     when_pruned: Callable[[], None] = lambda: None
+    least_tokens: int = 1
 
-    def watch(self, linears: Sequence[Linear], stop_early: bool = False) -> Observer:
-        """An Observer of the inputs of some of the block's Linears."""
-        return Observer(self.runner, self.block, linears, stop_early, self.needs)
+    def watch(
+        self, linears: Sequence[Linear], stop_early: bool = False, everywhere: Collection[tuple[str, int]] = ()
+    ) -> Observer:
+        """An Observer of the inputs of some of the block's Linears. everywhere: experts to observe on all tokens."""
+        return Observer(self.runner, self.block, linears, stop_early, self.needs, everywhere)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether Linears of routed experts are pruned."""
+        return any(linear.experts for linear in self.linears)
 
     def groups(self) -> list[list[Linear]]:
-        """The Linears, grouped by the input that they read."""
-        leaders = dict.fromkeys(linear.leader for linear in self.linears)
-        return [[linear for linear in self.linears if linear.leader == leader] for leader in leaders]
+        """The Linears, grouped by the input that they read; a group has gate and up, or down, of all experts."""
+        found: dict[Any, list[Linear]] = {}
+        for linear in self.linears:
+            stage = (linear.experts, linear.leader.endswith("down_proj")) if linear.experts else linear.leader
+            found.setdefault(stage, []).append(linear)
+        return list(found.values())
+
+    def portions(self, linears: Sequence[Linear]) -> list[list[Linear]]:
+        """The Linears in portions of as many experts as may have their Hessians in memory at once.
+
+        The first portion also has all Linears outside experts.
+        """
+        if self.needs != "hessian" or not self.has_experts:
+            return [list(linears)]
+        portions: list[list[Linear]] = [[linear for linear in linears if not linear.experts]]
+        experts: dict[Any, list[Linear]] = {}
+        for linear in linears:
+            if linear.expert is not None:
+                experts.setdefault(linear.expert, []).append(linear)
+        room = HESSIAN_BYTES
+        for own in experts.values():
+            size = 4 * sum(linear.shape_OI[1] ** 2 for linear in own if linear.name == linear.leader)
+            if room < size and room < HESSIAN_BYTES:
+                portions.append([])
+                room = HESSIAN_BYTES
+            portions[-1] += own
+            room -= size
+        return portions
 
 
 def pruned(run: BlockRun) -> Iterator[Stats]:
@@ -56,10 +93,27 @@ def pruned(run: BlockRun) -> Iterator[Stats]:
 
     This is the default, as in the reference implementations of Wanda and SparseGPT.
     """
-    yield observed(run)
+    yield from _in_portions(run)
     run.when_pruned()
     if not run.last:
         propagate(run.runner, run.block, run.hidden)
+
+
+def _in_portions(run: BlockRun) -> Iterator[Stats]:
+    """Statistics of the block's Linears: of experts in portions, at last of those outside experts.
+
+    Experts work side by side, so those that are pruned already do not change the inputs of others.
+    """
+    first, *others = run.portions(run.linears)
+    if not others:
+        yield _observe(run, first, advance=False)
+        return
+    seen = dict(_observe(run, first, advance=False))
+    outside = {linear.name: seen.pop(linear.name) for linear in first if not linear.experts}
+    yield {name: seen.pop(name) for name in list(seen)}
+    for portion in others:
+        yield _observe(run, portion, advance=False)
+    yield outside
 
 
 def observed(run: BlockRun) -> Stats:
@@ -68,7 +122,17 @@ def observed(run: BlockRun) -> Stats:
 
 
 def dense(run: BlockRun) -> Iterator[Stats]:
-    """Statistics of the dense model, in one pass: hidden becomes the output of the dense block."""
+    """Statistics of the dense model, in one pass: hidden becomes the output of the dense block.
+
+    With experts, whose statistics may take several passes, the block runs once more for its output; the caller must
+    leave its weights as they are until then.
+    """
+    if run.has_experts:
+        yield from _in_portions(run)
+        if not run.last:
+            propagate(run.runner, run.block, run.hidden)
+        run.when_pruned()
+        return
     yield _observe(run, run.linears, advance=not run.last)
     run.when_pruned()
 
@@ -84,7 +148,9 @@ def true_sequential(run: BlockRun) -> Iterator[Stats]:
         run.when_pruned()
         return
     for group in run.groups():
-        yield _observe(run, group, advance=False)
+        for portion in run.portions(group):
+            if portion:
+                yield _observe(run, portion, advance=False)
     run.when_pruned()
     if not run.last:
         propagate(run.runner, run.block, run.hidden)
@@ -201,7 +267,10 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
 
 
 def _observe(run: BlockRun, linears: Sequence[Linear], advance: bool) -> Stats:
-    """Statistics of the linears, from one pass over all tokens. advance: replace hidden by the block's output."""
+    """Statistics of the linears, from one pass over all tokens. advance: replace hidden by the block's output.
+
+    Experts that met too few tokens take a second pass, in which they run on all tokens of their layer.
+    """
     runner, block = run.runner, run.block
     with run.watch(linears, stop_early=not advance) as seen:
         for batch, rows_NTW, input_NTW in run.hidden.batches_on(runner.device):
@@ -209,7 +278,21 @@ def _observe(run: BlockRun, linears: Sequence[Linear], advance: bool) -> Stats:
                 rows_NTW.copy_(runner.run_block(block, input_NTW, batch))
             elif linears:
                 _until_seen(lambda rows, of=batch: runner.run_block(block, rows, of), input_NTW)
-    return seen.stats(run.number)
+    found = seen.stats(run.number)
+    few = {
+        linear.expert: seen.tokens[linear.leader]
+        for linear in linears
+        if linear.expert is not None and seen.tokens[linear.leader] < run.least_tokens
+    }
+    if not few:
+        return found
+    assert not advance, "the block's input is gone"
+    poor = [linear for linear in linears if linear.expert in few]
+    with run.watch(poor, everywhere=[expert for expert in few if expert is not None]) as again:
+        for batch, _, input_NTW in run.hidden.batches_on(runner.device):
+            runner.run_block(block, input_NTW, batch)
+    pooled = again.stats(run.number)
+    return {**found, **{one.name: replace(pooled[one.name], pooled=few.get(one.expert)) for one in poor}}
 
 
 def _until_seen(run: Callable[[Tensor], Tensor], rows_NTW: Tensor) -> None:

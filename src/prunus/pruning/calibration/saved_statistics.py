@@ -43,6 +43,7 @@ from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import TOKEN_WEIGHTS, DtypeName, ExpertsRecipe, PruneRecipe
 
 FORMAT = 2
@@ -171,7 +172,10 @@ def write_stats(
 def measure(
     source: Checkpoint, recipe: PruneRecipe, chosen: Calibration, device: torch.device, needs: Needs
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield the statistics of every distinct input, one block after the other, by their names in the file."""
+    """Yield the statistics of every distinct input, block after block, by their names in the file.
+
+    Those of routed experts with Hessians come in portions.
+    """
     runner = Runner(source.config, source.tensors, DTYPES[run_dtype(recipe, source)], device)
     weights = chosen.token_weights(recipe) if recipe.weighted else None
     with torch.inference_mode(), full_float32(device), Steps("observing", total=source.blocks, unit="blocks") as steps:
@@ -180,8 +184,9 @@ def measure(
         for index in range(source.blocks):
             block = runner.make_block(index, next(blocks))
             last = index == source.blocks - 1
-            for group in dense(BlockRun(runner, block, index, hidden, source.linears(index), last, needs)):
-                leaders = widths(source, index)
+            run = BlockRun(runner, block, index, hidden, source.linears(index), last, needs)
+            for group in dense(run._replace(least_tokens=recipe.min_expert_tokens)):
+                leaders = [leader for leader in widths(source, index) if leader in group]
                 yield {name: t for leader in leaders for name, t in as_stored(source, index, leader, group[leader])}
             steps.advance()
 
@@ -278,6 +283,17 @@ class SavedStats:
                 f"{self.path} holds statistics of the dense model, but propagation is '{recipe.propagation}'; "
                 "add --propagation dense"
             )
+        if recipe.min_expert_tokens != PruneRecipe.min_expert_tokens:
+            raise PrunusError(
+                f"{self.path} was measured with {PruneRecipe.min_expert_tokens} tokens per routed expert at least; "
+                "leave --min-expert-tokens or --stats out"
+            )
+        for index, linears in enumerate(linears_in_scope(self.source, recipe)):
+            if lacks := next((one for one in linears if not self._has(index, one.leader)), None):
+                raise PrunusError(
+                    f"{self.path} holds no statistics of {self.source.block_name(index, lacks.leader)}; it is of an "
+                    "earlier version: write it again with `prunus stats`"
+                )
         stored = self.about["recipe"]["dtype"]
         if (asked := run_dtype(recipe, self.source)) != stored:
             raise PrunusError(f"{self.path} was measured in {stored}, not {asked}; write it again with that --dtype")
@@ -313,8 +329,10 @@ class SavedStats:
 
     def block(self, index: int, device: torch.device) -> Stats:
         """Input norms of all Linears of a block, by Linear."""
-        norms = {leader: self._read(index, leader, "norm").to(device) for leader in widths(self.source, index)}
-        return {linear.name: InputStats(norms[linear.leader]) for linear in self.source.linears(index)}
+        leaders = [leader for leader in widths(self.source, index) if self._has(index, leader)]
+        norms = {leader: self._read(index, leader, "norm").to(device) for leader in leaders}
+        linears = self.source.linears(index)
+        return {linear.name: InputStats(norms[linear.leader]) for linear in linears if linear.leader in norms}
 
     def groups(self, index: int, needs: str, device: torch.device) -> Iterator[Stats]:
         """Yield, for each distinct input of a block, its statistics on device by the Linears that read it.
@@ -323,12 +341,17 @@ class SavedStats:
         """
         tokens = self.about["calibration"]["tokens"]
         for leader in widths(self.source, index):
+            if not self._has(index, leader):  # of a routed expert, in a file of an earlier version
+                continue
             kinds = (*VECTORS, MATRIX) if needs == "hessian" else VECTORS
             found = {kind: self._read(index, leader, kind).to(device) for kind in kinds}
             hessian = Hessian(found[MATRIX], f"block {index}, {leader}") if MATRIX in found else None
             norm_I, mean_I, variance_I = (found[kind] for kind in VECTORS)
             inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian)
             yield {linear.name: inputs for linear in self.source.linears(index) if linear.leader == leader}
+
+    def _has(self, index: int, leader: str) -> bool:
+        return stat_name(self.source, index, leader, "norm") in self.tensors
 
     def _read(self, index: int, leader: str, kind: str) -> Tensor:
         return self.tensors[stat_name(self.source, index, leader, kind)].read()

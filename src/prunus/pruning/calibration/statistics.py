@@ -3,7 +3,8 @@
 Shapes: N sequences, T tokens, S tokens of all sequences, I input features.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from prunus.checkpoint.experts import Routed, observe_experts
 from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.declarations import Needs
@@ -30,7 +32,8 @@ class InputStats:
     norm_I: L2 norm of each feature over all tokens, float32. tokens: their number. mean_I, variance_I: of each feature
     over all tokens. hessian: X^T X, shared by Linears that read the same input. gradient_OI: scaled size of a loss's
     gradient with respect to each weight, which is added to norm_I / sqrt(sequences). fisher_O: per output, the sum of
-    squares of a loss's gradient.
+    squares of a loss's gradient. pooled: for a routed expert that the router sent too few tokens, the number of these;
+    its statistics are then those of all tokens of its layer.
     """
 
     norm_I: Tensor
@@ -41,6 +44,7 @@ class InputStats:
     sequences: int = 1
     gradient_OI: Tensor | None = None
     fisher_O: Tensor | None = None
+    pooled: int | None = None
 
 
 class Observed(Exception):
@@ -53,7 +57,8 @@ class Observer:
     Linears that read the same tensor (q, k, v; gate, up) are observed once. Sums and sums of squares are taken per
     sequence in float32 and added in float64, so they do not depend on the batches; the Hessian is a plain sum in
     float32. Tokens are weighted by their batch's weights. stop_early: raise Observed after the last input of each batch
-    (the caller catches it), if the block's output is not needed.
+    (the caller catches it), if the block's output is not needed. Linears of a routed expert are observed on the tokens
+    that its router sends to it; everywhere: (module, expert) of those that are observed on all tokens instead.
     """
 
     def __init__(
@@ -63,10 +68,17 @@ class Observer:
         linears: Iterable[Linear],
         stop_early: bool = False,
         needs: Needs = "norms",
+        everywhere: Collection[tuple[str, int]] = (),
     ) -> None:
         self.runner, self.block, self.linears = runner, block, list(linears)
         self.leaders = list(dict.fromkeys(linear.leader for linear in self.linears))
-        self.stop_early, self.needs = stop_early, needs
+        self.stop_early, self.needs, self.everywhere = stop_early, needs, everywhere
+        # By module, expert and whether it reads the input of down: the leader.
+        self.of_experts = {
+            (*linear.expert, linear.leader.endswith(".down_proj")): linear.leader
+            for linear in self.linears
+            if linear.expert is not None
+        }
         self.squares: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
@@ -74,23 +86,35 @@ class Observer:
         self.counted = dict.fromkeys(self.leaders, 0.0)
         self.calls_left = self.calls = self.linears[-1].calls if self.linears else 1
         self.handles: list[RemovableHandle] = []
+        self.watching = ExitStack()
 
     def __enter__(self) -> Self:
+        routed = set(self.of_experts.values())
         for name in self.leaders:
-            module = self.block.get_submodule(name)
-            self.handles.append(module.register_forward_pre_hook(self._hook(name)))
+            if name not in routed:
+                module = self.block.get_submodule(name)
+                self.handles.append(module.register_forward_pre_hook(self._hook(name)))
+        if routed:
+            seen = observe_experts(self.block, self._see, all_tokens=self.everywhere)
+            self.watching.enter_context(seen)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.watching.close()
         for handle in self.handles:
             handle.remove()
 
     def stats(self, block_index: int) -> Mapping[str, InputStats]:
-        """InputStats by Linear. If an input holds NaN or infinity, PrunusError names the block and the Linear."""
-        found = {leader: self._stats_of(leader, block_index) for leader in self.leaders}
-        return {linear.name: found[linear.leader] for linear in self.linears}
+        """InputStats by Linear, without experts that no token was sent to.
+
+        If an input holds NaN or infinity, PrunusError names the block and the Linear.
+        """
+        routed = set(self.of_experts.values())
+        met = [leader for leader in self.leaders if leader in self.squares or leader not in routed]
+        found = {leader: self._stats_of(leader, block_index) for leader in met}
+        return {linear.name: found[linear.leader] for linear in self.linears if linear.leader in found}
 
     def _stats_of(self, leader: str, block_index: int) -> InputStats:
         assert leader in self.squares, f"{leader} was not called"
@@ -114,21 +138,7 @@ class Observer:
     def _hook(self, name: str) -> Any:
         def hook(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
             batch = self.runner.batch
-            input_NTI = by_sequence(inputs[0].detach(), batch).float()
-            self.tokens[name] += input_NTI.shape[0] * input_NTI.shape[1]
-            root_NT1 = self._roots(name, input_NTI, batch)
-            if root_NT1 is not None:
-                input_NTI = input_NTI * root_NT1
-            _add(self.squares, name, input_NTI.square().sum(1).double().sum(0))
-            if self.needs in ("means", "hessian"):
-                counted_NTI = input_NTI if root_NT1 is None else input_NTI * root_NT1
-                _add(self.sums, name, counted_NTI.sum(1).double().sum(0))
-            if self.needs == "hessian":
-                input_SI = input_NTI.flatten(0, 1)
-                if name not in self.products:
-                    width = input_SI.shape[1]
-                    self.products[name] = torch.zeros(width, width, device=input_SI.device)
-                add_product(self.products[name], input_SI)
+            self._take(name, by_sequence(inputs[0].detach(), batch), batch.weight_NT1)
             if name == self.leaders[-1]:
                 self.calls_left = self.calls_left - 1 or self.calls
                 if self.stop_early and self.calls_left == self.calls:
@@ -136,12 +146,40 @@ class Observer:
 
         return hook
 
-    def _roots(self, name: str, input_NTI: Tensor, batch: Batch) -> Tensor | None:
-        """Square roots of the weights of a batch's tokens, None if unweighted; adds the weights to `counted`."""
-        if batch.weight_NT1 is None:
+    def _see(self, routed: Routed) -> None:
+        """Take the statistics of one expert's inputs."""
+        weight_NT1 = self.runner.batch.weight_NT1
+        if weight_NT1 is not None:
+            weight_NT1 = weight_NT1.flatten(0, 1)[routed.token_S.to(weight_NT1.device)][None]
+        for is_down, input_SI in enumerate((routed.input_SD, routed.middle_SF)):
+            leader = self.of_experts.get((routed.experts, routed.expert, bool(is_down)))
+            if leader is not None:
+                self._take(leader, input_SI.detach()[None], weight_NT1)
+
+    def _take(self, name: str, given_NTI: Tensor, weight_NT1: Tensor | None) -> None:
+        """Add the inputs of one call of a Linear to its statistics."""
+        input_NTI = given_NTI.float()
+        self.tokens[name] += input_NTI.shape[0] * input_NTI.shape[1]
+        root_NT1 = self._roots(name, input_NTI, weight_NT1)
+        if root_NT1 is not None:
+            input_NTI = input_NTI * root_NT1
+        _add(self.squares, name, input_NTI.square().sum(1).double().sum(0))
+        if self.needs in ("means", "hessian"):
+            counted_NTI = input_NTI if root_NT1 is None else input_NTI * root_NT1
+            _add(self.sums, name, counted_NTI.sum(1).double().sum(0))
+        if self.needs == "hessian":
+            input_SI = input_NTI.flatten(0, 1)
+            if name not in self.products:
+                width = input_SI.shape[1]
+                self.products[name] = torch.zeros(width, width, device=input_SI.device)
+            add_product(self.products[name], input_SI)
+
+    def _roots(self, name: str, input_NTI: Tensor, weight_NT1: Tensor | None) -> Tensor | None:
+        """Square roots of the weights of tokens, None if unweighted; adds the weights to `counted`."""
+        if weight_NT1 is None:
             self.counted[name] += input_NTI.shape[0] * input_NTI.shape[1]
             return None
-        weight_NT1 = batch.weight_NT1.to(input_NTI.device)
+        weight_NT1 = weight_NT1.to(input_NTI.device)
         if weight_NT1.shape[:2] != input_NTI.shape[:2]:
             raise PrunusError(
                 f"{name} does not read one input per token, so tokens cannot be weighted; leave --prompt-weight and "

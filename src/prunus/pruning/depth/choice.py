@@ -44,7 +44,7 @@ class Mix(NamedTuple):
         tensors = source.read_block(self.base)
         if self.is_copy:
             return tensors
-        for name in (f"{linear.name}.weight" for linear in source.linears(self.base)):
+        for name in (f"{linear.name}.weight" for linear in source.linears(self.base) if not linear.experts):
             total_OI = torch.zeros_like(tensors[name], dtype=torch.float32)
             for index, factor in self.parts:
                 total_OI += factor * source.read_weight(index, name).float()

@@ -58,13 +58,18 @@ def choose(model: Calibrated, count: int) -> Choice:
 
 def are_alike(model: Calibrated, mixes: list[Mix]) -> bool:
     """Whether blocks have Linears of the same names and shapes, so that they can be merged."""
-    first, *others = ({*model.source.linear_shapes(mix.base).items()} for mix in mixes)
+    first, *others = (
+        {(linear.name, linear.shape_OI) for linear in model.source.linears(mix.base) if not linear.experts}
+        for mix in mixes
+    )
     return bool(first) and all(other == first for other in others)
 
 
 def warn_of_unmerged(model: Calibrated, live: list[Mix]) -> list[str]:
     """A warning if merged blocks hold matrices that are not prunable Linears, so that they were not merged."""
-    dense = {name: mix.base for mix in live if not mix.is_copy for name in model.source.left_dense(mix.base)}
+    bases = [mix.base for mix in live if not mix.is_copy]
+    dense = {name for base in bases for name in model.source.left_dense(base)}
+    dense |= {one.summary_name for base in bases for one in model.source.linears(base) if one.experts}
     if not dense:
         return []
     name = min(dense)

@@ -58,6 +58,8 @@ def with_regional_gradients(
     with torch.enable_grad():
         for batch, inputs_NTW in hidden.batches():
             backward(runner, block, batch, inputs_NTW, by_norm, list(stats), found.hook)
+    for name in stats:  # of an expert that no token was sent to
+        found.sums.setdefault(name, torch.zeros_like(block.get_submodule(name).get_parameter("weight")))
     return {
         name: replace(inputs, gradient_OI=found.sums[name].div_(count).sqrt_().mul_(scale))
         for name, inputs in stats.items()

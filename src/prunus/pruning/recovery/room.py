@@ -25,6 +25,7 @@ TRAINING_BYTES = 4 + 4 + 8 + 2 + 2 + 1
 # Bytes of a token that a step takes for each number that a Linear of the block gives out, and as many for each number
 # of the hidden states: the number, what is made of it, and its gradient, in float32.
 ACTIVATION_BYTES = 12
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 
 
 class StepPlan(NamedTuple):
@@ -65,15 +66,25 @@ def plan_steps(source: Checkpoint, device: torch.device, step_tokens: int, longe
 
 def activation_bytes(source: Checkpoint, index: int) -> int:
     """Bytes of a token that a step through a block takes at most."""
-    return ACTIVATION_BYTES * (
-        source.architecture.width + sum(rows for rows, _ in source.linear_shapes(index).values())
-    )
+    return ACTIVATION_BYTES * (source.architecture.width + sum(outputs_of(source, index).values()))
+
+
+def outputs_of(source: Checkpoint, index: int) -> dict[str, int]:
+    """Outputs per token of a block's Linears, by name; of routed experts those that a token is sent to."""
+    found: dict[str, int] = {}
+    config = source.config.get_text_config(decoder=True)
+    chosen = next((n for key in EXPERTS_PER_TOKEN if isinstance(n := getattr(config, key, None), int)), None)
+    for linear in source.linears(index):
+        expert = linear.expert
+        if expert is None or chosen is None or expert[1] < chosen:
+            found[linear.name] = linear.shape_OI[0]
+    return found
 
 
 def part_bytes(source: Checkpoint, index: int) -> int:
     """activation_bytes where they are computed again: only one part of the block, attention or MLP, has them then."""
     parts: dict[str, int] = defaultdict(int)
-    for name, (rows, _) in source.linear_shapes(index).items():
+    for name, rows in outputs_of(source, index).items():
         parts[name.partition(".")[0]] += rows
     return ACTIVATION_BYTES * (source.architecture.width + max(parts.values()))
 

@@ -1,0 +1,362 @@
+"""Routed experts: run as transformers runs them, and observed as a loop over single tokens would."""
+
+import json
+
+import pytest
+import torch
+from random_models import make_random_model
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.experts import Routed, experts_in, observe_experts
+from prunus.checkpoint.runner import Batch, Runner
+from prunus.checkpoint.safetensors_file import read_header, read_metadata
+from prunus.errors import PrunusError
+from prunus.pruning.calibration import propagation
+from prunus.pruning.calibration.gradients import Model, save_square_sums
+from prunus.pruning.calibration.hidden_states import HiddenStates
+from prunus.pruning.calibration.propagation import BlockRun
+from prunus.recipes import PruneRecipe
+
+FAMILIES = ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "nemotron_h"]
+
+
+def whole(folder, implementation="eager"):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, experts_implementation=implementation
+    ).eval()
+
+
+def ids_of(config, *shape):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(3, config.vocab_size, shape, generator=generator)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_logits_equal_transformers_eager_loop_bit_for_bit(tmp_path, family):
+    ids_NT = ids_of(make_random_model(family, tmp_path / "m"), 2, 24)
+    eager = whole(tmp_path / "m")(input_ids=ids_NT, use_cache=False).logits
+    model, seen = whole(tmp_path / "m", "prunus"), []
+    assert torch.equal(model(input_ids=ids_NT, use_cache=False).logits, eager)
+    with observe_experts(model, seen.append):
+        assert torch.equal(model(input_ids=ids_NT, use_cache=False).logits, eager)
+    assert seen and not any("prunus_see" in module.__dict__ for module in model.modules())
+    count = len(seen)
+    model(input_ids=ids_NT, use_cache=False)
+    assert len(seen) == count
+
+
+def one_by_hand(module, expert, x_D):
+    """(F,) and (D,) of one token, from the parameters' layout written out."""
+    first, down = getattr(module, "gate_up_proj" if module.has_gate else "up_proj")[expert], module.down_proj[expert]
+    if module.is_transposed:
+        first, down = first.T, down.T
+    up = first @ x_D
+    if module.has_bias:
+        up = up + module.gate_up_proj_bias[expert]
+    middle = module._apply_gate(up) if module.has_gate else module.act_fn(up)
+    out = down @ middle
+    return middle, out + module.down_proj_bias[expert] if module.has_bias else out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_what_is_seen_equals_a_loop_over_single_tokens(tmp_path, family):
+    ids_NT = ids_of(make_random_model(family, tmp_path / "m"), 2, 12)
+    model = whole(tmp_path / "m")
+    called: dict[str, tuple] = {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _m, args, kwargs, name=name: called.update({name: (*args, *kwargs.values())}), with_kwargs=True
+        )
+        for name, module in experts_in(model).items()
+    ]
+    seen: list[Routed] = []
+    with observe_experts(model, seen.append):
+        model(input_ids=ids_NT, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    assert {routed.experts for routed in seen} == set(called)
+    for name, (hidden_ND, index_NK, weight_NK) in called.items():
+        module = model.get_submodule(name)
+        mine = {routed.expert: routed for routed in seen if routed.experts == name}
+        wanted = {expert: [] for expert in index_NK.flatten().tolist()}
+        assert list(mine) == sorted(wanted)
+        for token, experts in enumerate(index_NK.tolist()):
+            for place, expert in enumerate(experts):
+                wanted[expert].append((token, *one_by_hand(module, expert, hidden_ND[token]), weight_NK[token, place]))
+        for expert, tokens in wanted.items():
+            routed = mine[expert]
+            order = routed.token_S.argsort()
+            assert routed.token_S[order].tolist() == [token for token, *_ in tokens]
+            assert torch.equal(routed.input_SD, hidden_ND[routed.token_S])
+            middle_SF, out_SD, weight_S = (torch.stack(parts) for parts in list(zip(*tokens, strict=True))[1:])
+            assert torch.equal(routed.weight_S[order], weight_S)
+            for got, by_hand in ((routed.middle_SF, middle_SF), (routed.output_SD, out_SD)):
+                torch.testing.assert_close(got[order], by_hand, rtol=2e-6, atol=2e-6 * float(by_hand.abs().max()))
+
+
+CPU = torch.device("cpu")
+
+
+def opened(folder):
+    source = Checkpoint(folder)
+    return source, Runner(source.config, source.tensors, torch.float32, CPU)
+
+
+def rows(count=5, length=24, vocabulary=120):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, vocabulary, (length,), generator=generator).tolist() for _ in range(count)]
+
+
+def recipe_of(tmp_path, sequences=None, **changes):
+    sequences = sequences or rows()
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"token_ids": row}) for row in sequences))
+    common = {"calibration": str(tmp_path / "rows.jsonl"), "samples": len(sequences), "seqlen": 24, "sparsity": 0.5}
+    return PruneRecipe(**(common | changes))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "granitemoe"])
+@torch.no_grad()
+def test_split_blocks_compute_the_same_bits_and_are_joined_into_the_stored_ones(tmp_path, family):
+    ids_NT = ids_of(make_random_model(family, tmp_path / "m"), 2, 24)
+    source, runner = opened(tmp_path / "m")
+    batch = Batch(ids_NT)
+    rows_NTW = runner.embed(batch)
+    for index in range(source.blocks):
+        tensors = source.read_block(index)
+        rows_NTW = runner.run_block(runner.make_block(index, tensors), rows_NTW, batch)
+        linears = {linear.name: linear for linear in source.linears(index) if linear.experts}
+        for name, linear in linears.items():
+            weight_OI = tensors[f"{name}.weight"]
+            assert tuple(weight_OI.shape) == linear.shape_OI
+            assert torch.equal(source.read_weight(index, f"{name}.weight"), weight_OI)
+        every = {f"{name}.weight": tensors[f"{name}.weight"] for name in linears}
+        some = {name: tensor.clone() for name, tensor in every.items() if ".3." in name}
+        for changed in (every, some):
+            stored = source.as_stored(index, changed)
+            sources = {n for name in changed for n in source.weight_sources(index, name.removesuffix(".weight"))}
+            assert sources <= set(stored)
+            assert all(torch.equal(tensor, source.read(name)) for name, tensor in stored.items())
+    eager = whole(tmp_path / "m")(input_ids=ids_NT, use_cache=False).logits
+    assert torch.equal(runner.logits(runner.states(rows_NTW, batch)), eager)
+
+
+def observed_by(run, monkeypatch, portion=1 << 40):
+    monkeypatch.setattr(propagation, "HESSIAN_BYTES", portion)
+    found, groups = {}, 0
+    for group in propagation.pruned(run):
+        found, groups = {**found, **group}, groups + 1
+    return found, groups
+
+
+@torch.no_grad()
+def test_experts_that_meet_few_tokens_get_the_statistics_of_all_tokens_and_hessians_come_in_portions(
+    tmp_path, monkeypatch
+):
+    make_random_model("qwen3_moe", tmp_path / "m")
+    source, runner = opened(tmp_path / "m")
+    index, sequences = 0, rows(2, 12)
+    block = runner.make_block(index, source.read_block(index))
+    seen: list[Routed] = []
+    inputs: list[torch.Tensor] = []
+
+    def run():
+        hidden = HiddenStates(runner, sequences, None)
+        return BlockRun(runner, block, index, hidden, source.linears(index), True, "hessian", least_tokens=8)
+
+    module = block.get_submodule("mlp.experts")
+    handle = module.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].clone()))
+    with observe_experts(block, seen.append):
+        for batch, rows_NTW in run().hidden.batches():
+            runner.run_block(block, rows_NTW, batch)
+    handle.remove()
+    counts = dict.fromkeys(range(8), 0) | {routed.expert: len(routed.token_S) for routed in seen}
+    assert any(count < 8 for count in counts.values()) and any(count >= 8 for count in counts.values())
+    found, groups = observed_by(run(), monkeypatch)
+    assert groups == 1
+    every = torch.cat(inputs)
+    for expert, count in counts.items():
+        own = next((routed for routed in seen if routed.expert == expert), None)
+        x_SD = every if count < 8 or own is None else own.input_SD
+        weights = [block.get_parameter(f"mlp.experts.{expert}.{part}.weight") for part in ("gate_proj", "up_proj")]
+        middle_SF = functional.silu(x_SD @ weights[0].T) * (x_SD @ weights[1].T)
+        for part, read in (("gate_proj", x_SD), ("up_proj", x_SD), ("down_proj", middle_SF)):
+            stats = found[f"mlp.experts.{expert}.{part}"]
+            assert stats.tokens == len(read) and stats.pooled == (count if count < 8 else None)
+            torch.testing.assert_close(stats.norm_I, read.norm(dim=0), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(stats.hessian.matrix_II, read.T @ read, rtol=1e-4, atol=1e-4)
+    pieces, groups = observed_by(run(), monkeypatch, portion=4 * (64**2 + 32**2) * 3)
+    assert groups == 4 and set(pieces) == set(found)  # 3, 3 and 2 experts; then the Linears outside them
+    assert all(torch.equal(pieces[name].hessian.matrix_II, found[name].hessian.matrix_II) for name in found)
+
+
+def test_gradients_of_experts_equal_those_of_the_whole_model_sequence_by_sequence(tmp_path):
+    make_random_model("qwen3_moe", tmp_path / "m")
+    source, runner = opened(tmp_path / "m")
+    sequences = rows(3, 10)
+    names = [[linear.name for linear in source.linears(index)] for index in range(source.blocks)]
+    for per_row in (False, True):
+        folder = tmp_path / str(per_row)
+        folder.mkdir()
+        save_square_sums(
+            Model(source, runner, names), sequences, None, lambda index, to=folder: to / f"{index}", per_row
+        )
+    model = whole(tmp_path / "m")
+    wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters() if "experts" in name}
+    for row in sequences:
+        model.zero_grad()
+        ids_1T = torch.tensor([row])
+        model(input_ids=ids_1T, labels=ids_1T, use_cache=False).loss.backward()
+        for name, total in wanted.items():
+            grad = dict(model.named_parameters())[name].grad
+            total += 0 if grad is None else grad.square()
+    checked = 0
+    for index in range(source.blocks):
+        found = {name: stored.read() for name, stored in read_header(tmp_path / "False" / f"{index}").items()}
+        rows_found = read_header(tmp_path / "True" / f"{index}")
+        for name in (name for name in names[index] if ".experts." in name):
+            prefix, expert, part = f"model.layers.{index}.{name}".rsplit(".", 2)
+            fused = wanted[f"{prefix}.{'down_proj' if part == 'down_proj' else 'gate_up_proj'}"][int(expert)]
+            half = len(fused) // 2
+            right = {"gate_proj": fused[:half], "up_proj": fused[half:], "down_proj": fused}[part]
+            torch.testing.assert_close(found[name], right, rtol=1e-3, atol=1e-6 * float(right.abs().max() + 1e-12))
+            assert tuple(rows_found[name].shape) == (len(right),)
+            checked += bool(right.any())
+    assert checked > 40
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "magnitude"},
+        {"method": "wanda", "pattern": "2:4", "sparsity": 0.5},
+        {"method": "sparsegpt", "propagation": "true_sequential"},
+        {"method": "sparsegpt", "propagation": "dense"},
+        {"method": "ria"},
+        {"method": "dsnot"},
+        {"method": "alps"},
+        {"method": "gblm"},
+        {"method": "wanda", "row_power": 1.0},
+        {"method": "wanda++", "repair_rounds": 1},
+        {"method": "wanda", "update": "obs"},
+        {"allocation": "owl"},
+        {"allocation": "alphapruning"},
+        {"method": "wanda", "group": "tensor"},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
+    make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[])
+    told = prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, **changes))
+    before, made = Checkpoint(tmp_path / "m"), Checkpoint(tmp_path / "out")
+    zeros = weights = 0
+    for index in range(made.blocks):
+        for linear in made.linears(index):
+            weight_OI = made.read_weight(index, f"{linear.name}.weight")
+            assert changes.get("allocation") or (weight_OI == 0).sum() == weight_OI.numel() // 2
+            zeros, weights = zeros + int((weight_OI == 0).sum()), weights + weight_OI.numel()
+    assert zeros == weights // 2 and told["sparsity"] == 0.5
+    assert told["linears"] == sum(len(before.linears(index)) for index in range(before.blocks))
+    assert len(told["linear_sparsity"]) == 14
+    assert "model.layers.0.mlp.experts.*.gate_proj" in told["linear_sparsity"]
+    few = [line for line in told["warnings"] if "routed experts met fewer than 64 calibration tokens" in line]
+    assert len(few) == (changes.get("method") != "magnitude")
+    whole(tmp_path / "out")
+
+
+def test_scopes_of_a_mixture_of_experts(tmp_path):
+    make_random_model("deepseek_v3", tmp_path / "m")
+    names = {}
+    for scope in ("all", "attention", "mlp", "experts", "shared"):
+        recipe = recipe_of(tmp_path, method="magnitude", scope=scope)
+        names[scope] = set(prunus.prune(tmp_path / "m", tmp_path / scope, recipe)["linear_sparsity"])
+    assert all(".mlp.experts.*." in name for name in names["experts"])
+    assert all(".mlp.shared_experts." in name for name in names["shared"])
+    assert names["experts"] | names["shared"] < names["mlp"] == names["all"] - names["attention"]
+    make_random_model("llama", tmp_path / "dense")
+    for scope in ("experts", "shared"):
+        with pytest.raises(PrunusError, match=f"has no {'routed' if scope == 'experts' else scope} expert"):
+            prunus.prune(tmp_path / "dense", tmp_path / "x", recipe_of(tmp_path, method="magnitude", scope=scope))
+
+
+def test_influences_of_experts_are_refused_in_a_line(tmp_path):
+    make_random_model("qwen3_moe", tmp_path / "m")
+    with pytest.raises(PrunusError, match="layerif keeps a gradient of each Linear and sequence, too many for routed"):
+        prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, allocation="layerif"))
+
+
+def test_an_expert_that_no_token_meets_is_named(tmp_path):
+    make_random_model("qwen3_moe", tmp_path / "m")
+    told = prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, rows(1, 2), min_expert_tokens=1))
+    (line,) = [line for line in told["warnings"] if "routed experts met" in line]
+    assert "never met: model.layers.0.mlp.experts." in line and " more" in line
+
+
+@pytest.fixture(params=["qwen3_moe", "granitemoe"])
+def pruned(request, tmp_path):
+    """A folder with a mixture `m` whose experts are stored one by one or together, and `out`, pruned to half."""
+    more = {"mlp_only_layers": []} if request.param == "qwen3_moe" else {}
+    make_random_model(request.param, tmp_path / "m", num_hidden_layers=2, **more)
+    prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path))
+    return tmp_path
+
+
+@torch.no_grad()
+def test_pack_inspect_and_the_sparse_kernel_take_pruned_experts(pruned):
+    told = prunus.pack(pruned / "out", pruned / "packed")
+    prunus.unpack(pruned / "packed", pruned / "again")
+    assert (pruned / "again/model.safetensors").read_bytes() == (pruned / "out/model.safetensors").read_bytes()
+    facts = [prunus.inspect(pruned / name) for name in ("out", "packed")]
+    for found in facts:
+        assert found["sparsity"] == 0.5 and found["prunable"] == sum(row["weights"] for row in found["linears"])
+        row = next(row for row in found["linears"] if row["kind"].endswith("experts.*.down_proj"))
+        assert row["experts"] == 8 and row["zeros"] == row["weights"] // 2 == 8 * row["shape"][0] * row["shape"][1] // 2
+    assert facts[0]["packed_bytes"] == facts[1]["packed_bytes"] and told["packed_bytes"] >= facts[1]["packed_bytes"]
+    assert facts[0]["packed_prunable_bytes"] == facts[1]["packed_prunable_bytes"]
+    ids_NT = torch.tensor([rows(1)[0]])
+    model = prunus.sparse.load(pruned / "packed", always_sparse=True)
+    ours, theirs = (m(input_ids=ids_NT, use_cache=False).logits for m in (model, whole(pruned / "out")))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
+    calibration = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24, "epochs": 3}
+    recipe = prunus.RecoverRecipe(**calibration, rate=0.1)
+    told = prunus.recover(pruned / "out", pruned / "new", recipe, dense=pruned / "m")
+    assert told["recovered"] and told["error_after"] < told["error_before"]
+    before, after = Checkpoint(pruned / "out"), Checkpoint(pruned / "new")
+    changed = 0
+    for index in range(before.blocks):
+        for linear in (linear for linear in before.linears(index) if linear.experts):
+            old, new = (one.read_weight(index, f"{linear.name}.weight") for one in (before, after))
+            assert torch.equal(old == 0, new == 0)
+            changed += int((old != new).sum())
+    assert changed > 1000
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_saved_statistics_prune_experts_as_measuring_again_does(pruned, method):
+    recipe = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24}
+    prunus.stats(pruned / "m", pruned / "s.safetensors", hessians=True, **recipe)
+    dense = {"method": method, "sparsity": 0.5, "propagation": "dense"}
+    prunus.prune(pruned / "m", pruned / "a", PruneRecipe(**dense), stats=pruned / "s.safetensors")
+    prunus.prune(pruned / "m", pruned / "b", PruneRecipe(**dense, **recipe))
+    assert (pruned / "a/model.safetensors").read_bytes() == (pruned / "b/model.safetensors").read_bytes()
+    tensors = {name: t for name, t in load_file(pruned / "s.safetensors").items() if ".experts." not in name}
+    save_file(tensors, pruned / "old.safetensors", read_metadata(pruned / "s.safetensors"))
+    with pytest.raises(PrunusError, match=r"holds no statistics of .*\.experts\.0\..*of an earlier version"):
+        prunus.prune(pruned / "m", pruned / "c", PruneRecipe(**dense), stats=pruned / "old.safetensors")
+    prunus.prune(pruned / "m", pruned / "c", PruneRecipe(**dense, scope="attention"), stats=pruned / "old.safetensors")
+
+
+def test_blocks_of_a_pruned_mixture_can_be_dropped(pruned):
+    prunus.drop_blocks(pruned / "out", pruned / "short", prunus.DropRecipe(blocks="0,"))
+    short, long = Checkpoint(pruned / "short"), Checkpoint(pruned / "out")
+    for name, tensor in long.read_block(1).items():
+        assert torch.equal(short.read_block(0)[name], tensor)
