@@ -87,6 +87,8 @@ def prune(
     if ALLOCATIONS[recipe.allocation].needs != "nothing" or any(one.whole_model for one in job.passes):
         source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
     work = {"action": "prune", "recipe": recipe.to_json(), "source": source.fingerprint(), **revisions(recipe)}
+    if any(linear.experts for linears in job.linears for linear in linears):
+        work["experts_revision"] = 2  # they were left dense
     if job.stats is not None:
         work["stats"] = job.stats.about
     with Partial(source, target, work, source.blocks, job.disk, overwrite) as partial, full_float32(job.device):
