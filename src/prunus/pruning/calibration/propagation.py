@@ -280,19 +280,19 @@ def _observe(run: BlockRun, linears: Sequence[Linear], advance: bool) -> Stats:
                 _until_seen(lambda rows, of=batch: runner.run_block(block, rows, of), input_NTW)
     found = seen.stats(run.number)
     few = {
-        linear.expert: seen.tokens[linear.leader]
+        expert: seen.tokens[linear.leader]
         for linear in linears
-        if linear.expert is not None and seen.tokens[linear.leader] < run.least_tokens
+        if (expert := linear.expert) is not None and seen.tokens[linear.leader] < run.least_tokens
     }
     if not few:
         return found
     assert not advance, "the block's input is gone"
-    poor = [linear for linear in linears if linear.expert in few]
-    with run.watch(poor, everywhere=[expert for expert in few if expert is not None]) as again:
+    poor = {linear.name: few[linear.expert] for linear in linears if linear.expert is not None and linear.expert in few}
+    with run.watch([one for one in linears if one.name in poor], everywhere=list(few)) as again:
         for batch, _, input_NTW in run.hidden.batches_on(runner.device):
             runner.run_block(block, input_NTW, batch)
     pooled = again.stats(run.number)
-    return {**found, **{one.name: replace(pooled[one.name], pooled=few.get(one.expert)) for one in poor}}
+    return {**found, **{name: replace(pooled[name], pooled=count) for name, count in poor.items()}}
 
 
 def _until_seen(run: Callable[[Tensor], Tensor], rows_NTW: Tensor) -> None:
