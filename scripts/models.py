@@ -364,8 +364,8 @@ cannot be computed for these one block at a time, so methods that need gradients
 layerif), and depth methods that run the model without some of its blocks, refuse them.
 
 Each matrix of each routed expert is pruned as a Linear ([mixtures of experts](pruning.md#mixtures-of-experts)) where
-transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have code of their
-own for experts, which stay dense ("routed experts" above); everything else of these models is pruned.
+transformers runs the experts by its common functions. dbrx, jetmoe, llama4, longcat_flash and step3p7 have their own
+code for experts, which stay dense ("routed experts" above); everything else of these models is pruned.
 
 Models in FP8 or MXFP4 are read in bfloat16, a block at a time. Their pruned copies are in bfloat16 and take two to four
 times the bytes. The manifest has the original's checksum and quantisation. Other quantised models are refused.
