@@ -1,8 +1,11 @@
 """The certificate of a search over made rows: what it says, and that no change of rows or of it goes unnoticed."""
 
+import atexit
 import json
 import shutil
 import sqlite3
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +48,16 @@ def rows_of(name: str, keep=None):
     return found
 
 
-def make(folder: Path, max_tokens=None, **changes):
-    """A store and the certificate of a search over its runs: (store, file)."""
+def make(folder: Path, max_tokens=None):
+    """A store and the certificate of a search over its runs, made once for all tests: (store, file)."""
+    made = made_once(max_tokens)
+    return tuple(Path(shutil.copy(made / name, folder / name)) for name in ("results.db", "certificate.json"))
+
+
+@cache
+def made_once(max_tokens) -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     taken = {name for _, name in interleaved(IDS, SEED)[:120]}  # the walk ends before the last problems
     runs = {name: rows_of(name, taken) for name in RUNGS}
     store = fill(folder / "results.db", runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS})
@@ -58,9 +69,9 @@ def make(folder: Path, max_tokens=None, **changes):
         alpha=0.05, look=8, max_tokens=max_tokens,
     )  # fmt: skip
     with certificates.Store(store) as opened:
-        data = certificates.certificate(opened, declared | changes, None)
+        data = certificates.certificate(opened, declared, None)
     certificates.write_certificate(data, folder / "certificate.json")
-    return store, folder / "certificate.json"
+    return folder
 
 
 def changed(file: Path, change) -> Path:
@@ -86,7 +97,8 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
         assert gentle["path"]["rounds"][-1] == gentle["rounds"]
     # Tokens: every chain thinks 60 tokens; 5 of an answer at each budget, or once at the end of a chain that ended.
     order = [name for _, name in interleaved(IDS, SEED)]
-    dense = {p: [r for r in rows_of("dense") if r.problem_id == p] for p in order}
+    every = rows_of("dense")
+    dense = {p: [r for r in every if r.problem_id == p] for p in order}
 
     def tokens(rows):
         return 60 + 5 * len(rows)
