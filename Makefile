@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 SMOLLM2 := .cache/smollm2
-# One thread per test worker: more only fight for the cores. Groups of tests keep the order that tests/conftest.py gives.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --dist loadgroup \
+# One thread per test worker: more only fight for the cores. Large pages cost the kernel less. Groups of tests keep the
+# order that tests/conftest.py gives.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n auto --dist loadgroup \
 	--no-loadscope-reorder
 # vLLM on a small machine: 1 GiB for its cache, no binding to cores, no child process, nothing compiled.
 VLLM_SETTINGS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \

@@ -12,7 +12,7 @@ import warm_processes
 
 import prunus
 
-pytestmark = pytest.mark.xdist_group("add to evaluation")  # fixtures of the module are made once
+pytestmark = warm_processes.in_one_worker  # fixtures of the module are made once
 
 TASK = """
 from prunus.evaluation.tasks.problem import Problem, Task

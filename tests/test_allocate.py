@@ -88,8 +88,7 @@ def test_tokens_that_do_not_count_leave_no_evidence(tmp_path):
     assert found["settings"]["prompt_weight"] == 0
 
 
-@pytest.mark.parametrize("scope", ["all", "mlp"])
-@pytest.mark.parametrize("sparsity", [0.29, 0.6])
+@pytest.mark.parametrize(("scope", "sparsity"), [("all", 0.29), ("mlp", 0.6)])
 @pytest.mark.parametrize("allocation", sorted(set(get_args(AllocationName)) - {"uniform"}))
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_zeros_on_disk_are_the_budget(place, tmp_path, method, allocation, sparsity, scope):

@@ -162,6 +162,7 @@ print(prunus.evaluate("tiny", plan, sys.argv[2]), flush=True)
 """
 
 
+@warm_processes.in_one_worker
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(store, tmp_path):
     plan = replace(PLAN, limit=8, temperature=1.0, samples=2, budgets=(0, 8, 24))
@@ -187,6 +188,7 @@ def second_batch_under_way(plan: EvalPlan, store: Path) -> Iterator[warm_process
         yield process
 
 
+@warm_processes.in_one_worker
 @pytest.mark.slow
 def test_a_second_process_at_the_same_run_is_sent_away_and_one_at_another_is_not(store, monkeypatch):
     plan = replace(PLAN, limit=6, batch_size=2, budgets=(0, 8))

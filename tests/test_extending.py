@@ -10,7 +10,7 @@ from tiny_models import make_model, random_rows
 
 import prunus
 
-pytestmark = pytest.mark.xdist_group("extending")  # fixtures of the module are made once
+pytestmark = warm_processes.in_one_worker  # fixtures of the module are made once
 
 METHOD = '''
 """A toy: zeroes the largest weights, and says how many blocks its pass saw before and after."""

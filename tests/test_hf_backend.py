@@ -53,8 +53,11 @@ def test_neither_batch_size_nor_order_matters(sampling):
     assert {completion.stopped is None for completion in alone.values()} == {True, False}
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("budgets", [(0,), (0, 1, 5, 16, 40), (33,)], ids=str)
+@pytest.mark.parametrize(
+    ("budgets", "sampling"),
+    [((0,), GREEDY), ((0, 1, 5, 16, 40), GREEDY), ((0, 1, 5, 16, 40), WARM), ((33,), WARM)],
+    ids=["none greedy", "many greedy", "many sampled", "one sampled"],
+)
 def test_forked_caches_give_the_draws_of_two_phases(budgets, sampling):
     rules = Rules(MARKERS, sampling, seed=7)
     forked = force_budgets(tiny(), chains(18), budgets, rules)

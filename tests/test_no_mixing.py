@@ -16,13 +16,16 @@ from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.recovery.room import TRAINING_BYTES, activation_bytes, largest_block
 
 WANDA: dict[str, Any] = {"method": "wanda"}
+ALPS: dict[str, Any] = {"method": "alps", "admm_iterations": 30}
 RUNS: dict[str, dict[str, Any]] = {
-    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "alps", "gblm")},
+    **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "gblm")},
+    "alps": ALPS,
     "wanda++": {"method": "wanda++", "repair_rounds": 1, "repair_rate": 1e-3},
     "row budgets": WANDA | {"row_power": 1.0},
     "update": WANDA | {"update": "obs"},
     "magnitude, update": {"method": "magnitude", "update": "obs"},
-    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt", "dsnot", "alps")},
+    **{f"pattern, {m}": {"method": m, "pattern": "2:4"} for m in ("magnitude", "wanda", "sparsegpt", "dsnot")},
+    "pattern, alps": ALPS | {"pattern": "2:4"},
     "rounding": WANDA | {"rounding": "reference"},
     "magnitude, rounding": {"method": "magnitude", "rounding": "reference"},
     **{way: WANDA | {"propagation": way} for way in ("dense", "staged")},

@@ -61,12 +61,12 @@ def refusal(server: Server, plan: EvalPlan = PLAN, **engine) -> str:
 
 @pytest.mark.parametrize("form", ["token_ids", "token_id texts", "token texts", "text"])
 def test_rows_are_those_of_hf_whatever_form_ids_come_back_in(form):
-    some, rules = chains()[:4], Rules(MARKERS, WARM, seed=5)
-    expected = force_budgets(tiny(), some, (0, 5, 24), rules)
+    some, rules, budgets = chains()[:4], Rules(MARKERS, WARM, seed=5), (0, 5, 12)
+    expected = force_budgets(tiny(), some, budgets, rules)
     server = Server(tiny(), TOKENIZER, form=form, owner="vllm" if form.startswith("token_id") else "sglang")
     if form.startswith("token_id"):
         with connected(server) as backend:
-            found = force_budgets(backend, some, (0, 5, 24), rules)
+            found = force_budgets(backend, some, budgets, rules)
             assert backend.description["token_ids"] == "ids"
         assert found == expected
         for ours, theirs in zip(chain.from_iterable(found), chain.from_iterable(expected), strict=True):
@@ -74,9 +74,9 @@ def test_rows_are_those_of_hf_whatever_form_ids_come_back_in(form):
     else:  # other servers hold 32 bits of a seed, so only greedy rows are the same
         rules = replace(rules, sampling=GREEDY)
         with connected(server) as backend:
-            found = force_budgets(backend, some, (0, 5, 24), rules)
+            found = force_budgets(backend, some, budgets, rules)
             assert backend.description["token_ids"] == ("texts of tokens" if form == "token texts" else "text")
-        assert found == force_budgets(tiny(), some, (0, 5, 24), rules)
+        assert found == force_budgets(tiny(), some, budgets, rules)
         assert all(draw.logprob is None for draws in found for draw in draws), "theirs need not be the model's own"
 
 

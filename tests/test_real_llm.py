@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import prunus
 from prunus.results.store import Store
 
-pytestmark = [pytest.mark.real_llm, pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
+pytestmark = [pytest.mark.real_llm, pytest.mark.slow, warm_processes.in_one_worker]
 
 SAMPLES, SEQLEN, HELD_OUT = 64, 512, 2
 FEW = 4  # enough to tell good models from bad ones; 64 for masks, weight by weight

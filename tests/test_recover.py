@@ -253,6 +253,7 @@ prunus.recover(model, out, recipe)
 """
 
 
+@warm_processes.in_one_worker
 @pytest.mark.parametrize("offload", [False, True])
 def test_killed_recovery_resumes_to_the_same_bytes(tmp_path, dense, rows, offload):
     pruned = pruned_from(dense, rows)

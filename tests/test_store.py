@@ -374,6 +374,7 @@ with module.Store(sys.argv[1]) as store:
 """
 
 
+@warm_processes.in_one_worker
 def test_kill_9_loses_only_the_transaction_in_flight(path):
     assert warm_processes.run(WRITER, path) == (-signal.SIGKILL, "")
     journal = path.with_name(path.name + "-journal")

@@ -103,7 +103,19 @@ def few_resamples() -> Iterator[None]:
         yield
 
 
-uses_finished = pytest.mark.xdist_group("finished study")  # made once
+# Weights that become zero, and that change too; blocks that are removed, and merged.
+KINDS = """\
+[[prune]]
+method = ["magnitude", "sparsegpt"]
+[[drop]]
+blocks = "0,2"
+[[drop]]
+method = "laco"
+threshold = -1
+"""
+
+
+uses_finished = warm_processes.in_one_worker  # made once
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +182,7 @@ def test_the_page_and_the_verdicts(finished):
 )
 def test_weights_go_in_and_out_bit_by_bit(tmp_path, family, dtype, settings):
     """In: the state of a model loaded from the variant's own checkpoint, in float32 too. Out: that of before."""
-    study = read_study(write_study(tmp_path, family=family, dtype=dtype, **settings))
+    study = read_study(write_study(tmp_path, KINDS, family=family, dtype=dtype, **settings))
     model = open_model(study, study.models[0], resolve(study.models[0]))
     loaded = load_model(model.checkpoint.folder, "cpu")
     before, config = sums(loaded), loaded.config.to_dict()
@@ -268,7 +280,7 @@ def test_dense_first_then_a_batch_of_each_then_the_rest(tmp_path, batches):
 
 
 def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
-    file, out = write_study(tmp_path), tmp_path / "out"
+    file, out = write_study(tmp_path, KINDS), tmp_path / "out"
     first = prunus.run_study(file, out=out)
     before = by_name(out / "results.db")
     batches.clear()
@@ -277,14 +289,14 @@ def test_a_knob_reruns_only_what_depends_on_it(tmp_path, batches, capsys):
     with Store(out / "results.db") as store:
         names = {run.run_id: run.model["name"].split("/")[-1] for run in store.runs()}
     # Magnitude looks at no tokens, and blocks that are named are not chosen.
-    redone = {"wanda-50", "sparsegpt-50", "wanda-owl-30", "shortgpt-1", "laco-1"}
+    redone = {"sparsegpt-50", "laco-1"}
     assert {names[run] for run in batches} == redone
     assert sorted(again["unreported"]) == sorted(before[name] for name in redone) and not first["unreported"]
     shown = {other["run"] for other in again["comparisons"][0]["comparison"]["others"]}
-    assert shown.isdisjoint(again["unreported"]) and len(shown) == 7
+    assert shown.isdisjoint(again["unreported"]) and len(shown) == 4
     html = Path(again["report"]).read_text()
     assert not any(run[:8] in html for run in again["unreported"]) and before["model"] in html
-    assert "5 runs in" in (told := capsys.readouterr().err) and "not (or no longer) in" in told
+    assert "2 runs in" in (told := capsys.readouterr().err) and "not (or no longer) in" in told
     assert not (out / ".report.db").exists()
 
 
@@ -414,6 +426,7 @@ def test_modes_and_a_base_of_ones_own(tmp_path, compared):
         "[[prune]]\nmethod = ['magnitude', 'wanda']\n[report]\nbase = 'magnitude-50'\npublished = true\n",
         "mode = ['strict', 'legacy']\n",
     )
+    file.write_text(file.read_text().replace("limit = 6", "limit = 2"))
     done = prunus.run_study(file, out=tmp_path / "out")
     assert [entry["plan"] for entry in done["comparisons"]] == ["strict", "legacy"]
     for entry in done["comparisons"]:

@@ -169,7 +169,7 @@ def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
     text = (EXAMPLES / "tiny.toml").read_text()
     for old, new in (
-        ("limit = 126", "limit = 6"),
+        ("limit = 126", "limit = 4"),
         ("[32, 64, 128, 256, 512, 1024]", "[8, 24]"),
         ("samples = 128", "samples = 8"),
         ("influence_train = 96\ninfluence_validation = 32", "influence_train = 6\ninfluence_validation = 4"),

@@ -15,9 +15,10 @@ from prunus.results.verdicts import WORDS
 from prunus.walkthrough import Recovered
 
 
+@warm_processes.in_one_worker
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 64), limit=12, batch_size=12))
+    monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 32), limit=8, batch_size=8))
     few: dict[str, Any] = dict(walkthrough.VARIANTS)
     for name, recipe in few.items():
         if isinstance(recipe, Recovered):
@@ -34,7 +35,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
         names = {run.run_id: run.model["name"] for run in store.runs()}
         keys = {name: store.keys(run_id) for run_id, name in names.items()}
     assert set(keys) == {"tiny", *walkthrough.VARIANTS}
-    assert all(len(found) == 12 * 3 for found in keys.values())
+    assert all(len(found) == 8 * 3 for found in keys.values())
     assert {names[entry["run"]] for entry in comparison["others"]} == set(walkthrough.VARIANTS)
     for entry in comparison["others"]:
         assert entry["verdict"] in WORDS

@@ -15,6 +15,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.initialization import no_init_weights
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import tiny_folder
@@ -73,7 +74,9 @@ def _write_model(
     folder: Path, family: str, settings: dict[str, Any], dtype: torch.dtype, seed: int, shard_size: str
 ) -> None:
     config_class, model_class = _CLASSES[family]
-    model: PreTrainedModel = model_class(config_class(**settings))
+    with no_init_weights():  # all are drawn below
+        model: PreTrainedModel = model_class(config_class(**settings))
+    model.tie_weights()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -13,7 +13,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TextIO
 
+import pytest
+
 SECONDS = 500  # time after which a process that should have ended counts as hung
+in_one_worker = pytest.mark.xdist_group(
+    "warm processes"
+)  # for tests that use them: one server, which takes 5 s to start
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["prunus.pruning.pipeline", "prunus.evaluation.pipeline", "prunus.study.run"])
 
