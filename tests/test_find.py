@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_chains import TOKENIZER
-from tiny_models import make_model
+from tiny_models import make_model, random_rows
 
 import prunus
+from prunus.cli import main
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
 from prunus.evaluation.backends.scripted import ScriptedBackend
-from prunus.recipes import EvalPlan, PruneRecipe
+from prunus.finding import find as finding
+from prunus.finding import rungs as making
+from prunus.finding.ladders import ladders_of, sparsities
+from prunus.pruning.calibration.data import Calibration
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
 from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
@@ -24,18 +31,14 @@ from prunus.study.engine import Engine
 
 PROBLEMS = 200
 PLAN = EvalPlan(tasks=("sums.jsonl",), budgets=(8, 16), answer_tokens=8, profile="tiny", batch_size=20)
-RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1}
-SOLVED = TOKENIZER.encode("</think>\n\n7<|im_end|>", add_special_tokens=False)
-WRONG = TOKENIZER.encode("</think>\n\n8<|im_end|>", add_special_tokens=False)
-ENDLESS = TOKENIZER.encode("1\n", add_special_tokens=False) * 99
-# What each variant does: the share of chains that are wrong, and the share that never end.
-CLIFF = {
-    "dense": (0, 0),
-    "magnitude-10": (0, 0),
-    "magnitude-20": (0, 0),
-    "magnitude-30": (1, 0),
-    "magnitude-40": (0, 0),
-}
+RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
+CALIBRATION = {"calibration": "text.jsonl", "samples": 8, "seqlen": 16}
+END, RIGHT, WRONG, ENDLESS = (
+    TOKENIZER.encode(text, add_special_tokens=False)
+    for text in ("</think>\n\n", "7<|im_end|>", "8<|im_end|>", "1\n" * 50)
+)
+# What each variant does: the share of chains that are wrong, and of those that never end although they are right.
+DOES = {"dense": (0, 0), "magnitude-30": (1, 0), "magnitude-45": (0, 1), "wanda-20": (0.5, 0), "noisy": (0.05, 0)}
 
 
 @pytest.fixture
@@ -44,20 +47,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_model(tmp_path / "model", family="qwen2")
     lines = ({"id": f"p{n}", "problem": f"{n} + 1 =", "answer": "7"} for n in range(PROBLEMS))
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "text.jsonl").write_text(Calibration(random_rows(8, 16), "random", []).to_jsonl())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Rungs answer as CLIFF says instead of running their models; counts the chains of each."""
+    """Rungs do what DOES says instead of running their models; counts the chains of each."""
     asked: Counter[str] = Counter()
 
-    def replay(name: str, _prompt: Sequence[int], seed: int) -> list[int]:
+    def replay(name: str, prompt: Sequence[int], seed: int) -> list[int]:
+        wrong, endless = DOES.get(name, (0, 0))
+        answer = (WRONG if random.Random(seed).random() < wrong else RIGHT) + ENDLESS
+        if END[0] in prompt:  # the thinking was cut
+            return answer
         asked[name] += 1
-        wrong, endless = CLIFF[name]
-        drawn = random.Random(seed).random()
-        return ENDLESS if drawn < endless else WRONG + ENDLESS if drawn < endless + wrong else SOLVED + ENDLESS
+        return ENDLESS if random.Random(-seed).random() < endless else END + answer
 
     @contextmanager
     def holding(_engine: Engine, _model: object, variant: Any, _folder: Path) -> Iterator[ScriptedBackend]:
@@ -68,23 +74,35 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def search(ladder: Any = "0.1:0.4:0.1", out: str = "out", **settings: Any) -> dict[str, Any]:
-    return prunus.find("model", out, PLAN, ladder, **{"methods": ["magnitude"], **RULE, **settings})
+    plan = settings.pop("plan", PLAN)
+    if isinstance(ladder, str) and not ladder.endswith(".toml"):
+        settings.setdefault("methods", ["magnitude"])
+    return prunus.find("model", out, plan, ladder, **{**RULE, **settings})
 
 
 def words(found: dict[str, Any]) -> dict[str, list[str]]:
     return {name: [rung["word"] for rung in rungs] for name, rungs in found["ladders"].items()}
 
 
+def there(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"model", "sums.jsonl", "text.jsonl"}
+
+
+def rows(store: str) -> dict[str, Any]:
+    with Store(store) as opened:
+        return {run.run_id: opened.samples(run.run_id, texts=True) for run in opened.runs()}
+
+
 def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evaluated(here, script):
-    found = search(store="rows.db")
+    found = search()
     assert words(found) == {"magnitude": ["certified", "certified", "refused"]}
     assert (found["found"], found["removed"], found["out"]) == ("magnitude-20", 0.2, "out")
     assert script.keys() == {"dense", "magnitude-10", "magnitude-20", "magnitude-30"}
-    assert max(script.values()) < 2 * PROBLEMS, "the dense rows are computed once, and none beyond what is looked at"
+    assert script["dense"] == max(script.values()) < PROBLEMS, "the dense rows are computed once, as far as needed"
     prunus.prune("model", "same", PruneRecipe(method="magnitude", sparsity=0.2))
     for name in ("model.safetensors", "prunus.json", "README.md"):
         assert Path("out", name).read_bytes() == Path("same", name).read_bytes()
-    assert {path.name for path in here.iterdir()} == {"model", "sums.jsonl", "out", "same", "rows.db"}
+    assert there(here) == {"out", "same", "rows.db"}
     with Store("rows.db") as store:
         assert [run.adaptive for run in store.runs()] == [{"by": "find", "seed": 0}] * 4
         runs = {run.model["name"]: store.keys(run.run_id) for run in store.runs()}
@@ -92,6 +110,189 @@ def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evalua
     for keys in runs.values():
         looked = {problem for problem, _, _ in keys}
         assert looked == set(order[: len(looked)]) and len(keys) == 2 * len(looked)
+    checked = prunus.verify("out/certificate.json", "rows.db")
+    assert checked["differences"] == [] and len(checked["claims"]) == 5
+    before = script.total()
+    again = search(out="again")
+    assert script.total() == before and again == found | {"out": "again"}
+    assert Path("again", "certificate.json").read_bytes() == Path("out", "certificate.json").read_bytes()
+
+
+def test_a_rung_that_solves_everything_and_never_ends_is_refused(here, script):
+    found = search("0.1,0.45")
+    assert words(found) == {"magnitude": ["certified", "refused"]}
+    data = json.loads(Path("out/certificate.json").read_text())
+    assert data["shown"]["ladders"][0]["rungs"][1]["failed"] == ["ends"]
+
+
+class Stop(BaseException):
+    """What an interruption raises here."""
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(here, script, monkeypatch, wide):
+    settings = {"methods": ["wanda"], "settings": CALIBRATION} if wide else {}
+    whole = search("0.1,0.2", out="whole", **settings | {"store": "whole.db"})
+    done: list[str] = []
+    original, renaming, deleting = making.do_batch, finding.replace_folder, finding.shutil.rmtree
+
+    def stop_at(where: str, number: int) -> None:
+        def stopping(function: Any, name: str) -> Any:
+            calls = 0
+
+            def call(*args: Any, **rest: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if name == where and calls > number:
+                    raise Stop
+                done.append(name)
+                return function(*args, **rest)
+
+            return call
+
+        monkeypatch.setattr(making, "do_batch", stopping(original, "batch"))
+        monkeypatch.setattr(making, "make_variant", stopping(making_variant, "make"))
+        monkeypatch.setattr(finding, "replace_folder", stopping(renaming, "rename"))
+
+    making_variant = making.make_variant
+    stages = [("batch", 0), ("batch", 3), ("make", 1), ("batch", 1), ("rename", 0)]
+    for where, number in stages:
+        stop_at(where, number)
+        with pytest.raises(Stop):
+            search("0.1,0.2", **settings)
+        assert not Path("out").exists() and Path("out.finding").exists()
+    stop_at("nothing", 0)
+    monkeypatch.setattr(finding.shutil, "rmtree", lambda *_: (_ for _ in ()).throw(Stop()))
+    with pytest.raises(Stop):
+        search("0.1,0.2", **settings)
+    monkeypatch.setattr(finding.shutil, "rmtree", deleting)
+    done.clear()
+    assert search("0.1,0.2", **settings) == whole | {"out": "out"} and done == []
+    assert rows("rows.db") == rows("whole.db")
+    assert there(here) == {"out", "whole", "rows.db", "whole.db"}
+    for path in Path("whole").iterdir():
+        assert Path("out", path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_another_search_does_not_go_on_with_unfinished_work(here, script, monkeypatch):
+    monkeypatch.setattr(making, "do_batch", lambda *_: (_ for _ in ()).throw(Stop()))
+    with pytest.raises(Stop):
+        search()
+    for changes, told in (({"margin": 0.2}, "margin 0.1, now 0.2"), ({"ladder": "0.1,0.2"}, "another ladder")):
+        with pytest.raises(PrunusError, match=told):
+            search(**changes)
+
+
+def test_several_methods_share_alpha_and_dense_statistics_and_the_most_removed_is_written(here, script, monkeypatch):
+    measured, original = [], making.stats
+    monkeypatch.setattr(making, "stats", lambda *args, **rest: measured.append(args[1]) or original(*args, **rest))
+    settings = CALIBRATION | {"propagation": "dense"}
+    found = search("0.1,0.15,0.2,0.25", methods=["wanda", "magnitude"], settings=settings)
+    assert words(found) == {"wanda": ["certified", "certified", "refused"], "magnitude": ["certified"] * 4}
+    assert found["found"] == "magnitude-25" and len(measured) == 1
+    alone = search("0.1,0.15,0.2,0.25", out="alone", methods=["wanda"], settings=settings)
+    problems = {name: one["ladders"]["wanda"][0]["problems"] for name, one in (("both", found), ("one", alone))}
+    assert problems["one"] < problems["both"], "half of alpha needs more problems"
+    prunus.prune("model", "same", PruneRecipe(method="wanda", sparsity=0.15, **settings))
+    assert Path("alone/model.safetensors").read_bytes() == Path("same/model.safetensors").read_bytes()
+
+
+def test_tokens_end_a_search_that_cannot_tell(here, script):
+    found = search(max_tokens=300)
+    assert words(found) == {"magnitude": ["cannot tell"]} and found["out"] is None
+    assert found["ladders"]["magnitude"][0]["why"] == "the tokens are used up" and found["tokens"] >= 300
+    assert there(here) == {"rows.db"}
+
+
+COMMAND = [
+    *("find", "model", "out", "--task", "sums.jsonl", "--budgets", "8,16", "--answer-tokens", "8"),
+    *("--profile", "tiny", "--method", "magnitude", "--store", "rows.db", "--margin", "0.1", "--stop-margin", "0.1"),
+]
+
+
+def test_a_dry_run_says_what_to_expect_and_writes_nothing(here, script, capsys):
+    main([*COMMAND, "--ladder", "0.1:0.4:0.1", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "200 problems with 1 draw each; 4 rungs (magnitude: magnitude-10 to magnitude-40)"
+    assert "accuracy: a margin of 10 points takes about " in lines[1] and not script and not there(here)
+    with pytest.raises(SystemExit, match="2"):
+        main([*COMMAND, "--limit", "30"])
+    assert "30 problems cannot certify a margin of 10 points in accuracy; 13" in capsys.readouterr().err
+    assert not there(here)
+
+
+def test_without_a_certified_rung_the_exit_code_is_3_and_no_folder_is_written(here, script, capsys):
+    with pytest.raises(SystemExit, match="3"):
+        main([*COMMAND, "--ladder", "0.3"])
+    assert "no rung was certified, so model stays as it is" in capsys.readouterr().out
+    assert there(here) == {"rows.db"}
+
+
+LADDER = """\
+[calibration]
+calibration = "text.jsonl"
+[[prune]]
+method = "magnitude"
+sparsity = [0.1, 0.3]
+recover = {epochs = 1}
+[[drop]]
+blocks = 1
+[[prune]]
+method = "magnitude"
+pattern = "2:4"
+"""
+
+
+def test_a_file_has_recipes_in_its_order(here):
+    (here / "ladder.toml").write_text(LADDER)
+    (ladder,) = ladders_of("ladder.toml", None, {}, None)
+    assert ladder.name == "ladder" and [one.recover is not None for one in ladder.entries] == [True, True, False, False]
+    amounts = [getattr(one.recipe, "sparsity", None) for one in ladder.entries]
+    assert amounts == [0.1, 0.3, None, 0.5] and [one.line for one in ladder.entries] == [3, 3, 7, 9]
+    assert isinstance(ladder.entries[2].recipe, DropRecipe)
+
+
+def test_sparsities_of_a_ladder():
+    assert sparsities("0.1:0.7:0.05")[2:5] == [0.2, 0.25, 0.3] and len(sparsities("0.1:0.7:0.05")) == 13
+    assert sparsities("0.1:0.35:0.1") == [0.1, 0.2, 0.3] and sparsities(" 0.5, 0.25") == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("ladder", "settings", "told"),
+    [
+        ("0.1:x:0.1", {}, "ladder '0.1:x:0.1' is not FROM:TO:STEP"),
+        ("0.1:0.3", {}, "is not FROM:TO:STEP"),
+        ("0.3:0.1:0.1", {}, "has no rung"),
+        ("0.1:0.5:0.0001", {}, "4001 rungs"),
+        ("0.5,1.5", {}, "a sparsity must lie in"),
+        ("0.3,0.2", {}, "rung 2 removes 20 % of the weights, rung 1 30 %; order it from gentle to harsh"),
+        ("0.2,0.2", {}, "listed twice"),
+        ([], {}, "at least one recipe"),
+        ("none.toml", {}, "the ladder 'none.toml' cannot be read"),
+        ("none.toml", {"methods": ["wanda"]}, "none.toml sets the recipes of its rungs"),
+        ("0.2", {"methods": ["wanda", "wanda"]}, "method wanda is named twice"),
+        ("0.2", {"methods": ["wonder"]}, "wonder"),
+        ("0.2", {"margin": 0.0}, "margin must be a share in"),
+        ("0.2", {"alpha": 1.0}, "alpha must be a share in"),
+        ("0.2", {"max_tokens": 0}, "max_tokens must be at least 1"),
+        ("0.2", {"margin": 0.001}, "cannot certify a margin of 0.1 points in accuracy"),
+        ("0.2", {"store": "no/rows.db"}, "the folder of the store"),
+        ("0.2", {"out": "model"}, "overlaps the model's own folder"),
+        ("0.2", {"plan": EvalPlan(("sums.jsonl",), (0,))}, "needs a budget above 0"),
+        ("0.2", {"plan": EvalPlan(("lm_eval:gsm8k",), (16,))}, "lm-evaluation-harness"),
+        ("0.2", {"plan": EvalPlan(("sums.jsonl",), (16,), backend="openai"),
+                 "engine": EngineOptions(url="http://localhost:1/v1")}, "--serve starts"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_told_in_one_line_before_anything_is_written(here, ladder, settings, told):
+    with pytest.raises(PrunusError) as error:
+        search(ladder, **settings)
+    assert told in str(error.value) and "\n" not in str(error.value) and not there(here)
+
+
+def test_a_ladder_may_fall_if_it_is_meant_to(here, script):
+    assert words(search("0.2,0.1", as_given=True)) == {"magnitude": ["certified", "certified"]}
+    assert json.loads(Path("out/certificate.json").read_text())["shown"]["found"]["name"] == "magnitude-20"
 
 
 def test_the_order_of_problems_is_that_of_any_part_of_them():

@@ -135,8 +135,9 @@ def find_command(
         print_json(found)
     elif dry_run:
         click.echo("\n".join(found["lines"]))
-    elif found["out"] is not None:
-        progress.say(f"{found['found']} is the most that was certified: {found['out']}; {found['tokens']:,} tokens")
+    else:
+        click.echo("\n".join(found["claims"]) or f"no rung was certified, so {found['model']} stays as it is")
+        full = f"; all rungs in full would have taken about {found['full_grid_tokens']:,}"
+        progress.say(f"{found['tokens']:,} tokens{full}" + (f"; written: {found['out']}" if found["out"] else ""))
     if not dry_run and found["out"] is None:
-        progress.say(f"no rung was certified, so {found['model']} stays as it is; {found['tokens']:,} tokens")
         sys.exit(NOTHING_FOUND)

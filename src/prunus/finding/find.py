@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from prunus import progress
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.finding.certificate import NAME as CERTIFICATE
+from prunus.finding.certificate import certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
 from prunus.finding.outcomes import Outcomes
 from prunus.finding.prospects import Prospects, prospects, refuse_impossible
@@ -70,8 +73,11 @@ def find(
 
     Returns a dict of plain data: out (the folder; None if no rung is certified, and then it is not written), model,
     found (name of the rung, None), removed (share of the weights), ladders (by name a list of rungs, each with name,
-    run, word, problems, tokens), tokens and dense_tokens. Unfinished work is in out.finding: the same call goes on, and
-    takes the same decisions. Raises PrunusError for wrong input, before anything is computed.
+    run, word, why, problems, tokens), tokens, dense_tokens, full_grid_tokens (what all rungs in full would have taken)
+    and claims (sentences). Unfinished work is in out.finding: the same call goes on, and takes the same decisions.
+    Raises PrunusError for wrong input, before anything is computed.
+
+    The folder also has certificate.json, which `verify` checks against the rows, and find.html, which shows the search.
     """
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
     ladders = ladders_of(ladder, methods, settings or {}, recovery)
@@ -81,7 +87,9 @@ def find(
         engine=engine, as_given=as_given, file=file,
     )  # fmt: skip
     folder = target.absolute().with_name(f"{target.name}.finding")
-    check_target(resolve(model), target, overwrite)
+    published = is_published(target, folder, search)
+    if not published:
+        check_target(resolve(model), target, overwrite)
     check_folder(path)
     check_work(folder, search, overwrite)
     check_variants(search.study, [search.model], folder, device)
@@ -97,18 +105,40 @@ def find(
         outcomes = Outcomes(search, opened)
         with Rungs(search, opened, folder, device) as rungs:
             outcome = Walk(search, outcomes, rungs).run()
-        if outcome.found is not None:
-            publish(search, outcome.found, folder, target, device, overwrite)
+        certified = certify(search, outcome, opened, folder)
+        if outcome.found is not None and not published:
+            publish(search, outcome.found, certified, folder, target, device, overwrite)
     shutil.rmtree(folder)
-    return summary(search, outcome, target)
+    return summary(search, outcome, certified, target)
 
 
-def publish(search: Search, found: Walked, folder: Path, target: Path, device: str, overwrite: bool) -> None:
-    """Write the checkpoint of the rung that was found to target. Raises PrunusError if it is not the one evaluated."""
-    variant = found.rung.variant
-    made = whole_checkpoint(search.study, search.model, variant, folder, device)
-    info = read_info(folder, variant)
-    assert info is not None
+def certify(search: Search, outcome: Outcome, store: Store, folder: Path) -> dict[str, Any]:
+    """The certificate of a search that has ended, which is computed from rows alone, apart from the walk."""
+    found = outcome.found
+    info = None if found is None else read_info(folder, found.rung.variant)
+    data = certificate(store, search.declared(), info.checksum if info else None)
+    shown = data["shown"]["found"]
+    assert (shown and shown["name"]) == (found and found.rung.variant.name), "the walk and the certificate differ"
+    return data
+
+
+def is_published(target: Path, folder: Path, search: Search) -> bool:
+    """Whether this search was stopped after its result was written, before its unfinished work was deleted."""
+    file = folder / WORK
+    if not (file.exists() and (target / CERTIFICATE).exists()):
+        return False
+    same = file.read_text("utf-8") == canonical_json(search.identity())
+    return same and read_certificate(target / CERTIFICATE)["declared"] == search.declared()
+
+
+def publish(
+    search: Search, found: Walked, certified: dict[str, Any], folder: Path, target: Path, device: str, overwrite: bool
+) -> None:
+    """Write the checkpoint of the rung that was found, with its certificate, to target."""
+    made = whole_checkpoint(search.study, search.model, found.rung.variant, folder, device)
+    if Checkpoint(made).checksum() != certified["made"]["checksum"]:
+        raise PrunusError(f"{made} has other weights than were evaluated: delete {folder} and run again")
+    write_certificate(certified, made / CERTIFICATE)
     replace_folder(made, target, overwrite)
 
 
@@ -144,7 +174,7 @@ def described(ahead: Prospects) -> dict[str, Any]:
     return {**vars(ahead), "forecasts": forecasts, "lines": list(ahead.lines), "impossible": list(ahead.impossible)}
 
 
-def summary(search: Search, outcome: Outcome, target: Path) -> dict[str, Any]:
+def summary(search: Search, outcome: Outcome, certified: dict[str, Any], target: Path) -> dict[str, Any]:
     """What `find` returns."""
     found = outcome.found
     return {
@@ -168,4 +198,6 @@ def summary(search: Search, outcome: Outcome, target: Path) -> dict[str, Any]:
         },
         "tokens": outcome.tokens,
         "dense_tokens": outcome.dense_tokens,
+        "full_grid_tokens": certified["shown"]["full_grid_tokens"],
+        "claims": certified["shown"]["claims"],
     }

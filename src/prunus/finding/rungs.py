@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from prunus.checkpoint.manifest import MANIFEST
 from prunus.evaluation.grading import Grader
@@ -13,7 +13,11 @@ from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, cut_into_batches
 from prunus.finding.search import Search
+from prunus.hashing import content_hash
 from prunus.progress import say
+from prunus.pruning.calibration.saved_statistics import FIELDS, stats
+from prunus.pruning.methods import find_method
+from prunus.recipes import PruneRecipe
 from prunus.results.order import Round
 from prunus.results.rows import Sample
 from prunus.results.store import Store
@@ -93,7 +97,22 @@ class Rungs:
             return  # for a server the checkpoint is made when it is started
         say(f"making {variant.name}")
         leave = self.search.plan.backend != "vllm"
-        make_variant(self.search.model, variant, self.folder, self.device, keep=False, leave=leave)
+        stats = self.statistics_for(variant)
+        make_variant(self.search.model, variant, self.folder, self.device, keep=False, leave=leave, stats=stats)
+
+    def statistics_for(self, variant: Variant) -> Path | None:
+        """A file of statistics that this rung shares with others, measured if it is missing; None where there are none.
+
+        Only with propagation dense is a rung calibrated on inputs that other rungs have, too.
+        """
+        shares = [one for rung in self.search.rungs if (one := shared_settings(rung.variant)) is not None]
+        mine = shared_settings(variant)
+        if mine is None or shares.count(mine) < 2:
+            return None
+        file = self.folder / f"{content_hash(mine)}.stats.safetensors"
+        if not file.exists():
+            stats(self.search.model.name, file, device=self.device, **mine)
+        return file
 
     def release(self) -> None:
         """Take the variant's weights out of the model again."""
@@ -111,3 +130,15 @@ class Rungs:
             if folder.exists():
                 (folder / MANIFEST).unlink(missing_ok=True)  # first, so that what is left is not taken for complete
                 shutil.rmtree(folder)
+
+
+def shared_settings(variant: Variant) -> dict[str, Any] | None:
+    """The arguments of `stats` for the statistics from which a variant is pruned; None if there is no such file."""
+    recipe = variant.recipe
+    if not isinstance(recipe, PruneRecipe) or recipe.propagation != "dense" or variant.recover is not None:
+        return None
+    method = find_method(recipe)
+    if method.passes or method.needs == "nothing":
+        return None
+    fields = {name: getattr(recipe, name) for name in (*FIELDS, "dtype")}
+    return fields | {"hessians": method.needs == "hessian"}

@@ -11,6 +11,7 @@ from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.lm_eval.tasks import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
+from prunus.finding.certificate import declare
 from prunus.finding.ladders import Ladder, check_order, removed
 from prunus.recipes import EvalPlan
 from prunus.results.ladder import Forecast, Rule, forecast
@@ -87,6 +88,32 @@ class Search:
     def expected_rounds(self) -> int:
         """The rounds that such a rung takes until it is certified, at most all."""
         return min(len(self.order), ceil(min(1e9, max(one.rounds for one in self.forecasts.values()))))
+
+    def declared(self) -> dict[str, Any]:
+        """What the certificate says was fixed beforehand."""
+        checkpoint = self.model.checkpoint
+        return declare(
+            model={"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum()},
+            dense=self.dense.run_id,
+            problems=ids_by_task(self.dense.resolved),
+            seed=self.plan.seed,
+            budgets=self.plan.budgets,
+            samples=self.plan.samples,
+            reuse=self.dense.resolved.reuse,
+            ladders=[
+                {
+                    "name": name,
+                    "rungs": [
+                        {"name": rung.variant.name, "run": rung.cell.run_id, "removed": rung.removed} for rung in rungs
+                    ],
+                }
+                for name, rungs in self.ladders
+            ],
+            rule=self.rule,
+            alpha=self.alpha,
+            look=self.look,
+            max_tokens=self.max_tokens,
+        )
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, as plain data by the name under which a user gave it."""

@@ -153,10 +153,12 @@ def apply(
     dry_run: bool = False,
     shared: Path | None = None,
     pruned: Path | None = None,
+    stats: Path | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint of a variant to target and return its summary. shared: folder for shared measurements.
 
-    pruned: for a recovery, a folder that may already have the pruned model.
+    pruned: for a recovery, a folder that may already have the pruned model. stats: for pruning alone, a file that
+    `stats` wrote.
     """
     recipe = variant.recipe
     assert recipe is not None
@@ -167,7 +169,7 @@ def apply(
         assert not isinstance(recipe, ExpertsRecipe)  # a study's file cannot ask for that
         return prune_and_recover(model.name, target, recipe, variant.recover, pruned=pruned, **where)
     if isinstance(recipe, PruneRecipe):
-        return prune(model.name, target, recipe, **where)
+        return prune(model.name, target, recipe, stats=stats, **where)
     if isinstance(recipe, ExpertsRecipe):
         return drop_experts(model.name, target, recipe, **where)
     return drop_blocks(model.name, target, recipe, **where)
@@ -183,12 +185,18 @@ def check_package(calibration: str) -> None:
 
 
 def make_variant(
-    model: Model, variant: Variant, folder: Path, device: str, keep: bool, leave: bool = False
+    model: Model,
+    variant: Variant,
+    folder: Path,
+    device: str,
+    keep: bool,
+    leave: bool = False,
+    stats: Path | None = None,
 ) -> VariantInfo:
     """Prune the model, write the files of the variant and return its description.
 
     Interrupted pruning is resumed. A pruned checkpoint stays until the variants that are recovered from it are made.
-    keep: also leave the whole checkpoint in kept_folder. leave: also leave it where it is made.
+    keep: also leave the whole checkpoint in kept_folder. leave: also leave it where it is made. stats: as for apply.
     """
     source, recipe = model.source, variant.recipe
     assert recipe is not None
@@ -197,7 +205,7 @@ def make_variant(
     if keep or not (target / MANIFEST).exists():
         plain = next((one for one in same_recipe(model, variant) if one.recover is None), None)
         pruned = (kept_folder(folder, model, plain) if keep else unfinished_folder(folder, plain)) if plain else None
-        apply(model, variant, target, device, shared=folder / MAKING / MEASURED, pruned=pruned)
+        apply(model, variant, target, device, shared=folder / MAKING / MEASURED, pruned=pruned, stats=stats)
     made = Checkpoint(target)
     kept = blocks_left(source, made)
     # Without seconds, so that the file has the same bytes wherever and whenever it is made.
