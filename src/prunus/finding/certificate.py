@@ -109,6 +109,11 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
         shown = []
         for rung in ladder["rungs"]:
             run_id = rung["run"]
+            if (
+                declared["max_tokens"] is not None
+                and int(dense_tokens[dense_looked]) + finished >= declared["max_tokens"]
+            ):
+                break
             if run_id not in runs:
                 raise PrunusError(f"the store {store.path} has no run {run_id}, that of {rung['name']}")
             ours = tables(s for each in rows.samples(run_id).values() for s in each)

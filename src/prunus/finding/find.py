@@ -17,14 +17,16 @@ from prunus.finding.certificate import NAME as CERTIFICATE
 from prunus.finding.certificate import certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
 from prunus.finding.outcomes import Outcomes
+from prunus.finding.page import NAME as PAGE
+from prunus.finding.page import write_page
 from prunus.finding.prospects import Prospects, prospects, refuse_impossible
 from prunus.finding.rungs import Rungs
 from prunus.finding.search import Search, open_search
-from prunus.finding.walk import Outcome, Walk, Walked
+from prunus.finding.walk import Outcome, Walk
 from prunus.hashing import canonical_json
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
 from prunus.results.store import Store, check_folder
-from prunus.study.variants import check_variants, read_info, whole_checkpoint
+from prunus.study.variants import check_variants, whole_checkpoint
 
 WORK = "find.json"  # identifies the search of a folder of unfinished work
 
@@ -105,20 +107,36 @@ def find(
         outcomes = Outcomes(search, opened)
         with Rungs(search, opened, folder, device) as rungs:
             outcome = Walk(search, outcomes, rungs).run()
-        certified = certify(search, outcome, opened, folder)
-        if outcome.found is not None and not published:
-            publish(search, outcome.found, certified, folder, target, device, overwrite)
+        if published:
+            certified = read_certificate(target / CERTIFICATE)
+        else:
+            certified = publish(search, outcome, opened, folder, target, device, overwrite)
     shutil.rmtree(folder)
     return summary(search, outcome, certified, target)
 
 
-def certify(search: Search, outcome: Outcome, store: Store, folder: Path) -> dict[str, Any]:
-    """The certificate of a search that has ended, which is computed from rows alone, apart from the walk."""
-    found = outcome.found
-    info = None if found is None else read_info(folder, found.rung.variant)
-    data = certificate(store, search.declared(), info.checksum if info else None)
-    shown = data["shown"]["found"]
-    assert (shown and shown["name"]) == (found and found.rung.variant.name), "the walk and the certificate differ"
+def publish(
+    search: Search, outcome: Outcome, store: Store, folder: Path, target: Path, device: str, overwrite: bool
+) -> dict[str, Any]:
+    """Write the checkpoint of the rung that was found, with certificate and page, to target; returns the certificate.
+
+    The certificate is computed from rows alone, apart from the walk. Without a certified rung nothing is written.
+    """
+    found, declared = outcome.found, search.declared()
+    if found is None:
+        return certificate(store, declared, None)
+    made = whole_checkpoint(search.study, search.model, found.rung.variant, folder, device)
+    checksum = Checkpoint(made).checksum()
+    if checksum != store.run(found.rung.cell.run_id).model["checksum"]:
+        raise PrunusError(
+            f"{made} has other weights than those that {store.path} has rows of (run {found.rung.cell.run_id}): name"
+            " another --store"
+        )
+    data = certificate(store, declared, checksum)
+    assert data["shown"]["found"]["name"] == found.rung.variant.name, "the walk and the certificate differ"
+    write_certificate(data, made / CERTIFICATE)
+    write_page(data, made / PAGE)
+    replace_folder(made, target, overwrite)
     return data
 
 
@@ -129,17 +147,6 @@ def is_published(target: Path, folder: Path, search: Search) -> bool:
         return False
     same = file.read_text("utf-8") == canonical_json(search.identity())
     return same and read_certificate(target / CERTIFICATE)["declared"] == search.declared()
-
-
-def publish(
-    search: Search, found: Walked, certified: dict[str, Any], folder: Path, target: Path, device: str, overwrite: bool
-) -> None:
-    """Write the checkpoint of the rung that was found, with its certificate, to target."""
-    made = whole_checkpoint(search.study, search.model, found.rung.variant, folder, device)
-    if Checkpoint(made).checksum() != certified["made"]["checksum"]:
-        raise PrunusError(f"{made} has other weights than were evaluated: delete {folder} and run again")
-    write_certificate(certified, made / CERTIFICATE)
-    replace_folder(made, target, overwrite)
 
 
 def check_work(folder: Path, search: Search, overwrite: bool) -> None:

@@ -87,8 +87,9 @@ class Rungs:
                     if rung.variant.key not in self.deleted:
                         self.make(rung.variant)
             self.make(variant)
-            holding = self.engine.holding(self.search.model, variant, self.folder)
-            self.held = variant, self.holding.enter_context(holding)
+            of = self.search.model, variant, self.folder
+            self.holding.enter_context(self.engine.served(*of))
+            self.held = variant, self.holding.enter_context(self.engine.holding(*of))
         return self.held[1]
 
     def make(self, variant: Variant) -> None:

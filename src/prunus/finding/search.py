@@ -177,7 +177,7 @@ def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
             f"{tasks[0]} is evaluated by lm-evaluation-harness, which takes no problem alone: name another"
         )
     if plan.control == "native":
-        raise PrunusError("control native is for `prunus eval`, one model at a time: leave it out")
+        raise PrunusError("control native is for `prunus eval` and studies: leave it out")
     if max(plan.budgets) <= 0:
         raise PrunusError("whether chains end by themselves needs a budget above 0: add one to --budgets")
     engine.check(plan.backend)

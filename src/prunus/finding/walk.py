@@ -65,6 +65,9 @@ class Walk:
         for name, rungs in self.search.ladders:
             ladders[name] = []
             for rung in rungs:
+                if self.search.max_tokens is not None and self.spent() >= self.search.max_tokens:
+                    say(f"{rung.variant.name} is not looked at: {OUT_OF_TOKENS}")
+                    break
                 walked = self.judge(rung)
                 ladders[name].append(walked)
                 self.finished.append(walked)
