@@ -182,9 +182,9 @@ def test_another_search_does_not_go_on_with_unfinished_work(here, script, monkey
     monkeypatch.setattr(making, "do_batch", lambda *_: (_ for _ in ()).throw(Stop()))
     with pytest.raises(Stop):
         search()
-    for changes, told in (({"margin": 0.2}, "margin 0.1, now 0.2"), ({"ladder": "0.1,0.2"}, "another ladder")):
+    for ladder, margin, told in (("0.1:0.4:0.1", 0.2, "margin 0.1, now 0.2"), ("0.1,0.2", 0.1, "another ladder")):
         with pytest.raises(PrunusError, match=told):
-            search(**changes)
+            search(ladder, margin=margin)
 
 
 def test_several_methods_share_alpha_and_dense_statistics_and_the_most_removed_is_written(here, script, monkeypatch):
