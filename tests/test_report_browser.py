@@ -74,13 +74,21 @@ def press(browser: Browser, key: str, code: int) -> None:
     browser.settle()
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [320, 400, 900, 1400])
-def test_page_draws_and_fits(browser, page, tmp_path, width, dark):
+OVERLAPS = """[...document.querySelectorAll("svg.chart")].flatMap(svg => {
+    const boxes = [...svg.querySelectorAll("text")].map(e => [e.textContent, e.getBoundingClientRect()]);
+    return boxes.flatMap(([s, a], i) => boxes.slice(i + 1).filter(([t, b]) =>
+        Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+        Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
+        .map(([t]) => s + " / " + t)); })"""  # of texts in charts
+
+
+@pytest.mark.parametrize(("width", "dark"), [(320, False), (400, True), (900, False), (1400, True)])
+def test_page_draws_and_fits_and_labels_do_not_overlap(browser, page, tmp_path, width, dark):
+    """Opened in one colour scheme, and then switched to the other."""
     browser.problems.clear()
     browser.requests.clear()
     browser.open(page, width, dark=dark)
-    assert browser.problems == []
+    assert browser.problems == [] and browser.evaluate(OVERLAPS) == []
     assert list(browser.requests.values()) == [page.resolve().as_uri()]  # nothing else was asked for
     assert browser.evaluate("window.pwned") is None
     browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -104,18 +112,6 @@ def test_page_draws_and_fits(browser, page, tmp_path, width, dark):
         assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == chosen
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert browser.evaluate(outside) == [] and browser.problems == []
-
-
-def test_axis_labels_do_not_overlap(browser, page):
-    overlaps = """[...document.querySelectorAll("svg.chart")].flatMap(svg => {
-        const boxes = [...svg.querySelectorAll("text")].map(e => [e.textContent, e.getBoundingClientRect()]);
-        return boxes.flatMap(([s, a], i) => boxes.slice(i + 1).filter(([t, b]) =>
-            Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
-            Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3)
-            .map(([t]) => s + " / " + t)); })"""
-    for width in (320, 400, 900, 1400):
-        browser.open(page, width)
-        assert browser.evaluate(overlaps) == []
 
 
 def test_a_click_on_the_legend_hides_a_run_everywhere_but_in_the_verdicts(opened):
@@ -278,8 +274,7 @@ def test_texts_beside_the_page_are_read_when_they_are_opened(browser, rich):
     assert browser.problems == [] and browser.evaluate("window.pwned") is None
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 900, 1440])
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (900, False), (1440, True)])
 def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
     browser.problems.clear()
     browser.open(rich, width, dark=dark)

@@ -15,8 +15,8 @@ from prunus.recipes import PruneRecipe, RecoverRecipe, TraceRecipe
 from prunus.results.labels import label
 
 RECIPE = PruneRecipe(sparsity=0.64, calibration="tiny", samples=8)
-RECOVERY = RecoverRecipe(calibration="tiny", calibration_tokens=600, epochs=1, step_tokens=256)
-CHAINS = TraceRecipe(("tiny-train",), limit=6, max_tokens=48, seed=5, batch_size=6)
+RECOVERY = RecoverRecipe(calibration="tiny", calibration_tokens=300, epochs=1, step_tokens=128)
+CHAINS = TraceRecipe(("tiny-train",), limit=6, max_tokens=24, seed=5, batch_size=6)
 SERVED = replace(CHAINS, backend="openai")
 SERVER = EngineOptions(url="http://localhost:8000/v1")
 
@@ -36,7 +36,7 @@ def by_hand(folder, drawn_from):
     prunus.traces(one if drawn_from == "recovered" else "tiny", file, replace(CHAINS, seed=6))
     held = sum(len(json.loads(line)["token_ids"]) for line in file.read_text().splitlines())
     prunus.prune(one, folder / "hand" / "2.pruned", replace(RECIPE, calibration=f"traces:{file}"))
-    asked = replace(RECOVERY, calibration=f"traces:{file}", calibration_tokens=min(600, held))
+    asked = replace(RECOVERY, calibration=f"traces:{file}", calibration_tokens=min(300, held))
     prunus.recover(folder / "hand" / "2.pruned", two, asked, dense="tiny")
     return one, two
 
@@ -66,12 +66,12 @@ def test_two_rounds_are_those_done_by_hand(tmp_path, drawn_from):
 @pytest.mark.slow
 def test_interrupted_rounds_go_on_to_the_same_bytes(tmp_path, monkeypatch):
     def call():
-        return prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, RECOVERY, rounds=3, chains=CHAINS)
+        return prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, RECOVERY, rounds=2, chains=CHAINS)
 
     call()
     whole = contents(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
-    for name, when in (("recover", 1), ("traces", 1), ("prune", 2), ("recover", 1), ("replace_folder", 1)):
+    for name, when in (("recover", 1), ("traces", 1), ("prune", 1), ("recover", 1), ("replace_folder", 1)):
         original, calls = getattr(in_rounds, name), []
 
         def stop(*args, name=name, when=when, original=original, calls=calls, **settings):
@@ -85,7 +85,7 @@ def test_interrupted_rounds_go_on_to_the_same_bytes(tmp_path, monkeypatch):
             call()
         assert not (tmp_path / "out").exists()
     with pytest.raises(PrunusError, match=r"out\.rounds holds unfinished rounds of another run"):
-        prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, RECOVERY, rounds=2, chains=CHAINS)
+        prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, RECOVERY, rounds=3, chains=CHAINS)
     call()
     assert contents(tmp_path / "out") == whole and [path.name for path in tmp_path.iterdir()] == ["out"]
 
