@@ -20,6 +20,8 @@ from prunus.pruning.calibration.gradients import Model, save_square_sums
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun
 from prunus.recipes import PruneRecipe
+from prunus.study.engine import as_in_model, overwrite
+from prunus.study.variants import changed_tensors
 
 FAMILIES = ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "nemotron_h"]
 
@@ -120,7 +122,7 @@ def recipe_of(tmp_path, sequences=None, **changes):
     return PruneRecipe(**(common | changes))
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "granitemoe"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "granitemoe"])
 @torch.no_grad()
 def test_split_blocks_compute_the_same_bits_and_are_joined_into_the_stored_ones(tmp_path, family):
     ids_NT = ids_of(make_random_model(family, tmp_path / "m"), 2, 24)
@@ -158,7 +160,7 @@ def observed_by(run, monkeypatch, portion=1 << 40):
 def test_experts_that_meet_few_tokens_get_the_statistics_of_all_tokens_and_hessians_come_in_portions(
     tmp_path, monkeypatch
 ):
-    make_random_model("qwen3_moe", tmp_path / "m")
+    make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=1, mlp_only_layers=[])
     source, runner = opened(tmp_path / "m")
     index, sequences = 0, rows(2, 12)
     block = runner.make_block(index, source.read_block(index))
@@ -196,7 +198,7 @@ def test_experts_that_meet_few_tokens_get_the_statistics_of_all_tokens_and_hessi
 
 
 def test_gradients_of_experts_equal_those_of_the_whole_model_sequence_by_sequence(tmp_path):
-    make_random_model("qwen3_moe", tmp_path / "m")
+    make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[])
     source, runner = opened(tmp_path / "m")
     sequences = rows(3, 10)
     names = [[linear.name for linear in source.linears(index)] for index in range(source.blocks)]
@@ -227,7 +229,7 @@ def test_gradients_of_experts_equal_those_of_the_whole_model_sequence_by_sequenc
             torch.testing.assert_close(found[name], right, rtol=1e-3, atol=1e-6 * float(right.abs().max() + 1e-12))
             assert tuple(rows_found[name].shape) == (len(right),)
             checked += bool(right.any())
-    assert checked > 40
+    assert checked > 30
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_gradients_of_experts_equal_those_of_the_whole_model_sequence_by_sequenc
         {"method": "sparsegpt", "propagation": "dense"},
         {"method": "ria"},
         {"method": "dsnot"},
-        {"method": "alps"},
+        {"method": "alps", "admm_iterations": 20},
         {"method": "gblm"},
         {"method": "wanda", "row_power": 1.0},
         {"method": "wanda++", "repair_rounds": 1},
@@ -252,7 +254,9 @@ def test_gradients_of_experts_equal_those_of_the_whole_model_sequence_by_sequenc
 )
 @torch.no_grad()
 def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
-    make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[])
+    layers = 2 if "allocation" in changes else 1
+    sizes = {"num_hidden_layers": layers, "num_experts": 4, "num_local_experts": 4, "mlp_only_layers": []}
+    make_random_model("qwen3_moe", tmp_path / "m", **sizes)
     told = prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, **changes))
     before, made = Checkpoint(tmp_path / "m"), Checkpoint(tmp_path / "out")
     zeros = weights = 0
@@ -263,7 +267,7 @@ def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
             zeros, weights = zeros + int((weight_OI == 0).sum()), weights + weight_OI.numel()
     assert zeros == weights // 2 and told["sparsity"] == 0.5
     assert told["linears"] == sum(len(before.linears(index)) for index in range(before.blocks))
-    assert len(told["linear_sparsity"]) == 14
+    assert len(told["linear_sparsity"]) == 7 * layers
     assert "model.layers.0.mlp.experts.*.gate_proj" in told["linear_sparsity"]
     few = [line for line in told["warnings"] if "routed experts met fewer than 64 calibration tokens" in line]
     assert len(few) == (changes.get("method") != "magnitude")
@@ -271,7 +275,7 @@ def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
 
 
 def test_scopes_of_a_mixture_of_experts(tmp_path):
-    make_random_model("deepseek_v3", tmp_path / "m")
+    make_random_model("deepseek_v3", tmp_path / "m", num_hidden_layers=2)
     names = {}
     for scope in ("all", "attention", "mlp", "experts", "shared"):
         recipe = recipe_of(tmp_path, method="magnitude", scope=scope)
@@ -340,11 +344,10 @@ def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
     assert changed > 1000
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_saved_statistics_prune_experts_as_measuring_again_does(pruned, method):
+def test_saved_statistics_prune_experts_as_measuring_again_does(pruned):
     recipe = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24}
     prunus.stats(pruned / "m", pruned / "s.safetensors", hessians=True, **recipe)
-    dense = {"method": method, "sparsity": 0.5, "propagation": "dense"}
+    dense = {"method": "sparsegpt", "sparsity": 0.5, "propagation": "dense"}
     prunus.prune(pruned / "m", pruned / "a", PruneRecipe(**dense), stats=pruned / "s.safetensors")
     prunus.prune(pruned / "m", pruned / "b", PruneRecipe(**dense, **recipe))
     assert (pruned / "a/model.safetensors").read_bytes() == (pruned / "b/model.safetensors").read_bytes()
@@ -353,6 +356,17 @@ def test_saved_statistics_prune_experts_as_measuring_again_does(pruned, method):
     with pytest.raises(PrunusError, match=r"holds no statistics of .*\.experts\.0\..*of an earlier version"):
         prunus.prune(pruned / "m", pruned / "c", PruneRecipe(**dense), stats=pruned / "old.safetensors")
     prunus.prune(pruned / "m", pruned / "c", PruneRecipe(**dense, scope="attention"), stats=pruned / "old.safetensors")
+
+
+@torch.no_grad()
+def test_a_studys_variant_of_experts_is_swapped_into_the_loaded_model(pruned):
+    source, made = Checkpoint(pruned / "m"), Checkpoint(pruned / "out")
+    model = whole(pruned / "m")
+    stored = ((name, place.read()) for name, place in changed_tensors(source, made, [0, 1]))
+    for name, tensor in as_in_model(source, stored):
+        overwrite(model, name, tensor)
+    theirs = dict(whole(pruned / "out").named_parameters())
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in model.named_parameters())
 
 
 def test_blocks_of_a_pruned_mixture_can_be_dropped(pruned):
