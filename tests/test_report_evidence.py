@@ -9,7 +9,7 @@ from html_page import Page
 
 from prunus.reporting.page import report
 from prunus.reporting.render.text import visible
-from prunus.reporting.sections.flips import find_flips, spread_out
+from prunus.reporting.sections.flips import Lost, find_flips, lost_answers, lost_in, spread_out
 from prunus.reporting.sparsities import block_sparsities
 from prunus.results.rows import Run, Sample
 from prunus.results.store import Store
@@ -74,6 +74,58 @@ def test_flips_are_the_problems_that_only_one_side_solves(store):
     found = find_flips(base, other)
     assert {flip.base.problem_id: flip.gained for flip in found} == by_hand and len(found) == len(by_hand)
     assert find_flips(base, []) == []
+
+
+def chain(correct: str, problem: str = "p", budgets: tuple[int, ...] = (0, 8, 64, 256)) -> list[Sample]:
+    """Draw 0 of a problem under these budgets. correct: `+` or `-` for each of them."""
+    plain = Sample("t", problem, 0, 0, 0, 0, 0, "forced", False, False, None, "ok", True)
+    pairs = zip(budgets, correct, strict=True)
+    return [replace(plain, budget=budget, correct=sign == "+", thinking_tokens=budget) for budget, sign in pairs]
+
+
+@pytest.mark.parametrize(
+    ("correct", "where"),
+    [("-+--", (8, 64)), ("++-+", None), ("+-+-", (64, 256)), ("----", None), ("+---", (0, 8)), ("---+", None)],
+)
+def test_the_last_budget_at_which_a_wrong_chain_was_right(correct, where):
+    run = Run("r", {}, {"reuse": True}, {})
+    expected = {} if where is None else {("p", 0): where}
+    assert lost_answers(run, reversed(chain(correct))) == expected
+    assert lost_answers(replace(run, plan={"reuse": False}), chain(correct)) == {}, "other chains under other budgets"
+    assert lost_answers(run, [*chain("+", budgets=(-1,)), *chain(correct)]) == expected, (
+        "budget off is no part of the chain"
+    )
+
+
+def test_the_part_of_the_chain_in_which_an_answer_was_lost():
+    key, texts = ("p", 256, 0), {("p", 8, 0): ("so it is 4", "4"), ("p", 64, 0): ("so it is 4. But wait, 5", "5")}
+    assert lost_in(key, (8, 64), texts) == Lost(8, 64, ". But wait, 5")
+    assert lost_in(key, (8, 64), texts | {("p", 8, 0): ("so it is 4\ufffd", "4")}) == Lost(8, 64, ". But wait, 5")
+    assert lost_in(key, (8, 64), {}) == Lost(8, 64, ""), "the store does not keep the texts"
+    assert lost_in(key, (8, 64), texts | {("p", 8, 0): ("another chain", "4")}) == Lost(8, 64, "")
+    assert lost_in(key, None, texts) is None
+
+
+def test_the_page_says_where_an_answer_was_lost(tmp_path):
+    """Of the two problems that the pruned model lost, one was right before; its texts are hostile."""
+    path = make_store(tmp_path / "s.db", names=("tiny", "wanda-50"), problems=2, budgets=(0, 8, 64, 256))
+    with Store(path) as opened:
+        runs = {str(run.model["name"]): run for run in opened.runs()}
+        first, second = opened.problems()
+    with Store(path) as old, Store(path.with_name("t.db"), create=True) as opened:
+        opened.add_problems(old.problems().values())
+        for name, patterns in (("tiny", ("++++", "++++")), ("wanda-50", ("----", "-+--"))):
+            opened.add_run(runs[name])
+            rows = [*chain(patterns[0], first), *chain(patterns[1], second)]
+            thought = "<b>1+1=2. No, 3"
+            opened.add_samples(
+                runs[name].run_id,
+                [replace(one, thinking=thought[: 3 + one.budget // 8] if one.budget < 64 else thought) for one in rows],
+            )
+    page = Page(report(path.with_name("t.db"), tmp_path / "report.html"))
+    [found] = [text for text in page.all("p") if "lost it between" in text]
+    assert "had the right answer at budget 8 and lost it between 8 and 64 tokens of the same chain:" in found
+    assert "+1=2. No, 3" in [text.strip() for text in page.all("pre")]
 
 
 @pytest.mark.parametrize("lost", [0, 1, 5, 40])

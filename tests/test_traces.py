@@ -6,6 +6,7 @@ import pytest
 
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
+from prunus.cli.evaluation import traces_command
 from prunus.contamination import evaluation_set, held_out_in, question_digest
 from prunus.contamination import held_out as digests
 from prunus.errors import PrunusError
@@ -156,6 +157,18 @@ def test_a_question_is_found_as_a_whole_as_a_paragraph_and_as_a_line():
         assert held_out_in(text) == "tiny"
     assert held_out_in(f"Please: {question}") is None  # stated limit
     assert held_out_in("") is None
+
+
+def test_the_answer_cap_is_that_of_the_plan_and_old_recipes_keep_their_hash():
+    recipe = TraceRecipe(tasks=("tiny-train",), answer_tokens=32)
+    assert recipe.plan().answer_tokens == 32 and recipe.to_json()["answer_tokens"] == 32
+    assert "answer_tokens" not in TraceRecipe(tasks=("tiny-train",)).to_json()
+    assert (
+        traces_command.make_context("traces", ["m", "o.jsonl", "--task", "t", "--answer-tokens", "9"]).params[
+            "answer_tokens"
+        ]
+        == 9
+    )
 
 
 @pytest.mark.parametrize(

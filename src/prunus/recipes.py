@@ -509,9 +509,12 @@ class TraceRecipe(Recipe):
     only: `correct` keeps only chains with a correct answer.
     min_tokens: keep only chains with at least N thinking tokens.
     hardest: keep only the harder half of the problems: those solved least often, ties by longer thinking.
+    answer_tokens: cap on the answer, for which the context must have room. None: as in EvalPlan.
 
     The other fields are those of EvalPlan.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("answer_tokens",)
 
     tasks: tuple[str, ...]
     samples: int = 1
@@ -526,6 +529,7 @@ class TraceRecipe(Recipe):
     seed: int = 0
     backend: str = "hf"
     batch_size: int | None = None
+    answer_tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -552,6 +556,7 @@ class TraceRecipe(Recipe):
             seed=self.seed,
             backend=self.backend,
             batch_size=self.batch_size,
+            answer_tokens=self.answer_tokens,
         )
 
 

@@ -56,6 +56,11 @@ class ModelFacts(Protocol):
         """How the weights are quantised; None if they are not, or it is unknown."""
         ...
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Dtype of most weights; None if it is unknown."""
+        ...
+
     def checksum(self) -> str:
         """The hash that identifies the model."""
         ...

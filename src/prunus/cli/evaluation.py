@@ -135,6 +135,7 @@ def eval_command(
 @click.option("--task", "tasks", multiple=True, required=True, help="Name or FILE.jsonl; repeatable.")
 @recipe_option(TraceRecipe, "samples", "Chains per problem.", type=int)
 @recipe_option(TraceRecipe, "max_tokens", "Thinking tokens allowed per chain.", type=int)
+@recipe_option(TraceRecipe, "answer_tokens", "Most tokens of an answer; the default depends on the task.", type=int)
 @recipe_option(
     TraceRecipe, "only", "Keep all chains, or only those with a correct answer.", type=choice(recipes.TraceFilter)
 )

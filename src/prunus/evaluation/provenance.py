@@ -27,7 +27,7 @@ def open_for(backend: str, folder: Path, device: str, engine: EngineOptions) -> 
 
 
 def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None = None) -> dict[str, Any]:
-    """The description of a model that the store keeps: name, source, checksum, manifest, parameters and blocks.
+    """The description of a model that the store keeps: name, source, checksum, manifest, parameters, blocks and dtype.
 
     name: the last part of a folder's path, else `model`. A kernel is added to the steps in the manifest, so that tables
     distinguish the packed model from its dense equal; the quantisation of a model that is read quantised is added too.
@@ -41,7 +41,7 @@ def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None
     for action, recipe in steps:
         step = {"action": action, "recipe": recipe, "versions": {}, "source": source, "warnings": []}
         manifest = manifest | {"history": [*manifest.get("history", []), step]}
-    return {
+    described = {
         "name": Path(model).resolve().name if Path(model).is_dir() else str(model),
         "source": str(model),
         "checksum": checkpoint.checksum(),
@@ -49,6 +49,9 @@ def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None
         "parameters": checkpoint.parameters,
         "blocks": checkpoint.blocks,
     }
+    if checkpoint.quantisation is None and checkpoint.dtype is not None:
+        described["dtype"] = str(checkpoint.dtype).removeprefix("torch.")
+    return described
 
 
 def describe_versions(backend: Engine) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
-from prunus.results.labels import control_steps, experts_amount, history, method_name, recipe_of, unique_labels
+from prunus.results.labels import experts_amount, history, method_name, named, recipe_of, unique_labels
 from prunus.results.rows import Run
 
 HUES = 6
@@ -70,9 +70,7 @@ def recipe_text(run: Run) -> str:
 def looks(base: Run, others: Sequence[Run]) -> list[Look]:
     """The look of the base, then those of the others in order; runs of the same method have the same colour."""
     runs = [base, *others]
-    labels = unique_labels(
-        [(run.run_id, str(run.model.get("name", "?")), [*history(run), *control_steps(run)]) for run in runs]
-    )
+    labels = unique_labels([named(run) for run in runs])
     hues: dict[str, int] = {}
     seen: Counter[str] = Counter()
     result = [Look(0, base.run_id, labels[0], 0, 0, 0)]

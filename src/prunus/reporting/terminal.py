@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.budgets import AS_RUN, OFF, budget_of, without_off
-from prunus.reporting.labels import unique_labels
 from prunus.reporting.render.text import count, percent, points, probability, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
+from prunus.results.labels import Named, unique_labels
 from prunus.results.stopping import ENDINGS, ENDS
 from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE, verdict
 
@@ -278,7 +278,7 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _names(identities: Sequence[Data]) -> list[str]:
-    return [visible(name) for name in unique_labels([(i["run"], str(i["model"]), i["recipe"]) for i in identities])]
+    return [visible(name) for name in unique_labels(map(Named.of, identities))]
 
 
 def _title(text: str) -> Text:

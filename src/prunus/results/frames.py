@@ -16,6 +16,7 @@ from prunus.errors import PrunusError
 from prunus.results.comparison import compare
 from prunus.results.labels import label
 from prunus.results.rows import UNKNOWN, Run
+from prunus.results.stopping import ENDS
 from prunus.results.store import Store
 from prunus.results.summary import identity, summarise
 from prunus.results.verdicts import verdict
@@ -73,17 +74,21 @@ class Results:
                         rows.append(_names(one) | {"task": task} | _budget(budget) | _cell(cell))
         return _framed(rows)
 
-    def compare(self, base: str, others: Sequence[str] | None = None, margin: float = 0.02) -> "pandas.DataFrame":
+    def compare(
+        self, base: str, others: Sequence[str] | None = None, margin: float = 0.02, stop_margin: float = 0.05
+    ) -> "pandas.DataFrame":
         """One row per compared run, task and budget, and one per run with the primary contrast (task and budget empty).
 
-        Differences to base are in percentage points. verdict is the run's, as in `prunus.compare`, whose arguments and
-        errors these are.
+        Differences to base are in percentage points. verdict is the run's, and ends_verdict that on chains that end by
+        themselves (None without any), as in `prunus.compare`, whose arguments and errors these are.
         """
-        found = compare(self.path, base, others, margin=margin)
+        found = compare(self.path, base, others, margin=margin, stop_margin=stop_margin)
         rows: list[dict[str, Any]] = []
         for other in found["others"]:
             named = {"run": other["run"], "model": other["model"], "label": label(other["recipe"])}
-            told = {"verdict": other["verdict"], "base_run": found["base"]["run"]}
+            ends = other["stopping"]["endings"].get(ENDS)
+            told = {"verdict": other["verdict"], "ends_verdict": None if ends is None else verdict(ends)}
+            told |= {"base_run": found["base"]["run"]}
             rows.append(named | {"task": None} | _budget(None) | _difference(other["primary"]) | told)
             for task, cells in other["tasks"].items():
                 for budget, cell in cells["budgets"].items():

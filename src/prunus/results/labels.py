@@ -1,8 +1,9 @@
 """Labels of runs: short names for what was done to a model, as tables and pages print them."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from prunus.recipes import OWN_GROUP
 from prunus.results.characters import DASH, MINUS, NBSP, THIN, one_line
@@ -39,6 +40,9 @@ NAMES = {
 EXPERTS = {"frequency": "Frequency", "router": "Router", "output": "Output", "random": "Random"}
 
 
+# Settings that labels name or that go without saying, and nouns of settings that are numbers of something.
+_NAMED = {"method", "sparsity", "pattern", "blocks", "scope", "allocation", "update", "group", "match_sparsity"}
+_COUNTS = {"samples": "samples", "calibration_tokens": "tokens", "seqlen": "tokens each", "epochs": "epochs"}
 CONTROL = "control"  # the action of control_steps
 
 
@@ -143,24 +147,123 @@ def _is_early(step: dict[str, Any]) -> bool:
     return isinstance(rounds, dict) and rounds.get("number") != rounds.get("of")
 
 
-def unique_labels(named: Sequence[tuple[str, str, Sequence[dict[str, Any]]]]) -> list[str]:
-    """Labels for (run id, model name, history); the model's name tells base models apart, the run id equal labels."""
-    one_model = len({model for _, model, steps in named if not made_by(steps)}) <= 1
-    texts = [label(steps) if one_model else f"{one_line(model)}: {label(steps)}" for _, model, steps in named]
-    twice = {text for text, times in Counter(texts).items() if times > 1}
+class Named(NamedTuple):
+    """What a run's label is made of. steps: those that made its model, and control_steps. dtypes: as of dtypes_of."""
+
+    run_id: str
+    model: str
+    steps: Sequence[dict[str, Any]]
+    dtypes: Sequence[str | None]
+
+    @classmethod
+    def of(cls, identity: Mapping[str, Any]) -> Self:
+        """From a run's identity, as summaries and comparisons have it."""
+        return cls(identity["run"], str(identity["model"]), identity["recipe"], identity.get("dtypes") or (None, None))
+
+
+def named(run: "Run") -> Named:
+    """What a run's label is made of."""
+    steps = [*history(run), *control_steps(run)]
+    return Named(run.run_id, str(run.model.get("name", "?")), steps, dtypes_of(run))
+
+
+def dtypes_of(run: "Run") -> list[str | None]:
+    """The dtypes of a run's weights, and of its computation; None where one is unknown or the weights are quantised."""
+    if any(step.get("action") == "quantise" for step in history(run)):
+        return [None, None]
+    found = [run.model.get("dtype"), run.versions.get("dtype")]
+    return [None if dtype is None else one_line(str(dtype)) for dtype in found]
+
+
+def unique_labels(runs: Iterable[Named]) -> list[str]:
+    """A label for each run; the model's name tells base models apart.
+
+    Where the dtypes of runs differ, labels name them. Equal labels are told apart by the settings in which the recipes
+    differ (`Wanda 50 % (on c4, 64 samples)`), or else by the run's id.
+    """
+    runs = list(runs)
+    one_model = len({one.model for one in runs if not made_by(one.steps)}) <= 1
+    texts = [label(one.steps) if one_model else f"{one_line(one.model)}: {label(one.steps)}" for one in runs]
+    texts = [f"{text}{dtype}" for text, dtype in zip(texts, _dtypes(runs), strict=True)]
+    for text in [text for text, times in Counter(texts).items() if times > 1]:
+        alike = [place for place, other in enumerate(texts) if other == text]
+        for place, apart in zip(alike, _apart([runs[place] for place in alike]), strict=True):
+            texts[place] = f"{text} ({apart})" if apart else text
+    return texts
+
+
+def _dtypes(runs: Sequence[Named]) -> list[str]:
+    """`, bfloat16` for each run, where dtypes differ: those of the weights if they do, else of the computation."""
+    for kind in (0, 1):
+        known = {one.dtypes[kind] for one in runs if one.dtypes[kind]}
+        if len(known) > 1:
+            return [f", {one.dtypes[kind]}" if one.dtypes[kind] else "" for one in runs]
+    return ["" for _ in runs]
+
+
+def _apart(runs: Sequence[Named]) -> list[str]:
+    """What tells runs of one label apart: settings in which they differ, or the beginnings of their ids."""
+    told = [details(one.steps) for one in runs]
+    differing = [key for key in dict.fromkeys(chain(*told)) if len({of.get(key) for of in told}) > 1]
+    texts = [", ".join(dict.fromkeys(of[key] for key in differing if key in of)) for of in told]
+    times = Counter(texts)
     return [
-        f"{text} ({run_id[:8]})" if text in twice else text for text, (run_id, _, _) in zip(texts, named, strict=True)
+        text if times[text] == 1 else ", ".join([text] * bool(text) + [one.run_id[:8]])
+        for text, one in zip(texts, runs, strict=True)
     ]
 
 
-def is_called(run: "Run", text: str) -> bool:
-    """Whether text is the run's label as tables print it: alone, after the model's name, or before the run's id.
+def details(steps: Sequence[dict[str, Any]]) -> dict[tuple[int, str], str]:
+    """The settings of the steps that labels leave out, as text, by (index of the step, setting).
 
-    Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`.
+    A recovery's settings equal to those of the pruning before it are left out.
     """
-    short = label([*history(run), *control_steps(run)])
-    names = (short, f"{one_line(str(run.model.get('name')))}: {short}")
-    return _typed(text) in {_typed(name + end) for name in names for end in ("", f" ({run.run_id[:8]})")}
+    found: dict[tuple[int, str], str] = {}
+    for number, step in enumerate(made_by(steps)):
+        recipe = recipe_of(step)
+        for key, value in recipe.items():
+            if value is None or key in _NAMED or (key == "samples" and recipe.get("calibration_tokens") is not None):
+                continue
+            text = _detail(key, value, step)
+            if text not in found.values():
+                found[number, key] = text
+    return found
+
+
+def _detail(key: str, value: Any, step: dict[str, Any]) -> str:
+    """`on own.jsonl`, `64 samples`, `closing weight 4`."""
+    if key == "calibration":
+        told = step.get("calibration")
+        source = str((told.get("source") if isinstance(told, dict) else None) or value)
+        return one_line(f"on {source.removeprefix('traces:').replace(chr(92), '/').rpartition('/')[2]}")
+    if key in _COUNTS and isinstance(value, int):
+        return f"{value:,} {_COUNTS[key]}"
+    if isinstance(value, bool):
+        return f"{'' if value else 'no '}{key.replace('_', ' ')}"
+    number = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return one_line(f"{key.replace('_', ' ')} {number}")
+
+
+def is_called(run: "Run", text: str) -> bool:
+    """Whether text is the run's label as tables print it: alone, after the model's name, or before what tells it apart.
+
+    Differences of case, kinds of spaces and of dashes are ignored: `wanda 50 %` means `Wanda 50 %`. What tells runs
+    apart is the dtype, settings of the recipe, and the beginning of the run's id.
+    """
+    of = named(run)
+    short = label(of.steps)
+    names = [name + end for name in (short, f"{one_line(of.model)}: {short}") for end in ("", *_ends(of))]
+    begin, bracket, inside = text.removesuffix(")").rpartition(" (")
+    if not text.endswith(")") or not bracket:
+        return _typed(text) in map(_typed, names)
+    told = {_typed(part) for part in (*details(of.steps).values(), run.run_id[:8])}
+    # A setting's text may have commas itself, as in `4,096 tokens`.
+    is_told = {_typed(part) for part in inside.split(", ")} <= told
+    return _typed(text) in map(_typed, names) or (_typed(begin) in map(_typed, names) and is_told)
+
+
+def _ends(of: Named) -> list[str]:
+    return [f", {dtype}" for dtype in of.dtypes if dtype]
 
 
 def _typed(text: str) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN
 from prunus.results import best_of, metrics, paired, scaling
-from prunus.results.labels import control_steps
+from prunus.results.labels import control_steps, dtypes_of
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_parallel
 from prunus.results.rows import Run
@@ -182,15 +182,18 @@ def _mean(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """The run's id, its model, and the steps that made it; an empty recipe means a dense model.
+    """The run's id, its model, the steps that made it, and its dtypes; an empty recipe means a dense model.
 
-    Native control of the budget is the last step, so that labels name it.
+    Native control of the budget is the last step, so that labels name it. dtypes: of the weights, and of the
+    computation; None where one is unknown; left out where both are.
     """
     steps = [*((run.model.get("manifest") or {}).get("history") or []), *control_steps(run)]
     # blocks_removed and experts are kept because recipes may have a share instead of a number.
-    kept = ("action", "recipe", "blocks_removed", "experts")
+    kept = ("action", "recipe", "blocks_removed", "experts", "calibration")
     recipe = [{key: step[key] for key in kept if key in step} for step in steps]
-    return {"run": run.run_id, "model": run.model.get("name"), "recipe": recipe}
+    dtypes = dtypes_of(run)
+    known = {"dtypes": dtypes} if any(dtypes) else {}
+    return {"run": run.run_id, "model": run.model.get("name"), "recipe": recipe} | known
 
 
 def plain(data: Any) -> Any:

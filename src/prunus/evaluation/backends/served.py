@@ -109,6 +109,11 @@ class ServedModel:
         return found if isinstance(found, int) else None
 
     @property
+    def dtype(self) -> None:
+        """Dtype of the weights, which a server does not tell."""
+        return None
+
+    @property
     def quantisation(self) -> str | None:
         """Bits per weight as llama.cpp tells them, where they are fewer than 16; None from other servers."""
         size, meta = self.parameters, meta_of(self.entry)

@@ -6,8 +6,9 @@ When a row is opened, the script inserts a sandboxed frame above the link, and r
 outside the window are not laid out (`content-visibility`), so that long lists stay fast.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -18,13 +19,14 @@ from prunus.reporting.render.table import named
 from prunus.reporting.render.text import clip, count, esc
 from prunus.reporting.report_data import ReportData, Texts
 from prunus.reporting.section import Section, soft
-from prunus.results.rows import UNKNOWN, Key, Sample
+from prunus.results.rows import UNKNOWN, Key, Run, Sample
 
 FLIPS_PER_RUN, FLIPS_IN_ALL = 6, 48  # maximum numbers of flips whose texts are in the page, whatever their size
 LINES_IN_ALL = 1_500  # maximum number of flips that are listed
 TEXT_LIMIT = 6_000  # maximum number of characters of a thinking or answer text in the page
 FILE_LIMIT = 1_000_000  # the same in a file of the folder
 REST_LIMIT = 800_000  # characters in the page for texts of further flips; runs with the shortest texts come first
+CUT = 4  # characters at the end of a cut text that may differ from the whole chain's, if it ends within a character
 MISSING = "[not kept in the store]"
 NO_TEXTS = ("", "")
 
@@ -46,17 +48,29 @@ class Flip:
         return (self.base.problem_id, self.base.budget, self.base.draw)
 
 
+class Lost(NamedTuple):
+    """Where a chain lost a right answer: budgets at which it was last right, and next was not.
+
+    part: of the chain's thinking, between them; empty where the store does not keep it.
+    """
+
+    right: int
+    wrong: int
+    part: str
+
+
 class Case(NamedTuple):
-    """A flip with all data needed to show it."""
+    """A flip with all data needed to show it. lost: of the side that is wrong, if it was right under less thinking."""
 
     flip: Flip
     gold: str
     looks: tuple[Look, Look]
     texts: tuple[Texts, Texts]  # of base and variant
+    lost: Lost | None = None
 
     @property
     def size(self) -> int:
-        return sum(len(text) for side in self.texts for text in side)
+        return sum(len(text) for side in self.texts for text in side) + (len(self.lost.part) if self.lost else 0)
 
     @property
     def whole(self) -> bool:
@@ -72,15 +86,24 @@ def section(data: ReportData) -> Section:
     most = max(2, min(FLIPS_PER_RUN, FLIPS_IN_ALL // len(others)))
     found = [find_flips(data.base.samples, one.samples) for one in others]
     listed = [spread_out(of_run, max(most, LINES_IN_ALL // len(others))) for of_run in found]
+    losses = [[lost_answers(side.run, side.samples) for side in (one, data.base)] for one in others]
     inside = [{flip.key for flip in spread_out(of_run, most)} for of_run in found]
 
     def cases(place: int, chosen: Sequence[Flip], with_texts: Collection[Key]) -> list[Case]:
         """The chosen flips with their texts, which are read now and not kept, since together they may be large."""
         sides = (data.base, others[place])
-        base, other = (data.texts(side.run.run_id, with_texts) for side in sides)
+        places = {f.key: losses[place][f.gained].get((f.base.problem_id, f.base.draw)) for f in chosen}
+        more = [(key[0], budget, key[2]) for key in with_texts for budget in places.get(key) or ()]
+        base, other = (data.texts(side.run.run_id, [*with_texts, *more]) for side in sides)
         looks = (sides[0].look, sides[1].look)
         return [
-            Case(f, data.gold[f.base.problem_id], looks, (base.get(f.key, NO_TEXTS), other.get(f.key, NO_TEXTS)))
+            Case(
+                f,
+                data.gold[f.base.problem_id],
+                looks,
+                (base.get(f.key, NO_TEXTS), other.get(f.key, NO_TEXTS)),
+                lost_in(f.key, places[f.key], base if f.gained else other),
+            )
             for f in chosen
         ]
 
@@ -113,7 +136,9 @@ def section(data: ReportData) -> Section:
 
     note = (
         "Problems that one model answers correctly and the other does not, in draws of the same number at the largest "
-        "budget that both have. The texts are the models' own, with control characters made visible. The store does "
+        "budget that both have. Where the wrong one had the right answer under a smaller budget, the page says between "
+        "which budgets it was lost, and shows what the chain says there. The texts are the models' own, with control "
+        "characters made visible. The store does "
         "not keep the questions."
     )
     if outside := sum(map(len, linked)):
@@ -138,6 +163,36 @@ def find_flips(base: Iterable[Sample], other: Iterable[Sample]) -> list[Flip]:
         if left[key].correct != right[key].correct:
             found.setdefault(key[0], Flip(left[key], right[key]))
     return list(found.values())
+
+
+def lost_answers(run: Run, samples: Iterable[Sample]) -> dict[tuple[str, int], tuple[int, int]]:
+    """By (problem, draw): the last two budgets of a chain of which the smaller has a right answer and the next has not.
+
+    Only chains that are wrong under their largest budget are there; none where budgets have chains of their own.
+    """
+    if not run.plan.get("reuse"):
+        return {}
+    chains: dict[tuple[str, int], list[Sample]] = {}
+    for sample in samples:
+        if sample.budget >= 0:
+            chains.setdefault((sample.problem_id, sample.draw), []).append(sample)
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    for key, chain in chains.items():
+        chain.sort(key=lambda sample: sample.budget)
+        if not chain[-1].correct:
+            steps = [(one.budget, two.budget) for one, two in pairwise(chain) if one.correct and not two.correct]
+            found |= {key: steps[-1]} if steps else {}
+    return found
+
+
+def lost_in(key: Key, budgets: tuple[int, int] | None, texts: Mapping[Key, Texts]) -> Lost | None:
+    """The place where the chain of a flip lost its answer between two budgets, with the thinking that texts have."""
+    if budgets is None:
+        return None
+    before, after = (texts.get((key[0], budget, key[2]), NO_TEXTS)[0] for budget in budgets)
+    pairs = enumerate(zip(before, after, strict=False))
+    start = next((place for place, (one, two) in pairs if one != two), min(len(before), len(after)))
+    return Lost(*budgets, after[start:] if start >= len(before) - CUT else "")
 
 
 def spread_out(found: Sequence[Flip], most: int) -> list[Flip]:
@@ -166,6 +221,8 @@ def _item(case: Case, shown: bool, link: str | None) -> str:
     if link:
         what = "Open the whole texts in a tab" if shown else "Open both texts in a tab"
         body += f'<p class="soft"><a class="beside" href="{link}" target="_blank" rel="noopener">{what}</a></p>'
+    if case.lost is not None:
+        body = _lost(case, TEXT_LIMIT if shown else 0) + body
     sign = '<span class="word better">gained</span>' if case.flip.gained else '<span class="word worse">lost</span>'
     return f'<details class="flip"><summary>{sign} {_headline(case)}</summary>{body}</details>'
 
@@ -179,6 +236,18 @@ def _headline(case: Case) -> str:
 def _answer(sample: Sample) -> str:
     answer = "no answer" if sample.answer is None else f"<bdi>{esc(clip(sample.answer, 200))}</bdi>"
     return f"{answer} {'✓' if sample.correct else '✗'}"
+
+
+def _lost(case: Case, limit: int) -> str:
+    """Where the wrong side lost its answer: a line, and the part of its chain between the two budgets."""
+    lost, look = case.lost, case.looks[0 if case.flip.gained else 1]
+    assert lost is not None
+    line = (
+        f"{named(look)} had the right answer at budget {lost.right} and lost it between {lost.right} and {lost.wrong}"
+        " tokens of the same chain"
+    )
+    part = f'<pre class="thinking" tabindex="0">{esc(clip(lost.part, limit))}</pre>' if lost.part and limit else ""
+    return f'<p class="soft">{line}{":" if part else "."}</p>{part}'
 
 
 def _sides(case: Case, limit: int) -> str:
@@ -205,4 +274,5 @@ def _side(look: Look, sample: Sample, texts: tuple[str, str], limit: int) -> str
 
 def _file(case: Case) -> str:
     title = f"{case.looks[1].label} against {case.looks[0].label}"
-    return small_page(title, f"<h1>{_headline(case)}</h1>{_sides(case, FILE_LIMIT)}")
+    lost = "" if case.lost is None else _lost(case, FILE_LIMIT)
+    return small_page(title, f"<h1>{_headline(case)}</h1>{lost}{_sides(case, FILE_LIMIT)}")

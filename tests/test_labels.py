@@ -1,0 +1,90 @@
+"""Labels of runs that look alike: dtypes where they differ, and the settings in which recipes differ."""
+
+from typing import Any
+
+from prunus.recipes import PruneRecipe, RecoverRecipe
+from prunus.results.labels import Named, is_called, unique_labels
+from prunus.results.rows import Run
+from prunus.results.summary import identity
+
+FIFTY = "Wanda 50\N{NO-BREAK SPACE}%"
+
+
+def run(run_id: str, *recipes: PruneRecipe | RecoverRecipe, dtype: str = "", computed: str = "", **summary: Any) -> Run:
+    """A run of the model m. dtype: of its weights. computed: of the engine. summary: of the calibration."""
+    steps: list[dict[str, Any]] = [
+        {"action": "recover" if isinstance(one, RecoverRecipe) else "prune", "recipe": one.to_json()} | summary
+        for one in recipes
+    ]
+    model: dict[str, Any] = {"name": "m", "manifest": {"history": steps}} | ({"dtype": dtype} if dtype else {})
+    return Run(run_id + (12 - len(run_id)) * "0", model, {}, {"dtype": computed} if computed else {})
+
+
+def labels(*runs: Run) -> list[str]:
+    return unique_labels([Named.of(identity(one)) for one in runs])
+
+
+def wanda(**settings: Any) -> PruneRecipe:
+    return PruneRecipe(sparsity=0.5, **settings)
+
+
+def test_calibrations_are_named_where_labels_are_equal():
+    own, c4 = wanda(calibration="traces:/some/where/own.jsonl"), wanda(calibration="c4")
+    found = labels(run("a", own), run("b", c4), run("c", wanda(calibration="c4", samples=1024)), run("d"))
+    assert found == [
+        f"{FIFTY} (on own.jsonl, 128 samples)",
+        f"{FIFTY} (on c4, 128 samples)",
+        f"{FIFTY} (on c4, 1,024 samples)",
+        "dense",
+    ]
+    assert labels(run("a", own), run("b", c4)) == [f"{FIFTY} (on own.jsonl)", f"{FIFTY} (on c4)"]
+    assert labels(run("a", c4), run("b", PruneRecipe(sparsity=0.4))) == [FIFTY, "Wanda 40\N{NO-BREAK SPACE}%"]
+
+
+def test_the_source_that_auto_stands_for_is_named():
+    auto = run("a", wanda(), calibration={"source": "c4", "sequences": 128})
+    assert labels(auto, run("b", wanda(calibration="wikitext2"))) == [f"{FIFTY} (on c4)", f"{FIFTY} (on wikitext2)"]
+
+
+def test_weights_of_tokens_and_other_settings_are_named():
+    plain = wanda(calibration="traces:own.jsonl")
+    heavy = wanda(calibration="traces:own.jsonl", closing_weight=8.0)
+    assert labels(run("a", plain), run("b", heavy)) == [FIFTY, f"{FIFTY} (closing weight 8)"]
+    exact = wanda(calibration="c4", calibration_tokens=4096)
+    assert labels(run("a", wanda(calibration="c4")), run("b", exact)) == [
+        f"{FIFTY} (128 samples)",
+        f"{FIFTY} (4,096 tokens)",
+    ]
+    recovered = [run(name, plain, RecoverRecipe.like(plain, epochs=epochs)) for name, epochs in (("a", 2), ("b", 4))]
+    assert labels(*recovered) == [f"{FIFTY} + recovered (2 epochs)", f"{FIFTY} + recovered (4 epochs)"]
+
+
+def test_the_id_only_where_nothing_else_differs():
+    same = [run("a1", wanda()), run("b2", wanda()), run("c3", wanda(seed=1))]
+    assert labels(*same) == [f"{FIFTY} (seed 0, a1000000)", f"{FIFTY} (seed 0, b2000000)", f"{FIFTY} (seed 1)"]
+    assert labels(*same[:2]) == [f"{FIFTY} (a1000000)", f"{FIFTY} (b2000000)"]
+
+
+def test_dtypes_are_named_where_they_differ():
+    """Those of the weights, or of the computation where the weights' are equal or unknown; quantised ones have none."""
+    half, brain = run("a", dtype="float16", computed="float32"), run("b", dtype="bfloat16", computed="float32")
+    assert labels(half, brain) == ["dense, float16", "dense, bfloat16"] and labels(half, half)[0] != "dense, float16"
+    assert labels(run("a", computed="float32"), run("b", wanda(), computed="bfloat16")) == [
+        "dense, float32",
+        f"{FIFTY}, bfloat16",
+    ]
+    assert labels(half, run("b", wanda(), dtype="float16", computed="float32")) == ["dense", FIFTY]
+    fp8 = run("c", dtype="bfloat16")
+    fp8.model["manifest"]["history"].append({"action": "quantise", "recipe": {"method": "fp8"}})
+    assert labels(half, fp8) == ["dense", "fp8"]
+    assert labels(half, brain, fp8)[2] == "fp8"
+
+
+def test_runs_are_called_by_what_is_printed():
+    own = run("a", wanda(calibration="traces:/some/own.jsonl", calibration_tokens=4096), dtype="float16")
+    c4 = run("b", wanda(calibration="c4"), dtype="bfloat16")
+    for text, one in zip(labels(own, c4), (own, c4), strict=True):
+        assert is_called(one, text) and not is_called(c4 if one is own else own, text)
+    for text in ("wanda 50 % (on own.jsonl)", "Wanda 50 % (4,096 tokens)", "m: Wanda 50 % (a0000000)", "wanda 50 %"):
+        assert is_called(own, text), text
+    assert not is_called(own, "wanda 50 % (on c4)") and not is_called(own, "wanda 50 % ()")
