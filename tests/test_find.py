@@ -38,7 +38,13 @@ END, RIGHT, WRONG, ENDLESS = (
     for text in ("</think>\n\n", "7<|im_end|>", "8<|im_end|>", "1\n" * 50)
 )
 # What each variant does: the share of chains that are wrong, and of those that never end although they are right.
-DOES = {"dense": (0, 0), "magnitude-30": (1, 0), "magnitude-45": (0, 1), "wanda-dense-20": (0.5, 0)}
+DOES = {
+    "dense": (0, 0),
+    "magnitude-30": (1, 0),
+    "magnitude-45": (0, 1),
+    "shortgpt-1": (1, 0),
+    "wanda-dense-20": (0.5, 0),
+}
 
 
 @pytest.fixture
@@ -133,9 +139,8 @@ class Stop(BaseException):
     """What an interruption raises here."""
 
 
-@pytest.mark.parametrize("wide", [False, True])
-def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(here, script, monkeypatch, wide):
-    settings: dict[str, Any] = {"methods": ["wanda"], "settings": CALIBRATION} if wide else {}
+def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(here, script, monkeypatch):
+    settings: dict[str, Any] = {"methods": ["wanda"], "settings": CALIBRATION}
     whole = search("0.1,0.2", out="whole", store="whole.db", **settings)
     done: list[str] = []
     original, renaming, deleting = making.do_batch, finding.replace_folder, finding.shutil.rmtree
@@ -240,6 +245,8 @@ def test_without_a_certified_rung_the_exit_code_is_3_and_no_folder_is_written(he
 LADDER = """\
 [calibration]
 calibration = "text.jsonl"
+samples = 8
+seqlen = 16
 [[prune]]
 method = "magnitude"
 sparsity = [0.1, 0.3]
@@ -252,13 +259,19 @@ pattern = "2:4"
 """
 
 
-def test_a_file_has_recipes_in_its_order(here):
+def test_a_file_has_recipes_in_its_order_and_the_one_found_is_recovered(here, script):
     (here / "ladder.toml").write_text(LADDER)
     (ladder,) = ladders_of("ladder.toml", None, {}, None)
     assert ladder.name == "ladder" and [one.recover is not None for one in ladder.entries] == [True, True, False, False]
     amounts = [getattr(one.recipe, "sparsity", None) for one in ladder.entries]
-    assert amounts == [0.1, 0.3, None, 0.5] and [one.line for one in ladder.entries] == [3, 3, 7, 9]
+    assert amounts == [0.1, 0.3, None, 0.5] and [one.line for one in ladder.entries] == [5, 5, 9, 11]
     assert isinstance(ladder.entries[2].recipe, DropRecipe)
+    found = search("ladder.toml")
+    assert words(found) == {"ladder": ["certified", "certified", "refused"]}
+    assert script.keys() == {"dense", "magnitude-10-recovered", "magnitude-30-recovered", "shortgpt-1"}
+    steps = json.loads(Path("out/prunus.json").read_text())["history"]
+    assert [step["action"] for step in steps] == ["prune", "recover"] and steps[0]["recipe"]["sparsity"] == 0.3
+    assert verified("out")
 
 
 def test_sparsities_of_a_ladder():

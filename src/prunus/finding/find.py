@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,10 @@ def open_work(folder: Path, search: Search) -> None:
 
 def described(ahead: Prospects) -> dict[str, Any]:
     """Prospects as plain data."""
-    forecasts = {end: vars(one) for end, one in ahead.forecasts.items()}
+    forecasts = {
+        end: vars(one) | {"rounds": one.rounds if isfinite(one.rounds) else None}
+        for end, one in ahead.forecasts.items()
+    }
     return {**vars(ahead), "forecasts": forecasts, "lines": list(ahead.lines), "impossible": list(ahead.impossible)}
 
 

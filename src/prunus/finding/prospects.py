@@ -9,7 +9,7 @@ import numpy as np
 
 from prunus.errors import PrunusError
 from prunus.finding.search import Search
-from prunus.results.ladder import ACCURACY, Forecast
+from prunus.results.ladder import ACCURACY, CHANGED, Forecast
 from prunus.results.store import Store
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.offline_plan import chain_tokens
@@ -90,14 +90,17 @@ def lines_of(search: Search, found: Prospects) -> list[str]:
         takes = (
             f"about {counted(ceil(one.rounds), search)}" if isfinite(one.rounds) else "more problems than anybody has"
         )
-        line = f"{words(end)}: a margin of {points(margin)} takes {takes} if the rung changes little; {least} at best"
+        line = (
+            f"{words(end)}: a margin of {points(margin)} takes {takes} if {100 * CHANGED:g} % of a rung's draws change"
+        )
+        line += f"; {least} at best"
         if one.rounds > one.available:
             line += f"; {advice(one, draws)}"
         lines.append(line)
     kind = "about" if found.measured else "at most"
     lines.append(
-        f"a rung that changes little takes {kind} {found.rung_tokens:,} tokens ({found.expected} problems); all rungs"
-        f" in full would take {kind} {found.grid_tokens:,}"
+        f"such a rung takes {kind} {found.rung_tokens:,} tokens ({found.expected} problems); all rungs in full would"
+        f" take {kind} {found.grid_tokens:,}"
     )
     return [*lines, *(f"warning: {line}" for line in found.impossible)]
 
