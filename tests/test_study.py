@@ -139,6 +139,7 @@ def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
         if isinstance(recipe, prunus.PruneRecipe):
             prunus.prune(model, tmp_path / name, recipe)
         else:
+            assert isinstance(recipe, prunus.DropRecipe)
             prunus.drop_blocks(model, tmp_path / name, recipe)
         assert results_of(tmp_path / name, plan, tmp_path) == rows[names[name]], name
     assert len({str(found) for found in rows.values()}) == len(NAMES), "every variant answers in its own way"
@@ -190,11 +191,11 @@ def test_weights_go_in_and_out_bit_by_bit(tmp_path, family, dtype, settings):
     for variant in model.variants[1:]:
         make_variant(model, variant, tmp_path / "out", "cpu", keep=True)
         alone = load_model(tmp_path / "out" / "checkpoints" / "model" / variant.name, "cpu")
-        with swapped(loaded, model.checkpoint, tmp_path / "out", variant), torch.inference_mode():
+        with swapped(loaded, model.source, tmp_path / "out", variant), torch.inference_mode():
             assert sums(loaded) == sums(alone) != before, variant.name
             assert torch.equal(loaded(ids).logits, alone(ids).logits), variant.name
         assert sums(loaded) == before and loaded.config.to_dict() == config
-    with pytest.raises(KeyboardInterrupt), swapped(loaded, model.checkpoint, tmp_path / "out", model.variants[1]):
+    with pytest.raises(KeyboardInterrupt), swapped(loaded, model.source, tmp_path / "out", model.variants[1]):
         raise KeyboardInterrupt
     assert sums(loaded) == before
 
@@ -236,9 +237,10 @@ def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_m
     for variant in model.variants:
         if variant.recipe is None or variant.recover is None:
             continue
+        assert isinstance(variant.recipe, (prunus.PruneRecipe, prunus.DropRecipe))
         prunus.prune_and_recover(model.name, tmp_path / variant.name, variant.recipe, variant.recover)
         alone = sums(load_model(tmp_path / variant.name, "cpu"))
-        with swapped(loaded, model.checkpoint, tmp_path / "out", variant):
+        with swapped(loaded, model.source, tmp_path / "out", variant):
             assert sums(loaded) == alone
         assert sums(loaded) == before
         weights, vectors = weights_file(tmp_path / "out", variant), vectors_file(tmp_path / "out", variant)
