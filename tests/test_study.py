@@ -8,15 +8,16 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import warm_processes
-from small_study import NAMES, RECIPES, write_study
+from small_study import NAMES, RECIPES, SHORT, write_study
 from tiny_models import FAMILIES
 
 import prunus
@@ -33,7 +34,7 @@ from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study import pages, variants
 from prunus.study import run as running
-from prunus.study.cells import open_model
+from prunus.study.cells import open_model, open_models
 from prunus.study.engine import swapped
 from prunus.study.file import read_study
 from prunus.study.paths import StudyPaths
@@ -652,3 +653,25 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
     assert len(pruned) == 3 and left not in pruned and not (out / "making").exists()
     ours, theirs = results(out / "results.db"), results(finished / "out" / "results.db")
     assert all(rows == theirs[run] for run, rows in ours.items()) and len(ours) == 5
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, monkeypatch, device):
+    study = read_study(
+        write_study(tmp_path, '[[prune]]\nmethod = ["magnitude", "wanda"]\n', SHORT + '\nbackend = "vllm"')
+    )
+    models, paths, told = open_models(study), StudyPaths.of(study, tmp_path / "out", None), list[str]()
+    engine = SimpleNamespace(served=lambda *_: nullcontext(), holding=lambda _, one, __: nullcontext(one.name))
+    monkeypatch.setattr(running, "Engine", lambda *_: nullcontext(engine))
+    monkeypatch.setattr(running, "pick", lambda device: device)
+    monkeypatch.setattr(running, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
+    monkeypatch.setattr(running, "evaluate_cells", lambda _, __, ___, ____, name, *rest: told.append(f"ask {name}"))
+    (tmp_path / "out").mkdir()
+    with Store(paths.store, create=True) as store:
+        running.run_here(study, models, paths, store, device)
+    ahead = [f"{what} {name}" for name in ("dense", "magnitude-50", "wanda-50") for what in ("make", "ask")]
+    if device == "cpu":
+        assert told[: len(ahead)] == ahead
+    else:
+        first_answer = told.index("ask dense")
+        assert {"make magnitude-50", "make wanda-50"} <= set(told[:first_answer])
