@@ -259,7 +259,7 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
         if len(complete) < either:
             notes.append(f"{task}: {len(complete)} of {either} problems are finished in both runs and compared")
         if complete:
-            pairs[task] = Pair(*(table.select(complete, **axes) for table in (ours, theirs)))
+            pairs[task] = Pair(ours.select(complete, **axes), theirs.select(complete, **axes))
     return pairs, notes
 
 
