@@ -1,12 +1,14 @@
 """Removing routed experts, against loops over single tokens and whole models with those experts' logits at -inf."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
 from random_models import make_random_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -279,7 +281,8 @@ def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
     for method, keep in (("reap", 0.5), ("output", 0.75)):
         asked = recipe(made, method=method, keep=keep)
         prunus.drop_experts(made / "deepseek_v3", tmp_path / "once", asked, device="cpu", overwrite=True)
-        nested = ExpertsRecipe(method=method, keep=keep)
+        settings: dict[str, Any] = {"method": method, "keep": keep}
+        nested = ExpertsRecipe(**settings)
         told = prunus.drop_experts(made / "deepseek_v3", tmp_path / method, nested, stats=tmp_path / "stats")
         assert Checkpoint(tmp_path / "once").checksum() == Checkpoint(tmp_path / method).checksum()
         once, of_file = (Checkpoint(tmp_path / name).manifest["history"][0] for name in ("once", method))
@@ -302,3 +305,18 @@ def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
     for message, call in cases.items():
         with pytest.raises(PrunusError, match=message):
             call()
+
+
+def test_only_routers_are_fitted_and_the_error_falls(made, tmp_path):
+    asked = recipe(made, drop=4, keep=None, method="random")
+    prunus.drop_experts(made / "mixtral", tmp_path / "plain", asked, device="cpu")
+    fitted = replace(asked, distill_router=True)
+    told = prunus.drop_experts(made / "mixtral", tmp_path / "out", fitted, device="cpu")
+    assert any(after < before for before, after in told["errors"].values())
+    assert all(after <= before for before, after in told["errors"].values())
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    lower = {index for index, (first, last) in told["errors"].items() if last < first}
+    assert changed == {f"model.layers.{index}.block_sparse_moe.gate.weight" for index in lower}
+    prunus.drop_experts(made / "mixtral", tmp_path / "again", fitted, device="cpu")
+    assert Checkpoint(tmp_path / "again").checksum() == Checkpoint(tmp_path / "out").checksum()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from random_models import make_random_model
 from real_llm import smollm2
 from small_study import write_study
 from tiny_chains import MARKERS, TOKENIZER, chains, complete, tiny
@@ -105,6 +106,19 @@ def test_a_study_in_one_engine_gives_the_rows_of_hf(tmp_path):
             }
     assert len(found["hf"]) == 8 and len(set(map(str, found["hf"].values()))) == 8
     assert found["vllm"] == found["hf"]
+
+
+def test_a_mixture_with_fewer_experts_answers_as_in_hf(tmp_path):
+    sizes = {"vocab_size": len(TOKENIZER), "hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 64}
+    changes = {"num_hidden_layers": 2, "max_position_embeddings": 512, "use_sliding_window": False}
+    make_random_model("qwen3_moe", tmp_path / "model", mlp_only_layers=[], **sizes, **changes)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tiny_folder() / name, tmp_path / "model" / name)
+    prunus.drop_experts(tmp_path / "model", tmp_path / "out", prunus.ExpertsRecipe(method="random", keep=0.5))
+    expected = greedy(HFBackend.load(tmp_path / "out", "cpu", len(TOKENIZER)), chains()[:4], (0, 12))
+    assert expected != greedy(HFBackend.load(tmp_path / "model", "cpu", len(TOKENIZER)), chains()[:4], (0, 12))
+    with opened("vllm", tmp_path / "out", "cpu", len(TOKENIZER), EAGER) as backend:
+        assert greedy(backend, chains()[:4], (0, 12)) == expected
 
 
 def test_nothing_is_left_of_other_weights(tmp_path):

@@ -28,7 +28,7 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 IMPLEMENTATION = "prunus"  # of run_experts, among transformers' experts functions
-_SETTINGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm", "_apply_gate")
+_SETTINGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
 
 
 class Routed(NamedTuple):
@@ -251,7 +251,9 @@ def run_expert(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Ten
     up_SF = _product(experts, first, expert, input_SD)
     middle_SF = experts._apply_gate(up_SF) if experts.has_gate else experts.act_fn(up_SF)
     output_SD = _product(experts, "down_proj", expert, middle_SF)
-    return middle_SF, experts.post_expert_norm(output_SD) if experts.has_post_expert_norm else output_SD
+    return middle_SF, experts.post_expert_norm(output_SD) if getattr(
+        experts, "has_post_expert_norm", False
+    ) else output_SD
 
 
 def _product(experts: Any, name: str, expert: int, input_SI: Tensor) -> Tensor:

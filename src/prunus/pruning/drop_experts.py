@@ -9,6 +9,7 @@ import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import versions
+from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Entry, Stored, entry_of
@@ -23,6 +24,7 @@ from prunus.pruning.drop import warn_of
 from prunus.pruning.experts import CRITERIA
 from prunus.pruning.experts.choice import Choice, choose
 from prunus.pruning.experts.cut import cut_tensors
+from prunus.pruning.experts.distill import distill_blocks
 from prunus.pruning.experts.fewer_config import fewer_config
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, find_mixtures
@@ -65,7 +67,10 @@ def drop_experts(
     seconds: run time.
     experts_removed, scores, tokens: by block, the experts that were removed, and the score and number of calibration
         tokens of each one.
-    difference: largest relative difference from the model without these experts, on one short sequence.
+    difference: largest relative difference from the model without these experts, on one short sequence (before routers
+        are fitted).
+    errors: with distill_router, by block, the held-out error before and after its router was fitted: the mean over
+        tokens of |output - dense output|^2 / |dense output|^2.
     warnings: one line each.
 
     With dry_run it has would_write, experts, blocks, disk, calibration (all but blocks as text) and warnings.
@@ -80,6 +85,8 @@ def drop_experts(
     if saved is not None:
         if CRITERIA[recipe.method].needs == "nothing":
             raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
+        if recipe.distill_router:
+            raise PrunusError("--distill-router trains on calibration tokens, which --stats does not hold")
         recipe = saved.recipe
     if recipe.spread == "uniform":
         for mixture in mixtures:
@@ -100,7 +107,7 @@ def drop_experts(
         return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept, stray).items()}
 
     with Partial(source, target, work, source.blocks, needed, overwrite, stray, entries) as partial:
-        needs_data = CRITERIA[recipe.method].needs != "nothing" and saved is None
+        needs_data = (CRITERIA[recipe.method].needs != "nothing" and saved is None) or recipe.distill_router
         calibration = keep_calibration(recipe, source, partial) if needs_data else None
         if "choice" not in partial.notes:
             seen = saved.seen(mixtures) if saved else measure(source, mixtures, recipe, calibration, there)
@@ -109,13 +116,20 @@ def drop_experts(
         choice = Choice.from_json(partial.notes["choice"])
         content = fewer_config(source, {index: len(kept) for index, kept in choice.kept.items()}, bool(stray))
         tensors = cut_tensors(source, mixtures, choice.kept, stray)
+        difference = 0.0
         with planned_checkpoint(content, tensors) as new:
-            write_blocks(new, partial)
+            if recipe.distill_router and calibration is not None:
+                difference = verify(source, new, mixtures, choice.kept, there)
+                with torch.no_grad(), full_float32(there):
+                    distill_blocks(source, new, mixtures, recipe, calibration, partial, there)
+            else:
+                write_blocks(new, partial)
         written = dict(source.outer_tensors())
         for index in range(source.blocks):
             written |= partial.read_block(index)
         with planned_checkpoint(content, {n: t for n, t in written.items() if n not in stray}) as new:
-            difference = verify(source, new, mixtures, choice.kept, there)
+            if not recipe.distill_router:
+                difference = verify(source, new, mixtures, choice.kept, there)
             parameters = new.parameters
         removed = {str(index): experts for index, experts in choice.removed(mixtures).items()}
         warnings = [
@@ -124,7 +138,8 @@ def drop_experts(
             *source.reading_notes,
             *warn_of(stray),
         ]
-        step = {
+        routers = {m.index: partial.records[m.index] for m in mixtures} if recipe.distill_router else {}
+        step: dict[str, Any] = {
             "action": "experts",
             "recipe": recipe.to_json(),
             "versions": versions(),
@@ -136,6 +151,10 @@ def drop_experts(
             "tokens": {str(index): row for index, row in choice.tokens.items()},
             "warnings": warnings,
         }
+        if routers:
+            step["routers"] = {str(index): record for index, record in routers.items()}
+            step["cost"] = {name: sum(record[name] for record in routers.values()) for name in ("tokens", "steps")}
+            warnings += router_warnings(routers)
         partial.finish(content, step, made_card(source, step))
     return {
         "out": str(target),
@@ -148,8 +167,17 @@ def drop_experts(
         "scores": choice.scores,
         "tokens": choice.tokens,
         "difference": difference,
+        **({"errors": {index: (r["before"], r["after"]) for index, r in routers.items()}} if routers else {}),
         "warnings": warnings,
     }
+
+
+def router_warnings(routers: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """A warning if routers are as they were."""
+    same = [str(index) for index, record in routers.items() if not record["trained"]]
+    if not same:
+        return []
+    return [f"routers of blocks {', '.join(same)} are as they were: their error on held-out sequences did not fall"]
 
 
 def measure(

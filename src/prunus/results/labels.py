@@ -83,7 +83,8 @@ def method_name(step: dict[str, Any]) -> str:
 
 def _experts_extras(recipe: dict[str, Any]) -> list[str]:
     """What a label of removed experts names besides the method."""
-    return ["global"] if recipe.get("spread", "uniform") != "uniform" else []
+    extras = ["global"] if recipe.get("spread", "uniform") != "uniform" else []
+    return extras + (["with fitted routers"] if recipe.get("distill_router") else [])
 
 
 def experts_amount(step: dict[str, Any]) -> str:
