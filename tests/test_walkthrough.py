@@ -19,13 +19,13 @@ from prunus.walkthrough import Recovered
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 32), limit=8, batch_size=8))
-    few: dict[str, Any] = dict(walkthrough.VARIANTS)
+    few: dict[str, Any] = dict(walkthrough.DENSE.variants)
     for name, recipe in few.items():
         if isinstance(recipe, Recovered):
             few[name] = recipe._replace(recipe=replace(recipe.recipe, calibration_tokens=600, epochs=1))
         elif recipe.calibration == "tiny":
             few[name] = replace(recipe, samples=8)
-    monkeypatch.setattr(walkthrough, "VARIANTS", few)
+    monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few))
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
@@ -34,9 +34,9 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     with Store(tmp_path / "results.db") as store:
         names = {run.run_id: run.model["name"] for run in store.runs()}
         keys = {name: store.keys(run_id) for run_id, name in names.items()}
-    assert set(keys) == {"tiny", *walkthrough.VARIANTS}
+    assert set(keys) == {"tiny", *few}
     assert all(len(found) == 8 * 3 for found in keys.values())
-    assert {names[entry["run"]] for entry in comparison["others"]} == set(walkthrough.VARIANTS)
+    assert {names[entry["run"]] for entry in comparison["others"]} == set(few)
     for entry in comparison["others"]:
         assert entry["verdict"] in WORDS
         assert entry["verdict"].split(",")[0] in printed
@@ -44,7 +44,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     assert page.count("ShortGPT") > 1 and page.count("Wanda 50\xa0% + recovered") > 1
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert len(stamps) == len(walkthrough.VARIANTS)
+    assert len(stamps) == len(few)
     monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "recover", None, raising=False)

@@ -11,7 +11,7 @@ from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, 
 from prunus.checkpoint.manifest import MANIFEST, read_timed
 from prunus.checkpoint.model_folder import is_packed
 from prunus.checkpoint.packed.checkpoint import open_checkpoint
-from prunus.checkpoint.resolve import hub_origin, resolve, tiny_folder
+from prunus.checkpoint.resolve import hub_origin, is_built_in, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
 from prunus.pruning.inspection import inspect
@@ -81,7 +81,7 @@ def card(
 
 def target_of(folder: Path, out: str | Path | None) -> Path:
     """The file that is written."""
-    if out is None and (hub_origin(folder) or folder == tiny_folder()):
+    if out is None and (hub_origin(folder) or is_built_in(folder)):
         raise PrunusError(f"{folder} is not a folder of yours; name another for the card (--out)")
     target = folder if out is None else Path(out)
     return target / README if target.is_dir() else target

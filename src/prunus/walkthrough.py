@@ -1,4 +1,4 @@
-"""The whole job on the built-in reasoner: prune, drop, recover, evaluate, compare, report."""
+"""The whole job on a built-in reasoner: prune, drop, recover, evaluate, compare, report."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ import prunus
 from prunus.checkpoint.manifest import MANIFEST
 from prunus.evaluation.resolved_plan import load_problems
 from prunus.progress import Steps, out_console, say, set_quiet
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results.comparison import compare
 from prunus.results.store import Store
@@ -27,58 +27,100 @@ class Recovered(NamedTuple):
     recipe: RecoverRecipe
 
 
-BASE = "tiny"
+class Contrast(NamedTuple):
+    """Two variants to compare, under a title. note: printed below unless the verdict is `better`."""
+
+    title: str
+    base: str
+    other: str
+    note: str = ""
+
+
+class Tour(NamedTuple):
+    """What a demonstration shows: a model, its variants by name, and which of them are compared with one another."""
+
+    model: str
+    variants: Mapping[str, PruneRecipe | DropRecipe | ExpertsRecipe | Recovered]
+    contrasts: tuple[Contrast, ...]
+
+
 CALIBRATION = {"calibration": "tiny", "samples": 128}
-VARIANTS: dict[str, PruneRecipe | DropRecipe | Recovered] = {
-    "wanda-20": PruneRecipe(method="wanda", sparsity=0.2, **CALIBRATION),
-    "magnitude-20": PruneRecipe(method="magnitude", sparsity=0.2),
-    "wanda-50": PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION),
-    "wanda-50-recovered": Recovered(
-        "wanda-50", RecoverRecipe("tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024)
+DENSE = Tour(
+    "tiny",
+    {
+        "wanda-20": PruneRecipe(method="wanda", sparsity=0.2, **CALIBRATION),
+        "magnitude-20": PruneRecipe(method="magnitude", sparsity=0.2),
+        "wanda-50": PruneRecipe(method="wanda", sparsity=0.5, **CALIBRATION),
+        "wanda-50-recovered": Recovered(
+            "wanda-50", RecoverRecipe("tiny", calibration_tokens=16_000, rate=0.02, step_tokens=1024)
+        ),
+        "magnitude-50": PruneRecipe(method="magnitude", sparsity=0.5),
+        "drop-1": DropRecipe(blocks="1", **CALIBRATION),
+        "drop-2": DropRecipe(blocks="2", **CALIBRATION),
+    },
+    (
+        Contrast(
+            "Wanda against Magnitude, both at 50 %",
+            "magnitude-50",
+            "wanda-50",
+            "Wanda is not ahead here, unlike on large models: benchmarks/comparison_group.py measures why.",
+        ),
+        Contrast("Wanda at 50 %, recovered, against the same before recovery", "wanda-50", "wanda-50-recovered"),
     ),
-    "magnitude-50": PruneRecipe(method="magnitude", sparsity=0.5),
-    "drop-1": DropRecipe(blocks="1", **CALIBRATION),
-    "drop-2": DropRecipe(blocks="2", **CALIBRATION),
-}
+)
+# 31.25 % zeros in the experts take as many bytes as six of eight experts: packed, a weight of 16 bits that is not zero
+# takes 17 bits, and one that is zero takes 1.
+EXPERTS = Tour(
+    "tiny-moe",
+    {
+        "reap-7-of-8": ExpertsRecipe(method="reap", drop=1, **CALIBRATION),
+        "reap-6-of-8": ExpertsRecipe(method="reap", drop=2, **CALIBRATION),
+        "frequency-6-of-8": ExpertsRecipe(method="frequency", drop=2, **CALIBRATION),
+        "random-6-of-8": ExpertsRecipe(method="random", drop=2, **CALIBRATION),
+        "wanda-31-experts": PruneRecipe(method="wanda", sparsity=0.3125, scope="experts", **CALIBRATION),
+    },
+    (
+        Contrast("REAP against random experts, six of eight kept", "random-6-of-8", "reap-6-of-8"),
+        Contrast("31 % of the experts' weights against a quarter of the experts", "reap-6-of-8", "wanda-31-experts"),
+    ),
+)
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512, 1024), limit=420, batch_size=210)
 QUICK_PROBLEMS = 126
 
 
-def demo(out: Path | str = "prunus-demo", quick: bool = False) -> dict[str, Any]:
+def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> dict[str, Any]:
     """Run the demonstration in the folder out; returns the comparison with the dense model, as `compare` does.
 
     It writes out/models/NAME, out/results.db and out/report.html; a second call reuses them. quick: use a fifth of the
-    problems. Raises PrunusError if out cannot be written.
+    problems. experts: remove experts of the built-in mixture instead. Raises PrunusError if out cannot be written.
     """
-    folder = Path(out)
+    folder, tour = Path(out), EXPERTS if experts else DENSE
     plan = PLAN if not quick else replace(PLAN, limit=QUICK_PROBLEMS)
-    models = {BASE: BASE} | {name: str(make_variant(folder / "models", name)) for name in VARIANTS}
-    store = folder / ("quick.db" if quick else "results.db")
-    runs = evaluate_all(models, plan, store)
+    made = {name: str(make_variant(folder / "models", name, tour)) for name in tour.variants}
+    prefix = "experts-" if experts else ""
+    store = folder / f"{prefix}{'quick' if quick else 'results'}.db"
+    runs = evaluate_all({tour.model: tour.model} | made, plan, store)
     with Store(store) as opened:
         out_console.print(curve_table([summarise(opened, run) for run in runs.values()]))
-    comparison = compare(store, runs[BASE], [run for name, run in runs.items() if name != BASE])
+    comparison = compare(store, runs[tour.model], [run for name, run in runs.items() if name != tour.model])
     out_console.print(verdict_table(comparison))
-    at_half = compare(store, runs["magnitude-50"], [runs["wanda-50"]])
-    out_console.print("Wanda against Magnitude, both at 50 %:")
-    out_console.print(verdict_table(at_half))
-    if at_half["others"][0]["verdict"] != "better":
-        out_console.print(
-            "Wanda is not ahead here, unlike on large models: benchmarks/comparison_group.py measures why."
-        )
-    out_console.print("Wanda at 50 %, recovered, against the same before recovery:")
-    out_console.print(verdict_table(compare(store, runs["wanda-50"], [runs["wanda-50-recovered"]])))
-    page = prunus.report(store, folder / "report.html", base=runs[BASE], overwrite=True)
+    for contrast in tour.contrasts:
+        out_console.print(f"{contrast.title}:")
+        found = compare(store, runs[contrast.base], [runs[contrast.other]])
+        out_console.print(verdict_table(found))
+        if contrast.note and found["others"][0]["verdict"] != "better":
+            out_console.print(contrast.note)
+    page = prunus.report(store, folder / f"{prefix}report.html", base=runs[tour.model], overwrite=True)
     say(f"The page with curves, intervals and texts: {page}")
     return comparison
 
 
-def make_variant(folder: Path, name: str) -> Path:
+def make_variant(folder: Path, name: str, tour: Tour) -> Path:
     """The checkpoint of a variant in a folder; made unless the folder has it from the same source and recipe."""
     from prunus.checkpoint.checkpoint import Checkpoint
     from prunus.checkpoint.resolve import resolve
 
-    recipe, target, model = VARIANTS[name], folder / name, BASE
+    recipe, target, model = tour.variants[name], folder / name, tour.model
     if isinstance(recipe, Recovered):
         model, recipe = str(folder / recipe.variant), recipe.recipe
     source = Checkpoint(resolve(model)).checksum()
@@ -92,6 +134,8 @@ def make_variant(folder: Path, name: str) -> Path:
         prunus.prune(model, target, recipe, overwrite=True)
     elif isinstance(recipe, DropRecipe):
         prunus.drop_blocks(model, target, recipe, overwrite=True)
+    elif isinstance(recipe, ExpertsRecipe):
+        prunus.drop_experts(model, target, recipe, overwrite=True)
     else:
         prunus.recover(model, target, recipe, overwrite=True)
     return target

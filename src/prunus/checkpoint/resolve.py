@@ -1,4 +1,4 @@
-"""Find the model folder that the user names (`tiny`, a folder, or a hub id), and read its small files."""
+"""Find the model folder that the user names (a built-in model, a folder, or a hub id), and read its small files."""
 
 import json
 import re
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TINY = "tiny"
+BUILT_IN = (TINY, "tiny-moe")  # the reasoners inside the package: a dense one, and a mixture of experts
 # Weights are read as safetensors only, because other formats can run code when they are read.
 SMALL_PATTERNS = ["*.json", "*.txt", "*.jinja", "*.model"]
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", *SMALL_PATTERNS]
@@ -29,10 +30,10 @@ UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 def resolve(model: str | Path) -> Path:
     """The folder of a model, with its config.json and safetensors.
 
-    model: `tiny` (the reasoner inside the package; write ./tiny for a folder of that name), a folder, or a hub id such
-    as org/name, which is downloaded into the hub's cache. Raises PrunusError if there is no such model.
+    model: `tiny` or `tiny-moe` (the reasoners inside the package; write ./tiny for a folder of that name), a folder, or
+    a hub id such as org/name, which is downloaded into the hub's cache. Raises PrunusError if there is no such model.
     """
-    folder = tiny_folder() if str(model) == TINY else typed_path(model)
+    folder = _named(model)
     if not folder.exists():
         if not is_hub_id(str(model)):
             raise PrunusError(
@@ -44,11 +45,11 @@ def resolve(model: str | Path) -> Path:
 
 
 def resolve_tokenizer(name: str) -> Path:
-    """The folder with the tokenizer that the user names: `tiny`, a folder or a hub id; weights are not needed.
+    """The folder with the tokenizer of a built-in model, a folder or a hub id; weights are not needed.
 
     Raises PrunusError if there is none.
     """
-    folder = tiny_folder() if name == TINY else typed_path(name)
+    folder = _named(name)
     if not folder.exists():
         if not is_hub_id(name):
             raise PrunusError(f"tokenizer '{name}' does not exist; give a folder or a hub id such as Qwen/Qwen3-0.6B")
@@ -70,8 +71,21 @@ def typed_path(path: str | Path) -> Path:
 
 
 def tiny_folder() -> Path:
-    """The folder of the built-in reasoner."""
-    return Path(str(files("prunus"))) / "data" / TINY
+    """The folder of the built-in dense reasoner."""
+    return _built_in(TINY)
+
+
+def is_built_in(folder: Path) -> bool:
+    """Whether a folder is that of a built-in model."""
+    return folder in map(_built_in, BUILT_IN)
+
+
+def _built_in(name: str) -> Path:
+    return Path(str(files("prunus"))) / "data" / name
+
+
+def _named(model: str | Path) -> Path:
+    return _built_in(str(model)) if str(model) in BUILT_IN else typed_path(model)
 
 
 def is_hub_id(text: str) -> bool:

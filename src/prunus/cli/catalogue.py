@@ -9,12 +9,13 @@ import prunus
 from prunus.cli.common import command, json_option, print_json
 
 
-@command("demo", "prunus demo --out prunus-demo")
+@command("demo", "prunus demo --out prunus-demo\nprunus demo --experts")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("prunus-demo"), show_default=True)
 @click.option("--quick", is_flag=True, help="Use a fifth of the problems: takes a minute, with wider intervals.")
-def demo_command(out: Path, quick: bool) -> None:
+@click.option("--experts", is_flag=True, help="Remove experts of the built-in mixture of experts instead.")
+def demo_command(out: Path, quick: bool, experts: bool) -> None:
     """Run everything on the built-in reasoner: prune, drop, recover, evaluate, compare, report."""
-    prunus.demo(out, quick=quick)
+    prunus.demo(out, quick=quick, experts=experts)
 
 
 @command("tasks", "prunus tasks")
