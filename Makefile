@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv; the second time that costs nothing.
-.PHONY: demo test quick environments test-vllm test-lm-eval check lint sanitize format docs site train-tiny clean
+.PHONY: demo test quick environments test-vllm test-lm-eval check lint sanitize format docs site train-tiny train-tiny-moe clean
 PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
@@ -84,9 +84,12 @@ docs: .venv/.ready
 site: .venv/.ready
 	$(SPHINX)
 
-# Train the built-in reasoner again (about 40 minutes on one core a seed); see training/README.md.
+# Train a built-in reasoner again (40 minutes on one core a seed, the mixture over an hour); see training/README.md.
 train-tiny: .venv/.ready
 	$(BIN)/python training/train.py --seed 0 --out runs/seed0
+
+train-tiny-moe: .venv/.ready
+	$(BIN)/python training/train.py --experts 8 --steps 5000 --seed 0 --out runs/moe-seed0
 
 clean:
 	rm -rf .venv .venv-vllm .venv-lm-eval .cache demo runs dist site
