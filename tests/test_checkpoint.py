@@ -234,6 +234,7 @@ def test_resolve_finds_tiny_folders_and_hub_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = make_model(tmp_path / "org" / "name")
     assert resolve("tiny") == tiny_folder()
+    assert resolve("tiny-moe") == tiny_folder().with_name("tiny-moe")
     assert resolve("org/name").resolve() == folder
     shutil.move(folder, tmp_path / "cache")
     asked = []

@@ -1,6 +1,7 @@
 """The tiny reasoner's training: what it may see, that a seed fixes it, and that its export is the model trained."""
 
 import itertools
+import json
 import random
 from dataclasses import replace
 
@@ -8,8 +9,12 @@ import pytest
 import torch
 from compact import CompactModel, Experts, Shape, to_transformers
 from tokenizer import build
+from torch import Tensor
 from train import CURRICULUM, Writer, batches_by_length, tensors, training_batches
+from transformers import AutoModelForCausalLM
 
+from prunus.checkpoint.experts import Routed, observe_experts
+from prunus.checkpoint.resolve import resolve, tiny_folder
 from prunus.evaluation.tasks import tiny
 
 pytestmark = pytest.mark.xdist_group("training")  # fixtures of the module are made once
@@ -100,6 +105,25 @@ def test_load_balancing_loss_is_least_when_all_experts_are_used_equally():
     mixture(odd_SH)
     assert least == pytest.approx(1, abs=0.02) and mixture.imbalance > 1.5
     assert mixture.tokens_E.sum() == 2 * 4 * 2  # two experts for each token
+
+
+def test_every_expert_of_the_shipped_mixture_is_used():
+    folder = resolve("tiny-moe")
+    lines = (tiny_folder() / "calibration.jsonl").read_text().splitlines()[:40]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens: dict[str, Tensor] = {}
+
+    def count(routed: Routed) -> None:
+        tokens.setdefault(routed.experts, torch.zeros(8, dtype=torch.long))[routed.expert] += len(routed.token_S)
+
+    with observe_experts(model, count), torch.no_grad():
+        for line in lines:
+            model(input_ids=torch.tensor([json.loads(line)["token_ids"]]))
+    read = sum(len(json.loads(line)["token_ids"]) for line in lines)
+    assert len(tokens) == 8  # blocks
+    for tokens_E in tokens.values():
+        assert tokens_E.sum() == 2 * read
+        assert tokens_E.min() > 2 * read / 8 / 4  # a quarter of what each would have if all were used equally
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
