@@ -126,8 +126,9 @@ class Checkpoint(ModelFolder):
         layout, expert, part = place
         own = origin.of_number(expert)
         by_matrix = own.in_order()  # gate and up, if they are stored apart
-        at = 1 if part == "up_proj" else 0
-        return by_matrix[at : at + 1] if own is not origin and len(by_matrix) == len(layout.parts) - 1 else own.stored
+        stage = layout.parts[-1:] if part == layout.parts[-1] else layout.parts[:-1]
+        apart = own is not origin and len(by_matrix) == len(stage)
+        return [by_matrix[stage.index(part)]] if apart else own.stored
 
     def block_tensors(self, index: int) -> dict[str, Stored]:
         """The stored tensors of one block, by their names on disk."""

@@ -261,4 +261,9 @@ def check_same_elsewhere(model: Checkpoint, source: Checkpoint) -> None:
         ours, theirs = model.tensors[name], source.tensors[name]
         same = (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         if not same or any(left != right for left, right in zip(ours.chunks(), theirs.chunks(), strict=True)):
+            if same and len(ours.shape) == 3:
+                raise PrunusError(
+                    f"'{name}' holds all experts of a block in one tensor, for which there are no masks; leave "
+                    "--masks-only out"
+                )
             raise PrunusError(f"'{name}' differs between {model.folder} and {source.folder}; leave --masks-only out")
