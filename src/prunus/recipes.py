@@ -292,8 +292,8 @@ class ExpertsRecipe(Recipe):
     keep: share of the experts that each block keeps, in (0, 1). None: what drop says; 0.75 if both are None.
     drop: instead of keep: number of experts that each block loses.
     spread: `uniform`: every block keeps the same number of experts. `global`: blocks keep different numbers, since the
-        experts of all blocks are ranked together; each keeps at least as many as the router chooses for a token. Few
-        model types can say in config.json how many experts each block has.
+        experts of all blocks are ranked together; each keeps at least as many as the router chooses for a token. It
+        is refused where config.json has one number for all blocks.
     distill_router: then fit the routers that are left, block by block, to what the dense model's blocks give.
     calibration, samples, seqlen, calibration_tokens, the weights of tokens, seed and dtype: as in PruneRecipe. seed is
         also that of method `random`.

@@ -35,7 +35,7 @@ from prunus.recipes import ExpertsRecipe
 @recipe_option(
     ExpertsRecipe,
     "spread",
-    "uniform: all blocks keep the same number; global: the best of all blocks, which few model types allow.",
+    "uniform: all blocks keep the same number; global: the best of all, refused where config.json has one number.",
     type=choice(recipes.Spread),
 )
 @recipe_option(

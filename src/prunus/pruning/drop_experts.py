@@ -27,7 +27,7 @@ from prunus.pruning.experts.cut import cut_tensors
 from prunus.pruning.experts.distill import distill_blocks
 from prunus.pruning.experts.fewer_config import fewer_config
 from prunus.pruning.experts.measure import observe
-from prunus.pruning.experts.mixture import Mixture, find_mixtures
+from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures, name_of
 from prunus.pruning.experts.saved import SavedExperts
 from prunus.pruning.experts.seen import Seen
 from prunus.pruning.experts.verification import verify
@@ -91,6 +91,8 @@ def drop_experts(
     if recipe.spread == "uniform":
         for mixture in mixtures:
             mixture.check(recipe.count(mixture.count))
+    else:
+        check_unequal(source, mixtures)
     check_block_fits(source, source.dtype)
     stray = left_out(source)
     needed = disk_needed(bytes_left(recipe, source, mixtures, stray))
@@ -178,6 +180,21 @@ def router_warnings(routers: Mapping[int, Mapping[str, Any]]) -> list[str]:
     if not same:
         return []
     return [f"routers of blocks {', '.join(same)} are as they were: their error on held-out sequences did not fall"]
+
+
+def check_unequal(source: Checkpoint, mixtures: Sequence[Mixture]) -> None:
+    """Raise Unremovable where config.json cannot say that blocks have different numbers of experts, found by trial."""
+    kept = {m.index: list(range(m.count - (m is mixtures[0]))) for m in mixtures}
+    stray = left_out(source)
+    content = fewer_config(source, {index: len(experts) for index, experts in kept.items()}, bool(stray))
+    try:
+        with planned_checkpoint(content, cut_tensors(source, mixtures, kept, stray)):
+            pass
+    except PrunusError as error:
+        raise Unremovable(
+            f"{name_of(source)}: config.json has one number of experts for all blocks, so spread global cannot be"
+            " written; use uniform"
+        ) from error
 
 
 def measure(
