@@ -139,7 +139,8 @@ def _prune(scratch: Path) -> None:
     found = prunus.inspect(scratch / "pruned")
     assert found["linears"], "no Linear of its blocks can be pruned"
     for row in found["linears"]:
-        assert row["zeros"] == row["shape"][0] * (row["shape"][1] // 2), f"{row['linear']} has a wrong number of zeros"
+        wanted = row["experts"] * row["shape"][0] * (row["shape"][1] // 2)
+        assert row["zeros"] == wanted, f"{row['linear']} has a wrong number of zeros"
     _loads(scratch / "pruned")
 
 
@@ -236,7 +237,7 @@ def try_real(name: str, model: str) -> Row:
         recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration=calibration, samples=16, seqlen=128)
         prunus.prune(folder, Path(scratch) / "pruned", recipe, device="cpu")
         for row in prunus.inspect(Path(scratch) / "pruned")["linears"]:
-            assert row["zeros"] == row["shape"][0] * (row["shape"][1] // 2), (
+            assert row["zeros"] == row["experts"] * row["shape"][0] * (row["shape"][1] // 2), (
                 f"{row['linear']} has a wrong number of zeros"
             )
         _loads(Path(scratch) / "pruned")
