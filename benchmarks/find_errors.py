@@ -69,7 +69,7 @@ def both_endpoints(
     rng: np.random.Generator, shape: Shape, n: int, draws: int, rule: Rule, ladders: int
 ) -> Iterator[list[Floats]]:
     """For each rung, the (n, ladders) differences of accuracy and of ending by itself; the dense draws are shared."""
-    sides = []
+    sides: list[tuple[Floats, float, NDArray[np.bool_]]] = []
     for beta, sure in ((SOLVES, shape.breaks), (ENDS, False)):
         chance = np.full((n, ladders), 0.995) if sure else rng.beta(*beta, (n, ladders))
         mean = 0.995 if sure else beta[0] / sum(beta)
@@ -231,7 +231,7 @@ def _last_bounds(values: Floats, margin: float, alpha: float) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ladders", type=int, default=2000)
     ladders = parser.parse_args().ladders
     heads = ("shape", "problems", "draws", "margins", "false, %", "certified", "of", "problems used, %")

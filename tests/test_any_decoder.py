@@ -311,7 +311,7 @@ def test_variants_go_in_and_out_of_any_model(tmp_path, model_type):
     for variant in model.variants[1:]:
         make_variant(model, variant, tmp_path / "out", "cpu", keep=True)
         own = load_model(tmp_path / "out" / "checkpoints" / "model" / variant.name, "cpu")
-        with swapped(loaded, model.checkpoint, tmp_path / "out", variant):
+        with swapped(loaded, model.source, tmp_path / "out", variant):
             found, expected = (m(input_ids=ids_NT, use_cache=False).logits for m in (loaded, own))
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(found, loaded(input_ids=ids_NT, use_cache=False).logits, atol=1e-2)

@@ -42,7 +42,9 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     page = (folder / "out" / "report.html").read_text()
     assert "REAP 6 of 8 experts" in page and "Random 6 of 8 experts" in page
     study = read_study(path)
-    prunus.drop_experts(folder / "model", folder / "whole", study.entries[0].recipe, device="cpu")
+    recipe = study.entries[0].recipe
+    assert isinstance(recipe, prunus.ExpertsRecipe)
+    prunus.drop_experts(folder / "model", folder / "whole", recipe, device="cpu")
     prunus.evaluate(folder / "whole", study.plans[0], folder / "whole.db", device="cpu")
     with Store(folder / "out" / "results.db") as theirs, Store(folder / "whole.db") as ours:
         [mine] = ours.runs()

@@ -95,7 +95,8 @@ def test_the_first_to_be_shown_decides_whenever_one_looks():
     found = {ACCURACY: harmless, ENDS: broken}
     stops = ladder.decide(found, rule)
     assert (stops.word, stops.failed) == (REFUSED, (ENDS,)) and stops.rounds < alone
-    assert stops.evidence[ENDS]["harmful"] >= 20 > stops.evidence[ENDS]["harmless"]
+    harmful, harmless_too = (stops.evidence[ENDS][name] for name in ("harmful", "harmless"))
+    assert harmful is not None and harmless_too is not None and harmful >= 20 > harmless_too
     for look in (0, 1, stops.rounds - 1, stops.rounds, 200):
         part = {name: values[:look] for name, values in found.items()}
         assert (ladder.decide(part, rule) == stops) == (look >= stops.rounds)
@@ -197,7 +198,7 @@ def test_forecasts_are_what_happens():
 def test_the_smallest_margin_is_certified_and_a_smaller_one_is_not():
     for n in (30, 198, 420):
         margin = ladder.smallest_margin(n)
-        same = dict.fromkeys(ladder.ENDPOINTS, np.zeros(n))
+        same = {name: np.zeros(n) for name in ladder.ENDPOINTS}
         assert ladder.decide(same, Rule(margin + 1e-6, 0.5)).word == CERTIFIED
         assert ladder.decide(same, Rule(margin - 1e-4, 0.5)).word == GO_ON
     assert ladder.smallest_margin(0) == ladder.smallest_margin(1) == 1
