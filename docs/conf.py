@@ -33,6 +33,8 @@ CONTENTS = {
     "Guides": [
         "docs/pruning",
         "docs/recover",
+        "docs/experts",
+        "docs/find",
         "docs/evaluating",
         "docs/profiles",
         "docs/study",
