@@ -53,12 +53,6 @@ def _not_quiet() -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, which tests that wait leave idle: for a browser, a cluster or a time limit."""
-    return (os.cpu_count() or 1) + 1
-
-
-@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Every worker must come to the same order: from the times that were known when they started."""
     node.workerinput[TIMES] = known_times(node.config)
