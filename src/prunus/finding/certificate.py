@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 from prunus import __version__
 from prunus.disk import write_text
 from prunus.errors import PrunusError
+from prunus.finding.rows import Rows
 from prunus.hashing import content_hash
 from prunus.results.anytime import path
-from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Rule, decide, differences
+from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Rule, decide
 from prunus.results.order import interleaved, rounds
-from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.results.table import tables
-from prunus.results.token_use import chains_of, sampled_tokens
 
 FORMAT = 1
 NAME = "certificate.json"
@@ -37,91 +35,37 @@ FIELDS = ("thinking_tokens", "answer_tokens", "forced_tokens", "ended", "answer"
 Data = Mapping[str, Any]
 
 
-class Rows:
-    """The rows of a store in the rounds of a search, each run read once."""
-
-    def __init__(self, store: Store, declared: Data) -> None:
-        self.store, self.declared = store, declared
-        self.order = rounds(interleaved(declared["problems"], declared["seed"]))
-        self._samples: dict[str, dict[str, list[Sample]]] = {}
-
-    def samples(self, run_id: str) -> dict[str, list[Sample]]:
-        """The rows of a run by problem, with the declared budgets and draws only."""
-        if run_id not in self._samples:
-            found: dict[str, list[Sample]] = {}
-            for sample in self.store.samples(run_id):
-                if sample.draw < self.declared["samples"] and sample.budget in self.declared["budgets"]:
-                    found.setdefault(sample.problem_id, []).append(sample)
-            self._samples[run_id] = found
-        return self._samples[run_id]
-
-    def upto(self, run_id: str, looked: int) -> list[list[Sample]]:
-        """The rows of a run in each of the first rounds, in their order."""
-        found = self.samples(run_id)
-        return [[s for _, problem in one for s in found.get(problem, [])] for one in self.order[:looked]]
-
-    def tokens(self, run_id: str) -> NDArray[np.int_]:
-        """(rounds + 1,) tokens sampled for the rows of a run in the first 0, 1, ... rounds."""
-        each = [
-            sum(sampled_tokens(chains_of(rows), self.declared["reuse"])) for rows in self.upto(run_id, len(self.order))
-        ]
-        return np.concatenate([[0], np.cumsum(each, dtype=int)]).astype(int)
-
-    def digest(self, run_id: str, looked: int) -> str:
-        """A hash of all that a decision or a token count uses of a run's rows in the first rounds."""
-        return content_hash(
-            [
-                [s.task, s.problem_id, s.budget, s.draw, *(getattr(s, field) for field in FIELDS)]
-                for rows in self.upto(run_id, looked)
-                for s in rows
-            ],
-            64,
-        )
-
-    def accuracy(self, run_id: str, looked: int) -> list[float]:
-        """The accuracy at every budget over the first rounds: the mean over tasks of the mean over problems."""
-        by_task: dict[str, list[list[float]]] = {}
-        for rows in self.upto(run_id, looked):
-            for task, problem in sorted({(s.task, s.problem_id) for s in rows}):
-                mine = [s for s in rows if s.problem_id == problem]
-                shares = [np.mean([s.correct for s in mine if s.budget == b]) for b in self.declared["budgets"]]
-                by_task.setdefault(task, []).append([float(share) for share in shares])
-        means = [np.mean(np.array(each), axis=0) for each in by_task.values()]
-        return np.mean(np.array(means), axis=0).tolist()
-
-
 def computed(store: Store, declared: Data) -> dict[str, Any]:
     """What the declared search shows, from rows alone: the decision on every rung, and what was found.
 
     Raises PrunusError if the store lacks a run, or rows that a decision needs.
     """
-    rows = Rows(store, declared)
+    dense, order, look = (
+        declared["dense"],
+        rounds(interleaved(declared["problems"], declared["seed"])),
+        declared["look"],
+    )
+    rows = Rows(store, dense, order, declared["budgets"], declared["samples"], declared["reuse"])
     runs = {run.run_id: run for run in store.runs()}
-    dense, order, look = declared["dense"], rows.order, declared["look"]
     alpha = declared["alpha"] / len(declared["ladders"])
     rule = Rule(declared["margin"], declared["stop_margin"], alpha)
     if dense not in runs:
         raise PrunusError(f"the store {store.path} has no run {dense}, the dense model's")
-    dense_tokens, dense_looked, finished = rows.tokens(dense), 0, 0
-    dense_tables = tables(s for each in rows.samples(dense).values() for s in each)
+    dense_looked, finished = 0, 0
     ladders, best = [], None
     for ladder in declared["ladders"]:
         shown = []
         for rung in ladder["rungs"]:
             run_id = rung["run"]
-            if (
-                declared["max_tokens"] is not None
-                and int(dense_tokens[dense_looked]) + finished >= declared["max_tokens"]
-            ):
+            spent = rows.tokens(dense, dense_looked) + finished
+            if declared["max_tokens"] is not None and spent >= declared["max_tokens"]:
                 break
             if run_id not in runs:
                 raise PrunusError(f"the store {store.path} has no run {run_id}, that of {rung['name']}")
-            ours = tables(s for each in rows.samples(run_id).values() for s in each)
-            found = differences(dense_tables, ours, order, declared["budgets"], declared["samples"])
-            tokens, looked = rows.tokens(run_id), 0
+            found, looked = rows.differences(run_id), 0
             while True:
                 dense_looked = max(dense_looked, looked)
-                spent = int(dense_tokens[dense_looked]) + finished + int(tokens[looked])
+                spent = rows.tokens(dense, dense_looked) + finished + rows.tokens(run_id, looked)
                 ended = declared["max_tokens"] is not None and spent >= declared["max_tokens"]
                 seen = {name: values[:looked] for name, values in found.items()}
                 decision = decide(seen, rule, ended or looked == len(order))
@@ -133,7 +77,7 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
                         f"the store {store.path} lacks rows: {rung['name']} is not decided by the"
                         f" {len(found[ACCURACY])} rounds of problems that are complete"
                     )
-            finished += int(tokens[looked])
+            finished += rows.tokens(run_id, looked)
             run = runs[run_id]
             shown.append(
                 {
@@ -145,16 +89,16 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
                     "rounds": decision.rounds,
                     "problems": sum(map(len, order[: decision.rounds])),
                     "looked": looked,
-                    "tokens": int(tokens[looked]),
+                    "tokens": rows.tokens(run_id, looked),
                     "evidence": decision.evidence,
                     "path": _path(found, decision.rounds, rule),
-                    "accuracy": rows.accuracy(run_id, looked) if looked else None,
-                    "dense_accuracy": rows.accuracy(dense, looked) if looked else None,
+                    "accuracy": accuracy(rows, run_id, looked) if looked else None,
+                    "dense_accuracy": accuracy(rows, dense, looked) if looked else None,
                     "checksum": run.model.get("checksum"),
                     "recipe": run.model.get("manifest", {}).get("history", []),
                     "versions": run.versions,
                     "same_plan": run.plan == runs[dense].plan,
-                    "rows": rows.digest(run_id, looked),
+                    "rows": digest(rows, run_id, looked),
                 }
             )
             if decision.word != CERTIFIED:
@@ -169,19 +113,43 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
         "dense": {
             "run": dense,
             "looked": dense_looked,
-            "tokens": int(dense_tokens[dense_looked]),
-            "rows": rows.digest(dense, dense_looked),
+            "tokens": rows.tokens(dense, dense_looked),
+            "rows": digest(rows, dense, dense_looked),
             "checksum": runs[dense].model.get("checksum"),
             "plan": runs[dense].plan,
             "versions": runs[dense].versions,
         },
-        "tokens": int(dense_tokens[dense_looked]) + finished,
-        "full_grid_tokens": _grid_tokens(declared, ladders, int(dense_tokens[dense_looked]), dense_looked, len(order)),
+        "tokens": rows.tokens(dense, dense_looked) + finished,
+        "full_grid_tokens": _grid_tokens(declared, ladders, rows.tokens(dense, dense_looked), dense_looked, len(order)),
         "problems": content_hash(
             sorted([task, name, problems[name].digest] for one in order[:dense_looked] for task, name in one), 64
         ),
     }
     return shown_all | {"claims": claims(declared, shown_all)}
+
+
+def digest(rows: Rows, run_id: str, looked: int) -> str:
+    """A hash of all that a decision or a token count uses of a run's rows in the first rounds."""
+    return content_hash(
+        [
+            [s.task, s.problem_id, s.budget, s.draw, *(getattr(s, field) for field in FIELDS)]
+            for one in rows.up_to(run_id, looked)
+            for s in one
+        ],
+        64,
+    )
+
+
+def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
+    """The accuracy at every budget over the first rounds: the mean over tasks of the mean over problems."""
+    by_task: dict[str, list[list[float]]] = {}
+    for one in rows.up_to(run_id, looked):
+        for task, problem in sorted({(s.task, s.problem_id) for s in one}):
+            mine = [s for s in one if s.problem_id == problem]
+            shares = [np.mean([s.correct for s in mine if s.budget == b]) for b in rows.budgets]
+            by_task.setdefault(task, []).append([float(share) for share in shares])
+    means = [np.mean(np.array(each), axis=0) for each in by_task.values()]
+    return np.mean(np.array(means), axis=0).tolist()
 
 
 def _path(found: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from prunus.errors import PrunusError
 from prunus.finding.certificate import NAME as CERTIFICATE
 from prunus.finding.certificate import certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
-from prunus.finding.outcomes import Outcomes
 from prunus.finding.page import NAME as PAGE
 from prunus.finding.page import write_page
 from prunus.finding.prospects import Prospects, prospects, refuse_impossible
+from prunus.finding.rows import Rows
 from prunus.finding.rungs import Rungs
 from prunus.finding.search import Search, open_search
 from prunus.finding.walk import Outcome, Walk
@@ -105,9 +105,10 @@ def find(
         refuse_impossible(ahead)
     open_work(folder, search)
     with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(path, create=True) as opened:
-        outcomes = Outcomes(search, opened)
+        resolved = search.dense.resolved
+        rows = Rows(opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse)
         with Rungs(search, opened, folder, device) as rungs:
-            outcome = Walk(search, outcomes, rungs).run()
+            outcome = Walk(search, rows, rungs).run()
         if published:
             certified = read_certificate(target / CERTIFICATE)
         else:

@@ -7,14 +7,13 @@ without computing anything twice.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prunus.finding.outcomes import Floats, Outcomes
+from prunus.finding.certificate import OUT_OF_TOKENS
+from prunus.finding.rows import Floats, Rows
 from prunus.finding.rungs import Rungs
 from prunus.finding.search import Rung, Search
 from prunus.progress import Steps, say
 from prunus.results.anytime import path
 from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, decide
-
-OUT_OF_TOKENS = "the tokens are used up"
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class Outcome:
 
 
 class Walk:
-    """`Walk(search, outcomes, rungs).run()`."""
+    """`Walk(search, rows, rungs).run()`."""
 
-    def __init__(self, search: Search, outcomes: Outcomes, rungs: Rungs) -> None:
-        self.search, self.outcomes, self.rungs = search, outcomes, rungs
+    def __init__(self, search: Search, rows: Rows, rungs: Rungs) -> None:
+        self.search, self.rows, self.rungs = search, rows, rungs
         self.dense_looked = 0
         self.finished: list[Walked] = []
         self.best: Walked | None = None
@@ -71,12 +70,12 @@ class Walk:
                 walked = self.judge(rung)
                 ladders[name].append(walked)
                 self.finished.append(walked)
-                told = sentence(self.search, self.outcomes, walked)
+                told = sentence(self.search, self.rows, walked)
                 say(f"{rung.variant.name}: {told}; {self.spent():,} tokens so far")
                 self.keep_best(walked)
                 if not walked.certified:
                     break
-        dense = self.outcomes.tokens(self.search.dense.run_id, self.dense_looked)
+        dense = self.rows.tokens(self.search.dense.run_id, self.dense_looked)
         return Outcome(ladders, self.best, self.spent(), dense, self.dense_looked)
 
     def keep_best(self, walked: Walked) -> None:
@@ -94,13 +93,13 @@ class Walk:
             while True:
                 spent = self.spent(rung, looked)
                 ended = search.max_tokens is not None and spent >= search.max_tokens
-                found = {end: d_T[:looked] for end, d_T in self.outcomes.differences(rung).items()}
+                found = {end: d_T[:looked] for end, d_T in self.rows.differences(rung.cell.run_id).items()}
                 decision = decide(found, search.rule, ended or looked == len(order))
                 if decision.word != GO_ON:
                     why = OUT_OF_TOKENS if decision.word == OPEN and looked < len(order) else ""
-                    return Walked(rung, decision, looked, self.outcomes.tokens(run_id, looked), why)
+                    return Walked(rung, decision, looked, self.rows.tokens(run_id, looked), why)
                 until = min(len(order), looked + search.look)
-                if len(next(iter(self.outcomes.differences(rung).values()))) < until:
+                if len(next(iter(self.rows.differences(rung.cell.run_id).values()))) < until:
                     self.evaluate(rung, looked, until, steps, f"{bounds(search, found)}, {spent:,} tokens")
                 steps.advance(until - looked, note=f"{bounds(search, found)}, {spent:,} tokens")
                 looked = until
@@ -119,7 +118,7 @@ class Walk:
         for cell in cells:
             ahead = rounds if cell is rung.cell else self.search.order[looked : self.dense_until(until)]
             if self.rungs.evaluate(cell, ahead, show):
-                self.outcomes.forget(cell.run_id)
+                self.rows.forget(cell.run_id)
 
     def dense_until(self, until: int) -> int:
         """How far the dense model is evaluated when a rung needs it up to `until`.
@@ -134,9 +133,9 @@ class Walk:
         """The tokens of all rows looked at, with those of the current rung and the dense model up to `looked`."""
         if current is not None:
             self.dense_looked = max(self.dense_looked, looked)
-        tokens = self.outcomes.tokens(self.search.dense.run_id, self.dense_looked)
+        tokens = self.rows.tokens(self.search.dense.run_id, self.dense_looked)
         tokens += sum(walked.tokens for walked in self.finished)
-        return tokens + (self.outcomes.tokens(current.cell.run_id, looked) if current is not None else 0)
+        return tokens + (self.rows.tokens(current.cell.run_id, looked) if current is not None else 0)
 
 
 def bounds(search: Search, found: Mapping[str, Floats]) -> str:
@@ -152,10 +151,10 @@ def bounds(search: Search, found: Mapping[str, Floats]) -> str:
     return ", ".join(parts)
 
 
-def sentence(search: Search, outcomes: Outcomes, walked: Walked) -> str:
+def sentence(search: Search, rows: Rows, walked: Walked) -> str:
     """What was decided about a rung, after how many problems, and its bounds."""
     decision = walked.decision
-    found = {end: d_T[: decision.rounds] for end, d_T in outcomes.differences(walked.rung).items()}
+    found = {end: d_T[: decision.rounds] for end, d_T in rows.differences(walked.rung.cell.run_id).items()}
     problems = sum(map(len, search.order[: decision.rounds]))
     total = sum(map(len, search.order))
     reason = f" ({walked.why})" if walked.why else ""

@@ -89,9 +89,9 @@ def _experts_extras(recipe: dict[str, Any]) -> list[str]:
 
 def experts_amount(step: dict[str, Any]) -> str:
     """`6 of 8 experts`, `4 to 7 of 8 experts` or, where the step does not say, the share or number of its recipe."""
-    recipe, counts = recipe_of(step), step.get("experts")
+    recipe, counts = recipe_of(step), step.get("experts", {})
     try:
-        before, after = (sorted({int(n) for n in counts[key].values()}) for key in ("before", "after"))  # type: ignore[index]
+        before, after = (sorted({int(n) for n in counts[key].values()}) for key in ("before", "after"))
         left, all_of = (str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}" for n in (after, before))
         return f"{left} of {all_of} experts"
     except (TypeError, KeyError, AttributeError, ValueError, IndexError):  # of another program, or damaged

@@ -211,7 +211,7 @@ class Noise:
     source: str = f"assumed: {CHANGED:.0%} of draws change"
 
     def variance(self, draws: int) -> float:
-        """The variance of a problem's difference with so many draws."""
+        """The variance of a problem's difference with this number of draws."""
         return self.between + self.within / draws
 
 

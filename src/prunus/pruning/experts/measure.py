@@ -121,7 +121,8 @@ class Watch:
 
     def _keep(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         values = [*args, *kwargs.values()]
-        if len(values) != 1 or values[0].shape[-1] * self._weight_N.numel() != values[0].numel():  # type: ignore[union-attr]
+        assert self._weight_N is not None
+        if len(values) != 1 or values[0].shape[-1] * self._weight_N.numel() != values[0].numel():
             raise Unremovable(
                 f"block {self._mixture.index}: its expert layer reads more than hidden states; use another method"
             )

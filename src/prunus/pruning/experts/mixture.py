@@ -52,7 +52,7 @@ class Mixture:
         return [name for name in self.axes if not name.startswith(f"{self.experts}.")]
 
     def check(self, kept: int) -> None:
-        """Raise Unremovable unless the block works with so many experts."""
+        """Raise Unremovable unless the block works with `kept` experts."""
         if kept < self.top_k:
             raise Unremovable(
                 f"{kept} of {self.count} experts are fewer than the {self.top_k} that the router chooses for each token"
