@@ -152,7 +152,8 @@ def _paths(declared: Data, shown: Data) -> str:
         for rung in ladder["rungs"]:
             if rung["rounds"]:
                 for end in ENDPOINTS:
-                    small = f"{esc(_words(end))}: {esc(rung['word'])}"
+                    decisive = rung["word"] == CERTIFIED or end in rung["failed"]
+                    small = esc(f"{_words(end)}: {rung['word']}" if decisive else _words(end))
                     panels.append(run_figure(styles[rung["run"]], path(rung, end, margins[end], styles), small))
     if not panels:
         return ""
@@ -226,7 +227,7 @@ def _cost(declared: Data, shown: Data) -> str:
     for place, (name, tokens, role) in enumerate(
         (
             ("this search", spent, "spent"),
-            ("of it the dense model", dense, "spent"),
+            ("its dense model", dense, "spent"),
             ("all rungs in full", grid, "rest"),
         )
     ):
