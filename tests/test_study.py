@@ -383,10 +383,13 @@ def test_models_that_are_one_or_would_share_a_folder_are_refused(tmp_path):
     for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
         with pytest.raises(PrunusError, match=r"line 1: '\S*model' and '\S*copy' have the same weights: leave one out"):
             action(file, out=tmp_path / "out")
-    file.write_text(text.replace('["model"]', '["a/model", "b/model"]\nkeep_checkpoints = true'))
-    for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
-        with pytest.raises(PrunusError, match=r"line 1: .*are both called model"):
-            action(file, out=tmp_path / "out")
+    both = text.replace('["model"]', '["a/model", "b/model"]')
+    kept = both.replace("\n", "\nkeep_checkpoints = true\n", 1)
+    for asked, name in ((kept, "keep_checkpoints"), (f"{both}[[find]]\n", r"\[\[find\]\]")):
+        file.write_text(asked)
+        for action in (partial(prunus.plan_study, measure=False), prunus.run_study):
+            with pytest.raises(PrunusError, match=f"line 1: .*are both called model, .*leave out {name}"):
+                action(file, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -587,7 +590,7 @@ def test_a_base_that_has_no_answers_yet_and_models_that_wait(tmp_path, monkeypat
 
 
 KILLED = """
-import signal, sys
+import prunus, signal, sys
 from prunus.study import run
 original, batches = run.do_batch, 0
 def noted(*arguments):
@@ -598,7 +601,7 @@ def noted(*arguments):
         signal.pause()  # until we are killed
     return original(*arguments)
 run.do_batch = noted
-run.run_study(sys.argv[1], out=sys.argv[2])
+prunus.run_study(sys.argv[1], out=sys.argv[2])
 """
 
 

@@ -47,9 +47,7 @@ if TYPE_CHECKING:
     from prunus.results.frames import Results, export, open
     from prunus.results.importing.commands import import_rows
     from prunus.rounds import prune_in_rounds
-    from prunus.study.pages import report_study
-    from prunus.study.plan import plan_study
-    from prunus.study.run import run_study
+    from prunus.studies import plan_study, report_study, run_study
     from prunus.walkthrough import demo
 
 __version__ = "0.1.0"
@@ -120,7 +118,7 @@ _HOME = {
     "open": "prunus.results.frames",
     "pack": "prunus.checkpoint.packed.commands",
     "perplexity": "prunus.pruning.perplexity",
-    "plan_study": "prunus.study.plan",
+    "plan_study": "prunus.studies",
     "profiles": "prunus.evaluation.profiles.catalogue",
     "prune": "prunus.pruning.pipeline",
     "prune_and_recover": "prunus.pruning.recover",
@@ -128,8 +126,8 @@ _HOME = {
     "recover": "prunus.pruning.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",
-    "report_study": "prunus.study.pages",
-    "run_study": "prunus.study.run",
+    "report_study": "prunus.studies",
+    "run_study": "prunus.studies",
     "show_profile": "prunus.evaluation.profiles.catalogue",
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",

@@ -56,8 +56,9 @@ def study_command(
 ) -> None:
     """Run a study, the grid of models, recipes and plans of a TOML file: do what is missing, compare, report.
 
-    You can stop it at any time; the same command resumes it. `plan` runs nothing: it prints the cells, which of them
-    are done, and how long the rest would take. `report` writes the page from the finished cells, also during a run.
+    Then it carries out the searches of the file's [[find]] tables, as `prunus find` does. You can stop it at any time;
+    the same command resumes it. `plan` runs nothing: it prints the cells, which of them are done, and how long the rest
+    would take. `report` writes the page from the finished cells, also during a run.
     """
     action, file = parse(words)
     if action == "plan":
@@ -95,10 +96,13 @@ def print_plan(plan: dict[str, Any]) -> None:
 
 
 def print_verdicts(done: dict[str, Any]) -> None:
-    """Print a table of verdicts for each model and plan, and where the report is."""
+    """Print a table of verdicts for each model and plan, the outcomes of searches, and where the report is."""
     from prunus.reporting.terminal import verdict_table
+    from prunus.study.plan_table import search_lines
 
     for entry in done["comparisons"]:
         if entry["comparison"] is not None:
             progress.out_console.print(verdict_table(entry["comparison"]))
+    for search in done["searches"]:
+        click.echo("\n".join(search_lines(search, len({one["model"] for one in done["searches"]}) > 1)))
     progress.say(f"report: {done['report']}")

@@ -89,9 +89,8 @@ def find(
         model, plan, ladders, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look,
         engine=engine, as_given=as_given, file=file,
     )  # fmt: skip
-    folder = target.absolute().with_name(f"{target.name}.finding")
-    published = is_published(target, folder, search)
-    if not published:
+    folder = work_folder(target)
+    if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
     check_folder(path)
     check_work(folder, search, overwrite)
@@ -103,8 +102,20 @@ def find(
         progress.say(line)
     if not anyway:
         refuse_impossible(ahead)
+    return carry_out(search, target, path, device, overwrite=overwrite)
+
+
+def carry_out(
+    search: Search, target: Path, store: Path, device: str, *, overwrite: bool = False, always: bool = False
+) -> dict[str, Any]:
+    """Carry out a search whose arguments were checked; returns the result of `find`.
+
+    always: without a certified rung target is written, too, with certificate and page alone.
+    """
+    folder = work_folder(target)
+    published = is_published(target, folder, search)
     open_work(folder, search)
-    with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(path, create=True) as opened:
+    with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
         resolved = search.dense.resolved
         rows = Rows(opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse)
         with Rungs(search, opened, folder, device) as rungs:
@@ -112,21 +123,37 @@ def find(
         if published:
             certified = read_certificate(target / CERTIFICATE)
         else:
-            certified = publish(search, outcome, opened, folder, target, device, overwrite)
+            certified = publish(search, outcome, opened, folder, target, device, overwrite, always)
     shutil.rmtree(folder)
     return summary(search, outcome, certified, target)
 
 
+def work_folder(target: Path) -> Path:
+    """The folder of unfinished work on target."""
+    return target.absolute().with_name(f"{target.name}.finding")
+
+
 def publish(
-    search: Search, outcome: Outcome, store: Store, folder: Path, target: Path, device: str, overwrite: bool
+    search: Search,
+    outcome: Outcome,
+    store: Store,
+    folder: Path,
+    target: Path,
+    device: str,
+    overwrite: bool,
+    always: bool,
 ) -> dict[str, Any]:
     """Write the checkpoint of the rung that was found, with certificate and page, to target; returns the certificate.
 
-    The certificate is computed from rows alone, apart from the walk. Without a certified rung nothing is written.
+    The certificate is computed from rows alone, apart from the walk. Without a certified rung nothing is written, or
+    with `always` the two files alone.
     """
     found, declared = outcome.found, search.declared()
     if found is None:
-        return certificate(store, declared, None)
+        data = certificate(store, declared, None)
+        if always:
+            write_folder(data, folder / "nothing", target, overwrite)
+        return data
     made = whole_checkpoint(search.study, search.model, found.rung.variant, folder, device)
     checksum = Checkpoint(made).checksum()
     if checksum != store.run(found.rung.cell.run_id).model["checksum"]:
@@ -136,10 +163,16 @@ def publish(
         )
     data = certificate(store, declared, checksum)
     assert data["shown"]["found"]["name"] == found.rung.variant.name, "the walk and the certificate differ"
+    write_folder(data, made, target, overwrite)
+    return data
+
+
+def write_folder(data: dict[str, Any], made: Path, target: Path, overwrite: bool) -> None:
+    """Write certificate and page to the folder made, which then becomes target."""
+    made.mkdir(exist_ok=True)
     write_certificate(data, made / CERTIFICATE)
     write_page(data, made / PAGE)
     replace_folder(made, target, overwrite)
-    return data
 
 
 def is_published(target: Path, folder: Path, search: Search) -> bool:

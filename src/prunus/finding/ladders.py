@@ -30,11 +30,13 @@ def ladders_of(
     methods: Sequence[str] | None,
     settings: Mapping[str, Any],
     recovery: Mapping[str, Any] | None,
+    shared: Mapping[str, Any] | None = None,
 ) -> list[Ladder]:
     """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes.
 
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or recipes. settings: fields of every recipe,
-    for sparsities only. recovery: settings of the recovery of every rung; None: none.
+    for sparsities only. recovery: settings of the recovery of every rung; None: none. shared: settings of calibration
+    that hold where neither settings nor the file has others.
     """
     if isinstance(ladder, str | Path) and str(ladder).endswith(".toml"):
         given = ", ".join(
@@ -42,14 +44,15 @@ def ladders_of(
         )
         if given:
             raise PrunusError(f"{ladder} sets the recipes of its rungs: write {given} into it instead")
-        return [Ladder(Path(ladder).stem, tuple(read_entries(ladder)))]
+        return [Ladder(Path(ladder).stem, tuple(read_entries(ladder, shared)))]
     if isinstance(ladder, str | Path):
         names = list(methods or ["wanda"])
         if len(set(names)) < len(names):
             raise PrunusError(f"method {max(names, key=names.count)} is named twice")
         shares = sparsities(str(ladder))
         by_method = {
-            name: [PruneRecipe(**{**settings, "method": name, "sparsity": s}) for s in shares] for name in names
+            name: [PruneRecipe(**{**(shared or {}), **settings, "method": name, "sparsity": s}) for s in shares]
+            for name in names
         }
     else:
         if not ladder:
@@ -110,5 +113,6 @@ def check_order(ladder: Ladder, source: Checkpoint) -> None:
         if later < share - 1e-9:
             raise PrunusError(
                 f"ladder {ladder.name} is not in order: rung {number + 1} removes {100 * later:.3g} % of the weights,"
-                f" rung {number} {100 * share:.3g} %; order it from gentle to harsh, or add --as-given"
+                f" rung {number} {100 * share:.3g} %; order it from gentle to harsh, or add --as-given (in a study,"
+                " as_given = true)"
             )

@@ -115,7 +115,9 @@ def advice(found: Forecast, draws: int) -> str:
 def refuse_impossible(found: Prospects) -> None:
     """Raise PrunusError if a margin cannot be certified at all."""
     if found.impossible:
-        raise PrunusError(f"{found.impossible[0]}: take more problems or a larger margin, or add --anyway")
+        raise PrunusError(
+            f"{found.impossible[0]}: take more problems or a larger margin, or add --anyway (in a study, anyway = true)"
+        )
 
 
 def counted(rounds: int, search: Search) -> str:

@@ -144,10 +144,12 @@ def open_search(
     engine: EngineOptions,
     as_given: bool,
     file: Path | None,
+    folder: Path | None = None,
 ) -> Search:
     """The search that these arguments ask for. Raises PrunusError, and writes nothing, where one of them is wrong.
 
-    file: of the ladder, if it is in one. The other arguments are those of `find`.
+    file: of the ladder, if it is in one. folder: of the model, if it was looked for before. The other arguments are
+    those of `find`.
     """
     rule = Rule(margin, stop_margin, alpha / len(ladders) if 0 < alpha < 1 else alpha)
     for name, value in (("max_tokens", max_tokens), ("look", look)):
@@ -155,7 +157,7 @@ def open_search(
             raise PrunusError(f"{name} must be at least 1, not {value}")
     check_plan(plan, engine)
     study = as_study(str(model), plan, ladders, engine, margin, stop_margin, file)
-    opened = open_model(study, study.models[0], folder_of(study, study.models[0]))
+    opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))
     source = opened.source
     if not as_given:
         for ladder in ladders:

@@ -17,7 +17,7 @@ from prunus.reporting import export, prose
 from prunus.reporting.output_files import Folder, refuse_existing, write_whole
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.html import document, resource
-from prunus.reporting.render.text import esc
+from prunus.reporting.render.text import esc, linked
 from prunus.reporting.report_data import ReportData
 from prunus.reporting.run_totals import missing_notes
 from prunus.reporting.section import Section
@@ -88,11 +88,15 @@ def write_report(
     overwrite: bool = False,
     name: str = "Prunus report",
     notes: Sequence[str] = (),
+    links: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write the page and all files that belong to it; arguments as in report(). The store of data must be open."""
+    """Write the page and all files that belong to it; arguments as in report(). The store of data must be open.
+
+    links: sentences below the headline, each with the address to which it leads, or an empty one.
+    """
     with Folder(files_folder(out), overwrite) as folder:
         sections = [section(data) for section in SECTIONS]
-        text = page(data, sections, name, notes)
+        text = page(data, sections, name, notes, links)
         for file, content in (file for section in sections for file in section.files):
             folder.write(file, content)
         exported = export.figure_files(sections, Path(figures)) if figures is not None else {}
@@ -103,10 +107,16 @@ def write_report(
     write_whole(out, text)
 
 
-def page(data: ReportData, sections: Sequence[Section], name: str, notes: Sequence[str]) -> str:
+def page(
+    data: ReportData,
+    sections: Sequence[Section],
+    name: str,
+    notes: Sequence[str],
+    links: Sequence[tuple[str, str]] = (),
+) -> str:
     """The HTML of the page: a headline, then every section."""
     body = [
-        _top(data, name, notes),
+        _top(data, name, notes, links),
         f"<main>{''.join(section.html for section in sections)}</main>",
         f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
     ]
@@ -116,7 +126,7 @@ def page(data: ReportData, sections: Sequence[Section], name: str, notes: Sequen
     return document(title, "".join(body), embedded, styles)
 
 
-def _top(data: ReportData, name: str, first: Sequence[str]) -> str:
+def _top(data: ReportData, name: str, first: Sequence[str], links: Sequence[tuple[str, str]]) -> str:
     labels, summaries = [one.look.label for one in data.runs], [one.summary for one in data.runs]
     base, others = data.base.run, data.comparison["others"]
     sentences = prose.headline(others, labels[1:], labels[0], data.margin, data.comparison["stop_margin"])
@@ -134,7 +144,7 @@ def _top(data: ReportData, name: str, first: Sequence[str]) -> str:
     )
     return (
         f'<header><p class="kicker">{facts}</p><h1>{esc(prose.title(others, labels[0]))}</h1>'
-        + "".join(f'<p class="lead"><bdi>{esc(sentence)}</bdi></p>' for sentence in sentences)
+        + "".join(f'<p class="lead">{linked(*one)}</p>' for one in [*((text, "") for text in sentences), *links])
         + (f'<div class="warnings"><strong>Read with care</strong><ul>{care}</ul></div>' if care else "")
         + "</header>"
     )

@@ -110,9 +110,10 @@ def check_apart(study: Study, models: Sequence[Model]) -> None:
     for model in models:
         if (other := weights.setdefault(model.checkpoint.checksum(), model.name)) != model.name:
             study.fail(study.models_line, f"'{other}' and '{model.name}' have the same weights: leave one out")
-        if (other := labels.setdefault(model.label, model.name)) != model.name and study.keep_checkpoints:
+        has_folders = "keep_checkpoints" if study.keep_checkpoints else "[[find]]" if study.finds else ""
+        if has_folders and (other := labels.setdefault(model.label, model.name)) != model.name:
             message = f"'{other}' and '{model.name}' are both called {model.label}, and so would their checkpoints be"
-            study.fail(study.models_line, f"{message}: rename a folder, or leave out keep_checkpoints")
+            study.fail(study.models_line, f"{message}: rename a folder, or leave out {has_folders}")
 
 
 def folder_of(study: Study, name: str) -> Path:

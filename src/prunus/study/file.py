@@ -15,6 +15,7 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.study.find_table import KINDS, OF_RECIPE, FindTable, default_name, ladder_text
 from prunus.study.toml_lines import Lines, suggestion
 
 Recipe = PruneRecipe | DropRecipe | ExpertsRecipe
@@ -27,7 +28,7 @@ RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe] | type[ExpertsRecipe]
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 SWITCHES = ("keep_checkpoints", "measure_seconds")
 RECOVER = "recover"  # key of [[prune]] and [[drop]]: true, false or a table of settings
-TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, "report")
+TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, "find", "report")
 REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
 # Name of each table in messages, and its valid keys.
@@ -38,12 +39,13 @@ _TABLES = {
     "engine": "[engine]",
     "calibration": "[calibration]",
 }
-_TABLES |= {kind: f"[[{kind}]]" for kind in RECIPES}
+_TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, "find")}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
 _KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
 _KEYS |= {f"[[{kind}]]": [*_KEYS[f"[[{kind}]]"], RECOVER] for kind in ("prune", "drop")}
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
 _KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
+_KEYS |= {"[[find]]": [*KINDS, RECOVER]}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Study:
 
     backend: the one backend of all plans. base: name of the variant that the others are compared with. margin,
     stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as shares. text: the file's
-    text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot be located.
+    text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot be located. finds: the
+    searches, which `prunus.finding` carries out.
     """
 
     path: Path
@@ -80,6 +83,7 @@ class Study:
     text: str
     eval_line: int | None
     models_line: int | None
+    finds: tuple[FindTable, ...] = ()
 
     def fail(self, line: int | None, message: str) -> NoReturn:
         """Raise a PrunusError that names the file and the line."""
@@ -92,13 +96,16 @@ def read_study(path: str | Path) -> Study:
     return _Reader(path, *_parsed(path, "study")).study()
 
 
-def read_entries(path: str | Path) -> list[Entry]:
-    """The recipes of a TOML file that has only [[prune]], [[drop]] and [calibration] tables, in the file's order."""
+def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None) -> list[Entry]:
+    """The recipes of a TOML file that has only [[prune]], [[drop]] and [calibration] tables, in the file's order.
+
+    shared: settings of calibration that hold where the file has no others.
+    """
     path = Path(path)
     text, data = _parsed(path, "ladder")
     reader = _Reader(path, text, data)
     reader.check_keys("", 0, data, (*RECIPES, "calibration"))
-    shared = reader.shared()
+    shared = dict(shared or {}) | reader.shared()
     entries = [entry for kind in RECIPES for entry in reader.entries(kind, shared)]
     reader.check_twice(entries)
     if not entries:
@@ -158,6 +165,7 @@ class _Reader:
             text=self.text,
             eval_line=self.lines.of("eval"),
             models_line=self.lines.of("", "models"),
+            finds=tuple(self.finds(shared, margins)),
         )
 
     def shared(self) -> dict[str, Any]:
@@ -215,23 +223,56 @@ class _Reader:
             self.fail("engine" if table else "eval", "", 0, str(error))
         return options
 
-    def entries(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
+    def tables(self, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The tables of a kind that there may be several of, with their numbers."""
         tables = self.data.get(kind, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
-        cls = RECIPES[kind]
         for number, table in enumerate(tables):
             self.check_keys(kind, number, table, _KEYS[_TABLES[kind]])
+            yield number, table
+
+    def entries(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
+        cls = RECIPES[kind]
+        for number, table in self.tables(kind):
             recoveries = self.recoveries(kind, number, table.get(RECOVER, False))
             table = {key: value for key, value in table.items() if key != RECOVER}
             for values in self.grid(kind, number, dict(shared) | _with_blocks_as_text(kind, table), cls):
-                if "calibration" in values:
-                    values["calibration"] = self.calibration(values["calibration"])
-                if "scores" in values:
-                    values["scores"] = self.path_or_text(values["scores"])
-                recipe, line = self.make(kind, number, cls, values), self.lines.of(kind, "", number)
+                recipe = self.make(kind, number, cls, self.with_paths(values))
+                line = self.lines.of(kind, "", number)
                 for settings in recoveries:
                     yield Entry(recipe, line, self.recovery(kind, number, recipe, settings))
+
+    def finds(self, shared: Mapping[str, Any], margins: Mapping[str, float]) -> Iterator[FindTable]:
+        """The searches. shared: of [calibration]. margins: of [report], which hold where a table has no others."""
+        seen: set[str] = set()
+        for number, table in self.tables("find"):
+            for key, value in table.items():
+                if key != RECOVER:
+                    self.check_type("find", key, number, value, KINDS[key])
+            (recovery, *more) = self.recoveries("find", number, table.get(RECOVER, False))
+            if more:
+                self.fail("find", RECOVER, number, f"'{RECOVER}' takes one value here, since a ladder has one recovery")
+            given = dict(table) | {"ladder": ladder_text(table)}
+            if given["ladder"].endswith(".toml"):
+                given["ladder"] = self.path_or_text(given["ladder"])
+            name = given.setdefault("name", default_name(given))
+            if not all(character.isalnum() or character in "-_+" for character in name) or not name:
+                self.fail("find", "name", number, f"name '{name}' is that of a folder: use letters, digits, -, _ and +")
+            if name in seen:
+                self.fail("find", "", number, f"two [[find]] tables are called {name}: give one another name")
+            seen.add(name)
+            settings = self.with_paths({key: value for key, value in table.items() if key in OF_RECIPE})
+            rules = {key: value for key, value in given.items() if key not in (*OF_RECIPE, RECOVER, "method")}
+            method = table.get("method")
+            yield FindTable(
+                **{**margins, **rules},
+                methods=(method,) if isinstance(method, str) else None if method is None else tuple(method),
+                settings=settings,
+                shared=self.with_paths(shared),
+                recovery=None if recovery is None else self.with_paths(recovery),
+                line=self.lines.of("find", "", number),
+            )
 
     def recoveries(self, kind: str, number: int, value: Any) -> list[dict[str, Any] | None]:
         """The settings of each recovery along this axis of the grid; None stands for no recovery.
@@ -260,11 +301,8 @@ class _Reader:
         """
         if settings is None:
             return None
-        given = dict(settings)
-        if "calibration" in given:
-            given["calibration"] = self.calibration(given["calibration"])
         try:
-            return RecoverRecipe.like(recipe, **given)
+            return RecoverRecipe.like(recipe, **self.with_paths(settings))
         except PrunusError as error:
             self.fail(kind, RECOVER, number, f"{RECOVER}: {error}")
 
@@ -339,6 +377,15 @@ class _Reader:
         """The path of a file or folder that exists relative to the study's folder; otherwise text, unchanged."""
         path = self.path.parent / Path(text).expanduser()
         return str(path) if path.exists() else text
+
+    def with_paths(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of a recipe, with the paths of its files as by path_or_text."""
+        found = dict(values)
+        if "calibration" in found:
+            found["calibration"] = self.calibration(found["calibration"])
+        if "scores" in found:
+            found["scores"] = self.path_or_text(found["scores"])
+        return found
 
     def calibration(self, text: str) -> str:
         """The name of a calibration, with paths as by path_or_text."""

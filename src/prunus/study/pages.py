@@ -4,18 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
 from prunus.reporting.page import check_target, files_folder, write_report
-from prunus.reporting.render.text import esc, joined, points
+from prunus.reporting.render.text import esc, joined, linked, points
 from prunus.reporting.report_data import ReportData
 from prunus.results.comparison import compare
 from prunus.results.store import Store
-from prunus.study.cells import Model, open_models, plan_names
-from prunus.study.file import Study, read_study
+from prunus.study.cells import Model, plan_names
+from prunus.study.file import Study
+from prunus.study.find_table import SearchState
 from prunus.study.paths import StudyPaths
 
 Data = dict[str, Any]
@@ -26,29 +28,16 @@ STYLE = (
 )
 
 
-def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> Data:
-    """Write the pages of a study from the answers that are stored so far, and return the verdicts.
-
-    It also works while the study runs; the pages say what is missing. Arguments and result are those of run_study.
-    Raises PrunusError where no answer of a base is stored yet, or the file is wrong.
-    """
-    study = read_study(file)
-    paths = StudyPaths.of(study, out, store)
-    if not paths.store.is_file():
-        raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
-    paths.folder.mkdir(parents=True, exist_ok=True)
-    models = open_models(study)
-    with Store(paths.store) as opened:
-        return write_results(study, models, paths, opened)
-
-
-def write_results(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store) -> Data:
+def write_results(
+    study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, searches: Sequence[SearchState] = ()
+) -> Data:
     """Compare every variant with the base, write the pages, and return the result of run_study.
 
-    Raises PrunusError if no base has an answer yet.
+    searches: of the study, which the pages name. Raises PrunusError if no base has an answer yet.
     """
     wanted = {cell.run_id for model in models for cell in model.cells}
-    unreported = [run.run_id for run in store.runs() if run.run_id not in wanted]
+    known = wanted.union(*(one.runs for one in searches))
+    unreported = [run.run_id for run in store.runs() if run.run_id not in known]
     if unreported:
         progress.say(
             f"{len(unreported)} runs in {paths.store} are not (or no longer) in {study.path}: "
@@ -62,12 +51,13 @@ def write_results(study: Study, models: Sequence[Model], paths: StudyPaths, stor
     compared: dict[str, Data | None] = {}
     for number, group in enumerate(groups, 1):
         target = paths.page if single else paths.folder / f"report-{number}.html"
-        compared |= write_page(study, store, group, target)
+        of = {(one.model, one.plan) for one in group}
+        compared |= write_page(study, store, group, target, [one for one in searches if (one.model, one.plan) in of])
     entries = {one: entry_of(one, compared.get(one.base)) for one in contrasts}
     if not single:
         links = [(f"report-{n}.html", [entries[one] for one in group]) for n, group in enumerate(groups, 1)]
         waiting = [entry for one, entry in entries.items() if not one.begun]
-        write_text(paths.page, contents(study, links, waiting))
+        write_text(paths.page, contents(study, links, waiting, links_of(searches, paths.folder)))
     return {
         "name": study.name,
         "out": str(paths.folder),
@@ -76,6 +66,7 @@ def write_results(study: Study, models: Sequence[Model], paths: StudyPaths, stor
         "cells": len(wanted),
         "unreported": unreported,
         "comparisons": list(entries.values()),
+        "searches": [one.to_json() for one in searches],
     }
 
 
@@ -123,7 +114,21 @@ def with_mode_left_out(plan: Data) -> Data:
     return {key: value for key, value in plan.items() if key not in OF_MODE}
 
 
-def write_page(study: Study, store: Store, group: Sequence[Contrast], target: Path) -> dict[str, Data | None]:
+def links_of(searches: Sequence[SearchState], folder: Path) -> list[tuple[str, str]]:
+    """(sentence, address of find.html) of each search; no address where there is no page yet. folder: of the study."""
+    several = len({(one.model, one.plan) for one in searches}) > 1
+    return [
+        (
+            f"{title_of(vars(one))}: {one.sentence}" if several else one.sentence,
+            "" if one.page is None else quote(Path(one.page).relative_to(folder).as_posix()),
+        )
+        for one in searches
+    ]
+
+
+def write_page(
+    study: Study, store: Store, group: Sequence[Contrast], target: Path, searches: Sequence[SearchState]
+) -> dict[str, Data | None]:
     """Write the page of one model, and return {run id of a base: its comparison, None without other runs}.
 
     The page compares the runs of one mode, strict if there are two. Its comparison is returned as it is, since
@@ -143,7 +148,8 @@ def write_page(study: Study, store: Store, group: Sequence[Contrast], target: Pa
         published=study.published,
         folder=files_folder(target).name,
     )
-    write_report(data, target, overwrite=True, name=study.name, notes=notes)
+    links = links_of(searches, target.parent)
+    write_report(data, target, overwrite=True, name=study.name, notes=notes, links=links)
     found: dict[str, Data | None] = {}
     for one in group:
         if one.base == base.run_id:
@@ -181,8 +187,16 @@ def not_begun(plan: str, names: Sequence[str]) -> str:
     return f"Not begun{f' ({plan})' if plan else ''}: {joined(list(names), most=12)}."
 
 
-def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting: Sequence[Data]) -> str:
-    """The HTML of the page that links to the others and lists every verdict. waiting: entries without a page."""
+def contents(
+    study: Study,
+    links: Sequence[tuple[str, Sequence[Data]]],
+    waiting: Sequence[Data],
+    searches: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The HTML of the page that links to the others and lists every verdict.
+
+    waiting: entries without a page. searches: as links_of returns them.
+    """
     parts = []
     for file, entries in links:
         title = ", ".join(dict.fromkeys(title_of(entry) for entry in entries))
@@ -191,6 +205,8 @@ def contents(study: Study, links: Sequence[tuple[str, Sequence[Data]]], waiting:
     if waiting:
         names = ", ".join(dict.fromkeys(title_of(entry) for entry in waiting))
         parts.append(f"<p>Not begun: <bdi>{esc(names)}</bdi>.</p>")
+    if searches:
+        parts.append("<h2>Searches</h2>" + "".join(f"<p>{linked(*one)}</p>" for one in searches))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

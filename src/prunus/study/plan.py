@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
@@ -24,7 +23,7 @@ from prunus.results.store import Store
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.cells import Cell, Model, Variant, check_apart, checkpoint_of, open_model, plan_names, variants_of
 from prunus.study.engine import Engine
-from prunus.study.file import Study, read_study
+from prunus.study.file import Study
 from prunus.study.offline_plan import PlannedCell, chain_tokens, local_folder, plan_from_catalogue, unread_tasks
 from prunus.study.paths import StudyPaths
 from prunus.study.variants import check_variants, is_made
@@ -33,32 +32,11 @@ MEASURED_SECONDS = 1.0
 TEXT_BYTES = 5  # in the store, per token of text
 
 
-def plan_study(
-    file: str | Path,
-    *,
-    out: str | Path | None = None,
-    store: str | Path | None = None,
-    device: str = "auto",
-    measure: bool = True,
-) -> dict[str, Any]:
-    """What run_study would do with the same arguments, as plain data; nothing is written or downloaded.
+def plan_cells(study: Study, paths: StudyPaths, device: str, measure: bool) -> dict[str, Any]:
+    """The result of plan_study without its searches; nothing is written or downloaded.
 
-    measure: load each dense model and measure its speed in a few steps. The result has
-
-    - `name`, `out`, `store`: the study, its folder, its store;
-    - `cells`, one for each model, variant and plan: `model`, `variant`, `plan`, `run` (id in the store), `problems`,
-      `answers`, `done` (answers in the store), `tokens` (the most that the rest takes), `tokens_expected` (from the
-      chains that the store has of the same model and plan; None without any);
-    - `variants`: `model`, `variant`, `made` (whether its files exist), `bytes` (the most that they take);
-    - `totals`: `cells`, `complete`, `answers`, `done`, `tokens`, and `disk`, the most bytes that the study adds, which
-      include a whole checkpoint while variants are made; None where a model or a task is not on this machine;
-    - `tokens_per_second` by model, `seconds_at_most` and `seconds_expected` to evaluate the rest, None where unknown;
-    - `unknown`: a line for each thing that cannot be known yet.
-
-    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
+    Raises PrunusError, with the line of the file, where a model or a recipe is wrong.
     """
-    study = read_study(file)
-    paths = StudyPaths.of(study, out, store)
     unread = unread_tasks(study)
     folders = {name: local_folder(study, name) for name in study.models}
     absent = [name for name, folder in folders.items() if folder is None]

@@ -24,12 +24,25 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
         done = "all" if cell["done"] >= cell["answers"] else f"{cell['done']:,}"
         numbers = [f"{cell['problems']:,}", f"{cell['answers']:,}", done, f"{cell['tokens']:,}"]
         table.add_row(Text(label), *numbers, cell["run"] or "?")
-    return Group(Text(f"study {plan['name']}", style="bold"), table, Text(""), *map(Text, summary(plan)))
+    searches = [line for search in plan["searches"] for line in search_lines(search, models > 1)]
+    return Group(Text(f"study {plan['name']}", style="bold"), table, Text(""), *map(Text, [*summary(plan), *searches]))
+
+
+def search_lines(search: Mapping[str, Any], several: bool) -> list[str]:
+    """The outcome of a search, or what to expect of it. several: the study has other models."""
+    of = f" of {model_label(search['model'])}" if several else ""
+    plan = f" ({search['plan']})" if search["plan"] else ""
+    head = f"search {search['name']}{of}{plan}: "
+    if search["page"] is None:
+        return [head + search["state"], *(f"  {line}" for line in search["lines"])]
+    found = search["found"]
+    outcome = "no rung was certified" if found is None else f"{found}, {100 * search['removed']:.3g} % removed"
+    return [f"{head}{outcome}; {search['page']}"]
 
 
 def summary(plan: Mapping[str, Any]) -> list[str]:
     """Lines that sum up the remaining work: answers, tokens, disk and time."""
-    totals = plan["totals"]
+    totals, left = plan["totals"], any(search["page"] is None for search in plan["searches"])
     to_make = [variant for variant in plan["variants"] if not variant["made"]]
     cells = (
         f"{totals['complete']} of {totals['cells']} cells are done, {totals['done']:,} of {totals['answers']:,} answers"
@@ -41,7 +54,7 @@ def summary(plan: Mapping[str, Any]) -> list[str]:
     for model, speed in plan["tokens_per_second"].items():
         lines.append(f"{model} decodes {speed:,.0f} tokens/s here")
     if not totals["tokens"]:
-        return [*lines, "nothing is left to evaluate"]
+        return [*lines, "nothing is left to evaluate" + (" but searches" if left else "")]
     if plan["seconds_at_most"] is not None:
         expected = plan["seconds_expected"]
         guess = "" if expected is None else f", about {duration(expected)} if chains stay as long as those so far"

@@ -1,13 +1,9 @@
-"""Run a study: evaluate every missing cell, a first batch of every variant early, then compare and report."""
+"""Run the cells of a study: evaluate what is missing, a first batch of every variant early."""
 
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-from prunus import progress
-from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.evaluation import native
 from prunus.evaluation.backends.chat import ChatServer
@@ -21,77 +17,49 @@ from prunus.evaluation.resolved_plan import check_engine
 from prunus.recipes import ExpertsRecipe
 from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.study.cells import Cell, Model, Variant, open_models
+from prunus.study.cells import Cell, Model, Variant
 from prunus.study.engine import Engine
-from prunus.study.file import Study, read_study
+from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
-from prunus.study.pages import write_results
 from prunus.study.paths import StudyPaths
-from prunus.study.ray.cluster import find_cluster
 from prunus.study.ray.driver import run_on_ray
-from prunus.study.variants import MAKING, add_run, check_variants, is_made, make_variant, same_recipe
+from prunus.study.variants import MAKING, add_run, is_made, make_variant, same_recipe
 
 Batches = list[list[tuple[int, int]]]
 
 
-def run_study(
-    file: str | Path,
-    *,
-    out: str | Path | None = None,
-    store: str | Path | None = None,
-    device: str = "auto",
-    ray: str | None = None,
-    gpus_per_task: float | None = None,
-    cpus_per_task: float = 1,
-) -> dict[str, Any]:
-    """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
-
-    The same call resumes a study that was stopped at any time; only the batch that was being computed is repeated.
-
-    file: TOML (docs/study.md). out: folder for everything that the study writes, by default `study-NAME` in the current
-    folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
-    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows
-    are the same as those of a local run. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any)
-    and CPUs of each Ray worker.
-
-    Returns a dict of plain data: name, out, store, report (path of the page), cells (their number), unreported (ids of
-    runs in the store that the file does not ask for) and comparisons, a list with one dict for each model and plan:
-    model, plan, base (run id), comparison (as `compare` returns it; None if no other variant has answers) and not_begun
-    (names of variants without answers). Raises PrunusError, with the line of the file, where the file, a model or a
-    recipe is wrong, before anything is evaluated; also where another process holds the same folder or store.
-
-        done = prunus.run_study("examples/tiny.toml", out="study")
-        [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
-    """
-    if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
-        raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
-    study = read_study(file)
-    paths = StudyPaths.of(study, out, store)
-    if ray is not None and study.engine.serve is not None:
+def check_ray(study: Study, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> None:
+    """Raise PrunusError for options of Ray without it, and for a study that Ray cannot run."""
+    if ray is None:
+        if gpus_per_task is not None or cpus_per_task != 1:
+            raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
+        return
+    if study.engine.serve is not None:
         raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
-    if ray is not None and any(plan.control == "native" for plan in study.plans):
+    if any(plan.control == "native" for plan in study.plans):
         raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
-    if ray is not None and any(isinstance(entry.recipe, ExpertsRecipe) for entry in study.entries):
+    if any(isinstance(entry.recipe, ExpertsRecipe) for entry in study.entries):
         raise PrunusError(
             f"{study.path}: variants of [[experts]] are loaded whole, which --ray cannot do; leave it out"
         )
-    cluster = None if ray is None else find_cluster(ray)
-    with paths.locked():
-        models = open_models(study)
-        check_variants(study, models, paths.folder, device)
-        write_text(paths.folder / "study.toml", study.text)
-        with Store(paths.store, create=True) as opened:
-            if cluster is None:
-                run_here(study, models, paths, opened, device)
-            else:
-                run_on_ray(study, models, paths, opened, device, cluster, gpus_per_task, cpus_per_task)
-            shutil.rmtree(paths.folder / MAKING, ignore_errors=True)
-            if was_edited(study):
-                progress.say(
-                    f"{study.path} was edited while the study ran, and these results are those of the earlier text:"
-                    " run the same command again"
-                )
-            return write_results(study, models, paths, opened)
+
+
+def run_cells(
+    study: Study,
+    models: Sequence[Model],
+    paths: StudyPaths,
+    device: str,
+    cluster: str | None,
+    gpus_per_task: float | None,
+    cpus_per_task: float,
+) -> None:
+    """Evaluate every missing cell, here or on the Ray cluster of this address; arguments as of run_study."""
+    with Store(paths.store, create=True) as opened:
+        if cluster is None:
+            run_here(study, models, paths, opened, device)
+        else:
+            run_on_ray(study, models, paths, opened, device, cluster, gpus_per_task, cpus_per_task)
+        shutil.rmtree(paths.folder / MAKING, ignore_errors=True)
 
 
 def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: Store, device: str) -> None:
@@ -201,11 +169,3 @@ def measure_latency(models: Sequence[Model], paths: StudyPaths, store: Store, en
                 with engine.holding(model, variant, paths.folder) as backend, table.hidden():
                     for cell in cells:
                         measure_run(store, cell.resolved, backend, model.checkpoint)
-
-
-def was_edited(study: Study) -> bool:
-    """Whether the study's file has changed since it was read."""
-    try:
-        return study.path.read_text("utf-8") != study.text
-    except (OSError, ValueError):
-        return False

@@ -16,6 +16,12 @@ def esc(text: object) -> str:
     return html.escape(visible(str(text)), quote=True)
 
 
+def linked(text: str, address: str) -> str:
+    """The HTML of text, as a link unless the address is empty."""
+    shown = f"<bdi>{esc(text)}</bdi>"
+    return f'<a href="{esc(address)}">{shown}</a>' if address else shown
+
+
 def clip(text: str, limit: int) -> str:
     """text, or if it is longer than `limit` characters, its start (two thirds) and end with a note between them."""
     if len(text) <= limit:

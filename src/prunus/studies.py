@@ -1,0 +1,146 @@
+"""Studies: the grid of a TOML file (`prunus.study`), then the searches of its [[find]] tables (`prunus.finding`).
+
+`prunus.finding` makes and evaluates its rungs with the code of `prunus.study`, which so cannot call it. This module is
+above both.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prunus import progress
+from prunus.disk import write_text
+from prunus.errors import PrunusError
+from prunus.finding.of_study import check_searches, open_searches, run_searches, states
+from prunus.results.store import Store
+from prunus.study.cells import Model, open_models
+from prunus.study.file import Study, read_study
+from prunus.study.offline_plan import local_folder, unread_tasks
+from prunus.study.pages import write_results
+from prunus.study.paths import StudyPaths
+from prunus.study.plan import plan_cells
+from prunus.study.ray.cluster import find_cluster
+from prunus.study.run import check_ray, run_cells
+from prunus.study.variants import check_variants
+
+
+def run_study(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    ray: str | None = None,
+    gpus_per_task: float | None = None,
+    cpus_per_task: float = 1,
+) -> dict[str, Any]:
+    """Run the study of a TOML file: evaluate what is missing, write the page OUT/report.html, and return the verdicts.
+
+    The same call resumes a study that was stopped at any time; only the batch that was being computed is repeated.
+
+    file: TOML (docs/study.md). out: folder for everything that the study writes, by default `study-NAME` in the current
+    folder. store: SQLite file of the results, by default `results.db` in that folder. device: `cpu`, `cuda`, ...;
+    `auto` takes a GPU if there is one. ray: HOST:PORT of a Ray cluster to run on, or `auto` (docs/scale.md); the rows
+    are the same as those of a local run. gpus_per_task, cpus_per_task: GPUs (by default 1 where the cluster has any)
+    and CPUs of each Ray worker.
+
+    Returns a dict of plain data: name, out, store, report (path of the page), cells (their number), unreported (ids of
+    runs in the store that the file does not ask for) and comparisons, a list with one dict for each model and plan:
+    model, plan, base (run id), comparison (as `compare` returns it; None if no other variant has answers) and not_begun
+    (names of variants without answers), and searches, a list with one dict for each model, plan and [[find]] table:
+    model, plan, name, out (its folder), state (`finished`, `not finished` or `not begun`), page (its find.html), found
+    (name of the rung; None if none was certified), removed (share of the weights) and claims (sentences).
+
+    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong, before anything is
+    evaluated; also where another process holds the same folder or store.
+
+        done = prunus.run_study("examples/tiny.toml", out="study")
+        [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
+    """
+    study = read_study(file)
+    paths = StudyPaths.of(study, out, store)
+    check_ray(study, ray, gpus_per_task, cpus_per_task)
+    cluster = None if ray is None else find_cluster(ray)
+    with paths.locked():
+        models = open_models(study)
+        check_variants(study, models, paths.folder, device)
+        searches = open_searches(study, folders_of(models), paths.folder)
+        check_searches(study, searches, paths.store, device)
+        write_text(paths.folder / "study.toml", study.text)
+        # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
+        run_cells(study, models, paths, device, cluster, gpus_per_task, cpus_per_task)
+        run_searches(searches, paths.store, device)
+        if was_edited(study):
+            progress.say(
+                f"{study.path} was edited while the study ran, and these results are those of the earlier text:"
+                " run the same command again"
+            )
+        with Store(paths.store) as opened:
+            return write_results(study, models, paths, opened, states(searches))
+
+
+def plan_study(
+    file: str | Path,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    device: str = "auto",
+    measure: bool = True,
+) -> dict[str, Any]:
+    """What run_study would do with the same arguments, as plain data; nothing is written or downloaded.
+
+    measure: load each dense model and measure its speed in a few steps. The result has
+
+    - `name`, `out`, `store`: the study, its folder, its store;
+    - `cells`, one for each model, variant and plan: `model`, `variant`, `plan`, `run` (id in the store), `problems`,
+      `answers`, `done` (answers in the store), `tokens` (the most that the rest takes), `tokens_expected` (from the
+      chains that the store has of the same model and plan; None without any);
+    - `variants`: `model`, `variant`, `made` (whether its files exist), `bytes` (the most that they take);
+    - `totals`: `cells`, `complete`, `answers`, `done`, `tokens`, and `disk`, the most bytes that the study adds, which
+      include a whole checkpoint while variants are made; None where a model or a task is not on this machine;
+    - `tokens_per_second` by model, `seconds_at_most` and `seconds_expected` to evaluate the rest, None where unknown;
+    - `searches`, one for each model, plan and [[find]] table, as run_study returns them, with `lines` that say what to
+      expect of those that are not finished; the totals do not count them;
+    - `unknown`: a line for each thing that cannot be known yet.
+
+    Raises PrunusError, with the line of the file, where the file, a model or a recipe is wrong.
+    """
+    study = read_study(file)
+    paths = StudyPaths.of(study, out, store)
+    plan = plan_cells(study, paths, device, measure)
+    asked = study.models if study.finds else ()
+    folders = {} if unread_tasks(study) else {name: local_folder(study, name) for name in asked}
+    here = {name: folder for name, folder in folders.items() if folder is not None}
+    found = states(open_searches(study, here, paths.folder), paths.store)
+    absent = [f"what the searches of {name} take, for the same reason" for name in asked if name not in here]
+    return plan | {"searches": [one.to_json() for one in found], "unknown": [*plan["unknown"], *absent]}
+
+
+def report_study(file: str | Path, *, out: str | Path | None = None, store: str | Path | None = None) -> dict[str, Any]:
+    """Write the pages of a study from the answers that are stored so far, and return the verdicts.
+
+    It also works while the study runs; the pages say what is missing. Arguments and result are those of run_study.
+    Raises PrunusError where no answer of a base is stored yet, or the file is wrong.
+    """
+    study = read_study(file)
+    paths = StudyPaths.of(study, out, store)
+    if not paths.store.is_file():
+        raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    models = open_models(study)
+    with Store(paths.store) as opened:
+        found = states(open_searches(study, folders_of(models), paths.folder))
+        return write_results(study, models, paths, opened, found)
+
+
+def folders_of(models: Sequence[Model]) -> dict[str, Path]:
+    """{name: folder} of opened models."""
+    return {model.name: model.checkpoint.folder for model in models}
+
+
+def was_edited(study: Study) -> bool:
+    """Whether the study's file has changed since it was read."""
+    try:
+        return study.path.read_text("utf-8") != study.text
+    except (OSError, ValueError):
+        return False

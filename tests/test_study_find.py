@@ -1,0 +1,271 @@
+"""[[find]] tables of a study: what is searched, what is written where, and what is refused, with the line."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_find import CALIBRATION, PLAN, Stop, here, script  # noqa: F401  (fixtures: a model, and what variants do)
+
+import prunus
+from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.finding import find as finding
+from prunus.finding import of_study
+from prunus.finding import rungs as making
+from prunus.reporting import report_data
+from prunus.results.comparison import compare, compare_runs
+from prunus.results.store import Store
+from prunus.study import pages
+from prunus.study.file import read_study
+from prunus.study.find_table import FindTable
+
+pytestmark = pytest.mark.usefixtures("here")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+STUDY = """\
+models = ["model"]
+[eval]
+tasks = ["sums.jsonl"]
+budgets = [8, 16]
+answer_tokens = 8
+profile = "tiny"
+batch_size = 20
+[calibration]
+calibration = "text.jsonl"
+samples = 8
+seqlen = 16
+"""
+GRID = '[[prune]]\nmethod = "magnitude"\nsparsity = 0.2\n'
+RULE = "margin = 0.1\nstop_margin = 0.1\n"
+FIND = f'[[find]]\nmethod = "magnitude"\nladder = "0.1:0.4:0.1"\n{RULE}'
+NONE = f'[[find]]\nname = "none"\nmethod = "magnitude"\nladder = [0.3]\n{RULE}'
+FOUND = Path("out/found/model/magnitude")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Intervals are tested elsewhere, and cost more than all else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "compare", partial(compare, resamples=100))
+        patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
+        yield
+
+
+def write(text: str, study: str = STUDY) -> Path:
+    path = Path("small.toml")
+    path.write_text(study + text)
+    return path
+
+
+def run(text: str) -> dict[str, Any]:
+    return prunus.run_study(write(text), out="out")
+
+
+def plan(text: str, study: str = STUDY) -> dict[str, Any]:
+    return prunus.plan_study(write(text, study), out="out", measure=False)
+
+
+def content(folder: Path | str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@contextmanager
+def stopped(module: Any, name: str, calls: int = 0, after: bool = False) -> Iterator[None]:
+    """Within the context, a function raises Stop once it was called so often; after: when it has done its work."""
+    original, done = getattr(module, name), 0
+
+    def stopping(*args: Any, **rest: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done <= calls:
+            return original(*args, **rest)
+        if after:
+            original(*args, **rest)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(module, name, stopping)
+        yield
+
+
+def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(script):  # noqa: F811
+    done = run(GRID + FIND + NONE)
+    settings: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
+    alone = prunus.find("model", "alone", PLAN, "0.1:0.4:0.1", store="alone.db", **settings)
+    assert alone["found"] == "magnitude-20" and content("alone") == content(FOUND)
+    with Store("out/results.db") as store:
+        runs = {run.model["name"].split("/")[-1]: run for run in store.runs()}
+        rows = {name: len(store.keys(run.run_id)) for name, run in runs.items()}
+    marked = {name for name, run in runs.items() if run.adaptive}
+    assert marked == {"magnitude-10", "magnitude-30"}, "the grid is complete, and searches add no row to it"
+    assert rows["model"] == rows["magnitude-20"] == 400 and 0 < rows["magnitude-30"] < 400
+    found, none = done["searches"]
+    assert (found["state"], found["found"], found["removed"]) == ("finished", "magnitude-20", 0.2)
+    assert len(found["claims"]) == 5 and found["out"] == str(FOUND) and none["found"] is None and none["claims"] == []
+    assert content("out/found/model/none").keys() == {"certificate.json", "find.html"}
+    for name in ("magnitude", "none"):
+        checked = prunus.verify(f"out/found/model/{name}/certificate.json", "out/results.db")
+        assert checked["differences"] == checked["notes"] == []
+    page = Path(done["report"]).read_text()
+    assert '<a href="found/model/magnitude/find.html"><bdi>Search magnitude: magnitude-20 still solves' in page
+    assert "Search none: no rung was certified." in page
+    assert done["unreported"] == [] and done["cells"] == 2
+
+
+def test_a_finished_study_computes_nothing_and_says_the_same(script, capsys):  # noqa: F811
+    done, before = run(FIND), content(FOUND)
+    asked = script.total()
+    assert run(FIND) == done and script.total() == asked and content(FOUND) == before
+    assert prunus.report_study("small.toml", out="out") == done
+    main(["study", "plan", "small.toml", "--out", "out"])
+    printed = capsys.readouterr().out
+    assert f"search magnitude: magnitude-20, 20 % removed; {FOUND}/find.html" in printed
+    assert printed.count("nothing is left to evaluate\n") == 1
+
+
+def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(script, monkeypatch):  # noqa: F811
+    before = plan(FIND)["searches"][0]
+    lines = prunus.find(
+        "model", "x", PLAN, "0.1:0.4:0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1, dry_run=True
+    )["lines"]
+    assert before["state"] == "not begun" and before["lines"] == lines and not Path("out").exists()
+    whole = run(FIND)
+    expected = content(FOUND)
+    for path in ("out", "small.toml"):
+        Path(path).rename(f"whole-{path}")
+    with stopped(making, "do_batch", 4):
+        run(FIND)
+    assert plan(FIND)["searches"][0]["state"] == "not finished" and not FOUND.exists()
+    assert "Search magnitude: not finished." in Path(prunus.report_study("small.toml", out="out")["report"]).read_text()
+    with stopped(finding, "publish"):
+        run(FIND)
+    with stopped(finding, "replace_folder"):
+        run(FIND)
+    with stopped(finding, "write_folder", after=True):
+        run(FIND)
+    assert content(FOUND) == expected and Path("out/found/model/magnitude.finding").exists()
+    monkeypatch.setattr(of_study, "carry_out", None)
+    assert run(FIND) == whole and not Path("out/found/model/magnitude.finding").exists()
+
+
+def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(script):  # noqa: F811
+    run(FIND)
+    edited = FIND.replace('"0.1:0.4:0.1"', "[0.3]")
+    assert plan(edited)["searches"][0]["state"] == "not begun"
+    with stopped(finding, "publish"):
+        run(edited)
+    (found,) = run(edited.replace("0.3", "0.1"))["searches"]
+    assert found["found"] == "magnitude-10"
+    (found,) = run(edited)["searches"]
+    assert found["found"] is None and content(FOUND).keys() == {"certificate.json", "find.html"}
+    (found,) = run(FIND)["searches"]
+    assert found["found"] == "magnitude-20" and "config.json" in content(FOUND)
+
+
+def test_every_model_and_plan_is_searched_in_a_folder_of_its_own(script, capsys):  # noqa: F811
+    study = STUDY.replace("answer_tokens = 8", 'mode = ["strict", "legacy"]\nanswer_tokens = 8')
+    searches = plan(FIND + NONE, study)["searches"]
+    assert [search["out"] for search in searches] == [
+        f"out/found/model/{name}-{mode}" for mode in ("strict", "legacy") for name in ("magnitude", "none")
+    ]
+    write(FIND, study)
+    main(["study", "small.toml", "--out", "out"])
+    assert capsys.readouterr().out.count("magnitude-20, 20 % removed; out/found/model/magnitude-") == 2
+    for mode in ("strict", "legacy"):
+        assert f'<a href="found/model/magnitude-{mode}/find.html">' in Path("out/report.html").read_text()
+
+
+def table(text: str) -> FindTable:
+    (found,) = read_study(write(text)).finds
+    return found
+
+
+def test_a_table_has_the_settings_of_find_and_of_prune():
+    found = table("[[find]]\n[report]\nmargin = 0.03\n")
+    assert (found.name, found.ladder, found.methods, found.recovery) == ("wanda", "0.1:0.7:0.05", None, None)
+    assert (found.margin, found.stop_margin, found.alpha, found.shared) == (0.03, 0.05, 0.05, CALIBRATION)
+    found = table(
+        '[[find]]\nmethod = ["wanda", "magnitude"]\nladder = [0.1, 0.2]\npropagation = "dense"\nsamples = 4\n'
+        "recover = {epochs = 2}\nmax_tokens = 9\nalpha = 0.1\nanyway = true\n"
+    )
+    assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
+    assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
+    rungs = [one for ladder in of_study.ladders(read_study("small.toml"), found) for one in ladder.entries]
+    assert [(one.recipe.to_json()["samples"], one.recipe.to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
+    assert all(one.recover is not None and one.recover.epochs == 2 and one.recover.samples == 4 for one in rungs)
+
+
+def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_other():
+    folder = Path("sub")
+    folder.mkdir()
+    Path("sub/steps.toml").write_text(
+        "[calibration]\nseqlen = 8\n[[prune]]\nsparsity = [0.1, 0.2]\n[[drop]]\nblocks = 1\n"
+    )
+    Path("text.jsonl").rename("sub/text.jsonl")
+    Path("sub/study.toml").write_text(STUDY + '[[find]]\nladder = "steps.toml"\n')
+    study = read_study("sub/study.toml")
+    (found,) = study.finds
+    (ladder,) = of_study.ladders(study, found)
+    assert found.name == ladder.name == "steps" and len(ladder.entries) == 3
+    for entry in ladder.entries:
+        recipe = entry.recipe.to_json()
+        assert (recipe["calibration"], recipe["samples"], recipe["seqlen"]) == ("sub/text.jsonl", 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("[find]\n", 12, r"write \[\[find\]\] with double brackets"),
+        ("[[find]]\nlader = 1\n", 13, r"unknown key 'lader' in \[\[find\]\]; did you mean 'ladder'\?"),
+        ("[[find]]\nsparsity = 0.1\n", 13, r"'sparsity' in \[\[find\]\]; it belongs under \[\[prune\]\]"),
+        ("[[find]]\nepochs = 2\n", 13, r"'epochs' in \[\[find\]\]; it belongs under recover = \{"),
+        ("[[prune]]\nladder = 'x'\n", 13, r"'ladder' in \[\[prune\]\]; it belongs under \[\[find\]\]"),
+        ("[[find]]\nmargin = '2 %'\n", 13, "'margin' must be a number, not '2 %'"),
+        ("[[find]]\nladder = ['a']\n", 13, "'ladder' must be a text or a list, each a number, not"),
+        ("[[find]]\nrecover = [true, false]\n", 13, "'recover' takes one value here"),
+        ("[[find]]\nrecover = {epoch = 1}\n", 13, "unknown key 'epoch' of recover; did you mean 'epochs'"),
+        ("[[find]]\nname = '../x'\n", 13, "name '../x' is that of a folder"),
+        ("[[find]]\n[[find]]\n", 13, r"two \[\[find\]\] tables are called wanda"),
+        ("[[find]]\nladder = '0.5:0.1:0.1'\n", 12, "wanda: ladder '0.5:0.1:0.1' has no rung"),
+        ("[[find]]\nladder = [0.3, 0.2]\n", 12, "order it from gentle to harsh"),
+        ("[[find]]\nladder = [0.2, 0.2]\n", 12, "wanda-20 is listed twice"),
+        ("[[find]]\nladder = 'none.toml'\n", 12, "the ladder 'none.toml' cannot be read"),
+        ("[[find]]\nmethod = 'wonder'\n", 12, "method 'wonder' is not known"),
+        ("[[find]]\nmargin = 0\n", 12, "margin must be a share in"),
+        ("[[find]]\nmax_tokens = 0\n", 12, "max_tokens must be at least 1"),
+        ("[[find]]\nscope = 'norms'\n", 12, "scope 'norms' is not known"),
+        ("[[find]]\nmargin = 0.001\n", 12, "cannot certify a margin of 0.1 points in accuracy"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line_before_anything_runs(text, line, message, script):  # noqa: F811
+    with pytest.raises(PrunusError, match=re.escape(f"small.toml, line {line}: ")) as error:
+        run(text)
+    assert re.search(message, str(error.value)) and "\n" not in str(error.value)
+    assert not script and not Path("out").exists()
+
+
+def test_a_wrong_table_is_told_although_a_model_is_not_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    study = STUDY.replace('["model"]', '["nobody/nothing"]')
+    found = plan("[[find]]\n", study)
+    assert found["searches"] == [] and any(
+        "what the searches of nobody/nothing take" in one for one in found["unknown"]
+    )
+    with pytest.raises(PrunusError, match="line 12: wonder"):
+        plan("[[find]]\nmethod = 'wonder'\n", study)
+
+
+def test_the_example_is_planned(tmp_path, capsys):
+    main(["study", "plan", str(EXAMPLES / "find.toml"), "--out", str(tmp_path / "out"), "--no-measure", "--json"])
+    found = json.loads(capsys.readouterr().out)["searches"]
+    assert [(one["name"], one["state"]) for one in found] == [
+        ("magnitude-wanda", "not begun"),
+        ("recovered", "not begun"),
+    ]
+    assert found[0]["lines"][0].startswith("630 problems with 1 draw each; 6 rungs (magnitude: magnitude-10 to")
+    assert not any(line.startswith("warning") for one in found for line in one["lines"]), "each margin can be certified"
