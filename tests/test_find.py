@@ -15,6 +15,8 @@ from tiny_chains import TOKENIZER
 from tiny_models import make_model, random_rows
 
 import prunus
+from prunus.cards.markdown import plain
+from prunus.cards.text import is_ours
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
@@ -111,8 +113,10 @@ def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evalua
     assert script.keys() == {"dense", "magnitude-10", "magnitude-20", "magnitude-30"}
     assert script["dense"] == max(script.values()) < PROBLEMS, "the dense rows are computed once, as far as needed"
     prunus.prune("model", "same", PruneRecipe(method="magnitude", sparsity=0.2))
-    for name in ("model.safetensors", "prunus.json", "README.md"):
+    for name in ("model.safetensors", "prunus.json"):
         assert Path("out", name).read_bytes() == Path("same", name).read_bytes()
+    ours, plain_card = (Path(folder, "README.md").read_text().split("\n## ") for folder in ("out", "same"))
+    assert [part for part in ours if not part.startswith(("Certificate", "Accuracy"))][:2] == plain_card[:2]
     assert there(here) == {"out", "same", "rows.db"}
     with Store("rows.db") as store:
         assert [run.adaptive for run in store.runs()] == [{"by": "find", "seed": 0}] * 4
@@ -126,6 +130,24 @@ def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evalua
     again = search(out="again")
     assert script.total() == before and again == found | {"out": "again"}
     assert Path("again", "certificate.json").read_bytes() == Path("out", "certificate.json").read_bytes()
+
+
+def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(here, script):
+    claims = search()["claims"]
+    text = Path("out/README.md").read_text()
+    assert "## Certificate" in text and is_ours(text)
+    mine = [claim for claim in claims if claim.startswith("magnitude-20: ")]
+    assert len(mine) == 2 and all(f"- {plain(claim, 1000)}." in text for claim in [*mine, claims[-1]])
+    assert "magnitude-10" not in text and "prunus card --store" in text
+    made = prunus.card("out", store="rows.db", out="again.md", margin=0.1)
+    again = Path("again.md").read_text()
+    assert made["verdict"] and "## Certificate" in again and "## Accuracy against thinking budget" in again
+    data = json.loads(Path("out/certificate.json").read_text())
+    for wrong, warned in ((data | {"made": {"checksum": "0"}}, True), (data | {"shown": [1]}, False)):
+        Path("out/certificate.json").write_text(json.dumps(wrong))
+        warnings = prunus.card("out", out="again.md")["warnings"]
+        assert any("is about other weights" in one for one in warnings) == warned
+        assert "Certificate" not in Path("again.md").read_text() and "Not measured" in Path("again.md").read_text()
 
 
 def test_a_rung_that_solves_everything_and_never_ends_is_refused(here, script):

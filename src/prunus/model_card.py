@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.budgets import with_names
+from prunus.cards.certified import CERTIFICATE, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.manifest import MANIFEST, read_timed
@@ -37,8 +38,8 @@ def card(
     """Write the model card (README.md) of a checkpoint that prunus made, packed or not; returns a summary.
 
     The card has the Hub's metadata, the steps that made the model, its zeros (counted now), the commands that repeat
-    it, and with a store its accuracy at each budget and its verdict. The licence is that of the README.md that is
-    replaced, which `prune` took from its source's.
+    it, the claims of a certificate of `find` beside it, and with a store its accuracy at each budget and its verdict.
+    The licence is that of the README.md that is replaced, which `prune` took from its source's.
 
     store: results of `evaluate`; without one, the card says that nothing was measured.
     run: which run of this checkpoint, where the store has several; its id, the start of it, or its label.
@@ -63,7 +64,11 @@ def card(
     check_target(target, overwrite)
     results, warnings = (None, []) if store is None else read_results(folder, steps, Path(store), run, base, margin)
     source = read_metadata(folder / README) | read_metadata(target)
-    made = Card(steps, source, packed=is_packed(folder), base_model=base_model, results=results)
+    claims, checksum = read_claims(folder)
+    if claims and checksum != open_checkpoint(folder).checksum():
+        claims = []
+        warnings.append(f"{CERTIFICATE} is about other weights than those beside it, so the card does not mention it")
+    made = Card(steps, source, packed=is_packed(folder), base_model=base_model, results=results, claims=claims)
     if "linears" in (facts := inspect(folder, weights=True)):
         made = replace(made, zeros=zeros_of(facts), patterns=facts["patterns"])
     if made.base is None:

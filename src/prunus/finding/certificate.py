@@ -27,7 +27,6 @@ from prunus.results.order import interleaved, rounds
 from prunus.results.store import Store
 
 FORMAT = 1
-NAME = "certificate.json"
 OUT_OF_TOKENS = "the tokens are used up"
 MOST_POINTS = 120  # of a path in the certificate
 FIELDS = ("thinking_tokens", "answer_tokens", "forced_tokens", "ended", "answer", "status", "correct")

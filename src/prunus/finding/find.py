@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from prunus import progress
+from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import MANIFEST
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.finding.certificate import NAME as CERTIFICATE
 from prunus.finding.certificate import certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
 from prunus.finding.page import NAME as PAGE
@@ -25,6 +26,7 @@ from prunus.finding.rungs import Rungs
 from prunus.finding.search import Search, open_search
 from prunus.finding.walk import Outcome, Walk
 from prunus.hashing import canonical_json
+from prunus.pruning.made_card import renew_card
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
 from prunus.results.store import Store, check_folder
 from prunus.study.variants import check_variants, whole_checkpoint
@@ -168,10 +170,12 @@ def publish(
 
 
 def write_folder(data: dict[str, Any], made: Path, target: Path, overwrite: bool) -> None:
-    """Write certificate and page to the folder made, which then becomes target."""
+    """Write certificate and page to the folder made, whose model card mentions them, and which then becomes target."""
     made.mkdir(exist_ok=True)
     write_certificate(data, made / CERTIFICATE)
     write_page(data, made / PAGE)
+    if (made / MANIFEST).exists():
+        renew_card(made)
     replace_folder(made, target, overwrite)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunus import progress
+from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.writer import check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
-from prunus.finding.certificate import NAME as CERTIFICATE
 from prunus.finding.certificate import read_certificate
 from prunus.finding.find import carry_out, work_folder
 from prunus.finding.ladders import Ladder, ladders_of

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus import __version__
+from prunus.cards.certified import claims_of_found
 from prunus.disk import write_text
 from prunus.reporting.labels import HUES, Look
 from prunus.reporting.render.chart import PANEL, Line, Point, accuracy_axis, budget_axis, chart, linear_axis, lines_of
@@ -69,9 +70,7 @@ def _top(declared: Data, shown: Data, title: str) -> str:
         f"draw{'' if draws == 1 else 's'} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
     )
     share = shown["tokens"] / max(1, shown["full_grid_tokens"])
-    lines = list(shown["claims"])
-    if shown["found"] is not None:
-        lines = [claim for claim in lines[:-1] if claim.startswith(f"{shown['found']['name']}: ")] + lines[-1:]
+    lines = claims_of_found(shown)
     lines.append(
         f"The search took {count(shown['tokens'])} tokens, {percent(share)} % of the {count(shown['full_grid_tokens'])}"
         " that all rungs and the dense model in full would have taken (estimated from the rows)."

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunus.cards.certified import read_claims
 from prunus.cards.text import README, Card, Zeros, card_text, read_metadata
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import read_manifest
@@ -18,10 +19,11 @@ def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:
 
 
 def renew_card(folder: Path) -> None:
-    """Write the card of a checkpoint again, after its manifest was changed."""
+    """Write the card of a checkpoint again, after its manifest was changed or a certificate was added."""
     made = Checkpoint(folder)
-    steps = read_manifest(folder)["history"]
-    write_text(folder / README, card_text(Card(steps, read_metadata(folder / README), counted(made, steps))))
+    steps, claims = read_manifest(folder)["history"], read_claims(folder)[0]
+    card = Card(steps, read_metadata(folder / README), counted(made, steps), claims=claims)
+    write_text(folder / README, card_text(card))
 
 
 def counted(source: Checkpoint, steps: list[Mapping[str, Any]]) -> list[Zeros]:
