@@ -413,6 +413,11 @@ REFUSED = {
         lambda folder: edit(folder, intermediate_size=64),
         "'model.layers.0.mlp.experts.gate_up_proj' is made of tensors on disk that give (8, 192, 64), but config.json",
     ),
+    "one expert narrower": (
+        "mixtral",
+        lambda folder: edit_tensors(folder, lambda tensors: tensors.update({EXPERT: torch.zeros(64, 64)})),
+        f"'{EXPERT}' is (64, 64), but '{EXPERT.replace('5', '0')}' is (96, 64)",
+    ),
     "unknown name": (
         "llama",
         rename("model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.above.weight"),

@@ -123,6 +123,32 @@ RECOVERIES = {
 }
 
 
+# A mixture of experts: 8 of 1024 x 512 in each of two blocks, of which a token uses two.
+WIDTH, EXPERT_WIDTH, EXPERTS, MIXTURE_SEQUENCES = 1024, 512, 8, 2
+HESSIANS = 12 << 20  # of experts, at once
+CODE = 600_000  # that oneDNN compiles for a product of new shapes
+SIZES = 14  # different numbers of tokens with which products are made: four between 2^n and 2^(n + 1)
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixture, magnitude": {"method": "magnitude"},
+    "mixture, wanda": {"method": "wanda"},
+    "mixture, sparsegpt": {"method": "sparsegpt", "scope": "experts"},
+}
+
+
+def bound_of_mixture(recipe: dict[str, Any]) -> int:
+    """The formula of docs/memory.md, in bytes."""
+    block = HALF * (3 * EXPERTS * WIDTH * EXPERT_WIDTH + 3 * WIDTH**2)
+    largest, tokens = WIDTH**2, MIXTURE_SEQUENCES * LENGTH
+    if recipe["method"] == "magnitude":
+        return block + 6 * largest
+    batch = tokens * ((3 * HALF + 2 * FULL) * WIDTH + 2 * HALF * WIDTH)
+    kept = block + HALF * tokens * WIDTH + 2 * SIZES * CODE
+    if recipe["method"] == "wanda":
+        return kept + max(batch, 8 * largest)
+    panels = (WIDTH + EXPERT_WIDTH) // 256
+    return kept + HESSIANS + panels * SIZES * CODE + max(batch, 16 * largest)
+
+
 def packings(folder: Path) -> dict[str, Any]:
     """Ways from a pruned checkpoint to a packed one and back, each called with a folder to write to."""
     import prunus
@@ -219,8 +245,35 @@ def run_all(folder: Path) -> None:
             prunus.prune(folder / case.shape.name, Path(out) / "out", recipe, offload=case.offload)
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
         os._exit(0)
+    run_mixtures(folder)
     run_packings(folder)
     run_recovery(folder)
+
+
+def run_mixtures(folder: Path) -> None:
+    """The same for a mixture of experts."""
+    from importlib import import_module
+
+    import prunus
+
+    import_module("transformers.models.qwen3_moe.modeling_qwen3_moe")
+    propagation: Any = import_module("prunus.pruning.calibration.propagation")
+    propagation.HESSIAN_BYTES = HESSIANS
+    for name, settings in MIXTURES.items():
+        if child := os.fork():
+            _, status = os.waitpid(child, 0)
+            assert status == 0, name
+            continue
+        warm, recipe = (
+            prunus.PruneRecipe(calibration=str(folder / f"{kind}.jsonl"), samples=n, seqlen=LENGTH, **settings)
+            for kind, n in (("warm", 2), ("mixture", MIXTURE_SEQUENCES))
+        )
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            prunus.prune("tiny-moe", Path(out) / "warm", warm)
+            before = resident("VmRSS")
+            prunus.prune(folder / "mixture", Path(out) / "out", recipe)
+        print(json.dumps([name, resident("VmHWM") - before]), flush=True)
+        os._exit(0)
 
 
 def run_recovery(folder: Path) -> None:
@@ -284,6 +337,17 @@ def write_rows(path: Path, count: int, vocabulary: int) -> None:
     path.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
 
 
+def make_mixture(folder: Path) -> None:
+    """Write a random mixture, with a tensor for each matrix of each expert."""
+    from random_models import tiny_config
+    from transformers import AutoModelForCausalLM
+
+    sizes = {"hidden_size": WIDTH, "head_dim": 256, "num_hidden_layers": 2, "mlp_only_layers": [], "vocab_size": 368}
+    experts = {"moe_intermediate_size": EXPERT_WIDTH, "num_experts": EXPERTS, "num_local_experts": EXPERTS}
+    config = tiny_config("qwen3_moe", **sizes, **experts)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory) -> dict[str, int]:
     """Growth of every case of pruning, packing and recovery, in a process of its own."""
@@ -305,6 +369,8 @@ def grown(tmp_path_factory) -> dict[str, int]:
         )
         write_rows(folder / f"{shape.name}.jsonl", MANY, shape.vocabulary)
     write_rows(folder / "warm.jsonl", 2, VOCABULARY)
+    make_mixture(folder / "mixture")
+    write_rows(folder / "mixture.jsonl", MIXTURE_SEQUENCES, VOCABULARY)
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages, which the kernel hands out with far less work
@@ -339,6 +405,16 @@ def test_offload_leaves_the_streams_of_recovery_to_the_disk(grown):
 @pytest.mark.parametrize("name", CASES)
 def test_growth_is_a_block_hidden_states_and_what_the_method_needs(grown, name):
     assert grown[name] <= bound(CASES[name]) + SLACK
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_holds_one_copy_of_a_blocks_experts(grown, name):
+    assert HALF * 2 * EXPERTS * WIDTH * EXPERT_WIDTH > SLACK, "another copy of gate and up would be noticed"
+    assert FULL * EXPERTS * (WIDTH**2 + EXPERT_WIDTH**2) > HESSIANS + SLACK, "Hessians of all experts would be noticed"
+    assert grown[name] <= bound_of_mixture(MIXTURES[name]) + SLACK
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Routed experts: run as transformers runs them, and observed as a loop over single tokens would."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.experts import Routed, experts_in, observe_experts
+from prunus.checkpoint.experts import Routed, Twins, experts_in, observe_experts
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import read_header, read_metadata
 from prunus.errors import PrunusError
@@ -146,6 +147,46 @@ def test_split_blocks_compute_the_same_bits_and_are_joined_into_the_stored_ones(
             assert all(torch.equal(tensor, source.read(name)) for name, tensor in stored.items())
     eager = whole(tmp_path / "m")(input_ids=ids_NT, use_cache=False).logits
     assert torch.equal(runner.logits(runner.states(rows_NTW, batch)), eager)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "granitemoe"])
+@torch.no_grad()
+def test_reading_and_writing_a_block_make_no_second_copy_of_its_experts(tmp_path, family):
+    make_random_model(family, tmp_path / "m")
+    source = Checkpoint(tmp_path / "m")
+    alive, most = 0, 0
+
+    def read(name):
+        def freed():
+            nonlocal alive
+            alive -= ".experts." in name
+
+        nonlocal alive, most
+        tensor = source.read(name)
+        weakref.finalize(tensor, freed)
+        alive += ".experts." in name
+        most = max(most, alive)
+        return tensor
+
+    tensors = source.as_block(0, read)
+    names = [f"{linear.name}.weight" for linear in source.linears(0) if linear.experts]
+    matrices = {name: tensors[name] for name in names}
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in matrices.values()}
+    apart = family == "qwen3_moe"
+    assert len(memory) == 2 and sum(memory.values()) == sum(tensor.nbytes for tensor in matrices.values())
+    if apart:
+        assert most <= 3, "the matrices of one expert at a time"
+    stored = source.as_stored(0, matrices)
+    assert len(stored) == (24 if apart else 2)
+    assert all(tensor.untyped_storage().data_ptr() in memory for tensor in stored.values())
+    assert all(torch.equal(tensor, source.read(name)) for name, tensor in stored.items())
+    twins = Twins()
+    copies = {name: twins.of(tensor) for name, tensor in matrices.items()}
+    assert all(torch.equal(tensor, matrices[name]) for name, tensor in copies.items())
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in copies.values()}
+    assert len(theirs) == 2 and not theirs & set(memory)
+    written = source.as_stored(0, copies)
+    assert {tensor.untyped_storage().data_ptr() for tensor in written.values()} == theirs
 
 
 def observed_by(run, monkeypatch, portion=1 << 40):

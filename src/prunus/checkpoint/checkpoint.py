@@ -183,7 +183,7 @@ class Checkpoint(ModelFolder):
 
         def read(local: str) -> Tensor:
             name = self.block_name(index, local)
-            return self.names.read([name], self.read)[name].clone()
+            return self.names.read([name], self.read)[name]
 
         joined = join_tensors(self._layouts[index], changed, read)
         whole = {self.block_name(index, name): tensor for name, tensor in joined.items()}
@@ -311,15 +311,31 @@ class Checkpoint(ModelFolder):
         """Raise PrunusError where a tensor of the model lacks one that it is made from, or has another shape."""
         if lacking := origin.lacking():
             raise PrunusError(f"{self.folder} lacks the tensor '{lacking}' that its config.json asks for")
-        try:
-            made = self.names.read([name], lambda part: torch.empty(self.tensors[part].shape, device="meta"))[name]
-        except Exception:  # a conversion that needs the values, and so is first tried when the tensor is read
-            return
-        if tuple(made.shape) != wanted:
+        shape = self._converted_shape(name, origin)
+        if shape not in (None, wanted):
             raise PrunusError(
-                f"{self.folder}: '{name}' is made of tensors on disk that give {tuple(made.shape)}, but config.json"
-                f" asks for {wanted}"
+                f"{self.folder}: '{name}' is made of tensors on disk that give {shape}, but config.json asks for {wanted}"
             )
+
+    def _converted_shape(self, name: str, origin: Origin) -> tuple[int, ...] | None:
+        """The shape of a tensor that is made from others; None where only reading these can tell."""
+        slices = origin.slices()
+        shapes = {part: self.tensors[part].shape for part in origin.stored}
+        for own in slices:
+            for part, first in zip(own.in_order(), slices[0].in_order(), strict=True):
+                if shapes[part] != shapes[first]:
+                    raise PrunusError(f"{self.folder}: '{part}' is {shapes[part]}, but '{first}' is {shapes[first]}")
+
+        def empty(part: str) -> Tensor:
+            return torch.empty(shapes[part], device="meta")
+
+        try:
+            if slices:
+                (made,) = self.names.convert(slices[0], empty).values()
+                return (len(slices), *made.shape[1:])
+            return tuple(self.names.read([name], empty)[name].shape)
+        except Exception:  # a conversion that needs the values
+            return None
 
     def _check_tensor(self, name: str, wanted: Tensor | None) -> None:
         """Raise PrunusError unless a tensor can be read and has the shape of `wanted`, the model's (None: unknown)."""

@@ -17,7 +17,7 @@ output width, F width between its two products (or O and I, outputs and inputs o
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from prunus.checkpoint.precision import with_even_rows
 
 IMPLEMENTATION = "prunus"  # of run_experts, among transformers' experts functions
 _SETTINGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
@@ -73,6 +75,11 @@ class Layout(NamedTuple):
     def fused(self, part: str) -> str:
         """The name within the block of the tensor that holds a matrix of all experts."""
         return f"{self.name}.gate_up_proj" if self.gated and part != "down_proj" else f"{self.name}.{part}"
+
+    def shape(self, part: str, outputs: int, inputs: int) -> tuple[int, int, int]:
+        """The shape of the tensor that holds a matrix of all experts, from that of one."""
+        rows = 2 * outputs if self.gated and part != "down_proj" else outputs
+        return (self.experts, inputs, rows) if self.transposed else (self.experts, rows, inputs)
 
     def linear(self, expert: int, part: str) -> str:
         """The name within the block of one expert's matrix as a Linear."""
@@ -128,8 +135,8 @@ def join_tensors(
 ) -> dict[str, Tensor]:
     """A block's tensors by name, with one tensor for all experts instead of the matrices of each.
 
-    Views that split_tensors made are joined without a copy. read: gives such a tensor by its name within the block, for
-    the experts that are not among tensors.
+    Views that split_tensors made are joined without a copy. read: gives such a tensor by its name within the block; it
+    is called where some experts are not among tensors.
     """
     found: dict[str, Tensor] = {}
     parts: dict[str, list[tuple[Layout, int, str, Tensor]]] = {}
@@ -139,21 +146,46 @@ def join_tensors(
         else:
             parts.setdefault(place[0].fused(place[2]), []).append((*place, tensor))
     for fused, views in parts.items():
-        whole = views[0][-1]._base
-        if whole is None or not all(_is_view(whole, *view) for view in views):
-            whole = read(fused)
-            for layout, expert, part, tensor in views:
-                layout.view(part, whole)[expert].copy_(tensor)
+        layout = views[0][0]
+        matrices = layout.experts * [layout.fused(part) for part in layout.parts].count(fused)
+        whole = _whole_of(views) if len(views) == matrices else read(fused)
+        for _, expert, part, tensor in views:
+            if _place(view := layout.view(part, whole)[expert]) != _place(tensor):
+                view.copy_(tensor)
         found[fused] = whole
     return found
 
 
-def _is_view(whole: Tensor, layout: Layout, expert: int, part: str, tensor: Tensor) -> bool:
-    """Whether a tensor is the view of one expert's matrix in a tensor of all experts."""
-    if whole.ndim != 3 or len(whole) != layout.experts:
-        return False
-    own = layout.view(part, whole)[expert]
-    return (own.data_ptr(), own.shape, own.stride()) == (tensor.data_ptr(), tensor.shape, tensor.stride())
+def _whole_of(views: Collection[tuple[Layout, int, str, Tensor]]) -> Tensor:
+    """The tensor of which these (layout, expert, matrix, tensor) are all the views; new memory if they are of none."""
+    layout, _, part, first = min(views, key=lambda view: (view[1], view[0].parts.index(view[2])))
+    _, rows, columns = shape = layout.shape(part, *first.shape)
+    size, start = layout.experts * rows * columns, first.storage_offset()
+    if first.untyped_storage().nbytes() < (start + size) * first.itemsize:
+        return first.new_empty(shape)
+    whole = first.as_strided(shape, (rows * columns, columns, 1), start)
+    same = all(_place(layout.view(part, whole)[expert]) == _place(tensor) for _, expert, part, tensor in views)
+    return whole if same else first.new_empty(shape)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor is in memory."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+class Twins:
+    """Copies of tensors of all experts: `of` gives the part of the copy that a given view is of the original."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, torch.UntypedStorage] = {}
+
+    def of(self, view_OI: Tensor) -> Tensor:
+        """The same view, of a copy of the memory that it is part of; each memory is copied once."""
+        memory = view_OI.untyped_storage()
+        if memory.data_ptr() not in self._copies:
+            self._copies[memory.data_ptr()] = memory.clone()
+        copy = view_OI.new_empty(0)
+        return copy.set_(self._copies[memory.data_ptr()], view_OI.storage_offset(), view_OI.shape, view_OI.stride())
 
 
 def split_experts(block: nn.Module) -> None:
@@ -229,7 +261,7 @@ def run_experts(experts: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Te
         weight_S = weight_NK[token_S, place_S // len(hidden_ND)]
         input_SD = hidden_ND[token_S]
         experts.__dict__["prunus_tokens"] = token_S
-        middle_SF, output_SD = run_expert(experts, expert, input_SD)
+        middle_SF, output_SD = _run_even(experts, expert, input_SD)
         if seen is not None and expert not in seen[2]:
             name, see, _ = seen
             see(Routed(name, expert, token_S, input_SD, middle_SF, output_SD, weight_S))
@@ -243,6 +275,14 @@ def run_experts(experts: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: Te
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_experts)
+
+
+def _run_even(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as run_expert, with few different numbers of rows where oneDNN multiplies; the bits are the same."""
+    if input_SD.dtype == torch.float32:
+        return run_expert(experts, expert, input_SD)
+    middle, output = run_expert(experts, expert, with_even_rows(input_SD))
+    return middle[: len(input_SD)], output[: len(input_SD)]
 
 
 def run_expert(experts: Any, expert: int, input_SD: Tensor) -> tuple[Tensor, Tensor]:

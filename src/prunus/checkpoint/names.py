@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -46,6 +47,22 @@ class Origin(NamedTuple):
         """The Origin with only the sources of this number, such as those of one expert; itself if none has numbers."""
         found = [(pattern, name) for pattern, name in self.sources if _number_in(pattern, name) == str(number)]
         return self._replace(sources=tuple(found)) if found else self
+
+    def slices(self) -> "list[Origin]":
+        """The Origins of the slices along the first axis, such as those of each expert; empty if there are none.
+
+        The slice of each number must be made of the sources of that number alone.
+        """
+        first = None if self.converter is None else self.converter.operations[0]
+        if not isinstance(first, MergeModulelist) or first.dim != 0 or len(self.targets) != 1:
+            return []
+        by_number: dict[str | None, list[tuple[str, str]]] = {}
+        for pattern, name in self.sources:
+            by_number.setdefault(_number_in(pattern, name), []).append((pattern, name))
+        numbers = [str(number) for number in range(len(by_number))]
+        if set(by_number) != set(numbers):
+            return []
+        return [self._replace(sources=tuple(by_number[number])) for number in numbers]
 
     def in_order(self) -> list[str]:
         """Names on disk of the sources in the order in which the conversion takes them."""
@@ -146,13 +163,31 @@ class Names:
             whole = {name: changed[name] for name in origin.targets if name in changed}
             if len(whole) < len(origin.targets):
                 whole = self._convert(origin, origin.converter, read) | whole
-            made: dict[str, Tensor] = revert_weight_conversion(self._model, whole)
-            if missing := set(origin.stored) - set(made):
-                raise PrunusError(
-                    f"this version of transformers cannot convert '{origin.targets[0]}' back into '{min(missing)}'"
-                )
-            found |= {name: made[name].contiguous() for name in origin.stored}
+            found |= self._reverted(origin, whole)
         return found
+
+    def _reverted(self, origin: Origin, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stored tensors of an Origin, from the model's. Where slices are stored apart they are views of these."""
+        slices = origin.slices()
+        if slices:
+            # Of one slice the conversion makes what is stored with number 0, whichever slice it is.
+            ((name, whole_E),) = whole.items()
+            found: dict[str, Tensor] = {}
+            for number, own in enumerate(slices):
+                made = self._revert(slices[0], {name: whole_E[number : number + 1]})
+                of_first = dict(slices[0].sources)
+                found |= {mine: made[of_first[pattern]] for pattern, mine in own.sources}
+            return found
+        return self._revert(origin, whole)
+
+    def _revert(self, origin: Origin, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stored tensors of an Origin by transformers' conversion. Raises PrunusError if it cannot be reversed."""
+        made: dict[str, Tensor] = revert_weight_conversion(self._model, dict(whole))
+        if missing := set(origin.stored) - set(made):
+            raise PrunusError(
+                f"this version of transformers cannot convert '{origin.targets[0]}' back into '{min(missing)}'"
+            )
+        return {name: made[name].contiguous() for name in origin.stored}
 
     def _origins_of(self, names: Iterable[str]) -> list[Origin]:
         stored_names = (self._alias.get(name, name) for name in names)
@@ -165,11 +200,27 @@ class Names:
         return self._convert(origin, origin.converter, read)
 
     def _convert(self, origin: Origin, shared: WeightConverter, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The tensors that a conversion makes. What has slices is filled one by one, so there is never a second copy."""
         converter: Any = deepcopy(shared)
-        for pattern, name in origin.sources:
-            converter.add_tensor(origin.targets[0], name, pattern, lambda name=name: read(name))
-        made = converter.convert(origin.targets[0], model=self._model, config=self._model.config)
-        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+        def made(some: Origin) -> dict[str, Tensor]:
+            for pattern, name in some.sources:
+                converter.add_tensor(origin.targets[0], name, pattern, lambda name=name: read(name))
+            found = converter.convert(origin.targets[0], model=self._model, config=self._model.config)
+            return {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
+
+        slices = origin.slices()
+        if len(slices) < 2:
+            return made(origin)
+        ((name, first),) = made(slices[0]).items()
+        whole = first.new_empty(len(slices), *first.shape[1:])
+        whole[0] = first[0]
+        for number, own in enumerate(slices[1:], 1):
+            part = made(own)[name]
+            if part.dtype != whole.dtype:
+                return made(origin)
+            whole[number] = part[0]
+        return {name: whole}
 
 
 def _number_in(pattern: str, name: str) -> str | None:

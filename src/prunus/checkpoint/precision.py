@@ -81,6 +81,17 @@ AttentionInterface.register(FLOAT32_ATTENTION, _attend)
 AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)  # without it sliding windows would be ignored
 
 
+def with_even_rows(input_SI: Tensor) -> Tensor:
+    """The rows, followed on a CPU by rows of zeros, so that their number is one of four between two powers of two.
+
+    oneDNN compiles half a megabyte of code for every number of rows that it multiplies, and keeps that of thousands;
+    the numbers of tokens of routed experts are all different.
+    """
+    rows = len(input_SI)
+    missing = -rows % max(1, 1 << max(0, rows.bit_length() - 3)) if input_SI.device.type == "cpu" else 0
+    return functional.pad(input_SI, (0, 0, 0, missing)) if missing else input_SI
+
+
 def use_fast_products(network: nn.Module) -> None:
     """Turn the Linears of a network on a CPU into Float32ProductLinears, in place, where that is faster."""
     for module in network.modules():

@@ -47,7 +47,11 @@ class Dequantised(Stored):
 
     def read(self) -> Tensor:
         """The tensor in bfloat16."""
-        return torch.cat(list(self._pieces())).view(self.shape)
+        found, filled = torch.empty(self.elements, dtype=torch.bfloat16), 0
+        for piece in self._pieces():
+            found[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return found.view(self.shape)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the bytes of the tensor in bfloat16, one expert or up to 1024 rows at a time."""

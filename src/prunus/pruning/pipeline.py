@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunus.checkpoint.block_loader import Block, blocks_on
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.experts import Twins
 from prunus.checkpoint.manifest import versions
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
@@ -20,6 +21,7 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
+from prunus.freed_memory import return_freed_memory
 from prunus.progress import Steps
 from prunus.pruning.allocate import allocate_groups, keep_scores, linear_sparsities
 from prunus.pruning.allocation import ALLOCATIONS
@@ -198,19 +200,25 @@ def prune_block(
     record: dict[str, Any] = {"source": digest, "sparsity": {}, "zeros": 0, "dead": {}, "warnings": []}
     zeros: dict[str, int] = {}
     sizes: dict[str, int] = {}
-    keeps_dense = job.recipe.propagation == "dense" and run is not None and run.has_experts
+    has_experts = run is not None and run.has_experts
+    keeps_dense = has_experts and job.recipe.propagation == "dense"
     by_name = {linear.name: linear for linear in job.linears[index]}
+    twins = Twins()
     for group in map(dict, groups):
         for name in [name for name in names if name in group]:
             weight_OI, inputs = tensors.pop(f"{name}.weight"), group.pop(name)
             new_OI = job.method.prune(weight_OI.to(job.device), inputs, job.target(index, name))
-            in_place = bool(by_name[name].experts) and not keeps_dense  # else there would be two copies of all experts
-            if run is not None and in_place:
-                run.block.get_submodule(name).get_parameter("weight").data.copy_(new_OI)
-            elif run is not None and not keeps_dense:
-                run.block.get_submodule(name).weight.data = new_OI.to(job.dtype)
-            in_place = in_place and weight_OI.device.type == "cpu"
-            pruned[name] = weight_OI.copy_(new_OI) if in_place else new_OI.cpu()
+            routed = bool(by_name[name].experts)
+            if run is not None and not keeps_dense:
+                parameter = run.block.get_submodule(name).get_parameter("weight")
+                if routed:  # of a tensor of all experts, which a new one would not replace
+                    parameter.data.copy_(new_OI)
+                else:
+                    parameter.data = new_OI.to(job.dtype)
+            if routed and weight_OI.device.type == "cpu":  # else there would be a second copy of all experts
+                pruned[name] = (twins.of(weight_OI) if keeps_dense else weight_OI).copy_(new_OI)
+            else:
+                pruned[name] = new_OI.cpu()
             summary = job.source.block_name(index, by_name[name].summary_name)
             zeros[summary] = zeros.get(summary, 0) + count_zeros(new_OI)
             sizes[summary] = sizes.get(summary, 0) + new_OI.numel()
@@ -222,11 +230,15 @@ def prune_block(
                 expert = job.source.block_name(index, name.rpartition(".")[0])
                 record.setdefault("pooled", {})[expert] = inputs.pooled
             weight_OI = inputs = None  # a Hessian can be as large as a weight, so free both before the next pass
+        if has_experts:
+            return_freed_memory()
     record["sparsity"] = {name: count / sizes[name] for name, count in zeros.items()}
     record["zeros"] = sum(zeros.values())
     if run is None:
         finish_block()
     run = None  # breaks the reference cycle of run and finish_block, which would keep the block in memory
+    if has_experts:
+        return_freed_memory()
     weights = {f"{name}.weight": weight_OI for name, weight_OI in pruned.items()}
     return {**job.source.block_tensors(index), **job.source.as_stored(index, weights)}, record
 

@@ -288,6 +288,7 @@ def _observe(run: BlockRun, linears: Sequence[Linear], advance: bool) -> Stats:
         return found
     assert not advance, "the block's input is gone"
     poor = {linear.name: few[linear.expert] for linear in linears if linear.expert is not None and linear.expert in few}
+    found = {name: stats for name, stats in found.items() if name not in poor}  # which frees their Hessians
     with run.watch([one for one in linears if one.name in poor], everywhere=list(few)) as again:
         for batch, _, input_NTW in run.hidden.batches_on(runner.device):
             runner.run_block(block, input_NTW, batch)

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunus.checkpoint.experts import Routed, observe_experts
 from prunus.checkpoint.linears import Linear
+from prunus.checkpoint.precision import with_even_rows
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.declarations import Needs
 from prunus.errors import PrunusError
@@ -79,6 +80,7 @@ class Observer:
             for linear in self.linears
             if linear.expert is not None
         }
+        self.routed = set(self.of_experts.values())
         self.squares: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
@@ -89,12 +91,11 @@ class Observer:
         self.watching = ExitStack()
 
     def __enter__(self) -> Self:
-        routed = set(self.of_experts.values())
         for name in self.leaders:
-            if name not in routed:
+            if name not in self.routed:
                 module = self.block.get_submodule(name)
                 self.handles.append(module.register_forward_pre_hook(self._hook(name)))
-        if routed:
+        if self.routed:
             seen = observe_experts(self.block, self._see, all_tokens=self.everywhere)
             self.watching.enter_context(seen)
         return self
@@ -111,8 +112,7 @@ class Observer:
 
         If an input holds NaN or infinity, PrunusError names the block and the Linear.
         """
-        routed = set(self.of_experts.values())
-        met = [leader for leader in self.leaders if leader in self.squares or leader not in routed]
+        met = [leader for leader in self.leaders if leader in self.squares or leader not in self.routed]
         found = {leader: self._stats_of(leader, block_index) for leader in met}
         return {linear.name: found[linear.leader] for linear in self.linears if linear.leader in found}
 
@@ -169,6 +169,8 @@ class Observer:
             _add(self.sums, name, counted_NTI.sum(1).double().sum(0))
         if self.needs == "hessian":
             input_SI = input_NTI.flatten(0, 1)
+            if name in self.routed:
+                input_SI = with_even_rows(input_SI)
             if name not in self.products:
                 width = input_SI.shape[1]
                 self.products[name] = torch.zeros(width, width, device=input_SI.device)
