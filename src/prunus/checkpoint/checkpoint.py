@@ -314,7 +314,8 @@ class Checkpoint(ModelFolder):
         shape = self._converted_shape(name, origin)
         if shape not in (None, wanted):
             raise PrunusError(
-                f"{self.folder}: '{name}' is made of tensors on disk that give {shape}, but config.json asks for {wanted}"
+                f"{self.folder}: '{name}' is made of tensors on disk that give {shape}, but config.json asks for"
+                f" {wanted}"
             )
 
     def _converted_shape(self, name: str, origin: Origin) -> tuple[int, ...] | None:

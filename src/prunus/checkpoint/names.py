@@ -200,7 +200,7 @@ class Names:
         return self._convert(origin, origin.converter, read)
 
     def _convert(self, origin: Origin, shared: WeightConverter, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """The tensors that a conversion makes. What has slices is filled one by one, so there is never a second copy."""
+        """The tensors that a conversion makes. Slices are filled one by one: there is never a second copy."""
         converter: Any = deepcopy(shared)
 
         def made(some: Origin) -> dict[str, Tensor]:
