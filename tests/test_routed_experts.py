@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import Routed, Twins, experts_in, observe_experts
+from prunus.checkpoint.precision import with_even_rows
 from prunus.checkpoint.runner import Batch, Runner
 from prunus.checkpoint.safetensors_file import read_header, read_metadata
 from prunus.errors import PrunusError
@@ -51,6 +52,28 @@ def test_logits_equal_transformers_eager_loop_bit_for_bit(tmp_path, family):
     count = len(seen)
     model(input_ids=ids_NT, use_cache=False)
     assert len(seen) == count
+
+
+@torch.no_grad()
+def test_filling_up_tokens_with_zeros_keeps_every_bit_in_bfloat16(tmp_path):
+    config = make_random_model("qwen3_moe", tmp_path / "m")
+    models = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.bfloat16, experts_implementation=name).eval()
+        for name in ("eager", "prunus")
+    ]
+    ids_NT = ids_of(config, 4, 90)
+    seen: list[Routed] = []
+    with observe_experts(models[1], seen.append):
+        eager, ours = (model(input_ids=ids_NT, use_cache=False).logits for model in models)
+    assert torch.equal(eager, ours)
+    assert all(len(routed.output_SD) == len(routed.middle_SF) == len(routed.token_S) for routed in seen)
+    assert any(len(with_even_rows(routed.input_SD)) > len(routed.input_SD) for routed in seen)
+
+
+def test_numbers_of_rows_are_few_and_at_most_a_quarter_larger():
+    sizes = [len(with_even_rows(torch.ones(rows, 1))) for rows in range(1, 2049)]
+    assert all(rows <= size <= 1.25 * rows for rows, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 4 * 11 and with_even_rows(torch.ones(257, 2)).sum() == 514
 
 
 def one_by_hand(module, expert, x_D):
@@ -397,6 +420,22 @@ def test_saved_statistics_prune_experts_as_measuring_again_does(pruned):
     with pytest.raises(PrunusError, match=r"holds no statistics of .*\.experts\.0\..*of an earlier version"):
         prunus.prune(pruned / "m", pruned / "c", PruneRecipe(**dense), stats=pruned / "old.safetensors")
     prunus.prune(pruned / "m", pruned / "c", PruneRecipe(**dense, scope="attention"), stats=pruned / "old.safetensors")
+
+
+def test_saved_statistics_keep_the_least_number_of_tokens_and_say_which_experts_met_fewer(pruned):
+    recipe = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24}
+    told = prunus.stats(pruned / "m", pruned / "s.safetensors", min_expert_tokens=25, **recipe)
+    dense = {"method": "dsnot", "sparsity": 0.5, "propagation": "dense"}
+    saved = prunus.prune(pruned / "m", pruned / "a", PruneRecipe(**dense), stats=pruned / "s.safetensors")
+    again = prunus.prune(pruned / "m", pruned / "b", PruneRecipe(**dense, **recipe, min_expert_tokens=25))
+    assert (pruned / "a/model.safetensors").read_bytes() == (pruned / "b/model.safetensors").read_bytes()
+    assert saved["warnings"] == again["warnings"][-1:]
+    (line,) = [line for line in again["warnings"] if "routed experts met fewer than 25 calibration tokens" in line]
+    assert line.replace("were pruned by their", "have the") in told["warnings"]
+    words = "measured with min_expert_tokens 25, not 30; leave min_expert_tokens out, or measure again"
+    with pytest.raises(PrunusError, match=words):
+        recipe_30 = PruneRecipe(**dense, min_expert_tokens=30)
+        prunus.prune(pruned / "m", pruned / "c", recipe_30, stats=pruned / "s.safetensors")
 
 
 @torch.no_grad()

@@ -73,6 +73,12 @@ run_options = all_of(
         recipe_option(PruneRecipe, "dtype", "Dtype in which blocks run; auto: the checkpoint's."),
     ]
 )
+min_expert_tokens_option = recipe_option(
+    PruneRecipe,
+    "min_expert_tokens",
+    "A routed expert with fewer calibration tokens is pruned by its statistics on all tokens of its layer.",
+    type=int,
+)
 # Options of prune and allocate, from which the sparsity of each block follows.
 allocation_options = all_of(
     [
@@ -83,12 +89,7 @@ allocation_options = all_of(
             "Which Linears of a block are pruned; mlp includes experts, of which shared are those for every token.",
             type=choice(recipes.Scope),
         ),
-        recipe_option(
-            PruneRecipe,
-            "min_expert_tokens",
-            "A routed expert with fewer calibration tokens is pruned by its statistics on all tokens of its layer.",
-            type=int,
-        ),
+        min_expert_tokens_option,
         calibration_options(PruneRecipe),
         run_options,
         recipe_option(PruneRecipe, "allocation", "How blocks share the sparsity.", type=choice(recipes.AllocationName)),
@@ -172,9 +173,9 @@ def prune_command(
 
 def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any]) -> None:
     """Raise PrunusError where an option that the user gave differs from the calibration of the statistics."""
-    from prunus.pruning.calibration.saved_statistics import FIELDS, check_given
+    from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, check_given
 
-    if given := {name: recipe[name] for name in FIELDS if is_given(name)}:
+    if given := {name: recipe[name] for name in (*FIELDS, LEAST) if is_given(name)}:
         check_given(stats, model, given)
 
 
@@ -183,6 +184,7 @@ def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any])
 @click.argument("out", type=click.Path(path_type=Path))
 @calibration_options(PruneRecipe)
 @run_options
+@min_expert_tokens_option
 @click.option("--hessians", is_flag=True, help="Also write X^T X, for sparsegpt, alps and --update obs; a large file.")
 @click.option(
     "--experts", is_flag=True, help="Write what criteria need to know of experts, for prunus experts --stats."
@@ -197,6 +199,9 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **option
     if experts and hessians:
         raise PrunusError("--experts and --hessians are two files: give one of them")
     if experts:
+        if is_given("min_expert_tokens"):
+            raise PrunusError("--min-expert-tokens is for statistics of Linears; scores of experts have no threshold")
+        del options["min_expert_tokens"]
         show_summary(prunus.expert_stats(model, out, **options))
     else:
         show_summary(prunus.stats(model, out, hessians=hessians, **options))

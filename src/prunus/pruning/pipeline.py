@@ -28,15 +28,13 @@ from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import Calibration, keep_calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
-from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.dry_run import describe, ragged_tails
 from prunus.pruning.job import Job, make_job
 from prunus.pruning.made_card import made_card
 from prunus.pruning.masks import count_zeros
 from prunus.pruning.recipe_revisions import revisions
 from prunus.recipes import PruneRecipe
-
-NAMED = 5  # experts that a warning names
 
 
 def prune(
@@ -107,7 +105,7 @@ def prune(
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
         notes = [*(calibration.warnings if calibration else []), *scores.warnings, *sparsities.warnings]
         notes += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
-        notes += few_tokens(job, partial)
+        notes += few_of(job, partial)
         warnings = [*source.reading_notes, *dict.fromkeys(notes), *dead_inputs(partial), *ragged_tails(job)]
         step = {
             "action": "prune",
@@ -253,20 +251,10 @@ def dead_inputs(partial: Partial) -> list[str]:
     return [f"{len(dead)} Linears have {zero}, most of all {worst} ({dead[worst]})"]
 
 
-def few_tokens(job: Job, partial: Partial) -> list[str]:
-    """A warning if experts were pruned by the statistics of all tokens of their layer, with those never met by name."""
+def few_of(job: Job, partial: Partial) -> list[str]:
+    """A warning if experts were pruned by the statistics of all tokens of their layer."""
     few = {name: count for record in partial.records.values() for name, count in record.get("pooled", {}).items()}
-    if not few:
-        return []
     experts = {
         (index, linear.expert) for index, linears in enumerate(job.linears) for linear in linears if linear.expert
     }
-    never = [name for name, count in few.items() if not count]
-    named = f"; never met: {', '.join(never[:NAMED])}" if never else ""
-    more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
-    fewest = min(few, key=lambda name: few[name])
-    return [
-        f"{len(few)} of {len(experts)} routed experts met fewer than {job.recipe.min_expert_tokens} calibration tokens "
-        f"(the fewest: {fewest}, {few[fewest]}) and were pruned by their statistics on all tokens of their layer"
-        f"{named}{more}"
-    ]
+    return few_tokens(few, len(experts), job.recipe.min_expert_tokens, "were pruned by their")

@@ -1,8 +1,9 @@
 """Statistics of the dense model's Linear inputs in a file, from which any number of variants can be pruned.
 
 The file is safetensors in float32. For every distinct input it holds `model.layers.0.self_attn.q_proj.norm`, `.mean`
-and `.variance`, each (I,), and on request `.hessian` (I, I), which is X^T X; the name is that of the first Linear that
-reads the input. The metadata entry `prunus` is JSON with the model, the calibration tokens and the software versions.
+and `.variance`, each (I,), and on request `.hessian` (I, I), which is X^T X; for a routed expert also `.tokens` (1,),
+the number that its router sent to it. The name is that of the first Linear that reads the input. The metadata entry
+`prunus` is JSON with the model, the calibration tokens and the software versions.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from dataclasses import fields, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ from prunus.pruning.calibration.hessian import Hessian
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
-from prunus.pruning.calibration.statistics import InputStats
+from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import TOKEN_WEIGHTS, DtypeName, ExpertsRecipe, PruneRecipe
 
@@ -51,6 +52,8 @@ AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe)
 # Fields of a recipe on which the statistics depend, besides dtype.
 FIELDS = ("calibration", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed")
 VECTORS, MATRIX = ("norm", "mean", "variance"), "hessian"
+TOKENS = "tokens"  # number of tokens that its router sent to a routed expert
+LEAST = "min_expert_tokens"  # a field of PruneRecipe alone
 # Files of a tokenizer, of which a model has some.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -64,22 +67,29 @@ TOKENIZER_FILES = (
 )
 
 
+class CalibrationOptions(TypedDict, total=False):
+    """The fields of recipes on which saved statistics depend: calibration tokens, their weights, and the dtype."""
+
+    calibration: str
+    samples: int
+    seqlen: int
+    calibration_tokens: int | None
+    prompt_weight: float
+    chain_weight: float
+    closing_weight: float | None
+    seed: int
+    dtype: DtypeName
+
+
 def stats(
     model: str | Path,
     out: str | Path,
     *,
     hessians: bool = False,
-    calibration: str = "auto",
-    samples: int = 128,
-    seqlen: int = 2048,
-    calibration_tokens: int | None = None,
-    prompt_weight: float = 1.0,
-    chain_weight: float = 1.0,
-    closing_weight: float | None = None,
-    seed: int = 0,
-    dtype: DtypeName = "auto",
+    min_expert_tokens: int = PruneRecipe.min_expert_tokens,
     device: str = "auto",
     overwrite: bool = False,
+    **options: Unpack[CalibrationOptions],
 ) -> dict[str, Any]:
     """Write input statistics of all Linears of model to the file out, for prune(stats=out); returns a summary.
 
@@ -88,9 +98,12 @@ def stats(
 
     model: folder, hub id or `tiny`.
     hessians: also X^T X of every input, which takes 4 bytes times the square of the input's width.
+    min_expert_tokens: as in PruneRecipe.
     overwrite: replace an existing file.
+    options: fields of PruneRecipe: calibration, samples, seqlen, calibration_tokens, prompt_weight, chain_weight,
+        closing_weight, seed, dtype.
 
-    The other options are fields of PruneRecipe. Returns a dict:
+    Returns a dict:
 
     out, hessians: as given.
     inputs: number of distinct inputs.
@@ -100,18 +113,7 @@ def stats(
 
     Raises PrunusError for wrong input.
     """
-    recipe = PruneRecipe(
-        calibration=calibration,
-        samples=samples,
-        seqlen=seqlen,
-        calibration_tokens=calibration_tokens,
-        prompt_weight=prompt_weight,
-        chain_weight=chain_weight,
-        closing_weight=closing_weight,
-        seed=seed,
-        dtype=dtype,
-        propagation="dense",
-    )
+    recipe = PruneRecipe(**options, min_expert_tokens=min_expert_tokens, propagation="dense")
     source, target = Checkpoint(resolve(model)), Path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")
@@ -125,13 +127,14 @@ def stats(
         "format": FORMAT,
         "model": {**source.provenance(model), "tokenizer": tokenizer_checksum(source.folder)},
         "calibration": chosen.summary(),
-        "recipe": {name: getattr(recipe, name) for name in FIELDS} | {"dtype": run_dtype(recipe, source)},
+        "recipe": {name: getattr(recipe, name) for name in (*FIELDS, LEAST)} | {"dtype": run_dtype(recipe, source)},
         "versions": versions(),
     }
     say(f"{target} will take {show_bytes(needed)}")
     blocks = measure(source, recipe, chosen, runner_device, "hessian" if hessians else "means")
     with disk_errors(target.parent, needed):
-        write_stats(target, source, hessians, about, blocks)
+        met = write_stats(target, source, hessians, about, blocks)
+    few = {expert: count for expert, count in met.items() if count < min_expert_tokens}
     return {
         "out": str(target),
         "inputs": len(inputs),
@@ -139,18 +142,25 @@ def stats(
         "size": show_bytes(target.stat().st_size),
         "sequences": len(chosen.sequences),
         "tokens": chosen.tokens,
-        "warnings": chosen.warnings,
+        "warnings": [*chosen.warnings, *few_tokens(few, len(met), min_expert_tokens, "have the")],
     }
 
 
 def write_stats(
     target: Path, source: Checkpoint, hessians: bool, about: Mapping[str, Any], blocks: Iterator[dict[str, Tensor]]
-) -> None:
-    """Write the file block by block, as they are measured, so that memory never holds two blocks' Hessians."""
+) -> dict[str, int]:
+    """Write the file block by block, as they are measured, so that memory never holds two blocks' Hessians.
+
+    Returns the number of tokens that its router sent to each routed expert.
+    """
+    met: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for index in range(source.blocks):
+        experts = routed(source, index)
         for leader, width in widths(source, index).items():
             shapes |= {stat_name(source, index, leader, kind): (width,) for kind in VECTORS}
+            if leader in experts:
+                shapes[stat_name(source, index, leader, TOKENS)] = (1,)
             if hessians:
                 shapes[stat_name(source, index, leader, MATRIX)] = (width, width)
     entries = {name: Entry("F32", shape, 4 * prod(shape)) for name, shape in shapes.items()}
@@ -163,10 +173,13 @@ def write_stats(
             for tensors in blocks:
                 for name, tensor in tensors.items():
                     put(stream, places[name], tensor)
+                    if name.endswith(f".{TOKENS}"):
+                        met[name.rsplit(".", 2)[0]] = int(tensor)
     except BaseException:
         for folder in made:
             folder.rmdir()
         raise
+    return met
 
 
 def measure(
@@ -186,13 +199,22 @@ def measure(
             last = index == source.blocks - 1
             run = BlockRun(runner, block, index, hidden, source.linears(index), last, needs)
             for group in dense(run._replace(least_tokens=recipe.min_expert_tokens)):
-                leaders = [leader for leader in widths(source, index) if leader in group]
-                yield {name: t for leader in leaders for name, t in as_stored(source, index, leader, group[leader])}
+                leaders, experts = [one for one in widths(source, index) if one in group], routed(source, index)
+                yield {
+                    name: tensor
+                    for leader in leaders
+                    for name, tensor in as_stored(source, index, leader, group[leader], leader in experts)
+                }
             steps.advance()
 
 
-def as_stored(source: Checkpoint, index: int, leader: str, inputs: InputStats) -> Iterator[tuple[str, Tensor]]:
+def as_stored(
+    source: Checkpoint, index: int, leader: str, inputs: InputStats, is_routed: bool
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (name in the file, tensor) for each statistic of one input."""
+    if is_routed:
+        count = inputs.tokens if inputs.pooled is None else inputs.pooled
+        yield stat_name(source, index, leader, TOKENS), torch.tensor([count], dtype=torch.float32)
     for kind, tensor in zip(VECTORS, (inputs.norm_I, inputs.mean_I, inputs.variance_I), strict=True):
         assert tensor is not None
         yield stat_name(source, index, leader, kind), tensor
@@ -203,6 +225,11 @@ def as_stored(source: Checkpoint, index: int, leader: str, inputs: InputStats) -
 def stat_name(source: Checkpoint, index: int, leader: str, kind: str) -> str:
     """The name in the file of one statistic of one input."""
     return source.block_name(index, f"{leader}.{kind}")
+
+
+def routed(source: Checkpoint, index: int) -> set[str]:
+    """The Linears of routed experts of a block."""
+    return {linear.name for linear in source.linears(index) if linear.experts}
 
 
 def widths(source: Checkpoint, index: int) -> dict[str, int]:
@@ -283,11 +310,6 @@ class SavedStats:
                 f"{self.path} holds statistics of the dense model, but propagation is '{recipe.propagation}'; "
                 "add --propagation dense"
             )
-        if recipe.min_expert_tokens != PruneRecipe.min_expert_tokens:
-            raise PrunusError(
-                f"{self.path} was measured with {PruneRecipe.min_expert_tokens} tokens per routed expert at least; "
-                "leave --min-expert-tokens or --stats out"
-            )
         for index, linears in enumerate(linears_in_scope(self.source, recipe)):
             if lacks := next((one for one in linears if not self._has(index, one.leader)), None):
                 raise PrunusError(
@@ -298,13 +320,13 @@ class SavedStats:
         if (asked := run_dtype(recipe, self.source)) != stored:
             raise PrunusError(f"{self.path} was measured in {stored}, not {asked}; write it again with that --dtype")
         defaults = {field.name: field.default for field in fields(PruneRecipe)}
-        asked_for = {name: getattr(recipe, name) for name in FIELDS}
+        asked_for = {name: getattr(recipe, name) for name in (*FIELDS, LEAST)}
         self.check_given({name: value for name, value in asked_for.items() if value != defaults[name]})
 
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Raise PrunusError if a given field of the recipe differs from the one that was measured."""
         for name, value in given.items():
-            stored = self.about["recipe"].get(name)
+            stored = self.about["recipe"].get(name, getattr(PruneRecipe, name))
             if name == "calibration":
                 stored, value = (
                     calibration_name(PruneRecipe(calibration=text), self.source) for text in (stored, value)
@@ -316,7 +338,7 @@ class SavedStats:
 
     def recipe(self, recipe: PruneRecipe) -> PruneRecipe:
         """The recipe with the calibration of these statistics."""
-        return self.with_calibration(recipe)
+        return replace(self.with_calibration(recipe), min_expert_tokens=self._least)
 
     def with_calibration(self, recipe: AnyRecipe) -> AnyRecipe:
         """The same for any recipe that has a calibration."""
@@ -339,7 +361,7 @@ class SavedStats:
 
         Hessians are read only if `needs` asks for them.
         """
-        tokens = self.about["calibration"]["tokens"]
+        every, least = self.about["calibration"]["tokens"], self._least
         for leader in widths(self.source, index):
             if not self._has(index, leader):  # of a routed expert, in a file of an earlier version
                 continue
@@ -347,8 +369,20 @@ class SavedStats:
             found = {kind: self._read(index, leader, kind).to(device) for kind in kinds}
             hessian = Hessian(found[MATRIX], f"block {index}, {leader}") if MATRIX in found else None
             norm_I, mean_I, variance_I = (found[kind] for kind in VECTORS)
-            inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian)
+            met = self._met(index, leader)
+            pooled = met if met is not None and met < least else None
+            tokens = every if met is None or pooled is not None else met
+            inputs = InputStats(norm_I, tokens, mean_I, variance_I, hessian, pooled=pooled)
             yield {linear.name: inputs for linear in self.source.linears(index) if linear.leader == leader}
+
+    @property
+    def _least(self) -> int:
+        return self.about["recipe"].get(LEAST, PruneRecipe.min_expert_tokens)
+
+    def _met(self, index: int, leader: str) -> int | None:
+        """The number of tokens that its router sent to a routed expert; None for others, and in earlier files."""
+        name = stat_name(self.source, index, leader, TOKENS)
+        return int(self.tensors[name].read()) if name in self.tensors else None
 
     def _has(self, index: int, leader: str) -> bool:
         return stat_name(self.source, index, leader, "norm") in self.tensors

@@ -24,6 +24,7 @@ from prunus.pruning.calibration.hessian import Hessian
 # Rows of X^T X computed at once on a CPU. Leaving out the lower triangle saves a fifth (width 576) to a third (4096) of
 # the time of the whole product.
 PANEL = 256
+NAMED = 5  # experts that a warning names
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,23 @@ class Observer:
             )
         self.counted[name] += weight_NT1.double().sum().item()
         return weight_NT1.sqrt()
+
+
+def few_tokens(few: Mapping[str, int], experts: int, least: int, then: str) -> list[str]:
+    """A warning about routed experts that calibration hardly met, with those never met by name; [] if there are none.
+
+    few: their numbers of tokens by name. experts: the number of all. then: what became of them, before `statistics`.
+    """
+    if not few:
+        return []
+    never = [name for name, count in few.items() if not count]
+    named = f"; never met: {', '.join(never[:NAMED])}" if never else ""
+    more = f" and {len(never) - NAMED} more" if len(never) > NAMED else ""
+    fewest = min(few, key=lambda name: few[name])
+    return [
+        f"{len(few)} of {experts} routed experts met fewer than {least} calibration tokens (the fewest: {fewest}, "
+        f"{few[fewest]}) and {then} statistics on all tokens of their layer{named}{more}"
+    ]
 
 
 def by_sequence(input: Tensor, batch: Batch) -> Tensor:

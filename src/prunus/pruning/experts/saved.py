@@ -9,7 +9,7 @@ metadata entry `prunus` is that of `prunus stats`, with `experts`.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -23,12 +23,18 @@ from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.data import load_calibration
 from prunus.pruning.calibration.memory_budget import check_block_fits
-from prunus.pruning.calibration.saved_statistics import FIELDS, FORMAT, SavedStats, tokenizer_checksum
+from prunus.pruning.calibration.saved_statistics import (
+    FIELDS,
+    FORMAT,
+    CalibrationOptions,
+    SavedStats,
+    tokenizer_checksum,
+)
 from prunus.pruning.experts.choice import unmet
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures
 from prunus.pruning.experts.seen import Reconstruction, Seen
-from prunus.recipes import DtypeName, ExpertsRecipe
+from prunus.recipes import ExpertsRecipe
 
 NAMES = {dtype: name for name, dtype in READABLE.items()}
 
@@ -37,21 +43,13 @@ def expert_stats(
     model: str | Path,
     out: str | Path,
     *,
-    calibration: str = "auto",
-    samples: int = 128,
-    seqlen: int = 2048,
-    calibration_tokens: int | None = None,
-    prompt_weight: float = 1.0,
-    chain_weight: float = 1.0,
-    closing_weight: float | None = None,
-    seed: int = 0,
-    dtype: DtypeName = "auto",
     device: str = "auto",
     overwrite: bool = False,
+    **options: Unpack[CalibrationOptions],
 ) -> dict[str, Any]:
     """Write what every criterion needs to know of model's experts to the file out, for drop_experts(stats=out).
 
-    One pass of the dense model. The options are those of `stats`. Returns a dict:
+    One pass of the dense model. options: as for `stats`. Returns a dict:
 
     out: as given.
     experts: total number of experts.
@@ -61,10 +59,7 @@ def expert_stats(
 
     Raises PrunusError for wrong input.
     """
-    recipe = ExpertsRecipe(
-        calibration=calibration, samples=samples, seqlen=seqlen, calibration_tokens=calibration_tokens,
-        prompt_weight=prompt_weight, chain_weight=chain_weight, closing_weight=closing_weight, seed=seed, dtype=dtype,
-    )  # fmt: skip
+    recipe = ExpertsRecipe(**options)
     source, target = Checkpoint(resolve(model)), Path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")
