@@ -31,7 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A folder for what all workers share, which start later."""
+    """A folder for what all workers share, which start later; and files are not flushed to disk.
+
+    A flush takes milliseconds, tests write thousands of files, and none of them cuts the power.
+    """
+    os.fsync = os.fstat  # which also fails for what is not an open file
     if not hasattr(config, "workerinput"):
         os.environ[FOLDER] = tempfile.mkdtemp(prefix="prunus-test-folders-")
 

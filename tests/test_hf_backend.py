@@ -19,8 +19,8 @@ from transformers import (
 
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
+from prunus.evaluation.backends import padded_rows
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.evaluation.backends.padded_rows import GROW_BY, PREFILL_TOKENS
 from prunus.evaluation.backends.sampling import Uniforms, confidence, pick, probabilities
 from prunus.evaluation.budget import Chain, Draw, Rules, contains, force_budgets
 from prunus.evaluation.requests import Completion, Request, Sampling
@@ -35,7 +35,7 @@ def run(order: Sequence[int], batch_size: int, sampling: Sampling) -> dict[int, 
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
         prompts = [chains(9)[index].prompt for index in some]
-        caps, seeds = [8 + 6 * index for index in some], [1000 + index for index in some]
+        caps, seeds = [5 + 3 * index for index in some], [1000 + index for index in some]
         completions = complete(tiny(), prompts, caps, MARKERS.think_stops, NONE, seeds, sampling)
         found |= dict(zip(some, completions, strict=True))
     return found
@@ -55,15 +55,15 @@ def test_neither_batch_size_nor_order_matters(sampling):
 
 @pytest.mark.parametrize(
     ("budgets", "sampling"),
-    [((0,), GREEDY), ((0, 1, 5, 16, 40), GREEDY), ((0, 1, 5, 16, 40), WARM), ((33,), WARM)],
+    [((0,), GREEDY), ((0, 1, 5, 16, 24), GREEDY), ((0, 1, 5, 16, 24), WARM), ((24,), WARM)],
     ids=["none greedy", "many greedy", "many sampled", "one sampled"],
 )
 def test_forked_caches_give_the_draws_of_two_phases(budgets, sampling):
     rules = Rules(MARKERS, sampling, seed=7)
-    forked = force_budgets(tiny(), chains(18), budgets, rules)
-    assert forked == force_budgets(TwoPhases(tiny()), chains(18), budgets, rules)
-    assert forked == force_budgets(tiny(), chains(18), budgets, rules, reuse=False)
-    if len(budgets) > 3:
+    forked = force_budgets(tiny(), chains(9), budgets, rules)
+    assert forked == force_budgets(TwoPhases(tiny()), chains(9), budgets, rules)
+    assert forked == force_budgets(tiny(), chains(9), budgets, rules, reuse=False)
+    if max(budgets) > 0:
         assert {draw.ended for draws in forked for draw in draws} == {"natural", "forced"}
 
 
@@ -72,8 +72,8 @@ def test_a_chain_that_stops_at_once_is_forced_for_budget_zero_only():
     stops = frozenset(range(len(TOKENIZER)))
     eager = MARKERS.__class__(**{**vars(MARKERS), "think_stops": stops})
     rules = Rules(eager, GREEDY)
-    forked = force_budgets(tiny(), chains(18), (0, 4), rules)
-    assert forked == force_budgets(TwoPhases(tiny()), chains(18), (0, 4), rules)
+    forked = force_budgets(tiny(), chains(9), (0, 4), rules)
+    assert forked == force_budgets(TwoPhases(tiny()), chains(9), (0, 4), rules)
     assert all([draw.ended for draw in draws] == ["forced", "natural"] for draws in forked)
 
 
@@ -99,11 +99,11 @@ def plain() -> Any:
 def test_scores_equal_a_teacher_forced_pass(sampling, forking):
     """Of the model's own distribution, although ids were picked from a warmer one, cut off and with bans."""
     backend = tiny() if forking else TwoPhases(tiny())
-    some = chains(18)[::2]
+    some = chains(9)[::2]
     checked = 0
     with torch.inference_mode():
         for chain, draws in zip(
-            some, force_budgets(backend, some, (0, 1, 5, 33), Rules(MARKERS, sampling)), strict=True
+            some, force_budgets(backend, some, (0, 1, 5, 24), Rules(MARKERS, sampling)), strict=True
         ):
             for draw in draws:
                 logprob, certainty = teacher_forced(chain, draw)
@@ -127,40 +127,41 @@ def test_confidence_is_computed_in_float32(dtype):
 
 def test_refusals_run_on_the_model():
     rules = Rules(MARKERS, GREEDY, wait=1)
-    draws = [found[0] for found in force_budgets(tiny(), chains(18), (160,), rules, reuse=False)]
+    draws = [found[0] for found in force_budgets(tiny(), chains(9), (48,), rules, reuse=False)]
     refused = [draw for draw in draws if contains(draw.thinking, MARKERS.wait_after_newline)]
     assert refused and all(not MARKERS.think_stops & set(draw.thinking) for draw in draws)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_generate_of_transformers(family, tmp_path):
-    check_against_generate(make_model(tmp_path, family, max_position_embeddings=1024))
+def test_greedy_equals_generate_of_transformers(family, tmp_path, monkeypatch):
+    check_against_generate(make_model(tmp_path, family), monkeypatch)
 
 
-def test_blocks_that_look_only_so_far_back(tmp_path):
+def test_blocks_that_look_only_so_far_back(tmp_path, monkeypatch):
     """Half of the blocks see 24 tokens: their masks are not those of the others."""
     kinds = ["full_attention", "sliding_attention", "sliding_attention"]
     folder = make_model(
         tmp_path,
         "qwen2",
-        max_position_embeddings=1024,
         use_sliding_window=True,
         sliding_window=24,
         max_window_layers=1,
         layer_types=kinds,
     )
     assert load_model(folder, "cpu").config.layer_types == kinds
-    check_against_generate(folder)
+    check_against_generate(folder, monkeypatch)
 
 
-def check_against_generate(folder) -> None:
-    """Prompts so long that prefill takes two pieces, chains so long that the cache grows, rows that leave early."""
+def check_against_generate(folder, monkeypatch) -> None:
+    """Prompts so long that prefill takes several pieces, chains so long that the cache grows, rows that leave early."""
+    monkeypatch.setattr(padded_rows, "GROW_BY", 32)
+    monkeypatch.setattr(padded_rows, "PREFILL_TOKENS", 96)
     backend = HFBackend.load(folder, "cpu")
     model: Any = backend.model
     generator = torch.Generator().manual_seed(1)
-    lengths = (3, 40, PREFILL_TOKENS + 30)
+    lengths = (3, 40, 110)
     prompts = [torch.randint(3, 368, (length,), generator=generator).tolist() for length in lengths]
-    caps, stops = [GROW_BY + 40, 25, 80], frozenset({5, 6, 7, 8, 9})
+    caps, stops = [72, 25, 50], frozenset({5, 6, 7, 8, 9})
     found = complete(backend, prompts, caps, stops, NONE, [0, 0, 0], GREEDY)
     for prompt, cap, completion in zip(prompts, caps, found, strict=True):
         config = GenerationConfig(
@@ -264,7 +265,8 @@ class Cramped(HFBackend):
 
 def test_out_of_memory_halves_the_batch_says_so_and_changes_nothing(capsys):
     cramped, rules = Cramped(room=5), Rules(MARKERS, WARM)
-    assert force_budgets(cramped, chains(18), (0, 6), rules) == force_budgets(tiny(), chains(18), (0, 6), rules)
+    some = chains(18, cap=5)
+    assert force_budgets(cramped, some, (0, 3), rules) == force_budgets(tiny(), some, (0, 3), rules)
     assert cramped.tried[:3] == [18, 9, 4] and max(cramped.tried[2:]) <= 5
     told = capsys.readouterr().err
     assert (

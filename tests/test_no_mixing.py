@@ -16,7 +16,7 @@ from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.recovery.room import TRAINING_BYTES, activation_bytes, largest_block
 
 WANDA: dict[str, Any] = {"method": "wanda"}
-ALPS: dict[str, Any] = {"method": "alps", "admm_iterations": 30}
+ALPS: dict[str, Any] = {"method": "alps", "admm_iterations": 8}
 RUNS: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in ("magnitude", "wanda", "sparsegpt", "ria", "dsnot", "gblm")},
     "alps": ALPS,
@@ -52,9 +52,10 @@ DROPS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model and token ids, some of them the prompt's."""
+    """Models of two blocks and of three, and token ids, some of them the prompt's."""
     folder = tmp_path_factory.mktemp("mixing")
-    make_model(folder / "model", "qwen3", dtype=torch.float32)
+    make_model(folder / "model", "qwen3", blocks=2)
+    make_model(folder / "three", "qwen3", blocks=3)
     (folder / "text.jsonl").write_text(Calibration(random_rows(6, 24), "random", [], [4] * 6).to_jsonl())
     return folder
 
@@ -118,9 +119,9 @@ def test_saved_statistics_go_to_the_device(name, folder, saved, tmp_path, monkey
 @pytest.mark.parametrize("method", DROPS)
 def test_a_device_drops_the_blocks_that_the_cpu_does(method, folder, tmp_path, monkeypatch):
     recipe = prunus.DropRecipe(method=method, blocks="1", **DROPS[method], **on(folder))
-    expected = prunus.drop_blocks(folder / "model", tmp_path / "cpu", recipe, device="cpu")
+    expected = prunus.drop_blocks(folder / "three", tmp_path / "cpu", recipe, device="cpu")
     with other_device(monkeypatch):
-        found = prunus.drop_blocks(folder / "model", tmp_path / "there", recipe, device="cuda")
+        found = prunus.drop_blocks(folder / "three", tmp_path / "there", recipe, device="cuda")
     assert found["blocks_removed"] == expected["blocks_removed"]
     assert found["scores"] == pytest.approx(expected["scores"], rel=1e-2)
 

@@ -61,7 +61,7 @@ def refusal(server: Server, plan: EvalPlan = PLAN, **engine) -> str:
 
 @pytest.mark.parametrize("form", ["token_ids", "token_id texts", "token texts", "text"])
 def test_rows_are_those_of_hf_whatever_form_ids_come_back_in(form):
-    some, rules, budgets = chains()[:4], Rules(MARKERS, WARM, seed=5), (0, 5, 12)
+    some, rules, budgets = chains()[:2], Rules(MARKERS, WARM, seed=5), (0, 5, 12)
     expected = force_budgets(tiny(), some, budgets, rules)
     server = Server(tiny(), TOKENIZER, form=form, owner="vllm" if form.startswith("token_id") else "sglang")
     if form.startswith("token_id"):
@@ -114,13 +114,13 @@ def test_stops_as_texts_where_ids_are_ignored():
     server = Server(tiny(), TOKENIZER, owner="sglang", flaws=frozenset({"stop_token_ids"}))
     with connected(server) as backend:
         assert backend.description["stops"] == "texts"
-        found = force_budgets(backend, chains()[:3], (0, 80), Rules(MARKERS, GREEDY))
-    assert found == force_budgets(tiny(), chains()[:3], (0, 80), Rules(MARKERS, GREEDY))
+        found = force_budgets(backend, chains()[:2], (0, 80), Rules(MARKERS, GREEDY))
+    assert found == force_budgets(tiny(), chains()[:2], (0, 80), Rules(MARKERS, GREEDY))
 
 
 def test_llama_cpp_gives_the_rows_of_hf():
     """Special tokens have no text there and would not stop, and it ends at every end that its file names."""
-    some, budgets, rules = chains()[:4], (0, 5, 24, 80), Rules(MARKERS, GREEDY)
+    some, budgets, rules = chains()[:2], (0, 5, 24, 80), Rules(MARKERS, GREEDY)
     server = Server(tiny(), TOKENIZER, owner="llamacpp", ends=MARKERS.answer_stops)
     with connected(server) as backend:
         assert backend.description == {"engine": "openai", "server": "llamacpp b1", "token_ids": "ids", "stops": "ids"}

@@ -39,7 +39,7 @@ from prunus.pruning.recovery.streams import pad, split
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.labels import step_label
 
-LENGTH, SEQUENCES = 24, 16
+LENGTH, SEQUENCES = 24, 8
 
 
 def write_rows(path, rows):
@@ -203,10 +203,10 @@ def test_any_decoder_is_recovered(tmp_path, model_type):
     folder = tmp_path / "dense"
     config = make_random_model(model_type, folder)
     generator = random.Random(0)
-    ids = [[generator.randrange(config.vocab_size) for _ in range(16)] for _ in range(16)]
+    ids = [[generator.randrange(config.vocab_size) for _ in range(16)] for _ in range(8)]
     path = write_rows(tmp_path / "rows.jsonl", ids)
     pruned = pruned_from(folder, path)
-    summary = prunus.recover(pruned, tmp_path / "out", asked(path, samples=16, step_tokens=16))
+    summary = prunus.recover(pruned, tmp_path / "out", asked(path, step_tokens=16))
     assert summary["recovered"] > 0
     before, after = tensors_of(pruned), tensors_of(tmp_path / "out")
     for index in range(Checkpoint(pruned).blocks):
@@ -248,7 +248,7 @@ def counted(self, *arguments):
 
 writer.JOURNAL_SECONDS = 0
 writer.Partial.write_block = counted
-recipe = prunus.RecoverRecipe(calibration=rows, samples=16, epochs=2, step_tokens=24)
+recipe = prunus.RecoverRecipe(calibration=rows, samples=8, epochs=2, step_tokens=24)
 prunus.recover(model, out, recipe)
 """
 
@@ -442,8 +442,8 @@ def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):
     assert second["source"]["checksum"] == Checkpoint(pruned).checksum()
     assert RecoverRecipe.from_json(second["recipe"]) == asked(rows)
     assert second["calibration"]["tokens"] == SEQUENCES * LENGTH
-    assert [block["steps"] for block in second["blocks"]] == [2 * 14] * 3
-    assert second["cost"] == {"tokens": 3 * 2 * 14 * LENGTH, "steps": 3 * 2 * 14}
+    assert [block["steps"] for block in second["blocks"]] == [2 * 7] * 3
+    assert second["cost"] == {"tokens": 3 * 2 * 7 * LENGTH, "steps": 3 * 2 * 7}
     shown = prunus.inspect(tmp_path / "out")["history"][1]
     assert shown["action"] == "recover" and shown["trained_tokens"] == second["cost"]["tokens"]
     assert RecoverRecipe.from_json(shown["recipe"]) == asked(rows)

@@ -12,6 +12,7 @@ from prunus.errors import PrunusError
 from prunus.recipes import EvalPlan
 from prunus.reporting.labels import Look
 from prunus.reporting.page import report
+from prunus.reporting.report_data import ReportData
 from prunus.reporting.run_totals import RunTotals, planned_answers, run_totals
 from prunus.reporting.sections import flips
 from prunus.reporting.sections.flips import find_flips, spread_out
@@ -210,11 +211,11 @@ def test_a_run_that_is_not_finished_is_named_with_its_share(page, store):
     assert [rows["ShortGPT −1\xa0block"][k].replace("\u202f", "") for k in (0, 1)] == ["720", "1440"]
 
 
-def test_a_name_and_notes_stand_above_all_else_as_text(store, tmp_path):
-    page = Page(report(store, tmp_path / "r.html", name="<b>My study</b>", notes=["Not begun: <i>x</i>."]))
-    assert page.all("p", "kicker")[0].startswith("<b>My study</b> · base: dense")
-    assert page.all("div", "warnings")[0].removeprefix("Read with care").startswith("Not begun: <i>x</i>.")
-    assert "Prunus report · base" in Page(report(store, tmp_path / "s.html")).all("p", "kicker")[0]
+def test_a_name_and_notes_stand_above_all_else_as_text(store, page, tmp_path):
+    named = Page(report(store, tmp_path / "r.html", name="<b>My study</b>", notes=["Not begun: <i>x</i>."]))
+    assert named.all("p", "kicker")[0].startswith("<b>My study</b> · base: dense")
+    assert named.all("div", "warnings")[0].removeprefix("Read with care").startswith("Not begun: <i>x</i>.")
+    assert "Prunus report · base" in page.all("p", "kicker")[0]
 
 
 def test_tokens_that_budgets_share_are_counted_once(store):
@@ -299,11 +300,14 @@ def test_runs_whose_texts_fit_stand_in_the_page_the_shortest_first(store, tmp_pa
             sizes.append(sum(len(text) for side in texts for pair in side.values() for text in pair))
     order = sorted(range(3), key=sizes.__getitem__)
     assert len(set(sizes)) == 3
-    for fitting in range(4):
-        limit = sum(sizes[place] for place in order[:fitting])
-        monkeypatch.setattr(flips, "REST_LIMIT", limit)
-        out = tmp_path / f"{fitting}.html"
-        page = Page(report(store, out))
+    with Store(store) as opened:
+        data = ReportData.read(opened)
+        pages = []
+        for fitting in range(4):
+            monkeypatch.setattr(flips, "REST_LIMIT", sum(sizes[place] for place in order[:fitting]))
+            (tmp_path / "part.html").write_text(flips.section(data).html, "utf-8")
+            pages.append(Page(tmp_path / "part.html"))
+    for fitting, page in enumerate(pages):
         links = [a["href"] or "" for tag, a in page.elements if tag == "a"]
         beside = {int(link.split("flip-")[1].split("-")[0]) - 1 for link in links}
         assert beside == {place for place in order[fitting:] if sizes[place]}

@@ -218,13 +218,12 @@ def test_many_rows_have_the_bits_of_one_row(isa, dtype, monkeypatch):
         packed, x = pack(random_weight((outputs, inputs), 0.5)), torch.randn(rows, inputs).to(dtype)
         some = sorted({0, 1, 7, rows // 2, rows - 2, rows - 1})
         expected = torch.cat([multiply(x[row : row + 1], packed, bias[:1].expand(outputs).clone()) for row in some])
+        exactly, size = exact(x, packed.unpack(), bias[:1].expand(outputs))
+        allowed = EPSILON[dtype] * np.abs(exactly) + 2.0**-20 * size + 1e-7
         for count in (1, 3):
             monkeypatch.setattr(linear, "threads", lambda count=count: count)
             got = multiply(x, packed, bias[:1].expand(outputs).clone())
             assert torch.equal(got[some], expected), (outputs, inputs, rows, count)
-            dense = packed.unpack()
-            exactly, size = exact(x, dense, bias[:1].expand(outputs))
-            allowed = EPSILON[dtype] * np.abs(exactly) + 2.0**-20 * size + 1e-7
             assert (np.abs(got.double().numpy() - exactly) <= allowed).all()
 
 

@@ -105,6 +105,8 @@ class Architecture:
     def _open(self, model: PreTrainedModel) -> None:
         self.model = model
         self.name, self.layers = find_layers(self.model)
+        inside = {id(module) for module in self.layers.modules()}
+        self._outside = [module for module in model.modules() if id(module) not in inside]
         self.head: nn.Module | None = self.model.get_output_embeddings()
         self.outputs, self._axis = 0, 0
         self.carried: set[Carried] = set()
@@ -237,8 +239,7 @@ class Architecture:
     @contextmanager
     def _restoring_state(self) -> Iterator[None]:
         """Restore buffers and numbers of modules afterwards: a dynamic NTK embedding stores the longest sequence."""
-        inside = {id(module) for module in self.layers.modules()}
-        modules = [m for m in self.model.modules() if m._buffers and id(m) not in inside]
+        modules = [module for module in self._outside if module._buffers]
         numbers = [{name: value for name, value in vars(m).items() if isinstance(value, (int, float))} for m in modules]
         buffers = [dict(m._buffers) for m in modules]
         try:

@@ -1,0 +1,41 @@
+"""Every type of decoder in transformers, each as one random model: streamed by blocks, and without two of them."""
+
+from importlib.metadata import version
+
+import models
+import pytest
+import torch
+from random_models import make_random_model
+from test_architecture import MODELS, REFUSED, RUN, check_streams, whole_model
+from test_drop_types import KEPT, OTHERS, check_drops
+
+from prunus.checkpoint.architecture import Unstreamable
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
+IS_CURRENT = version("transformers") == MODELS["transformers"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", RUN)
+def test_streamed_blocks_equal_the_whole_model_with_all_blocks_and_without_two(tmp_path, model_type):
+    """Both in one test: making a model and loading it take as long as either check."""
+    folder = tmp_path / "m"
+    try:
+        config = make_random_model(model_type, folder)
+    except Exception as error:
+        if IS_CURRENT:
+            raise
+        pytest.skip(f"no tiny model of it with this transformers: {error}")
+    if model_type in REFUSED:
+        with pytest.raises(Unstreamable, match=REFUSED[model_type]):
+            check_streams(folder, config)
+        return
+    whole = whole_model(folder)
+    architecture = check_streams(folder, config, whole)
+    if IS_CURRENT:
+        found = models.facts(architecture)
+        listed = {key: MODELS["types"][model_type][key] for key in found}
+        assert found == listed, "docs/models.json is out of step: run scripts/models.py --facts"
+    if model_type not in OTHERS:
+        removed = (0, 2) if len(architecture.layers) > 2 else (0,)
+        check_drops(folder, removed, KEPT.get(model_type), tmp_path, whole)
