@@ -111,7 +111,7 @@ def tensors_of(folder):
 
 
 def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
-    """What prune, drop, stats, inspect and perplexity make of it is what they make of the model in bfloat16."""
+    """What prune, drop, experts, stats, inspect and perplexity make of it is what they make of the model in bfloat16."""
     folder, plain = quantised[0], tmp_path / "in-bfloat16"
     prunus.dequantize(folder, plain)
     rows = [torch.randint(3, 120, (24,), generator=torch.Generator().manual_seed(1)).tolist() for _ in range(4)]
@@ -126,8 +126,9 @@ def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
         prunus.drop_blocks(model, out / "drop", prunus.DropRecipe(blocks="1,"))
         prunus.stats(model, out / "stats.safetensors", **common)
         prunus.prune(model, out / "saved", dense, stats=out / "stats.safetensors")
+        prunus.drop_experts(model, out / "experts", prunus.ExpertsRecipe(keep=0.5, **common), device="cpu")
         measured = prunus.perplexity(model, text, seqlen=24)["nll"]
-        found[name] = [tensors_of(out / made) for made in ("wanda", "drop", "saved")], measured
+        found[name] = [tensors_of(out / made) for made in ("wanda", "drop", "saved", "experts")], measured
     for ours, theirs in zip(found["original"][0], found["plain"][0], strict=True):
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert found["original"][1] == found["plain"][1]

@@ -102,7 +102,7 @@ def mixture_layers(model):
 
 
 @torch.no_grad()
-def layer_inputs(model):
+def layer_inputs(model, sequences=SEQUENCES):
     """What the experts of each block read, (N, D), from a pass of the whole model over the sequences."""
     layers = mixture_layers(model)
     read = {index: [] for index in layers}
@@ -110,7 +110,7 @@ def layer_inputs(model):
         mlp.experts.register_forward_pre_hook(lambda _m, args, index=index: read[index].append(args[0]))
         for index, mlp in layers.items()
     ]
-    for ids in SEQUENCES:
+    for ids in sequences:
         model(input_ids=torch.tensor([ids]), use_cache=False)
     for handle in handles:
         handle.remove()
@@ -118,19 +118,20 @@ def layer_inputs(model):
 
 
 @torch.no_grad()
-def by_hand(model):
-    """{block: {method: scores}}, token by token."""
+def by_hand(model, sequences=SEQUENCES, weights=None):
+    """{block: {method: scores}}, token by token. weights: of the tokens of all sequences; None: 1."""
     found = {}
-    for index, hidden_ND in layer_inputs(model).items():
+    for index, hidden_ND in layer_inputs(model, sequences).items():
         mlp = mixture_layers(model)[index]
         weight_NK, index_NK = route(router_of(mlp), hidden_ND)
         sums = torch.zeros(4, len(router_of(mlp).weight), dtype=torch.float64)
-        for token_D, weight_K, index_K in zip(hidden_ND, weight_NK, index_NK, strict=True):
+        own_N = [1.0] * len(hidden_ND) if weights is None else weights
+        for token_D, weight_K, index_K, own in zip(hidden_ND, weight_NK, index_NK, own_N, strict=True):
             for weight, number in zip(weight_K.double(), index_K.tolist(), strict=True):
                 norm = expert(mlp.experts, number, token_D).norm().double()
-                sums[:, number] += torch.stack([torch.ones(()).double(), weight, norm, weight * norm])
+                sums[:, number] += own * torch.stack([torch.ones(()).double(), weight, norm, weight * norm])
         count, gate, norm, both = sums
-        found[index] = {"frequency": count, "router": gate, "ean": norm, "reap": both / count.clamp(min=1)}
+        found[index] = {"frequency": count, "router": gate, "ean": norm, "reap": both / count.where(count > 0, 1)}
     return found
 
 
@@ -171,6 +172,46 @@ def test_scores_are_those_of_loops_over_single_tokens(made, name):
                 for expert in part.argsort(descending=True)[: 4 // groups].tolist()
             ]
             assert chosen.kept[index] == sorted(best)
+
+
+@torch.no_grad()
+def test_tokens_of_a_models_own_chains_count_by_their_place(made, tmp_path):
+    """40 tokens, of which 4 are the prompt; thinking ends after 20, so the closing is [4, 36), or [8, 40) after 24."""
+    generator = torch.Generator().manual_seed(3)
+    sequences = [torch.randint(3, 120, (40,), generator=generator).tolist() for _ in range(2)]
+    lines = [
+        {"token_ids": ids, "prompt_tokens": 4, "thinking_tokens": 16 + 4 * number}
+        for number, ids in enumerate(sequences)
+    ]
+    (tmp_path / "chains.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    weights = [0.0] * 4 + [4.0] * 32 + [0.5] * 4 + [0.0] * 4 + [0.5] * 4 + [4.0] * 32
+    asked = {"calibration": f"traces:{tmp_path / 'chains.jsonl'}", "samples": 2, "seqlen": 40}
+    tokens = {"prompt_weight": 0.0, "chain_weight": 0.5, "closing_weight": 4.0}
+    found = by_hand(whole(made / "qwen3_moe"), sequences, weights)
+    for method in ("reap", "ean", "frequency", "router"):
+        settings = recipe(made, method=method, **asked, **tokens)
+        told = prunus.drop_experts(made / "qwen3_moe", tmp_path / method, settings, device="cpu")
+        for index, methods in found.items():
+            torch.testing.assert_close(
+                torch.tensor(told["scores"][index]).double(), methods[method], rtol=1e-4, atol=1e-5, check_dtype=False
+            )
+        plain = prunus.drop_experts(made / "qwen3_moe", tmp_path / f"{method}-1", recipe(made, method=method, **asked))
+        assert plain["scores"] != told["scores"]
+
+
+def test_the_weights_of_what_is_left_are_pruned(made, tmp_path):
+    prunus.drop_experts(made / "deepseek_v3", tmp_path / "fewer", recipe(made), device="cpu")
+    common = {"calibration": str(made / "rows.jsonl"), "samples": 4, "seqlen": 16}
+    told = prunus.prune(tmp_path / "fewer", tmp_path / "out", PruneRecipe(sparsity=0.5, **common))
+    before, after = Checkpoint(tmp_path / "fewer"), Checkpoint(tmp_path / "out")
+    routed = [linear for index in range(2) for linear in after.linears(index) if linear.experts]
+    assert len(routed) == 4 * 3 and told["sparsity"] == 0.5
+    for index in range(2):
+        for linear in after.linears(index):
+            old, new = (one.read_weight(index, f"{linear.name}.weight") for one in (before, after))
+            assert (new == 0).sum() == new.numel() // 2 and torch.equal(new[new != 0], old[new != 0])
+    assert [step["action"] for step in after.manifest["history"]] == ["experts", "prune"]
+    whole(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ("qwen3_moe", "unnormalised"))

@@ -58,3 +58,21 @@ def test_experts_take_no_recovery(folder):
     path = write_study(folder, '[[experts]]\nmethod = "reap"\nrecover = true\n')
     with pytest.raises(PrunusError, match="recover"):
         read_study(path)
+
+
+def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_path):
+    """The model of a study may be one whose experts were removed; its variants are swapped into it."""
+    calibration = {"calibration": str(folder / "text.jsonl"), "samples": 8, "seqlen": 16}
+    prunus.drop_experts(folder / "model", tmp_path / "model", prunus.ExpertsRecipe(**calibration), device="cpu")
+    shutil.copyfile(folder / "text.jsonl", tmp_path / "text.jsonl")
+    path = write_study(tmp_path, '[[prune]]\nmethod = "wanda"\n[[experts]]\nmethod = "frequency"\nkeep = 0.5\n')
+    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    study = read_study(path)
+    (recipe,) = [entry.recipe for entry in study.entries if isinstance(entry.recipe, prunus.PruneRecipe)]
+    prunus.prune(tmp_path / "model", tmp_path / "whole", recipe, device="cpu")
+    prunus.evaluate(tmp_path / "whole", study.plans[0], tmp_path / "whole.db", device="cpu")
+    with Store(tmp_path / "out" / "results.db") as theirs, Store(tmp_path / "whole.db") as ours:
+        [mine] = ours.runs()
+        [one] = [run for run in theirs.runs() if run.model["checksum"] == mine.model["checksum"]]
+        assert len(theirs.runs()) == 3
+        assert theirs.samples(one.run_id, texts=True) == ours.samples(mine.run_id, texts=True)
