@@ -111,7 +111,7 @@ def tensors_of(folder):
 
 
 def test_every_command_reads_an_original_as_it_is(tmp_path, quantised):
-    """What prune, drop, experts, stats, inspect and perplexity make of it is what they make of the model in bfloat16."""
+    """What each command makes of it is what it makes of the model in bfloat16."""
     folder, plain = quantised[0], tmp_path / "in-bfloat16"
     prunus.dequantize(folder, plain)
     rows = [torch.randint(3, 120, (24,), generator=torch.Generator().manual_seed(1)).tolist() for _ in range(4)]
