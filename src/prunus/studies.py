@@ -12,6 +12,7 @@ from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.finding.of_study import check_searches, open_searches, run_searches, states
+from prunus.finding.on_ray import Cluster
 from prunus.results.store import Store
 from prunus.study.cells import Model, open_models
 from prunus.study.file import Study, read_study
@@ -65,11 +66,12 @@ def run_study(
         models = open_models(study)
         check_variants(study, models, paths.folder, device)
         searches = open_searches(study, folders_of(models), paths.folder)
-        check_searches(study, searches, paths.store, device)
+        check_searches(study, searches, paths.store, device, on_ray=cluster is not None)
         write_text(paths.folder / "study.toml", study.text)
         # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
         run_cells(study, models, paths, device, cluster, gpus_per_task, cpus_per_task)
-        run_searches(searches, paths.store, device)
+        nodes = None if cluster is None else Cluster(cluster, gpus_per_task, cpus_per_task)
+        run_searches(searches, paths.store, device, nodes)
         if was_edited(study):
             progress.say(
                 f"{study.path} was edited while the study ran, and these results are those of the earlier text:"

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,19 @@ def find(
 
 
 def carry_out(
-    search: Search, target: Path, store: Path, device: str, *, overwrite: bool = False, always: bool = False
+    search: Search,
+    target: Path,
+    store: Path,
+    device: str,
+    *,
+    overwrite: bool = False,
+    always: bool = False,
+    rungs: Callable[[Search, Store, Path, str], Rungs] = Rungs,
 ) -> dict[str, Any]:
     """Carry out a search whose arguments were checked; returns the result of `find`.
 
-    always: without a certified rung target is written, too, with certificate and page alone.
+    always: without a certified rung target is written, too, with certificate and page alone. rungs: makes and evaluates
+    them.
     """
     folder = work_folder(target)
     published = is_published(target, folder, search)
@@ -120,8 +128,8 @@ def carry_out(
     with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
         resolved = search.dense.resolved
         rows = Rows(opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse)
-        with Rungs(search, opened, folder, device) as rungs:
-            outcome = Walk(search, rows, rungs).run()
+        with rungs(search, opened, folder, device) as makes:
+            outcome = Walk(search, rows, makes).run()
         if published:
             certified = read_certificate(target / CERTIFICATE)
         else:

@@ -3,7 +3,8 @@
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from prunus import progress
@@ -14,13 +15,15 @@ from prunus.errors import PrunusError
 from prunus.finding.certificate import read_certificate
 from prunus.finding.find import carry_out, work_folder
 from prunus.finding.ladders import Ladder, ladders_of
+from prunus.finding.on_ray import Cluster, RayRungs
 from prunus.finding.page import NAME as PAGE
 from prunus.finding.prospects import prospects, refuse_impossible
+from prunus.finding.rungs import Rungs
 from prunus.finding.search import Search, open_search
 from prunus.study.cells import model_label, plan_names
 from prunus.study.file import Study
 from prunus.study.find_table import BEGUN, FINISHED, WAITING, FindTable, SearchState
-from prunus.study.variants import check_variants
+from prunus.study.variants import check_variants, is_whole
 
 FOUND = "found"  # folder of a study
 
@@ -80,12 +83,16 @@ def opened(
     return StudySearch(table, plan, search, target)
 
 
-def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, device: str) -> None:
+def check_searches(
+    study: Study, searches: Sequence[StudySearch], store: Path, device: str, on_ray: bool = False
+) -> None:
     """Raise PrunusError, with the line of the table, for a search that cannot be carried out or cannot certify."""
     for one in searches:
         if is_finished(one):
             continue
         try:
+            if on_ray and any(is_whole(rung.variant) for rung in one.search.rungs):
+                raise PrunusError("rungs of [[experts]] are loaded whole, which --ray cannot do; leave it out")
             if not (one.target / CERTIFICATE).exists():
                 check_target(one.search.model.checkpoint.folder, one.target, True)
             check_variants(one.search.study, [one.search.model], work_folder(one.target), device)
@@ -95,8 +102,11 @@ def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, d
             study.fail(one.table.line, f"{one.table.name}: {error}")
 
 
-def run_searches(searches: Sequence[StudySearch], store: Path, device: str) -> None:
-    """Carry out what is missing. The result of an earlier search by another table of this name is replaced."""
+def run_searches(searches: Sequence[StudySearch], store: Path, device: str, cluster: Cluster | None = None) -> None:
+    """Carry out what is missing, on a Ray cluster if one is given.
+
+    The result of an earlier search by another table of this name is replaced.
+    """
     for one in searches:
         if is_finished(one):
             shutil.rmtree(work_folder(one.target), ignore_errors=True)  # it was stopped just before this
@@ -104,7 +114,11 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str) -> N
         progress.say(f"searching: {one.name}")
         with disk_errors(one.target, 0):
             one.target.parent.mkdir(parents=True, exist_ok=True)
-        carry_out(one.search, one.target, store, device, overwrite=True, always=True)
+        search, rungs = one.search, Rungs
+        if cluster is not None:  # checkpoints are kept, since this machine need not be able to make them again
+            search = replace(search, study=replace(search.study, keep_checkpoints=True))
+            rungs = partial(RayRungs, cluster=cluster)
+        carry_out(search, one.target, store, device, overwrite=True, always=True, rungs=rungs)
 
 
 def is_finished(one: StudySearch) -> bool:

@@ -12,14 +12,14 @@ from prunus.evaluation.pipeline import do_batch, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, cut_into_batches
-from prunus.finding.search import Search
+from prunus.finding.search import Rung, Search
 from prunus.hashing import content_hash
 from prunus.progress import say
 from prunus.pruning.calibration.saved_statistics import FIELDS, stats
 from prunus.pruning.methods import find_method
 from prunus.recipes import PruneRecipe
 from prunus.results.order import Round
-from prunus.results.rows import Sample
+from prunus.results.rows import Key, Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Engine
@@ -50,14 +50,24 @@ class Rungs:
         with self.stack:
             self.holding.close()
 
-    def evaluate(self, cell: Cell, rounds: Sequence[Round], show: Show) -> bool:
-        """Compute and store the rows of a cell that are missing in these rounds; returns whether there were any."""
+    def expect(self, rung: Rung, looked: int) -> None:
+        """Be told that a rung is being decided, of which the walk has looked at this many rounds."""
+
+    def missing(
+        self, cell: Cell, rounds: Sequence[Round], stored: set[Key] | None = None
+    ) -> list[list[tuple[int, int]]]:
+        """The batches of a cell in these rounds of which rows are missing. stored: the keys in the store, if known."""
         work, places = cell.resolved, [self.search.places[problem] for one in rounds for _, problem in one]
         lengths = [len(work.prompts[place]) for place in places]
         local = cut_into_batches(lengths, self.search.plan.samples, self.search.plan.rows)
         batches = [[(places[index], draw) for index, draw in batch] for batch in local]
-        stored = self.store.keys(cell.run_id)
-        if not (missing := [batch for batch in batches if not work.keys(batch) <= stored]):
+        stored = self.store.keys(cell.run_id) if stored is None else stored
+        return [batch for batch in batches if not work.keys(batch) <= stored]
+
+    def evaluate(self, cell: Cell, rounds: Sequence[Round], show: Show) -> bool:
+        """Compute and store the rows of a cell that are missing in these rounds; returns whether there were any."""
+        work = cell.resolved
+        if not (missing := self.missing(cell, rounds)):
             return False
         backend = self.backend_of(cell.variant)
         check_engine(work, backend)

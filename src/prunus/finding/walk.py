@@ -108,6 +108,7 @@ class Walk:
         """Compute what is missing of the dense model's and the rung's rows for the rounds from `looked` to `until`."""
         cells = self.search.dense, rung.cell
         rounds = self.search.order[looked:until]
+        self.rungs.expect(rung, looked)
         total, done = len(cells) * self.search.plan.samples * sum(map(len, rounds)), 0
 
         def show(chains: int, tokens: int) -> None:

@@ -90,6 +90,7 @@ class Driver:
         self.unmade = {job.variant.key for job in jobs if job.cell is None}
         self.claimed: set[str] = set()  # ids of runs, here and below
         self.described: set[str] = set()
+        self.given_up: set[str] = set()  # keys of variants
         self.workers: list[WorkerHandle] = []
         self.calls: dict[Any, WorkerHandle] = {}  # Ray reference to a call's result -> the worker that was called
         self.failed_starts = 0
@@ -97,21 +98,29 @@ class Driver:
 
     def run(self) -> None:
         """Run all jobs."""
+        self.check_capacity()
+        while self.jobs or any(worker.job for worker in self.workers):
+            self.step()
+
+    def check_capacity(self) -> None:
+        """Raise PrunusError if not a single worker fits on the nodes."""
         if not capacity(self.gpus, self.cpus):
             raise PrunusError(
                 f"no node of the cluster has the {self.gpus:g} GPUs and {self.cpus:g} CPUs that one worker needs:"
                 " lower --gpus-per-task or --cpus-per-task"
             )
-        while self.jobs or any(worker.job for worker in self.workers):
-            self.start_workers(len(self.jobs) + sum(worker.job is not None for worker in self.workers))
-            for worker in self.workers:
-                is_free = worker.info is not None and worker.job is None
-                if is_free and (job := next_job(self.jobs, self.unmade, worker, self.workers)):
-                    self.jobs.remove(job)
-                    if self.streams and job.cell is not None:
-                        take_along(job, self.jobs, len(self.workers))
-                    self.assign(worker, job)
-            self.wait()
+
+    def step(self) -> None:
+        """Give jobs to workers that have none, and handle what comes back within a second."""
+        self.start_workers(len(self.jobs) + sum(worker.job is not None for worker in self.workers))
+        for worker in self.workers:
+            is_free = worker.info is not None and worker.job is None
+            if is_free and (job := next_job(self.jobs, self.unmade, worker, self.workers)):
+                self.jobs.remove(job)
+                if self.streams and job.cell is not None:
+                    take_along(job, self.jobs, len(self.workers))
+                self.assign(worker, job)
+        self.wait()
 
     def measure_latency(self, models: Sequence[Model]) -> None:
         """Measure the latency of all cells one after another on one machine, while no other worker has a job.
@@ -217,6 +226,10 @@ class Driver:
             assert worker.job is not None
             self.forget_files(worker.job.variant)
         except RayTaskError as error:
+            if worker.job is not None and worker.job.rank:
+                self.give_up(worker.job)
+                worker.last, worker.job = None, None
+                return
             where = f"on {worker.info.node}: " if worker.info else ""
             if isinstance(error.cause, PrunusError):
                 raise PrunusError(f"{where}{error.cause}") from error
@@ -287,6 +300,9 @@ class Driver:
             return
         job.attempts += 1
         where = worker.info.node if worker.info else "?"
+        if job.attempts >= ATTEMPTS and job.rank:
+            self.give_up(job)
+            return
         if job.attempts >= ATTEMPTS:
             raise PrunusError(
                 f"{ATTEMPTS} workers were lost while {job.description}, the last on {where} ({reason}): does the node"
@@ -295,6 +311,11 @@ class Driver:
         progress.say(f"a worker on {where} was lost while {job.description} ({reason}); another one repeats the job")
         if not job.timing:  # measure_latency() finds a missing timing again
             self.jobs.insert(0, job)
+
+    def give_up(self, job: Job) -> None:
+        """Forget a job that nobody needs yet, and those of its variant: where it is needed, its error is raised."""
+        self.given_up.add(job.variant.key)
+        self.jobs[:] = [other for other in self.jobs if not other.rank or other.variant.key != job.variant.key]
 
 
 def check_version(worker: WorkerInfo) -> None:
