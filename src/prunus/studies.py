@@ -58,9 +58,12 @@ def run_study(
         done = prunus.run_study("examples/tiny.toml", out="study")
         [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
     """
+    if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
+        raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
-    check_ray(study, ray, gpus_per_task, cpus_per_task)
+    if ray is not None:
+        check_ray(study)
     cluster = None if ray is None else find_cluster(ray)
     with paths.locked():
         models = open_models(study)

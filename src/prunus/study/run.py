@@ -28,12 +28,8 @@ from prunus.study.variants import MAKING, add_run, is_made, make_variant, same_r
 Batches = list[list[tuple[int, int]]]
 
 
-def check_ray(study: Study, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> None:
-    """Raise PrunusError for options of Ray without it, and for a study that Ray cannot run."""
-    if ray is None:
-        if gpus_per_task is not None or cpus_per_task != 1:
-            raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
-        return
+def check_ray(study: Study) -> None:
+    """Raise PrunusError for a study that cannot run on Ray."""
     if study.engine.serve is not None:
         raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
     if any(plan.control == "native" for plan in study.plans):
