@@ -13,6 +13,7 @@ The functions have the names of the commands. Each is imported when it is first 
 reading results does not need torch.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
     from prunus.rounds import prune_in_rounds
     from prunus.studies import plan_study, report_study, run_study
     from prunus.walkthrough import demo
+
+# On some processors the last bit of MKL's products otherwise depends on where in memory a matrix lies, and what was
+# interrupted would not resume to the same bytes. MKL reads this at its first product.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.1.0"
 __all__ = [
