@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -37,13 +38,19 @@ Group = tuple[int, str]  # index of a block, and `block`, `attention` or `mlp`
 
 
 class Sparsities(NamedTuple):
-    """groups: the sparsity of each group. warnings: one for each limit that sparsities reached."""
+    """groups: the sparsity of each group. warnings: one for each limit that sparsities reached.
+
+    experts: the sparsity of each routed expert, by block, module and number, where they differ (expert_sparsities.py).
+    """
 
     groups: Mapping[Group, float]
     warnings: list[str]
+    experts: Mapping[tuple[int, str, int], float] = MappingProxyType({})
 
     def of(self, index: int, linear: Linear) -> float:
         """Sparsity of one Linear of block `index`, before rounding to a number of weights."""
+        if linear.expert is not None and (own := self.experts.get((index, *linear.expert))) is not None:
+            return own
         whole = self.groups.get((index, WHOLE))
         return self.groups[index, linear.kind] if whole is None else whole
 
@@ -247,12 +254,13 @@ def linear_sparsities(
 
     The sparsity is a whole number of weights over the size of the tensor, or of a row if group is `row`; extra zeros,
     for rows only, are one more in each of the first rows. Over all Linears in scope the zeros sum to round(S * N). With
-    allocation `uniform` or rounding `reference` the method rounds for each Linear separately instead.
+    allocation `uniform` (and experts of equal sparsity) or rounding `reference` the method rounds for each Linear
+    separately instead.
     """
     places = [(index, linear) for index, linears in enumerate(linears_in_scope(source, recipe)) for linear in linears]
     names = [(index, linear.name) for index, linear in places]
     exact = [sparsities.of(index, linear) for index, linear in places]
-    if recipe.allocation == "uniform" or recipe.rounding == "reference":
+    if (recipe.allocation == "uniform" and not sparsities.experts) or recipe.rounding == "reference":
         return {name: (sparsity, 0) for name, sparsity in zip(names, exact, strict=True)}
     shapes = [linear.shape_OI for _, linear in places]
     sizes = [rows * columns for rows, columns in shapes]
