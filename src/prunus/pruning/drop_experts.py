@@ -81,13 +81,7 @@ def drop_experts(
     source, target, recipe = Checkpoint(resolve(model)), Path(out), recipe or ExpertsRecipe()
     check_target(source.folder, target, overwrite)
     mixtures = find_mixtures(source)
-    saved = None if stats is None else SavedExperts(stats, source, recipe)
-    if saved is not None:
-        if CRITERIA[recipe.method].needs == "nothing":
-            raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
-        if recipe.distill_router:
-            raise PrunusError("--distill-router trains on calibration tokens, which --stats does not hold")
-        recipe = saved.recipe
+    saved, recipe = with_saved(stats, source, recipe)
     if recipe.spread == "uniform":
         for mixture in mixtures:
             mixture.check(recipe.count(mixture.count))
@@ -133,30 +127,24 @@ def drop_experts(
             if not recipe.distill_router:
                 difference = verify(source, new, mixtures, choice.kept, there)
             parameters = new.parameters
-        removed = {str(index): experts for index, experts in choice.removed(mixtures).items()}
+        routers = {m.index: partial.records[m.index] for m in mixtures} if recipe.distill_router else {}
         warnings = [
             *(calibration.warnings if calibration else []),
             *choice.warnings,
             *source.reading_notes,
             *warn_of(stray),
+            *router_warnings(routers),
         ]
-        routers = {m.index: partial.records[m.index] for m in mixtures} if recipe.distill_router else {}
         step: dict[str, Any] = {
             "action": "experts",
             "recipe": recipe.to_json(),
             "versions": versions(),
             "source": origin,
             "calibration": calibration.summary() if calibration else saved and saved.summary,
-            "experts": {"before": counts_of(mixtures), "after": {m.index: len(choice.kept[m.index]) for m in mixtures}},
-            "experts_removed": removed,
-            "scores": {str(index): row for index, row in choice.scores.items()},
-            "tokens": {str(index): row for index, row in choice.tokens.items()},
+            **choice_record(choice, mixtures),
             "warnings": warnings,
+            **router_record(routers),
         }
-        if routers:
-            step["routers"] = {str(index): record for index, record in routers.items()}
-            step["cost"] = {name: sum(record[name] for record in routers.values()) for name in ("tokens", "steps")}
-            warnings += router_warnings(routers)
         partial.finish(content, step, made_card(source, step))
     return {
         "out": str(target),
@@ -165,13 +153,45 @@ def drop_experts(
         "blocks": len(mixtures),
         "parameters": parameters,
         "seconds": time.monotonic() - started,
-        "experts_removed": {int(index): experts for index, experts in removed.items()},
+        "experts_removed": choice.removed(mixtures),
         "scores": choice.scores,
         "tokens": choice.tokens,
         "difference": difference,
         **({"errors": {index: (r["before"], r["after"]) for index, r in routers.items()}} if routers else {}),
         "warnings": warnings,
     }
+
+
+def with_saved(
+    stats: str | Path | None, source: Checkpoint, recipe: ExpertsRecipe
+) -> tuple[SavedExperts | None, ExpertsRecipe]:
+    """A file of expert_stats, opened, and the recipe with its calibration; (None, recipe) without a file."""
+    if stats is None:
+        return None, recipe
+    saved = SavedExperts(stats, source, recipe)
+    if CRITERIA[recipe.method].needs == "nothing":
+        raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
+    if recipe.distill_router:
+        raise PrunusError("--distill-router trains on calibration tokens, which --stats does not hold")
+    return saved, saved.recipe
+
+
+def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, Any]:
+    """What the manifest says of the experts that were chosen."""
+    return {
+        "experts": {"before": counts_of(mixtures), "after": {m.index: len(choice.kept[m.index]) for m in mixtures}},
+        "experts_removed": {str(index): experts for index, experts in choice.removed(mixtures).items()},
+        "scores": {str(index): row for index, row in choice.scores.items()},
+        "tokens": {str(index): row for index, row in choice.tokens.items()},
+    }
+
+
+def router_record(routers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of routers that were fitted; nothing if none were."""
+    if not routers:
+        return {}
+    cost = {name: sum(record[name] for record in routers.values()) for name in ("tokens", "steps")}
+    return {"routers": {str(index): record for index, record in routers.items()}, "cost": cost}
 
 
 def router_warnings(routers: Mapping[int, Mapping[str, Any]]) -> list[str]:
