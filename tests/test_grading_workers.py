@@ -73,22 +73,22 @@ def wait_until(condition, seconds):
 
 def test_a_monster_power_costs_its_time_limit_and_nothing_else():
     items = [(math("7x"), rf"\boxed{{{said}}}") for said in ("x+6x", MONSTER, "7 x", MONSTER, r"\frac{14x}{2}")]
-    with Grader(workers=1, timeout_s=3.0) as grader:
+    with Grader(workers=1, timeout_s=1.5) as grader:
         grader.grade(items[:1])  # starts the worker, so that the clock below sees comparisons alone
         before = time.monotonic()
         grades = grader.grade(items)
         first = time.monotonic() - before
         again = grader.grade(items)
-        assert time.monotonic() - before < 3 + 20, "one limit and one restart"
+        assert time.monotonic() - before < 1.5 + 20, "one limit and one restart"
     assert [grade.status for grade in grades] == ["ok", "timeout", "ok", "timeout", "ok"]
     assert [grade.correct for grade in grades] == [True, False, True, False, True]
-    assert grades[1] == Grade(MONSTER, False, "timeout") and first > 3
+    assert grades[1] == Grade(MONSTER, False, "timeout") and first > 1.5
     assert again == grades and grader.pool.started == 2  # remembered, not waited for again
 
 
 @pytest.mark.parametrize("evil", ["hang", "crash", "allocate", "hoard"])
 def test_a_failing_comparison_leaves_the_others_alone(evil):
-    pool = mischief(timeout_s=2.0 if evil == "hang" else 60.0)
+    pool = mischief(timeout_s=1.0 if evil == "hang" else 60.0)
     try:
         requests = [("a", "a", False), ("a", evil, False), ("a", "b", False), ("a", "a", True)]
         expected = "timeout" if evil == "hang" else "error"

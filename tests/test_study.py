@@ -616,15 +616,16 @@ def stopped_at(batch: int, file: Path, out: Path) -> Iterator[warm_processes.Run
 @pytest.mark.slow
 @uses_finished
 def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, batches):
-    file, out = write_study(tmp_path), tmp_path / "out"
+    file, out = write_study(tmp_path, RECIPES.split("[[drop]]")[0]), tmp_path / "out"
     with stopped_at(6, file, out) as process:  # the third variant is swapped in
         with pytest.raises(PrunusError, match=rf"another prunus process \(pid {process.pid}\) works on"):
             prunus.run_study(file, out=out)
         process.send_signal(signal.SIGKILL)
     assert sum(map(len, results(out / "results.db").values())) == 5 * 2 * 3, "whole batches, and all of them"
     prunus.run_study(file, out=out)
-    assert len(batches) == 3 * len(NAMES) - 5
-    assert results(out / "results.db") == results(finished / "out" / "results.db")
+    assert len(batches) == 3 * 5 - 5
+    ours, theirs = results(out / "results.db"), results(finished / "out" / "results.db")
+    assert ours == {run: theirs[run] for run in ours} and len(ours) == 5
 
 
 @pytest.mark.parametrize("words", [["plan", "run", "x.toml"], ["plan"], ["a.toml", "b.toml"]])

@@ -12,7 +12,6 @@ from small_study import NAMES, write_study
 
 import prunus
 from prunus import progress
-from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
 from prunus.reporting import report_data
@@ -26,6 +25,7 @@ from prunus.study.cells import open_model, variant_names
 from prunus.study.file import read_study
 from prunus.study.live_table import LiveTable, Row, duration
 from prunus.study.plan_table import plan_table
+from prunus.study.variants import make_variant, weights_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -111,14 +111,15 @@ def test_speed_is_of_a_run_that_takes_long_enough_to_tell(tmp_path, monkeypatch,
 def test_the_bound_on_disk_holds_for_every_kind_of_variant(tmp_path):
     file = write_study(tmp_path, hidden_size=64, intermediate_size=512)
     plan = prunus.plan_study(file, out=tmp_path / "out", measure=False)
-    prunus.run_study(file, out=tmp_path / "out")
     study = read_study(file)
     bounds = {variant["variant"]: variant["bytes"] for variant in plan["variants"]}
-    nbytes = Checkpoint(study.models[0]).nbytes
-    with Store(tmp_path / "out" / "results.db") as store:
-        sources = {run.model["name"].split("/")[-1]: run.model["source"] for run in store.runs()}
+    model = open_model(study, study.models[0], Path(study.models[0]))
+    made = {variant.name: variant for variant in model.variants[1:]}
+    assert bounds.keys() == made.keys() == set(NAMES[1:])
+    nbytes = model.checkpoint.nbytes
     for name, bound in bounds.items():
-        size = Path(sources[name]).stat().st_size
+        make_variant(model, made[name], tmp_path / "out", "cpu", keep=False)
+        size = weights_file(tmp_path / "out", made[name]).stat().st_size
         assert size <= bound + 60_000, name
         assert bound < 0.06 * nbytes or name in ("sparsegpt-50", "laco-1"), "a bit a weight"
     assert bounds["sparsegpt-50"] > 0.3 * nbytes
@@ -169,10 +170,10 @@ def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
     text = (EXAMPLES / "tiny.toml").read_text()
     for old, new in (
-        ("limit = 126", "limit = 4"),
-        ("[32, 64, 128, 256, 512, 1024]", "[8, 24]"),
-        ("samples = 128", "samples = 8"),
-        ("influence_train = 96\ninfluence_validation = 32", "influence_train = 6\ninfluence_validation = 4"),
+        ("limit = 126", "limit = 2\nanswer_tokens = 8"),
+        ("[32, 64, 128, 256, 512, 1024]", "[2, 8]"),
+        ("samples = 128", "samples = 4"),
+        ("influence_train = 96\ninfluence_validation = 32", "influence_train = 4\ninfluence_validation = 4"),
     ):
         assert old in text
         text = text.replace(old, new)

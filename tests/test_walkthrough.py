@@ -18,13 +18,14 @@ from prunus.walkthrough import Recovered
 @warm_processes.in_one_worker
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(walkthrough, "PLAN", replace(walkthrough.PLAN, budgets=(0, 16, 32), limit=8, batch_size=8))
+    plan = replace(walkthrough.PLAN, budgets=(0, 8), limit=4, answer_tokens=16, batch_size=4)
+    monkeypatch.setattr(walkthrough, "PLAN", plan)
     few: dict[str, Any] = dict(walkthrough.DENSE.variants)
     for name, recipe in few.items():
         if isinstance(recipe, Recovered):
-            few[name] = recipe._replace(recipe=replace(recipe.recipe, calibration_tokens=600, epochs=1))
+            few[name] = recipe._replace(recipe=replace(recipe.recipe, calibration_tokens=300, epochs=1))
         elif recipe.calibration == "tiny":
-            few[name] = replace(recipe, samples=8)
+            few[name] = replace(recipe, samples=4)
     monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few))
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
@@ -35,7 +36,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
         names = {run.run_id: run.model["name"] for run in store.runs()}
         keys = {name: store.keys(run_id) for run_id, name in names.items()}
     assert set(keys) == {"tiny", *few}
-    assert all(len(found) == 8 * 3 for found in keys.values())
+    assert all(len(found) == 4 * 2 for found in keys.values())
     assert {names[entry["run"]] for entry in comparison["others"]} == set(few)
     for entry in comparison["others"]:
         assert entry["verdict"] in WORDS
@@ -56,7 +57,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_models_are_evaluated_by_processes_that_start_from_nothing(tmp_path):
     """As `prunus demo` starts them; above, they are forks, which are quicker."""
-    plan = replace(walkthrough.PLAN, budgets=(0, 16), limit=2, batch_size=2)
+    plan = replace(walkthrough.PLAN, budgets=(0, 4), limit=2, answer_tokens=8, batch_size=2)
     runs = walkthrough.evaluate_all({"dense": "tiny"}, plan, tmp_path / "results.db")
     with Store(tmp_path / "results.db") as store:
         assert [run.run_id for run in store.runs()] == list(runs.values())

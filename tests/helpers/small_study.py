@@ -23,8 +23,8 @@ samples = 8
 seqlen = 16
 {recipes}
 """
-# Its closing has 19 ids in the built-in tokenizer; that of qwen3, the model's own profile, has 84.
-SHORT = 'profile = "s1"'
+# Its closing has 5 ids in the built-in tokenizer; that of qwen3, the model's own profile, has 84.
+SHORT = 'profile = "tiny"'
 RECIPES = """\
 [[prune]]
 method = ["magnitude", "wanda", "sparsegpt"]

@@ -10,8 +10,8 @@ from math import comb, inf, nan
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from prunus.budgets import NAMED
 
@@ -50,9 +50,9 @@ def estimate(values_P: ArrayLike, draws: int = 1) -> Estimate:
     se = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else nan
     binary = bool(np.isin(values, (0, 1)).all())
     if binary or n < 2 or se == 0:
-        size, quantile = float(n), stats.norm.ppf(0.975)
+        size, quantile = float(n), scipy.stats.norm.ppf(0.975)
     else:
-        size, quantile = min(mean * (1 - mean) / se**2, n * draws), stats.t.ppf(0.975, n - 1)
+        size, quantile = min(mean * (1 - mean) / se**2, n * draws), scipy.stats.t.ppf(0.975, n - 1)
     return Estimate(mean, se, *wilson_interval(mean, size, float(quantile)))
 
 

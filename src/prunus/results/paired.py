@@ -32,8 +32,8 @@ from math import inf, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
@@ -102,14 +102,16 @@ def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -
     """
     centre = estimate(strata)
     close = np.isclose(draws, centre, rtol=0, atol=1e-12)
-    bias = stats.norm.ppf(np.clip(np.mean((draws < centre) & ~close, axis=0) + close.mean(axis=0) / 2, 1e-6, 1 - 1e-6))
+    bias = scipy.stats.norm.ppf(
+        np.clip(np.mean((draws < centre) & ~close, axis=0) + close.mean(axis=0) / 2, 1e-6, 1 - 1e-6)
+    )
     influence = np.concatenate([(d - d.mean(axis=0)) / len(d) for d in strata])
     scale = 6 * (influence**2).sum(axis=0) ** 1.5
     acceleration = np.divide((influence**3).sum(axis=0), scale, out=np.zeros_like(scale), where=scale > 0)
     ends = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
-        z = bias + stats.norm.ppf(tail)
-        shares = stats.norm.cdf(bias + z / (1 - acceleration * z))
+        z = bias + scipy.stats.norm.ppf(tail)
+        shares = scipy.stats.norm.cdf(bias + z / (1 - acceleration * z))
         ends.append(np.array([np.quantile(draws[:, c], shares[c]) for c in range(draws.shape[1])]))
     return ends[0], ends[1]
 
@@ -124,8 +126,8 @@ def t_test(strata: Sequence[Floats], level: float = 0.95) -> tuple[Floats, Float
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = sum(variances) ** 2 / sum(v**2 / (len(d) - 1) for v, d in zip(variances, strata, strict=True))
         ratio = np.where(centre == 0, 0.0, np.abs(centre) / error)
-        half = stats.t.ppf((1 + level) / 2, freedom) * error
-    p = np.where(error == 0, (centre == 0).astype(float), 2 * stats.t.sf(ratio, freedom))
+        half = scipy.stats.t.ppf((1 + level) / 2, freedom) * error
+    p = np.where(error == 0, (centre == 0).astype(float), 2 * scipy.stats.t.sf(ratio, freedom))
     half = np.where(error == 0, 0.0, half)
     return centre - half, centre + half, p
 
@@ -215,8 +217,8 @@ def detectable(claims: ArrayLike = 1, freedom: float = inf) -> Floats:
     freedom: degrees of freedom of the error, from which the quantile is Student's and the power that of the noncentral
     t to a good approximation: z(.8) sqrt(1 + t^2 / (2 freedom)).
     """
-    quantile = stats.t.isf(ALPHA / 2 / np.asarray(claims, dtype=float), freedom)
-    return quantile + stats.norm.ppf(POWER) * np.sqrt(1 + quantile**2 / (2 * freedom))
+    quantile = scipy.stats.t.isf(ALPHA / 2 / np.asarray(claims, dtype=float), freedom)
+    return quantile + scipy.stats.norm.ppf(POWER) * np.sqrt(1 + quantile**2 / (2 * freedom))
 
 
 def freedom(strata: Sequence[Floats]) -> int:
@@ -245,8 +247,8 @@ def minimum_detectable(strata: Sequence[Floats], claims: ArrayLike = 1, draws: f
 def mcnemar_p(lost: int, won: int) -> tuple[float, float]:
     """Exact and mid-p two-sided p for one draw per problem. lost: problems that only base solves; won: only other."""
     n, fewer = lost + won, min(lost, won)
-    tails = 2 * float(stats.binom.cdf(fewer, n, 0.5))
-    return min(1.0, tails), tails - float(stats.binom.pmf(fewer, n, 0.5))
+    tails = 2 * float(scipy.stats.binom.cdf(fewer, n, 0.5))
+    return min(1.0, tails), tails - float(scipy.stats.binom.pmf(fewer, n, 0.5))
 
 
 def holm(p: ArrayLike) -> Floats:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from prunus.results import best_of, metrics, paired
 from prunus.results.table import Table
@@ -155,4 +155,4 @@ def _cells(differences: Sequence[Floats], seed: int, resamples: int) -> list[dic
     if not differences:
         return []
     found = paired.infer([np.column_stack(differences)], resamples, seed)
-    return found.cells(q=stats.false_discovery_control(found.columns["p"]))
+    return found.cells(q=scipy.stats.false_discovery_control(found.columns["p"]))

@@ -17,8 +17,8 @@ mean over tasks of the mean over problems.
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from prunus.results import betting, paired
 
@@ -29,7 +29,7 @@ ENOUGH = 0.9  # smallest share of the base's slope at which scaling counts as ke
 def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
     """(C,) ratio of other's slope to base's, low and high (95 %); nan unless base's slope is clearly above 0."""
     x, y, xx, xy, yy, extra = _moments(base, other)
-    square = stats.t.isf(0.025, paired.freedom(base)) ** 2
+    square = scipy.stats.t.isf(0.025, paired.freedom(base)) ** 2
     a, b, c = x**2 - square * xx, x * y - square * xy, y**2 - square * (yy + extra)
     clear = (a > square * extra) & (x > 0)
     a, root = np.where(clear, a, np.nan), np.sqrt(np.maximum(b**2 - a * c, 0.0))
@@ -78,4 +78,4 @@ def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, .
 def _t_p(mean_C: Floats, variance_C: Floats, freedom: int) -> Floats:
     """(C,) one-sided p of a mean of 0 or less; 1 where the variance is 0 or unknown."""
     good = variance_C > 0
-    return np.where(good, stats.t.sf(mean_C / np.sqrt(np.where(good, variance_C, 1.0)), freedom), 1.0)
+    return np.where(good, scipy.stats.t.sf(mean_C / np.sqrt(np.where(good, variance_C, 1.0)), freedom), 1.0)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from prunus.budgets import OFF
 from prunus.results import paired, scaling
@@ -30,7 +30,7 @@ def token_ratios(base: Table, other: Table) -> list[dict[str, float]]:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_B = ours_B / theirs_B
         log_PB = ours_PB / ours_B - theirs_PB / theirs_B  # linearised contribution of each problem to the log ratio
-        spread_B = stats.t.ppf(0.975, P - 1) * np.sqrt((log_PB**2).sum(axis=0) / np.float64(P - 1) / P)
+        spread_B = scipy.stats.t.ppf(0.975, P - 1) * np.sqrt((log_PB**2).sum(axis=0) / np.float64(P - 1) / P)
         columns = {
             "tokens": ours_B,
             "base_tokens": theirs_B,

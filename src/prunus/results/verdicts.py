@@ -8,7 +8,7 @@ corrected within their model, as are the areas of single tasks.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
+import scipy
 
 from prunus.budgets import without_off
 from prunus.results.betting import ALPHA
@@ -52,7 +52,7 @@ def set_adjusted(cells: Sequence[dict[str, Any]], *names: str) -> None:
 def set_q(parts: Sequence[Data]) -> None:
     """Set q: Benjamini-Hochberg over all budgets and areas of these parts."""
     found = [cell for part in parts for cell in (*part["budgets"].values(), part[AUC])]
-    for cell, q in zip(found, stats.false_discovery_control([cell["p"] for cell in found]), strict=True):
+    for cell, q in zip(found, scipy.stats.false_discovery_control([cell["p"] for cell in found]), strict=True):
         cell["q"] = float(q)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from prunus.errors import PrunusError
@@ -77,7 +77,7 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's rank correlation; 0 if one of the sequences is constant."""
     if len(set(first)) < 2 or len(set(second)) < 2:
         return 0.0
-    return float(np.asarray(spearmanr(first, second)[0]))
+    return float(np.asarray(scipy.stats.spearmanr(first, second)[0]))
 
 
 def influences(subject: Subject, calibration: Calibration, parts: Sequence[str], influence: Influence) -> Measured:

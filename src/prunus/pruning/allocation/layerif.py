@@ -10,7 +10,7 @@ the validation loss.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.signal import savgol_filter
+import scipy
 
 from prunus.declarations import Allocation, Option
 from prunus.pruning.allocation.arithmetic import normalised, scaled
@@ -33,7 +33,9 @@ def smoothed(scores: Sequence[float], window: int, order: int) -> list[float]:
     width = min(window, len(scores) if len(scores) % 2 else len(scores) - 1)
     if width < 3:
         return list(scores)
-    return np.asarray(savgol_filter(np.asarray(scores, float), width, min(order, width - 1), mode="interp")).tolist()
+    return np.asarray(
+        scipy.signal.savgol_filter(np.asarray(scores, float), width, min(order, width - 1), mode="interp")
+    ).tolist()
 
 
 def study_ratios(influences: Sequence[float]) -> list[float]:
