@@ -114,6 +114,57 @@ def test_without_an_address_a_cluster_is_started_that_only_this_machine_can_reac
     assert not any("raylet" in process.name() for process in psutil.Process().children(recursive=True))
 
 
+FIND = """\
+[[find]]
+method = "magnitude"
+ladder = "0.1:0.5:0.1"
+margin = 0.2
+stop_margin = 0.25
+max_tokens = 4000
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_is_lost(
+    cluster, tmp_path, monkeypatch, few_resamples
+):
+    """It comes before the test that removes a node, since a single worker has no time to work ahead."""
+    original, assign, given, killed = SearchDriver.store_batch, SearchDriver.assign, [], []
+
+    def noted(self: SearchDriver, worker: WorkerHandle, job: Job) -> None:
+        given.append(job.rank)
+        assign(self, worker, job)
+
+    def store_batch(self: SearchDriver, job: Job, found: Any) -> None:
+        original(self, job, found)
+        at_work = [one.info for one in self.workers if one.job and one.job is not job and one.info]
+        if at_work and not killed:
+            killed.append(at_work[0].process)
+            os.kill(at_work[0].process, signal.SIGKILL)
+
+    monkeypatch.setattr(SearchDriver, "assign", noted)
+    monkeypatch.setattr(SearchDriver, "store_batch", store_batch)
+    file = write_study(tmp_path, FIND)
+    file.write_text(file.read_text().replace("limit = 6", "limit = 60").replace("batch_size = 2", "batch_size = 10"))
+    study, searches = read_study(file), {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray's workers have
+    try:
+        for name, address in (("ray", cluster.address), ("local", None)):
+            (tmp_path / name).mkdir()
+            prunus.evaluate(study.models[0], study.plans[0], tmp_path / name / "results.db")  # no worker starts for it
+            (searches[name],) = prunus.run_study(file, out=tmp_path / name, ray=address)["searches"]
+    finally:
+        torch.set_num_threads(threads)
+    assert any(given) and killed
+    ours, theirs = (searches[name] for name in ("ray", "local"))
+    assert ours["found"] == theirs["found"] is not None and ours["claims"] == theirs["claims"]
+    assert files(Path(ours["out"])) == files(Path(theirs["out"]))
+    rows, alone = (everything(tmp_path / name / "results.db")["samples"] for name in ("ray", "local"))
+    assert all(sample in rows[run] for run, samples in alone.items() for sample in samples)
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
@@ -163,56 +214,6 @@ def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
 
     monkeypatch.setattr(ray_driver, "connected", None)  # nothing is left to do there
     prunus.run_study(file, out=tmp_path / "ray", ray=cluster.address)
-
-
-FIND = """\
-[[find]]
-method = "magnitude"
-ladder = "0.1:0.5:0.1"
-margin = 0.2
-stop_margin = 0.25
-max_tokens = 4000
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("ray")
-def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_is_lost(
-    cluster, tmp_path, monkeypatch, few_resamples
-):
-    original, assign, given, killed = SearchDriver.store_batch, SearchDriver.assign, [], []
-
-    def noted(self: SearchDriver, worker: WorkerHandle, job: Job) -> None:
-        given.append(job.rank)
-        assign(self, worker, job)
-
-    def store_batch(self: SearchDriver, job: Job, found: Any) -> None:
-        original(self, job, found)
-        at_work = [one.info for one in self.workers if one.job and one.job is not job and one.info]
-        if at_work and not killed:
-            killed.append(at_work[0].process)
-            os.kill(at_work[0].process, signal.SIGKILL)
-
-    monkeypatch.setattr(SearchDriver, "assign", noted)
-    monkeypatch.setattr(SearchDriver, "store_batch", store_batch)
-    file = write_study(tmp_path, FIND)
-    file.write_text(file.read_text().replace("limit = 6", "limit = 60").replace("batch_size = 2", "batch_size = 10"))
-    study, searches = read_study(file), {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as Ray's workers have
-    try:
-        for name, address in (("ray", cluster.address), ("local", None)):
-            (tmp_path / name).mkdir()
-            prunus.evaluate(study.models[0], study.plans[0], tmp_path / name / "results.db")  # no worker starts for it
-            (searches[name],) = prunus.run_study(file, out=tmp_path / name, ray=address)["searches"]
-    finally:
-        torch.set_num_threads(threads)
-    assert any(given) and killed
-    ours, theirs = (searches[name] for name in ("ray", "local"))
-    assert ours["found"] == theirs["found"] is not None and ours["claims"] == theirs["claims"]
-    assert files(Path(ours["out"])) == files(Path(theirs["out"]))
-    rows, alone = (everything(tmp_path / name / "results.db")["samples"] for name in ("ray", "local"))
-    assert all(sample in rows[run] for run, samples in alone.items() for sample in samples)
 
 
 def files(folder: Path) -> dict[str, bytes]:
