@@ -1,8 +1,10 @@
 """Control native: the requests to a chat server, the draws read from its replies, and adherence in the reports."""
 
 import csv
+import json
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -30,12 +32,15 @@ from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw
 from prunus.evaluation.native import chat_request, drawn, ignored
 from prunus.evaluation.profiles import PROFILES, decode, native_control, resolve_profile
+from prunus.evaluation.profiles.native import NativeControl
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.recipes import EvalPlan
 from prunus.results.comparison import compare
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise
+from prunus.study.engine import Engine
+from prunus.study.variants import whole_checkpoint
 
 PLAN = EvalPlan(
     tasks=("tiny",), budgets=(0, 8, 16), samples=2, limit=4, backend="openai", control="native", temperature=1.0
@@ -297,6 +302,43 @@ def test_a_study_has_cells_of_both_controls(tmp_path):
     assert len(rows) == len(of_forced) == 24 and done["cells"] == 2
     with pytest.raises(PrunusError, match="control native asks one server from here; leave --ray out"):
         prunus.run_study(file, out=tmp_path / "out", ray="auto")
+
+
+def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tmp_path, monkeypatch):
+    """The server's chains are short but those of the second rung, which all reach their budget."""
+    with chatting(TOKENIZER, with_ids=True, backend=ScriptedBackend(babble)) as server:
+
+        @contextmanager
+        def served(self: Engine, model: Any, variant: Any, folder: Path) -> Iterator[None]:
+            where = whole_checkpoint(self.study, model, variant, folder, self.device)
+            self.server = where, EngineOptions(url=server.url, served_model="tiny")
+            server.lengths = (30,) if variant.name == "magnitude-20" else (3, 9)
+            yield
+            self.server = None
+
+        monkeypatch.setattr(Engine, "served", served)
+        plan = replace(PLAN, limit=60, samples=1, budgets=(8, 16))
+        rules: dict[str, Any] = {"margin": 0.3, "stop_margin": 0.2, "methods": ["magnitude"]}
+        engine, out, store = EngineOptions(serve="vllm {model} {port}"), tmp_path / "out", tmp_path / "results.db"
+        found = prunus.find("tiny", out, plan, "0.1:0.3:0.1", store=store, engine=engine, **rules)
+        asked = len(server.seen)
+        assert prunus.find("tiny", tmp_path / "again", plan, "0.1:0.3:0.1", store=store, engine=engine, **rules)
+    assert len(server.seen) == asked
+    assert [rung["word"] for rung in found["ladders"]["magnitude"]] == ["certified", "refused"]
+    assert found["found"] == "magnitude-10" and prunus.verify(out / "certificate.json", store)["differences"] == []
+    rung = json.loads((out / "certificate.json").read_text())["shown"]["ladders"][0]["rungs"][1]
+    assert rung["failed"] == ["ends"]
+    with Store(store) as opened:
+        rows = opened.samples(rung["run"])
+    assert {row.ended for row in rows} == {"forced"} and len(rows) == 2 * rung["looked"]
+    assert rung["tokens"] == sum(row.thinking_tokens + row.answer_tokens for row in rows), "no budget shares a chain"
+
+
+def test_find_refuses_control_that_does_not_end_the_thinking(tmp_path, monkeypatch):
+    told = NativeControl(template="thinking_budget")
+    monkeypatch.setattr("prunus.evaluation.resolved_plan.native_control", lambda *_: told)
+    with pytest.raises(PrunusError, match="does not end the thinking there, so no row says whether a chain ended by"):
+        prunus.find("tiny", tmp_path / "out", PLAN, "0.1", engine=EngineOptions(serve="vllm {model} {port}"))
 
 
 def test_a_server_with_fewer_places_than_the_window_refuses_and_nothing_is_lost(tmp_path, monkeypatch):

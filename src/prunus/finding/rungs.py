@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from prunus.checkpoint.manifest import MANIFEST
+from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
+from prunus.evaluation.native import check_server
 from prunus.evaluation.pipeline import do_batch, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
@@ -25,7 +27,7 @@ from prunus.study.cells import Cell, Variant
 from prunus.study.engine import Engine
 from prunus.study.variants import add_run, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
-Show = Callable[[int, int], None]  # of chains that were completed, and of tokens sampled for them
+Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
 
 
 class Rungs:
@@ -38,7 +40,7 @@ class Rungs:
         self.search, self.store, self.folder, self.device = search, store, folder, device
         self.engine = Engine(search.study, device)
         self.grader: Grader | None = None
-        self.held: tuple[Variant, Backend] | None = None
+        self.held: tuple[Variant, Backend | ChatServer] | None = None
         self.deleted: set[str] = set()
         self.holding, self.stack = ExitStack(), ExitStack()
 
@@ -69,17 +71,19 @@ class Rungs:
         work = cell.resolved
         if not (missing := self.missing(cell, rounds)):
             return False
-        backend = self.backend_of(cell.variant)
+        backend = self.backend_of(cell)
         check_engine(work, backend)
+        if not isinstance(backend, Backend):
+            check_server(work, backend)
         if self.grader is None:
             self.grader = self.stack.enter_context(Grader())
         with self.store.claim(cell.run_id):
             add_run(self.store, self.search.model, cell, self.folder, describe_versions(backend))
             self.store.mark_adaptive(cell.run_id, {"by": "find", "seed": self.search.plan.seed})
-            if backend.streams:
+            if not isinstance(backend, Backend) or backend.streams:
 
                 def shown(samples: Sequence[Sample], tokens: int) -> None:
-                    show(len(samples) // len(work.budgets), tokens)
+                    show(len(samples) / len(work.budgets), tokens)
 
                 stream_batches(self.store, work, backend, self.grader, missing, shown)
             else:
@@ -88,8 +92,9 @@ class Rungs:
                     show(len(batch), done.tokens)
         return True
 
-    def backend_of(self, variant: Variant) -> Backend:
-        """A backend with the weights of a variant, which is made if it is missing."""
+    def backend_of(self, cell: Cell) -> Backend | ChatServer:
+        """A backend with the weights of a cell's variant, which is made if it is missing."""
+        variant = cell.variant
         if self.held is None or self.held[0] is not variant:
             self.release()
             if self.search.plan.backend == "vllm":  # once started it occupies the whole GPU, so all are made before
@@ -99,7 +104,9 @@ class Rungs:
             self.make(variant)
             of = self.search.model, variant, self.folder
             self.holding.enter_context(self.engine.served(*of))
-            self.held = variant, self.holding.enter_context(self.engine.holding(*of))
+            native = cell.resolved.native is not None
+            opened = self.engine.chatting(self.search.model) if native else self.engine.holding(*of)
+            self.held = variant, self.holding.enter_context(opened)
         return self.held[1]
 
     def make(self, variant: Variant) -> None:

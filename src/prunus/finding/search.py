@@ -158,7 +158,12 @@ def open_search(
     check_plan(plan, engine)
     study = as_study(str(model), plan, ladders, engine, margin, stop_margin, file)
     opened = open_model(study, study.models[0], folder or folder_of(study, study.models[0]))
-    source = opened.source
+    source, native = opened.source, opened.cells[0].resolved.native
+    if native is not None and not native.bounds:
+        raise PrunusError(
+            f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
+            " whether a chain ended by itself: leave control out"
+        )
     if not as_given:
         for ladder in ladders:
             check_order(ladder, source)
@@ -178,8 +183,6 @@ def check_plan(plan: EvalPlan, engine: EngineOptions) -> None:
         raise PrunusError(
             f"{tasks[0]} is evaluated by lm-evaluation-harness, which takes no problem alone: name another"
         )
-    if plan.control == "native":
-        raise PrunusError("control native is for `prunus eval` and studies: leave it out")
     if max(plan.budgets) <= 0:
         raise PrunusError("whether chains end by themselves needs a budget above 0: add one to --budgets")
     engine.check(plan.backend)

@@ -111,7 +111,7 @@ class Walk:
         self.rungs.expect(rung, looked)
         total, done = len(cells) * self.search.plan.samples * sum(map(len, rounds)), 0
 
-        def show(chains: int, tokens: int) -> None:
+        def show(chains: float, tokens: int) -> None:
             nonlocal done
             done += chains
             steps.within((until - looked) * min(done, total) / total, note)
