@@ -75,7 +75,7 @@ class Origin(NamedTuple):
         """Name on disk of a numbered tensor (an expert's) that is missing though others with its number exist."""
         numbered: dict[str, dict[str, str]] = {}  # pattern -> number -> the name with * in place of the number
         for pattern, name in self.sources:
-            found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
+            found = re.search(_numbered(pattern), name)
             if found is not None and found.groups():
                 numbered.setdefault(pattern, {})[found[1]] = f"{name[: found.start(1)]}*{name[found.end(1) :]}"
         every = sorted({number for of_pattern in numbered.values() for number in of_pattern}, key=int)
@@ -225,8 +225,13 @@ class Names:
 
 def _number_in(pattern: str, name: str) -> str | None:
     """The number that stands for the * of a pattern in a name; None if the pattern has no *."""
-    found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
+    found = re.search(_numbered(pattern), name)
     return found[1] if found is not None and found.groups() else None
+
+
+def _numbered(pattern: str) -> str:
+    """A regular expression for a pattern of transformers, with a group for the number that stands for its *."""
+    return re.escape(pattern.replace(r"\.", ".")).replace(r"\*", r"(\d+)")
 
 
 def _natural(name: str) -> Any:
