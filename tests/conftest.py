@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from made_once import FOLDER
 from quick import fastest, longest_first
+from unflushed import flush_nothing
 
 from prunus.progress import set_quiet
 
@@ -31,11 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A folder for what all workers share, which start later; and files are not flushed to disk.
-
-    A flush takes milliseconds, tests write thousands of files, and none of them cuts the power.
-    """
-    os.fsync = os.fstat  # which also fails for what is not an open file
+    """A folder for what all workers share, which start later; and nothing is flushed to disk."""
+    flush_nothing()
     if not hasattr(config, "workerinput"):
         os.environ[FOLDER] = tempfile.mkdtemp(prefix="prunus-test-folders-")
 

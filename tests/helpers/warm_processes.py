@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from unflushed import flush_nothing
 
 SECONDS = 500  # time after which a process that should have ended counts as hung
 in_one_worker = pytest.mark.xdist_group(
@@ -97,5 +98,6 @@ def _work(code: str, arguments: list[str], output: Connection) -> None:
     os.dup2(output.fileno(), 1)
     output.close()
     torch.set_num_threads(1)
+    flush_nothing()
     sys.argv = ["-c", *arguments]
     exec(compile(code, "<test>", "exec"), {"__name__": "__main__"})  # noqa: S102  the test's own text
