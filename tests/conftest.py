@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """A folder for what all workers share, which start later; and nothing is flushed to disk."""
     flush_nothing()
+    os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # four threads take longer than one to read small tensors
     if not hasattr(config, "workerinput"):
         os.environ[FOLDER] = tempfile.mkdtemp(prefix="prunus-test-folders-")
 

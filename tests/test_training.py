@@ -38,7 +38,7 @@ def test_held_out_questions_never_reach_training(tokenizer):
     # Multiplications of level 1 are few (6 300), so that a stream without the exclusion would hit some soon.
     writer.weights = {family: float(family == "mult") for family in tiny.FAMILIES}
     easy = (1, 0, 0, 0, 0, 0, 0)
-    drawn = questions_of(writer, [writer.draw(easy) for _ in range(3000)])
+    drawn = questions_of(writer, [writer.draw(easy) for _ in range(1500)])
     held_out = {p.question for seed in (10007, 4242, 555) for p in tiny.problem_set(seed, 40, ["mult"])}
     assert held_out.isdisjoint(drawn)
     assert writer.skipped["mult/1"] > 0
