@@ -151,13 +151,15 @@ def test_interruption_exits_130(monkeypatch, capsys):
 def test_json_is_all_there_is_on_stdout():
     """In a process of its own, for what libraries might print when they are loaded."""
 
-    def printed_by(*command: str) -> str:
-        command = (sys.executable, *command)
-        return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout
-
-    assert json.loads(printed_by("-m", "prunus", "tasks", "--json"))
-    code = "from prunus.cli import main; main(['inspect', 'tiny', '--json']); print('and'); main(['methods', '--json'])"
-    assert all(map(json.loads, printed_by("-c", code).split("\nand\n")))
+    code = """if True:
+        import runpy, sys
+        sys.argv = ["prunus", "tasks", "--json"]
+        runpy.run_module("prunus", run_name="__main__")  # as `python -m prunus`
+        from prunus.cli import main
+        print("and"); main(["inspect", "tiny", "--json"]); print("and"); main(["methods", "--json"])"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    printed = done.stdout.split("\nand\n")
+    assert len(printed) == 3 and all(map(json.loads, printed))
 
 
 def test_methods_say_what_they_need(capsys):
