@@ -110,7 +110,7 @@ def test_only_missing_batches_are_done(store, monkeypatch):
 
 
 def test_neither_batches_nor_reuse_change_a_row(store):
-    sampled = replace(PLAN, temperature=1.0, samples=2, budgets=(0, 8, 20))
+    sampled = replace(PLAN, limit=3, temperature=1.0, samples=2, budgets=(0, 4, 12))
     changes: list[dict[str, Any]] = [{"batch_size": 3}, {"batch_size": 64}, {"reuse": False}]
     run_id, *others = (prunus.evaluate("tiny", replace(sampled, **change), store) for change in ({}, *changes))
     assert len({run_id, *others}) == 1 + len(changes)
@@ -129,7 +129,7 @@ def unscored(sample: Sample) -> Sample:
 
 
 def test_scores_and_repetition_are_stored(store):
-    run_id = prunus.evaluate("tiny", replace(PLAN, budgets=(0, 120)), store)
+    run_id = prunus.evaluate("tiny", replace(PLAN, limit=2, budgets=(0, 60)), store)
     with Store(store) as opened:
         for sample in opened.samples(run_id, texts=True):
             assert sample.logprob is not None and -3 < sample.logprob < 0
@@ -138,7 +138,7 @@ def test_scores_and_repetition_are_stored(store):
 
 
 def test_draws_differ_and_seeds_tell(store):
-    plan = replace(PLAN, temperature=5.0, samples=3, budgets=(24,), batch_size=64)
+    plan = replace(PLAN, temperature=5.0, samples=3, budgets=(12,), batch_size=64)
     with Store(store, create=True):
         pass
     ids = [prunus.evaluate("tiny", replace(plan, seed=seed), store) for seed in (0, 1)]

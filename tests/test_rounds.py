@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
+from tiny_models import make_model
 
 import prunus
 from prunus import rounds as in_rounds
@@ -16,9 +17,22 @@ from prunus.results.labels import label
 
 RECIPE = PruneRecipe(sparsity=0.64, calibration="tiny", samples=8)
 RECOVERY = RecoverRecipe(calibration="tiny", calibration_tokens=300, epochs=1, step_tokens=128)
-CHAINS = TraceRecipe(("tiny-train",), limit=6, max_tokens=24, seed=5, batch_size=6)
+CHAINS = TraceRecipe(("tiny-train",), limit=6, max_tokens=24, seed=5, batch_size=6, profile="tiny")
 SERVED = replace(CHAINS, backend="openai")
 SERVER = EngineOptions(url="http://localhost:8000/v1")
+
+
+@pytest.fixture
+def model(tmp_path_factory):
+    """A random one of three blocks, whose rows can lose 40 % and 64 % of their weights to the last one."""
+    return make_model(
+        tmp_path_factory.mktemp("dense") / "model",
+        "qwen3",
+        hidden_size=100,
+        intermediate_size=200,
+        head_dim=50,
+        max_position_embeddings=1024,
+    )
 
 
 def contents(folder):
@@ -27,27 +41,27 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
-def by_hand(folder, drawn_from):
+def by_hand(model, folder, drawn_from):
     """Two rounds to 64 %: the first to 40 %, which leaves 0.6 of the weights, and then 0.6 of those."""
     (folder / "hand").mkdir()
     one, two, file = folder / "hand" / "1", folder / "hand" / "2", folder / "hand" / "chains.jsonl"
-    prunus.prune("tiny", folder / "hand" / "1.pruned", replace(RECIPE, sparsity=0.4))
+    prunus.prune(model, folder / "hand" / "1.pruned", replace(RECIPE, sparsity=0.4))
     prunus.recover(folder / "hand" / "1.pruned", one, RECOVERY)
-    prunus.traces(one if drawn_from == "recovered" else "tiny", file, replace(CHAINS, seed=6))
+    prunus.traces(one if drawn_from == "recovered" else model, file, replace(CHAINS, seed=6))
     held = sum(len(json.loads(line)["token_ids"]) for line in file.read_text().splitlines())
     prunus.prune(one, folder / "hand" / "2.pruned", replace(RECIPE, calibration=f"traces:{file}"))
     asked = replace(RECOVERY, calibration=f"traces:{file}", calibration_tokens=min(300, held))
-    prunus.recover(folder / "hand" / "2.pruned", two, asked, dense="tiny")
+    prunus.recover(folder / "hand" / "2.pruned", two, asked, dense=model)
     return one, two
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drawn_from", ["recovered", "dense"])
-def test_two_rounds_are_those_done_by_hand(tmp_path, drawn_from):
+def test_two_rounds_are_those_done_by_hand(model, tmp_path, drawn_from):
     told = prunus.prune_in_rounds(
-        "tiny", tmp_path / "out", RECIPE, RECOVERY, rounds=2, chains=CHAINS, drawn_from=drawn_from
+        model, tmp_path / "out", RECIPE, RECOVERY, rounds=2, chains=CHAINS, drawn_from=drawn_from
     )
-    one, two = by_hand(tmp_path, drawn_from)
+    one, two = by_hand(model, tmp_path, drawn_from)
     made, first, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", one, two))
     assert all((made[name] == expected[name]).all() for name in expected) and set(made) == set(expected)
     matrices = [name for name in made if name.endswith("_proj.weight")]
@@ -64,9 +78,9 @@ def test_two_rounds_are_those_done_by_hand(tmp_path, drawn_from):
 
 
 @pytest.mark.slow
-def test_interrupted_rounds_go_on_to_the_same_bytes(tmp_path, monkeypatch):
+def test_interrupted_rounds_go_on_to_the_same_bytes(model, tmp_path, monkeypatch):
     def call():
-        return prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, RECOVERY, rounds=2, chains=CHAINS)
+        return prunus.prune_in_rounds(model, tmp_path / "out", RECIPE, RECOVERY, rounds=2, chains=CHAINS)
 
     call()
     whole = contents(tmp_path / "out")
@@ -85,7 +99,7 @@ def test_interrupted_rounds_go_on_to_the_same_bytes(tmp_path, monkeypatch):
             call()
         assert not (tmp_path / "out").exists()
     with pytest.raises(PrunusError, match=r"out\.rounds holds unfinished rounds of another run"):
-        prunus.prune_in_rounds("tiny", tmp_path / "out", RECIPE, RECOVERY, rounds=3, chains=CHAINS)
+        prunus.prune_in_rounds(model, tmp_path / "out", RECIPE, RECOVERY, rounds=3, chains=CHAINS)
     call()
     assert contents(tmp_path / "out") == whole and [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -58,15 +58,21 @@ def generated(families: tuple[str, ...]) -> tuple[TinyProblem, ...]:
 
 def load_train() -> list[Problem]:
     """Distinct problems for traces and calibration, none of them in a held-out set."""
+    return [
+        Problem(f"tiny-train/{problem_id(p).removeprefix('tiny/')}", "tiny-train", p.question, p.answer, "exact")
+        for p in generated_for_training()
+    ]
+
+
+@cache
+def generated_for_training() -> tuple[TinyProblem, ...]:
+    """Distinct problems, which are generated once."""
     problems: dict[str, TinyProblem] = {}
     for problem in stream("traces"):
         problems.setdefault(problem.question, problem)
         if len(problems) == TRAIN_PROBLEMS:
             break
-    return [
-        Problem(f"tiny-train/{problem_id(p).removeprefix('tiny/')}", "tiny-train", p.question, p.answer, "exact")
-        for p in problems.values()
-    ]
+    return tuple(problems.values())
 
 
 def _task(name: str, families: tuple[str, ...], description: str) -> Task:
