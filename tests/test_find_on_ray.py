@@ -24,6 +24,7 @@ from prunus.finding.find import carry_out
 from prunus.finding.ladders import ladders_of
 from prunus.finding.on_ray import Cluster, RayRungs, SearchDriver, coming
 from prunus.finding.search import Search, open_search
+from prunus.recipes import EvalPlan
 from prunus.results.store import Store
 from prunus.study.cells import Variant
 from prunus.study.ray.driver import Driver
@@ -36,7 +37,8 @@ pytestmark = pytest.mark.usefixtures("here")
 class Pretended(SearchDriver):
     """A cluster in this process, which does any of the jobs next, and fails at some that nobody needs yet."""
 
-    def __init__(self, rungs: RayRungs, seed: int, done: list[Job]) -> None:
+    def __init__(self, rungs: RayRungs, seed: int, done: list[Job], fails: str = "") -> None:
+        self.fails = fails
         self.rungs, self.search, self.store, self.folder = rungs, rungs.search, rungs.store, rungs.folder
         self.random, self.done, self.grader = random.Random(seed), done, rungs.stack.enter_context(Grader())
         self.jobs, self.workers, self.files, self.gpus, self.cpus = [], [], {}, 0.0, 1.0
@@ -46,7 +48,7 @@ class Pretended(SearchDriver):
     def step(self) -> None:
         job = self.random.choice([one for one in self.jobs if one.cell is None or one.variant.key not in self.unmade])
         self.jobs.remove(job)
-        if job.rank and self.random.random() < 0.1:
+        if job.rank and (job.variant.name == self.fails if self.fails else self.random.random() < 0.1):
             self.give_up(job)
             return
         self.done.append(job)
@@ -72,18 +74,26 @@ def test_what_is_computed_ahead_changes_no_decision(script, monkeypatch, methods
     kept = replace(search, study=replace(search.study, keep_checkpoints=True))
     alone = carry_out(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone["found"] == found
-    for seed in range(2):
-        out, before = f"ahead-{seed}", len(done)
-        monkeypatch.setattr(RayRungs, "joined", lambda self, seed=seed: Pretended(self, seed, done))
-        rungs = partial(RayRungs, cluster=Cluster("nowhere"))
-        ahead = carry_out(kept, Path(out), Path(f"{out}.db"), "cpu", rungs=rungs)
-        assert ahead == alone | {"out": out} and content(out) == content("alone")
-        ours, theirs = rows_of(f"{out}.db"), rows_of("alone.db")
-        assert any(job.rank for job in done[before:]) and ours != theirs, "something was computed ahead"
-        for run, samples in theirs.items():
-            assert all(sample in ours[run] for sample in samples), "each row is that of the walk alone"
-        with Store(f"{out}.db") as store:
-            assert all(run.adaptive for run in store.runs())
+    monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
+    ahead = carry_out(kept, Path("ahead"), Path("ahead.db"), "cpu", rungs=partial(RayRungs, cluster=Cluster("nowhere")))
+    assert ahead == alone | {"out": "ahead"} and content("ahead") == content("alone")
+    ours, theirs = rows_of("ahead.db"), rows_of("alone.db")
+    assert any(job.rank for job in done) and ours != theirs, "something was computed ahead"
+    for run, samples in theirs.items():
+        assert all(sample in ours[run] for sample in samples), "each row is that of the walk alone"
+
+
+def test_with_vllm_rungs_are_made_before_its_engines_start(script, monkeypatch):  # noqa: F811
+    """One that cannot be made is left out until it is needed, which it is not: the walk ends before."""
+    plan, done = replace(PLAN, backend="vllm"), list[Job]()
+    search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
+    kept = replace(search, study=replace(search.study, keep_checkpoints=True))
+    monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done, fails="magnitude-40"))
+    monkeypatch.setattr(on_ray, "capacity", lambda *_: 3)
+    rungs = partial(RayRungs, cluster=Cluster("nowhere"))
+    found = carry_out(kept, Path("out"), Path("rows.db"), "cpu", rungs=rungs)
+    assert found["found"] == "magnitude-10" and len(found["ladders"]["magnitude"]) == 2
+    assert [job.cell is None for job in done] == [True] * 2 + [False] * (len(done) - 2)
 
 
 def rows_of(store: str) -> dict[str, Any]:
@@ -92,11 +102,14 @@ def rows_of(store: str) -> dict[str, Any]:
 
 
 def opened(
-    ladder: str = "0.1,0.2,0.3", methods: Sequence[str] = ("magnitude", "wanda"), tokens: int | None = None
+    ladder: str = "0.1,0.2,0.3",
+    methods: Sequence[str] = ("magnitude", "wanda"),
+    tokens: int | None = None,
+    plan: EvalPlan = PLAN,
 ) -> Search:
     ladders = ladders_of(ladder, methods, CALIBRATION, None)
     rules: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "alpha": 0.05, "max_tokens": tokens, "look": None}
-    return open_search("model", PLAN, ladders, engine=EngineOptions(), as_given=False, file=None, **rules)
+    return open_search("model", plan, ladders, engine=EngineOptions(), as_given=False, file=None, **rules)
 
 
 def test_what_comes_next_is_the_walk_of_harmless_rungs():

@@ -163,6 +163,9 @@ def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_
     assert files(Path(ours["out"])) == files(Path(theirs["out"]))
     rows, alone = (everything(tmp_path / name / "results.db")["samples"] for name in ("ray", "local"))
     assert all(sample in rows[run] for run, samples in alone.items() for sample in samples)
+    with Store(tmp_path / "ray" / "results.db") as store:
+        assert {run.model["name"].startswith("model/") for run in store.runs() if run.adaptive} == {True}
+        assert [run.model["name"] for run in store.runs() if not run.adaptive] == ["model"]
 
 
 @pytest.mark.slow

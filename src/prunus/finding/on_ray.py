@@ -6,7 +6,7 @@ rows in their declared order whoever computed them and when. So a search on a cl
 does; what it has computed beyond the end of the walk stays in the store, where no decision looks at it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +55,14 @@ class RayRungs(Rungs):
         """Have the rows of a cell that are missing in these rounds computed; returns whether there were any."""
         if not self.missing(cell, rounds):
             return False
-        driver = self.driver = self.driver or self.joined()
+        driver = self.driver or self.joined()
+        if self.driver is None and self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
+            left = [rung.cell for rung in self.search.rungs if rung.variant.key not in self.deleted]
+            driver.do([driver.job(one, None, 1) for one in left if one.variant.key in driver.unmade])
+        self.driver = driver
         driver.show = show
         while missing := self.missing(cell, rounds):
-            needed = driver.jobs_for(cell, missing, 0)
-            driver.replace_jobs([*needed, *self.ahead(driver)])
-            while any(map(driver.is_open, needed)):
-                driver.step()
+            driver.do(driver.jobs_for(cell, missing, 0), self.ahead(driver))
         return True
 
     def ahead(self, driver: "SearchDriver") -> Iterator[Job]:
@@ -123,17 +124,18 @@ class SearchDriver(Driver):
 
     def jobs_for(self, cell: Cell, batches: Sequence[list[tuple[int, int]]], rank: int) -> list[Job]:
         """The jobs for these batches, those in work among them, which get this rank if theirs is higher."""
-        found: list[Job] = []
         making = [None] if batches and cell.variant.key in self.unmade else []
-        for batch in [*making, *batches]:
-            job = self.in_work(cell, batch)
-            if job is None:
-                of = None if batch is None else cell
-                job = Job(self.search.model, cell.variant, of, batch or [], rank == 0, rank=rank)
-            elif rank < job.rank:
-                job.rank, job.early = rank, rank == 0
-            found.append(job)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(self.job(cell, batch, rank) for batch in [*making, *batches]))
+
+    def job(self, cell: Cell, batch: list[tuple[int, int]] | None, rank: int) -> Job:
+        """The job of answering a batch of a cell, or of making its variant (None)."""
+        job = self.in_work(cell, batch)
+        if job is None:
+            of = None if batch is None else cell
+            return Job(self.search.model, cell.variant, of, batch or [], rank == 0, rank=rank)
+        if rank < job.rank:
+            job.rank, job.early = rank, rank == 0
+        return job
 
     def in_work(self, cell: Cell, batch: list[tuple[int, int]] | None) -> Job | None:
         """The job in which a worker answers a batch of a cell, or makes its variant (None)."""
@@ -144,6 +146,12 @@ class SearchDriver(Driver):
             if job.cell is None if batch is None else job.cell is not None and {*batch} <= {*job.batch}:
                 return job
         return None
+
+    def do(self, needed: Sequence[Job], ahead: Iterable[Job] = ()) -> None:
+        """Work until the needed jobs are done; idle workers get those ahead."""
+        self.replace_jobs([*needed, *ahead])
+        while any(map(self.is_open, needed)):
+            self.step()
 
     def replace_jobs(self, jobs: Sequence[Job]) -> None:
         """Queue these jobs in place of all others; those that are in work go on."""
