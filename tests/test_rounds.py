@@ -17,7 +17,7 @@ from prunus.results.labels import label
 
 RECIPE = PruneRecipe(sparsity=0.64, calibration="tiny", samples=8)
 RECOVERY = RecoverRecipe(calibration="tiny", calibration_tokens=300, epochs=1, step_tokens=128)
-CHAINS = TraceRecipe(("tiny-train",), limit=6, max_tokens=24, seed=5, batch_size=6, profile="tiny")
+CHAINS = TraceRecipe(("tiny-train",), limit=6, max_tokens=24, seed=5, batch_size=6, profile="tiny", temperature=1.0)
 SERVED = replace(CHAINS, backend="openai")
 SERVER = EngineOptions(url="http://localhost:8000/v1")
 
