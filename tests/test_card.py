@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 import sqlite3
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import prunus
 from prunus.budgets import OFF
 from prunus.cards.commands import commands
 from prunus.cards.markdown import public, redacted
-from prunus.cards.text import Card, card_text, is_ours, read_metadata
+from prunus.cards.text import Card, card_text, is_ours, read_metadata, step_text
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import hub_origin
 from prunus.cli import cli, main
@@ -137,6 +137,11 @@ def test_a_pruned_model_has_a_card_of_its_own_with_its_sources_licence(dense, pr
     zeros = sum(int((Checkpoint(pruned).read_weight(i, f"{one.name}.weight") == 0).sum())
                 for i in range(2) for one in Checkpoint(pruned).linears(i))  # fmt: skip
     assert re.search(rf"all of these \| 50\.0 \| {zeros:,} \| {2 * zeros:,} \|", text)
+
+
+def test_a_step_without_settings_of_its_own_says_so():
+    step = {"action": "recover", "recipe": asdict(RecoverRecipe())}
+    assert step_text(step).startswith("**recover**: default settings; recipe ")
 
 
 def test_cards_of_later_steps_keep_licence_and_base_and_tell_the_cost(dense, pruned, tmp_path):

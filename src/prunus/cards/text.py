@@ -276,9 +276,8 @@ def version_of(step: Data) -> Any:
 def step_text(step: Data) -> str:
     """What a step did: settings that differ from the defaults, recipe hash, calibration, cost and versions."""
     recipe, action = recipe_of(dict(step)), str(step["action"])
-    parts = [
-        f"**{plain(action)}**: {', '.join(f'{plain(k)} {plain(shown(k, v))}' for k, v in settings(action, recipe))}"
-    ]
+    chosen = ", ".join(f"{plain(key)} {plain(shown(key, value))}" for key, value in settings(action, recipe))
+    parts = [f"**{plain(action)}**: {chosen or 'default settings'}"]
     if isinstance(removed := step.get("blocks_removed"), list) and removed:
         parts.append(f"removed blocks {plain(', '.join(map(str, removed)), LIMIT)} (counted from 0)")
     if action == "experts":
