@@ -155,6 +155,7 @@ class Bench:
 
     def recovered(self, variant: Variant) -> dict[str, Any]:
         """Write the recovered model anew, so that its time is measured; returns what is to be told of it."""
+        self.pruned(variant.before)
         pruned, out = self.folder / variant.before.name, self.folder / variant.name
         shutil.rmtree(partial_folder(out), ignore_errors=True)  # else the time of its blocks would be missing
         begin = cpu_seconds()
