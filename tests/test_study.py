@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import warm_processes
-from small_study import NAMES, RECIPES, SHORT, write_study
+from small_study import NAMES, RECIPES, SHORT, few_resamples, write_study  # noqa: F401  (a fixture)
 from tiny_models import FAMILIES
 
 import prunus
@@ -27,13 +27,12 @@ from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
 from prunus.pruning import recover as recovering
-from prunus.reporting import report_data
 from prunus.results import comparison
-from prunus.results.comparison import compare, compare_runs
+from prunus.results.comparison import compare
 from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.study import pages, variants
 from prunus.study import run as running
+from prunus.study import variants
 from prunus.study.cells import open_model, open_models
 from prunus.study.engine import swapped
 from prunus.study.file import read_study
@@ -93,15 +92,6 @@ def compared(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(comparison, "_entry", noted)
     return done
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples() -> Iterator[None]:
-    """Intervals are tested elsewhere, and cost more than all else here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "compare", partial(compare, resamples=100))
-        patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
-        yield
 
 
 # Weights that become zero, and that change too; blocks that are removed, and merged.

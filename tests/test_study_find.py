@@ -4,11 +4,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_study import few_resamples  # noqa: F401  (a fixture for every test here)
 from test_find import CALIBRATION, PLAN, Stop, here, script  # noqa: F401  (fixtures: a model, and what variants do)
 
 import prunus
@@ -17,10 +17,7 @@ from prunus.errors import PrunusError
 from prunus.finding import find as finding
 from prunus.finding import of_study
 from prunus.finding import rungs as making
-from prunus.reporting import report_data
-from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
-from prunus.study import pages
 from prunus.study.file import read_study
 from prunus.study.find_table import FindTable
 
@@ -44,15 +41,6 @@ RULE = "margin = 0.1\nstop_margin = 0.1\n"
 FIND = f'[[find]]\nmethod = "magnitude"\nladder = "0.1:0.4:0.1"\n{RULE}'
 NONE = f'[[find]]\nname = "none"\nmethod = "magnitude"\nladder = [0.3]\n{RULE}'
 FOUND = Path("out/found/model/magnitude")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples() -> Iterator[None]:
-    """Intervals are tested elsewhere, and cost more than all else here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "compare", partial(compare, resamples=100))
-        patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
-        yield
 
 
 def write(text: str, study: str = STUDY) -> Path:

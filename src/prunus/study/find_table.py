@@ -59,7 +59,7 @@ class FindTable:
 class SearchState:
     """How far a search has come, for the pages of the study and its results.
 
-    model, plan: names. out: the folder of its results. page: its find.html; None until it is finished. rungs: number.
+    model, plan: names. out: the folder of its results. page: its find.html; None until it is finished.
     found: name of the rung that was found; removed: the share of the weights that it removes. claims: sentences.
     runs: ids of the runs of its rungs. lines: what to expect, for a plan.
     """
