@@ -1,15 +1,19 @@
 """Studies of models with fewer experts: the rows of whole checkpoints, made once, with labels that say how many."""
 
 import shutil
+from typing import NoReturn
 
 import pytest
 from random_models import make_random_model
-from small_study import write_study
+from small_study import few_resamples, write_study  # noqa: F401  (a fixture for every test here)
 from tiny_models import VOCABULARY, random_rows
 
 import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import untimed
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
+from prunus.finding.ladders import removed
 from prunus.pruning.calibration.data import Calibration
 from prunus.results.store import Store
 from prunus.study import variants
@@ -58,6 +62,46 @@ def test_experts_take_no_recovery(folder):
     path = write_study(folder, '[[experts]]\nmethod = "reap"\nrecover = true\n')
     with pytest.raises(PrunusError, match="recover"):
         read_study(path)
+
+
+def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, tmp_path, monkeypatch):
+    """The study is stopped between both steps, and goes on with the second."""
+    text = '[[prune]]\nmethod = "wanda"\nsparsity = 0.2\nexperts = { method = "frequency", keep = 0.5 }\n'
+    path = write_study(folder, text)
+    (planned,) = prunus.plan_study(path, out=tmp_path / "out", device="cpu", measure=False)["variants"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(variants, "prune", lambda *_, **where: {"warnings": []} if where["dry_run"] else stop())
+        prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    with monkeypatch.context() as patch:
+        drop = variants.drop_experts
+        patch.setattr(variants, "drop_experts", lambda *_, **where: drop(*_, **where) if where["dry_run"] else stop())
+        prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    assert "Frequency 4 of 8 experts + Wanda 20 %" in (tmp_path / "out" / "report.html").read_text().replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    (entry,) = read_study(path).entries
+    assert isinstance(entry.recipe, prunus.PruneRecipe) and entry.experts is not None
+    assert removed(entry, Checkpoint(folder / "model")) == pytest.approx(1 - 0.5 * 0.8)
+    prunus.drop_experts(folder / "model", tmp_path / "fewer", entry.experts, device="cpu")
+    prunus.prune(tmp_path / "fewer", tmp_path / "both", entry.recipe, device="cpu")
+    (made,) = (one for one in (tmp_path / "out" / "variants").iterdir() if one.is_dir())
+    names = sorted(one.name for one in made.iterdir())
+    assert names == sorted(one.name for one in (tmp_path / "both").iterdir()) and "model.safetensors" in names
+    for name in {*names} - {"prunus.json", "seconds.json", "README.md"}:
+        assert (made / name).read_bytes() == (tmp_path / "both" / name).read_bytes(), name
+    assert planned["bytes"] == Checkpoint(made).nbytes
+    with Store(tmp_path / "out" / "results.db") as store:
+        (run,) = (one for one in store.runs() if one.model["name"] != "model")
+    steps = [dict(step) for step in run.model["manifest"]["history"]]
+    mine = untimed(Checkpoint(tmp_path / "both").manifest)["history"]
+    assert [step["action"] for step in steps] == ["experts", "prune"]
+    assert run.model["name"] == "model/experts-frequency-50-wanda-20"
+    assert steps[1]["source"].pop("name") == "experts-frequency-50" and mine[1]["source"].pop("name")
+    assert steps[1] == mine[1] and steps[0]["experts_removed"] == mine[0]["experts_removed"]
+
+
+def stop() -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_path):

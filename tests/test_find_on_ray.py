@@ -202,6 +202,6 @@ def test_only_what_is_needed_fails_a_search():
 def test_rungs_that_are_loaded_whole_are_refused_before_anything_runs(monkeypatch):
     monkeypatch.setattr(studies, "find_cluster", lambda _: "nowhere")
     monkeypatch.setattr(of_study, "is_whole", lambda _: True)
-    with pytest.raises(PrunusError, match=r"line 12: magnitude: rungs of \[\[experts\]\] are loaded whole"):
+    with pytest.raises(PrunusError, match=r"line 12: magnitude: rungs with fewer experts are loaded whole"):
         prunus.run_study(write(FIND), out="out", ray="auto")
     assert not Path("out").exists()

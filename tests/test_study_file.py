@@ -5,7 +5,7 @@ import re
 import pytest
 
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.cells import variant_names
 from prunus.study.file import read_study
 
@@ -49,6 +49,23 @@ def test_lists_make_a_grid(tmp_path):
         DropRecipe(blocks="2,3"),
     ]
     assert isinstance(found[0], PruneRecipe) and isinstance(found[0].sparsity, float), "0 and 0.0 are one cell"
+
+
+def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_table(tmp_path):
+    entries = study(
+        tmp_path,
+        GOOD + "[calibration]\nsamples = 16\n[[prune]]\nsparsity = [0.2, 0.5]\nclosing_weight = 4.0\n"
+        'experts = [false, true, { method = "random", drop = 1, seed = 5, calibration_tokens = 99 }]\n',
+    ).entries
+    reap = ExpertsRecipe(samples=16, closing_weight=4.0)
+    own = ExpertsRecipe(method="random", drop=1, seed=5, samples=16, calibration_tokens=99, closing_weight=4.0)
+    assert [(entry.recipe, entry.experts, entry.recover) for entry in entries] == [
+        (PruneRecipe(sparsity=share, samples=16, closing_weight=4.0), experts, None)
+        for share in (0.2, 0.5)
+        for experts in (None, reap, own)
+    ]
+    words = ["wanda-20", "experts-reap-75-wanda-20", "experts-random-drop1-wanda-20"]
+    assert variant_names(entries) == [*words, *(word.replace("20", "50") for word in words)]
 
 
 def test_recover_is_an_axis_and_calibrates_as_its_table(tmp_path):
@@ -135,6 +152,13 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         (GOOD + "[[prune]]\nrecover = {epoch = 2}", 6, "unknown key 'epoch' of recover; did you mean 'epochs'"),
         (GOOD + "[[prune]]\nrecover = {epochs = 0.5}", 6, "'epochs' must be a whole number, not 0.5"),
         (GOOD + "[[drop]]\nrecover = [true, {rate = 2}]", 6, r"recover: rate must lie in \(0, 1\), not 2"),
+        (GOOD + "[[prune]]\nexperts = 0.5", 6, "'experts' must be true, false or a table, not 0.5"),
+        (GOOD + "[[prune]]\nexperts = {kep = 0.5}", 6, "unknown key 'kep' of experts; did you mean 'keep'"),
+        (GOOD + "[[prune]]\nexperts = {keep = 2}", 6, r"experts: keep must lie in \(0, 1\), not 2"),
+        (GOOD + "[[prune]]\nexperts = true\nrecover = true", 6, "leave out one of recover and experts"),
+        (GOOD + "[[prune]]\nexperts = [true, {}]", 5, "a recipe is listed twice"),
+        (GOOD + "[[prune]]\nkeep = 0.5", 6, r"'keep' in \[\[prune\]\]; it belongs under \[\[experts\]\]"),
+        (GOOD + "[[drop]]\nexperts = true", 6, r"'experts' in \[\[drop\]\]; it belongs under"),
         (GOOD + "[[prune]]\nepochs = 2", 6, r"'epochs' in \[\[prune\]\]; it belongs under recover = \{"),
         (GOOD + "[[prune]]\nrecover = [true, true]", 5, "a recipe is listed twice"),
         (GOOD + "[[drop]]\nblocks = 0", 5, "blocks must be at least 1"),

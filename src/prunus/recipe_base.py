@@ -13,6 +13,10 @@ from prunus.kinds import settle
 
 # Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
+# Fields of a recipe that say how much a token of a trace counts.
+TOKEN_WEIGHTS = ("prompt_weight", "chain_weight", "closing_weight")
+# Fields of a recipe that say on what it is calibrated.
+CALIBRATED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", *TOKEN_WEIGHTS)
 # Stands in the class body of a recipe for a default that the methods with this option declare.
 DECLARED: Any = None
 Declaration = TypeVar("Declaration", Method, Allocation, DepthMethod, Criterion)
@@ -68,6 +72,14 @@ class Recipe:
         if unknown := sorted(set(data) - known):
             raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")
         return cls(**data)
+
+    @classmethod
+    def like(cls, recipe: "Recipe", **changes: Any) -> Self:
+        """The default recipe of this class with the calibration of another recipe, except for changes."""
+        values = {name: getattr(recipe, name) for name in CALIBRATED if hasattr(recipe, name)}
+        if "samples" in changes:
+            values["calibration_tokens"] = None  # it would override samples
+        return cls(**values | changes)
 
     @property
     def hash(self) -> str:

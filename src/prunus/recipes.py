@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from prunus.budgets import OFF, Off, with_names, without_off
 from prunus.declarations import (
@@ -22,7 +22,7 @@ from prunus.declarations import (
 )
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.recipe_base import DECLARED, Recipe, with_options
+from prunus.recipe_base import DECLARED, TOKEN_WEIGHTS, Recipe, with_options
 
 Window = Literal["fixed", "reference"]
 Statistic = Literal["mean", "median"]
@@ -38,8 +38,6 @@ PromptStyle = Literal["bare", "boxed"]
 TraceFilter = Literal["all", "correct"]
 Spread = Literal["uniform", "global"]
 
-# Fields of a recipe that say how much a token of a trace counts.
-TOKEN_WEIGHTS = ("prompt_weight", "chain_weight", "closing_weight")
 DEFAULT_BUDGETS = (512, 1024, 2048, 4096, 8192)
 # The folder in which each built-in profile is one file.
 PROFILE_FOLDER = Path(__file__).parent / "evaluation" / "profiles"
@@ -393,15 +391,6 @@ class RecoverRecipe(Recipe):
         if not 0 < self.rate < 1:
             raise PrunusError(f"rate must lie in (0, 1), not {self.rate}; it is a share of each tensor's size")
         check_token_weights(self)
-
-    @classmethod
-    def like(cls, recipe: Recipe, **changes: Any) -> Self:
-        """The default recovery with the calibration of another recipe, except for changes."""
-        alike = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", *TOKEN_WEIGHTS)
-        values = {name: getattr(recipe, name) for name in alike if hasattr(recipe, name)}
-        if "samples" in changes:
-            values["calibration_tokens"] = None  # it would override samples
-        return cls(**values | changes)
 
     @property
     def weighted(self) -> bool:

@@ -95,8 +95,14 @@ def sparsities(text: str) -> list[float]:
 
 
 def removed(entry: Entry, source: Checkpoint) -> float:
-    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipe; or of experts."""
+    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipe; or of experts.
+
+    Of a rung that prunes what is left after experts were removed, both shares: 1 - (1 - one) * (1 - other).
+    """
     recipe = entry.recipe
+    if entry.experts is not None:
+        first, then = (removed(Entry(one, None), source) for one in (entry.experts, recipe))
+        return 1 - (1 - first) * (1 - then)
     if isinstance(recipe, ExpertsRecipe):
         counts = expert_counts(source)
         return 1 - sum(map(recipe.count, counts)) / sum(counts)

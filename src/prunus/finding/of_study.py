@@ -92,7 +92,7 @@ def check_searches(
             continue
         try:
             if on_ray and any(is_whole(rung.variant) for rung in one.search.rungs):
-                raise PrunusError("rungs of [[experts]] are loaded whole, which --ray cannot do; leave it out")
+                raise PrunusError("rungs with fewer experts are loaded whole, which --ray cannot do; leave it out")
             if not (one.target / CERTIFICATE).exists():
                 check_target(one.search.model.checkpoint.folder, one.target, True)
             check_variants(one.search.study, [one.search.model], work_folder(one.target), device)

@@ -49,6 +49,7 @@ def prune(
     dry_run: bool = False,
     stats: str | Path | None = None,
     shared: str | Path | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write a pruned copy of model (folder, hub id or `tiny`) to the folder out; returns a summary.
 
@@ -60,6 +61,7 @@ def prune(
     stats: a file that stats() wrote for this model. Its calibration is used and the model is not run; fields of the
         recipe that ask for another calibration are an error.
     shared: a folder in which several calls share importance scores and sums of gradients.
+    name: what the manifest calls the model; None: as it is given.
 
     Returns a dict:
 
@@ -118,7 +120,7 @@ def prune(
             "action": "prune",
             "recipe": recipe.to_json(),
             "versions": versions(),
-            "source": source.provenance(model),
+            "source": source.provenance(name or model),
             "calibration": calibration.summary() if calibration else job.stats and job.stats.summary,
             "sparsity": sparsity,
             "allocation": scores.to_json() if recipe.allocation != "uniform" else None,

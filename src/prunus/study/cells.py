@@ -34,8 +34,9 @@ DENSE = "dense"
 class Variant:
     """A model with a recipe applied to it; without a recipe, the model as it is.
 
-    key: 12 hex digits, a hash of source, recipe and recovery. line: the recipe's line in the study's file. recover: how
-    the pruned model is then trained; None if it is not.
+    key: 12 hex digits, a hash of source and recipes. line: the recipe's line in the study's file. recover: how the
+    pruned model is then trained; None if it is not. after: the variant with fewer experts of which this one is made;
+    None: it is made of the model.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Variant:
     key: str
     line: int | None = None
     recover: RecoverRecipe | None = None
+    after: "Variant | None" = None
 
 
 @dataclass(frozen=True)
@@ -172,16 +174,25 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
     found: dict[str, tuple[Variant, Entry]] = {}
     for name, entry in zip(names, study.entries, strict=True):
         try:
-            content = {"source": source, "recipe": effective(entry.recipe, checkpoint)}
-            if entry.recover is not None:
-                content["recover"] = effective_recovery(entry.recover, checkpoint)
+            variant = variant_of(name, entry, source, checkpoint)
         except PrunusError as error:
             study.fail(entry.line, f"{name}: {error}")
-        key = content_hash(content)
-        if key in found:
-            study.fail(entry.line, same_effect(found[key][1], entry))
-        found[key] = Variant(name, entry.recipe, key, entry.line, entry.recover), entry
+        if variant.key in found:
+            study.fail(entry.line, same_effect(found[variant.key][1], entry))
+        found[variant.key] = variant, entry
     return [dense, *(variant for variant, _ in found.values())]
+
+
+def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:
+    """The variant of a recipe. source: checksum of the model."""
+    content: dict[str, Any] = {"source": source, "recipe": effective(entry.recipe, checkpoint)}
+    if entry.recover is not None:
+        content["recover"] = effective_recovery(entry.recover, checkpoint)
+    after = None
+    if entry.experts is not None:
+        after = variant_of(base_name(entry.experts), Entry(entry.experts, entry.line), source, checkpoint)
+        content["after"] = after.key
+    return Variant(name, entry.recipe, content_hash(content), entry.line, entry.recover, after)
 
 
 def same_effect(first: Entry, second: Entry) -> str:
@@ -268,19 +279,20 @@ def base_name(recipe: Recipe) -> str:
 
 
 def entry_name(entry: Entry) -> str:
-    """The short name of a recipe with its recovery: `wanda-owl-20` or `wanda-owl-20-recovered`."""
-    return base_name(entry.recipe) + ("" if entry.recover is None else "-recovered")
+    """The short name of all steps: `wanda-owl-20`, `wanda-owl-20-recovered`, `experts-reap-75-wanda-20`."""
+    before = "" if entry.experts is None else f"{base_name(entry.experts)}-"
+    return before + base_name(entry.recipe) + ("" if entry.recover is None else "-recovered")
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
-    """The settings of a recipe, and those of its recovery that differ from the recipe's."""
+    """The settings of a recipe, and those of its other steps that differ from the recipe's."""
     settings = entry.recipe.to_json()
-    recovery = {} if entry.recover is None else entry.recover.to_json()
-    for name, value in recovery.items():
-        if name not in settings:
-            settings[name] = value
-        elif settings[name] != value:
-            settings[f"recover-{name}"] = value
+    for step, recipe in (("recover", entry.recover), ("experts", entry.experts)):
+        for name, value in {} if recipe is None else recipe.to_json().items():
+            if name not in settings:
+                settings[name] = value
+            elif settings[name] != value:
+                settings[f"{step}-{name}"] = value
     return settings
 
 

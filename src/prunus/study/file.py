@@ -5,10 +5,10 @@ Where a recipe takes one value, a list of values makes a grid. Paths are relativ
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn, TypeVar, get_origin
 
 from prunus.budgets import OFF
 from prunus.engines import EngineOptions
@@ -19,6 +19,7 @@ from prunus.study.find_table import KINDS, OF_RECIPE, FindTable, default_name, l
 from prunus.study.toml_lines import Lines, suggestion
 
 Recipe = PruneRecipe | DropRecipe | ExpertsRecipe
+Step = TypeVar("Step", RecoverRecipe, ExpertsRecipe)
 RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe] | type[ExpertsRecipe]] = {
     "prune": PruneRecipe,
     "drop": DropRecipe,
@@ -28,6 +29,7 @@ RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe] | type[ExpertsRecipe]
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 SWITCHES = ("keep_checkpoints", "measure_seconds")
 RECOVER = "recover"  # key of [[prune]] and [[drop]]: true, false or a table of settings
+FEWER = "experts"  # key of [[prune]], as RECOVER: the experts that are removed before
 TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, "find", "report")
 REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
@@ -43,6 +45,7 @@ _TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, "find")}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
 _KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
 _KEYS |= {f"[[{kind}]]": [*_KEYS[f"[[{kind}]]"], RECOVER] for kind in ("prune", "drop")}
+_KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], FEWER]
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
 _KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
 _KEYS |= {"[[find]]": [*KINDS, RECOVER]}
@@ -50,11 +53,15 @@ _KEYS |= {"[[find]]": [*KINDS, RECOVER]}
 
 @dataclass(frozen=True)
 class Entry:
-    """One recipe of the file. line: of the table that defines it. recover: the recovery that follows it, if any."""
+    """One recipe of the file. line: of the table that defines it.
+
+    recover: the recovery that follows it, if any. experts: the removal of experts before it, if any.
+    """
 
     recipe: Recipe
     line: int | None
     recover: RecoverRecipe | None = None
+    experts: ExpertsRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -235,13 +242,22 @@ class _Reader:
     def entries(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
         cls = RECIPES[kind]
         for number, table in self.tables(kind):
-            recoveries = self.recoveries(kind, number, table.get(RECOVER, False))
-            table = {key: value for key, value in table.items() if key != RECOVER}
+            recoveries = self.settings(kind, number, RECOVER, table.get(RECOVER, False), RecoverRecipe)
+            fewer = self.settings(kind, number, FEWER, table.get(FEWER, False), ExpertsRecipe)
+            if recoveries != [None] and fewer != [None]:
+                message = "what is pruned after experts were removed cannot be recovered in a study; leave out one of"
+                self.fail(kind, FEWER, number, f"{message} {RECOVER} and {FEWER}")
+            table = {key: value for key, value in table.items() if key not in (RECOVER, FEWER)}
             for values in self.grid(kind, number, dict(shared) | _with_blocks_as_text(kind, table), cls):
                 recipe = self.make(kind, number, cls, self.with_paths(values))
                 line = self.lines.of(kind, "", number)
-                for settings in recoveries:
-                    yield Entry(recipe, line, self.recovery(kind, number, recipe, settings))
+                for recover, experts in product(recoveries, fewer):
+                    yield Entry(
+                        recipe,
+                        line,
+                        self.another(kind, number, RECOVER, recipe, recover, RecoverRecipe),
+                        self.another(kind, number, FEWER, recipe, experts, ExpertsRecipe),
+                    )
 
     def finds(self, shared: Mapping[str, Any], margins: Mapping[str, float]) -> Iterator[FindTable]:
         """The searches. shared: of [calibration]. margins: of [report], which hold where a table has no others."""
@@ -250,7 +266,7 @@ class _Reader:
             for key, value in table.items():
                 if key != RECOVER:
                     self.check_type("find", key, number, value, KINDS[key])
-            (recovery, *more) = self.recoveries("find", number, table.get(RECOVER, False))
+            (recovery, *more) = self.settings("find", number, RECOVER, table.get(RECOVER, False), RecoverRecipe)
             if more:
                 self.fail("find", RECOVER, number, f"'{RECOVER}' takes one value here, since a ladder has one recovery")
             given = dict(table) | {"ladder": ladder_text(table)}
@@ -274,48 +290,48 @@ class _Reader:
                 line=self.lines.of("find", "", number),
             )
 
-    def recoveries(self, kind: str, number: int, value: Any) -> list[dict[str, Any] | None]:
-        """The settings of each recovery along this axis of the grid; None stands for no recovery.
+    def settings(self, kind: str, number: int, name: str, value: Any, cls: type) -> list[dict[str, Any] | None]:
+        """The settings of each further step along this axis of the grid; None stands for no such step.
 
-        value: of the key `recover`: true, false, a table of settings, or a list of these.
+        value: of the key of this name: true, false, a table of settings, or a list of these. cls: the step's recipe.
         """
         choices = value if isinstance(value, list) else [value]
         if not choices:
-            self.fail(kind, RECOVER, number, f"'{RECOVER}' is an empty list; leave it out or give a value")
-        hints = hints_of(RecoverRecipe)
+            self.fail(kind, name, number, f"'{name}' is an empty list; leave it out or give a value")
+        hints = hints_of(cls)
         for choice in choices:
             if not isinstance(choice, bool | dict):
-                self.fail(kind, RECOVER, number, f"'{RECOVER}' must be true, false or a table, not {choice!r}")
+                self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
             for key, setting in choice.items() if isinstance(choice, dict) else ():
                 if key not in hints:
-                    self.fail(kind, RECOVER, number, f"unknown key '{key}' of {RECOVER}; {suggestion(key, hints, {})}")
-                self.check_type(kind, RECOVER, number, setting, hints[key], name=key)
+                    self.fail(kind, name, number, f"unknown key '{key}' of {name}; {suggestion(key, hints, {})}")
+                self.check_type(kind, name, number, setting, hints[key], name=key)
         return [choice if isinstance(choice, dict) else {} if choice else None for choice in choices]
 
-    def recovery(
-        self, kind: str, number: int, recipe: Recipe, settings: Mapping[str, Any] | None
-    ) -> RecoverRecipe | None:
-        """The recipe of a recovery with these settings; None where settings is None.
+    def another(
+        self, kind: str, number: int, name: str, recipe: Recipe, settings: Mapping[str, Any] | None, cls: type[Step]
+    ) -> Step | None:
+        """The recipe of a further step, of the key of this name; None where settings is None.
 
         It takes the calibration of the pruning recipe unless the settings name another.
         """
         if settings is None:
             return None
         try:
-            return RecoverRecipe.like(recipe, **self.with_paths(settings))
+            return cls.like(recipe, **self.with_paths(settings))
         except PrunusError as error:
-            self.fail(kind, RECOVER, number, f"{RECOVER}: {error}")
+            self.fail(kind, name, number, f"{name}: {error}")
 
     def check_twice(self, entries: Sequence[Entry]) -> None:
-        seen: dict[tuple[Recipe, RecoverRecipe | None], int | None] = {}
+        seen: dict[Entry, int | None] = {}
         for entry in entries:
-            pair = entry.recipe, entry.recover
-            if pair in seen:
+            steps = replace(entry, line=None)
+            if steps in seen:
                 at = "" if entry.line is None else f", line {entry.line}"
-                first = seen[pair]
+                first = seen[steps]
                 where = "in this table" if first == entry.line else f"first in line {first}"
                 raise PrunusError(f"{self.path}{at}: a recipe is listed twice ({where}): {entry.recipe.method}")
-            seen[pair] = entry.line
+            seen[steps] = entry.line
 
     def grid(self, table: str, number: int, values: Mapping[str, Any], cls: type) -> Iterator[dict[str, Any]]:
         """Yield every combination of the values that the table gives as lists."""

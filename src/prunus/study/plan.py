@@ -66,6 +66,10 @@ def plan_cells(study: Study, paths: StudyPaths, device: str, measure: bool) -> d
             disk += disk_bytes(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
             if any(v.recover is not None and not made[v.name] for v in model.variants[1:]):
                 disk += model.checkpoint.nbytes  # what is pruned stays until it is recovered
+            listed = set() if study.keep_checkpoints else {v.key for v in model.variants}
+            origins = {v.after.key: sizes[v.name] for v in model.variants[1:] if v.after and not made[v.name]}
+            # Models with fewer experts, which are then pruned, stay until the study ends.
+            disk += sum(size for key, size in origins.items() if key not in listed)
         unknown += missing_packages(study, model, paths, device)
         if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
             speeds[name] = tokens_per_second(study, model, device)
@@ -150,12 +154,14 @@ def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:
     """The most bytes of a variant's file: a bit per weight, and the kept weights where these change.
 
-    Of a variant with fewer experts, the bytes of its checkpoint.
+    Of a variant with fewer experts, pruned or not, the bytes of its checkpoint.
     """
     recipe = variant.recipe
     assert recipe is not None
     if variant.recover is not None:
         return sum(recovered_bytes(source, index) for index in range(source.blocks))
+    if variant.after is not None:
+        return variant_bytes(source, variant.after)
     if isinstance(recipe, ExpertsRecipe):
         return bytes_left(recipe, source, find_mixtures(source), left_out(source))
     if isinstance(recipe, DropRecipe):

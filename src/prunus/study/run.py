@@ -34,9 +34,9 @@ def check_ray(study: Study) -> None:
         raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
     if any(plan.control == "native" for plan in study.plans):
         raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
-    if any(isinstance(entry.recipe, ExpertsRecipe) for entry in study.entries):
+    if any(isinstance(entry.recipe, ExpertsRecipe) or entry.experts is not None for entry in study.entries):
         raise PrunusError(
-            f"{study.path}: variants of [[experts]] are loaded whole, which --ray cannot do; leave it out"
+            f"{study.path}: variants with fewer experts are loaded whole, which --ray cannot do; leave it out"
         )
 
 

@@ -2,12 +2,12 @@
 
 The checkpoint that `prune` or `drop_blocks` writes is compared with the source and then deleted, unless the study keeps
 checkpoints. A variant with fewer experts has tensors of other shapes, which cannot be swapped into the source, so its
-whole checkpoint is kept in the study's folder.
+whole checkpoint is kept in the study's folder. One that is pruned after that is made from such a checkpoint.
 """
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,18 @@ def unfinished_folder(folder: Path, variant: Variant) -> Path:
 
 def is_whole(variant: Variant) -> bool:
     """Whether a variant is loaded as a whole checkpoint, as it has tensors of other shapes than its source."""
-    return isinstance(variant.recipe, ExpertsRecipe)
+    return isinstance(variant.recipe, ExpertsRecipe) or variant.after is not None
+
+
+def origin_folder(folder: Path, model: Model, variant: Variant, keep: bool) -> Path:
+    """The folder of the model with fewer experts that a variant is pruned from: that of a variant of the study, if any.
+
+    keep: whether the study keeps checkpoints, which are those of a name, so that the variant's may be another's.
+    """
+    after = variant.after
+    assert after is not None
+    listed = not keep and any(one.key == after.key for one in model.variants)
+    return unfinished_folder(folder, after) if listed else folder / MAKING / after.key
 
 
 def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
@@ -141,7 +152,11 @@ def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[s
         check_package(calibration_name(variant.recover, model.source))
     if isinstance(recipe, PruneRecipe) and recipe.scores is not None:  # a dry run of `prune` does not open this file
         find_scores(model.source, recipe, torch.device("cpu"), None)
-    return apply(model, variant, target, device, dry_run=True)["warnings"]
+    if variant.after is None:
+        return apply(model, variant, target, device, dry_run=True)["warnings"]
+    # The model with fewer experts is not there yet, so the pruning is tried on the whole model.
+    first, then = (replace(one, after=None) for one in (variant.after, variant))
+    return [*dry_run(model, first, folder, device), *dry_run(model, then, folder, device)]
 
 
 def apply(
@@ -154,17 +169,24 @@ def apply(
     shared: Path | None = None,
     pruned: Path | None = None,
     stats: Path | None = None,
+    origin: Path | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint of a variant to target and return its summary. shared: folder for shared measurements.
 
     pruned: for a recovery, a folder that may already have the pruned model. stats: for pruning alone, a file that
-    `stats` wrote.
+    `stats` wrote. origin: for pruning after experts were removed, the folder of the model without them, which is made
+    if it is missing.
     """
     recipe = variant.recipe
     assert recipe is not None
     where: dict[str, Any] = {"device": device, "overwrite": True, "dry_run": dry_run}
     if isinstance(recipe, PruneRecipe):
         where["shared"] = shared
+    if variant.after is not None:
+        assert isinstance(recipe, PruneRecipe) and origin is not None
+        if not (origin / MANIFEST).exists():
+            apply(model, variant.after, origin, device)
+        return prune(origin, target, recipe, name=variant.after.name, **where)
     if variant.recover is not None:
         assert not isinstance(recipe, ExpertsRecipe)  # a study's file cannot ask for that
         return prune_and_recover(model.name, target, recipe, variant.recover, pruned=pruned, **where)
@@ -205,7 +227,9 @@ def make_variant(
     if keep or not (target / MANIFEST).exists():
         plain = next((one for one in same_recipe(model, variant) if one.recover is None), None)
         pruned = (kept_folder(folder, model, plain) if keep else unfinished_folder(folder, plain)) if plain else None
-        apply(model, variant, target, device, shared=folder / MAKING / MEASURED, pruned=pruned, stats=stats)
+        origin = origin_folder(folder, model, variant, keep) if variant.after else None
+        shared = folder / MAKING / MEASURED
+        apply(model, variant, target, device, shared=shared, pruned=pruned, stats=stats, origin=origin)
     made = Checkpoint(target)
     kept = blocks_left(source, made)
     # Without seconds, so that the file has the same bytes wherever and whenever it is made.
@@ -219,6 +243,8 @@ def make_variant(
     about = {"variant": variant.name, "recipe": recipe.to_json(), "model": asdict(info)}
     if variant.recover is not None:
         about["recover"] = variant.recover.to_json()
+    if variant.after is not None and variant.after.recipe is not None:
+        about["experts"] = variant.after.recipe.to_json()
     write_variant(weights_file(folder, variant), source, matrices, about)
     alike = same_recipe(model, variant)
     if all(is_made(folder, one) for one in alike):
@@ -243,13 +269,14 @@ def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path,
     if info is None:
         make_variant(model, variant, folder, device, keep, leave=True)
     elif not (target / MANIFEST).exists() or ModelFolder(target).checksum() != info.checksum:
-        apply(model, variant, target, device, shared=folder / MAKING / MEASURED)
+        origin = origin_folder(folder, model, variant, keep) if variant.after else None
+        apply(model, variant, target, device, shared=folder / MAKING / MEASURED, origin=origin)
     return target
 
 
 def same_recipe(model: Model, variant: Variant) -> list[Variant]:
     """The variants of one pruning recipe: the pruned model and those that are recovered from it, in this order."""
-    alike = (one for one in model.variants if one.recipe == variant.recipe)
+    alike = (one for one in model.variants if (one.recipe, one.after) == (variant.recipe, variant.after))
     return sorted(alike, key=lambda one: one.recover is not None)
 
 
