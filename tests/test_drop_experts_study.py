@@ -1,6 +1,10 @@
 """Studies of models with fewer experts: the rows of whole checkpoints, made once, with labels that say how many."""
 
 import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
@@ -13,11 +17,19 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import untimed
 from prunus.checkpoint.resolve import tiny_folder
 from prunus.errors import PrunusError
+from prunus.evaluation.grading import Grader
+from prunus.evaluation.pipeline import answer_batch
 from prunus.finding.ladders import removed
 from prunus.pruning.calibration.data import Calibration
 from prunus.results.store import Store
 from prunus.study import variants
+from prunus.study.cells import open_model
+from prunus.study.engine import Engine
 from prunus.study.file import read_study
+from prunus.study.ray import transfer
+from prunus.study.ray import worker as ray_worker
+from prunus.study.ray.worker import ModelRef, Worker
+from prunus.study.variants import files_to_load, make_variant, target_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TABLES = """\
@@ -98,6 +110,44 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
     assert run.model["name"] == "model/experts-frequency-50-wanda-20"
     assert steps[1]["source"].pop("name") == "experts-frequency-50" and mine[1]["source"].pop("name")
     assert steps[1] == mine[1] and steps[0]["experts_removed"] == mine[0]["experts_removed"]
+
+
+def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(folder, tmp_path, monkeypatch):
+    """Its checkpoint is sent to the process that was started, and from there to the workers that answer."""
+    text = "[[prune]]\nexperts = { keep = 0.5 }\n"
+    study = read_study(write_study(folder, text))
+    model = open_model(study, study.models[0], folder / "model")
+    variant, work = model.variants[1], model.cells[0].resolved
+    make_variant(model, variant, tmp_path / "here", "cpu", keep=False)
+    monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(put=lambda piece: piece))
+    ref = ModelRef(model.name, model.checkpoint.checksum(), [work]), model.name
+    maker, worker = Worker(str(tmp_path), study, "cpu"), Worker(str(tmp_path), study, "cpu")
+    made, there = maker.make(ref, variant, keep=False), tmp_path / "there"
+    sending = transfer.download(made, maker.piece, there, variant, target_folder(there, model, variant, keep=False))
+    with suppress(StopIteration):
+        piece = next(sending)
+        while True:
+            piece = sending.send(piece)
+    maker.delete_made()
+    assert contents(there / "variants") == contents(tmp_path / "here" / "variants")
+    monkeypatch.setattr(variants, "drop_experts", None)  # what was sent is not made again
+    sent = transfer.upload(there, files_to_load(there, model, variant, keep=False))
+    (found,) = worker.answer(ref, variant, sent, 0, work.batches[0])
+    assert not contents(worker.folder / "variants"), "what is loaded is deleted"
+    with (
+        Engine(study, "cpu") as engine,
+        engine.holding(model, variant, tmp_path / "here") as backend,
+        Grader() as grader,
+    ):
+        assert found.done.samples == answer_batch(work, backend, grader, work.batches[0]).samples
+    for one in (maker, worker):
+        one.release()
+        one.scratch.cleanup()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def stop() -> NoReturn:

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 from test_find import CALIBRATION, PLAN, here, script  # noqa: F401  (fixtures: a model, and what variants do)
-from test_study_find import FIND, content, write
+from test_study_find import content
 
-import prunus
-from prunus import studies
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import do_batch
-from prunus.finding import of_study, on_ray
+from prunus.finding import on_ray
 from prunus.finding import rungs as making
 from prunus.finding.find import carry_out
 from prunus.finding.ladders import ladders_of
@@ -197,11 +195,3 @@ def test_only_what_is_needed_fails_a_search():
             else:
                 with pytest.raises(PrunusError, match="singular"):
                     driver.handle_result(worker, None)
-
-
-def test_rungs_that_are_loaded_whole_are_refused_before_anything_runs(monkeypatch):
-    monkeypatch.setattr(studies, "find_cluster", lambda _: "nowhere")
-    monkeypatch.setattr(of_study, "is_whole", lambda _: True)
-    with pytest.raises(PrunusError, match=r"line 12: magnitude: rungs with fewer experts are loaded whole"):
-        prunus.run_study(write(FIND), out="out", ray="auto")
-    assert not Path("out").exists()

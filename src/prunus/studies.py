@@ -69,7 +69,7 @@ def run_study(
         models = open_models(study)
         check_variants(study, models, paths.folder, device)
         searches = open_searches(study, folders_of(models), paths.folder)
-        check_searches(study, searches, paths.store, device, on_ray=cluster is not None)
+        check_searches(study, searches, paths.store, device)
         write_text(paths.folder / "study.toml", study.text)
         # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
         run_cells(study, models, paths, device, cluster, gpus_per_task, cpus_per_task)

@@ -23,7 +23,7 @@ from prunus.finding.search import Search, open_search
 from prunus.study.cells import model_label, plan_names
 from prunus.study.file import Study
 from prunus.study.find_table import BEGUN, FINISHED, WAITING, FindTable, SearchState
-from prunus.study.variants import check_variants, is_whole
+from prunus.study.variants import check_variants
 
 FOUND = "found"  # folder of a study
 
@@ -83,16 +83,12 @@ def opened(
     return StudySearch(table, plan, search, target)
 
 
-def check_searches(
-    study: Study, searches: Sequence[StudySearch], store: Path, device: str, on_ray: bool = False
-) -> None:
+def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, device: str) -> None:
     """Raise PrunusError, with the line of the table, for a search that cannot be carried out or cannot certify."""
     for one in searches:
         if is_finished(one):
             continue
         try:
-            if on_ray and any(is_whole(rung.variant) for rung in one.search.rungs):
-                raise PrunusError("rungs with fewer experts are loaded whole, which --ray cannot do; leave it out")
             if not (one.target / CERTIFICATE).exists():
                 check_target(one.search.model.checkpoint.folder, one.target, True)
             check_variants(one.search.study, [one.search.model], work_folder(one.target), device)

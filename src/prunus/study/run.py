@@ -14,7 +14,6 @@ from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missin
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine
-from prunus.recipes import ExpertsRecipe
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
@@ -34,10 +33,6 @@ def check_ray(study: Study) -> None:
         raise PrunusError(f"{study.path}: 'serve' starts one server here; leave --ray out, or use backend = \"vllm\"")
     if any(plan.control == "native" for plan in study.plans):
         raise PrunusError(f"{study.path}: control native asks one server from here; leave --ray out")
-    if any(isinstance(entry.recipe, ExpertsRecipe) or entry.experts is not None for entry in study.entries):
-        raise PrunusError(
-            f"{study.path}: variants with fewer experts are loaded whole, which --ray cannot do; leave it out"
-        )
 
 
 def run_cells(

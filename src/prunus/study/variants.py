@@ -95,9 +95,20 @@ def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
     return folder / CHECKPOINTS / model.label.replace("/", "--") / variant.name
 
 
+def target_folder(folder: Path, model: Model, variant: Variant, keep: bool) -> Path:
+    """Where the variant's checkpoint is written. keep: whether the study keeps checkpoints."""
+    return kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
+
+
 def variant_files(folder: Path, variant: Variant) -> list[Path]:
     """The existing files of a variant. The matrices come last: the variant is complete once their file exists."""
     return [path for path in (vectors_file(folder, variant), weights_file(folder, variant)) if path.exists()]
+
+
+def files_to_load(folder: Path, model: Model, variant: Variant, keep: bool) -> list[Path]:
+    """The files from which a variant that was made is loaded; for one that is loaded whole, with its checkpoint's."""
+    whole = target_folder(folder, model, variant, keep).rglob("*") if is_whole(variant) else ()
+    return [*variant_files(folder, variant), *sorted(path for path in whole if path.is_file())]
 
 
 def read_info(folder: Path, variant: Variant) -> VariantInfo | None:
@@ -222,11 +233,11 @@ def make_variant(
     """
     source, recipe = model.source, variant.recipe
     assert recipe is not None
-    target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
+    target = target_folder(folder, model, variant, keep)
     # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
     if keep or not (target / MANIFEST).exists():
         plain = next((one for one in same_recipe(model, variant) if one.recover is None), None)
-        pruned = (kept_folder(folder, model, plain) if keep else unfinished_folder(folder, plain)) if plain else None
+        pruned = target_folder(folder, model, plain, keep) if plain else None
         origin = origin_folder(folder, model, variant, keep) if variant.after else None
         shared = folder / MAKING / MEASURED
         apply(model, variant, target, device, shared=shared, pruned=pruned, stats=stats, origin=origin)
@@ -264,7 +275,7 @@ def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path,
     if variant.recipe is None:
         return model.checkpoint.folder
     keep = study.keep_checkpoints
-    target = kept_folder(folder, model, variant) if keep else unfinished_folder(folder, variant)
+    target = target_folder(folder, model, variant, keep)
     info = read_info(folder, variant)
     if info is None:
         make_variant(model, variant, folder, device, keep, leave=True)

@@ -28,7 +28,7 @@ from prunus.study.ray.cluster import capacity, connected, first_line, has_gpus
 from prunus.study.ray.jobs import Job, WorkerHandle, is_timed, missing_jobs, next_job, take_along
 from prunus.study.ray.transfer import download, upload
 from prunus.study.ray.worker import BatchResult, ModelRef, Timing, VariantFiles, Worker, WorkerInfo
-from prunus.study.variants import add_run, kept_folder
+from prunus.study.variants import add_run, files_to_load, kept_folder, target_folder
 
 ATTEMPTS = 3  # the study fails once this many workers were lost at one job, or while they started
 WAIT_SECONDS = 1.0  # interval at which the cluster's size is checked
@@ -185,7 +185,7 @@ class Driver:
             self.table.say(job.description, log=True)
             call = worker.actor.make.remote(model, variant, self.keeps)
         elif job.timing:
-            call = worker.actor.measure_speed.remote(model, variant, self.uploaded(variant), job.cell.plan)
+            call = worker.actor.measure_speed.remote(model, variant, self.uploaded(job), job.cell.plan)
         else:
             run = job.cell.run_id
             if run not in self.claimed:
@@ -193,15 +193,16 @@ class Driver:
                 self.claimed.add(run)
             chains = missing_chains(self.store, job.cell.resolved, [job.batch]) if self.streams else job.batch
             answer = worker.actor.answer.options(num_returns="streaming")
-            call = answer.remote(model, variant, self.uploaded(variant), job.cell.plan, chains)
+            call = answer.remote(model, variant, self.uploaded(job), job.cell.plan, chains)
         self.calls[call] = worker
 
-    def uploaded(self, variant: Variant) -> dict[str, list[Any]]:
-        """References to a variant's files in Ray's object store, where each node fetches them once."""
+    def uploaded(self, job: Job) -> dict[str, list[Any]]:
+        """References to the files of a job's variant in Ray's object store, where each node fetches them once."""
+        variant = job.variant
         if variant.recipe is None:
             return {}
         if variant.key not in self.files:
-            self.files[variant.key] = upload(self.folder, variant)
+            self.files[variant.key] = upload(self.folder, files_to_load(self.folder, job.model, variant, self.keeps))
         return self.files[variant.key]
 
     def handle_result(self, worker: WorkerHandle, call: Any) -> None:
@@ -250,7 +251,7 @@ class Driver:
         else:
             try:
                 if isinstance(found, VariantFiles):
-                    kept_at = kept_folder(self.folder, job.model, job.variant)
+                    kept_at = target_folder(self.folder, job.model, job.variant, self.keeps)
                     worker.download = download(found, worker.actor.piece.remote, self.folder, job.variant, kept_at)
                     call = next(worker.download)
                 else:

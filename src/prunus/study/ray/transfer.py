@@ -1,7 +1,7 @@
 """Send files of variants through Ray: to the workers that answer, and back from the worker that made the variant."""
 
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from prunus.checkpoint.writer import sync_tree
 from prunus.disk import disk_errors, replace_folder
 from prunus.study.cells import Variant
 from prunus.study.ray.worker import Piece, VariantFiles
-from prunus.study.variants import MAKING, VARIANTS, variant_files
+from prunus.study.variants import MAKING, VARIANTS
 
 PIECE = 64 << 20  # bytes sent at a time
 
@@ -20,15 +20,15 @@ Request = Callable[[str, str, int, int], Any]
 Download = Generator[Any, Piece | None, None]
 
 
-def upload(folder: Path, variant: Variant) -> dict[str, list[Any]]:
-    """Put a variant's files into Ray's object store; {file name: references to its pieces}. folder: of the study."""
+def upload(folder: Path, files: Sequence[Path]) -> dict[str, list[Any]]:
+    """Put a variant's files into Ray's object store; {path in the study's folder: references to its pieces}."""
     import ray
 
     return {
-        path.name: [
+        str(path.relative_to(folder)): [
             ray.put(np.fromfile(path, np.uint8, PIECE, offset=start)) for start in range(0, path.stat().st_size, PIECE)
         ]
-        for path in variant_files(folder, variant)
+        for path in files
     }
 
 
@@ -36,8 +36,8 @@ def download(files: VariantFiles, request: Request, folder: Path, variant: Varia
     """Write the files that a worker made to the study's folder, as a generator that the driver advances.
 
     It yields the reference to the next piece and expects that piece to be sent to it, so that the driver can do other
-    work meanwhile. A kept checkpoint appears at kept_at once it is complete, before the variant's files; the file that
-    marks the variant as complete comes last.
+    work meanwhile. A checkpoint that stays appears at kept_at once it is complete, before the variant's files; the file
+    that marks the variant as complete comes last.
     """
     needed = sum(files.checkpoint.values()) + sum(files.variant.values())
     with disk_errors(folder, needed):

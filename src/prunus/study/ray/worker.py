@@ -33,10 +33,10 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine
 from prunus.study.cells import Model, Variant, checkpoint_of
 from prunus.study.engine import Engine
 from prunus.study.file import Study
-from prunus.study.variants import MAKING, VARIANTS, kept_folder, make_variant, variant_files
+from prunus.study.variants import MAKING, VARIANTS, make_variant, target_folder, variant_files
 
 Piece = NDArray[np.uint8]  # bytes of a file; Ray shares arrays between processes without copying them
-FileRefs = Mapping[str, Sequence[Any]]  # file name -> Ray references to its pieces, in order
+FileRefs = Mapping[str, Sequence[Any]]  # path in a study's folder -> Ray references to its pieces, in order
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class WorkerInfo(NamedTuple):
 
 
 class VariantFiles(NamedTuple):
-    """{file name: size in bytes} of a variant's files, and of its checkpoint's files if the checkpoint is kept."""
+    """{file name: size in bytes} of a variant's files, and of its checkpoint's files if the checkpoint stays."""
 
     variant: dict[str, int]
     checkpoint: dict[str, int]
@@ -113,7 +113,7 @@ class Worker:
         """Make a variant and return the sizes of its files. They stay until delete_made(). keep: its checkpoint too."""
         opened = self.open_model(model)
         make_variant(opened, variant, self.folder, self.device, keep)
-        self.made = kept_folder(self.folder, opened, variant)
+        self.made = target_folder(self.folder, opened, variant, keep)
         checkpoint = sorted(path for path in self.made.rglob("*") if path.is_file())
         return VariantFiles(
             {path.name: path.stat().st_size for path in variant_files(self.folder, variant)},
@@ -160,11 +160,11 @@ class Worker:
         if self.backend is None or self.loaded_key != variant.key:
             self.release()
             for name, pieces in files.items():
-                write_pieces(self.folder / VARIANTS / name, pieces)
+                write_pieces(self.folder / name, pieces)
             self.backend = self.loaded.enter_context(self.engine.holding(opened, variant, self.folder))
             self.loaded_key = variant.key
-            for path in variant_files(self.folder, variant):
-                path.unlink(missing_ok=True)
+            for name in files:
+                (self.folder / name).unlink(missing_ok=True)
         return opened, self.backend
 
     def open_model(self, model: Sequence[Any]) -> Model:
