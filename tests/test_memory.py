@@ -19,7 +19,7 @@ from prunus.pruning.calibration.hessian import inverse_factor
 
 HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 BATCH = 2048  # tokens that run through a block at a time
-SEQUENCES, FEW, MANY, LENGTH = 24, 8, 144, 128
+SEQUENCES, FEW, MANY, MOST, LENGTH = 24, 8, 144, 240, 128
 # What is allowed beyond: pieces of files (also those of threads), the tokenizer, buffers of matrix products.
 SLACK = 12_000_000
 
@@ -54,10 +54,10 @@ class Shape(NamedTuple):
 
 WIDE, NARROW = Shape(2048, 2048, 2, 1000), Shape(1024, 1024, 2, 16_000)
 # For methods that take long; what they need is measured by the largest Linear, so the others may be small.
-WIDE_FEW, NARROW_FEW, SMALL_FEW = Shape(2048, 256, 2, 1000), Shape(1024, 256, 2, 1000), Shape(1056, 256, 3, 1000)
-THIN = Shape(384, 384, 1, 1000)
-# For what runs in float32, there and back, and for what takes an eigendecomposition in float64.
-SMALL, SMALLEST = Shape(1056, 1056, 3, 1000), Shape(768, 768, 2, 1000)
+WIDE_FEW, FACTORED = Shape(2048, 256, 2, 1000), Shape(1792, 256, 2, 1000)
+NARROW_FEW, SINGLE = Shape(1024, 256, 2, 1000), Shape(1024, 128, 1, 1000)
+# For what runs in float32, there and back, and for many tokens.
+SMALL_FEW, SMALLEST, THIN = Shape(1056, 256, 3, 1000), Shape(768, 768, 2, 1000), Shape(256, 256, 1, 1000)
 
 
 class Case(NamedTuple):
@@ -72,19 +72,19 @@ class Case(NamedTuple):
 CASES = {
     "magnitude": Case(WIDE, {"method": "magnitude"}),
     "wanda": Case(WIDE, {"method": "wanda"}),
-    "wanda, staged": Case(WIDE, {"method": "wanda", "propagation": "staged"}),
-    "wanda, offload": Case(WIDE, {"method": "wanda"}, offload=True),
+    "wanda, staged": Case(THIN, {"method": "wanda", "propagation": "staged"}, sequences=MOST),
+    "wanda, offload": Case(THIN, {"method": "wanda"}, offload=True, sequences=MOST),
     # Few tokens, beside which the methods' own needs are the larger ones.
     "ria": Case(WIDE_FEW, {"method": "ria"}, sequences=FEW),
     "dsnot": Case(
         WIDE_FEW, {"method": "dsnot", "swap_cycles": 2}, sequences=FEW
     ),  # memory does not depend on the number
-    "sparsegpt": Case(WIDE_FEW, {"method": "sparsegpt"}, sequences=FEW),
+    "sparsegpt": Case(FACTORED, {"method": "sparsegpt"}, sequences=FEW),
     "wanda, obs": Case(NARROW_FEW, {"method": "wanda", "update": "obs"}, sequences=FEW),
     "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}),
-    "alps": Case(NARROW_FEW, {"method": "alps", "admm_iterations": 2}, sequences=FEW),
-    "gblm": Case(SMALL, {"method": "gblm"}, sequences=FEW),
-    "wanda, row budgets": Case(SMALL, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
+    "alps": Case(SINGLE, {"method": "alps", "admm_iterations": 2}, sequences=FEW),
+    "gblm": Case(SMALL_FEW, {"method": "gblm"}, sequences=FEW),
+    "wanda, row budgets": Case(SMALL_FEW, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
     "wanda++": Case(SMALL_FEW, {"method": "wanda++", "repair_rounds": 1}, sequences=FEW),
 }
 
@@ -367,7 +367,7 @@ def grown(tmp_path_factory) -> dict[str, int]:
             num_key_value_heads=4,
             head_dim=shape.width // 16,
         )
-        write_rows(folder / f"{shape.name}.jsonl", MANY, shape.vocabulary)
+        write_rows(folder / f"{shape.name}.jsonl", MOST, shape.vocabulary)
     write_rows(folder / "warm.jsonl", 2, VOCABULARY)
     make_mixture(folder / "mixture")
     write_rows(folder / "mixture.jsonl", MIXTURE_SEQUENCES, VOCABULARY)
