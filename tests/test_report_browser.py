@@ -105,7 +105,7 @@ def test_page_draws_and_fits_and_labels_do_not_overlap(browser, page, tmp_path, 
         const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
         return parseFloat(getComputedStyle(e).fontSize) * scale; }))"""
     assert browser.evaluate(small) >= 9.0  # pixels on the screen
-    assert browser.screenshot(tmp_path / "page.png", scale=0.25).stat().st_size > 20_000
+    assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
     for chosen in (dark, not dark):
         browser.choose_scheme(chosen)
         background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -287,7 +287,7 @@ def test_a_page_with_everything_fits(browser, rich, tmp_path, width, dark):
     assert visible_count(browser, "#modes svg.chart") == 2
     browser.choose_scheme(not dark)
     assert browser.problems == [] and browser.evaluate("document.documentElement.scrollWidth") <= width
-    assert browser.screenshot(tmp_path / "page.png", scale=0.25).stat().st_size > 20_000
+    assert browser.screenshot(tmp_path / "page.png").stat().st_size > 20_000
 
 
 def test_texts_open_side_by_side_and_do_nothing(opened):
