@@ -352,18 +352,32 @@ def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, monkeypatch, capsys):
+def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, capsys):
     arguments = ["study", str(write_one_batch(tmp_path)), "--out", str(tmp_path / "out"), "--ray", cluster.address]
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--gpus-per-task", "1"])
     assert stopped.value.code == 2
     assert "no node of the cluster has the 1 GPUs and 1 CPUs" in capsys.readouterr().err
-    model_ref = ray_driver.model_ref
-    monkeypatch.setattr(ray_driver, "model_ref", lambda model: replace(model_ref(model), checksum="another"))
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert stopped.value.code == 2 and "model' has other weights here than where the study was started" in error
+
+    def fails():
+        raise PrunusError("the model has other weights here")
+
+    with ray_cluster.connected(cluster.address):
+        import ray
+
+        worker = WorkerHandle(None, info=ray_worker.WorkerInfo("node-1", 1, prunus.__version__, "machine"))
+        with pytest.raises(PrunusError, match="^on node-1: the model has other weights here$"):
+            driver(worker).handle_result(worker, ray.remote(fails).remote())
+
+
+def test_a_worker_refuses_a_model_of_other_weights(tmp_path, monkeypatch):
+    study = read_study(write_study(tmp_path, ""))
+    model = open_model(study, study.models[0], resolve(study.models[0]))
+    monkeypatch.setattr(ray_worker, "fetch", lambda reference: reference)
+    worker = Worker(str(tmp_path), study, "cpu")
+    with pytest.raises(PrunusError, match="model' has other weights here than where the study was started"):
+        worker.open_model((ModelRef(model.name, "another", [model.cells[0].resolved]), model.name))
+    worker.scratch.cleanup()
 
 
 @pytest.mark.parametrize(
