@@ -25,7 +25,7 @@ from prunus.pruning.methods import METHODS, with_update
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("orderings")]
 
-CALIBRATION, HELD_OUT, SEQLEN = 8, 1, 512
+CALIBRATION, HELD_OUT, SEQLEN = 8, 1, 256
 HALF, MORE = Target(0.5), Target(0.6)
 TWO_OF_FOUR, FOUR_OF_EIGHT = Target(0.5, pattern=(2, 4)), Target(0.5, pattern=(4, 8))
 ALL, THIRD = 1, 3  # every block is pruned, or every third one; SparseGPT takes half a second a block
