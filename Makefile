@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 VLLM := .venv-vllm/bin
 SMOLLM2 := .cache/smollm2
-# One thread per test worker: more only fight for the cores. Large pages cost the kernel less. Groups of tests keep the
-# order that tests/conftest.py gives.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n auto --dist loadgroup \
-	--no-loadscope-reorder
+# One thread per test worker: more only fight for the cores. Large pages cost the kernel less. Modules are compiled once
+# for all processes, whatever the environment says. Groups of tests keep the order that tests/conftest.py gives.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 # vLLM on a small machine: 1 GiB for its cache, no binding to cores, no child process, nothing compiled.
 VLLM_SETTINGS := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 	VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCH_COMPILE_DISABLE=1 PRUNUS_TEST_BACKENDS=vllm,served

@@ -11,7 +11,10 @@ from test_drop_types import KEPT, OTHERS, check_drops
 
 from prunus.checkpoint.architecture import Unstreamable
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of transformers, about its own models
+    pytest.mark.xdist_group("every type"),  # so that one worker alone imports the code of all of them
+]
 IS_CURRENT = version("transformers") == MODELS["transformers"]
 
 
