@@ -7,7 +7,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -366,7 +365,7 @@ def test_errors_of_a_node_and_too_large_a_wish_are_one_line(cluster, tmp_path, c
         import ray
 
         worker = WorkerHandle(None, info=ray_worker.WorkerInfo("node-1", 1, prunus.__version__, "machine"))
-        with pytest.raises(PrunusError, match="^on node-1: the model has other weights here$"):
+        with pytest.raises(PrunusError, match=r"^on node-1: the model has other weights here$"):
             driver(worker).handle_result(worker, ray.remote(fails).remote())
 
 
