@@ -101,6 +101,12 @@ allocation_options = all_of(
         ),
         recipe_option(
             PruneRecipe,
+            "expert_spread",
+            "Half of the range of the sparsities of a block's routed experts, of which REAP's best are pruned least.",
+            type=float,
+        ),
+        recipe_option(
+            PruneRecipe,
             "rounding",
             "How counts of zeros are rounded: exactly, or as in the authors' code.",
             type=choice(recipes.Rounding),
@@ -114,12 +120,6 @@ allocation_options = all_of(
 @click.argument("out", type=click.Path(path_type=Path))
 @recipe_option(PruneRecipe, "method", "How weights are chosen.", type=choice(recipes.MethodName))
 @allocation_options
-@recipe_option(
-    PruneRecipe,
-    "expert_spread",
-    "Half of the range of the sparsities of a block's routed experts, of which REAP's best are pruned least.",
-    type=float,
-)
 @recipe_option(PruneRecipe, "pattern", "Keep N of every M consecutive inputs, instead of a sparsity.", metavar="N:M")
 @recipe_option(
     PruneRecipe,

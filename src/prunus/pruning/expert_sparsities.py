@@ -11,7 +11,6 @@ import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning.allocate import Sparsities
 from prunus.pruning.allocation.arithmetic import decreasing_sparsities
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.saved_statistics import FIELDS
@@ -19,6 +18,7 @@ from prunus.pruning.experts import CRITERIA
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import find_mixtures
 from prunus.pruning.scope import linears_in_scope
+from prunus.pruning.sparsities import Sparsities
 from prunus.recipes import ExpertsRecipe, PruneRecipe
 
 
