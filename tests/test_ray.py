@@ -74,6 +74,22 @@ def cluster(own_folder) -> Iterator[Any]:
         yield started
 
 
+@pytest.fixture
+def two_workers(monkeypatch) -> None:
+    """No job is given to a worker before two have started, however busy the machine is: one of them will be lost."""
+    step, started = Driver.step, []
+
+    def patient(self: Driver) -> None:
+        if started or sum(worker.info is not None for worker in self.workers) == 2:
+            started.append(True)
+            step(self)
+        else:
+            self.start_workers(2)
+            self.wait()
+
+    monkeypatch.setattr(Driver, "step", patient)
+
+
 def write_one_batch(folder: Path) -> Path:
     """A study with one job, for which one worker is started."""
     file = write_study(folder, "")
@@ -126,7 +142,7 @@ max_tokens = 4000
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_is_lost(
-    cluster, tmp_path, monkeypatch, few_resamples
+    cluster, tmp_path, monkeypatch, few_resamples, two_workers
 ):
     """It comes before the test that removes a node, since a single worker has no time to work ahead."""
     original, assign, given, killed = SearchDriver.store_batch, SearchDriver.assign, [], []
@@ -170,7 +186,7 @@ def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_the_store_is_that_of_a_local_run_though_workers_are_lost(
-    cluster, tmp_path, monkeypatch, capsys, few_resamples
+    cluster, tmp_path, monkeypatch, capsys, few_resamples, two_workers
 ):
     """One worker is killed in the middle of a batch, later a whole node goes; every row is there, and once.
 
