@@ -19,7 +19,7 @@ from prunus.pruning.calibration.hessian import inverse_factor
 
 HALF, FULL, DOUBLE = 2, 4, 8  # bytes of bfloat16, float32 and float64
 BATCH = 2048  # tokens that run through a block at a time
-SEQUENCES, FEW, MANY, MOST, LENGTH = 24, 8, 144, 240, 128
+FEW, MANY, LENGTH = 5, 144, 128
 # What is allowed beyond: pieces of files (also those of threads), the tokenizer, buffers of matrix products.
 SLACK = 12_000_000
 
@@ -57,7 +57,8 @@ WIDE, NARROW = Shape(2048, 2048, 2, 1000), Shape(1024, 1024, 2, 16_000)
 WIDE_FEW, FACTORED = Shape(2048, 256, 2, 1000), Shape(1792, 256, 2, 1000)
 NARROW_FEW, SINGLE = Shape(1024, 256, 2, 1000), Shape(1024, 128, 1, 1000)
 # For what runs in float32, there and back, and for many tokens.
-SMALL_FEW, SMALLEST, THIN = Shape(1056, 256, 3, 1000), Shape(768, 768, 2, 1000), Shape(256, 256, 1, 1000)
+SMALL_FEW, SMALLEST = Shape(1056, 256, 3, 1000), Shape(768, 768, 2, 1000)
+THIN, THINNEST = Shape(384, 384, 1, 1000), Shape(256, 256, 1, 1000)
 
 
 class Case(NamedTuple):
@@ -66,26 +67,24 @@ class Case(NamedTuple):
     shape: Shape
     recipe: dict[str, Any]
     offload: bool = False
-    sequences: int = SEQUENCES
+    sequences: int = FEW
 
 
+# Few tokens, beside which blocks and the methods' own needs are the larger ones; or many, whose states are.
 CASES = {
     "magnitude": Case(WIDE, {"method": "magnitude"}),
     "wanda": Case(WIDE, {"method": "wanda"}),
-    "wanda, staged": Case(THIN, {"method": "wanda", "propagation": "staged"}, sequences=MOST),
-    "wanda, offload": Case(THIN, {"method": "wanda"}, offload=True, sequences=MOST),
-    # Few tokens, beside which the methods' own needs are the larger ones.
-    "ria": Case(WIDE_FEW, {"method": "ria"}, sequences=FEW),
-    "dsnot": Case(
-        WIDE_FEW, {"method": "dsnot", "swap_cycles": 2}, sequences=FEW
-    ),  # memory does not depend on the number
-    "sparsegpt": Case(FACTORED, {"method": "sparsegpt"}, sequences=FEW),
-    "wanda, obs": Case(NARROW_FEW, {"method": "wanda", "update": "obs"}, sequences=FEW),
+    "wanda, staged": Case(THIN, {"method": "wanda", "propagation": "staged"}, sequences=MANY),
+    "wanda, offload": Case(THIN, {"method": "wanda"}, offload=True, sequences=MANY),
+    "ria": Case(WIDE_FEW, {"method": "ria"}),
+    "dsnot": Case(WIDE_FEW, {"method": "dsnot", "swap_cycles": 2}),  # memory does not depend on the number
+    "sparsegpt": Case(FACTORED, {"method": "sparsegpt"}),
+    "wanda, obs": Case(NARROW_FEW, {"method": "wanda", "update": "obs"}),
     "wanda, large vocabulary": Case(NARROW, {"method": "wanda"}),
-    "alps": Case(SINGLE, {"method": "alps", "admm_iterations": 2}, sequences=FEW),
-    "gblm": Case(SMALL_FEW, {"method": "gblm"}, sequences=FEW),
-    "wanda, row budgets": Case(SMALL_FEW, {"method": "wanda", "row_power": 1.0}, sequences=FEW),
-    "wanda++": Case(SMALL_FEW, {"method": "wanda++", "repair_rounds": 1}, sequences=FEW),
+    "alps": Case(SINGLE, {"method": "alps", "admm_iterations": 2}),
+    "gblm": Case(SMALL_FEW, {"method": "gblm"}),
+    "wanda, row budgets": Case(SMALL_FEW, {"method": "wanda", "row_power": 1.0}),
+    "wanda++": Case(SMALL_FEW, {"method": "wanda++", "repair_rounds": 1}),
 }
 
 
@@ -118,8 +117,8 @@ class RecoveryCase(NamedTuple):
 
 RECOVERIES = {
     "few tokens": RecoveryCase(SMALLEST, FEW),
-    "many tokens": RecoveryCase(THIN, MANY),
-    "many tokens, offload": RecoveryCase(THIN, MANY, offload=True),
+    "many tokens": RecoveryCase(THINNEST, MANY),
+    "many tokens, offload": RecoveryCase(THINNEST, MANY, offload=True),
 }
 
 
@@ -281,7 +280,7 @@ def run_recovery(folder: Path) -> None:
     import prunus
 
     half = prunus.PruneRecipe(method="magnitude", sparsity=0.5)
-    for name in (SMALLEST.name, THIN.name):
+    for name in (SMALLEST.name, THINNEST.name):
         prunus.prune(folder / name, folder / f"half of {name}", half)
     prunus.prune("tiny", folder / "half of tiny", half)
     for name, case in RECOVERIES.items():
@@ -367,7 +366,7 @@ def grown(tmp_path_factory) -> dict[str, int]:
             num_key_value_heads=4,
             head_dim=shape.width // 16,
         )
-        write_rows(folder / f"{shape.name}.jsonl", MOST, shape.vocabulary)
+        write_rows(folder / f"{shape.name}.jsonl", MANY, shape.vocabulary)
     write_rows(folder / "warm.jsonl", 2, VOCABULARY)
     make_mixture(folder / "mixture")
     write_rows(folder / "mixture.jsonl", MIXTURE_SEQUENCES, VOCABULARY)
