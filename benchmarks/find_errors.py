@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import anytime, betting
-from prunus.results.ladder import Rule
+from prunus.results.ladder import ENDPOINTS, Rule, next_look
 
 Floats = NDArray[np.float64]
 Evidence = Callable[[Floats, float], tuple[Floats, Floats]]
@@ -25,6 +25,7 @@ RUNGS = 13  # 10 % to 70 % in steps of 5
 SOLVES, ENDS = (0.4, 0.4), (4.5, 0.5)  # Beta distributions over problems of what the dense model does
 ANEW = 0.04 / (2 * 0.4 * 0.4 / (0.8 * 1.8))  # share of draws drawn anew, with which 4 % of answers change
 CHUNK = 250  # ladders simulated at once
+LOOK = 64  # problems between two looks at whether those left can be enough
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,11 @@ def walk(
             logs = [evidence(values[:, walking], m) for values, m in zip(found, rule.margins.values(), strict=True)]
             good = np.max([_first(certify, rule.level) for certify, _ in logs], axis=0)
             bad = np.min([_first(refuse, rule.level) for _, refuse in logs], axis=0)
-            problems[walking] += np.minimum(np.minimum(good, bad), n)
             passed = (good <= n) & (good <= bad)
+            took = np.minimum(np.minimum(good, bad), n)
+            for one in np.flatnonzero(~passed):
+                took[one] = min(took[one], hopeless([values[:, walking][:, one] for values in found], rule))
+            problems[walking] += took
             reached[walking] += passed
             walking[walking] = passed
         certified.append(reached)
@@ -133,6 +137,16 @@ def walk(
     reached = np.concatenate(certified)
     total = np.concatenate(used).mean() / (RUNGS * n)
     return Walks(float(np.mean(reached > shape.sound)), float(reached.mean()), float(total))
+
+
+def hopeless(found: Sequence[Floats], rule: Rule) -> int:
+    """The number of problems at which a search gives up this rung, or all; it looks after every 64."""
+    n = len(found[0])
+    for looked in range(LOOK, n, LOOK):
+        part = {end: values[:looked] for end, values in zip(ENDPOINTS, found, strict=True)}
+        if next_look(part, rule, LOOK, n) == looked:
+            return looked
+    return n
 
 
 def _first(logs: Floats, level: float) -> NDArray[np.int_]:
@@ -164,8 +178,8 @@ def normal_looks(differences: Floats, margin: float) -> tuple[Floats, Floats]:
 
 
 def rules(margin: float, n: int) -> dict[str, Callable[[Floats], Floats]]:
-    """Ways to bet on differences, towards certification."""
-    level = log(1 / betting.ALPHA)
+    """Ways to bet on differences, towards certification; in all but the first a bet loses 3/4 of the wealth at most."""
+    level, most = log(1 / betting.ALPHA), betting.MOST / ((1 - margin) / 2)
 
     def spread(d: Floats) -> Floats:
         return betting.variance_before((d + 1) / 2)
@@ -174,11 +188,14 @@ def rules(margin: float, n: int) -> dict[str, Callable[[Floats], Floats]]:
         t = np.arange(1, len(d) + 1)[:, None]
         return np.sqrt(2 * level / (spread(d) * t * np.log(1 + t)))
 
+    def small(d: Floats) -> Floats:
+        return margin / 2 / (spread(d) + margin**2 / 4)
+
     return {
-        "towards no difference (used)": lambda d: anytime.bets(d, margin),
-        "for n problems": lambda d: np.sqrt(2 * level / (spread(d) * n)),
-        "for all times": all_times,
-        "towards the mean so far": lambda d: anytime.bets(d, margin, adaptive=True),
+        "of a harmless model (used)": lambda d: anytime.bets(d, margin),
+        "of a harmless model, if bets were small": lambda d: np.minimum(small(d), most),
+        "for n problems": lambda d: np.minimum(np.sqrt(2 * level / (spread(d) * n)), most),
+        "for all times": lambda d: np.minimum(all_times(d), most),
     }
 
 

@@ -29,8 +29,8 @@ def by_loop(values, margin):
             low, high = (middle, high) if rejected else (low, middle)
         return low
 
-    up, down = loop_bets(values, margin), loop_bets(-values, margin, adaptive=True)
-    most = max(max(loop_wealth(sign * values, loop_bets(sign * values, 0.02, adaptive=True), 0.0)) for sign in (1, -1))
+    up, down = loop_bets(values, margin), loop_bets(-values, margin, above=True)
+    most = max(max(loop_wealth(sign * values, loop_bets(sign * values, 0.02, above=True), 0.0)) for sign in (1, -1))
     return {
         "p": min(1.0, 2 * exp(-max(0.0, most))),
         "p_margin": exp(-max(0.0, *loop_wealth(values, up, -margin))),

@@ -234,7 +234,7 @@ def test_tokens_end_a_search_that_cannot_tell(here, script):
     assert found["ladders"]["magnitude"][0]["why"] == "the tokens are used up" and found["tokens"] == 40
     assert there(here) == {"rows.db"}
     more = search(max_tokens=41)
-    assert words(more) == {"magnitude": ["certified"]} and more["tokens"] == 80, "the next rung is not begun"
+    assert words(more) == {"magnitude": ["certified"]} and more["tokens"] == 64, "the next rung is not begun"
     assert verified("out")
 
 
@@ -252,7 +252,7 @@ def test_a_dry_run_says_what_to_expect_and_writes_nothing(here, script, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([*COMMAND, "--limit", "30"])
     assert (
-        "30 problems cannot certify a margin of 10 points in accuracy; 12.8 points would be" in capsys.readouterr().err
+        "30 problems cannot certify a margin of 10 points in accuracy; 10.4 points would be" in capsys.readouterr().err
     )
     assert not there(here)
 

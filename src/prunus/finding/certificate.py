@@ -22,12 +22,12 @@ from prunus.errors import PrunusError
 from prunus.finding.rows import Rows
 from prunus.hashing import content_hash
 from prunus.results.anytime import path
-from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Rule, decide
+from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, Rule, decide, next_look
 from prunus.results.order import interleaved, rounds
 from prunus.results.store import Store
 
 FORMAT = 1
-OUT_OF_TOKENS = "the tokens are used up"
+OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
 MOST_POINTS = 120  # of a path in the certificate
 FIELDS = ("thinking_tokens", "answer_tokens", "forced_tokens", "ended", "answer", "status", "correct")
 
@@ -67,10 +67,11 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
                 spent = rows.tokens(dense, dense_looked) + finished + rows.tokens(run_id, looked)
                 ended = declared["max_tokens"] is not None and spent >= declared["max_tokens"]
                 seen = {name: values[:looked] for name, values in found.items()}
-                decision = decide(seen, rule, ended or looked == len(order))
+                until = next_look(seen, rule, look, len(order))
+                decision = decide(seen, rule, ended or until == looked)
                 if decision.word != GO_ON:
                     break
-                looked = min(len(order), looked + look)
+                looked = until
                 if len(found[ACCURACY]) < looked:
                     raise PrunusError(
                         f"the store {store.path} lacks rows: {rung['name']} is not decided by the"
@@ -83,7 +84,7 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
                     "name": rung["name"],
                     "run": run_id,
                     "word": decision.word,
-                    "why": OUT_OF_TOKENS if decision.word == OPEN and looked < len(order) else "",
+                    "why": why_open(decision, ended, len(order)),
                     "failed": list(decision.failed),
                     "rounds": decision.rounds,
                     "problems": sum(map(len, order[: decision.rounds])),
@@ -125,6 +126,13 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
         ),
     }
     return shown_all | {"claims": claims(declared, shown_all)}
+
+
+def why_open(decision: Decision, ended: bool, total: int) -> str:
+    """Why a rung is left open although there are more rounds; empty for others. ended: whether tokens are used up."""
+    if decision.word != OPEN or decision.rounds == total:
+        return ""
+    return OUT_OF_TOKENS if ended else NOT_ENOUGH
 
 
 def digest(rows: Rows, run_id: str, looked: int) -> str:

@@ -52,7 +52,13 @@ class RayRungs(Rungs):
         self.current = rung, looked
 
     def evaluate(self, cell: Cell, rounds: Sequence[Round], show: Show) -> bool:
-        """Have the rows of a cell that are missing in these rounds computed; returns whether there were any."""
+        """Have the rows of a cell that are missing in these rounds computed; returns whether there were any.
+
+        Whole looks are computed, so that these are the batches that workers may have computed ahead.
+        """
+        assert self.current is not None
+        first, look = self.current[1], self.search.look
+        parts = [self.search.order[s : s + look] for s in range(first // look * look, first + len(rounds), look)]
         if not self.missing(cell, rounds):
             return False
         driver = self.driver or self.joined()
@@ -61,7 +67,7 @@ class RayRungs(Rungs):
             driver.do([driver.job(one, None, 1) for one in left if one.variant.key in driver.unmade])
         self.driver = driver
         driver.show = show
-        while missing := self.missing(cell, rounds):
+        while missing := [batch for part in parts for batch in self.missing(cell, part)]:
             driver.do(driver.jobs_for(cell, missing, 0), self.ahead(driver))
         return True
 
@@ -105,7 +111,7 @@ def coming(search: Search, rung: Rung, looked: int, most: int) -> Iterator[tuple
     after = [*rest, *(one for rungs in ladders[number + 1 :] for one in rungs)]
     spans = [(rung, looked, max(enough, looked + 2 * look)), *((one, 0, enough) for one in after[:most])]
     for one, first, last in spans:
-        for start in range(first, min(last, all_rounds), look):
+        for start in range(first // look * look, min(last, all_rounds), look):
             yield search.dense, start, min(start + look, all_rounds)
             yield one.cell, start, min(start + look, all_rounds)
 

@@ -10,7 +10,7 @@ from prunus.checkpoint.manifest import MANIFEST
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.native import check_server
-from prunus.evaluation.pipeline import do_batch, stream_batches
+from prunus.evaluation.pipeline import do_batch, missing_chains, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, cut_into_batches
@@ -87,8 +87,9 @@ class Rungs:
 
                 stream_batches(self.store, work, backend, self.grader, missing, shown)
             else:
-                for batch in missing:
-                    done = do_batch(self.store, work, backend, self.grader, batch)
+                for batch in missing:  # looks of another search may have cut the problems otherwise
+                    left = missing_chains(self.store, work, [batch])
+                    done = do_batch(self.store, work, backend, self.grader, left)
                     show(len(batch), done.tokens)
         return True
 

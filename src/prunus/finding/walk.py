@@ -7,13 +7,13 @@ without computing anything twice.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prunus.finding.certificate import OUT_OF_TOKENS
+from prunus.finding.certificate import OUT_OF_TOKENS, why_open
 from prunus.finding.rows import Floats, Rows
 from prunus.finding.rungs import Rungs
 from prunus.finding.search import Rung, Search
 from prunus.progress import Steps, say
 from prunus.results.anytime import path
-from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, decide
+from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, Decision, decide, next_look
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Walk:
             self.rungs.delete(walked.rung.variant)
 
     def judge(self, rung: Rung) -> Walked:
-        """Evaluate a rung in steps of `look` rounds until it is decided."""
+        """Evaluate a rung in steps of at most `look` rounds until it is decided."""
         search, order, looked = self.search, self.search.order, 0
         run_id, name = rung.cell.run_id, rung.variant.name
         with Steps(name, len(order), "problems" if len(order[0]) == 1 else "rounds") as steps:
@@ -94,11 +94,11 @@ class Walk:
                 spent = self.spent(rung, looked)
                 ended = search.max_tokens is not None and spent >= search.max_tokens
                 found = {end: d_T[:looked] for end, d_T in self.rows.differences(rung.cell.run_id).items()}
-                decision = decide(found, search.rule, ended or looked == len(order))
+                until = next_look(found, search.rule, search.look, len(order))
+                decision = decide(found, search.rule, ended or until == looked)
                 if decision.word != GO_ON:
-                    why = OUT_OF_TOKENS if decision.word == OPEN and looked < len(order) else ""
+                    why = why_open(decision, ended, len(order))
                     return Walked(rung, decision, looked, self.rows.tokens(run_id, looked), why)
-                until = min(len(order), looked + search.look)
                 if len(next(iter(self.rows.differences(rung.cell.run_id).values()))) < until:
                     self.evaluate(rung, looked, until, steps, f"{bounds(search, found)}, {spent:,} tokens")
                 steps.advance(until - looked, note=f"{bounds(search, found)}, {spent:,} tokens")

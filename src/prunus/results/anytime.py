@@ -3,17 +3,19 @@
 They are `betting`'s, with bets that do not depend on the number of problems. The bound of a fixed number of problems is
 sharper and serves runs whose problems were fixed beforehand; these serve `find`, and runs that it has stopped.
 
-Bets that a loss is below a margin: delta / (v + delta^2), which is Kelly's bet if the true difference is 0; delta is
-half the margin and v the variance so far of (difference + 1) / 2. Bets that it is above: the same with the gain seen so
-far in place of delta if that is larger, since a broken model is far below. Over simulated data they need fewer problems
-than bets for a fixed number of problems, or for all times (docs/measurements/find-errors.md).
+Bets that a loss is below a margin are Kelly's for a harmless model that the rows so far suggest: its differences are -1,
+0 and 1, their mean is 0, and their mean square is the one so far. As long as nothing differs they come near the largest
+bet that cannot lose everything. Bets that a loss is above the margin: delta / (v + delta^2), Kelly's for small bets, v
+the variance so far of (difference + 1) / 2 and delta half the margin, or the gain so far if that is larger, since a
+broken model is far below. Over simulated data they need fewer problems than bets for a fixed number of problems, or for
+all times (docs/measurements/find-errors.md).
 
 T: problems, or rounds with problems of every task, in their order; a round's difference is the mean over tasks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,9 @@ from prunus.results.order import interleaved, rounds
 
 Floats = NDArray[np.float64]
 
-FIRST = 0.25  # variance of the pseudo-value before the first one, and its weight
+FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
+UNSURE = 0.25  # variance of the pseudo-value before the first one, and its weight, for bets that a loss is above
+MOST = 0.99  # largest share of the wealth that one bet can lose
 SMALL = 0.02  # bets that there is any difference are those that a difference is above half of this
 SHAPE = np.linspace(-1, 1, 2001)[1:] ** 3  # differences at which bounds are computed, densest around 0
 
@@ -51,34 +55,56 @@ def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA) -> 
     return Path(
         estimate=np.cumsum(d) / np.arange(1, len(d) + 1),
         lower=lower_path(d, bets(d, margin), alpha, -margin),
-        upper=-lower_path(-d, bets(-d, margin, adaptive=True), alpha, margin),
+        upper=-lower_path(-d, bets_above(-d, margin), alpha, margin),
         certify=certify,
         refuse=refuse,
     )
 
 
-def bets(differences_T: Floats, margin: float, adaptive: bool = False) -> Floats:
-    """(T, ...) bet on each difference, scaled to [0, 1], from those before it; see the beginning of this file.
+def bets(differences_T: Floats, margin: float) -> Floats:
+    """(T, ...) bet on each difference, scaled to [0, 1], from those before it, that the mean is above -margin."""
+    squares = np.cumsum(differences_T**2, axis=0)
+    count = np.arange(len(squares)).reshape(-1, *[1] * (squares.ndim - 1))
+    return kelly(np.concatenate([np.zeros_like(squares[:1]), squares])[:-1], count, margin)
 
-    adaptive: towards a mean that is at least as far above the null of `margin` as the mean so far; else towards 0 from
-    a null of -margin.
+
+def kelly(squares: Floats, count: NDArray[np.int_], margin: float) -> Floats:
+    """The bet after this number of differences with this sum of squares; see the beginning of this file.
+
+    A difference d multiplies the wealth by 1 + b (d + margin) / 2. If d is 1 or -1 with probability r / 2 each, else 0,
+    the mean logarithm of that is largest where margin (1 - margin^2) (b/2)^2 + (r - 2 margin^2) b/2 = margin.
     """
+    r = (FIRST * WEIGHT + squares) / (WEIGHT + count)
+    return (2 * margin**2 - r + np.sqrt(r**2 + 4 * margin**2 * (1 - r))) / (margin * (1 - margin**2))
+
+
+def bets_above(differences_T: Floats, margin: float) -> Floats:
+    """(T, ...) the same that the mean is above margin, towards one that is at least as far above it as that so far."""
     x = (differences_T + 1) / 2
-    weight = FIRST + np.arange(1.0, len(x) + 1).reshape(-1, *[1] * (x.ndim - 1))
-    mean = (FIRST / 2 + np.cumsum(x, axis=0)) / weight
-    after = (FIRST * FIRST + np.cumsum((x - mean) ** 2, axis=0)) / weight
-    variance = np.concatenate([np.full_like(x[:1], FIRST), after])[:-1]
-    gain = np.full_like(x, margin / 2)
-    if adaptive:
-        before = np.concatenate([np.full_like(x[:1], 0.5), mean])[:-1]
-        gain = np.maximum(gain, before - (1 + margin) / 2)
-    return gain / (variance + gain**2)
+    weight = UNSURE + np.arange(1.0, len(x) + 1).reshape(-1, *[1] * (x.ndim - 1))
+    mean = (UNSURE / 2 + np.cumsum(x, axis=0)) / weight
+    after = (UNSURE * UNSURE + np.cumsum((x - mean) ** 2, axis=0)) / weight
+    variance = np.concatenate([np.full_like(x[:1], UNSURE), after])[:-1]
+    before = np.concatenate([np.full_like(x[:1], 0.5), mean])[:-1]
+    gain = np.maximum(margin / 2, before - (1 + margin) / 2)
+    return np.minimum(gain / (variance + gain**2), betting.MOST / ((1 + margin) / 2))
 
 
-def lower_path(differences_T: Floats, bets_T: Floats, alpha: float, *nulls: float) -> Floats:
+def same_until_certified(differences_T: Floats, margin: float, alpha: float, most: int) -> float:
+    """How many differences of 0 after these would rule out a loss of the margin; 0 if it is, inf if more than `most`."""
+    if evidence(differences_T, margin)[0][-1:].max(initial=0.0) >= log(1 / alpha):
+        return 0
+    count = len(differences_T) + np.arange(most)
+    future = kelly(np.sum(differences_T**2), count, margin)
+    started = steps(differences_T, bets(differences_T, margin), -margin).sum()
+    reached = started + np.cumsum(steps(np.zeros(most), future, -margin)) >= log(1 / alpha)
+    return int(reached.argmax()) + 1 if reached.any() else inf
+
+
+def lower_path(differences_T: Floats, bets_T: Floats, alpha: float, *nulls: float, most: float = MOST) -> Floats:
     """(T,) the largest mean rejected so far, -1 if none is; from a grid of means, in which `nulls` are included."""
     grid = (np.unique(np.concatenate([SHAPE, nulls])) + 1) / 2
-    logs = np.cumsum(betting.steps((differences_T[:, None] + 1) / 2, bets_T[:, None], grid), axis=0)
+    logs = np.cumsum(betting.steps((differences_T[:, None] + 1) / 2, bets_T[:, None], grid, most), axis=0)
     rejected_T = (np.maximum.accumulate(logs, axis=0) >= log(1 / alpha)).sum(axis=1)  # wealth falls along the grid
     return np.where(rejected_T > 0, 2 * grid[rejected_T - 1] - 1, -1.0)
 
@@ -90,14 +116,18 @@ def evidence(differences_T: Floats, margin: float) -> tuple[Floats, Floats]:
     """
     return (
         largest_wealth(differences_T, bets(differences_T, margin), -margin),
-        largest_wealth(-differences_T, bets(-differences_T, margin, adaptive=True), margin),
+        largest_wealth(-differences_T, bets_above(-differences_T, margin), margin),
     )
 
 
 def largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
     """(T, ...) logarithm of the largest wealth so far, at least 0, of bets that the mean is above null."""
-    steps = betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2))
-    return np.maximum(np.maximum.accumulate(np.cumsum(steps, axis=0), axis=0), 0.0)
+    return np.maximum(np.maximum.accumulate(np.cumsum(steps(differences_T, bets_T, null), axis=0), axis=0), 0.0)
+
+
+def steps(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+    """(T, ...) increments of the logarithm of the wealth of bets that the mean is above null."""
+    return betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2), MOST)
 
 
 def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int) -> Floats:
@@ -124,8 +154,8 @@ def infer(differences_TC: Floats, margin: float, columns: int = 1) -> dict[str, 
     low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
     """
     d, alpha = differences_TC, betting.ALPHA
-    above, below = bets(d, margin), bets(-d, margin, adaptive=True)
-    signs = [largest_wealth(sign * d, bets(sign * d, SMALL, adaptive=True), 0.0)[-1] for sign in (1, -1)]
+    above, below = bets(d, margin), bets_above(-d, margin)
+    signs = [largest_wealth(sign * d, bets_above(sign * d, SMALL), 0.0)[-1] for sign in (1, -1)]
     found = {
         "p": np.minimum(1.0, 2 * np.exp(-np.maximum(*signs))),
         "p_margin": np.exp(-largest_wealth(d, above, -margin)[-1]),
@@ -137,4 +167,4 @@ def infer(differences_TC: Floats, margin: float, columns: int = 1) -> dict[str, 
 
 
 def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
-    return 2 * betting.bound((differences_TC + 1) / 2, bets_TC, alpha) - 1
+    return 2 * betting.bound((differences_TC + 1) / 2, bets_TC, alpha, MOST) - 1

@@ -84,22 +84,22 @@ def variance_before(scaled_TC: Floats) -> Floats:
     return np.concatenate([np.full((1, scaled_TC.shape[1]), 0.25), variance_TC[:-1]])
 
 
-def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats) -> Floats:
-    """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1]."""
-    return np.log1p(np.minimum(bets_TC, MOST / null) * (scaled_TC - null))
+def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float = MOST) -> Floats:
+    """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1]; most: share that a bet can lose."""
+    return np.log1p(np.minimum(bets_TC, most / null) * (scaled_TC - null))
 
 
-def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats) -> Floats:
+def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats, most: float = MOST) -> Floats:
     """(C,) logarithm of the largest wealth reached by betting against these null means; at least 0."""
-    return np.maximum(np.cumsum(steps(scaled_TC, bets_TC, null_C), axis=0).max(axis=0), 0.0)
+    return np.maximum(np.cumsum(steps(scaled_TC, bets_TC, null_C, most), axis=0).max(axis=0), 0.0)
 
 
-def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
+def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float, most: float = MOST) -> Floats:
     """(C,) the largest null mean that is rejected at alpha, by bisection; 0 if none is."""
     low_C, high_C = np.zeros(scaled_TC.shape[1]), np.ones(scaled_TC.shape[1])
     for _ in range(HALVINGS):
         middle_C = (low_C + high_C) / 2
-        rejected_C = log_wealth(scaled_TC, bets_TC, middle_C) >= log(1 / alpha)
+        rejected_C = log_wealth(scaled_TC, bets_TC, middle_C, most) >= log(1 / alpha)
         low_C, high_C = np.where(rejected_C, middle_C, low_C), np.where(rejected_C, high_C, middle_C)
     return low_C
 

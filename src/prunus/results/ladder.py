@@ -24,7 +24,7 @@ T: rounds; with one task a round is one problem.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, log
+from math import ceil, inf, isfinite, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,6 +172,29 @@ def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decis
     return Decision(word, at, failed, shown_so_far)
 
 
+def next_look(found: Mapping[str, Floats], rule: Rule, look: int, total: int) -> int:
+    """How many of `total` rounds to take before the next decision; as many as were taken if no number is worth it.
+
+    That is if the rounds that are left would not certify the rung even without another difference, although all rounds
+    could, and would not refuse it either if evidence of harm grew as it did so far. A look is the next `look` rounds, or
+    fewer if fewer might be enough, down to a quarter.
+    """
+    T = len(found[ACCURACY])
+
+    def left(after: int) -> float:
+        return max(
+            anytime.same_until_certified(found[name][:after], margin, rule.alpha, total - after)
+            for name, margin in rule.margins.items()
+        )
+
+    enough = left(T)
+    if isfinite(enough):
+        return min(total, T + min(look, max(int(enough), ceil(look / 4))))
+    harmful = [evidence(found[name], margin)[1][-1:].max(initial=0.0) for name, margin in rule.margins.items()]
+    refused = max(harmful) * total >= rule.level * T
+    return min(total, T + look) if refused or not isfinite(left(0)) else T
+
+
 def _first(logs_T: Floats, level: float) -> float:
     """The number of rounds after which the level is reached first; inf if never."""
     reached = np.flatnonzero(logs_T >= level)
@@ -184,11 +207,9 @@ def rounds_needed(variance: float, margin: float, alpha: float = betting.ALPHA) 
     variance: of the differences. Growth of log wealth by its second-order expansion, with the variance that the bets
     assume at each time.
     """
-    t = np.arange(MOST_ROUNDS if variance > 0 else ceil(10 * log(1 / alpha) / margin) + 10)
-    gain, v = margin / 2, variance / 4
-    assumed = (anytime.FIRST**2 + t * v) / (anytime.FIRST + t)
-    bet = np.minimum(gain / (assumed + gain**2), betting.MOST / ((1 - margin) / 2))
-    growth = np.log1p(bet * gain) - 0.5 * bet**2 * v / (1 + bet * gain) ** 2
+    t = np.arange(MOST_ROUNDS if variance > 0 else ceil(10 * log(1 / alpha) / margin) + 200)
+    bet = np.minimum(anytime.kelly(t * variance, t, margin) / 2, anytime.MOST / (1 - margin))
+    growth = np.log1p(bet * margin) - 0.5 * bet**2 * variance / (1 + bet * margin) ** 2
     return _first(np.cumsum(growth), log(1 / alpha))
 
 
