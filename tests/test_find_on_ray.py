@@ -62,7 +62,7 @@ class Pretended(SearchDriver):
 
 @pytest.mark.parametrize(
     ("methods", "ladder", "tokens", "found"),
-    [(["magnitude", "wanda"], "0.2,0.3", None, "wanda-30"), (["magnitude"], "0.1:0.4:0.1", 95, "magnitude-10")],
+    [(["magnitude", "wanda"], "0.2,0.3", None, "wanda-30"), (["magnitude"], "0.1:0.4:0.1", 60, "magnitude-10")],
 )
 def test_what_is_computed_ahead_changes_no_decision(script, monkeypatch, methods, ladder, tokens, found):  # noqa: F811
     """Any job comes next, so that rows of later rungs come before those that are needed."""

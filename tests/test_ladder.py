@@ -39,7 +39,7 @@ def best_bet(seen, margin):
         bet = (low + high) / 2
         slope = sum(p * (d + margin) / 2 / (1 + bet * (d + margin) / 2) for d, p in outcomes)
         low, high = (bet, high) if slope > 0 else (low, bet)
-    return bet
+    return low
 
 
 def bet_above(seen, margin):
@@ -238,6 +238,21 @@ def test_forecasts_are_what_happens():
         assert ladder.rounds_needed(changed, margin) == pytest.approx(np.median(times), rel=0.2)
     same = ladder._first(anytime.evidence(np.zeros(300), 0.02)[0], LEVEL)
     assert ladder.rounds_needed(0.0, 0.02) == same == 174
+
+
+def test_a_forecast_from_rows_is_what_happens_to_a_rung_that_differs_as_much():
+    rng = np.random.default_rng(1)
+    chances = {ACCURACY: 0.04, ENDS: 0.01}
+
+    def some_rung(n):
+        return {end: rng.choice([-1.0, 0.0, 1.0], p=[p / 2, 1 - p, p / 2], size=n) for end, p in chances.items()}
+
+    rule = Rule(0.05, 0.05)
+    times = [ladder.decide(some_rung(1000), rule).rounds for _ in range(60)]
+    assert ladder.rounds_like(some_rung(3000), rule) == pytest.approx(np.median(times), rel=0.25)
+    (fewer, more) = (one[ACCURACY] for one in (ladder.forecast(rule, 300, 1), ladder.forecast(rule, 300, 4)))
+    assert fewer.fewer < fewer.rounds and fewer.fewer == ladder.rounds_needed(0.01, 0.05)
+    assert more.fewer == ladder.rounds_needed(0.01 / 4, 0.05)
 
 
 def test_the_smallest_margin_is_certified_and_a_smaller_one_is_not():

@@ -225,7 +225,7 @@ def open_work(folder: Path, search: Search) -> None:
 def described(ahead: Prospects) -> dict[str, Any]:
     """Prospects as plain data."""
     forecasts = {
-        end: vars(one) | {"rounds": one.rounds if isfinite(one.rounds) else None}
+        end: {name: value if value is None or isfinite(value) else None for name, value in vars(one).items()}
         for end, one in ahead.forecasts.items()
     }
     return {**vars(ahead), "forecasts": forecasts, "lines": list(ahead.lines), "impossible": list(ahead.impossible)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from prunus.errors import PrunusError
 from prunus.finding.search import Search
-from prunus.results.ladder import ACCURACY, CHANGED, Forecast
+from prunus.results.ladder import ACCURACY, CHANGED, FEW_CHANGED, Forecast
 from prunus.results.store import Store
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.offline_plan import chain_tokens
@@ -88,10 +88,13 @@ def lines_of(search: Search, found: Prospects) -> list[str]:
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
         takes = (
-            f"about {counted(ceil(one.rounds), search)}" if isfinite(one.rounds) else "more problems than anybody has"
+            f"about {ceil_problems(one.fewer, search)} to {counted(one.rounds, search)}"
+            if isfinite(one.rounds)
+            else "more problems than anybody has"
         )
         line = (
-            f"{words(end)}: a margin of {points(margin)} takes {takes} if {100 * CHANGED:g} % of a rung's draws change"
+            f"{words(end)}: a margin of {points(margin)} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
+            " of a rung's draws change (an assumption)"
         )
         line += f"; {least} at best"
         if one.rounds > one.available:
@@ -99,8 +102,8 @@ def lines_of(search: Search, found: Prospects) -> list[str]:
         lines.append(line)
     kind = "about" if found.measured else "at most"
     lines.append(
-        f"such a rung takes {kind} {found.rung_tokens:,} tokens ({found.expected} problems); all rungs in full would"
-        f" take {kind} {found.grid_tokens:,}"
+        f"a rung of which {100 * CHANGED:g} % change takes {kind} {found.rung_tokens:,} tokens ({found.expected} problems);"
+        f" all rungs in full would take {kind} {found.grid_tokens:,}"
     )
     return [*lines, *(f"warning: {line}" for line in found.impossible)]
 
@@ -120,9 +123,14 @@ def refuse_impossible(found: Prospects) -> None:
         )
 
 
-def counted(rounds: int, search: Search) -> str:
+def counted(rounds: float, search: Search) -> str:
     """A number of rounds as a number of problems."""
-    return f"{ceil(rounds * sum(map(len, search.order)) / len(search.order))} problems"
+    return f"{ceil_problems(rounds, search)} problems"
+
+
+def ceil_problems(rounds: float, search: Search) -> int:
+    """How many problems a number of rounds holds, rounded up."""
+    return ceil(rounds * sum(map(len, search.order)) / len(search.order))
 
 
 def words(end: str) -> str:

@@ -6,6 +6,7 @@ without computing anything twice.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from prunus.finding.certificate import OUT_OF_TOKENS, why_open
 from prunus.finding.rows import Floats, Rows
@@ -13,7 +14,7 @@ from prunus.finding.rungs import Rungs
 from prunus.finding.search import Rung, Search
 from prunus.progress import Steps, say
 from prunus.results.anytime import path
-from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, Decision, decide, next_look
+from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, Decision, decide, next_look, rounds_like
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Walk:
         self.dense_looked = 0
         self.finished: list[Walked] = []
         self.best: Walked | None = None
+        self.expected = search.expected_rounds()
 
     def run(self) -> Outcome:
         """Walk all ladders; what is not the best certified rung so far is deleted on the way."""
@@ -67,6 +69,7 @@ class Walk:
                 if self.search.max_tokens is not None and self.spent() >= self.search.max_tokens:
                     say(f"{rung.variant.name} is not looked at: {OUT_OF_TOKENS}")
                     break
+                self.foretell(rung, ladders[name])
                 walked = self.judge(rung)
                 ladders[name].append(walked)
                 self.finished.append(walked)
@@ -77,6 +80,17 @@ class Walk:
                     break
         dense = self.rows.tokens(self.search.dense.run_id, self.dense_looked)
         return Outcome(ladders, self.best, self.spent(), dense, self.dense_looked)
+
+    def foretell(self, rung: Rung, before: list[Walked]) -> None:
+        """Say how many problems a rung will take if it differs as the one before it on its ladder did."""
+        if not before:
+            self.expected = self.search.expected_rounds()
+            return
+        found = self.rows.differences(before[-1].rung.cell.run_id)
+        seen = {end: d_T[: before[-1].looked] for end, d_T in found.items()}
+        self.expected = ceil(min(len(self.search.order), rounds_like(seen, self.search.rule)))
+        problems = sum(map(len, self.search.order[: self.expected]))
+        say(f"{rung.variant.name}: about {problems} problems if it differs as {before[-1].rung.variant.name} did")
 
     def keep_best(self, walked: Walked) -> None:
         """Take a rung for the best so far if it is certified and removes more, and delete the other one's files."""
@@ -128,7 +142,7 @@ class Walk:
         """
         if self.search.study.engine.serve is None:
             return until
-        return max(until, min(len(self.search.order), self.search.expected_rounds()))
+        return max(until, self.expected)
 
     def spent(self, current: Rung | None = None, looked: int = 0) -> int:
         """The tokens of all rows looked at, with those of the current rung and the dense model up to `looked`."""

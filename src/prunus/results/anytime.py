@@ -95,7 +95,7 @@ def same_until_certified(differences_T: Floats, margin: float, alpha: float, mos
     if evidence(differences_T, margin)[0][-1:].max(initial=0.0) >= log(1 / alpha):
         return 0
     count = len(differences_T) + np.arange(most)
-    future = kelly(np.sum(differences_T**2), count, margin)
+    future = kelly(np.full(most, (differences_T**2).sum()), count, margin)
     started = steps(differences_T, bets(differences_T, margin), -margin).sum()
     reached = started + np.cumsum(steps(np.zeros(most), future, -margin)) >= log(1 / alpha)
     return int(reached.argmax()) + 1 if reached.any() else inf

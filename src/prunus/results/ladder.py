@@ -40,7 +40,8 @@ Floats = NDArray[np.float64]
 ACCURACY, ENDS = "accuracy", stopping.ENDS
 ENDPOINTS = (ACCURACY, ENDS)
 CERTIFIED, REFUSED, OPEN, GO_ON = "certified", "refused", "cannot tell", "go on"
-CHANGED = 0.04  # share of draws assumed to differ between the dense model and a harmless rung
+# Shares of draws assumed to differ between the dense model and a harmless rung: by itself, and where little does.
+CHANGED, FEW_CHANGED = 0.04, 0.01
 DRAWS = (1, 2, 4, 8, 16, 32, 64)  # numbers of draws per problem that a forecast considers
 MOST_ROUNDS = 200_000  # a forecast beyond this is "no number is enough"
 MOST_LOG = 600.0  # of an e-value that is given as a number
@@ -208,9 +209,14 @@ def rounds_needed(variance: float, margin: float, alpha: float = betting.ALPHA) 
     assume at each time.
     """
     t = np.arange(MOST_ROUNDS if variance > 0 else ceil(10 * log(1 / alpha) / margin) + 200)
-    bet = np.minimum(anytime.kelly(t * variance, t, margin) / 2, anytime.MOST / (1 - margin))
+    bet = np.minimum(anytime.kelly((t * variance).astype(float), t, margin) / 2, anytime.MOST / (1 - margin))
     growth = np.log1p(bet * margin) - 0.5 * bet**2 * variance / (1 + bet * margin) ** 2
     return _first(np.cumsum(growth), log(1 / alpha))
+
+
+def rounds_like(found: Mapping[str, Floats], rule: Rule) -> float:
+    """The typical number of rounds to certify a rung that differs as much as this one and loses nothing."""
+    return max(rounds_needed(float(np.mean(found[end] ** 2)), m, rule.alpha) for end, m in rule.margins.items())
 
 
 def smallest_margin(number: int, alpha: float = betting.ALPHA) -> float:
@@ -240,12 +246,13 @@ class Noise:
 class Forecast:
     """Of one endpoint, before it starts. rounds: typical number to certify a harmless rung (inf: more than 200,000).
 
-    available: rounds there are. smallest: the smallest margin they could certify if no draw differed. draws: the
+    fewer: the same if only 1 % of draws change. available: rounds there are. smallest: the smallest margin they could certify if no draw differed. draws: the
     smallest number of draws per problem (of 1, 2, 4 to 64) with which they would typically be enough; None if they are
     not with any, so that only more problems or a larger margin help.
     """
 
     rounds: float
+    fewer: float
     available: int
     smallest: float
     draws: int | None
@@ -258,5 +265,6 @@ def forecast(rule: Rule, available: int, draws: int, noise: Mapping[str, Noise] 
         of_it = (noise or {}).get(name, Noise())
         needed = rounds_needed(of_it.variance(draws), margin, rule.alpha)
         enough = (n for n in DRAWS if rounds_needed(of_it.variance(n), margin, rule.alpha) <= available)
-        found[name] = Forecast(needed, available, smallest_margin(available, rule.alpha), next(enough, None))
+        fewer = rounds_needed(Noise(within=FEW_CHANGED).variance(draws), margin, rule.alpha)
+        found[name] = Forecast(needed, fewer, available, smallest_margin(available, rule.alpha), next(enough, None))
     return found
