@@ -31,7 +31,7 @@ def loop_bets(values, margin, above=False):
 
 
 def best_bet(seen, margin):
-    """By bisection of its derivative: the largest mean logarithm if a difference is 1 or -1 with half of this chance."""
+    """By bisection of its derivative: the largest mean logarithm if 1 and -1 have half of this chance each."""
     chance = (0.04 * 10 + sum(d * d for d in seen)) / (10 + len(seen))
     outcomes = ((1, chance / 2), (0, 1 - chance), (-1, chance / 2))
     low, high = 0.0, 2 / (1 - margin)

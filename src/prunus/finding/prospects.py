@@ -102,8 +102,8 @@ def lines_of(search: Search, found: Prospects) -> list[str]:
         lines.append(line)
     kind = "about" if found.measured else "at most"
     lines.append(
-        f"a rung of which {100 * CHANGED:g} % change takes {kind} {found.rung_tokens:,} tokens ({found.expected} problems);"
-        f" all rungs in full would take {kind} {found.grid_tokens:,}"
+        f"a rung of which {100 * CHANGED:g} % change takes {kind} {found.rung_tokens:,} tokens ({found.expected}"
+        f" problems); all rungs in full would take {kind} {found.grid_tokens:,}"
     )
     return [*lines, *(f"warning: {line}" for line in found.impossible)]
 

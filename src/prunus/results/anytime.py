@@ -3,9 +3,9 @@
 They are `betting`'s, with bets that do not depend on the number of problems. The bound of a fixed number of problems is
 sharper and serves runs whose problems were fixed beforehand; these serve `find`, and runs that it has stopped.
 
-Bets that a loss is below a margin are Kelly's for a harmless model that the rows so far suggest: its differences are -1,
-0 and 1, their mean is 0, and their mean square is the one so far. As long as nothing differs they come near the largest
-bet that cannot lose everything. Bets that a loss is above the margin: delta / (v + delta^2), Kelly's for small bets, v
+Bets that a loss is below a margin are Kelly's for a harmless model that the rows so far suggest: its differences are
+-1, 0 and 1, their mean is 0, and their mean square is the one so far. As long as nothing differs they come near the
+largest bet that cannot lose everything. Bets that a loss is above the margin: delta / (v + delta^2), Kelly's for small bets, v
 the variance so far of (difference + 1) / 2 and delta half the margin, or the gain so far if that is larger, since a
 broken model is far below. Over simulated data they need fewer problems than bets for a fixed number of problems, or for
 all times (docs/measurements/find-errors.md).
@@ -91,7 +91,7 @@ def bets_above(differences_T: Floats, margin: float) -> Floats:
 
 
 def same_until_certified(differences_T: Floats, margin: float, alpha: float, most: int) -> float:
-    """How many differences of 0 after these would rule out a loss of the margin; 0 if it is, inf if more than `most`."""
+    """How many differences of 0 after these would rule out a loss of the margin; 0: it is; inf: more than `most`."""
     if evidence(differences_T, margin)[0][-1:].max(initial=0.0) >= log(1 / alpha):
         return 0
     count = len(differences_T) + np.arange(most)

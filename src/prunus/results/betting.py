@@ -85,7 +85,10 @@ def variance_before(scaled_TC: Floats) -> Floats:
 
 
 def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float = MOST) -> Floats:
-    """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1]; most: share that a bet can lose."""
+    """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1].
+
+    most: largest share of the wealth that a bet can lose.
+    """
     return np.log1p(np.minimum(bets_TC, most / null) * (scaled_TC - null))
 
 

@@ -177,8 +177,8 @@ def next_look(found: Mapping[str, Floats], rule: Rule, look: int, total: int) ->
     """How many of `total` rounds to take before the next decision; as many as were taken if no number is worth it.
 
     That is if the rounds that are left would not certify the rung even without another difference, although all rounds
-    could, and would not refuse it either if evidence of harm grew as it did so far. A look is the next `look` rounds, or
-    fewer if fewer might be enough, down to a quarter.
+    could, and would not refuse it either if evidence of harm grew as it did so far. A look is the next `look` rounds,
+    or fewer if fewer might be enough, down to a quarter.
     """
     T = len(found[ACCURACY])
 
@@ -246,9 +246,9 @@ class Noise:
 class Forecast:
     """Of one endpoint, before it starts. rounds: typical number to certify a harmless rung (inf: more than 200,000).
 
-    fewer: the same if only 1 % of draws change. available: rounds there are. smallest: the smallest margin they could certify if no draw differed. draws: the
-    smallest number of draws per problem (of 1, 2, 4 to 64) with which they would typically be enough; None if they are
-    not with any, so that only more problems or a larger margin help.
+    fewer: the same if only 1 % of draws change. available: rounds there are. smallest: the smallest margin they could
+    certify if no draw differed. draws: the smallest number of draws per problem (of 1, 2, 4 to 64) with which they
+    would typically be enough; None if they are not with any, so that only more problems or a larger margin help.
     """
 
     rounds: float
