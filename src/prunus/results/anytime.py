@@ -7,8 +7,8 @@ Bets that a loss is below a margin are Kelly's for a harmless model that the row
 -1, 0 and 1, their mean is 0, and their mean square is the one so far. As long as nothing differs they come near the
 largest bet that cannot lose everything. Bets that a loss is above the margin: delta / (v + delta^2), Kelly's for small
 bets, v the variance so far of (difference + 1) / 2 and delta half the margin, or the gain so far if that is larger,
-since a broken model is far below. Over simulated data they need fewer problems than bets for a fixed number of problems,
-or for all times (docs/measurements/find-errors.md).
+since a broken model is far below. Over simulated data they need fewer problems than bets for a fixed number of
+problems, or for all times (docs/measurements/find-errors.md).
 
 T: problems, or rounds with problems of every task, in their order; a round's difference is the mean over tasks.
 """
