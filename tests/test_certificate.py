@@ -232,7 +232,15 @@ def test_what_is_no_certificate_is_wrong_input(tmp_path):
             certificates.verify(tmp_path / "bad.json", store)
     with pytest.raises(PrunusError, match="cannot read"):
         certificates.verify(tmp_path / "none.json", store)
-    with pytest.raises(PrunusError, match="format 2"):
-        certificates.verify(changed(file, lambda d: d.update(format=2)), store)
+    with pytest.raises(PrunusError, match="format 3"):
+        certificates.verify(changed(file, lambda d: d.update(format=3)), store)
+
+
+def test_a_certificate_of_other_bets_is_read_but_not_computed_again(tmp_path):
+    store, file = make(tmp_path)
+    older = changed(file, lambda d: d.update(format=1))
+    assert certificates.read_certificate(older)["shown"]["claims"]
+    with pytest.raises(PrunusError, match="format 1: the prunus that wrote it made other bets"):
+        certificates.verify(older, store)
     with pytest.raises(PrunusError, match="no store"):
         certificates.verify(file, tmp_path / "none.db")

@@ -26,7 +26,7 @@ from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, D
 from prunus.results.order import interleaved, rounds
 from prunus.results.store import Store
 
-FORMAT = 1
+FORMAT, OTHER_BETS = 2, 1  # certificates of format 1 rest on other bets, and can only be shown
 OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
 MOST_POINTS = 120  # of a path in the certificate
 FIELDS = ("thinking_tokens", "answer_tokens", "forced_tokens", "ended", "answer", "status", "correct")
@@ -271,7 +271,7 @@ def read_certificate(file: Path) -> dict[str, Any]:
     parts = ("format", "declared", "shown", "made", "content")
     if not isinstance(data, dict) or any(part not in data for part in parts):
         raise PrunusError(f"'{file}' is not a certificate of `prunus find`")
-    if data["format"] != FORMAT:
+    if data["format"] not in (FORMAT, OTHER_BETS):
         raise PrunusError(f"'{file}' has format {data['format']}; this is prunus {__version__}, which reads {FORMAT}")
     return data
 
@@ -285,6 +285,11 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
     """
     file = Path(certificate)
     data = read_certificate(file)
+    if data["format"] == OTHER_BETS:
+        raise PrunusError(
+            f"'{file}' has format {OTHER_BETS}: the prunus that wrote it made other bets, and only that one can compute"
+            " the claims again; `prunus find` into another folder makes a new certificate from the same store"
+        )
     found, notes = [], []
     rest = {name: part for name, part in data.items() if name != "content"}
     if content_hash(rest, 64) != data["content"]:
