@@ -1,5 +1,6 @@
 """The demo, on few problems: all variants, one page, and nothing done twice."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,11 +9,13 @@ import pytest
 import warm_processes
 
 from prunus import walkthrough
+from prunus.finding import find
+from prunus.recipes import PruneRecipe
 from prunus.reporting import report_data
 from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
 from prunus.results.verdicts import WORDS
-from prunus.walkthrough import Recovered
+from prunus.walkthrough import Recovered, Wanted
 
 
 @warm_processes.in_one_worker
@@ -26,7 +29,9 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
             few[name] = recipe._replace(recipe=replace(recipe.recipe, calibration_tokens=300, epochs=1))
         elif recipe.calibration == "tiny":
             few[name] = replace(recipe, samples=4)
-    monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few))
+    rungs = tuple(PruneRecipe(method="wanda", sparsity=s, calibration="tiny", samples=4) for s in (0.1, 0.9))
+    wanted = Wanted(rungs, 0.7, 0.7)  # four problems cannot show less
+    monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few, search=wanted))
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
@@ -35,20 +40,25 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
     with Store(tmp_path / "results.db") as store:
         names = {run.run_id: run.model["name"] for run in store.runs()}
         keys = {name: store.keys(run_id) for run_id, name in names.items()}
-    assert set(keys) == {"tiny", *few}
-    assert all(len(found) == 4 * 2 for found in keys.values())
+    assert set(keys) - {"tiny/wanda-10", "tiny/wanda-90"} == {"tiny", *few}
+    assert all(len(keys[name]) == 4 * 2 for name in ("tiny", *few))
     assert {names[entry["run"]] for entry in comparison["others"]} == set(few)
     for entry in comparison["others"]:
         assert entry["verdict"] in WORDS
         assert entry["verdict"].split(",")[0] in printed
+    (ladder,) = json.loads((tmp_path / "found" / "certificate.json").read_text())["shown"]["ladders"]
+    assert (ladder["rungs"][0]["name"], ladder["rungs"][0]["word"]) == ("wanda-10", "certified")
     page = (tmp_path / "report.html").read_text()
+    assert 'href="found/find.html"' in page and "tiny/wanda-10" not in page and (tmp_path / "found/find.html").exists()
+    assert "wanda-10 is certified" in page and "wanda-10 is certified" in " ".join(printed.split())
     assert page.count("ShortGPT") > 1 and page.count("Wanda 50\xa0% + recovered") > 1
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert len(stamps) == len(few)
+    assert len(stamps) == len(few) + 1  # and the one found
     monkeypatch.setattr(walkthrough.prunus, "prune", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "drop_blocks", None, raising=False)
     monkeypatch.setattr(walkthrough.prunus, "recover", None, raising=False)
+    monkeypatch.setattr(find, "carry_out", None)
     again = walkthrough.demo(tmp_path)
     assert again == comparison
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}

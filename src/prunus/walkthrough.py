@@ -1,4 +1,4 @@
-"""The whole job on a built-in reasoner: prune, drop, recover, evaluate, compare, report."""
+"""The whole job on a built-in reasoner: prune, drop, recover, evaluate, compare, search, report."""
 
 import json
 import multiprocessing
@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import prunus
+from prunus.cards.certified import CERTIFICATE
 from prunus.checkpoint.manifest import MANIFEST
+from prunus.engines import EngineOptions
 from prunus.evaluation.resolved_plan import load_problems
+from prunus.finding.certificate import read_certificate
+from prunus.finding.page import NAME as PAGE
 from prunus.progress import Steps, out_console, say, set_quiet
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.reporting.terminal import curve_table, verdict_table
@@ -36,12 +40,21 @@ class Contrast(NamedTuple):
     note: str = ""
 
 
+class Wanted(NamedTuple):
+    """A ladder to search, by `find`, and the losses to rule out."""
+
+    ladder: tuple[PruneRecipe, ...]
+    margin: float
+    stop_margin: float
+
+
 class Tour(NamedTuple):
     """What a demonstration shows: a model, its variants by name, and which of them are compared with one another."""
 
     model: str
     variants: Mapping[str, PruneRecipe | DropRecipe | ExpertsRecipe | Recovered]
     contrasts: tuple[Contrast, ...]
+    search: Wanted | None = None
 
 
 CALIBRATION = {"calibration": "tiny", "samples": 128}
@@ -67,6 +80,11 @@ DENSE = Tour(
         ),
         Contrast("Wanda at 50 %, recovered, against the same before recovery", "wanda-50", "wanda-50-recovered"),
     ),
+    Wanted(
+        tuple(PruneRecipe(method="wanda", sparsity=share, **CALIBRATION) for share in (0.1, 0.3, 0.5)),
+        margin=0.06,
+        stop_margin=0.1,
+    ),
 )
 # 31.25 % zeros in the experts take as many bytes as six of eight experts: packed, a weight of 16 bits that is not zero
 # takes 17 bits, and one that is zero takes 1.
@@ -91,8 +109,9 @@ QUICK_PROBLEMS = 126
 def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = False) -> dict[str, Any]:
     """Run the demonstration in the folder out; returns the comparison with the dense model, as `compare` does.
 
-    It writes out/models/NAME, out/results.db and out/report.html; a second call reuses them. quick: use a fifth of the
-    problems. experts: remove experts of the built-in mixture instead. Raises PrunusError if out cannot be written.
+    It writes out/models/NAME, out/results.db, out/report.html, and in out/found what a search for the most compressed
+    certified version finds; a second call reuses them. quick: use fewer problems. experts: remove experts of the
+    built-in mixture instead, without a search. Raises PrunusError if out cannot be written.
     """
     folder, tour = Path(out), EXPERTS if experts else DENSE
     plan = PLAN if not quick else replace(PLAN, limit=QUICK_PROBLEMS)
@@ -110,9 +129,34 @@ def demo(out: Path | str = "prunus-demo", quick: bool = False, experts: bool = F
         out_console.print(verdict_table(found))
         if contrast.note and found["others"][0]["verdict"] != "better":
             out_console.print(contrast.note)
-    page = prunus.report(store, folder / f"{prefix}report.html", base=runs[tour.model], overwrite=True)
+    links = []
+    if tour.search is not None:
+        found = folder / ("quick-found" if quick else "found")
+        told = search(tour.model, tour.search, plan, store, found)
+        out_console.print(told)
+        links.append((told, f"{found.name}/{PAGE}"))
+    page = folder / f"{prefix}report.html"
+    prunus.report(store, page, base=runs[tour.model], overwrite=True, runs=set(runs.values()), links=links)
     say(f"The page with curves, intervals and texts: {page}")
     return comparison
+
+
+def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path) -> str:
+    """Search a ladder, unless target has its result; returns the decisions in a sentence. Dense rows are shared."""
+    from prunus.finding.find import carry_out, is_finished
+    from prunus.finding.ladders import ladders_of
+    from prunus.finding.search import open_search
+
+    asked = open_search(
+        model, plan, ladders_of(wanted.ladder, None, {}, None), margin=wanted.margin, stop_margin=wanted.stop_margin,
+        alpha=0.05, max_tokens=None, look=None, engine=EngineOptions(), as_given=False, file=None,
+    )  # fmt: skip
+    if not is_finished(asked, target):
+        carry_out(asked, target, store, "auto", overwrite=True, always=True)
+    (ladder,) = read_certificate(target / CERTIFICATE)["shown"]["ladders"]
+    words = ", ".join(f"{rung['name']} is {rung['word']}" for rung in ladder["rungs"]).replace("is cannot", "cannot")
+    margins = f"{100 * wanted.margin:g} points of accuracy, {100 * wanted.stop_margin:g} of ending by itself"
+    return f"Searched for the most that can be removed (losses ruled out: {margins}): {words}."
 
 
 def make_variant(folder: Path, name: str, tour: Tour) -> Path:

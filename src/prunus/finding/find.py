@@ -196,6 +196,12 @@ def is_published(target: Path, folder: Path, search: Search) -> bool:
     return same and read_certificate(target / CERTIFICATE)["declared"] == search.declared()
 
 
+def is_finished(search: Search, target: Path) -> bool:
+    """Whether target has a certificate of this very search."""
+    file = target / CERTIFICATE
+    return file.exists() and read_certificate(file)["declared"] == search.declared()
+
+
 def check_work(folder: Path, search: Search, overwrite: bool) -> None:
     """Raise PrunusError if the folder has unfinished work of another search (unless overwrite)."""
     file = folder / WORK

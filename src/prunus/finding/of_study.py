@@ -13,7 +13,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.disk import disk_errors
 from prunus.errors import PrunusError
 from prunus.finding.certificate import read_certificate
-from prunus.finding.find import carry_out, work_folder
+from prunus.finding.find import carry_out, is_finished, work_folder
 from prunus.finding.ladders import Ladder, ladders_of
 from prunus.finding.on_ray import Cluster, RayRungs
 from prunus.finding.page import NAME as PAGE
@@ -86,7 +86,7 @@ def opened(
 def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, device: str) -> None:
     """Raise PrunusError, with the line of the table, for a search that cannot be carried out or cannot certify."""
     for one in searches:
-        if is_finished(one):
+        if is_finished(one.search, one.target):
             continue
         try:
             if not (one.target / CERTIFICATE).exists():
@@ -104,7 +104,7 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
     The result of an earlier search by another table of this name is replaced.
     """
     for one in searches:
-        if is_finished(one):
+        if is_finished(one.search, one.target):
             shutil.rmtree(work_folder(one.target), ignore_errors=True)  # it was stopped just before this
             continue
         progress.say(f"searching: {one.name}")
@@ -117,12 +117,6 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
         carry_out(search, one.target, store, device, overwrite=True, always=True, rungs=rungs)
 
 
-def is_finished(one: StudySearch) -> bool:
-    """Whether the folder of results has a certificate of this very search."""
-    file = one.target / CERTIFICATE
-    return file.exists() and read_certificate(file)["declared"] == one.search.declared()
-
-
 def states(searches: Sequence[StudySearch], store: Path | None = None) -> list[SearchState]:
     """How far each search has come. store: for what to expect of those that are not finished; None: leave that out."""
     return [state(one, store) for one in searches]
@@ -132,7 +126,7 @@ def state(one: StudySearch, store: Path | None) -> SearchState:
     """How far a search has come."""
     of = one.search.model.name, one.plan, one.table.name, str(one.target)
     runs = frozenset(rung.cell.run_id for rung in one.search.rungs)
-    if is_finished(one):
+    if is_finished(one.search, one.target):
         shown = read_certificate(one.target / CERTIFICATE)["shown"]
         found = shown["found"]
         page = str(one.target / PAGE)

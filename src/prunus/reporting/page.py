@@ -39,6 +39,7 @@ def report(
     name: str = "Prunus report",
     notes: Sequence[str] = (),
     runs: Collection[str] | None = None,
+    links: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write the page about all runs of a store that can be compared with base, and return its path.
 
@@ -48,7 +49,8 @@ def report(
     of chains that end by themselves. published: show published accuracies of the same models, tasks and budgets.
     figures: a folder for every chart as .svg and .pdf (needs the extra `figures`). csv: a folder for every table as
     .csv and .tex. overwrite: replace existing files. name: shown above the title. notes: sentences shown before the
-    caveats. runs: ids of the runs to report, by default all.
+    caveats. runs: ids of the runs to report, by default all. links: sentences below the headline, each with the
+    address to which it leads, or an empty one.
 
     Texts that are too large for the page are written to a folder beside it (report_files beside report.html). Every
     file is written completely or not at all, the page last. Raises PrunusError if a file exists (unless overwrite), the
@@ -63,7 +65,7 @@ def report(
         data = ReportData.read(
             opened, runs, base=base, margin=margin, stop_margin=stop_margin, published=published, folder=folder
         )
-        write_report(data, out, figures=figures, csv=csv, overwrite=overwrite, name=name, notes=notes)
+        write_report(data, out, figures=figures, csv=csv, overwrite=overwrite, name=name, notes=notes, links=links)
     return out
 
 
@@ -90,10 +92,7 @@ def write_report(
     notes: Sequence[str] = (),
     links: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write the page and all files that belong to it; arguments as in report(). The store of data must be open.
-
-    links: sentences below the headline, each with the address to which it leads, or an empty one.
-    """
+    """Write the page and all files that belong to it; arguments as in report(). The store of data must be open."""
     with Folder(files_folder(out), overwrite) as folder:
         sections = [section(data) for section in SECTIONS]
         text = page(data, sections, name, notes, links)
