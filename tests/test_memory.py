@@ -268,7 +268,7 @@ def run_mixtures(folder: Path) -> None:
             for kind, n in (("warm", 2), ("mixture", MIXTURE_SEQUENCES))
         )
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            prunus.prune("tiny-moe", Path(out) / "warm", warm)
+            prunus.prune(folder / "warm mixture", Path(out) / "warm", warm)
             before = resident("VmRSS")
             prunus.prune(folder / "mixture", Path(out) / "out", recipe)
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
@@ -336,13 +336,15 @@ def write_rows(path: Path, count: int, vocabulary: int) -> None:
     path.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
 
 
-def make_mixture(folder: Path) -> None:
+def make_mixture(folder: Path, width: int = WIDTH, expert_width: int = EXPERT_WIDTH) -> None:
     """Write a random mixture, with a tensor for each matrix of each expert."""
     from random_models import tiny_config
+    from tiny_models import VOCABULARY
     from transformers import AutoModelForCausalLM
 
-    sizes = {"hidden_size": WIDTH, "head_dim": 256, "num_hidden_layers": 2, "mlp_only_layers": [], "vocab_size": 368}
-    experts = {"moe_intermediate_size": EXPERT_WIDTH, "num_experts": EXPERTS, "num_local_experts": EXPERTS}
+    sizes = {"hidden_size": width, "head_dim": width // 4, "num_hidden_layers": 2, "mlp_only_layers": []}
+    sizes |= {"vocab_size": VOCABULARY}
+    experts = {"moe_intermediate_size": expert_width, "num_experts": EXPERTS, "num_local_experts": EXPERTS}
     config = tiny_config("qwen3_moe", **sizes, **experts)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
@@ -367,6 +369,7 @@ def grown(tmp_path_factory) -> dict[str, int]:
             head_dim=shape.width // 16,
         )
         write_rows(folder / f"{shape.name}.jsonl", MANY, shape.vocabulary)
+    make_mixture(folder / "warm mixture", 64, 32)
     write_rows(folder / "warm.jsonl", 2, VOCABULARY)
     make_mixture(folder / "mixture")
     write_rows(folder / "mixture.jsonl", MIXTURE_SEQUENCES, VOCABULARY)

@@ -24,7 +24,7 @@ from prunus.results.store import Store
 
 pytestmark = pytest.mark.xdist_group("packed eval")  # fixtures of the module are made once
 
-PLAN = EvalPlan(tasks=("tiny",), budgets=(16, 48), limit=24, batch_size=24)
+PLAN = EvalPlan(tasks=("tiny",), budgets=(16, 48), limit=12, batch_size=12)
 needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=library.kernel().reason)
 
 
@@ -32,7 +32,7 @@ needs_kernel = pytest.mark.skipif(library.kernel().library is None, reason=libra
 def models(tmp_path_factory) -> Path:
     """The tiny reasoner at 40 %: dense, packed, as masks alone, and with values rounded to 8 bits."""
     folder = tmp_path_factory.mktemp("models")
-    prunus.prune("tiny", folder / "dense", PruneRecipe(method="wanda", sparsity=0.4, samples=32))
+    prunus.prune("tiny", folder / "dense", PruneRecipe(method="wanda", sparsity=0.4, samples=8))
     prunus.pack(folder / "dense", folder / "packed")
     prunus.pack(folder / "dense", folder / "masks", masks_only=True)
     prunus.pack(folder / "dense", folder / "rounded", int8=True)
