@@ -108,12 +108,10 @@ def bca_interval(strata: Sequence[Floats], draws: Floats, level: float = 0.95) -
     influence = np.concatenate([(d - d.mean(axis=0)) / len(d) for d in strata])
     scale = 6 * (influence**2).sum(axis=0) ** 1.5
     acceleration = np.divide((influence**3).sum(axis=0), scale, out=np.zeros_like(scale), where=scale > 0)
-    ends = []
-    for tail in ((1 - level) / 2, (1 + level) / 2):
-        z = bias + scipy.stats.norm.ppf(tail)
-        shares = scipy.stats.norm.cdf(bias + z / (1 - acceleration * z))
-        ends.append(np.array([np.quantile(draws[:, c], shares[c]) for c in range(draws.shape[1])]))
-    return ends[0], ends[1]
+    z_2C = bias + scipy.stats.norm.ppf([[(1 - level) / 2], [(1 + level) / 2]])
+    shares_2C = scipy.stats.norm.cdf(bias + z_2C / (1 - acceleration * z_2C))
+    low_C, high_C = np.array([np.quantile(draws_R, of_2) for draws_R, of_2 in zip(draws.T, shares_2C.T, strict=True)]).T
+    return low_C, high_C
 
 
 def t_test(strata: Sequence[Floats], level: float = 0.95) -> tuple[Floats, Floats, Floats]:
