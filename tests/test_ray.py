@@ -104,31 +104,6 @@ def few_resamples(monkeypatch) -> None:
     monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("ray")
-def test_without_an_address_a_cluster_is_started_that_only_this_machine_can_reach(
-    tmp_path, monkeypatch, capsys, few_resamples
-):
-    """The first test here: later ones have a cluster running, which would be found."""
-    for name, value in ray_cluster.ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    original, listening = Driver.run, set()
-
-    def run(self: Driver) -> None:
-        original(self)
-        for process in psutil.Process().children(recursive=True):
-            listening.update(
-                one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN
-            )
-
-    monkeypatch.setattr(Driver, "run", run)
-    main(["study", str(write_one_batch(tmp_path)), "--out", str(tmp_path / "out"), "--ray"])
-    assert "starting one for this study" in capsys.readouterr().err
-    assert listening and {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
-    assert [len(rows) for rows in everything(tmp_path / "out" / "results.db")["samples"].values()] == [18]
-    assert not any("raylet" in process.name() for process in psutil.Process().children(recursive=True))
-
-
 FIND = """\
 [[find]]
 method = "magnitude"
@@ -142,10 +117,14 @@ max_tokens = 4000
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_is_lost(
-    cluster, tmp_path, monkeypatch, few_resamples, two_workers
+    tmp_path, monkeypatch, capsys, few_resamples, two_workers
 ):
-    """It comes before the test that removes a node, since a single worker has no time to work ahead."""
+    """Without an address: a cluster is started that only this machine can reach. Later tests have one, which would be
+    found."""
     original, assign, given, killed = SearchDriver.store_batch, SearchDriver.assign, [], []
+    listening: set[str] = set()
+    for name, value in ray_cluster.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
 
     def noted(self: SearchDriver, worker: WorkerHandle, job: Job) -> None:
         given.append(job.rank)
@@ -155,6 +134,9 @@ def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_
         original(self, job, found)
         at_work = [one.info for one in self.workers if one.job and one.job is not job and one.info]
         if at_work and not killed:
+            for process in psutil.Process().children(recursive=True):
+                connections = process.net_connections("inet")
+                listening.update(one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN)
             killed.append(at_work[0].process)
             os.kill(at_work[0].process, signal.SIGKILL)
 
@@ -166,12 +148,16 @@ def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray's workers have
     try:
-        for name, address in (("ray", cluster.address), ("local", None)):
+        for name, address in (("ray", "auto"), ("local", None)):
             (tmp_path / name).mkdir()
             prunus.evaluate(study.models[0], study.plans[0], tmp_path / name / "results.db")  # no worker starts for it
-            (searches[name],) = prunus.run_study(file, out=tmp_path / name, ray=address)["searches"]
+            done = prunus.run_study(file, out=tmp_path / name, ray=address, cpus_per_task=(os.cpu_count() or 2) / 2)
+            (searches[name],) = done["searches"]
     finally:
         torch.set_num_threads(threads)
+    assert "starting one for this study" in capsys.readouterr().err
+    assert listening and {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
+    assert not any("raylet" in process.name() for process in psutil.Process().children(recursive=True))
     assert any(given) and killed
     ours, theirs = (searches[name] for name in ("ray", "local"))
     assert ours["found"] == theirs["found"] is not None and ours["claims"] == theirs["claims"]
