@@ -90,12 +90,13 @@ def units_of(items: list[pytest.Item]) -> dict[str, str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, Any, Any]:
-    """What is imported here stays: no collection of garbage need look at it, now or later."""
+    """What is imported here stays: no collection of garbage need look at it, now or later, and others are rarer."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(100_000, 50, 50)
         gc.enable()
         session.config.stash[_until] = time.monotonic() + GIVE_UP_SECONDS
 
