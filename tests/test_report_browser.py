@@ -13,7 +13,9 @@ import pytest
 from browser import Browser, find_chromium
 from fake_store import BUDGETS, make_store
 from many_runs import rich_store
+from test_certificate import make
 
+from prunus.finding.page import write_page
 from prunus.reporting.page import report
 from prunus.reporting.sections import flips
 
@@ -112,6 +114,17 @@ def test_page_draws_and_fits_and_labels_do_not_overlap(browser, page, tmp_path, 
         assert (sum(int(part) for part in background[4:-1].split(",")) < 200) == chosen
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert browser.evaluate(outside) == [] and browser.problems == []
+
+
+@pytest.mark.parametrize("width", [320, 1400])
+def test_the_page_of_a_search_draws_fits_and_runs_its_script(browser, tmp_path, width):
+    _, certificate = make(tmp_path)
+    write_page(json.loads(certificate.read_text()), tmp_path / "find.html")
+    browser.problems.clear()
+    browser.open(tmp_path / "find.html", width)
+    assert browser.problems == [] and browser.evaluate(OVERLAPS) == []
+    assert visible_count(browser, "svg.chart") == 6
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_click_on_the_legend_hides_a_run_everywhere_but_in_the_verdicts(opened):

@@ -173,7 +173,7 @@ if (legend && legend.querySelectorAll("input:not(:disabled)").length > 3) {
   const row = addButtons(legend.firstElementChild, [["All", () => setAll(true)], ["None", () => setAll(false)]]);
   legend.append(row);
 }
-const data = document.getElementById("data");
-addButtons(document.querySelector("#methods dl"), [["All numbers (JSON)", () =>
-  download("prunus-report.json", "application/json", data.textContent)]]);
+const methods = document.querySelector("#methods dl"); // the page of a search has none
+if (methods) addButtons(methods, [["All numbers (JSON)", () =>
+  download("prunus-report.json", "application/json", document.getElementById("data").textContent)]]);
 addEventListener("beforeprint", () => document.querySelectorAll("details:has(table)").forEach((one) => (one.open = true)));
