@@ -119,12 +119,17 @@ max_tokens = 4000
 def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_is_lost(
     tmp_path, monkeypatch, capsys, few_resamples, two_workers
 ):
-    """Without an address: a cluster is started that only this machine can reach. Later tests have one, which would be
-    found."""
+    """On the cluster that is started where no address is given, which only this machine can reach.
+
+    Later tests have a cluster running, which would be found.
+    """
     original, assign, given, killed = SearchDriver.store_batch, SearchDriver.assign, [], []
     listening: set[str] = set()
     for name, value in ray_cluster.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    import ray
+
+    monkeypatch.setattr(ray, "init", partial(ray.init, num_cpus=2))  # as many workers on every machine
 
     def noted(self: SearchDriver, worker: WorkerHandle, job: Job) -> None:
         given.append(job.rank)
@@ -151,7 +156,7 @@ def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_
         for name, address in (("ray", "auto"), ("local", None)):
             (tmp_path / name).mkdir()
             prunus.evaluate(study.models[0], study.plans[0], tmp_path / name / "results.db")  # no worker starts for it
-            done = prunus.run_study(file, out=tmp_path / name, ray=address, cpus_per_task=(os.cpu_count() or 2) / 2)
+            done = prunus.run_study(file, out=tmp_path / name, ray=address)
             (searches[name],) = done["searches"]
     finally:
         torch.set_num_threads(threads)
