@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -132,6 +133,19 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
     if fixturedef.scope != "function":
         _made.append((fixturedef.argname, time.perf_counter() - began))
     return made
+
+
+@pytest.fixture(scope="module")
+def few_resamples() -> Generator[None]:
+    """For tests of studies: intervals are tested elsewhere, and cost more than all else there."""
+    from prunus.reporting import report_data
+    from prunus.results.comparison import compare, compare_runs
+    from prunus.study import pages
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "compare", partial(compare, resamples=100))
+        patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 from random_models import make_random_model
-from small_study import few_resamples, write_study  # noqa: F401  (a fixture for every test here)
+from small_study import write_study
 from tiny_models import VOCABULARY, random_rows
 
 import prunus
@@ -31,7 +31,7 @@ from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.worker import ModelRef, Worker
 from prunus.study.variants import files_to_load, make_variant, target_folder
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
 TABLES = """\
 [[experts]]
 method = ["reap", "random"]

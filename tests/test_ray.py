@@ -31,10 +31,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.finding.on_ray import SearchDriver
-from prunus.reporting import report_data
-from prunus.results.comparison import compare, compare_runs
 from prunus.results.store import Store
-from prunus.study import pages
 from prunus.study.cells import Variant, open_model
 from prunus.study.file import read_study
 from prunus.study.ray import cluster as ray_cluster
@@ -95,13 +92,6 @@ def write_one_batch(folder: Path) -> Path:
     file = write_study(folder, "")
     file.write_text(file.read_text().replace("batch_size = 2", "batch_size = 6"))
     return file
-
-
-@pytest.fixture
-def few_resamples(monkeypatch) -> None:
-    """Intervals are tested elsewhere."""
-    monkeypatch.setattr(pages, "compare", partial(compare, resamples=100))
-    monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
 
 
 FIND = """\

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import warm_processes
-from small_study import NAMES, RECIPES, SHORT, few_resamples, write_study  # noqa: F401  (a fixture)
+from small_study import NAMES, RECIPES, SHORT, write_study
 from tiny_models import FAMILIES
 
 import prunus
@@ -38,6 +38,8 @@ from prunus.study.engine import swapped
 from prunus.study.file import read_study
 from prunus.study.paths import StudyPaths
 from prunus.study.variants import make_variant, variant_files, vectors_file, weights_file
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 def results(store: Path) -> dict[str, list]:

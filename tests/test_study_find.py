@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_study import few_resamples  # noqa: F401  (a fixture for every test here)
 from test_find import CALIBRATION, PLAN, Stop, here, script  # noqa: F401  (fixtures: a model, and what variants do)
 
 import prunus
@@ -21,7 +20,7 @@ from prunus.results.store import Store
 from prunus.study.file import read_study
 from prunus.study.find_table import FindTable
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("few_resamples", "here")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STUDY = """\
 models = ["model"]

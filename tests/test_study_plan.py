@@ -3,7 +3,6 @@
 import io
 import json
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,8 @@ import prunus
 from prunus import progress
 from prunus.checkpoint.resolve import load_tokenizer
 from prunus.cli import main
-from prunus.reporting import report_data
-from prunus.results.comparison import compare, compare_runs
 from prunus.results.rows import Sample
 from prunus.results.store import Store
-from prunus.study import pages
 from prunus.study import plan as planning
 from prunus.study import run as running
 from prunus.study.cells import open_model, variant_names
@@ -165,9 +161,7 @@ def test_the_gsm8k_example_is_planned_without_network(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pages, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
-    monkeypatch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
+def test_the_small_example_runs_in_a_smaller_form(tmp_path, capsys, few_resamples):
     text = (EXAMPLES / "tiny.toml").read_text()
     for old, new in (
         ("limit = 126", "limit = 2\nanswer_tokens = 8"),

@@ -1,17 +1,11 @@
 """A study that takes seconds: a random model of three blocks, six problems, short budgets."""
 
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tiny_models import make_model, random_rows
 
 from prunus.pruning.calibration.data import Calibration
-from prunus.reporting import report_data
-from prunus.results.comparison import compare, compare_runs
-from prunus.study import pages
 
 STUDY = """\
 models = ["model"]
@@ -58,12 +52,3 @@ def write_study(folder: Path, recipes: str = RECIPES, eval_: str = SHORT, top: s
     path = folder / "small.toml"
     path.write_text(STUDY.format(recipes=recipes, eval=eval_, top=top))
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples() -> Iterator[None]:
-    """Intervals are tested elsewhere, and cost more than all else here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "compare", partial(compare, resamples=100))
-        patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
-        yield
