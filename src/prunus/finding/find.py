@@ -190,10 +190,8 @@ def write_folder(data: dict[str, Any], made: Path, target: Path, overwrite: bool
 def is_published(target: Path, folder: Path, search: Search) -> bool:
     """Whether this search was stopped after its result was written, before its unfinished work was deleted."""
     file = folder / WORK
-    if not (file.exists() and (target / CERTIFICATE).exists()):
-        return False
-    same = file.read_text("utf-8") == canonical_json(search.identity())
-    return same and read_certificate(target / CERTIFICATE)["declared"] == search.declared()
+    same = file.exists() and file.read_text("utf-8") == canonical_json(search.identity())
+    return same and is_finished(search, target)
 
 
 def is_finished(search: Search, target: Path) -> bool:
