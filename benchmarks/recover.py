@@ -4,7 +4,7 @@ Every cell is pruned on the model's own chains, recovered on tokens of such chai
 all budgets on held-out problems; differences are paired by problem. Each seed draws its own 395 chains for pruning, and
 its own tokens, held-out part and order for recovery. `--only` chooses parts: `cells` (methods and sparsities),
 `end-to-end` (all blocks trained together for the same CPU seconds, at several settings), `sources` (other calibration
-texts of the same size) and `tokens`.
+texts of the same size) and `tokens`. `--second CHECKPOINT` measures the model of `training/train.py --seed 1` instead.
 
 FOLDER keeps chains, models and answers. Each finished model is one line of benchmarks/recover.jsonl, so that a stopped
 run goes on where it was; delete a line to measure it again. The tables of docs/measurements/recover.md are written from
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from end_to_end import cpu_seconds, divergence, read_sequences, train_end_to_end
-from recover_page import write_page
+from recover_page import SECOND, SHIPPED, of_reasoner, write_page
 
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
@@ -107,20 +107,21 @@ def variants(seeds: int) -> Iterator[Variant]:
 class Bench:
     """A folder with chains, models and answers, and the lines of what is finished."""
 
-    def __init__(self, folder: Path, problems: int) -> None:
+    def __init__(self, folder: Path, problems: int, second: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.store = folder, folder / "results.db"
-        self.plan = EvalPlan(tasks=("tiny",), budgets=BUDGETS, limit=problems)
-        self.sources = write_sources(folder)
+        self.dense, self.reasoner = (resolve("tiny"), SHIPPED) if second is None else (second, SECOND)
+        self.plan = EvalPlan(tasks=("tiny",), budgets=BUDGETS, limit=problems, profile="tiny")
+        self.sources = write_sources(self.dense, folder)
         self.apart = read_sequences(folder / "apart.jsonl")
-        self.finished = {line["name"]: line for line in read_lines()}
+        self.finished = {line["name"]: line for line in of_reasoner(self.reasoner, read_lines())}
         if "dense" not in self.finished:
-            self.append({"name": "dense", **self.answers(resolve("tiny"), self.evaluate("tiny"))})
+            self.append({"name": "dense", **self.answers(self.dense, self.evaluate(self.dense))})
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a finished line."""
         with RESULTS.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({**line, "reasoner": self.reasoner}) + "\n")
         self.finished[line["name"]] = line
 
     def evaluate(self, model: str | Path) -> str:
@@ -148,10 +149,10 @@ class Bench:
         if out.exists():
             return
         if method == "shortgpt":
-            prunus.drop_blocks("tiny", out, DropRecipe(blocks=amount, **on))
+            prunus.drop_blocks(self.dense, out, DropRecipe(blocks=amount, **on))
         else:
             how: dict[str, Any] = {"pattern": amount} if ":" in amount else {"sparsity": int(amount) / 100}
-            prunus.prune("tiny", out, PruneRecipe(method=method, **how, **on))  # pyright: ignore[reportArgumentType]
+            prunus.prune(self.dense, out, PruneRecipe(method=method, **how, **on))  # pyright: ignore[reportArgumentType]
 
     def recovered(self, variant: Variant) -> dict[str, Any]:
         """Write the recovered model anew, so that its time is measured; returns what is to be told of it."""
@@ -164,14 +165,14 @@ class Bench:
                 calibration=self.sources[variant.source], calibration_tokens=variant.tokens, seqlen=256,
                 rate=variant.rate, step_tokens=variant.step_tokens, seed=variant.seed,
             )  # fmt: skip
-            told = prunus.recover(pruned, out, recipe, dense="tiny", overwrite=True)
+            told = prunus.recover(pruned, out, recipe, dense=self.dense, overwrite=True)
             kept = {"left": [index for index, (before, after) in enumerate(told["errors"]) if not after < before]}
         else:
             self.measure(variant.beside)
             budget = self.finished[variant.beside.name]["cpu_s"]
             sequences = read_sequences(self.folder / variant.beside.name / "calibration.jsonl")
             settings = {"rate": variant.rate, "step_tokens": variant.step_tokens, "seed": variant.seed}
-            kept = {"steps": train_end_to_end(pruned, resolve("tiny"), out, sequences, budget, **settings)}
+            kept = {"steps": train_end_to_end(pruned, self.dense, out, sequences, budget, **settings)}
         return {"cpu_s": round(cpu_seconds() - begin, 1), **kept}
 
     def answers(self, path: Path, run: str) -> dict[str, Any]:
@@ -186,7 +187,7 @@ class Bench:
             "correct": {b: "".join(str(int(s.correct)) for s in found) for b, found in at.items()},
             "ends": {b: "".join(str(int(s.ended == "natural")) for s in found) for b, found in at.items()},
             "used": float(np.mean([s.thinking_tokens + s.answer_tokens for s in at[BUDGETS[-1]]])),
-            "divergence": divergence(path, resolve("tiny"), self.apart),
+            "divergence": divergence(path, self.dense, self.apart),
         }
 
 
@@ -195,19 +196,24 @@ def read_lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def write_sources(folder: Path) -> dict[str, str]:
-    """The `--calibration` of each source; drawn and written unless they exist. The last chains go to apart.jsonl."""
+def write_sources(dense: Path, folder: Path) -> dict[str, str]:
+    """The `--calibration` of each source, the dense model's own chains among them; drawn and written unless they exist.
+
+    The last chains go to apart.jsonl.
+    """
     drawn, chains, apart = folder / "drawn.jsonl", folder / "chains.jsonl", folder / "apart.jsonl"
     if not drawn.exists():
-        recipe = TraceRecipe(tasks=("tiny-train",), limit=CHAINS, max_tokens=512, only="correct", batch_size=200)
-        prunus.traces("tiny", drawn, recipe)
+        recipe = TraceRecipe(
+            tasks=("tiny-train",), limit=CHAINS, max_tokens=512, only="correct", batch_size=200, profile="tiny"
+        )
+        prunus.traces(dense, drawn, recipe)
     lines = drawn.read_text().splitlines(keepends=True)
     check_disjoint([json.loads(line)["problem_digest"] for line in lines])
     chains.write_text("".join(lines[:-APART]))
     apart.write_text("".join(lines[-APART:]))
     text, prompts = folder / "text.txt", folder / "prompts.jsonl"
     text.write_text("\n\n".join(topics[name] for name in sorted(topics)))
-    tokenizer, problems = load_tokenizer(resolve("tiny")), load_task("tiny-train")
+    tokenizer, problems = load_tokenizer(dense), load_task("tiny-train")
     check_disjoint([question_digest(problem.question) for problem in problems])
     rendered = [render_prompt(PROFILES["tiny"], tokenizer, problem.question) for problem in problems]
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in rendered]
@@ -226,6 +232,7 @@ def main() -> None:
     """Measure what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--second", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--table", action="store_true", help="Only write the tables.")
     parser.add_argument("--only", action="append", choices=("cells", "end-to-end", "sources", "tokens"))
     parser.add_argument("--cells", default=",".join(CELLS), help="Which, with commas between them.")
@@ -237,7 +244,7 @@ def main() -> None:
     if not asked.table:
         if asked.folder is None:
             parser.error("give FOLDER or --table")
-        bench, began = Bench(asked.folder, asked.problems), time.monotonic()
+        bench, began = Bench(asked.folder, asked.problems, asked.second), time.monotonic()
         for variant in variants(asked.seeds):
             wanted = variant.part in (asked.only or [variant.part]) and variant.cell in asked.cells.split(",")
             if wanted and time.monotonic() - began < 60 * asked.minutes:

@@ -14,30 +14,53 @@ Line = dict[str, Any]
 Floats = NDArray[np.float64]
 BEGIN, END = "<!-- tables: written by benchmarks/recover.py -->", "<!-- end of tables -->"
 NAMES = {"magnitude": "Magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "alps": "ALPS"}
+SHIPPED, SECOND = 0, 1  # the seeds that the reasoners were trained from; lines without one are of the first
 SOURCES = {"chains": "own chains", "prompts": "prompts alone", "text": "English text"}
 
 
 def write_page(docs: Path, lines: Sequence[Line]) -> str:
     """Write the tables between the markers of the page; return them."""
-    text = tables(lines)
+    text = tables(of_reasoner(SHIPPED, lines))
+    second = of_reasoner(SECOND, lines)
+    if len(second) > 1:
+        text += "\n\n## A second reasoner\n\nTrained from another seed, and recovered on its own chains. " + methods(
+            second
+        )
     page = docs / "measurements/recover.md"
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", "utf-8")
     return text
 
 
-def tables(lines: Sequence[Line]) -> str:
-    """Return all tables as Markdown."""
+def of_reasoner(reasoner: int, lines: Sequence[Line]) -> list[Line]:
+    """Return the lines of one reasoner."""
+    return [line for line in lines if line.get("reasoner", SHIPPED) == reasoner]
+
+
+def cells(lines: Sequence[Line]) -> tuple[list[Line], dict[str, Line]]:
+    """Return the usual recoveries of all cells, and the models that were only pruned by name."""
+    found = [line for line in lines if line.get("part") == "cells"]
+    return [line for line in found if line["how"]], {line["name"]: line for line in found if not line["how"]}
+
+
+def methods(lines: Sequence[Line]) -> str:
+    """Return what the dense model solves and a row per cell, as Markdown."""
     dense = next(line for line in lines if line["name"] == "dense")
-    of_part = {part: [line for line in lines if line.get("part") == part] for part in ("cells", *PARTS)}
-    pruned = {line["name"]: line for line in of_part["cells"] if not line["how"]}
-    usual = [line for line in of_part["cells"] if line["how"]]
     solved = values(dense, "correct")
-    found = [
+    return (
         f"Dense: {share(solved)} % of {len(solved)} problems at {largest(dense)} tokens, {share(area(dense))} % over "
-        f"all budgets; {share(values(dense, 'ends'))} % end by themselves, after {dense['used']:.0f} tokens.\n",
+        f"all budgets; {share(values(dense, 'ends'))} % end by themselves, after {dense['used']:.0f} tokens.\n\n"
+        f"{methods_table(*cells(lines), dense)}"
+    )
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Return all tables of a reasoner as Markdown."""
+    of_part = {part: [line for line in lines if line.get("part") == part] for part in PARTS}
+    usual, pruned = cells(lines)
+    found = [
         "## By method and sparsity\n",
-        methods_table(usual, pruned, dense),
+        methods(lines),
         "\n## Against ALPS without recovery\n",
         alps_table(usual, pruned),
     ]
