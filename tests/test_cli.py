@@ -1,6 +1,8 @@
 """The command line: a thin, honest wrapper of the Python API."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -146,6 +148,28 @@ def test_interruption_exits_130(monkeypatch, capsys):
         main(["inspect", "tiny"])
     assert ended.value.code == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_sigterm_stops_a_command_as_ctrl_c_does(monkeypatch, capsys):
+    """Work in progress is cleaned up, forked processes end at once, and Python's own callers keep their handler."""
+    found = []
+
+    def killed(*_, **__):
+        child = os.fork()
+        if child == 0:
+            os._exit(int(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL))
+        found.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            found.append("cleaned up")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(prunus, "inspect", killed, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "tiny"])
+    assert ended.value.code == 130 and found == [0, "cleaned up"] and signal.getsignal(signal.SIGTERM) == before
+    assert "interrupted; finished work is kept" in capsys.readouterr().err
 
 
 def test_json_is_all_there_is_on_stdout():

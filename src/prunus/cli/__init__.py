@@ -2,8 +2,12 @@
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -30,7 +34,8 @@ EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit codes 0 done, 1 internal error, 2 wrong input or environment, 130 interrupted."""
     try:
-        cli.main(arguments, prog_name="prunus", standalone_mode=False)
+        with ended_by_sigterm():
+            cli.main(arguments, prog_name="prunus", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted; finished work is kept; run the same command again to continue", EXIT_INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -51,6 +56,33 @@ def main(arguments: list[str] | None = None) -> None:
         fail(
             f"{type(error).__name__}: {error} (internal error; please report it, -v shows the traceback)", EXIT_INTERNAL
         )
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM (`kill`, a scheduler's time limit) ends a command as Ctrl-C does: engines are stopped."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(*_: object) -> None:
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def end_at_once() -> None:
+    """In a forked process, let SIGTERM end it at once, even within code that is not Python's."""
+    if signal.getsignal(signal.SIGTERM) is interrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=end_at_once)
 
 
 def fail(message: str, code: int) -> None:
