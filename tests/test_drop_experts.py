@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.pruning import drop_experts as command
 from prunus.pruning.calibration.data import Calibration
@@ -347,6 +348,19 @@ def test_statistics_in_a_file_give_the_same_models_at_any_share(made, tmp_path):
     for message, call in cases.items():
         with pytest.raises(PrunusError, match=message):
             call()
+
+
+def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_path, capsys):
+    model, stats, out = (str(path) for path in (made / "mixtral", tmp_path / "stats", tmp_path / "out"))
+    main(["stats", model, stats, "--experts", "--calibration", str(made / "rows.jsonl"), "--samples", "4"])
+    main(["experts", model, out, "--keep", "0.5", "--stats", stats, "--samples", "4"])
+    assert Checkpoint(tmp_path / "out").manifest["history"][0]["experts"]["after"] == {"0": 4, "1": 4}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["experts", model, f"{out}2", "--keep", "0.5", "--stats", stats, "--samples", "128"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "samples 4, not 128" in said and len(said.strip().splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"stats", "out"}
 
 
 def test_only_routers_are_fitted_and_the_error_falls(made, tmp_path):

@@ -181,7 +181,7 @@ def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any])
     """Raise PrunusError where an option that the user gave differs from the calibration of the statistics."""
     from prunus.pruning.calibration.saved_statistics import FIELDS, LEAST, check_given
 
-    if given := {name: recipe[name] for name in (*FIELDS, LEAST) if is_given(name)}:
+    if given := {name: recipe[name] for name in (*FIELDS, LEAST) if name in recipe and is_given(name)}:
         check_given(stats, model, given)
 
 
