@@ -363,6 +363,36 @@ def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"stats", "out"}
 
 
+@torch.no_grad()
+def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_path, capsys):
+    """The error before is that of transformers' whole models, on the one batch; one command gives what two give."""
+    settings = ["--calibration", str(made / "rows.jsonl"), "--samples", "4", "--seqlen", "16"]
+    commands = [
+        ["experts", str(made / "mixtral"), str(tmp_path / "fewer"), "--keep", "0.5"],
+        ["recover", str(tmp_path / "fewer"), str(tmp_path / "two"), "--epochs", "3", "--rate", "0.1"],
+        ["experts", str(made / "mixtral"), str(tmp_path / "one"), "--keep", "0.5"],
+    ]
+    commands[2] += ["--recover", "--recover-epochs", "3", "--recover-rate", "0.1"]
+    for words in commands:
+        main([*words, *settings])
+    assert "error before" in capsys.readouterr().err
+    before, after, one = (load_file(tmp_path / name / "model.safetensors") for name in ("fewer", "two", "one"))
+    assert before.keys() == after.keys() and all(torch.equal(one[name], after[name]) for name in after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(".experts." in name for name in changed) and not any("block_sparse_moe.gate" in name for name in changed)
+    blocks = Checkpoint(tmp_path / "two").manifest["history"][1]["blocks"]
+    assert all(block["after"] < block["before"] for block in blocks)
+    ours, theirs = (
+        [model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0] for ids in SEQUENCES]
+        for model in (whole(tmp_path / "fewer"), whole(made / "mixtral"))
+    )
+    errors = [(a - b).square().sum(-1) / b.square().sum(-1) for a, b in zip(ours, theirs, strict=True)]
+    assert blocks[0]["before"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
+    with pytest.raises(SystemExit) as ended:
+        main([*commands[2], "--stats", "file", "--overwrite"])
+    assert ended.value.code == 2 and "leave one of them out" in capsys.readouterr().err
+
+
 def test_only_routers_are_fitted_and_the_error_falls(made, tmp_path):
     asked = recipe(made, drop=4, keep=None, method="random")
     prunus.drop_experts(made / "mixtral", tmp_path / "plain", asked, device="cpu")

@@ -16,7 +16,6 @@ import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import untimed
 from prunus.checkpoint.resolve import tiny_folder
-from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import answer_batch
 from prunus.finding.ladders import removed
@@ -29,7 +28,7 @@ from prunus.study.file import read_study
 from prunus.study.ray import transfer
 from prunus.study.ray import worker as ray_worker
 from prunus.study.ray.worker import ModelRef, Worker
-from prunus.study.variants import files_to_load, make_variant, target_folder
+from prunus.study.variants import files_to_load, make_variant, target_folder, unfinished_folder
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("few_resamples")]
 TABLES = """\
@@ -70,10 +69,37 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
         assert len(ours.keys(mine.run_id)) == 18
 
 
-def test_experts_take_no_recovery(folder):
-    path = write_study(folder, '[[experts]]\nmethod = "reap"\nrecover = true\n')
-    with pytest.raises(PrunusError, match="recover"):
-        read_study(path)
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        ('[[experts]]\nmethod = "frequency"\nkeep = 0.5\nrecover = RECOVER\n', ["experts-frequency-50"]),
+        ("[[prune]]\nsparsity = 0.2\nexperts = { keep = 0.5 }\nrecover = RECOVER\n", ["experts-reap-50-wanda-20"]),
+    ],
+    ids=["experts", "prune"],
+)
+def test_what_is_recovered_is_what_the_commands_write_one_after_the_other(folder, tmp_path, table, names):
+    path = write_study(folder, table.replace("RECOVER", "[false, { rate = 0.01, step_tokens = 64, epochs = 4 }]"))
+    prunus.run_study(path, out=tmp_path / "out", device="cpu")
+    model = open_model(read_study(path), "model", folder / "model")
+    assert [variant.name for variant in model.variants] == ["dense", *names, f"{names[0]}-recovered"]
+    plain, recovered = (unfinished_folder(tmp_path / "out", variant) for variant in model.variants[1:])
+    last = model.variants[-1]
+    step = last.after or last
+    assert isinstance(step.recipe, prunus.ExpertsRecipe) and last.recover is not None and last.recover.rate == 0.01
+    prunus.drop_experts(folder / "model", tmp_path / "fewer", step.recipe, device="cpu")
+    if isinstance(last.recipe, prunus.PruneRecipe):
+        prunus.prune(tmp_path / "fewer", tmp_path / "pruned", last.recipe, device="cpu")
+    made = tmp_path / ("fewer" if step is last else "pruned")
+    prunus.recover(made, tmp_path / "two", last.recover, device="cpu")  # by default of the first model
+    assert Checkpoint(plain).checksum() == Checkpoint(made).checksum() != Checkpoint(recovered).checksum()
+    assert Checkpoint(recovered).checksum() == Checkpoint(tmp_path / "two").checksum()
+    assert sorted(one.name for one in (tmp_path / "out" / "variants").iterdir() if one.is_dir()) == sorted(
+        variant.key for variant in model.variants[1:]
+    )
+    with Store(tmp_path / "out" / "results.db") as store:
+        checksums = {run.model["checksum"] for run in store.runs()}
+    assert checksums == {Checkpoint(one).checksum() for one in (folder / "model", plain, recovered)}
+    assert "recovered" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, tmp_path, monkeypatch):

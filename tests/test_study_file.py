@@ -155,7 +155,6 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         (GOOD + "[[prune]]\nexperts = 0.5", 6, "'experts' must be true, false or a table, not 0.5"),
         (GOOD + "[[prune]]\nexperts = {kep = 0.5}", 6, "unknown key 'kep' of experts; did you mean 'keep'"),
         (GOOD + "[[prune]]\nexperts = {keep = 2}", 6, r"experts: keep must lie in \(0, 1\), not 2"),
-        (GOOD + "[[prune]]\nexperts = true\nrecover = true", 6, "leave out one of recover and experts"),
         (GOOD + "[[prune]]\nexperts = [true, {}]", 5, "a recipe is listed twice"),
         (GOOD + "[[prune]]\nkeep = 0.5", 6, r"'keep' in \[\[prune\]\]; it belongs under \[\[experts\]\]"),
         (GOOD + "[[drop]]\nexperts = true", 6, r"'experts' in \[\[drop\]\]; it belongs under"),

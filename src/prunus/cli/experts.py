@@ -17,7 +17,8 @@ from prunus.cli.common import (
     show_summary,
 )
 from prunus.cli.pruning import calibration_options, refuse_other_calibration, run_options
-from prunus.recipes import ExpertsRecipe
+from prunus.cli.recovery import check_no_stats, recover_options, take_recovery
+from prunus.recipes import ExpertsRecipe, RecoverRecipe
 
 
 @command(
@@ -47,6 +48,7 @@ from prunus.recipes import ExpertsRecipe
 @calibration_options(ExpertsRecipe)
 @run_options
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats --experts`.")
+@recover_options(ExpertsRecipe)
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
@@ -57,8 +59,13 @@ def experts_command(
 
     Routers lose the rows of these experts. An interrupted run resumes when the same command is given again.
     """
+    recovery = take_recovery(recipe)
     asked = ExpertsRecipe(**recipe)
     where = {"device": device, "overwrite": overwrite, "dry_run": dry_run}
+    check_no_stats(recovery, stats)
+    if recovery is not None:
+        show_summary(prunus.prune_and_recover(model, out, asked, RecoverRecipe.like(asked, **recovery), **where))
+        return
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)
     show_summary(prunus.drop_experts(model, out, asked, stats=stats, **where))

@@ -22,7 +22,7 @@ from prunus.cli.common import (
     recipe_option,
     show_summary,
 )
-from prunus.cli.recovery import recover_options, rounds_options, take_recovery, take_rounds
+from prunus.cli.recovery import check_no_stats, recover_options, rounds_options, take_recovery, take_rounds
 from prunus.declarations import Allocation, DepthMethod, Method, declared, owners_of
 from prunus.errors import PrunusError
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
@@ -165,8 +165,7 @@ def prune_command(
     rounds = take_rounds(recipe, recovery is not None)
     asked = PruneRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
-    if recovery is not None and stats is not None:
-        raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
+    check_no_stats(recovery, stats)
     if recovery is not None:
         settings = RecoverRecipe.like(asked, **recovery)
         work = prunus.prune_and_recover if rounds is None else prunus.prune_in_rounds

@@ -144,6 +144,12 @@ def take_recovery(recipe: dict[str, Any]) -> dict[str, Any] | None:
     return given if asked else None
 
 
+def check_no_stats(recovery: dict[str, Any] | None, stats: Path | None) -> None:
+    """Raise PrunusError for a recovery of what is pruned by a file of statistics. recovery: of take_recovery."""
+    if recovery is not None and stats is not None:
+        raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
+
+
 @command(
     "recover",
     "prunus recover out/wanda-50 out/wanda-50-recovered --calibration traces:own.jsonl\n"

@@ -33,6 +33,7 @@ from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
 from prunus.pruning.drop import drop_blocks
+from prunus.pruning.drop_experts import drop_experts
 from prunus.pruning.made_card import made_card
 from prunus.pruning.pipeline import prune
 from prunus.pruning.recovery.fit import fit, trainable
@@ -45,7 +46,7 @@ from prunus.pruning.recovery.room import (
     plan_steps,
 )
 from prunus.pruning.recovery.streams import Streams, split
-from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
 
@@ -190,7 +191,7 @@ def recover_checkpoint(
 def prune_and_recover(
     model: str | Path,
     out: str | Path,
-    recipe: PruneRecipe | DropRecipe,
+    recipe: PruneRecipe | DropRecipe | ExpertsRecipe,
     recovery: RecoverRecipe | None = None,
     *,
     device: str = "auto",
@@ -198,18 +199,20 @@ def prune_and_recover(
     overwrite: bool = False,
     dry_run: bool = False,
     pruned: str | Path | None = None,
+    dense: str | Path | None = None,
     **pruning: Any,
 ) -> dict[str, Any]:
-    """Write model, pruned (or without some blocks) and then recovered, to the folder out; returns recover's summary.
+    """Write model, pruned (or without some blocks or experts) and then recovered, to out; returns recover's summary.
 
     The pruned model is in out.pruned until it is recovered; the same call resumes either step.
 
     recovery: None: the default one, calibrated as the recipe is.
     pruned: a folder that is recovered, and kept, if it holds the model as the recipe prunes it.
-    pruning: further arguments of prune or drop_blocks.
+    dense: what the recovery is to come near to: a model that model was made from. None: model.
+    pruning: further arguments of prune, drop_blocks or drop_experts.
 
-    With dry_run it returns the summary of prune's or drop_blocks' dry run, with then, recovery_calibration and
-    recovery_memory (what the recovery would do and need, as text). Raises PrunusError as these functions do.
+    With dry_run it returns the summary of their dry run, with then, recovery_calibration and recovery_memory (what the
+    recovery would do and need, as text). Raises PrunusError as these functions do.
     """
     target, recovery = Path(out), recovery or RecoverRecipe.like(recipe)
     source = Checkpoint(resolve(model))
@@ -223,12 +226,14 @@ def prune_and_recover(
         settings = pruning | {"device": device, "overwrite": overwrite, "dry_run": dry_run}
         if isinstance(recipe, PruneRecipe):
             told = prune(model, between, recipe, offload=offload, **settings)
+        elif isinstance(recipe, ExpertsRecipe):
+            told = drop_experts(model, between, recipe, **settings)
         else:
             told = drop_blocks(model, between, recipe, **settings)
         if dry_run:
             return told | {"would_write": str(target)} | recovery_ahead(recovery, source, told["warnings"])
     summary = recover_checkpoint(
-        Checkpoint(between), usual.name, target, recovery, dense=model, device=device, offload=offload,
+        Checkpoint(between), usual.name, target, recovery, dense=dense or model, device=device, offload=offload,
         overwrite=overwrite, dry_run=False,
     )  # fmt: skip
     if between == usual:
@@ -247,7 +252,7 @@ def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint, warnings: Sequence[
     }
 
 
-def is_made(folder: Path, source: Checkpoint, recipe: PruneRecipe | DropRecipe) -> bool:
+def is_made(folder: Path, source: Checkpoint, recipe: PruneRecipe | DropRecipe | ExpertsRecipe) -> bool:
     """Whether a folder holds source as recipe prunes it, from a call that was interrupted."""
     if not (folder / MANIFEST).exists():
         return False
@@ -352,10 +357,15 @@ def spans_of(source: Checkpoint, dense: Checkpoint) -> list[range]:
     if len(kept) != source.blocks:
         raise PrunusError(f"{source.folder} has {source.blocks} blocks, {dense.folder} {dense.blocks}: no twins")
     for index, number in enumerate(kept):
-        if source.linear_shapes(index) != dense.linear_shapes(number):
+        if shapes_of(source, index) != shapes_of(dense, number):
             raise PrunusError(f"block {index} of {source.folder} and block {number} of {dense.folder} differ in shape")
     starts = [0, *kept[1:], dense.blocks]
     return [range(first, last) for first, last in pairwise(starts)]
+
+
+def shapes_of(source: Checkpoint, index: int) -> dict[str, tuple[int, int]]:
+    """The shape (O, I) of each Linear of a block by its name, in which * stands for the number of an expert."""
+    return {linear.summary_name: linear.shape_OI for linear in source.linears(index)}
 
 
 def check_trainable(source: Checkpoint, device: torch.device) -> None:
@@ -370,9 +380,9 @@ def check_trainable(source: Checkpoint, device: torch.device) -> None:
 
 def check_zeros(source: Checkpoint) -> None:
     """Raise PrunusError where nothing was pruned."""
-    dropped = any(step["action"] == "drop" for step in source.manifest.get("history", []))
+    dropped = any(step["action"] in ("drop", "experts") for step in source.manifest.get("history", []))
     if not dropped and not any(has_zeros(source, index) for index in range(source.blocks)):
-        raise PrunusError(f"{source.folder} has no zeros and lacks no block: there is nothing to recover")
+        raise PrunusError(f"{source.folder} has no zeros and lacks no block and no expert: there is nothing to recover")
 
 
 def has_zeros(source: Checkpoint, index: int) -> bool:

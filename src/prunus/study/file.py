@@ -28,7 +28,7 @@ RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe] | type[ExpertsRecipe]
 # Keys of [calibration]: defaults of every [[prune]], [[drop]] and [[experts]] table.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 SWITCHES = ("keep_checkpoints", "measure_seconds")
-RECOVER = "recover"  # key of [[prune]] and [[drop]]: true, false or a table of settings
+RECOVER = "recover"  # key of each kind of RECIPES: true, false or a table of settings
 FEWER = "experts"  # key of [[prune]], as RECOVER: the experts that are removed before
 TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, "find", "report")
 REPORT = ("base", "margin", "stop_margin", "published")
@@ -44,7 +44,7 @@ _TABLES = {
 _TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, "find")}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
 _KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
-_KEYS |= {f"[[{kind}]]": [*_KEYS[f"[[{kind}]]"], RECOVER] for kind in ("prune", "drop")}
+_KEYS |= {f"[[{kind}]]": [*_KEYS[f"[[{kind}]]"], RECOVER] for kind in RECIPES}
 _KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], FEWER]
 _KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
 _KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
@@ -244,9 +244,6 @@ class _Reader:
         for number, table in self.tables(kind):
             recoveries = self.settings(kind, number, RECOVER, table.get(RECOVER, False), RecoverRecipe)
             fewer = self.settings(kind, number, FEWER, table.get(FEWER, False), ExpertsRecipe)
-            if recoveries != [None] and fewer != [None]:
-                message = "what is pruned after experts were removed cannot be recovered in a study; leave out one of"
-                self.fail(kind, FEWER, number, f"{message} {RECOVER} and {FEWER}")
             table = {key: value for key, value in table.items() if key not in (RECOVER, FEWER)}
             for values in self.grid(kind, number, dict(shared) | _with_blocks_as_text(kind, table), cls):
                 recipe = self.make(kind, number, cls, self.with_paths(values))

@@ -154,16 +154,16 @@ def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:
     """The most bytes of a variant's file: a bit per weight, and the kept weights where these change.
 
-    Of a variant with fewer experts, pruned or not, the bytes of its checkpoint.
+    Of a variant with fewer experts, whatever is done to it then, the bytes of its checkpoint.
     """
     recipe = variant.recipe
     assert recipe is not None
-    if variant.recover is not None:
-        return sum(recovered_bytes(source, index) for index in range(source.blocks))
     if variant.after is not None:
         return variant_bytes(source, variant.after)
     if isinstance(recipe, ExpertsRecipe):
         return bytes_left(recipe, source, find_mixtures(source), left_out(source))
+    if variant.recover is not None:
+        return sum(recovered_bytes(source, index) for index in range(source.blocks))
     if isinstance(recipe, DropRecipe):
         blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
         return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())

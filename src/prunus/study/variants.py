@@ -193,16 +193,16 @@ def apply(
     where: dict[str, Any] = {"device": device, "overwrite": True, "dry_run": dry_run}
     if isinstance(recipe, PruneRecipe):
         where["shared"] = shared
+    source: str | Path = model.name
     if variant.after is not None:
-        assert isinstance(recipe, PruneRecipe) and origin is not None
+        assert origin is not None
         if not (origin / MANIFEST).exists():
             apply(model, variant.after, origin, device)
-        return prune(origin, target, recipe, name=variant.after.name, **where)
-    if variant.recover is not None:
-        assert not isinstance(recipe, ExpertsRecipe)  # a study's file cannot ask for that
-        return prune_and_recover(model.name, target, recipe, variant.recover, pruned=pruned, **where)
+        source, where["name"] = origin, variant.after.name
+    if variant.recover is not None:  # it comes near to the model itself, whatever was removed from it
+        return prune_and_recover(source, target, recipe, variant.recover, pruned=pruned, dense=model.name, **where)
     if isinstance(recipe, PruneRecipe):
-        return prune(model.name, target, recipe, stats=stats, **where)
+        return prune(source, target, recipe, stats=stats, **where)
     if isinstance(recipe, ExpertsRecipe):
         return drop_experts(model.name, target, recipe, **where)
     return drop_blocks(model.name, target, recipe, **where)
