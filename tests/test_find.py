@@ -205,6 +205,17 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(here, script
         assert Path("out", path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_a_search_in_several_processes_ends_with_the_same_bytes(here, script, monkeypatch):
+    whole = search("0.1", "whole", store="whole.db")
+    alone = script.total()
+    monkeypatch.setattr(ScriptedBackend, "processes", 2)
+    assert search("0.1") == whole | {"out": "out"}
+    assert script.total() - alone < alone, "other processes count for themselves"
+    assert rows("rows.db") == rows("whole.db")
+    for path in Path("whole").iterdir():
+        assert Path("out", path.name).read_bytes() == path.read_bytes(), path.name
+
+
 def test_another_search_does_not_go_on_with_unfinished_work(here, script, monkeypatch):
     monkeypatch.setattr(making, "do_batch", lambda *_: (_ for _ in ()).throw(Stop()))
     with pytest.raises(Stop):

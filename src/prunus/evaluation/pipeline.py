@@ -28,6 +28,7 @@ from prunus.evaluation.provenance import describe_model, describe_versions, open
 from prunus.evaluation.repetition import repetition_rate
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_row, resolve_plan
+from prunus.evaluation.side_by_side import side_by_side
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
 from prunus.results import token_use
@@ -258,7 +259,11 @@ def never_closed(work: ResolvedPlan, draws: Sequence[Sequence[Draw]]) -> bool:
 def run_batch(work: ResolvedPlan, backend: Backend, batch: Sequence[tuple[int, int]]) -> list[list[Draw]]:
     """Generate a batch: for each of its chains the draws, one per budget."""
     chains = [work.chain(index, draw) for index, draw in batch]
-    return force_budgets(backend, chains, work.budgets, work.rules, work.reuse)
+
+    def draws_of(part: Sequence[int]) -> list[list[Draw]]:
+        return force_budgets(backend, [chains[place] for place in part], work.budgets, work.rules, work.reuse)
+
+    return side_by_side(backend, [len(chain.prompt) for chain in chains], draws_of)
 
 
 def graded(

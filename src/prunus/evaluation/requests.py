@@ -177,6 +177,11 @@ class Backend(Engine, ABC):
     streams: bool = False
     on_tokens: Callable[[int, int], None] = staticmethod(unheard)
 
+    @property
+    def processes(self) -> int:
+        """In how many processes, forked from this one, it is best used at once."""
+        return 1
+
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion for each request, in order; the requests that follow them are completed as well."""

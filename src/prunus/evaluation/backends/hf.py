@@ -23,6 +23,7 @@ from prunus.evaluation.backends.loading import compute_dtype, describe, is_spars
 from prunus.evaluation.backends.sampling import Bans, Uniforms, confidence, pick
 from prunus.evaluation.backends.separate_rows import Decoding, rows_for
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
+from prunus.sparse.sixteen_bits import LEAST_PARAMETERS
 
 COMPACT_SHARE = 0.25  # finished rows leave the batch once they are this share of it, since leaving copies the cache
 
@@ -129,6 +130,13 @@ class HFBackend(Backend):
         """A backend for a folder. device: `auto` is cuda if there is one. engine: only `sparse` is used."""
         model = load_model(folder, device, sparse=(engine or EngineOptions()).sparse)
         return cls(model, vocabulary or model.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def processes(self) -> int:
+        """As Backend; a processor's cores are best used so where calls take longer than products."""
+        small = self.model.device.type == "cpu" and self.model.num_parameters() < LEAST_PARAMETERS
+        forks = sys.platform == "linux" and not is_sparse(self.model)  # the sparse kernel has threads of its own
+        return torch.get_num_threads() if small and forks else 1
 
     @property
     def description(self) -> dict[str, str]:

@@ -1,0 +1,142 @@
+"""Decode the chains of a batch in several processes at once, which share the memory of the model.
+
+To decode a small model on a CPU is a long sequence of calls that take longer than their arithmetic, so a second thread
+gains little, but a second process does. The processes are forked, as those of torch's DataLoader, so the weights are in
+memory once. Each gets prompts of similar length: prompts are padded to the longest of their part, so that a part takes
+less than its share of the whole batch.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from prunus.errors import PrunusError
+from prunus.evaluation.requests import Backend, unheard
+
+FEWEST = 8  # chains of a part
+CHAIN = 32  # a chain takes as long as so many ids of its prompt; measured on the tiny reasoner
+KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
+
+Work = Callable[[Sequence[int]], list[Any]]
+
+
+def side_by_side(backend: Backend, lengths: Sequence[int], work: Work) -> list[Any]:
+    """What `work` returns for all chains, by their index; done in several processes if the backend gains by them.
+
+    lengths: of the prompts. work: decodes the chains of some indices with the backend, and returns a result for each,
+    which can be pickled. An error of a part is raised here. No process outlives this call, or this process.
+    """
+    most = 1 if multiprocessing.current_process().daemon else backend.processes  # a daemon may have no children
+    first, *rest = cut(lengths, min(most, len(lengths) // FEWEST))
+    if not rest:
+        return work(range(len(lengths)))
+    others: list[Other] = []
+    hear, found = backend.on_tokens, {}
+
+    def hear_all(*counts: int) -> None:
+        hear(*counts)
+        for other in others:
+            other.read(hear)
+
+    with one_thread():
+        try:
+            for part in rest:
+                others.append(Other(backend, work, part))
+            if hear is not unheard:
+                backend.on_tokens = hear_all
+            found.update(zip(first, work(first), strict=True))
+            for part, other in zip(rest, others, strict=True):
+                found.update(zip(part, other.read(hear, to_the_end=True), strict=True))
+        finally:
+            backend.on_tokens = hear
+            for other in others:
+                other.end()
+    return [found[index] for index in range(len(lengths))]
+
+
+def cut(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """The indices from short to long prompts, cut into at most `count` parts that take about equally long."""
+    weights = [length + CHAIN for length in lengths]
+    parts: list[list[int]] = [[] for _ in range(max(1, count))]
+    before = 0
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        parts[int(len(parts) * (before + weights[index] / 2) / sum(weights))].append(index)
+        before += weights[index]
+    return [part for part in parts if part]
+
+
+class Other:
+    """A forked process that decodes a part."""
+
+    def __init__(self, backend: Backend, work: Work, part: Sequence[int]) -> None:
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=serve, args=(backend, work, part, theirs, os.getpid()), daemon=True)
+        with warnings.catch_warnings():
+            # Python 3.12 warns where there are other threads; the child takes none of their locks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process.start()
+        theirs.close()
+        self.result: Any = None
+
+    def read(self, hear: Callable[[int, int], None], to_the_end: bool = False) -> Any:
+        """Pass on the numbers of tokens that the process has sent; its result, for which to_the_end waits."""
+        try:
+            while self.result is None and (to_the_end or self.connection.poll()):
+                found = self.connection.recv()
+                if isinstance(found, tuple):
+                    hear(*found)
+                else:
+                    self.result = found
+        except EOFError:
+            self.process.join()
+            raise PrunusError(
+                f"a process that decoded part of a batch was ended (exit code {self.process.exitcode}): is there enough"
+                " memory? Stored results are kept"
+            ) from None
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def serve(backend: Backend, work: Work, part: Sequence[int], connection: Connection, parent: int) -> None:
+    """Send the numbers of tokens of a part, if anybody hears them, then its result or error; in the forked process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
+    ctypes.CDLL(None).prctl(KILLED_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    gc.freeze()  # what the parent has is not to be finalised here
+    torch.set_num_threads(1)
+    if backend.on_tokens is not unheard:
+        backend.on_tokens = lambda *counts: connection.send(counts)
+    try:
+        found: Any = work(part)
+    except Exception as error:
+        found = error
+    connection.send(found)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the context, torch uses one thread, as it must in a forked process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
