@@ -117,6 +117,7 @@ class Other:
 def serve(backend: Backend, work: Work, part: Sequence[int], connection: Connection, parent: int) -> None:
     """Send the numbers of tokens of a part, if anybody hears them, then its result or error; in the forked process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(KILLED_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         return
