@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.pruning import drop_experts as command
-from prunus.pruning.calibration.data import Calibration
+from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.experts.choice import choose
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import find_mixtures
@@ -215,14 +216,17 @@ def test_the_weights_of_what_is_left_are_pruned(made, tmp_path):
     whole(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ("qwen3_moe", "unnormalised"))
+@pytest.mark.parametrize("name", ("qwen3_moe", "unnormalised", "tiny-moe"))
 @torch.no_grad()
 def test_reap_keeps_the_experts_of_the_authors_procedure(made, name, tmp_path):
     """CerebrasResearch/reap: all experts on all tokens, softmax over all, divided by the chosen ones' sum if the model
     does; the mean over an expert's tokens; the same number of the lowest is removed in each layer."""
-    chosen = prunus.drop_experts(made / name, tmp_path / "out", recipe(made, keep=0.75), device="cpu")
-    model = whole(made / name)
-    for index, hidden_ND in layer_inputs(model).items():
+    folder = resolve(name) if name == "tiny-moe" else made / name
+    own = {"calibration": "tiny", "samples": 2, "seqlen": 96, "dtype": "float32"} if name == "tiny-moe" else {}
+    asked = recipe(made, keep=0.75, **own)
+    chosen = prunus.drop_experts(folder, tmp_path / "out", asked, device="cpu")
+    model = whole(folder)
+    for index, hidden_ND in layer_inputs(model, load_calibration(asked, Checkpoint(folder)).sequences).items():
         mlp = mixture_layers(model)[index]
         all_END = torch.stack([torch.stack([expert(mlp.experts, e, x) for x in hidden_ND]) for e in range(8)])
         weight_NE = nn.functional.linear(hidden_ND, mlp.gate.weight).softmax(-1)

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from random_models import make_random_model
 from tiny_chains import TOKENIZER
-from tiny_models import make_model, random_rows
+from tiny_models import VOCABULARY, make_model, random_rows
 
 import prunus
 from prunus.cards.markdown import plain
 from prunus.cards.text import is_ours
+from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
@@ -25,7 +27,7 @@ from prunus.finding import find as finding
 from prunus.finding import rungs as making
 from prunus.finding.ladders import ladders_of, sparsities
 from prunus.pruning.calibration.data import Calibration
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
@@ -104,6 +106,21 @@ def rows(store: str) -> dict[str, Any]:
 def verified(*outs: str) -> bool:
     checked = [prunus.verify(f"{out}/certificate.json", "rows.db") for out in outs]
     return all(one["claims"] and not one["differences"] + one["notes"] for one in checked)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(here, script, monkeypatch):
+    sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "max_position_embeddings": 256, "pad_token_id": 0}
+    make_random_model("qwen3_moe", here / "model", mlp_only_layers=[0], **sizes)
+    monkeypatch.setitem(DOES, "experts-reap-drop4-recovered", (1, 0))
+    calibration = '[calibration]\ncalibration = "text.jsonl"\nsamples = 8\nseqlen = 16\n'
+    (here / "fewer.toml").write_text(f"{calibration}[[experts]]\ndrop = [1, 2, 4]\nrecover = true\n")
+    found = search("fewer.toml")
+    assert words(found) == {"fewer": ["certified", "certified", "refused"]}
+    assert found["found"] == "experts-reap-drop2-recovered" and found["removed"] == 0.25 and verified("out")
+    prunus.drop_experts("model", "fewer", ExpertsRecipe(drop=2, **CALIBRATION))
+    prunus.recover("fewer", "alone", RecoverRecipe(**CALIBRATION))
+    assert Checkpoint(here / "out").checksum() == Checkpoint(here / "alone").checksum()
 
 
 def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evaluated(here, script):
