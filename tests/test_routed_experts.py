@@ -342,6 +342,15 @@ def test_every_method_prunes_experts_to_the_exact_count(tmp_path, changes):
     whole(tmp_path / "out")
 
 
+@pytest.mark.parametrize("method", ["wanda++", "gblm", "alps"])
+def test_a_block_without_experts_stays_as_it_is_where_only_experts_are_pruned(tmp_path, method):
+    make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[1])
+    told = prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, method=method, scope="experts"))
+    assert told["sparsity"] == 0.5 and all(".mlp.experts.*." in name for name in told["linear_sparsity"])
+    before, made = (Checkpoint(tmp_path / name).read_block(1) for name in ("m", "out"))
+    assert all(torch.equal(made[name], tensor) for name, tensor in before.items())
+
+
 @pytest.mark.parametrize("changes", [{}, {"method": "magnitude"}, {"allocation": "owl"}], ids=str)
 def test_experts_with_higher_scores_are_pruned_less_and_the_count_stays_exact(tmp_path, changes):
     """By the scores with which `experts` ranks them, and OWL's formula written out."""

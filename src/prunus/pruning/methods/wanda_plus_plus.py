@@ -115,7 +115,7 @@ class RegionalRepair(Pass):
         def prune(name: str, weight_OI: Tensor, inputs: InputStats) -> Tensor:
             return job.method.prune(weight_OI, inputs, job.target(run.number, name))
 
-        if recipe.repair_rounds:
+        if recipe.repair_rounds and stats:  # none where no Linear of the block is in scope
             settings = Repair(recipe.repair_rounds, recipe.repair_rate, f"{recipe.seed} {run.number}")
             dense = runner.make_block(run.number, {name: tensor.clone() for name, tensor in tensors.items()})
             repair(runner, repaired, dense, hidden, stats, prune, settings)
