@@ -11,13 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import prunus
 from prunus.evaluation.tasks.tiny import held_out, problem_set, question_hash
 from prunus.evaluation.tasks.tiny_tasks import problem_id
 from prunus.recipes import EvalPlan
 from prunus.results.stopping import ENDS
+from prunus.results.store import Store
 
 SEED, PER_CELL = 5040, 120
 BUDGETS = (0, 16, 32, 64, 128, 256, 512, 1024)
@@ -41,15 +40,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="+")
+    parser.add_argument(
+        "--dense", default="tiny", help="Another reasoner, such as that of `training/train.py --seed 1`."
+    )
     parser.add_argument("--per-cell", type=int, default=PER_CELL, help="Problems of each family and level.")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
     asked.folder.mkdir(parents=True, exist_ok=True)
     store, task = asked.folder / "fresh.db", asked.folder / "fresh.jsonl"
     problems = write_problems(task, asked.per_cell)
-    plan = EvalPlan(tasks=(str(task),), budgets=BUDGETS, batch_size=504)
-    dense = prunus.evaluate("tiny", plan, store)
-    print(f"{problems} problems\n\n| model | accuracy, points | ends by itself, points |\n|---|---|---|")
+    plan = EvalPlan(tasks=(str(task),), budgets=BUDGETS, batch_size=504, profile="tiny")
+    dense = prunus.evaluate(asked.dense, plan, store)
+    with Store(store) as rows:
+        solved = [row.correct for row in rows.samples(dense) if row.budget == BUDGETS[-1]]
+    print(f"{problems} problems; dense solves {100 * sum(solved) / len(solved):.1f} % at {BUDGETS[-1]} tokens\n")
+    print("| model | accuracy, points | ends by itself, points |\n|---|---|---|")
     for model in asked.models:
         run = prunus.evaluate(model, plan, store)
         (entry,) = prunus.compare(store, dense, [run])["others"]

@@ -3,7 +3,7 @@
     python benchmarks/full_engine.py simulate        a data-parallel server of 8 H100, by a discrete simulation
     python benchmarks/full_engine.py lengths STORE   the lengths of chains and answers in a store, as quantiles
     .venv-vllm/bin/python benchmarks/full_engine.py offline   vLLM's CPU build and the tiny reasoner: lots, flow, pool
-    .venv-vllm/bin/python benchmarks/full_engine.py served    the same behind `vllm serve`: lots with 64 at once, flow
+    .venv-vllm/bin/python benchmarks/full_engine.py served    the same behind `vllm serve`; lots with 64 at once
 
 The simulated server: each of 8 replicas decodes one token of every running request per step. A step takes OVERHEAD
 plus the time to read the weights and the cache of all running requests at BANDWIDTH. Requests start in the order in
@@ -34,6 +34,7 @@ for name, value in {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that the scheduler can be looked at
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # so that a server's prefix cache can be emptied between the ways
 }.items():
     os.environ.setdefault(name, value)
 
@@ -301,7 +302,7 @@ def offline(count: int, places: int, lot: int) -> None:
 
 
 def served(count: int, places: int, lot: int) -> None:
-    """Print speed and idle places of `vllm serve` for lots with 64 requests at once, and for the flow."""
+    """Print speed and idle places of `vllm serve` for lots with 64 requests at once, the flow, and one big pool."""
     import threading
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
@@ -318,7 +319,9 @@ def served(count: int, places: int, lot: int) -> None:
     budgets = (16, 64, 256)
     rows, found = [], {}
     with vllm_serve(tiny_folder(), "--max-num-seqs", str(places), "--max-model-len", "512") as url:
-        for way, at_once in ((f"lots of {lot}, 64 at once", 64), ("flow", None)):
+        ways = ((f"lots of {lot}, 64 at once", 64, lot), ("flow", None, 0), ("one big pool", None, count))
+        for way, at_once, size in ways:
+            httpx.post(url.removesuffix("/v1") + "/reset_prefix_cache").raise_for_status()
             options = EngineOptions(url=url, concurrency=at_once)
             with opened("openai", tiny_folder(), "auto", len(tokenizer), options) as backend:
                 ran, ended = list[float](), threading.Event()
@@ -331,8 +334,8 @@ def served(count: int, places: int, lot: int) -> None:
                 looking = threading.Thread(target=look)
                 looking.start()
                 begin = time.monotonic()
-                if at_once:
-                    draws = list(in_lots(backend, some, budgets, rules, lot))
+                if size:
+                    draws = list(in_lots(backend, some, budgets, rules, size))
                 else:
                     done = sorted(force_budgets_as_completed(backend, some, budgets, rules), key=lambda x: x[0])
                     draws = [one for _, one in done]
