@@ -3,24 +3,25 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_find import CALIBRATION, PLAN, here, script  # noqa: F401  (fixtures: a model, and what variants do)
+from test_find import CALIBRATION, COMMAND, PLAN, here, script  # noqa: F401  (fixtures: a model, and what variants do)
 from test_study_find import content
 
+from prunus.cli import main
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import do_batch
+from prunus.finding import find as finding
 from prunus.finding import on_ray
 from prunus.finding import rungs as making
 from prunus.finding.find import carry_out
 from prunus.finding.ladders import ladders_of
-from prunus.finding.on_ray import Cluster, RayRungs, SearchDriver, coming
+from prunus.finding.on_ray import Cluster, RayRungs, SearchDriver, coming, on_cluster
 from prunus.finding.search import Search, open_search
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store
@@ -69,11 +70,11 @@ def test_what_is_computed_ahead_changes_no_decision(script, monkeypatch, methods
     monkeypatch.setattr(making, "describe_versions", lambda _: {"test": "1"})
     monkeypatch.setattr(on_ray, "capacity", lambda *_: 3)
     search, done = opened(ladder, methods, tokens), list[Job]()
-    kept = replace(search, study=replace(search.study, keep_checkpoints=True))
     alone = carry_out(search, Path("alone"), Path("alone.db"), "cpu")
     assert alone["found"] == found
     monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done))
-    ahead = carry_out(kept, Path("ahead"), Path("ahead.db"), "cpu", rungs=partial(RayRungs, cluster=Cluster("nowhere")))
+    kept, rungs = on_cluster(search, Cluster("nowhere"))
+    ahead = carry_out(kept, Path("ahead"), Path("ahead.db"), "cpu", rungs=rungs)
     assert ahead == alone | {"out": "ahead"} and content("ahead") == content("alone")
     ours, theirs = rows_of("ahead.db"), rows_of("alone.db")
     assert any(job.rank for job in done) and ours != theirs, "something was computed ahead"
@@ -85,13 +86,39 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(script, monkeypatch):
     """One that cannot be made is left out until it is needed, which it is not: the walk ends before."""
     plan, done = replace(PLAN, backend="vllm"), list[Job]()
     search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
-    kept = replace(search, study=replace(search.study, keep_checkpoints=True))
+    kept, rungs = on_cluster(search, Cluster("nowhere"))
     monkeypatch.setattr(RayRungs, "joined", lambda self: Pretended(self, 0, done, fails="magnitude-40"))
     monkeypatch.setattr(on_ray, "capacity", lambda *_: 3)
-    rungs = partial(RayRungs, cluster=Cluster("nowhere"))
     found = carry_out(kept, Path("out"), Path("rows.db"), "cpu", rungs=rungs)
     assert found["found"] == "magnitude-10" and len(found["ladders"]["magnitude"]) == 2
     assert [job.cell is None for job in done] == [True] * 2 + [False] * (len(done) - 2)
+
+
+def test_the_command_searches_on_the_cluster_that_it_names(script, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(making, "describe_versions", lambda _: {"test": "1"})
+    monkeypatch.setattr(on_ray, "capacity", lambda *_: 3)
+    monkeypatch.setattr(finding, "find_cluster", lambda address: f"{address}:1")
+    main([*COMMAND[:2], "alone", *COMMAND[3:], "--ladder", "0.1", "--store", "alone.db"])
+    clusters, done = [], list[Job]()
+
+    def joined(rungs: RayRungs) -> Pretended:
+        """A cluster that does what is ahead first, so that the rung's rows are there before the dense model's."""
+        clusters.append(rungs.cluster)
+        cluster = Pretended(rungs, 0, done)
+        chosen: Any = SimpleNamespace(choice=lambda jobs: jobs[-1], random=lambda: 1.0)
+        cluster.random = chosen
+        return cluster
+
+    monkeypatch.setattr(RayRungs, "joined", joined)
+    main([*COMMAND, "--ladder", "0.1", "--ray", "head", "--cpus-per-task", "2"])
+    assert clusters == [Cluster("head:1", None, 2)] and any(job.rank for job in done)
+    assert content("out") == content("alone")
+    serving = ["--backend", "openai", "--serve", "server {model} {port}"]
+    refused = {"belong to --ray": ["--gpus-per-task", "1"], "leave --ray out": ["--ray", *serving]}
+    for told, options in refused.items():
+        with pytest.raises(SystemExit, match="2"):
+            main([*COMMAND, *options, "--overwrite"])
+        assert told in capsys.readouterr().err
 
 
 def rows_of(store: str) -> dict[str, Any]:

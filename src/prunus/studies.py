@@ -12,7 +12,7 @@ from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.finding.of_study import check_searches, open_searches, run_searches, states
-from prunus.finding.on_ray import Cluster
+from prunus.finding.on_ray import Cluster, check_workers
 from prunus.results.store import Store
 from prunus.study.cells import Model, open_models
 from prunus.study.file import Study, read_study
@@ -58,13 +58,12 @@ def run_study(
         done = prunus.run_study("examples/tiny.toml", out="study")
         [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
     """
-    if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
-        raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
+    check_workers(ray, gpus_per_task, cpus_per_task)
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
     if ray is not None:
         check_ray(study)
-    cluster = None if ray is None else find_cluster(ray)
+    nodes = None if ray is None else Cluster(find_cluster(ray), gpus_per_task, cpus_per_task)
     with paths.locked():
         models = open_models(study)
         check_variants(study, models, paths.folder, device)
@@ -72,8 +71,7 @@ def run_study(
         check_searches(study, searches, paths.store, device)
         write_text(paths.folder / "study.toml", study.text)
         # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
-        run_cells(study, models, paths, device, cluster, gpus_per_task, cpus_per_task)
-        nodes = None if cluster is None else Cluster(cluster, gpus_per_task, cpus_per_task)
+        run_cells(study, models, paths, device, nodes and nodes.address, gpus_per_task, cpus_per_task)
         run_searches(searches, paths.store, device, nodes)
         if was_edited(study):
             progress.say(

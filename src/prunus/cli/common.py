@@ -163,6 +163,29 @@ model_argument = click.argument("model")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, ...; auto: a GPU if there is one."
 )
+ray_options = all_of(
+    [
+        click.option(
+            "--ray",
+            is_flag=False,
+            flag_value="auto",
+            metavar="[HOST:PORT]",
+            help="Run on a Ray cluster: at this address, else at $RAY_ADDRESS, else one started on this machine.",
+        ),
+        click.option(
+            "--gpus-per-task",
+            type=click.FloatRange(0),
+            help="With --ray: GPUs of each worker; default: 1, or 0 without GPUs.",
+        ),
+        click.option(
+            "--cpus-per-task",
+            type=click.FloatRange(0, min_open=True),
+            default=1,
+            show_default=True,
+            help="With --ray: CPUs of each worker.",
+        ),
+    ]
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 store_argument = click.argument("store", type=click.Path(path_type=Path))

@@ -18,6 +18,7 @@ from prunus.cli.common import (
     model_argument,
     overwrite_option,
     print_json,
+    ray_options,
     recipe_option,
 )
 from prunus.cli.evaluation import plan_options, store_option
@@ -87,6 +88,7 @@ PRUNING = {
 @store_option
 @click.option("--serve", help="openai: command that starts a server, such as 'vllm serve {model} --port {port}'.")
 @device_option
+@ray_options
 @click.option("--as-given", is_flag=True, help="Allow rungs that remove less than the one before.")
 @click.option("--anyway", is_flag=True, help="Begin although these problems cannot certify a margin.")
 @click.option("--dry-run", is_flag=True, help="Print what to expect; write nothing.")
@@ -106,6 +108,9 @@ def find_command(
     serve: str | None,
     device: str,
     engine: EngineOptions,
+    ray: str | None,
+    gpus_per_task: float | None,
+    cpus_per_task: float,
     as_given: bool,
     anyway: bool,
     dry_run: bool,
@@ -128,7 +133,8 @@ def find_command(
     found = prunus.find(
         model, out, plan, ladder, methods=method.split(",") if method else None, settings=settings, recovery=recovery,
         margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look, store=store,
-        device=device, engine=replace(engine, serve=serve), as_given=as_given, anyway=anyway, dry_run=dry_run,
+        device=device, engine=replace(engine, serve=serve), ray=ray, gpus_per_task=gpus_per_task,
+        cpus_per_task=cpus_per_task, as_given=as_given, anyway=anyway, dry_run=dry_run,
         overwrite=overwrite,
     )  # fmt: skip
     if as_json:

@@ -7,7 +7,7 @@ import click
 
 import prunus
 from prunus import progress
-from prunus.cli.common import command, device_option, is_given, json_option, print_json
+from prunus.cli.common import command, device_option, is_given, json_option, print_json, ray_options
 from prunus.errors import PrunusError
 
 ACTIONS = ("run", "plan", "report")
@@ -24,23 +24,7 @@ OPTIONS_OF_ONE_ACTION = {"no_measure": "plan", "ray": "run", "gpus_per_task": "r
     "--store", type=click.Path(path_type=Path), help="Store of the results; default: results.db in the study's folder."
 )
 @device_option
-@click.option(
-    "--ray",
-    is_flag=False,
-    flag_value="auto",
-    metavar="[HOST:PORT]",
-    help="Run on a Ray cluster: at this address, else at $RAY_ADDRESS, else one started on this machine.",
-)
-@click.option(
-    "--gpus-per-task", type=click.FloatRange(0), help="With --ray: GPUs of each worker; default: 1, or 0 without GPUs."
-)
-@click.option(
-    "--cpus-per-task",
-    type=click.FloatRange(0, min_open=True),
-    default=1,
-    show_default=True,
-    help="With --ray: CPUs of each worker.",
-)
+@ray_options
 @click.option("--no-measure", is_flag=True, help="plan: load no model, so that no time is estimated.")
 @json_option
 def study_command(

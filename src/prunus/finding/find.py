@@ -18,6 +18,7 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.finding.certificate import certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
+from prunus.finding.on_ray import Cluster, check_workers, on_cluster
 from prunus.finding.page import NAME as PAGE
 from prunus.finding.page import write_page
 from prunus.finding.prospects import Prospects, prospects, refuse_impossible
@@ -29,6 +30,8 @@ from prunus.hashing import canonical_json
 from prunus.pruning.made_card import renew_card
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
 from prunus.results.store import Store, check_folder
+from prunus.study.ray.cluster import find_cluster
+from prunus.study.run import check_ray
 from prunus.study.variants import check_variants, whole_checkpoint
 
 WORK = "find.json"  # identifies the search of a folder of unfinished work
@@ -51,6 +54,9 @@ def find(
     store: str | Path = "results.db",
     device: str = "auto",
     engine: EngineOptions | None = None,
+    ray: str | None = None,
+    gpus_per_task: float | None = None,
+    cpus_per_task: float = 1,
     as_given: bool = False,
     anyway: bool = False,
     dry_run: bool = False,
@@ -72,6 +78,7 @@ def find(
     look: problems of the smallest task that are evaluated between two decisions; None: a batch of the engine.
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     engine: options to start or reach the plan's backend (docs/engines.md).
+    ray, gpus_per_task, cpus_per_task: as for run_study; idle workers compute the next rungs ahead (docs/scale.md).
     as_given: allow rungs that remove less than the one before. anyway: begin although a margin cannot be certified.
     dry_run: write nothing, and return what to expect, as `lines` and numbers (see finding.prospects.Prospects).
     overwrite: replace an existing result.
@@ -84,6 +91,7 @@ def find(
 
     The folder also has certificate.json, which `verify` checks against the rows, and find.html, which shows the search.
     """
+    check_workers(ray, gpus_per_task, cpus_per_task)
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
     ladders = ladders_of(ladder, methods, settings or {}, recovery)
     file = Path(ladder) if isinstance(ladder, str | Path) and str(ladder).endswith(".toml") else None
@@ -91,6 +99,8 @@ def find(
         model, plan, ladders, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look,
         engine=engine, as_given=as_given, file=file,
     )  # fmt: skip
+    if ray is not None:
+        check_ray(search.study)
     folder = work_folder(target)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
@@ -104,7 +114,9 @@ def find(
         progress.say(line)
     if not anyway:
         refuse_impossible(ahead)
-    return carry_out(search, target, path, device, overwrite=overwrite)
+    nodes = None if ray is None else Cluster(find_cluster(ray), gpus_per_task, cpus_per_task)
+    search, rungs = on_cluster(search, nodes)
+    return carry_out(search, target, path, device, overwrite=overwrite, rungs=rungs)
 
 
 def carry_out(

@@ -3,8 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from prunus import progress
@@ -15,10 +14,9 @@ from prunus.errors import PrunusError
 from prunus.finding.certificate import read_certificate
 from prunus.finding.find import carry_out, is_finished, work_folder
 from prunus.finding.ladders import Ladder, ladders_of
-from prunus.finding.on_ray import Cluster, RayRungs
+from prunus.finding.on_ray import Cluster, on_cluster
 from prunus.finding.page import NAME as PAGE
 from prunus.finding.prospects import prospects, refuse_impossible
-from prunus.finding.rungs import Rungs
 from prunus.finding.search import Search, open_search
 from prunus.study.cells import model_label, plan_names
 from prunus.study.file import Study
@@ -110,10 +108,7 @@ def run_searches(searches: Sequence[StudySearch], store: Path, device: str, clus
         progress.say(f"searching: {one.name}")
         with disk_errors(one.target, 0):
             one.target.parent.mkdir(parents=True, exist_ok=True)
-        search, rungs = one.search, Rungs
-        if cluster is not None:  # checkpoints are kept, since this machine need not be able to make them again
-            search = replace(search, study=replace(search.study, keep_checkpoints=True))
-            rungs = partial(RayRungs, cluster=cluster)
+        search, rungs = on_cluster(one.search, cluster)
         carry_out(search, one.target, store, device, overwrite=True, always=True, rungs=rungs)
 
 

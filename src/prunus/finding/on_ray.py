@@ -8,11 +8,13 @@ does; what it has computed beyond the end of the walk stays in the store, where 
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prunus import progress
+from prunus.errors import PrunusError
 from prunus.finding.rungs import Rungs, Show
 from prunus.finding.search import Rung, Search
 from prunus.results.order import Round
@@ -38,6 +40,22 @@ class Cluster:
     cpus: float = 1
 
 
+def check_workers(ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> None:
+    """Raise PrunusError for workers that are described without a cluster."""
+    if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
+        raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
+
+
+def on_cluster(search: Search, cluster: Cluster | None) -> tuple[Search, "type[Rungs] | partial[RayRungs]"]:
+    """A search as it is carried out on a cluster, and what makes and evaluates its rungs; None: on this machine.
+
+    Checkpoints are kept, since this machine need not be able to make them again.
+    """
+    if cluster is None:
+        return search, Rungs
+    return replace(search, study=replace(search.study, keep_checkpoints=True)), partial(RayRungs, cluster=cluster)
+
+
 class RayRungs(Rungs):
     """Rungs that the workers of a cluster make and evaluate. The cluster is joined when rows are missing."""
 
@@ -52,15 +70,16 @@ class RayRungs(Rungs):
         self.current = rung, looked
 
     def evaluate(self, cell: Cell, rounds: Sequence[Round], show: Show) -> bool:
-        """Have the rows of a cell that are missing in these rounds computed; returns whether there were any.
+        """Have the rows of a cell that are missing in these rounds computed; returns True, since some may be new.
 
-        Whole looks are computed, so that these are the batches that workers may have computed ahead.
+        They may have been computed ahead, while those of another cell were waited for. Whole looks are computed, so
+        that these are the batches that workers may have computed ahead.
         """
         assert self.current is not None
         first, look = self.current[1], self.search.look
         parts = [self.search.order[s : s + look] for s in range(first // look * look, first + len(rounds), look)]
         if not self.missing(cell, rounds):
-            return False
+            return True
         driver = self.driver or self.joined()
         if self.driver is None and self.search.plan.backend == "vllm":  # it will occupy whole GPUs, so all are made now
             left = [rung.cell for rung in self.search.rungs if rung.variant.key not in self.deleted]

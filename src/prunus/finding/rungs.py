@@ -67,7 +67,7 @@ class Rungs:
         return [batch for batch in batches if not work.keys(batch) <= stored]
 
     def evaluate(self, cell: Cell, rounds: Sequence[Round], show: Show) -> bool:
-        """Compute and store the rows of a cell that are missing in these rounds; returns whether there were any."""
+        """Compute and store the rows of a cell that are missing in these rounds; returns whether any may be new."""
         work = cell.resolved
         if not (missing := self.missing(cell, rounds)):
             return False
