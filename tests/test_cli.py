@@ -54,7 +54,7 @@ def options_of(command):
         ),
         ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
         ("drop", DropRecipe, {"device", "dry_run", "overwrite", *RECOVER_OPTIONS}),
-        ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite", "stats"}),
+        ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite", "stats", *RECOVER_OPTIONS}),
         ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
