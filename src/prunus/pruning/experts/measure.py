@@ -17,6 +17,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.experts import Routed, observe_experts
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Runner
+from prunus.freed_memory import return_freed_memory
 from prunus.progress import Steps
 from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
@@ -63,6 +64,8 @@ def observe(
             if watch is not None and mixture is not None:
                 found = None if counts is None else reconstruct(block, mixture, *watch.sample(), counts(mixture))
                 yield watch.seen(recipe.seed, found)
+            del block, watch  # before the next block is read
+            return_freed_memory()
             steps.advance()
 
 

@@ -8,12 +8,13 @@ for one short sequence, in float32. Both read the same hidden states, so roundin
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import plain_experts
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.runner import Batch, Runner
+from prunus.freed_memory import return_freed_memory
 from prunus.pruning.experts.masking import masked
 from prunus.pruning.experts.mixture import Mixture, Unremovable
 
@@ -46,16 +47,14 @@ def verify(
             raise Unremovable("the input of the first block depends on the number of experts")
         for index in range(max(of_block) + 1):
             mixture = of_block.get(index)
-            old = old_run.make_block(index, source.read_block(index))
             if mixture is None or index in changed:
-                rows_1TW = old_run.run_block(old, rows_1TW, batch)
+                rows_1TW = old_run.run_block(_block(old_run, source, index), rows_1TW, batch)
                 continue
             twin = batch.copy()
             removed = sorted(set(range(mixture.count)) - set(kept[index]))
-            with masked(old, mixture, removed) as mode:
-                before_1TW = old_run.run_block(old, rows_1TW, batch)
-            after_1TW = new_run.run_block(new_run.make_block(index, new.read_block(index)), rows_1TW, twin)
-            if not mode.seen:
+            before_1TW, seen = _without(removed, old_run, source, mixture, rows_1TW, batch)
+            after_1TW = new_run.run_block(_block(new_run, new, index), rows_1TW, twin)
+            if not seen:
                 raise Unremovable(f"block {index}: its router computes logits in a way that cannot be checked")
             worst = max(worst, _difference(before_1TW, after_1TW))
             if not worst <= TOLERANCE:
@@ -65,6 +64,21 @@ def verify(
                 )
             rows_1TW = before_1TW
     return worst
+
+
+def _block(run: Runner, model: Checkpoint, index: int) -> nn.Module:
+    """A block in float32. Of a mixture it is large, so no caller keeps it: one is in memory at a time."""
+    return_freed_memory()
+    return run.make_block(index, model.read_block(index))
+
+
+def _without(
+    removed: Sequence[int], run: Runner, source: Checkpoint, mixture: Mixture, rows_1TW: Tensor, batch: Batch
+) -> tuple[Tensor, bool]:
+    """What the source's block gives if its router cannot choose these experts, and whether its logits were seen."""
+    block = _block(run, source, mixture.index)
+    with masked(block, mixture, removed) as mode:
+        return run.run_block(block, rows_1TW, batch), bool(mode.seen)
 
 
 def _difference(before: Tensor, after: Tensor) -> float:
