@@ -23,7 +23,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.requests import Backend, unheard
 
 FEWEST = 8  # chains of a part
-CHAIN = 32  # a chain takes as long as so many ids of its prompt; measured on the tiny reasoner
+CHAIN = 32  # to decode a chain takes as long as to read 32 tokens of a prompt; measured on the tiny reasoner
 KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 Work = Callable[[Sequence[int]], list[Any]]
@@ -115,7 +115,10 @@ class Other:
 
 
 def serve(backend: Backend, work: Work, part: Sequence[int], connection: Connection, parent: int) -> None:
-    """Send the numbers of tokens of a part, if anybody hears them, then its result or error; in the forked process."""
+    """What the forked process does: decode its part, and send the result, or the error that was raised.
+
+    Before that it sends numbers of tokens as they are decoded, if progress is shown.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(KILLED_WITH_PARENT, signal.SIGKILL)
