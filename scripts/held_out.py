@@ -1,21 +1,25 @@
 """Write src/prunus/data/held_out.txt, the hashes of evaluation questions that calibration must not contain.
 
-python scripts/held_out.py [FOLDER with gsm8k_test.jsonl, math500.jsonl, aime24.jsonl, aime25.jsonl, amc23.jsonl]
+python scripts/held_out.py [FOLDER with TASK.jsonl, one or more; each line has a `question` or a `problem`]
 python scripts/held_out.py --hub [TASK ...]
 
 Only the lines of sets that are read are written again; the others stay. The tiny reasoner's are always written. --hub
 fetches tasks with `datasets` (gpqa_diamond needs a login); without names, those that the file lacks.
+
+Of questions with choices, those of fewer than 8 words are left out: without its choices, such a question
+("Business cycles") can be a line of any text, which calibration would then refuse.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from prunus.contamination import FILE, file_text, question_digest
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, FRESH_SEED, HELD_OUT_PER_CELL, VALIDATION_SEED, problem_set
 
-HUB = {"gsm8k": "gsm8k_test", "math500": "math500", "aime24": "aime24", "aime25": "aime25", "amc23": "amc23"}
+WORDS = 8
 FIELDS = ("question", "problem")
 
 
@@ -35,10 +39,20 @@ def stored(text: str) -> dict[str, list[str]]:
     return found
 
 
+def from_hub() -> list[str]:
+    """Return the names of the evaluation sets from the hub."""
+    return [name for name, task in TASKS.items() if not task.source.startswith("generated") and not task.trains]
+
+
 def missing(sets: dict[str, list[str]]) -> list[str]:
     """Return the evaluation sets from the hub that the file lacks."""
-    from_hub = {name: task for name, task in TASKS.items() if not task.source.startswith("generated")}
-    return [name for name, task in from_hub.items() if not task.trains and name not in sets]
+    return [name for name in from_hub() if name not in sets]
+
+
+def digests(name: str, questions: Sequence[str]) -> list[str]:
+    """Return the digests of a set's questions, without those that could be a line of any text."""
+    least = WORDS if TASKS[name].kind == "choice" else 0
+    return [question_digest(question) for question in questions if len(question.split()) >= least]
 
 
 def main() -> None:
@@ -50,14 +64,14 @@ def main() -> None:
     sets = stored(FILE.read_text())
     read = {"tiny": [problem.question for seed in seeds for problem in problem_set(seed, HELD_OUT_PER_CELL)]}
     if given.folder is not None:
-        for name, file in HUB.items():
-            rows = map(json.loads, (given.folder / f"{file}.jsonl").read_text().splitlines())
-            read[name] = [question_of(row) for row in rows]
+        for name in from_hub():
+            if (file := given.folder / f"{name}.jsonl").exists():
+                read[name] = [question_of(json.loads(line)) for line in file.read_text().splitlines()]
     if given.hub is not None:
         for name in given.hub or missing(sets):
             read[name] = [problem.question for problem in load_task(name)]
-    digests = {name: [question_digest(question) for question in questions] for name, questions in read.items()}
-    FILE.write_text(file_text((sets | digests).items()))
+    known = sets | {name: digests(name, questions) for name, questions in read.items()}
+    FILE.write_text(file_text(known.items()))
 
 
 if __name__ == "__main__":

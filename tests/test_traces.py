@@ -147,7 +147,9 @@ def test_every_evaluation_problem_is_known_by_its_digest():
     assert {evaluation_set(question_digest(p.question)) for p in load_task("tiny")} == {"tiny"}
     assert EVALUATION_SEED == 10007
     sizes = {name: list(digests().values()).count(name) for name in set(digests().values())}
-    assert sizes == {"tiny": 5040, "gsm8k": 1319, "math500": 500, "aime24": 30, "aime25": 30, "amc23": 40}
+    contests = {"aime24": 30, "aime25": 30, "aime26": 30, "amc23": 40, "hmmt_feb25": 30, "hmmt_feb26": 33}
+    choices = {"gpqa_diamond": 198, "mmlu_pro": 11_056, "arc_challenge": 1103}
+    assert sizes == {"tiny": 5040, "gsm8k": 1319, "math500": 500} | contests | choices
     assert all(len(digest) == 16 and int(digest, 16) >= 0 for digest in digests())
 
 

@@ -26,13 +26,13 @@ def question_key(question: str, choices: Sequence[str] = ()) -> str:
 
 @cache
 def held_out() -> dict[str, str]:
-    """{digest: name of its evaluation set}. In the file, a line `# NAME` precedes the digests of each set."""
+    """{digest: name of its evaluation set, the first that has it}. In the file, `# NAME` precedes a set's digests."""
     found, name = {}, ""
     for line in FILE.read_text().splitlines():
         if line.startswith("# "):
             name = line[2:]
         else:
-            found[line] = name
+            found.setdefault(line, name)
     return found
 
 
