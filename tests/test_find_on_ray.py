@@ -16,16 +16,17 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import do_batch
-from prunus.finding import find as finding
 from prunus.finding import on_ray
 from prunus.finding import rungs as making
 from prunus.finding.find import carry_out
 from prunus.finding.ladders import ladders_of
-from prunus.finding.on_ray import Cluster, RayRungs, SearchDriver, coming, on_cluster
+from prunus.finding.on_ray import RayRungs, SearchDriver, coming, on_cluster
 from prunus.finding.search import Search, open_search
 from prunus.recipes import EvalPlan
 from prunus.results.store import Store
 from prunus.study.cells import Variant
+from prunus.study.ray import cluster as ray_cluster
+from prunus.study.ray.cluster import Cluster
 from prunus.study.ray.driver import Driver
 from prunus.study.ray.jobs import Job, WorkerHandle, next_job, take_along
 from prunus.study.variants import add_run, make_variant
@@ -97,7 +98,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(script, monkeypatch):
 def test_the_command_searches_on_the_cluster_that_it_names(script, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(making, "describe_versions", lambda _: {"test": "1"})
     monkeypatch.setattr(on_ray, "capacity", lambda *_: 3)
-    monkeypatch.setattr(finding, "find_cluster", lambda address: f"{address}:1")
+    monkeypatch.setattr(ray_cluster, "find_cluster", lambda address: f"{address}:1")
     main([*COMMAND[:2], "alone", *COMMAND[3:], "--ladder", "0.1", "--store", "alone.db"])
     clusters, done = [], list[Job]()
 

@@ -12,7 +12,6 @@ from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.finding.of_study import check_searches, open_searches, run_searches, states
-from prunus.finding.on_ray import Cluster, check_workers
 from prunus.results.store import Store
 from prunus.study.cells import Model, open_models
 from prunus.study.file import Study, read_study
@@ -20,7 +19,7 @@ from prunus.study.offline_plan import local_folder, unread_tasks
 from prunus.study.pages import write_results
 from prunus.study.paths import StudyPaths
 from prunus.study.plan import plan_cells
-from prunus.study.ray.cluster import find_cluster
+from prunus.study.ray.cluster import Cluster
 from prunus.study.run import check_ray, run_cells
 from prunus.study.variants import check_variants
 
@@ -58,12 +57,11 @@ def run_study(
         done = prunus.run_study("examples/tiny.toml", out="study")
         [other["verdict"] for other in done["comparisons"][0]["comparison"]["others"]]
     """
-    check_workers(ray, gpus_per_task, cpus_per_task)
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
     if ray is not None:
         check_ray(study)
-    nodes = None if ray is None else Cluster(find_cluster(ray), gpus_per_task, cpus_per_task)
+    cluster = Cluster.asked_for(ray, gpus_per_task, cpus_per_task)
     with paths.locked():
         models = open_models(study)
         check_variants(study, models, paths.folder, device)
@@ -71,8 +69,8 @@ def run_study(
         check_searches(study, searches, paths.store, device)
         write_text(paths.folder / "study.toml", study.text)
         # Cells come first: their rows are then complete, so that searches add none to them and need not mark them.
-        run_cells(study, models, paths, device, nodes and nodes.address, gpus_per_task, cpus_per_task)
-        run_searches(searches, paths.store, device, nodes)
+        run_cells(study, models, paths, device, cluster)
+        run_searches(searches, paths.store, device, cluster)
         if was_edited(study):
             progress.say(
                 f"{study.path} was edited while the study ran, and these results are those of the earlier text:"

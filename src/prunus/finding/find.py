@@ -18,7 +18,7 @@ from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.finding.certificate import certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
-from prunus.finding.on_ray import Cluster, check_workers, on_cluster
+from prunus.finding.on_ray import on_cluster
 from prunus.finding.page import NAME as PAGE
 from prunus.finding.page import write_page
 from prunus.finding.prospects import Prospects, prospects, refuse_impossible
@@ -30,7 +30,7 @@ from prunus.hashing import canonical_json
 from prunus.pruning.made_card import renew_card
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
 from prunus.results.store import Store, check_folder
-from prunus.study.ray.cluster import find_cluster
+from prunus.study.ray.cluster import Cluster
 from prunus.study.run import check_ray
 from prunus.study.variants import check_variants, whole_checkpoint
 
@@ -91,7 +91,6 @@ def find(
 
     The folder also has certificate.json, which `verify` checks against the rows, and find.html, which shows the search.
     """
-    check_workers(ray, gpus_per_task, cpus_per_task)
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
     ladders = ladders_of(ladder, methods, settings or {}, recovery)
     file = Path(ladder) if isinstance(ladder, str | Path) and str(ladder).endswith(".toml") else None
@@ -101,6 +100,7 @@ def find(
     )  # fmt: skip
     if ray is not None:
         check_ray(search.study)
+    cluster = Cluster.asked_for(ray, gpus_per_task, cpus_per_task)
     folder = work_folder(target)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
@@ -114,8 +114,7 @@ def find(
         progress.say(line)
     if not anyway:
         refuse_impossible(ahead)
-    nodes = None if ray is None else Cluster(find_cluster(ray), gpus_per_task, cpus_per_task)
-    search, rungs = on_cluster(search, nodes)
+    search, rungs = on_cluster(search, cluster)
     return carry_out(search, target, path, device, overwrite=overwrite, rungs=rungs)
 
 

@@ -8,13 +8,12 @@ does; what it has computed beyond the end of the walk stays in the store, where 
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prunus import progress
-from prunus.errors import PrunusError
 from prunus.finding.rungs import Rungs, Show
 from prunus.finding.search import Rung, Search
 from prunus.results.order import Round
@@ -23,27 +22,12 @@ from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
 from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
-from prunus.study.ray.cluster import capacity, connected, has_gpus
+from prunus.study.ray.cluster import Cluster, capacity, connected
 from prunus.study.ray.driver import Driver
 from prunus.study.ray.jobs import Job
 from prunus.study.variants import add_run, is_made
 
 AHEAD = 8  # rungs at most that are computed ahead
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """address: as find_cluster returns it. gpus, cpus: of each worker; gpus None: 1 if the cluster has any."""
-
-    address: str
-    gpus: float | None = None
-    cpus: float = 1
-
-
-def check_workers(ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> None:
-    """Raise PrunusError for workers that are described without a cluster."""
-    if ray is None and (gpus_per_task is not None or cpus_per_task != 1):
-        raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
 
 
 def on_cluster(search: Search, cluster: Cluster | None) -> tuple[Search, "type[Rungs] | partial[RayRungs]"]:
@@ -112,8 +96,8 @@ class RayRungs(Rungs):
         """A driver of the cluster, until the rungs are closed."""
         self.stack.enter_context(connected(self.cluster.address))
         claims = self.stack.enter_context(ExitStack())
-        gpus = float(has_gpus()) if self.cluster.gpus is None else self.cluster.gpus
-        driver = SearchDriver(self.search, self.store, self.folder, claims, self.device, gpus, self.cluster.cpus)
+        gpus, cpus = self.cluster.worker_gpus(), self.cluster.cpus
+        driver = SearchDriver(self.search, self.store, self.folder, claims, self.device, gpus, cpus)
         driver.check_capacity()
         return driver
 

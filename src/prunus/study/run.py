@@ -21,6 +21,7 @@ from prunus.study.engine import Engine
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
+from prunus.study.ray.cluster import Cluster
 from prunus.study.ray.driver import run_on_ray
 from prunus.study.variants import MAKING, add_run, is_made, make_variant, same_recipe
 
@@ -40,16 +41,14 @@ def run_cells(
     models: Sequence[Model],
     paths: StudyPaths,
     device: str,
-    cluster: str | None,
-    gpus_per_task: float | None,
-    cpus_per_task: float,
+    cluster: Cluster | None,
 ) -> None:
-    """Evaluate every missing cell, here or on the Ray cluster of this address; arguments as of run_study."""
+    """Evaluate every missing cell, here or on a Ray cluster."""
     with Store(paths.store, create=True) as opened:
         if cluster is None:
             run_here(study, models, paths, opened, device)
         else:
-            run_on_ray(study, models, paths, opened, device, cluster, gpus_per_task, cpus_per_task)
+            run_on_ray(study, models, paths, opened, device, cluster)
         shutil.rmtree(paths.folder / MAKING, ignore_errors=True)
 
 

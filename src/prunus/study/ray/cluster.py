@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,31 @@ CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 20.0  # where no cluster answers, Ray itself tries for minutes and then ends the process
 # Settings of Ray: no usage reports, and a cluster that is started here listens on loopback only.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """address: as find_cluster returns it. gpus, cpus: of each worker; gpus None: 1 if the cluster has any."""
+
+    address: str
+    gpus: float | None = None
+    cpus: float = 1
+
+    @classmethod
+    def asked_for(cls, ray: str | None, gpus_per_task: float | None, cpus_per_task: float) -> "Cluster | None":
+        """The cluster that ray names, which is found; None without ray.
+
+        Raises PrunusError where it cannot be reached, and for workers that are described without a cluster.
+        """
+        if ray is not None:
+            return cls(find_cluster(ray), gpus_per_task, cpus_per_task)
+        if gpus_per_task is not None or cpus_per_task != 1:
+            raise PrunusError("--gpus-per-task and --cpus-per-task belong to --ray: give it too, or leave them out")
+        return None
+
+    def worker_gpus(self) -> float:
+        """GPUs of each worker, once the cluster is connected."""
+        return float(has_gpus()) if self.gpus is None else self.gpus
 
 
 def find_cluster(address: str) -> str:

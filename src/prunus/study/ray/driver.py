@@ -24,7 +24,7 @@ from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
-from prunus.study.ray.cluster import capacity, connected, first_line, has_gpus
+from prunus.study.ray.cluster import Cluster, capacity, connected, first_line
 from prunus.study.ray.jobs import Job, WorkerHandle, is_timed, missing_jobs, next_job, take_along
 from prunus.study.ray.transfer import download, upload
 from prunus.study.ray.worker import BatchResult, ModelRef, Timing, VariantFiles, Worker, WorkerInfo
@@ -41,11 +41,9 @@ def run_on_ray(
     paths: StudyPaths,
     store: Store,
     device: str,
-    address: str,
-    gpus_per_task: float | None,
-    cpus_per_task: float,
+    cluster: Cluster,
 ) -> None:
-    """Evaluate every missing cell on the cluster at this address. gpus_per_task: None means 1 if it has any GPU."""
+    """Evaluate every missing cell on the cluster."""
     jobs = list(missing_jobs(models, paths.folder, store))
     if study.keep_checkpoints:
         for job in jobs:
@@ -54,9 +52,9 @@ def run_on_ray(
     measures = study.measure_seconds and not is_timed(models, store)
     if not jobs and not measures:
         return
-    with connected(address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
-        gpus = float(has_gpus()) if gpus_per_task is None else gpus_per_task
-        driver = Driver(jobs, models, paths, store, table, claims, study, device, gpus, cpus_per_task)
+    with connected(cluster.address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
+        gpus, cpus = cluster.worker_gpus(), cluster.cpus
+        driver = Driver(jobs, models, paths, store, table, claims, study, device, gpus, cpus)
         driver.run()
         if measures:
             driver.measure_latency(models)
