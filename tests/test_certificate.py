@@ -113,6 +113,9 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
     first, second, third = checked["claims"]
     assert first.startswith("gentle: its area under accuracy") and "less than 10 points below dense's" in first
     assert "end by themselves within 64 tokens" in second
+    assert certificates.caution(data["declared"], data["shown"]) is None
+    wide = certificates.caution(data["declared"] | {"margin": 0.4}, data["shown"])  # the dense model solves 3 of 4
+    assert wide is not None and "the dense model solves 7" in wide and "40 points" in wide
     assert third == "The probability that any claim is false is at most 5 %"
 
 

@@ -505,3 +505,12 @@ def test_false_claims_among_six_runs_stay_below_5_percent():
     assert 0.005 < false < 0.05 + 4 * sqrt(0.05 * 0.95 / benchmarks)
     flat = [word for run in words for word in run]
     assert flat.count("cannot tell") > 0.98 * len(flat)  # 100 problems with one draw each do not settle two points
+
+
+def test_a_margin_of_half_of_what_the_base_solves_is_warned_of(tmp_path):
+    dense = grid(lambda _, problem, *__: problem == 0, problems=20)
+    path = fill(tmp_path / "s.db", {"dense": dense, "pruned": grid(lambda *_: False, problems=20)})
+    (warning,) = compare(path, "dense", margin=0.04)["warnings"]
+    assert warning.startswith("the base solves 5.0 % on average over the budgets") and "would be 80 % of it" in warning
+    assert "4 points, would be 80 %" in warning and not compare(path, "dense", margin=0.02)["warnings"]
+    assert "would be all of it" in compare(path, "dense", margin=0.05)["warnings"][0]

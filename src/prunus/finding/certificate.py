@@ -23,8 +23,10 @@ from prunus.finding.rows import Rows
 from prunus.hashing import content_hash
 from prunus.results.anytime import path
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, Rule, decide, next_look
+from prunus.results.metrics import auc_weights
 from prunus.results.order import interleaved, rounds
 from prunus.results.store import Store
+from prunus.results.verdicts import wide_margin
 
 FORMAT, OTHER_BETS = 2, 1  # certificates of format 1 rest on other bets, and can only be shown
 OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
@@ -201,6 +203,16 @@ def claims(declared: Data, shown: Data) -> list[str]:
     many = len(declared["ladders"])
     sure = f"The probability that any claim is false is at most {100 * declared['alpha']:g} %"
     return [*found, sure + (f", over all {many} ladders" if many > 1 else "")] if found else []
+
+
+def caution(declared: Data, shown: Data) -> str | None:
+    """A warning where the dense model solves so little that the margin says little; None where it solves enough."""
+    looked = [rung for ladder in shown["ladders"] for rung in ladder["rungs"] if rung["looked"]]
+    if not looked:
+        return None
+    longest = max(looked, key=lambda rung: rung["looked"])
+    area = float(auc_weights(declared["budgets"]) @ longest["dense_accuracy"])
+    return wide_margin(declared["margin"], area, "the dense model")
 
 
 def declare(

@@ -16,7 +16,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.finding.certificate import certificate, read_certificate, write_certificate
+from prunus.finding.certificate import caution, certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
 from prunus.finding.on_ray import on_cluster
 from prunus.finding.page import NAME as PAGE
@@ -146,6 +146,8 @@ def carry_out(
         else:
             certified = publish(search, outcome, opened, folder, target, device, overwrite, always)
     shutil.rmtree(folder)
+    if (warning := caution(certified["declared"], certified["shown"])) is not None:
+        progress.say(f"warning: {warning}")
     return summary(search, outcome, certified, target)
 
 

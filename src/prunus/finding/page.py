@@ -11,7 +11,9 @@ from typing import Any
 from prunus import __version__
 from prunus.cards.certified import claims_of_found
 from prunus.disk import write_text
+from prunus.finding.certificate import caution
 from prunus.reporting.labels import HUES, Look
+from prunus.reporting.prose import sentence
 from prunus.reporting.render.chart import PANEL, Line, Point, accuracy_axis, budget_axis, chart, linear_axis, lines_of
 from prunus.reporting.render.html import document, resource
 from prunus.reporting.render.picture import Box, Group, Label, Picture
@@ -256,6 +258,8 @@ def _meaning(declared: Data, shown: Data) -> str:
         f"({refused}) is shown to lose more; one that cannot be told may be harmless, with too few problems for it.",
         "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",
     ]
+    if (warning := caution(declared, shown)) is not None:
+        lines.insert(0, sentence(warning[0].upper() + warning[1:]))
     return '<section id="meaning"><h2>What this means</h2><ul class="notes">' + (
         "".join(f"<li>{esc(line)}</li>" for line in lines) + "</ul></section>"
     )

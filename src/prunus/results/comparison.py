@@ -23,7 +23,7 @@ from prunus.results.store import Store
 from prunus.results.summary import identity, plain
 from prunus.results.table import Table, tables
 from prunus.results.token_use import token_area_cell
-from prunus.results.verdicts import adjust_and_judge, set_adjusted
+from prunus.results.verdicts import adjust_and_judge, set_adjusted, wide_margin
 
 METHOD = {
     "p": "sign-flip permutation over problems; McNemar's exact test for one draw",
@@ -172,6 +172,8 @@ def compare_runs(
     if entries:
         adjust_and_judge(entries)
         judge_stopping(entries)
+        if (note := wide_margin(margin, min(entry["primary"]["base_accuracy"] for entry in entries))) is not None:
+            warnings.append(note)
     method = METHOD | {"resamples": resamples, "seed": seed}
     margins = {"margin": margin, "stop_margin": stop_margin}
     return plain({"base": identity(base), "others": entries, **margins, "method": method, "warnings": warnings})

@@ -37,6 +37,21 @@ def verdict(cell: Data) -> str:
     return SAME if within else OPEN
 
 
+def wide_margin(margin: float, base_accuracy: float, base: str = "the base") -> str | None:
+    """A warning where the margin is half of the base's accuracy or more, so that staying within it says little.
+
+    base_accuracy: of the primary contrast, the area over the budgets. base: what to call it. None where the margin is
+    smaller, and where the base solves nothing, which needs no such warning.
+    """
+    if not 0 < base_accuracy <= 2 * margin:
+        return None
+    lost = f"{100 * margin / base_accuracy:.0f} % of it" if margin < base_accuracy else "all of it"
+    return (
+        f"{base} solves {100 * base_accuracy:.1f} % on average over the budgets, and a loss of the margin,"
+        f" {100 * margin:g} points, would be {lost}: choose a smaller margin, or budgets at which more is solved"
+    )
+
+
 def within_margin(cell: Data) -> bool:
     """Whether a loss of the margin or more is ruled out."""
     return cell["p_margin_adjusted"] <= ALPHA
