@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, Rec
 from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
+from prunus.study import engine as engines
 from prunus.study.engine import Engine
 
 PROBLEMS = 200
@@ -147,6 +149,23 @@ def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evalua
     again = search(out="again")
     assert script.total() == before and again == found | {"out": "again"}
     assert Path("again", "certificate.json").read_bytes() == Path("out", "certificate.json").read_bytes()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(here, script, monkeypatch, device):
+    made, original = list[str](), making.make_variant
+
+    def noted(model, variant, *arguments, **options):
+        made.append(variant.name)
+        original(model, variant, *arguments, **options)
+
+    monkeypatch.setattr(making, "make_variant", noted)
+    monkeypatch.setattr(engines, "pick", lambda _: device)
+    assert search(plan=replace(PLAN, backend="vllm"))["found"] == "magnitude-20"
+    needed = ["magnitude-10", "magnitude-20", "magnitude-30"]
+    assert made == (needed if device == "cpu" else [*needed, "magnitude-40"])
+    prunus.prune("model", "same", PruneRecipe(method="magnitude", sparsity=0.2))
+    assert Checkpoint(here / "out").checksum() == Checkpoint(here / "same").checksum()
 
 
 def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(here, script):

@@ -31,6 +31,7 @@ from prunus.results import comparison
 from prunus.results.comparison import compare
 from prunus.results.rows import Sample
 from prunus.results.store import Store
+from prunus.study import engine as engines
 from prunus.study import run as running
 from prunus.study import variants
 from prunus.study.cells import open_model, open_models
@@ -659,7 +660,7 @@ def test_variants_are_made_just_ahead_unless_vllm_occupies_their_gpu(tmp_path, m
     models, paths, told = open_models(study), StudyPaths.of(study, tmp_path / "out", None), list[str]()
     engine = SimpleNamespace(served=lambda *_: nullcontext(), holding=lambda _, one, __: nullcontext(one.name))
     monkeypatch.setattr(running, "Engine", lambda *_: nullcontext(engine))
-    monkeypatch.setattr(running, "pick", lambda device: device)
+    monkeypatch.setattr(engines, "pick", lambda device: device)
     monkeypatch.setattr(running, "make_missing", lambda _, __, variant, *rest: told.append(f"make {variant.name}"))
     monkeypatch.setattr(running, "evaluate_cells", lambda _, __, ___, ____, name, *rest: told.append(f"ask {name}"))
     (tmp_path / "out").mkdir()

@@ -24,7 +24,7 @@ from prunus.results.order import Round
 from prunus.results.rows import Key, Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Variant
-from prunus.study.engine import Engine
+from prunus.study.engine import Engine, made_before
 from prunus.study.variants import add_run, is_made, kept_folder, make_variant, unfinished_folder, variant_files
 
 Show = Callable[[float, int], None]  # of chains that were completed, and of tokens sampled for them
@@ -39,6 +39,7 @@ class Rungs:
     def __init__(self, search: Search, store: Store, folder: Path, device: str) -> None:
         self.search, self.store, self.folder, self.device = search, store, folder, device
         self.engine = Engine(search.study, device)
+        self.all_before = made_before(search.plan.backend, device)
         self.grader: Grader | None = None
         self.held: tuple[Variant, Backend | ChatServer] | None = None
         self.deleted: set[str] = set()
@@ -98,7 +99,7 @@ class Rungs:
         variant = cell.variant
         if self.held is None or self.held[0] is not variant:
             self.release()
-            if self.search.plan.backend == "vllm":  # once started it occupies the whole GPU, so all are made before
+            if self.all_before:
                 for rung in self.search.rungs:
                     if rung.variant.key not in self.deleted:
                         self.make(rung.variant)
@@ -115,8 +116,7 @@ class Rungs:
         if self.engine.options.serve is not None or is_made(self.folder, variant):
             return  # for a server the checkpoint is made when it is started
         say(f"making {variant.name}")
-        leave = self.search.plan.backend != "vllm"
-        stats = self.statistics_for(variant)
+        leave, stats = not self.all_before, self.statistics_for(variant)
         make_variant(self.search.model, variant, self.folder, self.device, keep=False, leave=leave, stats=stats)
 
     def statistics_for(self, variant: Variant) -> Path | None:

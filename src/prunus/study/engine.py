@@ -20,6 +20,7 @@ from prunus.evaluation.backends import opened as opened_backend
 from prunus.evaluation.backends import opened_chat
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.backends.hf import HFBackend
+from prunus.evaluation.backends.loading import pick
 from prunus.evaluation.backends.server_process import reached
 from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.requests import Backend
@@ -28,6 +29,11 @@ from prunus.study.file import Study
 from prunus.study.variants import blocks_removed, files_of, is_whole, read_info, read_tensors, whole_checkpoint
 
 PROBE_TOKENS = 16
+
+
+def made_before(backend: str, device: str) -> bool:
+    """Whether all variants are made before the engine starts: from then on vLLM occupies the whole GPU."""
+    return backend == "vllm" and pick(device) != "cpu"
 
 
 class Engine:

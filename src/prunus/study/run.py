@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from prunus.errors import PrunusError
 from prunus.evaluation import native
 from prunus.evaluation.backends.chat import ChatServer
-from prunus.evaluation.backends.loading import pick
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pace import Pace
 from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches, stream_batches
@@ -17,7 +16,7 @@ from prunus.evaluation.resolved_plan import check_engine
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
-from prunus.study.engine import Engine
+from prunus.study.engine import Engine, made_before
 from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
@@ -56,8 +55,7 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
     """Evaluate every missing cell in this process, beginning with the dense models and one batch of every variant."""
     table = LiveTable.of(study, models, store)
     with table, Grader() as grader, Engine(study, device) as engine:
-        if study.backend == "vllm" and pick(device) != "cpu":
-            # vLLM occupies the whole GPU once it has started, so variants are made before.
+        if made_before(study.backend, device):
             for model, variant, _ in missing_work(models, store):
                 make_missing(study, model, variant, paths, table, device)
         for model, variant, cells in missing_work(models, store, in_rounds=study.engine.serve is None):
