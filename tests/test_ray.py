@@ -414,8 +414,9 @@ def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
 
 def test_workers_wished_for_without_ray(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["study", "x.toml", "--gpus-per-task", "1"])
+        main(["study", str(write_study(tmp_path, "")), "--out", str(tmp_path / "out"), "--gpus-per-task", "1"])
     assert stopped.value.code == 2 and "belong to --ray" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_capacity_counts_node_by_node(monkeypatch):
