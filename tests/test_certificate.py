@@ -16,6 +16,7 @@ from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.finding import certificate as certificates
+from prunus.finding.page import page
 from prunus.results.ladder import CERTIFIED, REFUSED, Rule
 from prunus.results.order import interleaved
 from prunus.results.rows import ProblemRow
@@ -116,6 +117,8 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
     assert certificates.caution(data["declared"], data["shown"]) is None
     wide = certificates.caution(data["declared"] | {"margin": 0.4}, data["shown"])  # the dense model solves 3 of 4
     assert wide is not None and "the dense model solves 7" in wide and "40 points" in wide
+    assert wide[1:] in page(data | {"declared": data["declared"] | {"margin": 0.4}})
+    assert wide[10:40] not in page(data)
     assert third == "The probability that any claim is false is at most 5 %"
 
 

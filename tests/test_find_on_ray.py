@@ -98,7 +98,8 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(script, monkeypatch):
 def test_the_command_searches_on_the_cluster_that_it_names(script, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(making, "describe_versions", lambda _: {"test": "1"})
     monkeypatch.setattr(on_ray, "capacity", lambda *_: 3)
-    monkeypatch.setattr(ray_cluster, "find_cluster", lambda address: f"{address}:1")
+    asked = list[str]()
+    monkeypatch.setattr(ray_cluster, "find_cluster", lambda address: asked.append(address) or f"{address}:1")
     main([*COMMAND[:2], "alone", *COMMAND[3:], "--ladder", "0.1", "--store", "alone.db"])
     clusters, done = [], list[Job]()
 
@@ -114,6 +115,8 @@ def test_the_command_searches_on_the_cluster_that_it_names(script, monkeypatch, 
     main([*COMMAND, "--ladder", "0.1", "--ray", "head", "--cpus-per-task", "2"])
     assert clusters == [Cluster("head:1", None, 2)] and any(job.rank for job in done)
     assert content("out") == content("alone")
+    main(["find", "model", "planned", *COMMAND[3:], "--ladder", "0.1", "--ray", "head", "--dry-run"])
+    assert len(clusters) == 1 and asked == ["head"], "a dry run needs no cluster"
     serving = ["--backend", "openai", "--serve", "server {model} {port}"]
     refused = {"belong to --ray": ["--gpus-per-task", "1"], "leave --ray out": ["--ray", *serving]}
     for told, options in refused.items():

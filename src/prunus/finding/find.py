@@ -100,7 +100,7 @@ def find(
     )  # fmt: skip
     if ray is not None:
         check_ray(search.study)
-    cluster = Cluster.asked_for(ray, gpus_per_task, cpus_per_task)
+    cluster = None if dry_run else Cluster.asked_for(ray, gpus_per_task, cpus_per_task)
     folder = work_folder(target)
     if not is_published(target, folder, search):
         check_target(resolve(model), target, overwrite)
