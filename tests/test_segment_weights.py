@@ -127,8 +127,26 @@ def test_tokens_around_the_end_of_thinking_have_a_weight_of_their_own(folder, ch
             torch.testing.assert_close(norms[f"model.layers.0.{name}.norm"].double(), norm_I, rtol=1e-4, atol=1e-5)
 
 
+def test_where_the_answer_is_in_the_chain_the_end_of_the_turn_is_the_end_of_thinking(folder, chains, tmp_path):
+    path, endings = tmp_path / "t.jsonl", ("natural", "forced", "natural")
+    thinking = LONG - 5
+    lines = [
+        {"token_ids": ids, "prompt_tokens": 5, "thinking_tokens": thinking, "ended": ended}
+        for ids, ended in zip(chains, endings, strict=False)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = PruneRecipe(calibration=f"traces:{path}", samples=3, closing_weight=4.0)
+    ends_itself, forced = [1.0] * (LONG - 16) + [4.0] * 16, [1.0] * LONG
+    chosen = load_calibration(recipe, Checkpoint(folder))
+    assert chosen.token_weights(recipe) == [ends_itself, forced, ends_itself]
+    path.write_text(chosen.to_jsonl())
+    assert load_calibration(recipe, Checkpoint(folder)).token_weights(recipe) == [ends_itself, forced, ends_itself]
+    assert cut_to(chosen, 2 * LONG + 70).closings() == [range(LONG - 16, LONG), range(0), range(0)]
+
+
 def test_a_cut_chain_has_the_closing_that_is_left_of_it(chains):
-    whole = Calibration(chains, "traces", [], [p for p, _ in CHAINS], [p + t for p, t in CHAINS])
+    ends = [p + t if p + t < LONG else None for p, t in CHAINS]
+    whole = Calibration(chains, "traces", [], [p for p, _ in CHAINS], ends)
     assert whole.shortened(50).closings() == [range(29, 50), range(30, 50), range(0), range(0), range(12, 28)]
     assert cut_to(whole, LONG + 35).closings() == [range(29, 61), range(30, 35)]
 

@@ -72,7 +72,7 @@ class PruneRecipe(Recipe):
     prompt_weight, chain_weight: weight of a token of the prompt, and of the chain of thought, in the statistics that
         masks and updates are computed from. Only for traces, which record where prompts end. 0 and 1: only the chain.
     closing_weight: weight of a token where thinking ends, which is one of the last 16 tokens of thinking or of the 16
-        that follow, beginning with the marker. None: chain_weight.
+        that follow, beginning with the marker (none follow where the answer is part of the chain). None: chain_weight.
     seed: of the calibration sample.
     propagation: inputs on which a Linear is calibrated. `pruned`: those from pruned earlier blocks; `dense`: those of
         the dense model; `true_sequential` (stored as `staged`): also within a block, later Linears see the earlier ones

@@ -8,7 +8,7 @@ show the same few tokens again and again, we join documents or refuse.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -38,14 +38,14 @@ class Calibration(NamedTuple):
     """sequences: token ids, not all of one length. source: what they were taken from, for people.
 
     prompts: how many ids at the start of each sequence are prompt, where that is known, else empty. ends: how many
-    precede the end of thinking (prompt and thinking), where that is known; all of them where thinking does not end.
+    precede the end of thinking (prompt and thinking), where that is known; None where thinking does not end.
     """
 
     sequences: list[list[int]]
     source: str
     warnings: list[str]
     prompts: Sequence[int] = ()
-    ends: Sequence[int] = ()
+    ends: Sequence[int | None] = ()
 
     def shortened(self, most: int) -> "Calibration":
         """The same sequences, each cut to this number of tokens; a warning says if any had more."""
@@ -58,10 +58,8 @@ class Calibration(NamedTuple):
 
     def cut(self, sequences: list[list[int]]) -> "Calibration":
         """The same with shorter sequences, which begin as these do; there may be fewer of them."""
-        prompts, ends = (
-            [min(count, len(ids)) for count, ids in zip(counts, sequences, strict=False)]
-            for counts in (self.prompts, self.ends)
-        )
+        prompts = [min(count, len(ids)) for count, ids in zip(self.prompts, sequences, strict=False)]
+        ends = [None if end is None or end > len(ids) else end for end, ids in zip(self.ends, sequences, strict=False)]
         return self._replace(sequences=sequences, prompts=prompts, ends=ends)
 
     @property
@@ -99,7 +97,7 @@ class Calibration(NamedTuple):
             )
         found = [
             range(max(prompt, end - CLOSING_TOKENS), min(len(ids), end + CLOSING_TOKENS))
-            if end < len(ids)
+            if end is not None
             else range(0)
             for ids, prompt, end in zip(self.sequences, self.prompts, self.ends, strict=True)
         ]
@@ -113,7 +111,8 @@ class Calibration(NamedTuple):
         for row, prompt in zip(rows, self.prompts, strict=False):
             row["prompt_tokens"] = prompt
         for row, end in zip(rows, self.ends, strict=False):
-            row["thinking_tokens"] = end - row["prompt_tokens"]
+            row["thinking_tokens"] = (len(row["token_ids"]) if end is None else end) - row["prompt_tokens"]
+            row["ended"] = "forced" if end is None else "natural"
         return "".join(json.dumps(row) + "\n" for row in rows)
 
     def summary(self) -> dict[str, Any]:
@@ -199,13 +198,20 @@ def keep_calibration(recipe: Calibrating, model: Checkpoint, partial: Partial) -
 
 def of_lines(lines: Sequence[Line], source: str, warnings: list[str]) -> Calibration:
     """Token ids of lines, with the lengths of prompts and of thinking if every line says them."""
-    prompts, ends = (
-        [sum(line.row[name] for name in names) for line in lines]
-        if all(name in line.row for line in lines for name in names)
-        else []
-        for names in (("prompt_tokens",), ("prompt_tokens", "thinking_tokens"))
-    )
+    rows = [line.row for line in lines]
+    prompts = [row["prompt_tokens"] for row in rows] if all("prompt_tokens" in row for row in rows) else []
+    ends = list(map(end_of_thinking, rows)) if prompts and all("thinking_tokens" in row for row in rows) else []
     return Calibration([line.value for line in lines], source, warnings, prompts, ends)
+
+
+def end_of_thinking(row: Mapping[str, Any]) -> int | None:
+    """How many ids precede the end of thinking; None where a budget ended it.
+
+    Without `ended`, as in files of others, thinking that fills the sequence is taken for unfinished.
+    """
+    end, length = row["prompt_tokens"] + row["thinking_tokens"], len(row["token_ids"])
+    ended = row.get("ended", "natural" if end < length else "forced")
+    return end if ended == "natural" else None
 
 
 def describe_calibration(recipe: Calibrating, model: Checkpoint) -> tuple[str, list[str]]:
