@@ -5,8 +5,10 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Generator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +148,24 @@ def few_resamples() -> Generator[None]:
         patch.setattr(pages, "compare", partial(compare, resamples=100))
         patch.setattr(report_data, "compare_runs", partial(compare_runs, resamples=100))
         yield
+
+
+@pytest.fixture
+def search_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a test of searches, with a model, a task and text."""
+    from small_search import fill
+
+    fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Rungs that answer by a script; counts the chains of each."""
+    from small_search import script
+
+    return script(monkeypatch)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,20 +1,15 @@
 """`find` walks a ladder and certifies what holds; rows, order and marks that it leaves in the store."""
 
 import json
-import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from random_models import make_random_model
-from tiny_chains import TOKENIZER
-from tiny_models import VOCABULARY, make_model, random_rows
+from small_search import CALIBRATION, COMMAND, DOES, PLAN, PROBLEMS, Stop
+from tiny_models import VOCABULARY
 
 import prunus
 from prunus.cards.markdown import plain
@@ -27,62 +22,13 @@ from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.finding import find as finding
 from prunus.finding import rungs as making
 from prunus.finding.ladders import ladders_of, sparsities
-from prunus.pruning.calibration.data import Calibration
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.results.order import interleaved, seeded_order
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.study import engine as engines
-from prunus.study.engine import Engine
 
-PROBLEMS = 200
-PLAN = EvalPlan(tasks=("sums.jsonl",), budgets=(8, 16), answer_tokens=8, profile="tiny", batch_size=20)
 RULE: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "store": "rows.db"}
-CALIBRATION: dict[str, Any] = {"calibration": "text.jsonl", "samples": 8, "seqlen": 16}
-END, RIGHT, WRONG, ENDLESS = (
-    TOKENIZER.encode(text, add_special_tokens=False)
-    for text in ("</think>\n\n", "7<|im_end|>", "8<|im_end|>", "1\n" * 50)
-)
-# What each variant does: the share of chains that are wrong, and of those that never end although they are right.
-DOES = {
-    "dense": (0, 0),
-    "magnitude-30": (1, 0),
-    "magnitude-45": (0, 1),
-    "shortgpt-1": (1, 0),
-    "wanda-dense-20": (0.5, 0),
-}
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a random model and a task of 200 problems, all of which have the answer 7."""
-    make_model(tmp_path / "model", family="qwen2")
-    lines = ({"id": f"p{n}", "problem": f"{n} + 1 =", "answer": "7"} for n in range(PROBLEMS))
-    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "text.jsonl").write_text(Calibration(random_rows(8, 16), "random", []).to_jsonl())
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Rungs do what DOES says instead of running their models; counts the chains of each."""
-    asked: Counter[str] = Counter()
-
-    def replay(name: str, prompt: Sequence[int], seed: int) -> list[int]:
-        wrong, endless = DOES.get(name, (0, 0))
-        answer = (WRONG if random.Random(seed).random() < wrong else RIGHT) + ENDLESS
-        if END[0] in prompt:  # the thinking was cut
-            return answer
-        asked[name] += 1
-        return ENDLESS if random.Random(-seed).random() < endless else END + answer
-
-    @contextmanager
-    def holding(_engine: Engine, _model: object, variant: Any, _folder: Path) -> Iterator[ScriptedBackend]:
-        yield ScriptedBackend(partial(replay, variant.name))
-
-    monkeypatch.setattr(Engine, "holding", holding)
-    return asked
 
 
 def search(ladder: Any = "0.1:0.4:0.1", out: str = "out", **settings: Any) -> dict[str, Any]:
@@ -111,32 +57,32 @@ def verified(*outs: str) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(here, script, monkeypatch):
+def test_a_ladder_of_fewer_experts_gives_what_the_commands_give(search_folder, scripted, monkeypatch):
     sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "max_position_embeddings": 256, "pad_token_id": 0}
-    make_random_model("qwen3_moe", here / "model", mlp_only_layers=[0], **sizes)
+    make_random_model("qwen3_moe", search_folder / "model", mlp_only_layers=[0], **sizes)
     monkeypatch.setitem(DOES, "experts-reap-drop4-recovered", (1, 0))
     calibration = '[calibration]\ncalibration = "text.jsonl"\nsamples = 8\nseqlen = 16\n'
-    (here / "fewer.toml").write_text(f"{calibration}[[experts]]\ndrop = [1, 2, 4]\nrecover = true\n")
+    (search_folder / "fewer.toml").write_text(f"{calibration}[[experts]]\ndrop = [1, 2, 4]\nrecover = true\n")
     found = search("fewer.toml")
     assert words(found) == {"fewer": ["certified", "certified", "refused"]}
     assert found["found"] == "experts-reap-drop2-recovered" and found["removed"] == 0.25 and verified("out")
     prunus.drop_experts("model", "fewer", ExpertsRecipe(drop=2, **CALIBRATION))
     prunus.recover("fewer", "alone", RecoverRecipe(**CALIBRATION))
-    assert Checkpoint(here / "out").checksum() == Checkpoint(here / "alone").checksum()
+    assert Checkpoint(search_folder / "out").checksum() == Checkpoint(search_folder / "alone").checksum()
 
 
-def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evaluated(here, script):
+def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evaluated(search_folder, scripted):
     found = search()
     assert words(found) == {"magnitude": ["certified", "certified", "refused"]}
     assert (found["found"], found["removed"], found["out"]) == ("magnitude-20", 0.2, "out")
-    assert script.keys() == {"dense", "magnitude-10", "magnitude-20", "magnitude-30"}
-    assert script["dense"] == max(script.values()) < PROBLEMS, "the dense rows are computed once, as far as needed"
+    assert scripted.keys() == {"dense", "magnitude-10", "magnitude-20", "magnitude-30"}
+    assert scripted["dense"] == max(scripted.values()) < PROBLEMS, "the dense rows are computed once, as far as needed"
     prunus.prune("model", "same", PruneRecipe(method="magnitude", sparsity=0.2))
     for name in ("model.safetensors", "prunus.json"):
         assert Path("out", name).read_bytes() == Path("same", name).read_bytes()
     ours, plain_card = (Path(folder, "README.md").read_text().split("\n## ") for folder in ("out", "same"))
     assert [part for part in ours if not part.startswith(("Certificate", "Accuracy"))][:2] == plain_card[:2]
-    assert there(here) == {"out", "same", "rows.db"}
+    assert there(search_folder) == {"out", "same", "rows.db"}
     with Store("rows.db") as store:
         assert [run.adaptive for run in store.runs()] == [{"by": "find", "seed": 0}] * 4
         runs = {run.model["name"]: store.keys(run.run_id) for run in store.runs()}
@@ -145,14 +91,16 @@ def test_the_last_rung_before_the_cliff_is_written_and_later_ones_are_not_evalua
         looked = {problem for problem, _, _ in keys}
         assert looked == set(order[: len(looked)]) and len(keys) == 2 * len(looked)
     assert verified("out")
-    before = script.total()
+    before = scripted.total()
     again = search(out="again")
-    assert script.total() == before and again == found | {"out": "again"}
+    assert scripted.total() == before and again == found | {"out": "again"}
     assert Path("again", "certificate.json").read_bytes() == Path("out", "certificate.json").read_bytes()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(here, script, monkeypatch, device):
+def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(
+    search_folder, scripted, monkeypatch, device
+):
     made, original = list[str](), making.make_variant
 
     def noted(model, variant, *arguments, **options):
@@ -165,10 +113,10 @@ def test_rungs_are_made_when_they_are_needed_unless_vllm_occupies_their_gpu(here
     needed = ["magnitude-10", "magnitude-20", "magnitude-30"]
     assert made == (needed if device == "cpu" else [*needed, "magnitude-40"])
     prunus.prune("model", "same", PruneRecipe(method="magnitude", sparsity=0.2))
-    assert Checkpoint(here / "out").checksum() == Checkpoint(here / "same").checksum()
+    assert Checkpoint(search_folder / "out").checksum() == Checkpoint(search_folder / "same").checksum()
 
 
-def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(here, script):
+def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(search_folder, scripted):
     claims = search()["claims"]
     text = Path("out/README.md").read_text()
     assert "## Certificate" in text and is_ours(text)
@@ -186,18 +134,14 @@ def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(here, sc
         assert "Certificate" not in Path("again.md").read_text() and "Not measured" in Path("again.md").read_text()
 
 
-def test_a_rung_that_solves_everything_and_never_ends_is_refused(here, script):
+def test_a_rung_that_solves_everything_and_never_ends_is_refused(search_folder, scripted):
     found = search("0.1,0.45")
     assert words(found) == {"magnitude": ["certified", "refused"]}
     data = json.loads(Path("out/certificate.json").read_text())
     assert data["shown"]["ladders"][0]["rungs"][1]["failed"] == ["ends"]
 
 
-class Stop(BaseException):
-    """What an interruption raises here."""
-
-
-def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(here, script, monkeypatch):
+def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(search_folder, scripted, monkeypatch):
     settings: dict[str, Any] = {"methods": ["wanda"], "settings": CALIBRATION}
     whole = search("0.1,0.2", out="whole", store="whole.db", **settings)
     done: list[str] = []
@@ -236,23 +180,23 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(here, script
     done.clear()
     assert search("0.1,0.2", **settings) == whole | {"out": "out"} and done == []
     assert rows("rows.db") == rows("whole.db")
-    assert there(here) == {"out", "whole", "rows.db", "whole.db"}
+    assert there(search_folder) == {"out", "whole", "rows.db", "whole.db"}
     for path in Path("whole").iterdir():
         assert Path("out", path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_a_search_in_several_processes_ends_with_the_same_bytes(here, script, monkeypatch):
+def test_a_search_in_several_processes_ends_with_the_same_bytes(search_folder, scripted, monkeypatch):
     whole = search("0.1", "whole", store="whole.db")
-    alone = script.total()
+    alone = scripted.total()
     monkeypatch.setattr(ScriptedBackend, "processes", 2)
     assert search("0.1") == whole | {"out": "out"}
-    assert script.total() - alone < alone, "other processes count for themselves"
+    assert scripted.total() - alone < alone, "other processes count for themselves"
     assert rows("rows.db") == rows("whole.db")
     for path in Path("whole").iterdir():
         assert Path("out", path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_another_search_does_not_go_on_with_unfinished_work(here, script, monkeypatch):
+def test_another_search_does_not_go_on_with_unfinished_work(search_folder, scripted, monkeypatch):
     monkeypatch.setattr(making, "do_batch", lambda *_: (_ for _ in ()).throw(Stop()))
     with pytest.raises(Stop):
         search()
@@ -261,7 +205,9 @@ def test_another_search_does_not_go_on_with_unfinished_work(here, script, monkey
             search(ladder, margin=margin)
 
 
-def test_several_methods_share_alpha_and_dense_statistics_and_the_most_removed_is_written(here, script, monkeypatch):
+def test_several_methods_share_alpha_and_dense_statistics_and_the_most_removed_is_written(
+    search_folder, scripted, monkeypatch
+):
     measured, original = [], making.stats
     monkeypatch.setattr(making, "stats", lambda *args, **rest: measured.append(args[1]) or original(*args, **rest))
     settings: dict[str, Any] = CALIBRATION | {"propagation": "dense"}
@@ -275,40 +221,34 @@ def test_several_methods_share_alpha_and_dense_statistics_and_the_most_removed_i
     assert verified("alone", "out")
 
 
-def test_tokens_end_a_search_that_cannot_tell(here, script):
+def test_tokens_end_a_search_that_cannot_tell(search_folder, scripted):
     found = search(max_tokens=40)
     assert words(found) == {"magnitude": ["cannot tell"]} and found["out"] is None
     assert found["ladders"]["magnitude"][0]["why"] == "the tokens are used up" and found["tokens"] == 40
-    assert there(here) == {"rows.db"}
+    assert there(search_folder) == {"rows.db"}
     more = search(max_tokens=41)
     assert words(more) == {"magnitude": ["certified"]} and more["tokens"] == 64, "the next rung is not begun"
     assert verified("out")
 
 
-COMMAND = [
-    *("find", "model", "out", "--task", "sums.jsonl", "--budgets", "8,16", "--answer-tokens", "8"),
-    *("--profile", "tiny", "--method", "magnitude", "--store", "rows.db", "--margin", "0.1", "--stop-margin", "0.1"),
-]
-
-
-def test_a_dry_run_says_what_to_expect_and_writes_nothing(here, script, capsys):
+def test_a_dry_run_says_what_to_expect_and_writes_nothing(search_folder, scripted, capsys):
     main([*COMMAND, "--ladder", "0.1:0.4:0.1", "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "200 problems with 1 draw each; 4 rungs (magnitude: magnitude-10 to magnitude-40)"
-    assert "accuracy: a margin of 10 points takes about " in lines[1] and not script and not there(here)
+    assert "accuracy: a margin of 10 points takes about " in lines[1] and not scripted and not there(search_folder)
     with pytest.raises(SystemExit, match="2"):
         main([*COMMAND, "--limit", "30"])
     assert (
         "30 problems cannot certify a margin of 10 points in accuracy; 10.4 points would be" in capsys.readouterr().err
     )
-    assert not there(here)
+    assert not there(search_folder)
 
 
-def test_without_a_certified_rung_the_exit_code_is_3_and_no_folder_is_written(here, script, capsys):
+def test_without_a_certified_rung_the_exit_code_is_3_and_no_folder_is_written(search_folder, scripted, capsys):
     with pytest.raises(SystemExit, match="3"):
         main([*COMMAND, "--ladder", "0.3"])
     assert "no rung was certified, so model stays as it is" in capsys.readouterr().out
-    assert there(here) == {"rows.db"}
+    assert there(search_folder) == {"rows.db"}
 
 
 LADDER = """\
@@ -328,8 +268,8 @@ pattern = "2:4"
 """
 
 
-def test_a_file_has_recipes_in_its_order_and_the_one_found_is_recovered(here, script):
-    (here / "ladder.toml").write_text(LADDER)
+def test_a_file_has_recipes_in_its_order_and_the_one_found_is_recovered(search_folder, scripted):
+    (search_folder / "ladder.toml").write_text(LADDER)
     (ladder,) = ladders_of("ladder.toml", None, {}, None)
     assert ladder.name == "ladder" and [one.recover is not None for one in ladder.entries] == [True, True, False, False]
     amounts = [getattr(one.recipe, "sparsity", None) for one in ladder.entries]
@@ -337,7 +277,7 @@ def test_a_file_has_recipes_in_its_order_and_the_one_found_is_recovered(here, sc
     assert isinstance(ladder.entries[2].recipe, DropRecipe)
     found = search("ladder.toml")
     assert words(found) == {"ladder": ["certified", "certified", "refused"]}
-    assert script.keys() == {"dense", "magnitude-10-recovered", "magnitude-30-recovered", "shortgpt-1"}
+    assert scripted.keys() == {"dense", "magnitude-10-recovered", "magnitude-30-recovered", "shortgpt-1"}
     steps = json.loads(Path("out/prunus.json").read_text())["history"]
     assert [step["action"] for step in steps] == ["prune", "recover"] and steps[0]["recipe"]["sparsity"] == 0.3
     assert verified("out")
@@ -375,13 +315,13 @@ def test_sparsities_of_a_ladder():
                  "engine": EngineOptions(url="http://localhost:1/v1")}, "--serve starts"),
     ],
 )  # fmt: skip
-def test_wrong_input_is_told_in_one_line_before_anything_is_written(here, ladder, settings, told):
+def test_wrong_input_is_told_in_one_line_before_anything_is_written(search_folder, ladder, settings, told):
     with pytest.raises(PrunusError) as error:
         search(ladder, **settings)
-    assert told in str(error.value) and "\n" not in str(error.value) and not there(here)
+    assert told in str(error.value) and "\n" not in str(error.value) and not there(search_folder)
 
 
-def test_a_ladder_may_fall_if_it_is_meant_to(here, script):
+def test_a_ladder_may_fall_if_it_is_meant_to(search_folder, scripted):
     assert words(search("0.2,0.1", as_given=True)) == {"magnitude": ["certified", "certified"]}
     assert json.loads(Path("out/certificate.json").read_text())["shown"]["found"]["name"] == "magnitude-20"
 

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_find import CALIBRATION, COMMAND, PLAN, here, script  # noqa: F401  (fixtures: a model, and what variants do)
-from test_study_find import content
+from small_search import CALIBRATION, COMMAND, PLAN, content
 
 from prunus.cli import main
 from prunus.engines import EngineOptions
@@ -31,7 +30,7 @@ from prunus.study.ray.driver import Driver
 from prunus.study.ray.jobs import Job, WorkerHandle, next_job, take_along
 from prunus.study.variants import add_run, make_variant
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("search_folder")
 
 
 class Pretended(SearchDriver):
@@ -66,7 +65,7 @@ class Pretended(SearchDriver):
     ("methods", "ladder", "tokens", "found"),
     [(["magnitude", "wanda"], "0.2,0.3", None, "wanda-30"), (["magnitude"], "0.1:0.4:0.1", 60, "magnitude-10")],
 )
-def test_what_is_computed_ahead_changes_no_decision(script, monkeypatch, methods, ladder, tokens, found):  # noqa: F811
+def test_what_is_computed_ahead_changes_no_decision(scripted, monkeypatch, methods, ladder, tokens, found):
     """Any job comes next, so that rows of later rungs come before those that are needed."""
     monkeypatch.setattr(making, "describe_versions", lambda _: {"test": "1"})
     monkeypatch.setattr(on_ray, "capacity", lambda *_: 3)
@@ -83,7 +82,7 @@ def test_what_is_computed_ahead_changes_no_decision(script, monkeypatch, methods
         assert all(sample in ours[run] for sample in samples), "each row is that of the walk alone"
 
 
-def test_with_vllm_rungs_are_made_before_its_engines_start(script, monkeypatch):  # noqa: F811
+def test_with_vllm_rungs_are_made_before_its_engines_start(scripted, monkeypatch):
     """One that cannot be made is left out until it is needed, which it is not: the walk ends before."""
     plan, done = replace(PLAN, backend="vllm"), list[Job]()
     search = opened("0.1,0.3,0.4", ["magnitude"], plan=plan)
@@ -95,7 +94,7 @@ def test_with_vllm_rungs_are_made_before_its_engines_start(script, monkeypatch):
     assert [job.cell is None for job in done] == [True] * 2 + [False] * (len(done) - 2)
 
 
-def test_the_command_searches_on_the_cluster_that_it_names(script, monkeypatch, capsys):  # noqa: F811
+def test_the_command_searches_on_the_cluster_that_it_names(scripted, monkeypatch, capsys):
     monkeypatch.setattr(making, "describe_versions", lambda _: {"test": "1"})
     monkeypatch.setattr(on_ray, "capacity", lambda *_: 3)
     asked = list[str]()

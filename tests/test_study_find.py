@@ -2,13 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_find import CALIBRATION, PLAN, Stop, here, script  # noqa: F401  (fixtures: a model, and what variants do)
+from small_search import CALIBRATION, PLAN, content, stopped
 
 import prunus
 from prunus.cli import main
@@ -20,7 +18,7 @@ from prunus.results.store import Store
 from prunus.study.file import read_study
 from prunus.study.find_table import FindTable
 
-pytestmark = pytest.mark.usefixtures("few_resamples", "here")
+pytestmark = pytest.mark.usefixtures("few_resamples", "search_folder")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STUDY = """\
 models = ["model"]
@@ -56,30 +54,7 @@ def plan(text: str, study: str = STUDY) -> dict[str, Any]:
     return prunus.plan_study(write(text, study), out="out", measure=False)
 
 
-def content(folder: Path | str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-@contextmanager
-def stopped(module: Any, name: str, calls: int = 0, after: bool = False) -> Iterator[None]:
-    """Within the context, a function raises Stop once it was called so often; after: when it has done its work."""
-    original, done = getattr(module, name), 0
-
-    def stopping(*args: Any, **rest: Any) -> Any:
-        nonlocal done
-        done += 1
-        if done <= calls:
-            return original(*args, **rest)
-        if after:
-            original(*args, **rest)
-        raise Stop
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(module, name, stopping)
-        yield
-
-
-def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(script):  # noqa: F811
+def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scripted):
     done = run(GRID + FIND + NONE)
     settings: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
     alone = prunus.find("model", "alone", PLAN, "0.1:0.4:0.1", store="alone.db", **settings)
@@ -103,10 +78,10 @@ def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scri
     assert done["unreported"] == [] and done["cells"] == 2
 
 
-def test_a_finished_study_computes_nothing_and_says_the_same(script, capsys):  # noqa: F811
+def test_a_finished_study_computes_nothing_and_says_the_same(scripted, capsys):
     done, before = run(FIND), content(FOUND)
-    asked = script.total()
-    assert run(FIND) == done and script.total() == asked and content(FOUND) == before
+    asked = scripted.total()
+    assert run(FIND) == done and scripted.total() == asked and content(FOUND) == before
     assert prunus.report_study("small.toml", out="out") == done
     main(["study", "plan", "small.toml", "--out", "out"])
     printed = capsys.readouterr().out
@@ -114,7 +89,7 @@ def test_a_finished_study_computes_nothing_and_says_the_same(script, capsys):  #
     assert printed.count("nothing is left to evaluate\n") == 1
 
 
-def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(script, monkeypatch):  # noqa: F811
+def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(scripted, monkeypatch):
     before = plan(FIND)["searches"][0]
     lines = prunus.find(
         "model", "x", PLAN, "0.1:0.4:0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1, dry_run=True
@@ -139,7 +114,7 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(script, monk
     assert run(FIND) == whole and not Path("out/found/model/magnitude.finding").exists()
 
 
-def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(script):  # noqa: F811
+def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(scripted):
     run(FIND)
     edited = FIND.replace('"0.1:0.4:0.1"', "[0.3]")
     assert plan(edited)["searches"][0]["state"] == "not begun"
@@ -153,7 +128,7 @@ def test_an_edited_table_replaces_its_result_and_drops_unfinished_work(script): 
     assert found["found"] == "magnitude-20" and "config.json" in content(FOUND)
 
 
-def test_every_model_and_plan_is_searched_in_a_folder_of_its_own(script, capsys):  # noqa: F811
+def test_every_model_and_plan_is_searched_in_a_folder_of_its_own(scripted, capsys):
     study = STUDY.replace("answer_tokens = 8", 'mode = ["strict", "legacy"]\nanswer_tokens = 8')
     searches = plan(FIND + NONE, study)["searches"]
     assert [search["out"] for search in searches] == [
@@ -228,11 +203,11 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
         ("[[find]]\nmargin = 0.001\n", 12, "cannot certify a margin of 0.1 points in accuracy"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line_before_anything_runs(text, line, message, script):  # noqa: F811
+def test_what_is_wrong_is_told_with_its_line_before_anything_runs(text, line, message, scripted):
     with pytest.raises(PrunusError, match=re.escape(f"small.toml, line {line}: ")) as error:
         run(text)
     assert re.search(message, str(error.value)) and "\n" not in str(error.value)
-    assert not script and not Path("out").exists()
+    assert not scripted and not Path("out").exists()
 
 
 def test_a_wrong_table_is_told_although_a_model_is_not_here(monkeypatch, tmp_path):
