@@ -19,7 +19,7 @@ from prunus.recipes import EvalPlan
 from prunus.reporting import page as page_module
 from prunus.reporting import prose
 from prunus.reporting.page import report
-from prunus.reporting.render.text import joined, points, probability
+from prunus.reporting.render.text import joined, percent, points, probability
 from prunus.results.bands import add_bands
 from prunus.results.comparison import compare
 from prunus.results.labels import step_label
@@ -328,6 +328,7 @@ def test_joined(names, text):
 )
 def test_points(value, text):
     assert points(value) == text
+    assert percent(value) == text.removeprefix("+")
 
 
 @pytest.mark.parametrize(

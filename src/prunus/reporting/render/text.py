@@ -53,8 +53,8 @@ def known(value: float | None) -> bool:
 
 
 def percent(share: float | None) -> str:
-    """A share in [0, 1] as percent with one decimal and no sign: 0.9321 -> 93.2."""
-    return f"{100 * share:.1f}" if share is not None and math.isfinite(share) else DASH
+    """A share as percent with one decimal, signed only below zero: 0.9321 -> 93.2, -0.0312 -> −3.1."""
+    return points(share).removeprefix("+")
 
 
 def points(difference: float | None) -> str:
