@@ -205,13 +205,12 @@ def of_lines(lines: Sequence[Line], source: str, warnings: list[str]) -> Calibra
 
 
 def end_of_thinking(row: Mapping[str, Any]) -> int | None:
-    """How many ids precede the end of thinking; None where a budget ended it.
+    """How many ids precede the end of thinking; None where it does not end.
 
-    Without `ended`, as in files of others, thinking that fills the sequence is taken for unfinished.
+    Thinking that fills the sequence has ended only if the line says so: the answer may be part of it.
     """
-    end, length = row["prompt_tokens"] + row["thinking_tokens"], len(row["token_ids"])
-    ended = row.get("ended", "natural" if end < length else "forced")
-    return end if ended == "natural" else None
+    end = row["prompt_tokens"] + row["thinking_tokens"]
+    return end if end < len(row["token_ids"]) or row.get("ended") == "natural" else None
 
 
 def describe_calibration(recipe: Calibrating, model: Checkpoint) -> tuple[str, list[str]]:
