@@ -1,24 +1,29 @@
 """Error rates and power of the verdicts: the tables of docs/verdicts.md.
 
-    python benchmarks/verdicts.py [--runs 2000]       about a minute on one core
+    python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      about ten minutes on one core
 
 Comparisons are simulated with a known truth, many at once as contrasts of one array. A scenario defines how a loss is
 spread over problems; every problem and its answers are drawn from it independently. The tests run the same functions
-with fewer repetitions.
+with fewer repetitions. --demo: the store of `prunus demo`, to compare its verdicts with those by sign flips.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
+from math import log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results import betting, metrics, paired, retention
+from prunus.results import betting, metrics, paired, power, retention
+from prunus.results.comparison import compare
+from prunus.results.directions import direction_p
+from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, set_adjusted, verdict
 
 Floats = NDArray[np.float64]
-PROBLEMS, DRAWS = (2, 5, 15, 30, 100, 198, 500), (1, 4, 16, 64)
+PROBLEMS, DRAWS = (2, 5, 15, 30, 60, 100, 200, 500), (1, 4, 16, 64)
 SCENARIOS = ("homogeneous", "few break", "near-deterministic")
+SKEWED = ("symmetric", "few break, the rest gain", "few gain, the rest lose")
 BUDGETS = (512, 1024, 2048, 4096, 8192)
 
 
@@ -41,25 +46,100 @@ def differences(
     return found.reshape(problems, -1) / draws
 
 
+def skewed(rng: np.random.Generator, shape: str, problems: int, draws: int, mean: float, runs: int) -> Floats:
+    """Return (problems, runs) differences with this true mean.
+
+    symmetric: every problem changes alike, from a base that solves half of all draws. few break, the rest gain: 5 % of
+    the problems are never solved any more, of a base that solves 90 %, and the others gain. few gain, the rest lose:
+    its mirror image.
+    """
+    if shape == SKEWED[2]:
+        return -skewed(rng, SKEWED[1], problems, draws, -mean, runs)
+    breaks, base = (0.05, 0.9) if shape == SKEWED[1] else (0.0, 0.5)
+    other = np.where(rng.random((problems, runs)) < breaks, 0.0, base + (mean + breaks * base) / (1 - breaks))
+    return (rng.binomial(draws, other) - rng.binomial(draws, base, (problems, runs))) / draws
+
+
+def called(values: Floats, draws: int, level: float = betting.ALPHA / 2) -> tuple[float, float]:
+    """Return the shares of columns called better and worse at a one-sided level, by the tests of `directions`."""
+    if draws == 1:
+        won, lost = (values > 0).sum(axis=0), (values < 0).sum(axis=0)
+        return tuple(float(np.mean(paired.mcnemar_p(*pair) <= level)) for pair in ((lost, won), (won, lost)))
+    zero, goal = np.zeros((1, 1)), np.full((1, 1), log(1 / level))
+    return tuple(float(betting.reaches(sign * values, zero, goal).mean()) for sign in (1, -1))
+
+
+def called_by_flips(values: Floats, level: float = betting.ALPHA / 2) -> tuple[float, float]:
+    """Return the same by sign flips, the earlier rule."""
+    small, mean = paired.sign_flip_p([values], 2000) < 2 * level, values.mean(axis=0)
+    return float(np.mean(small & (mean > 0))), float(np.mean(small & (mean < 0)))
+
+
+def claimed(values: Floats, margin: float) -> float:
+    """Return the share of columns called non-inferior."""
+    null, goal = np.full((1, 1), -margin), np.full((1, 1), log(1 / betting.ALPHA))
+    return float(betting.reaches(values, null, goal).mean())
+
+
 def false_claims(runs: int, margin: float = 0.02, seed: int = 0) -> Iterator[tuple[str, int, int, float]]:
     """Return (scenario, problems, draws, share of runs called non-inferior), with the true loss at the margin."""
     rng = np.random.default_rng(seed)
     for scenario in SCENARIOS:
         for problems in PROBLEMS:
             for draws in DRAWS:
-                p_C = betting.p_value([differences(rng, scenario, problems, draws, margin, runs)], margin)
-                yield scenario, problems, draws, float(np.mean(p_C <= betting.ALPHA))
+                values = differences(rng, scenario, problems, draws, margin, runs)
+                yield scenario, problems, draws, claimed(values, margin)
 
 
-def bootstrap_claims(problems: int, draws: int, scenario: str, runs: int, margin: float = 0.02, seed: int = 0) -> float:
-    """Return the same share by the BCa bound with two pseudo-problems, the earlier decision rule."""
-    strata = [differences(np.random.default_rng(seed), scenario, problems, draws, margin, runs)]
-    extended = paired.with_pseudo_problems(strata)
-    low, _ = paired.bca_interval(extended, paired.bootstrap(extended, 1000), 0.9)
-    return float(np.mean(low > -margin))
+def false_directions(
+    runs: int, margin: float = 0.02, problems: Sequence[int] = PROBLEMS, seed: int = 0
+) -> Iterator[tuple[str, int, int, dict[str, float]]]:
+    """Return (shape, problems, draws, shares of wrong words), each where it is most often wrong or at the margin."""
+    rng = np.random.default_rng(seed)
+    for shape in SKEWED:
+        for n in problems:
+            for draws in DRAWS:
+                none, loss, gain = (skewed(rng, shape, n, draws, mean, runs) for mean in (0.0, -margin, margin))
+                better, worse = called(none, draws)
+                found = {"better at 0": better, "worse at 0": worse, "better at a loss": called(loss, draws)[0]}
+                found |= {
+                    "worse at a gain": called(gain, draws)[1],
+                    "non-inferior at the margin": claimed(loss, margin),
+                }
+                yield shape, n, draws, found
 
 
-def power(problems: int, draws: int, loss: float, margin: float, variants: int, runs: int, seed: int = 0) -> float:
+def false_on_a_page(
+    variants: int, problems: int, draws: int, pages: int, margin: float = 0.05, seed: int = 0
+) -> dict[str, float]:
+    """Return the shares of pages with any wrong word of a kind, with the variants of one base at five budgets.
+
+    better or worse: all variants are equal to the base. non-inferior: all lose the margin at every budget.
+    """
+    rng, found = np.random.default_rng(seed), {}
+    for loss, words in ((0.0, (BETTER, WORSE)), (margin, (SAME, WITHIN))):
+        budgets = [differences(rng, "few break", problems, draws, loss, pages, variants) for _ in BUDGETS]
+        for where, several in (("area", [np.mean(budgets, axis=0)]), ("single budgets", budgets)):
+            cells = [_cells(values, draws, margin, where == "single budgets", pages) for values in several]
+            wrong = np.zeros(pages, dtype=bool)
+            for page in range(pages):
+                together = [cell for at_budget in cells for cell in at_budget[page]]
+                set_adjusted(together)
+                wrong[page] = any(verdict(cell) in words for cell in together)
+            found[f"{'better or worse' if loss == 0 else 'non-inferior'}, {where}"] = float(wrong.mean())
+    return found
+
+
+def _cells(values: Floats, draws: int, margin: float, one_budget: bool, pages: int) -> list[list[dict[str, float]]]:
+    """Return the cells of every page's variants."""
+    mcnemar = np.full(values.shape[1], one_budget and draws == 1)
+    columns = direction_p([values], 0, draws, mcnemar) | {"p_margin": betting.p_value([values], margin)}
+    cells = [{name: float(column[c]) for name, column in columns.items()} for c in range(values.shape[1])]
+    size = len(cells) // pages
+    return [cells[page * size : (page + 1) * size] for page in range(pages)]
+
+
+def power_of(problems: int, draws: int, loss: float, margin: float, variants: int, runs: int, seed: int = 0) -> float:
     """Return the share of variants called non-inferior if all of them have this true loss, spread homogeneously."""
     values = differences(np.random.default_rng(seed), "homogeneous", problems, draws, loss, runs, variants)
     p = betting.p_value([values], margin).reshape(runs, variants)
@@ -67,19 +147,28 @@ def power(problems: int, draws: int, loss: float, margin: float, variants: int, 
 
 
 def found_at_detectable(
-    problems: int, draws: int, variants: int, scenario: str, runs: int, seed: int = 0
+    problems: int, draws: int, variants: int, runs: int, base: float | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """Return (loss, share found) of one variant whose loss is the mean minimum detectable effect printed for it.
+    """Return (loss, share called worse) of variants that lose the mean MDE printed for a variant that loses nothing.
 
-    The other variants are assumed harmless, so that Holm requires p < .05 / variants.
+    base: the base's accuracy on every problem; None: it is drawn from Beta(0.4, 0.4). Some problems break. The other
+    variants are assumed harmless, so that Holm requires p < .025 / variants.
     """
-    rng, loss = np.random.default_rng(seed), 0.1
-    for _ in range(12):
-        values = differences(rng, scenario, problems, draws, loss, runs)
-        printed = paired.minimum_detectable([values], np.full(values.shape[1], variants), draws)
-        loss = min(0.3 * loss + 0.7 * float(printed.mean()), 0.5)
-    p = paired.sign_flip_p([differences(rng, scenario, problems, draws, loss, runs)])
-    return loss, float(np.mean(p < betting.ALPHA / variants))
+    rng = np.random.default_rng(seed)
+
+    def made(loss: float, runs: int) -> tuple[Floats, Floats]:
+        chance = rng.beta(0.4, 0.4, (problems, runs)) if base is None else np.full((problems, runs), base)
+        kept = rng.random(chance.shape) >= loss / (base or 0.5)
+        ours = rng.binomial(draws, chance) / draws
+        return rng.binomial(draws, chance * kept) / draws - ours, ours
+
+    values, ours = made(0.0, 20)
+    printed = [
+        power.minimum_detectable([d[:, None]], [b[:, None]], variants, draws, draws == 1)[0]
+        for d, b in zip(values.T, ours.T, strict=True)
+    ]
+    loss = float(np.mean(printed))
+    return loss, called(made(loss, runs)[0], draws, betting.ALPHA / 2 / variants)[1]
 
 
 def bounds_of_several_tasks(sizes: Sequence[int], draws: int, runs: int, seed: int = 0) -> dict[str, float]:
@@ -90,7 +179,7 @@ def bounds_of_several_tasks(sizes: Sequence[int], draws: int, runs: int, seed: i
     return {
         "each at alpha / tasks": float(one_by_one),
         "rounds": float(np.mean(betting.lower_bound([in_rounds(strata)]))),
-        "shared out": float(np.mean(betting.lower_bound(strata))),
+        "used": float(np.mean(betting.lower_bound(strata, draws=draws or 2))),
     }
 
 
@@ -134,8 +223,8 @@ def scaling_words(
     share, low, high = retention.retention(base, other)
     given = np.isfinite(share)
     return {
-        "kept": float(np.mean(retention.p_kept(base, other, reach) <= betting.ALPHA)),
-        "lost": float(np.mean(retention.p_lost(base, other) <= betting.ALPHA)),
+        "kept": float(np.mean(retention.p_kept(base, other, reach, 0, draws) <= betting.ALPHA)),
+        "lost": float(np.mean(retention.p_lost(base, other, reach, 0, draws) <= betting.ALPHA)),
         "given": float(np.mean(given)),
         "missed": float(np.mean(given & ~((low <= kept) & (kept <= high)))),
     }
@@ -152,20 +241,79 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def words_of(store: str, base: str = "tiny") -> list[tuple[str, str, str]]:
+    """Return (variant, verdict, verdict by the sign flips that decided earlier) of every run of a store."""
+    entries = compare(store, base)["others"]
+    flips = paired.holm([entry["primary"]["p_flip"] for entry in entries])
+    found = []
+    for entry, p in zip(entries, flips, strict=True):
+        gain = entry["primary"]["difference"] > 0
+        sides = {"p_better_adjusted": p / 2 if gain else 1.0, "p_worse_adjusted": 1.0 if gain else p / 2}
+        found.append((entry["label"], entry["verdict"], verdict(entry["primary"] | sides)))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000, help="made-up comparisons for each number")
-    runs = parser.parse_args().runs
-    sizes = [str(n) for n in PROBLEMS]
+    parser.add_argument("--demo", help="the store of `prunus demo`")
+    given = parser.parse_args()
+    runs, sizes = given.runs, [str(n) for n in PROBLEMS]
 
-    print(f"False non-inferior in %, true loss at the margin of 2 points, {runs} runs; behind it the BCa bound's")
-    found = {key: share for *key_, share in false_claims(runs) for key in [tuple(key_)]}
-    rows = []
-    for scenario in SCENARIOS:
+    print(f"False better / worse in %, true difference 0, {runs} runs; in brackets by sign flips, of {runs // 4}")
+    found = {key: shares for *key_, shares in false_directions(runs) for key in [tuple(key_)]}
+    rng, rows = np.random.default_rng(1), []
+    for shape in SKEWED:
         for draws in DRAWS:
-            before = [percent(bootstrap_claims(n, draws, scenario, min(runs, 500))) for n in PROBLEMS]
-            now = [percent(found[scenario, n, draws]) for n in PROBLEMS]
-            rows.append([scenario, draws, *(f"{new} ({old})" for new, old in zip(now, before, strict=True))])
+            cells = []
+            for n in PROBLEMS:
+                now, flips = found[shape, n, draws], called_by_flips(skewed(rng, shape, n, draws, 0.0, runs // 4))
+                now = [percent(now[f"{word} at 0"]) for word in ("better", "worse")]
+                cells.append(f"{now[0]} / {now[1]} ({percent(flips[0])} / {percent(flips[1])})")
+            rows.append([shape, draws, *cells])
+    table(["shape", "draws", *sizes], rows)
+
+    print("\nThe largest error over all numbers of problems, in %, true difference at the margin of 2 points")
+    names = ("better at a loss", "worse at a gain", "non-inferior at the margin")
+    rows = [
+        [shape, draws, *(percent(max(found[shape, n, draws][name] for n in PROBLEMS)) for name in names)]
+        for shape in SKEWED
+        for draws in DRAWS
+    ]
+    table(["shape", "draws", *names], rows)
+
+    print("\nPower in %: a loss called worse, and by sign flips (which are not valid)")
+    rows = []
+    for name, n, draws, losses in (
+        ("GSM8K, 200 x 1", 200, 1, (0.05, 0.1, 0.15)),
+        ("AIME-like, 30 x 64", 30, 64, (0.05, 0.1, 0.2, 0.3)),
+        ("100 x 4", 100, 4, (0.05, 0.1, 0.15)),
+        ("500 x 1", 500, 1, (0.02, 0.05, 0.1)),
+    ):
+        for loss in losses:
+            for scenario in SCENARIOS[:2]:
+                values = differences(rng, scenario, n, draws, loss, runs)
+                row = [called(values, draws)[1], called_by_flips(values)[1]]
+                rows.append([name, scenario, f"{100 * loss:g}", *map(percent, row)])
+    table(["run", "scenario", "true loss", "worse", "by sign flips"], rows)
+    if given.demo:
+        table(["demo", "verdict", "by sign flips"], words_of(given.demo))
+
+    print("\nPages in % with any wrong word of a kind, margin 5 points, five budgets")
+    rows = []
+    for variants in (1, 4, 14):
+        for n, draws in ((30, 16), (200, 1), (200, 4)):
+            wrong = false_on_a_page(variants, n, draws, max(runs // 5, 100))
+            rows.append([variants, n, draws, *map(percent, wrong.values())])
+    table(["variants", "problems", "draws", *wrong], rows)
+
+    print(f"\nFalse non-inferior in %, true loss at the margin of 2 points, {runs} runs")
+    claims = {key: share for *key_, share in false_claims(runs) for key in [tuple(key_)]}
+    rows = [
+        [scenario, draws, *(percent(claims[scenario, n, draws]) for n in PROBLEMS)]
+        for scenario in SCENARIOS
+        for draws in DRAWS
+    ]
     table(["scenario", "draws", *sizes], rows)
 
     print("\nLower bound in points where no draw differs")
@@ -173,10 +321,10 @@ def main() -> None:
     table([*sizes, "1319"], [cells])
 
     print("\nCalled non-inferior in %, equal models and a homogeneous loss of half the margin")
-    more = (100, 198, 500, 1319, 3000)
+    more = (100, 200, 500, 1319, 3000)
     rows = [
         [f"{100 * margin:g}", variants, f"{100 * loss:g}", draws]
-        + [percent(power(n, draws, loss, margin, variants, max(runs // 10, 50))) for n in more]
+        + [percent(power_of(n, draws, loss, margin, variants, max(runs // 10, 50))) for n in more]
         for margin in (0.02, 0.05)
         for variants in (1, 14)
         for loss in (0.0, margin / 2)
@@ -194,16 +342,16 @@ def main() -> None:
             )
     table(["problems", "draws", *bounds], rows)
 
-    print("\nA loss as large as the MDE printed for it: points, and % found")
+    print("\nThe MDE printed for an equal model, in points, and the share of such losses called worse, in %")
     rows = []
-    for n, draws in ((15, 16), (30, 1), (30, 4), (30, 16), (100, 1), (100, 4), (198, 4)):
+    for n, draws in ((30, 16), (30, 64), (60, 4), (100, 1), (100, 4), (200, 1), (200, 4), (500, 16)):
         row: list[Any] = [n, draws]
         for variants in (1, 14):
-            for scenario in SCENARIOS[:2]:
-                loss, share = found_at_detectable(n, draws, variants, scenario, min(runs, 1000))
+            for base in (None, 0.9):
+                loss, share = found_at_detectable(n, draws, variants, runs, base)
                 row.append(f"{percent(loss)}: {percent(share)}")
         rows.append(row)
-    table(["problems", "draws", "1, homogeneous", "1, few break", "14, homogeneous", "14, few break"], rows)
+    table(["problems", "draws", "1 variant", "1, base solves 90 %", "14", "14, base solves 90 %"], rows)
 
     print("\nScaling in %: kept, lost, and interval that misses, by the share truly kept (0.9: both words are wrong)")
     rows = []

@@ -13,10 +13,11 @@ from prunus.errors import PrunusError
 from prunus.reporting import prose
 from prunus.results import betting, paired
 from prunus.results.comparison import compare
+from prunus.results.directions import direction_p
 from prunus.results.rows import ProblemRow, Run, Sample
 from prunus.results.store import Store
 from prunus.results.summary import summarise
-from prunus.results.verdicts import verdict
+from prunus.results.verdicts import set_adjusted, verdict
 
 BUDGETS = (0, 16, 64)
 PLAN = {"mode": "strict", "temperature": 0.6, "budgets": list(BUDGETS)}
@@ -112,17 +113,20 @@ def test_numbers_equal_plain_loops(tmp_path):
     assert macro["se"] == pytest.approx(hypot(*errors) / 2)
     flat = [d / 12 for values in per_task.values() for d in values]
     sums = [abs(sum(s * d for s, d in zip(signs, flat, strict=True))) for signs in product((1, -1), repeat=12)]
-    assert macro["p"] == pytest.approx(mean(total >= abs(sum(flat)) - 1e-9 for total in sums))
+    assert macro["p_flip"] == pytest.approx(mean(total >= abs(sum(flat)) - 1e-9 for total in sums))
     for cell in (macro, *entry["tasks"]["a"]["budgets"].values()):
         assert cell["low"] <= cell["difference"] <= cell["high"] and cell["lower_bound"] <= cell["difference"]
         assert 0.05 < cell["p_margin"] <= cell["p_margin_adjusted"] <= 1
-    # Two draws of 12 problems find a difference; six budgets of six problems (p of 2/64 at the least) find none.
-    assert macro["mde"] > 0 and entry["tasks"]["a"]["budgets"][16]["mde"] is None
+    # So few problems would detect no loss at all.
+    assert macro["mde"] is None and entry["tasks"]["a"]["budgets"][16]["mde"] is None
     strata = [np.array(values)[:, None] for values in per_task.values()]
-    assert macro["lower_bound"] == pytest.approx(betting.lower_bound(strata)[0])
-    assert macro["p_margin"] == pytest.approx(betting.p_value(strata, 0.02)[0])
-    cells = [cell for task in entry["tasks"].values() for cell in task["budgets"].values()]
-    assert [c["p_adjusted"] for c in cells] == pytest.approx(paired.holm([c["p"] for c in cells]))
+    assert macro["lower_bound"] == pytest.approx(betting.lower_bound(strata, draws=2, nulls=[-0.02])[0])
+    assert macro["p_margin"] == pytest.approx(betting.p_value(strata, 0.02, draws=2)[0])
+    several = [*entry["tasks"].values(), entry["macro"]]
+    cells = [cell for part in several for cell in part["budgets"].values()]
+    cells += [task["auc"] for task in entry["tasks"].values()]
+    for name in ("p_better", "p_worse", "p_margin"):  # all details of all runs together; here of one run
+        assert [c[f"{name}_adjusted"] for c in cells] == pytest.approx(paired.holm([c[name] for c in cells]))
     for task in ("a", "b"):
         slopes = [(share(run, task, p, 64) - share(run, task, p, 16)) / 2 for run in (base, other) for p in range(6)]
         slope = entry["tasks"][task]["slope"]
@@ -140,7 +144,8 @@ def test_one_draw_has_mcnemars_counts_and_p(tmp_path):
     (entry,) = compare(fill(tmp_path / "s.db", {"dense": base, "pruned": other}), "dense")["others"]
     cell = entry["tasks"]["a"]["budgets"][16]
     assert (cell["lost"], cell["won"], cell["p"]) == (8, 2, pytest.approx(0.109375))
-    assert cell["p_mid"] == pytest.approx((112 - 45) / 1024)
+    assert (cell["p_worse"], cell["p_better"]) == (pytest.approx(56 / 1024), pytest.approx(1013 / 1024))
+    assert cell["p_flip"] == pytest.approx(cell["p"], abs=0.01)
     assert cell["se_fixed"] is None and cell["settle"]["draws"] is None and "one draw" in cell["settle"]["note"]
     assert cell["settle"]["problems"] > 20
 
@@ -247,7 +252,7 @@ def test_verdicts(tmp_path):
                      "dent": ("worse", False)}  # fmt: skip
     dent = compare(tmp_path / "large.db", "dense", ["dent"], margin=0.05)["others"][0]
     assert (dent["verdict"], dent["within_margin"], dent["margin"]) == ("worse, within the margin", True, 0.05)
-    for name in ("p", "p_margin"):
+    for name in ("p_better", "p_worse", "p_margin"):
         areas = [entry["primary"][name] for entry in result["others"]]
         assert [e["primary"][f"{name}_adjusted"] for e in result["others"]] == pytest.approx(paired.holm(areas))
 
@@ -256,7 +261,7 @@ def test_verdicts(tmp_path):
     assert entry["verdict"] == "cannot tell" and entry["primary"]["low"] < -0.02 < 0 < entry["primary"]["mde"]
 
 
-@pytest.mark.parametrize(("problems", "draws"), [(5, 16), (2, 64), (30, 1), (198, 1)])
+@pytest.mark.parametrize(("problems", "draws"), [(5, 16), (2, 64), (30, 1), (140, 1)])
 def test_almost_no_data_is_never_non_inferior(tmp_path, problems, draws):
     """One draw of one problem differs, or none at all; a bootstrap sees no more than that."""
     same = grid(lambda *_: True, problems=problems, draws=draws, budgets=(64,))
@@ -283,7 +288,7 @@ def test_claims_of_many_variants_are_corrected(tmp_path):
     assert all_of_them[0]["primary"]["lower_bound"] == one[0]["primary"]["lower_bound"] > -0.02
     assert all_of_them[0]["primary"]["p_margin_adjusted"] == pytest.approx(14 * one[0]["primary"]["p_margin"])
     ratio = all_of_them[0]["primary"]["mde"] / one[0]["primary"]["mde"]
-    assert 1.25 < ratio < 1.4  # 3.76 standard errors instead of 2.80, and a draw
+    assert 1.3 < ratio < 1.6  # 3.76 standard errors instead of 2.80, and the variance that a larger loss brings
 
 
 def test_the_curve_decides_what_is_said_of_it(tmp_path):
@@ -492,19 +497,18 @@ def test_false_claims_among_six_runs_stay_below_5_percent():
     others = rng.random((benchmarks, problems, 6)) < chance
     differences = others.astype(float) - base
     columns = [np.ascontiguousarray(differences.transpose(1, 0, 2).reshape(problems, -1))]
-    p = paired.sign_flip_p(columns, flips=2000).reshape(benchmarks, 6)
-    margin = betting.p_value(columns, 0.02).reshape(benchmarks, 6)
-    words = [
-        [
-            verdict({"p_adjusted": q, "difference": d, "p_margin_adjusted": m})
-            for q, d, m in zip(paired.holm(found), run, paired.holm(bound), strict=True)
-        ]
-        for found, run, bound in zip(p, differences.mean(axis=1), margin, strict=True)
-    ]
+    p = direction_p(columns, mcnemar_C=np.full(columns[0].shape[1], True)) | {
+        "p_margin": betting.p_value(columns, 0.02)
+    }
+    words = []
+    for page in range(benchmarks):
+        cells = [{name: float(values[6 * page + k]) for name, values in p.items()} for k in range(6)]
+        set_adjusted(cells)
+        words.append([verdict(cell) for cell in cells])
     false = mean(bool({"worse", "better"} & set(run)) for run in words)
     assert 0.005 < false < 0.05 + 4 * sqrt(0.05 * 0.95 / benchmarks)
     flat = [word for run in words for word in run]
-    assert flat.count("cannot tell") > 0.98 * len(flat)  # 100 problems with one draw each do not settle two points
+    assert flat.count("cannot tell") > 0.96 * len(flat)  # 100 problems with one draw each do not settle two points
 
 
 def test_a_margin_of_half_of_what_the_base_solves_is_warned_of(tmp_path):

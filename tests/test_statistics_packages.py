@@ -1,6 +1,5 @@
 """The same scores through statsmodels and evalconfidence give the same numbers."""
 
-from itertools import pairwise
 from typing import Any
 
 import evalconfidence
@@ -39,23 +38,14 @@ def test_adjusted_p_are_statsmodels(size):
 
 @pytest.mark.parametrize(("lost", "won"), [(8, 2), (2, 8), (0, 5), (6, 6), (13, 4), (0, 0)])
 def test_exact_mcnemar_is_theirs(lost, won):
-    exact, middle = paired.mcnemar_p(lost, won)
+    better, worse = paired.mcnemar_p(lost, won), paired.mcnemar_p(won, lost)
+    exact = min(1.0, 2 * float(np.minimum(better, worse)))
     result: Any = mcnemar(np.array([[40, lost], [won, 7]]), exact=True)
     assert exact == pytest.approx(result.pvalue)
     base = np.array([1.0] * 40 + [1.0] * lost + [0.0] * won + [0.0] * 7)
     other = np.array([1.0] * 40 + [0.0] * lost + [1.0] * won + [0.0] * 7)
     theirs = evalconfidence.compare(rows("other", other[:, None]), rows("base", base[:, None]))
     assert theirs.method == "mcnemar" and exact == pytest.approx(theirs.p_value)
-    assert middle <= exact
-
-
-def test_mid_p_is_half_of_the_next_exact_one():
-    """Lancaster's: between the exact p of this table and of the table one step more extreme."""
-    for total in (9, 15):
-        p = [paired.mcnemar_p(lost, total - lost) for lost in range(total // 2 + 1)]
-        for (milder, _), (extreme, _) in pairwise(reversed(p)):
-            middle = next(mid for exact, mid in p if exact == milder)
-            assert middle == pytest.approx((milder + extreme) / 2) or milder == 1
 
 
 def test_the_error_of_an_accuracy_is_their_clustered_one():
@@ -84,7 +74,7 @@ def test_paired_difference_is_theirs():
     assert paired.sign_flip_p([differences])[0] == pytest.approx(theirs.p_value, abs=0.01)
 
 
-def test_problems_needed_and_minimum_detectable_effect_are_theirs():
+def test_problems_needed_are_theirs():
     base, other = scores(4, 600, 4)
     differences = other - base
     pilot = rows("other", other), rows("base", base)
@@ -96,8 +86,6 @@ def test_problems_needed_and_minimum_detectable_effect_are_theirs():
         assert theirs is not None
         # Ours add one draw, as the test that decides counts draws and is no t test.
         assert theirs < ours < 1.06 * theirs and exact < ours < 1.06 * exact
-    detectable = paired.minimum_detectable([differences.mean(axis=1)[:, None]])[0]
-    assert detectable == pytest.approx(evalconfidence.power(pilot, n=600).mde_detectable, rel=0.01)
 
 
 def test_wilsons_interval_is_theirs():

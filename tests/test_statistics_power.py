@@ -23,12 +23,11 @@ def test_spread_finds_the_two_variances():
     assert (none >= 0).all() and none.mean() < 0.02
 
 
-def test_they_add_up_to_the_minimum_detectable_effect():
+def test_they_add_up_to_the_standard_error():
     d = normal(np.random.default_rng(2), 80, 5, 0.3, 0.5)
     ((omega2, v),) = power.spread([d])
-    assert paired.detectable(1, 79) * np.sqrt((omega2 + v / 5) / 80) == pytest.approx(
-        paired.minimum_detectable([d.mean(axis=1)])
-    )
+    error = paired.standard_error(paired.with_pseudo_problems([d.mean(axis=1)]))
+    assert np.sqrt((omega2 + v / 5) / 80) == pytest.approx(error)
 
 
 # (problems, v of one model, omega): minimum detectable effect in points at each number of draws.
@@ -80,7 +79,8 @@ def test_more_draws_cannot_help_where_problems_differ_too_much():
 def test_several_tasks_ask_for_what_their_mean_needs():
     rng = np.random.default_rng(5)
     tasks = [normal(rng, 30, 4, 0.1, 0.5), normal(rng, 200, 4, 0.1, 0.2)]
-    effect = paired.minimum_detectable([d.mean(axis=1) for d in tasks], draws=4)
+    error = paired.standard_error(paired.with_pseudo_problems([d.mean(axis=1) for d in tasks]))
+    effect = paired.detectable(1, 228) * error + paired.one_draw(tasks) / 4
     # What can be detected now needs what there is now.
     assert power.draws_needed(tasks, effect) == [4]
     assert power.problems_needed(tasks, effect) == [230]

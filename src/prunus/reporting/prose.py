@@ -131,7 +131,7 @@ def _amount(entry: Data) -> str:
         return f"by {loss} points ({'; '.join([f'{low} to {high}', *remarks])})"
     if word == OPEN:
         unseen = f"a difference below {percent(cell['mde'])} may go undetected"
-        remarks = [unseen if cell["mde"] is not None else "too few problems to detect any difference", *remarks]
+        remarks = [unseen if cell["mde"] is not None else "no loss would be detected", *remarks]
     middle = f"{points(cell['difference'])} points, {points(cell['low'])} to {points(cell['high'])}"
     return f"({'; '.join([middle, *remarks])})"
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results import betting
+from prunus.results.directions import two_sided
 from prunus.results.order import interleaved, rounds
 
 Floats = NDArray[np.float64]
@@ -150,14 +151,17 @@ def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: in
 def infer(differences_TC: Floats, margin: float, columns: int = 1) -> dict[str, Floats]:
     """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
 
-    p: two-sided, of no difference on average. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or more.
+    p_better, p_worse, p: as `directions.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
+    more.
     low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
     """
     d, alpha = differences_TC, betting.ALPHA
     above, below = bets(d, margin), bets_above(-d, margin)
-    signs = [largest_wealth(sign * d, bets_above(sign * d, SMALL), 0.0)[-1] for sign in (1, -1)]
+    better, worse = (np.exp(-largest_wealth(sign * d, bets_above(sign * d, SMALL), 0.0)[-1]) for sign in (1, -1))
     found = {
-        "p": np.minimum(1.0, 2 * np.exp(-np.maximum(*signs))),
+        "p_better": better,
+        "p_worse": worse,
+        "p": two_sided(better, worse),
         "p_margin": np.exp(-largest_wealth(d, above, -margin)[-1]),
         "lower_bound": _lower(d, above, alpha),
     }

@@ -1,16 +1,16 @@
-"""Simultaneous inference over budgets: bands that cover the whole curve, and a p-value for its largest difference.
+"""Bands that cover a whole curve: simultaneous intervals over budgets.
 
 P: problems, B: budgets, C: contrasts, R: bootstrap draws.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results.metrics import NORMAL, estimate
-from prunus.results.paired import EXPLORING_RESAMPLES, RESAMPLES, bootstrap, flipped_sums
+from prunus.results.paired import EXPLORING_RESAMPLES, bootstrap
 from prunus.results.table import Table
 
 Floats = NDArray[np.float64]
@@ -58,24 +58,3 @@ def add_bands(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
             cell = summary["tasks"][task]["budgets"].get(budget)
             if cell and cell["n"] == len(whole.problems):
                 cell |= {"band_low": low, "band_high": high}
-
-
-def largest_p(tasks: Sequence[Floats], flips: int = RESAMPLES, seed: int = 0) -> list[Floats]:
-    """A (C,) array of p-values for each task, adjusted for choosing the largest contrast (max-t permutation test).
-
-    tasks: (P, C) per-problem differences each. Signs are flipped problem by problem (the two models are swapped), for
-    all contrasts of a problem together. Each contrast is divided by the root of its sum of squares, which no flip
-    changes (Westfall and Young 1993, single step). So the p of "up to x points better, at this budget" accounts for the
-    search over budgets.
-    """
-    scaled = []
-    for differences in tasks:
-        size = np.sqrt((differences**2).sum(axis=0))
-        scaled.append(differences / np.where(size > 0, size, 1.0))
-    observed = [np.abs(values.sum(axis=0)) - 1e-12 for values in scaled]  # sums differ in the last bits
-    hits = [np.zeros(values.shape[1]) for values in scaled]
-    for sums in flipped_sums(scaled, flips, seed):
-        largest = np.max([np.abs(task_sums).max(axis=1) for task_sums in sums], axis=0)
-        for count, values in zip(hits, observed, strict=True):
-            count += (largest[:, None] >= values).sum(axis=0)
-    return [(1 + count) / (1 + flips) for count in hits]

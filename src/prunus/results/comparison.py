@@ -1,8 +1,8 @@
 """Compare runs with a base run: paired differences and a verdict for each, from the rows of a store.
 
 The primary contrast is declared in advance: the area under accuracy over log2(budget), averaged over tasks. Its
-p-values decide, corrected over the runs compared (Holm); those of single budgets are detail, corrected within their run
-(Holm). What the verdicts mean, and how often they are wrong, is in docs/verdicts.md.
+p-values decide, corrected over the runs compared (Holm); those of single budgets are detail, corrected over all single
+budgets of all runs (Holm). What the verdicts mean, and how often they are wrong, is in docs/verdicts.md.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +13,7 @@ from typing import Any
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.results import paired
-from prunus.results.bands import largest_p
-from prunus.results.contrasts import Claims, Pair, budget_differences, contrast_cells
+from prunus.results.contrasts import Claims, Pair, contrast_cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.rows import Run
@@ -23,15 +22,16 @@ from prunus.results.store import Store
 from prunus.results.summary import identity, plain
 from prunus.results.table import Table, tables
 from prunus.results.token_use import token_area_cell
-from prunus.results.verdicts import adjust_and_judge, set_adjusted, wide_margin
+from prunus.results.verdicts import adjust_and_judge, wide_margin
 
 METHOD = {
-    "p": "sign-flip permutation over problems; McNemar's exact test for one draw",
+    "p": "twice the smaller p of the two directions, by betting on the differences; McNemar's exact test for one draw",
     "margin": "p of a loss of the margin or more, and lower bound, by betting on the differences: valid at any n",
-    "scaling": "retention by Fieller; lost by the same t test, kept by betting, both at 90 % of the base's slope",
+    "scaling": "retention by Fieller; kept and lost by betting, both at 90 % of the base's slope",
     "interval": "BCa bootstrap over problems with two pseudo-problems",
     "band": "simultaneous over the budgets of a task: max |t| of the same bootstrap",
-    "p_adjusted": "Holm: the area over runs, budgets within a run; alike for losses within the margin and for scaling",
+    "p_adjusted": "Holm for each direction and for losses within the margin: the area over runs; all single budgets of"
+    " all runs together; scaling over runs",
     "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
 }
@@ -66,8 +66,9 @@ def compare(
     of `others` has
     `tasks` -> task -> `budgets` -> budget, `auc` and `slope` (per doubling of the budget; None with fewer than two
         positive budgets): cells with n (problems), samples (draws of each), accuracy, base_accuracy, difference, se,
-        low, high (95 %), p, p_adjusted; lower_bound (one-sided 95 %, valid for any number of problems), p_margin (of a
-        loss of the margin or more, by betting), p_margin_adjusted; mde, the true difference that would be detected with
+        low, high (95 %); p_better and p_worse (one-sided), p (two-sided), and the same with _adjusted; lower_bound
+        (one-sided 95 %, valid for any number of problems), p_margin (of a loss of the margin or more, by betting),
+        p_margin_adjusted; mde, the true difference that would be detected with
         80 % power at the first step of Holm's correction, None where no difference could be detected with so few
         problems; se_fixed (standard error for these problems alone, from the noise of draws; None for one draw), t_low,
         t_high (paired t interval; None from 60 problems on), correlation (of the two runs over problems), q
@@ -77,7 +78,7 @@ def compare(
         `note`. Budgets also have band_low, band_high, which cover all budgets of the task simultaneously (95 %);
         tokens, base_tokens (mean thinking and answer tokens of a draw), tokens_ratio, tokens_ratio_low,
         tokens_ratio_high (95 %); and with one draw per problem lost and won (problems that only base or only other
-        solves) and p_mid (McNemar's mid-p). In `slope` the accuracies are slopes; it has no adjusted p, q, settle nor
+        solves). In `slope` the accuracies are slopes; it has no adjusted p, q, settle nor
         anything about the margin, but retention (slope over base's slope), retention_low, retention_high (95 %; all
         None unless base's slope is clearly above 0), and p_kept and p_lost, of retention above 0.9 and below;
     `tasks` -> task -> `auc_tokens`: n, samples, accuracy, base_accuracy, difference, se, low, high, p as above, of the
@@ -87,8 +88,8 @@ def compare(
         `parallel.compare_change` tells;
     `macro`, with several tasks: the same over all, weighing tasks alike, without correlation, lost, won, tokens,
         auc_tokens and parallel;
-    `largest`: the task and budget with the most significant difference, its p corrected for the choice among all cells
-        of this run, and p_adjusted over runs;
+    `largest`: the task and budget with the most significant difference, its p, and p_adjusted over all single budgets
+        of all runs;
     `adaptive`: whether `find` decided, from the rows of one of the two runs, how many problems there are; then p, low,
         high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time (`results/anytime.py`),
         t_low and t_high are None, and scaling cannot be told;
@@ -108,8 +109,9 @@ def compare(
     Budgets 0 and OFF are not part of the area, OFF also not of whole_curve and contradicted_at; with one positive
     budget the area is the accuracy there.
 
-    If p_adjusted of the primary is below .05, verdict is `better`, `worse`, or, with p_margin_adjusted of at most .05,
-    `worse, within the margin`. Else it is `non-inferior` with p_margin_adjusted of at most .05, or `cannot tell`.
+    With p_better_adjusted of the primary of at most .025 the verdict is `better`; with p_worse_adjusted of at most .025
+    it is `worse` or, with p_margin_adjusted of at most .05, `worse, within the margin`. Else it is `non-inferior` with
+    p_margin_adjusted of at most .05, or `cannot tell`.
     Raises PrunusError for unknown or ambiguous names, and if there is nothing to compare.
     """
     _check(margin, stop_margin, resamples)
@@ -287,22 +289,20 @@ def _entry(
     runs: how many entries there will be.
     """
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
-    alone = Claims(columns, runs if len(pairs) == 1 else len(pairs))
+    several = len(pairs) > 1
+    details = runs * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.details`
+    alone = Claims(details, details if several else runs)
     done = {task: contrast_cells([pair], margin, seed, resamples, alone) for task, pair in pairs.items()}
     entry = identity(run) | {"tasks": done, "margin": margin, "warnings": notes}
-    set_adjusted([cell for task in done.values() for cell in task["budgets"].values()], "p", "p_margin")
     for task, pair in pairs.items():
         done[task]["auc_tokens"] = token_area_cell(pair.base, pair.other, seed, resamples)
         done[task]["parallel"] = compare_change(pair.base, pair.other, seed, resamples)
-    if len(done) == 1:
+    if not several:
         (entry["primary"],) = (task[AUC] for task in done.values())
     else:
-        set_adjusted([task[AUC] for task in done.values()], "p", "p_margin")
-        together = Claims(columns // len(pairs), runs)
+        together = Claims(details, runs)
         entry["macro"] = contrast_cells(list(pairs.values()), margin, seed, resamples, together)
-        set_adjusted(list(entry["macro"]["budgets"].values()), "p", "p_margin")
         entry["primary"] = entry["macro"][AUC]
-    entry["largest"] = _largest(pairs, seed, resamples)
     return entry
 
 
@@ -320,19 +320,6 @@ def _with_stopping(
     if "macro" in entry:
         entry["macro"]["stopping"] = stop_cells(list(pairs.values()), stop_margin, seed, resamples, same_chains)
     return entry | {"stopping": tokens_per_draw(list(pairs.values()))}
-
-
-def _largest(pairs: Mapping[str, Pair], seed: int, resamples: int) -> dict[str, Any]:
-    """The cell with the most significant difference, its p corrected for the choice among all cells."""
-    differences_PB = [budget_differences(pair) for pair in pairs.values()]
-    cells = [
-        {"task": task, "budget": budget, "difference": float(difference), "p": float(p)}
-        for (task, pair), values, p_B in zip(
-            pairs.items(), differences_PB, largest_p(differences_PB, resamples, seed), strict=True
-        )
-        for budget, difference, p in zip(pair.base.budgets, values.mean(axis=0), p_B, strict=True)
-    ]
-    return min(cells, key=lambda cell: (cell["p"], -abs(cell["difference"])))
 
 
 def _name(run: Run) -> str:

@@ -1,7 +1,7 @@
 """The cells of a comparison: every contrast of two runs on the same problems, budgets and draws.
 
-`paired` computes intervals and p-values, `betting` lower bounds, and `anytime` all of these where rows decided how many
-problems were taken; they explain why these methods are used.
+`paired` computes intervals, `directions` and `betting` the p-values and bounds that verdicts rest on, and `anytime` all
+of these where rows decided how many problems were taken; they explain why these methods are used.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from prunus.budgets import OFF, without_off
 from prunus.results import anytime, bands, betting, metrics, paired, power, retention, token_use
+from prunus.results.directions import direction_p
 from prunus.results.metrics import AUC
 from prunus.results.table import Table
 
@@ -41,7 +42,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Claims:
-    """The numbers of tests for which the p-values of budgets, and of areas, are corrected."""
+    """The numbers of tests for which the p-values of budgets, and of the area, are corrected."""
 
     budgets: int
     areas: int
@@ -64,23 +65,29 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
     base, other = ([_per_draw(table, weights_BC) for table in side] for side in _sides(pairs))
     differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (P, N, C) of each task
     strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
-    tested = paired.infer(strata, resamples, seed)
+    tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
     shares = [d[:, : len(budgets) + 1] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
     claims_C = np.array([claims.budgets] * len(budgets) + [claims.areas] * (1 + several))
     columns = {
         "accuracy": paired.estimate(other_means),
         "base_accuracy": paired.estimate(base_means),
-        **tested.columns,
+        **{"p_flip" if name == "p" else name: column for name, column in tested.columns.items()},
         "se_fixed": paired.fixed_error(differences),
-        "mde": paired.minimum_detectable(strata, claims_C, len(pairs[0].base.draws)),
     }
-    bounds = {"lower_bound": betting.lower_bound(shares, seed=seed), "p_margin": betting.p_value(shares, margin, seed)}
-    size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
+    one_outcome = np.full(len(budgets) + 1, draws == 1 and len(pairs) == 1)
+    one_outcome[-1] &= np.count_nonzero(weights_BC[:, len(budgets)]) == 1
+    accuracies = [d[:, : len(budgets) + 1] for d in base_means]
+    judged = direction_p(shares, seed, draws, one_outcome) | {
+        "lower_bound": betting.lower_bound(shares, seed=seed, draws=draws, nulls=[-margin]),
+        "p_margin": betting.p_value(shares, margin, seed, draws),
+        "mde": power.minimum_detectable(shares, accuracies, claims_C[: len(budgets) + 1], draws, one_outcome, seed),
+    }
+    size = {"n": sum(map(len, strata)), "samples": draws}
     found: list[dict[str, Any]] = [
         size | {name: float(column[c]) for name, column in columns.items()} for c in range(weights_BC.shape[1])
     ]
     for c, cell in enumerate(found[: len(budgets) + 1]):
-        cell |= {name: float(column[c]) for name, column in bounds.items()}
+        cell |= {name: float(column[c]) for name, column in judged.items()}
     _add_t_intervals(found, strata)
     _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin, claims_C)
     _add_bands(found[: len(budgets)], tested)
@@ -90,14 +97,17 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
         _add_pairing(found, base_means[0], other_means[0])
         for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
             cell |= use
-        if size["samples"] == 1:
-            _add_mcnemar(found[: len(budgets)], strata[0])
+        if draws == 1:
+            _add_discordant(found[: len(budgets)], strata[0])
     slope: dict[str, Any] | None = found[-1] if several else None
     if slope:
         reach = float(weights_BC[:, -1].clip(0).sum())
-        slope |= _scaling([d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means], reach, seed)
+        slope |= {
+            name: float(p[0]) for name, p in direction_p([d[:, -1:] / (2 * reach) for d in strata], seed, draws).items()
+        }
+        slope |= _scaling([d[:, -1:] for d in base_means], [d[:, -1:] for d in other_means], reach, seed, draws)
         if pairs[0].adaptive is not None:
-            slope |= {"p_kept": 1.0, "p_lost": 1.0}  # no test of them holds at any time
+            slope |= dict.fromkeys(("p_kept", "p_lost", "p_better", "p_worse", "p"), 1.0)  # none holds at any time
     return {"budgets": dict(zip(budgets, found[: len(budgets)], strict=True)), AUC: found[len(budgets)], "slope": slope}
 
 
@@ -124,21 +134,18 @@ def any_time_columns(
     return anytime.infer(anytime.in_rounds(strata, [pair.base.problems for pair in pairs], seed), margin, columns)
 
 
-def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int) -> dict[str, float | None]:
+def _scaling(
+    base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int, draws: int
+) -> dict[str, float | None]:
     """The share of the base's scaling that the other run retains, from slopes per problem (`retention`)."""
     share, low, high = (float(end[0]) for end in retention.retention(base, other))
     return {
         "retention": share,
         "retention_low": low,
         "retention_high": high,
-        "p_kept": float(retention.p_kept(base, other, reach, seed)[0]),
-        "p_lost": float(retention.p_lost(base, other)[0]),
+        "p_kept": float(retention.p_kept(base, other, reach, seed, draws)[0]),
+        "p_lost": float(retention.p_lost(base, other, reach, seed, draws)[0]),
     }
-
-
-def budget_differences(pair: Pair) -> Floats:
-    """(P, B) share of correct draws of other minus that of base."""
-    return pair.other.correct.mean(axis=2) - pair.base.correct.mean(axis=2)
 
 
 def _sides(pairs: Sequence[Pair]) -> tuple[list[Table], list[Table]]:
@@ -197,8 +204,6 @@ def _add_pairing(found: Sequence[dict[str, Any]], base: Floats, other: Floats) -
         cell["correlation"] = paired.correlation(base[:, place], other[:, place])
 
 
-def _add_mcnemar(found: Sequence[dict[str, Any]], differences: Floats) -> None:
+def _add_discordant(found: Sequence[dict[str, Any]], differences: Floats) -> None:
     for cell, column in zip(found, differences.T, strict=False):
-        lost, won = int((column < 0).sum()), int((column > 0).sum())
-        exact, middle = paired.mcnemar_p(lost, won)  # the same test as the flips, without chance
-        cell |= {"lost": lost, "won": won, "p": exact, "p_mid": middle}
+        cell |= {"lost": int((column < 0).sum()), "won": int((column > 0).sum())}

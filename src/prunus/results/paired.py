@@ -4,16 +4,16 @@
 for the area under the curve, ...). The statistic is the mean over tasks of the mean over problems, so a task with many
 problems does not outweigh the others. All contrasts of a problem are resampled and flipped together.
 
-The methods behind a verdict and the reasons for them (non-inferiority is tested in `betting`):
+What a verdict rests on is in `directions` and `betting`. Here is what is shown beside it:
 
-* Is there a difference? The sign-flip permutation test. It is exact when the models are exchangeable within problems,
-  for any number of problems and draws, and for one draw per problem it is McNemar's exact test.
+* The p-value of the sign-flip permutation test. It is exact when the models are exchangeable within problems, for any
+  number of problems and draws. That is more than "equal on average", so no verdict rests on it.
 * How large is it? A bootstrap over problems after adding two pseudo-problems, one with +s and one with -s, s the root
   mean square of the differences that are not zero (1 if all are zero). For one draw per problem this is the adjustment
   of Bonett and Price (2012) to the paired Wald interval, carried over to the bootstrap. Without it intervals collapse
   where few problems differ: with 3 % discordant pairs plain bootstraps and the t interval cover .55 to .60 at n = 30
   and .71 at n = 40 (nominal .95), the adjusted ones .99 or more; with no discordant pair at all they are the point 0,
-  and this one is about +-3/n, as by the rule of three. The minimum detectable effect uses the same
+  and this one is about +-3/n, as by the rule of three. The minimum detectable effect (`power`) uses the same
   pseudo-problems, so it is never 0.
 * Which interval? BCa rather than percentiles of the same resamples. Where a few problems lose much, the percentile
   interval misses on one side: with 30 problems of which one in five breaks completely, 16 draws each, it lies above the
@@ -229,24 +229,13 @@ def one_draw(strata: Sequence[Floats]) -> float:
     return 1 / (len(strata) * min(map(len, strata)))
 
 
-def minimum_detectable(strata: Sequence[Floats], claims: ArrayLike = 1, draws: float = inf) -> Floats:
-    """(C,) true difference detected with 80 % power, from the standard error with pseudo-problems.
+def mcnemar_p(fewer: ArrayLike, more: ArrayLike) -> Floats:
+    """One-sided p of McNemar's exact test: of so many differences in one direction, or more, if both are as likely.
 
-    claims: number of tests over which Holm's correction of each contrast runs. draws: number of draws per problem; with
-    few draws the test's statistic is coarse, so the test is conservative, by about one draw. nan if not even the
-    largest difference could be detected: n problems that all differ in the same direction have p = 2/2^n.
+    fewer, more: numbers of problems that differ in the other direction and in this one.
     """
-    error = standard_error(with_pseudo_problems(strata))
-    found = detectable(claims, freedom(strata)) * error + one_draw(strata) / draws
-    problems = sum(map(len, strata))
-    return np.where(2.0 ** (1 - problems) < ALPHA / np.asarray(claims, dtype=float), found, nan)
-
-
-def mcnemar_p(lost: int, won: int) -> tuple[float, float]:
-    """Exact and mid-p two-sided p for one draw per problem. lost: problems that only base solves; won: only other."""
-    n, fewer = lost + won, min(lost, won)
-    tails = 2 * float(scipy.stats.binom.cdf(fewer, n, 0.5))
-    return min(1.0, tails), tails - float(scipy.stats.binom.pmf(fewer, n, 0.5))
+    more = np.asarray(more)
+    return np.asarray(scipy.stats.binom.sf(more - 1, np.asarray(fewer) + more, 0.5))
 
 
 def holm(p: ArrayLike) -> Floats:

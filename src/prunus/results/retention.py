@@ -8,10 +8,10 @@ mean over tasks of the mean over problems.
   from 0, with Student's quantile. It is finite only where the base's own slope is clearly above 0; elsewhere there is
   no scaling to keep, and no interval. Two pseudo-problems, one with the slope of a typical problem and one with its
   negative, widen it for the reason that `paired` gives: without them it would be a point where no problem differs.
-* *lost*: other - 0.9 base is below 0, and the base's slope above 0, by the same t test.
-* *kept*: other - 0.9 base and the base's slope are above 0, by betting. This is a claim of no harm, which a t test
-  makes too easily with few problems: where a tenth of the problems stop scaling, it says *kept* in up to half of the
-  cases at n = 5, and betting in none (docs/verdicts.md).
+* *lost*: other - 0.9 base is below 0, and the base's slope above 0, by betting.
+* *kept*: other - 0.9 base and the base's slope are above 0, by betting. A t test makes this claim too easily with few
+  problems: where a tenth of the problems stop scaling, it says *kept* in up to half of the cases at n = 5, and betting
+  in none (docs/verdicts.md).
 """
 
 from collections.abc import Sequence
@@ -36,21 +36,24 @@ def retention(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, 
     return y / np.where(clear, x, np.nan), (b - root) / a, (b + root) / a
 
 
-def p_lost(base: Sequence[Floats], other: Sequence[Floats]) -> Floats:
-    """(C,) p-values of "other has at least 0.9 of base's slope, or base's is not above 0", by t tests; 1 for n = 1."""
-    x, y, xx, xy, yy, extra = _moments(base, other)
-    less = _t_p(ENOUGH * x - y, ENOUGH**2 * xx - 2 * ENOUGH * xy + yy + extra, paired.freedom(base))
-    return np.maximum(less, _t_p(x, xx + extra, paired.freedom(base)))
+def p_lost(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0, draws: int = 1) -> Floats:
+    """(C,) p-values of "other has at least 0.9 of base's slope, or base's is not above 0", by betting."""
+    return _p(base, other, reach, seed, draws, -1)
 
 
-def p_kept(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0) -> Floats:
+def p_kept(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int = 0, draws: int = 1) -> Floats:
     """(C,) p-values of "other has at most 0.9 of base's slope, or base's is not above 0", by betting.
 
-    reach: the largest absolute slope that a problem can have.
+    reach: the largest absolute slope that a problem can have. draws: of each problem.
     """
-    more = [(theirs - ENOUGH * ours) / (1 + ENOUGH) / reach for ours, theirs in zip(base, other, strict=True)]
+    return _p(base, other, reach, seed, draws, 1)
+
+
+def _p(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int, draws: int, sign: int) -> Floats:
+    scale = reach * (1 + ENOUGH)
+    apart = [sign * (theirs - ENOUGH * ours) / scale for ours, theirs in zip(base, other, strict=True)]
     rising = [ours / reach for ours in base]
-    return np.maximum(betting.p_value(more, seed=seed), betting.p_value(rising, seed=seed))
+    return np.maximum(*(betting.p_value(strata, 0.0, seed, draws) for strata in (apart, rising)))
 
 
 def scaling_word(p_kept: float, p_lost: float) -> str:
@@ -73,9 +76,3 @@ def _moments(base: Sequence[Floats], other: Sequence[Floats]) -> tuple[Floats, .
         found[:2] += np.stack([x.mean(axis=0), y.mean(axis=0)]) / len(base)
         found[2:] += np.stack([*variances, 2 * typical / (n + 2) ** 2]) / len(base) ** 2
     return tuple(found)
-
-
-def _t_p(mean_C: Floats, variance_C: Floats, freedom: int) -> Floats:
-    """(C,) one-sided p of a mean of 0 or less; 1 where the variance is 0 or unknown."""
-    good = variance_C > 0
-    return np.where(good, scipy.stats.t.sf(mean_C / np.sqrt(np.where(good, variance_C, 1.0)), freedom), 1.0)

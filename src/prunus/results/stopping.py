@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from prunus.budgets import AS_RUN
 from prunus.results import betting, metrics, paired
 from prunus.results.contrasts import Pair, any_time_columns
+from prunus.results.directions import direction_p
 from prunus.results.table import Table
-from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, set_adjusted, verdict
+from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, parts, set_adjusted, verdict
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +48,7 @@ def _budgets(table: Table) -> NDArray[np.int_]:
     return np.array(table.budgets)[:, None]
 
 
-ENDS = "ends"
+ENDS, USED = "ends", "budget_used"
 ENDINGS = {
     ENDS: Ending("ends by itself", 1, lambda table: table.values("ended") == "natural"),
     "loops": Ending("loops", -1, lambda table: table.values("loops")),
@@ -55,7 +56,7 @@ ENDINGS = {
     "unanswered": Ending("no answer", -1, lambda table: table.values("status") == "no_answer"),
     "truncated": Ending("answer cut", -1, lambda table: table.values("answer_truncated")),
     "leaked": Ending("leaked", -1, lambda table: metrics.leaked(table.values("answer_tokens"), _budgets(table))),
-    "budget_used": Ending("budget used", -1, _budget_used),
+    USED: Ending("budget used", -1, _budget_used),
 }
 
 
@@ -67,8 +68,8 @@ def stop_cells(
     Logs of other tools have ENDS and loops at AS_RUN if both say how every draw ended.
 
     A cell has n, samples, share, base_share, difference, se, low, high (95 %), gain (the difference as an improvement),
-    p, p_margin (of harm of the margin or more, by betting), p_adjusted and p_margin_adjusted over the budgets of the
-    ending, and bound, the most harmful difference that is not ruled out (one-sided 95 %, for any number of problems).
+    p_better, p_worse, p, p_margin (of harm of the margin or more, by betting), and bound, the most harmful difference
+    that is not ruled out (one-sided 95 %, for any number of problems).
     same_chains: the budgets share their chains; without it there is no `lost`.
     """
     told = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
@@ -85,28 +86,28 @@ def stop_cells(
     signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
     strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
-    tested = paired.infer(strata, resamples, seed)
+    tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
+    one_outcome = np.repeat([draws == 1 and len(pairs) == 1 and name != USED for name in endings], len(budgets))
     cells = tested.cells(
         share=paired.estimate(other),
         base_share=paired.estimate(base),
         gain=paired.estimate(gains),
-        bound=signs * betting.lower_bound(gains, seed=seed),
-        p_margin=betting.p_value(gains, margin, seed),
+        bound=signs * betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin]),
+        p_margin=betting.p_value(gains, margin, seed, draws),
+        **direction_p(gains, seed, draws, one_outcome),
     )
     if pairs[0].adaptive is not None:
         now = any_time_columns(gains, pairs, margin)
         ends = np.sort([signs * now["low"], signs * now["high"]], axis=0)
-        columns = {"p": now["p"], "p_margin": now["p_margin"], "bound": signs * now["lower_bound"]}
-        columns |= {"low": ends[0], "high": ends[1]}
+        columns = {name: now[name] for name in ("p", "p_better", "p_worse", "p_margin")}
+        columns |= {"bound": signs * now["lower_bound"], "low": ends[0], "high": ends[1]}
         for c, cell in enumerate(cells):
             cell |= {name: float(column[c]) for name, column in columns.items()}
-    size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
+    size = {"n": sum(map(len, strata)), "samples": draws}
     by_ending = {
         name: [size | cell for cell in cells[place * len(budgets) : (place + 1) * len(budgets)]]
         for place, name in enumerate(endings)
     }
-    for of_ending in by_ending.values():
-        set_adjusted(of_ending, "p", "p_margin")
     return {budget: {name: by_ending[name][place] for name in endings} for place, budget in enumerate(budgets)}
 
 
@@ -136,21 +137,28 @@ def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
 def judge_stopping(entries: Sequence[dict[str, Any]]) -> None:
     """Set, in place, what all entries of a comparison say about stopping, corrected over the entries for each ending.
 
+    The cells of all budgets get adjusted p-values over all entries, tasks and budgets of an ending.
     `stopping` is extended by `endings` (the cells of the largest budget, corrected over the entries, with a `verdict`),
     and `stops` is the verdict on ending by itself, None without a positive budget or a log that tells it.
     `relies_on_cutting`: the accuracy is not shown to be worse by the margin, and the chains end by themselves less
     often.
     """
     found: dict[str, list[dict[str, Any]]] = {}
+    everywhere: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
-        whole = entry["macro"] if "macro" in entry else next(iter(entry["tasks"].values()))
-        by_budget = whole["stopping"]
+        for part in parts(entry):
+            for endings in part["stopping"].values():
+                for name, cell in endings.items():
+                    everywhere.setdefault(name, []).append(cell)
+        by_budget = parts(entry)[-1]["stopping"]
         last = by_budget[max(by_budget)] if by_budget else {}
         entry["stopping"] |= {"budget": max(by_budget, default=None), "endings": {k: dict(v) for k, v in last.items()}}
         for name, cell in entry["stopping"]["endings"].items():
             found.setdefault(name, []).append(cell)
+    for cells in everywhere.values():
+        set_adjusted(cells)
     for cells in found.values():
-        set_adjusted(cells, "p", "p_margin")
+        set_adjusted(cells)
         for cell in cells:
             cell["verdict"] = verdict(cell)
     for entry in entries:

@@ -1,8 +1,8 @@
 """Verdicts of a comparison, from p-values that are corrected for the number of tests.
 
-Three families of claims are corrected separately, each by Holm over the models compared: that there is a difference
-(sign flips), that the loss is smaller than the margin (betting), and that scaling is kept or lost. Budgets are
-corrected within their model, as are the areas of single tasks.
+Each kind of claim is a family, corrected by Holm over the models compared: that a model is better (2.5 %), worse
+(2.5 %), that its loss is smaller than the margin (5 %), that scaling is kept (5 %) or lost (5 %). All single budgets of
+all models, with the areas of single tasks where there are several, are further such families.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import scipy
 
 from prunus.budgets import without_off
 from prunus.results.betting import ALPHA
+from prunus.results.directions import two_sided
 from prunus.results.metrics import AUC
 from prunus.results.paired import holm
 from prunus.results.retention import scaling_word
@@ -30,10 +31,11 @@ CONTRADICTED_BY = {
 
 
 def verdict(cell: Data) -> str:
-    """The verdict on a cell of `compare`, from its two adjusted p-values and the sign of its gain (or difference)."""
+    """The verdict on a cell of `compare`, from its three adjusted p-values."""
     within = within_margin(cell)
-    if cell["p_adjusted"] < ALPHA:
-        return BETTER if cell.get("gain", cell["difference"]) > 0 else WITHIN if within else WORSE
+    better, worse = (cell[f"p_{word}_adjusted"] <= ALPHA / 2 for word in ("better", "worse"))
+    if better != worse:  # both would contradict each other
+        return BETTER if better else WITHIN if within else WORSE
     return SAME if within else OPEN
 
 
@@ -57,16 +59,22 @@ def within_margin(cell: Data) -> bool:
     return cell["p_margin_adjusted"] <= ALPHA
 
 
-def set_adjusted(cells: Sequence[dict[str, Any]], *names: str) -> None:
-    """Set NAME_adjusted of each cell: Holm's correction of NAME over these cells, for each of the names."""
+def set_adjusted(cells: Sequence[dict[str, Any]], names: Sequence[str] = ("p_better", "p_worse", "p_margin")) -> None:
+    """Set NAME_adjusted of each cell: Holm's correction of NAME over these cells, for each of the names.
+
+    p_adjusted is the two-sided p-value from those of the two directions.
+    """
     for name in names:
         for cell, p in zip(cells, holm([cell[name] for cell in cells]), strict=True):
             cell[f"{name}_adjusted"] = float(p)
+    if "p_better" in names:
+        for cell in cells:
+            cell["p_adjusted"] = float(two_sided(cell["p_better_adjusted"], cell["p_worse_adjusted"]))
 
 
-def set_q(parts: Sequence[Data]) -> None:
+def set_q(several: Sequence[Data]) -> None:
     """Set q: Benjamini-Hochberg over all budgets and areas of these parts."""
-    found = [cell for part in parts for cell in (*part["budgets"].values(), part[AUC])]
+    found = [cell for part in several for cell in (*part["budgets"].values(), part[AUC])]
     for cell, q in zip(found, scipy.stats.false_discovery_control([cell["p"] for cell in found]), strict=True):
         cell["q"] = float(q)
 
@@ -76,19 +84,21 @@ def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
 
     These depend on which models are compared together.
     """
-    set_adjusted([entry["primary"] for entry in entries], "p", "p_margin")
-    set_adjusted([entry["largest"] for entry in entries], "p")
+    set_adjusted([cell for entry in entries for cell in details(entry)])
+    set_adjusted([entry["primary"] for entry in entries])
     set_q([part for entry in entries for part in entry["tasks"].values()])
     set_q([entry["macro"] for entry in entries if "macro" in entry])
-    slopes = [slope for entry in entries if (slope := _whole(entry)["slope"])]
-    set_adjusted(slopes, "p_kept", "p_lost")
+    slopes = [slope for entry in entries if (slope := parts(entry)[-1]["slope"])]
+    set_adjusted(slopes, ("p_kept", "p_lost"))
     for slope in slopes:
         slope["word"] = scaling_word(slope["p_kept_adjusted"], slope["p_lost_adjusted"])
     for entry in entries:
         entry["within_margin"] = within_margin(entry["primary"])
         entry["verdict"] = verdict(entry["primary"])
-        entry["scaling"] = _whole(entry)["slope"]
-        entry |= along_curve(entry["primary"], entry["verdict"], _whole(entry)["budgets"])
+        whole = parts(entry)[-1]
+        entry["scaling"] = whole["slope"]
+        entry["largest"] = largest(entry)
+        entry |= along_curve(entry["primary"], entry["verdict"], whole["budgets"])
 
 
 def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[str, Any]:
@@ -107,6 +117,23 @@ def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[s
     return {"whole_curve": one_sign and not against, "contradicted_at": against}
 
 
-def _whole(entry: Data) -> Data:
-    """The cells over all tasks."""
-    return entry["macro"] if "macro" in entry else next(iter(entry["tasks"].values()))
+def details(entry: Data) -> list[dict[str, Any]]:
+    """The cells of an entry besides the primary contrast: its single budgets, and areas of single tasks."""
+    several = parts(entry)
+    areas = [part[AUC] for part in several if part[AUC] is not entry["primary"]]
+    return [cell for part in several for cell in part["budgets"].values()] + areas
+
+
+def largest(entry: Data) -> dict[str, Any]:
+    """The task, budget and difference with the smallest p-value; its p_adjusted is over all single budgets compared."""
+    cells = [
+        {"task": task, "budget": budget} | {key: cell[key] for key in ("difference", "p", "p_adjusted")}
+        for task, part in entry["tasks"].items()
+        for budget, cell in part["budgets"].items()
+    ]
+    return min(cells, key=lambda cell: (cell["p"], -abs(cell["difference"])))
+
+
+def parts(entry: Data) -> list[dict[str, Any]]:
+    """The cells of each task, and last those over all tasks (of several)."""
+    return [*entry["tasks"].values(), *([entry["macro"]] if "macro" in entry else [])]
