@@ -181,7 +181,11 @@ def statements(monkeypatch) -> list[tuple[str, tuple]]:
 
 def rows_read(statements: list[tuple[str, tuple]]) -> list[str]:
     """Ids of the runs whose rows were fetched, a time each."""
-    return sorted(values[0] for query, values in statements if "FROM sample" in query and "problem_id = ?" not in query)
+    return sorted(
+        values[0]
+        for query, values in statements
+        if "FROM sample WHERE run_id" in query and "problem_id = ?" not in query
+    )
 
 
 def test_the_rows_of_each_run_shown_are_read_once_and_no_others(tmp_path, statements):
