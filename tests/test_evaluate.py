@@ -382,7 +382,7 @@ def test_a_model_without_a_chat_template_is_refused(store, tmp_path):
     model = make_model(tmp_path / "model", "llama")
     (model / "chat_template.jinja").unlink()
     with pytest.raises(PrunusError, match="no chat template"):
-        prunus.evaluate(model, PLAN, store)
+        prunus.evaluate(model, replace(PLAN, profile="plain"), store)
     assert not store.exists()
 
 

@@ -131,7 +131,7 @@ class ReportData:
         the base is ambiguous or missing, or no problem of any run is finished.
         """
         available = [run for run in store.runs() if runs is None or run.run_id in runs]
-        begun = [run for run in store.begun() if run in available]
+        begun = store.begun(available)
         base_run = store.find_run(base) if base is not None else dense_run(begun or available, store.path)
         problems = store.problems()
 

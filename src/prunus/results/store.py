@@ -154,11 +154,11 @@ class Store:
             Run(run_id, *(json.loads(text) for text in (*texts, marks.get(run_id, "null")))) for run_id, *texts in rows
         ]
 
-    def begun(self) -> list[Run]:
-        """The runs that have rows, oldest first; an evaluation that was stopped early leaves one without."""
+    def begun(self, runs: Sequence[Run] | None = None) -> list[Run]:
+        """Those of some runs, or of all, that have rows; an evaluation that was stopped early leaves one without."""
         with_rows = "SELECT run_id FROM run WHERE EXISTS (SELECT 1 FROM sample WHERE sample.run_id = run.run_id)"
         begun = {run_id for (run_id,) in self._read(with_rows)}
-        return [run for run in self.runs() if run.run_id in begun]
+        return [run for run in (self.runs() if runs is None else runs) if run.run_id in begun]
 
     def counts(self) -> dict[str, int]:
         """The number of rows of each run that has any."""
@@ -193,7 +193,7 @@ class Store:
         """
         found = self.find_runs(text)
         if len(found) > 1:
-            found = [run for run in self.begun() if run in found] or found
+            found = self.begun(found) or found
         return self._the_only(text, found)
 
     def remove_run(self, text: str) -> None:
