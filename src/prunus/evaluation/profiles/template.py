@@ -37,11 +37,16 @@ class Probe:
 def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text of the tokenizer's chat template. Raises PrunusError if it has none."""
     if (template := template_of(tokenizer)) is None:
-        raise PrunusError(
-            "the model's tokenizer has no chat template: add chat_template.jinja of the original model, or, for a base"
-            " model, use --profile base"
-        )
+        raise no_template()
     return template
+
+
+def no_template() -> PrunusError:
+    """The error of a profile that needs a chat template, for a model that has none."""
+    return PrunusError(
+        "the model's tokenizer has no chat template: add chat_template.jinja of the original model, or, for a base"
+        " model, use --profile base"
+    )
 
 
 def template_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
