@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from typing import Any
 
 import pytest
 from chat_tokenizer import CHATML, byte_tokenizer
@@ -25,7 +26,7 @@ from prunus.results.store import Store
 
 BASE = PROFILES["base"]
 BYTES = byte_tokenizer(["<eos>", "<bos>"], template=None)
-EOS = BYTES.convert_tokens_to_ids("<eos>")
+EOS: Any = BYTES.convert_tokens_to_ids("<eos>")
 PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32), limit=3, answer_tokens=16)
 
 
@@ -41,7 +42,7 @@ def test_a_tokenizer_that_begins_texts_with_a_token_begins_the_prompt_with_it():
 
     tokenizer = byte_tokenizer(["<bos>", "<eos>"], template=None)
     tokenizer.bos_token = "<bos>"
-    begin = tokenizer.bos_token_id
+    begin: Any = tokenizer.bos_token_id
     assert encode_prompt(BASE, tokenizer, "1+1?")[0] != begin
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=[
         ("<bos>", begin), ("<eos>", tokenizer.convert_tokens_to_ids("<eos>"))])  # fmt: skip
