@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
-from prunus.checkpoint.writer import partial_folder
+from prunus.disk import partial_folder
 from prunus.hashing import content_hash
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.saved_statistics import FORMAT

@@ -28,8 +28,8 @@ from recover_page import SECOND, SHIPPED, of_reasoner, write_page
 
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.checkpoint.writer import partial_folder
 from prunus.contamination import question_digest
+from prunus.disk import partial_folder
 from prunus.evaluation.profiles import PROFILES, render_prompt
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe

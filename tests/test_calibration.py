@@ -96,6 +96,23 @@ def test_windows_that_overlap_are_said_with_the_share_of_distinct_tokens(model, 
     assert "5 windows of one document overlap" in warning
 
 
+def test_short_documents_that_are_left_out_are_said(model, tmp_path):
+    """The tokens are those of earlier versions: windows of the long documents. The line says what happened."""
+    texts = [text_of(60 if seed in (5, 30) else 3, seed) for seed in range(40)]
+    path = write_lines(tmp_path / "a.jsonl", "text", texts)
+    long = write_lines(tmp_path / "long.jsonl", "text", [texts[5], texts[30]])
+    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    assert sum(len(tokenizer(text)["input_ids"]) > 20 for text in texts) == 2
+    got = load_calibration(recipe(path, samples=9), model)
+    documents = [tokenizer(text)["input_ids"] for text in (texts[5], texts[30])]
+    assert all(any(w == ids[i : i + 20] for ids in documents for i in range(len(ids))) for w in got.sequences)
+    (warning,) = got.warnings
+    assert "a.jsonl: only 2 of 40 documents are longer than 20 tokens, and only these are used; 9 windows" in warning
+    assert "lower --seqlen or --samples, or give longer documents" in warning
+    (warning,) = load_calibration(recipe(long, samples=9), model).warnings
+    assert "9 windows of 2 documents overlap" in warning
+
+
 def test_a_large_corpus_is_tokenised_only_as_far_as_needed(model, tmp_path, monkeypatch):
     texts = [text_of(3 if seed % 3 else 60, seed) for seed in range(400)]
     path = write_lines(tmp_path / "a.jsonl", "text", texts)

@@ -382,7 +382,7 @@ def test_a_model_without_a_chat_template_is_refused(store, tmp_path):
     model = make_model(tmp_path / "model", "llama")
     (model / "chat_template.jinja").unlink()
     with pytest.raises(PrunusError, match="no chat template"):
-        prunus.evaluate(model, PLAN, store)
+        prunus.evaluate(model, replace(PLAN, profile="plain"), store)
     assert not store.exists()
 
 
@@ -393,6 +393,7 @@ def private_problems() -> list[Problem]:
 
 def test_texts_of_private_problems_are_not_stored(store, monkeypatch):
     monkeypatch.setattr("prunus.evaluation.resolved_plan.load_task", lambda *_: private_problems())
+    monkeypatch.setattr("prunus.evaluation.beforehand.check_task", lambda _: None)
     run_id = prunus.evaluate("tiny", EvalPlan(tasks=("gated",), budgets=(0, 30)), store)
     assert b"secret" not in store.read_bytes()
     with Store(store) as opened:

@@ -122,7 +122,7 @@ def test_s1_is_known_by_its_name_only(tmp_path, capsys):
         (CHAT, "{{ raise_exception('tools first') }}", "auto", "cannot be used: tools first"),
         (CHAT, CHATML + "{{ strftime_now(bos_token) }}", "auto", "today's date in a way that cannot be replaced"),
         (("[THINK]", "[/THINK]", "<seed:think>"), CHATML, "auto", r"several profiles \(brackets, seed\): choose"),
-        (CHAT, None, "auto", "no chat template"),
+        (CHAT, None, "plain", "no chat template"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_opened_is_refused(tokens, template, name, message):

@@ -182,7 +182,11 @@ def statements(monkeypatch) -> list[tuple[str, tuple]]:
 
 def rows_read(statements: list[tuple[str, tuple]]) -> list[str]:
     """Ids of the runs whose rows were fetched, a time each."""
-    return sorted(values[0] for query, values in statements if "FROM sample" in query and "problem_id = ?" not in query)
+    return sorted(
+        values[0]
+        for query, values in statements
+        if "FROM sample WHERE run_id" in query and "problem_id = ?" not in query
+    )
 
 
 def test_the_rows_of_each_run_shown_are_read_once_and_no_others(tmp_path, statements):
@@ -203,7 +207,7 @@ def test_page_figures_and_tables_share_one_reading_of_the_rows(tmp_path, stateme
     statements.clear()
     report(store, tmp_path / "a.html", figures=tmp_path / "f", csv=tmp_path / "t")
     assert rows_read(statements) == sorted(ids)
-    assert sum("FROM run" in query for query, _ in statements) == 1
+    assert sum("SELECT run_id, model" in query for query, _ in statements) == 1
     assert sum("FROM problem" in query for query, _ in statements) == 1
     texts = Counter(values for query, values in statements if "SELECT thinking, text" in query)
     assert texts and max(texts.values()) <= 2 * 3, "once to measure and once to show, for each variant"

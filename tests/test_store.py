@@ -126,8 +126,8 @@ def test_runs_are_found_by_the_labels_that_tables_print(path):
         for again in (made("d4" + 10 * "0", "tiny", mode="legacy"), made("e5" + 10 * "0", "w20", wanda)):
             store.add_run(again)
         for text, choices in (
-            ("dense", r"'dense' fits 2 runs .*give an id: 0123456789ab \(tiny, None\), d40{10} \(tiny, legacy\)"),
-            ("Wanda 20 %", r"fits 2 runs .*a10{10} \(w20\), e50{10} \(w20\)"),
+            ("dense", r"'dense' fits 2 runs .*: 0123456789ab \(tiny; .*no mode\), d40{10} \(tiny; .*mode legacy\)"),
+            ("Wanda 20 %", r"fits 2 runs .*a10{10} \(w20\), e50{10} \(w20\)$"),
         ):
             with pytest.raises(PrunusError, match=choices) as error:
                 store.find_run(text)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from prunus.results.comparison import compare
     from prunus.results.frames import Results, export, open
     from prunus.results.importing.commands import import_rows
+    from prunus.results.listing import runs
     from prunus.rounds import prune_in_rounds
     from prunus.studies import plan_study, report_study, run_study
     from prunus.walkthrough import demo
@@ -95,6 +96,7 @@ __all__ = [
     "report",
     "report_study",
     "run_study",
+    "runs",
     "show_profile",
     "sparse",
     "stats",
@@ -133,6 +135,7 @@ _HOME = {
     "report": "prunus.reporting.page",
     "report_study": "prunus.studies",
     "run_study": "prunus.studies",
+    "runs": "prunus.results.listing",
     "show_profile": "prunus.evaluation.profiles.catalogue",
     "stats": "prunus.pruning.calibration.saved_statistics",
     "tasks": "prunus.evaluation.tasks",

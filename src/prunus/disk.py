@@ -49,6 +49,12 @@ def write_text(path: Path, text: str, sync: bool = True) -> None:
         stream.write(text.encode())
 
 
+def partial_folder(target: Path) -> Path:
+    """The folder of unfinished work on target."""
+    whole = target.resolve()
+    return whole.parent / f"{whole.name}.partial"
+
+
 def replace_folder(new: Path, target: Path, overwrite: bool) -> None:
     """Rename new to target. With overwrite, an existing target is first renamed, and deleted afterwards."""
     old = target.parent / f"{target.name}.replaced"

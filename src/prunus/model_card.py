@@ -19,6 +19,7 @@ from prunus.pruning.inspection import inspect
 from prunus.reporting.output_files import write_whole
 from prunus.results.comparison import HARMLESS, compare
 from prunus.results.labels import history
+from prunus.results.plans import listed
 from prunus.results.rows import Run
 from prunus.results.store import Store
 from prunus.results.summary import summarise
@@ -144,13 +145,12 @@ def read_results(
 
 def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run:
     """The run of the weights with this checksum. Raises PrunusError unless it is one."""
-    found = [store.find_run(run)] if run else [one for one in store.runs() if one.model.get("checksum") == checksum]
+    found = [store.find_run(run)] if run else [one for one in store.begun() if one.model.get("checksum") == checksum]
     if not found:
         there = ", ".join(dict.fromkeys(str(one.model.get("name")) for one in store.runs())) or "no runs"
         raise PrunusError(f"no run of {folder} in {store.path}, which has {there}: run `prunus eval {folder}` first")
     if len(found) > 1:
-        listed = ", ".join(f"{one.run_id} ({', '.join(one.plan.get('tasks', []))})" for one in found)
-        raise PrunusError(f"{store.path} has {len(found)} runs of {folder}: choose one with --run: {listed}")
+        raise PrunusError(f"{store.path} has {len(found)} runs of {folder}: choose one with --run: {listed(found)}")
     if found[0].model.get("checksum") != checksum:
         raise PrunusError(f"run {found[0].run_id} is of other weights than {folder}: name a run of this checkpoint")
     return found[0]
@@ -161,14 +161,13 @@ def find_dense(store: Store, checksum: str, ours: Run) -> Run | None:
     plan = {key: value for key, value in ours.plan.items() if key not in HARMLESS}
     found = [
         one
-        for one in store.runs()
+        for one in store.begun()
         if not history(one)
         and one.model.get("checksum") == checksum
         and {key: value for key, value in one.plan.items() if key not in HARMLESS} == plan
     ]
     if len(found) > 1:
-        listed = ", ".join(one.run_id for one in found)
-        raise PrunusError(f"{store.path} has several runs of the dense model: choose one with --base: {listed}")
+        raise PrunusError(f"{store.path} has several runs of the dense model: choose one with --base: {listed(found)}")
     return found[0] if found else None
 
 

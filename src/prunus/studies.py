@@ -13,7 +13,7 @@ from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.finding.of_study import check_searches, open_searches, run_searches, states
 from prunus.results.store import Store
-from prunus.study.cells import Model, open_models
+from prunus.study.cells import Model, check_beforehand, open_models
 from prunus.study.file import Study, read_study
 from prunus.study.offline_plan import local_folder, unread_tasks
 from prunus.study.pages import write_results
@@ -62,6 +62,7 @@ def run_study(
     if ray is not None:
         check_ray(study)
     cluster = Cluster.asked_for(ray, gpus_per_task, cpus_per_task)
+    check_beforehand(study, paths.folder.exists())
     with paths.locked():
         models = open_models(study)
         check_variants(study, models, paths.folder, device)

@@ -21,9 +21,11 @@ BUILT_IN = (TINY, "tiny-moe")  # the reasoners inside the package: a dense one, 
 SMALL_PATTERNS = ["*.json", "*.txt", "*.jinja", "*.model"]
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", *SMALL_PATTERNS]
 HUB_PATTERNS += ["README.md", "LICENSE", "LICENSE.md", "NOTICE"]  # for the licence of what is made from the model
+TEMPLATES = "additional_chat_templates"  # a folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 # Texts whose ids change if transformers replaces a tokenizer's own way of splitting words.
 TOKENIZER_PROBES = ("<think>\nOkay", "\n\nhello", " 12345", "</think>\n\n**", "it's 3.5\u00a0km")
+CALIBRATION = "calibration.jsonl"  # the tokens by which a model was pruned, beside it
 UNSAFE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
@@ -190,6 +192,15 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         if "trust_remote_code" in str(error):
             raise PrunusError(f"the tokenizer in {folder} needs its own code, which prunus never runs") from error
         raise PrunusError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+
+
+def lacks_chat_template(folder: Path) -> bool:
+    """Whether a folder has a tokenizer whose files have no chat template; False where that cannot be told from them."""
+    path = folder / "tokenizer_config.json"
+    if not (folder / "tokenizer.json").is_file() or not path.is_file():
+        return False
+    beside = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json", TEMPLATES))
+    return not beside and not read_object(path).get("chat_template")
 
 
 def is_known_type(folder: Path) -> bool:

@@ -22,12 +22,23 @@ from torch import Tensor
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import MANIFEST, next_manifest
 from prunus.checkpoint.model_folder import INDEX, SINGLE_FILE
+from prunus.checkpoint.resolve import CALIBRATION
 from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of, read_header, write_file
-from prunus.disk import DiskFull, check_space, disk_errors, locked, replace_folder, sync_file, sync_folder, write_text
+from prunus.disk import (
+    DiskFull,
+    check_space,
+    disk_errors,
+    locked,
+    partial_folder,
+    replace_folder,
+    sync_file,
+    sync_folder,
+    write_text,
+)
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
 
-JOURNAL, LOCK, CALIBRATION, HIDDEN = "journal.json", "lock", "calibration.jsonl", "hidden.bin"
+JOURNAL, LOCK, HIDDEN = "journal.json", "lock", "hidden.bin"
 EVIDENCE = "evidence.json"
 # Files of a model that are copied with the weights; other files in its folder are not.
 COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md", ".tiktoken"}
@@ -53,12 +64,6 @@ def check_target(source: Path, target: Path, overwrite: bool) -> None:
         raise PrunusError(f"{target} exists; choose another output or add --overwrite")
     if not (target / "config.json").is_file():
         raise PrunusError(f"{target} exists and is not a checkpoint, so it will not be replaced; choose another output")
-
-
-def partial_folder(target: Path) -> Path:
-    """The folder of unfinished work on target."""
-    whole = target.resolve()
-    return whole.parent / f"{whole.name}.partial"
 
 
 class Partial:

@@ -22,6 +22,7 @@ from prunus.cli.common import (
     store_argument,
 )
 from prunus.engines import BACKENDS, EngineOptions
+from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, TraceRecipe
 
 _SIZES = ", ".join(f"{entry.batch_size} on {name}" for name, entry in BACKENDS.items())
@@ -118,9 +119,8 @@ def eval_command(
 
     After an interruption the same command resumes; a finished run does no work.
     """
-    run_id = prunus.evaluate(
-        model, EvalPlan(**plan), store, device=device, engine=engine, measure_seconds=measure_seconds
-    )
+    check_plan(model, asked := EvalPlan(**plan), engine, store)
+    run_id = prunus.evaluate(model, asked, store, device=device, engine=engine, measure_seconds=measure_seconds)
     from prunus.reporting.terminal import curve_table
     from prunus.results.store import Store
     from prunus.results.summary import summarise
@@ -151,7 +151,8 @@ def traces_command(model: str, out: Path, device: str, engine: EngineOptions, ov
 
     Evaluation sets are refused. An interrupted run resumes when the same command is given again.
     """
-    made = prunus.traces(model, out, TraceRecipe(**recipe), device=device, engine=engine, overwrite=overwrite)
+    check_plan(model, asked := TraceRecipe(**recipe), engine)
+    made = prunus.traces(model, out, asked, device=device, engine=engine, overwrite=overwrite)
     show_summary(made)
 
 

@@ -18,6 +18,7 @@ from prunus.cli.common import (
 )
 from prunus.cli.pruning import calibration_options, refuse_other_calibration, run_options
 from prunus.cli.recovery import check_no_stats, recover_options, take_recovery
+from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipes import ExpertsRecipe, RecoverRecipe
 
 
@@ -63,8 +64,10 @@ def experts_command(
     asked = ExpertsRecipe(**recipe)
     where = {"device": device, "overwrite": overwrite, "dry_run": dry_run}
     check_no_stats(recovery, stats)
+    check_calibration(asked, model, out, stats=stats)
     if recovery is not None:
-        show_summary(prunus.prune_and_recover(model, out, asked, RecoverRecipe.like(asked, **recovery), **where))
+        check_calibration(settings := RecoverRecipe.like(asked, **recovery), model, out)
+        show_summary(prunus.prune_and_recover(model, out, asked, settings, **where))
         return
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)

@@ -25,6 +25,7 @@ from prunus.cli.evaluation import plan_options, store_option
 from prunus.cli.pruning import CALIBRATION_HELP
 from prunus.cli.recovery import recover_options, take_recovery
 from prunus.engines import EngineOptions
+from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe
 
 NOTHING_FOUND = 3  # exit code
@@ -130,6 +131,7 @@ def find_command(
     plan = EvalPlan(**options)
     if not ladder.endswith(".toml"):
         settings["seed"] = plan.seed
+    check_plan(model, plan, engine, store)
     found = prunus.find(
         model, out, plan, ladder, methods=method.split(",") if method else None, settings=settings, recovery=recovery,
         margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look, store=store,

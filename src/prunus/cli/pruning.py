@@ -1,6 +1,7 @@
 """Commands that write a pruned checkpoint or its statistics, or describe and measure a model."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 
 import prunus
 from prunus import progress, recipes
+from prunus.checkpoint.resolve import resolve
 from prunus.cli.common import (
     CLOSING_HELP,
     all_of,
@@ -25,6 +27,8 @@ from prunus.cli.common import (
 from prunus.cli.recovery import check_no_stats, recover_options, rounds_options, take_recovery, take_rounds
 from prunus.declarations import Allocation, DepthMethod, Method, declared, owners_of
 from prunus.errors import PrunusError
+from prunus.pruning.calibration.beforehand import check_calibration, check_source
+from prunus.pruning.calibration.text_files import check_readable
 from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
 
 
@@ -166,8 +170,10 @@ def prune_command(
     asked = PruneRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
     check_no_stats(recovery, stats)
+    check_calibration(asked, model, out, stats=stats)
     if recovery is not None:
         settings = RecoverRecipe.like(asked, **recovery)
+        check_calibration(settings, model, out)
         work = prunus.prune_and_recover if rounds is None else prunus.prune_in_rounds
         show_summary(work(model, out, asked, settings, **(rounds or {}), **where))
         return
@@ -203,6 +209,7 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **option
     """
     if experts and hessians:
         raise PrunusError("--experts and --hessians are two files: give one of them")
+    check_source(options["calibration"], resolve(model))
     if experts:
         if is_given("min_expert_tokens"):
             raise PrunusError("--min-expert-tokens is for statistics of Linears; scores of experts have no threshold")
@@ -220,7 +227,9 @@ def stats_command(model: str, out: Path, hessians: bool, experts: bool, **option
 @json_option
 def allocate_command(model: str, save: Path | None, device: str, as_json: bool, **recipe: Any) -> None:
     """Print and plot the sparsity of each block of MODEL; nothing is pruned."""
-    data = prunus.allocate(model, PruneRecipe(**recipe), save=save, device=device)
+    asked = PruneRecipe(**recipe)
+    check_calibration(replace(asked, method="magnitude"), model)  # what only the allocation needs
+    data = prunus.allocate(model, asked, save=save, device=device)
     if as_json:
         print_json(data)
     else:
@@ -247,10 +256,12 @@ def drop_command(model: str, out: Path, device: str, dry_run: bool, overwrite: b
     """Remove decoder blocks of MODEL and write the result to the folder OUT."""
     recovery = take_recovery(recipe)
     asked, where = DropRecipe(**recipe), {"device": device, "overwrite": overwrite, "dry_run": dry_run}
+    check_calibration(asked, model, out)
     if recovery is None:
         show_summary(prunus.drop_blocks(model, out, asked, **where))
     else:
-        show_summary(prunus.prune_and_recover(model, out, asked, RecoverRecipe.like(asked, **recovery), **where))
+        check_calibration(settings := RecoverRecipe.like(asked, **recovery), model, out)
+        show_summary(prunus.prune_and_recover(model, out, asked, settings, **where))
 
 
 @command("inspect", "prunus inspect tiny\nprunus inspect out/wanda-20")
@@ -281,6 +292,7 @@ def inspect_command(model: str, weights: bool | None, as_json: bool) -> None:
 @json_option
 def perplexity_command(model: str, text: Path, seqlen: int, max_tokens: int | None, device: str, as_json: bool) -> None:
     """Print the perplexity of MODEL on a text, in windows that do not overlap."""
+    check_readable(text.expanduser(), resolve(model))
     data = prunus.perplexity(model, text, seqlen=seqlen, max_tokens=max_tokens, device=device)
     if as_json:
         print_json(data)

@@ -21,6 +21,7 @@ from prunus.cli.common import (
 from prunus.cli.evaluation import traces_command
 from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError
+from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipes import RecoverRecipe, TraceRecipe
 
 CHAINS = "traces"  # begins the options of how chains are drawn in rounds
@@ -173,4 +174,5 @@ def recover_command(
     """
     asked = RecoverRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
+    check_calibration(asked, pruned, out)
     show_summary(prunus.recover(pruned, out, asked, dense=dense, **where))

@@ -1,4 +1,4 @@
-"""Commands that read a store: compare, card, export, report and verify."""
+"""Commands that read a store: runs, compare, card, export, report and verify."""
 
 import sys
 from pathlib import Path
@@ -23,6 +23,28 @@ stop_margin_option = click.option(
 )
 folder = click.Path(path_type=Path, file_okay=False)
 DIFFERS = 1  # exit code of verify
+
+
+@command("runs", "prunus runs results.db\nprunus runs results.db --remove 3f2a9b1c04de")
+@store_argument
+@click.option(
+    "--remove",
+    metavar="RUN",
+    help="Remove this run with all its answers: its id (or the start of it), model name, or label.",
+)
+@json_option
+def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
+    """List the runs of STORE: id, model, what was done to it, plan in short, and number of stored answers.
+
+    With --remove, first remove one; there is no way back. A run that is being evaluated is not removed.
+    """
+    found = prunus.runs(store, remove)
+    if as_json:
+        print_json(found)
+    else:
+        from prunus.reporting.terminal import runs_table
+
+        progress.out_console.print(runs_table(found))
 
 
 @command("compare", "prunus compare results.db --base tiny --other wanda-20")

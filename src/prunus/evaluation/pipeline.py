@@ -18,6 +18,7 @@ from prunus.engines import BACKENDS, EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation import backends, native
 from prunus.evaluation.backends.chat import ChatServer
+from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.budget import Draw, answer_text, force_budgets
 from prunus.evaluation.flow import drawn_as_completed, fill_as_completed
 from prunus.evaluation.grading import GRADER_VERSION, Grader
@@ -58,6 +59,7 @@ def evaluate(
     are not computed again, and if none is missing the model is not loaded. Raises PrunusError where the model or the
     plan is wrong, before anything is generated, and where another process is working on this run.
     """
+    check_plan(model, plan, engine, store)
     if any(map(is_harness_task, plan.tasks)):
         return evaluate_harness(model, plan, Path(store), device)
     if measure_seconds and not BACKENDS[plan.backend].times_tokens:

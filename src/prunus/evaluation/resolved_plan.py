@@ -92,7 +92,7 @@ def resolve_plan(
     Raises PrunusError if a chain does not fit into the model's context. In mode legacy an answer may run to the end of
     the context, as in the papers' harness, and needs room for one token only.
     """
-    profile = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode, checkpoint.folder)
+    profile = profile_of(plan, tokenizer, checkpoint)
     if plan.closing is not None:
         profile = profile.closed_by(plan.closing)
     own = encode_markers(profile, tokenizer, plan.mode)
@@ -159,6 +159,12 @@ def resolve_plan(
         switch=switch,
         native=native,
     )
+
+
+def profile_of(plan: EvalPlan, tokenizer: "PreTrainedTokenizerBase", checkpoint: ModelFacts) -> Profile:
+    """The plan's profile, fitted to the model."""
+    given = {name: getattr(plan, name) for name in ("temperature", "top_p", "top_k")}
+    return resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode, checkpoint.folder, given)
 
 
 def appended_to_off(switch: Switch | None, tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -16,6 +16,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation.beforehand import check_plan
 from prunus.finding.certificate import caution, certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
 from prunus.finding.on_ray import on_cluster
@@ -30,6 +31,7 @@ from prunus.hashing import canonical_json
 from prunus.pruning.made_card import renew_card
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
 from prunus.results.store import Store, check_folder
+from prunus.study.cells import check_entries
 from prunus.study.ray.cluster import Cluster
 from prunus.study.run import check_ray
 from prunus.study.variants import check_variants, whole_checkpoint
@@ -94,6 +96,9 @@ def find(
     target, path, engine = Path(out), Path(store), engine or EngineOptions()
     ladders = ladders_of(ladder, methods, settings or {}, recovery)
     file = Path(ladder) if isinstance(ladder, str | Path) and str(ladder).endswith(".toml") else None
+    check_plan(model, plan, engine, path)
+    if not target.exists() and not work_folder(target).exists():  # else rungs may be made that need none any more
+        check_entries([entry for one in ladders for entry in one.entries], resolve(model))
     search = open_search(
         model, plan, ladders, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look,
         engine=engine, as_given=as_given, file=file,

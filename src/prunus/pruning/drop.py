@@ -16,7 +16,8 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.checkpoint.writer import Partial, check_target, disk_needed
 from prunus.disk import check_space, show_bytes
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.depth import DEPTH_METHODS
 from prunus.pruning.depth.choice import Calibrated, Choice
@@ -58,6 +59,7 @@ def drop_blocks(
     Raises PrunusError for wrong input or if the blocks cannot be removed, and then leaves nothing behind.
     """
     started = time.monotonic()
+    check_calibration(recipe, model, out)
     source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
     count = check_blocks(recipe, source)
@@ -67,10 +69,11 @@ def drop_blocks(
     chosen_device = pick_device(device)
     if dry_run:
         return describe(recipe, count, source, target, needed)
+    early = load_early(recipe, source, target) if needs_data(recipe) else None
     origin = source.provenance(model)
     work = {"action": "drop", "recipe": recipe.to_json(), "source": origin["checksum"]}
     with Partial(source, target, work, source.blocks - count, needed, overwrite, stray) as partial:
-        calibration = keep_calibration(recipe, source, partial) if needs_data(recipe) else None
+        calibration = keep_calibration(recipe, source, partial, early) if needs_data(recipe) else None
         if "choice" not in partial.notes:
             choice = choose(recipe, count, source, calibration, chosen_device)
             verify(source, choice, chosen_device)

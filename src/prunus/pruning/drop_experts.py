@@ -17,7 +17,8 @@ from prunus.checkpoint.writer import Partial, check_target, disk_needed
 from prunus.disk import check_space, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.depth.verification import left_out
 from prunus.pruning.drop import warn_of
@@ -78,7 +79,9 @@ def drop_experts(
     Raises PrunusError for wrong input or if experts cannot be removed, and then leaves nothing behind.
     """
     started = time.monotonic()
-    source, target, recipe = Checkpoint(resolve(model)), Path(out), recipe or ExpertsRecipe()
+    recipe = recipe or ExpertsRecipe()
+    check_calibration(recipe, model, out, stats=stats)
+    source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
     mixtures = find_mixtures(source)
     saved, recipe = with_saved(stats, source, recipe)
@@ -93,6 +96,8 @@ def drop_experts(
     there = pick_device(device)
     if dry_run:
         return describe(recipe, source, mixtures, target, needed, saved)
+    needs_data = (CRITERIA[recipe.method].needs != "nothing" and saved is None) or recipe.distill_router
+    early = load_early(recipe, source, target) if needs_data else None
     origin = source.provenance(model)
     work: dict[str, Any] = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
     if saved is not None:
@@ -103,8 +108,7 @@ def drop_experts(
         return {name: entry_of(stored) for name, stored in cut_tensors(source, mixtures, kept, stray).items()}
 
     with Partial(source, target, work, source.blocks, needed, overwrite, stray, entries) as partial:
-        needs_data = (CRITERIA[recipe.method].needs != "nothing" and saved is None) or recipe.distill_router
-        calibration = keep_calibration(recipe, source, partial) if needs_data else None
+        calibration = keep_calibration(recipe, source, partial, early) if needs_data else None
         if "choice" not in partial.notes:
             seen = saved.seen(mixtures) if saved else measure(source, mixtures, recipe, calibration, there)
             choice = choose(recipe, mixtures, seen)

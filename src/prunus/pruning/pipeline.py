@@ -25,7 +25,8 @@ from prunus.freed_memory import return_freed_memory
 from prunus.progress import Steps
 from prunus.pruning.allocate import allocate_groups, keep_scores, linear_sparsities
 from prunus.pruning.allocation import ALLOCATIONS
-from prunus.pruning.calibration.data import Calibration, keep_calibration
+from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration.data import Calibration, keep_calibration, load_early
 from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
@@ -81,14 +82,17 @@ def prune(
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
     started = time.monotonic()
+    check_calibration(recipe, model, out, stats=stats)
     source, target = Checkpoint(resolve(model)), Path(out)
     check_target(source.folder, target, overwrite)
     job = make_job(source, recipe, device, offload, stats, None if shared is None else Path(shared))
     recipe = job.recipe
     if dry_run:
         return describe(job, target)
-    early = ALLOCATIONS[recipe.allocation].needs != "nothing" or recipe.expert_spread
-    if early or any(one.whole_model for one in job.passes):
+    needs_data = job.needs_tokens or bool(recipe.expert_spread)
+    early = load_early(recipe, source, target) if needs_data else None
+    measured = ALLOCATIONS[recipe.allocation].needs != "nothing" or recipe.expert_spread
+    if measured or any(one.whole_model for one in job.passes):
         source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
     work = {"action": "prune", "recipe": recipe.to_json(), "source": source.fingerprint(), **revisions(recipe)}
     if any(linear.experts for linears in job.linears for linear in linears):
@@ -96,8 +100,7 @@ def prune(
     if job.stats is not None:
         work["stats"] = job.stats.about
     with Partial(source, target, work, source.blocks, job.disk, overwrite) as partial, full_float32(job.device):
-        needs_data = job.needs_tokens or bool(recipe.expert_spread)
-        calibration = keep_calibration(recipe, source, partial) if needs_data else None
+        calibration = keep_calibration(recipe, source, partial, early) if needs_data else None
         if calibration and recipe.weighted:
             calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
         scores = keep_scores(job, partial, calibration)

@@ -31,7 +31,8 @@ from prunus.checkpoint.writer import HIDDEN, Partial, check_target, disk_needed
 from prunus.disk import check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps
-from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration
+from prunus.pruning.calibration.beforehand import check_calibration
+from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.drop_experts import drop_experts
 from prunus.pruning.made_card import made_card
@@ -107,8 +108,10 @@ def recover(
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
+    recipe = recipe or RecoverRecipe()
+    check_calibration(recipe, pruned, out)
     return recover_checkpoint(
-        open_pruned(resolve(pruned), dense), str(pruned), Path(out), recipe or RecoverRecipe(), dense=dense,
+        open_pruned(resolve(pruned), dense), str(pruned), Path(out), recipe, dense=dense,
         device=device, offload=offload, overwrite=overwrite, dry_run=dry_run,
     )  # fmt: skip
 
@@ -145,6 +148,7 @@ def recover_checkpoint(
     twin = dense_twin(source, dense)
     there = pick_device(device)
     check_trainable(source, there)
+    early = None if dry_run else load_early(recipe, source, target)
     check_zeros(source)
     job = Recovery(source, twin, spans_of(source, twin), recipe, there, offload)
     needed = disk_needed(source.nbytes) + (stream_bytes(job, recipe.samples * recipe.seqlen) if offload else 0)
@@ -153,7 +157,7 @@ def recover_checkpoint(
     checksums = {"source": source.checksum(), "dense": twin.checksum()}
     work = {"action": "recover", "recipe": recipe.to_json(), **checksums}
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial, full_float32(job.device):
-        calibration = keep_calibration(recipe, source, partial)
+        calibration = keep_calibration(recipe, source, partial, early)
         plan = kept_plan(job, partial, max(map(len, calibration.sequences)))
         with torch.no_grad():
             recover_blocks(job, partial, calibration, plan)
@@ -215,6 +219,7 @@ def prune_and_recover(
     recovery would do and need, as text). Raises PrunusError as these functions do.
     """
     target, recovery = Path(out), recovery or RecoverRecipe.like(recipe)
+    check_calibration(recovery, model, out)
     source = Checkpoint(resolve(model))
     check_target(source.folder, target, overwrite)
     check_trainable(source, pick_device(device))

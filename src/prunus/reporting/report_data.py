@@ -16,6 +16,7 @@ from prunus.reporting.run_totals import RunTotals, run_totals
 from prunus.results.bands import add_bands
 from prunus.results.comparison import compare_runs
 from prunus.results.latency import Speed
+from prunus.results.plans import listed
 from prunus.results.rows import Key, Run, Sample
 from prunus.results.store import Store
 from prunus.results.summary import describe
@@ -130,7 +131,8 @@ class ReportData:
         the base is ambiguous or missing, or no problem of any run is finished.
         """
         available = [run for run in store.runs() if runs is None or run.run_id in runs]
-        base_run = store.find_run(base) if base is not None else dense_run(available, store.path)
+        begun = store.begun(available)
+        base_run = store.find_run(base) if base is not None else dense_run(begun or available, store.path)
         problems = store.problems()
 
         @cache
@@ -159,7 +161,7 @@ class ReportData:
             )
         both = []
         for one in reported:
-            if (other := in_other_mode(one.run, available)) is not None:
+            if (other := in_other_mode(one.run, begun)) is not None:
                 summaries = {str(run.plan.get("mode")): describe(run, rows(run.run_id)[1]) for run in (one.run, other)}
                 both.append(BothModes(one.look, summaries, other, totals(other)))
         found = matches([(one.look, one.run, one.summary) for one in reported]) if published else None
@@ -216,9 +218,10 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
         dense = strict  # one model in both modes
     if len(dense) == 1:
         return dense[0]
-    listed = ", ".join(f"{run.run_id} ({run.model.get('name')})" for run in dense or runs)
     what = "several runs of unpruned models" if dense else "no run of an unpruned model"
-    raise PrunusError(f"the store '{store}' has {what}: choose the run to compare with by --base: {listed}")
+    raise PrunusError(
+        f"the store '{store}' has {what}: choose the run to compare with by --base: {listed(dense or runs)}"
+    )
 
 
 def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:

@@ -58,6 +58,21 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
     return Group(*tables) if tables else Text("no finished problem yet")
 
 
+def runs_table(runs: Sequence[Data]) -> RenderableType:
+    """A row for each run of a store."""
+    if not runs:
+        return Text("no runs")
+    table = _table("run")
+    table.columns[0].no_wrap = True  # an id is copied whole
+    for column in ("model", "made", "plan"):
+        table.add_column(column, overflow="fold")
+    table.add_column("answers", justify="right")
+    for run in runs:
+        texts = (run["run"], str(run["model"]), run["label"], run["plan"])
+        table.add_row(*(Text(visible(text)) for text in texts), count(run["rows"]))
+    return table
+
+
 def _adherence(task: str, natives: Sequence[tuple[str, Data]], budgets: Sequence[int]) -> Table:
     """How the runs under native control kept to their budgets."""
     table = _table("run")

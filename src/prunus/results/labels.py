@@ -137,6 +137,11 @@ def label(steps: Sequence[dict[str, Any]]) -> str:
     return text if len(made) == len(steps) else f"{text}, native control"
 
 
+def label_of(run: "Run") -> str:
+    """The label of a run on its own."""
+    return label([*history(run), *control_steps(run)])
+
+
 def made_by(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The steps that made a model, without that of control_steps."""
     return [step for step in steps if step.get("action") != CONTROL]

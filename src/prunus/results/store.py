@@ -22,6 +22,7 @@ from prunus.errors import PrunusError
 from prunus.results import schema
 from prunus.results.labels import is_called
 from prunus.results.looping import loops
+from prunus.results.plans import listed
 from prunus.results.rows import IMPORTED, Key, ProblemRow, Run, Sample
 
 BUSY_SECONDS = 30.0
@@ -153,6 +154,16 @@ class Store:
             Run(run_id, *(json.loads(text) for text in (*texts, marks.get(run_id, "null")))) for run_id, *texts in rows
         ]
 
+    def begun(self, runs: Sequence[Run] | None = None) -> list[Run]:
+        """Those of some runs, or of all, that have rows; an evaluation that was stopped early leaves one without."""
+        with_rows = "SELECT run_id FROM run WHERE EXISTS (SELECT 1 FROM sample WHERE sample.run_id = run.run_id)"
+        begun = {run_id for (run_id,) in self._read(with_rows)}
+        return [run for run in (self.runs() if runs is None else runs) if run.run_id in begun]
+
+    def counts(self) -> dict[str, int]:
+        """The number of rows of each run that has any."""
+        return dict(self._read("SELECT run_id, count(*) FROM sample GROUP BY run_id"))
+
     def run(self, run_id: str) -> Run:
         """The run with this full id. Raises PrunusError if there is none."""
         for run in self.runs():
@@ -176,12 +187,45 @@ class Store:
         return next((found for test in meant if (found := [run for run in runs if test(run)])), [])
 
     def find_run(self, text: str) -> Run:
-        """The run that text names, as in find_runs. Raises PrunusError with the choices unless it is one run."""
+        """The run that text names, as in find_runs; one without rows only if no run with rows is named so.
+
+        Raises PrunusError with the choices, and what differs between them, unless it is one run.
+        """
         found = self.find_runs(text)
+        if len(found) > 1:
+            found = self.begun(found) or found
+        return self._the_only(text, found)
+
+    def remove_run(self, text: str) -> None:
+        """Remove the run that text names, with its rows and everything else that is stored about it.
+
+        Text is as for find_runs. Problems of tasks that no other run has are removed, too. Raises PrunusError, and
+        removes nothing, unless text fits one run, with or without rows, or while a process is evaluating the run.
+        """
+        run = self._the_only(text, self.find_runs(text))
+        with self.claim(run.run_id), self._transaction():
+            self._delete("run", [run.run_id])
+            kept = {task for other in self.runs() for task in other.plan.get("tasks", [])}
+            unused = "SELECT problem_id, task FROM problem WHERE problem_id NOT IN (SELECT problem_id FROM sample)"
+            self._delete("problem", [key for key, task in self._read(unused) if task not in kept])
+
+    def _delete(self, table: str, keys: Sequence[str]) -> None:
+        """Delete runs or problems by id, and before them the rows of other tables that refer to them."""
+        tables = [name for (name,) in self._read("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        referring = [
+            (name, column)
+            for name in tables
+            for _, _, to, column, *_ in self._read(f"PRAGMA foreign_key_list({name})")
+            if to == table
+        ]
+        for name, column in [*referring, (table, f"{table}_id")]:
+            self._connection.executemany(f"DELETE FROM {name} WHERE {column} = ?", [(key,) for key in keys])  # noqa: S608
+
+    def _the_only(self, text: str, found: Sequence[Run]) -> Run:
         if not found:
             raise PrunusError(f"no run of '{text}' in {self.path}; {self._what_there_is()}")
         if len(found) > 1:
-            raise PrunusError(f"'{text}' fits {len(found)} runs in {self.path}, give an id: {_names(found)}")
+            raise PrunusError(f"'{text}' fits {len(found)} runs in {self.path}, give an id: {listed(found)}")
         return found[0]
 
     def add_problems(self, rows: Iterable[ProblemRow]) -> None:
@@ -315,7 +359,7 @@ class Store:
 
     def _what_there_is(self) -> str:
         runs = self.runs()
-        return f"it has {_names(runs)}" if runs else "it has no runs yet"
+        return f"it has {listed(runs)}" if runs else "it has no runs yet"
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._errors(), closing(self._connection.execute(query, values)) as cursor:
@@ -372,10 +416,3 @@ def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
 
 def _json(data: Any) -> str:
     return json.dumps(data, sort_keys=True, ensure_ascii=False)
-
-
-def _names(runs: Sequence[Run]) -> str:
-    """Ids and model names, with the mode where the runs differ in it."""
-    modes = {run.plan.get("mode") for run in runs}
-    apart = {run.run_id: f", {run.plan.get('mode')}" if len(modes) > 1 else "" for run in runs}
-    return ", ".join(f"{run.run_id} ({run.model.get('name')}{apart[run.run_id]})" for run in runs)

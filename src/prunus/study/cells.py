@@ -5,7 +5,7 @@ have no effect on a recipe's result have none on its id.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,11 @@ from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, resolve, tiny_folder
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
+from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.hashing import content_hash
-from prunus.pruning.calibration.data import HUB_NAMES, TRACES, calibration_name
+from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_calibration
+from prunus.pruning.calibration.data import calibration_name
 from prunus.pruning.experts.mixture import expert_counts
 from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.unused_settings import unused_settings
@@ -103,6 +105,34 @@ def open_models(study: Study) -> list[Model]:
     models = [open_model(study, name, folder_of(study, name)) for name in study.models]
     check_apart(study, models)
     return models
+
+
+def check_beforehand(study: Study, begun: bool) -> None:
+    """Raise PrunusError, with the line of the file, for what is wrong and seen without opening a model.
+
+    begun: whether variants may have been made, which need their calibration no more.
+    """
+    for name in study.models:
+        folder = folder_of(study, name)
+        try:
+            for plan in study.plans:
+                check_plan(folder, plan)
+        except PrunusError as error:
+            study.fail(study.eval_line, f"{name}: {error}")
+        if not begun:
+            for entry in study.entries:
+                try:
+                    check_entries([entry], folder)
+                except PrunusError as error:
+                    study.fail(entry.line, f"{name}: {error}")
+
+
+def check_entries(entries: Iterable[Entry], folder: Path) -> None:
+    """Raise PrunusError if the calibration of a recipe, or of its recovery, cannot be read for the model in folder."""
+    for entry in entries:
+        for recipe in (entry.experts, entry.recipe, entry.recover):
+            if recipe is not None:
+                check_calibration(recipe, folder)
 
 
 def check_apart(study: Study, models: Sequence[Model]) -> None:

@@ -88,7 +88,7 @@ class Contrast:
 
 def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Contrast]:
     """One contrast for each model and plan."""
-    begun = {run.run_id for run in store.runs() if store.keys(run.run_id)}
+    begun = {run.run_id for run in store.begun()}
     found = []
     for model in models:
         for number, name in enumerate(plan_names(study.plans)):

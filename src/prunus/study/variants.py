@@ -8,7 +8,6 @@ whole checkpoint is kept in the study's folder. One that is pruned after that is
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.pruning.allocate import find_scores
-from prunus.pruning.calibration.data import HUB_NAMES, calibration_name
+from prunus.pruning.calibration.beforehand import check_package
+from prunus.pruning.calibration.data import calibration_name
 from prunus.pruning.drop import drop_blocks
 from prunus.pruning.drop_experts import drop_experts
 from prunus.pruning.pipeline import prune
@@ -206,15 +206,6 @@ def apply(
     if isinstance(recipe, ExpertsRecipe):
         return drop_experts(model.name, target, recipe, **where)
     return drop_blocks(model.name, target, recipe, **where)
-
-
-def check_package(calibration: str) -> None:
-    """Raise PrunusError if calibration is a corpus of the hub and the package that reads it is missing."""
-    if calibration in HUB_NAMES and find_spec("datasets") is None:
-        raise PrunusError(
-            f"calibration '{calibration}' needs the package datasets: pip install 'prunus[hub]'; "
-            "or give a .txt or .jsonl file"
-        )
 
 
 def make_variant(

@@ -21,9 +21,9 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
-from prunus.evaluation.profiles import encode_markers, encode_opened, encode_prompt, resolve_profile
+from prunus.evaluation.profiles import encode_markers, encode_opened, encode_prompt
 from prunus.evaluation.profiles.template import ends_of_turn
-from prunus.evaluation.resolved_plan import effective_sampling, tokens_needed
+from prunus.evaluation.resolved_plan import effective_sampling, profile_of, tokens_needed
 from prunus.recipes import EvalPlan
 
 MODEL = "prunus"
@@ -69,15 +69,15 @@ class BudgetForcing(Base):
         )
         folder = resolve(pretrained)
         checkpoint, tokenizer = ModelFolder(folder), load_tokenizer(folder)
+        self.style = profile_of(plan, tokenizer, checkpoint)
+        markers = encode_markers(self.style, tokenizer, plan.mode).ending_at(
+            ends_of_turn(self.style, tokenizer, folder)
+        )
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # without a device, the harness requests a GPU and falls back to what exists
         self.thinker = HFBackend(load_model(folder, device or "auto"), len(tokenizer))
         super().__init__(pretrained=self.thinker.model, tokenizer=tokenizer, batch_size=rows)
         self.rows, self.plan, self.is_templated = rows, plan, False
-        self.style = resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode, folder)
-        markers = encode_markers(self.style, tokenizer, plan.mode).ending_at(
-            ends_of_turn(self.style, tokenizer, folder)
-        )
         self.context = checkpoint.context
         self.rules = Rules(markers, effective_sampling(self.style, plan), seed=plan.seed, context=self.context)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prunus import progress
@@ -15,7 +16,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.profiles.markers import find_token
 from prunus.evaluation.profiles.profile import DATE, Profile, read_profile, read_system
 from prunus.evaluation.profiles.table import PROFILES
-from prunus.evaluation.profiles.template import Probe, probe, sampling_of, source_of
+from prunus.evaluation.profiles.template import Probe, probe, sampling_of, source_of, template_of
 from prunus.recipes import PROFILE_FILE, Mode
 
 if TYPE_CHECKING:
@@ -48,8 +49,11 @@ def resolve_profile(
     manifest: Mapping[str, Any],
     mode: Mode = "strict",
     folder: Path | None = None,
+    given: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Profile:
     """The profile of that name, fitted to the model's chat template and sampling defaults.
+
+    given: temperature, top_p and top_k that take the place of the profile's, for the line that is printed.
 
     name: a built-in profile, a .toml file, or `auto`: the profile of the manifest, else the file prunus_profile.toml in
     the model's folder, else the one that tokenizer and chat template indicate, which is printed with the reason. In
@@ -57,16 +61,13 @@ def resolve_profile(
     and prints a message. Raises PrunusError if there is no such profile, if the tokenizer has no chat template for
     prompts, or if the template closes the thinking and none of its options opens it.
     """
-    source_of(tokenizer)
-    if name != "auto":
-        return fit(named(name), tokenizer, folder)
-    if "profile" in manifest:
-        return fit(named(manifest["profile"]), tokenizer, folder)
+    if name != "auto" or "profile" in manifest:
+        return fit(named(name if name != "auto" else manifest["profile"]), tokenizer, folder)
     if mode == "legacy":
         return fit(PROFILES[_legacy_profile(tokenizer)], tokenizer, folder)
     choice = choose(tokenizer, manifest, folder)
     profile = fit(choice.profile, tokenizer, folder)
-    progress.say(f"profile {profile.name}: {choice.why}{_opening(profile)}")
+    progress.say(f"profile {profile.name}: {choice.why}{_opening(profile, given)}")
     for warning in choice.warnings:
         progress.say(f"warning: {warning}")
     return profile
@@ -85,6 +86,8 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
     """The profile that a model's files indicate."""
     if folder is not None and (folder / PROFILE_FILE).is_file():
         return Choice(read_profile(folder / PROFILE_FILE), f"by {PROFILE_FILE} of the model's folder")
+    if template_of(tokenizer) is None:
+        return _without_template(tokenizer, _names(manifest, folder))
     found = probe(tokenizer, {}, "", DATE)
     special = list(_by_special_tokens(tokenizer, found))
     if len(special) > 1:
@@ -94,6 +97,17 @@ def choose(tokenizer: "PreTrainedTokenizerBase", manifest: Mapping[str, Any], fo
         )
     names = _names(manifest, folder)
     return special[0] if special else _by_tags(tokenizer, found) or _by_words(tokenizer, found, names)
+
+
+def _without_template(tokenizer: "PreTrainedTokenizerBase", names: list[str]) -> Choice:
+    """The profile of base models; a warning where the model may be another one, of which the template is missing."""
+    thinks = find_token(tokenizer, "<think>") is not None or any(THINKER_NAME.search(name) for name in names)
+    warnings = ["the model may be one that thinks, without its chat_template.jinja: add that of the original model"]
+    return Choice(
+        PROFILES["base"],
+        "the tokenizer has no chat template, as those of base models, so the prompt is a few solved problems",
+        tuple(warnings if thinks else ()),
+    )
 
 
 def _by_special_tokens(tokenizer: "PreTrainedTokenizerBase", found: Probe) -> Iterator[Choice]:
@@ -177,8 +191,11 @@ def with_tag(profile: Profile, name: str) -> Profile:
 def fit(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path | None) -> Profile:
     """The profile with the system prompt, sampling defaults and template options that a model's files determine.
 
-    Raises PrunusError if the template closes the thinking and none of its options opens it.
+    Raises PrunusError if there is no template and the profile has no prompt of its own, or if the template closes the
+    thinking and none of its options opens it.
     """
+    if not profile.prompt:
+        source_of(tokenizer)
     if folder is not None and profile.model_system_file and (folder / profile.model_system_file).is_file():
         profile = replace(profile, system=read_system(folder / profile.model_system_file))
         progress.say(f"the system prompt is {profile.model_system_file} of the model's folder")
@@ -227,11 +244,14 @@ def _switched_on(profile: Profile, tokenizer: "PreTrainedTokenizerBase", found: 
     )
 
 
-def _opening(profile: Profile) -> str:
-    """How a profile was fitted to a model, for the message that names it."""
+def _opening(profile: Profile, given: Mapping[str, float | None]) -> str:
+    """How a profile was fitted to a model, and the sampling that takes effect, for the message that names it."""
     opened = ", which opens the thinking itself" if profile.template_opens == "yes" else ""
     options = ", ".join(f"{key}={value}" for key, value in profile.template.items())
-    sampling = f"; temperature {profile.temperature:g}, top_p {profile.top_p:g}, top_k {profile.top_k}"
+    usual = {"temperature": profile.temperature, "top_p": profile.top_p, "top_k": profile.top_k}
+    taken = usual | {name: value for name, value in given.items() if value is not None}
+    shown = ", ".join(f"{name} {value:g}" for name, value in taken.items())
+    sampling = f"; {shown if taken['temperature'] else 'temperature 0 (greedy)'}"
     return f"{opened}{f'; template options {options}' if options else ''}{sampling}"
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from prunus.errors import PrunusError
-from prunus.evaluation.profiles.profile import Profile
+from prunus.evaluation.profiles.profile import PROBLEM, Profile
 from prunus.evaluation.profiles.template import messages_of, render
 from prunus.evaluation.requests import TextStops
 from prunus.recipes import Mode
@@ -171,7 +171,14 @@ def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: 
 
 
 def render_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """The text of the chat template with text as the only user message, up to the place where the model continues."""
+    """The text of the chat template with text as the only user message, up to the place where the model continues.
+
+    For a profile with a prompt of its own, it is that prompt with text as the problem, after the token that begins a
+    text, if the tokenizer adds one.
+    """
+    if profile.prompt:
+        begins = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+        return f"{tokenizer.bos_token if begins else ''}{profile.prompt.replace(PROBLEM, text)}"
     return render(tokenizer, messages_of(text, profile.system), profile.template_options(), profile.date)
 
 

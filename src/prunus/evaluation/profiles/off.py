@@ -66,7 +66,7 @@ def switch_off(profile: Profile, tokenizer: "PreTrainedTokenizerBase") -> Switch
     prompt with them differs from the usual one and does not end in an opened thinking. Raises PrunusError that says
     what is lacking.
     """
-    source = source_of(tokenizer)
+    source = source_of(tokenizer) if profile.off_template else ""
     options = {key: value for key, value in profile.off_template.items() if re.search(rf"\b{re.escape(key)}\b", source)}
     for some in (*({key: value} for key, value in options.items()), options):
         switch = Switch(profile, some)

@@ -46,6 +46,7 @@ KEYS = {
         "tokens": "answer_tokens",
         "choice_tokens": "choice_answer_tokens",
     },
+    "prompt": {"text": "prompt"},
     "off": {"template": "off_template", "block": "off_block"},
     "native": {"parameter": "native_parameter", "template": "native_template", "efforts": "native_efforts"},
     "sampling": {
@@ -55,6 +56,7 @@ KEYS = {
         "from_model": "sampling_from_model",
     },
 }
+PROBLEM = "{problem}"  # stands for the problem in the text of a prompt
 TEMPLATE = ("system", "system_file", "model_system_file", "date")  # keys of [template] that are no template options
 
 
@@ -71,7 +73,7 @@ class Profile:
         (detection.py), `yes` means that thinking_start is not appended.
     natural_closing: follows the thinking text if the model ended it. forced_closing: follows it if the budget ended it.
     answer_in_chain: for models without thinking markers: a chain that the model ended is the answer, and nothing is
-        appended.
+        appended. think_stops then end the chain, and are texts only.
     forced_break, wait_break: inserted before forced_closing and wait unless the thinking text ends in a newline (an
         empty text does not). answer_lead: the end of forced_closing that is part of the answer's text.
     answer_banned: markers that must not occur in an answer in mode strict. strip: strings that are removed from both
@@ -81,6 +83,7 @@ class Profile:
         whether those of the model's generation_config.json take precedence.
     enable_thinking, template: options of the chat template; None is not passed. system: the system prompt, if any.
     model_system_file: a file in the model's folder with the system prompt. date: the date for the chat template.
+    prompt: the text of the whole prompt with PROBLEM in it, for models without a chat template; empty: the template's.
     off_template: options of the chat template that switch the thinking off; those that a template does not mention are
         not passed. off_block: an empty block of thinking, which is appended if no option does so (off.py).
     native_parameter, native_template, native_efforts: one of the ways in which engine or model keep a budget
@@ -119,6 +122,7 @@ class Profile:
     native_parameter: str = ""
     native_template: str = ""
     native_efforts: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         settle(self)
@@ -132,8 +136,13 @@ class Profile:
         for stop in self.think_stops:
             if stop in self.thinking_start and self.match != "token":
                 raise PrunusError(f"the stop '{stop}' is a part of the start '{self.thinking_start}'")
-        if self.answer_in_chain and self.think_stops:
-            raise PrunusError("answer_in_chain needs `stops = []`: after an end of thinking, the answer is separate")
+        if self.answer_in_chain and self.think_stops and self.match != "text":
+            raise PrunusError(
+                "answer_in_chain needs `stops = []`, since after an end of thinking the answer is separate, or texts"
+                ' at which the chain ends (`match = "text"`)'
+            )
+        if self.prompt:
+            self._check_prompt()
         if self.answer_in_chain and (self.off_template or self.off_block):
             raise PrunusError("[off] needs a profile whose thinking has markers, not `answer_in_chain = true`")
         if not self.answer_in_chain and not self.think_stops:
@@ -155,6 +164,14 @@ class Profile:
         if self.off_block and not any(stop in self.off_block for stop in self.think_stops):
             raise PrunusError(f"the block {self.off_block!r} of [off] does not end the thinking")
 
+    def _check_prompt(self) -> None:
+        if self.prompt.count(PROBLEM) != 1:
+            raise PrunusError(f"text of [prompt] needs {PROBLEM} once, where the problem is to stand")
+        if self.thinking_start or self.template or self.system or self.model_system_file:
+            raise PrunusError("[prompt] has the whole text, so `start` of [think] must be empty, and [template], too")
+        if self.off_template or self.off_block or self.native_parameter or self.native_template or self.native_efforts:
+            raise PrunusError("[prompt] is for models without a chat template, so there is no [off] and no [native]")
+
     def strings(self) -> dict[str, Any]:
         """All settings that affect the text, for the stored plan.
 
@@ -166,6 +183,7 @@ class Profile:
         of_the_model |= {"native_parameter", "native_template", "native_efforts"}
         default: dict[str, Any] = {
             "template_opens": "auto", "answer_in_chain": False, "strip": (), "template": {}, "system": "", "date": DATE,
+            "prompt": "",
         }  # fmt: skip
         found = {
             name: value

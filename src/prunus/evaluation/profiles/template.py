@@ -36,12 +36,25 @@ class Probe:
 
 def source_of(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text of the tokenizer's chat template. Raises PrunusError if it has none."""
+    if (template := template_of(tokenizer)) is None:
+        raise no_template()
+    return template
+
+
+def no_template() -> PrunusError:
+    """The error of a profile that needs a chat template, for a model that has none."""
+    return PrunusError(
+        "the model's tokenizer has no chat template: add chat_template.jinja of the original model, or, for a base"
+        " model, use --profile base"
+    )
+
+
+def template_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The text of the tokenizer's chat template; None if it has none, as those of base models."""
     template: Any = tokenizer.chat_template
     if isinstance(template, Mapping):  # several, by name
         template = template.get("default")
-    if not template:
-        raise PrunusError("the model's tokenizer has no chat template: add chat_template.jinja of the original model")
-    return str(template)
+    return str(template) if template else None
 
 
 def render(
@@ -130,12 +143,9 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, found: Probe) ->
     If <|return|> ends its turns, <|end|> is left out, since it only ends a message. Raises PrunusError if no file names
     any.
     """
-    ids = set(load_end_ids(folder, len(tokenizer)))
-    config = folder / "config.json"
-    named = read_object(config).get("eos_token_id") if config.is_file() else None
-    for token in (*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id, found.end_of_turn):
-        if type(token) is int and 0 <= token < len(tokenizer):
-            ids.add(token)
+    ids = set(named_ends(tokenizer, folder))
+    if found.end_of_turn is not None:
+        ids.add(found.end_of_turn)
     returned, ended = (tokenizer.convert_tokens_to_ids(text) for text in ("<|return|>", "<|end|>"))
     if returned in ids:
         ids.discard(ended)
@@ -147,8 +157,23 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, found: Probe) ->
     return frozenset(ids)
 
 
+def named_ends(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> frozenset[int]:
+    """The ids that end a text by generation_config.json, config.json or the tokenizer."""
+    config = folder / "config.json"
+    named = read_object(config).get("eos_token_id") if config.is_file() else None
+    told = (*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id)
+    return load_end_ids(folder, len(tokenizer)).union(
+        token for token in told if type(token) is int and 0 <= token < len(tokenizer)
+    )
+
+
 def ends_of_turn(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> frozenset[int]:
-    """The ids that end the model's turn, by generation_config.json, or by all its files if the profile names none."""
+    """The ids that end the model's turn, by generation_config.json, or by all its files if the profile names none.
+
+    With a prompt of the profile's own they are those that end a text by any file. There may be none.
+    """
+    if profile.prompt:
+        return named_ends(tokenizer, folder)
     if profile.answer_stops:
         return load_end_ids(folder, len(tokenizer))
     return end_ids(tokenizer, folder, probe(tokenizer, profile.template_options(), profile.system, profile.date))

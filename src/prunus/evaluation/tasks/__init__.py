@@ -9,6 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from prunus.errors import PrunusError
+from prunus.evaluation.tasks.hub import check_package
 from prunus.evaluation.tasks.local import load_file
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task
 from prunus.recipes import PromptStyle
@@ -54,6 +55,15 @@ def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Proble
     else:
         raise PrunusError(f"no task '{name_or_path}'; there are {', '.join(TASKS)}, or a FILE.jsonl")
     return problems[:limit]
+
+
+def check_task(name_or_path: str | Path) -> None:
+    """Raise PrunusError for an unknown name, a bad file, or a set of the hub without the package that fetches it."""
+    task = TASKS.get(str(name_or_path))
+    if task is None:
+        load_task(name_or_path)
+    elif "/" in task.source:
+        check_package(task.name)
 
 
 def prompt_text(problem: Problem, style: PromptStyle = "bare") -> str:

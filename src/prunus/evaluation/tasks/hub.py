@@ -1,7 +1,9 @@
 """Fetch a problem set with `datasets` (extra `hub`), with a one-line error that says what to do if it fails."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from prunus.errors import PrunusError
@@ -12,12 +14,8 @@ LOCAL = "or pass a JSONL file with one {{'id', 'problem', 'answer'}} per line: -
 def hub_rows(task: str, repo: str, config: str | None, split: str, count: int) -> Iterator[Mapping[str, Any]]:
     """The rows of one split; PrunusError unless there are exactly `count`, as in the original data set."""
     local = LOCAL.format(task=task)
-    try:
-        load_dataset = import_module("datasets").load_dataset  # an optional extra
-    except ImportError as error:
-        raise PrunusError(
-            f"task '{task}' comes from the hub and needs the datasets package: pip install 'prunus[hub]', {local}"
-        ) from error
+    check_package(task)
+    load_dataset = import_module("datasets").load_dataset
     try:
         rows = load_dataset(repo, config, split=split)
     except Exception as error:  # network, disk and access errors have no common class
@@ -27,6 +25,16 @@ def hub_rows(task: str, repo: str, config: str | None, split: str, count: int) -
             f"task '{task}': {repo} ({split}) has {len(rows)} rows where {count} were expected; {local[3:]}"
         )
     return iter(rows)
+
+
+def check_package(task: str) -> None:
+    """Raise PrunusError if the package that fetches sets of the hub, an optional extra, is missing."""
+    there = sys.modules["datasets"] is not None if "datasets" in sys.modules else find_spec("datasets") is not None
+    if not there:
+        local = LOCAL.format(task=task)
+        raise PrunusError(
+            f"task '{task}' comes from the hub and needs the datasets package: pip install 'prunus[hub]', {local}"
+        )
 
 
 def _reason(repo: str, error: BaseException) -> str:

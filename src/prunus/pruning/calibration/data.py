@@ -17,14 +17,25 @@ from typing import Any, NamedTuple
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line, tiny_folder
 from prunus.checkpoint.writer import CALIBRATION, Partial
-from prunus.contamination import evaluation_set, held_out_in
+from prunus.contamination import evaluation_set
+from prunus.disk import partial_folder
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.text_files import KINDS, Line, check_ids, encoder, read_jsonl, read_text, render_chats
+from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_package
+from prunus.pruning.calibration.text_files import (
+    KINDS,
+    Line,
+    check_ids,
+    check_lines,
+    check_text,
+    encoder,
+    held_out_error,
+    read_jsonl,
+    read_text,
+    render_chats,
+)
 from prunus.pruning.calibration.windows import Window, overlap_warnings, random_window
 from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 
-HUB_NAMES = ("c4", "wikitext2")
-TRACES = "traces:"
 Calibrating = PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000
@@ -185,10 +196,20 @@ def cut_to(chosen: Calibration, tokens: int) -> Calibration:
     return chosen.cut(sequences)
 
 
-def keep_calibration(recipe: Calibrating, model: Checkpoint, partial: Partial) -> Calibration:
-    """The sequences, chosen once and kept beside the result: a resumed run sees the very same tokens."""
+def load_early(recipe: Calibrating, model: Checkpoint, target: Path) -> Calibration | None:
+    """The sequences, loaded before weights are read; None where unfinished work on target has them already."""
+    return None if (partial_folder(target) / CALIBRATION).exists() else load_calibration(recipe, model)
+
+
+def keep_calibration(
+    recipe: Calibrating, model: Checkpoint, partial: Partial, early: Calibration | None = None
+) -> Calibration:
+    """The sequences, chosen once and kept beside the result: a resumed run sees the very same tokens.
+
+    early: of load_early.
+    """
     if "calibration" not in partial.notes:
-        chosen = load_calibration(recipe, model)
+        chosen = early or load_calibration(recipe, model)
         note = {"source": chosen.source, "warnings": chosen.warnings}
         partial.note("calibration", note, {CALIBRATION: chosen.to_jsonl()})
     note = partial.notes["calibration"]
@@ -228,9 +249,7 @@ def _from_jsonl(path: Path, kinds: Sequence[str], request: Request) -> Calibrati
     lines = read_jsonl(path, kinds)
     if lines[0].kind == "token_ids":
         return _as_they_are(path, lines, request)
-    for line in lines:
-        for text in [line.value] if line.kind == "text" else [str(message["content"]) for message in line.value]:
-            check_text(f"{path}, line {line.number}", text)
+    check_lines(path, lines)
     if lines[0].kind == "text":
         encode = encoder(request.model)
         return _from_documents(len(lines), lambda i: encode(lines[i].value), request)
@@ -243,7 +262,7 @@ def _as_they_are(path: Path, lines: Sequence[Line], request: Request) -> Calibra
     """Whole sequences, whatever seqlen is; of more than asked for a random choice, in the file's order."""
     for line in lines:
         if name := evaluation_set(str(line.row.get("problem_digest"))):
-            raise _held_out(f"{path}, line {line.number}", name)
+            raise held_out_error(f"{path}, line {line.number}", name)
     context = request.model.context
     check_ids(path, lines, request.model.vocabulary)
     for line in lines:
@@ -260,12 +279,6 @@ def _as_they_are(path: Path, lines: Sequence[Line], request: Request) -> Calibra
     return of_lines(lines, request.name, warnings)
 
 
-def check_text(where: str, text: str) -> None:
-    """Raise PrunusError where a text holds a question of a built-in evaluation set, as far as held_out_in finds it."""
-    if name := held_out_in(text):
-        raise _held_out(where, name)
-
-
 def check_sequences(chosen: Calibration, model: Checkpoint) -> list[str]:
     """check_text for token ids, between special tokens; a warning where the model has no tokenizer to read them."""
     try:
@@ -280,13 +293,6 @@ def check_sequences(chosen: Calibration, model: Checkpoint) -> list[str]:
                 check_text(f"{chosen.source}, sequence {number}", text)
                 check_text(f"{chosen.source}, sequence {number}", text.partition("\n")[2])  # without `user`
     return []
-
-
-def _held_out(where: str, name: str) -> PrunusError:
-    return PrunusError(
-        f"{where}: holds a question of the evaluation set {name}; a model must not be calibrated on what measures it, "
-        "so take it out"
-    )
 
 
 def _from_text(text: str, request: Request) -> Calibration:
@@ -340,7 +346,10 @@ def _from_documents(count: int, ids_of: Callable[[int], list[int]], request: Req
             raise PrunusError(
                 f"{request.name}: hardly a document has more than {request.seqlen} tokens; lower --seqlen"
             )
-    return Calibration([window.ids for window in windows], request.name, overlap_warnings(request.name, windows))
+    long = sum(len(ids) > request.seqlen for ids in documents.values())
+    short = (long, count, request.seqlen) if long < len(documents) == count else None
+    warnings = overlap_warnings(request.name, windows, short)
+    return Calibration([window.ids for window in windows], request.name, warnings)
 
 
 def joined_windows(documents: Sequence[list[int]], request: Request, rng: random.Random) -> list[list[int]]:
@@ -358,13 +367,8 @@ def _from_hub(request: Request) -> Calibration:
 
     Both as the Wanda family has it for calibration; perplexity is measured on text joined by blank lines.
     """
-    try:
-        load_dataset = import_module("datasets").load_dataset
-    except ImportError as error:
-        raise PrunusError(
-            f"calibration '{request.name}' needs the package datasets: pip install 'prunus[hub]'; "
-            "or give a .txt or .jsonl file"
-        ) from error
+    check_package(request.name)
+    load_dataset = import_module("datasets").load_dataset
     try:
         if request.name == "c4":
             shard = {"train": "en/c4-train.00000-of-01024.json.gz"}

@@ -38,6 +38,7 @@ from prunus.declarations import Needs
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
 from prunus.progress import Steps, say
+from prunus.pruning.calibration.beforehand import check_source
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
 from prunus.pruning.calibration.hessian import Hessian
 from prunus.pruning.calibration.hidden_states import HiddenStates
@@ -114,6 +115,7 @@ def stats(
     Raises PrunusError for wrong input.
     """
     recipe = PruneRecipe(**options, min_expert_tokens=min_expert_tokens, propagation="dense")
+    check_source(recipe.calibration, resolve(model))
     source, target = Checkpoint(resolve(model)), Path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")

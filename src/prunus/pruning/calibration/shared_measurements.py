@@ -13,7 +13,8 @@ from prunus.checkpoint.manifest import versions
 from prunus.declarations import Allocation, declared
 from prunus.disk import locked
 from prunus.hashing import content_hash
-from prunus.pruning.calibration.data import TRACES, Calibration, calibration_name
+from prunus.pruning.calibration.beforehand import TRACES
+from prunus.pruning.calibration.data import Calibration, calibration_name
 from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe
 
 # Fields of a recipe on which importance scores may depend, besides options of the allocation.

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.resolve import load_tokenizer, one_line
+from prunus.checkpoint.resolve import lacks_chat_template, load_tokenizer, one_line
+from prunus.contamination import held_out_in
 from prunus.errors import PrunusError
+
+if TYPE_CHECKING:
+    from prunus.checkpoint.model_folder import ModelFolder
 
 KINDS = ("text", "messages", "token_ids")
 
@@ -77,20 +80,59 @@ def check_ids(path: Path, lines: Sequence[Line], vocabulary: int) -> None:
             raise PrunusError(f"{path}, line {line.number}: token id {wrong} is not in the vocabulary of {vocabulary}")
 
 
-def encoder(source: ModelFolder) -> Callable[[str], list[int]]:
+def check_text(where: str, text: str) -> None:
+    """Raise PrunusError where a text holds a question of a built-in evaluation set, as far as held_out_in finds it."""
+    if name := held_out_in(text):
+        raise held_out_error(where, name)
+
+
+def held_out_error(where: str, name: str) -> PrunusError:
+    """The error of calibration that holds a question of an evaluation set."""
+    return PrunusError(
+        f"{where}: holds a question of the evaluation set {name}; a model must not be calibrated on what measures it, "
+        "so take it out"
+    )
+
+
+def check_lines(path: Path, lines: Sequence[Line]) -> None:
+    """check_text for lines of text or messages."""
+    for line in lines:
+        for text in [line.value] if line.kind == "text" else [str(message["content"]) for message in line.value]:
+            check_text(f"{path}, line {line.number}", text)
+
+
+def check_readable(path: Path, folder: Path, kinds: Sequence[str] = KINDS) -> list[Line] | str:
+    """The lines of a .jsonl file, or the text of another; PrunusError if a model's tokenizer cannot take them.
+
+    folder: of the model. Its tokenizer is not loaded.
+    """
+    if path.suffix != ".jsonl" and "token_ids" not in kinds[:1]:
+        return read_text(path)
+    lines = read_jsonl(path, kinds)
+    if lines[0].kind == "messages" and lacks_chat_template(folder):
+        raise no_template(path, folder)
+    return lines
+
+
+def no_template(path: Path, folder: Path) -> PrunusError:
+    """The error of messages for a model without a chat template."""
+    return PrunusError(f"{path} holds messages, but {folder} has no chat template; give text or token ids")
+
+
+def encoder(source: "ModelFolder") -> Callable[[str], list[int]]:
     """A function from text to token ids, including the special tokens that the model's tokenizer adds."""
     tokenizer = load_tokenizer(source.folder)
     return lambda text: tokenizer(text, verbose=False)["input_ids"]
 
 
-def render_chats(path: Path, lines: Sequence[Line], source: ModelFolder) -> tuple[list[list[int]], list[str]]:
+def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tuple[list[list[int]], list[str]]:
     """Token ids of each line's messages in the model's chat template, and a warning if the template drops thinking.
 
     Raises PrunusError if there is no template or if it rejects a line.
     """
     tokenizer = load_tokenizer(source.folder)
     if not tokenizer.chat_template:
-        raise PrunusError(f"{path} holds messages, but {source.folder} has no chat template; give text or token ids")
+        raise no_template(path, source.folder)
     documents, dropped = [], 0
     for line in lines:
         try:

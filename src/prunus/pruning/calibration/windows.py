@@ -40,11 +40,22 @@ def distinct_share(windows: Sequence[Window]) -> float:
     return distinct / max(1, sum(len(window.ids) for window in windows))
 
 
-def overlap_warnings(name: str, windows: Sequence[Window]) -> list[str]:
-    """A warning if windows overlap so much that too few of their tokens are distinct."""
+def overlap_warnings(name: str, windows: Sequence[Window], short: tuple[int, int, int] | None = None) -> list[str]:
+    """A warning if windows overlap so much that too few of their tokens are distinct.
+
+    short: where some documents are too short for a window, the numbers of those that are not and of all, and the size
+    of a window.
+    """
     share = distinct_share(windows)
     if share >= DISTINCT:
         return []
+    if short is not None:
+        long, count, size = short
+        return [
+            f"{name}: only {long} of {count} documents are longer than {size} tokens, and only these are used; "
+            f"{len(windows)} windows of them overlap, and only {share:.0%} of their tokens are distinct; lower "
+            "--seqlen or --samples, or give longer documents"
+        ]
     documents = len({window.document for window in windows})
     source = "one document" if documents == 1 else f"{documents} documents"
     return [

@@ -21,6 +21,7 @@ from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import READABLE, Entry, layout, put
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
+from prunus.pruning.calibration.beforehand import check_source
 from prunus.pruning.calibration.data import load_calibration
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.saved_statistics import (
@@ -60,6 +61,7 @@ def expert_stats(
     Raises PrunusError for wrong input.
     """
     recipe = ExpertsRecipe(**options)
+    check_source(recipe.calibration, resolve(model))
     source, target = Checkpoint(resolve(model)), Path(out)
     if target.exists() and not (overwrite and target.is_file()):
         raise PrunusError(f"{target} exists; choose another file or add --overwrite")

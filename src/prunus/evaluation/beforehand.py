@@ -1,0 +1,57 @@
+"""What can be checked of an evaluation before torch is imported and a model is opened, which take longer.
+
+The commands call this first, and so do the functions that evaluate.
+"""
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from prunus.checkpoint.manifest import read_manifest
+from prunus.checkpoint.resolve import lacks_chat_template, resolve
+from prunus.engines import EngineOptions
+from prunus.evaluation.profiles.detection import named
+from prunus.evaluation.profiles.template import no_template
+from prunus.evaluation.tasks import check_task
+from prunus.recipes import EvalPlan, TraceRecipe
+from prunus.results.store import check_folder
+
+HARNESS = ("lm_eval:", "lm_eval/")  # begin the names of tasks of lm-evaluation-harness
+
+
+def check_plan(
+    model: str | Path,
+    plan: EvalPlan | TraceRecipe,
+    engine: EngineOptions | None = None,
+    store: str | Path | None = None,
+) -> None:
+    """Raise PrunusError if the model, a task, the profile, a package or the folder of the store is missing, or wrong.
+
+    No question is fetched, and no tokenizer is loaded. engine: with a tokenizer of its own, the model is only a name.
+    """
+    if store is not None:
+        check_folder(Path(store))
+    check_tasks(plan.tasks)
+    if isinstance(plan, EvalPlan) and plan.mode == "legacy":
+        return  # its profiles are chosen by the tokenizer
+    folder = resolve(model) if engine is None or engine.tokenizer is None else None
+    name = plan.profile
+    if name == "auto" and folder is not None:
+        name = str(read_manifest(folder).get("profile", "auto"))
+    if name != "auto":
+        profile = named(name)
+        if isinstance(plan, EvalPlan) and plan.closing is not None:
+            profile.closed_by(plan.closing)
+        if folder is not None and not profile.prompt and lacks_chat_template(folder):
+            raise no_template()
+
+
+def check_tasks(tasks: Iterable[str]) -> None:
+    """Raise PrunusError if a task is unknown, a file of problems is wrong, or a package for a task is missing."""
+    for task in tasks:
+        if not task.startswith(HARNESS):
+            check_task(task)
+        elif find_spec("lm_eval") is None:
+            from prunus.evaluation.lm_eval.tasks import check_installed
+
+            check_installed()

@@ -1,0 +1,84 @@
+"""What can be checked of calibration before torch is imported and a model is opened, which take longer.
+
+The commands call this first, and so does every function that calibrates.
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from prunus.checkpoint.manifest import read_manifest
+from prunus.checkpoint.resolve import CALIBRATION, resolve
+from prunus.declarations import Allocation, Criterion, DepthMethod, Method, declared
+from prunus.disk import partial_folder
+from prunus.errors import PrunusError
+from prunus.pruning.calibration.text_files import check_lines, check_readable, check_text
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+
+HUB_NAMES = ("c4", "wikitext2")
+TRACES = "traces:"
+
+
+def check_calibration(
+    recipe: PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe,
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    stats: str | Path | None = None,
+) -> None:
+    """Raise PrunusError if the model is missing, or the recipe's calibration cannot be read, if it needs any.
+
+    out: where the result will be written; unfinished work on it has its calibration already. stats: a file of
+    statistics that takes the place of calibration.
+    """
+    folder = resolve(model)
+    if calibrates(recipe, stats is not None) and not (out and (partial_folder(Path(out)) / CALIBRATION).exists()):
+        check_source(recipe.calibration, folder)
+
+
+def calibrates(recipe: PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe, stats: bool = False) -> bool:
+    """Whether work by a recipe uses the calibration that it names. stats: whether statistics take its place."""
+    if isinstance(recipe, RecoverRecipe):
+        return True
+    if isinstance(recipe, DropRecipe):
+        return recipe.indices is None and declared(DepthMethod)[recipe.method].needs_data
+    if isinstance(recipe, ExpertsRecipe):
+        return (declared(Criterion)[recipe.method].needs != "nothing" and not stats) or recipe.distill_router
+    if stats:
+        return False
+    allocates = declared(Allocation)[recipe.allocation].needs == "norms" and recipe.scores is None
+    needs = declared(Method)[recipe.method].needs != "nothing" or recipe.update != "none"
+    return needs or allocates or bool(recipe.expert_spread)
+
+
+def check_source(name: str, folder: Path) -> None:
+    """Raise PrunusError if the calibration of this name cannot be read, holds a question of an evaluation set, or a
+    package is missing. folder: of the model."""
+    if name == "auto":
+        name = "tiny" if read_manifest(folder).get("profile") == "tiny" else "c4"
+    if name in HUB_NAMES:
+        check_package(name)
+    elif name.startswith(TRACES):
+        check_readable(Path(name.removeprefix(TRACES)).expanduser(), folder, ("token_ids",))
+    elif name.endswith((".jsonl", ".txt")):
+        path = Path(name).expanduser()
+        found = check_readable(path, folder)
+        if isinstance(found, str):
+            check_text(name, found)
+        elif found[0].kind != "token_ids":
+            check_lines(path, found)
+    elif name != "tiny":
+        raise PrunusError(f"calibration '{name}' is neither c4, wikitext2, tiny, traces:FILE nor a .txt or .jsonl file")
+
+
+def check_package(name: str) -> None:
+    """Raise PrunusError if calibration is a corpus of the hub and the package that reads it is missing."""
+    if name in HUB_NAMES and not is_installed("datasets"):
+        raise PrunusError(
+            f"calibration '{name}' needs the package datasets: pip install 'prunus[hub]'; or give a .txt or .jsonl file"
+        )
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not."""
+    return sys.modules[package] is not None if package in sys.modules else find_spec(package) is not None

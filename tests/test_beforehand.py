@@ -1,0 +1,202 @@
+"""Cheap checks come first: what is wrong without weights is said before they are read, and by commands before torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import make_model
+
+import prunus
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.model_folder import ModelFolder
+from prunus.checkpoint.safetensors_file import Stored
+from prunus.errors import PrunusError
+from prunus.evaluation import backends
+from prunus.pruning import pipeline
+from prunus.pruning.calibration.beforehand import calibrates, check_calibration
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
+
+STUDY = """\
+models = ["model"]
+[eval]
+tasks = ["tiny"]
+budgets = [8]
+[[prune]]
+method = "wanda"
+calibration = "bad.jsonl"
+"""
+WRONG = "bad.jsonl, line 2: not JSON"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with a model, the same without a template, one with fewer weights, and files with mistakes."""
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "model")
+    make_model(tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{oops\n')
+    (tmp_path / "few.jsonl").write_text('{"text": "1 + 1"}\n')
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a"}]}) + "\n")
+    (tmp_path / "own.toml").write_text("format = 2\n")
+    (tmp_path / "study.toml").write_text(STUDY)
+    return tmp_path
+
+
+BAD = ("--calibration", "bad.jsonl")
+# Every command that reads weights, with a mistake, and what is said of it.
+CASES = {
+    "prune": (("prune", "model", "out", *BAD), WRONG),
+    "prune from the hub": (("prune", "model", "out"), "calibration 'c4' needs the package datasets"),
+    "prune messages": (("prune", "base", "out", "--calibration", "chats.jsonl"), "base has no chat template"),
+    "prune no traces": (("prune", "model", "out", "--calibration", "traces:none.jsonl"), "none.jsonl cannot be read"),
+    "prune --recover": (
+        ("prune", "model", "out", "--method", "magnitude", "--recover", "--recover-calibration", "bad.jsonl"),
+        WRONG,
+    ),
+    "allocate": (("allocate", "model", "--allocation", "owl", *BAD), WRONG),
+    "drop": (("drop", "model", "out", *BAD), WRONG),
+    "experts": (("experts", "tiny-moe", "out", *BAD), WRONG),
+    "recover": (("recover", "model", "out", *BAD), WRONG),
+    "stats": (("stats", "model", "out", *BAD), WRONG),
+    "stats --experts": (("stats", "tiny-moe", "out", "--experts", *BAD), WRONG),
+    "perplexity": (("perplexity", "model", "--text", "bad.jsonl"), WRONG),
+    "no model": (("prune", "nowhere", "out"), "model 'nowhere' does not exist"),
+    "eval": (("eval", "model", "--task", "bad.jsonl"), "bad.jsonl:1: key 'id' is missing"),
+    "eval from the hub": (("eval", "model", "--task", "gsm8k"), "needs the datasets package"),
+    "eval profile": (("eval", "model", "--task", "tiny", "--profile", "own.toml"), "format = 1"),
+    "eval template": (("eval", "base", "--task", "tiny", "--profile", "qwen3"), "no chat template"),
+    "eval closing": (
+        ("eval", "model", "--task", "tiny", "--profile", "qwen3", "--closing", "so"),
+        "does not end the thinking",
+    ),
+    "eval store": (("eval", "model", "--task", "tiny", "--store", "none/s.db"), "the folder of the store"),
+    "traces": (("traces", "model", "out.jsonl", "--task", "nothing"), "no task 'nothing'"),
+    "find": (("find", "model", "out", "--task", "gsm8k"), "needs the datasets package"),
+}
+WITHOUT_TORCH = """
+import json, sys
+for name in ("torch", "transformers", "datasets"):
+    sys.modules[name] = None
+from prunus.cli import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+"""
+
+
+def test_commands_say_it_before_torch_is_imported(folder):
+    commands = json.dumps([words for words, _ in CASES.values()])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, commands], capture_output=True, text=True, timeout=120, check=True
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 * len(CASES), done.stderr
+    for (case, (_, words)), said, code in zip(CASES.items(), lines[::2], lines[1::2], strict=True):
+        assert words in said and said.startswith("error: ") and code == "2", (case, said, code)
+    assert not {path.name for path in folder.iterdir()} & {"out", "out.partial", "results.db", "out.jsonl"}
+
+
+def fail(*_: object, **__: object) -> None:
+    raise AssertionError("weights are read")
+
+
+RECIPES = {
+    "prune": lambda name: prunus.prune("model", "out", PruneRecipe(allocation="owl", calibration=name)),
+    "drop": lambda name: prunus.drop_blocks("model", "out", DropRecipe(calibration=name)),
+    "experts": lambda name: prunus.drop_experts("tiny-moe", "out", ExpertsRecipe(calibration=name)),
+    "recover": lambda name: prunus.recover("pruned", "out", RecoverRecipe(calibration=name), dense="model"),
+    "prune and recover": lambda name: prunus.prune_and_recover(
+        "model", "out", PruneRecipe(method="magnitude", sparsity=0.5), RecoverRecipe(calibration=name)
+    ),
+    "stats": lambda name: prunus.stats("model", "out.safetensors", calibration=name),
+    "expert_stats": lambda name: prunus.expert_stats("tiny-moe", "out.safetensors", calibration=name),
+}
+
+
+@pytest.mark.parametrize("call", RECIPES)
+def test_functions_say_what_is_wrong_with_a_file_before_a_model_is_opened(call, folder, monkeypatch):
+    make_model(folder / "pruned")
+    monkeypatch.setattr(Checkpoint, "__init__", fail)
+    if call == "prune and recover":  # which opens the model for nothing else
+        monkeypatch.setattr("prunus.pruning.recover.prune", fail)
+    with pytest.raises(PrunusError, match="line 2: not JSON"):
+        RECIPES[call]("bad.jsonl")
+
+
+@pytest.mark.parametrize("call", [name for name in RECIPES if name != "prune and recover"])
+def test_functions_say_that_tokens_are_too_few_before_weights_are_read(call, folder, monkeypatch):
+    make_model(folder / "pruned")
+    monkeypatch.setattr(Stored, "read", fail)
+    monkeypatch.setattr(ModelFolder, "checksum", fail)
+    with pytest.raises(PrunusError, match=r"few.jsonl holds \d+ tokens, too few|longer than the model's context"):
+        RECIPES[call]("few.jsonl")
+    assert not (folder / "out").exists() and not (folder / "out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": ("gsm8k",)}, "needs the datasets package"),
+        ({"tasks": ("bad.jsonl",)}, "key 'id' is missing"),
+        ({"profile": "own.toml"}, "format = 1"),
+        ({"budgets": (100_000,)}, "the model's context is 256"),
+    ],
+)
+def test_an_evaluation_says_it_before_weights_are_read(change, words, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for name in ("opened", "opened_chat"):
+        monkeypatch.setattr(backends, name, fail)
+    monkeypatch.setattr(ModelFolder, "checksum", fail)
+    plan = {"tasks": ("tiny",), "budgets": (8,)} | change
+    with pytest.raises(PrunusError, match=words):
+        prunus.evaluate("model", EvalPlan(**plan), "s.db")
+    assert not (folder / "s.db").exists()
+
+
+def test_studies_and_searches_say_it_before_a_model_is_opened(folder, monkeypatch):
+    monkeypatch.setattr(ModelFolder, "__init__", fail)
+    with pytest.raises(PrunusError, match=r"study.toml, line 5: model: bad.jsonl, line 2: not JSON"):
+        prunus.run_study("study.toml", out="study")
+    assert not (folder / "study").exists()
+    with pytest.raises(PrunusError, match="line 2: not JSON"):
+        prunus.find(
+            "model", "out", EvalPlan(tasks=("tiny",), budgets=(8,)), "0.5", settings={"calibration": "bad.jsonl"}
+        )
+
+
+def test_calibration_that_is_not_used_is_not_looked_at(folder):
+    assert not calibrates(PruneRecipe(method="magnitude", calibration="none.jsonl"))
+    assert calibrates(PruneRecipe(method="magnitude", update="obs")) and calibrates(PruneRecipe(method="wanda"))
+    assert not calibrates(PruneRecipe(method="wanda"), stats=True) and not calibrates(DropRecipe(blocks="1,"))
+    assert not calibrates(DropRecipe(method="tail")) and not calibrates(ExpertsRecipe(method="random"))
+    prunus.prune("model", "out", PruneRecipe(method="magnitude", sparsity=0.5, calibration="none.jsonl"))
+
+
+def test_unfinished_work_has_its_calibration_already(folder, monkeypatch):
+    """The file may be gone by the time that the run goes on."""
+    (folder / "text.jsonl").write_text("".join(json.dumps({"token_ids": [*range(9, 25)]}) + "\n" for _ in range(4)))
+    recipe = PruneRecipe(method="wanda", sparsity=0.5, calibration="text.jsonl", samples=4, seqlen=16)
+    prunus.prune("model", "whole", recipe)
+    original, done = pipeline.prune_block, []
+
+    def stop_at_the_second(*arguments):
+        if done:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "prune_block", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            prunus.prune("model", "out", recipe)
+    (folder / "text.jsonl").unlink()
+    check_calibration(recipe, "model", "out")
+    prunus.prune("model", "out", recipe)
+    assert Checkpoint(folder / "out").checksum() == Checkpoint(folder / "whole").checksum()
+    with pytest.raises(PrunusError, match=r"text.jsonl cannot be read"):
+        prunus.prune("model", "other", recipe)
