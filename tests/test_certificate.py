@@ -137,7 +137,7 @@ def test_tokens_end_a_walk_and_the_certificate_says_so(tmp_path):
     (gentle,) = json.loads(file.read_text())["shown"]["ladders"][0]["rungs"]
     assert (gentle["word"], gentle["why"]) == ("cannot tell", again.OUT_OF_TOKENS)
     assert gentle["looked"] == 24  # 2 x 70 tokens a problem: 21 are not enough, and looks are at every eighth
-    assert verify(file, store) == {"claims": [], "differences": [], "notes": []}
+    assert verify(file, store) == {"claims": [], "differences": [], "searches": [], "notes": []}
 
 
 @pytest.mark.parametrize(

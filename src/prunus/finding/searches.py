@@ -118,8 +118,8 @@ def warning(store: Store, declared: Data) -> str | None:
         return None
     tasks = " and ".join(sorted(declared["problems"]))
     sure = (
-        f"this is search {len(before) + 1} of {declared['model']['name']} on {tasks}, which together err with at most"
-        f" {100 * together(declared, *(one.declared for one in before)):g} %"
+        f"this is search {len(before) + 1} of {declared['model']['name']} on {tasks} in this store, and their errors"
+        f" add up to {100 * together(declared, *(one.declared for one in before)):g} %"
     )
     for one in reversed(before):
         if (failed := failed_before(store, one.declared, declared)) is not None:

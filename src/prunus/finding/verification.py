@@ -21,10 +21,10 @@ MOST_TOLD = 30  # other searches that are told one by one
 def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[str, Any]:
     """Compute the claims of a certificate again from a store.
 
-    Returns {"claims": the claims that hold, "differences": what is not as the certificate says, "notes": the other
-    searches on the same model and tasks, and what could not be checked}, all sentences; without differences, all claims
-    hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is missing or is none of
-    these.
+    Returns {"claims": the claims that hold, "differences": what is not as the certificate says, "searches": the other
+    searches on the same model and tasks in the store, "notes": what could not be checked}, all sentences; without
+    differences, all claims hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is
+    missing or is none of these.
     """
     file = Path(certificate)
     data = read_certificate(file)
@@ -34,7 +34,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             f"'{file}' has format {OTHER_BETS}: the prunus that wrote it made other bets, and only that one can compute"
             " the claims again; `prunus find` into another folder makes a new certificate from the same store"
         )
-    found, notes = [], []
+    found, others = list[str](), list[str]()
     rest = {name: part for name, part in data.items() if name != "content"}
     if content_hash(rest, 64) != data["content"]:
         found.append("the certificate was changed after it was written: its content hash differs")
@@ -49,16 +49,16 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             if form > UNTRACED:
                 found += _about_trace(data["shown"]["searches"], now["searches"])
             found += _changed_searches(opened)
-            notes += _other_searches(opened, declared)
+            others = _other_searches(opened, declared)
         except PrunusError as error:
             found.append(str(error))
         except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             found.append(f"what the certificate declares makes no sense ({type(error).__name__}: {error})")
-    if form <= UNTRACED:
-        notes.insert(0, about_searches(data)[0])
-    beside, unchecked = _beside(data, file.parent, Path(store))
+    beside, notes = _beside(data, file.parent, Path(store))
     found += [*beside, *_published(data)]
-    return {"claims": claimed if not found else [], "differences": found, "notes": [*notes, *unchecked]}
+    if form <= UNTRACED:
+        notes = [*about_searches(data), *notes]
+    return {"claims": claimed if not found else [], "differences": found, "searches": others, "notes": notes}
 
 
 def _about_runs(declared: Data, now: Data) -> list[str]:
