@@ -198,7 +198,7 @@ def _error(declared: Data, shown: Data) -> str:
             f" is false is at most {100 * traced['alpha']:g} %, the sum of their alphas"
         )
     if traced and traced["had"]:
-        said += f", if it was not declared for what the rows of {problems_had(traced['had'])} showed, which existed"
+        said += f", if its declaration did not depend on the rows that existed then ({problems_had(traced['had'])})"
     return said
 
 
@@ -305,7 +305,9 @@ def read_certificate(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise PrunusError(f"'{file}' is not a certificate: it is not JSON") from error
     parts = ("format", "declared", "shown", "made", "content")
-    if not isinstance(data, dict) or any(part not in data for part in parts):
+    if not isinstance(data, dict) or any(
+        part not in data or (part in parts[1:-1] and not isinstance(data[part], dict)) for part in parts
+    ):
         raise PrunusError(f"'{file}' is not a certificate of `prunus find`")
     if data["format"] not in (FORMAT, UNTRACED, OTHER_BETS):
         raise PrunusError(

@@ -2,7 +2,7 @@
 
 A search is stored when it is declared, before it looks at a row (`declare_in`). So a certificate can name the searches
 before it, and `verify` can check that. The probability that any of several searches certifies falsely is at most the
-sum of their alphas if none was declared for what rows showed; the store shows which rows there were.
+sum of their alphas if no declaration depended on rows that existed; the store shows which there were.
 """
 
 from collections.abc import Iterator, Mapping

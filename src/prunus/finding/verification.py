@@ -141,8 +141,8 @@ def _other_searches(store: Store, declared: Data) -> list[str]:
     if others:
         sure = 100 * together(declared, *(one.declared for one in others))
         lines.append(
-            f"the store has {len(others) + 1} searches on this model and these tasks: if none was declared for what"
-            f" rows showed, the probability that any of them certifies falsely is at most {sure:g} %"
+            f"the store has {len(others) + 1} searches on this model and these tasks: if no declaration depended on"
+            f" rows that existed, the probability that any of them certifies falsely is at most {sure:g} %"
         )
     return lines
 
