@@ -1,6 +1,7 @@
 """How often `prunus find` certifies too much, how far it gets, and what it costs: docs/measurements/find-errors.md.
 
     python benchmarks/find_errors.py [--ladders 2000]       ten minutes on a core shared with other work
+    python benchmarks/find_errors.py --repeated             repeated searches alone, a minute
 
 Ladders of 13 rungs are simulated with a known truth. The dense model solves a problem with a probability drawn from
 Beta(0.4, 0.4) and ends by itself with one from Beta(4.5, 0.5). A rung repeats the dense model's draws, but for a share
@@ -139,6 +140,41 @@ def walk(
     return Walks(float(np.mean(reached > shape.sound)), float(reached.mean()), float(total))
 
 
+def repeated(
+    runs: int, most: int = 20, name: str = "a few problems break", n: int = 420
+) -> Iterator[tuple[str, int, float, float]]:
+    """(what is repeated, how many searches, share of runs in which one of them certifies falsely, sum of their alphas).
+
+    n problems, one draw, margins of 5 points. Every rung loses the margin, so every certificate is false.
+    """
+    rule, rng = Rule(0.05, 0.05), np.random.default_rng(0)
+
+    def bound(searches: int) -> float:
+        return min(1.0, searches * rule.alpha)
+
+    kinds = ("the same rows, other seeds", "new rows for each seed")
+    same = next(both_endpoints(rng, SHAPES[name], n, 1, rule, runs))
+    for kind in kinds:
+        false = np.zeros(runs, bool)
+        for search in range(1, most + 1):
+            found = same if kind == kinds[0] else next(both_endpoints(rng, SHAPES[name], n, 1, rule, runs))
+            order = rng.permutation(n)
+            false |= certified([values[order] for values in found], rule)
+            if search in (1, 5, 10, 20):
+                yield kind, search, float(false.mean()), bound(search)
+    rungs = [certified(found, rule) for found in both_endpoints(rng, SHAPES[name], n, 1, rule, runs)]
+    yield "13 rungs, a ladder each", RUNGS, float(np.any(rungs, axis=0).mean()), bound(RUNGS)
+    yield "13 rungs, one ladder", 1, float(rungs[0].mean()), bound(1)  # it ends at the first that is not certified
+
+
+def certified(found: Sequence[Floats], rule: Rule) -> NDArray[np.bool_]:
+    """(runs,) whether a search certifies a rung with these differences, (n, runs) of each endpoint."""
+    logs = [anytime.evidence(values, margin) for values, margin in zip(found, rule.margins.values(), strict=True)]
+    good = np.max([_first(certify, rule.level) for certify, _ in logs], axis=0)
+    bad = np.min([_first(refuse, rule.level) for _, refuse in logs], axis=0)
+    return (good <= len(found[0])) & (good <= bad)
+
+
 def hopeless(found: Sequence[Floats], rule: Rule) -> int:
     """The number of problems at which a search gives up this rung, or all; it looks after every 64."""
     n = len(found[0])
@@ -250,7 +286,12 @@ def _last_bounds(values: Floats, margin: float, alpha: float) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ladders", type=int, default=2000)
-    ladders = parser.parse_args().ladders
+    parser.add_argument("--repeated", action="store_true", help="print the table of repeated searches alone")
+    asked = parser.parse_args()
+    ladders = asked.ladders
+    if asked.repeated:
+        print_repeated(ladders)
+        return
     heads = ("shape", "problems", "draws", "margins", "false, %", "certified", "of", "problems used, %")
     line(*heads, "in full: false, %", "certified")
     line("---", *["---:"] * 9)
@@ -274,6 +315,18 @@ def main() -> None:
         for draws in (0, 4, 1):
             bounds = several_tasks(sizes, draws, max(1, ladders // 20), 0.05)
             line(", ".join(map(str, sizes)), draws or "no draw differs", *(f"{100 * bound:.1f}" for bound in bounds))
+    print()
+    print_repeated(ladders)
+
+
+def print_repeated(runs: int) -> None:
+    """Print the table of repeated searches, for two shapes of loss."""
+    shapes = ("at the margin", "a few problems break")
+    line("searches", "number", *(f"{name}: false, %" for name in shapes), "sum of their alphas, %")
+    line("---", *["---:"] * 4)
+    for one, other in zip(*(repeated(runs, name=name) for name in shapes), strict=True):
+        kind, number, rate, bound = one
+        line(kind, number, f"{100 * rate:.1f}", f"{100 * other[2]:.1f}", f"{100 * bound:g}")
 
 
 def line(*cells: object) -> None:

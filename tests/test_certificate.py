@@ -15,11 +15,15 @@ from test_comparison import fill, row
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.cli import main
 from prunus.errors import PrunusError
+from prunus.finding import again
 from prunus.finding import certificate as certificates
 from prunus.finding.page import page
+from prunus.finding.searches import declare_in
+from prunus.finding.verification import verify
 from prunus.results.ladder import CERTIFIED, REFUSED, Rule
 from prunus.results.order import interleaved
 from prunus.results.rows import ProblemRow
+from prunus.results.store import Store
 
 BUDGETS, PROBLEMS, SEED = (16, 64), 150, 3
 IDS = {"a": [f"a-{p}" for p in range(PROBLEMS)]}
@@ -61,7 +65,6 @@ def made_once(max_tokens) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     taken = {name for _, name in interleaved(IDS, SEED)[:120]}  # the walk ends before the last problems
     runs = {name: rows_of(name, taken) for name in RUNGS}
-    store = fill(folder / "results.db", runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS})
     rungs = [{"name": RUNGS[k], "run": run_of(k), "removed": 0.1 * k} for k in (1, 2)]
     rungs.append({"name": "harsher", "run": "e" * 12, "removed": 0.3})
     declared = certificates.declare(
@@ -69,7 +72,11 @@ def made_once(max_tokens) -> Path:
         budgets=BUDGETS, samples=1, reuse=True, ladders=[{"name": "made", "rungs": rungs}], rule=Rule(0.1, 0.1),
         alpha=0.05, look=8, max_tokens=max_tokens,
     )  # fmt: skip
-    with certificates.Store(store) as opened:
+    store = folder / "results.db"
+    with Store(store, create=True) as opened:
+        declare_in(opened, declared)
+    fill(store, runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS})
+    with Store(store) as opened:
         data = certificates.certificate(opened, declared, None)
     certificates.write_certificate(data, folder / "certificate.json")
     return folder
@@ -109,10 +116,13 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
     assert data["shown"]["full_grid_tokens"] == 4 * 70 * PROBLEMS
     share = np.mean([dense[p][0].correct for p in order[: gentle["looked"]]])
     assert gentle["dense_accuracy"] == pytest.approx([share, share])
-    checked = certificates.verify(file, store)
+    checked = verify(file, store)
     assert checked["differences"] == [] and checked["claims"] == data["shown"]["claims"]
     first, second, third = checked["claims"]
-    assert first.startswith("gentle: its area under accuracy") and "less than 10 points below dense's" in first
+    assert (
+        first.startswith("The checkpoint made by gentle (checksum not known): its area under accuracy")
+        and "less than 10 points below dense's" in first
+    )
     assert "end by themselves within 64 tokens" in second
     assert certificates.caution(data["declared"], data["shown"]) is None
     wide = certificates.caution(data["declared"] | {"margin": 0.4}, data["shown"])  # the dense model solves 3 of 4
@@ -125,9 +135,9 @@ def test_a_certificate_says_what_was_found_and_is_confirmed_by_the_rows(tmp_path
 def test_tokens_end_a_walk_and_the_certificate_says_so(tmp_path):
     store, file = make(tmp_path, max_tokens=3000)
     (gentle,) = json.loads(file.read_text())["shown"]["ladders"][0]["rungs"]
-    assert (gentle["word"], gentle["why"]) == ("cannot tell", certificates.OUT_OF_TOKENS)
+    assert (gentle["word"], gentle["why"]) == ("cannot tell", again.OUT_OF_TOKENS)
     assert gentle["looked"] == 24  # 2 x 70 tokens a problem: 21 are not enough, and looks are at every eighth
-    assert certificates.verify(file, store) == {"claims": [], "differences": [], "notes": []}
+    assert verify(file, store) == {"claims": [], "differences": [], "searches": [], "notes": []}
 
 
 @pytest.mark.parametrize(
@@ -148,18 +158,18 @@ def test_a_changed_store_is_found_out(tmp_path, statement, named):
     first = interleaved(IDS, SEED)[0][1]
     with sqlite3.connect(store) as connection:
         assert connection.execute(statement.format(first=first)).rowcount > 0
-    checked = certificates.verify(file, store)
+    checked = verify(file, store)
     assert checked["claims"] == [] and any(named in line for line in checked["differences"]), checked
 
 
 def test_rows_on_which_nothing_rests_may_be_added(tmp_path):
     store, file = make(tmp_path)
     last = interleaved(IDS, SEED)[-1][1]
-    with certificates.Store(store) as opened:
+    with Store(store) as opened:
         opened.add_problems([ProblemRow("a", last, "1", "exact", (), "d")])
         for place, name in enumerate(RUNGS):
             opened.add_samples(run_of(place), [r for r in rows_of(name) if r.problem_id == last])
-    assert certificates.verify(file, store)["differences"] == []
+    assert verify(file, store)["differences"] == []
 
 
 def swap(data):
@@ -189,7 +199,7 @@ def swap(data):
 )
 def test_a_changed_certificate_is_found_out_even_if_its_hash_fits(tmp_path, change, named):
     store, file = make(tmp_path)
-    checked = certificates.verify(changed(file, change), store)
+    checked = verify(changed(file, change), store)
     assert checked["claims"] == []
     assert any(part in line for line in checked["differences"] for part in named.split("|")), checked
 
@@ -197,22 +207,23 @@ def test_a_changed_certificate_is_found_out_even_if_its_hash_fits(tmp_path, chan
 def test_a_change_that_leaves_all_numbers_is_found_by_the_hash(tmp_path):
     store, file = make(tmp_path)
     file.write_text(file.read_text().replace('"source": "dense"', '"source": "other"'))
-    (line,) = certificates.verify(file, store)["differences"]
-    assert "content hash differs" in line
+    line, undeclared = verify(file, store)["differences"]
+    assert "content hash differs" in line and "no record that this search was declared" in undeclared
 
 
 def test_the_checkpoint_beside_it_has_to_be_the_one_that_was_made(tmp_path):
     store, file = make(tmp_path)
     folder = tmp_path / "found"
     shutil.copytree(PRUNED, folder)
-    checksum = Checkpoint(folder).checksum()
+    checksum, files = Checkpoint(folder).checksum(), certificates.files_of(folder)
     for made, expected in ((checksum, []), ("0" * 64, ["the checkpoint beside the certificate has other weights"])):
         beside = folder / "certificate.json"
-        shutil.copy(changed(file, lambda d, made=made: d.update(made={"checksum": made})), beside)
-        found = certificates.verify(beside, store)["differences"]
+        made = {"checksum": made, "files": files}
+        shutil.copy(changed(file, lambda d, made=made: d.update(made=made)), beside)
+        found = verify(beside, store)["differences"]
         assert len(found) == len(expected) and all(a in b for a, b in zip(expected, found, strict=True))
     alone = changed(file, lambda d: d.update(made={"checksum": checksum}))
-    assert "were not checked" in certificates.verify(alone, store)["notes"][0]
+    assert "were not checked" in verify(alone, store)["notes"][0]
 
 
 def test_the_command_prints_a_line_per_claim_and_fails_with_one_per_difference(tmp_path, capsys):
@@ -235,11 +246,11 @@ def test_what_is_no_certificate_is_wrong_input(tmp_path):
     for text, message in (("{", "not JSON"), ("[]", "not a certificate of"), ('{"format": 1}', "not a certificate of")):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(PrunusError, match=message):
-            certificates.verify(tmp_path / "bad.json", store)
+            verify(tmp_path / "bad.json", store)
     with pytest.raises(PrunusError, match="cannot read"):
-        certificates.verify(tmp_path / "none.json", store)
-    with pytest.raises(PrunusError, match="format 3"):
-        certificates.verify(changed(file, lambda d: d.update(format=3)), store)
+        verify(tmp_path / "none.json", store)
+    with pytest.raises(PrunusError, match="format 4"):
+        verify(changed(file, lambda d: d.update(format=4)), store)
 
 
 def test_a_certificate_of_other_bets_is_read_but_not_computed_again(tmp_path):
@@ -247,6 +258,6 @@ def test_a_certificate_of_other_bets_is_read_but_not_computed_again(tmp_path):
     older = changed(file, lambda d: d.update(format=1))
     assert certificates.read_certificate(older)["shown"]["claims"]
     with pytest.raises(PrunusError, match="format 1: the prunus that wrote it made other bets"):
-        certificates.verify(older, store)
+        verify(older, store)
     with pytest.raises(PrunusError, match="no store"):
-        certificates.verify(file, tmp_path / "none.db")
+        verify(file, tmp_path / "none.db")

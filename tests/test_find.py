@@ -1,6 +1,8 @@
 """`find` walks a ladder and certifies what holds; rows, order and marks that it leaves in the store."""
 
 import json
+import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,9 +122,13 @@ def test_the_model_card_has_the_claims_as_long_as_the_weights_are_those(search_f
     claims = search()["claims"]
     text = Path("out/README.md").read_text()
     assert "## Certificate" in text and is_ours(text)
-    mine = [claim for claim in claims if claim.startswith("magnitude-20: ")]
+    mine = [claim for claim in claims if claim.startswith("The checkpoint made by magnitude-20 (blake3 ")]
     assert len(mine) == 2 and all(f"- {plain(claim, 1000)}." in text for claim in [*mine, claims[-1]])
-    assert "magnitude-10" not in text and "prunus card --store" in text
+    assert (
+        "made by magnitude-10" not in text
+        and Checkpoint("out").checksum()[:16] in mine[0]
+        and "prunus card --store" in text
+    )
     made = prunus.card("out", store="rows.db", out="again.md", margin=0.1)
     again = Path("again.md").read_text()
     assert made["verdict"] and "## Certificate" in again and "## Accuracy against thinking budget" in again
@@ -180,6 +186,9 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_bytes(search_folde
     done.clear()
     assert search("0.1,0.2", **settings) == whole | {"out": "out"} and done == []
     assert rows("rows.db") == rows("whole.db")
+    with Store("rows.db") as store:
+        (declared,) = store.searches()
+    assert declared.had == {}, "it was declared before the first row, and once"
     assert there(search_folder) == {"out", "whole", "rows.db", "whole.db"}
     for path in Path("whole").iterdir():
         assert Path("out", path.name).read_bytes() == path.read_bytes(), path.name
@@ -219,6 +228,57 @@ def test_several_methods_share_alpha_and_dense_statistics_and_the_most_removed_i
     own, shared = (one["ladders"]["wanda"][0]["problems"] for one in (alone, found))
     assert own < shared, "half of alpha needs more problems"
     assert verified("alone", "out")
+
+
+def test_texts_configuration_and_template_cannot_be_changed_beside_a_certificate(search_folder, scripted):
+    """Edits that went unnoticed, and files that were added, or are missing."""
+    search("0.2")
+    assert verified("out")
+    shutil.copy("rows.db", "kept.db")
+    shutil.copytree("out", "kept")
+
+    def differs(told: str) -> None:
+        checked = prunus.verify("out/certificate.json", "rows.db")
+        assert checked["claims"] == [] and any(told in line for line in checked["differences"]), checked
+        shutil.copy("kept.db", "rows.db")
+        shutil.rmtree("out")
+        shutil.copytree("kept", "out")
+
+    for change in ("sample SET thinking = 'I am made up'", "sample SET text = '42'"):
+        with sqlite3.connect("rows.db") as connection:
+            connection.execute(f"UPDATE {change}")
+        differs("rows of the store are not those on which the certificate rests")
+    with sqlite3.connect("rows.db") as connection:
+        connection.execute("UPDATE problem SET gold = '8'")
+    differs("problems is")
+    config = json.loads(Path("out/config.json").read_text())
+    Path("out/config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    differs("config.json beside the certificate is not as it was made")
+    Path("out/chat_template.jinja").write_text("hello")
+    differs("chat_template.jinja beside the certificate")
+    Path("out/adapter_config.json").write_text("{}")
+    differs("adapter_config.json beside the certificate was not made with the checkpoint")
+    Path("out/prunus.json").unlink()
+    differs("prunus.json is missing beside the certificate")
+    for name in ("README.md", "find.html", ".gitattributes"):
+        Path("out", name).write_text("edited")
+    shutil.copy("rows.db", "out/rows.db")
+    assert prunus.verify("out/certificate.json", "out/rows.db")["differences"] == []
+
+
+def test_a_search_that_follows_a_refusal_says_so_when_it_starts(search_folder, scripted, capsys):
+    search("0.3", "first")
+    search("0.3", "first")
+    assert "search 2" not in capsys.readouterr().err, "the same search is no other"
+    search("0.1", margin=0.2, dry_run=True)
+    search("0.1,0.3", margin=0.2)
+    line = "magnitude-30 was refused by an earlier search (margin 10 points, now 20 points; another ladder)"
+    told = f"warning: {line}; this is search 2 of model on sums in this store, and their errors add up to 10 %\n"
+    assert told in capsys.readouterr().err
+    with Store("rows.db") as store:
+        assert [one.declared["margin"] for one in store.searches()] == [0.1, 0.2], "a dry run declares nothing"
+    checked = prunus.verify("out/certificate.json", "rows.db")
+    assert checked["differences"] == [] and checked["searches"][0].endswith(": magnitude-30 refused")
 
 
 def test_tokens_end_a_search_that_cannot_tell(search_folder, scripted):

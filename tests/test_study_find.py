@@ -58,7 +58,14 @@ def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scri
     done = run(GRID + FIND + NONE)
     settings: dict[str, Any] = {"methods": ["magnitude"], "settings": CALIBRATION, "margin": 0.1, "stop_margin": 0.1}
     alone = prunus.find("model", "alone", PLAN, "0.1:0.4:0.1", store="alone.db", **settings)
-    assert alone["found"] == "magnitude-20" and content("alone") == content(FOUND)
+    told = {"certificate.json", "find.html", "README.md"}  # which rows existed, since the grid came first
+    ours, theirs = content("alone"), content(FOUND)
+    assert alone["found"] == "magnitude-20" and {name for name in ours if ours[name] != theirs[name]} == told
+    traced = [json.loads(one["certificate.json"])["shown"]["searches"]["had"] for one in (ours, theirs)]
+    assert traced[0] == [] and {one["name"]: one["problems"] for one in traced[1]} == {
+        "model": 200,
+        "magnitude-20": 200,
+    }
     with Store("out/results.db") as store:
         runs = {run.model["name"].split("/")[-1]: run for run in store.runs()}
         rows = {name: len(store.keys(run.run_id)) for name, run in runs.items()}
@@ -73,7 +80,8 @@ def test_searches_follow_the_grid_share_its_rows_and_write_what_find_writes(scri
         checked = prunus.verify(f"out/found/model/{name}/certificate.json", "out/results.db")
         assert checked["differences"] == checked["notes"] == []
     page = Path(done["report"]).read_text()
-    assert '<a href="found/model/magnitude/find.html"><bdi>Search magnitude: magnitude-20 still solves' in page
+    outcome = "Search magnitude: the checkpoint made by magnitude-20 still solves"
+    assert f'<a href="found/model/magnitude/find.html"><bdi>{outcome}' in page
     assert "Search none: no rung was certified." in page
     assert done["unreported"] == [] and done["cells"] == 2
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from prunus.evaluation.profiles.catalogue import profiles, show_profile
     from prunus.evaluation.tasks import tasks
     from prunus.evaluation.traces import traces
-    from prunus.finding.certificate import verify
     from prunus.finding.find import find
+    from prunus.finding.verification import verify
     from prunus.model_card import card
     from prunus.pruning.allocate import allocate
     from prunus.pruning.calibration.saved_statistics import stats
@@ -141,7 +141,7 @@ _HOME = {
     "tasks": "prunus.evaluation.tasks",
     "traces": "prunus.evaluation.traces",
     "unpack": "prunus.checkpoint.packed.commands",
-    "verify": "prunus.finding.certificate",
+    "verify": "prunus.finding.verification",
 }
 
 

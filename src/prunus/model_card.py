@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.budgets import with_names
-from prunus.cards.certified import CERTIFICATE, read_claims
+from prunus.cards.certified import CERTIFICATE, NOTHING, read_claims
 from prunus.cards.markdown import hub_id
 from prunus.cards.text import README, Card, Results, Zeros, card_text, is_ours, read_metadata
 from prunus.checkpoint.manifest import MANIFEST, read_timed
@@ -65,11 +65,11 @@ def card(
     check_target(target, overwrite)
     results, warnings = (None, []) if store is None else read_results(folder, steps, Path(store), run, base, margin)
     source = read_metadata(folder / README) | read_metadata(target)
-    claims, checksum = read_claims(folder)
-    if claims and checksum != open_checkpoint(folder).checksum():
-        claims = []
+    certified = read_claims(folder)
+    if certified.claims and certified.checksum != open_checkpoint(folder).checksum():
+        certified = NOTHING
         warnings.append(f"{CERTIFICATE} is about other weights than those beside it, so the card does not mention it")
-    made = Card(steps, source, packed=is_packed(folder), base_model=base_model, results=results, claims=claims)
+    made = Card(steps, source, packed=is_packed(folder), base_model=base_model, results=results, certified=certified)
     if "linears" in (facts := inspect(folder, weights=True)):
         made = replace(made, zeros=zeros_of(facts), patterns=facts["patterns"])
     if made.base is None:

@@ -2,40 +2,105 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunus.cards.markdown import LIMIT, plain, redacted
 
 CERTIFICATE = "certificate.json"
+TRACED = 3  # the first format of certificates that know of other searches
+MOST_NAMED = 5  # earlier searches that are described one by one
+
+Data = Mapping[str, Any]
 
 
-def claims_of_found(shown: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True)
+class Certified:
+    """What a certificate says. claims: about the rung that was found, and how probable it is that one is false.
+
+    searches: sentences about the searches before it. checksum: of the weights that it is about.
+    """
+
+    claims: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    checksum: str | None = None
+
+
+NOTHING = Certified()
+
+
+def checkpoint_of(name: str, checksum: str | None) -> str:
+    """How claims name the checkpoint of a rung: claims are about these weights, and not about a recipe."""
+    return f"The checkpoint made by {name} ({f'blake3 {checksum[:16]}' if checksum else 'checksum not known'})"
+
+
+def claims_of_found(shown: Data) -> list[str]:
     """The claims of a certificate that are about the rung that was found, and how probable it is that one is false."""
-    claims = list(shown["claims"])
-    if shown["found"] is None:
+    claims, found = list(shown["claims"]), shown["found"]
+    if found is None:
         return claims
-    return [claim for claim in claims[:-1] if claim.startswith(f"{shown['found']['name']}: ")] + claims[-1:]
+    about = (f"{checkpoint_of(found['name'], found['checksum'])}: ", f"{found['name']}: ")  # the latter before format 3
+    return [claim for claim in claims[:-1] if claim.startswith(about)] + claims[-1:]
 
 
-def read_claims(folder: Path) -> tuple[list[str], str | None]:
-    """(claims of the certificate in a folder, checksum of the weights that they are about); ([], None) without one."""
+def about_searches(data: Data) -> list[str]:
+    """Sentences on the searches before that of a certificate, and on the rows that existed when it was declared."""
+    if data["format"] < TRACED:
+        return [
+            f"This certificate has format {data['format']}, which does not know which searches came before, which rows"
+            " existed when it was declared, and whether texts, gold answers and files beside the weights are the same"
+        ]
+    traced = data["shown"]["searches"]
+    before, had = traced["before"], traced["had"]
+    if not before:
+        told = ["No other search on the same model and tasks was declared before it in its store"]
+    else:
+        many = f"{len(before)} other searches" if len(before) > 1 else "1 other search"
+        verb = "were" if len(before) > 1 else "was"
+        rest = f"; and {len(before) - MOST_NAMED} more" if len(before) > MOST_NAMED else ""
+        named = "; ".join(search_words(one) for one in before[:MOST_NAMED])
+        told = [f"{many} on the same model and tasks {verb} declared before it in its store: {named}{rest}"]
+    if not had:
+        return [*told, "It was declared before the first row of its runs was in the store"]
+    return [*told, f"When it was declared, the store had rows of {problems_had(had)}"]
+
+
+def problems_had(had: Sequence[Data]) -> str:
+    """`12 problems of tiny and 5 of wanda-10`: whose rows existed when a search was declared."""
+    first = f"{had[0]['problems']} problem{'' if had[0]['problems'] == 1 else 's'} of {had[0]['name']}"
+    rest = [f"{one['problems']} of {one['name']}" for one in had[1:]]
+    return f"{', '.join([first, *rest[:-1]])} and {rest[-1]}" if rest else first
+
+
+def search_words(one: Data) -> str:
+    """`wanda-10 to wanda-50 (margins 2 and 5 points, alpha 5 %, seed 0, 630 problems)`."""
+    rungs = one["rungs"][0] if len(one["rungs"]) == 1 else f"{one['rungs'][0]} to {one['rungs'][-1]}"
+    margins = f"margins {100 * one['margin']:g} and {100 * one['stop_margin']:g} points"
+    number = sum(one["problems"].values())
+    return f"{rungs} ({margins}, alpha {100 * one['alpha']:g} %, seed {one['seed']}, {number} problems)"
+
+
+def read_claims(folder: Path) -> Certified:
+    """What the certificate in a folder says; without claims where there is none."""
     try:
         data = json.loads((folder / CERTIFICATE).read_text("utf-8"))
-        return [str(claim) for claim in claims_of_found(data["shown"])], str(data["made"]["checksum"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `prunus verify` says what is wrong with it
-        return [], None
+        claims = tuple(str(claim) for claim in claims_of_found(data["shown"]))
+        return Certified(claims, tuple(about_searches(data)), str(data["made"]["checksum"]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # `prunus verify` says what is wrong with it
+        return NOTHING
 
 
-def certified_text(claims: Sequence[str]) -> list[str]:
-    """The part of the card about these claims; empty without any."""
-    if not claims:
+def certified_text(certified: Certified) -> list[str]:
+    """The part of the card about a certificate; empty without claims."""
+    if not certified.claims:
         return []
     return [
         "## Certificate",
         f"`{CERTIFICATE}`, by `prunus find`, claims of the model compared with the dense one:",
-        "\n".join(f"- {plain(redacted(claim), LIMIT)}." for claim in claims),
-        "This is about problems like those of the problem set, under these budgets, this sampling and this grader; it"
-        " says nothing about other tasks, speed or safety. `prunus verify` computes the claims again from the rows on"
-        " which they rest.",
+        "\n".join(f"- {plain(redacted(claim), LIMIT)}." for claim in certified.claims),
+        "\n".join(f"- {plain(redacted(line), LIMIT)}." for line in certified.searches),
+        "This is about this checkpoint, not about its recipe with other calibration data, and about problems like those"
+        " of the problem set, under these budgets, this sampling and this grader; it says nothing about other tasks,"
+        " speed or safety. `prunus verify` computes the claims again from the rows on which they rest.",
     ]

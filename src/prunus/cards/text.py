@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunus.cards.certified import certified_text
+from prunus.cards.certified import NOTHING, Certified, certified_text
 from prunus.cards.commands import commands, settings
 from prunus.cards.markdown import (
     LIMIT,
@@ -74,7 +74,8 @@ class Card:
 
     steps: the history in the manifest. source: metadata of the source's card. zeros: by part of the blocks, counted;
     empty if they were not. patterns: the N:M patterns that all Linears follow. packed: whether only Prunus can load the
-    weights. base_model: hub id of the dense model, for steps that do not have it. claims: of the certificate beside it.
+    weights. base_model: hub id of the dense model, for steps that do not have it. certified: what the
+    certificate beside it says.
     """
 
     steps: Sequence[Data]
@@ -84,7 +85,7 @@ class Card:
     packed: bool = False
     base_model: str | None = None
     results: Results | None = None
-    claims: Sequence[str] = ()
+    certified: Certified = NOTHING
 
     @property
     def origin_id(self) -> str | None:
@@ -120,7 +121,7 @@ def card_text(card: Card) -> str:
         "\n".join(f"{number}. {step_text(step)}" for number, step in enumerate(card.steps, 1)),
         *warnings_text(card.steps),
         *sparsity_text(card),
-        *certified_text(card.claims),
+        *certified_text(card.certified),
         *(results_text(card, card.results) if card.results else ["## Accuracy", missing_text(card)]),
         "## How to repeat it",
         fenced(commands(card.steps, card.origin, card.results.run.plan if card.results else None)),
@@ -132,7 +133,7 @@ def card_text(card: Card) -> str:
 def missing_text(card: Card) -> str:
     """How to get the results that this card lacks."""
     again = "writes this card again, with the curve and a verdict against the dense model."
-    if card.claims:
+    if card.certified.claims:
         return f"Not in this card yet: `prunus card --store`, with the rows of the search, {again}"
     measure = "`prunus eval` measures accuracy against thinking budget, and `prunus card --store`"
     return f"Not measured yet: {measure} then {again}"

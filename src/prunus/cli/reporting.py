@@ -145,7 +145,8 @@ def report_command(
 def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
     """Compute the claims of CERTIFICATE, which `prunus find` wrote, again from the rows of the store.
 
-    Prints a line per claim that holds. Exit code 1: something is not as the certificate says; it prints what.
+    Prints a line per claim that holds, and one per other search on the same model and tasks in the store. Exit code 1:
+    something is not as the certificate says; it prints what.
     """
     found = prunus.verify(certificate, store)
     if as_json:
@@ -157,7 +158,7 @@ def verify_command(certificate: Path, store: Path, as_json: bool) -> None:
             click.echo("holds: no rung was certified, so nothing is claimed")
         for line in found["differences"]:
             click.echo(f"differs: {line}")
-    for note in found["notes"]:
+    for note in [*found["searches"], *found["notes"]]:
         progress.say(note)
     if found["differences"]:
         sys.exit(DIFFERS)

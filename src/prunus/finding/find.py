@@ -17,7 +17,14 @@ from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
-from prunus.finding.certificate import caution, certificate, read_certificate, write_certificate
+from prunus.finding.certificate import (
+    caution,
+    certificate,
+    files_of,
+    read_certificate,
+    same_declaration,
+    write_certificate,
+)
 from prunus.finding.ladders import ladders_of
 from prunus.finding.on_ray import on_cluster
 from prunus.finding.page import NAME as PAGE
@@ -26,6 +33,7 @@ from prunus.finding.prospects import Prospects, prospects, refuse_impossible
 from prunus.finding.rows import Rows
 from prunus.finding.rungs import Rungs
 from prunus.finding.search import Search, open_search
+from prunus.finding.searches import declare_in, warning
 from prunus.finding.walk import Outcome, Walk
 from prunus.hashing import canonical_json
 from prunus.pruning.made_card import renew_card
@@ -70,6 +78,7 @@ def find(
     model. A rung is certified once a loss of accuracy of `margin` or more, and of chains that end by themselves of
     `stop_margin` or more, are ruled out; the walk ends at the first rung that is not. The probability that any rung is
     certified that loses as much is at most alpha, for any number of rungs and problems (docs/verdicts.md).
+    The search is written into the store before it looks at a row, and the certificate names those before it.
 
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with [[prune]] and [[drop]] tables as in a study, or
     recipes.
@@ -142,7 +151,10 @@ def carry_out(
     published = is_published(target, folder, search)
     open_work(folder, search)
     with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
-        resolved = search.dense.resolved
+        declared, resolved = search.declared(), search.dense.resolved
+        declare_in(opened, declared)
+        if (line := warning(opened, declared)) is not None:
+            progress.say(f"warning: {line}")
         rows = Rows(opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse)
         with rungs(search, opened, folder, device) as makes:
             outcome = Walk(search, rows, makes).run()
@@ -151,8 +163,8 @@ def carry_out(
         else:
             certified = publish(search, outcome, opened, folder, target, device, overwrite, always)
     shutil.rmtree(folder)
-    if (warning := caution(certified["declared"], certified["shown"])) is not None:
-        progress.say(f"warning: {warning}")
+    if (wide := caution(certified["declared"], certified["shown"])) is not None:
+        progress.say(f"warning: {wide}")
     return summary(search, outcome, certified, target)
 
 
@@ -189,7 +201,7 @@ def publish(
             f"{made} has other weights than those that {store.path} has rows of (run {found.rung.cell.run_id}): name"
             " another --store"
         )
-    data = certificate(store, declared, checksum)
+    data = certificate(store, declared, checksum, files_of(made))
     assert data["shown"]["found"]["name"] == found.rung.variant.name, "the walk and the certificate differ"
     write_folder(data, made, target, overwrite)
     return data
@@ -215,7 +227,7 @@ def is_published(target: Path, folder: Path, search: Search) -> bool:
 def is_finished(search: Search, target: Path) -> bool:
     """Whether target has a certificate of this very search."""
     file = target / CERTIFICATE
-    return file.exists() and read_certificate(file)["declared"] == search.declared()
+    return file.exists() and same_declaration(read_certificate(file)["declared"], search.declared())
 
 
 def check_work(folder: Path, search: Search, overwrite: bool) -> None:

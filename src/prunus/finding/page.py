@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus import __version__
-from prunus.cards.certified import claims_of_found
+from prunus.cards.certified import about_searches, claims_of_found
 from prunus.disk import write_text
 from prunus.finding.certificate import caution
 from prunus.reporting.labels import HUES, Look
@@ -51,7 +51,7 @@ def page(data: Data) -> str:
         _top(declared, shown, title),
         f"<main>{_ladders(declared, shown)}{_paths(declared, shown)}"
         f'<section id="cost"><h2>Accuracy and cost</h2><div class="pair">{_curves(declared, shown)}'
-        f"{_cost(declared, shown)}</div></section>{_meaning(declared, shown)}</main>",
+        f"{_cost(declared, shown)}</div></section>{_meaning(data)}</main>",
         f"<footer>Made by Prunus {esc(__version__)}. This page loads nothing from the network.</footer>",
     ]
     return document(title, "".join(body), {"certificate": dict(data)}, resource("page.css") + STYLES)
@@ -61,7 +61,7 @@ def _title(declared: Data, shown: Data) -> str:
     found = shown["found"]
     if found is None:
         return f"No rung was certified: {declared['model']['name']} stays as it is"
-    return f"{found['name']} still solves and still stops"
+    return f"The checkpoint made by {found['name']} still solves and still stops"
 
 
 def _top(declared: Data, shown: Data, title: str) -> str:
@@ -245,13 +245,17 @@ def _cost(declared: Data, shown: Data) -> str:
     return figure(picture, "Tokens sampled", note)
 
 
-def _meaning(declared: Data, shown: Data) -> str:
-    """What is claimed and what is not, and how to check it."""
+def _meaning(data: Data) -> str:
+    """What is claimed and what is not, which searches came before, and how to check it."""
+    declared, shown = data["declared"], data["shown"]
     certified = sum(rung["word"] == CERTIFIED for ladder in shown["ladders"] for rung in ladder["rungs"])
     refused = sum(rung["word"] == REFUSED for ladder in shown["ladders"] for rung in ladder["rungs"])
     lines = [
         f"The probability that any of the certified rungs ({certified}) loses a margin or more is at most "
-        f"{100 * declared['alpha']:g} %, for any number of rungs, and although it was looked at after every problem.",
+        f"{100 * declared['alpha']:g} %, for any number of rungs, and although it was looked at after every problem; "
+        "with other searches the probabilities add up.",
+        *(f"{line}." for line in about_searches(data)),
+        "Each claim is about one checkpoint, not about its recipe with other calibration data.",
         "This holds for problems like those of the problem set, which were taken in a random order that follows from "
         f"seed {declared['seed']}; under these budgets, this sampling and this grader.",
         "It says nothing about other tasks, larger budgets, speed or safety. A refused rung "

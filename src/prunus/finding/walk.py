@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from prunus.finding.certificate import OUT_OF_TOKENS, why_open
+from prunus.finding.again import OUT_OF_TOKENS, why_open
 from prunus.finding.rows import Floats, Rows
 from prunus.finding.rungs import Rungs
 from prunus.finding.search import Rung, Search

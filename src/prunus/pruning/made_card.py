@@ -21,8 +21,8 @@ def made_card(source: Checkpoint, step: Mapping[str, Any]) -> dict[str, str]:
 def renew_card(folder: Path) -> None:
     """Write the card of a checkpoint again, after its manifest was changed or a certificate was added."""
     made = Checkpoint(folder)
-    steps, claims = read_manifest(folder)["history"], read_claims(folder)[0]
-    card = Card(steps, read_metadata(folder / README), counted(made, steps), claims=claims)
+    steps = read_manifest(folder)["history"]
+    card = Card(steps, read_metadata(folder / README), counted(made, steps), certified=read_claims(folder))
     write_text(folder / README, card_text(card))
 
 

@@ -34,6 +34,21 @@ class Run:
 
 
 @dataclass(frozen=True)
+class DeclaredSearch:
+    """A search by `find`, as it was declared before it looked at any row.
+
+    number: 1 for the first of the store. search_id: hash of declared, which is that part of its certificate. at: when,
+    in UTC. had: {run: (problems with rows, rows)} that its runs had then, without runs that had none.
+    """
+
+    number: int
+    search_id: str
+    declared: dict[str, Any]
+    at: str
+    had: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One draw of one problem at one budget.
 

@@ -39,6 +39,16 @@ ADAPTIVE_DDL = """
         how TEXT NOT NULL  -- JSON: {"by": "find", "seed": of the order of problems}
     ) WITHOUT ROWID"""
 
+# Searches by `find`, in the order in which they were declared (rows.DeclaredSearch). It needs no new version either.
+SEARCH_DDL = """
+    CREATE TABLE IF NOT EXISTS search (
+        number INTEGER PRIMARY KEY,
+        search_id TEXT NOT NULL UNIQUE,  -- hash of `declared`
+        declared TEXT NOT NULL,          -- JSON, the part `declared` of its certificate
+        at TEXT NOT NULL,                -- UTC
+        had TEXT NOT NULL                -- JSON: {run: [problems, rows]} that its runs had then
+    )"""
+
 # The long texts come last, so that reading the columns before them does not touch their overflow pages.
 DDL = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import fields
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +20,12 @@ from typing import Any, Self
 from prunus.budgets import budget_of
 from prunus.disk import locked
 from prunus.errors import PrunusError
+from prunus.hashing import content_hash
 from prunus.results import schema
 from prunus.results.labels import is_called
 from prunus.results.looping import loops
 from prunus.results.plans import listed
-from prunus.results.rows import IMPORTED, Key, ProblemRow, Run, Sample
+from prunus.results.rows import IMPORTED, DeclaredSearch, Key, ProblemRow, Run, Sample
 
 BUSY_SECONDS = 30.0
 
@@ -143,6 +145,31 @@ class Store:
         with self._transaction():
             self._connection.execute(schema.ADAPTIVE_DDL)
             self._connection.execute("INSERT OR IGNORE INTO adaptive VALUES (?, ?)", (run_id, _json(dict(how))))
+
+    def add_search(self, declared: Mapping[str, Any], runs: Sequence[str]) -> None:
+        """Store that a search is declared now, and which rows its runs have; an earlier declaration of it stays."""
+        at, had = datetime.now(UTC).isoformat(timespec="seconds"), dict[str, tuple[int, int]]()
+        query = "SELECT count(DISTINCT problem_id), count(*) FROM sample WHERE run_id = ?"
+        with self._transaction():
+            self._connection.execute(schema.SEARCH_DDL)
+            for run in runs:
+                problems, rows = self._connection.execute(query, (run,)).fetchone()
+                if rows:
+                    had[run] = problems, rows
+            self._connection.execute(
+                "INSERT OR IGNORE INTO search (search_id, declared, at, had) VALUES (?, ?, ?, ?)",
+                (content_hash(declared), json.dumps(dict(declared), ensure_ascii=False), at, _json(had)),
+            )
+
+    def searches(self) -> list[DeclaredSearch]:
+        """All searches that were declared, oldest first."""
+        if not self._has_table("search"):
+            return []
+        rows = self._read("SELECT number, search_id, declared, at, had FROM search ORDER BY number")
+        return [
+            DeclaredSearch(number, name, json.loads(declared), at, {k: (p, r) for k, (p, r) in json.loads(had).items()})
+            for number, name, declared, at, had in rows
+        ]
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""

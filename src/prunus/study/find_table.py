@@ -78,13 +78,13 @@ class SearchState:
 
     @property
     def sentence(self) -> str:
-        """The outcome in a sentence, such as `Search wanda: wanda-30 still solves and still stops; it removes ...`."""
+        """The outcome in a sentence, such as `Search wanda: the checkpoint made by wanda-30 still solves ...`."""
         if self.state != FINISHED:
             return f"Search {self.name}: {self.state}."
         if self.found is None:
             return f"Search {self.name}: no rung was certified."
         return (
-            f"Search {self.name}: {self.found} still solves and still stops; it removes"
+            f"Search {self.name}: the checkpoint made by {self.found} still solves and still stops; it removes"
             f" {100 * self.removed:.3g} % of the weights."
         )
 

@@ -1,0 +1,160 @@
+"""The trace that searches leave in the store: which were declared when, before which rows, and what they came to.
+
+A search is stored when it is declared, before it looks at a row (`declare_in`). So a certificate can name the searches
+before it, and `verify` can check that. The probability that any of several searches certifies falsely is at most the
+sum of their alphas if no declaration depended on rows that existed; the store shows which there were.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prunus.cards.certified import search_words
+from prunus.errors import PrunusError
+from prunus.finding.again import judged, rows_of
+from prunus.hashing import content_hash
+from prunus.results.ladder import CERTIFIED
+from prunus.results.rows import DeclaredSearch
+from prunus.results.store import Store
+
+Data = Mapping[str, Any]
+
+UNFINISHED = "not finished"
+
+
+def declare_in(store: Store, declared: Data) -> None:
+    """Store that a search is declared, unless it was before."""
+    rungs = [rung["run"] for ladder in declared["ladders"] for rung in ladder["rungs"]]
+    store.add_search(declared, [declared["dense"], *rungs])
+
+
+def found_in(store: Store, declared: Data) -> tuple[DeclaredSearch | None, list[DeclaredSearch]]:
+    """(this search as it was stored, the others on the same model and tasks, oldest first); None: it was not."""
+    ours, name = None, content_hash(declared)
+    others = []
+    for one in store.searches():
+        if one.search_id == name:
+            ours = one
+        elif related(one.declared, declared):
+            others.append(one)
+    return ours, others
+
+
+def related(one: Data, other: Data) -> bool:
+    """Whether two searches are of the same model, on a common task or problem."""
+    mine, theirs = one["model"], other["model"]
+    by = "checksum" if mine["checksum"] and theirs["checksum"] else "name"
+    if mine[by] != theirs[by]:
+        return False
+    ids = {name for names in one["problems"].values() for name in names}
+    return not one["problems"].keys().isdisjoint(other["problems"]) or any(
+        not ids.isdisjoint(names) for names in other["problems"].values()
+    )
+
+
+def trace(store: Store, declared: Data) -> dict[str, Any] | None:
+    """What a certificate says of its search and those before it; None if the store has no record of it.
+
+    before: the others that were declared before, as `described`. had: the problems of its runs that had rows then.
+    alpha: the sum over all of these.
+    """
+    ours, others = found_in(store, declared)
+    if ours is None:
+        return None
+    before = [one for one in others if one.number < ours.number]
+    names = {declared["dense"]: declared["model"]["name"]} | {
+        rung["run"]: rung["name"] for ladder in declared["ladders"] for rung in ladder["rungs"]
+    }
+    return {
+        "id": ours.search_id,
+        "before": [described(one) for one in before],
+        "had": [
+            {"run": run, "name": names[run], "problems": ours.had[run][0], "rows": ours.had[run][1]}
+            for run in names
+            if run in ours.had
+        ],
+        "alpha": together(declared, *(one.declared for one in before)),
+    }
+
+
+def described(one: DeclaredSearch) -> dict[str, Any]:
+    """What names a search and its rules; when it was declared is left to the store."""
+    declared = one.declared
+    return {
+        "id": one.search_id,
+        "rungs": [rung["name"] for ladder in declared["ladders"] for rung in ladder["rungs"]],
+        "problems": {task: len(names) for task, names in declared["problems"].items()},
+        **{name: declared[name] for name in ("margin", "stop_margin", "alpha", "seed", "budgets", "samples")},
+    }
+
+
+def together(*declared: Data) -> float:
+    """The sum of the alphas of several searches, at most 1."""
+    return min(1.0, round(sum(one["alpha"] for one in declared), 12))
+
+
+def outcomes(store: Store, declared: Data) -> Iterator[tuple[Data, str]]:
+    """(rung, word) of every rung that a search looked at, by the rows that there are now."""
+    done = 0
+    try:
+        for one in judged(rows_of(store, declared), declared):
+            done += 1
+            yield one.rung, one.decision.word
+    except PrunusError:  # a run or rows that it needs next are missing
+        left = [rung for ladder in declared["ladders"] for rung in ladder["rungs"]][done:]
+        yield from ((rung, UNFINISHED) for rung in left[:1])
+
+
+def told_of(store: Store, one: DeclaredSearch) -> str:
+    """A search in a line: its id, when it was declared, its rules, and what it came to."""
+    came = ", ".join(f"{rung['name']} {word}" for rung, word in outcomes(store, one.declared))
+    return f"search {one.search_id} of {one.at}, {search_words(described(one))}: {came or 'no rung was looked at'}"
+
+
+def warning(store: Store, declared: Data) -> str | None:
+    """A line for the start of a search that others on the same model and tasks came before; None for the first."""
+    ours, others = found_in(store, declared)
+    before = [one for one in others if ours is None or one.number < ours.number]
+    if not before:
+        return None
+    tasks = " and ".join(sorted(declared["problems"]))
+    sure = (
+        f"this is search {len(before) + 1} of {declared['model']['name']} on {tasks} in this store, and their errors"
+        f" add up to {100 * together(declared, *(one.declared for one in before)):g} %"
+    )
+    for one in reversed(before):
+        if (failed := failed_before(store, one.declared, declared)) is not None:
+            name, word = failed
+            verb = "was refused" if word != "cannot tell" else "was not decided (cannot tell)"
+            return f"{name} {verb} by an earlier search ({'; '.join(apart(one.declared, declared))}); {sure}"
+    return sure
+
+
+def failed_before(store: Store, before: Data, now: Data) -> tuple[str, str] | None:
+    """(name, word) of a rung that is tried now and that an earlier search looked at and did not certify."""
+    tried = [rung for ladder in now["ladders"] for rung in ladder["rungs"]]
+    keys = {rung["run"] for rung in tried} | {rung["name"] for rung in tried}
+    declared = [rung for ladder in before["ladders"] for rung in ladder["rungs"]]
+    if not any({rung["run"], rung["name"]} & keys for rung in declared):
+        return None
+    for rung, word in outcomes(store, before):
+        if word not in (CERTIFIED, UNFINISHED) and {rung["run"], rung["name"]} & keys:
+            return rung["name"], word
+    return None
+
+
+def apart(before: Data, now: Data) -> list[str]:
+    """What differs between two declarations: `margin 2 points, now 5 points`, `another ladder`."""
+    found = []
+    for name, unit in (("margin", "points"), ("stop_margin", "points"), ("alpha", "%")):
+        if before[name] != now[name]:
+            old, new = (f"{100 * one[name]:g} {unit}" for one in (before, now))
+            found.append(f"{name.replace('_', ' ')} {old}, now {new}")
+    for name in ("seed", "budgets", "samples", "look", "max_tokens"):
+        if before[name] != now[name]:
+            found.append(f"{name.replace('_', ' ')} {before[name]}, now {now[name]}")
+    rungs = [[[rung["name"] for rung in ladder["rungs"]] for ladder in one["ladders"]] for one in (before, now)]
+    if rungs[0] != rungs[1]:
+        found.append("another ladder")
+    if before["problems"] != now["problems"]:
+        found.append("other problems")
+    return found or ["otherwise made or evaluated"]

@@ -1,0 +1,228 @@
+"""The check of a certificate: what it shows is computed again from the store, and compared with what it says."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from math import isclose
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from prunus.cards.certified import about_searches, search_words
+from prunus.errors import PrunusError
+from prunus.finding.certificate import OTHER_BETS, UNTRACED, computed, files_of, read_certificate
+from prunus.finding.searches import found_in, together, told_of
+from prunus.hashing import content_hash
+from prunus.results.store import Store
+
+Data = Mapping[str, Any]
+MOST_TOLD = 30  # other searches that are told one by one
+
+
+def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[str, Any]:
+    """Compute the claims of a certificate again from a store.
+
+    Returns {"claims": the claims that hold, "differences": what is not as the certificate says, "searches": the other
+    searches on the same model and tasks in the store, "notes": what could not be checked}, all sentences; without
+    differences, all claims hold. The checkpoint beside the certificate is checked, too. Raises PrunusError if a file is
+    missing or is none of these.
+    """
+    file = Path(certificate)
+    data = read_certificate(file)
+    form, declared = data["format"], data["declared"]
+    if form == OTHER_BETS:
+        raise PrunusError(
+            f"'{file}' has format {OTHER_BETS}: the prunus that wrote it made other bets, and only that one can compute"
+            " the claims again; `prunus find` into another folder makes a new certificate from the same store"
+        )
+    found, others = list[str](), list[str]()
+    rest = {name: part for name, part in data.items() if name != "content"}
+    if content_hash(rest, 64) != data["content"]:
+        found.append("the certificate was changed after it was written: its content hash differs")
+    claimed: list[str] = []
+    with Store(store) as opened:
+        try:
+            now = json.loads(json.dumps(computed(opened, declared, form)))
+            claimed = now["claims"]
+            found += list(_differences(data["shown"], now, "", _names(data["shown"])))
+            found += _about_runs(declared, now)
+            found += _about_problems(opened, declared, now["dense"]["plan"], form)
+            if form > UNTRACED:
+                found += _about_trace(data["shown"]["searches"], now["searches"])
+            found += _changed_searches(opened)
+            others = _other_searches(opened, declared)
+        except PrunusError as error:
+            found.append(str(error))
+        except (LookupError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            found.append(f"what the certificate declares makes no sense ({type(error).__name__}: {error})")
+    beside, notes = _beside(data, file.parent, Path(store))
+    found += [*beside, *_published(data)]
+    if form <= UNTRACED:
+        notes = [*about_searches(data), *notes]
+    return {"claims": claimed if not found else [], "differences": found, "searches": others, "notes": notes}
+
+
+def _about_runs(declared: Data, now: Data) -> list[str]:
+    """What the runs of the store contradict in the declaration."""
+    found = []
+    plan = now["dense"]["plan"]
+    if now["dense"]["checksum"] != declared["model"].get("checksum"):
+        found.append("the dense model's run in the store is of other weights than the certificate declares")
+    for name, value in (("budgets", declared["budgets"]), ("samples", declared["samples"]), ("seed", declared["seed"])):
+        stored = plan.get(name)
+        if stored is not None and (sorted(stored) if name == "budgets" else stored) != value:
+            found.append(f"{name} of the runs in the store are {stored}, the certificate declares {value}")
+    found += [
+        f"the run of {rung['name']} has another plan than the dense model's"
+        for ladder in now["ladders"]
+        for rung in ladder["rungs"]
+        if not rung["same_plan"]
+    ]
+    return found
+
+
+def _about_problems(store: Store, declared: Data, plan: Data, form: int) -> list[str]:
+    """Whether the declared problems are all those of the plan, whose hash of them the runs have."""
+    if form <= UNTRACED or "problems" not in plan:  # the hash is of the plan's order, which they do not have
+        return []
+    stored, problems = store.problems(), declared["problems"]
+    if missing := sorted(name for names in problems.values() for name in names if name not in stored):
+        return [f"the store lacks problem '{missing[0]}' ({len(missing)} in all), which the certificate declares"]
+    tasks = [*(task for task in plan["tasks"] if task in problems), *sorted(problems.keys() - {*plan["tasks"]})]
+    lines = (f"{task}\t{name}\t{stored[name].digest}" for task in tasks for name in problems[task])
+    if hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == plan["problems"]:
+        return []
+    number = sum(map(len, problems.values()))
+    return [f"the {number} problems that the certificate declares are not those of the runs' plan, by its hash of them"]
+
+
+def _about_trace(stated: Data, now: Data | None) -> list[str]:
+    """What the store contradicts in what a certificate says of the searches before it and of rows that existed."""
+    if now is None:
+        return ["the store has no record that this search was declared, so nothing shows that its rows came later"]
+    found = []
+    told, there = ({one["id"]: one for one in side["before"]} for side in (stated, now))
+    for name, one in there.items():
+        if name not in told:
+            found.append(f"the certificate leaves out search {name}, which was declared before it: {search_words(one)}")
+        elif told[name] != one:
+            found.append(f"search {name} is not as the certificate says: {search_words(one)}")
+    for name in told.keys() - there.keys():
+        found.append(f"the store has no record of search {name} before this one, which the certificate names")
+    if stated["had"] != now["had"]:
+        found.append("the rows that existed when this search was declared are not those that the certificate names")
+    if (stated["id"], stated["alpha"]) != (now["id"], now["alpha"]) and not found:
+        found.append("the certificate has another id, or another sum of alphas, than its search in the store")
+    return found
+
+
+def _changed_searches(store: Store) -> list[str]:
+    """Whether searches were deleted from the store, or changed after they were declared."""
+    searches = store.searches()
+    found = [
+        f"search {one.search_id} was changed in the store after it was declared"
+        for one in searches
+        if content_hash(one.declared) != one.search_id
+    ]
+    last = searches[-1].number if searches else 0
+    if gone := sorted({*range(1, last)} - {one.number for one in searches}):
+        found.append(f"the record of search number {gone[0]} was deleted from the store ({len(gone)} in all)")
+    return found
+
+
+def _other_searches(store: Store, declared: Data) -> list[str]:
+    """A line for every other search on the same model and tasks in the store, and one on all of them together."""
+    ours, others = found_in(store, declared)
+    lines = []
+    for one in others[:MOST_TOLD]:
+        place = "in the store" if ours is None else "before it" if one.number < ours.number else "after it"
+        lines.append(f"{place}: {told_of(store, one)}")
+    if others[MOST_TOLD:]:
+        lines.append(f"and {len(others) - MOST_TOLD} more searches")
+    if others:
+        sure = 100 * together(declared, *(one.declared for one in others))
+        lines.append(
+            f"the store has {len(others) + 1} searches on this model and these tasks: if no declaration depended on"
+            f" rows that existed, the probability that any of them certifies falsely is at most {sure:g} %"
+        )
+    return lines
+
+
+def _names(shown: Any) -> Callable[[str], str]:
+    """A function that names the part of a certificate at a path such as /ladders/0/rungs/2/word."""
+
+    def name(at: str) -> str:
+        parts = at.strip("/").split("/")
+        if parts[:1] == ["ladders"] and len(parts) >= 4:
+            try:
+                rung = shown["ladders"][int(parts[1])]["rungs"][int(parts[3])]["name"]
+                return f"{rung}: {' '.join(parts[4:]) or 'the rung'}"
+            except (KeyError, IndexError, TypeError, ValueError):
+                pass
+        return " ".join(parts)
+
+    return name
+
+
+def _differences(stated: Any, now: Any, at: str, name: Callable[[str], str]) -> Iterator[str]:
+    """Sentences about values that are not as the certificate states them."""
+    if isinstance(stated, dict) and isinstance(now, dict):
+        for key in sorted((stated.keys() | now.keys()) - {"searches"}):
+            yield from _differences(stated.get(key), now.get(key), f"{at}/{key}", name)
+    elif isinstance(stated, list) and isinstance(now, list) and len(stated) == len(now):
+        for number, pair in enumerate(zip(stated, now, strict=True)):
+            yield from _differences(*pair, f"{at}/{number}", name)
+    elif _is_number(stated) and _is_number(now):
+        if not isclose(stated, now, rel_tol=1e-6, abs_tol=1e-9):
+            yield f"{name(at)} is {now:g} by the rows, the certificate says {stated:g}"
+    elif stated != now:
+        if at.endswith("/rows"):
+            yield f"{name(at)} of the store are not those on which the certificate rests"
+        else:
+            yield f"{name(at)} is {_short(now)} by the rows, the certificate says {_short(stated)}"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _beside(data: Data, folder: Path, store: Path) -> tuple[list[str], list[str]]:
+    """(what is wrong with the checkpoint beside the certificate, what was not checked)."""
+    checksum, files = data["made"].get("checksum"), data["made"].get("files", {})
+    if checksum is None:
+        return [], []
+    if not any((folder / name).exists() for name in {*files, "config.json"}):
+        return [], ["no checkpoint lies beside the certificate, so its files were not checked"]
+    found = []
+    if data["format"] > UNTRACED:
+        now = files_of(folder)
+        at = store.absolute().name if store.absolute().parent == folder.absolute() else None
+        found += [f"{name} is missing beside the certificate" for name in files if name not in now]
+        found += [
+            f"{name} beside the certificate is not as it was made"
+            if name in files
+            else f"{name} beside the certificate was not made with the checkpoint"
+            for name, value in now.items()
+            if files.get(name) != value and not (at and name.startswith(at))
+        ]
+    if (folder / "config.json").exists():
+        from prunus.checkpoint.checkpoint import Checkpoint  # it imports torch
+
+        try:
+            if Checkpoint(folder).checksum() != checksum:
+                found.append("the checkpoint beside the certificate has other weights than the one made")
+        except PrunusError as error:
+            found.append(f"the checkpoint beside the certificate cannot be read: {error}")
+    return found, []
+
+
+def _published(data: Data) -> list[str]:
+    """The checkpoint that was made has to be the one whose rows were looked at."""
+    found, made = data["shown"].get("found"), data["made"].get("checksum")
+    evaluated = found.get("checksum") if found else None
+    same = made is None or evaluated is None or made == evaluated
+    return [] if same else ["the checkpoint that was made is not the one that was evaluated"]
