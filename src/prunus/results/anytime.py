@@ -120,14 +120,14 @@ def evidence(differences_T: Floats, margin: float) -> tuple[Floats, Floats]:
     )
 
 
-def largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+def largest_wealth(differences_T: Floats, bets_T: Floats, null: float, most: float | Floats = MOST) -> Floats:
     """(T, ...) logarithm of the largest wealth so far, at least 0, of bets that the mean is above null."""
-    return np.maximum(np.maximum.accumulate(np.cumsum(steps(differences_T, bets_T, null), axis=0), axis=0), 0.0)
+    return np.maximum(np.maximum.accumulate(np.cumsum(steps(differences_T, bets_T, null, most), axis=0), axis=0), 0.0)
 
 
-def steps(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
+def steps(differences_T: Floats, bets_T: Floats, null: float, most: float | Floats = MOST) -> Floats:
     """(T, ...) increments of the logarithm of the wealth of bets that the mean is above null."""
-    return betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2), MOST)
+    return betting.steps((differences_T + 1) / 2, bets_T, np.array((1 + null) / 2), most)
 
 
 def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int) -> Floats:
@@ -147,24 +147,52 @@ def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: in
     return np.array(found)
 
 
-def infer(differences_TC: Floats, margin: float, columns: int = 1) -> dict[str, Floats]:
+def in_plan_order(
+    strata: Sequence[Floats], names: Sequence[Sequence[str]], orders: Sequence[Sequence[str]], first: float, seed: int
+) -> tuple[Floats, int]:
+    """(T, C) differences in the order in which a growing limit admits problems, and T of its first comparison.
+
+    orders: the problem ids of each task in the plan's order. With several tasks the problems at one place of every
+    task are a round, as far as all tasks have one, so that a larger limit only adds rounds. Those of the first
+    comparison (of this limit) of one task are in the random order in which `betting` took them then.
+    """
+    ranked = []
+    for rows, ids, order in zip(strata, names, orders, strict=True):
+        place = {name: number for number, name in enumerate(order)}
+        ranked.append(sorted((place.get(name, len(order)), name, row) for row, name in enumerate(ids)))
+        begun = [row for rank, _, row in ranked[-1] if rank < first]
+        if len(strata) == 1:
+            begun = [sorted(begun)[one] for one in betting.random_order(len(begun), seed)]
+        ranked[-1] = [rows[row] for row in [*begun, *(row for rank, _, row in ranked[-1] if rank >= first)]]
+        start = len(begun)
+    rounds_TC = np.array([np.mean(one, axis=0) for one in zip(*ranked, strict=False)])
+    return rounds_TC, start if len(strata) == 1 else 0
+
+
+def infer(
+    differences_TC: Floats, margin: float, columns: int = 1, first: int = 0, share: float = 1.0
+) -> dict[str, Floats]:
     """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
 
     p: two-sided, of no difference on average. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or more.
     low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
+    first: the differences of a first comparison, which was judged by `betting`; its bets are kept, so that what it
+    showed and what these show are one game, which errs with probability alpha in all. share: of alpha that is spent.
     """
-    d, alpha = differences_TC, betting.ALPHA
-    above, below = bets(d, margin), bets_above(-d, margin)
+    d, alpha = differences_TC, betting.ALPHA * share
+    begun = betting.bets([(d[:first] + 1) / 2], betting.ALPHA)[0] if first else d[:0]
+    above, below = np.concatenate([begun, bets(d, margin)[first:]]), bets_above(-d, margin)
+    most = np.where(np.arange(len(d)) < first, betting.MOST, MOST)[:, None]
     signs = [largest_wealth(sign * d, bets_above(sign * d, SMALL), 0.0)[-1] for sign in (1, -1)]
     found = {
-        "p": np.minimum(1.0, 2 * np.exp(-np.maximum(*signs))),
-        "p_margin": np.exp(-largest_wealth(d, above, -margin)[-1]),
-        "lower_bound": _lower(d, above, alpha),
+        "p": np.minimum(1.0, 2 * np.exp(-np.maximum(*signs)) / share),
+        "p_margin": np.minimum(1.0, np.exp(-largest_wealth(d, above, -margin, most)[-1]) / share),
+        "lower_bound": _lower(d, above, alpha, most),
     }
     for name, level in (("", alpha / 2), ("band_", alpha / 2 / columns)):
-        found[f"{name}low"], found[f"{name}high"] = _lower(d, above, level), -_lower(-d, below, level)
+        found[f"{name}low"], found[f"{name}high"] = _lower(d, above, level, most), -_lower(-d, below, level)
     return found
 
 
-def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
-    return 2 * betting.bound((differences_TC + 1) / 2, bets_TC, alpha, MOST) - 1
+def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float, most: float | Floats = MOST) -> Floats:
+    return 2 * betting.bound((differences_TC + 1) / 2, bets_TC, alpha, most) - 1

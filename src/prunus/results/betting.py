@@ -84,20 +84,20 @@ def variance_before(scaled_TC: Floats) -> Floats:
     return np.concatenate([np.full((1, scaled_TC.shape[1]), 0.25), variance_TC[:-1]])
 
 
-def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float = MOST) -> Floats:
+def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float | Floats = MOST) -> Floats:
     """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1].
 
-    most: largest share of the wealth that a bet can lose.
+    most: largest share of the wealth that a bet can lose; or (T, 1) of every bet.
     """
     return np.log1p(np.minimum(bets_TC, most / null) * (scaled_TC - null))
 
 
-def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats, most: float = MOST) -> Floats:
+def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats, most: float | Floats = MOST) -> Floats:
     """(C,) logarithm of the largest wealth reached by betting against these null means; at least 0."""
     return np.maximum(np.cumsum(steps(scaled_TC, bets_TC, null_C, most), axis=0).max(axis=0), 0.0)
 
 
-def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float, most: float = MOST) -> Floats:
+def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float, most: float | Floats = MOST) -> Floats:
     """(C,) the largest null mean that is rejected at alpha, by bisection; 0 if none is."""
     low_C, high_C = np.zeros(scaled_TC.shape[1]), np.ones(scaled_TC.shape[1])
     for _ in range(HALVINGS):
@@ -140,7 +140,12 @@ def _bounds_by_level(scaled_TC: Floats, bets_TC: Floats, levels_L: Floats) -> Fl
     return found
 
 
+def random_order(problems: int, seed: int, task: int = 0) -> NDArray[np.int_]:
+    """The places of a task's problems in the order in which they are taken."""
+    return np.random.default_rng([seed, task]).permutation(problems)
+
+
 def _scaled(strata: Sequence[Floats], seed: int) -> list[Floats]:
     """Differences mapped to [0, 1], each task's in a random order that follows from the seed."""
-    orders = [np.random.default_rng([seed, number]).permutation(len(task)) for number, task in enumerate(strata)]
+    orders = [random_order(len(task), seed, number) for number, task in enumerate(strata)]
     return [(task[order] + 1) / 2 for task, order in zip(strata, orders, strict=True)]

@@ -7,6 +7,7 @@ p-values decide, corrected over the runs compared (Holm); those of single budget
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.results import paired
 from prunus.results.bands import largest_p
-from prunus.results.contrasts import Claims, Pair, budget_differences, contrast_cells
+from prunus.results.completeness import in_words, of_both, unfinished
+from prunus.results.contrasts import Claims, Grown, Pair, budget_differences, contrast_cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.rows import Run
-from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw
+from prunus.results.stages import growth, told
+from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw, withhold_stopping
 from prunus.results.store import Store
 from prunus.results.summary import identity, plain
 from prunus.results.table import Table, tables
 from prunus.results.token_use import token_area_cell
-from prunus.results.verdicts import adjust_and_judge, set_adjusted, wide_margin
+from prunus.results.verdicts import adjust_and_judge, set_adjusted, wide_margin, withhold
 
 METHOD = {
     "p": "sign-flip permutation over problems; McNemar's exact test for one draw",
@@ -34,11 +37,13 @@ METHOD = {
     "p_adjusted": "Holm: the area over runs, budgets within a run; alike for losses within the margin and for scaling",
     "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
+    "unfinished": "no word and no claim (p is 1): which chains end first is not chance",
 }
 ADAPTIVE = (
     "collected adaptively by `prunus find`, so its results decided how many problems there are: verdicts, intervals and"
     " bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
 )
+UNFINISHED_NOTE = "no verdict is given, since the problems that are finished first need not be like the others"
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
 HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
 
@@ -89,9 +94,16 @@ def compare(
         auc_tokens and parallel;
     `largest`: the task and budget with the most significant difference, its p corrected for the choice among all cells
         of this run, and p_adjusted over runs;
-    `adaptive`: whether `find` decided, from the rows of one of the two runs, how many problems there are; then p, low,
-        high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time (`results/anytime.py`),
-        t_low and t_high are None, and scaling cannot be told;
+    `adaptive`: whether rows decided how many problems there are: of one of the two runs by `find`, or of earlier runs
+        of the same models with another limit or number of draws (a note says from what to what it changed); then p,
+        low, high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time
+        (`results/anytime.py`), t_low and t_high are None, and scaling cannot be told;
+    `stages`: run, limit, samples, begun (UTC) and complete (its complete problems when the next began) of the runs of
+        this model under plans that differ in these only, itself last; None for what an older store does not tell;
+    `unfinished`: None, or complete, planned (problems of the plan) and base (whether that is the base's) where a run
+        lacks rows of its plan; then the words are `unfinished`, p is 1, bounds rule nothing out, and the other numbers
+        are of the first problems in the plan's order that both runs have wholly, if it begins with such. `base` has the
+        same key (complete, planned) if it is unfinished;
     `primary`: the cell of the primary contrast, the area (that of `macro` with several tasks; the areas of single tasks
         are then corrected within the run); `verdict`, `within_margin`, `margin`, `warnings`;
     `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
@@ -152,18 +164,26 @@ def compare_runs(
     _check(margin, stop_margin, resamples)
     chosen, warnings = _choose(base, runs, may_leave_out)
     base_tables, entries = tables_of(base.run_id), []
+    base_state = unfinished(base, base_tables)
     for run in chosen:
-        pairs, notes = _pairs(base_tables, tables_of(run.run_id))
+        run_tables = tables_of(run.run_id)
+        state = unfinished(run, run_tables)
+        lacking = (state and state | {"base": False}) or (base_state and base_state | {"base": True})
+        pairs, notes = _pairs(base_tables, run_tables, of_both(base, run) if lacking else {})
         notes = _plan_notes(base, run) + notes
-        how = run.adaptive or base.adaptive
-        if how is not None:
-            pairs = {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}
-            notes.append(ADAPTIVE)
+        pairs, how_taken = _taken(base, run, pairs, seed)
+        notes += [how_taken] * bool(how_taken)
         if pairs:
+            if lacking:
+                whose = " of the base's problems" if lacking["base"] else ""
+                notes.insert(0, f"{in_words(lacking)}{whose}: {UNFINISHED_NOTE}")
             entry = _entry(run, pairs, notes, margin, seed, resamples, len(chosen))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
-            entry["adaptive"] = how is not None
-            entries.append(_with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains))
+            entry["adaptive"] = bool(how_taken)
+            entry = _with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains)
+            if lacking:
+                _withhold(entry)
+            entries.append(entry | {"unfinished": lacking, "stages": told(run)})
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         else:
@@ -176,7 +196,30 @@ def compare_runs(
             warnings.append(note)
     method = METHOD | {"resamples": resamples, "seed": seed}
     margins = {"margin": margin, "stop_margin": stop_margin}
-    return plain({"base": identity(base), "others": entries, **margins, "method": method, "warnings": warnings})
+    shown = identity(base) | ({"unfinished": base_state} if base_state else {})
+    return plain({"base": shown, "others": entries, **margins, "method": method, "warnings": warnings})
+
+
+def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[dict[str, Pair], str]:
+    """The pairs with how rows decided the number of their problems, and a note on it; empty if they did not."""
+    if (how := other.adaptive or base.adaptive) is not None:
+        return {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}, ADAPTIVE
+    grown = growth(base, other)
+    if grown is None:
+        return pairs, ""
+    orders = of_both(base, other)
+    taken = {
+        task: Grown(tuple(orders.get(task, pair.base.problems)), grown.first, seed, grown.share)
+        for task, pair in pairs.items()
+    }
+    return {task: replace(pair, adaptive=taken[task]) for task, pair in pairs.items()}, str(grown)
+
+
+def _withhold(entry: dict[str, Any]) -> None:
+    """Take, in place, all claims out of the entry of an unfinished run."""
+    withhold(entry)
+    for part in (*entry["tasks"].values(), *([entry["macro"]] if "macro" in entry else [])):
+        withhold_stopping(part["stopping"])
 
 
 def _check(margin: float, stop_margin: float, resamples: int) -> None:
@@ -236,8 +279,14 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     return notes
 
 
-def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[str, Pair], list[str]]:
-    """For each task the rows that both runs have, and a note on everything that only one of them has."""
+def _pairs(
+    base: Mapping[str, Table], other: Mapping[str, Table], orders: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Pair], list[str]]:
+    """For each task the rows that both runs have, and a note on everything that only one of them has.
+
+    orders: of tasks of an unfinished run, the problems in the plan's order; if the first ones are complete in both
+    runs, only those that precede the first that is not are compared.
+    """
     notes = []
     if apart := sorted(base.keys() ^ other.keys()):
         notes.append(f"not both runs have task {', '.join(apart)}: left out")
@@ -258,7 +307,13 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
         ours, theirs = (tables[task].select(problems, **axes) for tables in (base, other))
         complete = sorted(set(ours.complete()) & set(theirs.complete()))
         either = len(set(base[task].problems) | set(other[task].problems))
-        if len(complete) < either:
+        if first := list(takewhile(set(complete).__contains__, orders.get(task, ()))):
+            notes.append(
+                f"{task}: the first {len(first)} problems of the plan are finished in both runs and compared;"
+                f" {len(complete) - len(first)} later ones that are finished, too, are left out"
+            )
+            complete = sorted(first)
+        elif len(complete) < either:
             notes.append(f"{task}: {len(complete)} of {either} problems are finished in both runs and compared")
         if complete:
             pairs[task] = Pair(ours.select(complete, **axes), theirs.select(complete, **axes))

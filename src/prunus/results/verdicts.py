@@ -19,6 +19,19 @@ from prunus.results.retention import scaling_word
 Data = Mapping[str, Any]
 WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
 WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)
+UNFINISHED = "unfinished"  # instead of a word, where a run lacks rows of its plan
+# What the cells of an unfinished run have instead of numbers on which a claim would rest.
+NO_CLAIM = {
+    "p": 1.0,
+    "p_mid": 1.0,
+    "p_margin": 1.0,
+    "p_adjusted": 1.0,
+    "p_margin_adjusted": 1.0,
+    "p_kept": 1.0,
+    "p_lost": 1.0,
+    "q": 1.0,
+    "lower_bound": -1.0,
+}
 # Verdicts of single budgets that contradict the model's own verdict.
 CONTRADICTED_BY = {
     WORSE: {BETTER},
@@ -31,6 +44,8 @@ CONTRADICTED_BY = {
 
 def verdict(cell: Data) -> str:
     """The verdict on a cell of `compare`, from its two adjusted p-values and the sign of its gain (or difference)."""
+    if cell.get("unfinished"):
+        return UNFINISHED
     within = within_margin(cell)
     if cell["p_adjusted"] < ALPHA:
         return BETTER if cell.get("gain", cell["difference"]) > 0 else WITHIN if within else WORSE
@@ -55,6 +70,15 @@ def wide_margin(margin: float, base_accuracy: float, base: str = "the base") -> 
 def within_margin(cell: Data) -> bool:
     """Whether a loss of the margin or more is ruled out."""
     return cell["p_margin_adjusted"] <= ALPHA
+
+
+def withhold(data: Any) -> None:
+    """Mark, in place, all cells of an entry as unfinished, so that no claim rests on them, nor on others by them."""
+    if isinstance(data, dict):
+        if "p" in data:
+            data |= {name: value for name, value in NO_CLAIM.items() if name in data} | {"unfinished": True}
+    for part in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        withhold(part)
 
 
 def set_adjusted(cells: Sequence[dict[str, Any]], *names: str) -> None:
@@ -83,7 +107,8 @@ def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
     slopes = [slope for entry in entries if (slope := _whole(entry)["slope"])]
     set_adjusted(slopes, "p_kept", "p_lost")
     for slope in slopes:
-        slope["word"] = scaling_word(slope["p_kept_adjusted"], slope["p_lost_adjusted"])
+        found = scaling_word(slope["p_kept_adjusted"], slope["p_lost_adjusted"])
+        slope["word"] = UNFINISHED if slope.get("unfinished") else found
     for entry in entries:
         entry["within_margin"] = within_margin(entry["primary"])
         entry["verdict"] = verdict(entry["primary"])
@@ -97,6 +122,8 @@ def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[s
     whole_curve: whether every budget's difference has the sign of the area's, and no budget's verdict contradicts word.
     contradicted_at: budget, difference and verdict of the budgets that contradict it. Budget OFF is not on the curve.
     """
+    if word == UNFINISHED:
+        return {"whole_curve": False, "contradicted_at": []}
     budgets = {budget: budgets[budget] for budget in without_off(budgets) or budgets}
     against = [
         {"budget": budget, "difference": cell["difference"], "verdict": verdict(cell)}
