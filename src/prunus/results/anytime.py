@@ -13,6 +13,7 @@ problems, or for all times (docs/measurements/find-errors.md).
 T: problems, or rounds with problems of every task, in their order; a round's difference is the mean over tasks.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, log
@@ -148,25 +149,28 @@ def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: in
 
 
 def in_plan_order(
-    strata: Sequence[Floats], names: Sequence[Sequence[str]], orders: Sequence[Sequence[str]], first: float, seed: int
+    strata: Sequence[Floats],
+    names: Sequence[Sequence[str]],
+    orders: Sequence[Sequence[str]],
+    limits: Sequence[float],
+    seed: int,
 ) -> tuple[Floats, int]:
     """(T, C) differences in the order in which a growing limit admits problems, and T of its first comparison.
 
-    orders: the problem ids of each task in the plan's order. With several tasks the problems at one place of every
-    task are a round, as far as all tasks have one, so that a larger limit only adds rounds. Those of the first
-    comparison (of this limit) of one task are in the random order in which `betting` took them then.
+    orders: the problem ids of each task in the plan's order. limits: of the comparisons so far. The problems that one
+    of them admitted are in a random order: for one task and the first limit that in which `betting` took them. With
+    several tasks the problems at one place of every task are a round, as far as all tasks have one, so that a larger
+    limit only adds rounds.
     """
-    ranked = []
-    for rows, ids, order in zip(strata, names, orders, strict=True):
-        place = {name: number for number, name in enumerate(order)}
-        ranked.append(sorted((place.get(name, len(order)), name, row) for row, name in enumerate(ids)))
-        begun = [row for rank, _, row in ranked[-1] if rank < first]
-        if len(strata) == 1:
-            begun = [sorted(begun)[one] for one in betting.random_order(len(begun), seed)]
-        ranked[-1] = [rows[row] for row in [*begun, *(row for rank, _, row in ranked[-1] if rank >= first)]]
-        start = len(begun)
-    rounds_TC = np.array([np.mean(one, axis=0) for one in zip(*ranked, strict=False)])
-    return rounds_TC, start if len(strata) == 1 else 0
+    taken, start = [], 0
+    for number, (rows, ids, order) in enumerate(zip(strata, names, orders, strict=True)):
+        place = {name: rank for rank, name in enumerate(order)}
+        admitted: list[list[int]] = [[] for _ in range(len(limits) + 1)]
+        for row, name in enumerate(ids):
+            admitted[bisect_right(limits, place.get(name, len(order)))].append(row)
+        taken.append([rows[some[one]] for some in admitted for one in betting.random_order(len(some), seed, number)])
+        start = len(admitted[0])
+    return np.array([np.mean(one, axis=0) for one in zip(*taken, strict=False)]), start if len(strata) == 1 else 0
 
 
 def infer(

@@ -15,12 +15,12 @@ from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.results import paired
 from prunus.results.bands import largest_p
-from prunus.results.completeness import in_words, of_both, unfinished
+from prunus.results.completeness import PARTLY, in_words, of_both, unfinished
 from prunus.results.contrasts import Claims, Grown, Pair, budget_differences, contrast_cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.rows import Run
-from prunus.results.stages import growth, told
+from prunus.results.stages import Growth, growth
 from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw, withhold_stopping
 from prunus.results.store import Store
 from prunus.results.summary import identity, plain
@@ -43,7 +43,10 @@ ADAPTIVE = (
     "collected adaptively by `prunus find`, so its results decided how many problems there are: verdicts, intervals and"
     " bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
 )
-UNFINISHED_NOTE = "no verdict is given, since the problems that are finished first need not be like the others"
+ESTIMATED = (
+    "the store was written by an older version and does not list the problems of the plan: that there are more is taken"
+    " from its limit and the problems that the store has of its tasks"
+)
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
 HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
 
@@ -98,8 +101,9 @@ def compare(
         of the same models with another limit or number of draws (a note says from what to what it changed); then p,
         low, high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time
         (`results/anytime.py`), t_low and t_high are None, and scaling cannot be told;
-    `stages`: run, limit, samples, begun (UTC) and complete (its complete problems when the next began) of the runs of
-        this model under plans that differ in these only, itself last; None for what an older store does not tell;
+    `grown`: the comparisons of these two models that could be seen, in their order, this one last, if their size
+        changed: limit (None: all), samples, runs (base's and this model's), and for both begun (UTC) and complete (its
+        complete problems when its next run began); None for what an older store does not tell, and else;
     `unfinished`: None, or complete, planned (problems of the plan) and base (whether that is the base's) where a run
         lacks rows of its plan; then the words are `unfinished`, p is 1, bounds rule nothing out, and the other numbers
         are of the first problems in the plan's order that both runs have wholly, if it begins with such. `base` has the
@@ -171,19 +175,19 @@ def compare_runs(
         lacking = (state and state | {"base": False}) or (base_state and base_state | {"base": True})
         pairs, notes = _pairs(base_tables, run_tables, of_both(base, run) if lacking else {})
         notes = _plan_notes(base, run) + notes
-        pairs, how_taken = _taken(base, run, pairs, seed)
+        pairs, grown, how_taken = _taken(base, run, pairs, seed)
         notes += [how_taken] * bool(how_taken)
         if pairs:
             if lacking:
-                whose = " of the base's problems" if lacking["base"] else ""
-                notes.insert(0, f"{in_words(lacking)}{whose}: {UNFINISHED_NOTE}")
+                notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {PARTLY}")
+                notes += [ESTIMATED] * any(one.planned and one.planned.order is None for one in (base, run))
             entry = _entry(run, pairs, notes, margin, seed, resamples, len(chosen))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
             entry["adaptive"] = bool(how_taken)
             entry = _with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains)
             if lacking:
                 _withhold(entry)
-            entries.append(entry | {"unfinished": lacking, "stages": told(run)})
+            entries.append(entry | {"unfinished": lacking, "grown": grown and grown.to_json()})
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         else:
@@ -200,19 +204,19 @@ def compare_runs(
     return plain({"base": shown, "others": entries, **margins, "method": method, "warnings": warnings})
 
 
-def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[dict[str, Pair], str]:
+def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[dict[str, Pair], Growth | None, str]:
     """The pairs with how rows decided the number of their problems, and a note on it; empty if they did not."""
     if (how := other.adaptive or base.adaptive) is not None:
-        return {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}, ADAPTIVE
+        return {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}, None, ADAPTIVE
     grown = growth(base, other)
     if grown is None:
-        return pairs, ""
+        return pairs, None, ""
     orders = of_both(base, other)
     taken = {
-        task: Grown(tuple(orders.get(task, pair.base.problems)), grown.first, seed, grown.share)
+        task: Grown(tuple(orders.get(task, pair.base.problems)), grown.limits, seed, grown.share)
         for task, pair in pairs.items()
     }
-    return {task: replace(pair, adaptive=taken[task]) for task, pair in pairs.items()}, str(grown)
+    return {task: replace(pair, adaptive=taken[task]) for task, pair in pairs.items()}, grown, str(grown)
 
 
 def _withhold(entry: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from prunus.budgets import budget_of
 from prunus.results.rows import Run
 from prunus.results.table import Table
 
+PARTLY = "the problems that are finished first need not be like the others"
+
 
 def unfinished(run: Run, tables: Mapping[str, Table]) -> dict[str, int] | None:
     """{"complete": problems with all rows of the plan, "planned": problems of the plan}; None for a finished run.
@@ -37,5 +39,11 @@ def of_both(base: Run, other: Run) -> dict[str, Sequence[str]]:
 
 
 def in_words(state: Mapping[str, Any]) -> str:
-    """`unfinished, 114 of 120`."""
-    return f"unfinished, {state['complete']} of {state['planned']}"
+    """`unfinished, 114 of 120`, with `of the base` where it is the base that lacks rows."""
+    whose = " of the base" if state.get("base") else ""
+    return f"unfinished, {state['complete']} of {state['planned']}{whose}"
+
+
+def verdict_in_words(entry: Mapping[str, Any]) -> str:
+    """The verdict of an entry of `compare`, or how much of an unfinished run is there."""
+    return in_words(entry["unfinished"]) if entry.get("unfinished") else entry["verdict"]

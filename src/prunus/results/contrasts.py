@@ -26,12 +26,12 @@ Floats = NDArray[np.float64]
 class Grown:
     """How problems were taken by a limit that grew.
 
-    order: the problems of the task in the plan's order. first: limit of the first comparison. seed: of its order of
-    bets. share: of alpha that may be spent (`stages.Growth`).
+    order: the problems of the task in the plan's order. limits, share: as of `stages.Growth`. seed: of the order of
+    bets among the problems that one limit admitted.
     """
 
     order: tuple[str, ...]
-    first: float
+    limits: tuple[float, ...]
     seed: int
     share: float
 
@@ -139,7 +139,7 @@ def any_time_columns(
     if isinstance(how, int):
         return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
-    rounds, first = anytime.in_plan_order(strata, names, orders, how.first, how.seed)
+    rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed)
     return anytime.infer(rounds, margin, columns, first, how.share)
 
 

@@ -1,4 +1,4 @@
-"""Runs of a model whose limit or number of draws changed after rows could be seen, and what that means for a comparison.
+"""Runs of a model whose limit or number of draws changed after rows could be seen, and what that means for verdicts.
 
 Another limit is another run, but of the same problems in the same order: who evaluates 50 problems, compares, and then
 evaluates 60, and so on until a word comes, decides by rows how many problems there are. The store knows the runs of
@@ -7,6 +7,7 @@ each model in their order, so the comparisons that could be seen before the pres
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -22,18 +23,32 @@ Size = tuple[float, int]  # problems of each task at most (inf: all), draws of e
 class Growth:
     """The comparisons of two models that could be seen, in their order, the present one last.
 
-    sizes: of each. series: which of the series of comparisons in which only the limit grew the present one belongs to,
-    counted from 1. first: limit of the first comparison of that series.
+    sizes, looks: of each, its size, and base's and the other's run. series: which of the series of comparisons in which
+    only the limit grew the present one belongs to, counted from 1. limits: of that series.
     """
 
     sizes: tuple[Size, ...]
+    looks: tuple[tuple[Stage, Stage], ...]
     series: int
-    first: float
+    limits: tuple[float, ...]
 
     @property
     def share(self) -> float:
         """The share of alpha that this series may spend: all of it in the first, and half of it in all later ones."""
         return 1.0 if self.series == 1 else 1 / (self.series * (self.series + 1))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Each comparison as plain data."""
+        return [
+            {
+                "limit": None if limit == inf else int(limit),
+                "samples": draws,
+                "runs": [one.run_id for one in look],
+                "begun": [one.begun for one in look],
+                "complete": [one.complete for one in look],
+            }
+            for (limit, draws), look in zip(self.sizes, self.looks, strict=True)
+        ]
 
     def __str__(self) -> str:
         draws = {draws for _, draws in self.sizes}
@@ -48,7 +63,9 @@ class Growth:
             what, steps = "size changed", [f"{_limit(limit)} x {count}" for limit, count in self.sizes]
         if len(steps) > 6:
             steps = [*steps[:2], f"... ({len(steps) - 4} more)", *steps[-2:]]
-        spent = "" if self.series == 1 else f"; p is multiplied by {round(1 / self.share)}, since there were others before"
+        spent = (
+            "" if self.series == 1 else f"; p is multiplied by {round(1 / self.share)}, since there were others before"
+        )
         return (
             f"its {what} from {' to '.join(steps)} after its rows could be seen, so the bounds hold at any time{spent};"
             " this takes the problems' order in the plan as good as random; scaling is not judged"
@@ -69,9 +86,7 @@ def _key(run: Run) -> str:
     return content_hash([model, {name: value for name, value in run.plan.items() if name not in SIZES}])
 
 
-def stages_of(
-    runs: Sequence[Run], begun: Mapping[str, tuple[str, Mapping[str, int]]]
-) -> dict[str, tuple[Stage, ...]]:
+def stages_of(runs: Sequence[Run], begun: Mapping[str, tuple[str, Mapping[str, int]]]) -> dict[str, tuple[Stage, ...]]:
     """The stages of every run, itself last. runs: all of a store, oldest first.
 
     begun: the time at which a run began, and the number of complete problems of each of its earlier stages then.
@@ -103,36 +118,24 @@ def growth(base: Run, other: Run) -> Growth | None:
     for side, run in (("base", base), ("other", other)):
         events += [(one.place, side, one) for one in run.stages if one.complete != 0 and one.place < end]
     latest: dict[str, Stage] = {}
-    sizes: list[Size] = []
+    looks: list[tuple[Stage, Stage]] = []
     for _, side, stage in sorted(events, key=lambda event: event[0]):
         latest[side] = stage
         if len(latest) == 2:
-            sizes.append(_common(latest["base"], latest["other"]))
+            looks.append((latest["base"], latest["other"]))
     if base.stages and other.stages:
-        sizes.append(_common(base.stages[-1], other.stages[-1]))
-    kept = [size for place, size in enumerate(sizes) if place == 0 or size != sizes[place - 1]]
-    if len(kept) < 2:
+        looks.append((base.stages[-1], other.stages[-1]))
+    kept = [look for place, look in enumerate(looks) if place == 0 or _size(look) != _size(looks[place - 1])]
+    sizes = tuple(map(_size, kept))
+    if len(sizes) < 2:
         return None
-    series, first = 1, kept[0][0]
-    for (limit, draws), (next_limit, next_draws) in zip(kept, kept[1:], strict=False):
+    series, limits = 1, [sizes[0][0]]
+    for (limit, draws), (next_limit, next_draws) in pairwise(sizes):
         if next_draws != draws or next_limit < limit:
-            series, first = series + 1, next_limit
-    return Growth(tuple(kept), series, first)
+            series, limits = series + 1, []
+        limits.append(next_limit)
+    return Growth(sizes, tuple(kept), series, tuple(limits))
 
 
-def _common(one: Stage, other: Stage) -> Size:
-    return min(one.limit or inf, other.limit or inf), min(one.samples, other.samples)
-
-
-def told(run: Run) -> list[dict[str, Any]]:
-    """The earlier stages of a run and itself, as plain data."""
-    return [
-        {
-            "run": one.run_id,
-            "limit": one.limit,
-            "samples": one.samples,
-            "begun": one.begun,
-            "complete": one.complete,
-        }
-        for one in run.stages
-    ]
+def _size(look: tuple[Stage, Stage]) -> Size:
+    return min(one.limit or inf for one in look), min(one.samples for one in look)

@@ -74,9 +74,8 @@ def within_margin(cell: Data) -> bool:
 
 def withhold(data: Any) -> None:
     """Mark, in place, all cells of an entry as unfinished, so that no claim rests on them, nor on others by them."""
-    if isinstance(data, dict):
-        if "p" in data:
-            data |= {name: value for name, value in NO_CLAIM.items() if name in data} | {"unfinished": True}
+    if isinstance(data, dict) and "p" in data:
+        data |= {name: value for name, value in NO_CLAIM.items() if name in data} | {"unfinished": True}
     for part in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
         withhold(part)
 
