@@ -12,7 +12,9 @@ from test_comparison import random_run
 
 import prunus
 from prunus.cards.text import Card, Results, results_text, verdict_text
+from prunus.evaluation.tasks import load_task
 from prunus.hashing import content_hash
+from prunus.recipes import EvalPlan
 from prunus.reporting.terminal import curve_table, verdict_table
 from prunus.results import anytime, betting, paired
 from prunus.results.comparison import compare
@@ -278,3 +280,12 @@ def test_several_tasks_are_taken_in_rounds_that_a_larger_limit_only_continues():
     }
     assert all(min(abs(value - one) for one in first.values()) < 1e-12 for value in taken(20)[:10, 0])
     assert not any(min(abs(value - one) for one in first.values()) < 1e-12 for value in taken(20)[10:, 0])
+
+
+def test_an_evaluation_lists_the_problems_of_its_plan(tmp_path):
+    plan = EvalPlan(tasks=("tiny",), budgets=(0, 8), limit=3)
+    run_id = prunus.evaluate("tiny", plan, tmp_path / "s.db", device="cpu")
+    with Store(tmp_path / "s.db") as opened:
+        run = opened.run(run_id)
+        assert "unfinished" not in summarise(opened, run_id)
+    assert run.planned == Planned(3, {"tiny": [problem.id for problem in load_task("tiny", 3)]})
