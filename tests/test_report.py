@@ -208,7 +208,7 @@ def test_page_figures_and_tables_share_one_reading_of_the_rows(tmp_path, stateme
     report(store, tmp_path / "a.html", figures=tmp_path / "f", csv=tmp_path / "t")
     assert rows_read(statements) == sorted(ids)
     assert sum("SELECT run_id, model" in query for query, _ in statements) == 1
-    assert sum("FROM problem" in query for query, _ in statements) == 1
+    assert sum("digest FROM problem" in query for query, _ in statements) == 1
     texts = Counter(values for query, values in statements if "SELECT thinking, text" in query)
     assert texts and max(texts.values()) <= 2 * 3, "once to measure and once to show, for each variant"
 

@@ -30,6 +30,7 @@ from prunus.cards.markdown import (
 )
 from prunus.hashing import content_hash
 from prunus.results.characters import one_line
+from prunus.results.completeness import PARTLY, in_words, verdict_in_words
 from prunus.results.labels import experts_amount, label, recipe_of
 from prunus.results.rows import Run
 
@@ -194,7 +195,8 @@ def metadata(card: Card) -> str:
         told["base_model"] = card.base
     if card.base is not None and relation is not None:
         told["base_model_relation"] = relation
-    if card.results is not None and (found := eval_results(card.results)):
+    finished = card.results is not None and not card.results.summary.get("unfinished")
+    if card.results is not None and finished and (found := eval_results(card.results)):
         told |= {"model_name": one_line(card.title), "eval_results": found}
     return ModelCardData(**told).to_yaml().strip()
 
@@ -328,6 +330,8 @@ def results_text(card: Card, results: Results) -> list[str]:
     """Verdict, curve by task and settings of the evaluation."""
     base_name = plain(card.origin.rpartition("/")[2])
     parts = ["## Accuracy against thinking budget"]
+    if (state := results.summary.get("unfinished")) is not None and results.contrast is None:
+        parts.append(f"**{in_words(state).capitalize()} problems**: {PARTLY}.")
     if results.contrast is not None:
         parts += verdict_text(results.contrast, base_name)
     for task, curve in results.summary["tasks"].items():
@@ -364,14 +368,16 @@ def verdict_text(contrast: Data, base: str) -> list[str]:
     """The verdict, and what it rests on."""
     cell, margin = contrast["primary"], 100 * contrast["margin"]
     about = f"area under accuracy over log2 of the budget, against {base}, paired by problem"
-    text = f"**{contrast['verdict'].capitalize()}**: {difference(cell)} points ({about}; margin {margin:g} points)."
+    text = (
+        f"**{verdict_in_words(contrast).capitalize()}**: {difference(cell)} points ({about}; margin {margin:g} points)."
+    )
     if against := contrast["contradicted_at"]:
         found = (f"{at['verdict']} at {at['budget']} ({points(at['difference'])})" for at in against)
         text += f" But {', '.join(found)}."
-    if scaling := contrast["scaling"]:
-        text += f" Accuracy gained per doubling of the budget: {scaling['word']}."
-    from prunus.results.verdicts import WORDS  # imports scipy, which cards without results do not need
+    from prunus.results.verdicts import UNFINISHED, WORDS  # imports scipy, which cards without results do not need
 
+    if (scaling := contrast["scaling"]) and scaling["word"] != UNFINISHED:
+        text += f" Accuracy gained per doubling of the budget: {scaling['word']}."
     words = ", ".join(WORDS)
     explained = (
         f"Possible verdicts: {words}. Non-inferior: a loss of the margin or more is ruled out with 95 % confidence."

@@ -86,7 +86,8 @@ def evaluate(
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
             description = describe_model(model, checkpoint, kernel)
             opened.add_problems(problem_row(problem) for problem in work.problems)
-            opened.add_run(Run(work.run_id, description, work.plan, describe_versions(backend)))
+            versions = describe_versions(backend)
+            opened.add_run(Run(work.run_id, description, work.plan, versions, planned=work.planned))
             # The missing batches are determined again, since another process may have added some before claim().
             fill(opened, work, backend, missing_batches(opened, work))
             if measure_seconds and isinstance(backend, Backend) and is_untimed(opened, work, device):

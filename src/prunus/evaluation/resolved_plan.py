@@ -28,7 +28,7 @@ from prunus.evaluation.requests import Engine, Sampling
 from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.hashing import content_hash
 from prunus.recipes import EvalPlan
-from prunus.results.rows import ProblemRow
+from prunus.results.rows import Planned, ProblemRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,6 +68,14 @@ class ResolvedPlan:
         problem = self.problems[index]
         off = self.off_prompts[index] if self.off_prompts else ()
         return Chain(self.prompts[index], (problem.task, problem.id, draw), self.caps[index], off)
+
+    @property
+    def planned(self) -> Planned:
+        """The problems as the store lists them."""
+        order: dict[str, list[str]] = {}
+        for problem in self.problems:
+            order.setdefault(problem.task, []).append(problem.id)
+        return Planned(len(self.problems), order)
 
     @property
     def largest_budget(self) -> int:

@@ -7,11 +7,12 @@ from prunus.budgets import AS_RUN, budget_of
 from prunus.reporting.labels import history
 from prunus.reporting.render.text import DASH, count, joined, percent, points
 from prunus.reporting.report_data import cells_of, tasks_of
+from prunus.results.completeness import PARTLY, in_words
 from prunus.results.metrics import answer_allowance
 from prunus.results.retention import ENOUGH
 from prunus.results.rows import Run
 from prunus.results.stopping import ENDS
-from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE
+from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE
 
 Data = Mapping[str, Any]
 # Shares of draws above which an ending gets a warning.
@@ -26,6 +27,7 @@ def title(entries: Sequence[Data], base: str) -> str:
         return f"{base}: accuracy against thinking budget"
     words = {
         WORSE: "worse", WITHIN: "worse within the margin", BETTER: "better", SAME: "non-inferior", OPEN: "undecided",
+        UNFINISHED: "unfinished",
     }  # fmt: skip
     parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items() if verdict in verdicts]
     fewer = sum(entry["stops"] in (WORSE, WITHIN) for entry in entries)
@@ -34,7 +36,7 @@ def title(entries: Sequence[Data], base: str) -> str:
 
 
 def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float, stop_margin: float) -> list[str]:
-    """At most four sentences: runs that are worse or better, non-inferior or undecided; stopping; and scaling.
+    """Sentences on runs that are worse or better, non-inferior or undecided, or unfinished; stopping; and scaling.
 
     The verdict concerns the area, an average over budgets. "Over the whole curve" appears only if all budgets agree;
     budgets that contradict the verdict are named.
@@ -47,6 +49,7 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
         (BETTER, False): f"better than {base} on average over the curve",
         (SAME, False): ruled_out,
         (OPEN, False): "cannot tell",
+        (UNFINISHED, False): "without a verdict",
     }
     parts = [part for entry in entries for part in entry.get("tasks", {}).values()]
     if {budget_of(budget) for part in parts for budget in part["budgets"]} == {AS_RUN}:  # logs without a curve
@@ -57,7 +60,7 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
         word = WORSE if entry["verdict"] == WITHIN else entry["verdict"]
         groups[word, entry["whole_curve"] and word in (WORSE, BETTER)].append(f"{label} {_amount(entry)}")
     sentences = []
-    for words in ((WORSE, BETTER), (SAME, OPEN)):
+    for words in ((WORSE, BETTER), (SAME, OPEN), (UNFINISHED,)):
         parts = [f"{starts[key]}: {joined(groups[key])}" for key in starts if key[0] in words and groups[key]]
         sentences += [_sentence("; ".join(parts))] if parts else []
     sentences += _stopping(entries, labels, base, stop_margin)
@@ -67,7 +70,9 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
 
 def _stopping(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
     """A sentence about the chains that end by themselves at the largest budget; none without positive budgets."""
-    judged = [(entry, label) for entry, label in zip(entries, labels, strict=True) if entry["stops"]]
+    judged = [
+        (entry, label) for entry, label in zip(entries, labels, strict=True) if entry["stops"] not in (None, UNFINISHED)
+    ]
     if not judged:
         return []
     groups: dict[str, list[str]] = {}
@@ -98,7 +103,7 @@ def _scaling(entries: Sequence[Data], labels: Sequence[str], base: str) -> list[
     """A sentence about the accuracy gained per doubling of the budget; none without a verdict on it."""
     groups: dict[str, list[str]] = {"kept": [], "lost": [], OPEN: []}
     for entry, label in zip(entries, labels, strict=True):
-        if slope := entry["scaling"]:
+        if (slope := entry["scaling"]) and slope["word"] != UNFINISHED:
             share, low, high = (percent(slope[key]) for key in ("retention", "retention_low", "retention_high"))
             groups[slope["word"]].append(
                 label if slope["retention"] is None else f"{label} ({share} %, {low} to {high})"
@@ -119,6 +124,8 @@ def _sentence(text: str) -> str:
 def _amount(entry: Data) -> str:
     """The difference with its interval (a loss without sign if worse), and the budgets that contradict it."""
     cell, word = entry["primary"], entry["verdict"]
+    if word == UNFINISHED:
+        return f"({in_words(entry['unfinished'])} problems)"
     remarks = [f"but {at['verdict']} at {at['budget']}, {points(at['difference'])}" for at in entry["contradicted_at"]]
     if len(remarks) > 3:
         remarks = [*remarks[:2], f"and {len(remarks) - 2} more budgets"]
@@ -158,6 +165,8 @@ def warnings(
         *_leaks(summaries, labels),
         *map(sentence, grouped(left_out)),
     ]
+    if (state := summaries[0].get("unfinished")) is not None and not comparison["others"]:
+        found.append(f"{labels[0]}: {in_words(state)} problems; {PARTLY}.")
     for entry, label in zip(comparison["others"], labels[1:], strict=True):
         found += [f"{label}: {text}." for text in entry["warnings"]]
     return [*found, *_endings(summaries, labels), *_versions(runs), *_makings(runs, labels)]

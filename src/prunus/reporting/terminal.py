@@ -11,15 +11,16 @@ from rich.text import Text
 from prunus.budgets import AS_RUN, OFF, budget_of, without_off
 from prunus.reporting.render.text import count, percent, points, probability, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
+from prunus.results.completeness import PARTLY, in_words, verdict_in_words
 from prunus.results.labels import Named, unique_labels
 from prunus.results.stopping import ENDINGS, ENDS
-from prunus.results.verdicts import BETTER, OPEN, SAME, WITHIN, WORSE, verdict
+from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
 
 Data = Mapping[str, Any]
-STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow"}
+STYLES = {BETTER: "green", WORSE: "red", WITHIN: "magenta", SAME: "cyan", OPEN: "yellow", UNFINISHED: "dim"}
 STYLES |= {"kept": "cyan", "lost": "red"}
 BAR_WIDTH = 50  # columns of a bar for 100 % sparsity
-SIGNS = {BETTER: "^", WORSE: "v", WITHIN: "~", SAME: "=", OPEN: "?"}
+SIGNS = {BETTER: "^", WORSE: "v", WITHIN: "~", SAME: "=", OPEN: "?", UNFINISHED: ""}
 
 
 def curve_table(summaries: Iterable[Data]) -> RenderableType:
@@ -55,6 +56,9 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
         if natives := [(n, s) for n, s in zip(names, summaries, strict=True) if s["plan"].get("control") == "native"]:
             text = f"{task}: thinking tokens over the budget in % (median), and % of draws over it, by budget"
             tables += [_title(text), _adherence(task, natives, without_off(budgets))]
+    for name, summary in zip(names, summaries, strict=True):
+        if (state := summary.get("unfinished")) is not None:
+            tables.append(Text(f"{visible(name)}: {in_words(state)} problems; {PARTLY}"))
     return Group(*tables) if tables else Text("no finished problem yet")
 
 
@@ -111,8 +115,9 @@ def verdict_table(comparison: Data) -> RenderableType:
         cell = entry["primary"]
         interval = rf"{points(cell['difference'])} \[{points(cell['low'])}, {points(cell['high'])}]"
         shares = [percent(cell[key]) for key in ("mde", "accuracy", "base_accuracy")]
-        numbers = [interval, probability(cell["p_adjusted"]), *shares, str(cell["n"])]
-        word = entry["verdict"].replace(", within the margin", " (within margin)")
+        p = "" if entry["verdict"] == UNFINISHED else probability(cell["p_adjusted"])
+        numbers = [interval, p, *shares, str(cell["n"])]
+        word = verdict_in_words(entry).replace(", within the margin", " (within margin)")
         table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
     title = _title(f"Compared with {names[0]}: {what}, difference in points")
     tables: list[RenderableType] = [title, table]
@@ -182,7 +187,8 @@ def _scaling(names: Sequence[str], entries: Sequence[Data]) -> Table:
                 "no clear slope of the base" if slope["retention"] is None else rf"{kept[0]} \[{kept[1]}, {kept[2]}]"
             )
             numbers = [points(slope["accuracy"]), points(slope["base_accuracy"])]
-            numbers += [probability(slope[f"p_{word}_adjusted"]) for word in ("kept", "lost")]
+            judged = slope["word"] != UNFINISHED
+            numbers += [probability(slope[f"p_{word}_adjusted"]) if judged else "" for word in ("kept", "lost")]
             table.add_row(Text(name), Text(slope["word"], style=STYLES[slope["word"]]), shown, *numbers)
     return table
 

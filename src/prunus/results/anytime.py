@@ -13,6 +13,7 @@ problems, or for all times (docs/measurements/find-errors.md).
 T: problems, or rounds with problems of every task, in their order; a round's difference is the mean over tasks.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, log
@@ -148,27 +149,75 @@ def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: in
     return np.array(found)
 
 
-def infer(differences_TC: Floats, margin: float, columns: int = 1) -> dict[str, Floats]:
+def in_plan_order(
+    strata: Sequence[Floats],
+    names: Sequence[Sequence[str]],
+    orders: Sequence[Sequence[str]],
+    limits: Sequence[float],
+    seed: int,
+) -> tuple[Floats, int]:
+    """(T, C) differences in the order in which a growing limit admits problems, and T of its first comparison.
+
+    orders: the problem ids of each task in the plan's order. limits: of the comparisons so far. The problems that one
+    of them admitted are in a random order: for one task and the first limit that in which `betting` took them. With
+    several tasks the problems at one place of every task are a round, as far as all tasks have one, so that a larger
+    limit only adds rounds.
+    """
+    taken, start = [], 0
+    for number, (rows, ids, order) in enumerate(zip(strata, names, orders, strict=True)):
+        place = {name: rank for rank, name in enumerate(order)}
+        admitted: list[list[int]] = [[] for _ in range(len(limits) + 1)]
+        for row, name in enumerate(ids):
+            admitted[bisect_right(limits, place.get(name, len(order)))].append(row)
+        taken.append([rows[some[one]] for some in admitted for one in betting.random_order(len(some), seed, number)])
+        start = len(admitted[0])
+    return np.array([np.mean(one, axis=0) for one in zip(*taken, strict=False)]), start if len(strata) == 1 else 0
+
+
+def infer(
+    differences_TC: Floats, margin: float, columns: int = 1, first: int = 0, share: float = 1.0
+) -> dict[str, Floats]:
     """What `paired` and `betting` say of a comparison, each (C,), so that it holds at any time.
 
     p_better, p_worse, p: as `directions.direction_p`. lower_bound: one-sided 95 %. p_margin: of a loss of the margin or
     more.
     low, high: of a 95 % interval. band_low, band_high: of 95 % intervals that hold for this many columns together.
+    first: the differences of a first comparison, which was judged by `betting`; its bets are kept, so that what it
+    showed and what these show are one game, which errs with probability alpha in all. share: of alpha that is spent.
     """
-    d, alpha = differences_TC, betting.ALPHA
+    d, alpha = differences_TC, betting.ALPHA * share
     above, below = bets(d, margin), bets_above(-d, margin)
-    better, worse = (np.exp(-largest_wealth(sign * d, bets_above(sign * d, SMALL), 0.0)[-1]) for sign in (1, -1))
+    better, worse = (np.minimum(1.0, _p(sign * d, bets_above(sign * d, SMALL), 0.0, first) / share) for sign in (1, -1))
     found = {
         "p_better": better,
         "p_worse": worse,
         "p": two_sided(better, worse),
-        "p_margin": np.exp(-largest_wealth(d, above, -margin)[-1]),
-        "lower_bound": _lower(d, above, alpha),
+        "p_margin": np.minimum(1.0, _p(d, above, -margin, first) / share),
+        "lower_bound": _lower(d, above, alpha, first),
     }
     for name, level in (("", alpha / 2), ("band_", alpha / 2 / columns)):
-        found[f"{name}low"], found[f"{name}high"] = _lower(d, above, level), -_lower(-d, below, level)
+        found[f"{name}low"], found[f"{name}high"] = _lower(d, above, level, first), -_lower(-d, below, level, first)
     return found
 
 
-def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float) -> Floats:
-    return 2 * betting.bound((differences_TC + 1) / 2, bets_TC, alpha, MOST) - 1
+def _p(differences_TC: Floats, bets_TC: Floats, null: float, first: int) -> Floats:
+    """(C,) p-values of "the mean is null or less", for the bets after those of a first comparison."""
+    if not first:
+        return np.exp(-largest_wealth(differences_TC, bets_TC, null)[-1])
+    later_C = np.cumsum(steps(differences_TC, bets_TC, null)[first:], axis=0).max(axis=0, initial=0.0)
+    goals_L1 = -np.log(betting.LEVELS)[:, None]
+    begun_LC = betting.aimed_wealth(differences_TC[:first], np.full((1, 1), null), goals_L1)
+    return betting.smallest_level(begun_LC + later_C >= goals_L1)
+
+
+def _lower(differences_TC: Floats, bets_TC: Floats, alpha: float, first: int) -> Floats:
+    """(C,) lower bounds of the mean, by the same bets."""
+    scaled_TC = (differences_TC + 1) / 2
+    if not first:
+        return 2 * betting.bound(scaled_TC, bets_TC, alpha, MOST) - 1
+    means, goal = betting.MEANS, log(1 / alpha)
+    logs_GC = betting.aimed_wealth(differences_TC[:first], means[:, None], np.full((1, 1), goal))
+    for c in range(logs_GC.shape[1]):
+        more_TG = betting.steps(scaled_TC[first:, c, None], bets_TC[first:, c, None], (means + 1) / 2, MOST)
+        logs_GC[:, c] += np.cumsum(more_TG, axis=0).max(axis=0, initial=0.0)
+    return betting.largest_mean(means, logs_GC >= goal)

@@ -58,9 +58,7 @@ def lower_bound(
         bounds_SC = _shared_out([(task + 1) / 2 for task in shuffled], alpha, log(1 / alpha))
         return 2 * bounds_SC[-1] - 1
     means = np.unique([*MEANS, *nulls])
-    rejected_GC = reaches(rounds, means[:, None], np.full((1, 1), log(1 / alpha)))
-    count_C = np.logical_and.accumulate(rejected_GC, axis=0).sum(axis=0)
-    return np.where(count_C > 0, means[count_C - 1], -1.0)
+    return largest_mean(means, reaches(rounds, means[:, None], np.full((1, 1), log(1 / alpha))))
 
 
 def p_value(strata: Sequence[Floats], margin: float = 0.0, seed: int = 0, draws: int = 1) -> Floats:
@@ -74,8 +72,18 @@ def p_value(strata: Sequence[Floats], margin: float = 0.0, seed: int = 0, draws:
         wealth = np.arange(len(bounds_SC)) * STEP  # logarithms, from 0 on
         above_SC = bounds_SC > (1 - margin) / 2
         return np.exp(-np.where(above_SC, wealth[:, None], 0.0).max(axis=0))
-    reached_LC = reaches(rounds, np.full((1, 1), -margin), -np.log(LEVELS)[:, None])
-    return LEVELS[np.logical_and.accumulate(reached_LC, axis=0).sum(axis=0) - 1]  # level 1 is always reached
+    return smallest_level(reaches(rounds, np.full((1, 1), -margin), -np.log(LEVELS)[:, None]))
+
+
+def smallest_level(reached_LC: NDArray[np.bool_]) -> Floats:
+    """(C,) the smallest of LEVELS at which, and at all larger ones, the goal is reached; at level 1 it always is."""
+    return LEVELS[np.logical_and.accumulate(reached_LC, axis=0).sum(axis=0) - 1]
+
+
+def largest_mean(means_G: Floats, rejected_GC: NDArray[np.bool_]) -> Floats:
+    """(C,) the largest of these means that is rejected with all smaller ones; -1 if there is none."""
+    count_C = np.logical_and.accumulate(rejected_GC, axis=0).sum(axis=0)
+    return np.where(count_C > 0, means_G[count_C - 1], -1.0)
 
 
 def reaches(differences_TC: Floats, nulls: Floats, goals: Floats) -> NDArray[np.bool_]:
@@ -83,6 +91,11 @@ def reaches(differences_TC: Floats, nulls: Floats, goals: Floats) -> NDArray[np.
 
     nulls, goals: arrays that broadcast to (G, C).
     """
+    return aimed_wealth(differences_TC, nulls, goals) >= goals
+
+
+def aimed_wealth(differences_TC: Floats, nulls: Floats, goals: Floats) -> Floats:
+    """(G, C) the logarithm of that gambler's wealth at the end, which stays where the goal was reached."""
     T, shape = len(differences_TC), np.broadcast_shapes(nulls.shape, goals.shape, differences_TC[:1].shape)
     logs_GC, squares_GC = np.zeros(shape), np.full(shape, UNSURE)
     most = AIMED / (1 + nulls)
@@ -92,7 +105,7 @@ def reaches(differences_TC: Floats, nulls: Floats, goals: Floats) -> NDArray[np.
         bets_GC = np.minimum(np.sqrt(missing_GC / squares_GC * (2 * (t + 1) / (T - t))), most)
         logs_GC += np.log1p(bets_GC * above)
         squares_GC += above**2
-    return logs_GC >= goals
+    return logs_GC
 
 
 def bets(scaled: Sequence[Floats], alpha: float) -> list[Floats]:
@@ -119,20 +132,20 @@ def variance_before(scaled_TC: Floats) -> Floats:
     return np.concatenate([np.full((1, scaled_TC.shape[1]), 0.25), variance_TC[:-1]])
 
 
-def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float = MOST) -> Floats:
+def steps(scaled_TC: Floats, bets_TC: Floats, null: Floats, most: float | Floats = MOST) -> Floats:
     """(T, C) increments of log wealth, which decrease in the null means (C,) in (0, 1].
 
-    most: largest share of the wealth that a bet can lose.
+    most: largest share of the wealth that a bet can lose; or (T, 1) of every bet.
     """
     return np.log1p(np.minimum(bets_TC, most / null) * (scaled_TC - null))
 
 
-def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats, most: float = MOST) -> Floats:
+def log_wealth(scaled_TC: Floats, bets_TC: Floats, null_C: Floats, most: float | Floats = MOST) -> Floats:
     """(C,) logarithm of the largest wealth reached by betting against these null means; at least 0."""
     return np.maximum(np.cumsum(steps(scaled_TC, bets_TC, null_C, most), axis=0).max(axis=0), 0.0)
 
 
-def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float, most: float = MOST) -> Floats:
+def bound(scaled_TC: Floats, bets_TC: Floats, alpha: float, most: float | Floats = MOST) -> Floats:
     """(C,) the largest null mean that is rejected at alpha, by bisection; 0 if none is."""
     low_C, high_C = np.zeros(scaled_TC.shape[1]), np.ones(scaled_TC.shape[1])
     for _ in range(HALVINGS):
@@ -175,10 +188,14 @@ def _bounds_by_level(scaled_TC: Floats, bets_TC: Floats, levels_L: Floats) -> Fl
     return found
 
 
+def random_order(problems: int, seed: int, task: int = 0) -> NDArray[np.int_]:
+    """The places of a task's problems in the order in which they are taken."""
+    return np.random.default_rng([seed, task]).permutation(problems)
+
+
 def _shuffled(strata: Sequence[Floats], seed: int) -> list[Floats]:
     """The differences of each task in a random order that follows from the seed."""
-    orders = [np.random.default_rng([seed, number]).permutation(len(task)) for number, task in enumerate(strata)]
-    return [task[order] for task, order in zip(strata, orders, strict=True)]
+    return [task[random_order(len(task), seed, number)] for number, task in enumerate(strata)]
 
 
 def in_rounds(strata: Sequence[Floats], draws: int) -> Floats | None:

@@ -7,22 +7,25 @@ budgets of all runs (Holm). What the verdicts mean, and how often they are wrong
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
 from prunus.results import paired
-from prunus.results.contrasts import Claims, Pair, contrast_cells
+from prunus.results.completeness import PARTLY, in_words, of_both, unfinished
+from prunus.results.contrasts import Claims, Grown, Pair, contrast_cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.rows import Run
-from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw
+from prunus.results.stages import Growth, growth
+from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw, withhold_stopping
 from prunus.results.store import Store
 from prunus.results.summary import identity, plain
 from prunus.results.table import Table, tables
 from prunus.results.token_use import token_area_cell
-from prunus.results.verdicts import adjust_and_judge, wide_margin
+from prunus.results.verdicts import adjust_and_judge, wide_margin, withhold
 
 METHOD = {
     "p": "twice the smaller p of the two directions, by betting on the differences; McNemar's exact test for one draw",
@@ -34,10 +37,15 @@ METHOD = {
     " all runs together; scaling over runs",
     "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
+    "unfinished": "no word and no claim (p is 1): which chains end first is not chance",
 }
 ADAPTIVE = (
     "collected adaptively by `prunus find`, so its results decided how many problems there are: verdicts, intervals and"
     " bounds hold at any time; scaling is not judged, and other p-values describe the sample only"
+)
+ESTIMATED = (
+    "the store was written by an older version and does not list the problems of the plan: that there are more is taken"
+    " from its limit and the problems that the store has of its tasks"
 )
 # Settings that may differ between two plans that measure the same. Of the first four, what both runs have is compared.
 HARMLESS = {"tasks", "budgets", "samples", "limit", "seed", "batch_size", "reuse", "kernel"}
@@ -90,9 +98,17 @@ def compare(
         auc_tokens and parallel;
     `largest`: the task and budget with the most significant difference, its p, and p_adjusted over all single budgets
         of all runs;
-    `adaptive`: whether `find` decided, from the rows of one of the two runs, how many problems there are; then p, low,
-        high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time (`results/anytime.py`),
-        t_low and t_high are None, and scaling cannot be told;
+    `adaptive`: whether rows decided how many problems there are: of one of the two runs by `find`, or of earlier runs
+        of the same models with another limit or number of draws (a note says from what to what it changed); then p,
+        low, high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time
+        (`results/anytime.py`), t_low and t_high are None, and scaling cannot be told;
+    `grown`: the comparisons of these two models that could be seen, in their order, this one last, if their size
+        changed: limit (None: all), samples, runs (base's and this model's), and for both begun (UTC) and complete (its
+        complete problems when its next run began); None for what an older store does not tell, and else;
+    `unfinished`: None, or complete, planned (problems of the plan) and base (whether that is the base's) where a run
+        lacks rows of its plan; then the words are `unfinished`, p is 1, bounds rule nothing out, and the other numbers
+        are of the first problems in the plan's order that both runs have wholly, if it begins with such. `base` has the
+        same key (complete, planned) if it is unfinished;
     `primary`: the cell of the primary contrast, the area (that of `macro` with several tasks; the areas of single tasks
         are then corrected within the run); `verdict`, `within_margin`, `margin`, `warnings`;
     `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
@@ -154,18 +170,26 @@ def compare_runs(
     _check(margin, stop_margin, resamples)
     chosen, warnings = _choose(base, runs, may_leave_out)
     base_tables, entries = tables_of(base.run_id), []
+    base_state = unfinished(base, base_tables)
     for run in chosen:
-        pairs, notes = _pairs(base_tables, tables_of(run.run_id))
+        run_tables = tables_of(run.run_id)
+        state = unfinished(run, run_tables)
+        lacking = (state and state | {"base": False}) or (base_state and base_state | {"base": True})
+        pairs, notes = _pairs(base_tables, run_tables, of_both(base, run) if lacking else {})
         notes = _plan_notes(base, run) + notes
-        how = run.adaptive or base.adaptive
-        if how is not None:
-            pairs = {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}
-            notes.append(ADAPTIVE)
+        pairs, grown, how_taken = _taken(base, run, pairs, seed)
+        notes += [how_taken] * bool(how_taken)
         if pairs:
+            if lacking:
+                notes.insert(0, f"{in_words(lacking)}: no verdict is given, since {PARTLY}")
+                notes += [ESTIMATED] * any(one.planned and one.planned.order is None for one in (base, run))
             entry = _entry(run, pairs, notes, margin, seed, resamples, len(chosen))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
-            entry["adaptive"] = how is not None
-            entries.append(_with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains))
+            entry["adaptive"] = bool(how_taken)
+            entry = _with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains)
+            if lacking:
+                _withhold(entry)
+            entries.append(entry | {"unfinished": lacking, "grown": grown and grown.to_json()})
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
         else:
@@ -178,7 +202,30 @@ def compare_runs(
             warnings.append(note)
     method = METHOD | {"resamples": resamples, "seed": seed}
     margins = {"margin": margin, "stop_margin": stop_margin}
-    return plain({"base": identity(base), "others": entries, **margins, "method": method, "warnings": warnings})
+    shown = identity(base) | ({"unfinished": base_state} if base_state else {})
+    return plain({"base": shown, "others": entries, **margins, "method": method, "warnings": warnings})
+
+
+def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[dict[str, Pair], Growth | None, str]:
+    """The pairs with how rows decided the number of their problems, and a note on it; empty if they did not."""
+    if (how := other.adaptive or base.adaptive) is not None:
+        return {task: replace(pair, adaptive=int(how.get("seed", 0))) for task, pair in pairs.items()}, None, ADAPTIVE
+    grown = growth(base, other)
+    if grown is None:
+        return pairs, None, ""
+    orders = of_both(base, other)
+    taken = {
+        task: Grown(tuple(orders.get(task, pair.base.problems)), grown.limits, seed, grown.share)
+        for task, pair in pairs.items()
+    }
+    return {task: replace(pair, adaptive=taken[task]) for task, pair in pairs.items()}, grown, str(grown)
+
+
+def _withhold(entry: dict[str, Any]) -> None:
+    """Take, in place, all claims out of the entry of an unfinished run."""
+    withhold(entry)
+    for part in (*entry["tasks"].values(), *([entry["macro"]] if "macro" in entry else [])):
+        withhold_stopping(part["stopping"])
 
 
 def _check(margin: float, stop_margin: float, resamples: int) -> None:
@@ -238,8 +285,14 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     return notes
 
 
-def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[str, Pair], list[str]]:
-    """For each task the rows that both runs have, and a note on everything that only one of them has."""
+def _pairs(
+    base: Mapping[str, Table], other: Mapping[str, Table], orders: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Pair], list[str]]:
+    """For each task the rows that both runs have, and a note on everything that only one of them has.
+
+    orders: of tasks of an unfinished run, the problems in the plan's order; if the first ones are complete in both
+    runs, only those that precede the first that is not are compared.
+    """
     notes = []
     if apart := sorted(base.keys() ^ other.keys()):
         notes.append(f"not both runs have task {', '.join(apart)}: left out")
@@ -260,7 +313,13 @@ def _pairs(base: Mapping[str, Table], other: Mapping[str, Table]) -> tuple[dict[
         ours, theirs = (tables[task].select(problems, **axes) for tables in (base, other))
         complete = sorted(set(ours.complete()) & set(theirs.complete()))
         either = len(set(base[task].problems) | set(other[task].problems))
-        if len(complete) < either:
+        if first := list(takewhile(set(complete).__contains__, orders.get(task, ()))):
+            notes.append(
+                f"{task}: the first {len(first)} problems of the plan are finished in both runs and compared;"
+                f" {len(complete) - len(first)} later ones that are finished, too, are left out"
+            )
+            complete = sorted(first)
+        elif len(complete) < either:
             notes.append(f"{task}: {len(complete)} of {either} problems are finished in both runs and compared")
         if complete:
             pairs[task] = Pair(ours.select(complete, **axes), theirs.select(complete, **axes))

@@ -24,15 +24,30 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Grown:
+    """How problems were taken by a limit that grew.
+
+    order: the problems of the task in the plan's order. limits, share: as of `stages.Growth`. seed: of the order of
+    bets among the problems that one limit admitted.
+    """
+
+    order: tuple[str, ...]
+    limits: tuple[float, ...]
+    seed: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Pair:
     """One task of two runs on the same problems, budgets and draws.
 
-    adaptive: the seed of `order` by which problems were taken, if rows decided how many were; else None.
+    adaptive: if rows decided how many problems were taken, the seed of `order` by which `find` took them, or how a
+    limit grew; else None.
     """
 
     base: Table
     other: Table
-    adaptive: int | None = None
+    adaptive: int | Grown | None = None
 
     def at(self, budgets: Sequence[int]) -> "Pair":
         """The pair at some of its budgets."""
@@ -91,14 +106,14 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
     _add_t_intervals(found, strata)
     _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin, claims_C)
     _add_bands(found[: len(budgets)], tested)
-    if pairs[0].adaptive is not None:
-        _hold_at_any_time(found[: len(budgets) + 1], shares, pairs, margin)
     if len(pairs) == 1:
         _add_pairing(found, base_means[0], other_means[0])
         for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
             cell |= use
         if draws == 1:
             _add_discordant(found[: len(budgets)], strata[0])
+    if pairs[0].adaptive is not None:
+        _hold_at_any_time(found[: len(budgets) + 1], shares, pairs, margin)
     slope: dict[str, Any] | None = found[-1] if several else None
     if slope:
         reach = float(weights_BC[:, -1].clip(0).sum())
@@ -129,9 +144,13 @@ def any_time_columns(
     strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: int = 1
 ) -> dict[str, Floats]:
     """`anytime.infer` of the differences (P, C) of each pair, in the order in which problems were taken."""
-    seed = pairs[0].adaptive
-    assert seed is not None
-    return anytime.infer(anytime.in_rounds(strata, [pair.base.problems for pair in pairs], seed), margin, columns)
+    how, names = pairs[0].adaptive, [pair.base.problems for pair in pairs]
+    assert how is not None
+    if isinstance(how, int):
+        return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
+    orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
+    rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed)
+    return anytime.infer(rounds, margin, columns, first, how.share)
 
 
 def _scaling(

@@ -1,6 +1,7 @@
 """The rows of a store: runs, their draws (samples), and problems."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prunus.budgets import AS_RUN
@@ -12,13 +13,42 @@ IMPORTED = "imported"  # the kind of a problem that is known from imported logs 
 
 
 @dataclass(frozen=True)
+class Planned:
+    """The problems of a run's plan: how many, and their ids by task in the plan's order.
+
+    order: None in a store of an older version, which does not list them; count then follows from the tasks, the limit
+    and the problems that the store has.
+    """
+
+    count: int
+    order: Mapping[str, Sequence[str]] | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of a model among those whose plans differ only in the limit, the number of draws and the seed.
+
+    place: of the run in the store, by time. limit: None means all problems. begun: UTC time; None in older stores.
+    complete: how many of its problems were complete when the next stage began; None if that is not known.
+    """
+
+    run_id: str
+    place: int
+    limit: int | None
+    samples: int
+    begun: str | None = None
+    complete: int | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """One model under one plan.
 
     model: {"name": shown to people, "source", "checksum", "manifest": prunus.json or {}, "parameters", "blocks"}.
     plan: EvalPlan.to_json() as resolved, with the values that took effect. versions: library name to version.
     adaptive: {"by": "find", "seed": of prunus.results.order} if rows decided how many problems were taken, in that
-    order; None if that was fixed beforehand.
+    order; None if that was fixed beforehand. planned: None where it is not known, and for an imported log, which is
+    complete by definition. stages: the run itself, after the earlier ones of its model; empty before it is stored.
     """
 
     run_id: str
@@ -26,6 +56,8 @@ class Run:
     plan: dict[str, Any]
     versions: dict[str, Any]
     adaptive: dict[str, Any] | None = None
+    planned: Planned | None = field(default=None, compare=False)
+    stages: tuple[Stage, ...] = field(default=(), compare=False)
 
     @property
     def imported(self) -> bool:

@@ -48,6 +48,20 @@ SEARCH_DDL = """
         at TEXT NOT NULL,                -- UTC
         had TEXT NOT NULL                -- JSON: {run: [problems, rows]} that its runs had then
     )"""
+# The problems of a plan in their order, by the digest that the plan has of them. Like timing, it needs no new version.
+PLANNED_DDL = """
+    CREATE TABLE IF NOT EXISTS planned (
+        digest TEXT PRIMARY KEY,
+        problems TEXT NOT NULL  -- JSON: {task: [problem ids]}
+    ) WITHOUT ROWID"""
+
+# When runs began, and what could be seen of the earlier runs of the same model then. Like timing, no new version.
+BEGUN_DDL = """
+    CREATE TABLE IF NOT EXISTS begun (
+        run_id TEXT PRIMARY KEY REFERENCES run,
+        at TEXT NOT NULL,      -- UTC
+        earlier TEXT NOT NULL  -- JSON: {run id: complete problems} of plans with another limit or number of draws
+    ) WITHOUT ROWID"""
 
 # The long texts come last, so that reading the columns before them does not touch their overflow pages.
 DDL = (

@@ -3,7 +3,7 @@
 Every ending is a share in [0, 1] of each problem's draws, so the tests and bounds of accuracies apply to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,13 @@ def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Ending]) ->
     """(P, C) mean over draws of every ending at every budget; the budgets of an ending are adjacent."""
     positive = table.select(table.problems, budgets, table.draws)
     return np.concatenate([ending.values(positive).mean(axis=2, dtype=float) for ending in endings], axis=1)
+
+
+def withhold_stopping(by_budget: Mapping[int, Mapping[str, dict[str, Any]]]) -> None:
+    """Set, in place, the bounds of an unfinished run's endings to the worst change that there can be."""
+    for cells in by_budget.values():
+        for name, cell in cells.items():
+            cell["bound"] = -float(ENDINGS[name].sign)
 
 
 def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
@@ -25,7 +25,8 @@ from prunus.results import schema
 from prunus.results.labels import is_called
 from prunus.results.looping import loops
 from prunus.results.plans import listed
-from prunus.results.rows import IMPORTED, DeclaredSearch, Key, ProblemRow, Run, Sample
+from prunus.results.rows import IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Run, Sample
+from prunus.results.stages import same_but_for_size, stages_of
 
 BUSY_SECONDS = 30.0
 
@@ -177,9 +178,15 @@ class Store:
         marks: dict[str, str] = {}
         if self._has_table("adaptive"):
             marks = dict(self._read("SELECT run_id, how FROM adaptive"))
-        return [
+        runs = [
             Run(run_id, *(json.loads(text) for text in (*texts, marks.get(run_id, "null")))) for run_id, *texts in rows
         ]
+        begun: dict[str, tuple[str, dict[str, int]]] = {}
+        if self._has_table("begun"):
+            rows = self._read("SELECT run_id, at, earlier FROM begun")
+            begun = {run_id: (at, json.loads(earlier)) for run_id, at, earlier in rows}
+        planned, stages = self._planned(runs), stages_of(runs, begun)
+        return [replace(run, planned=planned[run.run_id], stages=stages[run.run_id]) for run in runs]
 
     def begun(self, runs: Sequence[Run] | None = None) -> list[Run]:
         """Those of some runs, or of all, that have rows; an evaluation that was stopped early leaves one without."""
@@ -326,7 +333,39 @@ class Store:
 
     def _insert_run(self, run: Run) -> None:
         values = (run.run_id, _json(run.model), _json(run.plan), _json(run.versions))
-        self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
+        earlier = [one for one in self.runs() if one.run_id != run.run_id and same_but_for_size(one, run)]
+        new = self._connection.execute("INSERT INTO run VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", values).rowcount
+        if new:
+            seen = {one.run_id: self._complete(one) for one in earlier}
+            self._connection.execute(schema.BEGUN_DDL)
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            self._connection.execute("INSERT OR IGNORE INTO begun VALUES (?, ?, ?)", (run.run_id, at, _json(seen)))
+        if run.planned is not None and run.planned.order is not None:
+            self._connection.execute(schema.PLANNED_DDL)
+            order = json.dumps({task: list(ids) for task, ids in run.planned.order.items()}, ensure_ascii=False)
+            self._connection.execute("INSERT OR IGNORE INTO planned VALUES (?, ?)", (run.plan["problems"], order))
+
+    def _complete(self, run: Run) -> int:
+        """The number of problems of which the run has all draws at all budgets."""
+        wanted = len(run.plan.get("budgets", [])) * int(run.plan.get("samples", 1))
+        counts = self._read("SELECT count(*) FROM sample WHERE run_id = ? GROUP BY problem_id", (run.run_id,))
+        return sum(count >= wanted for (count,) in counts)
+
+    def _planned(self, runs: Sequence[Run]) -> dict[str, Planned | None]:
+        """What is known of the problems of each run's plan, by run id."""
+        orders: dict[str, Planned] = {}
+        if self._has_table("planned"):
+            for digest, problems in self._read("SELECT digest, problems FROM planned"):
+                order = json.loads(problems)
+                orders[digest] = Planned(sum(map(len, order.values())), order)
+        query = "SELECT task, count(*) FROM problem WHERE kind != ? GROUP BY task"
+        sizes: dict[str, int] = dict(self._read(query, (IMPORTED,)))
+        found: dict[str, Planned | None] = {}
+        for run in runs:
+            # A log, and a task of lm-evaluation-harness, is stored in one transaction.
+            whole = run.imported or "lm_eval" in run.plan
+            found[run.run_id] = None if whole else orders.get(run.plan.get("problems", "")) or _estimated(run, sizes)
+        return found
 
     def _insert_problems(self, rows: Sequence[ProblemRow]) -> None:
         values = [(r.problem_id, r.task, r.gold, r.kind, _json(list(r.choices)), r.digest) for r in rows]
@@ -439,6 +478,14 @@ def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:
         values[flag] = bool(values[flag])
     values["budget"] = budget_of(values["budget"])
     return Sample(**values)
+
+
+def _estimated(run: Run, sizes: Mapping[str, int]) -> Planned | None:
+    """The number of problems of a plan that the store does not list; None unless it has some of every task."""
+    tasks, limit = run.plan.get("tasks", []), run.plan.get("limit")
+    if not tasks or not all(sizes.get(task) for task in tasks):
+        return None
+    return Planned(sum(min(sizes[task], limit or sizes[task]) for task in tasks), None)
 
 
 def _json(data: Any) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN
 from prunus.results import best_of, metrics, paired, scaling
+from prunus.results.completeness import unfinished
 from prunus.results.labels import control_steps, dtypes_of
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_parallel
@@ -46,6 +47,8 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
         Budget OFF (prunus.budgets.OFF) counts for none of these numbers, unless it is the only budget. A run from an
         imported log (AS_RUN) has none that depends on budgets, and None for tokens and ends that its log does not tell;
     `parallel`: one long chain against k short ones, from `parallel.compare_parallel`.
+    `unfinished` -> complete, planned: problems with all rows of the plan, and problems of the plan; left out for a
+        finished run.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
     """
     return describe(store.run(run_id), tables(store.samples(run_id)))
@@ -54,7 +57,9 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
 def describe(run: Run, by_task: Mapping[str, Table]) -> dict[str, Any]:
     """The result of `summarise`, for rows that have been read."""
     tasks = {task: _curve(table) for task, table in by_task.items()}
+    state = unfinished(run, by_task)
     result = identity(run) | {"plan": run.plan, "versions": run.versions, "tasks": tasks}
+    result |= {"unfinished": state} if state else {}
     if len(tasks) > 1:
         result["macro"] = _macro(list(tasks.values()))
     return plain(result)

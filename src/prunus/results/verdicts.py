@@ -20,6 +20,23 @@ from prunus.results.retention import scaling_word
 Data = Mapping[str, Any]
 WORSE, WITHIN, BETTER, SAME, OPEN = "worse", "worse, within the margin", "better", "non-inferior", "cannot tell"
 WORDS = (WORSE, WITHIN, BETTER, SAME, OPEN)
+UNFINISHED = "unfinished"  # instead of a word, where a run lacks rows of its plan
+# What the cells of an unfinished run have instead of numbers on which a claim would rest.
+NO_CLAIM = {
+    "p": 1.0,
+    "p_better": 1.0,
+    "p_worse": 1.0,
+    "p_flip": 1.0,
+    "p_margin": 1.0,
+    "p_adjusted": 1.0,
+    "p_better_adjusted": 1.0,
+    "p_worse_adjusted": 1.0,
+    "p_margin_adjusted": 1.0,
+    "p_kept": 1.0,
+    "p_lost": 1.0,
+    "q": 1.0,
+    "lower_bound": -1.0,
+}
 # Verdicts of single budgets that contradict the model's own verdict.
 CONTRADICTED_BY = {
     WORSE: {BETTER},
@@ -32,6 +49,8 @@ CONTRADICTED_BY = {
 
 def verdict(cell: Data) -> str:
     """The verdict on a cell of `compare`, from its three adjusted p-values."""
+    if cell.get("unfinished"):
+        return UNFINISHED
     within = within_margin(cell)
     better, worse = (cell[f"p_{word}_adjusted"] <= ALPHA / 2 for word in ("better", "worse"))
     if better != worse:  # both would contradict each other
@@ -57,6 +76,14 @@ def wide_margin(margin: float, base_accuracy: float, base: str = "the base") -> 
 def within_margin(cell: Data) -> bool:
     """Whether a loss of the margin or more is ruled out."""
     return cell["p_margin_adjusted"] <= ALPHA
+
+
+def withhold(data: Any) -> None:
+    """Mark, in place, all cells of an entry as unfinished, so that no claim rests on them, nor on others by them."""
+    if isinstance(data, dict) and "p" in data:
+        data |= {name: value for name, value in NO_CLAIM.items() if name in data} | {"unfinished": True}
+    for part in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        withhold(part)
 
 
 def set_adjusted(cells: Sequence[dict[str, Any]], names: Sequence[str] = ("p_better", "p_worse", "p_margin")) -> None:
@@ -91,7 +118,8 @@ def adjust_and_judge(entries: Sequence[dict[str, Any]]) -> None:
     slopes = [slope for entry in entries if (slope := parts(entry)[-1]["slope"])]
     set_adjusted(slopes, ("p_kept", "p_lost"))
     for slope in slopes:
-        slope["word"] = scaling_word(slope["p_kept_adjusted"], slope["p_lost_adjusted"])
+        found = scaling_word(slope["p_kept_adjusted"], slope["p_lost_adjusted"])
+        slope["word"] = UNFINISHED if slope.get("unfinished") else found
     for entry in entries:
         entry["within_margin"] = within_margin(entry["primary"])
         entry["verdict"] = verdict(entry["primary"])
@@ -107,6 +135,8 @@ def along_curve(primary: Data, word: str, budgets: Mapping[int, Data]) -> dict[s
     whole_curve: whether every budget's difference has the sign of the area's, and no budget's verdict contradicts word.
     contradicted_at: budget, difference and verdict of the budgets that contradict it. Budget OFF is not on the curve.
     """
+    if word == UNFINISHED:
+        return {"whole_curve": False, "contradicted_at": []}
     budgets = {budget: budgets[budget] for budget in without_off(budgets) or budgets}
     against = [
         {"budget": budget, "difference": cell["difference"], "verdict": verdict(cell)}

@@ -14,6 +14,7 @@ from prunus.reporting.page import check_target, files_folder, write_report
 from prunus.reporting.render.text import esc, joined, linked, points
 from prunus.reporting.report_data import ReportData
 from prunus.results.comparison import compare
+from prunus.results.completeness import verdict_in_words
 from prunus.results.store import Store
 from prunus.study.cells import Model, plan_names
 from prunus.study.file import Study
@@ -225,6 +226,6 @@ def verdict_lines(entry: Data) -> list[str]:
     if entry["comparison"] is None:
         return ["nothing to compare with yet" if entry["not_begun"] else "nothing to compare with"]
     return [
-        f"{other['model']}: {other['verdict']} ({points(other['primary']['difference'])} points)"
+        f"{other['model']}: {verdict_in_words(other)} ({points(other['primary']['difference'])} points)"
         for other in entry["comparison"]["others"]
     ]

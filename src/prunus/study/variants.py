@@ -334,4 +334,4 @@ def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict
             "blocks": info.blocks,
         }
     store.add_problems(problem_row(problem) for problem in cell.resolved.problems)
-    store.add_run(Run(cell.run_id, described, cell.resolved.plan, versions))
+    store.add_run(Run(cell.run_id, described, cell.resolved.plan, versions, planned=cell.resolved.planned))

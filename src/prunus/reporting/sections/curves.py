@@ -26,7 +26,7 @@ from prunus.reporting.render.text import count, esc, percent, points, probabilit
 from prunus.reporting.report_data import Data, ReportData, ReportedRun, band_of, float_of
 from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
 from prunus.results.metrics import LEAK_RULE
-from prunus.results.verdicts import WORDS, verdict
+from prunus.results.verdicts import UNFINISHED, WORDS, verdict
 
 MANY = 5  # with more curves than this in a chart, all bands except the base's are faint
 
@@ -211,7 +211,9 @@ def _largest(data: ReportData, task: str) -> str:
     found = [
         f"{one.look.label} {points(cell['difference'])} at {cell['budget']} (p {probability(cell['p_adjusted'])})"
         for one in data.others
-        if one.contrast is not None and (cell := one.contrast["largest"])["task"] == task
+        if one.contrast is not None
+        and one.contrast["verdict"] != UNFINISHED
+        and (cell := one.contrast["largest"])["task"] == task
     ]
     if not found:
         return ""

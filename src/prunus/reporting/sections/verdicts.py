@@ -7,9 +7,10 @@ from prunus.reporting.render.table import Column, Interval, Table, Word
 from prunus.reporting.render.text import count, esc, percent, points, probability
 from prunus.reporting.report_data import Data, ReportData, float_of
 from prunus.reporting.section import Section, soft
+from prunus.results.completeness import in_words
 from prunus.results.retention import ENOUGH
 from prunus.results.stopping import ENDS
-from prunus.results.verdicts import OPEN
+from prunus.results.verdicts import OPEN, UNFINISHED
 
 
 def section(data: ReportData) -> Section:
@@ -53,7 +54,8 @@ def verdict_table(data: ReportData) -> Table:
         if entry is not None:
             cell = entry["primary"]
             values: list[Any] = [Word(entry["verdict"], _remark(entry)), _interval(cell, "difference"), picture]
-            values += [cell["p_adjusted"], cell["mde"], _scaling_word(entry), _stops_word(entry)]
+            p = None if entry["verdict"] == UNFINISHED else cell["p_adjusted"]
+            values += [p, cell["mde"], _scaling_word(entry), _stops_word(entry)]
         last = one.cells(task).get(budget)
         values += [None, None] if last is None else [_interval(last, "accuracy"), last["tokens"]["total"]["mean"]]
         rows.append((one.look, values))
@@ -73,7 +75,14 @@ def _interval(cell: Data, key: str) -> Interval:
 
 
 def _remark(entry: Data) -> str:
-    """For an undecided run, the draws or problems needed for a decision; whether its problems were chosen by rows."""
+    """For an undecided run, the draws or problems needed for a decision; whether its problems were chosen by rows.
+
+    For an unfinished one, how many problems are complete.
+    """
+    if entry.get("unfinished"):
+        return f"{in_words(entry['unfinished']).removeprefix('unfinished, ')} problems"
+    if entry.get("grown"):
+        return "limit or draws changed"
     if entry.get("adaptive"):
         return "collected adaptively"
     settle = entry["primary"].get("settle") or {}

@@ -1,0 +1,141 @@
+"""Runs of a model whose limit or number of draws changed after rows could be seen, and what that means for verdicts.
+
+Another limit is another run, but of the same problems in the same order: who evaluates 50 problems, compares, and then
+evaluates 60, and so on until a word comes, decides by rows how many problems there are. The store knows the runs of
+each model in their order, so the comparisons that could be seen before the present one are known, too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
+from typing import Any
+
+from prunus.hashing import content_hash
+from prunus.results.rows import Run, Stage
+
+# Settings of a plan that may differ between the stages of a run.
+SIZES = {"limit", "samples", "problems", "batch_size", "seed"}
+Size = tuple[float, int]  # problems of each task at most (inf: all), draws of each
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The comparisons of two models that could be seen, in their order, the present one last.
+
+    sizes, looks: of each, its size, and base's and the other's run. series: which of the series of comparisons in which
+    only the limit grew the present one belongs to, counted from 1. limits: of that series.
+    """
+
+    sizes: tuple[Size, ...]
+    looks: tuple[tuple[Stage, Stage], ...]
+    series: int
+    limits: tuple[float, ...]
+
+    @property
+    def share(self) -> float:
+        """The share of alpha that this series may spend: all of it in the first, and half of it in all later ones."""
+        return 1.0 if self.series == 1 else 1 / (self.series * (self.series + 1))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Each comparison as plain data."""
+        return [
+            {
+                "limit": None if limit == inf else int(limit),
+                "samples": draws,
+                "runs": [one.run_id for one in look],
+                "begun": [one.begun for one in look],
+                "complete": [one.complete for one in look],
+            }
+            for (limit, draws), look in zip(self.sizes, self.looks, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        draws = {draws for _, draws in self.sizes}
+        limits = {limit for limit, _ in self.sizes}
+        if self.series == 1:
+            what, steps = "limit grew", [_limit(limit) for limit, _ in self.sizes]
+        elif len(limits) == 1:
+            what, steps = "number of draws changed", [str(count) for _, count in self.sizes]
+        elif len(draws) == 1:
+            what, steps = "limit changed", [_limit(limit) for limit, _ in self.sizes]
+        else:
+            what, steps = "size changed", [f"{_limit(limit)} x {count}" for limit, count in self.sizes]
+        if len(steps) > 6:
+            steps = [*steps[:2], f"... ({len(steps) - 4} more)", *steps[-2:]]
+        spent = (
+            "" if self.series == 1 else f"; p is multiplied by {round(1 / self.share)}, since there were others before"
+        )
+        return (
+            f"its {what} from {' to '.join(steps)} after its rows could be seen, so the bounds hold at any time{spent};"
+            " this takes the problems' order in the plan as good as random; scaling is not judged"
+        )
+
+
+def _limit(limit: float) -> str:
+    return "all" if limit == inf else f"{limit:g}"
+
+
+def same_but_for_size(one: Run, other: Run) -> bool:
+    """Whether two runs are of the same model, under plans that differ in SIZES only."""
+    return _key(one) == _key(other)
+
+
+def _key(run: Run) -> str:
+    model = run.model.get("checksum") or run.model
+    return content_hash([model, {name: value for name, value in run.plan.items() if name not in SIZES}])
+
+
+def stages_of(runs: Sequence[Run], begun: Mapping[str, tuple[str, Mapping[str, int]]]) -> dict[str, tuple[Stage, ...]]:
+    """The stages of every run, itself last. runs: all of a store, oldest first.
+
+    begun: the time at which a run began, and the number of complete problems of each of its earlier stages then.
+    """
+    found: dict[str, tuple[Stage, ...]] = {}
+    groups: dict[str, list[tuple[int, Run]]] = {}
+    for place, run in enumerate(runs):
+        group = groups.setdefault(_key(run), [])
+        group.append((place, run))
+        stages = []
+        for (at, one), after in zip(group, [*(r for _, r in group[1:]), None], strict=True):
+            told = begun.get(after.run_id) if after else None
+            complete = told[1].get(one.run_id) if told else None
+            when = begun[one.run_id][0] if one.run_id in begun else None
+            limit, samples = one.plan.get("limit"), int(one.plan.get("samples", 1))
+            stages.append(Stage(one.run_id, at, limit, samples, when, complete))
+        found[run.run_id] = tuple(stages)
+    return found
+
+
+def growth(base: Run, other: Run) -> Growth | None:
+    """How the size of the comparison of two runs changed; None if it is the first that could be seen.
+
+    A comparison can be seen once both models have a run, unless nothing of one of them was complete when its next run
+    began. Of each model its latest run counts.
+    """
+    end = max((run.stages[-1].place for run in (base, other) if run.stages), default=0)
+    events: list[tuple[int, str, Stage]] = []
+    for side, run in (("base", base), ("other", other)):
+        events += [(one.place, side, one) for one in run.stages if one.complete != 0 and one.place < end]
+    latest: dict[str, Stage] = {}
+    looks: list[tuple[Stage, Stage]] = []
+    for _, side, stage in sorted(events, key=lambda event: event[0]):
+        latest[side] = stage
+        if len(latest) == 2:
+            looks.append((latest["base"], latest["other"]))
+    if base.stages and other.stages:
+        looks.append((base.stages[-1], other.stages[-1]))
+    kept = [look for place, look in enumerate(looks) if place == 0 or _size(look) != _size(looks[place - 1])]
+    sizes = tuple(map(_size, kept))
+    if len(sizes) < 2:
+        return None
+    series, limits = 1, [sizes[0][0]]
+    for (limit, draws), (next_limit, next_draws) in pairwise(sizes):
+        if next_draws != draws or next_limit < limit:
+            series, limits = series + 1, []
+        limits.append(next_limit)
+    return Growth(sizes, tuple(kept), series, tuple(limits))
+
+
+def _size(look: tuple[Stage, Stage]) -> Size:
+    return min(one.limit or inf for one in look), min(one.samples for one in look)
