@@ -24,8 +24,8 @@ from prunus.hashing import content_hash
 from prunus.results.anytime import path
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, Rule, decide, next_look
 from prunus.results.metrics import auc_weights
-from prunus.results.order import interleaved, rounds
-from prunus.results.store import Store
+from prunus.results.order import First, whole_groups
+from prunus.results.store import Store, same_groups
 from prunus.results.verdicts import wide_margin
 
 FORMAT, OTHER_BETS = 2, 1  # certificates of format 1 rest on other bets, and can only be shown
@@ -41,12 +41,13 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
 
     Raises PrunusError if the store lacks a run, or rows that a decision needs.
     """
+    groups = declared.get("groups", {})
     dense, order, look = (
         declared["dense"],
-        rounds(interleaved(declared["problems"], declared["seed"])),
+        whole_groups(declared["problems"], declared["seed"], groups),
         declared["look"],
     )
-    rows = Rows(store, dense, order, declared["budgets"], declared["samples"], declared["reuse"])
+    rows = Rows(store, dense, order, declared["budgets"], declared["samples"], declared["reuse"], groups)
     runs = {run.run_id: run for run in store.runs()}
     alpha = declared["alpha"] / len(declared["ladders"])
     rule = Rule(declared["margin"], declared["stop_margin"], alpha)
@@ -150,14 +151,16 @@ def digest(rows: Rows, run_id: str, looked: int) -> str:
 
 
 def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
-    """The accuracy at every budget over the first rounds: the mean over tasks of the mean over problems."""
-    by_task: dict[str, list[list[float]]] = {}
+    """The accuracy at every budget over the first rounds: the mean over tasks, groups, and the problems of each."""
+    groups = rows.first_of or {}
+    by_task: dict[str, dict[str, list[list[float]]]] = {}
     for one in rows.up_to(run_id, looked):
         for task, problem in sorted({(s.task, s.problem_id) for s in one}):
             mine = [s for s in one if s.problem_id == problem]
             shares = [np.mean([s.correct for s in mine if s.budget == b]) for b in rows.budgets]
-            by_task.setdefault(task, []).append([float(share) for share in shares])
-    means = [np.mean(np.array(each), axis=0) for each in by_task.values()]
+            of_group = by_task.setdefault(task, {}).setdefault(groups.get(problem, problem), [])
+            of_group.append([float(share) for share in shares])
+    means = [np.mean([np.mean(each, axis=0) for each in of_task.values()], axis=0) for of_task in by_task.values()]
     return np.mean(np.array(means), axis=0).tolist()
 
 
@@ -202,7 +205,15 @@ def claims(declared: Data, shown: Data) -> list[str]:
                 ]
     many = len(declared["ladders"])
     sure = f"The probability that any claim is false is at most {100 * declared['alpha']:g} %"
-    return [*found, sure + (f", over all {many} ladders" if many > 1 else "")] if found else []
+    sure += f", over all {many} ladders" if many > 1 else ""
+    if declared.get("groups"):
+        sure += f", if the {number_of_groups(declared)} groups of problems are independent"
+    return [*found, sure] if found else []
+
+
+def number_of_groups(declared: Data) -> int:
+    """How many groups the declared problems form; as many as there are problems if each is alone."""
+    return sum(map(len, declared["problems"].values())) - len(declared.get("groups", {}))
 
 
 def caution(declared: Data, shown: Data) -> str | None:
@@ -220,6 +231,7 @@ def declare(
     model: Data,
     dense: str,
     problems: Mapping[str, Sequence[str]],
+    groups: First | None = None,
     seed: int,
     budgets: Sequence[int],
     samples: int,
@@ -233,6 +245,7 @@ def declare(
     """The declared part of a certificate.
 
     model: name, source and checksum. dense: the run of the dense model. problems: ids by task, in any order.
+    groups: of those that count as one observation with others, the first problem of their group.
     ladders: each with name and rungs, all that were declared, each with name, run and removed (the share of the
     weights). rule: its margins count. alpha: of the whole search, which the ladders share.
     """
@@ -240,6 +253,7 @@ def declare(
         "model": dict(model),
         "dense": dense,
         "problems": {task: sorted(problems[task]) for task in sorted(problems)},
+        **({"groups": {problem: groups[problem] for problem in sorted(groups)}} if groups else {}),
         "seed": seed,
         "budgets": sorted(budgets),
         "samples": samples,
@@ -318,6 +332,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             claimed = now["claims"]
             found += list(_differences(data["shown"], now, "", _names(data["shown"])))
             found += _about_runs(data["declared"], now)
+            found += _about_groups(data["declared"], opened.groups())
     checks = (_checkpoint_difference, _published)
     for check in checks:
         difference, note = check(data, file.parent)
@@ -343,6 +358,16 @@ def _about_runs(declared: Data, now: Data) -> list[str]:
         if not rung["same_plan"]
     ]
     return found
+
+
+def _about_groups(declared: Data, stored: First) -> list[str]:
+    """What the groups of the store contradict in the declaration."""
+    problems = [problem for of_task in declared["problems"].values() for problem in of_task]
+    sides = [{p: groups.get(p, p) for p in problems} for groups in (declared.get("groups", {}), stored)]
+    if same_groups(*sides):
+        return []
+    ours, theirs = (len(set(side.values())) for side in sides)
+    return [f"the {len(problems)} problems are {theirs} groups in the store, which the certificate counts as {ours}"]
 
 
 def _names(shown: Any) -> Callable[[str], str]:

@@ -16,6 +16,7 @@ from prunus.checkpoint.writer import check_target
 from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation.resolved_plan import renew_groups
 from prunus.finding.certificate import caution, certificate, read_certificate, write_certificate
 from prunus.finding.ladders import ladders_of
 from prunus.finding.on_ray import on_cluster
@@ -24,7 +25,7 @@ from prunus.finding.page import write_page
 from prunus.finding.prospects import Prospects, prospects, refuse_impossible
 from prunus.finding.rows import Rows
 from prunus.finding.rungs import Rungs
-from prunus.finding.search import Search, open_search
+from prunus.finding.search import Search, first_of, open_search
 from prunus.finding.walk import Outcome, Walk
 from prunus.hashing import canonical_json
 from prunus.pruning.made_card import renew_card
@@ -138,7 +139,11 @@ def carry_out(
     open_work(folder, search)
     with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
         resolved = search.dense.resolved
-        rows = Rows(opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse)
+        renew_groups(opened, resolved.problems)
+        rows = Rows(
+            opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse,
+            first_of(resolved),
+        )  # fmt: skip
         with rungs(search, opened, folder, device) as makes:
             outcome = Walk(search, rows, makes).run()
         if published:

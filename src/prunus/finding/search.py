@@ -15,7 +15,7 @@ from prunus.finding.certificate import declare
 from prunus.finding.ladders import Ladder, check_order, removed
 from prunus.recipes import EvalPlan
 from prunus.results.ladder import Forecast, Rule, forecast
-from prunus.results.order import Round, interleaved, rounds
+from prunus.results.order import Round, whole_groups
 from prunus.study.cells import DENSE, Cell, Model, Variant, folder_of, open_model
 from prunus.study.file import Study
 
@@ -96,6 +96,7 @@ class Search:
             model={"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum()},
             dense=self.dense.run_id,
             problems=ids_by_task(self.dense.resolved),
+            groups=first_of(self.dense.resolved),
             seed=self.plan.seed,
             budgets=self.plan.budgets,
             samples=self.plan.samples,
@@ -128,7 +129,7 @@ class Search:
             "alpha": self.alpha,
             "look": self.look,
             "max-tokens": self.max_tokens,
-        }
+        } | ({"groups": groups} if (groups := first_of(self.dense.resolved)) else {})
 
 
 def open_search(
@@ -172,7 +173,8 @@ def open_search(
         (ladder.name, tuple(rung_of(next(cells), removed(entry, source)) for entry in ladder.entries))
         for ladder in ladders
     )
-    order = tuple(rounds(interleaved(ids_by_task(opened.cells[0].resolved), plan.seed)))
+    resolved = opened.cells[0].resolved
+    order = tuple(whole_groups(ids_by_task(resolved), plan.seed, first_of(resolved)))
     usual = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
     return Search(study, opened, found, rule, alpha, order, look or usual, max_tokens)
 
@@ -236,3 +238,8 @@ def ids_by_task(work: ResolvedPlan) -> dict[str, list[str]]:
     for problem in work.problems:
         found.setdefault(problem.task, []).append(problem.id)
     return found
+
+
+def first_of(work: ResolvedPlan) -> dict[str, str]:
+    """The first problem of the group of each problem that is neither first nor alone."""
+    return {problem.id: problem.group for problem in work.problems if problem.group}

@@ -65,7 +65,8 @@ def compare(
     Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
     of `others` has
     `tasks` -> task -> `budgets` -> budget, `auc` and `slope` (per doubling of the budget; None with fewer than two
-        positive budgets): cells with n (problems), samples (draws of each), accuracy, base_accuracy, difference, se,
+        positive budgets): cells with n (problems, or groups of them that count as one observation: then `problems` is
+        the number of problems), samples (draws of each), accuracy, base_accuracy, difference, se,
         low, high (95 %), p, p_adjusted; lower_bound (one-sided 95 %, valid for any number of problems), p_margin (of a
         loss of the margin or more, by betting), p_margin_adjusted; mde, the true difference that would be detected with
         80 % power at the first step of Holm's correction, None where no difference could be detected with so few
@@ -119,7 +120,7 @@ def compare(
         result = compare_runs(
             base_run,
             opened.runs() if named is None else named,
-            lambda run_id: tables(opened.samples(run_id)),
+            lambda run_id: tables(opened.samples(run_id), opened.groups()),
             may_leave_out=named is None,
             margin=margin,
             seed=seed,

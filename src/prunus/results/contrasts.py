@@ -61,8 +61,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
         )
         return curve | {"budgets": off["budgets"] | curve["budgets"]}
     weights_BC, several = _weights(budgets)
-    base, other = ([_per_draw(table, weights_BC) for table in side] for side in _sides(pairs))
-    differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (P, N, C) of each task
+    base, other = ([table.by_group(_per_draw(table, weights_BC)) for table in side] for side in _sides(pairs))
+    differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (G, N, C) of each task
     strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
     tested = paired.infer(strata, resamples, seed)
     shares = [d[:, : len(budgets) + 1] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
@@ -75,7 +75,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
         "mde": paired.minimum_detectable(strata, claims_C, len(pairs[0].base.draws)),
     }
     bounds = {"lower_bound": betting.lower_bound(shares, seed=seed), "p_margin": betting.p_value(shares, margin, seed)}
-    size = {"n": sum(map(len, strata)), "samples": len(pairs[0].base.draws)}
+    size = sizes_of(pairs)
     found: list[dict[str, Any]] = [
         size | {name: float(column[c]) for name, column in columns.items()} for c in range(weights_BC.shape[1])
     ]
@@ -90,7 +90,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
         _add_pairing(found, base_means[0], other_means[0])
         for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
             cell |= use
-        if size["samples"] == 1:
+        if size["samples"] == 1 and not pairs[0].base.grouped:
             _add_mcnemar(found[: len(budgets)], strata[0])
     slope: dict[str, Any] | None = found[-1] if several else None
     if slope:
@@ -118,10 +118,10 @@ def _hold_at_any_time(
 def any_time_columns(
     strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: int = 1
 ) -> dict[str, Floats]:
-    """`anytime.infer` of the differences (P, C) of each pair, in the order in which problems were taken."""
+    """`anytime.infer` of the differences (G, C) of each pair, in the order in which groups of problems were taken."""
     seed = pairs[0].adaptive
     assert seed is not None
-    return anytime.infer(anytime.in_rounds(strata, [pair.base.problems for pair in pairs], seed), margin, columns)
+    return anytime.infer(anytime.in_rounds(strata, [pair.base.groups for pair in pairs], seed), margin, columns)
 
 
 def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed: int) -> dict[str, float | None]:
@@ -137,8 +137,14 @@ def _scaling(base: Sequence[Floats], other: Sequence[Floats], reach: float, seed
 
 
 def budget_differences(pair: Pair) -> Floats:
-    """(P, B) share of correct draws of other minus that of base."""
-    return pair.other.correct.mean(axis=2) - pair.base.correct.mean(axis=2)
+    """(G, B) share of correct draws of other minus that of base."""
+    return pair.base.by_group(pair.other.correct.mean(axis=2) - pair.base.correct.mean(axis=2))
+
+
+def sizes_of(pairs: Sequence[Pair]) -> dict[str, int]:
+    """n and samples of the cells of these tasks together, with `problems` where that is more than n."""
+    problems, n = (sum(map(len, of)) for of in zip(*((p.base.problems, p.base.groups) for p in pairs), strict=True))
+    return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(pairs[0].base.draws)}
 
 
 def _sides(pairs: Sequence[Pair]) -> tuple[list[Table], list[Table]]:

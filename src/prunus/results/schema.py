@@ -39,6 +39,13 @@ ADAPTIVE_DDL = """
         how TEXT NOT NULL  -- JSON: {"by": "find", "seed": of the order of problems}
     ) WITHOUT ROWID"""
 
+# Problems that count as one observation with others (rows.ProblemRow.group). Like timing, it needs no new version.
+BELONGS_DDL = """
+    CREATE TABLE IF NOT EXISTS belongs (
+        problem_id TEXT PRIMARY KEY REFERENCES problem,
+        first TEXT NOT NULL  -- id of the first problem of its group; problems that are first or alone are not listed
+    ) WITHOUT ROWID"""
+
 # The long texts come last, so that reading the columns before them does not touch their overflow pages.
 DDL = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
