@@ -25,7 +25,7 @@ from prunus.finding.page import write_page
 from prunus.finding.prospects import Prospects, prospects, refuse_impossible
 from prunus.finding.rows import Rows
 from prunus.finding.rungs import Rungs
-from prunus.finding.search import Search, first_of, open_search
+from prunus.finding.search import Search, open_search
 from prunus.finding.walk import Outcome, Walk
 from prunus.hashing import canonical_json
 from prunus.pruning.made_card import renew_card
@@ -142,7 +142,7 @@ def carry_out(
         renew_groups(opened, resolved.problems)
         rows = Rows(
             opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse,
-            first_of(resolved),
+            search.groups,
         )  # fmt: skip
         with rungs(search, opened, folder, device) as makes:
             outcome = Walk(search, rows, makes).run()

@@ -81,6 +81,11 @@ class Search:
         return {problem.id: index for index, problem in enumerate(self.dense.resolved.problems)}
 
     @cached_property
+    def groups(self) -> dict[str, str]:
+        """The first problem of the group of each problem that is neither first nor alone."""
+        return {problem.id: problem.group for problem in self.dense.resolved.problems if problem.group}
+
+    @cached_property
     def forecasts(self) -> dict[str, Forecast]:
         """What to expect of a rung that changes little, at each endpoint."""
         return forecast(self.rule, len(self.order), self.plan.samples)
@@ -96,7 +101,7 @@ class Search:
             model={"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum()},
             dense=self.dense.run_id,
             problems=ids_by_task(self.dense.resolved),
-            groups=first_of(self.dense.resolved),
+            groups=self.groups,
             seed=self.plan.seed,
             budgets=self.plan.budgets,
             samples=self.plan.samples,
@@ -129,7 +134,7 @@ class Search:
             "alpha": self.alpha,
             "look": self.look,
             "max-tokens": self.max_tokens,
-        } | ({"groups": groups} if (groups := first_of(self.dense.resolved)) else {})
+        } | ({"groups": self.groups} if self.groups else {})
 
 
 def open_search(
@@ -174,7 +179,8 @@ def open_search(
         for ladder in ladders
     )
     resolved = opened.cells[0].resolved
-    order = tuple(whole_groups(ids_by_task(resolved), plan.seed, first_of(resolved)))
+    groups = {problem.id: problem.group for problem in resolved.problems if problem.group}
+    order = tuple(whole_groups(ids_by_task(resolved), plan.seed, groups))
     usual = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
     return Search(study, opened, found, rule, alpha, order, look or usual, max_tokens)
 
@@ -238,8 +244,3 @@ def ids_by_task(work: ResolvedPlan) -> dict[str, list[str]]:
     for problem in work.problems:
         found.setdefault(problem.task, []).append(problem.id)
     return found
-
-
-def first_of(work: ResolvedPlan) -> dict[str, str]:
-    """The first problem of the group of each problem that is neither first nor alone."""
-    return {problem.id: problem.group for problem in work.problems if problem.group}

@@ -33,6 +33,7 @@ METHOD = {
     "band": "simultaneous over the budgets of a task: max |t| of the same bootstrap",
     "p_adjusted": "Holm: the area over runs, budgets within a run; alike for losses within the margin and for scaling",
     "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
+    "assumed": "problems are independent of each other; those that belong together form groups, each one observation",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
 }
 ADAPTIVE = (
