@@ -100,6 +100,16 @@ def test_keys_join_what_texts_do_not_and_part_what_is_only_nearly_equal():
     assert leaders([APPLES, near, "3 + 3"], ["", "b", "b"]) == [0, 0, 0], "groups that share a problem are one"
 
 
+def test_an_instruction_before_many_questions_joins_none():
+    opening = "Read the question with care, think about it step by step for as long as you need, and name the city."
+    asked = [f"{opening} Which town is the capital of {name * 2}?" for name in "abcdefghijkl"]
+    asked += [f"Where was {name * 3} born" for name in "abcdefghijkl"]
+    assert leaders(asked, [""] * 24) == list(range(24))
+    long = "the young king with his army and all horses after the long and bitter winter of hunger met his brother"
+    asked += [f"{opening} Where did {long}?", f"{opening} Where did {long.replace('brother', 'sister')}?"]
+    assert leaders(asked, [""] * 26) == [*range(25), 24], "what follows the instruction counts"
+
+
 def words_of(rng: random.Random, number: int) -> list[str]:
     return [rng.choice(FILLER) + rng.choice("abcdefgh") * 2 for _ in range(number)]
 
@@ -107,7 +117,7 @@ def words_of(rng: random.Random, number: int) -> list[str]:
 def test_nearly_equal_questions_are_those_of_all_pairs_compared_one_by_one():
     """Against the definition, on questions of which some are edits of others; the sketches find all of them here."""
     rng = random.Random(1)
-    texts = []
+    texts: list[str] = []
     for _ in range(60):
         words = words_of(rng, rng.randint(5, 40))
         for edits in (0, 1, 1, 2, 6):

@@ -4,13 +4,15 @@ Problems are joined where
 
 * a key of the set gives them the same group,
 * their questions are equal, apart from case, whitespace, punctuation and LaTeX spacing, or
-* their questions are nearly equal: the same numbers, single letters and symbols in the same order, and three quarters
-  or more of all pairs of adjacent words in both (Jaccard). Two problems that both have a key are not joined so.
+* their questions are nearly equal: the same numbers, single letters and symbols in the same order, and four fifths or
+  more of all pairs of adjacent words in both (Jaccard), which allows one word in twenty to be another. Two problems
+  that both have a key are not joined so.
 
-Numbers count, so instances of one template with other numbers are apart unless a key joins them. Nearly equal questions
-are looked for among those that agree in four minima of hashed pairs of words (MinHash, twelve tables), which misses one
-in ninety of the least similar such pairs, and fewer of others. All hashes are fixed, so the result follows from the
-texts alone.
+Pairs of words that occur ten times and in a tenth of the problems belong to a template, such as an instruction before
+every question, and do not count. Numbers do, so instances of one template with other numbers are apart unless a key
+joins them. Nearly equal questions are looked for among those that agree in four minima of hashed pairs of words
+(MinHash, twelve tables), which misses one in five hundred of the least similar such pairs, and fewer of others. All
+hashes are fixed, so the result follows from the texts alone.
 """
 
 import re
@@ -21,7 +23,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-ALIKE = 0.75  # smallest share of common pairs of adjacent words
+ALIKE = 0.8  # smallest share of common pairs of adjacent words
+COMMON, OFTEN = 0.1, 10  # pairs of a template occur as often as this share of the problems, and this often at least
 TABLES, MINIMA = 12, 4
 _LATEX = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|q?quad)(?![a-z])|\\[,;:! ]")
 _TOKEN = re.compile(r"\\?[^\W\d_]+|\d+(?:,\d{3})*(?:\.\d+)?|[^\w\s]")
@@ -79,13 +82,20 @@ class Questions:
         ids, at = np.array(numbers, dtype=int), np.array(ends)
         self.whole = _in_order(hash_of, ids, at, kept).tolist()
         self.exact = _in_order(hash_of, ids, at, kept & ~word)
-        words, self.at = _chosen(ids, at, word)
-        hashes = hash_of[words]
-        self.pairs = hashes[:-1] * np.uint64(_FACTOR) + hashes[1:]  # those that cross questions are never read
+        words, ends_of_words = _chosen(ids, at, word)
+        question = np.repeat(np.arange(len(texts)), np.diff(ends_of_words))
+        inside = question[1:] == question[:-1]
+        hashes, question = hash_of[words], question[1:][inside]
+        pairs = (hashes[:-1] * np.uint64(_FACTOR) + hashes[1:])[inside]
+        _, number, times = np.unique(pairs, return_inverse=True, return_counts=True)
+        own = times[number] < max(OFTEN, COMMON * len(texts))
+        pairs, question = pairs[own], question[own]
+        self.pairs = pairs
+        self.at = np.concatenate([[0], np.cumsum(np.bincount(question, minlength=len(texts)))])
 
     def nearly_equal(self) -> Iterator[tuple[int, int]]:
         """Pairs of indices of questions that are nearly equal; enough of them to join all that were found."""
-        places = np.flatnonzero(np.diff(self.at) > 1)
+        places = np.flatnonzero(np.diff(self.at))
         if not len(places):
             return
         sets: dict[int, set[int]] = {}
@@ -95,7 +105,7 @@ class Questions:
             for at in np.flatnonzero(size[number] > 1).tolist():
                 place, bucket = int(places[at]), buckets[number[at]]
                 if place not in sets:
-                    sets[place] = set(self.pairs[self.at[place] : self.at[place + 1] - 1].tolist())
+                    sets[place] = set(self.pairs[self.at[place] : self.at[place + 1]].tolist())
                 alike = [other for other in bucket if _alike(sets[place], sets[other])]
                 yield from ((other, place) for other in alike)
                 if not alike:
@@ -103,14 +113,12 @@ class Questions:
 
     def _sketches(self, places: NDArray[np.int_]) -> Iterator[Hashes]:
         """For each table a hash of the minima over the pairs of each of these questions, and of all but its words."""
-        ends = np.stack([self.at[places], self.at[places + 1] - 1], axis=1).ravel()
-        ends = ends[:-1] if ends[-1] == len(self.pairs) else ends  # the last one runs to the end
         seeds = np.random.default_rng(0).integers(1, 2**63, (TABLES, MINIMA), dtype=np.uint64) | np.uint64(1)
         mixed = self.pairs ^ (self.pairs >> np.uint64(29))
         for table in seeds:
             keys = self.exact[places]
             for seed in table:
-                keys = keys * np.uint64(_FACTOR) + np.minimum.reduceat(mixed * seed, ends)[::2]
+                keys = keys * np.uint64(_FACTOR) + np.minimum.reduceat(mixed * seed, self.at[places])
             yield keys
 
 
