@@ -132,7 +132,7 @@ def test_nearly_equal_questions_are_those_of_all_pairs_compared_one_by_one():
             if len(ours & theirs) >= ALIKE * len(ours | theirs):
                 place = [place[b] if at == place[a] else at for at in place] if place[a] != place[b] else place
     found = leaders(texts, [""] * len(texts))
-    assert same_groups(dict(enumerate(map(str, found))), dict(enumerate(map(str, place))))
+    assert same_groups(*({str(n): str(at) for n, at in enumerate(side)} for side in (found, place)))
     assert 60 < len(set(found)) < 250
 
 
@@ -320,9 +320,9 @@ def test_differences_of_a_search_count_each_group_once():
     ids = {task: sorted({s.problem_id for s in ours[0] if s.task == task}) for task in "ab"}
     copies = {task: sorted({s.problem_id for s in theirs[0] if s.task == task}) for task in "ab"}
     groups = of_copies(theirs[0])
-    once = ladder.differences(*map(tables, ours), rounds(interleaved(ids, 2)), BUDGETS, 3)
+    once = ladder.differences(tables(ours[0]), tables(ours[1]), rounds(interleaved(ids, 2)), BUDGETS, 3)
     order = whole_groups(copies, 2, groups)
-    thrice = ladder.differences(*(tables(samples, groups) for samples in theirs), order, BUDGETS, 3)
+    thrice = ladder.differences(tables(theirs[0], groups), tables(theirs[1], groups), order, BUDGETS, 3)
     for name in once:
         assert thrice[name] == pytest.approx(once[name])
 
