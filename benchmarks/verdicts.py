@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.results import betting, metrics, paired, power, retention
+from prunus.results import anytime, betting, metrics, paired, power, retention
 from prunus.results.comparison import compare
 from prunus.results.directions import direction_p
+from prunus.results.table import Table
 from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, set_adjusted, verdict
 
 Floats = NDArray[np.float64]
@@ -64,9 +65,11 @@ def called(values: Floats, draws: int, level: float = betting.ALPHA / 2) -> tupl
     """Return the shares of columns called better and worse at a one-sided level, by the tests of `directions`."""
     if draws == 1:
         won, lost = (values > 0).sum(axis=0), (values < 0).sum(axis=0)
-        return tuple(float(np.mean(paired.mcnemar_p(*pair) <= level)) for pair in ((lost, won), (won, lost)))
-    zero, goal = np.zeros((1, 1)), np.full((1, 1), log(1 / level))
-    return tuple(float(betting.reaches(sign * values, zero, goal).mean()) for sign in (1, -1))
+        better, worse = paired.mcnemar_p(lost, won) <= level, paired.mcnemar_p(won, lost) <= level
+    else:
+        zero, goal = np.zeros((1, 1)), np.full((1, 1), log(1 / level))
+        better, worse = betting.reaches(values, zero, goal), betting.reaches(-values, zero, goal)
+    return float(better.mean()), float(worse.mean())
 
 
 def called_by_flips(values: Floats, level: float = betting.ALPHA / 2) -> tuple[float, float]:
@@ -191,6 +194,38 @@ def in_rounds(strata: Sequence[Floats]) -> Floats:
         starts = np.arange(T) * len(task) // T
         total += np.add.reduceat(task, starts, axis=0) / np.diff(np.append(starts, len(task)))[:, None]
     return total / len(strata)
+
+
+def clustered(rng: np.random.Generator, problems: int, size: int, change: float, runs: int) -> tuple[Floats, Floats]:
+    """Return differences of clusters of this size whose problems share one fate, by problem and by group.
+
+    (problems, runs) and (problems / size, runs), one draw each. A negative change is the share of clusters that break;
+    a positive one is the share that breaks and the share that is mended.
+    """
+    fate = rng.random((problems // size, runs))
+    broken, mended = fate < abs(change), (change > 0) & (fate > 1 - change)
+    each = np.repeat(mended.astype(float) - broken, size, axis=0)
+    names = tuple(map(str, range(problems)))
+    first_of = {name: names[place - place % size] for place, name in enumerate(names)}
+    return each, Table(names, (), (), np.empty((problems, 0, 0)), first_of).by_group(each)
+
+
+def cluster_errors(problems: int, size: int, runs: int, margin: float = 0.05, seed: int = 0) -> dict[str, list[float]]:
+    """Return the shares of runs with each wrong claim, by problem and by group.
+
+    non-inferior, certified (by `find`): with a true loss of the margin. different: models that are equal on average, of
+    which a tenth of the problems differ.
+    """
+    rng = np.random.default_rng(seed)
+    harmed, equal = clustered(rng, problems, size, -margin, runs), clustered(rng, problems, size, 0.05, runs)
+    level = np.log(1 / betting.ALPHA)
+    return {
+        "non-inferior": [claimed(d, margin) for d in harmed],
+        "different": [sum(called(d, 4)) for d in equal],  # differences of groups are not -1, 0 and 1: no McNemar
+        "certified": [
+            float(np.mean(anytime.evidence(rng.permuted(d, axis=0), margin)[0][-1] >= level)) for d in harmed
+        ],
+    }
 
 
 def slopes(
@@ -352,6 +387,14 @@ def main() -> None:
                 row.append(f"{percent(loss)}: {percent(share)}")
         rows.append(row)
     table(["problems", "draws", "1 variant", "1, base solves 90 %", "14", "14, base solves 90 %"], rows)
+
+    print("\nProblems that belong together: wrong claims in %, by problem and (by group); margin 5 points")
+    rows = []
+    for n in (100, 500):
+        for size in (1, 2, 4, 10):
+            errors = cluster_errors(n, size, runs)
+            rows.append([n, size, *(f"{percent(before)} ({percent(now)})" for before, now in errors.values())])
+    table(["problems", "in each group", *errors], rows)
 
     print("\nScaling in %: kept, lost, and interval that misses, by the share truly kept (0.9: both words are wrong)")
     rows = []

@@ -250,7 +250,7 @@ def test_a_loss_as_large_as_the_detectable_effect_is_found_in_80_percent():
 
 def test_an_effect_of_several_tasks_is_detected_too():
     rng = np.random.default_rng(4)
-    base = [(rng.random((n, 1)) < 0.6) + 0.0 for n in (150, 200)]
+    base = [np.where(rng.random((n, 1)) < 0.6, 1.0, 0.0) for n in (150, 200)]
     noise = [rng.choice((-1.0, 0, 0, 0, 0, 0, 0, 0, 0, 1.0), one.shape) for one in base]
     detectable = power.minimum_detectable(noise, base, 1, 1)[0]
     chance = [rng.random((n, 600)) for n in (150, 200)]

@@ -31,7 +31,7 @@ from prunus.cards.markdown import (
 from prunus.hashing import content_hash
 from prunus.results.characters import one_line
 from prunus.results.completeness import PARTLY, in_words, verdict_in_words
-from prunus.results.labels import experts_amount, label, recipe_of
+from prunus.results.labels import experts_amount, label, observations, recipe_of
 from prunus.results.rows import Run
 
 Data = Mapping[str, Any]
@@ -239,7 +239,8 @@ def eval_results(results: Results) -> list[Any]:
             metric_value=round(cell["accuracy"], 4),
             metric_args={
                 "thinking_budget": budget,
-                "problems": cell["n"],
+                "problems": cell.get("problems", cell["n"]),
+                **({"groups": cell["n"]} if "problems" in cell else {}),
                 "draws": cell["samples"],
                 "low": round(cell["low"], 4),
                 "high": round(cell["high"], 4),
@@ -346,7 +347,8 @@ def results_text(card: Card, results: Results) -> list[str]:
             if results.contrast:
                 row += [estimate(theirs.get(budget)), difference(differences.get(budget))]
             used = cell["tokens"]["total"]["mean"]
-            rows.append([*row, percent(1 - cell["forced"]), number(round(used)), f"{cell['n']} × {cell['samples']}"])
+            size = f"{observations(cell, '')} × {cell['samples']}"
+            rows.append([*row, percent(1 - cell["forced"]), number(round(used)), size])
         parts += [f"{plain(task)}:", table(head, rows)] if rows else [f"{plain(task)}: no problem is finished."]
     plan, versions = results.run.plan, results.run.versions
     told = {

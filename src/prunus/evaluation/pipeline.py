@@ -28,7 +28,7 @@ from prunus.evaluation.profiles import decode
 from prunus.evaluation.provenance import describe_model, describe_versions, open_for
 from prunus.evaluation.repetition import repetition_rate
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, problem_row, resolve_plan
+from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, renew_groups, resolve_plan, store_problems
 from prunus.evaluation.side_by_side import side_by_side
 from prunus.progress import Steps
 from prunus.recipes import EvalPlan
@@ -73,6 +73,8 @@ def evaluate(
     folder, path = checkpoint.folder, Path(store)
     work = resolve_plan(checkpoint, load_tokenizer(folder), plan, kernel)
     if holds_all(path, work, device if measure_seconds else None):
+        with Store(path, create=True) as opened:
+            renew_groups(opened, work.problems)
         return work.run_id
     vocabulary = len(work.tokenizer)
     if work.native is None:
@@ -85,7 +87,7 @@ def evaluate(
             native.check_server(work, backend)
         with Store(path, create=True) as opened:  # after loading: a model that cannot be loaded leaves no empty store
             description = describe_model(model, checkpoint, kernel)
-            opened.add_problems(problem_row(problem) for problem in work.problems)
+            store_problems(opened, work.problems)
             versions = describe_versions(backend)
             opened.add_run(Run(work.run_id, description, work.plan, versions, planned=work.planned))
             # The missing batches are determined again, since another process may have added some before claim().

@@ -29,6 +29,7 @@ from prunus.evaluation.tasks import Problem, load_task, prompt_text
 from prunus.hashing import content_hash
 from prunus.recipes import EvalPlan
 from prunus.results.rows import Planned, ProblemRow
+from prunus.results.store import Store, same_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,6 +107,8 @@ def resolve_plan(
     own = encode_markers(profile, tokenizer, plan.mode)
     markers = own.ending_at(ends_of_turn(profile, tokenizer, checkpoint.folder))
     problems = load_problems(plan)
+    if line := groups_line(problems):
+        progress.say(line)
     sampling = effective_sampling(profile, plan)
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
     texts = [prompt_text(problem, plan.prompt) for problem in problems]
@@ -296,4 +299,36 @@ def problem_row(problem: Problem) -> ProblemRow:
     choices = tuple("" for _ in problem.choices) if problem.private else problem.choices
     asks = None if problem.private else problem.asks
     key = question_key(problem.question, problem.choices)
-    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks, key)
+    group = problem.group or problem.id
+    return ProblemRow(problem.task, problem.id, problem.gold, problem.kind, choices, problem.digest, asks, key, group)
+
+
+def store_problems(store: Store, problems: Sequence[Problem]) -> None:
+    """Add problems to a store, and say where problems that it has belong to other groups than it knew."""
+    renew_groups(store, problems)
+    store.add_problems(problem_row(problem) for problem in problems)
+
+
+def renew_groups(store: Store, problems: Sequence[Problem]) -> None:
+    """Store the groups of those of the problems that the store has, and say so if they are others than it knew."""
+    stored, known = store.groups(), store.problem_ids()
+    kept = [problem for problem in problems if problem.id in known]
+    now = {problem.id: problem.group or problem.id for problem in kept}
+    before = {problem: stored.get(problem, problem) for problem in now}
+    if not same_groups(now, before):
+        store.add_problems(problem_row(problem) for problem in kept)
+        progress.say(
+            f"warning: {len(now)} problems of which {store.path} has results form {len(set(now.values()))} groups now,"
+            f" {len(set(before.values()))} before: from now on its verdicts count the new groups"
+        )
+
+
+def groups_line(problems: Sequence[Problem]) -> str | None:
+    """How many problems form how many groups; None if each is alone."""
+    groups = {problem.group or problem.id for problem in problems}
+    if len(groups) == len(problems):
+        return None
+    return (
+        f"{len(problems)} problems form {len(groups)} groups, since some share a `group` or have equal or nearly equal"
+        " questions: each group counts as one observation"
+    )

@@ -7,7 +7,7 @@ from typing import Any
 from prunus.errors import PrunusError
 from prunus.finding.rows import Floats, Rows
 from prunus.results.ladder import ACCURACY, CERTIFIED, GO_ON, OPEN, Decision, Rule, decide, next_look
-from prunus.results.order import interleaved, rounds
+from prunus.results.order import whole_groups
 from prunus.results.store import Store
 
 OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
@@ -33,8 +33,9 @@ class Judged:
 def rows_of(store: Store, declared: Data) -> Rows:
     """The rows of a declared search, in its order of problems."""
     problems = {task: declared["problems"][task] for task in sorted(declared["problems"])}
-    order = rounds(interleaved(problems, declared["seed"]))
-    return Rows(store, declared["dense"], order, declared["budgets"], declared["samples"], declared["reuse"])
+    groups = declared.get("groups", {})
+    order = whole_groups(problems, declared["seed"], groups)
+    return Rows(store, declared["dense"], order, declared["budgets"], declared["samples"], declared["reuse"], groups)
 
 
 def rule_of(declared: Data) -> Rule:

@@ -28,6 +28,7 @@ from prunus.hashing import canonical_json, content_hash
 from prunus.results.anytime import path
 from prunus.results.ladder import CERTIFIED, ENDPOINTS, Rule
 from prunus.results.metrics import auc_weights
+from prunus.results.order import First
 from prunus.results.rows import ProblemRow
 from prunus.results.store import COLUMNS, TEXT_COLUMNS, Store
 from prunus.results.verdicts import wide_margin
@@ -127,14 +128,16 @@ def digest(rows: Rows, run_id: str, looked: int, form: int = FORMAT) -> str:
 
 
 def accuracy(rows: Rows, run_id: str, looked: int) -> list[float]:
-    """The accuracy at every budget over the first rounds: the mean over tasks of the mean over problems."""
-    by_task: dict[str, list[list[float]]] = {}
+    """The accuracy at every budget over the first rounds: the mean over tasks, groups, and the problems of each."""
+    groups = rows.first_of or {}
+    by_task: dict[str, dict[str, list[list[float]]]] = {}
     for one in rows.up_to(run_id, looked):
         for task, problem in sorted({(s.task, s.problem_id) for s in one}):
             mine = [s for s in one if s.problem_id == problem]
             shares = [np.mean([s.correct for s in mine if s.budget == b]) for b in rows.budgets]
-            by_task.setdefault(task, []).append([float(share) for share in shares])
-    means = [np.mean(np.array(each), axis=0) for each in by_task.values()]
+            of_group = by_task.setdefault(task, {}).setdefault(groups.get(problem, problem), [])
+            of_group.append([float(share) for share in shares])
+    means = [np.mean([np.mean(each, axis=0) for each in of_task.values()], axis=0) for of_task in by_task.values()]
     return np.mean(np.array(means), axis=0).tolist()
 
 
@@ -185,7 +188,7 @@ def claims(declared: Data, shown: Data) -> list[str]:
 
 
 def _error(declared: Data, shown: Data) -> str:
-    """How probable it is that a claim is false, with the searches before it, and on which condition."""
+    """How probable it is that a claim is false, with the searches before it, and on which conditions."""
     many, traced = len(declared["ladders"]), shown.get("searches")
     over = f", over all {many} ladders" if many > 1 else ""
     if not traced or not traced["before"]:
@@ -197,9 +200,19 @@ def _error(declared: Data, shown: Data) -> str:
             f"The probability that any claim of this search{over} or of {others} before it on the same model and tasks"
             f" is false is at most {100 * traced['alpha']:g} %, the sum of their alphas"
         )
+    if declared.get("groups"):
+        said += f", if the {number_of_groups(declared)} groups of problems are independent"
     if traced and traced["had"]:
-        said += f", if its declaration did not depend on the rows that existed then ({problems_had(traced['had'])})"
+        also = " and" if declared.get("groups") else ","
+        said += (
+            f"{also} if its declaration did not depend on the rows that existed then ({problems_had(traced['had'])})"
+        )
     return said
+
+
+def number_of_groups(declared: Data) -> int:
+    """How many groups the declared problems form; as many as there are problems if each is alone."""
+    return sum(map(len, declared["problems"].values())) - len(declared.get("groups", {}))
 
 
 def caution(declared: Data, shown: Data) -> str | None:
@@ -217,6 +230,7 @@ def declare(
     model: Data,
     dense: str,
     problems: Mapping[str, Sequence[str]],
+    groups: First | None = None,
     seed: int,
     budgets: Sequence[int],
     samples: int,
@@ -230,14 +244,15 @@ def declare(
     """The declared part of a certificate.
 
     model: name, source and checksum. dense: the run of the dense model. problems: ids by task, in the plan's order, so
-    that they can be compared with its hash of them. ladders: each with name and rungs, all that were declared, each
-    with name, run and removed (the share of the weights). rule: its margins count. alpha: of the whole search, which
-    the ladders share.
+    that they can be compared with its hash of them. groups: of those that count as one observation with others, the
+    first problem of their group. ladders: each with name and rungs, all that were declared, each with name, run and
+    removed (the share of the weights). rule: its margins count. alpha: of the whole search, which the ladders share.
     """
     return {
         "model": dict(model),
         "dense": dense,
         "problems": {task: list(names) for task, names in problems.items()},
+        **({"groups": {problem: groups[problem] for problem in sorted(groups)}} if groups else {}),
         "seed": seed,
         "budgets": sorted(budgets),
         "samples": samples,

@@ -17,6 +17,7 @@ from prunus.disk import locked, replace_folder, write_text
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.evaluation.beforehand import check_plan
+from prunus.evaluation.resolved_plan import renew_groups
 from prunus.finding.certificate import (
     caution,
     certificate,
@@ -152,10 +153,14 @@ def carry_out(
     open_work(folder, search)
     with locked(folder / "lock", f"is working on {folder}; wait for it"), Store(store, create=True) as opened:
         declared, resolved = search.declared(), search.dense.resolved
+        renew_groups(opened, resolved.problems)
         declare_in(opened, declared)
         if (line := warning(opened, declared)) is not None:
             progress.say(f"warning: {line}")
-        rows = Rows(opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse)
+        rows = Rows(
+            opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples, resolved.reuse,
+            search.groups,
+        )  # fmt: skip
         with rungs(search, opened, folder, device) as makes:
             outcome = Walk(search, rows, makes).run()
         if published:

@@ -11,7 +11,7 @@ from typing import Any
 from prunus import __version__
 from prunus.cards.certified import about_searches, claims_of_found
 from prunus.disk import write_text
-from prunus.finding.certificate import caution
+from prunus.finding.certificate import caution, number_of_groups
 from prunus.reporting.labels import HUES, Look
 from prunus.reporting.prose import sentence
 from prunus.reporting.render.chart import PANEL, Line, Point, accuracy_axis, budget_axis, chart, linear_axis, lines_of
@@ -66,10 +66,11 @@ def _title(declared: Data, shown: Data) -> str:
 
 def _top(declared: Data, shown: Data, title: str) -> str:
     draws, sizes = declared["samples"], {task: len(names) for task, names in declared["problems"].items()}
+    groups = f" in {number_of_groups(declared)} groups" if declared.get("groups") else ""
     facts = (
         f"prunus find · <bdi>{esc(declared['model']['name'])}</bdi> · "
-        f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()))}</bdi> × {draws} "
-        f"draw{'' if draws == 1 else 's'} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
+        f"<bdi>{esc(', '.join(f'{task}, {number} problems' for task, number in sizes.items()) + groups)}</bdi> × "
+        f"{draws} draw{'' if draws == 1 else 's'} · budgets {esc(', '.join(map(str, declared['budgets'])))}"
     )
     share = shown["tokens"] / max(1, shown["full_grid_tokens"])
     lines = claims_of_found(shown)
@@ -258,6 +259,9 @@ def _meaning(data: Data) -> str:
         "Each claim is about one checkpoint, not about its recipe with other calibration data.",
         "This holds for problems like those of the problem set, which were taken in a random order that follows from "
         f"seed {declared['seed']}; under these budgets, this sampling and this grader.",
+        "It assumes that groups of problems are independent of each other, and counts each group as one."
+        if declared.get("groups")
+        else "It assumes that problems are independent of each other.",
         "It says nothing about other tasks, larger budgets, speed or safety. A refused rung "
         f"({refused}) is shown to lose more; one that cannot be told may be harmless, with too few problems for it.",
         "prunus verify certificate.json --store STORE computes all of this again from the rows of the store.",

@@ -84,7 +84,9 @@ def lines_of(search: Search, found: Prospects) -> list[str]:
     """The prospects in sentences."""
     draws = search.plan.samples
     ladders = "; ".join(f"{name}: {span([rung.variant.name for rung in rungs])}" for name, rungs in search.ladders)
-    lines = [f"{found.problems} problems with {draws} draw{'s' * (draws > 1)} each; {found.rungs} rungs ({ladders})"]
+    grouped = f" in {found.problems - len(search.groups)} groups" if search.groups else ""
+    each = f"{found.problems} problems{grouped} with {draws} draw{'s' * (draws > 1)} each"
+    lines = [f"{each}; {found.rungs} rungs ({ladders})"]
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
         takes = (

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.results.ladder import Round, differences
+from prunus.results.order import First
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.results.table import Table, tables
@@ -18,14 +19,21 @@ class Rows:
     """What a store has of the runs of a search, each read once, and again after `forget`.
 
     dense: the run of the dense model. order: the rounds of problems. Rows of other budgets, and of draws from `samples`
-    on, are left out. reuse: whether the budgets of a draw share a chain.
+    on, are left out. reuse: whether the budgets of a draw share a chain. first_of: the groups of problems.
     """
 
     def __init__(
-        self, store: Store, dense: str, order: Sequence[Round], budgets: Sequence[int], samples: int, reuse: bool
+        self,
+        store: Store,
+        dense: str,
+        order: Sequence[Round],
+        budgets: Sequence[int],
+        samples: int,
+        reuse: bool,
+        first_of: First | None = None,
     ) -> None:
-        self.store, self.dense, self.order, self.budgets, self.draws, self.reuse = (
-            store, dense, order, budgets, samples, reuse,
+        self.store, self.dense, self.order, self.budgets, self.draws, self.reuse, self.first_of = (
+            store, dense, order, budgets, samples, reuse, first_of,
         )  # fmt: skip
         self._samples: dict[str, dict[str, list[Sample]]] = {}
         self._tables: dict[str, dict[str, Table]] = {}
@@ -70,5 +78,5 @@ class Rows:
 
     def _table(self, run_id: str) -> dict[str, Table]:
         if run_id not in self._tables:
-            self._tables[run_id] = tables(s for rows in self.samples(run_id).values() for s in rows)
+            self._tables[run_id] = tables((s for rows in self.samples(run_id).values() for s in rows), self.first_of)
         return self._tables[run_id]

@@ -15,7 +15,7 @@ from prunus.finding.certificate import declare
 from prunus.finding.ladders import Ladder, check_order, removed
 from prunus.recipes import EvalPlan
 from prunus.results.ladder import Forecast, Rule, forecast
-from prunus.results.order import Round, interleaved, rounds
+from prunus.results.order import Round, whole_groups
 from prunus.study.cells import DENSE, Cell, Model, Variant, folder_of, open_model
 from prunus.study.file import Study
 
@@ -81,6 +81,11 @@ class Search:
         return {problem.id: index for index, problem in enumerate(self.dense.resolved.problems)}
 
     @cached_property
+    def groups(self) -> dict[str, str]:
+        """The first problem of the group of each problem that is neither first nor alone."""
+        return {problem.id: problem.group for problem in self.dense.resolved.problems if problem.group}
+
+    @cached_property
     def forecasts(self) -> dict[str, Forecast]:
         """What to expect of a rung that changes little, at each endpoint."""
         return forecast(self.rule, len(self.order), self.plan.samples)
@@ -96,6 +101,7 @@ class Search:
             model={"name": self.model.label, "source": self.model.name, "checksum": checkpoint.checksum()},
             dense=self.dense.run_id,
             problems=ids_by_task(self.dense.resolved),
+            groups=self.groups,
             seed=self.plan.seed,
             budgets=self.plan.budgets,
             samples=self.plan.samples,
@@ -128,7 +134,7 @@ class Search:
             "alpha": self.alpha,
             "look": self.look,
             "max-tokens": self.max_tokens,
-        }
+        } | ({"groups": self.groups} if self.groups else {})
 
 
 def open_search(
@@ -172,7 +178,9 @@ def open_search(
         (ladder.name, tuple(rung_of(next(cells), removed(entry, source)) for entry in ladder.entries))
         for ladder in ladders
     )
-    order = tuple(rounds(interleaved(ids_by_task(opened.cells[0].resolved), plan.seed)))
+    resolved = opened.cells[0].resolved
+    groups = {problem.id: problem.group for problem in resolved.problems if problem.group}
+    order = tuple(whole_groups(ids_by_task(resolved), plan.seed, groups))
     usual = ceil(min(plan.rows, MOST_CHAINS) / (plan.samples * max(1, len(order[0]))))
     return Search(study, opened, found, rule, alpha, order, look or usual, max_tokens)
 

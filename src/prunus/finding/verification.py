@@ -12,7 +12,8 @@ from prunus.errors import PrunusError
 from prunus.finding.certificate import OTHER_BETS, UNTRACED, computed, files_of, read_certificate
 from prunus.finding.searches import found_in, together, told_of
 from prunus.hashing import content_hash
-from prunus.results.store import Store
+from prunus.results.order import First
+from prunus.results.store import Store, same_groups
 
 Data = Mapping[str, Any]
 MOST_TOLD = 30  # other searches that are told one by one
@@ -46,6 +47,7 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             found += list(_differences(data["shown"], now, "", _names(data["shown"])))
             found += _about_runs(declared, now)
             found += _about_problems(opened, declared, now["dense"]["plan"], form)
+            found += _about_groups(declared, opened.groups())
             if form > UNTRACED:
                 found += _about_trace(data["shown"]["searches"], now["searches"])
             found += _changed_searches(opened)
@@ -93,6 +95,16 @@ def _about_problems(store: Store, declared: Data, plan: Data, form: int) -> list
         return []
     number = sum(map(len, problems.values()))
     return [f"the {number} problems that the certificate declares are not those of the runs' plan, by its hash of them"]
+
+
+def _about_groups(declared: Data, stored: First) -> list[str]:
+    """What the groups of the store contradict in the declaration."""
+    problems = [problem for of_task in declared["problems"].values() for problem in of_task]
+    sides = [{p: groups.get(p, p) for p in problems} for groups in (declared.get("groups", {}), stored)]
+    if same_groups(*sides):
+        return []
+    ours, theirs = (len(set(side.values())) for side in sides)
+    return [f"the {len(problems)} problems are {theirs} groups in the store, which the certificate counts as {ours}"]
 
 
 def _about_trace(stated: Data, now: Data | None) -> list[str]:

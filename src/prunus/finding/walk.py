@@ -103,7 +103,7 @@ class Walk:
         """Evaluate a rung in steps of at most `look` rounds until it is decided."""
         search, order, looked = self.search, self.search.order, 0
         run_id, name = rung.cell.run_id, rung.variant.name
-        with Steps(name, len(order), "problems" if len(order[0]) == 1 else "rounds") as steps:
+        with Steps(name, len(order), "problems" if all(len(one) == 1 for one in order) else "rounds") as steps:
             while True:
                 spent = self.spent(rung, looked)
                 ended = search.max_tokens is not None and spent >= search.max_tokens

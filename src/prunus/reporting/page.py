@@ -134,12 +134,15 @@ def _top(data: ReportData, name: str, first: Sequence[str], links: Sequence[tupl
     elsewhere = [one.counterpart.run_id for one in data.both_modes]
     notes += prose.warnings(data.comparison, [one.run for one in data.runs], summaries, labels, elsewhere)
     care = "".join(f"<li><bdi>{esc(note)}</bdi></li>" for note in notes)
-    problems = sum(curve["problems"] for curve in summaries[0]["tasks"].values())
+    tasks = summaries[0]["tasks"].values()
+    problems = sum(curve["problems"] for curve in tasks)
+    groups = sum(curve.get("groups", curve["problems"]) for curve in tasks)
+    problems = f"{problems} problems" + f" in {groups} groups" * (groups < problems)
     draws = base.plan.get("samples")
     facts = (
         f"<bdi>{esc(name)}</bdi> · base: <bdi>{esc(labels[0])}</bdi>, the run <bdi>{esc(base.run_id)}</bdi> of model "
         f"<bdi>{esc(base.model.get('name'))}</bdi> · <bdi>{esc(', '.join(summaries[0]['tasks']))}</bdi>, "
-        f"{problems} problems × {esc(draws)} draw{'' if draws == 1 else 's'}"
+        f"{problems} × {esc(draws)} draw{'' if draws == 1 else 's'}"
     )
     return (
         f'<header><p class="kicker">{facts}</p><h1>{esc(prose.title(others, labels[0]))}</h1>'

@@ -8,6 +8,7 @@ from prunus.reporting.labels import history
 from prunus.reporting.render.text import DASH, count, joined, percent, points
 from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.completeness import PARTLY, in_words
+from prunus.results.labels import observations
 from prunus.results.metrics import answer_allowance
 from prunus.results.retention import ENOUGH
 from prunus.results.rows import Run
@@ -167,9 +168,24 @@ def warnings(
     ]
     if (state := summaries[0].get("unfinished")) is not None and not comparison["others"]:
         found.append(f"{labels[0]}: {in_words(state)} problems; {PARTLY}.")
+    found += grouped_problems(comparison["others"])
     for entry, label in zip(comparison["others"], labels[1:], strict=True):
         found += [f"{label}: {text}." for text in entry["warnings"]]
     return [*found, *_endings(summaries, labels), *_versions(runs), *_makings(runs, labels)]
+
+
+def grouped_problems(entries: Sequence[Data]) -> list[str]:
+    """A sentence about each task of which some problems belong together."""
+    found = {}
+    for entry in entries:
+        for task, part in entry["tasks"].items():
+            for cell in part["budgets"].values():
+                if "problems" in cell:
+                    found[task] = (
+                        f"{task}: {observations(cell)}, of which each counts as one observation (equal or nearly equal"
+                        " questions, or a group of the file); groups are assumed to be independent of each other."
+                    )
+    return list(found.values())
 
 
 def grouped(texts: Sequence[str]) -> list[str]:

@@ -133,12 +133,12 @@ class ReportData:
         available = [run for run in store.runs() if runs is None or run.run_id in runs]
         begun = store.begun(available)
         base_run = store.find_run(base) if base is not None else dense_run(begun or available, store.path)
-        problems = store.problems()
+        problems, groups = store.problems(), store.groups()
 
         @cache
         def rows(run_id: str) -> tuple[list[Sample], dict[str, Table]]:
             samples = store.samples(run_id)
-            return samples, tables(samples)
+            return samples, tables(samples, groups)
 
         def totals(run: Run) -> RunTotals:
             return run_totals(run, rows(run.run_id)[0], problems.values())

@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.budgets import AS_RUN, OFF, budget_of, without_off
-from prunus.reporting.render.text import count, percent, points, probability, times, visible
+from prunus.reporting.prose import grouped_problems
+from prunus.reporting.render.text import count, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.completeness import PARTLY, in_words, verdict_in_words
-from prunus.results.labels import Named, unique_labels
+from prunus.results.labels import Named, observations, unique_labels
 from prunus.results.stopping import ENDINGS, ENDS
 from prunus.results.verdicts import BETTER, OPEN, SAME, UNFINISHED, WITHIN, WORSE, verdict
 
@@ -38,12 +39,12 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
             table.add_column(str(budget), justify="right")
         table.add_column("area", justify="right")
         table.add_column("tokens", justify="right")
-        sizes = set()
+        shown: list[Data] = []
         for name, summary in zip(names, summaries, strict=True):
             cells = cells_of(summary, task)
             if not cells:
                 continue
-            sizes |= {(cell["n"], cell["samples"]) for cell in cells.values()}
+            shown += cells.values()
             area = summary["tasks"][task]["auc"]
             last = cells[max(cells)]["tokens"]["total"]["mean"]
             values = [f"{percent(c['accuracy'])}\n{_half(c)}" if (c := cells.get(b)) else "" for b in budgets]
@@ -52,7 +53,7 @@ def curve_table(summaries: Iterable[Data]) -> RenderableType:
         note += "; as run: logs of other tools, without thinking budget" if AS_RUN in budgets else ""
         note += "; off: thinking switched off, not part of the area" if OFF in budgets else ""
         title = _title(f"{task}: accuracy in % (± half of the 95 % interval) by thinking budget")
-        tables += [title, table, Text(f"{_sizes(sizes)}; {note}")]
+        tables += [title, table, Text(f"{sizes(shown, 'x')}; {note}")]
         if natives := [(n, s) for n, s in zip(names, summaries, strict=True) if s["plan"].get("control") == "native"]:
             text = f"{task}: thinking tokens over the budget in % (median), and % of draws over it, by budget"
             tables += [_title(text), _adherence(task, natives, without_off(budgets))]
@@ -116,7 +117,7 @@ def verdict_table(comparison: Data) -> RenderableType:
         interval = rf"{points(cell['difference'])} \[{points(cell['low'])}, {points(cell['high'])}]"
         shares = [percent(cell[key]) for key in ("mde", "accuracy", "base_accuracy")]
         p = "" if entry["verdict"] == UNFINISHED else probability(cell["p_adjusted"])
-        numbers = [interval, p, *shares, str(cell["n"])]
+        numbers = [interval, p, *shares, observations(cell, "")]
         word = verdict_in_words(entry).replace(", within the margin", " (within margin)")
         table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
     title = _title(f"Compared with {names[0]}: {what}, difference in points")
@@ -138,9 +139,10 @@ def verdict_table(comparison: Data) -> RenderableType:
         "problems and lower than the interval shown); lost: less, with 95 % confidence",
         "verdicts and p are corrected for the number of runs, those of budgets for the number of budgets (Holm)",
         "MDE: the true difference that is detected with 80 % power after this correction",
+        "assumed: problems, or groups of problems that belong together, are independent of each other",
     )
     tables += map(Text, lines)
-    notes = list(comparison["warnings"])
+    notes = [*comparison["warnings"], *grouped_problems(entries)]
     for name, entry in zip(names[1:], entries, strict=True):
         notes += [f"{name}: {warning}" for warning in entry["warnings"]]
         if entry["relies_on_cutting"]:
@@ -329,11 +331,6 @@ def _table(first: str) -> Table:
 
 def _half(cell: Data) -> str:
     return f"±{50 * (cell['high'] - cell['low']):.1f}"
-
-
-def _sizes(sizes: Iterable[tuple[int, int]]) -> str:
-    texts = [f"{n} problems x {draws} draw{'s' * (draws != 1)}" for n, draws in sorted(sizes)]
-    return " or ".join(texts)
 
 
 def _difference(cell: Data | None) -> Text:

@@ -135,7 +135,7 @@ def steps(differences_T: Floats, bets_T: Floats, null: float) -> Floats:
 def in_rounds(strata: Sequence[Floats], names: Sequence[Sequence[str]], seed: int) -> Floats:
     """(T, C) differences in the order of a search with this seed: of problems, or with several tasks of rounds.
 
-    strata: (P, C) differences of each task. names: the ids of their problems.
+    strata: (P, C) differences of each task, or (G, C) of groups. names: the ids of these problems or groups.
     """
     values = {
         (str(k), name): row

@@ -33,7 +33,7 @@ def simultaneous_bands(centre_C: Floats, draws_RC: Floats) -> tuple[Floats, Floa
     return centre_C - reach_C, centre_C + reach_C
 
 
-def accuracy_bands(shares_PB: Floats, draws: int, seed: int = 0) -> list[tuple[float, float]]:
+def accuracy_bands(shares_PB: Floats, draws: float, seed: int = 0) -> list[tuple[float, float]]:
     """(low, high) at each budget: the interval of `metrics.estimate`, widened to cover all budgets simultaneously."""
     centre_B, draws_RB = shares_PB.mean(axis=0), bootstrap([shares_PB], EXPLORING_RESAMPLES, seed)
     wider = max(NORMAL, max_t_quantile(centre_B, draws_RB)) / NORMAL
@@ -53,8 +53,9 @@ def add_bands(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
         whole = table.select(table.complete(), table.budgets, table.draws).curve()
         if not whole.problems:
             continue
-        bands = accuracy_bands(whole.correct.mean(axis=2), len(whole.draws))
+        draws = len(whole.draws) * len(whole.problems) / len(whole.groups)
+        bands = accuracy_bands(whole.by_group(whole.correct.mean(axis=2)), draws)
         for budget, (low, high) in zip(whole.budgets, bands, strict=True):
             cell = summary["tasks"][task]["budgets"].get(budget)
-            if cell and cell["n"] == len(whole.problems):
+            if cell and cell.get("problems", cell["n"]) == len(whole.problems):
                 cell |= {"band_low": low, "band_high": high}

@@ -36,6 +36,7 @@ METHOD = {
     "p_adjusted": "Holm for each direction and for losses within the margin: the area over runs; all single budgets of"
     " all runs together; scaling over runs",
     "adaptive": "p, bounds and intervals by betting without a fixed number of problems: valid whatever ended the run",
+    "assumed": "problems are independent of each other; those that belong together form groups, each one observation",
     "q": "Benjamini-Hochberg over all budgets and areas of all runs, for exploring",
     "unfinished": "no word and no claim (p is 1): which chains end first is not chance",
 }
@@ -73,7 +74,8 @@ def compare(
     Returns plain data: `base` and each of `others` have `run`, `model` and `recipe` (the steps done to the model). Each
     of `others` has
     `tasks` -> task -> `budgets` -> budget, `auc` and `slope` (per doubling of the budget; None with fewer than two
-        positive budgets): cells with n (problems), samples (draws of each), accuracy, base_accuracy, difference, se,
+        positive budgets): cells with n (problems, or groups of them that count as one observation: then `problems` is
+        the number of problems), samples (draws of each), accuracy, base_accuracy, difference, se,
         low, high (95 %); p_better and p_worse (one-sided), p (two-sided), and the same with _adjusted; lower_bound
         (one-sided 95 %, valid for any number of problems), p_margin (of a loss of the margin or more, by betting),
         p_margin_adjusted; mde, the true difference that would be detected with
@@ -137,7 +139,7 @@ def compare(
         result = compare_runs(
             base_run,
             opened.runs() if named is None else named,
-            lambda run_id: tables(opened.samples(run_id)),
+            lambda run_id: tables(opened.samples(run_id), opened.groups()),
             may_leave_out=named is None,
             margin=margin,
             seed=seed,

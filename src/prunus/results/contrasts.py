@@ -77,8 +77,8 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
         )
         return curve | {"budgets": off["budgets"] | curve["budgets"]}
     weights_BC, several = _weights(budgets)
-    base, other = ([_per_draw(table, weights_BC) for table in side] for side in _sides(pairs))
-    differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (P, N, C) of each task
+    base, other = ([table.by_group(_per_draw(table, weights_BC)) for table in side] for side in _sides(pairs))
+    differences = [theirs - ours for ours, theirs in zip(base, other, strict=True)]  # (G, N, C) of each task
     strata, base_means, other_means = ([d.mean(axis=1) for d in side] for side in (differences, base, other))
     tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
     shares = [d[:, : len(budgets) + 1] for d in strata]  # differences of accuracies, which lie in [-1, 1]; no slopes
@@ -89,7 +89,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
         **{"p_flip" if name == "p" else name: column for name, column in tested.columns.items()},
         "se_fixed": paired.fixed_error(differences),
     }
-    one_outcome = np.full(len(budgets) + 1, draws == 1 and len(pairs) == 1)
+    one_outcome = np.full(len(budgets) + 1, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, len(budgets)]) == 1
     accuracies = [d[:, : len(budgets) + 1] for d in base_means]
     judged = direction_p(shares, seed, draws, one_outcome) | {
@@ -97,7 +97,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
         "p_margin": betting.p_value(shares, margin, seed, draws),
         "mde": power.minimum_detectable(shares, accuracies, claims_C[: len(budgets) + 1], draws, one_outcome, seed),
     }
-    size = {"n": sum(map(len, strata)), "samples": draws}
+    size = sizes_of(pairs)
     found: list[dict[str, Any]] = [
         size | {name: float(column[c]) for name, column in columns.items()} for c in range(weights_BC.shape[1])
     ]
@@ -110,7 +110,7 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
         _add_pairing(found, base_means[0], other_means[0])
         for cell, use in zip(found, token_use.token_ratios(pairs[0].base, pairs[0].other), strict=False):
             cell |= use
-        if draws == 1:
+        if draws == 1 and not pairs[0].base.grouped:
             _add_discordant(found[: len(budgets)], strata[0])
     if pairs[0].adaptive is not None:
         _hold_at_any_time(found[: len(budgets) + 1], shares, pairs, margin)
@@ -143,8 +143,8 @@ def _hold_at_any_time(
 def any_time_columns(
     strata: Sequence[Floats], pairs: Sequence[Pair], margin: float, columns: int = 1
 ) -> dict[str, Floats]:
-    """`anytime.infer` of the differences (P, C) of each pair, in the order in which problems were taken."""
-    how, names = pairs[0].adaptive, [pair.base.problems for pair in pairs]
+    """`anytime.infer` of the differences (G, C) of each pair, in the order in which groups of problems were taken."""
+    how, names = pairs[0].adaptive, [pair.base.groups for pair in pairs]
     assert how is not None
     if isinstance(how, int):
         return anytime.infer(anytime.in_rounds(strata, names, how), margin, columns)
@@ -165,6 +165,12 @@ def _scaling(
         "p_kept": float(retention.p_kept(base, other, reach, seed, draws)[0]),
         "p_lost": float(retention.p_lost(base, other, reach, seed, draws)[0]),
     }
+
+
+def sizes_of(pairs: Sequence[Pair]) -> dict[str, int]:
+    """n and samples of the cells of these tasks together, with `problems` where that is more than n."""
+    problems, n = (sum(map(len, of)) for of in zip(*((p.base.problems, p.base.groups) for p in pairs), strict=True))
+    return {"n": n} | ({"problems": problems} if problems > n else {}) | {"samples": len(pairs[0].base.draws)}
 
 
 def _sides(pairs: Sequence[Pair]) -> tuple[list[Table], list[Table]]:

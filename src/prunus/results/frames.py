@@ -200,7 +200,8 @@ def _names(run: Run) -> dict[str, Any]:
 
 def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "problems": cell["n"],
+        "problems": cell.get("problems", cell["n"]),
+        "groups": cell["n"],
         "draws": cell["samples"],
         "accuracy_share": cell["accuracy"],
         "accuracy_se_share": cell["se"],
@@ -216,7 +217,8 @@ def _cell(cell: Mapping[str, Any]) -> dict[str, Any]:
 def _difference(cell: Mapping[str, Any]) -> dict[str, Any]:
     points = {name: cell.get(name) for name in ("difference", "se", "low", "high", "lower_bound", "mde")}
     return {
-        "problems": cell["n"],
+        "problems": cell.get("problems", cell["n"]),
+        "groups": cell["n"],
         "draws": cell["samples"],
         "accuracy_share": cell["accuracy"],
         "base_accuracy_share": cell["base_accuracy"],
@@ -229,7 +231,8 @@ def _difference(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ending(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "problems": cell["n"],
+        "problems": cell.get("problems", cell["n"]),
+        "groups": cell["n"],
         "draws": cell["samples"],
         "draws_share": cell["share"],
         "base_draws_share": cell["base_share"],

@@ -276,3 +276,8 @@ def _typed(text: str) -> str:
     for printed, typed in ((NBSP, " "), (THIN, " "), (MINUS, "-"), (DASH, "-")):
         text = text.replace(printed, typed)
     return " ".join(text.split()).casefold()
+
+
+def observations(cell: Mapping[str, Any], unit: str = " problems") -> str:
+    """`120 problems`, or `120 problems in 30 groups` where some belong together, from a cell's n and problems."""
+    return f"{cell['problems']}{unit} in {cell['n']} groups" if "problems" in cell else f"{cell['n']}{unit}"

@@ -19,7 +19,7 @@ Several tasks. The estimate is the mean over tasks, so bets are made on rounds: 
 many rounds as the smallest task has problems, and a round's difference is the mean over tasks. A bound per task at
 alpha / tasks is weaker (same page).
 
-T: rounds; with one task a round is one problem.
+T: rounds; with one task a round is one problem, or one group of problems that belong together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,9 +99,11 @@ def differences(
 ) -> dict[str, Floats]:
     """{endpoint: (T,) rung minus dense} over the first rounds that both runs have completely, by task.
 
-    dense, rung: tables by task (`table.tables`). Complete: draws 0 to samples - 1 at all of these budgets. Rounds after
-    the first incomplete one do not count even if they are complete: which problems finish early depends on their
-    answers, so they would not be a random sample. Raises PrunusError without a positive budget.
+    A round's difference is the mean over its tasks, over the groups of each, and over the problems of each group.
+    dense, rung: tables by task (`table.tables`); the groups are those of dense. Complete: draws 0 to samples - 1 at all
+    of these budgets. Rounds after the first incomplete one do not count even if they are complete: which
+    problems finish early depends on their answers, so they would not be a random sample. Raises PrunusError without a
+    positive budget.
     """
     budgets = sorted(budgets)
     if not budgets or budgets[-1] <= 0:
@@ -113,14 +115,16 @@ def differences(
     }
     found: list[list[float]] = []
     for one in order:
-        by_task: dict[str, list[Floats]] = {}
+        by_task: dict[str, dict[str, list[Floats]]] = {}
         for task, problem in one:
             ours, theirs = (side.get(problem) for side in values[task])
             if ours is None or theirs is None:
                 break
-            by_task.setdefault(task, []).append(theirs - ours)
+            group = dense[task].first_of.get(problem, problem)
+            by_task.setdefault(task, {}).setdefault(group, []).append(theirs - ours)
         else:
-            found.append(np.mean([np.mean(each, axis=0) for each in by_task.values()], axis=0))
+            groups = [[np.mean(each, axis=0) for each in of_task.values()] for of_task in by_task.values()]
+            found.append(np.mean([np.mean(of_task, axis=0) for of_task in groups], axis=0))
             continue
         break
     columns = np.array(found).reshape(-1, len(ENDPOINTS))

@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
     p95: float
 
 
-def estimate(values_P: ArrayLike, draws: int = 1) -> Estimate:
+def estimate(values_P: ArrayLike, draws: float = 1) -> Estimate:
     """Mean of per-problem values in [0, 1], each a mean over `draws` draws: avg@N if they are shares correct.
 
     Interval: Wilson's at the effective sample size mean(1-mean)/se^2 (Korn and Graubard 1998, with the t quantile); for

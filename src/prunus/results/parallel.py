@@ -61,7 +61,7 @@ def compare_parallel(table: Table, seed: int = 0, resamples: int = RESAMPLES) ->
             "chains": c.chains,
             "chain_budget": c.budget // c.chains,
             "method": c.method,
-            "n": len(c.parallel_P),
+            **table.sizes(),
             "samples": len(table.draws),
             "sequential": float(c.sequential_P.mean()),
             "parallel": float(c.parallel_P.mean()),
@@ -107,7 +107,7 @@ def contrasts(table: Table) -> list[Contrast]:
     """Every split of a budget of the table into 2 to N chains of another one; the table must be complete."""
     table = table.curve()
     correct, scores = table.correct, table.scores()
-    shares_PB, used_PB = correct.mean(axis=2), table.used.mean(axis=2)
+    shares_PB, used_PB = (table.by_group(values.mean(axis=2)) for values in (correct, table.used))
     found = []
     for short, small in enumerate(table.budgets):
         ways = [(long, large // small) for long, large in enumerate(table.budgets) if small > 0 and large % small == 0]
@@ -120,7 +120,8 @@ def contrasts(table: Table) -> list[Contrast]:
             for name, score in scores.items():
                 values[name] = best_of.best_of_values(score[:, short], correct[:, short], k)
             values["any"] = metrics.pass_values(correct[:, short], k)
-            for name, values_P in values.items():
+            for name, of_problems in values.items():
+                values_P = table.by_group(of_problems)
                 used_P = None if line_P is None else values_P - line_P
                 found.append(Contrast(table.budgets[long], k, name, values_P, shares_PB[:, long], used_P, tokens))
     return found

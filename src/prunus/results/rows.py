@@ -130,7 +130,9 @@ class ProblemRow:
     """A problem without its question, with everything that regrading needs.
 
     digest: of question, correct answer and choices, equal in two runs only if they had the same problem. asks: the form
-    of answer that the question asks for; None if the problem is private or was stored by an older prunus.
+    of answer that the question asks for; None if the problem is private or was stored by an older prunus. group: id of
+    the first of the problems that count as one observation with it (`prunus.grouping`), its own if it is alone; None if
+    nothing is known of it, which leaves what the store has.
     """
 
     task: str
@@ -141,3 +143,4 @@ class ProblemRow:
     digest: str
     asks: tuple[str, ...] | None = None
     question: str | None = None
+    group: str | None = None

@@ -48,6 +48,7 @@ SEARCH_DDL = """
         at TEXT NOT NULL,                -- UTC
         had TEXT NOT NULL                -- JSON: {run: [problems, rows]} that its runs had then
     )"""
+
 # The problems of a plan in their order, by the digest that the plan has of them. Like timing, it needs no new version.
 PLANNED_DDL = """
     CREATE TABLE IF NOT EXISTS planned (
@@ -61,6 +62,13 @@ BEGUN_DDL = """
         run_id TEXT PRIMARY KEY REFERENCES run,
         at TEXT NOT NULL,      -- UTC
         earlier TEXT NOT NULL  -- JSON: {run id: complete problems} of plans with another limit or number of draws
+    ) WITHOUT ROWID"""
+
+# Problems that count as one observation with others (rows.ProblemRow.group). Like timing, it needs no new version.
+BELONGS_DDL = """
+    CREATE TABLE IF NOT EXISTS belongs (
+        problem_id TEXT PRIMARY KEY REFERENCES problem,
+        first TEXT NOT NULL  -- id of the first problem of its group; problems that are first or alone are not listed
     ) WITHOUT ROWID"""
 
 # The long texts come last, so that reading the columns before them does not touch their overflow pages.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN
 from prunus.results import betting, metrics, paired
-from prunus.results.contrasts import Pair, any_time_columns
+from prunus.results.contrasts import Pair, any_time_columns, sizes_of
 from prunus.results.directions import direction_p
 from prunus.results.table import Table
 from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, parts, set_adjusted, verdict
@@ -87,7 +87,8 @@ def stop_cells(
     strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
     tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
-    one_outcome = np.repeat([draws == 1 and len(pairs) == 1 and name != USED for name in endings], len(budgets))
+    single = draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
+    one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
     cells = tested.cells(
         share=paired.estimate(other),
         base_share=paired.estimate(base),
@@ -103,7 +104,7 @@ def stop_cells(
         columns |= {"bound": signs * now["lower_bound"], "low": ends[0], "high": ends[1]}
         for c, cell in enumerate(cells):
             cell |= {name: float(column[c]) for name, column in columns.items()}
-    size = {"n": sum(map(len, strata)), "samples": draws}
+    size = sizes_of(pairs)
     by_ending = {
         name: [size | cell for cell in cells[place * len(budgets) : (place + 1) * len(budgets)]]
         for place, name in enumerate(endings)
@@ -112,9 +113,10 @@ def stop_cells(
 
 
 def _columns(table: Table, budgets: Sequence[int], endings: Sequence[Ending]) -> Floats:
-    """(P, C) mean over draws of every ending at every budget; the budgets of an ending are adjacent."""
+    """(G, C) mean over draws of every ending at every budget; the budgets of an ending are adjacent."""
     positive = table.select(table.problems, budgets, table.draws)
-    return np.concatenate([ending.values(positive).mean(axis=2, dtype=float) for ending in endings], axis=1)
+    values = [ending.values(positive).mean(axis=2, dtype=float) for ending in endings]
+    return table.by_group(np.concatenate(values, axis=1))
 
 
 def withhold_stopping(by_budget: Mapping[int, Mapping[str, dict[str, Any]]]) -> None:
@@ -130,7 +132,7 @@ def tokens_per_draw(pairs: Sequence[Pair]) -> dict[str, float | None]:
     tokens_ratio: per draw; per_correct_ratio: per correct draw, None if a run has none or base used no tokens.
     """
     (base, base_correct), (other, other_correct) = (
-        np.mean([[table.used[:, -1].mean(), table.correct[:, -1].mean()] for table in tables], axis=0)
+        np.mean([[t.by_group(values[:, -1]).mean() for values in (t.used, t.correct)] for t in tables], axis=0)
         for tables in ([pair.base for pair in pairs], [pair.other for pair in pairs])
     )
     ratio = float(other / base) if base else None

@@ -263,12 +263,22 @@ class Store:
         return found[0]
 
     def add_problems(self, rows: Iterable[ProblemRow]) -> None:
-        """Add problems.
+        """Add problems, and store their groups.
 
         Raises PrunusError, and adds none, if a problem differs from the stored one with the same id.
         """
         with self._transaction():
             self._insert_problems(list(rows))
+
+    def problem_ids(self) -> set[str]:
+        """The ids of all problems."""
+        return {problem for (problem,) in self._read("SELECT problem_id FROM problem")}
+
+    def groups(self) -> dict[str, str]:
+        """{problem id: id of the first problem of its group}, without problems that are first or alone."""
+        if not self._has_table("belongs"):
+            return {}
+        return dict(self._read("SELECT problem_id, first FROM belongs"))
 
     def problems(self) -> dict[str, ProblemRow]:
         """All problems by id."""
@@ -279,6 +289,7 @@ class Store:
         questions: dict[str, str] = {}
         if self._has_table("question"):
             questions = dict(self._read("SELECT problem_id, digest FROM question"))
+        groups = self.groups()
         return {
             problem_id: ProblemRow(
                 task,
@@ -289,6 +300,7 @@ class Store:
                 digest,
                 asks.get(problem_id),
                 questions.get(problem_id),
+                groups.get(problem_id),
             )
             for task, problem_id, gold, kind, choices, digest in rows
         }
@@ -384,6 +396,17 @@ class Store:
             self._connection.execute(schema.QUESTION_DDL)
             self._connection.executemany("INSERT OR REPLACE INTO question VALUES (?, ?)", keys)
             self._adopt([row for row in rows if row.question is not None and row.kind != IMPORTED])
+        self._insert_groups({row.problem_id: row.group for row in rows if row.group is not None})
+
+    def _insert_groups(self, first_of: Mapping[str, str]) -> None:
+        """Store these groups of problems unless the stored ones join and part the same problems."""
+        stored = self.groups()
+        if same_groups(first_of, {problem: stored.get(problem, problem) for problem in first_of}):
+            return
+        self._connection.execute(schema.BELONGS_DDL)
+        self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", [(one,) for one in first_of])
+        apart = [(problem, first) for problem, first in first_of.items() if problem != first]
+        self._connection.executemany("INSERT INTO belongs VALUES (?, ?)", apart)
 
     def _adopt(self, rows: Sequence[ProblemRow]) -> None:
         """Give imported draws the ids of these problems where the questions are equal, so that runs are comparable."""
@@ -404,6 +427,10 @@ class Store:
         )
         gone = [(old,) for old in moved]
         self._connection.executemany("DELETE FROM question WHERE problem_id = ?", gone)
+        if self._has_table("belongs"):
+            renamed = [(row.problem_id, old) for old, row in moved.items()]
+            self._connection.executemany("UPDATE belongs SET first = ? WHERE first = ?", renamed)
+            self._connection.executemany("DELETE FROM belongs WHERE problem_id = ?", gone)
         self._connection.executemany("DELETE FROM problem WHERE problem_id = ?", gone)
 
     def _insert_samples(self, run_id: str, samples: Iterable[Sample]) -> int:
@@ -470,6 +497,12 @@ class Store:
             "malformed": f"{path} is damaged: restore a copy or name another --store",
         }
         return next((message for sign, message in known.items() if sign in error), None)
+
+
+def same_groups(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two ways to name the groups of the same problems join and part the same problems."""
+    pairs = {(one[problem], other[problem]) for problem in one}
+    return len(pairs) == len(set(one.values())) == len(set(other.values()))
 
 
 def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:

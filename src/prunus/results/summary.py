@@ -29,13 +29,14 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
 
     Keys: `run`, `model`, `recipe`, `plan`, `versions`, and `tasks` -> task ->
     `problems` (finished), `started`, `samples` (draws of each);
-    `budgets` -> budget -> n, samples, accuracy (avg@N), se, low, high (95 %), pass_at, maj_at by k, best_of by score
-        (logprob, self_certainty, shortest) and k, a score being None where rows lack it, tokens (thinking, answer,
-        forced, total -> mean, p95; total is thinking and answer), adherence (used: median of thinking tokens over the
-        budget, over: share of draws that thought more; None at budgets 0 and OFF), tokens_per_correct (None if no draw
-        is), repetition (mean share of a chain's end that is repetition; None where rows lack it), and shares of draws:
-        looping (`looping.loops`), forced, leaked, no_answer, malformed, failed (the grader, not the model), truncated,
-        reopened;
+    `groups` (finished, where problems form fewer groups that count as one observation each);
+    `budgets` -> budget -> n (problems or groups; then also `problems`), samples, accuracy (avg@N), se, low, high (95
+        %), pass_at, maj_at by k, best_of by score (logprob, self_certainty, shortest) and k, a score being None where
+        rows lack it, tokens (thinking, answer, forced, total -> mean, p95; total is thinking and answer), adherence
+        (used: median of thinking tokens over the budget, over: share of draws that thought more; None at budgets 0 and
+        OFF), tokens_per_correct (None if no draw is), repetition (mean share of a chain's end that is repetition; None
+        where rows lack it), and shares of draws: looping (`looping.loops`), forced, leaked, no_answer, malformed,
+        failed (the grader, not the model), truncated, reopened;
     `auc` (value, se, low, high), `slope` (per doubling; None with fewer than two positive budgets) and `gain` (value,
         se); None while no problem is finished. Budget 0 counts for the gain only;
     `auc_tokens` (area under accuracy over mean tokens used, as share of their range: value, se, from, to), `scaling`
@@ -51,7 +52,7 @@ def summarise(store: Store, run_id: str) -> dict[str, Any]:
         finished run.
     With several tasks `macro` -> `budgets` -> accuracy, se and `auc` -> value, se: means over tasks.
     """
-    return describe(store.run(run_id), tables(store.samples(run_id)))
+    return describe(store.run(run_id), tables(store.samples(run_id), store.groups()))
 
 
 def describe(run: Run, by_task: Mapping[str, Table]) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def _curve(table: Table) -> dict[str, Any]:
     whole = table.select(table.complete(), table.budgets, table.draws)
     curve = {
         "problems": len(whole.problems),
+        **({"groups": len(whole.groups)} if whole.grouped else {}),
         "started": len(table.problems),
         "samples": len(table.draws),
         "budgets": cells,
@@ -86,8 +88,9 @@ def _curve(table: Table) -> dict[str, Any]:
 
 def _functionals(table: Table) -> dict[str, Any]:
     """Area, slope and gain with standard errors over problems; each is a weighted sum over budgets."""
-    shares_PB = table.correct.mean(axis=2)
-    area = metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), len(table.draws) * len(table.budgets))
+    shares_PB = table.by_group(table.correct.mean(axis=2))
+    draws = _draws(table) * len(table.budgets)
+    area = metrics.estimate(shares_PB @ metrics.auc_weights(table.budgets), draws)
     found: dict[str, Any] = {AUC: area._asdict()}
     for name, weights in (("slope", metrics.slope_weights), ("gain", metrics.gain_weights)):
         values_P = (shares_PB @ weights(table.budgets))[:, None]
@@ -99,18 +102,21 @@ def _functionals(table: Table) -> dict[str, Any]:
 def _scaling(table: Table) -> dict[str, Any]:
     """The metrics that depend on tokens used, s1's three among them."""
     budgets_B1 = np.array(table.budgets)[:, None]
-    shares_PB = table.correct.mean(axis=2)
-    thinking, used = table.values("thinking_tokens"), table.used
-    accuracy_B, used_B = shares_PB.mean(axis=0), used.mean(axis=(0, 2))
+    thinking = table.values("thinking_tokens")
+    shares_PB, used_PB, thinking_PB = (
+        table.by_group(values.mean(axis=2)) for values in (table.correct, table.used, thinking)
+    )
+    used = table.used
+    accuracy_B, used_B = shares_PB.mean(axis=0), table.by_group(used).mean(axis=(0, 2))
     best = int(np.argmax(accuracy_B))
     rises, falls = scaling.steps(shares_PB)
     bounded = AS_RUN not in table.budgets
     area = {"from": float(used_B.min()), "to": float(used_B.max())} | (
-        _over_tokens(shares_PB, used.mean(axis=2), scaling.token_area) or {}
+        _over_tokens(shares_PB, used_PB, scaling.token_area) or {}
     )
     values = (
         area if bounded else None,
-        _over_tokens(shares_PB, thinking.mean(axis=2), scaling.scaling),
+        _over_tokens(shares_PB, thinking_PB, scaling.scaling),
         {"value": float(accuracy_B[best]), "budget": table.budgets[best]},
         scaling.control(thinking, 0, budgets_B1) if bounded else None,
         scaling.control(used, 0, budgets_B1 + metrics.answer_allowance(budgets_B1)) if bounded else None,
@@ -134,23 +140,27 @@ def _describe(table: Table, budget: int) -> dict[str, Any]:
     correct_PN = table.correct[:, 0]
     answers_PN = table.answers(budget)
     draws = len(table.draws)
-    accuracy = metrics.estimate(correct_PN.mean(axis=1), draws)
+    accuracy = metrics.estimate(table.by_group(correct_PN.mean(axis=1)), _draws(table))
+
+    def mean(values_P: Floats) -> float:
+        return float(table.by_group(values_P).mean())
+
     counts = {phase: table.values(f"{phase}_tokens") for phase in ("thinking", "answer", "forced")}
     used = table.used
     status = table.values("status")
     scores, repetition = table.scores(), table.numbers("repetition")
     sizes = sorted({2**power for power in range(draws.bit_length())} | {draws})
     return {
-        "n": len(table.problems),
+        **table.sizes(),
         "samples": draws,
         "accuracy": accuracy.value,
         "se": accuracy.se,
         "low": accuracy.low,
         "high": accuracy.high,
-        "pass_at": {k: metrics.pass_at_k(correct_PN, k) for k in sizes},
-        "maj_at": {k: metrics.majority_at_k(answers_PN, correct_PN, k) for k in sizes},
+        "pass_at": {k: mean(metrics.pass_values(correct_PN, k)) for k in sizes},
+        "maj_at": {k: mean(metrics.majority_values(answers_PN, correct_PN, k)) for k in sizes},
         "best_of": {
-            name: {k: float(best_of.best_of_values(scores[name][:, 0], correct_PN, k).mean()) for k in sizes}
+            name: {k: mean(best_of.best_of_values(scores[name][:, 0], correct_PN, k)) for k in sizes}
             if name in scores
             else None
             for name in SCORES
@@ -168,6 +178,11 @@ def _describe(table: Table, budget: int) -> dict[str, Any]:
         "truncated": metrics.share(table.values("answer_truncated")),
         "reopened": metrics.share(table.values("reopened_think")),
     }
+
+
+def _draws(table: Table) -> float:
+    """The mean number of draws of a group of problems."""
+    return len(table.draws) * len(table.problems) / len(table.groups)
 
 
 def _macro(curves: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,8 +1,12 @@
-"""The rows of a run as arrays. P: problems, B: budgets, N: draws."""
+"""The rows of a run as arrays. P: problems, G: groups of problems, B: budgets, N: draws.
+
+Problems that belong together (`prunus.grouping`) are one observation: what is inferred from problems counts groups, and
+a group's value is the mean over its problems.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -16,22 +20,50 @@ from prunus.results.rows import UNKNOWN, Sample
 
 @dataclass(frozen=True)
 class Table:
-    """One task of one run. rows_PBN holds Samples, None where a draw is missing; the axes are sorted."""
+    """One task of one run. rows_PBN holds Samples, None where a draw is missing; the axes are sorted.
+
+    first_of: the first problem of the group of each problem, as `Store.groups` has it; others are groups by themselves.
+    """
 
     problems: tuple[str, ...]
     budgets: tuple[int, ...]
     draws: tuple[int, ...]
     rows_PBN: NDArray[Any]
+    first_of: Mapping[str, str] = field(default_factory=dict)
 
     def select(self, problems: Sequence[str], budgets: Sequence[int], draws: Sequence[int]) -> "Table":
         """The subtable with these labels, in the given order; all must exist."""
         axes = ((self.problems, problems), (self.budgets, budgets), (self.draws, draws))
         places = [[index[label] for label in wanted] for have, wanted in axes for index in [_index(have)]]
-        return Table(tuple(problems), tuple(budgets), tuple(draws), self.rows_PBN[np.ix_(*places)])
+        return Table(tuple(problems), tuple(budgets), tuple(draws), self.rows_PBN[np.ix_(*places)], self.first_of)
 
     def curve(self) -> "Table":
         """The table without budget OFF, which is not on the curve; all of it if it has no other budget."""
         return self.select(self.problems, without_off(self.budgets) or self.budgets, self.draws)
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups of these problems, in the order of the first problem of each."""
+        return tuple(dict.fromkeys(self.first_of.get(problem, problem) for problem in self.problems))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether any group has several problems."""
+        return len(self.groups) < len(self.problems)
+
+    def by_group(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(G, ...) means over the problems of each group, from (P, ...); the same array if no group has several."""
+        if not self.grouped:
+            return values
+        place = _index(self.groups)
+        group_P = np.array([place[self.first_of.get(problem, problem)] for problem in self.problems])
+        sums = np.zeros((len(self.groups), *values.shape[1:]))
+        np.add.at(sums, group_P, values)
+        return sums / np.bincount(group_P).reshape(-1, *[1] * (values.ndim - 1))
+
+    def sizes(self) -> dict[str, int]:
+        """n, the number of observations, and the number of problems if groups have several."""
+        return {"n": len(self.groups)} | ({"problems": len(self.problems)} if self.grouped else {})
 
     def complete(self) -> tuple[str, ...]:
         """Problems with every draw at every budget."""
@@ -85,22 +117,22 @@ class Table:
         return {name: values for name, values in found.items() if values is not None}
 
 
-def tables(samples: Iterable[Sample]) -> dict[str, Table]:
-    """A table for each task, in order of name."""
+def tables(samples: Iterable[Sample], first_of: Mapping[str, str] | None = None) -> dict[str, Table]:
+    """A table for each task, in order of name. first_of: as of Table; by default every problem is alone."""
     by_task: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_task[sample.task].append(sample)
-    return {task: _table(by_task[task]) for task in sorted(by_task)}
+    return {task: _table(by_task[task], first_of or {}) for task in sorted(by_task)}
 
 
-def _table(samples: Sequence[Sample]) -> Table:
+def _table(samples: Sequence[Sample], first_of: Mapping[str, str]) -> Table:
     problems = tuple(sorted({s.problem_id for s in samples}))
     budgets, draws = tuple(sorted({s.budget for s in samples})), tuple(sorted({s.draw for s in samples}))
     rows = np.full((len(problems), len(budgets), len(draws)), None, dtype=object)
     p, b, n = _index(problems), _index(budgets), _index(draws)
     for sample in samples:
         rows[p[sample.problem_id], b[sample.budget], n[sample.draw]] = sample
-    return Table(problems, budgets, draws, rows)
+    return Table(problems, budgets, draws, rows, first_of)
 
 
 def _index(labels: Sequence[Any]) -> dict[Any, int]:

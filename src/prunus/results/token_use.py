@@ -25,7 +25,7 @@ def token_ratios(base: Table, other: Table) -> list[dict[str, float]]:
     The interval is by the delta method on the log of the ratio, with Student's quantile; nan where base used no tokens,
     and for one problem.
     """
-    theirs_PB, ours_PB = (table.used.mean(axis=2).astype(float) for table in (base, other))
+    theirs_PB, ours_PB = (table.by_group(table.used.mean(axis=2).astype(float)) for table in (base, other))
     P, theirs_B, ours_B = len(theirs_PB), theirs_PB.mean(axis=0), ours_PB.mean(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_B = ours_B / theirs_B
@@ -49,7 +49,9 @@ def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dic
     pseudo-values are used (`scaling.per_problem`).
     """
     curves = (base.curve(), other.curve())
-    parts = [part.astype(float).mean(axis=2) for table in curves for part in (table.correct, table.used)]
+    parts = [
+        table.by_group(part.astype(float).mean(axis=2)) for table in curves for part in (table.correct, table.used)
+    ]
     values_PC = np.hstack(parts)
     mean = values_PC.mean(axis=0)
     low_end, high_end = shared_range(mean)
@@ -62,7 +64,7 @@ def token_area_cell(base: Table, other: Table, seed: int, resamples: int) -> dic
     return {
         "from": low_end,
         "to": high_end,
-        "n": len(values_PC),
+        **base.sizes(),
         "samples": len(base.draws),
         "accuracy": ours,
         "base_accuracy": theirs,

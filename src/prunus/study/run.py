@@ -12,7 +12,7 @@ from prunus.evaluation.pace import Pace
 from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
-from prunus.evaluation.resolved_plan import check_engine
+from prunus.evaluation.resolved_plan import check_engine, renew_groups
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study.cells import Cell, Model, Variant
@@ -44,6 +44,8 @@ def run_cells(
 ) -> None:
     """Evaluate every missing cell, here or on a Ray cluster."""
     with Store(paths.store, create=True) as opened:
+        for cell in [cell for model in models for cell in model.cells_of(model.variants[0])]:
+            renew_groups(opened, cell.resolved.problems)
         if cluster is None:
             run_here(study, models, paths, opened, device)
         else:

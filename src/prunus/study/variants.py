@@ -22,7 +22,7 @@ from prunus.checkpoint.packed.commands import read_variant, variant_about, write
 from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
-from prunus.evaluation.resolved_plan import problem_row
+from prunus.evaluation.resolved_plan import store_problems
 from prunus.pruning.allocate import find_scores
 from prunus.pruning.calibration.beforehand import check_package
 from prunus.pruning.calibration.data import calibration_name
@@ -333,5 +333,5 @@ def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict
             "parameters": info.parameters,
             "blocks": info.blocks,
         }
-    store.add_problems(problem_row(problem) for problem in cell.resolved.problems)
+    store_problems(store, cell.resolved.problems)
     store.add_run(Run(cell.run_id, described, cell.resolved.plan, versions, planned=cell.resolved.planned))

@@ -4,6 +4,8 @@ A new set is one file here with `TASKS` (name, source, kind of answers, descript
 the table below.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from string import ascii_uppercase
@@ -12,6 +14,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.tasks.hub import check_package
 from prunus.evaluation.tasks.local import load_file
 from prunus.evaluation.tasks.problem import AnswerKind, Problem, Task
+from prunus.grouping import leaders
 from prunus.recipes import PromptStyle
 
 __all__ = ["TASKS", "AnswerKind", "Problem", "Task", "load_task", "prompt_text", "tasks"]
@@ -42,7 +45,7 @@ def tasks() -> list[dict[str, str]]:
 
 
 def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems (None: all) of a task of TASKS or of a JSONL file.
+    """The first `limit` problems (None: all) of a task of TASKS or of a JSONL file, grouped as the whole set is.
 
     Raises PrunusError for an unknown name, a bad file, or a set that cannot be fetched.
     """
@@ -54,7 +57,15 @@ def load_task(name_or_path: str | Path, limit: int | None = None) -> list[Proble
         problems = load_file(path)
     else:
         raise PrunusError(f"no task '{name_or_path}'; there are {', '.join(TASKS)}, or a FILE.jsonl")
-    return problems[:limit]
+    return grouped(problems)[:limit]
+
+
+def grouped(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems of a whole set with the id of the first of its group in `group`; empty for the first and others."""
+    texts = ["\n".join([problem.question, *sorted(problem.choices)]) for problem in problems]
+    first = leaders(texts, [problem.group for problem in problems])
+    ids = ["" if place == number else problems[place].id for number, place in enumerate(first)]
+    return [p if p.group == id else replace(p, group=id) for p, id in zip(problems, ids, strict=True)]
 
 
 def check_task(name_or_path: str | Path) -> None:

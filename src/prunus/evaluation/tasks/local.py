@@ -15,9 +15,10 @@ _INTEGER = re.compile(r"[+-]?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.0*)?")
 def load_file(path: Path) -> list[Problem]:
     """The problems in the order of the file; the task is named after the file without its suffix.
 
-    A line is {"id", "problem", "answer"} and optionally choices (a list of texts), kind, meta; blank lines and other
-    keys are ignored. Without `kind` a line with choices is `choice`; the others are `integer` where all their answers
-    are whole numbers, else `math`. Raises PrunusError "FILE:LINE: ..." for the first bad line.
+    A line is {"id", "problem", "answer"} and optionally choices (a list of texts), kind, group (shared by problems that
+    belong together), meta; blank lines and other keys are ignored. Without `kind` a line with choices is `choice`; the
+    others are `integer` where all their answers are whole numbers, else `math`. Raises PrunusError "FILE:LINE: ..." for
+    the first bad line.
     """
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -49,7 +50,7 @@ def load_file(path: Path) -> list[Problem]:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Id, problem, answer, choices (tuple of texts) and kind (or None) of one line; PrunusError if it is bad."""
+    """Id, problem, answer, choices (tuple of texts), kind (or None) and group of one line; PrunusError if it is bad."""
     try:
         row = json.loads(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -71,7 +72,8 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise PrunusError(
             f"kind '{kind}' {'with' if choices else 'without'} choices; kind choice is the one that has them"
         )
-    return {**texts, "choices": choices, "kind": kind}
+    group = "" if row.get("group") is None else _text("group", row["group"])
+    return {**texts, "choices": choices, "kind": kind, "group": group}
 
 
 def _refuse_constant(name: str) -> float:
@@ -114,7 +116,7 @@ def _problem(row: dict[str, Any], task: str, default: AnswerKind) -> Problem:
         answer = gold_letter(answer, row["choices"])
     elif kind == "integer":
         answer = gold_integer(answer)
-    return Problem(row["id"], task, row["problem"], answer, kind, row["choices"])
+    return Problem(row["id"], task, row["problem"], answer, kind, row["choices"], group=row["group"])
 
 
 def gold_integer(answer: str) -> str:

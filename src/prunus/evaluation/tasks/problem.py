@@ -22,6 +22,8 @@ class Problem:
     answer: the gold answer; digits for `integer`, LaTeX for `math`, a letter for `choice`, the exact text for `exact`.
     choices: texts of the options, A first; only for `choice`.
     private: its texts must not be published (GPQA), so they are neither stored nor shown. repr leaves out all texts.
+    group: a name that problems share which belong together, such as variants of one; `load_task` turns it into the id
+    of the first of them, and empties it for that one and for problems that are alone (`prunus.grouping`).
     """
 
     id: str
@@ -31,6 +33,7 @@ class Problem:
     kind: AnswerKind
     choices: tuple[str, ...] = field(default=(), repr=False)
     private: bool = False
+    group: str = ""
 
     @property
     def gold(self) -> str:

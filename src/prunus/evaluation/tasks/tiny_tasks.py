@@ -1,5 +1,6 @@
 """The tiny reasoner's tasks: `tiny` (630 problems), `tiny/FAMILY` (105 each), and `tiny-train` for traces."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 from prunus.evaluation.tasks.problem import Problem, Task
@@ -46,8 +47,12 @@ def balanced(problems: list[TinyProblem], families: tuple[str, ...]) -> list[Tin
 
 
 def load(name: str, families: tuple[str, ...]) -> list[Problem]:
-    """The fixed evaluation problems of the families, under the name of the task."""
-    return [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in generated(families)]
+    """The fixed evaluation problems of the families, under the name of the task.
+
+    Each is a group by itself: families and levels are all that there is of them, not a sample (docs/verdicts.md).
+    """
+    found = [Problem(problem_id(p), name, p.question, p.answer, "exact") for p in generated(families)]
+    return [replace(problem, group=problem.id) for problem in found]
 
 
 @cache

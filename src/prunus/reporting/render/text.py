@@ -3,12 +3,14 @@
 import html
 import json
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prunus.budgets import Named
 from prunus.results.characters import DASH, MINUS, THIN, visible
 from prunus.results.characters import NBSP as NBSP
 from prunus.results.characters import one_line as one_line
+from prunus.results.labels import observations
 
 
 def esc(text: object) -> str:
@@ -87,6 +89,16 @@ def count(number: float | None) -> str:
 def times(ratio: float | None) -> str:
     """A ratio with two decimals: 1.4 -> 1.40."""
     return DASH if ratio is None or not math.isfinite(ratio) else f"{ratio:.2f}"
+
+
+def sizes(cells: Iterable[Mapping[str, Any]], times: str) -> str:
+    """`30 problems × 1 draw or 120 problems × 4 draws`: the sizes of cells without repetitions; times: the sign."""
+    kinds = {(cell["n"], cell["samples"], cell.get("problems", 0)): cell for cell in cells}
+    texts = [
+        f"{observations(cell)} {times} {cell['samples']} draw{'s' * (cell['samples'] != 1)}"
+        for _, cell in sorted(kinds.items(), key=lambda kind: kind[0])
+    ]
+    return " or ".join(texts)
 
 
 def joined(names: list[str], most: int = 4) -> str:

@@ -22,7 +22,7 @@ from prunus.reporting.render.chart import (
 from prunus.reporting.render.figure import Figure, Key
 from prunus.reporting.render.picture import Picture
 from prunus.reporting.render.table import RUN, Column, Interval, Table, Word, sign
-from prunus.reporting.render.text import count, esc, percent, points, probability
+from prunus.reporting.render.text import count, esc, percent, points, probability, sizes
 from prunus.reporting.report_data import Data, ReportData, ReportedRun, band_of, float_of
 from prunus.reporting.section import Section, details, figure, run_figure, run_key, soft
 from prunus.results.metrics import LEAK_RULE
@@ -197,8 +197,7 @@ def _accuracies(look: Look, cells: Mapping[int, Data], together: bool = True) ->
 
 
 def _by_budget_note(data: ReportData, task: str) -> str:
-    sizes = sorted({(c["n"], c["samples"]) for one in data.runs for c in one.cells(task).values()})
-    text = " or ".join(f"{n} problems × {draws} draw{'s' * (draws != 1)}" for n, draws in sizes)
+    text = sizes((cell for one in data.runs for cell in one.cells(task).values()), "×")
     signs = ", ".join(f"{sign(word)} {word}" for word in WORDS)
     return (
         f"{text}. Below each accuracy is its 95 % interval. The sign after it is the verdict at that budget, corrected "
@@ -239,7 +238,7 @@ def accuracy_table(data: ReportData, task: str) -> Table:
 
 def number_table(data: ReportData, task: str) -> Table:
     """Every accuracy and difference of one task."""
-    rows = []
+    rows, grouped = [], any("problems" in cell for one in data.runs for cell in one.cells(task).values())
     for one in data.runs:
         contrasts = one.contrasts(task)
         for budget, cell in one.cells(task).items():
@@ -250,7 +249,8 @@ def number_table(data: ReportData, task: str) -> Table:
                 values += [contrast.get(key) for key in ("p", "p_adjusted", "q", "mde")]
             else:
                 values += [None] * 8
-            rows.append((one.look, [*values, cell["n"], cell["samples"]]))
+            counts = [cell.get("problems", cell["n"]), *[cell["n"]] * grouped, cell["samples"]]
+            rows.append((one.look, [*values, *counts]))
     columns = [
         RUN, Column("budget", "Budget"), Column("accuracy", "Accuracy, %", percent),
         Column("low", "low", percent), Column("high", "high", percent),
@@ -258,7 +258,7 @@ def number_table(data: ReportData, task: str) -> Table:
         Column("difference_low", "low", points), Column("difference_high", "high", points),
         Column("verdict", "Verdict"), Column("p", "p", probability), Column("p_adjusted", "p adjusted", probability),
         Column("q", "q", probability), Column("mde", "MDE", percent),
-        Column("problems", "Problems"), Column("draws", "Draws"),
+        Column("problems", "Problems"), *[Column("groups", "Groups")] * grouped, Column("draws", "Draws"),
     ]  # fmt: skip
     return Table(f"numbers-{task}", f"Every number on {task}", "data numbers sortable", columns, rows)
 

@@ -24,8 +24,9 @@ def section(data: ReportData) -> Section:
         *_procedure(data.base.run),
         "Differences are paired by problem."
         + (
-            f" Intervals: {method['interval']}; bands: {method['band']}; p: {method['p']}; p adjusted: "
-            f"{method['p_adjusted']}; q: {method['q']}; margin: {method['margin']}; scaling: {method['scaling']}."
+            f" Assumed: {method['assumed']}. Intervals: {method['interval']}; bands: {method['band']}; p: "
+            f"{method['p']}; p adjusted: {method['p_adjusted']}; q: {method['q']}; margin: {method['margin']}; "
+            f"scaling: {method['scaling']}."
             if method
             else ""
         ),

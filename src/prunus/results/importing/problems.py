@@ -2,8 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from prunus.contamination import question_key
+from prunus.grouping import leaders
 from prunus.results.importing.log import Record
 from prunus.results.rows import IMPORTED, ProblemRow
 
@@ -46,4 +48,17 @@ def problem_rows(
         elif place not in found:
             task, key = max(names[record.task], key=names[record.task].__getitem__, default=record.task), keys[place]
             found[place] = ProblemRow(task, f"{task}/{key}", record.target, IMPORTED, (), key, question=key)
+    return _grouped(found, {(one.task, one.place): "\n".join([one.question, *sorted(one.choices)]) for one in records})
+
+
+def _grouped(rows: Mapping[Place, ProblemRow], texts: Mapping[Place, str]) -> dict[Place, ProblemRow]:
+    """The rows with their groups, by the questions of each task; what the store knows of its own stays."""
+    found = dict(rows)
+    for task in dict.fromkeys(row.task for row in rows.values()):
+        places = [place for place, row in rows.items() if row.task == task]
+        keys = [rows[place].group or "" for place in places]
+        for place, first in zip(places, leaders([texts[place] for place in places], keys), strict=True):
+            row, of = rows[place], rows[places[first]]
+            if row.kind == IMPORTED and row.group is None:
+                found[place] = replace(row, group=of.group or of.problem_id)
     return found

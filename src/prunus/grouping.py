@@ -1,0 +1,149 @@
+"""Which problems of a set belong together, so that they count as one observation (docs/verdicts.md).
+
+Problems are joined where
+
+* a key of the set gives them the same group,
+* their questions are equal, apart from case, whitespace, punctuation and LaTeX spacing, or
+* their questions are nearly equal: the same numbers, single letters and symbols in the same order, and four fifths or
+  more of all pairs of adjacent words in both (Jaccard), which allows one word in twenty to be another. Two problems
+  that both have a key are not joined so.
+
+Pairs of words that occur ten times and in a tenth of the problems belong to a template, such as an instruction before
+every question, and do not count. Numbers do, so instances of one template with other numbers are apart unless a key
+joins them. Nearly equal questions are looked for among those that agree in four minima of hashed pairs of words
+(MinHash, twelve tables), which misses one in five hundred of the least similar such pairs, and fewer of others. All
+hashes are fixed, so the result follows from the texts alone.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIKE = 0.8  # smallest share of common pairs of adjacent words
+COMMON, OFTEN = 0.1, 10  # pairs of a template occur as often as this share of the problems, and this often at least
+TABLES, MINIMA = 12, 4
+_LATEX = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|q?quad)(?![a-z])|\\[,;:! ]")
+_TOKEN = re.compile(r"\\?[^\W\d_]+|\d+(?:,\d{3})*(?:\.\d+)?|[^\w\s]")
+_IGNORED = frozenset(".,;:?!'\"`$~{}\\&’‘“”")
+_SAME = {"\\dfrac": "\\frac", "\\tfrac": "\\frac"}
+_FACTOR = 0x9E3779B97F4A7C15  # odd, so that multiplying by it permutes 64-bit numbers
+
+Hashes = NDArray[np.uint64]
+
+
+def leaders(texts: Sequence[str], keys: Sequence[str]) -> list[int]:
+    """For each problem the index of the first problem of its group, its own where it is alone or the first.
+
+    texts: the questions, with their choices. keys: groups that a set gives; empty for problems without one.
+    """
+    first = list(range(len(texts)))
+
+    def root(place: int) -> int:
+        while first[place] != place:
+            first[place] = place = first[first[place]]
+        return place
+
+    def join(one: int, other: int) -> None:
+        low, high = sorted((root(one), root(other)))
+        first[high] = low
+
+    found = Questions(texts)
+    for names in (keys, found.whole):
+        seen: dict[str | int, int] = {}
+        for place, name in enumerate(names):
+            if name:
+                join(seen.setdefault(name, place), place)
+    for one, other in found.nearly_equal():
+        if not (keys[one] and keys[other]):
+            join(one, other)
+    return [root(place) for place in range(len(texts))]
+
+
+class Questions:
+    """Hashes of questions. whole: of all that counts in each; 0 where nothing does."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        known: defaultdict[str, int] = defaultdict()
+        known.default_factory = known.__len__  # numbers tokens in the order of their first appearance
+        numbers: list[int] = []
+        ends = [0]
+        for text in texts:
+            plain = _LATEX.sub(" ", text) if "\\" in text else text
+            numbers += [known[token] for token in _TOKEN.findall(plain.casefold())]
+            ends.append(len(numbers))
+        tokens = [_SAME.get(token, token).replace(",", "") if len(token) > 1 else token for token in known]
+        hash_of = np.array([_hash(token) for token in tokens], dtype=np.uint64)
+        word = np.array([len(token) > 1 and token.isalpha() for token in tokens], dtype=bool)
+        kept = np.array([token not in _IGNORED for token in tokens], dtype=bool)
+        ids, at = np.array(numbers, dtype=int), np.array(ends)
+        self.whole = _in_order(hash_of, ids, at, kept).tolist()
+        self.exact = _in_order(hash_of, ids, at, kept & ~word)
+        words, ends_of_words = _chosen(ids, at, word)
+        question = np.repeat(np.arange(len(texts)), np.diff(ends_of_words))
+        inside = question[1:] == question[:-1]
+        hashes, question = hash_of[words], question[1:][inside]
+        pairs = (hashes[:-1] * np.uint64(_FACTOR) + hashes[1:])[inside]
+        _, number, times = np.unique(pairs, return_inverse=True, return_counts=True)
+        own = times[number] < max(OFTEN, COMMON * len(texts))
+        pairs, question = pairs[own], question[own]
+        self.pairs = pairs
+        self.at = np.concatenate([[0], np.cumsum(np.bincount(question, minlength=len(texts)))])
+
+    def nearly_equal(self) -> Iterator[tuple[int, int]]:
+        """Pairs of indices of questions that are nearly equal; enough of them to join all that were found."""
+        places = np.flatnonzero(np.diff(self.at))
+        if not len(places):
+            return
+        sets: dict[int, set[int]] = {}
+        for keys in self._sketches(places):
+            _, number, size = np.unique(keys, return_inverse=True, return_counts=True)
+            buckets: dict[int, list[int]] = defaultdict(list)
+            for at in np.flatnonzero(size[number] > 1).tolist():
+                place, bucket = int(places[at]), buckets[number[at]]
+                if place not in sets:
+                    sets[place] = set(self.pairs[self.at[place] : self.at[place + 1]].tolist())
+                alike = [other for other in bucket if _alike(sets[place], sets[other])]
+                yield from ((other, place) for other in alike)
+                if not alike:
+                    bucket.append(place)
+
+    def _sketches(self, places: NDArray[np.int_]) -> Iterator[Hashes]:
+        """For each table a hash of the minima over the pairs of each of these questions, and of all but its words."""
+        seeds = np.random.default_rng(0).integers(1, 2**63, (TABLES, MINIMA), dtype=np.uint64) | np.uint64(1)
+        mixed = self.pairs ^ (self.pairs >> np.uint64(29))
+        for table in seeds:
+            keys = self.exact[places]
+            for seed in table:
+                keys = keys * np.uint64(_FACTOR) + np.minimum.reduceat(mixed * seed, self.at[places])
+            yield keys
+
+
+def _hash(token: str) -> int:
+    return int.from_bytes(blake2b(token.encode(), digest_size=8).digest())
+
+
+def _alike(one: set[int], other: set[int]) -> bool:
+    common = len(one & other)
+    return common >= ALIKE * (len(one) + len(other) - common)
+
+
+def _chosen(
+    ids: NDArray[np.int_], at: NDArray[np.int_], wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """The tokens that are wanted, and where those of each question begin and end among them."""
+    mask = wanted[ids] if len(ids) else np.zeros(0, dtype=bool)
+    return ids[mask], np.concatenate([[0], np.cumsum(mask)])[at]
+
+
+def _in_order(hash_of: Hashes, ids: NDArray[np.int_], at: NDArray[np.int_], wanted: NDArray[np.bool_]) -> Hashes:
+    """A hash of the wanted tokens of each question in their order; 0 where there are none."""
+    chosen, ends = _chosen(ids, at, wanted)
+    sizes = np.diff(ends)
+    place = np.arange(len(chosen)) - np.repeat(ends[:-1], sizes)
+    powers = np.cumprod(np.full(int(sizes.max(initial=0)), _FACTOR, dtype=np.uint64))
+    total = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(hash_of[chosen] * powers[place], dtype=np.uint64)])
+    return total[ends[1:]] - total[ends[:-1]]
