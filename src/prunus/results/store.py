@@ -22,7 +22,7 @@ from prunus.errors import PrunusError
 from prunus.results import schema
 from prunus.results.labels import is_called
 from prunus.results.looping import loops
-from prunus.results.rows import IMPORTED, Key, ProblemRow, Run, Sample
+from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, Key, ProblemRow, Run, Sample
 
 BUSY_SECONDS = 30.0
 
@@ -98,13 +98,16 @@ class Store:
     def add_run(self, run: Run) -> None:
         """Add the run unless the store has one with its id, which stays as it is.
 
-        If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded.
+        If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded,
+        and so it does for good if its rows follow another version of the protocol.
         """
         with self._transaction():
             self._insert_run(run)
-        graders = str(self.run(run.run_id).versions.get("grader", "")).split(" and ")
-        if (grader := run.versions.get("grader")) and graders != [""] and grader not in graders:
-            self.update_versions(run.run_id, {"grader": " and ".join([*graders, grader])})
+        stored = self.run(run.run_id).versions
+        for name, unnamed in (("grader", ""), ("protocol", FIRST_PROTOCOL)):
+            known = str(stored.get(name, unnamed)).split(" and ")
+            if (new := run.versions.get(name)) and known != [""] and new not in known:
+                self.update_versions(run.run_id, {name: " and ".join([*known, new])})
 
     def add_complete_run(self, run: Run, problems: Sequence[ProblemRow], samples: Iterable[Sample]) -> int:
         """Add a run with all its problems and draws in one transaction; return the number of new draws.
