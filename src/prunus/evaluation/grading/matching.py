@@ -122,9 +122,12 @@ def _leaves(gold: Node, answer: Node, ask: Ask) -> bool:
         return gold.value == answer.value
     if gold.text == answer.text:
         return gold.text != ""
-    if gold.text.count("'") != answer.text.count("'"):  # math-verify reads x' as x
-        return False
-    return bool(gold.text and answer.text) and ask(gold.text, answer.text)
+    return bool(gold.text and answer.text) and _asked(gold, answer, ask)
+
+
+def _asked(gold: Node, answer: Node, ask: Ask) -> bool:
+    """What `ask` says of two formulas or equations; math-verify reads x' as x, so both must have as many primes."""
+    return gold.text.count("'") == answer.text.count("'") and ask(gold.text, answer.text)
 
 
 def _times(gold: Node, answer: Node, ask: Ask) -> bool:
@@ -152,7 +155,7 @@ def _equations(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -
         return bool(answer.parts) and same(gold, answer.parts[0], ask, asks)
     if gold.name and gold.name == answer.name:
         return same(gold.parts[0], answer.parts[0], ask, asks)
-    return gold.text == answer.text or ask(gold.text, answer.text)
+    return gold.text == answer.text or _asked(gold, answer, ask)
 
 
 def _based(gold: Node, answer: Node, asks: Sequence[str] | None) -> bool:
