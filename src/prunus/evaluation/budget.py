@@ -88,7 +88,7 @@ class Rules:
         return min(chain.answer_tokens, self.context - len(chain.prompt) - appended)
 
     def answer_request_cap(self, prompt: Sequence[int], cap: int) -> int:
-        """Number of ids to request for an answer of at most cap: more, as far as the context has room, to see its end."""
+        """Number of ids to request for an answer of at most cap: more, if the context has room, to see its end."""
         wanted = cap + self.markers.answer_slack
         return wanted if self.context is None else min(wanted, self.context - len(prompt))
 

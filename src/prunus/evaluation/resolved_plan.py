@@ -248,8 +248,8 @@ def check_off_context(
 def check_engine(work: ResolvedPlan, backend: Engine) -> None:
     """Raise PrunusError unless every chain fits into the context with which the engine was started, if that is known.
 
-    An answer that the model's context cuts off must not be cut off earlier by the engine's, and the ids requested beyond
-    its cap count as part of it. A backend may also refuse the plan's stops.
+    An answer that the model's context cuts off must not be cut off earlier by the engine's; ids beyond its cap, which
+    show its end, count as part of it. A backend may also refuse the plan's stops.
     """
     markers = work.rules.markers
     backend.check_stops(markers.think_stops | markers.answer_stops)
