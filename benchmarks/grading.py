@@ -1,9 +1,10 @@
 r"""Error rates of the grader and of math-verify alone, on answers that are right or wrong by construction.
 
 `python benchmarks/grading.py [MATH500.jsonl]` writes every gold answer in forms that mean the same (perturbations.py)
-and in forms that mean something else, grades all of them, and prints both error rates by kind. Without a file the set
-comes from the hub (`pip install 'prunus[hub]'`). math-verify alone is used as documented: with the gold answer in $...$
-and the whole text, both of its extractors and its own limits.
+and in forms that mean something else, grades all of them, and prints both error rates by kind. A few gold answers are
+made up, of shapes that MATH500 lacks (times of day, primes). Without a file the set comes from the hub (`pip install
+'prunus[hub]'`). math-verify alone is used as documented: with the gold answer in $...$ and the whole text, both of its
+extractors and its own limits.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from perturbations import Form, forms
+from perturbations import MADE_UP, Form, forms
 
 from prunus.evaluation.grading import GRADER_VERSION, Grader
 from prunus.evaluation.tasks import Problem, load_task
@@ -87,7 +88,8 @@ def main() -> None:
     arguments = parser.parse_args()
     path = Path(arguments.task)
     started = monotonic()
-    cases = measure(load_task(path if path.exists() else arguments.task))
+    made_up = [Problem(f"made-up-{n}", "made-up", "What is it?", gold, "math") for n, gold in enumerate(MADE_UP)]
+    cases = measure([*load_task(path if path.exists() else arguments.task), *made_up])
     print(f"grader {GRADER_VERSION}; {monotonic() - started:.0f} s\n")
     for same in (True, False):
         print("\n".join(table(cases, same)), end="\n\n")

@@ -18,6 +18,9 @@ MONEY = re.compile(r"\\\$(?P<number>[0-9.,\\! ]+)")
 FRACTION = re.compile(r"(?P<sign>-?)\\d?frac *(?:\{(?P<a>[0-9]+)\}|(?P<a1>[0-9])) *(?:\{(?P<b>[0-9]+)\}|(?P<b1>[0-9]))")
 MIXED = re.compile(r"(?P<whole>[0-9]+) *\\frac\{(?P<a>[0-9]+)\}\{(?P<b>[0-9]+)\}")
 DEGREES = re.compile(r"(?P<number>-?[0-9]+)\^\\circ")
+PRIMED = re.compile(r"(?P<number>[0-9]+)'")
+ARC = re.compile(r"(?P<degrees>[0-9]+)\^\\circ (?P<minutes>[0-9]+)'")
+TIME = re.compile(r"(?P<hour>[0-9]+)\{:\}(?P<minute>[0-9]{2})\\text\{ (?P<half>[ap])\.m\.\}")
 BASED = re.compile(r"(?P<digits>[0-9]+)_\{?(?P<base>[0-9]+)\}?")
 WITH_UNIT = re.compile(r"(?P<number>[0-9.]+) *\\(?:mbox|text)\{ (?P<unit>[a-z]+)\}(?P<power>\^2)?")
 LABEL = re.compile(r"\\text\{\((?P<letter>[A-F])\)\}")
@@ -25,6 +28,12 @@ WORD = re.compile(r"\\text\{(?P<word>[A-Za-z]{2,})\}")
 EQUATION = re.compile(r"(?P<name>[a-z]) *= *(?P<value>.+)")
 IN_INTERVAL = re.compile(r"x *\\in *")
 LETTERS = re.compile(r"(?<!\\)(?<![A-Za-z\\])([a-z])(?![A-Za-z])")
+# Shapes that MATH500 has not, or only once; made up here.
+MADE_UP = (
+    r"4{:}45\text{ p.m.}", r"12{:}05\text{ a.m.}", r"12{:}30\text{ p.m.}", r"10{:}08\text{ a.m.}", "30'", "6'",
+    r"5^\circ 30'", r"12^\circ 6'", r"(-\infty,-3]\cup[2,\infty)", r"(-\infty,1)\cup(1,4)\cup(4,\infty)",
+    r"[-\sqrt{2},\sqrt{2}]", r"[0,3)\cup(3,\infty)",
+)  # fmt: skip
 BASE_NAMES = {"5": "five", "6": "six", "8": "eight", "9": "nine"}
 
 
@@ -118,6 +127,20 @@ def intervals(gold: str, question: str) -> list[tuple[str, str, str, str]] | Non
         found.append((piece[0], piece[1][0], piece[1][1], piece[2]))
     sure = text != gold or "[" in gold or "]" in gold or r"\infty" in gold or r"\cup" in gold
     return found if sure or "interval notation" in question else None
+
+
+def gaps(found: list[tuple[str, str, str, str]]) -> list[str]:
+    """Return what the line has between and beside intervals in ascending order, as intervals and sets of one number."""
+    flipped = {"(": "]", "[": ")", ")": "[", "]": "("}
+    before, start = "(", r"-\infty"
+    between = []
+    for opening, low, high, closing in found:
+        if low == start and low != r"-\infty":
+            between.append(rf"\{{{low}\}}")
+        elif low != r"-\infty":
+            between.append(f"{before}{start},{low}{flipped[opening]}")
+        before, start = flipped[closing], high
+    return between if start == r"\infty" else [*between, rf"{before}{start},\infty)"]
 
 
 def terms(gold: str) -> list[str] | None:
@@ -223,6 +246,8 @@ def _marked(gold: str) -> Iterator[tuple[str, str]]:
     if match := DEGREES.fullmatch(gold):
         n = match["number"]
         yield from _boxed("degrees", n, rf"{n}^{{\circ}}", f"{n}°", rf"{n} \text{{ degrees}}", rf"x = {n}^\circ")
+        yield from _boxed("degrees", rf"{n}\degree", f"{n}^o")
+    yield from _primed(gold)
     if match := BASED.fullmatch(gold):
         digits, base = match["digits"], match["base"]
         yield from _boxed("base", f"{digits}_{{{base}}}", f"{digits}_{base}", rf"({digits})_{{{base}}}")
@@ -241,6 +266,25 @@ def _marked(gold: str) -> Iterator[tuple[str, str]]:
         yield "choice", f"Final Answer: ({letter})"
 
 
+def _primed(gold: str) -> Iterator[tuple[str, str]]:
+    """Yield forms of times of day, feet or minutes, and angles in degrees and minutes."""
+    if match := TIME.fullmatch(gold):
+        hour, minute, half = match["hour"], match["minute"], match["half"]
+        clock = f"{hour}:{minute}"
+        marks = (rf"\text{{ {half.upper()}M}}", rf"\text{{ {half}m}}", rf"\ \mathrm{{{half}.m.}}", f" {half}.m.")
+        yield from _boxed("time of day", *(clock + mark for mark in marks), rf"\text{{{clock} {half.upper()}.M.}}")
+        yield from _boxed("time of day", rf"{hour}\!:\!{minute}\text{{ {half}m}}", f"{int(hour):02}:{minute} {half}m")
+        yield from _boxed("time of day", f"{int(hour) % 12 + 12 * (half == 'p'):02}:{minute}")
+        yield "time of day", f"The final answer is {clock} {half}.m."
+    if match := PRIMED.fullmatch(gold):
+        n = match["number"]
+        yield from _boxed("prime", n, rf"{n}^\prime", rf"{n}^{{\prime}}", rf"{n}\text{{ feet}}", f"{n}′")
+    if match := ARC.fullmatch(gold):
+        d, m = match["degrees"], match["minutes"]
+        decimal = exact_decimal(int(d) + Fraction(int(m), 60))
+        yield from _boxed("degrees and minutes", rf"{d}^{{\circ}}{m}^{{\prime}}", f"{d}°{m}′", rf"{decimal}^\circ")
+
+
 def _several(gold: str, question: str) -> Iterator[tuple[str, str]]:
     """Yield forms of lists, sets, tuples, intervals and both signs."""
     if "\\pm" in gold and not gold.startswith(r"\{"):
@@ -251,6 +295,12 @@ def _several(gold: str, question: str) -> Iterator[tuple[str, str]]:
     if found := intervals(gold, question):
         yield from _boxed("interval as inequality", r" \text{ or } ".join(_inequality(*piece) for piece in found))
         yield from _boxed("interval as inequality", r" \cup ".join(_as_interval(*piece) for piece in found))
+        rest = gaps(found)
+        together = rest[0] if len(rest) == 1 else "(" + r" \cup ".join(rest) + ")"
+        for less in (r"\mathbb{R} \setminus ", r"\mathbb{R} - ", r"x \in \mathbb{R} \backslash ", r"x \notin "):
+            yield from _boxed("interval as complement", less + together)
+        if not together.startswith("\\"):
+            yield from _boxed("interval as complement", f"{together}^c")
         yield from _boxed("interval with x in", rf"x \in {IN_INTERVAL.sub('', gold, count=1)}")
     elif found := parts(gold):
         opening, elements, closing = found
@@ -348,7 +398,29 @@ def _other_number(gold: str, number: Fraction, question: str) -> Iterator[tuple[
         yield from _boxed("thousand in words", rf"{gold} \text{{ thousand}}" if number else "1 thousand")
 
 
+def _other_primed(gold: str) -> Iterator[tuple[str, str]]:
+    if match := DEGREES.fullmatch(gold):
+        n = match["number"]
+        primes = (f"{n}'", f"{n}''", rf"{n}^{{\prime}}", rf"{n}^{{\prime\prime}}", f"{n}″")
+        yield from _boxed("degrees against primes", *primes)
+        yield from _boxed("other unit", rf"{n}\text{{ radians}}", rf"{n}\text{{ minutes}}")
+    if match := PRIMED.fullmatch(gold):
+        n = match["number"]
+        yield from _boxed("degrees against primes", rf"{n}^\circ", f"{n}°", rf"{n}\text{{ degrees}}", f"{n}''")
+    if match := ARC.fullmatch(gold):
+        d, m = match["degrees"], match["minutes"]
+        yield from _boxed("degrees and minutes", rf"{d}.{m}^\circ", f"{d}{m}", rf"{d}^\circ {m}''", f"{d}'{m}''")
+    if match := TIME.fullmatch(gold):
+        hour, minute, half = int(match["hour"]), match["minute"], match["half"]
+        opposite = "a" if half == "p" else "p"
+        late = hour % 12 + 12 * (half == "a")
+        yield from _boxed("other time", rf"{hour}:{minute}\text{{ {opposite}.m.}}", f"{hour}:{minute} {opposite}m")
+        yield from _boxed("other time", f"{late:02}:{minute}", rf"{hour % 12 + 1}:{minute}\text{{ {half}m}}")
+        yield from _boxed("other time", rf"{hour}:{(int(minute) + 10) % 60:02}\text{{ {half}m}}", f"{hour}.{minute}")
+
+
 def _other_marked(gold: str) -> Iterator[tuple[str, str]]:
+    yield from _other_primed(gold)
     if match := BASED.fullmatch(gold):
         digits, base = match["digits"], int(match["base"])
         yield from _boxed("base index changed", *(f"{digits}_{{{other}}}" for other in (base - 1, base + 1, 10, 16)))
@@ -386,6 +458,16 @@ def _other_several(gold: str, question: str) -> Iterator[tuple[str, str]]:
                 pieces = [*found[:index], change, *found[index + 1 :]]
                 yield from _boxed("( against [", r" \cup ".join(_as_interval(*piece) for piece in pieces))
                 yield from _boxed("( against [", r" \text{ or } ".join(_inequality(*piece) for piece in pieces))
+        rest = gaps(found)
+        yield from _boxed("complement", r" \cup ".join(rest))
+        for index, gap in enumerate(rest):
+            place = 0 if "infty" not in gap.partition(",")[0] else len(gap) - 1
+            if gap.startswith("\\"):
+                changed = [*rest[:index], *rest[index + 1 :]]
+            else:
+                changed = [*rest[:index], gap[:place] + toggled[gap[place]] + gap[place + 1 :], *rest[index + 1 :]]
+            if changed:
+                yield from _boxed("complement", r"\mathbb{R} \setminus (" + r" \cup ".join(changed) + ")")
         if len(found) == 1 and "infty" not in gold:
             yield from _boxed("set against tuple", rf"\{{{found[0][1]}, {found[0][2]}\}}")
     elif found := parts(gold):

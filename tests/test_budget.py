@@ -58,15 +58,21 @@ def noise(prompt: Sequence[int], seed: int) -> Iterator[int]:
         yield rng.choice([2, 3, 4, 5, NEWLINE, OPEN, STOP, TURN] if rng.random() < 0.6 else [2, 3, 4, NEWLINE])
 
 
-def answer_by_hand(prompt: Sequence[int], seed: int, cap: int) -> tuple[list[int], bool]:
-    """The ids of an answer to a prompt, one after the other, and whether the model ended it."""
+def answer_by_hand(prompt: Sequence[int], seed: int, cap: int, context: int | None) -> tuple[list[int], bool]:
+    """The ids of an answer to a prompt, one after the other, and whether the model ended it.
+
+    What follows the last id that the cap allows is looked at, if the context has room for it.
+    """
     answer: list[int] = []
     for token in noise(prompt, seed):
         if token == TURN:
             return answer, True
-        if token != OPEN:
-            answer.append(token)
+        if token == OPEN:
+            continue
         if len(answer) == cap:
+            return answer, False
+        answer.append(token)
+        if len(prompt) + len(answer) == context:
             return answer, False
     raise AssertionError
 
@@ -106,7 +112,7 @@ def by_the_book(chain: Chain, budget: int, rules: Rules) -> Draw:
     cap = chain.answer_tokens
     if rules.context is not None:
         cap = min(cap, rules.context - len([*chain.prompt, *think, *closing]))
-    answer, stopped = answer_by_hand([*chain.prompt, *think, *closing], seed, cap)
+    answer, stopped = answer_by_hand([*chain.prompt, *think, *closing], seed, cap, rules.context)
     return Draw(budget, think, closing, answer, 1 + len(closing), ended, not stopped, False, cap)
 
 
@@ -146,9 +152,9 @@ def test_an_answer_ends_with_the_context(wait):
         for draw in draws:
             before = len(chain.prompt) + len(draw.thinking) + len(draw.closing)
             assert draw.answer_cap == min(chain.answer_tokens, 15 - before) >= 1
-            assert len(draw.answer) <= draw.answer_cap and draw.answer_truncated == (
-                len(draw.answer) == draw.answer_cap
-            )
+            assert len(draw.answer) <= draw.answer_cap
+            full, out_of_room = len(draw.answer) == draw.answer_cap, before + len(draw.answer) == 15
+            assert out_of_room <= draw.answer_truncated <= full
             lowered += draw.answer_cap < chain.answer_tokens
     assert lowered > 10
     assert all(len(prompt) + cap <= 15 for prompt, cap, _ in backend.calls), "no request asks for more than there is"
@@ -213,6 +219,20 @@ def test_a_natural_end_right_at_the_budget_is_natural():
     for budget, ended in ((1, "forced"), (2, "natural"), (3, "natural")):
         [[draw]] = force(thinking_then([2, 3, STOP]), [budget])
         assert (draw.ended, draw.thinking) == (ended, [2, 3][:budget])
+
+
+def test_an_answer_of_exactly_its_cap_is_complete_if_its_stop_follows():
+    """As thinking of exactly the budget is natural; where the context ends too, nothing more can be seen."""
+    replay = thinking_then([2, 3, STOP], answer=[40, 41, 42, TURN])
+    for cap, answer, truncated in ((2, [40, 41], True), (3, [40, 41, 42], False), (4, [40, 41, 42], False)):
+        [[draw]] = force(replay, [5], cap=cap)
+        assert (draw.answer, draw.answer_truncated, draw.answer_cap) == (answer, truncated, cap)
+    before = 3 + 2 + len(NATURAL)
+    for context, truncated in ((before + 3, True), (before + 4, False)):
+        backend, chain = ScriptedBackend(replay), Chain([1, 0, *START], ("task", "p", 0), 9)
+        [[draw]] = force_budgets(backend, [chain], [5], Rules(MARKERS, GREEDY, context=context))
+        assert (draw.answer, draw.answer_truncated, draw.answer_cap) == ([40, 41, 42], truncated, context - before)
+        assert all(len(prompt) + most <= context for prompt, most, _ in backend.calls)
 
 
 def test_the_other_marker_ends_the_thinking_too():
@@ -281,7 +301,7 @@ def test_no_stop_is_kept_and_no_cap_is_passed():
         for draw in draws:
             assert not {STOP, TURN} & set(draw.thinking) and TURN not in draw.answer
             assert len(draw.thinking) <= draw.budget and len(draw.answer) <= chain.answer_tokens
-            assert draw.answer_truncated == (len(draw.answer) == chain.answer_tokens)
+            assert draw.answer_truncated <= (len(draw.answer) == chain.answer_tokens)
 
 
 def test_all_ids_are_accounted_for():

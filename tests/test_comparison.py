@@ -71,6 +71,17 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def test_runs_of_different_protocols_are_compared_with_a_warning(tmp_path):
+    path = fill(tmp_path / "s.db", {"dense": random_run(0, 0.6), "pruned": random_run(1, 0.4)})
+    with Store(path) as store:
+        store.update_versions("1" + "f" * 11, {"protocol": "2"})
+    (entry,) = compare(path, "dense")["others"]
+    assert [text for text in entry["warnings"] if "truncated" in text] == [
+        "answers of exactly their cap are counted as truncated by different rules (protocol 2, base 1), so compare"
+        " `truncated` with care"
+    ]
+
+
 def test_numbers_equal_plain_loops(tmp_path):
     shape = {"tasks": ("a", "b"), "draws": 2}
     base, other = random_run(0, 0.6, **shape), random_run(1, 0.4, **shape)

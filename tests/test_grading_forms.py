@@ -16,15 +16,17 @@ import pytest
 from prunus.evaluation.grading import Grader, normalise
 from prunus.evaluation.grading.arithmetic import exact_value
 from prunus.evaluation.grading.extract import MAX_ANSWER, find_answer
+from prunus.evaluation.grading.intervals import cuts
 from prunus.evaluation.grading.matching import wishes
-from prunus.evaluation.grading.reading import readings
+from prunus.evaluation.grading.reading import read, readings
 from prunus.evaluation.resolved_plan import problem_row
 from prunus.evaluation.tasks import Problem, load_task
 from prunus.results.rows import Run
 from prunus.results.store import Store
 
 ROOT = Path(__file__).parents[1]
-forms = runpy.run_path(str(ROOT / "benchmarks/perturbations.py"))["forms"]
+perturbations = runpy.run_path(str(ROOT / "benchmarks/perturbations.py"))
+forms, MADE_UP = perturbations["forms"], perturbations["MADE_UP"]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,57 @@ SAME = {
     r"90^\circ": [box("90"), box(r"90 \text{ degrees}"), box("90°"), box(r"\angle ABC = 90^{\circ}")],
     "y = 2x + 3": [box("y = 3 + 2x"), box("2x - y + 3 = 0")],
     r"137 \frac{1}{2}": [box("137.5"), box(r"\frac{275}{2}"), box("137 1/2")],
+    r"(-\infty,-3]\cup[2,\infty)": [
+        box(r"\mathbb{R}\setminus(-3,2)"),
+        box(r"\mathbb R \backslash (-3, 2)"),
+        box(r"\mathbb{R} - (-3,2)"),
+        box(r"x \in \mathbb{R} \setminus \left(-3,2\right)"),
+        box(r"x \notin (-3,2)"),
+        box(r"(-3,2)^c"),
+        box(r"\left(-3,2\right)^{\complement}"),
+        box(r"(-\infty,\infty) \setminus (-3,2)"),
+        box(r"\{x \in \mathbb{R} : x \notin (-3,2)\}"),
+        box(r"\mathbb{R} \setminus (-3,0] \setminus [0,2)"),
+        box(r"\mathbb{R} \setminus ((-3,0] \cup (0,2))"),
+        box(r"(-\infty,-5) \cup [-5,-3] \cup [2,\infty)"),
+        box(r"x \le -3 \text{ or } x \ge 2"),
+    ],
+    r"(-\infty,1)\cup(1,2)\cup(2,\infty)": [
+        box(r"\mathbb{R} \setminus \{1, 2\}"),
+        box(r"\mathbb{R} \setminus \{2, 1\}"),
+        box(r"x \neq 1, 2"),
+        box(r"x \ne 1, x \ne 2"),
+        box(r"x \neq 1 \text{ and } x \neq 2"),
+        box(r"\{x \mid x \ne 1, 2\}"),
+        box(r"x \in \mathbb{R}, x ≠ 1, 2"),
+    ],
+    r"[-\sqrt{2},\sqrt{2}]": [
+        box(r"\mathbb{R} \setminus ((-\infty,-\sqrt2) \cup (\sqrt2,\infty))"),
+        box(r"\left((-\infty,-\sqrt{2}) \cup (\sqrt{2},\infty)\right)^c"),
+    ],
+    "[0,2)": [box(r"[0,5] \setminus [2,5]"), box(r"[0,1] \cup (1,2)"), box("0 \\le x < 2")],
+    r"\mathbb{R}": [box(r"(-\infty, \infty)"), box(r"x \in \mathbb R"), box("ℝ")],
+    r"4{:}45\text{ p.m.}": [
+        box(r"4:45 \text{ PM}"),
+        box(r"4\!:\!45\text{ pm}"),
+        box("4:45 p.m."),
+        box(r"\text{4:45 P.M.}"),
+        box(r"04:45\ \mathrm{pm}"),
+        box("16:45"),
+        box(r"4:45 \text{ in the afternoon}"),
+        "The answer is 4:45 p.m., because the train is late.",
+    ],
+    r"12:05 \text{ a.m.}": [box("12:05 AM"), box("00:05"), box("0{:}05"), box(r"12:05\text{ am}")],
+    r"12:00 \text{ p.m.}": [box(r"12 \text{ noon}"), box("12 PM"), box("12:00")],
+    r"9\text{ a.m.}": [box("9:00 a.m."), box("9:00"), box(r"9\text{ AM}"), box("09:00:00")],
+    "4:45": [box("4{:}45"), box("4:45 p.m."), box("4:45 a.m.")],
+    "3:4": [box("3{:}4"), box("3 : 4")],
+    r"60^\circ": [box(r"60^{\circ}"), box("60^o"), box(r"60\degree"), box(r"60^{ \circ }"), box("60")],
+    r"30^\circ 15'": [box(r"30^{\circ} 15^{\prime}"), box("30°15′"), box(r"30.25^\circ"), box(r"30^\circ 15' 0''")],
+    "30'": [box(r"30^\prime"), box(r"30\text{ feet}"), box(r"30\text{ minutes}"), box("30 ft"), box("30")],
+    "8''": [box('8"'), box(r"8^{\prime\prime}"), box(r"8\text{ inches}")],
+    "5am": [box("5ma")],
+    "f'(x)": [box(r"f^{\prime}(x)")],
     r"\cot x": [box(r"\frac{\cos x}{\sin x}"), box(r"\frac{1}{\tan x}")],
     "2i": [box("(1+i)^2")],
 }
@@ -148,6 +201,55 @@ OTHER = {
     "y = 2x + 3": [box("w = 2x + 3"), box("x = 2y + 3")],
     "p-q": [box("p + q"), box("q - p")],
     "3R^2": [box("3r^2")],
+    r"(-\infty,-3]\cup[2,\infty)": [
+        box(r"\mathbb{R}\setminus[-3,2)"),
+        box(r"\mathbb{R}\setminus[-3,2]"),
+        box(r"\mathbb{R}\setminus(-3,3)"),
+        box(r"\mathbb{R}\setminus\{-3,2\}"),
+        box(r"\mathbb{R}"),
+        box("(-3,2)"),
+        box(r"(-3,2] \setminus \mathbb{R}"),
+        box(r"[-4,4] \setminus (-3,2)"),
+        box(r"x \in (-3,2)"),
+    ],
+    r"(-\infty,1)\cup(1,2)\cup(2,\infty)": [box(r"x \neq 1"), box(r"\mathbb{R}\setminus(1,2)"), box(r"\{1,2\}")],
+    r"[-\sqrt{2},\sqrt{2}]": [
+        box(r"\mathbb{R} \setminus ((-\infty,-\sqrt2] \cup (\sqrt2,\infty))"),
+        box(r"\mathbb{R} \setminus ((\sqrt2,\infty) \cup (-\infty,-\sqrt2))^c"),
+        box(r"\mathbb{R} \setminus [-\sqrt2,\sqrt2]"),
+    ],
+    "[0,2)": [box(r"[0,1) \cup (1,2)"), box(r"[0,5] \setminus (2,5]"), box(r"[0,2]")],
+    r"(-2,-2)": [box("(1,2)-(3,4)^c")],
+    r"4{:}45\text{ p.m.}": [
+        box("4:45 a.m."),
+        box("4:54 p.m."),
+        box("5:45 PM"),
+        box("4:45"),
+        box("04:45"),
+        box("16:45 a.m."),
+        box("4.45"),
+        box("4"),
+        box(r"\frac{4}{45}"),
+        box(r"4:45:30 \text{ p.m.}"),
+    ],
+    r"12:05 \text{ a.m.}": [box("12:05"), box("12:05 p.m."), box("0:50"), box("24:05")],
+    r"9\text{ a.m.}": [box("9 p.m."), box(r"9\text{ m}"), box("21:00")],
+    "4:45": [box("16:45"), box("5:45 p.m.")],
+    r"60^\circ": [
+        box("60'"),
+        box("60''"),
+        box(r"60^\prime"),
+        box("60″"),
+        box("60^0"),
+        box(r"60\text{ radians}"),
+        box(r"60\text{ minutes}"),
+    ],
+    r"30^\circ 15'": [box("3015"), box(r"30.15^\circ"), box(r"30^\circ 15''"), box("30'15''")],
+    "30'": [box(r"30^\circ"), box("30''"), box(r"30\text{ degrees}"), box(r"30\text{ cm}")],
+    "5'8''": [box("58"), box("40"), box("5.8")],
+    "f'(x)": [box("f(x)"), box("f''(x)")],
+    "x": [box("x'")],
+    "y = 2x": [box("y' = 2x")],
     "6-5i": [box("6+5i")],
 }
 
@@ -182,7 +284,9 @@ def test_choices_behind_a_final_answer(grader, text, letter):
 
 def test_both_error_rates_on_the_excerpt(grader):
     """At most 0.3 % of right answers refused and of wrong ones accepted; none at all when this was written."""
-    made = [(p, form) for p in load_task(ROOT / "tests/data/math500_40.jsonl") for form in forms(p.answer, p.question)]
+    made_up = [Problem(gold, "t", "q", gold, "math") for gold in MADE_UP]
+    problems = [*load_task(ROOT / "tests/data/math500_40.jsonl"), *made_up]
+    made = [(problem, form) for problem in problems for form in forms(problem.answer, problem.question)]
     grades = grader.grade([(problem, form.text) for problem, form in made])
     for same in (True, False):
         of_kind = [(form, grade) for (_, form), grade in zip(made, grades, strict=True) if form.same == same]
@@ -223,6 +327,57 @@ def test_a_run_that_two_graders_share_says_so(tmp_path):
         for grader in ("1", "2", "2"):
             store.add_run(replace(run, versions={"grader": grader}))
         assert store.run(run.run_id).versions["grader"] == "1 and 2"
+
+
+def test_sets_without_others_have_the_right_numbers():
+    """Random unions, and differences of them, against membership tested number by number."""
+    rng = random.Random(5)
+    numbers = [Fraction(n, 2) for n in range(-9, 10)]
+
+    def piece():
+        low, high = sorted(rng.sample(range(-4, 5), 2))
+        kind, opening, closing = rng.random(), rng.choice("(["), rng.choice(")]")
+        if kind < 0.15:
+            return rf"\{{{low}\}}", {low}
+        if kind < 0.3:
+            return rf"(-\infty,{high}{closing}", {n for n in numbers if n < high or (n == high and closing == "]")}
+        ends = {low} if opening == "[" else set(), {high} if closing == "]" else set()
+        return f"{opening}{low},{high}{closing}", {n for n in numbers if low < n < high}.union(*ends)
+
+    def union():
+        texts, inside = zip(*(piece() for _ in range(rng.randint(1, 3))), strict=True)
+        return r"\cup".join(texts), set[Fraction]().union(*inside)
+
+    def inside(text):
+        found = cuts(read(text))
+        assert found is not None
+        # Number n is inside where an odd number of cuts comes before it.
+        return {n for n in numbers if sum(cut < (n, True) for cut in found) % 2}
+
+    empty = 0
+    for _ in range(300):
+        (left, a), (right, b) = union(), union()
+        assert inside(left) == a
+        if cuts(read(rf"({left})\setminus({right})")) is None:
+            assert not a - b  # the empty set, or within half a number of it
+            empty += 1
+            continue
+        assert inside(rf"({left})\setminus({right})") == a - b, (left, right)
+        assert inside(rf"\mathbb{{R}}\setminus({right})") == set(numbers) - b
+        assert inside(f"({right})^c") == set(numbers) - b
+    assert 0 < empty < 100
+
+
+def test_every_time_of_day_in_both_clocks(grader):
+    times = [(hour, minute) for hour in (0, 1, 4, 11, 12, 13, 16, 23) for minute in (5, 50)]
+    twelve = [f"{(hour + 11) % 12 + 1}:{minute:02} {'ap'[hour >= 12]}.m." for hour, minute in times]
+    items = [
+        (Problem("i", "t", "q", gold, "math"), box(text))
+        for gold in twelve
+        for text in (*twelve, *(f"{hour:02}:{minute:02}" for hour, minute in times))
+    ]
+    found = [grade.correct for grade in grader.grade(items)]
+    assert found == [here == there % len(times) for here in range(len(times)) for there in range(2 * len(times))]
 
 
 def test_arithmetic_equals_python():
@@ -293,6 +448,12 @@ HOSTILE = [
     "0.",
     "therefore the result is ",
     r"\\[4pt]",
+    r"\setminus ",
+    r"^\prime ",
+    r"^{\prime ",
+    "4:45 p.m.",
+    "x≠1,",
+    "(1,2)^c",
 ]
 
 

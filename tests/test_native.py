@@ -176,7 +176,7 @@ def test_what_the_server_is_asked():
     assert body["messages"][0]["content"] in {problem.question for problem in work.problems}
     expected = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "stream": False}
     assert expected.items() <= body.items()
-    assert body["max_tokens"] == 16 + work.rules.markers.longest - len(work.rules.markers.start) + 64
+    assert body["max_tokens"] == 16 + work.rules.markers.longest - len(work.rules.markers.start) + 64 + 1
     with chatting(TOKENIZER, owner="other") as server:
         draws_of(server)
     assert {"max_completion_tokens", "seed", "thinking_token_budget"} <= set(server.seen[0])
@@ -193,7 +193,7 @@ def test_off_beside_native_budgets():
         off, on = (chat_request(work, chats, (0, 0, budget)) for budget in (OFF, 16))
     assert off.fields == {"chat_template_kwargs": {"enable_thinking": False}}
     assert on.fields == {"thinking_token_budget": 16, "chat_template_kwargs": {"enable_thinking": True}}
-    assert off.seed != on.seed and off.max_new_tokens == 1024
+    assert off.seed != on.seed and off.max_new_tokens == 1024 + 1
     tokenizer.chat_template = CHATML
     with pytest.raises(PrunusError, match="appends an empty block, which a chat request cannot hold"):
         resolve_plan(ModelFolder(tiny_folder()), tokenizer, plan)

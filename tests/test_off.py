@@ -178,7 +178,7 @@ def test_prunus_profiles_shows_the_prompt_of_off(tmp_path):
 def by_hand(chain, rules: Rules) -> Draw:
     """The answer to the prompt without thinking, one id after the other."""
     cap = min(chain.answer_tokens, (rules.context or 10**9) - len(chain.off))
-    answer, stopped = answer_by_hand(chain.off, rules.seed_of(chain, "off"), cap)
+    answer, stopped = answer_by_hand(chain.off, rules.seed_of(chain, "off"), cap, rules.context)
     return Draw(OFF, [], (), answer, rules.off_appended, "natural", not stopped, False, cap)
 
 

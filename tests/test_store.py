@@ -89,6 +89,16 @@ def test_versions_are_merged(path):
         assert store.run(RUN.run_id) == replace(RUN, versions={"torch": "2", "grader": "2"})
 
 
+def test_a_run_continued_under_another_protocol_names_both(path):
+    """Runs of earlier versions name no protocol, which is the first."""
+    with Store(path) as store:
+        for protocol, named in (("1", None), ("2", "1 and 2"), ("2", "1 and 2")):
+            store.add_run(replace(RUN, versions={"protocol": protocol}))
+            assert store.run(RUN.run_id).versions.get("protocol") == named
+        store.add_run(replace(RUN, run_id="e" * 12, versions={"protocol": "2"}))
+        assert store.run("e" * 12).versions == {"protocol": "2"}
+
+
 def test_a_problem_that_changed_is_refused(path):
     with Store(path) as store:
         store.add_problems([PROBLEM])

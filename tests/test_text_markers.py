@@ -98,8 +98,10 @@ def by_the_book(chain: Chain, budget: int, rules: Rules) -> Draw:
         if found := first_marker(answer, "b<t>"):
             answer, stopped, reopened = answer[: found[0]], True, True
             break
-        if len(answer) == chain.answer_tokens:
+        if len(answer) == chain.answer_tokens + 12:  # more than a marker has
             break
+    if len(answer) > chain.answer_tokens:
+        answer, stopped, reopened = answer[: chain.answer_tokens], False, False
     forced = 1 + len(closing) - len(written)
     return Draw(budget, thinking, tuple(closing), answer, forced, ended, not stopped, reopened, chain.answer_tokens)
 

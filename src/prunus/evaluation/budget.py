@@ -10,6 +10,9 @@ first id counts, and more ids are requested. Budget 0 is always forced. The rule
 for one budget and for a chain that is drawn once and cut at several budgets. So both have the same draws, provided that
 rounding does not depend on the batch (docs/protocol.md).
 
+An answer ends in the same way: it is truncated unless its stop comes after at most as many ids as its cap. To see a
+stop directly after the last one, more ids are requested here too, and dropped, unless the context has no room for them.
+
 Budget OFF is no cut of a chain: its prompt, in which the thinking is switched off, is answered by a request of its own.
 """
 
@@ -28,6 +31,9 @@ from prunus.budgets import OFF, without_off
 from prunus.evaluation.profiles import Markers, Profile, decode
 from prunus.evaluation.requests import Backend, Completion, Request, Sampling, Scores
 from prunus.hashing import canonical_json
+
+# Stored with every run: 2 since an answer of exactly its cap is complete if its stop follows; it counted as truncated.
+PROTOCOL_VERSION = "2"
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,6 +86,11 @@ class Rules:
         if self.context is None:
             return chain.answer_tokens
         return min(chain.answer_tokens, self.context - len(chain.prompt) - appended)
+
+    def answer_request_cap(self, prompt: Sequence[int], cap: int) -> int:
+        """Number of ids to request for an answer of at most cap: more, if the context has room, to see its end."""
+        wanted = cap + self.markers.answer_slack
+        return wanted if self.context is None else min(wanted, self.context - len(prompt))
 
 
 @dataclass(frozen=True)
@@ -298,6 +309,8 @@ class ForcedChain:
         markers = self.rules.markers
 
         def then(found: Completion, _: int | None) -> None:
+            ended = (found.stopped is not None or found.marker is not None) and found.content <= cap
+            found = found if ended else found.first(cap)
             answer = found.first(found.content)
             logprob, self_certainty = _means(thinking, answer)
             for budget in budgets:
@@ -305,7 +318,7 @@ class ForcedChain:
                     budget=budget,
                     thinking=thinking.ids,
                     answer=answer.ids,
-                    answer_truncated=found.stopped is None and found.marker is None,
+                    answer_truncated=not ended,
                     reopened_think=contains(found.ids, markers.reopening) or markers.reopens(found.written),
                     answer_cap=cap,
                     logprob=logprob,
@@ -315,7 +328,7 @@ class ForcedChain:
 
         return Request(
             prompt=prompt,
-            max_new_tokens=cap,
+            max_new_tokens=self.rules.answer_request_cap(prompt, cap),
             stops=markers.answer_stops,
             banned=markers.answer_banned,
             seed=seed,

@@ -75,10 +75,11 @@ def chat_request(work: ResolvedPlan, server: "ChatServer", row: Row) -> ChatRequ
         fields = work.native.fields(budget)
     options |= fields.pop("chat_template_kwargs", {})
     context = min(work.rules.context or 10**9, server.context or 10**9)
+    answer = chain.answer_tokens + markers.answer_slack
     if budget == OFF:
-        most = chain.answer_tokens
+        most = answer
     elif work.native.bounds:
-        most = budget + markers.longest - len(markers.start) + chain.answer_tokens
+        most = budget + markers.longest - len(markers.start) + answer
     else:
         most = budget + LEGACY_ANSWER_TOKENS
     return ChatRequest(

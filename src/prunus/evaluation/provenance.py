@@ -8,6 +8,7 @@ from typing import Any
 from prunus.checkpoint.model_folder import EngineFolder, ModelFacts, ModelFolder, is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.engines import BACKENDS, EngineOptions
+from prunus.evaluation.budget import PROTOCOL_VERSION
 from prunus.evaluation.grading import GRADER_VERSION
 from prunus.evaluation.requests import Engine
 
@@ -57,4 +58,5 @@ def describe_model(model: str | Path, checkpoint: ModelFacts, kernel: str | None
 def describe_versions(backend: Engine) -> dict[str, Any]:
     """Versions, device and settings on which results may depend besides model and plan."""
     packages = {package: version(package) for package in ("prunus", "torch", "transformers")}
-    return packages | {"python": platform.python_version(), "grader": GRADER_VERSION} | backend.description
+    ours = {"grader": GRADER_VERSION, "protocol": PROTOCOL_VERSION}
+    return packages | {"python": platform.python_version()} | ours | backend.description

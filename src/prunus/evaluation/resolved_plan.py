@@ -265,18 +265,18 @@ def check_off_context(
 def check_engine(work: ResolvedPlan, backend: Engine) -> None:
     """Raise PrunusError unless every chain fits into the context with which the engine was started, if that is known.
 
-    An answer that the model's context cuts off must not be cut off earlier by the engine's. A backend may also refuse
-    the plan's stops.
+    An answer that the model's context cuts off must not be cut off earlier by the engine's; ids beyond its cap, which
+    show its end, count as part of it. A backend may also refuse the plan's stops.
     """
     markers = work.rules.markers
     backend.check_stops(markers.think_stops | markers.answer_stops)
     if backend.context is not None:
         budget, rules = work.largest_budget, work.rules
         caps = [
-            min(cap, cap + (rules.context or 0) - tokens_needed(budget, rules.markers, prompt, cap))
+            min(cap + markers.answer_slack, cap + (rules.context or 0) - tokens_needed(budget, markers, prompt, cap))
             for prompt, cap in zip(work.prompts, work.caps, strict=True)
         ]
-        check_context(backend.context, "engine", budget, rules.markers, work.problems, work.prompts, caps)
+        check_context(backend.context, "engine", budget, markers, work.problems, work.prompts, caps)
         if work.off_prompts:
             check_off_context(backend.context, "engine", work.problems, work.off_prompts, caps)
 

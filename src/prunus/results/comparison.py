@@ -18,7 +18,7 @@ from prunus.results.completeness import PARTLY, in_words, of_both, unfinished
 from prunus.results.contrasts import Claims, Grown, Pair, contrast_cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
-from prunus.results.rows import Run
+from prunus.results.rows import FIRST_PROTOCOL, Run
 from prunus.results.stages import Growth, growth
 from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw, withhold_stopping
 from prunus.results.store import Store
@@ -284,6 +284,12 @@ def _plan_notes(base: Run, other: Run) -> list[str]:
     graders = [run.versions.get("grader") for run in (base, other)]
     if graders[0] != graders[1] or " and " in str(graders[0]):
         notes.append(f"graded by different versions ({graders[1]}, base {graders[0]}): run `prunus regrade`")
+    rules = [run.versions.get("protocol", FIRST_PROTOCOL) for run in (base, other)]
+    if rules[0] != rules[1] or " and " in str(rules[0]):
+        notes.append(
+            f"answers of exactly their cap are counted as truncated by different rules (protocol {rules[1]}, base"
+            f" {rules[0]}), so compare `truncated` with care"
+        )
     return notes
 
 

@@ -9,6 +9,7 @@ from prunus.budgets import AS_RUN
 Ended = Literal["natural", "forced"]
 Key = tuple[str, int, int]  # problem_id, budget, draw
 UNKNOWN = -1  # a number of tokens that an imported log does not tell
+FIRST_PROTOCOL = "1"  # of runs whose versions name none; evaluation.budget has the present one
 IMPORTED = "imported"  # the kind of a problem that is known from imported logs only
 
 

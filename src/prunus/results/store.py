@@ -25,7 +25,7 @@ from prunus.results import schema
 from prunus.results.labels import is_called
 from prunus.results.looping import loops
 from prunus.results.plans import listed
-from prunus.results.rows import IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Run, Sample
+from prunus.results.rows import FIRST_PROTOCOL, IMPORTED, DeclaredSearch, Key, Planned, ProblemRow, Run, Sample
 from prunus.results.stages import same_but_for_size, stages_of
 
 BUSY_SECONDS = 30.0
@@ -102,13 +102,16 @@ class Store:
     def add_run(self, run: Run) -> None:
         """Add the run unless the store has one with its id, which stays as it is.
 
-        If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded.
+        If the stored run was graded by another version of the grader, it names both ("1 and 2") until it is regraded,
+        and so it does for good if its rows follow another version of the protocol.
         """
         with self._transaction():
             self._insert_run(run)
-        graders = str(self.run(run.run_id).versions.get("grader", "")).split(" and ")
-        if (grader := run.versions.get("grader")) and graders != [""] and grader not in graders:
-            self.update_versions(run.run_id, {"grader": " and ".join([*graders, grader])})
+        stored = self.run(run.run_id).versions
+        for name, unnamed in (("grader", ""), ("protocol", FIRST_PROTOCOL)):
+            known = str(stored.get(name, unnamed)).split(" and ")
+            if (new := run.versions.get(name)) and known != [""] and new not in known:
+                self.update_versions(run.run_id, {name: " and ".join([*known, new])})
 
     def add_complete_run(self, run: Run, problems: Sequence[ProblemRow], samples: Iterable[Sample]) -> int:
         """Add a run with all its problems and draws in one transaction; return the number of new draws.

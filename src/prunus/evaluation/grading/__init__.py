@@ -28,7 +28,7 @@ from prunus.evaluation.grading.reading import readings
 
 __all__ = ["GRADER_VERSION", "Gradable", "Grade", "Grader"]
 
-GRADER_VERSION = f"2/math-verify-{version('math-verify')}"
+GRADER_VERSION = f"3/math-verify-{version('math-verify')}"
 Status = Literal["ok", "weak", "malformed", "no_answer", "timeout", "error"]
 
 

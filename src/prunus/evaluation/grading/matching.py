@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from prunus.evaluation.grading.reading import BASES, Node
+from prunus.evaluation.grading.intervals import cuts
+from prunus.evaluation.grading.node import Node
+from prunus.evaluation.grading.reading import BASES, seconds
 
 MAX_UNORDERED = 16
 MIN_DIGITS = 3
@@ -19,6 +21,7 @@ _PERCENT_OF = re.compile(r"[0-9}$][ ~\\-]*$")
 _PERCENT = re.compile(r"\bper[- ]?cent(?:age)?\b|(?<=what )\\?%|(?<=as a )\\?%", re.IGNORECASE)
 _BASE = re.compile(r"\bbase[\s$~{-]{0,4}([0-9]{1,2}|[a-z]+)", re.IGNORECASE)
 _DIGITS = re.compile(r"-?[0-9]*\.[0-9]+")
+_CLOCK = re.compile(r"(?P<hour>[01]?[0-9]|2[0-3]):(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?")
 _INFORMAL = re.compile(r"[^a-z]")
 
 
@@ -49,6 +52,8 @@ def same(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool
         return _based(gold, answer, asks)
     if "words" in (gold.kind, answer.kind):
         return _INFORMAL.sub("", gold.text.lower()) == _INFORMAL.sub("", answer.text.lower()) != ""
+    if "time" in (gold.kind, answer.kind):
+        return _times(gold, answer, ask)
     if not gold.parts and not answer.parts:
         return _leaves(gold, answer, ask)
     return _structures(gold, answer, ask, asks)
@@ -56,6 +61,10 @@ def same(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool
 
 def _structures(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
     kinds = (gold.kind, answer.kind)
+    if "interval" in kinds or "union" in kinds:
+        ours, theirs = cuts(gold), cuts(answer)
+        if ours is not None and theirs is not None:
+            return ours == theirs
     if "set" in kinds and not (gold.parts and answer.parts):
         one, other = (gold, answer) if gold.kind == "set" else (answer, gold)
         if len(one.parts) != 1:
@@ -113,7 +122,30 @@ def _leaves(gold: Node, answer: Node, ask: Ask) -> bool:
         return gold.value == answer.value
     if gold.text == answer.text:
         return gold.text != ""
-    return bool(gold.text and answer.text) and ask(gold.text, answer.text)
+    return bool(gold.text and answer.text) and _asked(gold, answer, ask)
+
+
+def _asked(gold: Node, answer: Node, ask: Ask) -> bool:
+    """What `ask` says of two formulas or equations; math-verify reads x' as x, so both must have as many primes."""
+    return gold.text.count("'") == answer.text.count("'") and ask(gold.text, answer.text)
+
+
+def _times(gold: Node, answer: Node, ask: Ask) -> bool:
+    """Whether times of day are the same. Without a.m. and p.m. an answer is read on a 24-hour clock.
+
+    A gold answer without them may stand for both halves of the day, if its hour can.
+    """
+    if gold.kind == answer.kind:
+        return gold.text == answer.text
+    timed, bare = (gold, answer) if gold.kind == "time" else (answer, gold)
+    if clock := _CLOCK.fullmatch(bare.text):
+        hours = [int(clock["hour"])]
+        if bare is gold and 1 <= hours[0] <= 12 and not clock["hour"].startswith("0"):
+            hours = [hours[0] % 12, hours[0] % 12 + 12]
+        return timed.text in [str(seconds(hour, clock["minute"], clock["second"])) for hour in hours]
+    if ":" in timed.name or bare.kind != "formula":
+        return False
+    return ask(timed.name, bare.text) if timed is gold else ask(bare.text, timed.name)  # 2am may be a product
 
 
 def _equations(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -> bool:
@@ -123,7 +155,7 @@ def _equations(gold: Node, answer: Node, ask: Ask, asks: Sequence[str] | None) -
         return bool(answer.parts) and same(gold, answer.parts[0], ask, asks)
     if gold.name and gold.name == answer.name:
         return same(gold.parts[0], answer.parts[0], ask, asks)
-    return gold.text == answer.text or ask(gold.text, answer.text)
+    return gold.text == answer.text or _asked(gold, answer, ask)
 
 
 def _based(gold: Node, answer: Node, asks: Sequence[str] | None) -> bool:

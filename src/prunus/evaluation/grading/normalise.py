@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from fractions import Fraction
 from string import ascii_uppercase
 
-from prunus.evaluation.grading.units import SCALES
+from prunus.evaluation.grading.units import DEGREE, SCALES, ticked
 
 _FONTS = ("bf", "it", "rm", "sf", "tt")
 _WRAPPERS = frozenset(
     ["text", "mbox", "hbox", "textnormal", "emph", "underline", "boldsymbol", "bm", "operatorname"]
 ) | {kind + font for kind in ("text", "math") for font in _FONTS}
 _WRAPPER = re.compile(rf"\\(?:{'|'.join(sorted(_WRAPPERS))})\b\s*(?=\{{)")
-_DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|°|\\degrees?(?![A-Za-z])")
 # Signs that people type where LaTeX has commands. A blank keeps the command apart from a letter that follows.
 _SIGNS = str.maketrans(
     {
         "\u00a0": "~", "\u2009": "~", "\u202f": "~",
         "−": "-", "–": "-", "≤": r"\le ", "≥": r"\ge ", "∞": r"\infty ", "π": r"\pi ", "×": r"\times ",
         "·": r"\cdot ", "÷": r"\div ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx ",
+        "≠": r"\ne ", "∖": r"\setminus ", "ℝ": r"\mathbb{R}",
         "²": "^2", "³": "^3", "√": r"\sqrt ",
     }
 )  # fmt: skip
@@ -57,6 +57,7 @@ _DROPPED = _SIZES | {
     "$", r"\$", r"\(", r"\)", r"\[", r"\]", r"\bf", r"\rm", r"\it",
 }  # fmt: skip
 _SAME = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\lbrace": r"\{", r"\rbrace": r"\}"} | {
+    r"\ne": r"\neq", r"\backslash": r"\setminus", r"\smallsetminus": r"\setminus", r"\colon": ":",
     r"\leq": r"\le", r"\geq": r"\ge", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\lt": "<", r"\gt": ">"
 }  # fmt: skip
 _ARGUMENTS = {r"\frac": 2, r"\sqrt": 1}
@@ -78,7 +79,7 @@ def integer(text: str) -> str | None:
     Currency signs, thousands separators, degrees, leading zeros, a trailing `.0`, fonts, `x =`, the letter of a choice
     before it and units are dropped; 3 million is 3000000; \frac{84}{2} and 42\pi are not read as whole numbers.
     """
-    text = _ungroup(_DEGREE.sub(" ", text.translate(_SIGNS)))
+    text = _ungroup(DEGREE.sub(" ", text.translate(_SIGNS)))
     text = _WRAPPER.sub(" ", text).replace("\\%", "%").replace("{,}", ",")
     text = " ".join(_THIN.sub("", text).split()).rpartition("=")[2].strip().rstrip(".")
     text = _CHOICE_BEFORE.sub("", _THOUSANDS_COMMA.sub("", text))
@@ -122,8 +123,8 @@ def latex(text: str, grouped: bool = True) -> str:
     around their content, trailing stops and thousands separators: 2,220 and 2 220 become 2220, and the remaining
     commas separate elements. \dfrac becomes \frac, \frac12 becomes \frac{1}{2}.
     """
-    text = _TEXT_COMMA.sub("{,}", _ROOT.sub(r"\\sqrt{\1}", text))
-    text = _DEGREE.sub("", _ROW_SPACE.sub(r"\\\\", text.translate(_SIGNS)))
+    text = _TEXT_COMMA.sub("{,}", _ROOT.sub(r"\\sqrt{\1}", ticked(text))).replace("{:}", ":")
+    text = DEGREE.sub("", _ROW_SPACE.sub(r"\\\\", text.translate(_SIGNS)))
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
     if grouped:

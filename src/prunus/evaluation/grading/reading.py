@@ -5,40 +5,16 @@ Formulas inside are in normal form (normalise.latex) and are compared by a worke
 """
 
 import re
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 from typing import Literal
 
 from prunus.evaluation.grading import normalise
 from prunus.evaluation.grading.arithmetic import exact_value
+from prunus.evaluation.grading.intervals import REALS, cuts, difference
+from prunus.evaluation.grading.node import Node
 from prunus.evaluation.grading.units import split_quantity
 
 MAX_DEPTH = 5
-Kind = Literal[
-    "number", "formula", "words", "letter", "based", "list", "set", "tuple", "interval", "union", "matrix", "equation"
-]
-
-
-@dataclass(frozen=True)
-class Node:
-    r"""A part of a parsed answer.
-
-    text: normal form of a formula or equation; digits of a number in another base; words in lower case without blanks;
-    the letter of a choice; brackets of an interval ("[)"); rows x columns of a matrix. value: exact value of a number.
-    parts: the elements in order; of an equation its right side. name: the letter left of =, or the base. percent,
-    rounded (`\approx`) and units: how the value was marked.
-    """
-
-    kind: Kind
-    text: str = ""
-    value: Fraction | None = None
-    parts: tuple["Node", ...] = ()
-    name: str = ""
-    percent: bool = False
-    rounded: bool = False
-    units: frozenset[str] = frozenset()
-
-
 _STYLE = r"\\(?:text|mbox|textrm|mathrm)\s*"
 _AND = re.compile(_STYLE + r"\{\s*,?\s*and\s*\}|(?<=[\s$}),])and(?=[\s$\\])|;")
 _OR = re.compile(_STYLE + r"\{\s*,?\s*or\s*\}|(?<=[\s$}),])or(?=[\s$\\])|\\(?:lor|vee)(?![A-Za-z])")
@@ -64,6 +40,15 @@ _LABEL = re.compile(
 )
 _OPERATOR = re.compile(r"[-+*/^_=<>)\]},&!]|\\(?:cdot|times|cup|cap|le|ge|in|pm|mp)(?![A-Za-z])")
 _RELATION = re.compile(r"\\(?:le|ge)(?![A-Za-z])|[<>]")
+_REALS = re.compile(r"\\mathbb ?\{?R\}?|\\(?:R|Reals|reals)(?![A-Za-z])")
+_FROM_REALS = re.compile(rf"(?:{_REALS.pattern})[-/](?=[(\[]|\\\{{)")  # - and / stand for \setminus there
+_COMPLEMENT = re.compile(r"(?P<inside>[(\[].*[)\]])\^\{?(?:[cC]|\\complement)\}?")
+_UNEQUAL = re.compile(rf"(?:(?P<member>[A-Za-z])\\in(?:{_REALS.pattern}),)?(?P<name>[A-Za-z])\\neq(?P<values>[^<>=]+)")
+_NO_MEMBER = re.compile(r"[A-Za-z]\\notin(?![A-Za-z])")
+_TIME = re.compile(
+    r"(?P<hour>0?[1-9]|1[0-2])(?::(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?)?"
+    r"(?:(?P<half>[AaPp])\.?[Mm]\.?|in ?the ?(?P<part>morning|afternoon|evening)|(?P<twelve>noon|midnight))"
+)
 _MEMBER = re.compile(r"[A-Za-z]\\in(?![A-Za-z])")
 _VARIABLE = re.compile(r"[A-Za-z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega)|[a-z]\([a-z]\)")
 # Names that an answer may have left of =: x, x_1, f(x), AB, \angle ABC. With a sum there it is an equation.
@@ -126,6 +111,8 @@ def _read_latex(latex: str, depth: int = 0) -> Node:
     if _SIGN.search(latex) and len(_split(latex, ",")) == 1 and not latex.startswith(r"\{"):
         both = [_SIGN.sub(lambda sign, upper=upper: _resolved(sign[0], upper), latex) for upper in (True, False)]
         return Node("list", parts=tuple(_read_latex(one, depth + 1) for one in both))
+    if unequal := _read_unequal(latex, depth):
+        return unequal
     for separator, kind in _SEPARATORS:
         pieces = _split(latex, separator)
         if len(pieces) > 1 and all(pieces):
@@ -134,6 +121,8 @@ def _read_latex(latex: str, depth: int = 0) -> Node:
         return _read_latex(builder["condition"], depth + 1)
     if member := _MEMBER.match(latex):
         return _read_latex(latex[member.end() :], depth + 1)
+    if rest := _read_rest(latex, depth):
+        return rest
     if inequality := _read_inequality(latex, depth):
         return inequality
     if equation := _read_equation(latex, depth):
@@ -142,6 +131,8 @@ def _read_latex(latex: str, depth: int = 0) -> Node:
         base = int(based["base"]) if based["base"].isdigit() else BASES.get(based["base"])
         if base and (base > 10 or based["digits"].replace(".", "").isdigit()):
             return Node("based", based["digits"].lstrip("0") or "0", name=str(base))
+    if time := _read_time(latex):
+        return time
     if enclosed := _read_enclosed(latex, depth):
         return enclosed
     if letter := _CHOICE.fullmatch(latex):
@@ -166,6 +157,49 @@ def _joined(kind: Literal["union", "list"], parts: list[Node]) -> Node:
         kind = "list"
     flat = [inner for part in parts for inner in (part.parts if part.kind == kind else (part,))]
     return Node(kind, parts=tuple(flat))
+
+
+def _read_rest(latex: str, depth: int) -> Node | None:
+    r"""The real numbers, a set of them without another (A \setminus B), or a complement, as a union of intervals."""
+    if _REALS.fullmatch(latex):
+        return REALS
+    if complement := _COMPLEMENT.fullmatch(latex):
+        inside = _read_enclosed(complement["inside"], depth + 1)
+        return difference(REALS, inside) if inside else None
+    first, *others = _split(latex, r"\setminus") or [latex]
+    if others and all((first, *others)):
+        rest: Node | None = REALS if first == "R" else _read_latex(first, depth + 1)
+        for other in others:
+            rest = rest and difference(rest, _read_latex(other, depth + 1))
+        return rest
+    if outside := _NO_MEMBER.match(latex) or _FROM_REALS.match(latex):
+        return difference(REALS, _read_latex(latex[outside.end() :], depth + 1))
+    return None
+
+
+def _read_unequal(latex: str, depth: int) -> Node | None:
+    r"""x \ne 1, or x \ne 1, x \ne 2, as the real numbers without these."""
+    found = _UNEQUAL.fullmatch(latex)
+    if found is None or found["member"] not in (None, found["name"]):
+        return None
+    values = [value.removeprefix(rf"{found['name']}\neq") for value in _split(found["values"], ",")]
+    removed = Node("set", parts=tuple(_read_latex(value, depth + 1) for value in values))
+    return difference(REALS, removed) if cuts(removed) else None
+
+
+def _read_time(latex: str) -> Node | None:
+    """A time of day with a.m., p.m. or a word for them."""
+    found = _TIME.fullmatch(latex)
+    if found is None or (found["twelve"] and int(found["hour"]) != 12):
+        return None
+    is_late = (found["half"] or found["part"] or found["twelve"]).lower() not in ("a", "morning", "midnight")
+    hour = int(found["hour"]) % 12 + 12 * is_late
+    return Node("time", str(seconds(hour, found["minute"], found["second"])), name=latex)
+
+
+def seconds(hour: int, minute: str | None, second: str | None) -> int:
+    """The seconds since midnight of a time on a 24-hour clock."""
+    return 3600 * hour + 60 * int(minute or 0) + int(second or 0)
 
 
 def _read_inequality(latex: str, depth: int) -> Node | None:

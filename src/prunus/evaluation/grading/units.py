@@ -18,9 +18,21 @@ KNOWN = {word: name for name, words in _NAMES.items() for word in (name, *words.
 # Words after a number that are not a unit: they change its value, or belong to the sentence.
 _SENTENCE_WORDS = """and or plus minus times over mod pi i x n e sqrt sin cos tan cot sec csc log ln exp lim max min
     cis half third quarter dozen pair to not is are if when where with without more less than at least most else"""
-NOT_UNITS = frozenset(SCALES) | frozenset(_SENTENCE_WORDS.split())
+_TIME_WORDS = "noon midnight morning afternoon evening"
+NOT_UNITS = frozenset(SCALES) | frozenset(f"{_SENTENCE_WORDS} {_TIME_WORDS}".split())
 MAX_UNIT = 60
 
+DEGREE = re.compile(
+    r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|°|\\degrees?(?![A-Za-z])|(?<=[0-9}])\^\s?(?:\{o\}|o(?![A-Za-z]))"
+)
+_PRIMES = re.compile(r"\^\s*(?:\{\s*(?:\\prime\s*)+\}|\\prime(?![A-Za-z]))|(?<=[0-9}])[\"”]|[′’″]")
+# What one prime and two primes after a number may stand for.
+_TICKED = (frozenset(["minute^1", "foot^1"]), frozenset(["second^1", "inch^1"]))
+_BLANKS = r"(?:\\[,;:! ]|~|\s)*"
+_ARC = re.compile(
+    rf"(?P<sign>[-+]?)(?P<degrees>[0-9]+)(?:{DEGREE.pattern}){_BLANKS}(?P<minutes>[0-9]+(?:\.[0-9]+)?)'"
+    rf"(?:{_BLANKS}(?P<seconds>[0-9]+(?:\.[0-9]+)?)'')?"
+)
 _STYLED = re.compile(
     r"\\(?:text|mbox|hbox|textrm|textbf|textit|mathrm|mathbf|rm|operatorname)\s*\{(?P<words>[^{}\\$0-9=<>]*)\}"
     r"\s*(?:\^\s*\{?(?P<power>[0-9])\}?)?\s*$"
@@ -47,8 +59,15 @@ def split_quantity(text: str) -> Quantity:
     body, scale, units, percent = text.strip().rstrip("."), Fraction(1), frozenset[str](), False
     if r"\$" in body or (body.startswith(("$", "€")) and not body.endswith("$")):
         units = frozenset(["dollar^1"])
-    if re.search(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))$|°$", body):
+    ticks = ticked(body)
+    if arc := _ARC.fullmatch(ticks):
+        degrees = rf"{arc['degrees']}+\frac{{{arc['minutes']}}}{{60}}+\frac{{{arc['seconds'] or 0}}}{{3600}}"
+        return Quantity(f"{arc['sign']}({degrees})", units=frozenset(["degree^1"]))
+    if any(found.end() == len(body) for found in DEGREE.finditer(body)):
         return Quantity(body, units=frozenset(["degree^1"]))
+    number = ticks.rstrip("'")
+    if (marks := len(ticks) - len(number)) in (1, 2) and _BODY.search(number) and _PLAIN_NUMBER.fullmatch(number):
+        return Quantity(number, units=_TICKED[marks - 1])
     for _ in range(3):
         if found := _PERCENT.search(body):
             percent, body = True, _stripped(body[: found.start()])
@@ -82,6 +101,11 @@ def split_quantity(text: str) -> Quantity:
     return Quantity(body, scale, units, percent)
 
 
+def ticked(text: str) -> str:
+    r"""The text with every prime as an apostrophe: 60^{\prime\prime}, 60″ and 60" become 60''."""
+    return _PRIMES.sub(lambda mark: "'" * (2 if mark[0] in '"”″' else max(1, mark[0].count(r"\prime"))), text)
+
+
 def _stripped(text: str) -> str:
     return _BLANK_END.sub("", text)
 
@@ -89,6 +113,8 @@ def _stripped(text: str) -> str:
 def _is_unit(words: list[str], apart: bool) -> bool:
     """Whether words are a unit. Single letters and short words must be known units, else they are variables."""
     if not words or not apart or any(word.lower() in NOT_UNITS for word in words):
+        return False
+    if "".join(words).lower() in ("am", "pm"):
         return False
     known = [len(word) > 2 or word in KNOWN for word in words]
     return any(known) and all(fits or word in ("of", "sq", "cu", "a") for fits, word in zip(known, words, strict=True))

@@ -66,6 +66,7 @@ def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str
     with claim(store, run_id), backends.opened("hf", folder, device, len(tokenizer)) as backend:
         problems, samples = ask(cast("HFBackend", backend).model, tokenizer, name_of(plan), stored)
         versions = describe_versions(backend) | {"grader": f"lm_eval-{stored['lm_eval']}"}
+        del versions["protocol"]  # the harness generates by its own rules
         with Store(store, create=True) as opened:
             opened.add_problems(problems)
             opened.add_run(Run(run_id, describe_model(model, checkpoint, kernel), stored, versions))

@@ -94,6 +94,11 @@ class Markers:
         return 1 if self.think_texts is None else self.think_texts.slack
 
     @property
+    def answer_slack(self) -> int:
+        """Number of ids requested beyond the cap on an answer, to see whether it ends directly after it."""
+        return 1 if self.answer_texts is None else self.answer_texts.slack
+
+    @property
     def longest(self) -> int:
         """Maximum number of ids of start, closing and those requested beyond a budget."""
         return len(self.start) + max(map(len, self._closings)) + self.slack - 1
