@@ -1,6 +1,5 @@
 """The table of backends, and the options to start or reach them, which are not part of a run's id."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,6 +8,7 @@ from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
 from prunus.kinds import settle
+from prunus.parse import parse_json
 
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
@@ -135,7 +135,7 @@ def is_address(url: str) -> bool:
 def parse_args(text: str | None) -> dict[str, Any]:
     """The `args` of EngineOptions from JSON; PrunusError unless it is an object."""
     try:
-        found = json.loads(text or "{}")
+        found = parse_json(text or "{}")
     except ValueError as error:
         raise PrunusError(
             f"engine arguments are not JSON ({error}); write '{{\"tensor_parallel_size\": 2}}'"

@@ -1,11 +1,11 @@
 """What a model card tells of the certificate of `prunus find` that lies beside a checkpoint."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prunus.cards.markdown import LIMIT, plain, redacted
+from prunus.parse import parse_json
 
 CERTIFICATE = "certificate.json"
 
@@ -21,7 +21,7 @@ def claims_of_found(shown: Mapping[str, Any]) -> list[str]:
 def read_claims(folder: Path) -> tuple[list[str], str | None]:
     """(claims of the certificate in a folder, checksum of the weights that they are about); ([], None) without one."""
     try:
-        data = json.loads((folder / CERTIFICATE).read_text("utf-8"))
+        data = parse_json((folder / CERTIFICATE).read_text("utf-8"))
         return [str(claim) for claim in claims_of_found(data["shown"])], str(data["made"]["checksum"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `prunus verify` says what is wrong with it
         return [], None

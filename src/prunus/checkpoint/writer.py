@@ -26,6 +26,7 @@ from prunus.checkpoint.safetensors_file import Entry, OpenFile, Stored, entry_of
 from prunus.disk import DiskFull, check_space, disk_errors, locked, replace_folder, sync_file, sync_folder, write_text
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
+from prunus.parse import parse_json
 
 JOURNAL, LOCK, CALIBRATION, HIDDEN = "journal.json", "lock", "calibration.jsonl", "hidden.bin"
 EVIDENCE = "evidence.json"
@@ -348,7 +349,7 @@ def boot() -> str:
 def read_journal(path: Path) -> dict[str, Any]:
     """The journal of unfinished work, {} if it is missing or was damaged by a power cut."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -21,6 +21,7 @@ from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.finding.rows import Rows
 from prunus.hashing import content_hash
+from prunus.parse import parse_json
 from prunus.results.anytime import path
 from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, Rule, decide, next_look
 from prunus.results.metrics import auc_weights
@@ -275,7 +276,7 @@ def write_certificate(data: Data, file: Path) -> None:
 def read_certificate(file: Path) -> dict[str, Any]:
     """The certificate in a file. Raises PrunusError if it is none."""
     try:
-        data = json.loads(file.read_text("utf-8"))
+        data = parse_json(file.read_text("utf-8"))
     except OSError as error:
         raise PrunusError(f"cannot read '{file}': {error.strerror or error}") from error
     except ValueError as error:

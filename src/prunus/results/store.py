@@ -14,11 +14,13 @@ from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 from prunus.budgets import budget_of
 from prunus.disk import locked
 from prunus.errors import PrunusError
+from prunus.kinds import hints_of
+from prunus.parse import parse_json
 from prunus.results import schema
 from prunus.results.labels import is_called
 from prunus.results.looping import loops
@@ -29,6 +31,11 @@ BUSY_SECONDS = 30.0
 COLUMNS = tuple(field.name for field in fields(Sample))
 TEXT_COLUMNS = ("thinking", "text")
 FLAGS = ("answer_truncated", "reopened_think", "correct", "loops")  # SQLite has no Booleans
+# The types that SQLite returns for each column.
+KINDS = {
+    name: {str} if get_origin(hint) is Literal else {int if kind is bool else kind for kind in get_args(hint) or [hint]}
+    for name, hint in hints_of(Sample).items()
+}
 _values = attrgetter(*COLUMNS)
 _INSERT = (
     f"INSERT INTO sample (run_id, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) "  # noqa: S608  names above
@@ -135,7 +142,7 @@ class Store:
         if not self._has_table("timing"):
             return {}
         rows = self._read("SELECT machine, speed FROM timing WHERE run_id = ? ORDER BY machine", (run_id,))
-        return {machine: json.loads(speed) for machine, speed in rows}
+        return {machine: self._parsed(speed, dict) for machine, speed in rows}
 
     def mark_adaptive(self, run_id: str, how: Mapping[str, Any]) -> None:
         """Store that the number of a run's problems depends on its rows; `how` is Run.adaptive. An older mark stays."""
@@ -150,7 +157,12 @@ class Store:
         if self._has_table("adaptive"):
             marks = dict(self._read("SELECT run_id, how FROM adaptive"))
         return [
-            Run(run_id, *(json.loads(text) for text in (*texts, marks.get(run_id, "null")))) for run_id, *texts in rows
+            Run(
+                run_id,
+                *(self._parsed(text, dict) for text in texts),
+                self._parsed(marks[run_id], dict) if run_id in marks else None,
+            )
+            for run_id, *texts in rows
         ]
 
     def run(self, run_id: str) -> Run:
@@ -197,7 +209,10 @@ class Store:
         rows = self._read("SELECT task, problem_id, gold, kind, choices, digest FROM problem")
         asks: dict[str, tuple[str, ...]] = {}
         if self._has_table("asks"):
-            asks = {key: tuple(json.loads(wishes)) for key, wishes in self._read("SELECT problem_id, wishes FROM asks")}
+            asks = {
+                key: tuple(self._parsed(wishes, list))
+                for key, wishes in self._read("SELECT problem_id, wishes FROM asks")
+            }
         questions: dict[str, str] = {}
         if self._has_table("question"):
             questions = dict(self._read("SELECT problem_id, digest FROM question"))
@@ -207,7 +222,7 @@ class Store:
                 problem_id,
                 gold,
                 kind,
-                tuple(json.loads(choices)),
+                tuple(self._parsed(choices, list)),
                 digest,
                 asks.get(problem_id),
                 questions.get(problem_id),
@@ -236,7 +251,11 @@ class Store:
         stored["loops"] = f"COALESCE({stored['loops']}, prunus_loops(thinking, text, {stored['repetition']}))"
         shown = ", ".join(f"{stored[name]} AS {name}" for name in columns)
         query = f"SELECT {shown} FROM sample WHERE run_id = ? ORDER BY problem_id, budget, draw"  # noqa: S608
-        return [_sample(columns, row) for row in self._read(query, (run_id,))]
+        rows = self._read(query, (run_id,))
+        for name, values in zip(columns, zip(*rows, strict=True), strict=False):
+            if not set(map(type, values)) <= KINDS[name]:  # SQLite stores any type in any column
+                raise schema.damaged(self.path, f"{name} of a draw is of a wrong type")
+        return [_sample(columns, row) for row in rows]
 
     def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
         """(thinking, text) of these draws only, so that a few texts can be shown from a store of any size."""
@@ -310,6 +329,16 @@ class Store:
                     schema.make_tables(self._connection)
         schema.check_format(self._connection, self.path)
 
+    def _parsed(self, text: Any, kind: type) -> Any:
+        """The value of a column that holds JSON."""
+        try:
+            found = parse_json(text)
+        except (TypeError, ValueError) as error:
+            raise schema.damaged(self.path, f"a text is not JSON: {str(error)[:100]}") from error
+        if not isinstance(found, kind):
+            raise schema.damaged(self.path, f"a text is JSON of another kind than a {kind.__name__}")
+        return found
+
     def _has_table(self, name: str) -> bool:
         return bool(self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
 
@@ -343,12 +372,11 @@ class Store:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.DatabaseError as error:
-            message = self._explanation(str(error))
-            if message is None:
+            if isinstance(error, sqlite3.ProgrammingError):  # of prunus itself
                 raise
-            raise PrunusError(message) from error
+            raise self._explanation(str(error)) from error
 
-    def _explanation(self, error: str) -> str | None:
+    def _explanation(self, error: str) -> PrunusError:
         path = f"the store '{self.path}'"
         known = {
             "is locked": f"{path} is locked by another process (waited {self.timeout:g} s): try again when it is done",
@@ -357,9 +385,9 @@ class Store:
             "unable to open": f"{path} cannot be opened: check that it is a file you may read and write",
             "disk I/O error": f"{path} cannot be read or written (disk error): check the disk and its free space",
             "not a database": f"'{self.path}' is not a store (not an SQLite file): name another --store",
-            "malformed": f"{path} is damaged: restore a copy or name another --store",
         }
-        return next((message for sign, message in known.items() if sign in error), None)
+        message = next((message for sign, message in known.items() if sign in error), None)
+        return schema.damaged(self.path, error) if message is None else PrunusError(message)
 
 
 def _sample(columns: Sequence[str], row: Sequence[Any]) -> Sample:

@@ -1,6 +1,5 @@
 """Reading text, messages and token ids from files, for calibration and perplexity."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, one_line
 from prunus.errors import PrunusError
+from prunus.parse import parse_json
 
 KINDS = ("text", "messages", "token_ids")
 
@@ -38,7 +38,7 @@ def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            row = parse_json(text)
         except ValueError as error:
             raise PrunusError(f"{path}, line {number}: not JSON ({error})") from error
         kind = next((kind for kind in kinds if isinstance(row, dict) and kind in row), None)
