@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.profile import Profile
-from prunus.evaluation.profiles.template import messages_of, render
+from prunus.evaluation.profiles.template import messages_of, render_all
 from prunus.evaluation.requests import TextStops
 from prunus.recipes import Mode
 
@@ -167,12 +167,14 @@ def ends_in_newline(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
 
 def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The ids of the chat template with text as the only user message, followed by the opened thinking."""
-    return encode_opened(profile, tokenizer, render_prompt(profile, tokenizer, text))
+    [rendered] = render_prompts(profile, tokenizer, [text])
+    return encode_opened(profile, tokenizer, rendered)
 
 
-def render_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """The text of the chat template with text as the only user message, up to the place where the model continues."""
-    return render(tokenizer, messages_of(text, profile.system), profile.template_options(), profile.date)
+def render_prompts(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
+    """The chat template with each text as the only user message, up to the place where the model continues."""
+    conversations = [messages_of(text, profile.system) for text in texts]
+    return render_all(tokenizer, conversations, profile.template_options(), profile.date)
 
 
 def encode_opened(profile: Profile, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prunus.checkpoint.chat_template import TemplateError, rendered
 from prunus.checkpoint.model_folder import ModelFolder
 from prunus.checkpoint.resolve import load_tokenizer, one_line
 from prunus.errors import PrunusError
@@ -91,14 +92,15 @@ def render_chats(path: Path, lines: Sequence[Line], source: ModelFolder) -> tupl
     tokenizer = load_tokenizer(source.folder)
     if not tokenizer.chat_template:
         raise PrunusError(f"{path} holds messages, but {source.folder} has no chat template; give text or token ids")
-    documents, dropped = [], 0
-    for line in lines:
-        try:
-            text = str(tokenizer.apply_chat_template(line.value, tokenize=False))
-            documents.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        except Exception as error:  # a template is a program and may raise anything
-            raise PrunusError(f"{path}, line {line.number}: the chat template rejects it: {one_line(error)}") from error
-        dropped += any(thought not in text for thought in map(_thinking, line.value))
+    texts: list[str] = []
+    try:
+        texts.extend(rendered(tokenizer, [line.value for line in lines]))
+    except TemplateError as error:
+        number = lines[len(texts)].number
+        raise PrunusError(f"{path}, line {number}: the chat template rejects it: {error}") from error
+    documents = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+    pairs = zip(texts, lines, strict=True)
+    dropped = sum(any(thought not in text for thought in map(_thinking, line.value)) for text, line in pairs)
     warning = (
         f"{path}: the chat template drops the thinking of {dropped} of {len(lines)} lines; give token ids to keep it"
     )
