@@ -92,11 +92,11 @@ def test_usual_texts_are_those_of_transformers():
         assert list(rendered(tokenizer, chats, **options)) == wanted
 
 
-def test_the_error_is_that_of_its_conversation_and_no_process_is_left():
-    tokenizer = load_tokenizer(tiny_folder())
-    template = (
-        "{% if messages[0].content == 'no' %}{{ raise_exception('not\nthis') }}{% endif %}{{ messages[0].content }}"
-    )
+def test_the_error_is_that_of_its_conversation_and_no_process_is_left(monkeypatch):
+    tokenizer, children, fork = load_tokenizer(tiny_folder()), [], os.fork
+    monkeypatch.setattr(os, "fork", lambda: children.append(fork()) or children[-1])
+    template = "{% if messages[0].content == 'no' %}{{ raise_exception('not\nthis') }}{% endif %}"
+    template += "{{ messages[0].content }}"
     chats = [[{"role": "user", "content": text}] for text in ("a", "b", "no", "c")]
     found = []
     with pytest.raises(TemplateError, match="not this"):
