@@ -72,7 +72,7 @@ class EngineOptions:
     "vllm serve {model} --port {port}"; the server is stopped after the evaluation. served_model: the server's name for
     the model, where it differs. tokenizer: folder or hub id of the served model's tokenizer; then the model is only a
     name, and nothing else of it is needed here. concurrency: most simultaneous requests; None: as many as the server
-    takes. timeout: seconds per request, and for a server to start.
+    takes. timeout: seconds for a whole reply, and for a server to start.
     sparse: whether packed and dense 16-bit weights run on Prunus's kernel where the CPU supports it (docs/sparse.md).
     """
 

@@ -141,7 +141,7 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
         _engine_option(
             "concurrency", "--concurrency", "most simultaneous requests; the default follows the server.", type=int
         ),
-        _engine_option("timeout", "--timeout", "timeout of a request, in seconds.", default=usual.timeout),
+        _engine_option("timeout", "--timeout", "seconds for the whole reply to a request.", default=usual.timeout),
         _engine_option(
             "sparse",
             "--sparse/--no-sparse",
