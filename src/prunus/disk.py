@@ -33,6 +33,8 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     the same path at once, the last one to finish leaves its complete file. A killed process leaves its temporary file.
     sync: flush the file to disk before it is renamed, so that it also survives a power failure.
     """
+    if not path.name:  # `.`, `/`, or nothing
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
     try:
         with temporary.open("xb") as stream:

@@ -31,6 +31,12 @@ BUSY_SECONDS = 30.0
 COLUMNS = tuple(field.name for field in fields(Sample))
 TEXT_COLUMNS = ("thinking", "text")
 FLAGS = ("answer_truncated", "reopened_think", "correct", "loops")  # SQLite has no Booleans
+# The types of what tables and pages read of a run.
+OF_RUN: Mapping[str, Mapping[str, type]] = {
+    "model": {"name": str, "source": str, "checksum": str, "manifest": dict},
+    "plan": {"tasks": list, "budgets": list, "samples": int, "mode": str, "profile": str, "seed": int, "strings": dict},
+    "manifest": {"history": list},
+}
 # The types that SQLite returns for each column.
 KINDS = {
     name: {str} if get_origin(hint) is Literal else {int if kind is bool else kind for kind in get_args(hint) or [hint]}
@@ -157,10 +163,12 @@ class Store:
         if self._has_table("adaptive"):
             marks = dict(self._read("SELECT run_id, how FROM adaptive"))
         return [
-            Run(
-                run_id,
-                *(self._parsed(text, dict) for text in texts),
-                self._parsed(marks[run_id], dict) if run_id in marks else None,
+            self._checked(
+                Run(
+                    run_id,
+                    *(self._parsed(text, dict) for text in texts),
+                    self._parsed(marks[run_id], dict) if run_id in marks else None,
+                )
             )
             for run_id, *texts in rows
         ]
@@ -255,7 +263,11 @@ class Store:
         for name, values in zip(columns, zip(*rows, strict=True), strict=False):
             if not set(map(type, values)) <= KINDS[name]:  # SQLite stores any type in any column
                 raise schema.damaged(self.path, f"{name} of a draw is of a wrong type")
-        return [_sample(columns, row) for row in rows]
+        found = [_sample(columns, row) for row in rows]
+        known = {name for (name,) in self._read("SELECT problem_id FROM problem")}
+        if unknown := {sample.problem_id for sample in found} - known:
+            raise schema.damaged(self.path, f"it lacks the problem {min(unknown)[:80]!r} of a draw")
+        return found
 
     def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
         """(thinking, text) of these draws only, so that a few texts can be shown from a store of any size."""
@@ -338,6 +350,18 @@ class Store:
         if not isinstance(found, kind):
             raise schema.damaged(self.path, f"a text is JSON of another kind than a {kind.__name__}")
         return found
+
+    def _checked(self, run: Run) -> Run:
+        """The run, if what it holds is of the types of OF_RUN, as far as it is there."""
+        parts = {"model": run.model, "plan": run.plan, "manifest": run.model.get("manifest") or {}}
+        for part, kinds in OF_RUN.items():
+            for name, kind in kinds.items():
+                if not isinstance(parts[part], dict) or not isinstance(parts[part].get(name), kind | None):
+                    raise schema.damaged(self.path, f"{name} in the {part} of run {run.run_id} is of a wrong type")
+        steps = parts["manifest"].get("history") or []
+        if not all(isinstance(step, dict) and isinstance(step.get("recipe"), dict | None) for step in steps):
+            raise schema.damaged(self.path, f"the history of run {run.run_id} has a step of a wrong type")
+        return run
 
     def _has_table(self, name: str) -> bool:
         return bool(self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
