@@ -47,7 +47,7 @@ def test_a_limit_of_file_sizes_is_one_line_and_nothing_left_is_in_the_way(case, 
     outcome = bad_inputs.run(case, source, tmp_path / "here")
     assert not outcome.wrong(case), outcome
     if outcome.code == 2:
-        assert not [name for name in outcome.left if not name.startswith("page.html.")]
+        assert not outcome.left or (outcome.left == ["out"] and case.arguments[0] == "import")  # a store without rows
         assert bad_inputs.give(case._replace(limit=None), tmp_path / "here").code == 0
 
 

@@ -68,6 +68,7 @@ def test_commands_refuse_such_a_model(tmp_path, monkeypatch, capsys):
     """Where the template decides by the text, it is found at that text: every conversation is bounded."""
     monkeypatch.setattr(chat_template, "SECONDS", 1.0)
     usual = load_tokenizer(tiny_folder()).chat_template
+    assert isinstance(usual, str)
     bomb = "{% if messages[0].content|length > 20 %}" + HOSTILE["nested loops"][0] + "{% endif %}"
     model = model_with(tmp_path, usual + bomb)
     rows = tmp_path / "rows.jsonl"
@@ -87,9 +88,9 @@ def test_commands_refuse_such_a_model(tmp_path, monkeypatch, capsys):
 def test_usual_texts_are_those_of_transformers():
     tokenizer = load_tokenizer(tiny_folder())
     chats = [[{"role": "user", "content": f"{n} + {n}? é 😀"}] for n in range(50)]
-    for options in ({}, {"add_generation_prompt": True}):
-        wanted = [tokenizer.apply_chat_template(chat, tokenize=False, **options) for chat in chats]
-        assert list(rendered(tokenizer, chats, **options)) == wanted
+    for opens in (False, True):
+        wanted = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=opens) for chat in chats]
+        assert list(rendered(tokenizer, chats, add_generation_prompt=opens)) == wanted
 
 
 def test_the_error_is_that_of_its_conversation_and_no_process_is_left(monkeypatch):

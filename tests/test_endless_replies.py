@@ -6,6 +6,7 @@ import socketserver
 import threading
 import time
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -26,20 +27,21 @@ class _Answer(socketserver.StreamRequestHandler):
     """Answers a path by the server's `answers`: JSON, or the number of seconds between two parts of endless blanks."""
 
     def handle(self):
-        head = b""
+        server, head = self.server, b""
+        assert isinstance(server, _Server)
         while not head.endswith(b"\r\n\r\n"):
             head += self.rfile.readline()
         path = head.split()[1].decode()
         length = next((int(line[15:]) for line in head.splitlines() if line.lower().startswith(b"content-length:")), 0)
         self.rfile.read(length)
-        answer = self.server.answers[path]
+        answer = server.answers[path]
         if not isinstance(answer, float):
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.wfile.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             return
         self.wfile.write(HEAD + b"\r\n")
         try:
-            while not self.server.ended:
+            while not server.ended:
                 self.wfile.write(b" " * (1 << 16 if answer == 0 else 1))
                 time.sleep(answer)
         except OSError:  # the client has had enough
@@ -47,14 +49,16 @@ class _Answer(socketserver.StreamRequestHandler):
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads, allow_reuse_address = True, True
+    daemon_threads, allow_reuse_address, ended = True, True, False
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers = {"/v1/models": {"data": [ENTRY]}, "/version": {"version": "1"}} | answers
+        super().__init__(("127.0.0.1", 0), _Answer)
 
 
 @contextmanager
 def serving(answers):
-    with _Server(("127.0.0.1", 0), _Answer) as server:
-        server.answers = {"/v1/models": {"data": [ENTRY]}, "/version": {"version": "1"}} | answers
-        server.ended = False
+    with _Server(answers) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/v1"
@@ -91,7 +95,7 @@ def test_an_endless_reply_ends_with_one_line(path, pace, words):
 
 @pytest.mark.parametrize("pace", [SLOW, FAST])
 def test_what_a_server_need_not_tell_does_not_hold_it_up(pace):
-    """The version and the metrics are left out where they do not end; a server whose list does not end has not started."""
+    """A version that does not end is left out; a server whose list of models does not end has not started."""
 
     async def version(url):
         async with transport.new_client(EngineOptions(url=url, timeout=0.5)) as client:

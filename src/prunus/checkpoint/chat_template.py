@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -37,7 +37,7 @@ class TemplateError(PrunusError):
 
 def rendered(
     tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Conversation], **options: Any
-) -> Iterator[str]:
+) -> Generator[str]:
     """Yield the text of each conversation. options: of apply_chat_template. Raises TemplateError for the first failure.
 
     The iterator has to be used up or closed, since it holds a process.
@@ -101,7 +101,9 @@ def _one(
 ) -> tuple[str, str]:
     """(text, "") of a conversation, or ("", what is wrong)."""
     try:
-        text = str(tokenizer.apply_chat_template(list(conversation), tokenize=False, **options))
+        text = str(
+            tokenizer.apply_chat_template([dict(message) for message in conversation], tokenize=False, **options)
+        )
     except MemoryError:
         return "", f"it takes more than {MOST_BYTES >> 30} GiB of memory"
     except Exception as error:  # a template is a program, which may raise any error

@@ -49,6 +49,11 @@ _INSERT = (
 )
 
 
+def is_begun(path: Path) -> bool:
+    """Whether there is a file that is not empty, as an interrupted creation leaves it."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 def check_folder(path: Path) -> None:
     """Raise PrunusError unless the folder of a new store exists."""
     if not path.absolute().parent.is_dir():
@@ -162,15 +167,11 @@ class Store:
         marks: dict[str, str] = {}
         if self._has_table("adaptive"):
             marks = dict(self._read("SELECT run_id, how FROM adaptive"))
+        adaptive = {run_id: self._parsed(text, dict) for run_id, text in marks.items()}
+        parsed = ((run_id, *(self._parsed(text, dict) for text in texts)) for run_id, *texts in rows)
         return [
-            self._checked(
-                Run(
-                    run_id,
-                    *(self._parsed(text, dict) for text in texts),
-                    self._parsed(marks[run_id], dict) if run_id in marks else None,
-                )
-            )
-            for run_id, *texts in rows
+            self._checked(Run(run_id, model, plan, versions, adaptive.get(run_id)))
+            for run_id, model, plan, versions in parsed
         ]
 
     def run(self, run_id: str) -> Run:
