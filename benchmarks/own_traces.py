@@ -15,7 +15,7 @@ import torch
 
 import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
-from prunus.evaluation.profiles import PROFILES, render_prompt
+from prunus.evaluation.profiles import PROFILES, render_prompts
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
 
@@ -32,7 +32,7 @@ def write_sources(folder: Path, problems: int) -> dict[str, str]:
         prunus.traces("tiny", own, recipe)
     text.write_text("\n\n".join(topics[name] for name in sorted(topics)))
     tokenizer = load_tokenizer(resolve("tiny"))
-    rendered = [render_prompt(PROFILES["tiny"], tokenizer, problem.question) for problem in load_task("tiny-train")]
+    rendered = render_prompts(PROFILES["tiny"], tokenizer, [problem.question for problem in load_task("tiny-train")])
     ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in rendered]
     prompts.write_text("".join(json.dumps({"token_ids": prompt}) + "\n" for prompt in ids))
     return {"text": str(text), "prompts": str(prompts), "traces": f"traces:{own}"}

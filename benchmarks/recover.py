@@ -30,7 +30,7 @@ import prunus
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.contamination import question_digest
 from prunus.disk import partial_folder
-from prunus.evaluation.profiles import PROFILES, render_prompt
+from prunus.evaluation.profiles import PROFILES, render_prompts
 from prunus.evaluation.tasks import load_task
 from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
 from prunus.results.store import Store
@@ -215,7 +215,7 @@ def write_sources(dense: Path, folder: Path) -> dict[str, str]:
     text.write_text("\n\n".join(topics[name] for name in sorted(topics)))
     tokenizer, problems = load_tokenizer(dense), load_task("tiny-train")
     check_disjoint([question_digest(problem.question) for problem in problems])
-    rendered = [render_prompt(PROFILES["tiny"], tokenizer, problem.question) for problem in problems]
+    rendered = render_prompts(PROFILES["tiny"], tokenizer, [problem.question for problem in problems])
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in rendered]
     prompts.write_text("".join(json.dumps({"token_ids": prompt}) + "\n" for prompt in ids))
     return {"chains": f"traces:{chains}", "prompts": str(prompts), "text": str(text)}

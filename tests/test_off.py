@@ -111,7 +111,7 @@ def test_the_prompt_of_a_family_with_the_thinking_switched_off(case):
     tokenizer = byte_tokenizer(tokens, template)
     profile = resolve_profile("auto", tokenizer, {})
     switch = switch_off(profile, tokenizer)
-    assert (profile.name, switch.render(tokenizer, "2+2?"), switch.describe()) == (name, prompt, how)
+    assert (profile.name, switch.render(tokenizer, ["2+2?"]), switch.describe()) == (name, [prompt], how)
     assert tokenizer.decode(switch.encode(tokenizer, prompt)) == prompt
 
 
@@ -140,7 +140,7 @@ def test_a_profile_of_ones_own_names_its_switch(tmp_path):
     path.write_text('format = 1\nextends = "think-tags"\n[off]\nblock = "<think>skip</think>"\n')
     tokenizer = byte_tokenizer(QWEN, R1)
     switch = switch_off(resolve_profile(str(path), tokenizer, {}), tokenizer)
-    assert switch.render(tokenizer, "2+2?") == "<User>2+2?<Assistant><think>skip</think>"
+    assert switch.render(tokenizer, ["2+2?"]) == ["<User>2+2?<Assistant><think>skip</think>"]
     path.write_text('format = 1\nextends = "think-tags"\n[think]\nstart = "<plan>"\nstops = ["</plan>"]\n')
     with pytest.raises(
         PrunusError, match=r"'lab' cannot switch .* chat template has no option enable_thinking or thinking"

@@ -526,6 +526,29 @@ def test_only_the_block_whose_loss_is_nan_is_left_as_it_was(tmp_path, dense, row
     assert moved == {"0", "2"}
 
 
+def test_what_is_held_out_was_not_trained_on_though_all_fits_into_one_step(tmp_path, dense, rows, monkeypatch):
+    """Four sequences of which one step could take all: one is held out. A single one is refused."""
+    pruned, seen, fit_block = pruned_from(dense, rows), [], recovering.fit
+
+    def noted(parameters, training, held_out, **settings):
+        trained, kept = (
+            [row.numpy().tobytes() for e in fitting.each(part) for row in e.input_NTW] for part in (training, held_out)
+        )
+        seen.append((trained, kept))
+        return fit_block(parameters, training, held_out, **settings)
+
+    monkeypatch.setattr(recovering, "fit", noted)
+    prunus.recover(pruned, tmp_path / "out", asked(rows, samples=4, step_tokens=100_000, epochs=1))
+    assert seen
+    for trained, kept in seen:
+        assert len(trained) >= 1 and len(kept) >= 1 and len(trained) + len(kept) == 4
+        assert not set(kept) & set(trained)
+    for settings in ({"samples": 1}, {"calibration_tokens": 1}):
+        with pytest.raises(PrunusError, match=r"one sequence, so that none can be held out .* give at least two"):
+            prunus.recover(pruned, tmp_path / "one", asked(rows, **settings))
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("one")) == []
+
+
 def test_a_dense_model_of_other_shape_is_refused(tmp_path, dense, rows):
     pruned = pruned_from(dense, rows)
     (pruned / "prunus.json").unlink()

@@ -234,6 +234,6 @@ def test_what_cannot_be_weighted_is_refused(folder, sequences, tmp_path):
         with pytest.raises(PrunusError, match=words):
             prunus.prune(folder, tmp_path / "out", PruneRecipe(calibration=source, samples=5, prompt_weight=0.0))
     assert not (tmp_path / "out.partial").exists()
-    for prompt, chain, words in ((-1.0, 1.0, "0 or more"), (1.0, float("nan"), "0 or more"), (0.0, 0.0, "both 0")):
+    for prompt, chain, words in ((-1.0, 1.0, "0 or more"), (1.0, float("nan"), "a number"), (0.0, 0.0, "both 0")):
         with pytest.raises(PrunusError, match=words):
             PruneRecipe(prompt_weight=prompt, chain_weight=chain)

@@ -1,11 +1,12 @@
-"""Files that are written completely or not at all, the lock between processes, and errors of a full disk."""
+"""Files that are written completely or not at all, the lock between processes, and errors of the system's calls."""
 
 import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,11 +15,14 @@ from filelock import FileLock, Timeout
 from prunus.errors import PrunusError
 
 RESERVE_BYTES = 1 << 24  # left free for other processes
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.writing$")  # the end of the name that atomic_file writes under
+_LONGEST = 200  # characters of a path in an error message
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class DiskFull(PrunusError):
-    """The disk is full. Unlike after other errors, finished blocks are kept."""
+    """The disk is full, or a file reached a limit of size. Unlike after other errors, finished blocks are kept."""
 
 
 @contextmanager
@@ -29,6 +33,8 @@ def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     the same path at once, the last one to finish leaves its complete file. A killed process leaves its temporary file.
     sync: flush the file to disk before it is renamed, so that it also survives a power failure.
     """
+    if not path.name:  # `.`, `/`, or nothing
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
     try:
         with temporary.open("xb") as stream:
@@ -53,6 +59,25 @@ def partial_folder(target: Path) -> Path:
     """The folder of unfinished work on target."""
     whole = target.resolve()
     return whole.parent / f"{whole.name}.partial"
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files: after an error, none of them and no folder that was missing.
+
+    Folders of the files are created, but not their parents.
+    """
+    missing = [folder for folder in {path.parent for path in contents} if not folder.exists()]
+    try:
+        with ExitStack() as files:
+            for folder in missing:
+                folder.mkdir(exist_ok=True)
+            for path, content in contents.items():
+                files.enter_context(atomic_file(path)).write(content)
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # it was not created, or another process has put something there
+                folder.rmdir()
+        raise
 
 
 def replace_folder(new: Path, target: Path, overwrite: bool) -> None:
@@ -141,13 +166,30 @@ def disk_errors(folder: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise DiskFull(
                 f"the disk of {folder} is full: {show_bytes(needed)} are needed in all; free some space and run again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise PrunusError(f"{error.filename or folder} cannot be written: {os.strerror(error.errno)}") from error
-        raise
+        raise explained(error, folder) from error
+
+
+def explained(error: OSError, path: Path | None = None) -> PrunusError:
+    """The PrunusError for an error of a call of the system, which a user can correct. path: where it has no name."""
+    name = error.filename if isinstance(error.filename, str | bytes | Path) else path
+    shown = "a file" if name is None else _UNFINISHED.sub("", os.fsdecode(name))
+    shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+    reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+    if error.errno in _FULL:
+        return DiskFull(f"the disk is full ({shown}); free some space and give the same command again")
+    if error.errno == errno.EFBIG:
+        return DiskFull(f"{shown} would be larger than a file may be here: raise the limit (ulimit -f) and run again")
+    if error.errno == errno.ENAMETOOLONG:
+        return PrunusError(f"{shown} has too long a name for the file system: choose a shorter one")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return PrunusError(f"too many files are open ({shown}): raise the limit (ulimit -n)")
+    if path is not None:
+        return PrunusError(f"{shown} cannot be written: {reason}")
+    return PrunusError(f"{shown} cannot be read or written: {reason}")
 
 
 def show_bytes(count: int) -> str:

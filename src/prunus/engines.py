@@ -1,6 +1,5 @@
 """The table of backends, and the options to start or reach them, which are not part of a run's id."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,6 +8,7 @@ from urllib.parse import urlsplit
 
 from prunus.errors import PrunusError
 from prunus.kinds import settle
+from prunus.parse import parse_json
 
 EXAMPLE = '{"tensor_parallel_size": 2}'
 
@@ -72,7 +72,7 @@ class EngineOptions:
     "vllm serve {model} --port {port}"; the server is stopped after the evaluation. served_model: the server's name for
     the model, where it differs. tokenizer: folder or hub id of the served model's tokenizer; then the model is only a
     name, and nothing else of it is needed here. concurrency: most simultaneous requests; None: as many as the server
-    takes. timeout: seconds per request, and for a server to start.
+    takes. timeout: seconds for a whole reply, and for a server to start.
     sparse: whether packed and dense 16-bit weights run on Prunus's kernel where the CPU supports it (docs/sparse.md).
     """
 
@@ -135,7 +135,7 @@ def is_address(url: str) -> bool:
 def parse_args(text: str | None) -> dict[str, Any]:
     """The `args` of EngineOptions from JSON; PrunusError unless it is an object."""
     try:
-        found = json.loads(text or "{}")
+        found = parse_json(text or "{}")
     except ValueError as error:
         raise PrunusError(
             f"engine arguments are not JSON ({error}); write '{{\"tensor_parallel_size\": 2}}'"

@@ -1,5 +1,6 @@
 """Check the types of settings; the same check serves recipes in Python, JSON and TOML."""
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -54,7 +55,10 @@ def misfit(name: str, value: Any, hint: Any) -> str | None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value has a type. A whole number counts as a float, a list as a tuple; a bool is not a number."""
+    """Whether a value has a type. A whole number counts as a float, a list as a tuple.
+
+    A bool is no number, nor are NaN and infinity: every comparison with NaN is false, so that it passes range checks.
+    """
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in get_args(hint))
@@ -66,7 +70,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     if hint is float:
         is_whole = type(value) is int and abs(value) <= sys.float_info.max
-        return is_whole or isinstance(value, float)
+        return is_whole or (isinstance(value, float) and math.isfinite(value))
     return type(value) is hint
 
 

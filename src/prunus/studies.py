@@ -12,7 +12,7 @@ from prunus import progress
 from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.finding.of_study import check_searches, open_searches, run_searches, states
-from prunus.results.store import Store
+from prunus.results.store import Store, is_begun
 from prunus.study.cells import Model, check_beforehand, open_models
 from prunus.study.file import Study, read_study
 from prunus.study.offline_plan import local_folder, unread_tasks
@@ -126,7 +126,7 @@ def report_study(file: str | Path, *, out: str | Path | None = None, store: str 
     """
     study = read_study(file)
     paths = StudyPaths.of(study, out, store)
-    if not paths.store.is_file():
+    if not is_begun(paths.store):
         raise PrunusError(f"nothing of {study.path} is evaluated yet ({paths.store} does not exist): run it first")
     paths.folder.mkdir(parents=True, exist_ok=True)
     models = open_models(study)

@@ -1,12 +1,12 @@
 """What a model card tells of the certificate of `prunus find` that lies beside a checkpoint."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunus.cards.markdown import LIMIT, plain, redacted
+from prunus.parse import parse_json
 
 CERTIFICATE = "certificate.json"
 TRACED = 3  # the first format of certificates that know of other searches
@@ -84,7 +84,7 @@ def search_words(one: Data) -> str:
 def read_claims(folder: Path) -> Certified:
     """What the certificate in a folder says; without claims where there is none."""
     try:
-        data = json.loads((folder / CERTIFICATE).read_text("utf-8"))
+        data = parse_json((folder / CERTIFICATE).read_text("utf-8"))
         claims = tuple(str(claim) for claim in claims_of_found(data["shown"]))
         return Certified(claims, tuple(about_searches(data)), str(data["made"]["checksum"]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # `prunus verify` says what is wrong with it

@@ -166,7 +166,7 @@ def read_metadata(readme: Path) -> dict[str, Any]:
     try:
         header = _HEADER.match(readme.read_text("utf-8"))
         found = yaml.safe_load(header[1]) if header else {}
-    except (OSError, ValueError, yaml.YAMLError):  # a source's card is only a source of facts
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # a source's card is only a source of facts
         return {}
     kept = {key: _value(found[key]) for key in (*KEPT, "base_model") if key in found} if isinstance(found, dict) else {}
     return {key: value for key, value in kept.items() if value}

@@ -1,6 +1,5 @@
 """Find the model folder that the user names (a built-in model, a folder, or a hub id), and read its small files."""
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunus import progress
 from prunus.errors import PrunusError
+from prunus.parse import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -133,7 +133,7 @@ def check_folder(folder: Path) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; PrunusError if it cannot be read."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

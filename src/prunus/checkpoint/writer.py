@@ -37,6 +37,7 @@ from prunus.disk import (
 )
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
+from prunus.parse import parse_json
 
 JOURNAL, LOCK, HIDDEN = "journal.json", "lock", "hidden.bin"
 EVIDENCE = "evidence.json"
@@ -107,15 +108,18 @@ class Partial:
         check_space(self.folder, self.needed - sum(path.stat().st_size for path in self._found()))
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.created_parents = [folder for folder in missing if folder != self.folder]
-        with disk_errors(self.folder, self.needed):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = ExitStack()
-            why = f"is working on {self.folder}; wait for it"
-            self.lock.enter_context(locked(self.folder / LOCK, why))
+        self.lock = ExitStack()
         try:
+            with disk_errors(self.folder, self.needed):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                why = f"is working on {self.folder}; wait for it"
+                self.lock.enter_context(locked(self.folder / LOCK, why))
             self._continue_or_start()
         except BaseException:
             self.lock.close()
+            for folder in missing:
+                with suppress(OSError):  # it was not created, or holds work of another process
+                    folder.rmdir()
             raise
         return self
 
@@ -353,7 +357,7 @@ def boot() -> str:
 def read_journal(path: Path) -> dict[str, Any]:
     """The journal of unfinished work, {} if it is missing or was damaged by a power cut."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -1,6 +1,5 @@
 """One command per function of the Python API: parse, call, print. Data goes to stdout, everything else to stderr."""
 
-import errno
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ from prunus.cli import (  # noqa: F401
     study,
 )
 from prunus.cli.common import cli, verbose
+from prunus.disk import explained
 from prunus.errors import PrunusError
 
 EXIT_INTERNAL, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -49,13 +49,24 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output has closed it (`prunus tasks | head`), so nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            fail(f"the disk is full ({error.filename}); free some space and give the same command again", EXIT_INPUT)
+        if (known := environment_error(error)) is not None:
+            fail(known, EXIT_INPUT)
         if verbose():
             traceback.print_exc()
         fail(
             f"{type(error).__name__}: {error} (internal error; please report it, -v shows the traceback)", EXIT_INTERNAL
         )
+
+
+def environment_error(error: Exception) -> str | None:
+    """The message for an error of the system or of what was read; None if the error is prunus's own."""
+    if isinstance(error, OSError):
+        return str(explained(error))
+    if isinstance(error, RecursionError):
+        return "a file that was read is nested too deeply"
+    if isinstance(error, MemoryError):
+        return f"the memory is not large enough ({str(error) or 'no details'})"
+    return None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The group of all commands, their common options, and how data is printed."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from functools import wraps
@@ -42,6 +43,16 @@ class _Group(click.Group):
         )
 
 
+class _Command(click.Command):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, unless an option is NaN, which would pass every check of a range, or infinite."""
+        for option in self.params:
+            value = ctx.params.get(option.name or "")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise click.BadParameter(f"{value} is not a finite number.", ctx, option)
+        return super().invoke(ctx)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(prunus.__version__, prog_name="prunus")
 def cli() -> None:
@@ -64,7 +75,7 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Co
             help="Show the traceback of internal errors.",
         )
         epilog = "\b\nExample:\n  " + example.replace("\n", "\n  ")
-        return cli.command(name, epilog=epilog)(quiet(verbose(function)))
+        return cli.command(name, cls=_Command, epilog=epilog)(quiet(verbose(function)))
 
     return register
 
@@ -130,7 +141,7 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
         _engine_option(
             "concurrency", "--concurrency", "most simultaneous requests; the default follows the server.", type=int
         ),
-        _engine_option("timeout", "--timeout", "timeout of a request, in seconds.", default=usual.timeout),
+        _engine_option("timeout", "--timeout", "seconds for the whole reply to a request.", default=usual.timeout),
         _engine_option(
             "sparse",
             "--sparse/--no-sparse",

@@ -19,7 +19,7 @@ from prunus.evaluation.profiles import (
     encode_markers,
     encode_opened,
     native_control,
-    render_prompt,
+    render_prompts,
     resolve_profile,
     switch_off,
 )
@@ -129,7 +129,7 @@ def resolve_plan(
         progress.say(f"control native: {native}")
     if switch is not None:
         progress.say(f"budget off: {switch}")
-        off_prompts = [switch.encode(tokenizer, switch.render(tokenizer, text)) for text in texts]
+        off_prompts = [switch.encode(tokenizer, prompt) for prompt in switch.render(tokenizer, texts)]
         check_off_context(context, "model", problems, off_prompts, least)
     resolved = plan.to_json() | {
         # The names of the problems' tasks, since a path can be typed in several ways.
@@ -185,7 +185,7 @@ def appended_to_off(switch: Switch | None, tokenizer: "PreTrainedTokenizerBase")
 
 def encode_problems(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
     """The ids of each problem's prompt with the opened thinking; prints a warning if the template changes problems."""
-    rendered = [render_prompt(profile, tokenizer, text) for text in texts]
+    rendered = render_prompts(profile, tokenizer, texts)
     changed = sum(text not in prompt for text, prompt in zip(texts, rendered, strict=True))
     if changed:
         progress.say(f"warning: the model's chat template changes the text of {changed} of {len(texts)} problems")

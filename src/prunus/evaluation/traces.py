@@ -28,6 +28,7 @@ from prunus.evaluation.pace import Pace
 from prunus.evaluation.pipeline import graded, opened_model, run_batch
 from prunus.evaluation.resolved_plan import ResolvedPlan, check_engine, resolve_plan
 from prunus.evaluation.tasks import TASKS, Problem
+from prunus.parse import parse_json
 from prunus.progress import Steps
 from prunus.recipes import TraceRecipe
 from prunus.results.rows import Sample
@@ -285,7 +286,7 @@ class Journal:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(line)
+        data = parse_json(line)
     except ValueError:
         data = None
     return data if isinstance(data, dict) else {}

@@ -25,6 +25,7 @@ from prunus.finding.again import judged, rows_of, rule_of, why_open
 from prunus.finding.rows import Rows
 from prunus.finding.searches import trace
 from prunus.hashing import canonical_json, content_hash
+from prunus.parse import parse_json
 from prunus.results.anytime import path
 from prunus.results.ladder import CERTIFIED, ENDPOINTS, Rule
 from prunus.results.metrics import auc_weights
@@ -314,7 +315,7 @@ def write_certificate(data: Data, file: Path) -> None:
 def read_certificate(file: Path) -> dict[str, Any]:
     """The certificate in a file. Raises PrunusError if it is none."""
     try:
-        data = json.loads(file.read_text("utf-8"))
+        data = parse_json(file.read_text("utf-8"))
     except OSError as error:
         raise PrunusError(f"cannot read '{file}': {error.strerror or error}") from error
     except ValueError as error:

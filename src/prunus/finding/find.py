@@ -37,6 +37,7 @@ from prunus.finding.search import Search, open_search
 from prunus.finding.searches import declare_in, warning
 from prunus.finding.walk import Outcome, Walk
 from prunus.hashing import canonical_json
+from prunus.parse import parse_json
 from prunus.pruning.made_card import renew_card
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
 from prunus.results.store import Store, check_folder
@@ -241,7 +242,7 @@ def check_work(folder: Path, search: Search, overwrite: bool) -> None:
     if overwrite or not folder.exists() or not [path for path in folder.iterdir() if path.suffix != ".writing"]:
         return
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = parse_json(file.read_text("utf-8"))
     except (OSError, ValueError):
         raise PrunusError(f"{folder} exists and is no unfinished search: delete it, or name another output") from None
     asked = json.loads(canonical_json(search.identity()))

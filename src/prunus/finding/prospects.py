@@ -10,7 +10,7 @@ import numpy as np
 from prunus.errors import PrunusError
 from prunus.finding.search import Search
 from prunus.results.ladder import ACCURACY, CHANGED, FEW_CHANGED, Forecast
-from prunus.results.store import Store
+from prunus.results.store import Store, is_begun
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.offline_plan import chain_tokens
 
@@ -56,7 +56,7 @@ def prospects(search: Search, store: Path) -> Prospects:
 
 def mean_tokens(search: Search, store: Path) -> float | None:
     """The mean tokens of the dense model's chains in the store; None if it has none."""
-    if not store.is_file():
+    if not is_begun(store):
         return None
     with Store(store) as opened:
         chains = chains_of(opened.samples(search.dense.run_id))

@@ -46,7 +46,7 @@ from prunus.pruning.recovery.room import (
     largest_block,
     plan_steps,
 )
-from prunus.pruning.recovery.streams import Streams, split
+from prunus.pruning.recovery.streams import Streams, split, tokens_of_step
 from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
@@ -158,9 +158,10 @@ def recover_checkpoint(
     work = {"action": "recover", "recipe": recipe.to_json(), **checksums}
     with Partial(source, target, work, source.blocks, needed, overwrite) as partial, full_float32(job.device):
         calibration = keep_calibration(recipe, source, partial, early)
+        step_tokens = tokens_of_step(recipe.step_tokens, calibration.sequences)
         plan = kept_plan(job, partial, max(map(len, calibration.sequences)))
         with torch.no_grad():
-            recover_blocks(job, partial, calibration, plan)
+            recover_blocks(job, partial, calibration, plan, step_tokens)
         records = [dict(partial.records[index]) for index in range(source.blocks)]
         seconds = sum(record.pop("seconds", 0.0) for record in records)
         warnings = [*calibration.warnings, *warnings_of(records)]
@@ -265,7 +266,7 @@ def is_made(folder: Path, source: Checkpoint, recipe: PruneRecipe | DropRecipe |
     return made["source"]["checksum"] == source.checksum() and made["recipe"] == recipe.to_json()
 
 
-def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, plan: StepPlan) -> None:
+def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, plan: StepPlan, step_tokens: int) -> None:
     """Fit block after block. Blocks that partial already has are run, not trained again."""
     source, dense, recipe = job.pruned, job.dense, job.recipe
     if all(map(partial.has, range(source.blocks))):
@@ -273,7 +274,7 @@ def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, pl
     theirs, ours = (Runner(model.config, model.tensors, torch.float32, job.device) for model in (dense, source))
     weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(s) for s in calibration.sequences]
     with disk_errors(partial.folder, partial.needed):
-        streams = Streams(theirs, ours, calibration.sequences, weights, recipe.step_tokens, job.hidden_file(partial))
+        streams = Streams(theirs, ours, calibration.sequences, weights, step_tokens, job.hidden_file(partial))
     training, held_out = split(len(streams.batches), random.Random(f"{recipe.seed} held out"))
     with Steps("recovering", total=source.blocks, unit="blocks", done=len(partial.records)) as steps:
         for index in range(source.blocks):

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from prunus.disk import write_together
 from prunus.errors import PrunusError
-from prunus.reporting.output_files import write_whole
 from prunus.reporting.render.table import slug
 from prunus.reporting.section import Section
 
@@ -51,7 +51,6 @@ def check(files: Iterable[Path], overwrite: bool) -> None:
 
 
 def write(files: Mapping[Path, Content]) -> None:
-    """Write the files, each completely or not at all."""
-    for path, content in files.items():
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, content())
+    """Write the files: after an error, none of them."""
+    made = ((path, content()) for path, content in files.items())
+    write_together({path: text.encode() if isinstance(text, str) else text for path, text in made})

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from prunus.disk import atomic_file, replace_folder
+from prunus.disk import atomic_file, explained, replace_folder
 from prunus.errors import PrunusError
 
 OURS = re.compile(r"flip-\d+-\d+\.html")  # a folder is replaced only if all its files have such names
@@ -28,6 +28,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file completely or not at all. Raises PrunusError, with the reason, if it cannot be written."""
     with _explained(path), atomic_file(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def written_last(path: Path, content: str) -> Iterator[None]:
+    """Write a file as write_whole does, but rename it after the block, so that no error of its own comes later."""
+    with _explained(path), atomic_file(path) as stream:
+        stream.write(content.encode())
+        stream.flush()
+        yield
 
 
 class Folder:
@@ -92,4 +101,4 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PrunusError(f"cannot write '{path}' ({error.strerror}): free some space or name another file") from error
+        raise explained(error, path) from error

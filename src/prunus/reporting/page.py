@@ -14,7 +14,7 @@ from pathlib import Path
 from prunus import __version__
 from prunus.errors import PrunusError
 from prunus.reporting import export, prose
-from prunus.reporting.output_files import Folder, refuse_existing, write_whole
+from prunus.reporting.output_files import Folder, refuse_existing, written_last
 from prunus.reporting.render.figure import pdf_converter
 from prunus.reporting.render.html import document, resource
 from prunus.reporting.render.text import esc, linked
@@ -101,9 +101,9 @@ def write_report(
         exported = export.figure_files(sections, Path(figures)) if figures is not None else {}
         exported |= export.table_files(sections, Path(csv)) if csv is not None else {}
         export.check(exported, overwrite)
-        export.write(exported)
-        folder.keep()
-    write_whole(out, text)
+        with written_last(out, text):
+            export.write(exported)
+            folder.keep()
 
 
 def page(

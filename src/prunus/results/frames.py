@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prunus.budgets import NAMED
-from prunus.disk import atomic_file
+from prunus.disk import disk_errors, write_together
 from prunus.errors import PrunusError
 from prunus.results.comparison import compare
 from prunus.results.labels import label
@@ -150,14 +150,12 @@ def export(store: str | Path, out: str | Path, format: Format = "csv", overwrite
     targets = {name: folder / f"{name}.{format}" for name in ("runs", "samples", "curve")}
     if not overwrite and (there := [path for path in targets.values() if path.exists()]):
         raise PrunusError(f"{there[0]} exists; choose another folder or add --overwrite")
-    folder.mkdir(parents=True, exist_ok=True)
-    written: dict[str, Any] = {}
-    for name, path in targets.items():
-        frame = getattr(results, name)()
-        with atomic_file(path) as stream:
-            stream.write(_encoded(frame, format))
-        written[str(path)] = len(frame)
-    return written
+    frames = {path: getattr(results, name)() for name, path in targets.items()}
+    encoded = {path: _encoded(frame, format) for path, frame in frames.items()}
+    with disk_errors(folder, sum(map(len, encoded.values()))):
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_together(encoded)
+    return {str(path): len(frame) for path, frame in frames.items()}
 
 
 def _encoded(frame: "pandas.DataFrame", format: Format) -> bytes:

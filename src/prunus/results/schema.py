@@ -107,6 +107,8 @@ DDL = (
     TIMING_DDL,
 )
 
+TABLES = ("meta", "run", "problem", "sample")  # of every format
+
 ADDED = {  # columns of `sample` that older formats lack: the first format that has them, and their type
     "logprob": (2, "REAL"),
     "self_certainty": (2, "REAL"),
@@ -114,6 +116,11 @@ ADDED = {  # columns of `sample` that older formats lack: the first format that 
     "answer_cap": (3, "INTEGER"),
     "loops": (4, "INTEGER"),
 }
+
+
+def damaged(path: Path, what: str) -> PrunusError:
+    """The error for a store whose content prunus cannot have written."""
+    return PrunusError(f"the store '{path}' is damaged ({what}): restore a copy or name another --store")
 
 
 def is_empty(connection: sqlite3.Connection) -> bool:
@@ -144,6 +151,9 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
             f"the store '{path}' has format {version}, written by {_writer(connection)}; this is prunus {__version__},"
             f" which reads formats up to {SCHEMA_VERSION}: use that prunus, or name another --store"
         )
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if lacking := [name for name in TABLES if name not in there]:
+        raise damaged(path, f"it lacks the table {lacking[0]}")
 
 
 def upgrade(connection: sqlite3.Connection) -> None:

@@ -15,12 +15,14 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 from prunus.budgets import budget_of
 from prunus.disk import locked
 from prunus.errors import PrunusError
 from prunus.hashing import content_hash
+from prunus.kinds import hints_of
+from prunus.parse import parse_json
 from prunus.results import schema
 from prunus.results.labels import is_called
 from prunus.results.looping import loops
@@ -33,11 +35,27 @@ BUSY_SECONDS = 30.0
 COLUMNS = tuple(field.name for field in fields(Sample))
 TEXT_COLUMNS = ("thinking", "text")
 FLAGS = ("answer_truncated", "reopened_think", "correct", "loops")  # SQLite has no Booleans
+# The types of what tables and pages read of a run.
+OF_RUN: Mapping[str, Mapping[str, type]] = {
+    "model": {"name": str, "source": str, "checksum": str, "manifest": dict},
+    "plan": {"tasks": list, "budgets": list, "samples": int, "mode": str, "profile": str, "seed": int, "strings": dict},
+    "manifest": {"history": list},
+}
+# The types that SQLite returns for each column.
+KINDS = {
+    name: {str} if get_origin(hint) is Literal else {int if kind is bool else kind for kind in get_args(hint) or [hint]}
+    for name, hint in hints_of(Sample).items()
+}
 _values = attrgetter(*COLUMNS)
 _INSERT = (
     f"INSERT INTO sample (run_id, {', '.join(COLUMNS)}) VALUES ({', '.join('?' * (len(COLUMNS) + 1))}) "  # noqa: S608  names above
     "ON CONFLICT (run_id, problem_id, budget, draw) DO NOTHING"
 )
+
+
+def is_begun(path: Path) -> bool:
+    """Whether there is a file that is not empty, as an interrupted creation leaves it."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def check_folder(path: Path) -> None:
@@ -142,7 +160,7 @@ class Store:
         if not self._has_table("timing"):
             return {}
         rows = self._read("SELECT machine, speed FROM timing WHERE run_id = ? ORDER BY machine", (run_id,))
-        return {machine: json.loads(speed) for machine, speed in rows}
+        return {machine: self._parsed(speed, dict) for machine, speed in rows}
 
     def mark_adaptive(self, run_id: str, how: Mapping[str, Any]) -> None:
         """Store that the number of a run's problems depends on its rows; `how` is Run.adaptive. An older mark stays."""
@@ -171,7 +189,7 @@ class Store:
             return []
         rows = self._read("SELECT number, search_id, declared, at, had FROM search ORDER BY number")
         return [
-            DeclaredSearch(number, name, json.loads(declared), at, {k: (p, r) for k, (p, r) in json.loads(had).items()})
+            DeclaredSearch(number, name, self._parsed(declared, dict), at, self._parsed(had, dict))
             for number, name, declared, at, had in rows
         ]
 
@@ -181,13 +199,16 @@ class Store:
         marks: dict[str, str] = {}
         if self._has_table("adaptive"):
             marks = dict(self._read("SELECT run_id, how FROM adaptive"))
+        adaptive = {run_id: self._parsed(text, dict) for run_id, text in marks.items()}
+        parsed = ((run_id, *(self._parsed(text, dict) for text in texts)) for run_id, *texts in rows)
         runs = [
-            Run(run_id, *(json.loads(text) for text in (*texts, marks.get(run_id, "null")))) for run_id, *texts in rows
+            self._checked(Run(run_id, model, plan, versions, adaptive.get(run_id)))
+            for run_id, model, plan, versions in parsed
         ]
         begun: dict[str, tuple[str, dict[str, int]]] = {}
         if self._has_table("begun"):
             rows = self._read("SELECT run_id, at, earlier FROM begun")
-            begun = {run_id: (at, json.loads(earlier)) for run_id, at, earlier in rows}
+            begun = {run_id: (at, self._parsed(earlier, dict)) for run_id, at, earlier in rows}
         planned, stages = self._planned(runs), stages_of(runs, begun)
         return [replace(run, planned=planned[run.run_id], stages=stages[run.run_id]) for run in runs]
 
@@ -288,7 +309,10 @@ class Store:
         rows = self._read("SELECT task, problem_id, gold, kind, choices, digest FROM problem")
         asks: dict[str, tuple[str, ...]] = {}
         if self._has_table("asks"):
-            asks = {key: tuple(json.loads(wishes)) for key, wishes in self._read("SELECT problem_id, wishes FROM asks")}
+            asks = {
+                key: tuple(self._parsed(wishes, list))
+                for key, wishes in self._read("SELECT problem_id, wishes FROM asks")
+            }
         questions: dict[str, str] = {}
         if self._has_table("question"):
             questions = dict(self._read("SELECT problem_id, digest FROM question"))
@@ -299,7 +323,7 @@ class Store:
                 problem_id,
                 gold,
                 kind,
-                tuple(json.loads(choices)),
+                tuple(self._parsed(choices, list)),
                 digest,
                 asks.get(problem_id),
                 questions.get(problem_id),
@@ -329,7 +353,15 @@ class Store:
         stored["loops"] = f"COALESCE({stored['loops']}, prunus_loops(thinking, text, {stored['repetition']}))"
         shown = ", ".join(f"{stored[name]} AS {name}" for name in columns)
         query = f"SELECT {shown} FROM sample WHERE run_id = ? ORDER BY problem_id, budget, draw"  # noqa: S608
-        return [_sample(columns, row) for row in self._read(query, (run_id,))]
+        rows = self._read(query, (run_id,))
+        for name, values in zip(columns, zip(*rows, strict=True), strict=False):
+            if not set(map(type, values)) <= KINDS[name]:  # SQLite stores any type in any column
+                raise schema.damaged(self.path, f"{name} of a draw is of a wrong type")
+        found = [_sample(columns, row) for row in rows]
+        known = {name for (name,) in self._read("SELECT problem_id FROM problem")}
+        if unknown := {sample.problem_id for sample in found} - known:
+            raise schema.damaged(self.path, f"it lacks the problem {min(unknown)[:80]!r} of a draw")
+        return found
 
     def texts(self, run_id: str, keys: Iterable[Key]) -> dict[Key, tuple[str, str]]:
         """(thinking, text) of these draws only, so that a few texts can be shown from a store of any size."""
@@ -371,7 +403,7 @@ class Store:
         orders: dict[str, Planned] = {}
         if self._has_table("planned"):
             for digest, problems in self._read("SELECT digest, problems FROM planned"):
-                order = json.loads(problems)
+                order = self._parsed(problems, dict)
                 orders[digest] = Planned(sum(map(len, order.values())), order)
         query = "SELECT task, count(*) FROM problem WHERE kind != ? GROUP BY task"
         sizes: dict[str, int] = dict(self._read(query, (IMPORTED,)))
@@ -450,6 +482,28 @@ class Store:
                     schema.make_tables(self._connection)
         schema.check_format(self._connection, self.path)
 
+    def _parsed(self, text: Any, kind: type) -> Any:
+        """The value of a column that holds JSON."""
+        try:
+            found = parse_json(text)
+        except (TypeError, ValueError) as error:
+            raise schema.damaged(self.path, f"a text is not JSON: {str(error)[:100]}") from error
+        if not isinstance(found, kind):
+            raise schema.damaged(self.path, f"a text is JSON of another kind than a {kind.__name__}")
+        return found
+
+    def _checked(self, run: Run) -> Run:
+        """The run, if what it holds is of the types of OF_RUN, as far as it is there."""
+        parts = {"model": run.model, "plan": run.plan, "manifest": run.model.get("manifest") or {}}
+        for part, kinds in OF_RUN.items():
+            for name, kind in kinds.items():
+                if not isinstance(parts[part], dict) or not isinstance(parts[part].get(name), kind | None):
+                    raise schema.damaged(self.path, f"{name} in the {part} of run {run.run_id} is of a wrong type")
+        steps = parts["manifest"].get("history") or []
+        if not all(isinstance(step, dict) and isinstance(step.get("recipe"), dict | None) for step in steps):
+            raise schema.damaged(self.path, f"the history of run {run.run_id} has a step of a wrong type")
+        return run
+
     def _has_table(self, name: str) -> bool:
         return bool(self._read("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
 
@@ -483,12 +537,11 @@ class Store:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.DatabaseError as error:
-            message = self._explanation(str(error))
-            if message is None:
+            if isinstance(error, sqlite3.ProgrammingError):  # of prunus itself
                 raise
-            raise PrunusError(message) from error
+            raise self._explanation(str(error)) from error
 
-    def _explanation(self, error: str) -> str | None:
+    def _explanation(self, error: str) -> PrunusError:
         path = f"the store '{self.path}'"
         known = {
             "is locked": f"{path} is locked by another process (waited {self.timeout:g} s): try again when it is done",
@@ -497,9 +550,9 @@ class Store:
             "unable to open": f"{path} cannot be opened: check that it is a file you may read and write",
             "disk I/O error": f"{path} cannot be read or written (disk error): check the disk and its free space",
             "not a database": f"'{self.path}' is not a store (not an SQLite file): name another --store",
-            "malformed": f"{path} is damaged: restore a copy or name another --store",
         }
-        return next((message for sign, message in known.items() if sign in error), None)
+        message = next((message for sign, message in known.items() if sign in error), None)
+        return schema.damaged(self.path, error) if message is None else PrunusError(message)
 
 
 def same_groups(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from prunus.disk import write_text
 from prunus.native.build import KERNEL
 from prunus.native.load import cache_folder, kernel, threads
+from prunus.parse import parse_json
 from prunus.sparse.linear import ANY_ROWS, MOST_ROWS, DenseLinear, SparseLinear
 from prunus.sparse.weight import SparseWeight
 
@@ -182,7 +183,7 @@ def _file() -> Path:
 def _read() -> dict[str, int]:
     """The stored choices, an empty dict if the cache cannot be read."""
     try:
-        found = json.loads(_file().read_text("utf-8"))
+        found = parse_json(_file().read_text("utf-8"))
         return {key: rows for key, rows in found.items() if isinstance(key, str) and rows in (0, *ROWS, *DENSE_ROWS)}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

@@ -3,7 +3,6 @@
 Where a recipe takes one value, a list of values makes a grid. Paths are relative to the folder of the file.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -14,6 +13,7 @@ from prunus.budgets import OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
+from prunus.parse import parse_toml
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.find_table import KINDS, OF_RECIPE, FindTable, default_name, ladder_text
 from prunus.study.toml_lines import Lines, suggestion
@@ -124,7 +124,7 @@ def _parsed(path: Path, what: str) -> tuple[str, dict[str, Any]]:
     """The text of a TOML file and its content."""
     try:
         text = path.read_text("utf-8")
-        return text, tomllib.loads(text)
+        return text, parse_toml(text)
     except OSError as error:
         raise PrunusError(f"the {what} '{path}' cannot be read: {error.strerror}") from error
     except ValueError as error:  # not TOML, or not UTF-8

@@ -19,7 +19,7 @@ from prunus.pruning.methods import find_method
 from prunus.pruning.scope import linears_in_scope
 from prunus.recipes import DropRecipe, ExpertsRecipe
 from prunus.results.rows import Sample
-from prunus.results.store import Store
+from prunus.results.store import Store, is_begun
 from prunus.results.token_use import chains_of, sampled_tokens
 from prunus.study.cells import Cell, Model, Variant, check_apart, checkpoint_of, open_model, plan_names, variants_of
 from prunus.study.engine import Engine
@@ -110,7 +110,7 @@ def unknown_lines(unread: Mapping[str, str], absent: Sequence[str]) -> list[str]
 
 def planned_cells(study: Study, model: Model, paths: StudyPaths) -> list[PlannedCell]:
     """The cells of a model that is on this machine, with the number of answers that the store has of each."""
-    if not paths.store.is_file():
+    if not is_begun(paths.store):
         return [planned_cell(study, model, cell, cell.resolved.batches, 0, None) for cell in model.cells]
     with Store(paths.store) as store:
         stored = {cell.run_id: store.samples(cell.run_id) for cell in model.cells}

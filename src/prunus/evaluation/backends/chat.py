@@ -19,7 +19,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.openai import names_of
 from prunus.evaluation.backends.rolling import replies
 from prunus.evaluation.backends.served import api_of, context_of, find_model, version_of
-from prunus.evaluation.backends.transport import STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
 from prunus.evaluation.backends.window import Window, files_at_once
 from prunus.evaluation.requests import Engine, Sampling
 
@@ -106,12 +106,12 @@ class ChatServer(Engine):
     async def _ask(
         self, client: httpx.AsyncClient, request: ChatRequest, sampling: Sampling, waits: bool = True
     ) -> ChatReply:
-        body = self._body(request, sampling)
+        body, address, most = self._body(request, sampling), f"{self.url}/chat/completions", request.max_new_tokens
         for tries in range(1, TRIES + 1):
-            reply = await reply_of(client, self.url, "POST", self.url + "/chat/completions", body, waits=waits)
+            reply = await reply_of(client, self.url, "POST", address, body, waits=waits, tokens=most)
             try:
                 return read_reply(reply)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+            except MALFORMED as error:
                 if tries == TRIES:
                     shown = one_line(ValueError(json.dumps(reply)))[:200]
                     raise PrunusError(f"{self.url} answers with an incomplete reply ({shown}); {STAYS}") from error

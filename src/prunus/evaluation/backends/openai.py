@@ -26,7 +26,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.rolling import replies
 from prunus.evaluation.backends.served import api_of, context_of, find_model, meta_of, version_of
 from prunus.evaluation.backends.server_process import reached
-from prunus.evaluation.backends.transport import STAYS, TRIES, in_thread, new_client, pause, reply_of, run
+from prunus.evaluation.backends.transport import MALFORMED, STAYS, TRIES, in_thread, new_client, pause, reply_of, run
 from prunus.evaluation.backends.window import Window, files_at_once
 from prunus.evaluation.profiles import decode
 from prunus.evaluation.requests import Backend, Completion, Outstanding, Request, Sampling, Scores
@@ -34,6 +34,7 @@ from prunus.evaluation.requests import Backend, Completion, Outstanding, Request
 NEVER, ALWAYS = -100, 100  # logit biases that ban an id, and that force one
 PROBE_TEXT, PROBE_TOKENS, PROBE_SAMPLING = "The answer is", 12, Sampling(2.0)
 GREEDY = Sampling(0.0)
+MOST_IDS = 1 << 24  # of a vocabulary; each that the tokenizer lacks is banned in every request
 PROBED_IDS = 6  # by which a server's tokenizer is told from another one
 
 
@@ -150,12 +151,15 @@ class OpenAIBackend(Backend):
         if bias is not None:
             payload["logit_bias"] = bias
         for tries in range(1, TRIES + 1):
-            reply = await reply_of(client, self.url, "POST", self.completions, payload, waits=waits)
+            reply = await reply_of(
+                client, self.url, "POST", self.completions, payload, waits=waits, tokens=request.max_new_tokens
+            )
             try:
                 return self._completion(request, reply)
-            except Unfit as error:
+            except (Unfit, *MALFORMED) as error:
                 if tries == TRIES:
-                    raise PrunusError(f"{self.url} answers {error}, {TRIES} times; {STAYS}") from error
+                    what = error if isinstance(error, Unfit) else "with an incomplete reply"
+                    raise PrunusError(f"{self.url} answers {what}, {TRIES} times; {STAYS}") from error
                 await asyncio.sleep(pause(tries))
         raise AssertionError
 
@@ -236,12 +240,11 @@ class OpenAIBackend(Backend):
         }
 
     def _completion(self, request: Request, reply: Any) -> Completion:
-        try:
-            choice = llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0]
-            finish = choice["finish_reason"]
-            ids, logprobs = self._ids(choice, reply)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise Unfit("with an incomplete reply") from error
+        choice = llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0]
+        finish = choice["finish_reason"]
+        ids, logprobs = self._ids(choice, reply)
+        if not all(0 <= token < max(self.unknown.start, self.unknown.stop) for token in ids):
+            raise Unfit("with an id that the model does not have")
         if finish not in ("stop", "length"):
             raise Unfit(f"with an answer that ended in '{finish}'")
         stopped, marker = None, None
@@ -320,7 +323,7 @@ class OpenAIBackend(Backend):
         self.name, self.context = entry["id"], context_of(entry)
         self.server = str(entry.get("owned_by") or "unknown")
         told = meta_of(entry).get("n_vocab")
-        if isinstance(told, int) and self.engine.tokenizer:
+        if isinstance(told, int) and told <= MOST_IDS and self.engine.tokenizer:
             self.unknown = range(self.unknown.start, max(self.unknown.start, told))
         if self.server == "me":
             raise PrunusError(
@@ -373,7 +376,7 @@ class OpenAIBackend(Backend):
             reply = await reply_of(client, self.url, "POST", self.completions, payload)
             try:
                 theirs = (llama_cpp_choice(reply) if self.is_llama_cpp else reply["choices"][0])["text"]
-            except (KeyError, IndexError, TypeError) as error:
+            except MALFORMED as error:
                 raise PrunusError(f"{self.url} answers a probe with an incomplete reply") from error
             texts[token] = str(theirs).strip()
         if len(set(texts.values())) == 1:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx2 as httpx
 
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.transport import STAYS, TRIES, Busy, pause
+from prunus.evaluation.backends.transport import STAYS, TRIES, Busy, pause, received
 from prunus.evaluation.backends.window import POLL_SECONDS, Window, queue_of
 
 _T = TypeVar("_T")
@@ -69,11 +69,11 @@ async def replies(
 
 async def _watch(client: httpx.AsyncClient, url: str, window: Window, in_flight: Callable[[], int]) -> None:
     """Let the window follow the server's queue, for as long as the server tells it."""
-    with contextlib.suppress(httpx.HTTPError):
+    with contextlib.suppress(httpx.HTTPError, PrunusError, ValueError):
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            reply = await client.get(url.removesuffix("/v1") + "/metrics")
-            queue = queue_of(reply.text) if reply.status_code == httpx.codes.OK else None
+            reply = await received(client, "GET", url.removesuffix("/v1") + "/metrics")
+            queue = queue_of(reply.text) if reply.status == httpx.codes.OK else None
             if queue is None:
                 return
             window.follow(*queue, in_flight(), asyncio.get_running_loop().time())

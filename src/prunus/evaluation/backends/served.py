@@ -12,8 +12,9 @@ from prunus.checkpoint.model_folder import UNLIMITED
 from prunus.checkpoint.resolve import load_tokenizer, resolve_tokenizer
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
-from prunus.evaluation.backends.transport import new_client, reply_of, run
+from prunus.evaluation.backends.transport import MALFORMED, new_client, received, reply_of, run
 from prunus.hashing import content_hash
+from prunus.parse import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # What llama.cpp tells of a model, and does not change with the server's options.
 OF_MODEL = ("n_params", "size", "n_vocab", "n_embd", "n_ctx_train")
 
+LONGEST_VERSION = 200
 # Path and key of a server's version, by its owner.
 VERSION_AT = {"vllm": ("/version", "version"), "llamacpp": ("/props", "build_info")}
 
@@ -38,7 +40,7 @@ async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str]
     """
     reply = await reply_of(client, url, "GET", url + "/models", tries=1)
     models = reply.get("data") if isinstance(reply, dict) else None
-    if not isinstance(models, list) or not all(isinstance(model, dict) and "id" in model for model in models):
+    if not isinstance(models, list) or not all(map(_is_entry, models)):
         raise PrunusError(f"{url} does not list its models; is this an OpenAI-compatible server?")
     wanted = {asked} if asked else set(names)
     found = [m for m in models if wanted & {m["id"], *(m.get("aliases") or ())}]
@@ -53,6 +55,15 @@ async def find_model(client: httpx.AsyncClient, url: str, names: Collection[str]
     return found[0]
 
 
+def _is_entry(model: Any) -> bool:
+    """Whether an entry of a server's list has a name, and its other names are texts."""
+    if not isinstance(model, dict) or not isinstance(model.get("id"), str):
+        return False
+    aliases, root = model.get("aliases"), model.get("root")
+    names = [] if aliases is None else aliases
+    return isinstance(names, list) and all(isinstance(name, str) for name in names) and isinstance(root, str | None)
+
+
 async def version_of(client: httpx.AsyncClient, url: str, owner: str) -> tuple[str, int | None]:
     """The server's version, and the number of requests that it runs at once; empty and None if it does not tell.
 
@@ -60,17 +71,17 @@ async def version_of(client: httpx.AsyncClient, url: str, owner: str) -> tuple[s
     """
     path, key = VERSION_AT.get(owner, ("", ""))
     if path:
-        with suppress(httpx.HTTPError, ValueError, KeyError):  # a proxy may not forward this path
-            told = (await client.get(url.removesuffix("/v1") + path)).json()
+        with suppress(httpx.HTTPError, PrunusError, *MALFORMED):  # a proxy may not forward this path
+            told = parse_json((await received(client, "GET", url.removesuffix("/v1") + path)).body)
             slots = told.get("total_slots")  # of llama.cpp, whose queue has no limit
-            return str(told[key]), slots if isinstance(slots, int) and slots > 0 else None
+            return str(told[key])[:LONGEST_VERSION], slots if isinstance(slots, int) and slots > 0 else None
     return "", None
 
 
 def context_of(entry: Mapping[str, Any]) -> int | None:
     """The maximum number of ids per chain in the server's entry for a model; None if it has none."""
     found = entry.get("max_model_len") or meta_of(entry).get("n_ctx")
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def meta_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:

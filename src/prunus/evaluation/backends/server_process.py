@@ -17,7 +17,9 @@ import httpx2 as httpx
 
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.evaluation.backends.transport import received, run
 
+LISTING_SECONDS = 5.0  # for the list of models
 LOOK_SECONDS = 0.2  # between two questions whether the server answers
 STOP_SECONDS = 30.0  # between the request to end and the kill
 LINES, CHARACTERS = 5, 600  # of the server's output in an error message
@@ -77,14 +79,21 @@ def wait(process: "subprocess.Popen[bytes]", url: str, seconds: float, log: IO[b
     """Once the server lists its models."""
     until = time.monotonic() + seconds
     while True:
-        with suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/models", timeout=5.0).status_code == httpx.codes.OK:
-                return
+        if run(_answers(url)):
+            return
         if (code := process.poll()) is not None:
             raise PrunusError(f"the server ended with exit code {code} before it answered: {last_lines(log)}")
         if time.monotonic() > until:
             raise PrunusError(f"the server did not answer within {seconds:g} s (timeout): {last_lines(log)}")
         time.sleep(LOOK_SECONDS)
+
+
+async def _answers(url: str) -> bool:
+    """Whether the server lists its models."""
+    async with httpx.AsyncClient(timeout=LISTING_SECONDS) as client:
+        with suppress(httpx.HTTPError, PrunusError):
+            return (await received(client, "GET", f"{url}/models")).status == httpx.codes.OK
+    return False
 
 
 def last_lines(log: IO[bytes]) -> str:

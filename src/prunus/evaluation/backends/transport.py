@@ -1,18 +1,20 @@
 """HTTP requests to a server, with retries for temporary failures and a one-line error for others."""
 
 import asyncio
+import json
 import os
 import queue
 import random
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import httpx2 as httpx
 
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
+from prunus.parse import parse_json
 
 TRIES = 6
 BACKOFF_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
@@ -21,6 +23,11 @@ TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # status codes that a
 KEYS = ("PRUNUS_API_KEY", "OPENAI_API_KEY")
 STAYS = "stored results are kept, and the same command resumes"
 BUSY = {429, 503, 529}  # of these: the server has too much to do
+# The most bytes of a reply: those that any may have, for each byte of the request (some servers return the prompt), and
+# for each token that was asked for (its id, text and log-probability, some of them twice).
+LEAST_BYTES, BYTES_PER_BYTE, BYTES_PER_TOKEN = 1 << 24, 16, 1 << 10
+# What reading the parts of a reply of another form than expected may raise.
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 _T = TypeVar("_T")
 
 
@@ -36,6 +43,19 @@ class Busy(Exception):
         self.wait, self.broke_off = wait, broke_off
 
 
+class Reply(NamedTuple):
+    """A complete reply of a server."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode("utf-8", "replace")
+
+
 def new_client(engine: EngineOptions) -> httpx.AsyncClient:
     """A client with the API key of the environment and the options' timeout."""
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
@@ -43,6 +63,27 @@ def new_client(engine: EngineOptions) -> httpx.AsyncClient:
     timeout = httpx.Timeout(engine.timeout, connect=CONNECT_SECONDS, pool=None)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+
+
+async def received(
+    client: httpx.AsyncClient, method: str, address: str, payload: Any = None, most: int = LEAST_BYTES
+) -> Reply:
+    """The reply to one request, which is bounded: a server may send without end.
+
+    It has to be complete within the client's time limit for reading, else httpx.ReadTimeout is raised. most: its bytes;
+    PrunusError if there are more.
+    """
+    seconds = client.timeout.read
+    try:
+        async with asyncio.timeout(seconds), client.stream(method, address, json=payload) as response:
+            body = bytearray()
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) > most:
+                    raise PrunusError(f"{address} sends more than {most:,} bytes, the most that its reply may have")
+            return Reply(response.status_code, response.headers, bytes(body))
+    except TimeoutError as error:
+        raise httpx.ReadTimeout(f"no complete reply within {seconds:g} s") from error
 
 
 async def reply_of(
@@ -53,22 +94,25 @@ async def reply_of(
     payload: Any = None,
     tries: int = TRIES,
     waits: bool = True,
+    tokens: int = 0,
 ) -> Any:
     """The server's reply as data, with retries for temporary failures; PrunusError names the url.
 
-    waits: whether to wait for a server that is busy or cannot be reached; otherwise Busy is raised.
+    tokens: the most that the reply may hold. waits: whether to wait for a server that is busy or cannot be reached;
+    otherwise Busy is raised.
     """
     problem = ""
+    most = LEAST_BYTES + BYTES_PER_BYTE * len(json.dumps(payload)) + BYTES_PER_TOKEN * tokens
     for attempt in range(1, tries + 1):
         wait = pause(attempt)
         try:
-            response = await client.request(method, address, json=payload)
-            if response.status_code == httpx.codes.OK:
-                return response.json()
-            problem = f"answers {response.status_code}: {first_words(response)}"
-            if response.status_code not in TEMPORARY:
-                raise PrunusError(refusal(url, response.status_code, problem))
-            if not waits and response.status_code in BUSY:
+            response = await received(client, method, address, payload, most)
+            if response.status == httpx.codes.OK:
+                return parse_json(response.body)
+            problem = f"answers {response.status}: {first_words(response)}"
+            if response.status not in TEMPORARY:
+                raise PrunusError(refusal(url, response.status, problem))
+            if not waits and response.status in BUSY:
                 raise Busy(problem, seconds_to_wait(response), broke_off=False)
             wait = max(wait, seconds_to_wait(response))
         except ValueError:
@@ -76,7 +120,7 @@ async def reply_of(
         except (httpx.ConnectError, httpx.ConnectTimeout):
             problem = "cannot be reached; is it running there?"
         except httpx.TimeoutException:
-            problem = f"did not answer within {client.timeout.read:g} s (--timeout)"
+            problem = f"did not answer in full within {client.timeout.read:g} s (--timeout)"
         except httpx.TransportError as error:
             problem = f"broke off: {' '.join(str(error).split()) or type(error).__name__}"
         if not waits and not problem.startswith("answers"):
@@ -96,16 +140,16 @@ def refusal(url: str, status: int, problem: str) -> str:
     return f"{url} {problem}; {STAYS} once that is fixed"
 
 
-def first_words(response: httpx.Response) -> str:
+def first_words(response: Reply) -> str:
     """The server's own explanation, in one line."""
     try:
-        data = response.json()
+        data = parse_json(response.body)
         error = data.get("error", data)
         text = error.get("message", "") if isinstance(error, dict) else str(error)
     except (ValueError, AttributeError):
         text = response.text
     text = " ".join(str(text).split())
-    return (text if len(text) <= 300 else text[:300] + " ...") or response.reason_phrase
+    return (text if len(text) <= 300 else text[:300] + " ...") or httpx.codes.get_reason_phrase(response.status)
 
 
 def pause(attempt: int) -> float:
@@ -113,7 +157,7 @@ def pause(attempt: int) -> float:
     return min(LONGEST_WAIT_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
 
 
-def seconds_to_wait(response: httpx.Response) -> float:
+def seconds_to_wait(response: Reply) -> float:
     """The seconds that the server requests in Retry-After, within limits."""
     try:
         return min(LONGEST_WAIT_SECONDS, float(response.headers.get("Retry-After", "0")))

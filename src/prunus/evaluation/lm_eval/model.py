@@ -21,7 +21,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend
 from prunus.evaluation.backends.loading import load_model
 from prunus.evaluation.budget import Chain, Rules, answer_text, force_budgets
-from prunus.evaluation.profiles import encode_markers, encode_opened, encode_prompt
+from prunus.evaluation.profiles import encode_markers, encode_opened, render_prompts
 from prunus.evaluation.profiles.template import ends_of_turn
 from prunus.evaluation.resolved_plan import effective_sampling, profile_of, tokens_needed
 from prunus.recipes import EvalPlan
@@ -91,11 +91,12 @@ class BudgetForcing(Base):
         draws: Counter[tuple[str, str]] = Counter()
         chains: list[Chain] = []
         stops: list[list[str]] = []
-        for request in requests:
-            text, how = request.args
+        prompts = self.prompts([request.args[0] for request in requests])
+        for request, prompt in zip(requests, prompts, strict=True):
+            _, how = request.args
             key = (str(request.task_name), str(request.doc_id))
             cap = int(self.plan.answer_tokens or how.get("max_gen_toks") or 1024)
-            chains.append(Chain(self.prompt(text), (*key, draws[key]), cap))
+            chains.append(Chain(prompt, (*key, draws[key]), cap))
             draws[key] += 1
             until = how.get("until") or []
             stops.append([until] if isinstance(until, str) else list(until))
@@ -107,11 +108,10 @@ class BudgetForcing(Base):
                 answers.append(answer_text(self.style, self.tokenizer, draw))
         return [cut(answer, until) for answer, until in zip(answers, stops, strict=True)]
 
-    def prompt(self, text: str) -> list[int]:
-        """The ids up to the start of the thinking."""
-        if self.is_templated:
-            return encode_opened(self.style, self.tokenizer, text)
-        return encode_prompt(self.style, self.tokenizer, text)
+    def prompts(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text's prompt up to the start of the thinking."""
+        rendered = texts if self.is_templated else render_prompts(self.style, self.tokenizer, texts)
+        return [encode_opened(self.style, self.tokenizer, text) for text in rendered]
 
     def check(self, chain: Chain) -> None:
         """Raise PrunusError unless it fits: prompts are never cut. In mode legacy the context bounds the answer."""

@@ -15,7 +15,7 @@ from prunus.evaluation.profiles.markers import (
     encode_prompt,
     ends_in_newline,
     find_token,
-    render_prompt,
+    render_prompts,
 )
 from prunus.evaluation.profiles.native import NativeControl, native_control
 from prunus.evaluation.profiles.off import Switch, switch_off
@@ -35,7 +35,7 @@ __all__ = [
     "ends_in_newline",
     "find_token",
     "native_control",
-    "render_prompt",
+    "render_prompts",
     "resolve_profile",
     "switch_off",
 ]

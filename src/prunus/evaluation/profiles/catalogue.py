@@ -66,7 +66,7 @@ def _under(profile: Profile, tokenizer: "PreTrainedTokenizerBase", folder: Path)
     off: dict[str, Any]
     try:
         switch = switch_off(profile, tokenizer)
-        off = {"off": switch.describe(), "off_prompt": pair(switch.render(tokenizer, EXAMPLE))}
+        off = {"off": switch.describe(), "off_prompt": pair(switch.render(tokenizer, [EXAMPLE])[0])}
     except PrunusError as error:
         off = {"off_prompt": str(error)}
     markers = encode_markers(profile, tokenizer, "strict")

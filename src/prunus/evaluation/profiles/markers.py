@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.profile import PROBLEM, Profile
-from prunus.evaluation.profiles.template import messages_of, render
+from prunus.evaluation.profiles.template import messages_of, render_all
 from prunus.evaluation.requests import TextStops
 from prunus.recipes import Mode
 
@@ -172,19 +172,22 @@ def ends_in_newline(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
 
 def encode_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The ids of the chat template with text as the only user message, followed by the opened thinking."""
-    return encode_opened(profile, tokenizer, render_prompt(profile, tokenizer, text))
+    [rendered] = render_prompts(profile, tokenizer, [text])
+    return encode_opened(profile, tokenizer, rendered)
 
 
-def render_prompt(profile: Profile, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """The text of the chat template with text as the only user message, up to the place where the model continues.
+def render_prompts(profile: Profile, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
+    """The chat template with each text as the only user message, up to the place where the model continues.
 
-    For a profile with a prompt of its own, it is that prompt with text as the problem, after the token that begins a
+    For a profile with a prompt of its own, it is that prompt with a text as the problem, after the token that begins a
     text, if the tokenizer adds one.
     """
     if profile.prompt:
         begins = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
-        return f"{tokenizer.bos_token if begins else ''}{profile.prompt.replace(PROBLEM, text)}"
-    return render(tokenizer, messages_of(text, profile.system), profile.template_options(), profile.date)
+        before = str(tokenizer.bos_token) if begins else ""
+        return [f"{before}{profile.prompt.replace(PROBLEM, text)}" for text in texts]
+    conversations = [messages_of(text, profile.system) for text in texts]
+    return render_all(tokenizer, conversations, profile.template_options(), profile.date)
 
 
 def encode_opened(profile: Profile, tokenizer: "PreTrainedTokenizerBase", rendered: str) -> list[int]:

@@ -4,7 +4,7 @@ Either an option of the chat template does so, or the empty block of thinking th
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.profiles.detection import state_of
 from prunus.evaluation.profiles.markers import decode
 from prunus.evaluation.profiles.profile import Profile
-from prunus.evaluation.profiles.template import QUESTION, messages_of, render, source_of
+from prunus.evaluation.profiles.template import QUESTION, messages_of, render, render_all, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,11 +38,17 @@ class Switch:
             return f"the empty block {self.block!r} is appended"
         return "template " + ", ".join(f"{key}={value!r}" for key, value in self.template.items())
 
-    def render(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-        """The prompt with text as the only user message and the thinking switched off."""
+    def render(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[str]:
+        """The prompts, each with a text as the only user message and the thinking switched off."""
         profile = self.profile
         options = profile.template_options() | dict(self.template)
-        rendered = render(tokenizer, messages_of(text, profile.system), options, profile.date)
+        conversations = [messages_of(text, profile.system) for text in texts]
+        rendered = render_all(tokenizer, conversations, options, profile.date)
+        return [self._switched(one, text) for one, text in zip(rendered, texts, strict=True)]
+
+    def _switched(self, rendered: str, text: str) -> str:
+        """The rendered prompt with this text, with the block if there is one."""
+        profile = self.profile
         if not self.block:
             return rendered
         before, found, tail = rendered.rpartition(text)
@@ -88,7 +94,7 @@ def _works(switch: Switch, tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the prompt with the switch's options differs from the usual one and opens no thinking."""
     profile = switch.profile
     try:
-        rendered = switch.render(tokenizer, QUESTION)
+        [rendered] = switch.render(tokenizer, [QUESTION])
     except PrunusError:  # some templates refuse values that they do not know
         return False
     usual = render(tokenizer, messages_of(QUESTION, profile.system), profile.template_options(), profile.date)

@@ -2,14 +2,14 @@
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from prunus.errors import PrunusError
-from prunus.kinds import settle
+from prunus.kinds import hints_of, misfit, settle
+from prunus.parse import parse_toml
 from prunus.recipes import PROFILE_FOLDER, PROFILE_NAMES, Mode
 
 FORMAT = 1
@@ -243,7 +243,7 @@ def read_profile(path: Path) -> Profile:
 
 def _values(path: Path, text: str) -> dict[str, Any]:
     """{field of Profile: value} of a profile file, with the values of the profile that it extends."""
-    data = tomllib.loads(text)
+    data = parse_toml(text)
     if data.pop("format", None) != FORMAT:
         raise PrunusError(f"the first line must be `format = {FORMAT}`")
     base = data.pop("extends", None)
@@ -268,6 +268,8 @@ def _values(path: Path, text: str) -> dict[str, Any]:
                 raise PrunusError(_unknown(text, table, key))
             if key == "stops" and value == "auto":
                 value = []
+            if wrong := misfit(key, value, hints_of(Profile)[KEYS[table][key]]):
+                raise PrunusError(f"{_line_of(text, key)}{wrong}")
             found[KEYS[table][key]] = value
     if "off" not in data:  # what the base says applies only as far as it fits this profile's own markers
         if not any(stop in found.get("off_block", "") for stop in found.get("think_stops", ())):

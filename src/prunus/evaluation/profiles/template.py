@@ -4,13 +4,14 @@ A template is a program, so only rendering shows how it ends a prompt, which dec
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus.checkpoint.resolve import load_end_ids, one_line, read_object
+from prunus.checkpoint.chat_template import TemplateError, rendered
+from prunus.checkpoint.resolve import load_end_ids, read_object
 from prunus.errors import PrunusError
 from prunus.evaluation.profiles.profile import Profile
 
@@ -64,25 +65,28 @@ def render(
     date: str,
     prompt: bool = True,
 ) -> str:
-    """The text of messages; with prompt, it ends where the model continues.
+    """The text of messages; see render_all, which is faster for several conversations."""
+    [text] = render_all(tokenizer, [messages], options, date, prompt)
+    return text
 
-    date: written by the template as today's date, year-month-day. Raises PrunusError where the template fails or is
-    stopped by the sandbox in which templates run.
+
+def render_all(
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Sequence[list[dict[str, str]]],
+    options: Mapping[str, Any],
+    date: str,
+    prompt: bool = True,
+) -> list[str]:
+    """The text of the messages of each conversation; with prompt, it ends where the model continues.
+
+    date: written by the template as today's date, year-month-day. Raises PrunusError where the template fails, is
+    stopped by the sandbox in which templates run, or takes too much time or memory.
     """
+    source = dated(source_of(tokenizer), date)
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                chat_template=dated(source_of(tokenizer), date),
-                tokenize=False,
-                add_generation_prompt=prompt,
-                **options,
-            )
-        )
-    except PrunusError:
-        raise
-    except Exception as error:  # a template is a program, which may raise any error
-        raise PrunusError(f"the model's chat template cannot be used: {one_line(error)[:300]}") from error
+        return list(rendered(tokenizer, conversations, chat_template=source, add_generation_prompt=prompt, **options))
+    except TemplateError as error:
+        raise PrunusError(f"the model's chat template cannot be used: {error}") from error
 
 
 @cache
@@ -107,12 +111,10 @@ def _quoted(text: str) -> str:
 def probe(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any], system: str, date: str) -> Probe:
     """The probe of a template with these options. Raises PrunusError unless the user's text occurs exactly once."""
     messages = messages_of(QUESTION, system)
-    rendered = render(tokenizer, messages, options, date)
-    if rendered.count(QUESTION) != 1:
-        raise PrunusError(
-            f"the model's chat template writes the user's text {rendered.count(QUESTION)} times, not once"
-        )
-    tail = rendered.partition(QUESTION)[2]
+    text = render(tokenizer, messages, options, date)
+    if text.count(QUESTION) != 1:
+        raise PrunusError(f"the model's chat template writes the user's text {text.count(QUESTION)} times, not once")
+    tail = text.partition(QUESTION)[2]
     return Probe(tail, source_of(tokenizer), _end_of_turn(tokenizer, messages, options, date))
 
 
@@ -121,13 +123,13 @@ def _end_of_turn(
 ) -> int | None:
     answered = [*messages, {"role": "assistant", "content": ANSWER}]
     try:
-        rendered = render(tokenizer, answered, options, date, prompt=False)
+        text = render(tokenizer, answered, options, date, prompt=False)
     except PrunusError:  # some templates accept no assistant's text
         return None
     special = set(tokenizer.all_special_ids) | {
         index for index, token in tokenizer.added_tokens_decoder.items() if token.special
     }
-    ids = tokenizer.encode(rendered.rpartition(ANSWER)[2], add_special_tokens=False)
+    ids = tokenizer.encode(text.rpartition(ANSWER)[2], add_special_tokens=False)
     return next((token for token in ids if token in special), None)
 
 

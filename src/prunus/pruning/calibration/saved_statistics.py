@@ -37,6 +37,7 @@ from prunus.checkpoint.safetensors_file import (
 from prunus.declarations import Needs
 from prunus.disk import atomic_file, check_space, disk_errors, show_bytes
 from prunus.errors import PrunusError
+from prunus.parse import parse_json
 from prunus.progress import Steps, say
 from prunus.pruning.calibration.beforehand import check_source
 from prunus.pruning.calibration.data import Calibration, calibration_name, load_calibration
@@ -268,7 +269,7 @@ class SavedStats:
             raise PrunusError(f"{path} does not exist; `prunus stats` writes such a file")
         self.tensors: dict[str, Stored] = read_header(self.path)
         try:
-            self.about: dict[str, Any] = json.loads(read_metadata(self.path)["prunus"])
+            self.about: dict[str, Any] = parse_json(read_metadata(self.path)["prunus"])
             readable = self.about["format"] == FORMAT
         except (KeyError, ValueError, TypeError) as error:
             raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error

@@ -1,13 +1,14 @@
 """Reading text, messages and token ids from files, for calibration and perplexity."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prunus.checkpoint.chat_template import TemplateError, rendered
 from prunus.checkpoint.resolve import lacks_chat_template, load_tokenizer, one_line
 from prunus.contamination import held_out_in
 from prunus.errors import PrunusError
+from prunus.parse import parse_json
 
 if TYPE_CHECKING:
     from prunus.checkpoint.model_folder import ModelFolder
@@ -41,7 +42,7 @@ def read_jsonl(path: Path, kinds: Sequence[str] = KINDS) -> list[Line]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
+            row = parse_json(text)
         except ValueError as error:
             raise PrunusError(f"{path}, line {number}: not JSON ({error})") from error
         kind = next((kind for kind in kinds if isinstance(row, dict) and kind in row), None)
@@ -133,14 +134,15 @@ def render_chats(path: Path, lines: Sequence[Line], source: "ModelFolder") -> tu
     tokenizer = load_tokenizer(source.folder)
     if not tokenizer.chat_template:
         raise no_template(path, source.folder)
-    documents, dropped = [], 0
-    for line in lines:
-        try:
-            text = str(tokenizer.apply_chat_template(line.value, tokenize=False))
-            documents.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        except Exception as error:  # a template is a program and may raise anything
-            raise PrunusError(f"{path}, line {line.number}: the chat template rejects it: {one_line(error)}") from error
-        dropped += any(thought not in text for thought in map(_thinking, line.value))
+    texts: list[str] = []
+    try:
+        texts.extend(rendered(tokenizer, [line.value for line in lines]))
+    except TemplateError as error:
+        number = lines[len(texts)].number
+        raise PrunusError(f"{path}, line {number}: the chat template rejects it: {error}") from error
+    documents = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+    pairs = zip(texts, lines, strict=True)
+    dropped = sum(any(thought not in text for thought in map(_thinking, line.value)) for text, line in pairs)
     warning = (
         f"{path}: the chat template drops the thinking of {dropped} of {len(lines)} lines; give token ids to keep it"
     )

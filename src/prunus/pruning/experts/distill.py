@@ -23,7 +23,7 @@ from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.experts.mixture import Mixture
 from prunus.pruning.recovery.fit import Fit, Trained, fit
 from prunus.pruning.recovery.room import plan_steps
-from prunus.pruning.recovery.streams import Streams, split
+from prunus.pruning.recovery.streams import Streams, split, tokens_of_step
 from prunus.recipes import ExpertsRecipe, RecoverRecipe
 
 
@@ -46,7 +46,8 @@ def distill_blocks(
         raise PrunusError("blocks of this model hand on more than hidden states, so its routers cannot be fitted alone")
     weights = calibration.token_weights(recipe) if recipe.weighted else [[1.0] * len(s) for s in calibration.sequences]
     plan = plan_steps(new, device, settings.step_tokens, max(map(len, calibration.sequences)))
-    streams = Streams(theirs, ours, calibration.sequences, weights, settings.step_tokens, None)
+    step_tokens = tokens_of_step(settings.step_tokens, calibration.sequences)
+    streams = Streams(theirs, ours, calibration.sequences, weights, step_tokens, None)
     training, held_out = split(len(streams.batches), random.Random(f"{recipe.seed} held out"))
     of_block = {mixture.index: mixture for mixture in mixtures}
     with (

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from prunus.checkpoint.runner import Batch, Runner
+from prunus.errors import PrunusError
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.recovery.fit import Example
 
@@ -118,12 +119,20 @@ def pad(
     return padded, weights
 
 
-def split(count: int, rng: random.Random) -> tuple[list[int], list[int]]:
-    """Indices of the batches to train on and of those that are held out: one in eight, at least one of two.
+def tokens_of_step(step_tokens: int, sequences: Sequence[Sequence[int]]) -> int:
+    """The most tokens of a batch: fewer than step_tokens where all sequences would be one, and none held out.
 
-    A single batch is both: then nothing can be held out.
+    Raises PrunusError for a single sequence.
     """
-    if count == 1:
-        return [0], [0]
+    if len(sequences) < 2:
+        raise PrunusError(
+            "the calibration is one sequence, so that none can be held out to check what training gains: give at least"
+            " two (--samples or --calibration-tokens)"
+        )
+    return min(step_tokens, len(sequences) * max(map(len, sequences)) - 1)
+
+
+def split(count: int, rng: random.Random) -> tuple[list[int], list[int]]:
+    """Indices of the batches to train on and of those that are held out: one in eight, at least one of two."""
     held_out = set(rng.sample(range(count), max(1, count // HELD_OUT)))
     return [i for i in range(count) if i not in held_out], sorted(held_out)

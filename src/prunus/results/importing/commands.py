@@ -1,6 +1,7 @@
 """Import logs of other evaluation tools: each becomes a run of the store, at the budget AS_RUN."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,10 @@ def _grade(record: Record, metric: str) -> Grade:
 
 
 def _check_scores(graded: Iterable[Record], metric: str, threshold: float | None) -> None:
-    """Raise PrunusError if a score is neither 0 nor 1 and no threshold says what that means."""
+    """Raise PrunusError if a score is neither 0 nor 1 and no finite threshold says what that means."""
     if threshold is not None:
+        if not math.isfinite(threshold):
+            raise PrunusError(f"--threshold must be a finite number, not {threshold}")
         return
     for record in graded:
         if (score := _grade(record, metric).score) not in (0, 1):

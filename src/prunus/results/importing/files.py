@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import PrunusError
+from prunus.parse import parse_json
 
 LONGEST_LINE = 64 << 20  # bytes of one line of JSON
 LARGEST = 2 << 30  # bytes of a log, unpacked
@@ -73,10 +74,8 @@ def json_file(path: Path) -> Data:
 def parsed(text: bytes, where: str) -> Any:
     """The value of a JSON text, without lone surrogates, which no file could keep."""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         return _storable(found) if b"\\ud" in text.lower() else found
-    except RecursionError as error:
-        raise PrunusError(f"{where} is nested too deeply: not a log") from error
     except ValueError as error:
         reason = str(error).split(": line")[0]
         raise PrunusError(

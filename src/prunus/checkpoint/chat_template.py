@@ -1,0 +1,129 @@
+"""Render conversations with a model's chat template, within limits of time and memory.
+
+A template is a program that comes with the model. jinja's sandbox keeps it from files and from Python's own objects,
+but not from nested loops, nor from texts that double. So templates run in a forked process, which the kernel ends: one
+process for all conversations of a call, in which each takes as long as it would here.
+"""
+
+import gc
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunus.checkpoint.resolve import one_line
+from prunus.errors import PrunusError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Conversation = Sequence[Mapping[str, Any]]
+
+SECONDS = 10.0  # for one conversation; usual templates take a millisecond
+MOST_BYTES = 1 << 30  # of memory, beside that of this process
+MOST_CHARACTERS = 1 << 24  # of a rendered conversation
+CAN_FORK = sys.platform == "linux"  # elsewhere a process that uses threads may not be forked: there are no limits
+
+
+class TemplateError(PrunusError):
+    """A chat template failed, was stopped by the sandbox, or exceeded a limit; the message says which."""
+
+
+def rendered(
+    tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Conversation], **options: Any
+) -> Generator[str]:
+    """Yield the text of each conversation. options: of apply_chat_template. Raises TemplateError for the first failure.
+
+    The iterator has to be used up or closed, since it holds a process.
+    """
+    if not CAN_FORK:
+        for conversation in conversations:
+            text, problem = _one(tokenizer, conversation, options)
+            if problem:
+                raise TemplateError(problem)
+            yield text
+        return
+    ours, theirs = Pipe(duplex=False)
+    with warnings.catch_warnings():
+        # Python 3.12 warns where there are other threads; the child takes none of their locks.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _serve(tokenizer, conversations, options, theirs)
+    theirs.close()
+    status = None
+    try:
+        for _ in conversations:
+            try:
+                text, problem = ours.recv()
+            except EOFError:
+                status = os.waitpid(child, 0)[1]
+                raise TemplateError(_how_ended(status)) from None
+            if problem:
+                raise TemplateError(problem)
+            yield text
+    finally:
+        ours.close()
+        if status is None:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _serve(
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Sequence[Conversation],
+    options: Mapping[str, Any],
+    connection: Connection,
+) -> None:
+    """What the forked process does; it does not return."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # it ends the process even inside C code, and without a parent
+        gc.freeze()  # what the parent has is not to be finalised here
+        _limit_memory()
+        for conversation in conversations:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            connection.send(_one(tokenizer, conversation, options))
+    except BaseException:  # the parent has gone, or there is no memory to say anything
+        os._exit(1)
+    os._exit(0)
+
+
+def _one(
+    tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, options: Mapping[str, Any]
+) -> tuple[str, str]:
+    """(text, "") of a conversation, or ("", what is wrong)."""
+    try:
+        text = str(
+            tokenizer.apply_chat_template([dict(message) for message in conversation], tokenize=False, **options)
+        )
+    except MemoryError:
+        return "", f"it takes more than {MOST_BYTES >> 30} GiB of memory"
+    except Exception as error:  # a template is a program, which may raise any error
+        return "", one_line(error)[:300]
+    if len(text) > MOST_CHARACTERS:
+        return "", f"it writes more than {MOST_CHARACTERS:,} characters"
+    return text, ""
+
+
+def _limit_memory() -> None:
+    """Limit the address space of this process to MOST_BYTES more than it has."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + MOST_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _how_ended(status: int) -> str:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        return f"it takes longer than {SECONDS:g} s for one conversation"
+    return "the process in which it ran was ended: it takes too much memory"

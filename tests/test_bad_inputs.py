@@ -1,0 +1,164 @@
+"""Bad inputs of all commands end with one line and exit code 2: never with an internal error, and never not at all.
+
+These are some of the cases of tests/helpers/bad_inputs.py, which tries all when it is run by itself.
+"""
+
+import errno
+import math
+import os
+from dataclasses import fields
+
+import bad_inputs
+import click
+import pytest
+
+import prunus
+from prunus.cli import cli, main
+from prunus.disk import DiskFull, disk_errors, write_together
+from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
+from prunus.kinds import hints_of
+from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
+from prunus.results.store import Store
+
+SLOW = ("demo", "find", "study", "traces", "eval")  # commands that take seconds where they succeed
+EVERY = {"files": 15, "settings": 14, "numbers": 18, "stores": 9, "models": 7, "paths": 9}
+CASES = [
+    case for kind in bad_inputs.KINDS if kind.__name__ in EVERY for case in list(kind())[3 :: EVERY[kind.__name__]]
+]
+LIMITS = [case for case in bad_inputs.limits() if case.arguments[0] not in SLOW and case.limit in (700, 20_000)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return bad_inputs.fill(tmp_path_factory.mktemp("bad") / "source")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_bad_input_is_one_line(case, source, tmp_path):
+    outcome = bad_inputs.run(case, source, tmp_path / "here")
+    assert not outcome.wrong(case), outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LIMITS, ids=lambda case: case.name)
+def test_a_limit_of_file_sizes_is_one_line_and_nothing_left_is_in_the_way(case, source, tmp_path):
+    outcome = bad_inputs.run(case, source, tmp_path / "here")
+    assert not outcome.wrong(case), outcome
+    if outcome.code == 2:
+        assert not outcome.left or (outcome.left == ["out"] and case.arguments[0] == "import")  # a store without rows
+        assert bad_inputs.give(case._replace(limit=None), tmp_path / "here").code == 0
+
+
+RECIPES = (PruneRecipe, DropRecipe, ExpertsRecipe, RecoverRecipe, EvalPlan, TraceRecipe, EngineOptions)
+SETTINGS = [
+    (recipe, name) for recipe in RECIPES for name, hint in hints_of(recipe).items() if hint in (float, float | None)
+]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("recipe", "name"), SETTINGS, ids=[f"{recipe.__name__}.{name}" for recipe, name in SETTINGS])
+def test_no_setting_is_nan_or_infinite(recipe, name, value):
+    needed = {field.name: ("tiny",) for field in fields(recipe) if field.name == "tasks"}
+    with pytest.raises(PrunusError, match=f"'{name}' must be a number"):
+        recipe(**needed | {name: value})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_option_is_nan_or_infinite(value, tmp_path, monkeypatch, capsys):
+    """Every option of every command that takes a number with a point."""
+    monkeypatch.chdir(tmp_path)
+    seen = 0
+    for case in bad_inputs.numbers():
+        if case.name.endswith(f" {value!r}") and isinstance(option_of(case).type, click.types.FloatParamType):
+            with pytest.raises(SystemExit) as ended:
+                main(list(case.arguments))
+            said = capsys.readouterr().err
+            assert (ended.value.code == 2 and "finite number" in said) or "range" in said, case.name
+            assert option_of(case).opts[0] in said, case.name
+            seen += 1
+    assert seen > 60
+
+
+def option_of(case):
+    [option] = [one for one in cli.commands[case.arguments[0]].params if one.opts[0] == case.name.split()[1]]
+    return option
+
+
+def test_a_threshold_that_is_no_number_is_refused(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("")
+    from prunus.results.importing.commands import _check_scores
+
+    for threshold in (math.nan, math.inf):
+        with pytest.raises(PrunusError, match="--threshold must be a finite number"):
+            _check_scores([], "m", threshold)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[think]\nstops = 5", "line 4: 'stops' must be a list, each a text, not 5"),
+        ("[sampling]\ntemperature = nan", "line 4: 'temperature' must be a number, not nan"),
+        ("[off]\nblock = 5", "line 4: 'block' must be a text, not 5"),
+    ],
+)
+def test_a_profile_names_the_line_of_a_wrong_type(text, words, tmp_path):
+    (tmp_path / "p.toml").write_text(f'format = 1\nextends = "qwen3"\n{text}\n')
+    with pytest.raises(PrunusError, match=words):
+        prunus.show_profile(str(tmp_path / "p.toml"))
+
+
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+OTHER = [
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+    errno.ELOOP,
+]
+
+
+@pytest.mark.parametrize("code", FULL + OTHER, ids=errno.errorcode.get)
+def test_every_error_of_the_system_is_one_line(code, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise OSError(code, os.strerror(code), str(tmp_path / "out"))
+
+    kind = DiskFull if code in FULL else PrunusError
+    with pytest.raises(kind) as found, disk_errors(tmp_path, 10):
+        broken()
+    assert (type(found.value) is kind) and "\n" not in str(found.value)
+    monkeypatch.setattr(prunus, "inspect", broken)
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "tiny"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and "internal" not in said and "out" in said
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    folder = tmp_path / "new"
+    with pytest.raises(OSError, match="too long"):
+        write_together({folder / "a": b"1", folder / ("n" * 300): b"2"})
+    assert list(tmp_path.iterdir()) == []
+    write_together({folder / "a": b"1", folder / "b": b"2"})
+    assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"1", b"2"]
+
+
+def test_an_export_of_a_damaged_store_leaves_nothing(source, tmp_path):
+    damaged = bad_inputs.Case(
+        "export", ("export", "results.db", "out"), bad_inputs.sql("UPDATE sample SET correct = 'yes'")
+    )
+    outcome = bad_inputs.run(damaged, source, tmp_path / "here")
+    assert outcome.code == 2 and "correct of a draw is of a wrong type" in outcome.said[0] and outcome.left == []
+
+
+@pytest.mark.parametrize("table", ["meta", "run", "problem", "sample"])
+def test_a_store_without_a_table_is_named(table, source, tmp_path):
+    (tmp_path / "results.db").write_bytes((source / "results.db").read_bytes())
+    bad_inputs.sql(f"DROP TABLE {table}")(tmp_path)
+    with pytest.raises(PrunusError, match=f"damaged .it lacks the table {table}.: restore a copy"):
+        Store(tmp_path / "results.db")
