@@ -186,7 +186,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
         ("[[find]]\nsparsity = 0.1\n", 13, r"'sparsity' in \[\[find\]\]; it belongs under \[\[prune\]\]"),
         ("[[find]]\nepochs = 2\n", 13, r"'epochs' in \[\[find\]\]; it belongs under recover = \{"),
         ("[[prune]]\nladder = 'x'\n", 13, r"'ladder' in \[\[prune\]\]; it belongs under \[\[find\]\]"),
-        ("[[find]]\nmargin = '2 %'\n", 13, "'margin' must be a number, not '2 %'"),
+        ("[[find]]\nmargin = 'two'\n", 13, "margin 'two' is no margin"),
         ("[[find]]\nladder = ['a']\n", 13, "'ladder' must be a text or a list, each a number, not"),
         ("[[find]]\nrecover = [true, false]\n", 13, "'recover' takes one value here"),
         ("[[find]]\nrecover = {epoch = 1}\n", 13, "unknown key 'epoch' of recover; did you mean 'epochs'"),

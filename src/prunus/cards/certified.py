@@ -19,10 +19,16 @@ def claims_of_found(shown: Mapping[str, Any]) -> list[str]:
 
 
 def read_claims(folder: Path) -> tuple[list[str], str | None]:
-    """(claims of the certificate in a folder, checksum of the weights that they are about); ([], None) without one."""
+    """(claims of the certificate in a folder, checksum of the weights that they are about); ([], None) without one.
+
+    Its caution, if it has one, is the last of the claims.
+    """
     try:
         data = json.loads((folder / CERTIFICATE).read_text("utf-8"))
-        return [str(claim) for claim in claims_of_found(data["shown"])], str(data["made"]["checksum"])
+        claims = [str(claim) for claim in claims_of_found(data["shown"])]
+        if claims and data.get("caution"):
+            claims.append(f"Warning: {data['caution']}")
+        return claims, str(data["made"]["checksum"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `prunus verify` says what is wrong with it
         return [], None
 

@@ -21,8 +21,20 @@ from prunus.disk import write_text
 from prunus.errors import PrunusError
 from prunus.finding.rows import Rows
 from prunus.hashing import content_hash
-from prunus.results.anytime import path
-from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, GO_ON, OPEN, Decision, Rule, decide, next_look
+from prunus.margins import Margin
+from prunus.results.ladder import (
+    ACCURACY,
+    CERTIFIED,
+    ENDPOINTS,
+    ENDS,
+    GO_ON,
+    OPEN,
+    Decision,
+    Rule,
+    decide,
+    next_look,
+    paths,
+)
 from prunus.results.metrics import auc_weights
 from prunus.results.order import interleaved, rounds
 from prunus.results.store import Store
@@ -30,6 +42,7 @@ from prunus.results.verdicts import wide_margin
 
 FORMAT, OTHER_BETS = 2, 1  # certificates of format 1 rest on other bets, and can only be shown
 OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
+NOTHING_TO_LOSE = "losing all that the dense model has would be within the margin"
 MOST_POINTS = 120  # of a path in the certificate
 FIELDS = ("thinking_tokens", "answer_tokens", "forced_tokens", "ended", "answer", "status", "correct")
 
@@ -132,6 +145,8 @@ def computed(store: Store, declared: Data) -> dict[str, Any]:
 
 def why_open(decision: Decision, ended: bool, total: int) -> str:
     """Why a rung is left open although there are more rounds; empty for others. ended: whether tokens are used up."""
+    if decision.covered:
+        return NOTHING_TO_LOSE
     if decision.word != OPEN or decision.rounds == total:
         return ""
     return OUT_OF_TOKENS if ended else NOT_ENOUGH
@@ -165,8 +180,7 @@ def _path(found: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> dict[
     """Estimate, lower and upper bound of each endpoint after some of the first T rounds, the last among them."""
     at = sorted({round(x) for x in np.linspace(1, T, min(T, MOST_POINTS))})
     result: dict[str, Any] = {"rounds": at}
-    for name, margin in rule.margins.items():
-        seen = path(found[name][:T], margin, rule.alpha)
+    for name, seen in paths({end: values[:T] for end, values in found.items()}, rule).items():
         result[name] = [[float(x[t - 1]) for x in (seen.estimate, seen.lower, seen.upper)] for t in at]
     return result
 
@@ -192,17 +206,23 @@ def claims(declared: Data, shown: Data) -> list[str]:
     for ladder in shown["ladders"]:
         for rung in ladder["rungs"]:
             if rung["word"] == CERTIFIED:
-                accuracy, ends = (
-                    f"{100 * declared[name]:g} points below {dense}'s" for name in ("margin", "stop_margin")
-                )
+                accuracy, ends = (below(declared[name], dense) for name in ("margin", "stop_margin"))
                 share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
                 found += [
-                    f"{rung['name']}: {measure} on {tasks} is less than {accuracy}",
-                    f"{rung['name']}: {share} is less than {ends}",
+                    f"{rung['name']}: {measure} on {tasks} is {accuracy}",
+                    f"{rung['name']}: {share} is {ends}",
                 ]
     many = len(declared["ladders"])
     sure = f"The probability that any claim is false is at most {100 * declared['alpha']:g} %"
     return [*found, sure + (f", over all {many} ladders" if many > 1 else "")] if found else []
+
+
+def below(margin: Any, dense: str) -> str:
+    """`less than 2 points below tiny's`, or `less than 5 % of tiny's below it`, for a margin as it is declared."""
+    asked = Margin.of(margin)
+    if asked.relative:
+        return f"less than {100 * asked.size:g} % of {dense}'s below it"
+    return f"less than {asked.words()} below {dense}'s"
 
 
 def caution(declared: Data, shown: Data) -> str | None:
@@ -212,7 +232,7 @@ def caution(declared: Data, shown: Data) -> str | None:
         return None
     longest = max(looked, key=lambda rung: rung["looked"])
     area = float(auc_weights(declared["budgets"]) @ longest["dense_accuracy"])
-    return wide_margin(declared["margin"], area, "the dense model")
+    return wide_margin(Margin.of(declared["margin"]), area, "the dense model")
 
 
 def declare(
@@ -245,8 +265,8 @@ def declare(
         "samples": samples,
         "reuse": reuse,
         "ladders": [{"name": one["name"], "rungs": [dict(rung) for rung in one["rungs"]]} for one in ladders],
-        "margin": rule.margin,
-        "stop_margin": rule.stop_margin,
+        "margin": rule.margins[ACCURACY].to_json(),
+        "stop_margin": rule.margins[ENDS].to_json(),
         "alpha": alpha,
         "endpoints": list(ENDPOINTS),
         "look": look,
@@ -256,11 +276,13 @@ def declare(
 
 def certificate(store: Store, declared: Data, checksum: str | None) -> dict[str, Any]:
     """The certificate of a finished search. checksum: of the checkpoint that was written; None if none was."""
+    shown = computed(store, declared)
     data = {
         "format": FORMAT,
         "prunus": __version__,
         "declared": declared,
-        "shown": computed(store, declared),
+        "shown": shown,
+        "caution": caution(declared, shown),
         "made": {"checksum": checksum},
     }
     data = json.loads(json.dumps(data, allow_nan=False))
@@ -318,6 +340,9 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             claimed = now["claims"]
             found += list(_differences(data["shown"], now, "", _names(data["shown"])))
             found += _about_runs(data["declared"], now)
+            # Certificates of earlier versions have no caution.
+            if "caution" in data and data["caution"] != (warning := caution(data["declared"], now)):
+                found.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
     checks = (_checkpoint_difference, _published)
     for check in checks:
         difference, note = check(data, file.parent)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from prunus.budgets import budget_of
 from prunus.errors import PrunusError
+from prunus.margins import Margin, MarginLike
 from prunus.reporting.labels import Look, history, looks
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.text import esc
@@ -119,8 +120,8 @@ class ReportData:
         runs: Collection[str] | None = None,
         *,
         base: str | None = None,
-        margin: float = 0.02,
-        stop_margin: float = 0.05,
+        margin: MarginLike = 0.02,
+        stop_margin: MarginLike = 0.05,
         published: bool = False,
         folder: str = "report_files",
     ) -> Self:
@@ -181,8 +182,18 @@ class ReportData:
         return [*self.others, self.base]
 
     @property
-    def margin(self) -> float:
-        return self.comparison["margin"]
+    def margin(self) -> Margin:
+        return Margin.of(self.comparison["margin"])
+
+    @property
+    def stop_margin(self) -> Margin:
+        return Margin.of(self.comparison["stop_margin"])
+
+    @property
+    def margin_points(self) -> float:
+        """The margin as charts draw it, in points of the accuracy that the base has on average over the budgets."""
+        accuracies = [entry["primary"]["base_accuracy"] for entry in self.comparison["others"]]
+        return self.margin.points(min(accuracies, default=0.0))
 
     @property
     def tasks(self) -> list[str]:

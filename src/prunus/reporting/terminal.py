@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.budgets import AS_RUN, OFF, budget_of, without_off
+from prunus.margins import Margin
 from prunus.reporting.render.text import count, percent, points, probability, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.labels import Named, unique_labels
@@ -109,11 +110,11 @@ def verdict_table(comparison: Data) -> RenderableType:
     for task in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
         title = _title(f"{task}: difference in points by thinking budget")
         tables += [Text(""), title, _budget_differences(task, names, entries)]
-    margin = f"{100 * comparison['margin']:g}"
+    margin, stop_margin = (Margin.of(comparison[name]) for name in ("margin", "stop_margin"))
     tables.append(Text("^ better  v worse  ~ worse, within the margin  = non-inferior  ? cannot tell"))
     lines = (
-        f"non-inferior, within the margin: a loss of {margin} points or more is ruled out at 95 %; in how chains end,",
-        f"a change for the worse of {100 * comparison['stop_margin']:g} points or more",
+        f"non-inferior, within the margin: a loss of {margin.words()} or more is ruled out at 95 %; in how chains end,",
+        f"a change for the worse of {stop_margin.words('what the base has')} or more",
         "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that is valid for any number of",
         "problems and lower than the interval shown); lost: less, with 95 % confidence",
         "verdicts and p are corrected for the number of runs, those of budgets for the number of budgets (Holm)",

@@ -12,6 +12,7 @@ from typing import Any
 
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
+from prunus.margins import Margin, MarginLike
 from prunus.results import paired
 from prunus.results.bands import largest_p
 from prunus.results.contrasts import Claims, Pair, budget_differences, contrast_cells
@@ -47,18 +48,19 @@ def compare(
     store: Path | str,
     base: str,
     others: Sequence[str] | None = None,
-    margin: float = 0.02,
+    margin: MarginLike = 0.02,
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
-    stop_margin: float = 0.05,
+    stop_margin: MarginLike = 0.05,
 ) -> dict[str, Any]:
     """Paired differences between other runs of a store and a base run, and a verdict on each other run.
 
     base, others: run id or its start, model name or printed label. margin, stop_margin: the largest acceptable loss of
-    accuracy, and the largest acceptable change for the worse in how chains end, as shares. Without others, every run is
-    compared whose plan differs from that of the base in tasks, budgets, samples, limit, seed, batches and kernel only;
-    the other runs are listed under `warnings`. Runs that are named are compared in any case, with a warning. Only
-    problems that are complete in both runs count, over the budgets and draws that both have. A run
+    accuracy, and the largest acceptable change for the worse in how chains end, as shares of all problems or draws
+    (0.02: two points), or relative to the base ("5%": of what it solves, or of its draws that end well). Without
+    others, every run is compared whose plan differs from that of the base in tasks, budgets, samples, limit, seed,
+    batches and kernel only; the other runs are listed under `warnings`. Runs that are named are compared in any case,
+    with a warning. Only problems that are complete in both runs count, over the budgets and draws that both have. A run
     from an imported log has one budget, AS_RUN, so the area is the accuracy there; the largest budget of another run is
     compared with it.
 
@@ -93,7 +95,9 @@ def compare(
         high, lower_bound, p_margin, band_low, band_high and those of stopping hold at any time (`results/anytime.py`),
         t_low and t_high are None, and scaling cannot be told;
     `primary`: the cell of the primary contrast, the area (that of `macro` with several tasks; the areas of single tasks
-        are then corrected within the run); `verdict`, `within_margin`, `margin`, `warnings`;
+        are then corrected within the run); `verdict`, `within_margin`, `margin` (a number, or
+        {"relative": share}), `nothing_to_lose` (whether losing all that the base solves would be within the margin,
+        so that no run is non-inferior), `warnings`;
     `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
         run's; `contradicted_at`: budget, difference and verdict of the budgets that contradict it;
     `tasks` -> task -> `stopping` -> budget -> ending -> cell (and `macro` -> `stopping` likewise), as
@@ -112,7 +116,7 @@ def compare(
     `worse, within the margin`. Else it is `non-inferior` with p_margin_adjusted of at most .05, or `cannot tell`.
     Raises PrunusError for unknown or ambiguous names, and if there is nothing to compare.
     """
-    _check(margin, stop_margin, resamples)
+    margin, stop_margin = _checked(margin, stop_margin, resamples)
     with Store(store) as opened:
         base_run = opened.find_run(base)
         named = None if others is None else [opened.find_run(other) for other in others]
@@ -138,10 +142,10 @@ def compare_runs(
     tables_of: Callable[[str], Mapping[str, Table]],
     *,
     may_leave_out: bool = True,
-    margin: float = 0.02,
+    margin: MarginLike = 0.02,
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
-    stop_margin: float = 0.05,
+    stop_margin: MarginLike = 0.05,
 ) -> dict[str, Any]:
     """The result of `compare` for runs that have been read; `others` may be empty.
 
@@ -149,7 +153,7 @@ def compare_runs(
     problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and
     the latter raise PrunusError.
     """
-    _check(margin, stop_margin, resamples)
+    margin, stop_margin = _checked(margin, stop_margin, resamples)
     chosen, warnings = _choose(base, runs, may_leave_out)
     base_tables, entries = tables_of(base.run_id), []
     for run in chosen:
@@ -175,16 +179,14 @@ def compare_runs(
         if (note := wide_margin(margin, min(entry["primary"]["base_accuracy"] for entry in entries))) is not None:
             warnings.append(note)
     method = METHOD | {"resamples": resamples, "seed": seed}
-    margins = {"margin": margin, "stop_margin": stop_margin}
+    margins = {"margin": margin.to_json(), "stop_margin": stop_margin.to_json()}
     return plain({"base": identity(base), "others": entries, **margins, "method": method, "warnings": warnings})
 
 
-def _check(margin: float, stop_margin: float, resamples: int) -> None:
-    for name, value in (("margin", margin), ("stop margin", stop_margin)):
-        if not 0 <= value < 1:
-            raise PrunusError(f"{name} must be a share in [0, 1), not {value}; 0.02 is two points")
+def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:
     if resamples < 100:
         raise PrunusError(f"resamples must be at least 100, not {resamples}")
+    return Margin.of(margin), Margin.of(stop_margin, "stop margin")
 
 
 def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[Run], list[str]]:
@@ -280,7 +282,7 @@ def _as_run(
 
 
 def _entry(
-    run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: float, seed: int, resamples: int, runs: int
+    run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: Margin, seed: int, resamples: int, runs: int
 ) -> dict[str, Any]:
     """One entry of `others`, without what depends on the other entries: the primary's adjusted p, q and the verdicts.
 
@@ -289,7 +291,7 @@ def _entry(
     columns = sum(len(pair.base.budgets) for pair in pairs.values())
     alone = Claims(columns, runs if len(pairs) == 1 else len(pairs))
     done = {task: contrast_cells([pair], margin, seed, resamples, alone) for task, pair in pairs.items()}
-    entry = identity(run) | {"tasks": done, "margin": margin, "warnings": notes}
+    entry = identity(run) | {"tasks": done, "margin": margin.to_json(), "warnings": notes}
     set_adjusted([cell for task in done.values() for cell in task["budgets"].values()], "p", "p_margin")
     for task, pair in pairs.items():
         done[task]["auc_tokens"] = token_area_cell(pair.base, pair.other, seed, resamples)
@@ -302,6 +304,7 @@ def _entry(
         entry["macro"] = contrast_cells(list(pairs.values()), margin, seed, resamples, together)
         set_adjusted(list(entry["macro"]["budgets"].values()), "p", "p_margin")
         entry["primary"] = entry["macro"][AUC]
+    entry["nothing_to_lose"] = margin.covers(entry["primary"]["base_accuracy"])
     entry["largest"] = _largest(pairs, seed, resamples)
     return entry
 
@@ -309,7 +312,7 @@ def _entry(
 def _with_stopping(
     entry: dict[str, Any],
     pairs: Mapping[str, Pair],
-    stop_margin: float,
+    stop_margin: Margin,
     seed: int,
     resamples: int,
     same_chains: bool,

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN
+from prunus.margins import Margin
 from prunus.results import betting, metrics, paired
-from prunus.results.contrasts import Pair, any_time_columns
+from prunus.results.contrasts import Pair, any_time_columns, p_of_margin
 from prunus.results.table import Table
 from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, set_adjusted, verdict
 
@@ -48,6 +49,7 @@ def _budgets(table: Table) -> NDArray[np.int_]:
 
 
 ENDS = "ends"
+STOPS = "the base's chains that end by themselves"
 ENDINGS = {
     ENDS: Ending("ends by itself", 1, lambda table: table.values("ended") == "natural"),
     "loops": Ending("loops", -1, lambda table: table.values("loops")),
@@ -60,7 +62,7 @@ ENDINGS = {
 
 
 def stop_cells(
-    pairs: Sequence[Pair], margin: float, seed: int, resamples: int, same_chains: bool
+    pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, same_chains: bool
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """{budget: {ending: cell}} for the positive budgets of one task, or of several with equal weights.
 
@@ -69,6 +71,7 @@ def stop_cells(
     A cell has n, samples, share, base_share, difference, se, low, high (95 %), gain (the difference as an improvement),
     p, p_margin (of harm of the margin or more, by betting), p_adjusted and p_margin_adjusted over the budgets of the
     ending, and bound, the most harmful difference that is not ruled out (one-sided 95 %, for any number of problems).
+    A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
     same_chains: the budgets share their chains; without it there is no `lost`.
     """
     told = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
@@ -85,18 +88,19 @@ def stop_cells(
     signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
     strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
+    good = [np.where(signs > 0, share, 1 - share) for share in base]
     tested = paired.infer(strata, resamples, seed)
     cells = tested.cells(
         share=paired.estimate(other),
         base_share=paired.estimate(base),
         gain=paired.estimate(gains),
         bound=signs * betting.lower_bound(gains, seed=seed),
-        p_margin=betting.p_value(gains, margin, seed),
+        p_margin=p_of_margin(gains, good, pairs, margin, seed),
     )
     if pairs[0].adaptive is not None:
-        now = any_time_columns(gains, pairs, margin)
+        now = any_time_columns(gains, pairs, margin.size)
         ends = np.sort([signs * now["low"], signs * now["high"]], axis=0)
-        columns = {"p": now["p"], "p_margin": now["p_margin"], "bound": signs * now["lower_bound"]}
+        columns = {"p": now["p"], "bound": signs * now["lower_bound"]}
         columns |= {"low": ends[0], "high": ends[1]}
         for c, cell in enumerate(cells):
             cell |= {name: float(column[c]) for name, column in columns.items()}

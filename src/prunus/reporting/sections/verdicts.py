@@ -8,7 +8,7 @@ from prunus.reporting.render.text import count, esc, percent, points, probabilit
 from prunus.reporting.report_data import Data, ReportData, float_of
 from prunus.reporting.section import Section, soft
 from prunus.results.retention import ENOUGH
-from prunus.results.stopping import ENDS
+from prunus.results.stopping import ENDS, STOPS
 from prunus.results.verdicts import OPEN
 
 
@@ -29,12 +29,12 @@ def section(data: ReportData) -> Section:
     note = (
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
         f"problem, with a 95 % interval. All verdicts, p and MDE are {corrected}. Non-inferior, within the margin: a "
-        f"loss of {100 * data.margin:g} points (dashed) or more is ruled out, by a bound that is valid for any number "
+        f"loss of {data.margin.words()} (dashed) or more is ruled out, by a bound that is valid for any number "
         "of problems. MDE, minimum detectable effect: the true difference that is detected with 80 % power. Scaling: "
         f"accuracy gained per doubling of the budget, in % of the base's. It is kept if this is at least "
         f"{100 * ENOUGH:g} %, and lost if it is less, each with 95 % confidence. Chains "
-        f"that end by themselves: at the largest budget, with a margin of {100 * data.comparison['stop_margin']:g} "
-        f"points.{settling if undecided else ''}{where}"
+        f"that end by themselves: at the largest budget, with a margin of "
+        f"{data.stop_margin.words(STOPS)}.{settling if undecided else ''}{where}"
     )
     table = verdict_table(data)
     html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}</section>'
@@ -48,7 +48,7 @@ def verdict_table(data: ReportData) -> Table:
     task = data.tasks[0]
     budget = max((budget for one in data.runs for budget in one.cells(task)), default=0)
     rows = []
-    for one, picture in zip(data.runs, [None, *forest(ends, data.margin)], strict=True):
+    for one, picture in zip(data.runs, [None, *forest(ends, data.margin_points)], strict=True):
         entry, values = one.contrast, [None] * 7
         if entry is not None:
             cell = entry["primary"]
