@@ -52,7 +52,7 @@ class Search:
     search ends when the rows that it has looked at took as many; None: never.
     """
 
-    study: MarginLike
+    study: Asked
     model: Model
     ladders: tuple[tuple[str, tuple[Rung, ...]], ...]
     rule: Rule

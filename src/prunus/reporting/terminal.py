@@ -107,6 +107,9 @@ def verdict_table(comparison: Data) -> RenderableType:
         tables += [Text(""), title, _stopping(names, entries)]
     if any(entry["scaling"] for entry in entries):
         tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
+    if comparison.get("recipes"):
+        title = _title("Recipes over calibration seeds: difference in points, for other seeds and other problems")
+        tables += [Text(""), title, _recipes(comparison["recipes"])]
     for task in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
         title = _title(f"{task}: difference in points by thinking budget")
         tables += [Text(""), title, _budget_differences(task, names, entries)]
@@ -128,6 +131,18 @@ def verdict_table(comparison: Data) -> RenderableType:
             notes.append(f"{name}: its accuracy holds only because chains are cut; fewer end by themselves than base's")
     tables += [Text(f"warning: {visible(note)}") for note in notes]
     return Group(*tables)
+
+
+def _recipes(recipes: Sequence[Data]) -> Table:
+    table = _table("recipe")
+    for column in ("verdict", "difference [95 %]", "se", "of seeds", "of problems", "df", "seeds"):
+        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
+    for one in recipes:
+        interval = rf"{points(one['difference'])} \[{points(one['low'])}, {points(one['high'])}]"
+        errors = [percent(one[key]) for key in ("se", "se_seeds", "se_problems")]
+        word = Text(one["verdict"], style=STYLES[one["verdict"]])
+        table.add_row(Text(one["label"]), word, interval, *errors, f"{one['freedom']:.0f}", str(len(one["seeds"])))
+    return table
 
 
 def _stopping(names: Sequence[str], entries: Sequence[Data]) -> Table:

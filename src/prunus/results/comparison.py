@@ -19,6 +19,7 @@ from prunus.results.contrasts import Claims, Pair, budget_differences, contrast_
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.rows import Run
+from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw
 from prunus.results.store import Store
 from prunus.results.summary import identity, plain
@@ -109,6 +110,9 @@ def compare(
         although the accuracy is not worse by the margin;
     `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
         tell; None with fewer than two positive budgets.
+    Beside `others`, `recipes` has an entry for each recipe of which at least three runs differ in the calibration seed
+    only, with a verdict on the recipe for which seeds are a random effect (`seeds.recipes_over_seeds`). The verdict on
+    a run is about its checkpoint.
     Budgets 0 and OFF are not part of the area, OFF also not of whole_curve and contradicted_at; with one positive
     budget the area is the accuracy there.
 
@@ -155,7 +159,7 @@ def compare_runs(
     """
     margin, stop_margin = _checked(margin, stop_margin, resamples)
     chosen, warnings = _choose(base, runs, may_leave_out)
-    base_tables, entries = tables_of(base.run_id), []
+    base_tables, entries, compared = tables_of(base.run_id), [], []
     for run in chosen:
         pairs, notes = _pairs(base_tables, tables_of(run.run_id))
         notes = _plan_notes(base, run) + notes
@@ -167,6 +171,7 @@ def compare_runs(
             entry = _entry(run, pairs, notes, margin, seed, resamples, len(chosen))
             same_chains = all(one.plan.get("reuse", True) for one in (base, run))
             entry["adaptive"] = how is not None
+            compared.append((run, pairs))
             entries.append(_with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains))
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
@@ -179,8 +184,9 @@ def compare_runs(
         if (note := wide_margin(margin, min(entry["primary"]["base_accuracy"] for entry in entries))) is not None:
             warnings.append(note)
     method = METHOD | {"resamples": resamples, "seed": seed}
-    margins = {"margin": margin.to_json(), "stop_margin": stop_margin.to_json()}
-    return plain({"base": identity(base), "others": entries, **margins, "method": method, "warnings": warnings})
+    more = {"margin": margin.to_json(), "stop_margin": stop_margin.to_json()}
+    more["recipes"] = recipes_over_seeds(compared, margin, seed)
+    return plain({"base": identity(base), "others": entries, **more, "method": method, "warnings": warnings})
 
 
 def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:

@@ -1,5 +1,6 @@
 """The verdict on every run against the base, with the numbers that decide it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from prunus.reporting.render.chart import forest
@@ -37,8 +38,36 @@ def section(data: ReportData) -> Section:
         f"{data.stop_margin.words(STOPS)}.{settling if undecided else ''}{where}"
     )
     table = verdict_table(data)
-    html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}</section>'
-    return Section("verdicts", html, tables=[table])
+    seeds = recipe_table(data.comparison["recipes"]) if data.comparison["recipes"] else None
+    more = "" if seeds is None else f"<h3>Recipes, over calibration seeds</h3>{seeds.html()}{soft(SEEDS)}"
+    html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}{more}</section>'
+    return Section("verdicts", html, tables=[table] if seeds is None else [table, seeds])
+
+
+SEEDS = (
+    "A verdict above is about one checkpoint; these are about the recipe, of which each calibration seed makes another "
+    "checkpoint. Seeds and problems are both random: the standard error has a part of each, and the interval is a t "
+    "interval with the degrees of freedom (df) of Satterthwaite. A word other than cannot tell needs this test and the "
+    "bound of the verdicts above for the mean of these checkpoints. It is corrected for the number of recipes (Holm)."
+)
+
+
+def recipe_table(recipes: Sequence[Data]) -> Table:
+    """The verdicts on recipes that have runs of several calibration seeds."""
+    rows = [
+        (
+            f"{one['label']}, over {len(one['seeds'])} calibration seeds",
+            [Word(one["verdict"]), _interval(one, "difference"), one["se"], one["se_seeds"], one["se_problems"],
+             one["freedom"], one["n"]],
+        )
+        for one in recipes
+    ]  # fmt: skip
+    columns = [
+        Column("recipe", "Recipe"), Column("verdict", "Verdict"), Column("difference", "Difference,|points", points),
+        Column("se", "Standard error,|points", percent), Column("se_seeds", "of seeds", percent),
+        Column("se_problems", "of problems", percent), Column("df", "df", count), Column("n", "Problems", count),
+    ]  # fmt: skip
+    return Table("recipes", "Recipes over calibration seeds", "data", columns, rows, keep=True)
 
 
 def verdict_table(data: ReportData) -> Table:
