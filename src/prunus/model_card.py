@@ -147,7 +147,11 @@ def read_results(
 
 def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run:
     """The run of the weights with this checksum. Raises PrunusError unless it is one."""
-    found = [store.find_run(run)] if run else [one for one in store.runs() if one.model.get("checksum") == checksum]
+    found = (
+        [store.find_run(run)]
+        if run
+        else [one for one in store.runs() if one.model.get("checksum") == checksum and not one.is_control]
+    )
     if not found:
         there = ", ".join(dict.fromkeys(str(one.model.get("name")) for one in store.runs())) or "no runs"
         raise PrunusError(f"no run of {folder} in {store.path}, which has {there}: run `prunus eval {folder}` first")

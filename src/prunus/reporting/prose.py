@@ -128,6 +128,18 @@ def _scaling(entries: Sequence[Data], labels: Sequence[str], base: str) -> list[
     return [f"Accuracy gained per doubling of the budget: {'; '.join(parts)}."] if parts else []
 
 
+def rounding(comparison: Data) -> str:
+    """How much rounding alone moves, by the base's A/A control; empty without one."""
+    control = comparison.get("control")
+    if control is None:
+        return ""
+    interval = f"{points(control['difference'])} points [{points(control['low'])}, {points(control['high'])}]"
+    return (
+        f"Rounding alone, the base against itself in other batches: {interval}, {count(control['differ'])} of"
+        f" {count(control['answers'])} answers differ"
+    )
+
+
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 

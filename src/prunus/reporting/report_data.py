@@ -219,7 +219,7 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
     """
     if not runs:
         raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
-    dense = [run for run in runs if not history(run)]
+    dense = [run for run in runs if not history(run) and not run.is_control]
     usual = [run for run in dense if run.plan.get("control", "forced") == "forced"]
     dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
     strict = [run for run in dense if run.plan.get("mode") == "strict"]
@@ -236,6 +236,7 @@ def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:
     """The first of these runs that has the same weights and the other mode."""
     for other in runs:
         same = other.model.get("checksum") == run.model.get("checksum") and other.run_id != run.run_id
+        same = same and not other.is_control
         if same and {run.plan.get("mode"), other.plan.get("mode")} == set(MODES):
             return other
     return None

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from prunus.budgets import AS_RUN, OFF, budget_of, without_off
 from prunus.margins import Margin
+from prunus.reporting.prose import rounding
 from prunus.reporting.render.text import count, percent, points, probability, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.labels import Named, unique_labels
@@ -79,7 +80,7 @@ def verdict_table(comparison: Data) -> RenderableType:
     base, entries = comparison["base"], comparison["others"]
     names = _names([base, *entries])
     several = any("macro" in entry for entry in entries)
-    as_run = all(_budgets(entry) == {AS_RUN} for entry in entries)
+    as_run = bool(entries) and all(_budgets(entry) == {AS_RUN} for entry in entries)
     what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
     what = "accuracy as run" + several * ", mean of all tasks" if as_run else what
     table = _table("run")
@@ -102,6 +103,8 @@ def verdict_table(comparison: Data) -> RenderableType:
         table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
     title = _title(f"Compared with {names[0]}: {what}, difference in points")
     tables: list[RenderableType] = [title, table]
+    if said := rounding(comparison):
+        tables += [Text(""), Text(f"{said}.")]
     if any(entry["stops"] for entry in entries):
         title = _title("Stopping: share of chains in % at the largest budget, and change in points")
         tables += [Text(""), title, _stopping(names, entries)]

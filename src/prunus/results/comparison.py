@@ -110,9 +110,11 @@ def compare(
         although the accuracy is not worse by the margin;
     `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
         tell; None with fewer than two positive budgets.
-    Beside `others`, `recipes` has an entry for each recipe of which at least three runs differ in the calibration seed
-    only, with a verdict on the recipe for which seeds are a random effect (`seeds.recipes_over_seeds`). The verdict on
-    a run is about its checkpoint.
+    Beside `others`, `control` tells how much rounding alone moves, if the store has an A/A control of the base
+    (EvalPlan.aa_control; else it is None): run, difference, low, high, n, samples, answers, differ and grades.
+    `recipes` has an entry for each recipe of which at least three runs differ in the calibration seed only, with a
+    verdict on the recipe for which seeds are a random effect (`seeds.recipes_over_seeds`). The verdict on a run is
+    about its checkpoint.
     Budgets 0 and OFF are not part of the area, OFF also not of whole_curve and contradicted_at; with one positive
     budget the area is the accuracy there.
 
@@ -127,14 +129,15 @@ def compare(
         result = compare_runs(
             base_run,
             opened.runs() if named is None else named,
-            lambda run_id: tables(opened.samples(run_id)),
+            controls=opened.runs(),
+            tables_of=lambda run_id: tables(opened.samples(run_id)),
             may_leave_out=named is None,
             margin=margin,
             seed=seed,
             resamples=resamples,
             stop_margin=stop_margin,
         )
-        if not result["others"]:
+        if not result["others"] and result["control"] is None:
             why = "; ".join(result["warnings"]) or "no other run"
             raise PrunusError(f"{opened.path} has nothing to compare with {_name(base_run)}: {why}")
     return result
@@ -150,14 +153,17 @@ def compare_runs(
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
     stop_margin: MarginLike = 0.05,
+    controls: Iterable[Run] | None = None,
 ) -> dict[str, Any]:
     """The result of `compare` for runs that have been read; `others` may be empty.
 
     tables_of: the tables of the run with an id. may_leave_out: runs with another plan, and runs that share no finished
     problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and
-    the latter raise PrunusError.
+    the latter raise PrunusError. controls: runs among which an A/A control of base may be; None: the same.
     """
     margin, stop_margin = _checked(margin, stop_margin, resamples)
+    runs = list(runs)
+    again = next((run for run in (runs if controls is None else controls) if _repeats(run, base)), None)
     chosen, warnings = _choose(base, runs, may_leave_out)
     base_tables, entries, compared = tables_of(base.run_id), [], []
     for run in chosen:
@@ -185,6 +191,7 @@ def compare_runs(
             warnings.append(note)
     method = METHOD | {"resamples": resamples, "seed": seed}
     more = {"margin": margin.to_json(), "stop_margin": stop_margin.to_json()}
+    more["control"] = again and _against_itself(again, base_tables, tables_of(again.run_id), seed, resamples)
     more["recipes"] = recipes_over_seeds(compared, margin, seed)
     return plain({"base": identity(base), "others": entries, **more, "method": method, "warnings": warnings})
 
@@ -197,17 +204,50 @@ def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tup
 
 def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[Run], list[str]]:
     """The runs to compare, and a warning for each run that is left out."""
-    by_id = {run.run_id: run for run in runs}
+    if base.is_control:
+        raise PrunusError(f"{_name(base)} is an A/A control, which repeats another run: name that run as the base")
+    by_id = {run.run_id: run for run in runs if may_leave_out or not run.is_control}
     if not may_leave_out:
+        if not by_id:
+            raise PrunusError("A/A controls are no variants: they are shown beside the run that they repeat")
         if base.run_id in by_id:
             raise PrunusError(f"{_name(base)} is the base and cannot be compared with itself: name another run")
         return list(by_id.values()), []
-    others = [run for run in by_id.values() if run.run_id != base.run_id]
+    others = [run for run in by_id.values() if run.run_id != base.run_id and not run.is_control]
     notes = {run.run_id: _plan_differences(base, run) for run in others}
     left_out = [
         f"{_name(run)} is left out: {notes[run.run_id]}; name it to compare" for run in others if notes[run.run_id]
     ]
     return [run for run in others if not notes[run.run_id]], left_out
+
+
+def _repeats(run: Run, base: Run) -> bool:
+    """Whether a run is an A/A control of base: the same model and plan in other batches."""
+    plan = {key: value for key, value in run.plan.items() if key != "aa_control"}
+    same = run.model.get("checksum") == base.model.get("checksum")
+    return run.is_control and same and not _plan_differences(base, replace(run, plan=plan))
+
+
+def _against_itself(
+    again: Run, base: Mapping[str, Table], other: Mapping[str, Table], seed: int, resamples: int
+) -> dict[str, Any] | None:
+    """How much rounding alone moves: the base's control against the base; None without a problem that both have.
+
+    run: of the control. difference, low, high (95 %), n and samples: of the area. answers: number of those compared,
+    over all budgets and draws; differ: how many of them are not the same, grades: of how many the grade is not.
+    """
+    pairs = list(_pairs(base, other)[0].values())
+    if not pairs:
+        return None
+    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, Claims(1, 1))[AUC]
+    counts = {"answers": 0, "differ": 0, "grades": 0}
+    for pair in pairs:
+        answers = [table.values("answer").ravel().tolist() for table in (pair.base, pair.other)]
+        counts["answers"] += len(answers[0])
+        counts["differ"] += sum(one != two for one, two in zip(*answers, strict=True))
+        counts["grades"] += int((pair.base.correct != pair.other.correct).sum())
+    kept = ("difference", "low", "high", "n", "samples")
+    return {"run": again.run_id, **{key: cell[key] for key in kept}, **counts}
 
 
 def _plan_differences(base: Run, other: Run) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from prunus.reporting.prose import rounding
 from prunus.reporting.render.chart import forest
 from prunus.reporting.render.table import Column, Interval, Table, Word
 from prunus.reporting.render.text import count, esc, percent, points, probability
@@ -15,8 +16,10 @@ from prunus.results.verdicts import OPEN
 
 def section(data: ReportData) -> Section:
     """The table of verdicts; empty if there is only the base."""
+    said = rounding(data.comparison)
+    alone = soft(f"{said}.") if said else ""
     if not data.others:
-        return Section("verdicts")
+        return Section("verdicts", f'<section id="verdicts"><h2>Verdicts</h2>{alone}</section>' if alone else "")
     several = any("macro" in entry for entry in data.comparison["others"])
     over = " averaged over tasks" if several else ""
     where = f" The last two columns are for task <bdi>{esc(data.tasks[0])}</bdi>." if several else ""
@@ -40,7 +43,7 @@ def section(data: ReportData) -> Section:
     table = verdict_table(data)
     seeds = recipe_table(data.comparison["recipes"]) if data.comparison["recipes"] else None
     more = "" if seeds is None else f"<h3>Recipes, over calibration seeds</h3>{seeds.html()}{soft(SEEDS)}"
-    html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}{more}</section>'
+    html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}{alone}{more}</section>'
     return Section("verdicts", html, tables=[table] if seeds is None else [table, seeds])
 
 
