@@ -70,9 +70,9 @@ def test_a_greedy_control_in_float32_is_the_base_and_no_variant(tmp_path, capsys
     assert "Rounding alone, the base against itself in other batches: 0.0 points" in capsys.readouterr().out
     prunus.report(store, tmp_path / "r.html")
     assert "0 of 12 answers differ" in (tmp_path / "r.html").read_text()
-    for wrong in ({"base": control}, {"base": "tiny", "others": [control]}):
+    for base, others in ((control, None), ("tiny", [control])):
         with pytest.raises(PrunusError, match="A/A control"):
-            compare(store, **wrong)
+            compare(store, base, others)
 
 
 def test_what_rounding_moves_is_counted(tmp_path):

@@ -197,7 +197,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
         ("[[find]]\nladder = [0.2, 0.2]\n", 12, "wanda-20 is listed twice"),
         ("[[find]]\nladder = 'none.toml'\n", 12, "the ladder 'none.toml' cannot be read"),
         ("[[find]]\nmethod = 'wonder'\n", 12, "method 'wonder' is not known"),
-        ("[[find]]\nmargin = 0\n", 12, "margin must be a share in"),
+        ("[[find]]\nmargin = 0\n", 13, "margin must be a share in"),
         ("[[find]]\nmax_tokens = 0\n", 12, "max_tokens must be at least 1"),
         ("[[find]]\nscope = 'norms'\n", 12, "scope 'norms' is not known"),
         ("[[find]]\nmargin = 0.001\n", 12, "cannot certify a margin of 0.1 points in accuracy"),

@@ -170,7 +170,8 @@ def among(comparison: Mapping[str, Any], others: Sequence[str]) -> Data | None:
     """A comparison restricted to these runs, in this order; None if it has none of them."""
     entries = {entry["run"]: entry for entry in comparison["others"]}
     kept = [entries[run] for run in others if run in entries]
-    return {**comparison, "others": kept, "warnings": []} if kept else None
+    about_all = [text for text in comparison["warnings"] if " is left out: " not in text]
+    return {**comparison, "others": kept, "warnings": about_all} if kept else None
 
 
 def entry_of(contrast: Contrast, comparison: Data | None) -> Data:
