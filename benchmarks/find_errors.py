@@ -78,7 +78,7 @@ def both_endpoints(
         sides.append((chance, mean, rng.random((draws, n, ladders), dtype=np.float32) < chance))
     for losses in zip(shape.accuracy, shape.ends, strict=True):
         yield [
-            _changed(rng, *side, loss * margin, shape.breaks)
+            _changed(rng, *side, loss * margin.size, shape.breaks)
             for side, loss, margin in zip(sides, losses, rule.margins.values(), strict=True)
         ]
 
@@ -123,7 +123,9 @@ def walk(
         for found in both_endpoints(rng, shape, n, draws, rule, size):
             if not walking.any():
                 break
-            logs = [evidence(values[:, walking], m) for values, m in zip(found, rule.margins.values(), strict=True)]
+            logs = [
+                evidence(values[:, walking], m.size) for values, m in zip(found, rule.margins.values(), strict=True)
+            ]
             good = np.max([_first(certify, rule.level) for certify, _ in logs], axis=0)
             bad = np.min([_first(refuse, rule.level) for _, refuse in logs], axis=0)
             passed = (good <= n) & (good <= bad)
@@ -169,7 +171,7 @@ def repeated(
 
 def certified(found: Sequence[Floats], rule: Rule) -> NDArray[np.bool_]:
     """(runs,) whether a search certifies a rung with these differences, (n, runs) of each endpoint."""
-    logs = [anytime.evidence(values, margin) for values, margin in zip(found, rule.margins.values(), strict=True)]
+    logs = [anytime.evidence(values, margin.size) for values, margin in zip(found, rule.margins.values(), strict=True)]
     good = np.max([_first(certify, rule.level) for certify, _ in logs], axis=0)
     bad = np.min([_first(refuse, rule.level) for _, refuse in logs], axis=0)
     return (good <= len(found[0])) & (good <= bad)
@@ -196,7 +198,7 @@ def every_rung(shape: Shape, n: int, draws: int, rule: Rule, ladders: int, seed:
     reached, false = np.zeros(ladders, int), np.zeros(ladders, bool)
     walking = np.ones(ladders, bool)
     for number, found in enumerate(both_endpoints(rng, shape, n, draws, rule, ladders)):
-        p = np.max([betting.p_value([v], m) for v, m in zip(found, rule.margins.values(), strict=True)], axis=0)
+        p = np.max([betting.p_value([v], m.size) for v, m in zip(found, rule.margins.values(), strict=True)], axis=0)
         walking &= p <= level
         reached += walking
         worst = max(shape.accuracy[number], shape.ends[number])
@@ -299,7 +301,7 @@ def main() -> None:
         for n, draws, rule in SETS:
             ours = walk(shape, n, draws, rule, ladders)
             usual = every_rung(shape, n, draws, rule, max(1, ladders // 8))
-            margins = ", ".join(f"{100 * margin:g}" for margin in rule.margins.values())
+            margins = ", ".join(f"{100 * margin.size:g}" for margin in rule.margins.values())
             numbers = (f"{100 * ours.false:.1f}", f"{ours.certified:.1f}", shape.sound, f"{100 * ours.used:.0f}")
             line(name, n, draws, margins, *numbers, f"{100 * usual.false:.1f}", f"{usual.certified:.1f}")
     print()

@@ -30,6 +30,7 @@ from prunus.evaluation.backends import opened_chat, transport
 from prunus.evaluation.backends.chat import read_reply
 from prunus.evaluation.backends.scripted import ScriptedBackend
 from prunus.evaluation.budget import Draw
+from prunus.evaluation.grading import Grade, Grader
 from prunus.evaluation.native import chat_request, drawn, ignored
 from prunus.evaluation.profiles import PROFILES, decode, native_control, resolve_profile
 from prunus.evaluation.profiles.native import NativeControl
@@ -317,6 +318,8 @@ def test_find_decides_under_native_control_where_the_engine_ends_the_thinking(tm
             self.server = None
 
         monkeypatch.setattr(Engine, "served", served)
+        # Every model solves everything: with nothing to lose, nothing would be certified.
+        monkeypatch.setattr(Grader, "grade", lambda _, items: [Grade("1", True, "ok") for _ in items])
         plan = replace(PLAN, limit=60, samples=1, budgets=(8, 16))
         rules: dict[str, Any] = {"margin": 0.3, "stop_margin": 0.2, "methods": ["magnitude"]}
         engine, out, store = EngineOptions(serve="vllm {model} {port}"), tmp_path / "out", tmp_path / "results.db"

@@ -128,7 +128,7 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         ('modles = ["tiny"]', 1, r"unknown key 'modles'; did you mean 'models'\?"),
         (GOOD + "sampels = 2", 5, r"unknown key 'sampels' in \[eval\]; did you mean 'samples'\?"),
         (GOOD + "sparsity = 0.2", 5, r"unknown key 'sparsity' in \[eval\]; it belongs under \[\[prune\]\]"),
-        (GOOD + "zzz = 1", 5, r"unknown key 'zzz' in \[eval\]; known keys are answer_tokens, .*wait"),
+        (GOOD + "zzz = 1", 5, r"unknown key 'zzz' in \[eval\]; known keys are aa_control, answer_tokens, .*wait"),
         (
             GOOD + "[[prune]]\n\n[[prune]] # two\nsparsty = 0.2",
             8,

@@ -15,6 +15,7 @@ from prunus.checkpoint.packed.checkpoint import open_checkpoint
 from prunus.checkpoint.resolve import hub_origin, is_built_in, resolve
 from prunus.errors import PrunusError
 from prunus.evaluation.tasks import TASKS
+from prunus.margins import MarginLike
 from prunus.pruning.inspection import inspect
 from prunus.reporting.output_files import write_whole
 from prunus.results.comparison import HARMLESS, compare
@@ -32,7 +33,7 @@ def card(
     run: str | None = None,
     base: str | None = None,
     base_model: str | None = None,
-    margin: float = 0.02,
+    margin: MarginLike = 0.02,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def zeros_of(facts: Mapping[str, Any]) -> list[Zeros]:
 
 
 def read_results(
-    folder: Path, steps: list[dict[str, Any]], path: Path, run: str | None, base: str | None, margin: float
+    folder: Path, steps: list[dict[str, Any]], path: Path, run: str | None, base: str | None, margin: MarginLike
 ) -> tuple[Results, list[str]]:
     """The results of a checkpoint's run in a store, and warnings."""
     checksum = open_checkpoint(folder).checksum()
@@ -138,14 +139,20 @@ def read_results(
         if theirs is not None:
             results = replace(results, base=theirs, base_summary=with_names(summarise(store, theirs.run_id)))
     if theirs is not None:
-        (contrast,) = compare(path, theirs.run_id, [ours.run_id], margin=margin)["others"]
-        results = replace(results, contrast=with_names(contrast))
+        found = compare(path, theirs.run_id, [ours.run_id], margin=margin)
+        (contrast,) = found["others"]
+        notes = [*contrast["warnings"], *found["warnings"]]
+        results = replace(results, contrast=with_names(contrast | {"warnings": notes}))
     return results, warnings
 
 
 def find_ours(store: Store, checksum: str, run: str | None, folder: Path) -> Run:
     """The run of the weights with this checksum. Raises PrunusError unless it is one."""
-    found = [store.find_run(run)] if run else [one for one in store.begun() if one.model.get("checksum") == checksum]
+    found = (
+        [store.find_run(run)]
+        if run
+        else [one for one in store.begun() if one.model.get("checksum") == checksum and not one.is_control]
+    )
     if not found:
         there = ", ".join(dict.fromkeys(str(one.model.get("name")) for one in store.runs())) or "no runs"
         raise PrunusError(f"no run of {folder} in {store.path}, which has {there}: run `prunus eval {folder}` first")

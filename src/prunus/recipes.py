@@ -423,9 +423,11 @@ class EvalPlan(Recipe):
     closing: text that ends the thinking at the budget. None: the profile's.
     control: who keeps the budget: `forced`, prunus by budget forcing; `native`, the engine or the model itself, in the
         way that the profile names, through chat completions. Then every budget has chains of its own (reuse is False).
+    aa_control: evaluate in batches of another size, as a run of its own that says how much rounding alone moves; in a
+        study, the dense model besides all cells.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("closing", "control")
+    LATER: ClassVar[tuple[str, ...]] = ("closing", "control", "aa_control")
 
     tasks: tuple[str, ...]
     budgets: tuple[int | Off, ...] = DEFAULT_BUDGETS
@@ -445,6 +447,7 @@ class EvalPlan(Recipe):
     batch_size: int | None = None
     closing: str | None = None
     control: Control = "forced"
+    aa_control: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.budgets, list | tuple) and str(OFF) in self.budgets:
@@ -461,6 +464,8 @@ class EvalPlan(Recipe):
         self._check_choice("backend", BACKENDS)
         self._check_choice("control", Control)
         self._check_native()
+        if self.aa_control and BACKENDS[self.backend].streams:
+            raise PrunusError(f"aa_control needs other batches, and {self.backend} makes its own: leave it out")
         self._check_positive("samples")
         if self.batch_size is not None:
             self._check_positive("batch_size")

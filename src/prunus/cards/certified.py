@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.cards.markdown import LIMIT, plain, redacted
+from prunus.margins import Margin
 from prunus.parse import parse_json
 
 CERTIFICATE = "certificate.json"
@@ -74,19 +75,24 @@ def problems_had(had: Sequence[Data]) -> str:
 
 
 def search_words(one: Data) -> str:
-    """`wanda-10 to wanda-50 (margins 2 and 5 points, alpha 5 %, seed 0, 630 problems)`."""
+    """`wanda-10 to wanda-50 (margins 2 points and 5 points, alpha 5 %, seed 0, 630 problems)`."""
     rungs = one["rungs"][0] if len(one["rungs"]) == 1 else f"{one['rungs'][0]} to {one['rungs'][-1]}"
-    margins = f"margins {100 * one['margin']:g} and {100 * one['stop_margin']:g} points"
+    margins = " and ".join(Margin.of(one[name]).words() for name in ("margin", "stop_margin"))
     number = sum(one["problems"].values())
-    return f"{rungs} ({margins}, alpha {100 * one['alpha']:g} %, seed {one['seed']}, {number} problems)"
+    return f"{rungs} (margins {margins}, alpha {100 * one['alpha']:g} %, seed {one['seed']}, {number} problems)"
 
 
 def read_claims(folder: Path) -> Certified:
-    """What the certificate in a folder says; without claims where there is none."""
+    """What the certificate in a folder says; without claims where there is none.
+
+    Its caution, if it has one, is the last of the claims.
+    """
     try:
         data = parse_json((folder / CERTIFICATE).read_text("utf-8"))
-        claims = tuple(str(claim) for claim in claims_of_found(data["shown"]))
-        return Certified(claims, tuple(about_searches(data)), str(data["made"]["checksum"]))
+        claims = [str(claim) for claim in claims_of_found(data["shown"])]
+        if claims and data.get("caution"):
+            claims.append(f"Warning: {data['caution']}")
+        return Certified(tuple(claims), tuple(about_searches(data)), str(data["made"]["checksum"]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # `prunus verify` says what is wrong with it
         return NOTHING
 

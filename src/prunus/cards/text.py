@@ -29,6 +29,7 @@ from prunus.cards.markdown import (
     table,
 )
 from prunus.hashing import content_hash
+from prunus.margins import Margin
 from prunus.results.characters import one_line
 from prunus.results.completeness import PARTLY, in_words, verdict_in_words
 from prunus.results.labels import experts_amount, label, observations, recipe_of
@@ -368,11 +369,9 @@ def results_text(card: Card, results: Results) -> list[str]:
 
 def verdict_text(contrast: Data, base: str) -> list[str]:
     """The verdict, and what it rests on."""
-    cell, margin = contrast["primary"], 100 * contrast["margin"]
+    cell, margin = contrast["primary"], Margin.of(contrast["margin"]).words(f"what {base} solves")
     about = f"area under accuracy over log2 of the budget, against {base}, paired by problem"
-    text = (
-        f"**{verdict_in_words(contrast).capitalize()}**: {difference(cell)} points ({about}; margin {margin:g} points)."
-    )
+    text = f"**{verdict_in_words(contrast).capitalize()}**: {difference(cell)} points ({about}; margin {margin})."
     if against := contrast["contradicted_at"]:
         found = (f"{at['verdict']} at {at['budget']} ({points(at['difference'])})" for at in against)
         text += f" But {', '.join(found)}."

@@ -111,6 +111,12 @@ store_option = click.option("--store", type=click.Path(path_type=Path), default=
 @click.option(
     "--measure-seconds", is_flag=True, help="Also measure seconds per token, to report accuracy against latency."
 )
+@recipe_option(
+    EvalPlan,
+    "aa_control",
+    "Evaluate MODEL once more, in batches of another size: a run that shows how much rounding alone moves.",
+    is_flag=True,
+)
 @device_option
 def eval_command(
     model: str, store: Path, device: str, engine: EngineOptions, measure_seconds: bool, **plan: Any

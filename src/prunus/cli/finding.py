@@ -60,8 +60,20 @@ PRUNING = {
     help="One method or several, each with a ladder of its own: wanda,sparsegpt. Default: wanda.",
     metavar="NAME,...",
 )
-@click.option("--margin", default=0.02, show_default=True, help="Loss of accuracy to rule out, as a share.")
-@click.option("--stop-margin", default=0.05, show_default=True, help="The same of the chains that end by themselves.")
+@click.option(
+    "--margin",
+    default="0.02",
+    show_default=True,
+    metavar="SHARE|N%",
+    help="Loss of accuracy to rule out (0.02: two points; 5%: 5 % of what MODEL solves).",
+)
+@click.option(
+    "--stop-margin",
+    default="0.05",
+    show_default=True,
+    metavar="SHARE|N%",
+    help="The same of the chains that end by themselves.",
+)
 @click.option("--alpha", default=0.05, show_default=True, help="Probability of any false certificate.")
 @click.option("--max-tokens", type=int, help="End when the rows looked at took N tokens.", metavar="N")
 @click.option(
@@ -100,8 +112,8 @@ def find_command(
     out: Path,
     ladder: str,
     method: str | None,
-    margin: float,
-    stop_margin: float,
+    margin: str,
+    stop_margin: str,
     alpha: float,
     max_tokens: int | None,
     look: int | None,

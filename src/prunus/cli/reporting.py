@@ -13,12 +13,17 @@ from prunus.results.frames import Format
 
 base_option_help = "Run to compare with: its id (or the start of it), model name, or label in the tables."
 margin_option = click.option(
-    "--margin", default=0.02, show_default=True, help="Largest acceptable loss of accuracy (0.02: two points)."
+    "--margin",
+    default="0.02",
+    show_default=True,
+    metavar="SHARE|N%",
+    help="Largest acceptable loss of accuracy (0.02: two points; 5%: 5 % of what the base solves).",
 )
 stop_margin_option = click.option(
     "--stop-margin",
-    default=0.05,
+    default="0.05",
     show_default=True,
+    metavar="SHARE|N%",
     help="Largest acceptable loss of chains that end by themselves, and change of the other endings.",
 )
 folder = click.Path(path_type=Path, file_okay=False)
@@ -57,7 +62,7 @@ def runs_command(store: Path, remove: str | None, as_json: bool) -> None:
 @stop_margin_option
 @json_option
 def compare_command(
-    store: Path, base: str, others: tuple[str, ...], margin: float, stop_margin: float, as_json: bool
+    store: Path, base: str, others: tuple[str, ...], margin: str, stop_margin: str, as_json: bool
 ) -> None:
     """Print paired differences to a base run, each with a verdict: better, worse, non-inferior, cannot tell."""
     data = prunus.compare(store, base, others or None, margin=margin, stop_margin=stop_margin)
@@ -113,8 +118,8 @@ def report_command(
     store: Path,
     out: Path,
     base: str | None,
-    margin: float,
-    stop_margin: float,
+    margin: str,
+    stop_margin: str,
     published: bool,
     figures: Path | None,
     csv: Path | None,

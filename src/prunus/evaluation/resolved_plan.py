@@ -110,6 +110,7 @@ def resolve_plan(
     if line := groups_line(problems):
         progress.say(line)
     sampling = effective_sampling(profile, plan)
+    rows = other_rows(plan.rows, len(problems) * plan.samples) if plan.aa_control else plan.rows
     caps = [plan.answer_tokens or profile.answer_cap(problem.kind, plan.mode) for problem in problems]
     texts = [prompt_text(problem, plan.prompt) for problem in problems]
     prompts, context = encode_problems(profile, tokenizer, texts), checkpoint.context
@@ -139,7 +140,7 @@ def resolve_plan(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-        "batch_size": plan.rows,
+        "batch_size": rows,
         "answer_tokens": caps[0] if len(set(caps)) == 1 else caps_by_kind(problems, caps),
         "problems": digest_of(problems),
     }
@@ -165,7 +166,7 @@ def resolve_plan(
         rules=Rules(markers, sampling, plan.wait, plan.seed, context, appended_to_off(switch, tokenizer)),
         budgets=plan.budgets,
         reuse=plan.reuse,
-        batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, plan.rows),
+        batches=cut_into_batches([len(prompt) for prompt in prompts], plan.samples, rows),
         off_prompts=off_prompts,
         switch=switch,
         native=native,
@@ -176,6 +177,11 @@ def profile_of(plan: EvalPlan, tokenizer: "PreTrainedTokenizerBase", checkpoint:
     """The plan's profile, fitted to the model."""
     given = {name: getattr(plan, name) for name in ("temperature", "top_p", "top_k")}
     return resolve_profile(plan.profile, tokenizer, checkpoint.manifest, plan.mode, checkpoint.folder, given)
+
+
+def other_rows(rows: int, chains: int) -> int:
+    """A batch size with which this number of chains is decoded in other batches than with `rows`."""
+    return max(1, min(rows, chains) // 2) if rows > 1 else 2
 
 
 def appended_to_off(switch: Switch | None, tokenizer: "PreTrainedTokenizerBase") -> int:

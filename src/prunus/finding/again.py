@@ -11,6 +11,7 @@ from prunus.results.order import whole_groups
 from prunus.results.store import Store
 
 OUT_OF_TOKENS, NOT_ENOUGH = "the tokens are used up", "the problems left would not be enough"
+NOTHING_TO_LOSE = "losing all that the dense model has would be within the margin"
 
 Data = Mapping[str, Any]
 
@@ -84,6 +85,8 @@ def judged(rows: Rows, declared: Data) -> Iterator[Judged]:
 
 def why_open(decision: Decision, ended: bool, total: int) -> str:
     """Why a rung is left open although there are more rounds; empty for others. ended: whether tokens are used up."""
+    if decision.covered:
+        return NOTHING_TO_LOSE
     if decision.word != OPEN or decision.rounds == total:
         return ""
     return OUT_OF_TOKENS if ended else NOT_ENOUGH

@@ -25,9 +25,9 @@ from prunus.finding.again import judged, rows_of, rule_of, why_open
 from prunus.finding.rows import Rows
 from prunus.finding.searches import trace
 from prunus.hashing import canonical_json, content_hash
+from prunus.margins import Margin
 from prunus.parse import parse_json
-from prunus.results.anytime import path
-from prunus.results.ladder import CERTIFIED, ENDPOINTS, Rule
+from prunus.results.ladder import ACCURACY, CERTIFIED, ENDPOINTS, ENDS, Rule, paths
 from prunus.results.metrics import auc_weights
 from prunus.results.order import First
 from prunus.results.rows import ProblemRow
@@ -146,8 +146,7 @@ def _path(found: Mapping[str, NDArray[np.float64]], T: int, rule: Rule) -> dict[
     """Estimate, lower and upper bound of each endpoint after some of the first T rounds, the last among them."""
     at = sorted({round(x) for x in np.linspace(1, T, min(T, MOST_POINTS))})
     result: dict[str, Any] = {"rounds": at}
-    for name, margin in rule.margins.items():
-        seen = path(found[name][:T], margin, rule.alpha)
+    for name, seen in paths({end: values[:T] for end, values in found.items()}, rule).items():
         result[name] = [[float(x[t - 1]) for x in (seen.estimate, seen.lower, seen.upper)] for t in at]
     return result
 
@@ -176,14 +175,12 @@ def claims(declared: Data, shown: Data) -> list[str]:
     for ladder in shown["ladders"]:
         for rung in ladder["rungs"]:
             if rung["word"] == CERTIFIED:
-                accuracy, ends = (
-                    f"{100 * declared[name]:g} points below {dense}'s" for name in ("margin", "stop_margin")
-                )
+                accuracy, ends = (below(declared[name], dense) for name in ("margin", "stop_margin"))
                 share = f"the share of its chains that end by themselves within {positive[-1]} tokens"
                 about = checkpoint_of(rung["name"], rung["checksum"]) if "searches" in shown else rung["name"]
                 found += [
-                    f"{about}: {measure} on {tasks} is less than {accuracy}",
-                    f"{about}: {share} is less than {ends}",
+                    f"{about}: {measure} on {tasks} is {accuracy}",
+                    f"{about}: {share} is {ends}",
                 ]
     return [*found, _error(declared, shown)] if found else []
 
@@ -216,6 +213,14 @@ def number_of_groups(declared: Data) -> int:
     return sum(map(len, declared["problems"].values())) - len(declared.get("groups", {}))
 
 
+def below(margin: Any, dense: str) -> str:
+    """`less than 2 points below tiny's`, or `less than 5 % of tiny's below it`, for a margin as it is declared."""
+    asked = Margin.of(margin)
+    if asked.relative:
+        return f"less than {100 * asked.size:g} % of {dense}'s below it"
+    return f"less than {asked.words()} below {dense}'s"
+
+
 def caution(declared: Data, shown: Data) -> str | None:
     """A warning where the dense model solves so little that the margin says little; None where it solves enough."""
     looked = [rung for ladder in shown["ladders"] for rung in ladder["rungs"] if rung["looked"]]
@@ -223,7 +228,7 @@ def caution(declared: Data, shown: Data) -> str | None:
         return None
     longest = max(looked, key=lambda rung: rung["looked"])
     area = float(auc_weights(declared["budgets"]) @ longest["dense_accuracy"])
-    return wide_margin(declared["margin"], area, "the dense model")
+    return wide_margin(Margin.of(declared["margin"]), area, "the dense model")
 
 
 def declare(
@@ -259,8 +264,8 @@ def declare(
         "samples": samples,
         "reuse": reuse,
         "ladders": [{"name": one["name"], "rungs": [dict(rung) for rung in one["rungs"]]} for one in ladders],
-        "margin": rule.margin,
-        "stop_margin": rule.stop_margin,
+        "margin": rule.margins[ACCURACY].to_json(),
+        "stop_margin": rule.margins[ENDS].to_json(),
         "alpha": alpha,
         "endpoints": list(ENDPOINTS),
         "look": look,
@@ -275,11 +280,13 @@ def certificate(
 
     checksum: of the checkpoint that was written; None if none was. files: those of its folder, as `files_of`.
     """
+    shown = computed(store, declared)
     data = {
         "format": FORMAT,
         "prunus": __version__,
         "declared": declared,
-        "shown": computed(store, declared),
+        "shown": shown,
+        "caution": caution(declared, shown),
         "made": {"checksum": checksum, "files": dict(files or {})},
     }
     assert data["shown"]["searches"] is not None, "the search was not declared"

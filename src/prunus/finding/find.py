@@ -37,6 +37,7 @@ from prunus.finding.search import Search, open_search
 from prunus.finding.searches import declare_in, warning
 from prunus.finding.walk import Outcome, Walk
 from prunus.hashing import canonical_json
+from prunus.margins import MarginLike
 from prunus.parse import parse_json
 from prunus.pruning.made_card import renew_card
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe
@@ -58,8 +59,8 @@ def find(
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     recovery: Mapping[str, Any] | None = None,
-    margin: float = 0.02,
-    stop_margin: float = 0.05,
+    margin: MarginLike = 0.02,
+    stop_margin: MarginLike = 0.05,
     alpha: float = 0.05,
     max_tokens: int | None = None,
     look: int | None = None,
@@ -84,6 +85,8 @@ def find(
 
     ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4`), a .toml file with [[prune]] and [[drop]] tables as in a study, or
     recipes.
+    margin, stop_margin: shares (0.02: two points), or "5%": relative to what the dense model solves, or to its chains
+    that end.
     methods: for sparsities: each has its own ladder, walked at alpha divided by their number; None: wanda.
     settings: for sparsities: further fields of every PruneRecipe.
     recovery: settings of RecoverRecipe that differ from the pruning's, to recover every rung; None: no recovery.

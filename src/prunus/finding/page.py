@@ -12,6 +12,7 @@ from prunus import __version__
 from prunus.cards.certified import about_searches, claims_of_found
 from prunus.disk import write_text
 from prunus.finding.certificate import caution, number_of_groups
+from prunus.margins import Margin
 from prunus.reporting.labels import HUES, Look
 from prunus.reporting.prose import sentence
 from prunus.reporting.render.chart import PANEL, Line, Point, accuracy_axis, budget_axis, chart, linear_axis, lines_of
@@ -82,6 +83,12 @@ def _top(declared: Data, shown: Data, title: str) -> str:
     return f'<header><p class="kicker">{facts}</p><h1><bdi>{esc(title)}</bdi></h1>{text}</header>'
 
 
+def amount(margin: Any, of: str, base: str) -> str:
+    """`2 points of accuracy`, or `5 % of what the dense model solves`, for a margin as it is declared."""
+    asked = Margin.of(margin)
+    return asked.words(base) if asked.relative else f"{asked.words()} of {of}"
+
+
 def looks(declared: Data) -> dict[str, Look]:
     """The look of every declared rung by its run: a colour for each ladder, dashes and markers along it."""
     found, index = {}, 0
@@ -106,8 +113,9 @@ def _ladders(declared: Data, shown: Data) -> str:
     alpha = declared["alpha"] / len(declared["ladders"])
     note = (
         f"Rungs are tried in this order, until one is not certified. Certified: a loss of "
-        f"{100 * declared['margin']:g} points of accuracy or more, and of {100 * declared['stop_margin']:g} points of "
-        f"chains that end by themselves, are both ruled out. Refused: one of these losses is shown to be larger. Each "
+        f"{amount(declared['margin'], 'accuracy', 'what the dense model solves')} or more, and of "
+        f"{amount(declared['stop_margin'], 'chains that end by themselves', 'its chains that end by themselves')} or "
+        f"more, are both ruled out. Refused: one of these losses is shown to be larger. Each "
         f"difference has bounds that hold after any number of problems, each with {100 * (1 - alpha):g} % confidence; "
         "it is over the problems that were needed to decide."
     )
@@ -134,12 +142,18 @@ def ladder_table(declared: Data, ladder: Data, seen: Data, dense_tokens: int) ->
         Column("rung", "Rung"),
         Column("removed", "Weights|removed, %", percent),
         Column("decision", "Decision"),
-        Column("accuracy", "Accuracy,|points", points),
-        Column("ends", "Ends by itself,|points", points),
+        Column("accuracy", f"Accuracy{_kept(declared['margin'])},|points", points),
+        Column("ends", f"Ends by itself{_kept(declared['stop_margin'])},|points", points),
         Column("problems", "Problems|needed", count),
         Column("tokens", "Tokens", count),
     ]
     return Table(f"ladder-{ladder['name']}", f"Decisions of {ladder['name']}", "data ladder", columns, rows, keep=True)
+
+
+def _kept(margin: Any) -> str:
+    """What the heading of a column adds where its differences are from a share of the dense model's."""
+    asked = Margin.of(margin)
+    return f" over {100 - 100 * asked.size:g} % of dense" if asked.relative else ""
 
 
 def _words(end: str) -> str:
@@ -149,7 +163,11 @@ def _words(end: str) -> str:
 def _paths(declared: Data, shown: Data) -> str:
     """The bounds over the problems, two panels for each rung that was looked at."""
     styles, panels = looks(declared), []
-    margins = {ACCURACY: declared["margin"]} | {end: declared["stop_margin"] for end in ENDPOINTS if end != ACCURACY}
+    asked = {end: Margin.of(declared["margin" if end == ACCURACY else "stop_margin"]) for end in ENDPOINTS}
+    margins = {end: 0.0 if margin.relative else margin.size for end, margin in asked.items()}
+    least = {
+        end: f"{100 - 100 * margin.size:g} % of the dense model's" for end, margin in asked.items() if margin.relative
+    }
     for ladder in shown["ladders"]:
         for rung in ladder["rungs"]:
             if rung["rounds"]:
@@ -167,6 +185,11 @@ def _paths(declared: Data, shown: Data) -> str:
         "certified when the lower bounds of both endpoints lie within it or above, and refused when an upper bound is "
         "below it."
     )
+    if least:
+        which = " and ".join(
+            _words(end) if len(least) == 1 else f"{text} ({_words(end)})" for end, text in least.items()
+        )
+        note += f" With a margin relative to the dense model, the difference is from what is to be kept of it: {which}."
     shown_panels = f'<div class="panels">{"".join(panels)}</div>'
     return f'<section id="paths"><h2>How it was decided</h2>{soft(note)}{shown_panels}</section>'
 
@@ -174,7 +197,7 @@ def _paths(declared: Data, shown: Data) -> str:
 def path(rung: Data, end: str, margin: float, styles: Mapping[str, Look]) -> Picture:
     """The bounds of one endpoint of a rung over the rounds; the margin is shaded."""
     numbers = [[100 * value for value in row] for row in rung["path"][end]]
-    reach = max([300 * margin, *(1.2 * abs(value) for value in numbers[-1])])
+    reach = max([300 * margin, 1.0, *(1.2 * abs(value) for value in numbers[-1])])
     look = styles[rung["run"]]
 
     def within(value: float) -> float:

@@ -1,6 +1,6 @@
 """What a search will take, before it starts: problems and tokens of each rung, and the margin it can certify at all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 from pathlib import Path
@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from prunus.errors import PrunusError
+from prunus.finding.rows import Rows
 from prunus.finding.search import Search
-from prunus.results.ladder import ACCURACY, CHANGED, FEW_CHANGED, Forecast
+from prunus.results.ladder import ACCURACY, CHANGED, DENSE, ENDPOINTS, FEW_CHANGED, Forecast
 from prunus.results.store import Store, is_begun
 from prunus.results.token_use import chains_of, sampled_tokens
+from prunus.results.verdicts import wide_margin
 from prunus.study.offline_plan import chain_tokens
 
 WORDS = {ACCURACY: "accuracy"}  # of the endpoints, in sentences
@@ -23,7 +25,8 @@ class Prospects:
 
     measured: whether chain_tokens is the mean of the dense model's rows in the store; else no chain takes more.
     expected: problems that a harmless rung takes, at most all. rung_tokens, grid_tokens: of such a rung, and of all
-    rungs and the dense model in full. impossible: a line for each margin that cannot be certified.
+    rungs and the dense model in full. impossible: a line for each margin that cannot be certified. warning: where the
+    dense model's rows in the store show that it solves little beside the margin; else None.
     """
 
     problems: int
@@ -36,22 +39,62 @@ class Prospects:
     grid_tokens: int
     impossible: tuple[str, ...]
     lines: tuple[str, ...]
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class DenseSoFar:
+    """What the dense model's rows in a store show. means: by endpoint; empty without rows. whole: whether of all."""
+
+    means: dict[str, float]
+    whole: bool
+
+
+def dense_so_far(search: Search, store: Path) -> DenseSoFar:
+    """What the dense model has at each endpoint over the first rounds that the store has completely."""
+    if not store.is_file():
+        return DenseSoFar({}, False)
+    with Store(store) as opened:
+        rows = Rows(
+            opened, search.dense.run_id, search.order, search.plan.budgets, search.plan.samples,
+            search.dense.resolved.reuse,
+        )  # fmt: skip
+        found = rows.differences(search.dense.run_id)
+    rounds = len(found[ACCURACY])
+    means = {end: float(found[DENSE[end]].mean()) for end in ENDPOINTS} if rounds else {}
+    return DenseSoFar(means, rounds == len(search.order))
 
 
 def prospects(search: Search, store: Path) -> Prospects:
     """What a search will take; nothing is loaded or written. store: path of the store, which need not exist."""
-    forecasts = search.forecasts
+    dense = dense_so_far(search, store)
+    forecasts = search.forecasts_at(dense.means)
     problems, draws = sum(map(len, search.order)), search.plan.samples
     each = len(search.rungs)
     mean = mean_tokens(search, store)
     per_chain = mean or most_tokens(search)
     expected = ceil(problems * search.expected_rounds() / len(search.order))
-    impossible = tuple(impossible_lines(search, forecasts))
+    covered = [end for end, mean in dense.means.items() if search.rule.margins[end].covers(mean)]
+    nothing = [f"losing all of the dense model's {words(end)} would be within the margin" for end in covered]
+    impossible = (*(nothing if dense.whole else ()), *impossible_lines(search, forecasts, dense.means))
+    warning = (
+        wide_margin(search.rule.margins[ACCURACY], dense.means[ACCURACY], "the dense model") if dense.means else ""
+    )
     rung_tokens, grid = round(expected * draws * per_chain), round((each + 1) * problems * draws * per_chain)
     made = Prospects(
-        problems, each, forecasts, per_chain, mean is not None, expected, rung_tokens, grid, impossible, ()
+        problems,
+        each,
+        forecasts,
+        per_chain,
+        mean is not None,
+        expected,
+        rung_tokens,
+        grid,
+        impossible,
+        (),
+        warning or "",
     )
-    return Prospects(**{**vars(made), "lines": tuple(lines_of(search, made))})
+    return Prospects(**{**vars(made), "lines": tuple(lines_of(search, made, dense.means))})
 
 
 def mean_tokens(search: Search, store: Path) -> float | None:
@@ -69,18 +112,24 @@ def most_tokens(search: Search) -> float:
     return float(np.mean([chain_tokens(search.plan, work.answers_at_most(i)) for i in range(len(work.problems))]))
 
 
-def impossible_lines(search: Search, forecasts: dict[str, Forecast]) -> list[str]:
+def impossible_lines(search: Search, forecasts: dict[str, Forecast], dense: Mapping[str, float]) -> list[str]:
     """A line for each margin that this number of problems cannot certify, whatever they show."""
     count = counted(len(search.order), search)
     return [
-        f"{count} cannot certify a margin of {points(search.rule.margins[end])} in {words(end)};"
+        f"{count} cannot certify a margin of {size(search, end)} in {words(end)};"
         f" {points(ceil(1000 * found.smallest) / 1000)} would be possible"
         for end, found in forecasts.items()
-        if found.smallest > search.rule.margins[end]
+        if found.smallest > search.rule.margins[end].points(dense.get(end, 1.0))
     ]
 
 
-def lines_of(search: Search, found: Prospects) -> list[str]:
+def size(search: Search, end: str) -> str:
+    """`2 points`, `5 % of the dense model's`: the margin of an endpoint."""
+    margin = search.rule.margins[end]
+    return margin.words("the dense model's") if margin.relative else points(margin.size)
+
+
+def lines_of(search: Search, found: Prospects, dense: Mapping[str, float]) -> list[str]:
     """The prospects in sentences."""
     draws = search.plan.samples
     ladders = "; ".join(f"{name}: {span([rung.variant.name for rung in rungs])}" for name, rungs in search.ladders)
@@ -89,13 +138,16 @@ def lines_of(search: Search, found: Prospects) -> list[str]:
     lines = [f"{each}; {found.rungs} rungs ({ladders})"]
     for end, one in found.forecasts.items():
         margin, least = search.rule.margins[end], points(ceil(1000 * one.smallest) / 1000)
+        told = size(search, end)
+        if margin.relative:
+            told += f", {points(margin.points(dense[end]))}," if end in dense else ", if that is everything,"
         takes = (
             f"about {ceil_problems(one.fewer, search)} to {counted(one.rounds, search)}"
             if isfinite(one.rounds)
             else "more problems than anybody has"
         )
         line = (
-            f"{words(end)}: a margin of {points(margin)} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
+            f"{words(end)}: a margin of {told} takes {takes} if {100 * FEW_CHANGED:g} to {100 * CHANGED:g} %"
             " of a rung's draws change (an assumption)"
         )
         line += f"; {least} at best"
@@ -107,7 +159,7 @@ def lines_of(search: Search, found: Prospects) -> list[str]:
         f"a rung of which {100 * CHANGED:g} % change takes {kind} {found.rung_tokens:,} tokens ({found.expected}"
         f" problems); all rungs in full would take {kind} {found.grid_tokens:,}"
     )
-    return [*lines, *(f"warning: {line}" for line in found.impossible)]
+    return [*lines, *(f"warning: {line}" for line in (found.warning, *found.impossible) if line)]
 
 
 def advice(found: Forecast, draws: int) -> str:

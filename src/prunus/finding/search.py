@@ -1,6 +1,6 @@
 """A search, opened and checked: its model, rungs, plan, rules and order of problems, before anything is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -13,8 +13,9 @@ from prunus.evaluation.lm_eval.tasks import is_harness_task
 from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.finding.certificate import declare
 from prunus.finding.ladders import Ladder, check_order, removed
+from prunus.margins import MarginLike
 from prunus.recipes import EvalPlan
-from prunus.results.ladder import Forecast, Rule, forecast
+from prunus.results.ladder import ACCURACY, ENDS, Forecast, Rule, forecast
 from prunus.results.order import Round, whole_groups
 from prunus.study.cells import DENSE, Cell, Model, Variant, folder_of, open_model
 from prunus.study.file import Study
@@ -88,7 +89,11 @@ class Search:
     @cached_property
     def forecasts(self) -> dict[str, Forecast]:
         """What to expect of a rung that changes little, at each endpoint."""
-        return forecast(self.rule, len(self.order), self.plan.samples)
+        return self.forecasts_at(None)
+
+    def forecasts_at(self, dense: Mapping[str, float] | None) -> dict[str, Forecast]:
+        """The same for a dense model that has this at each endpoint, on which margins relative to it depend."""
+        return forecast(self.rule, len(self.order), self.plan.samples, dense=dense)
 
     def expected_rounds(self) -> int:
         """The rounds that such a rung takes until it is certified, at most all."""
@@ -129,8 +134,8 @@ class Search:
             "ladder": [
                 [name, [[rung.variant.name, rung.variant.key] for rung in rungs]] for name, rungs in self.ladders
             ],
-            "margin": self.rule.margin,
-            "stop-margin": self.rule.stop_margin,
+            "margin": self.rule.margins[ACCURACY].to_json(),
+            "stop-margin": self.rule.margins[ENDS].to_json(),
             "alpha": self.alpha,
             "look": self.look,
             "max-tokens": self.max_tokens,
@@ -142,8 +147,8 @@ def open_search(
     plan: EvalPlan,
     ladders: Sequence[Ladder],
     *,
-    margin: float,
-    stop_margin: float,
+    margin: MarginLike,
+    stop_margin: MarginLike,
     alpha: float,
     max_tokens: int | None,
     look: int | None,
@@ -208,8 +213,8 @@ def as_study(
     plan: EvalPlan,
     ladders: Sequence[Ladder],
     engine: EngineOptions,
-    margin: float,
-    stop_margin: float,
+    margin: MarginLike,
+    stop_margin: MarginLike,
     file: Path | None,
 ) -> Asked:
     """The rungs of all ladders, under one plan, as a study."""

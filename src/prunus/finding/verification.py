@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from prunus.cards.certified import about_searches, search_words
 from prunus.errors import PrunusError
-from prunus.finding.certificate import OTHER_BETS, UNTRACED, computed, files_of, read_certificate
+from prunus.finding.certificate import OTHER_BETS, UNTRACED, caution, computed, files_of, read_certificate
 from prunus.finding.searches import found_in, together, told_of
 from prunus.hashing import content_hash
 from prunus.results.order import First
@@ -46,6 +46,9 @@ def verify(certificate: str | Path, store: str | Path = "results.db") -> dict[st
             claimed = now["claims"]
             found += list(_differences(data["shown"], now, "", _names(data["shown"])))
             found += _about_runs(declared, now)
+            # Certificates of earlier versions have no caution.
+            if "caution" in data and data["caution"] != (warning := caution(declared, now)):
+                found.append(f"the caution is {_short(warning)} by the rows, the certificate says otherwise")
             found += _about_problems(opened, declared, now["dense"]["plan"], form)
             found += _about_groups(declared, opened.groups())
             if form > UNTRACED:

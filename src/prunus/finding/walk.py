@@ -13,8 +13,18 @@ from prunus.finding.rows import Floats, Rows
 from prunus.finding.rungs import Rungs
 from prunus.finding.search import Rung, Search
 from prunus.progress import Steps, say
-from prunus.results.anytime import path
-from prunus.results.ladder import CERTIFIED, ENDPOINTS, GO_ON, Decision, decide, next_look, rounds_like
+from prunus.results.ladder import (
+    ACCURACY,
+    CERTIFIED,
+    DENSE,
+    GO_ON,
+    Decision,
+    decide,
+    next_look,
+    paths,
+    rounds_like,
+)
+from prunus.results.verdicts import wide_margin
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Walk:
         self.dense_looked = 0
         self.finished: list[Walked] = []
         self.best: Walked | None = None
+        self.warned = False
         self.expected = search.expected_rounds()
 
     def run(self) -> Outcome:
@@ -117,6 +128,15 @@ class Walk:
                     self.evaluate(rung, looked, until, steps, f"{bounds(search, found)}, {spent:,} tokens")
                 steps.advance(until - looked, note=f"{bounds(search, found)}, {spent:,} tokens")
                 looked = until
+                self.warn(rung, looked)
+
+    def warn(self, rung: Rung, looked: int) -> None:
+        """Say, once, that the dense model solves little beside the margin, as soon as rows show it."""
+        dense = self.rows.differences(rung.cell.run_id)[DENSE[ACCURACY]][:looked]
+        note = wide_margin(self.search.rule.margins[ACCURACY], float(dense.mean()), "so far the dense model")
+        if note is not None and not self.warned:
+            say(f"warning: {note}")
+            self.warned = True
 
     def evaluate(self, rung: Rung, looked: int, until: int, steps: Steps, note: str) -> None:
         """Compute what is missing of the dense model's and the rung's rows for the rounds from `looked` to `until`."""
@@ -154,15 +174,19 @@ class Walk:
 
 
 def bounds(search: Search, found: Mapping[str, Floats]) -> str:
-    """`accuracy -0.3 [-2.4, +1.9], ends -0.1 [-4.0, +3.1]` in points: differences so far and their bounds."""
+    """`accuracy -0.3 [-2.4, +1.9], ends -0.1 [-4.0, +3.1]` in points: differences so far and their bounds.
+
+    With a margin relative to the dense model, they are from the share that is to be kept of it.
+    """
     if not len(next(iter(found.values()))):
         return "no problem yet"
     parts = []
-    for end in ENDPOINTS:
-        seen = path(found[end], search.rule.margins[end], search.rule.alpha)
+    for end, seen in paths(found, search.rule).items():
+        margin = search.rule.margins[end]
+        over = f" over {100 - 100 * margin.size:g} % of dense's" if margin.relative else ""
         numbers = (seen.estimate[-1], seen.lower[-1], seen.upper[-1])
         difference, low, high = (f"{100 * number:+.1f}" for number in numbers)
-        parts.append(f"{end} {difference} [{low}, {high}]")
+        parts.append(f"{end}{over} {difference} [{low}, {high}]")
     return ", ".join(parts)
 
 

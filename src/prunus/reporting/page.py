@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prunus import __version__
 from prunus.errors import PrunusError
+from prunus.margins import MarginLike
 from prunus.reporting import export, prose
 from prunus.reporting.output_files import Folder, refuse_existing, written_last
 from prunus.reporting.render.figure import pdf_converter
@@ -30,8 +31,8 @@ def report(
     out: Path | str,
     *,
     base: str | None = None,
-    margin: float = 0.02,
-    stop_margin: float = 0.05,
+    margin: MarginLike = 0.02,
+    stop_margin: MarginLike = 0.05,
     published: bool = False,
     figures: Path | str | None = None,
     csv: Path | str | None = None,
@@ -128,7 +129,7 @@ def page(
 def _top(data: ReportData, name: str, first: Sequence[str], links: Sequence[tuple[str, str]]) -> str:
     labels, summaries = [one.look.label for one in data.runs], [one.summary for one in data.runs]
     base, others = data.base.run, data.comparison["others"]
-    sentences = prose.headline(others, labels[1:], labels[0], data.margin, data.comparison["stop_margin"])
+    sentences = prose.headline(others, labels[1:], labels[0], data.margin, data.stop_margin)
     totals = [(one.look.label, one.totals) for one in data.runs] + [(one.name, one.totals) for one in data.both_modes]
     notes = [*first, *missing_notes(totals)]
     elsewhere = [one.counterpart.run_id for one in data.both_modes]

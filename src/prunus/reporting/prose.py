@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunus.budgets import AS_RUN, budget_of
+from prunus.margins import Margin, MarginLike
 from prunus.reporting.labels import history
 from prunus.reporting.render.text import DASH, count, joined, percent, points
 from prunus.reporting.report_data import cells_of, tasks_of
@@ -33,23 +34,38 @@ def title(entries: Sequence[Data], base: str) -> str:
     parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items() if verdict in verdicts]
     fewer = sum(entry["stops"] in (WORSE, WITHIN) for entry in entries)
     ends = f"; in {fewer}, fewer chains end by themselves" if fewer else ""
-    return f"{len(verdicts)} variant{'s' * (len(verdicts) > 1)} against {base}: {joined(parts, most=9)}{ends}"
+    nothing = f"; {lost}" if (lost := _nothing_to_lose(entries, base)) else ""
+    return f"{len(verdicts)} variant{'s' * (len(verdicts) > 1)} against {base}: {joined(parts, most=9)}{ends}{nothing}"
 
 
-def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float, stop_margin: float) -> list[str]:
+def _nothing_to_lose(entries: Sequence[Data], base: str) -> str:
+    """Why no model can be called non-inferior where the base has nothing to lose; else empty."""
+    covered = [entry["primary"]["base_accuracy"] for entry in entries if entry.get("nothing_to_lose")]
+    if not covered:
+        return ""
+    return "losing everything would be within the margin" if max(covered) else f"{base} solves nothing"
+
+
+def headline(
+    entries: Sequence[Data], labels: Sequence[str], base: str, margin: MarginLike, stop_margin: MarginLike
+) -> list[str]:
     """Sentences on runs that are worse or better, non-inferior or undecided, or unfinished; stopping; and scaling.
 
     The verdict concerns the area, an average over budgets. "Over the whole curve" appears only if all budgets agree;
     budgets that contradict the verdict are named.
     """
-    ruled_out = f"not worse by {100 * margin:g} points or more on average over the curve, with 95 % confidence"
+    margin, stop_margin = Margin.of(margin), Margin.of(stop_margin)
+    size = margin.words(f"what {base} solves")
+    ruled_out = f"not worse by {size} or more on average over the curve, with 95 % confidence"
+    if margin.relative:
+        ruled_out = f"within {size} on average over the curve, with 95 % confidence"
     starts = {
         (WORSE, True): f"worse than {base} over the whole curve",
         (WORSE, False): f"worse than {base} on average over the curve",
         (BETTER, True): f"better than {base} over the whole curve",
         (BETTER, False): f"better than {base} on average over the curve",
         (SAME, False): ruled_out,
-        (OPEN, False): "cannot tell",
+        (OPEN, False): f"cannot tell, since {lost}" if (lost := _nothing_to_lose(entries, base)) else "cannot tell",
         (UNFINISHED, False): "without a verdict",
     }
     parts = [part for entry in entries for part in entry.get("tasks", {}).values()]
@@ -69,7 +85,7 @@ def headline(entries: Sequence[Data], labels: Sequence[str], base: str, margin: 
     return sentences or [f"There is nothing to compare with {base} yet: evaluate a pruned model into the same store."]
 
 
-def _stopping(entries: Sequence[Data], labels: Sequence[str], base: str, margin: float) -> list[str]:
+def _stopping(entries: Sequence[Data], labels: Sequence[str], base: str, margin: Margin) -> list[str]:
     """A sentence about the chains that end by themselves at the largest budget; none without positive budgets."""
     judged = [
         (entry, label) for entry, label in zip(entries, labels, strict=True) if entry["stops"] not in (None, UNFINISHED)
@@ -83,7 +99,7 @@ def _stopping(entries: Sequence[Data], labels: Sequence[str], base: str, margin:
     starts = {
         WORSE: f"fewer than {base}'s in",
         BETTER: f"more than {base}'s in",
-        SAME: f"not fewer by {100 * margin:g} points or more, with 95 % confidence, in",
+        SAME: f"not fewer by {margin.words('them')} or more, with 95 % confidence, in",
         OPEN: "cannot tell for",
     }
     parts = [f"{start} {joined(groups[word])}" for word, start in starts.items() if word in groups]
@@ -116,6 +132,18 @@ def _scaling(entries: Sequence[Data], labels: Sequence[str], base: str) -> list[
     }
     parts = [f"{starts[word]} {joined(names)}" for word, names in groups.items() if names]
     return [f"Accuracy gained per doubling of the budget: {'; '.join(parts)}."] if parts else []
+
+
+def rounding(comparison: Data) -> str:
+    """How much rounding alone moves, by the base's A/A control; empty without one."""
+    control = comparison.get("control")
+    if control is None:
+        return ""
+    interval = f"{points(control['difference'])} points [{points(control['low'])}, {points(control['high'])}]"
+    return (
+        f"Rounding alone, the base against itself in other batches: {interval}, {count(control['differ'])} of"
+        f" {count(control['answers'])} answers differ"
+    )
 
 
 def _sentence(text: str) -> str:

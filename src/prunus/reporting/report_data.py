@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from prunus.budgets import budget_of
 from prunus.errors import PrunusError
+from prunus.margins import Margin, MarginLike
 from prunus.reporting.labels import Look, history, looks
 from prunus.reporting.published import Match, matches
 from prunus.reporting.render.text import esc
@@ -120,8 +121,8 @@ class ReportData:
         runs: Collection[str] | None = None,
         *,
         base: str | None = None,
-        margin: float = 0.02,
-        stop_margin: float = 0.05,
+        margin: MarginLike = 0.02,
+        stop_margin: MarginLike = 0.05,
         published: bool = False,
         folder: str = "report_files",
     ) -> Self:
@@ -183,8 +184,18 @@ class ReportData:
         return [*self.others, self.base]
 
     @property
-    def margin(self) -> float:
-        return self.comparison["margin"]
+    def margin(self) -> Margin:
+        return Margin.of(self.comparison["margin"])
+
+    @property
+    def stop_margin(self) -> Margin:
+        return Margin.of(self.comparison["stop_margin"])
+
+    @property
+    def margin_points(self) -> float:
+        """The margin as charts draw it, in points of the accuracy that the base has on average over the budgets."""
+        accuracies = [entry["primary"]["base_accuracy"] for entry in self.comparison["others"]]
+        return self.margin.points(min(accuracies, default=0.0))
 
     @property
     def tasks(self) -> list[str]:
@@ -210,7 +221,7 @@ def dense_run(runs: Sequence[Run], store: Path) -> Run:
     """
     if not runs:
         raise PrunusError(f"the store '{store}' has no runs yet: run `prunus eval` first")
-    dense = [run for run in runs if not history(run)]
+    dense = [run for run in runs if not history(run) and not run.is_control]
     usual = [run for run in dense if run.plan.get("control", "forced") == "forced"]
     dense = usual if len({run.model.get("checksum") for run in dense}) == 1 and usual else dense
     strict = [run for run in dense if run.plan.get("mode") == "strict"]
@@ -228,6 +239,7 @@ def in_other_mode(run: Run, runs: Iterable[Run]) -> Run | None:
     """The first of these runs that has the same weights and the other mode."""
     for other in runs:
         same = other.model.get("checksum") == run.model.get("checksum") and other.run_id != run.run_id
+        same = same and not other.is_control
         if same and {run.plan.get("mode"), other.plan.get("mode")} == set(MODES):
             return other
     return None

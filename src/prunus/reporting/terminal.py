@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.budgets import AS_RUN, OFF, budget_of, without_off
-from prunus.reporting.prose import grouped_problems
+from prunus.margins import Margin
+from prunus.reporting.prose import grouped_problems, rounding
 from prunus.reporting.render.text import count, percent, points, probability, sizes, times, visible
 from prunus.reporting.report_data import cells_of, tasks_of
 from prunus.results.completeness import PARTLY, in_words, verdict_in_words
@@ -98,7 +99,7 @@ def verdict_table(comparison: Data) -> RenderableType:
     base, entries = comparison["base"], comparison["others"]
     names = _names([base, *entries])
     several = any("macro" in entry for entry in entries)
-    as_run = all(_budgets(entry) == {AS_RUN} for entry in entries)
+    as_run = bool(entries) and all(_budgets(entry) == {AS_RUN} for entry in entries)
     what = "mean area of all tasks" if several else "area under accuracy over log2 budget"
     what = "accuracy as run" + several * ", mean of all tasks" if as_run else what
     table = _table("run")
@@ -122,19 +123,24 @@ def verdict_table(comparison: Data) -> RenderableType:
         table.add_row(Text(name), Text(word, style=STYLES[entry["verdict"]]), *numbers)
     title = _title(f"Compared with {names[0]}: {what}, difference in points")
     tables: list[RenderableType] = [title, table]
+    if said := rounding(comparison):
+        tables += [Text(""), Text(f"{said}.")]
     if any(entry["stops"] for entry in entries):
         title = _title("Stopping: share of chains in % at the largest budget, and change in points")
         tables += [Text(""), title, _stopping(names, entries)]
     if any(entry["scaling"] for entry in entries):
         tables += [Text(""), _title("Scaling: accuracy gained per doubling of the budget"), _scaling(names, entries)]
+    if comparison.get("recipes"):
+        title = _title("Recipes over calibration seeds: difference in points, for other seeds and other problems")
+        tables += [Text(""), title, _recipes(comparison["recipes"])]
     for task in dict.fromkeys(task for entry in entries for task in entry["tasks"]):
         title = _title(f"{task}: difference in points by thinking budget")
         tables += [Text(""), title, _budget_differences(task, names, entries)]
-    margin = f"{100 * comparison['margin']:g}"
+    margin, stop_margin = (Margin.of(comparison[name]) for name in ("margin", "stop_margin"))
     tables.append(Text("^ better  v worse  ~ worse, within the margin  = non-inferior  ? cannot tell"))
     lines = (
-        f"non-inferior, within the margin: a loss of {margin} points or more is ruled out at 95 %; in how chains end,",
-        f"a change for the worse of {100 * comparison['stop_margin']:g} points or more",
+        f"non-inferior, within the margin: a loss of {margin.words()} or more is ruled out at 95 %; in how chains end,",
+        f"a change for the worse of {stop_margin.words('what the base has')} or more",
         "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that is valid for any number of",
         "problems and lower than the interval shown); lost: less, with 95 % confidence",
         "verdicts and p are corrected for the number of runs, those of budgets for the number of budgets (Holm)",
@@ -149,6 +155,18 @@ def verdict_table(comparison: Data) -> RenderableType:
             notes.append(f"{name}: its accuracy holds only because chains are cut; fewer end by themselves than base's")
     tables += [Text(f"warning: {visible(note)}") for note in notes]
     return Group(*tables)
+
+
+def _recipes(recipes: Sequence[Data]) -> Table:
+    table = _table("recipe")
+    for column in ("verdict", "difference [95 %]", "se", "of seeds", "of problems", "df", "seeds"):
+        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
+    for one in recipes:
+        interval = rf"{points(one['difference'])} \[{points(one['low'])}, {points(one['high'])}]"
+        errors = [percent(one[key]) for key in ("se", "se_seeds", "se_problems")]
+        word = Text(one["verdict"], style=STYLES[one["verdict"]])
+        table.add_row(Text(one["label"]), word, interval, *errors, f"{one['freedom']:.0f}", str(len(one["seeds"])))
+    return table
 
 
 def _stopping(names: Sequence[str], entries: Sequence[Data]) -> Table:

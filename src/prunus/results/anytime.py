@@ -10,6 +10,10 @@ bets, v the variance so far of (difference + 1) / 2 and delta half the margin, o
 since a broken model is far below. Over simulated data they need fewer problems than bets for a fixed number of
 problems, or for all times (docs/measurements/find-errors.md).
 
+A margin that is a share r of the base: "the loss is smaller" is E[other - (1 - r) base] > 0, the mean of a value in
+[-(1 - r), 1] per problem. Bets are on that value, scaled to [-1, 1], so the base's accuracy need not be known; only the
+size of a bet follows from it, as it was so far.
+
 T: problems, or rounds with problems of every task, in their order; a round's difference is the mean over tasks.
 """
 
@@ -27,6 +31,7 @@ from prunus.results.order import interleaved, rounds
 
 Floats = NDArray[np.float64]
 
+SHARE, SURE = 0.5, 4.0  # what the base has before the first problem, and how many problems that counts as
 FIRST, WEIGHT = 0.04, 10.0  # mean square of the differences before the first one, and how many problems it counts as
 UNSURE = 0.25  # variance of the pseudo-value before the first one, and its weight, for bets that a loss is above
 MOST = 0.99  # largest share of the wealth that one bet can lose
@@ -41,6 +46,9 @@ class Path:
     P(lower is ever above the true mean difference) <= alpha, and so for upper. lower > -margin if and only if a loss of
     the margin or more is ruled out, upper < -margin if and only if a smaller loss is. certify, refuse: logarithms of
     the largest e-values so far, which reach log(1 / alpha) at those times.
+
+    With a margin that is a share of the base, these are of the difference plus that share of the base: what is kept
+    beyond the rest of it, so 0 takes the place of -margin.
     """
 
     estimate: Floats
@@ -50,27 +58,55 @@ class Path:
     refuse: Floats
 
 
-def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA) -> Path:
-    """Estimate, bounds and e-values of one endpoint after every round."""
-    d = np.asarray(differences_T, dtype=float)
-    certify, refuse = evidence(d, margin)
+def path(differences_T: Floats, margin: float, alpha: float = betting.ALPHA, base_T: Floats | None = None) -> Path:
+    """Estimate, bounds and e-values of one endpoint after every round. base_T: as for evidence."""
+    d, null, stakes = _claimed(np.asarray(differences_T, dtype=float), margin, base_T)
+    certify, refuse = evidence(differences_T, margin, base_T)
+
+    def told(values: Floats) -> Floats:
+        return values if base_T is None else unscaled(values, margin)
+
     return Path(
-        estimate=np.cumsum(d) / np.arange(1, len(d) + 1),
-        lower=lower_path(d, bets(d, margin), alpha, -margin),
-        upper=-lower_path(-d, bets_above(-d, margin), alpha, margin),
+        estimate=told(np.cumsum(d) / np.arange(1, len(d) + 1)),
+        lower=told(lower_path(d, stakes, alpha, -null)),
+        upper=told(-lower_path(-d, bets_above(-d, null), alpha, null)),
         certify=certify,
         refuse=refuse,
     )
 
 
-def bets(differences_T: Floats, margin: float) -> Floats:
+def scaled(differences: Floats, base: Floats, share: float) -> tuple[Floats, float]:
+    """(values, margin): other - (1 - share) base, scaled to [-1, 1], where a mean of 0 becomes one of -margin."""
+    return (2 * differences + share * (2 * base - 1)) / (2 - share), share / (2 - share)
+
+
+def unscaled(values: Floats, share: float) -> Floats:
+    """other - (1 - share) base, of which `scaled` made these values."""
+    return ((2 - share) * values + share) / 2
+
+
+def _claimed(differences_T: Floats, margin: float, base_T: Floats | None) -> tuple[Floats, float, Floats]:
+    """(values, null margin, bets): what is bet on for the claim that the loss is smaller than the margin."""
+    if base_T is None:
+        return differences_T, margin, bets(differences_T, margin)
+    values, null = scaled(differences_T, base_T, margin)
+    before = np.concatenate([np.zeros_like(base_T[:1]), np.cumsum(base_T, axis=0)])[:-1]
+    usual = margin * (SHARE * SURE + before) / (SURE + _count(base_T))  # the margin in points, by the base so far
+    return values, null, bets(differences_T, usual) * (2 - margin) / 2
+
+
+def _count(values_T: Floats) -> NDArray[np.int_]:
+    """(T, 1, ...) how many values there are before each one."""
+    return np.arange(len(values_T)).reshape(-1, *[1] * (values_T.ndim - 1))
+
+
+def bets(differences_T: Floats, margin: float | Floats) -> Floats:
     """(T, ...) bet on each difference, scaled to [0, 1], from those before it, that the mean is above -margin."""
     squares = np.cumsum(differences_T**2, axis=0)
-    count = np.arange(len(squares)).reshape(-1, *[1] * (squares.ndim - 1))
-    return kelly(np.concatenate([np.zeros_like(squares[:1]), squares])[:-1], count, margin)
+    return kelly(np.concatenate([np.zeros_like(squares[:1]), squares])[:-1], _count(squares), margin)
 
 
-def kelly(squares: Floats, count: NDArray[np.int_], margin: float) -> Floats:
+def kelly(squares: Floats, count: NDArray[np.int_], margin: float | Floats) -> Floats:
     """The bet after this number of differences with this sum of squares; see the beginning of this file.
 
     A difference d multiplies the wealth by 1 + b (d + margin) / 2. If d is 1 or -1 with probability r / 2 each, else 0,
@@ -92,14 +128,20 @@ def bets_above(differences_T: Floats, margin: float) -> Floats:
     return np.minimum(gain / (variance + gain**2), betting.MOST / ((1 + margin) / 2))
 
 
-def same_until_certified(differences_T: Floats, margin: float, alpha: float, most: int) -> float:
-    """How many differences of 0 after these would rule out a loss of the margin; 0: it is; inf: more than `most`."""
-    if evidence(differences_T, margin)[0][-1:].max(initial=0.0) >= log(1 / alpha):
+def same_until_certified(
+    differences_T: Floats, margin: float, alpha: float, most: int, base_T: Floats | None = None
+) -> float:
+    """How many differences of 0 after these would rule out a loss of the margin; 0: it is; inf: more than `most`.
+
+    base_T: as for evidence; later problems are taken to be like those so far, or all solved before the first.
+    """
+    T, rest = len(differences_T), np.zeros(most)
+    if evidence(differences_T, margin, base_T)[0][-1:].max(initial=0.0) >= log(1 / alpha):
         return 0
-    count = len(differences_T) + np.arange(most)
-    future = kelly(np.full(most, (differences_T**2).sum()), count, margin)
-    started = steps(differences_T, bets(differences_T, margin), -margin).sum()
-    reached = started + np.cumsum(steps(np.zeros(most), future, -margin)) >= log(1 / alpha)
+    if base_T is not None:
+        base_T = np.concatenate([base_T, np.full(most, base_T.mean() if T else 1.0)])
+    values, null, stakes = _claimed(np.concatenate([differences_T, rest]), margin, base_T)
+    reached = np.cumsum(steps(values, stakes, -null))[T:] >= log(1 / alpha)
     return int(reached.argmax()) + 1 if reached.any() else inf
 
 
@@ -111,15 +153,14 @@ def lower_path(differences_T: Floats, bets_T: Floats, alpha: float, *nulls: floa
     return np.where(rejected_T > 0, 2 * grid[rejected_T - 1] - 1, -1.0)
 
 
-def evidence(differences_T: Floats, margin: float) -> tuple[Floats, Floats]:
+def evidence(differences_T: Floats, margin: float, base_T: Floats | None = None) -> tuple[Floats, Floats]:
     """(T, ...) logarithms of the largest e-values so far for a loss below the margin and for one above it; at least 0.
 
-    differences_T: (T,), or (T, C) of C rungs.
+    differences_T: (T,), or (T, C) of C rungs. base_T: what the base has on each problem, where the margin is a share of
+    that; None: the margin is in points.
     """
-    return (
-        largest_wealth(differences_T, bets(differences_T, margin), -margin),
-        largest_wealth(-differences_T, bets_above(-differences_T, margin), margin),
-    )
+    values, null, stakes = _claimed(differences_T, margin, base_T)
+    return largest_wealth(values, stakes, -null), largest_wealth(-values, bets_above(-values, null), null)
 
 
 def largest_wealth(differences_T: Floats, bets_T: Floats, null: float) -> Floats:

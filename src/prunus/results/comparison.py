@@ -13,12 +13,14 @@ from typing import Any
 
 from prunus.budgets import AS_RUN
 from prunus.errors import PrunusError
+from prunus.margins import Margin, MarginLike
 from prunus.results import paired
 from prunus.results.completeness import PARTLY, in_words, of_both, unfinished
 from prunus.results.contrasts import Claims, Grown, Pair, contrast_cells
 from prunus.results.metrics import AUC
 from prunus.results.parallel import compare_change
 from prunus.results.rows import FIRST_PROTOCOL, Run
+from prunus.results.seeds import recipes_over_seeds
 from prunus.results.stages import Growth, growth
 from prunus.results.stopping import judge_stopping, stop_cells, tokens_per_draw, withhold_stopping
 from prunus.results.store import Store
@@ -56,18 +58,19 @@ def compare(
     store: Path | str,
     base: str,
     others: Sequence[str] | None = None,
-    margin: float = 0.02,
+    margin: MarginLike = 0.02,
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
-    stop_margin: float = 0.05,
+    stop_margin: MarginLike = 0.05,
 ) -> dict[str, Any]:
     """Paired differences between other runs of a store and a base run, and a verdict on each other run.
 
     base, others: run id or its start, model name or printed label. margin, stop_margin: the largest acceptable loss of
-    accuracy, and the largest acceptable change for the worse in how chains end, as shares. Without others, every run is
-    compared whose plan differs from that of the base in tasks, budgets, samples, limit, seed, batches and kernel only;
-    the other runs are listed under `warnings`. Runs that are named are compared in any case, with a warning. Only
-    problems that are complete in both runs count, over the budgets and draws that both have. A run
+    accuracy, and the largest acceptable change for the worse in how chains end, as shares of all problems or draws
+    (0.02: two points), or relative to the base ("5%": of what it solves, or of its draws that end well). Without
+    others, every run is compared whose plan differs from that of the base in tasks, budgets, samples, limit, seed,
+    batches and kernel only; the other runs are listed under `warnings`. Runs that are named are compared in any case,
+    with a warning. Only problems that are complete in both runs count, over the budgets and draws that both have. A run
     from an imported log has one budget, AS_RUN, so the area is the accuracy there; the largest budget of another run is
     compared with it.
 
@@ -112,7 +115,9 @@ def compare(
         are of the first problems in the plan's order that both runs have wholly, if it begins with such. `base` has the
         same key (complete, planned) if it is unfinished;
     `primary`: the cell of the primary contrast, the area (that of `macro` with several tasks; the areas of single tasks
-        are then corrected within the run); `verdict`, `within_margin`, `margin`, `warnings`;
+        are then corrected within the run); `verdict`, `within_margin`, `margin` (a number, or
+        {"relative": share}), `nothing_to_lose` (whether losing all that the base solves would be within the margin,
+        so that no run is non-inferior), `warnings`;
     `whole_curve`: whether the difference has the same sign at every budget and no budget's verdict contradicts the
         run's; `contradicted_at`: budget, difference and verdict of the budgets that contradict it;
     `tasks` -> task -> `stopping` -> budget -> ending -> cell (and `macro` -> `stopping` likewise), as
@@ -124,6 +129,11 @@ def compare(
         although the accuracy is not worse by the margin;
     `scaling`: the slope of all tasks together, with p_kept_adjusted, p_lost_adjusted and word: kept, lost or cannot
         tell; None with fewer than two positive budgets.
+    Beside `others`, `control` tells how much rounding alone moves, if the store has an A/A control of the base
+    (EvalPlan.aa_control; else it is None): run, difference, low, high, n, samples, answers, differ and grades.
+    `recipes` has an entry for each recipe of which at least three runs differ in the calibration seed only, with a
+    verdict on the recipe for which seeds are a random effect (`seeds.recipes_over_seeds`). The verdict on a run is
+    about its checkpoint.
     Budgets 0 and OFF are not part of the area, OFF also not of whole_curve and contradicted_at; with one positive
     budget the area is the accuracy there.
 
@@ -132,21 +142,22 @@ def compare(
     p_margin_adjusted of at most .05, or `cannot tell`.
     Raises PrunusError for unknown or ambiguous names, and if there is nothing to compare.
     """
-    _check(margin, stop_margin, resamples)
+    margin, stop_margin = _checked(margin, stop_margin, resamples)
     with Store(store) as opened:
         base_run = opened.find_run(base)
         named = None if others is None else [opened.find_run(other) for other in others]
         result = compare_runs(
             base_run,
             opened.runs() if named is None else named,
-            lambda run_id: tables(opened.samples(run_id), opened.groups()),
+            controls=opened.runs(),
+            tables_of=lambda run_id: tables(opened.samples(run_id), opened.groups()),
             may_leave_out=named is None,
             margin=margin,
             seed=seed,
             resamples=resamples,
             stop_margin=stop_margin,
         )
-        if not result["others"]:
+        if not result["others"] and result["control"] is None:
             why = "; ".join(result["warnings"]) or "no other run"
             raise PrunusError(f"{opened.path} has nothing to compare with {_name(base_run)}: {why}")
     return result
@@ -158,20 +169,23 @@ def compare_runs(
     tables_of: Callable[[str], Mapping[str, Table]],
     *,
     may_leave_out: bool = True,
-    margin: float = 0.02,
+    margin: MarginLike = 0.02,
     seed: int = 0,
     resamples: int = paired.RESAMPLES,
-    stop_margin: float = 0.05,
+    stop_margin: MarginLike = 0.05,
+    controls: Iterable[Run] | None = None,
 ) -> dict[str, Any]:
     """The result of `compare` for runs that have been read; `others` may be empty.
 
     tables_of: the tables of the run with an id. may_leave_out: runs with another plan, and runs that share no finished
     problem with base, are left out and listed under `warnings`; without it the former are compared with a warning and
-    the latter raise PrunusError.
+    the latter raise PrunusError. controls: runs among which an A/A control of base may be; None: the same.
     """
-    _check(margin, stop_margin, resamples)
+    margin, stop_margin = _checked(margin, stop_margin, resamples)
+    runs = list(runs)
+    again = next((run for run in (runs if controls is None else controls) if _repeats(run, base)), None)
     chosen, warnings = _choose(base, runs, may_leave_out)
-    base_tables, entries = tables_of(base.run_id), []
+    base_tables, entries, compared = tables_of(base.run_id), [], []
     base_state = unfinished(base, base_tables)
     for run in chosen:
         run_tables = tables_of(run.run_id)
@@ -191,6 +205,8 @@ def compare_runs(
             entry = _with_stopping(entry, pairs, stop_margin, seed, resamples, same_chains)
             if lacking:
                 _withhold(entry)
+            else:
+                compared.append((run, pairs))
             entries.append(entry | {"unfinished": lacking, "grown": grown and grown.to_json()})
         elif may_leave_out:
             warnings.append(f"{_name(run)} is left out: it shares no finished problem with {_name(base)}")
@@ -203,9 +219,11 @@ def compare_runs(
         if (note := wide_margin(margin, min(entry["primary"]["base_accuracy"] for entry in entries))) is not None:
             warnings.append(note)
     method = METHOD | {"resamples": resamples, "seed": seed}
-    margins = {"margin": margin, "stop_margin": stop_margin}
+    more = {"margin": margin.to_json(), "stop_margin": stop_margin.to_json()}
+    more["control"] = again and _against_itself(again, base_tables, tables_of(again.run_id), seed, resamples)
+    more["recipes"] = recipes_over_seeds(compared, margin, seed)
     shown = identity(base) | ({"unfinished": base_state} if base_state else {})
-    return plain({"base": shown, "others": entries, **margins, "method": method, "warnings": warnings})
+    return plain({"base": shown, "others": entries, **more, "method": method, "warnings": warnings})
 
 
 def _taken(base: Run, other: Run, pairs: dict[str, Pair], seed: int) -> tuple[dict[str, Pair], Growth | None, str]:
@@ -230,27 +248,58 @@ def _withhold(entry: dict[str, Any]) -> None:
         withhold_stopping(part["stopping"])
 
 
-def _check(margin: float, stop_margin: float, resamples: int) -> None:
-    for name, value in (("margin", margin), ("stop margin", stop_margin)):
-        if not 0 <= value < 1:
-            raise PrunusError(f"{name} must be a share in [0, 1), not {value}; 0.02 is two points")
+def _checked(margin: MarginLike, stop_margin: MarginLike, resamples: int) -> tuple[Margin, Margin]:
     if resamples < 100:
         raise PrunusError(f"resamples must be at least 100, not {resamples}")
+    return Margin.of(margin), Margin.of(stop_margin, "stop margin")
 
 
 def _choose(base: Run, runs: Iterable[Run], may_leave_out: bool) -> tuple[list[Run], list[str]]:
     """The runs to compare, and a warning for each run that is left out."""
-    by_id = {run.run_id: run for run in runs}
+    if base.is_control:
+        raise PrunusError(f"{_name(base)} is an A/A control, which repeats another run: name that run as the base")
+    by_id = {run.run_id: run for run in runs if may_leave_out or not run.is_control}
     if not may_leave_out:
+        if not by_id:
+            raise PrunusError("A/A controls are no variants: they are shown beside the run that they repeat")
         if base.run_id in by_id:
             raise PrunusError(f"{_name(base)} is the base and cannot be compared with itself: name another run")
         return list(by_id.values()), []
-    others = [run for run in by_id.values() if run.run_id != base.run_id]
+    others = [run for run in by_id.values() if run.run_id != base.run_id and not run.is_control]
     notes = {run.run_id: _plan_differences(base, run) for run in others}
     left_out = [
         f"{_name(run)} is left out: {notes[run.run_id]}; name it to compare" for run in others if notes[run.run_id]
     ]
     return [run for run in others if not notes[run.run_id]], left_out
+
+
+def _repeats(run: Run, base: Run) -> bool:
+    """Whether a run is an A/A control of base: the same model and plan in other batches."""
+    plan = {key: value for key, value in run.plan.items() if key != "aa_control"}
+    same = run.model.get("checksum") == base.model.get("checksum")
+    return run.is_control and same and not _plan_differences(base, replace(run, plan=plan))
+
+
+def _against_itself(
+    again: Run, base: Mapping[str, Table], other: Mapping[str, Table], seed: int, resamples: int
+) -> dict[str, Any] | None:
+    """How much rounding alone moves: the base's control against the base; None without a problem that both have.
+
+    run: of the control. difference, low, high (95 %), n and samples: of the area. answers: number of those compared,
+    over all budgets and draws; differ: how many of them are not the same, grades: of how many the grade is not.
+    """
+    pairs = list(_pairs(base, other, {})[0].values())
+    if not pairs:
+        return None
+    cell = contrast_cells(pairs, Margin(0.0), seed, resamples, Claims(1, 1))[AUC]
+    counts = {"answers": 0, "differ": 0, "grades": 0}
+    for pair in pairs:
+        answers = [table.values("answer").ravel().tolist() for table in (pair.base, pair.other)]
+        counts["answers"] += len(answers[0])
+        counts["differ"] += sum(one != two for one, two in zip(*answers, strict=True))
+        counts["grades"] += int((pair.base.correct != pair.other.correct).sum())
+    kept = ("difference", "low", "high", "n", "samples")
+    return {"run": again.run_id, **{key: cell[key] for key in kept}, **counts}
 
 
 def _plan_differences(base: Run, other: Run) -> str:
@@ -349,7 +398,7 @@ def _as_run(
 
 
 def _entry(
-    run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: float, seed: int, resamples: int, runs: int
+    run: Run, pairs: Mapping[str, Pair], notes: list[str], margin: Margin, seed: int, resamples: int, runs: int
 ) -> dict[str, Any]:
     """One entry of `others`, without what depends on the other entries: the primary's adjusted p, q and the verdicts.
 
@@ -360,7 +409,7 @@ def _entry(
     details = runs * (columns + several * (len(pairs) + columns // len(pairs)))  # as `verdicts.details`
     alone = Claims(details, details if several else runs)
     done = {task: contrast_cells([pair], margin, seed, resamples, alone) for task, pair in pairs.items()}
-    entry = identity(run) | {"tasks": done, "margin": margin, "warnings": notes}
+    entry = identity(run) | {"tasks": done, "margin": margin.to_json(), "warnings": notes}
     for task, pair in pairs.items():
         done[task]["auc_tokens"] = token_area_cell(pair.base, pair.other, seed, resamples)
         done[task]["parallel"] = compare_change(pair.base, pair.other, seed, resamples)
@@ -370,13 +419,14 @@ def _entry(
         together = Claims(details, runs)
         entry["macro"] = contrast_cells(list(pairs.values()), margin, seed, resamples, together)
         entry["primary"] = entry["macro"][AUC]
+    entry["nothing_to_lose"] = margin.covers(entry["primary"]["base_accuracy"])
     return entry
 
 
 def _with_stopping(
     entry: dict[str, Any],
     pairs: Mapping[str, Pair],
-    stop_margin: float,
+    stop_margin: Margin,
     seed: int,
     resamples: int,
     same_chains: bool,

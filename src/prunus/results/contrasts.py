@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import OFF, without_off
+from prunus.margins import Margin
 from prunus.results import anytime, bands, betting, metrics, paired, power, retention, token_use
 from prunus.results.directions import direction_p
 from prunus.results.metrics import AUC
@@ -63,7 +64,7 @@ class Claims:
     areas: int
 
 
-def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: int, claims: Claims) -> dict[str, Any]:
+def contrast_cells(pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, claims: Claims) -> dict[str, Any]:
     """{"budgets": {budget: cell}, "auc": cell, "slope": cell or None} of one task, or of several with equal weights.
 
     `comparison.compare` lists the keys of a cell. Keys that depend on other cells (adjusted p, q) are added later. The
@@ -91,11 +92,11 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
     }
     one_outcome = np.full(len(budgets) + 1, draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped)
     one_outcome[-1] &= np.count_nonzero(weights_BC[:, len(budgets)]) == 1
-    accuracies = [d[:, : len(budgets) + 1] for d in base_means]
+    bases = [d[:, : len(budgets) + 1] for d in base_means]
     judged = direction_p(shares, seed, draws, one_outcome) | {
-        "lower_bound": betting.lower_bound(shares, seed=seed, draws=draws, nulls=[-margin]),
-        "p_margin": betting.p_value(shares, margin, seed, draws),
-        "mde": power.minimum_detectable(shares, accuracies, claims_C[: len(budgets) + 1], draws, one_outcome, seed),
+        "lower_bound": betting.lower_bound(shares, seed=seed, draws=draws, nulls=[-margin.size]),
+        "p_margin": p_of_margin(shares, bases, pairs, margin, seed),
+        "mde": power.minimum_detectable(shares, bases, claims_C[: len(budgets) + 1], draws, one_outcome, seed),
     }
     size = sizes_of(pairs)
     found: list[dict[str, Any]] = [
@@ -103,6 +104,9 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
     ]
     for c, cell in enumerate(found[: len(budgets) + 1]):
         cell |= {name: float(column[c]) for name, column in judged.items()}
+    for cell in found[: len(budgets) + 1]:
+        if margin.covers(cell["base_accuracy"]):  # losing everything would be within it, so nothing is claimed
+            cell["p_margin"] = 1.0
     _add_t_intervals(found, strata)
     _add_settling(found[: len(budgets) + 1], [d[:, :, : len(budgets) + 1] for d in differences], margin, claims_C)
     _add_bands(found[: len(budgets)], tested)
@@ -127,15 +131,17 @@ def contrast_cells(pairs: Sequence[Pair], margin: float, seed: int, resamples: i
 
 
 def _hold_at_any_time(
-    found: Sequence[dict[str, Any]], shares: Sequence[Floats], pairs: Sequence[Pair], margin: float
+    found: Sequence[dict[str, Any]], shares: Sequence[Floats], pairs: Sequence[Pair], margin: Margin
 ) -> None:
     """Replace what a verdict rests on, and all intervals, by numbers that hold whatever ended the collection.
 
+    But for p_margin, which p_of_margin makes so.
+
     found: cells of budgets, then that of the area.
     """
-    columns = any_time_columns(shares, pairs, margin, max(1, len(found) - 1))
+    columns = any_time_columns(shares, pairs, margin.size, max(1, len(found) - 1))
     for c, cell in enumerate(found):
-        now = {name: float(column[c]) for name, column in columns.items()}
+        now = {name: float(column[c]) for name, column in columns.items() if name != "p_margin"}
         cell |= {name: value for name, value in now.items() if name in cell}
         cell |= {"t_low": None, "t_high": None}
 
@@ -151,6 +157,26 @@ def any_time_columns(
     orders = [pair.adaptive.order for pair in pairs if isinstance(pair.adaptive, Grown)]
     rounds, first = anytime.in_plan_order(strata, names, orders, how.limits, how.seed)
     return anytime.infer(rounds, margin, columns, first, how.share)
+
+
+def p_of_margin(
+    differences: Sequence[Floats], base: Sequence[Floats], pairs: Sequence[Pair], margin: Margin, seed: int
+) -> Floats:
+    """(C,) p-values of a loss of the margin or more, by betting; they hold at any time where pairs are adaptive.
+
+    differences, base: (G, C) of each task, which lie in [-1, 1] and [0, 1].
+    """
+    how, values, null = pairs[0].adaptive, differences, margin.size
+    if isinstance(how, int):
+        names = [pair.base.groups for pair in pairs]
+        rounds, dense = (anytime.in_rounds(side, names, how) for side in (differences, base))
+        return np.exp(-anytime.evidence(rounds, margin.size, dense if margin.relative else None)[0][-1])
+    if margin.relative:
+        both = [anytime.scaled(d, b, margin.size) for d, b in zip(differences, base, strict=True)]
+        values, null = [scaled for scaled, _ in both], both[0][1]
+    if how is not None:
+        return any_time_columns(values, pairs, null)["p_margin"]
+    return betting.p_value(values, null, seed, len(pairs[0].base.draws))
 
 
 def _scaling(
@@ -198,9 +224,10 @@ def _add_t_intervals(found: Sequence[dict[str, Any]], strata: Sequence[Floats]) 
 
 
 def _add_settling(
-    found: Sequence[dict[str, Any]], differences: Sequence[Floats], margin: float, claims_C: NDArray[np.int_]
+    found: Sequence[dict[str, Any]], differences: Sequence[Floats], margin: Margin, claims_C: NDArray[np.int_]
 ) -> None:
-    effects, claims = np.array([max(abs(cell["difference"]), margin) for cell in found]), claims_C[: len(found)]
+    effects = np.array([max(abs(cell["difference"]), margin.points(cell["base_accuracy"])) for cell in found])
+    claims = claims_C[: len(found)]
     draws = power.draws_needed(differences, effects, claims)
     problems = power.problems_needed(differences, effects, claims)
     for cell, effect, some_draws, some_problems in zip(found, effects, draws, problems, strict=True):

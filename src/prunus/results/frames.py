@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from prunus.budgets import NAMED
 from prunus.disk import disk_errors, write_together
 from prunus.errors import PrunusError
+from prunus.margins import MarginLike
 from prunus.results.comparison import compare
 from prunus.results.labels import label
 from prunus.results.rows import UNKNOWN, Run
@@ -75,7 +76,11 @@ class Results:
         return _framed(rows)
 
     def compare(
-        self, base: str, others: Sequence[str] | None = None, margin: float = 0.02, stop_margin: float = 0.05
+        self,
+        base: str,
+        others: Sequence[str] | None = None,
+        margin: MarginLike = 0.02,
+        stop_margin: MarginLike = 0.05,
     ) -> "pandas.DataFrame":
         """One row per compared run, task and budget, and one per run with the primary contrast (task and budget empty).
 
@@ -95,7 +100,7 @@ class Results:
                     rows.append(named | {"task": task} | _budget(budget) | _difference(cell) | told)
         return _framed(rows)
 
-    def stopping(self, base: str, others: Sequence[str] | None = None, margin: float = 0.05) -> "pandas.DataFrame":
+    def stopping(self, base: str, others: Sequence[str] | None = None, margin: MarginLike = 0.05) -> "pandas.DataFrame":
         """One row per compared run, task, budget with thinking and ending: share of draws, and the difference to base.
 
         margin: of every ending. Endings and verdicts are those of `prunus.compare`; p_adjusted is over budgets.

@@ -54,9 +54,10 @@ def history(run: "Run") -> list[dict[str, Any]]:
 
 
 def control_steps(run: "Run") -> list[dict[str, Any]]:
-    """What labels add for a run whose budget the engine or the model kept (control native); empty for others."""
-    native = run.plan.get("control") == "native"
-    return [{"action": CONTROL, "recipe": {"control": "native"}}] if native else []
+    """What labels add for a run whose budget the engine or the model kept (control native), and for an A/A control."""
+    native, again = run.plan.get("control") == "native", run.is_control
+    steps = [{"action": CONTROL, "recipe": {"control": "native"}}] if native else []
+    return [*steps, {"action": CONTROL, "recipe": {"aa_control": True}}] if again else steps
 
 
 def recipe_of(step: dict[str, Any]) -> dict[str, Any]:
@@ -131,10 +132,11 @@ def step_label(step: dict[str, Any]) -> str:
 
 
 def label(steps: Sequence[dict[str, Any]]) -> str:
-    """A short name for what was done, on one line; `dense` for nothing. Native control is named at its end."""
+    """A short name for what was done, on one line; `dense` for nothing. Native and A/A control are named at its end."""
     made = made_by(steps)
     text = one_line(" + ".join(step_label(step) for step in made if not _is_early(step))) or "dense"
-    return text if len(made) == len(steps) else f"{text}, native control"
+    controls = [recipe_of(step) for step in steps if step.get("action") == CONTROL]
+    return text + "".join(", A/A control" if of.get("aa_control") else ", native control" for of in controls)
 
 
 def label_of(run: "Run") -> str:
@@ -143,7 +145,7 @@ def label_of(run: "Run") -> str:
 
 
 def made_by(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps that made a model, without that of control_steps."""
+    """The steps that made a model, without those of control_steps."""
     return [step for step in steps if step.get("action") != CONTROL]
 
 

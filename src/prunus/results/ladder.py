@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.errors import PrunusError
+from prunus.margins import Margin, MarginLike
 from prunus.results import anytime, betting, metrics, stopping
 from prunus.results.anytime import bets, evidence, largest_wealth
 from prunus.results.order import Round
@@ -39,11 +40,13 @@ Floats = NDArray[np.float64]
 
 ACCURACY, ENDS = "accuracy", stopping.ENDS
 ENDPOINTS = (ACCURACY, ENDS)
+DENSE = {ACCURACY: "accuracy of the dense model", ENDS: "ends of the dense model"}  # its own outcomes, beside these
 CERTIFIED, REFUSED, OPEN, GO_ON = "certified", "refused", "cannot tell", "go on"
 # Shares of draws assumed to differ between the dense model and a harmless rung: by itself, and where little does.
 CHANGED, FEW_CHANGED = 0.04, 0.01
 DRAWS = (1, 2, 4, 8, 16, 32, 64)  # numbers of draws per problem that a forecast considers
 MOST_ROUNDS = 200_000  # a forecast beyond this is "no number is enough"
+LEAST = 1e-4  # margin in points below which a forecast does not look
 MOST_LOG = 600.0  # of an e-value that is given as a number
 
 
@@ -51,23 +54,25 @@ MOST_LOG = 600.0  # of an e-value that is given as a number
 class Rule:
     """What a certificate rules out: a loss of `margin` or more in accuracy, of `stop_margin` or more in ending.
 
-    Both are shares in (0, 1). alpha: probability of any false certificate on this ladder. Raises PrunusError for
-    others.
+    Both are above 0: shares, or texts such as "5%" that Margin.of reads. alpha: probability of any false certificate
+    on this ladder. Raises PrunusError for others.
     """
 
-    margin: float = 0.02
-    stop_margin: float = 0.05
+    margin: MarginLike = 0.02
+    stop_margin: MarginLike = 0.05
     alpha: float = betting.ALPHA
 
     def __post_init__(self) -> None:
-        for name, value in (("margin", self.margin), ("stop margin", self.stop_margin), ("alpha", self.alpha)):
-            if not 0 < value < 1:
-                raise PrunusError(f"{name} must be a share in (0, 1), not {value:g}; 0.02 is two points")
+        if not 0 < self.alpha < 1:
+            raise PrunusError(f"alpha must be a share in (0, 1), not {self.alpha:g}")
+        for name in ("margin", "stop_margin"):
+            found = Margin.of(getattr(self, name), name.replace("_", " "), zero=False)
+            object.__setattr__(self, name, found)
 
     @property
-    def margins(self) -> dict[str, float]:
+    def margins(self) -> dict[str, Margin]:
         """The margin of each endpoint."""
-        return {ACCURACY: self.margin, ENDS: self.stop_margin}
+        return {ACCURACY: Margin.of(self.margin), ENDS: Margin.of(self.stop_margin)}
 
     @property
     def level(self) -> float:
@@ -79,7 +84,9 @@ class Rule:
 class Decision:
     """word: CERTIFIED, REFUSED, OPEN or GO_ON. rounds: after how many it was reached, or seen so far.
 
-    failed: the endpoints that refused the rung, or do not certify it yet. evidence: for each endpoint, the largest
+    failed: the endpoints that refused the rung, or do not certify it yet. covered: whether it is left open since losing
+    all that the dense model has would be within a margin of these endpoints, so that no certificate says anything.
+    evidence: for each endpoint, the largest
     e-value so far of "the loss is the margin or more" (harmful) and of "the loss is the margin or less" (harmless), and
     the mean difference, after those rounds (None without any).
     """
@@ -88,6 +95,7 @@ class Decision:
     rounds: int
     failed: tuple[str, ...]
     evidence: dict[str, dict[str, float | None]]
+    covered: bool = False
 
 
 def differences(
@@ -97,7 +105,9 @@ def differences(
     budgets: Sequence[int],
     samples: int,
 ) -> dict[str, Floats]:
-    """{endpoint: (T,) rung minus dense} over the first rounds that both runs have completely, by task.
+    """{endpoint: (T,) rung minus dense} over the first rounds that both runs have completely, and DENSE[endpoint].
+
+    The latter are what the dense model has in the same rounds.
 
     A round's difference is the mean over its tasks, over the groups of each, and over the problems of each group.
     dense, rung: tables by task (`table.tables`); the groups are those of dense. Complete: draws 0 to samples - 1 at all
@@ -121,14 +131,43 @@ def differences(
             if ours is None or theirs is None:
                 break
             group = dense[task].first_of.get(problem, problem)
-            by_task.setdefault(task, {}).setdefault(group, []).append(theirs - ours)
+            by_task.setdefault(task, {}).setdefault(group, []).append(np.concatenate([theirs - ours, ours]))
         else:
             groups = [[np.mean(each, axis=0) for each in of_task.values()] for of_task in by_task.values()]
             found.append(np.mean([np.mean(of_task, axis=0) for of_task in groups], axis=0))
             continue
         break
-    columns = np.array(found).reshape(-1, len(ENDPOINTS))
-    return {name: columns[:, place] for place, name in enumerate(ENDPOINTS)}
+    names = (*ENDPOINTS, *DENSE.values())
+    columns = np.array(found).reshape(-1, len(names))
+    return {name: columns[:, place] for place, name in enumerate(names)}
+
+
+def base_of(found: Mapping[str, Floats], name: str, margin: Margin) -> Floats | None:
+    """What bets on an endpoint need of the dense model: nothing where the margin is in points."""
+    return found[DENSE[name]] if margin.relative else None
+
+
+def paths(found: Mapping[str, Floats], rule: Rule) -> dict[str, anytime.Path]:
+    """{endpoint: estimate, bounds and e-values after every round}; of differences, or as `anytime.Path` says."""
+    return {
+        name: anytime.path(found[name], margin.size, rule.alpha, base_of(found, name, margin))
+        for name, margin in rule.margins.items()
+    }
+
+
+def _evidence(found: Mapping[str, Floats], rule: Rule) -> dict[str, tuple[Floats, Floats]]:
+    return {
+        name: evidence(found[name], margin.size, base_of(found, name, margin)) for name, margin in rule.margins.items()
+    }
+
+
+def covering(found: Mapping[str, Floats], rule: Rule, T: int) -> tuple[str, ...]:
+    """The endpoints at which losing all that the dense model had in the first T rounds would be within the margin."""
+    return tuple(
+        name
+        for name, margin in rule.margins.items()
+        if T and DENSE[name] in found and margin.covers(float(found[DENSE[name]][:T].mean()))
+    )
 
 
 def _outcomes(
@@ -151,15 +190,17 @@ def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decis
     """The decision after these differences; over: no more will come, so what is still open stays open.
 
     The first time at which the rung is certified or refused decides, so the decision depends neither on how many
-    problems are evaluated at once nor on those that come later.
+    problems are evaluated at once nor on those that come later. A rung that would be certified is left open where the
+    dense model has so little that losing all of it would be within a margin.
     """
     T = len(found[ACCURACY])
-    logs = {name: evidence(found[name], margin) for name, margin in rule.margins.items()}
+    logs = _evidence(found, rule)
     shown = {name: _first(certify, rule.level) for name, (certify, _) in logs.items()}
     refused = {name: _first(refuse, rule.level) for name, (_, refuse) in logs.items()}
     good, bad = max(shown.values()), min(refused.values())
+    covered = covering(found, rule, int(good)) if good <= T else ()
     if good <= bad and good <= T:
-        word, at, failed = CERTIFIED, int(good), ()
+        word, at, failed = OPEN if covered else CERTIFIED, int(good), covered
     elif bad <= T:
         word, at = REFUSED, int(bad)
         failed = tuple(name for name in ENDPOINTS if refused[name] == bad)
@@ -174,7 +215,7 @@ def decide(found: Mapping[str, Floats], rule: Rule, over: bool = False) -> Decis
         }
         for name, (certify, refuse) in logs.items()
     }
-    return Decision(word, at, failed, shown_so_far)
+    return Decision(word, at, failed, shown_so_far, covered=word == OPEN and bool(covered))
 
 
 def next_look(found: Mapping[str, Floats], rule: Rule, look: int, total: int) -> int:
@@ -188,14 +229,16 @@ def next_look(found: Mapping[str, Floats], rule: Rule, look: int, total: int) ->
 
     def left(after: int) -> float:
         return max(
-            anytime.same_until_certified(found[name][:after], margin, rule.alpha, total - after)
+            anytime.same_until_certified(so_far[name], margin.size, rule.alpha, total - after, base)
             for name, margin in rule.margins.items()
+            for so_far in [{key: values[:after] for key, values in found.items()}]
+            for base in [base_of(so_far, name, margin)]
         )
 
     enough = left(T)
     if isfinite(enough):
         return min(total, T + min(look, max(int(enough), ceil(look / 4))))
-    harmful = [evidence(found[name], margin)[1][-1:].max(initial=0.0) for name, margin in rule.margins.items()]
+    harmful = [refuse[-1:].max(initial=0.0) for _, refuse in _evidence(found, rule).values()]
     refused = max(harmful) * total >= rule.level * T
     return min(total, T + look) if refused or not isfinite(left(0)) else T
 
@@ -220,7 +263,10 @@ def rounds_needed(variance: float, margin: float, alpha: float = betting.ALPHA) 
 
 def rounds_like(found: Mapping[str, Floats], rule: Rule) -> float:
     """The typical number of rounds to certify a rung that differs as much as this one and loses nothing."""
-    return max(rounds_needed(float(np.mean(found[end] ** 2)), m, rule.alpha) for end, m in rule.margins.items())
+    sizes = {end: m.points(float(found[DENSE[end]].mean()) if m.relative else 1.0) for end, m in rule.margins.items()}
+    return max(
+        rounds_needed(float(np.mean(found[end] ** 2)), size, rule.alpha) if size else inf for end, size in sizes.items()
+    )
 
 
 def smallest_margin(number: int, alpha: float = betting.ALPHA) -> float:
@@ -262,10 +308,20 @@ class Forecast:
     draws: int | None
 
 
-def forecast(rule: Rule, available: int, draws: int, noise: Mapping[str, Noise] | None = None) -> dict[str, Forecast]:
-    """{endpoint: what to expect} of a harmless rung; noise: of each endpoint, assumed where it is not given."""
+def forecast(
+    rule: Rule,
+    available: int,
+    draws: int,
+    noise: Mapping[str, Noise] | None = None,
+    dense: Mapping[str, float] | None = None,
+) -> dict[str, Forecast]:
+    """{endpoint: what to expect} of a harmless rung; noise: of each endpoint, assumed where it is not given.
+
+    dense: what the dense model has at each endpoint, for margins that are a share of it; else all, the best case.
+    """
     found = {}
-    for name, margin in rule.margins.items():
+    for name, asked in rule.margins.items():
+        margin = max(asked.points((dense or {}).get(name, 1.0)), LEAST)
         of_it = (noise or {}).get(name, Noise())
         needed = rounds_needed(of_it.variance(draws), margin, rule.alpha)
         enough = (n for n in DRAWS if rounds_needed(of_it.variance(n), margin, rule.alpha) <= available)

@@ -65,6 +65,11 @@ class Run:
         """Whether the run is an imported log of another tool, whose plan says how that was read."""
         return self.plan.get("mode") == str(AS_RUN)
 
+    @property
+    def is_control(self) -> bool:
+        """Whether the run repeats another in other batches (EvalPlan.aa_control), and so is no variant."""
+        return bool(self.plan.get("aa_control"))
+
 
 @dataclass(frozen=True)
 class DeclaredSearch:

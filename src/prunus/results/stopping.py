@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.budgets import AS_RUN
+from prunus.margins import Margin
 from prunus.results import betting, metrics, paired
-from prunus.results.contrasts import Pair, any_time_columns, sizes_of
+from prunus.results.contrasts import Pair, any_time_columns, p_of_margin, sizes_of
 from prunus.results.directions import direction_p
 from prunus.results.table import Table
 from prunus.results.verdicts import BETTER, SAME, WITHIN, WORSE, parts, set_adjusted, verdict
@@ -49,6 +50,7 @@ def _budgets(table: Table) -> NDArray[np.int_]:
 
 
 ENDS, USED = "ends", "budget_used"
+STOPS = "the base's chains that end by themselves"
 ENDINGS = {
     ENDS: Ending("ends by itself", 1, lambda table: table.values("ended") == "natural"),
     "loops": Ending("loops", -1, lambda table: table.values("loops")),
@@ -61,7 +63,7 @@ ENDINGS = {
 
 
 def stop_cells(
-    pairs: Sequence[Pair], margin: float, seed: int, resamples: int, same_chains: bool
+    pairs: Sequence[Pair], margin: Margin, seed: int, resamples: int, same_chains: bool
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """{budget: {ending: cell}} for the positive budgets of one task, or of several with equal weights.
 
@@ -70,6 +72,7 @@ def stop_cells(
     A cell has n, samples, share, base_share, difference, se, low, high (95 %), gain (the difference as an improvement),
     p_better, p_worse, p, p_margin (of harm of the margin or more, by betting), and bound, the most harmful difference
     that is not ruled out (one-sided 95 %, for any number of problems).
+    A margin that is a share of the base is one of the draws that do well in it: that end by themselves, do not loop.
     same_chains: the budgets share their chains; without it there is no `lost`.
     """
     told = not any(np.isnan(table.forced.astype(float)).any() for pair in pairs for table in (pair.base, pair.other))
@@ -86,6 +89,7 @@ def stop_cells(
     signs = np.repeat([ending.sign for ending in endings.values()], len(budgets))
     strata = [theirs - ours for ours, theirs in zip(base, other, strict=True)]
     gains = [difference * signs for difference in strata]
+    good = [np.where(signs > 0, share, 1 - share) for share in base]
     tested, draws = paired.infer(strata, resamples, seed), len(pairs[0].base.draws)
     single = draws == 1 and len(pairs) == 1 and not pairs[0].base.grouped
     one_outcome = np.repeat([single and name != USED for name in endings], len(budgets))
@@ -93,14 +97,14 @@ def stop_cells(
         share=paired.estimate(other),
         base_share=paired.estimate(base),
         gain=paired.estimate(gains),
-        bound=signs * betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin]),
-        p_margin=betting.p_value(gains, margin, seed, draws),
+        bound=signs * betting.lower_bound(gains, seed=seed, draws=draws, nulls=[-margin.size]),
+        p_margin=p_of_margin(gains, good, pairs, margin, seed),
         **direction_p(gains, seed, draws, one_outcome),
     )
     if pairs[0].adaptive is not None:
-        now = any_time_columns(gains, pairs, margin)
+        now = any_time_columns(gains, pairs, margin.size)
         ends = np.sort([signs * now["low"], signs * now["high"]], axis=0)
-        columns = {name: now[name] for name in ("p", "p_better", "p_worse", "p_margin")}
+        columns = {name: now[name] for name in ("p", "p_better", "p_worse")}
         columns |= {"bound": signs * now["lower_bound"], "low": ends[0], "high": ends[1]}
         for c, cell in enumerate(cells):
             cell |= {name: float(column[c]) for name, column in columns.items()}

@@ -233,7 +233,7 @@ class Store:
         """The runs that text names, oldest first.
 
         Text is compared with the run ids, else with model names and sources, else with the labels that tables print,
-        else with the beginnings of run ids.
+        else with the beginnings of run ids. Controls (Run.is_control) are meant only if no other run is.
         """
         runs = self.runs()
         meant = (
@@ -242,7 +242,8 @@ class Store:
             lambda run: is_called(run, text),
             lambda run: bool(text) and run.run_id.startswith(text),
         )
-        return next((found for test in meant if (found := [run for run in runs if test(run)])), [])
+        found = next((found for test in meant if (found := [run for run in runs if test(run)])), [])
+        return [run for run in found if not run.is_control] or found
 
     def find_run(self, text: str) -> Run:
         """The run that text names, as in find_runs; one without rows only if no run with rows is named so.

@@ -11,6 +11,7 @@ from typing import Any
 import scipy
 
 from prunus.budgets import without_off
+from prunus.margins import Margin
 from prunus.results.betting import ALPHA
 from prunus.results.directions import two_sided
 from prunus.results.metrics import AUC
@@ -58,18 +59,24 @@ def verdict(cell: Data) -> str:
     return SAME if within else OPEN
 
 
-def wide_margin(margin: float, base_accuracy: float, base: str = "the base") -> str | None:
+def wide_margin(margin: Margin, base_accuracy: float, base: str = "the base") -> str | None:
     """A warning where the margin is half of the base's accuracy or more, so that staying within it says little.
 
     base_accuracy: of the primary contrast, the area over the budgets. base: what to call it. None where the margin is
-    smaller, and where the base solves nothing, which needs no such warning.
+    smaller.
     """
-    if not 0 < base_accuracy <= 2 * margin:
+    if base_accuracy == 0:
+        return (
+            f"{base} solves nothing, so there is nothing to lose, and no model is called {SAME}: choose budgets or"
+            " problems at which something is solved"
+        )
+    size = margin.points(base_accuracy)
+    if base_accuracy > 2 * size:
         return None
-    lost = f"{100 * margin / base_accuracy:.0f} % of it" if margin < base_accuracy else "all of it"
+    lost = f"{100 * size / base_accuracy:.0f} % of it" if size < base_accuracy else f"all of it, so no model is {SAME}"
     return (
         f"{base} solves {100 * base_accuracy:.1f} % on average over the budgets, and a loss of the margin,"
-        f" {100 * margin:g} points, would be {lost}: choose a smaller margin, or budgets at which more is solved"
+        f" {100 * size:g} points, would be {lost}: choose a smaller margin, or budgets at which more is solved"
     )
 
 

@@ -29,7 +29,7 @@ from prunus.study.file import Entry, Recipe, Study
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DENSE = "dense"
+DENSE, AGAIN = "dense", "A/A control"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,16 @@ class Cell:
         """The id of the cell's run in the store."""
         return self.resolved.run_id
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it repeats another cell in other batches (EvalPlan.aa_control), and so is compared with no base."""
+        return bool(self.resolved.plan.get("aa_control"))
+
+    @property
+    def name(self) -> str:
+        """The variant's name, and that it is the control."""
+        return f"{self.variant.name}, {AGAIN}" if self.is_control else self.variant.name
+
 
 @dataclass(frozen=True)
 class Model:
@@ -74,7 +84,7 @@ class Model:
     checkpoint: ModelFolder
     tokenizer: "PreTrainedTokenizerBase"
     variants: list[Variant]  # dense first
-    cells: list[Cell]  # by plan, then variant
+    cells: list[Cell]  # by plan, then variant; then controls
 
     @property
     def source(self) -> Checkpoint:
@@ -88,7 +98,7 @@ class Model:
         return model_label(self.name)
 
     def cells_of(self, variant: Variant) -> list[Cell]:
-        """The cells of a variant, one for each plan."""
+        """The cells of a variant, one for each plan, and with its control if the plan has one."""
         return [cell for cell in self.cells if cell.variant == variant]
 
 
@@ -165,13 +175,18 @@ def open_model(study: Study, name: str, folder: Path) -> Model:
     tokenizer = load_tokenizer(folder)
     variants = variants_of(study, checkpoint)
     try:
-        resolved = [resolve_plan(checkpoint, tokenizer, plan) for plan in study.plans]
+        resolved = [resolve_plan(checkpoint, tokenizer, replace(plan, aa_control=False)) for plan in study.plans]
+        controls = [
+            Cell(variants[0], number, resolve_plan(checkpoint, tokenizer, plan))
+            for number, plan in enumerate(study.plans)
+            if plan.aa_control
+        ]
     except PrunusError as error:
         study.fail(study.eval_line, f"{name}: {error}")
     if len({plan.run_id for plan in resolved}) < len(resolved):
         study.fail(study.eval_line, f"two plans of [eval] are the same for {name}; take a value out of a list")
     cells = [Cell(v, number, plan_of_variant(plan, v)) for number, plan in enumerate(resolved) for v in variants]
-    return Model(name, checkpoint, tokenizer, variants, cells)
+    return Model(name, checkpoint, tokenizer, variants, [*cells, *controls])
 
 
 def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:

@@ -13,6 +13,7 @@ from prunus.budgets import OFF
 from prunus.engines import EngineOptions
 from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
+from prunus.margins import Margin, MarginLike
 from prunus.parse import parse_toml
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.find_table import KINDS, OF_RECIPE, FindTable, default_name, ladder_text
@@ -69,8 +70,8 @@ class Study:
     """The checked content of a study's file.
 
     backend: the one backend of all plans. base: name of the variant that the others are compared with. margin,
-    stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as shares. text: the file's
-    text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot be located. finds: the
+    stop_margin: largest tolerable loss of accuracy, and of chains that end by themselves, as MarginLike. text: the
+    file's text. eval_line, models_line: lines of [eval] and of `models`, None where they cannot be located. finds: the
     searches, which `prunus.finding` carries out.
     """
 
@@ -82,8 +83,8 @@ class Study:
     engine: EngineOptions
     entries: tuple[Entry, ...]
     base: str
-    margin: float
-    stop_margin: float
+    margin: MarginLike
+    stop_margin: MarginLike
     published: bool
     keep_checkpoints: bool
     measure_seconds: bool
@@ -147,9 +148,11 @@ class _Reader:
         self.check_type("report", "published", 0, report.get("published", False), bool)
         margins = {key: report.get(key, default) for key, default in (("margin", 0.02), ("stop_margin", 0.05))}
         for key, margin in margins.items():
-            self.check_type("report", key, 0, margin, float)
-            if not 0 <= margin < 1:
-                self.fail("report", key, 0, f"{key} must be a share in [0, 1), not {margin}")
+            self.check_type("report", key, 0, margin, float | str)
+            try:
+                margins[key] = Margin.of(margin, key).to_json()
+            except PrunusError as error:
+                self.fail("report", key, 0, str(error))
         entries = tuple(entry for kind in RECIPES for entry in self.entries(kind, shared))
         self.check_twice(entries)
         models, plans = tuple(self.models()), tuple(self.plans())
@@ -164,8 +167,8 @@ class _Reader:
             engine=self.engine(plans, entries),
             entries=entries,
             base=report.get("base", "dense"),
-            margin=float(margins["margin"]),
-            stop_margin=float(margins["stop_margin"]),
+            margin=margins["margin"],
+            stop_margin=margins["stop_margin"],
             published=report.get("published", False),
             keep_checkpoints=self.data.get("keep_checkpoints", False),
             measure_seconds=self.data.get("measure_seconds", False),
@@ -256,13 +259,18 @@ class _Reader:
                         self.another(kind, number, FEWER, recipe, experts, ExpertsRecipe),
                     )
 
-    def finds(self, shared: Mapping[str, Any], margins: Mapping[str, float]) -> Iterator[FindTable]:
+    def finds(self, shared: Mapping[str, Any], margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
         """The searches. shared: of [calibration]. margins: of [report], which hold where a table has no others."""
         seen: set[str] = set()
         for number, table in self.tables("find"):
             for key, value in table.items():
                 if key != RECOVER:
                     self.check_type("find", key, number, value, KINDS[key])
+                if key in margins:
+                    try:
+                        Margin.of(value, key, zero=False)
+                    except PrunusError as error:
+                        self.fail("find", key, number, str(error))
             (recovery, *more) = self.settings("find", number, RECOVER, table.get(RECOVER, False), RecoverRecipe)
             if more:
                 self.fail("find", RECOVER, number, f"'{RECOVER}' takes one value here, since a ladder has one recovery")

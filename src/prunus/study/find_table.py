@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.kinds import hints_of
+from prunus.margins import MarginLike
 from prunus.recipes import PruneRecipe
 
 DEFAULT_LADDER = "0.1:0.7:0.05"
@@ -20,8 +21,8 @@ KINDS: Mapping[str, Any] = {
     "name": str,
     "method": str | tuple[str, ...],
     "ladder": str | tuple[float, ...],
-    "margin": float,
-    "stop_margin": float,
+    "margin": float | str,
+    "stop_margin": float | str,
     "alpha": float,
     "max_tokens": int,
     "look": int,
@@ -46,8 +47,8 @@ class FindTable:
     settings: Mapping[str, Any]
     shared: Mapping[str, Any]
     recovery: Mapping[str, Any] | None
-    margin: float
-    stop_margin: float
+    margin: MarginLike
+    stop_margin: MarginLike
     alpha: float = 0.05
     max_tokens: int | None = None
     look: int | None = None

@@ -68,7 +68,7 @@ class LiveTable:
         for model in models:
             for cell in model.cells:
                 row = rows[cell.run_id] = row_of(store, model, cell, study)
-                if cell.variant.name == study.base:
+                if cell.variant.name == study.base and not cell.is_control:
                     bases[model.name, cell.plan] = row
         return cls(f"study {study.name}", rows, bases)
 
@@ -181,7 +181,7 @@ class LiveTable:
 
 def row_of(store: Store, model: Model, cell: Cell, study: Study) -> Row:
     """The row of a cell, with the answers that the store already has."""
-    label = cell.variant.name if len(study.models) == 1 else f"{model.label} {cell.variant.name}"
+    label = cell.name if len(study.models) == 1 else f"{model.label} {cell.name}"
     if len(study.plans) > 1:
         label += f" ({plan_names(study.plans)[cell.plan]})"
     total = sum(map(len, cell.resolved.batches)) * len(cell.resolved.budgets)

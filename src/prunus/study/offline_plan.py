@@ -1,7 +1,7 @@
 """The part of a study's plan that needs no file of a model or problem set that is not on this disk."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunus.budgets import without_off
@@ -11,7 +11,7 @@ from prunus.errors import PrunusError
 from prunus.evaluation.profiles import PROFILES
 from prunus.evaluation.tasks import TASKS, load_task
 from prunus.recipes import EvalPlan
-from prunus.study.cells import DENSE, folder_of, plan_names, variant_names
+from prunus.study.cells import AGAIN, DENSE, folder_of, plan_names, variant_names
 from prunus.study.file import Study
 
 
@@ -84,6 +84,8 @@ def plan_from_catalogue(study: Study, model: str) -> list[PlannedCell]:
             tokens += plan.samples * count * chain_tokens(plan, len(plan.budgets) * cap)
         answers = problems * plan.samples * len(plan.budgets)
         lines += [PlannedCell(model, name, word, None, problems, answers, 0, tokens, None) for name in names]
+        if plan.aa_control:
+            lines.append(replace(lines[-len(names)], variant=f"{DENSE}, {AGAIN}"))
     return lines
 
 

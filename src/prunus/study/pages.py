@@ -76,7 +76,7 @@ class Contrast:
     """One model under one plan of the study: the base and the runs that are compared with it.
 
     plan: its name. base: id of the base's run. begun: whether that run has rows. others: ids of the other runs that
-    have rows. waiting: names of all variants without rows.
+    have rows. waiting: names of all variants without rows. controls: ids of the runs that repeat the dense model's.
     """
 
     model: str
@@ -85,6 +85,7 @@ class Contrast:
     begun: bool
     others: tuple[str, ...]
     waiting: tuple[str, ...]
+    controls: tuple[str, ...] = ()
 
 
 def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Contrast]:
@@ -93,11 +94,12 @@ def contrasts_of(study: Study, models: Sequence[Model], store: Store) -> list[Co
     found = []
     for model in models:
         for number, name in enumerate(plan_names(study.plans)):
-            cells = [cell for cell in model.cells if cell.plan == number]
+            cells = [cell for cell in model.cells if cell.plan == number and not cell.is_control]
+            again = [cell.run_id for cell in model.cells if cell.plan == number and cell.is_control]
             base, *others = sorted(cells, key=lambda cell: cell.variant.name != study.base)
             there = tuple(cell.run_id for cell in others if cell.run_id in begun)
             waiting = tuple(cell.variant.name for cell in (base, *others) if cell.run_id not in begun)
-            found.append(Contrast(model.name, name, base.run_id, base.run_id in begun, there, waiting))
+            found.append(Contrast(model.name, name, base.run_id, base.run_id in begun, there, waiting, tuple(again)))
     return found
 
 
@@ -137,7 +139,7 @@ def write_page(
     """
     bases = [store.run(one.base) for one in group]
     base = next((run for run in bases if run.plan.get("mode") == "strict"), bases[0])
-    shown = {run for one in group for run in (one.base, *one.others)}
+    shown = {run for one in group for run in (one.base, *one.others, *one.controls)}
     notes = [not_begun(one.plan, one.waiting) for one in group if one.waiting]
     check_target(target, overwrite=True)
     data = ReportData.read(
@@ -169,7 +171,8 @@ def among(comparison: Mapping[str, Any], others: Sequence[str]) -> Data | None:
     """A comparison restricted to these runs, in this order; None if it has none of them."""
     entries = {entry["run"]: entry for entry in comparison["others"]}
     kept = [entries[run] for run in others if run in entries]
-    return {**comparison, "others": kept, "warnings": []} if kept else None
+    about_all = [text for text in comparison["warnings"] if " is left out: " not in text]
+    return {**comparison, "others": kept, "warnings": about_all} if kept else None
 
 
 def entry_of(contrast: Contrast, comparison: Data | None) -> Data:

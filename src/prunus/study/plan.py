@@ -131,7 +131,7 @@ def planned_cell(
     chains = [index for batch in missing for index, _ in batch]
     return PlannedCell(
         model.name,
-        cell.variant.name,
+        cell.name,
         plan_names(study.plans)[cell.plan],
         work.run_id,
         len(work.problems),

@@ -153,7 +153,7 @@ def differences(data: ReportData, task: str, one: ReportedRun) -> Picture:
     line = Line(one.look.css, _differences(task, one), one.look.marker)
     label = f"{one.look.label}: difference on {task} against thinking budget"
     x_axis, y_axis = _difference_axes(data, [line], "Points")
-    zone = (-100 * data.margin, 0.0)
+    zone = (-100 * data.margin_points, 0.0)
     return chart([line], x_axis, y_axis, label, frame=PANEL, zone=zone, zero_line=True, css="panel")
 
 
@@ -162,7 +162,7 @@ def all_differences(data: ReportData, task: str, compared: Sequence[ReportedRun]
     lines = [Line(one.look.css, _differences(task, one), one.look.marker) for one in compared]
     x_axis, y_axis = _difference_axes(data, lines, f"Accuracy minus that of {data.base.look.label}, points")
     label = f"Differences on {task} against thinking budget"
-    return chart(lines, x_axis, y_axis, label, zone=(-100 * data.margin, 0.0), zero_line=True)
+    return chart(lines, x_axis, y_axis, label, zone=(-100 * data.margin_points, 0.0), zero_line=True)
 
 
 def _differences(task: str, one: ReportedRun) -> list[Point]:
@@ -179,7 +179,7 @@ def _differences(task: str, one: ReportedRun) -> list[Point]:
 
 def _difference_axes(data: ReportData, lines: Sequence[Line], title: str) -> tuple[Axis, Axis]:
     spots = [point for line in lines for point in line.points]
-    edge = 100 * data.margin * 1.5
+    edge = 100 * data.margin_points * 1.5
     ends = [value for point in spots for value in (point.y, point.low, point.high) if math.isfinite(value)]
     y_axis = linear_axis(max(-100.0, min([*ends, -edge, -1])), min(100.0, max([*ends, edge, 1])), title, 4, sign=True)
     return budget_axis(sorted({budget_of(point.x) for point in spots})), y_axis

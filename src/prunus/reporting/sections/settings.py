@@ -46,7 +46,7 @@ def section(data: ReportData) -> Section:
         "Draws per problem": plan.get("samples"),
         **_settings(data.base.run),
         "Resamples and their seed": f"{method.get('resamples')}, {method.get('seed')}" if method else "none",
-        "Margin": f"{100 * data.margin:g} points",
+        "Margin": data.margin.words(),
     }
     facts = "".join(f"<dt>{esc(name)}</dt><dd><bdi>{esc(value)}</bdi></dd>" for name, value in rows.items())
     runs, totals = "".join(_run_details(one.look, one.run) for one in data.runs), totals_table(data)

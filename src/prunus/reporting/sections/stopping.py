@@ -11,7 +11,7 @@ from prunus.reporting.render.table import RUN, Column, Interval, Table, Word
 from prunus.reporting.render.text import esc, percent, points, probability, times
 from prunus.reporting.report_data import Data, ReportData
 from prunus.reporting.section import Section, details, figure, run_key, soft
-from prunus.results.stopping import ENDINGS, ENDS
+from prunus.results.stopping import ENDINGS, ENDS, STOPS
 from prunus.results.verdicts import verdict
 
 TITLES = ("Ends|by itself", "Loops", "Found,|then lost", "No|answer", "Answer|cut", "Leaked", "Budget|used")
@@ -26,10 +26,10 @@ def section(data: ReportData) -> Section:
     curves = [task for task in data.tasks if any(budget > 0 for one in data.runs for budget in one.cells(task))]
     pictures = {task: ends_by_itself(data, task) for task in curves}
     every = {task: ending_table(data, task) for task in data.tasks}
-    margin = f"{100 * data.comparison['stop_margin']:g}"
+    margin = data.stop_margin.words(STOPS)
     note = (
         "At the largest budget, on the same problems as the base; of several tasks, the mean. Verdict: whether the "
-        f"chains end by themselves as often as the base's; non-inferior: {margin} points fewer or worse is ruled out, "
+        f"chains end by themselves as often as the base's; non-inferior: {margin} fewer or worse is ruled out, "
         "with 95 % confidence for any number of problems. A chain loops if its end is at least four copies of one "
         "string, or if half of its end is repetition. Found, then lost: right under a smaller budget, and wrong now. "
         "Budget used: mean thinking tokens in % of the budget. All verdicts are corrected for the number of variants "

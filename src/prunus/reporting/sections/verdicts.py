@@ -1,7 +1,9 @@
 """The verdict on every run against the base, with the numbers that decide it."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from prunus.reporting.prose import rounding
 from prunus.reporting.render.chart import forest
 from prunus.reporting.render.table import Column, Interval, Table, Word
 from prunus.reporting.render.text import count, esc, percent, points, probability
@@ -9,14 +11,16 @@ from prunus.reporting.report_data import Data, ReportData, float_of
 from prunus.reporting.section import Section, soft
 from prunus.results.completeness import in_words
 from prunus.results.retention import ENOUGH
-from prunus.results.stopping import ENDS
+from prunus.results.stopping import ENDS, STOPS
 from prunus.results.verdicts import OPEN, UNFINISHED
 
 
 def section(data: ReportData) -> Section:
     """The table of verdicts; empty if there is only the base."""
+    said = rounding(data.comparison)
+    alone = soft(f"{said}.") if said else ""
     if not data.others:
-        return Section("verdicts")
+        return Section("verdicts", f'<section id="verdicts"><h2>Verdicts</h2>{alone}</section>' if alone else "")
     several = any("macro" in entry for entry in data.comparison["others"])
     over = " averaged over tasks" if several else ""
     where = f" The last two columns are for task <bdi>{esc(data.tasks[0])}</bdi>." if several else ""
@@ -30,16 +34,44 @@ def section(data: ReportData) -> Section:
     note = (
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
         f"problem, with a 95 % interval. All verdicts, p and MDE are {corrected}. Non-inferior, within the margin: a "
-        f"loss of {100 * data.margin:g} points (dashed) or more is ruled out, by a bound that is valid for any number "
+        f"loss of {data.margin.words()} (dashed) or more is ruled out, by a bound that is valid for any number "
         "of problems. MDE, minimum detectable effect: the true difference that is detected with 80 % power. Scaling: "
         f"accuracy gained per doubling of the budget, in % of the base's. It is kept if this is at least "
         f"{100 * ENOUGH:g} %, and lost if it is less, each with 95 % confidence. Chains "
-        f"that end by themselves: at the largest budget, with a margin of {100 * data.comparison['stop_margin']:g} "
-        f"points.{settling if undecided else ''}{where}"
+        f"that end by themselves: at the largest budget, with a margin of "
+        f"{data.stop_margin.words(STOPS)}.{settling if undecided else ''}{where}"
     )
     table = verdict_table(data)
-    html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}</section>'
-    return Section("verdicts", html, tables=[table])
+    seeds = recipe_table(data.comparison["recipes"]) if data.comparison["recipes"] else None
+    more = "" if seeds is None else f"<h3>Recipes, over calibration seeds</h3>{seeds.html()}{soft(SEEDS)}"
+    html = f'<section id="verdicts"><h2>Verdicts</h2>{table.html()}{soft(note)}{alone}{more}</section>'
+    return Section("verdicts", html, tables=[table] if seeds is None else [table, seeds])
+
+
+SEEDS = (
+    "A verdict above is about one checkpoint; these are about the recipe, of which each calibration seed makes another "
+    "checkpoint. Seeds and problems are both random: the standard error has a part of each, and the interval is a t "
+    "interval with the degrees of freedom (df) of Satterthwaite. A word other than cannot tell needs this test and the "
+    "bound of the verdicts above for the mean of these checkpoints. It is corrected for the number of recipes (Holm)."
+)
+
+
+def recipe_table(recipes: Sequence[Data]) -> Table:
+    """The verdicts on recipes that have runs of several calibration seeds."""
+    rows = [
+        (
+            f"{one['label']}, over {len(one['seeds'])} calibration seeds",
+            [Word(one["verdict"]), _interval(one, "difference"), one["se"], one["se_seeds"], one["se_problems"],
+             one["freedom"], one["n"]],
+        )
+        for one in recipes
+    ]  # fmt: skip
+    columns = [
+        Column("recipe", "Recipe"), Column("verdict", "Verdict"), Column("difference", "Difference,|points", points),
+        Column("se", "Standard error,|points", percent), Column("se_seeds", "of seeds", percent),
+        Column("se_problems", "of problems", percent), Column("df", "df", count), Column("n", "Problems", count),
+    ]  # fmt: skip
+    return Table("recipes", "Recipes over calibration seeds", "data", columns, rows, keep=True)
 
 
 def verdict_table(data: ReportData) -> Table:
@@ -49,7 +81,7 @@ def verdict_table(data: ReportData) -> Table:
     task = data.tasks[0]
     budget = max((budget for one in data.runs for budget in one.cells(task)), default=0)
     rows = []
-    for one, picture in zip(data.runs, [None, *forest(ends, data.margin)], strict=True):
+    for one, picture in zip(data.runs, [None, *forest(ends, data.margin_points)], strict=True):
         entry, values = one.contrast, [None] * 7
         if entry is not None:
             cell = entry["primary"]

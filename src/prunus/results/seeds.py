@@ -1,0 +1,186 @@
+"""The verdict on a recipe from several calibration seeds: seeds are a random effect, as problems are.
+
+A run is one checkpoint, and its verdict is about that one. Another calibration seed makes another checkpoint of the
+same recipe. The difference y[s, p] of the checkpoint of seed s from the base on problem p has a part of the seed, a
+part of the problem, and the rest. The mean over both varies with all three (crossed random effects, by the usual mean
+squares), so its variance is estimated as
+
+    variance of the seeds' means / S  +  variance of the problems' means / P  -  variance of the rest / (S P),
+
+where the rest is in the first two terms both. What the seeds add is taken as 0 where its estimate is below. The t
+interval has the degrees of freedom of Satterthwaite (1946) for these terms. With several tasks the estimate is the mean
+over tasks; seeds are common to all tasks and problems are not.
+
+S: seeds, P: problems of a task.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from prunus.hashing import canonical_json
+from prunus.margins import Margin
+from prunus.results import betting, metrics, paired
+from prunus.results.anytime import scaled
+from prunus.results.contrasts import Pair
+from prunus.results.labels import history, named, recipe_of, unique_labels
+from prunus.results.rows import Run
+from prunus.results.table import Table
+from prunus.results.verdicts import ALPHA, BETTER, OPEN, SAME, WITHIN, WORSE
+
+Floats = NDArray[np.float64]
+LEAST = 3  # seeds: two say next to nothing of how seeds differ
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """difference: the mean over seeds, tasks and problems, with its 95 % t interval from low to high.
+
+    se: its standard error; se_seeds, se_problems: the parts of seeds and of problems, whose squares add up to its
+    square. freedom: degrees of freedom of the interval.
+    """
+
+    difference: float
+    se: float
+    se_seeds: float
+    se_problems: float
+    freedom: float
+    low: float
+    high: float
+
+    def p_above(self, null: float) -> float:
+        """One-sided p of a true difference of null or less."""
+        if self.se == 0:
+            return float(self.difference <= null)
+        return float(scipy.stats.t.sf((self.difference - null) / self.se, self.freedom))
+
+
+def over_seeds(strata: Sequence[Floats]) -> OverSeeds:
+    """The mean of the differences, (S, P) of each task, for other seeds and other problems; at least two of each."""
+    S, K = len(strata[0]), len(strata)
+    of_seeds = np.mean([y.mean(axis=1) for y in strata], axis=0)
+    centre, seeds = float(of_seeds.mean()), float(of_seeds.var(ddof=1)) / S
+    terms, rest = [(seeds, S - 1)], 0.0
+    problems = 0.0
+    for y in strata:
+        P, means = y.shape[1], y.mean(axis=0)
+        inner = y - means - y.mean(axis=1, keepdims=True) + y.mean()
+        of_problems = float(means.var(ddof=1)) / P / K**2
+        of_rest = float((inner**2).sum()) / ((S - 1) * (P - 1)) / (S * P) / K**2
+        terms += [(of_problems, P - 1), (of_rest, (S - 1) * (P - 1))]
+        problems, rest = problems + of_problems, rest + of_rest
+    added = seeds - rest
+    if added <= 0:  # the seeds differ by no more than chance: problems alone remain
+        added, terms = 0.0, terms[1::2]
+    variance = added + problems
+    spread = sum(term**2 / n for term, n in terms)
+    freedom = variance**2 / spread if spread > 0 else 1.0
+    half = float(scipy.stats.t.ppf(0.975, freedom)) * variance**0.5
+    return OverSeeds(centre, variance**0.5, added**0.5, problems**0.5, float(freedom), centre - half, centre + half)
+
+
+def p_values(differences: Sequence[Floats], claimed: Sequence[Floats], null: float, seed: int = 0) -> dict[str, float]:
+    """p of better, worse and within (a loss below the margin) of the recipe, two-sided for the first two.
+
+    Each is the larger of two p-values: that of the t test with seeds as a random effect, and that of betting on the
+    mean over these checkpoints, which also holds where few problems break. claimed: what exceeds null on average if the
+    loss is below the margin; differences themselves for a margin in points.
+    """
+    means = [y.mean(axis=0)[:, None] for y in differences]
+    bets = [float(betting.p_value([sign * y for y in means], 0.0, seed)[0]) for sign in (1, -1)]
+    tests = [over_seeds([sign * y for y in differences]).p_above(0.0) for sign in (1, -1)]
+    better, worse = (min(1.0, 2 * max(pair)) for pair in zip(bets, tests, strict=True))
+    within = betting.p_value([y.mean(axis=0)[:, None] for y in claimed], -null, seed)
+    return {"p_better": better, "p_worse": worse, "p_margin": max(float(within[0]), over_seeds(claimed).p_above(null))}
+
+
+def recipes_over_seeds(
+    runs: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, seed: int = 0
+) -> list[dict[str, Any]]:
+    """An entry for each recipe that at least LEAST of these runs have with calibration seeds of their own.
+
+    runs: with their rows beside the base's, by task. An entry has label, seeds, runs (ids), n (problems), samples
+    (draws of each), base_accuracy, the fields of OverSeeds, p_better, p_worse and p_margin, and verdict.
+    """
+    groups: dict[str, dict[str, tuple[Run, Mapping[str, Pair]]]] = {}
+    for run, pairs in runs:
+        steps = history(run)
+        seeds = [recipe_of(step).get("seed") for step in steps]
+        if any(value is not None for value in seeds) and all(pair.adaptive is None for pair in pairs.values()):
+            source = steps[0].get("source")
+            of = source.get("checksum") if isinstance(source, dict) else None
+            key = canonical_json([of, *([step.get("action"), _seedless(step)["recipe"]] for step in steps)])
+            groups.setdefault(key, {}).setdefault(canonical_json(seeds), (run, pairs))
+    found = []
+    for members in groups.values():
+        chosen = list(
+            {run.model.get("checksum") or run.run_id: (run, pairs) for run, pairs in members.values()}.values()
+        )
+        if len(chosen) >= LEAST and (entry := _entry(chosen, margin, seed)) is not None:
+            found.append(entry)
+    if found:
+        _judge(found)
+        firsts = [one.pop("first") for one in found]
+        labels = unique_labels(
+            named(run)._replace(steps=[_seedless(step) for step in named(run).steps], dtypes=(None, None))
+            for run in firsts
+        )
+        for one, text in zip(found, labels, strict=True):
+            one["label"] = text
+    return found
+
+
+def _seedless(step: Mapping[str, Any]) -> dict[str, Any]:
+    """A step with its recipe's seed left out."""
+    return {**step, "recipe": {key: value for key, value in recipe_of(dict(step)).items() if key != "seed"}}
+
+
+def _entry(chosen: Sequence[tuple[Run, Mapping[str, Pair]]], margin: Margin, seed: int) -> dict[str, Any] | None:
+    """The entry of a recipe over its runs, on what all of them have; None if that is too little."""
+    tasks = sorted(set.intersection(*(set(pairs) for _, pairs in chosen)))
+    differences, bases, n, draws = [], [], 0, set[int]()
+    for task in tasks:
+        pairs = [pairs[task] for _, pairs in chosen]
+        common = [
+            sorted(set.intersection(*(set(getattr(pair.base, axis)) for pair in pairs)))
+            for axis in ("problems", "budgets", "draws")
+        ]
+        if len(common[0]) < 2 or not all(common):
+            return None
+        base = _areas(pairs[0].base.select(*common))
+        differences.append(np.array([_areas(pair.other.select(*common)) for pair in pairs]) - base)
+        bases.append(base)
+        n, draws = n + len(base), draws | {len(common[2])}
+    if not tasks:
+        return None
+    accuracy, claimed, null = float(np.mean([base.mean() for base in bases])), differences, -margin.size
+    if margin.relative:
+        both = [scaled(y, base, margin.size) for y, base in zip(differences, bases, strict=True)]
+        claimed, null = [values for values, _ in both], -both[0][1]
+    p = p_values(differences, claimed, null, seed)
+    if margin.covers(accuracy):
+        p["p_margin"] = 1.0
+    runs = [run for run, _ in chosen]
+    sizes = {"n": n, "samples": min(draws), "base_accuracy": accuracy}
+    seeds = [next(s for step in history(run) if (s := recipe_of(step).get("seed")) is not None) for run in runs]
+    known = {"seeds": seeds, "runs": [run.run_id for run in runs], "first": runs[0]}
+    return known | sizes | vars(over_seeds(differences)) | p
+
+
+def _areas(table: Table) -> Floats:
+    """(G,) the area of each group of problems."""
+    curve = table.curve()
+    return curve.by_group(curve.correct.mean(axis=2) @ metrics.auc_weights(curve.budgets))
+
+
+def _judge(recipes: Sequence[dict[str, Any]]) -> None:
+    """Set `verdict` of each recipe, in place, from its p-values, corrected over the recipes (Holm)."""
+    names = ("p_better", "p_worse", "p_margin")
+    adjusted = {name: paired.holm([one[name] for one in recipes]) for name in names}
+    for place, one in enumerate(recipes):
+        better, worse, within = (adjusted[name][place] <= ALPHA for name in names)
+        one["verdict"] = BETTER if better else (WITHIN if within else WORSE) if worse else SAME if within else OPEN

@@ -1,0 +1,244 @@
+"""Margins relative to the base: what they claim, how often that is wrong, and bases that have nothing to lose."""
+
+import json
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from small_search import DOES, PLAN, PROBLEMS
+from test_certificate import BUDGETS, IDS, RUNGS, SEED, rows_of, run_of
+from test_comparison import fill, grid
+
+import prunus
+from prunus.cli import main
+from prunus.errors import PrunusError
+from prunus.finding import certificate as certificates
+from prunus.finding.again import NOTHING_TO_LOSE
+from prunus.finding.page import page
+from prunus.finding.searches import declare_in
+from prunus.finding.verification import verify
+from prunus.margins import Margin
+from prunus.reporting import prose
+from prunus.results import anytime, ladder
+from prunus.results.comparison import compare
+from prunus.results.contrasts import p_of_margin
+from prunus.results.ladder import ACCURACY, CERTIFIED, DENSE, ENDS, OPEN, Rule
+from prunus.results.store import Store
+from prunus.study.file import read_study
+
+FIVE = Margin(0.05, relative=True)
+FIXED = [SimpleNamespace(adaptive=None)]  # a pair whose problems were fixed beforehand
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (0.02, Margin(0.02)),
+        (0, Margin(0.0)),
+        ("0.02", Margin(0.02)),
+        ("5%", FIVE),
+        (" 5 % ", FIVE),
+        ({"relative": 0.05}, FIVE),
+        (FIVE, FIVE),
+    ],
+)
+def test_margins_are_read_and_written(asked, found):
+    assert Margin.of(asked) == found and Margin.of(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize("asked", ["5 points", "%", "nan", "100%", "-1%", -0.1, 1, {"share": 0.1}, {}, True])
+def test_what_is_no_margin_is_refused(asked):
+    with pytest.raises(PrunusError, match="margin"):
+        Margin.of(asked)
+
+
+def outcomes(rng, accuracy, kept, problems, runs):
+    """(difference, base), (problems, runs) each: the other model solves this share of what the base solves, no more."""
+    base = (rng.random((problems, runs)) < accuracy).astype(float)
+    return base * (rng.random((problems, runs)) < kept) - base, base
+
+
+@pytest.mark.parametrize("accuracy", [0.1, 0.5, 0.95])
+def test_a_loss_of_the_relative_margin_is_called_less_in_5_percent_at_most(accuracy):
+    """At the margin itself, for a fixed number of problems and at the best time to stop."""
+    rng, runs = np.random.default_rng(0), 1500
+    most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+    difference, base = outcomes(rng, accuracy, 0.95, 200, runs)
+    assert np.mean(p_of_margin([difference], [base], FIXED, FIVE, 0) <= 0.05) < most  # pyright: ignore
+    certify, refuse = anytime.evidence(difference, 0.05, base)
+    assert np.mean(certify[-1] >= log(20)) < most and np.mean(refuse[-1] >= log(20)) < most
+    kept, base = outcomes(rng, accuracy, 1.0, 4000, 20)
+    harmless = anytime.evidence(kept, 0.05, base)[0]
+    assert (harmless[-1] >= log(20)).all(), "the margin is shown in the end, also where the base solves little"
+    # It takes about as long as the same margin in points, which need not know what the base solves.
+    same = anytime.evidence(kept, 0.05 * accuracy)[0]
+    times = [np.median((logs >= log(20)).argmax(axis=0)) for logs in (harmless, same)]
+    assert times[0] < 1.3 * times[1]
+
+
+def test_bounds_of_a_relative_margin_are_those_of_what_is_kept_beyond_it():
+    rng = np.random.default_rng(1)
+    difference, base = (values[:, 0] for values in outcomes(rng, 0.8, 0.97, 400, 1))
+    seen = anytime.path(difference, 0.1, base_T=base)
+    beyond = difference + base - 0.9 * base
+    assert seen.estimate == pytest.approx(np.cumsum(beyond) / np.arange(1, 401))
+    assert (seen.lower <= seen.estimate + 1e-12).all() and (seen.estimate <= seen.upper + 1e-12).all()
+    shown = seen.certify >= log(20)
+    assert shown.any() and not shown.all() and ((seen.lower > -1e-9) == shown).all()
+    values, null = anytime.scaled(difference, base, 0.1)
+    assert np.abs(values).max() <= 1 and anytime.unscaled(np.array(-null), 0.1) == pytest.approx(0)
+    worst, most = (anytime.scaled(np.array(d), np.array(b), 0.1)[0] for d, b in ((-1.0, 1.0), (1.0, 0.0)))
+    assert (worst, most) == pytest.approx((-1, 1))
+
+
+def test_compare_takes_a_margin_relative_to_the_base(tmp_path):
+    """A loss of 1.6 points: within 5 points and 5 % of a good base, beyond 5 % of a base that solves a fifth."""
+    rng = np.random.default_rng(2)
+    for accuracy, word in ((0.95, "non-inferior"), (0.2, "cannot tell")):
+        right = rng.random(500) < accuracy
+        dense = grid(lambda _, p, *__, right=right: right[p], problems=500)
+        pruned = grid(lambda _, p, *__, right=right: right[p] and p % 70 > 0, problems=500)
+        path = fill(tmp_path / f"{accuracy}.db", {"dense": dense, "pruned": pruned})
+        assert compare(path, "dense", margin=0.05, resamples=200)["others"][0]["within_margin"]
+        found = compare(path, "dense", margin="5%", stop_margin="5%", resamples=200)
+        (entry,) = found["others"]
+        assert found["margin"] == found["stop_margin"] == entry["margin"] == {"relative": 0.05}
+        assert entry["within_margin"] == (word == "non-inferior")
+    (entry,) = compare(path, "dense", margin="30%", resamples=200)["others"]
+    said = prose.headline([{**entry, "verdict": "non-inferior"}], ["pruned"], "dense", Margin(0.3, True), Margin(0.05))
+    assert "Within 30 % of what dense solves on average" in said[0]
+
+
+def test_commands_take_percent(tmp_path, capsys):
+    good = grid(lambda *_: True, problems=300)
+    path = fill(tmp_path / "s.db", {"dense": good, "pruned": good})
+    assert main(["compare", str(path), "--base", "dense", "--margin", "5%", "--stop-margin", "10%"]) is None
+    said = capsys.readouterr().out
+    assert "a loss of 5 % of what the base solves or more is ruled out" in said
+    assert main(["report", str(path), str(tmp_path / "r.html"), "--margin", "5%"]) is None
+    assert "5 % of what the base solves" in (tmp_path / "r.html").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(path), "--base", "dense", "--margin", "5 points"])
+    assert "margin '5 points' is no margin" in capsys.readouterr().err
+
+
+def test_a_study_takes_percent(tmp_path):
+    file = tmp_path / "s.toml"
+    text = 'models = ["tiny"]\n[eval]\ntasks = ["tiny"]\n[report]\nmargin = "5%"\n[[find]]\nstop_margin = "10%"\n'
+    file.write_text(text)
+    study = read_study(file)
+    (table,) = study.finds
+    assert Margin.of(study.margin) == Margin.of(table.margin) == FIVE and study.stop_margin == 0.05
+    assert Margin.of(table.stop_margin) == Margin(0.1, relative=True)
+    file.write_text(text.replace("5%", "5 points"))
+    with pytest.raises(PrunusError, match=r"s.toml, line 5: margin '5 points' is no margin"):
+        read_study(file)
+
+
+def searched(folder: Path, rule: Rule, rows=rows_of):
+    """(store, certificate, its file) of a search over the runs of test_certificate, all of whose rows are there."""
+    runs = {name: rows(name) for name in RUNGS}
+    store = fill(folder / "results.db", runs, {name: {"budgets": list(BUDGETS), "seed": SEED} for name in RUNGS})
+    rungs = [{"name": RUNGS[k], "run": run_of(k), "removed": 0.1 * k} for k in (1, 2)]
+    declared = certificates.declare(
+        model={"name": "dense", "source": "dense", "checksum": None}, dense=run_of(0), problems=IDS, seed=SEED,
+        budgets=BUDGETS, samples=1, reuse=True, ladders=[{"name": "made", "rungs": rungs}], rule=rule, alpha=0.05,
+        look=8, max_tokens=None,
+    )  # fmt: skip
+    with Store(store) as opened:
+        declare_in(opened, declared)
+        data = certificates.certificate(opened, declared, None)
+    certificates.write_certificate(data, folder / "certificate.json")
+    return store, data, folder / "certificate.json"
+
+
+def test_a_certificate_of_a_relative_margin_is_confirmed_by_the_rows(tmp_path):
+    store, data, file = searched(tmp_path, Rule("15%", 0.1))
+    assert data["declared"]["margin"] == {"relative": 0.15} and data["declared"]["stop_margin"] == 0.1
+    gentle, harsh = data["shown"]["ladders"][0]["rungs"]
+    assert (gentle["word"], harsh["word"]) == (CERTIFIED, "refused")
+    checked = verify(file, store)
+    assert not checked["differences"] and "is less than 15 % of dense's below it" in checked["claims"][0]
+    estimate, low, _ = gentle["path"][ACCURACY][-1]  # what it keeps beyond 85 % of the dense model's
+    dense, mean = gentle["dense_accuracy"], gentle["evidence"][ACCURACY]["difference"]
+    assert low > -1e-9 and gentle["rounds"] <= gentle["looked"]
+    assert estimate == pytest.approx(mean + 0.15 * np.mean(dense), abs=0.02)
+    assert "15 % of what the dense model solves" in page(data)
+    forged = json.loads(file.read_text())
+    forged["declared"]["margin"] = {"relative": 0.05}
+    forged["content"] = certificates.content_hash({k: v for k, v in forged.items() if k != "content"}, 64)
+    file.write_text(json.dumps(forged))
+    assert verify(file, store)["differences"]
+
+
+def test_a_base_that_solves_nothing_gets_no_word(tmp_path):
+    wrong = grid(lambda *_: False, problems=400)
+    path = fill(tmp_path / "s.db", {"dense": wrong, "pruned": wrong})
+    for margin in (0.02, "5%"):
+        found = compare(path, "dense", margin=margin, resamples=200)
+        (entry,), (warning,) = found["others"], found["warnings"]
+        assert (entry["verdict"], entry["within_margin"], entry["nothing_to_lose"]) == ("cannot tell", False, True)
+        assert warning.startswith("the base solves nothing, so there is nothing to lose")
+        assert prose.title([entry], "dense") == "1 variant against dense: 1 undecided; dense solves nothing"
+        assert "annot tell, since dense solves nothing" in prose.headline([entry], ["W"], "dense", margin, 0.05)[0]
+    prunus.report(path, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert (
+        "<title>1 variant against dense: 1 undecided; dense solves nothing</title>" in text
+        and "nothing to lose" in text
+    )
+    few = grid(lambda _, problem, *__: problem < 6, problems=400)  # 1.5 points: all of it is within the margin
+    path = fill(tmp_path / "few.db", {"dense": few, "pruned": few})
+    found = compare(path, "dense", resamples=200)
+    assert found["others"][0]["verdict"] == "cannot tell" and "would be all of it" in found["warnings"][0]
+    assert "losing everything would be within the margin" in prose.title(found["others"], "dense")
+    (entry,) = compare(path, "dense", margin=0.0149, resamples=200)["others"]
+    assert not entry["nothing_to_lose"]
+
+
+def test_a_walk_certifies_nothing_where_there_is_nothing_to_lose(tmp_path):
+    same, rule = np.zeros(300), Rule(0.05, 0.05)
+    found = {ACCURACY: same, ENDS: same, DENSE[ACCURACY]: np.full(300, 0.04), DENSE[ENDS]: np.ones(300)}
+    decision = ladder.decide(found, rule)
+    assert (decision.word, decision.failed, decision.covered) == (OPEN, (ACCURACY,), True)
+    enough = ladder.decide(found | {DENSE[ACCURACY]: np.full(300, 0.06)}, rule)
+    assert (enough.word, enough.rounds, enough.covered) == (CERTIFIED, decision.rounds, False)
+
+    def wrong(name):
+        return [row for row in rows_of("dense") if not vars(row).update(correct=False)] if name else []
+
+    store, data, file = searched(tmp_path, Rule(0.1, 0.1), rows=wrong)
+    (rung,) = data["shown"]["ladders"][0]["rungs"]
+    assert (rung["word"], rung["why"]) == ("cannot tell", NOTHING_TO_LOSE) and not data["shown"]["claims"]
+    assert data["caution"].startswith("the dense model solves nothing") and data["caution"][1:60] in page(data)
+    assert verify(file, store)["differences"] == []
+    changed = json.loads(file.read_text()) | {"caution": None}
+    changed["content"] = certificates.content_hash({k: v for k, v in changed.items() if k != "content"}, 64)
+    file.write_text(json.dumps(changed))
+    assert "the caution is" in verify(file, store)["differences"][0]
+
+
+def test_a_search_on_a_base_that_solves_nothing_warns_and_then_is_refused(search_folder, scripted, monkeypatch, capsys):
+    monkeypatch.setitem(DOES, "dense", (1, 0))
+    monkeypatch.setitem(DOES, "magnitude-10", (1, 0))
+
+    def search(out, **more):
+        return prunus.find("model", out, PLAN, "0.1", methods=["magnitude"], margin=0.1, stop_margin=0.1,
+                           store="rows.db", **more)  # fmt: skip
+
+    found = search("out")
+    assert found["found"] is None and found["ladders"]["magnitude"][0]["why"] == NOTHING_TO_LOSE
+    assert "warning: so far the dense model solves nothing" in capsys.readouterr().err
+    # The store now has some of the dense rows: the warning comes first. With all of them, the search is refused.
+    assert any("warning: the dense model solves nothing" in line for line in search("out", dry_run=True)["lines"])
+    with Store("rows.db", create=True) as store:
+        (dense,) = (run.run_id for run in store.runs() if run.model["name"] == "model")
+        rows = store.samples(dense)
+        one = [row for row in rows if row.problem_id == rows[0].problem_id]
+        missing = {f"p{n}" for n in range(PROBLEMS)} - {row.problem_id for row in rows}
+        store.add_samples(dense, [replace(row, problem_id=name) for name in missing for row in one])
+    with pytest.raises(PrunusError, match="losing all of the dense model's accuracy would be within the margin"):
+        search("other")
