@@ -1,6 +1,6 @@
 """Error rates and power of the verdicts: the tables of docs/verdicts.md.
 
-    python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      about ten minutes on one core
+    python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      about twenty minutes on one core
 
 Comparisons are simulated with a known truth, many at once as contrasts of one array. A scenario defines how a loss is
 spread over problems; every problem and its answers are drawn from it independently. The tests run the same functions
@@ -145,7 +145,9 @@ def _cells(values: Floats, draws: int, margin: float, one_budget: bool, pages: i
 def power_of(problems: int, draws: int, loss: float, margin: float, variants: int, runs: int, seed: int = 0) -> float:
     """Return the share of variants called non-inferior if all of them have this true loss, spread homogeneously."""
     values = differences(np.random.default_rng(seed), "homogeneous", problems, draws, loss, runs, variants)
-    p = betting.p_value([values], margin).reshape(runs, variants)
+    levels = betting.ALPHA / np.arange(1, variants + 1)
+    reached = betting.reaches(values, np.full((1, 1), -margin), -np.log(levels)[:, None])
+    p = np.where(reached, levels[:, None], 1.0).min(axis=0).reshape(runs, variants)
     return float(np.mean([paired.holm(row) <= betting.ALPHA for row in p]))
 
 
@@ -284,7 +286,7 @@ def words_of(store: str, base: str = "tiny") -> list[tuple[str, str, str]]:
     for entry, p in zip(entries, flips, strict=True):
         gain = entry["primary"]["difference"] > 0
         sides = {"p_better_adjusted": p / 2 if gain else 1.0, "p_worse_adjusted": 1.0 if gain else p / 2}
-        found.append((entry["label"], entry["verdict"], verdict(entry["primary"] | sides)))
+        found.append((entry["model"], entry["verdict"], verdict(entry["primary"] | sides)))
     return found
 
 

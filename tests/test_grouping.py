@@ -289,7 +289,7 @@ def test_with_one_draw_mcnemars_test_is_for_problems_that_are_alone(tmp_path):
         compare(make(tmp_path / f"{copies}.db", copies, 1, False), "dense", resamples=500)["others"][0]["tasks"]["a"]
         for copies in (1, 3)
     )
-    assert "p_mid" in alone["budgets"][16] and "p_mid" not in grouped["budgets"][16]
+    assert "lost" in alone["budgets"][16] and "lost" not in grouped["budgets"][16]
 
 
 def test_a_value_of_a_group_is_the_mean_over_its_problems():

@@ -30,7 +30,9 @@ from prunus.results.store import Store
 from prunus.study.file import read_study
 
 FIVE = Margin(0.05, relative=True)
-FIXED = [SimpleNamespace(adaptive=None)]  # a pair whose problems were fixed beforehand
+FIXED = [
+    SimpleNamespace(adaptive=None, base=SimpleNamespace(draws=(0,)))
+]  # a pair whose problems were fixed beforehand
 
 
 @pytest.mark.parametrize(

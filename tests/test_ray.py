@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -135,6 +136,12 @@ def test_a_search_decides_as_on_one_machine_though_rungs_run_ahead_and_a_worker_
             killed.append(at_work[0].process)
             os.kill(at_work[0].process, signal.SIGKILL)
 
+    add = Store.add_samples
+
+    def all_solved(self: Store, run_id: str, samples: Any) -> int:
+        return add(self, run_id, [replace(one, correct=True, ended="natural") for one in samples])
+
+    monkeypatch.setattr(Store, "add_samples", all_solved)
     monkeypatch.setattr(SearchDriver, "assign", noted)
     monkeypatch.setattr(SearchDriver, "store_batch", store_batch)
     file = write_study(tmp_path, FIND)

@@ -125,7 +125,7 @@ def test_thirteen_ladders_of_one_rung_are_counted(store, tmp_path):
     assert "of the 12 searches before it on the same model and tasks is false is at most 65 %" in error
     checked = verify(tmp_path / "c.json", store)
     assert checked["differences"] == [] and len(checked["searches"]) == 13
-    assert "r1 (margins 10 and 10 points, alpha 5 %, seed 0, 120 problems): r1 refused" in checked["searches"][1]
+    assert "r1 (margins 10 points and 10 points, alpha 5 %, seed 0, 120 problems): r1 refused" in checked["searches"][1]
 
 
 def test_a_margin_that_is_widened_after_a_refusal_is_told_at_the_start_and_by_verify(store, tmp_path):

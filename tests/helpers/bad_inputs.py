@@ -452,12 +452,14 @@ def give(case: Case, folder: Path) -> Outcome:
 
     before, said, out = set(_names(folder)), io.StringIO(), io.StringIO()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiles = sys.dont_write_bytecode
     here, alarm = Path.cwd(), signal.signal(signal.SIGALRM, _raise_hung)
     os.chdir(folder)
     code: int | None = 0
     try:
         signal.alarm(SECONDS)
         if case.limit is not None:
+            sys.dont_write_bytecode = True  # else the limit cuts what is compiled, and later processes cannot read it
             resource.setrlimit(resource.RLIMIT_FSIZE, (case.limit, hard))
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
             main(list(case.arguments))
@@ -469,6 +471,7 @@ def give(case: Case, folder: Path) -> Outcome:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, alarm)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = compiles
         os.chdir(here)
         progress.set_quiet(False)
     return Outcome(code, said.getvalue().strip().splitlines(), sorted(set(_names(folder)) - before))

@@ -143,7 +143,8 @@ def verdict_table(comparison: Data) -> RenderableType:
         f"a change for the worse of {stop_margin.words('what the base has')} or more",
         "kept: at least 90 % of the base's slope, with 95 % confidence (by a bound that is valid for any number of",
         "problems and lower than the interval shown); lost: less, with 95 % confidence",
-        "verdicts and p are corrected for the number of runs, those of budgets for the number of budgets (Holm)",
+        "over all runs together, better and worse are each wrong in at most 2.5 % of such tables, and non-inferior in",
+        "5 % (Holm); so are those of all single budgets together",
         "MDE: the true difference that is detected with 80 % power after this correction",
         "assumed: problems, or groups of problems that belong together, are independent of each other",
     )

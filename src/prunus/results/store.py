@@ -189,9 +189,12 @@ class Store:
             return []
         rows = self._read("SELECT number, search_id, declared, at, had FROM search ORDER BY number")
         return [
-            DeclaredSearch(number, name, self._parsed(declared, dict), at, self._parsed(had, dict))
+            DeclaredSearch(number, name, self._parsed(declared, dict), at, self._counts(had))
             for number, name, declared, at, had in rows
         ]
+
+    def _counts(self, had: str) -> dict[str, tuple[int, int]]:
+        return {run: (problems, rows) for run, (problems, rows) in self._parsed(had, dict).items()}
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""

@@ -201,7 +201,7 @@ def _by_budget_note(data: ReportData, task: str) -> str:
     signs = ", ".join(f"{sign(word)} {word}" for word in WORDS)
     return (
         f"{text}. Below each accuracy is its 95 % interval. The sign after it is the verdict at that budget, corrected "
-        f"for the number of budgets (Holm): {signs}."
+        f"for all single budgets of all variants (Holm): {signs}."
     )
 
 

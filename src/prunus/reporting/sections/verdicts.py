@@ -33,7 +33,9 @@ def section(data: ReportData) -> Section:
     corrected = f"corrected for the {runs} variants (Holm)" if runs > 1 else "for one variant"
     note = (
         f"Difference over the curve: accuracy minus the base's, averaged over log<sub>2</sub> budget{over}, paired by "
-        f"problem, with a 95 % interval. All verdicts, p and MDE are {corrected}. Non-inferior, within the margin: a "
+        f"problem, with a 95 % interval. All verdicts, p and MDE are {corrected}: on at most 2.5 % of such pages is "
+        "any variant wrongly better, on 2.5 % wrongly worse, and on 5 % wrongly non-inferior, if the problems (or the "
+        "groups of those that belong together) are independent of each other. Non-inferior, within the margin: a "
         f"loss of {data.margin.words()} (dashed) or more is ruled out, by a bound that is valid for any number "
         "of problems. MDE, minimum detectable effect: the true difference that is detected with 80 % power. Scaling: "
         f"accuracy gained per doubling of the budget, in % of the base's. It is kept if this is at least "
