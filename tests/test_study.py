@@ -315,7 +315,7 @@ def test_two_recipes_that_come_to_the_same_are_refused(tmp_path):
     ("recipes", "eval_", "message"),
     [
         ("[[prune]]\ncalibration = 'no.txt'", "", "line 14: wanda-50: no.txt cannot be read"),
-        ("[[prune]]\ncalibration = 'c4'", "", "line 14: wanda-50 of .*needs the package datasets: pip install"),
+        ("[[prune]]\ncalibration = 'c4'", "", "line 14: wanda-50: .*needs the package datasets: pip install"),
         ("[[prune]]\nallocation = 'owl'\nscores = 'no.json'", "", "line 14: wanda-owl-50: no.json cannot be read"),
         ("[[prune]]\npattern = '2:3'\n[[drop]]\nblocks = 3", "", "line 16: shortgpt-3 of .*cannot all be removed"),
         ("[[drop]]\nblocks = '7,'", "", "line 14: without-7 of .*block 7 does not exist; the model has blocks 0 to 2"),

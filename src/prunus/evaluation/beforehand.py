@@ -10,6 +10,7 @@ from pathlib import Path
 from prunus.checkpoint.manifest import read_manifest
 from prunus.checkpoint.resolve import lacks_chat_template, resolve
 from prunus.engines import EngineOptions
+from prunus.errors import PrunusError
 from prunus.evaluation.profiles.detection import named
 from prunus.evaluation.profiles.template import no_template
 from prunus.evaluation.tasks import check_task
@@ -31,6 +32,8 @@ def check_plan(
     """
     if store is not None:
         check_folder(Path(store))
+    if isinstance(plan, EvalPlan) and plan.aa_control and any(task.startswith(HARNESS) for task in plan.tasks):
+        raise PrunusError("aa_control needs other batches, which lm-evaluation-harness makes itself: leave it out")
     check_tasks(plan.tasks)
     if isinstance(plan, EvalPlan) and plan.mode == "legacy":
         return  # its profiles are chosen by the tokenizer

@@ -130,11 +130,11 @@ def check_beforehand(study: Study, begun: bool) -> None:
         except PrunusError as error:
             study.fail(study.eval_line, f"{name}: {error}")
         if not begun:
-            for entry in study.entries:
+            for variant, entry in zip(variant_names(study.entries), study.entries, strict=True):
                 try:
                     check_entries([entry], folder)
                 except PrunusError as error:
-                    study.fail(entry.line, f"{name}: {error}")
+                    study.fail(entry.line, f"{variant}: {error}")
 
 
 def check_entries(entries: Iterable[Entry], folder: Path) -> None:

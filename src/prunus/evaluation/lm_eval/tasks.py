@@ -52,8 +52,6 @@ def check_installed() -> None:
 
 def evaluate_harness(model: str | Path, plan: EvalPlan, store: Path, device: str) -> str:
     """Evaluate a task of lm-evaluation-harness, store its rows in one transaction, and return the run's id."""
-    if plan.aa_control:
-        raise PrunusError("aa_control needs other batches, which lm-evaluation-harness makes itself: leave it out")
     stored, folder = harness_plan(plan), resolve(model)
     checkpoint, kernel = open_for("hf", folder, device, EngineOptions())
     if kernel is not None:
