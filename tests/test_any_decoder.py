@@ -439,8 +439,11 @@ def test_what_cannot_be_pruned_is_one_line_exit_2_and_nothing_is_written(tmp_pat
     make_random_model(model_type, tmp_path / "m")
     if spoil is not None:
         spoil(tmp_path / "m")
+    ids = torch.randint(3, 100, (2, 8), generator=torch.Generator().manual_seed(0)).tolist()
+    (tmp_path / "ids.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in ids))
     before = sorted(tmp_path.rglob("*"))
-    for command in (["prune", "--method", "magnitude"], ["drop", "--blocks", "1"], ["pack"]):
+    drop = ["drop", "--blocks", "1", "--calibration", str(tmp_path / "ids.jsonl")]
+    for command in (["prune", "--method", "magnitude"], drop, ["pack"]):
         capsys.readouterr()
         assert main_ends([command[0], str(tmp_path / "m"), str(tmp_path / "out"), *command[1:]]) == 2
         said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[transformers]")]

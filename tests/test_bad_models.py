@@ -169,7 +169,7 @@ BESIDE = {
         "template cannot be used: access to attribute '__class",
     ),
     "too long": (template("{% for i in range(999999) %}x{% endfor %}"), "template cannot be used: Range too big"),
-    "too large": (template("{{ 'x' * 10 ** 15 }}"), "template cannot be used: MemoryError"),
+    "too large": (template("{{ 'x' * 10 ** 15 }}"), "template cannot be used: it takes more than 1 GiB of memory"),
     "endless": (template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "cannot be used: maximum recursion depth"),
     "no template": (template("{% for %}"), "template cannot be used: Expected an expression"),
     "refusing": (template("{{ raise_exception('not\nme') }}"), "template cannot be used: not me"),

@@ -244,7 +244,7 @@ def run_all(folder: Path) -> None:
         )
         with tempfile.TemporaryDirectory(dir=folder) as out:
             prunus.prune("tiny", Path(out) / "warm", warm)  # what is loaded when first used
-            before = resident("VmRSS")
+            before = counted_from_here()
             prunus.prune(folder / case.shape.name, Path(out) / "out", recipe, offload=case.offload)
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
         os._exit(0)
@@ -275,7 +275,7 @@ def run_mixtures(folder: Path) -> None:
         )
         with tempfile.TemporaryDirectory(dir=folder) as out:
             make(folder / "warm mixture", Path(out) / "warm", warm)
-            before = resident("VmRSS")
+            before = counted_from_here()
             make(folder / "mixture", Path(out) / "out", recipe)
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
         os._exit(0)
@@ -301,7 +301,7 @@ def run_recovery(folder: Path) -> None:
             for kind, n in (("warm", 2), (case.shape.name, case.sequences))
         )
         prunus.recover(folder / "half of tiny", folder / f"warm {name}", warm)  # what is loaded when first used
-        before = resident("VmRSS")
+        before = counted_from_here()
         pruned = folder / f"half of {case.shape.name}"
         prunus.recover(pruned, folder / f"out {name}", recipe, offload=case.offload)
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
@@ -324,10 +324,16 @@ def run_packings(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:  # what is loaded when first used
             prunus.pack("tiny", f"{out}/packed", int8=True)
             prunus.unpack(f"{out}/packed", f"{out}/again", lossy=True)
-        before = resident("VmRSS")
+        before = counted_from_here()
         work(folder / "out of packing" / str(os.getpid()))
         print(json.dumps([name, resident("VmHWM") - before]), flush=True)
         os._exit(0)
+
+
+def counted_from_here() -> int:
+    """Bytes in memory now, at which the peak begins again: warming up may have taken more than the run itself."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 def resident(which: str) -> int:

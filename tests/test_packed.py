@@ -347,8 +347,8 @@ def test_commands_do_what_the_functions_do(tmp_path, pruned, monkeypatch, capsys
 def test_what_expects_dense_weights_names_unpack(tmp_path, pruned):
     pack(pruned[1], tmp_path / "packed")
     for function, more in (
-        (prunus.prune, (tmp_path / "x", PruneRecipe())),
-        (prunus.drop_blocks, (tmp_path / "x", DropRecipe())),
+        (prunus.prune, (tmp_path / "x", PruneRecipe(calibration="tiny"))),
+        (prunus.drop_blocks, (tmp_path / "x", DropRecipe(calibration="tiny"))),
         (prunus.perplexity, (Path(__file__),)),
         (
             partial(prunus.evaluate, engine=prunus.EngineOptions(url="http://localhost:1")),

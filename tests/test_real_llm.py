@@ -134,9 +134,9 @@ def test_wanda_mask_of_the_first_block_is_that_of_transformers_forward(texts, tm
         order = score.sort(dim=1, stable=True).indices[:, : round(0.5 * weight.shape[1])]
         ours = after[f"model.layers.0.{name}.weight"]
         expected = weight.clone().scatter_(1, order, 0)
-        # Sums in another order may swap weights whose scores agree to seven digits; nothing else may differ.
-        differ = (ours != expected).float().mean().item()
-        assert differ < 1e-4, (name, differ)
+        # Sums in another order, as of other processors, may swap weights whose scores agree; nothing else may differ.
+        differ, last = ours != expected, score.gather(1, order[:, -1:])
+        assert differ.float().mean() < 3e-4 and not (differ & ((score / last - 1).abs() > 3e-3)).any(), name
         assert ((ours == 0).sum(1) >= order.shape[1]).all()
 
 

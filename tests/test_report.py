@@ -422,7 +422,7 @@ def test_the_file_is_whole_or_not_there(small, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert is_refused(lambda: report(small, out), "No space left", str(out))
+    assert is_refused(lambda: report(small, out), "the disk is full", str(out))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     assert report(small, out) == out and list(tmp_path.iterdir()) == [out]

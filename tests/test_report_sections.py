@@ -108,6 +108,8 @@ def test_two_dense_models_still_need_a_base(tmp_path):
     with Store(path) as opened:
         other = run_of("tiny", EvalPlan(tasks=("tiny",), budgets=(16,), mode="legacy"), 9)  # other weights
         opened.add_run(other)
+        (first,) = opened.begun()
+        opened.add_samples(other.run_id, opened.samples(first.run_id))
     with pytest.raises(PrunusError, match="--base"):
         report(path, tmp_path / "a.html")
 

@@ -454,8 +454,9 @@ def test_pack_inspect_and_the_sparse_kernel_take_pruned_experts(pruned):
 
 
 def test_recovery_trains_pruned_experts_and_keeps_their_zeros(pruned):
-    calibration = {"calibration": str(pruned / "rows.jsonl"), "samples": 5, "seqlen": 24, "epochs": 3}
-    recipe = prunus.RecoverRecipe(**calibration, rate=0.1)
+    recipe_of(pruned, rows(64))
+    calibration = {"calibration": str(pruned / "rows.jsonl"), "samples": 64, "seqlen": 24, "epochs": 3}
+    recipe = prunus.RecoverRecipe(**calibration, rate=0.1, step_tokens=96)
     told = prunus.recover(pruned / "out", pruned / "new", recipe, dense=pruned / "m")
     assert told["recovered"] and told["error_after"] < told["error_before"]
     before, after = Checkpoint(pruned / "out"), Checkpoint(pruned / "new")

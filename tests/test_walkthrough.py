@@ -21,7 +21,7 @@ from prunus.walkthrough import Recovered, Wanted
 @warm_processes.in_one_worker
 @pytest.mark.slow
 def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
-    plan = replace(walkthrough.PLAN, budgets=(0, 8), limit=4, answer_tokens=16, batch_size=4)
+    plan = replace(walkthrough.PLAN, budgets=(64, 128), limit=8, answer_tokens=16, batch_size=8)
     monkeypatch.setattr(walkthrough, "PLAN", plan)
     few: dict[str, Any] = dict(walkthrough.DENSE.variants)
     for name, recipe in few.items():
@@ -30,7 +30,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
         elif recipe.calibration == "tiny":
             few[name] = replace(recipe, samples=4)
     rungs = tuple(PruneRecipe(method="wanda", sparsity=s, calibration="tiny", samples=4) for s in (0.1, 0.9))
-    wanted = Wanted(rungs, 0.7, 0.7)  # four problems cannot show less
+    wanted = Wanted(rungs, 0.5, 0.5)  # less than the dense model solves, and eight problems can show
     monkeypatch.setattr(walkthrough, "DENSE", walkthrough.DENSE._replace(variants=few, search=wanted))
     monkeypatch.setattr(walkthrough.multiprocessing, "get_context", lambda _: warm_processes.FORKS)
     monkeypatch.setattr(walkthrough, "compare", partial(compare, resamples=100))  # intervals are tested elsewhere
@@ -41,7 +41,7 @@ def test_demo_makes_everything_once(tmp_path, monkeypatch, capsys):
         names = {run.run_id: run.model["name"] for run in store.runs()}
         keys = {name: store.keys(run_id) for run_id, name in names.items()}
     assert set(keys) - {"tiny/wanda-10", "tiny/wanda-90"} == {"tiny", *few}
-    assert all(len(keys[name]) == 4 * 2 for name in ("tiny", *few))
+    assert all(len(keys[name]) == 8 * 2 for name in ("tiny", *few))
     assert {names[entry["run"]] for entry in comparison["others"]} == set(few)
     for entry in comparison["others"]:
         assert entry["verdict"] in WORDS
