@@ -41,6 +41,8 @@ def everything(store: Path) -> dict[str, Any]:
 
 def rounded(sample: Sample) -> Sample:
     """The sample with rounded means, whose last bits may differ between processes."""
-    assert sample.logprob is not None
+    if sample.logprob is None:
+        assert sample.thinking_tokens == sample.answer_tokens == 0  # it ended at once
+        return sample
     certainty = None if sample.self_certainty is None else round(sample.self_certainty, 4)
     return replace(sample, logprob=round(sample.logprob, 4), self_certainty=certainty)
