@@ -102,7 +102,7 @@ EXPERTS = Tour(
         Contrast("31 % of the experts' weights against a quarter of the experts", "reap-6-of-8", "wanda-31-experts"),
     ),
 )
-PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512, 1024), limit=420, batch_size=210)
+PLAN = EvalPlan(tasks=("tiny",), budgets=(0, 16, 32, 64, 128, 256, 512, 1024), limit=630, batch_size=210)
 QUICK_PROBLEMS = 126
 
 
