@@ -1,6 +1,6 @@
 """Error rates and power of the verdicts: the tables of docs/verdicts.md.
 
-    python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      about twenty minutes on one core
+    python benchmarks/verdicts.py [--runs 2000] [--demo demo/results.db]      ten minutes or more on one core
 
 Comparisons are simulated with a known truth, many at once as contrasts of one array. A scenario defines how a loss is
 spread over problems; every problem and its answers are drawn from it independently. The tests run the same functions

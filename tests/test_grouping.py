@@ -312,7 +312,7 @@ def test_find_takes_whole_groups_in_the_order_of_their_first_problems():
     alone = rounds(interleaved({"a": ["a0", "a3", "a6", "a9"], "b": tasks["b"]}, 5))
     assert [tuple(key for key in one if key[1] not in first_of) for one in found] == alone
     assert all(len({first_of.get(problem, problem) for task, problem in one if task == "a"}) == 1 for one in found)
-    assert whole_groups(tasks, 5, {}) == rounds(interleaved(tasks, 5)), "as ever where each is alone"
+    assert whole_groups(tasks, 5, {}) == rounds(interleaved(tasks, 5)), "problems that are alone keep their order"
 
 
 def test_differences_of_a_search_count_each_group_once():

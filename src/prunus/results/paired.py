@@ -230,9 +230,10 @@ def one_draw(strata: Sequence[Floats]) -> float:
 
 
 def mcnemar_p(fewer: ArrayLike, more: ArrayLike) -> Floats:
-    """One-sided p of McNemar's exact test: of so many differences in one direction, or more, if both are as likely.
+    """One-sided p of McNemar's exact test: the probability of `more` differences in one direction, or of yet more.
 
-    fewer, more: numbers of problems that differ in the other direction and in this one.
+    It takes both directions to be equally likely. fewer, more: numbers of problems that differ in the other direction
+    and in this one.
     """
     more = np.asarray(more)
     return np.asarray(scipy.stats.binom.sf(more - 1, np.asarray(fewer) + more, 0.5))

@@ -35,8 +35,8 @@ def minimum_detectable(
     strata: (P, C) differences of each task. base: (P, C) the base's own values, of which a problem that breaks loses
     all. claims: number of tests over which Holm's correction of each contrast runs. draws: of each problem. mcnemar:
     whether McNemar's test judges a contrast. nan where no loss that the base can suffer is detected so often. With one
-    task the test is simulated on problems resampled from these, with differences of random sign and the present
-    variance; with several, the normal approximation is used.
+    task the test is simulated on problems resampled from these, with differences of random sign, scaled to their
+    variance about the mean (for McNemar's test they keep their size); with several, the normal approximation is used.
     """
     C = strata[0].shape[1]
     level_C = np.broadcast_to(paired.ALPHA / 2 / np.asarray(claims, dtype=float), (C,))
@@ -123,7 +123,7 @@ def draws_for(
 def draws_needed(strata: Sequence[Floats], effect_C: Floats, claims: ArrayLike = 1) -> Floats:
     """(C,) draws of each of these problems that have 80 % power for the effect; nan if there is only one draw.
 
-    claims: number of tests corrected together, as in `paired.minimum_detectable`.
+    claims: number of tests corrected together, as in `minimum_detectable`.
     """
     between, noise = np.zeros((2, len(effect_C)))
     for differences, (omega2, v) in zip(strata, spread(strata), strict=True):
