@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import prunus
 from prunus.progress import Steps
+from prunus.results.store import Store
 
 # `staged` is this version's name for true_sequential.
 STAGED = {"method": "sparsegpt", "sparsity": 0.5, "propagation": "staged"}
@@ -52,6 +53,34 @@ propagation = "staged"
 blocks = 1
 """
 
+# Variants of every kind: experts removed, pruned after that, recovered, blocks removed and recovered.
+CHAINS = """\
+models = ["mixture"]
+[eval]
+tasks = ["tiny"]
+limit = 2
+budgets = [0, 8]
+answer_tokens = 4
+batch_size = 2
+profile = "s1"
+[calibration]
+calibration = "text.txt"
+samples = 4
+seqlen = 16
+[[prune]]
+method = "magnitude"
+allocation = "owl"
+scope = "mlp"
+recover = [false, {epochs = 1}]
+experts = [false, {keep = 0.5}]
+[[experts]]
+keep = 0.5
+recover = [false, {epochs = 1}]
+[[drop]]
+method = "tail"
+recover = {epochs = 1, target = "own"}
+"""
+
 
 def make_model(folder: Path) -> None:
     """Write a random Qwen2 of two blocks (22 KB of weights in bfloat16) with the built-in model's tokenizer."""
@@ -72,6 +101,33 @@ def make_model(folder: Path) -> None:
         initializer_range=0.25,
     )
     model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_mixture(folder: Path) -> None:
+    """Write a random mixture of two blocks with four experts each, with the built-in model's tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(Path(prunus.__file__).parent / "data" / "tiny")
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.25,
+    )
+    model: Any = Qwen3MoeForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -128,6 +184,30 @@ def write_study() -> dict[str, Any]:
     return {"cells": done["cells"], "compare": compared[0]}
 
 
+def write_chains() -> dict[str, Any]:
+    """Run a study of all kinds of steps, in chains, to its end."""
+    make_mixture(Path("mixture"))
+    Path("chains.toml").write_text(CHAINS)
+    done = prunus.run_study("chains.toml", out="chains")
+    for path in (
+        Path("chains/report.html"),
+        *Path("chains").rglob("tokenizer.json"),
+    ):  # these are copies of the model's
+        path.unlink(missing_ok=True)
+    with Store("chains/results.db") as store:
+        return {"cells": done["cells"], "runs": sorted(run.run_id for run in store.runs())}
+
+
+def write_search() -> dict[str, Any]:
+    """Search the built-in model with a wide margin, so that few rows decide."""
+    plan = prunus.EvalPlan(tasks=("tiny",), budgets=(16, 256), limit=60, batch_size=20)
+    settings = {"calibration": "tiny", "samples": 16}
+    prunus.find("tiny", "found", plan, "0.1,0.9", settings=settings, margin=0.3, stop_margin=0.5, store="found.db")
+    Path("found/certificate.json").rename("certificate.json")
+    shutil.rmtree("found")  # a megabyte
+    return {"verify": prunus.verify("certificate.json", "found.db")}
+
+
 def pick(data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     """Return only these keys of the data, since later versions may add others."""
     return {key: data[key] for key in keys}
@@ -173,6 +253,7 @@ def main(folder: Path) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
     expected = {"checkpoints": write_checkpoints(), "store": write_store(), "study": write_study()}
+    expected |= {"chains": write_chains(), "search": write_search()}
     for name in ("pruned", "packed", "masks"):  # these are copies of the model's
         Path(name, "tokenizer.json").unlink()
     Path("expected.json").write_text(json.dumps(expected, indent=1, ensure_ascii=False) + "\n")

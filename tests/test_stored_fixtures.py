@@ -36,6 +36,10 @@ def digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def fail(*_: object, **__: object) -> None:
+    raise AssertionError("a model was loaded")
+
+
 def check_comparison(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Same runs, verdicts and numbers; keys that are new are no concern."""
     assert found["base"]["run"] == expected["base"]
@@ -136,16 +140,35 @@ def test_traces_calibrate(stored):
 
 
 def test_a_finished_study_has_nothing_to_do(stored, monkeypatch):
-    def no_engine(*_: object, **__: object) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr("prunus.evaluation.backends.hf.HFBackend.__init__", no_engine)
+    monkeypatch.setattr("prunus.evaluation.backends.hf.HFBackend.__init__", fail)
     before = sorted((path, digest(str(path))) for path in Path("study/variants").iterdir())
     done = prunus.run_study("study.toml", out="study")
     assert done["cells"] == stored["study"]["cells"] and done["unreported"] == []
     (entry,) = done["comparisons"]
     check_comparison(entry["comparison"], stored["study"]["compare"])
     assert sorted((path, digest(str(path))) for path in Path("study/variants").iterdir()) == before
+
+
+def test_a_study_of_chains_of_steps_has_nothing_to_do(stored, monkeypatch):
+    """Its variants keep their keys, and so its runs their ids."""
+    if "chains" not in stored:
+        pytest.skip("that version's fixtures have no such study")
+    monkeypatch.setattr("prunus.evaluation.backends.hf.HFBackend.__init__", fail)
+    shutil.copyfile("model/tokenizer.json", "mixture/tokenizer.json")
+    before = sorted((path, digest(str(path))) for path in Path("chains/variants").iterdir() if path.is_file())
+    done = prunus.run_study("chains.toml", out="chains")
+    assert done["cells"] == stored["chains"]["cells"] and done["unreported"] == []
+    with Store("chains/results.db") as store:
+        assert sorted(run.run_id for run in store.runs()) == stored["chains"]["runs"]
+    assert sorted((path, digest(str(path))) for path in Path("chains/variants").iterdir() if path.is_file()) == before
+
+
+def test_a_certificate_is_verified(stored):
+    if "search" not in stored:
+        pytest.skip("that version's fixtures have no search")
+    found = prunus.verify("certificate.json", "found.db")
+    expected = stored["search"]["verify"]
+    assert found["claims"] == expected["claims"] and found["differences"] == expected["differences"]
 
 
 def test_a_study_goes_on_with_the_variants_it_made(stored):
