@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning.experts.mixture import expert_counts
-from prunus.pruning.scope import linears_in_scope, weights_of
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipe_base import Recipe
+from prunus.recipes import PruneRecipe, RecoverRecipe
+from prunus.step import kind_of
 from prunus.study.file import Entry, read_entries
 
 MOST_RUNGS = 1000
@@ -26,7 +27,7 @@ class Ladder:
 
 
 def ladders_of(
-    ladder: str | Path | Sequence[PruneRecipe | DropRecipe | ExpertsRecipe],
+    ladder: str | Path | Sequence[Recipe | Sequence[Recipe]],
     methods: Sequence[str] | None,
     settings: Mapping[str, Any],
     recovery: Mapping[str, Any] | None,
@@ -34,7 +35,7 @@ def ladders_of(
 ) -> list[Ladder]:
     """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes.
 
-    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or recipes. settings: fields of every recipe,
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung. settings: fields of every recipe,
     for sparsities only. recovery: settings of the recovery of every rung; None: none. shared: settings of calibration
     that hold where neither settings nor the file has others.
     """
@@ -59,16 +60,14 @@ def ladders_of(
             raise PrunusError("a ladder needs at least one recipe")
         by_method = {"recipes": list(ladder)}
     return [
-        Ladder(name, tuple(Entry(one, None, recovery_of(one, recovery)) for one in recipes))
-        for name, recipes in by_method.items()
+        Ladder(name, tuple(Entry(steps_of(rung, recovery), None) for rung in rungs)) for name, rungs in by_method.items()
     ]
 
 
-def recovery_of(
-    recipe: PruneRecipe | DropRecipe | ExpertsRecipe, settings: Mapping[str, Any] | None
-) -> RecoverRecipe | None:
-    """The recovery of a rung, with the calibration of its pruning except for the settings; None without any."""
-    return None if settings is None else RecoverRecipe.like(recipe, **settings)
+def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:
+    """The steps of a rung. recovery: settings of one more step, with the calibration of the first; None: none."""
+    steps = (rung,) if isinstance(rung, Recipe) else tuple(rung)
+    return steps if recovery is None else (*steps, RecoverRecipe.like(steps[0], **recovery))
 
 
 def sparsities(text: str) -> list[float]:
@@ -95,21 +94,11 @@ def sparsities(text: str) -> list[float]:
 
 
 def removed(entry: Entry, source: Checkpoint) -> float:
-    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipe; or of experts.
+    """The share of the weights of the blocks' Linears that a rung removes, as asked by its recipes; or of experts.
 
-    Of a rung that prunes what is left after experts were removed, both shares: 1 - (1 - one) * (1 - other).
+    Of several steps, 1 - (1 - one) * (1 - other) * ...
     """
-    recipe = entry.recipe
-    if entry.experts is not None:
-        first, then = (removed(Entry(one, None), source) for one in (entry.experts, recipe))
-        return 1 - (1 - first) * (1 - then)
-    if isinstance(recipe, ExpertsRecipe):
-        counts = expert_counts(source)
-        return 1 - sum(map(recipe.count, counts)) / sum(counts)
-    if isinstance(recipe, DropRecipe):
-        return recipe.count(source.blocks) / source.blocks
-    inside = sum(map(weights_of, linears_in_scope(source, recipe)))
-    return recipe.sparsity * inside / sum(weights_of(source.linears(index)) for index in range(source.blocks))
+    return 1 - prod(1 - kind_of(recipe).removed(recipe, source) for recipe in entry.steps)
 
 
 def check_order(ladder: Ladder, source: Checkpoint) -> None:

@@ -153,8 +153,8 @@ class Rungs:
 
 def shared_settings(variant: Variant) -> dict[str, Any] | None:
     """The arguments of `stats` for the statistics from which a variant is pruned; None if there is no such file."""
-    recipe = variant.recipe
-    if not isinstance(recipe, PruneRecipe) or recipe.propagation != "dense" or variant.recover or variant.after:
+    recipe = variant.steps[0]
+    if not isinstance(recipe, PruneRecipe) or recipe.propagation != "dense" or len(variant.steps) > 1:
         return None
     method = find_method(recipe)
     if method.passes or method.needs == "nothing":

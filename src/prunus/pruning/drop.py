@@ -70,7 +70,7 @@ def drop_blocks(
     if dry_run:
         return describe(recipe, count, source, target, needed)
     early = load_early(recipe, source, target) if needs_data(recipe) else None
-    origin = source.provenance(model)
+    origin = source.provenance(name or model)
     work = {"action": "drop", "recipe": recipe.to_json(), "source": origin["checksum"]}
     with Partial(source, target, work, source.blocks - count, needed, overwrite, stray) as partial:
         calibration = keep_calibration(recipe, source, partial, early) if needs_data(recipe) else None

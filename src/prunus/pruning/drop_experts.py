@@ -46,6 +46,7 @@ def drop_experts(
     overwrite: bool = False,
     dry_run: bool = False,
     stats: str | Path | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write a copy of model (folder or hub id) without some of its routed experts to the folder out; returns a summary.
 
@@ -58,6 +59,7 @@ def drop_experts(
     dry_run: write nothing, and return what would be done (see below).
     stats: a file that expert_stats() wrote for this model. Its calibration is used and the model is not run for it;
         fields of the recipe that ask for another calibration are an error.
+    name: what the manifest calls the model; None: as it is given.
 
     Returns a dict:
 
@@ -98,7 +100,7 @@ def drop_experts(
         return describe(recipe, source, mixtures, target, needed, saved)
     needs_data = (CRITERIA[recipe.method].needs != "nothing" and saved is None) or recipe.distill_router
     early = load_early(recipe, source, target) if needs_data else None
-    origin = source.provenance(model)
+    origin = source.provenance(name or model)
     work: dict[str, Any] = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
     if saved is not None:
         work["stats"] = saved.about

@@ -20,11 +20,10 @@ from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.hashing import content_hash
 from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_calibration
 from prunus.pruning.calibration.data import calibration_name
-from prunus.pruning.experts.mixture import expert_counts
-from prunus.pruning.recipe_revisions import revisions
-from prunus.pruning.unused_settings import unused_settings
-from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
-from prunus.study.file import Entry, Recipe, Study
+from prunus.recipe_base import Recipe
+from prunus.recipes import EvalPlan
+from prunus.step import action_of, check_steps, kind_of, steps_name
+from prunus.study.file import Entry, Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,19 +33,32 @@ DENSE, AGAIN = "dense", "A/A control"
 
 @dataclass(frozen=True)
 class Variant:
-    """A model with a recipe applied to it; without a recipe, the model as it is.
+    """A model after some steps; without steps, the model as it is.
 
-    key: 12 hex digits, a hash of source and recipes. line: the recipe's line in the study's file. recover: how the
-    pruned model is then trained; None if it is not. after: the variant with fewer experts of which this one is made;
-    None: it is made of the model.
+    source: checksum of the model. keys: for the first 1, 2, ... steps, the hash of source and these steps (12 hex
+    digits). line: of the steps in the study's file.
     """
 
     name: str
-    recipe: Recipe | None
-    key: str
+    source: str
+    steps: tuple[Recipe, ...] = ()
+    keys: tuple[str, ...] = ()
     line: int | None = None
-    recover: RecoverRecipe | None = None
-    after: "Variant | None" = None
+
+    @property
+    def key(self) -> str:
+        """The hash of all steps."""
+        return self.keys[-1] if self.keys else content_hash({"source": self.source})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is loaded as a whole checkpoint, as it has tensors of other shapes than its source."""
+        return any(kind_of(recipe).reshapes for recipe in self.steps)
+
+    def first(self, count: int) -> "Variant":
+        """The variant of the first steps only, which this one is made from."""
+        steps = self.steps[:count]
+        return Variant(steps_name(steps), self.source, steps, self.keys[:count], self.line)
 
 
 @dataclass(frozen=True)
@@ -140,9 +152,8 @@ def check_beforehand(study: Study, begun: bool) -> None:
 def check_entries(entries: Iterable[Entry], folder: Path) -> None:
     """Raise PrunusError if the calibration of a recipe, or of its recovery, cannot be read for the model in folder."""
     for entry in entries:
-        for recipe in (entry.experts, entry.recipe, entry.recover):
-            if recipe is not None:
-                check_calibration(recipe, folder)
+        for recipe in entry.steps:
+            check_calibration(recipe, folder)
 
 
 def check_apart(study: Study, models: Sequence[Model]) -> None:
@@ -201,7 +212,7 @@ def checkpoint_of(study: Study, folder: Path) -> Checkpoint | EngineFolder:
 
 def plan_of_variant(dense: ResolvedPlan, variant: Variant) -> ResolvedPlan:
     """The plan for a variant. The dense model keeps the id that `prunus eval` gives, so that they share rows."""
-    if variant.recipe is None:
+    if not variant.steps:
         return dense
     return replace(dense, run_id=content_hash({"variant": variant.key, "plan": dense.plan}))
 
@@ -212,7 +223,7 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
     if study.base not in (DENSE, *names):
         study.fail(None, f"base '{study.base}' is no variant; there are {', '.join((DENSE, *names))}")
     source = checkpoint.checksum()
-    dense = Variant(DENSE, None, content_hash({"source": source}))
+    dense = Variant(DENSE, source)
     if not isinstance(checkpoint, Checkpoint):
         assert not study.entries
         return [dense]
@@ -229,58 +240,49 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
 
 
 def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:
-    """The variant of a recipe. source: checksum of the model."""
-    content: dict[str, Any] = {"source": source, "recipe": effective(entry.recipe, checkpoint)}
-    if entry.recover is not None:
-        content["recover"] = effective_recovery(entry.recover, checkpoint)
-    after = None
-    if entry.experts is not None:
-        after = variant_of(base_name(entry.experts), Entry(entry.experts, entry.line), source, checkpoint)
-        content["after"] = after.key
-    return Variant(name, entry.recipe, content_hash(content), entry.line, entry.recover, after)
+    """The variant of some steps. source: checksum of the model."""
+    check_steps(entry.steps, checkpoint.folder)
+    contents = [hashed(recipe, checkpoint) for recipe in entry.steps]
+    keys: list[str] = []
+    for count in range(1, len(contents) + 1):
+        keys.append(key_of(source, entry.steps[:count], contents[:count], keys))
+    return Variant(name, source, entry.steps, tuple(keys), entry.line)
+
+
+def key_of(source: str, steps: Sequence[Recipe], contents: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
+    """Stored: the hash of some steps. keys: those of fewer steps.
+
+    A recovery and the step before it were one entry when variants were first stored, and are hashed together.
+    """
+    recovers = len(steps) > 1 and action_of(steps[-1]) == "recover"
+    content: dict[str, Any] = {"source": source, "recipe": contents[-2] if recovers else contents[-1]}
+    if recovers:
+        content["recover"] = contents[-1]
+    if earlier := keys[: -1 if recovers else None]:
+        content["after"] = earlier[-1]
+    return content_hash(content)
 
 
 def same_effect(first: Entry, second: Entry) -> str:
-    """The message for two recipes that have the same effect."""
+    """The message for two entries that have the same effect."""
     one, other = settings_of(first), settings_of(second)
     differing = [key for key in one | other if one.get(key) != other.get(key)]
-    name = entry_name(first)
+    name = steps_name(first.steps)
     if not differing:
         return f"{name} is listed twice"
-    what = ", ".join(differing)
-    return (
-        f"{name} is listed twice: {what} {'has' if len(differing) == 1 else 'have'} no effect on {first.recipe.method}"
-    )
+    what, have = ", ".join(differing), "has" if len(differing) == 1 else "have"
+    methods = " and ".join(str(getattr(one, "method", action_of(one))) for one in first.steps)
+    return f"{name} is listed twice: {what} {have} no effect on {methods}"
 
 
-def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
+def hashed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
     """The settings of a recipe that have an effect, with files replaced by digests of their content."""
-    unused = unused_settings(recipe)
-    kept: dict[str, Any] = {key: value for key, value in recipe.to_json().items() if key not in unused}
-    if isinstance(recipe, DropRecipe) and recipe.indices:
-        kept = {"blocks": list(recipe.indices)}
-    elif isinstance(recipe, DropRecipe):
-        kept["blocks"] = recipe.count(checkpoint.blocks)
-        del kept["match_sparsity"]
-    if isinstance(recipe, ExpertsRecipe):
-        kept = {key: value for key, value in kept.items() if key not in ("keep", "drop")}
-        kept |= {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(checkpoint)})}
+    kept = kind_of(recipe).content(recipe, checkpoint)
     if "calibration" in kept:
         kept["calibration"] = content_of(calibration_name(recipe, checkpoint))
     if kept.get("scores") is not None:
         kept["scores"] = digest(Path(kept["scores"]))
-    if isinstance(recipe, PruneRecipe):
-        return kept | revisions(recipe) | {"action": "prune"}
-    return {"action": "drop", **kept}
-
-
-def effective_recovery(recipe: RecoverRecipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of a recovery that have an effect, with files replaced by digests of their content."""
-    unused = set() if recipe.calibration_tokens is None else {"samples"}
-    if not recipe.weighted:
-        unused |= set(TOKEN_WEIGHTS)
-    kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
-    return kept | {"calibration": content_of(calibration_name(recipe, checkpoint))}
+    return kept
 
 
 def content_of(calibration: str) -> str:
@@ -302,38 +304,14 @@ def digest(path: Path) -> str:
         raise PrunusError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def base_name(recipe: Recipe) -> str:
-    """A short name: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`, `experts-reap-75`."""
-    if isinstance(recipe, ExpertsRecipe):
-        words = ["experts", recipe.method, *([] if recipe.spread == "uniform" else [recipe.spread])]
-        words += ["distilled"] if recipe.distill_router else []
-        return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"])
-    if isinstance(recipe, DropRecipe):
-        if recipe.indices:
-            return "-".join(["without", *map(str, recipe.indices)])
-        share = recipe.match_sparsity
-        return f"{recipe.method}-{recipe.blocks or 1 if share is None else f's{100 * share:.3g}'}"
-    usual = PruneRecipe()
-    apart = ("allocation", "scope", "update", "propagation")
-    stored = recipe.to_json()
-    words = [stored[name] for name in apart if stored[name] != getattr(usual, name)]
-    if recipe.group not in (None, OWN_GROUP.get(recipe.method)):
-        words.append(recipe.group)
-    amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"
-    return "-".join([recipe.method, *words, amount])
-
-
-def entry_name(entry: Entry) -> str:
-    """The short name of all steps: `wanda-owl-20`, `wanda-owl-20-recovered`, `experts-reap-75-wanda-20`."""
-    before = "" if entry.experts is None else f"{base_name(entry.experts)}-"
-    return before + base_name(entry.recipe) + ("" if entry.recover is None else "-recovered")
-
-
 def settings_of(entry: Entry) -> dict[str, Any]:
-    """The settings of a recipe, and those of its other steps that differ from the recipe's."""
-    settings = entry.recipe.to_json()
-    for step, recipe in (("recover", entry.recover), ("experts", entry.experts)):
-        for name, value in {} if recipe is None else recipe.to_json().items():
+    """The settings of an entry: those of its last step that removes something, and those of others that differ."""
+    main = [one for one in entry.steps if not kind_of(one).needs_pruned][-1:] or entry.steps[:1]
+    settings, actions = main[0].to_json(), [action_of(one) for one in entry.steps]
+    for number, recipe in reversed(list(enumerate(entry.steps, 1))):
+        action = actions[number - 1]
+        step = action if actions.count(action) == 1 else f"{action}{number}"
+        for name, value in recipe.to_json().items():
             if name not in settings:
                 settings[name] = value
             elif settings[name] != value:
@@ -343,7 +321,7 @@ def settings_of(entry: Entry) -> dict[str, Any]:
 
 def variant_names(entries: Sequence[Entry]) -> list[str]:
     """A name for each recipe: the short name, and where it is not unique, the settings that differ."""
-    names = [entry_name(entry) for entry in entries]
+    names = [steps_name(entry.steps) for entry in entries]
     for name in {name for name in names if names.count(name) > 1}:
         alike = {index: settings_of(entries[index]) for index, other in enumerate(names) if other == name}
         for index in alike:

@@ -26,7 +26,7 @@ from prunus.evaluation.backends.vllm import VLLMBackend
 from prunus.evaluation.requests import Backend
 from prunus.study.cells import Model, Variant
 from prunus.study.file import Study
-from prunus.study.variants import blocks_removed, files_of, is_whole, read_info, read_tensors, whole_checkpoint
+from prunus.study.variants import blocks_removed, files_of, read_info, read_tensors, whole_checkpoint
 
 PROBE_TOKENS = 16
 
@@ -81,7 +81,7 @@ class Engine:
             with opened_backend(self.name, where, self.device, len(model.tokenizer), options) as backend:
                 yield backend
             return
-        if is_whole(variant):
+        if variant.is_whole:
             self.free()  # first, since memory may hold one model only
             where = whole_checkpoint(self.study, model, variant, folder, self.device)
             with opened_backend(self.name, where, self.device, len(model.tokenizer), self.options) as backend:
@@ -119,7 +119,7 @@ class Engine:
                 yield
             finally:
                 self.server = None
-        if variant.recipe is not None and not self.study.keep_checkpoints and not is_whole(variant):
+        if variant.steps and not self.study.keep_checkpoints and not variant.is_whole:
             shutil.rmtree(where, ignore_errors=True)
 
 
@@ -129,9 +129,9 @@ def swapped(model: PreTrainedModel, source: Checkpoint, folder: Path, variant: V
 
     folder: of the study, which has the variant's files.
     """
-    info = None if variant.recipe is None else read_info(folder, variant)
+    info = read_info(folder, variant) if variant.steps else None
     if info is None:
-        assert variant.recipe is None, "a variant is made before it is swapped in"
+        assert not variant.steps, "a variant is made before it is swapped in"
         yield
         return
     replaced: list[str] = []

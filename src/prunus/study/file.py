@@ -4,10 +4,10 @@ Where a recipe takes one value, a list of values makes a grid. Paths are relativ
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin
+from typing import Any, NoReturn, get_origin
 
 from prunus.budgets import OFF
 from prunus.engines import EngineOptions
@@ -15,23 +15,20 @@ from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
 from prunus.margins import Margin, MarginLike
 from prunus.parse import parse_toml
-from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipe_base import Recipe
+from prunus.recipes import EvalPlan, ExpertsRecipe, RecoverRecipe
+from prunus.step import STEPS, step_kind, steps_name
 from prunus.study.find_table import KINDS, OF_RECIPE, FindTable, default_name, ladder_text
 from prunus.study.toml_lines import Lines, suggestion
 
-Recipe = PruneRecipe | DropRecipe | ExpertsRecipe
-Step = TypeVar("Step", RecoverRecipe, ExpertsRecipe)
-RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe] | type[ExpertsRecipe]] = {
-    "prune": PruneRecipe,
-    "drop": DropRecipe,
-    "experts": ExpertsRecipe,
-}
-# Keys of [calibration]: defaults of every [[prune]], [[drop]] and [[experts]] table.
+RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
+# Keys of [calibration]: defaults of every step.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
 SWITCHES = ("keep_checkpoints", "measure_seconds")
-RECOVER = "recover"  # key of each kind of RECIPES: true, false or a table of settings
-FEWER = "experts"  # key of [[prune]], as RECOVER: the experts that are removed before
-TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, "find", "report")
+CHAIN = "chain"  # the tables of several steps, each of which is {action = settings}
+AFTER = "recover"  # key of the tables of single steps, for one more step after it: true, false or a table of settings
+BEFORE = "experts"  # key of [[prune]], for one more step before it
+TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, CHAIN, "find", "report")
 REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
 # Name of each table in messages, and its valid keys.
@@ -42,27 +39,21 @@ _TABLES = {
     "engine": "[engine]",
     "calibration": "[calibration]",
 }
-_TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, "find")}
+_TABLES |= {kind: f"[[{kind}]]" for kind in (*RECIPES, CHAIN, "find")}
 _KEYS: dict[str, Sequence[str]] = {"[eval]": [field.name for field in fields(EvalPlan)], "[calibration]": SHARED}
-_KEYS |= {f"[[{kind}]]": [field.name for field in fields(cls)] for kind, cls in RECIPES.items()}
-_KEYS |= {f"[[{kind}]]": [*_KEYS[f"[[{kind}]]"], RECOVER] for kind in RECIPES}
-_KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], FEWER]
-_KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP}
-_KEYS |= {f"{RECOVER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
-_KEYS |= {"[[find]]": [*KINDS, RECOVER]}
+_KEYS |= {f"[[{kind}]]": [*(field.name for field in fields(cls)), AFTER] for kind, cls in RECIPES.items()}
+_KEYS["[[prune]]"] = [*_KEYS["[[prune]]"], BEFORE]
+_KEYS |= {"[report]": REPORT, "[engine]": ENGINE, "the top of the file": TOP, "[[chain]]": ["steps"]}
+_KEYS |= {f"{AFTER} = {{...}}": [field.name for field in fields(RecoverRecipe)]}
+_KEYS |= {"[[find]]": [*KINDS, AFTER]}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One recipe of the file. line: of the table that defines it.
+    """The steps of one variant, in their order. line: of the table that defines them."""
 
-    recover: the recovery that follows it, if any. experts: the removal of experts before it, if any.
-    """
-
-    recipe: Recipe
+    steps: tuple[Recipe, ...]
     line: int | None
-    recover: RecoverRecipe | None = None
-    experts: ExpertsRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -105,16 +96,15 @@ def read_study(path: str | Path) -> Study:
 
 
 def read_entries(path: str | Path, shared: Mapping[str, Any] | None = None) -> list[Entry]:
-    """The recipes of a TOML file that has only [[prune]], [[drop]] and [calibration] tables, in the file's order.
+    """The entries of a TOML file that has only tables of steps and [calibration], in the file's order.
 
     shared: settings of calibration that hold where the file has no others.
     """
     path = Path(path)
     text, data = _parsed(path, "ladder")
     reader = _Reader(path, text, data)
-    reader.check_keys("", 0, data, (*RECIPES, "calibration"))
-    shared = dict(shared or {}) | reader.shared()
-    entries = [entry for kind in RECIPES for entry in reader.entries(kind, shared)]
+    reader.check_keys("", 0, data, (*RECIPES, CHAIN, "calibration"))
+    entries = reader.entries(dict(shared or {}) | reader.shared())
     reader.check_twice(entries)
     if not entries:
         raise PrunusError(f"{path} has no recipe: write [[prune]] or [[drop]] tables")
@@ -153,7 +143,7 @@ class _Reader:
                 margins[key] = Margin.of(margin, key).to_json()
             except PrunusError as error:
                 self.fail("report", key, 0, str(error))
-        entries = tuple(entry for kind in RECIPES for entry in self.entries(kind, shared))
+        entries = self.entries(shared)
         self.check_twice(entries)
         models, plans = tuple(self.models()), tuple(self.plans())
         if self.data.get("measure_seconds") and plans[0].backend != "hf":
@@ -165,7 +155,7 @@ class _Reader:
             plans=plans,
             backend=plans[0].backend,
             engine=self.engine(plans, entries),
-            entries=entries,
+            entries=tuple(entries),
             base=report.get("base", "dense"),
             margin=margins["margin"],
             stop_margin=margins["stop_margin"],
@@ -242,38 +232,75 @@ class _Reader:
             self.check_keys(kind, number, table, _KEYS[_TABLES[kind]])
             yield number, table
 
-    def entries(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
+    def entries(self, shared: Mapping[str, Any]) -> list[Entry]:
+        """What all tables of steps define. shared: of [calibration]."""
+        single = (entry for kind in RECIPES for entry in self.single_steps(kind, shared))
+        return [*single, *self.chains(shared)]
+
+    def single_steps(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
         cls = RECIPES[kind]
         for number, table in self.tables(kind):
-            recoveries = self.settings(kind, number, RECOVER, table.get(RECOVER, False), RecoverRecipe)
-            fewer = self.settings(kind, number, FEWER, table.get(FEWER, False), ExpertsRecipe)
-            table = {key: value for key, value in table.items() if key not in (RECOVER, FEWER)}
-            for values in self.grid(kind, number, dict(shared) | _with_blocks_as_text(kind, table), cls):
+            after, before = (
+                self.settings(kind, number, key, table.get(key, False), RECIPES[key]) for key in (AFTER, BEFORE)
+            )
+            table = {key: value for key, value in table.items() if key not in (AFTER, BEFORE)}
+            usual = {key: value for key, value in shared.items() if key in hints_of(cls)}
+            for values in self.grid(kind, number, usual | _with_blocks_as_text(kind, table), cls):
                 recipe = self.make(kind, number, cls, self.with_paths(values))
-                line = self.lines.of(kind, "", number)
-                for recover, experts in product(recoveries, fewer):
-                    yield Entry(
+                for last, first in product(after, before):
+                    steps = (
+                        *self.another(kind, number, BEFORE, recipe, first, ExpertsRecipe),
                         recipe,
-                        line,
-                        self.another(kind, number, RECOVER, recipe, recover, RecoverRecipe),
-                        self.another(kind, number, FEWER, recipe, experts, ExpertsRecipe),
+                        *self.another(kind, number, AFTER, recipe, last, RecoverRecipe),
                     )
+                    yield Entry(steps, self.lines.of(kind, "", number))
+
+    def chains(self, shared: Mapping[str, Any]) -> Iterator[Entry]:
+        """What [[chain]] tables define: every combination of the settings of their steps."""
+        for number, table in self.tables(CHAIN):
+            steps = table.get("steps")
+            if not isinstance(steps, list) or not steps or not all(isinstance(s, dict) and len(s) == 1 for s in steps):
+                self.fail(
+                    CHAIN, "", number, "write steps = [{prune = {sparsity = 0.2}}, {recover = true}], one key in each"
+                )
+            choices = [list(self.choices(number, *next(iter(step.items())), shared)) for step in steps]
+            for combination in product(*choices):
+                yield Entry(tuple(one for part in combination for one in part), self.lines.of(CHAIN, "", number))
+
+    def choices(self, number: int, action: str, value: Any, shared: Mapping[str, Any]) -> Iterator[tuple[Recipe, ...]]:
+        """What a step of a chain may be: one recipe, or none for false."""
+        if action not in RECIPES:
+            self.fail(CHAIN, "", number, f"unknown step '{action}'; {suggestion(action, tuple(RECIPES), {})}")
+        cls = RECIPES[action]
+        for given in value if isinstance(value, list) else [value]:
+            if given is False:
+                yield ()
+                continue
+            if given is not True and not isinstance(given, dict):
+                self.fail(CHAIN, "", number, f"'{action}' must be true, false or a table, not {given!r}")
+            own = {} if given is True else _with_blocks_as_text(action, given)
+            for key in own:
+                if key not in hints_of(cls):
+                    self.fail(CHAIN, "", number, f"unknown key '{key}' of {action}; {suggestion(key, hints_of(cls), {})}")
+            usual = {key: one for key, one in shared.items() if key in hints_of(cls)}
+            for values in self.grid(CHAIN, number, usual | own, cls):
+                yield (self.make(CHAIN, number, cls, self.with_paths(values)),)
 
     def finds(self, shared: Mapping[str, Any], margins: Mapping[str, MarginLike]) -> Iterator[FindTable]:
         """The searches. shared: of [calibration]. margins: of [report], which hold where a table has no others."""
         seen: set[str] = set()
         for number, table in self.tables("find"):
             for key, value in table.items():
-                if key != RECOVER:
+                if key != AFTER:
                     self.check_type("find", key, number, value, KINDS[key])
                 if key in margins:
                     try:
                         Margin.of(value, key, zero=False)
                     except PrunusError as error:
                         self.fail("find", key, number, str(error))
-            (recovery, *more) = self.settings("find", number, RECOVER, table.get(RECOVER, False), RecoverRecipe)
+            (recovery, *more) = self.settings("find", number, AFTER, table.get(AFTER, False), RecoverRecipe)
             if more:
-                self.fail("find", RECOVER, number, f"'{RECOVER}' takes one value here, since a ladder has one recovery")
+                self.fail("find", AFTER, number, f"'{AFTER}' takes one value here, since a ladder has one recovery")
             given = dict(table) | {"ladder": ladder_text(table)}
             if given["ladder"].endswith(".toml"):
                 given["ladder"] = self.path_or_text(given["ladder"])
@@ -284,7 +311,7 @@ class _Reader:
                 self.fail("find", "", number, f"two [[find]] tables are called {name}: give one another name")
             seen.add(name)
             settings = self.with_paths({key: value for key, value in table.items() if key in OF_RECIPE})
-            rules = {key: value for key, value in given.items() if key not in (*OF_RECIPE, RECOVER, "method")}
+            rules = {key: value for key, value in given.items() if key not in (*OF_RECIPE, AFTER, "method")}
             method = table.get("method")
             yield FindTable(
                 **{**margins, **rules},
@@ -314,29 +341,28 @@ class _Reader:
         return [choice if isinstance(choice, dict) else {} if choice else None for choice in choices]
 
     def another(
-        self, kind: str, number: int, name: str, recipe: Recipe, settings: Mapping[str, Any] | None, cls: type[Step]
-    ) -> Step | None:
-        """The recipe of a further step, of the key of this name; None where settings is None.
+        self, kind: str, number: int, name: str, like: Recipe, settings: Mapping[str, Any] | None, cls: type[Recipe]
+    ) -> tuple[Recipe, ...]:
+        """The recipe of a further step, of the key of this name; none where settings is None.
 
-        It takes the calibration of the pruning recipe unless the settings name another.
+        It takes the calibration of the recipe `like` unless the settings name another.
         """
         if settings is None:
-            return None
+            return ()
         try:
-            return cls.like(recipe, **self.with_paths(settings))
+            return (cls.like(like, **self.with_paths(settings)),)
         except PrunusError as error:
             self.fail(kind, name, number, f"{name}: {error}")
 
     def check_twice(self, entries: Sequence[Entry]) -> None:
-        seen: dict[Entry, int | None] = {}
+        lines: dict[tuple[Recipe, ...], int | None] = {}
         for entry in entries:
-            steps = replace(entry, line=None)
-            if steps in seen:
+            if entry.steps in lines:
                 at = "" if entry.line is None else f", line {entry.line}"
-                first = seen[steps]
+                first = lines[entry.steps]
                 where = "in this table" if first == entry.line else f"first in line {first}"
-                raise PrunusError(f"{self.path}{at}: a recipe is listed twice ({where}): {entry.recipe.method}")
-            seen[steps] = entry.line
+                raise PrunusError(f"{self.path}{at}: a recipe is listed twice ({where}): {steps_name(entry.steps)}")
+            lines[entry.steps] = entry.line
 
     def grid(self, table: str, number: int, values: Mapping[str, Any], cls: type) -> Iterator[dict[str, Any]]:
         """Yield every combination of the values that the table gives as lists."""
@@ -366,7 +392,7 @@ class _Reader:
 
     def is_axis(self, cls: type, key: str, value: Any) -> bool:
         """Whether a value is a list although the recipe takes one value, so that it is an axis of the grid."""
-        return isinstance(value, list) and (key == RECOVER or get_origin(hints_of(cls)[key]) is not tuple)
+        return isinstance(value, list) and (key == AFTER or get_origin(hints_of(cls).get(key)) is not tuple)
 
     def raw(self, table: str, number: int) -> dict[str, Any]:
         found = self.data[table]

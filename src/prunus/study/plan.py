@@ -64,12 +64,10 @@ def plan_cells(study: Study, paths: StudyPaths, device: str, measure: bool) -> d
         variants += [{"model": name, "variant": n, "made": made[n], "bytes": sizes[n]} for n in sizes]
         if disk is not None:
             disk += disk_bytes(study, model.checkpoint, [sizes[name] for name in sizes if not made[name]])
-            if any(v.recover is not None and not made[v.name] for v in model.variants[1:]):
-                disk += model.checkpoint.nbytes  # what is pruned stays until it is recovered
-            listed = set() if study.keep_checkpoints else {v.key for v in model.variants}
-            origins = {v.after.key: sizes[v.name] for v in model.variants[1:] if v.after and not made[v.name]}
-            # Models with fewer experts, which are then pruned, stay until the study ends.
-            disk += sum(size for key, size in origins.items() if key not in listed)
+            # What is made on the way to a variant stays until no other variant needs it.
+            disk += model.checkpoint.nbytes * max(
+                (len(v.steps) - 1 for v in model.variants[1:] if not made[v.name]), default=0
+            )
         unknown += missing_packages(study, model, paths, device)
         if measure and study.backend == "hf" and any(line.tokens for line in cells if line.model == name):
             speeds[name] = tokens_per_second(study, model, device)
@@ -152,35 +150,9 @@ def tokens_per_chain(runs: Sequence[Sequence[Sample]]) -> float | None:
 
 
 def variant_bytes(source: Checkpoint, variant: Variant) -> int:
-    """The most bytes of a variant's file: a bit per weight, and the kept weights where these change.
-
-    Of a variant with fewer experts, whatever is done to it then, the bytes of its checkpoint.
-    """
-    recipe = variant.recipe
-    assert recipe is not None
-    if variant.after is not None:
-        return variant_bytes(source, variant.after)
-    if isinstance(recipe, ExpertsRecipe):
-        return bytes_left(recipe, source, find_mixtures(source), left_out(source))
-    if variant.recover is not None:
-        return sum(recovered_bytes(source, index) for index in range(source.blocks))
-    if isinstance(recipe, DropRecipe):
-        blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
-        return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
-    shapes = [linear.shape_OI for linears in linears_in_scope(source, recipe) for linear in linears]
-    kept = 1.0 if recipe.allocation != "uniform" else 1 - recipe.sparsity
-    if not find_method(recipe).updates:
-        kept = 0.0
-    return sum(packed_nbytes(s, int(kept * s[0] * s[1]), source.dtype.itemsize) for s in shapes)
-
-
-def recovered_bytes(source: Checkpoint, index: int) -> int:
-    """The most bytes stored of a block whose weights all change: its tensors, and masks of its matrices."""
-    tensors = source.block_tensors(index).values()
-    return sum(
-        packed_nbytes(tuple(s.shape), s.elements, source.dtype.itemsize) if len(s.shape) == 2 else s.nbytes
-        for s in tensors
-    )
+    """The most bytes of a variant's file, or of its checkpoint if it is loaded whole."""
+    sizes = [(kind_of(recipe).reshapes, kind_of(recipe).nbytes(recipe, source)) for recipe in variant.steps]
+    return min(size for reshapes, size in sizes if reshapes) if variant.is_whole else max(size for _, size in sizes)
 
 
 def disk_bytes(study: Study, source: ModelFolder, missing: Sequence[int]) -> int:

@@ -128,7 +128,7 @@ def missing_work(
         for model in models:
             for variant in model.variants:
                 missing = [(cell, missing_batches(store, cell.resolved)) for cell in model.cells_of(variant)]
-                if first_round and variant.recipe is not None:
+                if first_round and variant.steps:
                     missing = [
                         (cell, [b for b in batches if b == cell.resolved.batches[0]]) for cell, batches in missing
                     ]
@@ -140,7 +140,7 @@ def make_missing(
     study: Study, model: Model, variant: Variant, paths: StudyPaths, table: LiveTable, device: str
 ) -> None:
     """Make a variant unless its files exist, and the others of its pruning recipe, which share the pruned model."""
-    if variant.recipe is None or is_made(paths.folder, variant):
+    if is_made(paths.folder, variant):
         return
     for one in same_recipe(model, variant):
         if not is_made(paths.folder, one):

@@ -1,17 +1,17 @@
 """Variants stored as small files in a study's folder: the tensors in which a pruned model differs from its source.
 
-The checkpoint that `prune` or `drop_blocks` writes is compared with the source and then deleted, unless the study keeps
-checkpoints. A variant with fewer experts has tensors of other shapes, which cannot be swapped into the source, so its
-whole checkpoint is kept in the study's folder. One that is pruned after that is made from such a checkpoint.
+The checkpoint that the steps write is compared with the source and then deleted, unless the study keeps checkpoints. A
+variant with tensors of other shapes, which cannot be swapped into the source, is kept as a whole checkpoint in the
+study's folder.
 """
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prunus import progress
@@ -23,17 +23,13 @@ from prunus.checkpoint.safetensors_file import Stored, read_header, write_file
 from prunus.errors import PrunusError
 from prunus.evaluation.provenance import describe_model
 from prunus.evaluation.resolved_plan import store_problems
-from prunus.pruning.allocate import find_scores
 from prunus.pruning.calibration.beforehand import check_package
 from prunus.pruning.calibration.data import calibration_name
-from prunus.pruning.drop import drop_blocks
-from prunus.pruning.drop_experts import drop_experts
-from prunus.pruning.pipeline import prune
-from prunus.pruning.recover import prune_and_recover
-from prunus.recipes import ExpertsRecipe, PruneRecipe
 from prunus.results.rows import Run
 from prunus.results.store import Store
-from prunus.study.cells import Cell, Model, Variant, effective
+from prunus.step import Where, action_of, kind_of
+from prunus.steps.chain import carry_out, foresee
+from prunus.study.cells import Cell, Model, Variant
 from prunus.study.file import Study
 
 # Folders of a study.
@@ -71,23 +67,26 @@ def unfinished_folder(folder: Path, variant: Variant) -> Path:
 
     That of a variant that is loaded whole stays as long as the study's folder.
     """
-    return folder / (VARIANTS if is_whole(variant) else MAKING) / variant.key
+    return folder / (VARIANTS if variant.is_whole else MAKING) / variant.key
 
 
-def is_whole(variant: Variant) -> bool:
-    """Whether a variant is loaded as a whole checkpoint, as it has tensors of other shapes than its source."""
-    return isinstance(variant.recipe, ExpertsRecipe) or variant.after is not None
+def folder_between(folder: Path, model: Model, variant: Variant, count: int, keep: bool) -> Path:
+    """The folder of what the first steps of a variant make: that of the variant of the study with these steps, if any.
 
-
-def origin_folder(folder: Path, model: Model, variant: Variant, keep: bool) -> Path:
-    """The folder of the model with fewer experts that a variant is pruned from: that of a variant of the study, if any.
-
-    keep: whether the study keeps checkpoints, which are those of a name, so that the variant's may be another's.
+    keep: whether the study keeps checkpoints. Their folders have names, which may have meant other recipes when the
+    checkpoint was made, so only one that is a variant's of this study is read, and none is written.
     """
-    after = variant.after
-    assert after is not None
-    listed = not keep and any(one.key == after.key for one in model.variants)
-    return unfinished_folder(folder, after) if listed else folder / MAKING / after.key
+    made = variant.first(count)
+    listed = next((one for one in model.variants if one.key == made.key), None)
+    if keep and listed is not None and has_checkpoint(kept := kept_folder(folder, model, listed), folder, listed):
+        return kept
+    return folder / MAKING / made.key if keep or listed is None else unfinished_folder(folder, made)
+
+
+def has_checkpoint(target: Path, folder: Path, variant: Variant) -> bool:
+    """Whether a folder holds the checkpoint of a variant that was made."""
+    info = read_info(folder, variant)
+    return info is not None and (target / MANIFEST).exists() and ModelFolder(target).checksum() == info.checksum
 
 
 def kept_folder(folder: Path, model: Model, variant: Variant) -> Path:
@@ -107,7 +106,7 @@ def variant_files(folder: Path, variant: Variant) -> list[Path]:
 
 def files_to_load(folder: Path, model: Model, variant: Variant, keep: bool) -> list[Path]:
     """The files from which a variant that was made is loaded; for one that is loaded whole, with its checkpoint's."""
-    whole = target_folder(folder, model, variant, keep).rglob("*") if is_whole(variant) else ()
+    whole = target_folder(folder, model, variant, keep).rglob("*") if variant.is_whole else ()
     return [*variant_files(folder, variant), *sorted(path for path in whole if path.is_file())]
 
 
@@ -119,12 +118,12 @@ def read_info(folder: Path, variant: Variant) -> VariantInfo | None:
 
 def is_made(folder: Path, variant: Variant) -> bool:
     """Whether the variant's files are complete; always true of the dense model, which needs none."""
-    return variant.recipe is None or read_info(folder, variant) is not None
+    return not variant.steps or read_info(folder, variant) is not None
 
 
 def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
     """Paths of the packed matrices and of the vectors of a variant that was made; None for a file that it lacks."""
-    if variant.recipe is None:
+    if not variant.steps:
         return None, None
     vectors = vectors_file(folder, variant)
     return weights_file(folder, variant), vectors if vectors.exists() else None
@@ -132,7 +131,7 @@ def files_of(folder: Path, variant: Variant) -> tuple[Path | None, Path | None]:
 
 def blocks_removed(source: ModelFolder, folder: Path, variant: Variant) -> list[int]:
     """Indices of the source's blocks that are missing in a variant that was made."""
-    info = read_info(folder, variant) if variant.recipe is not None else None
+    info = read_info(folder, variant) if variant.steps else None
     return [] if info is None else [index for index in range(source.blocks) if index not in info.kept]
 
 
@@ -156,56 +155,20 @@ def check_variants(study: Study, models: Sequence[Model], folder: Path, device: 
 
 def dry_run(model: Model, variant: Variant, folder: Path, device: str) -> list[str]:
     """The warnings of a dry run. Raises PrunusError where it fails or a package is missing."""
-    recipe, target = variant.recipe, unfinished_folder(folder, variant)
-    assert recipe is not None
-    check_package(str(effective(recipe, model.source).get("calibration")))
-    if variant.recover is not None:
-        check_package(calibration_name(variant.recover, model.source))
-    if isinstance(recipe, PruneRecipe) and recipe.scores is not None:  # a dry run of `prune` does not open this file
-        find_scores(model.source, recipe, torch.device("cpu"), None)
-    if variant.after is None:
-        return apply(model, variant, target, device, dry_run=True)["warnings"]
-    # The model with fewer experts is not there yet, so the pruning is tried on the whole model.
-    first, then = (replace(one, after=None) for one in (variant.after, variant))
-    return [*dry_run(model, first, folder, device), *dry_run(model, then, folder, device)]
+    for recipe in variant.steps:
+        if kind_of(recipe).calibrates(recipe):
+            check_package(calibration_name(recipe, model.source))
+    where = Where(device=device, overwrite=True, dry_run=True)
+    return foresee(model.name, unfinished_folder(folder, variant), variant.steps, where)["warnings"]
 
 
-def apply(
-    model: Model,
-    variant: Variant,
-    target: Path,
-    device: str,
-    *,
-    dry_run: bool = False,
-    shared: Path | None = None,
-    pruned: Path | None = None,
-    stats: Path | None = None,
-    origin: Path | None = None,
-) -> dict[str, Any]:
-    """Write the checkpoint of a variant to target and return its summary. shared: folder for shared measurements.
-
-    pruned: for a recovery, a folder that may already have the pruned model. stats: for pruning alone, a file that
-    `stats` wrote. origin: for pruning after experts were removed, the folder of the model without them, which is made
-    if it is missing.
-    """
-    recipe = variant.recipe
-    assert recipe is not None
-    where: dict[str, Any] = {"device": device, "overwrite": True, "dry_run": dry_run}
-    if isinstance(recipe, PruneRecipe):
-        where["shared"] = shared
-    source: str | Path = model.name
-    if variant.after is not None:
-        assert origin is not None
-        if not (origin / MANIFEST).exists():
-            apply(model, variant.after, origin, device)
-        source, where["name"] = origin, variant.after.name
-    if variant.recover is not None:  # it comes near to the model itself, whatever was removed from it
-        return prune_and_recover(source, target, recipe, variant.recover, pruned=pruned, dense=model.name, **where)
-    if isinstance(recipe, PruneRecipe):
-        return prune(source, target, recipe, stats=stats, **where)
-    if isinstance(recipe, ExpertsRecipe):
-        return drop_experts(model.name, target, recipe, **where)
-    return drop_blocks(model.name, target, recipe, **where)
+def write_checkpoint(
+    folder: Path, model: Model, variant: Variant, device: str, keep: bool, stats: Path | None = None
+) -> None:
+    """Write a variant's checkpoint to its target_folder. stats: a file of `stats`, for pruning without other steps."""
+    where = Where(device=device, overwrite=True, shared=folder / MAKING / MEASURED, stats=stats)
+    between = partial(folder_between, folder, model, variant, keep=keep)
+    carry_out(model.name, target_folder(folder, model, variant, keep), variant.steps, where, between)
 
 
 def make_variant(
@@ -217,69 +180,59 @@ def make_variant(
     leave: bool = False,
     stats: Path | None = None,
 ) -> VariantInfo:
-    """Prune the model, write the files of the variant and return its description.
+    """Make the variant's checkpoint, write its files and return its description.
 
-    Interrupted pruning is resumed. A pruned checkpoint stays until the variants that are recovered from it are made.
-    keep: also leave the whole checkpoint in kept_folder. leave: also leave it where it is made. stats: as for apply.
+    Interrupted work is resumed. What its first steps make stays until no variant needs it.
+    keep: also leave the whole checkpoint in kept_folder. leave: also leave it where it is made. stats: as for
+    write_checkpoint.
     """
-    source, recipe = model.source, variant.recipe
-    assert recipe is not None
+    source = model.source
     target = target_folder(folder, model, variant, keep)
     # A checkpoint that exists is complete. A kept one is made again, since its name may have meant another recipe.
     if keep or not (target / MANIFEST).exists():
-        plain = next((one for one in same_recipe(model, variant) if one.recover is None), None)
-        pruned = target_folder(folder, model, plain, keep) if plain else None
-        origin = origin_folder(folder, model, variant, keep) if variant.after else None
-        shared = folder / MAKING / MEASURED
-        apply(model, variant, target, device, shared=shared, pruned=pruned, stats=stats, origin=origin)
+        write_checkpoint(folder, model, variant, device, keep, stats)
     made = Checkpoint(target)
     kept = blocks_left(source, made)
     # Without seconds, so that the file has the same bytes wherever and whenever it is made.
     info = VariantInfo(kept, made.checksum(), untimed(made.manifest), made.parameters, made.blocks)
     weights_file(folder, variant).parent.mkdir(parents=True, exist_ok=True)
-    changed = {} if is_whole(variant) else dict(changed_tensors(source, made, kept))
+    changed = {} if variant.is_whole else dict(changed_tensors(source, made, kept))
     vectors = {name: stored for name, stored in changed.items() if len(stored.shape) != 2}
     if vectors:
         write_file(vectors_file(folder, variant), vectors)
     matrices = ((name, stored.read()) for name, stored in changed.items() if name not in vectors)
-    about = {"variant": variant.name, "recipe": recipe.to_json(), "model": asdict(info)}
-    if variant.recover is not None:
-        about["recover"] = variant.recover.to_json()
-    if variant.after is not None and variant.after.recipe is not None:
-        about["experts"] = variant.after.recipe.to_json()
+    steps = [{action_of(recipe): recipe.to_json()} for recipe in variant.steps]
+    about = {"variant": variant.name, "steps": steps, "model": asdict(info)}
     write_variant(weights_file(folder, variant), source, matrices, about)
-    alike = same_recipe(model, variant)
-    if all(is_made(folder, one) for one in alike):
-        finished = [variant, *alike]
-    else:
-        finished = [variant] if variant.recover is not None else []
-    for one in [] if keep or leave or is_whole(variant) else finished:
-        shutil.rmtree(unfinished_folder(folder, one), ignore_errors=True)
+    delete_unneeded(folder, model, variant.keys[:-1] if leave else variant.keys)
     return info
+
+
+def delete_unneeded(folder: Path, model: Model, keys: Sequence[str]) -> None:
+    """Delete what was made with these keys on the way to variants, where no variant that is still to be made needs it.
+
+    A kept checkpoint, and the one from which a variant is loaded whole, are in other folders.
+    """
+    needed = {key for one in model.variants if not is_made(folder, one) for key in one.keys}
+    for key in set(keys) - needed:
+        shutil.rmtree(folder / MAKING / key, ignore_errors=True)
 
 
 def whole_checkpoint(study: Study, model: Model, variant: Variant, folder: Path, device: str) -> Path:
     """The folder with a variant's whole checkpoint, for a server; it is made again if it is missing.
 
-    Unless the study keeps checkpoints, it is that of an unfinished one, which the caller deletes unless is_whole.
+    Unless the study keeps checkpoints, it is that of an unfinished one, which the caller deletes unless it is whole.
     """
-    if variant.recipe is None:
+    if not variant.steps:
         return model.checkpoint.folder
     keep = study.keep_checkpoints
     target = target_folder(folder, model, variant, keep)
-    info = read_info(folder, variant)
-    if info is None:
+    if not is_made(folder, variant):
         make_variant(model, variant, folder, device, keep, leave=True)
-    elif not (target / MANIFEST).exists() or ModelFolder(target).checksum() != info.checksum:
-        origin = origin_folder(folder, model, variant, keep) if variant.after else None
-        apply(model, variant, target, device, shared=folder / MAKING / MEASURED, origin=origin)
+    elif not has_checkpoint(target, folder, variant):
+        write_checkpoint(folder, model, variant, device, keep)
+        delete_unneeded(folder, model, variant.keys[:-1])
     return target
-
-
-def same_recipe(model: Model, variant: Variant) -> list[Variant]:
-    """The variants of one pruning recipe: the pruned model and those that are recovered from it, in this order."""
-    alike = (one for one in model.variants if (one.recipe, one.after) == (variant.recipe, variant.after))
-    return sorted(alike, key=lambda one: one.recover is not None)
 
 
 def blocks_left(source: Checkpoint, made: Checkpoint) -> list[int]:
@@ -322,7 +275,7 @@ def add_run(store: Store, model: Model, cell: Cell, folder: Path, versions: dict
     The run describes a variant as a whole checkpoint. versions: of the libraries that compute the rows.
     """
     described = describe_model(model.name, model.checkpoint)
-    if cell.variant.recipe is not None:
+    if cell.variant.steps:
         info = read_info(folder, cell.variant)
         assert info is not None
         described |= {

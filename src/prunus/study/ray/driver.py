@@ -197,7 +197,7 @@ class Driver:
     def uploaded(self, job: Job) -> dict[str, list[Any]]:
         """References to the files of a job's variant in Ray's object store, where each node fetches them once."""
         variant = job.variant
-        if variant.recipe is None:
+        if not variant.steps:
             return {}
         if variant.key not in self.files:
             self.files[variant.key] = upload(self.folder, files_to_load(self.folder, job.model, variant, self.keeps))
@@ -328,5 +328,5 @@ def check_version(worker: WorkerInfo) -> None:
 
 def model_ref(model: Model) -> ModelRef:
     """The description of a model by which a worker opens its own copy."""
-    works = [cell.resolved for cell in model.cells if cell.variant.recipe is None]
+    works = [cell.resolved for cell in model.cells if not cell.variant.steps]
     return ModelRef(model.name, model.checkpoint.checksum(), works)

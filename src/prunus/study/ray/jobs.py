@@ -64,7 +64,7 @@ def missing_jobs(models: Sequence[Model], folder: Path, store: Store) -> Iterato
             if missing and not is_made(folder, variant):
                 yield Job(model, variant, None, [], True)
             for cell, batch in missing:
-                yield Job(model, variant, cell, batch, variant.recipe is None or batch == cell.resolved.batches[0])
+                yield Job(model, variant, cell, batch, not variant.steps or batch == cell.resolved.batches[0])
 
 
 def take_along(job: Job, jobs: list[Job], workers: int) -> None:

@@ -1,0 +1,125 @@
+"""Kinds of steps: what can be done to a model, one after the other. Each kind is one file of prunus.steps.
+
+A step is a recipe; a variant of a model is a source and a list of steps. Commands, tables of studies, ladders, names and
+labels all follow from STEPS. A kind is imported when it is first used, and its file imports what computes only within
+its functions, so that reading results needs no torch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+from prunus.errors import PrunusError
+from prunus.recipe_base import Recipe
+
+# The action of each kind, which is its command, its table in a study and its name in manifests, and its module.
+STEPS: Mapping[str, str] = {
+    "prune": "prunus.steps.prune",
+    "drop": "prunus.steps.drop",
+    "experts": "prunus.steps.experts",
+    "recover": "prunus.steps.recover",
+}
+
+MANIFEST = "prunus.json"  # in the folder of a model that steps made
+
+
+@dataclass(frozen=True)
+class Where:
+    """How a step is carried out, which does not affect its result.
+
+    shared: folder for measurements that several variants share. stats: file of statistics, for pruning without others.
+    offload: whether hidden states are kept on disk.
+    """
+
+    device: str = "auto"
+    overwrite: bool = False
+    dry_run: bool = False
+    offload: bool = False
+    shared: Path | None = None
+    stats: Path | None = None
+
+
+class Step(ABC):
+    """A kind of step. recipe: the class of its settings. reshapes: whether it changes the shapes of tensors.
+
+    needs_pruned: whether it is only for a model from which something was removed, so that it cannot come first.
+    """
+
+    recipe: ClassVar[type[Recipe]]
+    reshapes: ClassVar[bool] = False
+    needs_pruned: ClassVar[bool] = False
+
+    @abstractmethod
+    def make(
+        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
+    ) -> dict[str, Any]:
+        """Write model after this step to the folder out; returns a summary.
+
+        dense: the model before all steps, None for the first step. name: what the manifest calls model; None: as it is
+        given.
+        """
+
+    @abstractmethod
+    def name(self, recipe: Any) -> str:
+        """A short name for variants: `wanda-owl-20`."""
+
+    @abstractmethod
+    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+        """Stored: the settings that have an effect on the Checkpoint source, of which keys of variants are hashes.
+
+        `calibration` is replaced by what it contains before it is hashed, and `scores` by a digest of the file.
+        """
+
+    def removed(self, recipe: Any, source: Any) -> float:
+        """The share of the weights of the blocks' Linears, or of experts, that it removes."""
+        return 0.0
+
+    @abstractmethod
+    def nbytes(self, recipe: Any, source: Any) -> int:
+        """The most bytes that a study stores of a variant made by it; of the whole checkpoint if it reshapes."""
+
+    @abstractmethod
+    def calibrates(self, recipe: Any) -> bool:
+        """Whether it reads the calibration that the recipe names."""
+
+    def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> dict[str, Any]:
+        """What a dry run says of it where it follows other steps on a model, with `warnings`.
+
+        It is tried on the model before all steps, since the one that it will be done to is not there yet. Raises
+        PrunusError where it cannot be done.
+        """
+        return {"warnings": self.make(model, out, recipe, where, dense=None, name=None)["warnings"]}
+
+
+@cache
+def step_kind(action: str) -> Step:
+    """The kind of step with this action."""
+    return import_module(STEPS[action]).STEP
+
+
+def action_of(recipe: Recipe) -> str:
+    """The action of the step that a recipe is for."""
+    return next(action for action in STEPS if type(recipe) is step_kind(action).recipe)
+
+
+def kind_of(recipe: Recipe) -> Step:
+    """The kind of step that a recipe is for."""
+    return step_kind(action_of(recipe))
+
+
+def steps_name(steps: Sequence[Recipe]) -> str:
+    """The short name of all steps: `wanda-owl-20`, `experts-reap-75-wanda-20-recovered`."""
+    return "-".join(kind_of(recipe).name(recipe) for recipe in steps)
+
+
+def check_steps(steps: Sequence[Recipe], folder: Path) -> None:
+    """Raise PrunusError for steps that make no sense on the model in folder."""
+    if not steps:
+        raise PrunusError("there is no step: give at least one recipe")
+    if kind_of(steps[0]).needs_pruned and not (folder / MANIFEST).exists():
+        action = action_of(steps[0])
+        raise PrunusError(f"{action} comes first, but {folder} is not pruned: put a step that removes something first")

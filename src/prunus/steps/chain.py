@@ -1,0 +1,97 @@
+"""Carry out several steps, one after the other."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.manifest import MANIFEST, read_manifest
+from prunus.checkpoint.resolve import resolve
+from prunus.checkpoint.writer import check_target
+from prunus.errors import PrunusError
+from prunus.recipe_base import Recipe
+from prunus.step import Where, check_steps, kind_of, steps_name
+
+
+def apply_steps(
+    model: str | Path,
+    out: str | Path,
+    steps: Sequence[Recipe],
+    *,
+    device: str = "auto",
+    offload: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Write model (folder or hub id) after all steps to the folder out; returns the summary of the last one.
+
+    steps: PruneRecipe, DropRecipe, ExpertsRecipe and RecoverRecipe in any sensible order; a recovery comes near to
+    model. What single steps leave is in out.after-1, out.after-2 and so on until the last is done; the same call
+    resumes any of them.
+    device, offload, overwrite: as for prune.
+
+    With dry_run it returns what the first step would do, and `then`: what the others would, as far as it is known
+    before the first is done. Raises PrunusError as the single steps do, and for steps that make no sense in this order.
+    """
+    target = Path(out)
+    check_steps(steps, resolve(model))
+    where = Where(device=device, offload=offload, overwrite=overwrite, dry_run=dry_run)
+
+    def between(count: int) -> Path:
+        return target.absolute().with_name(f"{target.name}.after-{count}")
+
+    summary = carry_out(model, target, steps, where, between)
+    if not dry_run:
+        for count in range(1, len(steps)):
+            shutil.rmtree(between(count), ignore_errors=True)
+    return summary
+
+
+def carry_out(
+    model: str | Path, target: Path, steps: Sequence[Recipe], where: Where, between: Callable[[int], Path]
+) -> dict[str, Any]:
+    """The same, with the results of the first 1, 2, ... steps in folders that `between` names, which stay.
+
+    Work starts from the last of these that is complete.
+    """
+    source = Checkpoint(resolve(model))
+    check_target(source.folder, target, where.overwrite)
+    if where.dry_run:
+        return foresee(model, target, steps, where)
+    for recipe in steps[1:]:  # said before hours of work
+        kind_of(recipe).foresee(recipe, model, target, replace(where, dry_run=True))
+    if any(kind_of(recipe).needs_pruned for recipe in steps) and not any(
+        kind_of(recipe).removed(recipe, source) for recipe in steps
+    ):
+        raise PrunusError("a sparsity of 0 leaves nothing to recover")
+    checksum = source.checksum() if len(steps) > 1 else ""
+    done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(between(n), checksum, steps[:n])), 0)
+    summary: dict[str, Any] = {}
+    for count, recipe in enumerate(steps[done:], done + 1):
+        before = between(count - 1) if count > 1 else model
+        name = steps_name(steps[: count - 1]) if count > 1 else None
+        into = target if count == len(steps) else between(count)
+        dense = None if count == 1 else model
+        summary = kind_of(recipe).make(before, into, recipe, where, dense=dense, name=name)
+    return summary
+
+
+def foresee(model: str | Path, target: Path, steps: Sequence[Recipe], where: Where) -> dict[str, Any]:
+    """What the steps would do, as far as it can be known while only the model before them is there."""
+    first, *others = steps
+    summary = kind_of(first).make(model, target, first, where, dense=None, name=None)
+    for recipe in others:
+        ahead = kind_of(recipe).foresee(recipe, model, target, where)
+        summary |= ahead | {"warnings": list(dict.fromkeys([*summary["warnings"], *ahead["warnings"]]))}
+    return summary
+
+
+def is_made(folder: Path, checksum: str, steps: Sequence[Recipe]) -> bool:
+    """Whether a folder holds the model with this checksum after exactly these steps."""
+    if not (folder / MANIFEST).exists():
+        return False
+    history = read_manifest(folder)["history"][-len(steps) :]
+    recipes = [step.get("recipe") for step in history]
+    return recipes == [one.to_json() for one in steps] and history[0]["source"]["checksum"] == checksum

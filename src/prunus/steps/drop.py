@@ -1,0 +1,58 @@
+"""Remove decoder blocks. Its manifest has `blocks_removed`, and the `scores` of all blocks."""
+
+from pathlib import Path
+from typing import Any
+
+from prunus.recipes import DropRecipe
+from prunus.step import Step, Where
+
+
+class Drop(Step):
+    """The step of `prunus drop`."""
+
+    recipe = DropRecipe
+
+    def make(
+        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
+    ) -> dict[str, Any]:
+        """As Step says."""
+        from prunus.pruning.drop import drop_blocks
+
+        return drop_blocks(
+            model, out, recipe, name=name, device=where.device, overwrite=where.overwrite, dry_run=where.dry_run
+        )
+
+    def name(self, recipe: Any) -> str:
+        """`shortgpt-2`, `without-16-17`."""
+        if recipe.indices:
+            return "-".join(["without", *map(str, recipe.indices)])
+        share = recipe.match_sparsity
+        return f"{recipe.method}-{recipe.blocks or 1 if share is None else f's{100 * share:.3g}'}"
+
+    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+        """Stored: as Step says; of blocks that the recipe names, only these."""
+        from prunus.pruning.unused_settings import unused_settings
+
+        if recipe.indices:
+            return {"action": "drop", "blocks": list(recipe.indices)}
+        unused = unused_settings(recipe) | {"match_sparsity"}
+        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+        return {"action": "drop", **kept, "blocks": recipe.count(source.blocks)}
+
+    def removed(self, recipe: Any, source: Any) -> float:
+        """The share of the blocks."""
+        return recipe.count(source.blocks) / source.blocks
+
+    def nbytes(self, recipe: Any, source: Any) -> int:
+        """The blocks into which a method merges others, if it does."""
+        blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
+        return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
+
+    def calibrates(self, recipe: Any) -> bool:
+        """Whether the method chooses by data."""
+        from prunus.pruning.calibration.beforehand import calibrates
+
+        return calibrates(recipe)
+
+
+STEP = Drop()

@@ -1,0 +1,63 @@
+"""Remove routed experts of a mixture. Its manifest has `experts`: their number in each block `before` and `after`."""
+
+from pathlib import Path
+from typing import Any
+
+from prunus.recipes import ExpertsRecipe
+from prunus.step import Step, Where
+
+
+class Experts(Step):
+    """The step of `prunus experts`."""
+
+    recipe = ExpertsRecipe
+    reshapes = True
+
+    def make(
+        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
+    ) -> dict[str, Any]:
+        """As Step says."""
+        from prunus.pruning.drop_experts import drop_experts
+
+        return drop_experts(
+            model, out, recipe, name=name, stats=where.stats, device=where.device, overwrite=where.overwrite,
+            dry_run=where.dry_run,
+        )  # fmt: skip
+
+    def name(self, recipe: Any) -> str:
+        """`experts-reap-75`, `experts-ean-global-drop2`."""
+        words = ["experts", recipe.method, *([] if recipe.spread == "uniform" else [recipe.spread])]
+        return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"])
+
+    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+        """Stored: as Step says; instead of keep and drop, the numbers of experts that are kept."""
+        from prunus.pruning.experts.mixture import expert_counts
+        from prunus.pruning.unused_settings import unused_settings
+
+        unused = unused_settings(recipe) | {"keep", "drop"}
+        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+        return kept | {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(source)})}
+
+    def removed(self, recipe: Any, source: Any) -> float:
+        """The share of the experts."""
+        from prunus.pruning.experts.mixture import expert_counts
+
+        counts = expert_counts(source)
+        return 1 - sum(map(recipe.count, counts)) / sum(counts)
+
+    def nbytes(self, recipe: Any, source: Any) -> int:
+        """Those of the checkpoint."""
+        from prunus.pruning.depth.verification import left_out
+        from prunus.pruning.drop_experts import bytes_left
+        from prunus.pruning.experts.mixture import find_mixtures
+
+        return bytes_left(recipe, source, find_mixtures(source), left_out(source))
+
+    def calibrates(self, recipe: Any) -> bool:
+        """Whether the criterion needs data."""
+        from prunus.pruning.calibration.beforehand import calibrates
+
+        return calibrates(recipe)
+
+
+STEP = Experts()

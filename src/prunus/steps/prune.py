@@ -1,0 +1,79 @@
+"""Zero weights. Its manifest has the `sparsity` of each Linear, and the `allocation` unless that is uniform."""
+
+from pathlib import Path
+from typing import Any
+
+from prunus.recipes import OWN_GROUP, PruneRecipe
+from prunus.step import Step, Where
+
+NAMED = ("allocation", "scope", "update", "propagation")  # settings that names of variants say
+
+
+class Prune(Step):
+    """The step of `prunus prune`."""
+
+    recipe = PruneRecipe
+
+    def make(
+        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
+    ) -> dict[str, Any]:
+        """As Step says."""
+        import torch
+
+        from prunus.checkpoint.checkpoint import Checkpoint
+        from prunus.checkpoint.resolve import resolve
+        from prunus.pruning.allocate import find_scores
+        from prunus.pruning.pipeline import prune
+
+        if where.dry_run and recipe.scores is not None:  # a dry run does not open this file otherwise
+            find_scores(Checkpoint(resolve(model)), recipe, torch.device("cpu"), None)
+        return prune(
+            model, out, recipe, name=name, shared=where.shared, stats=where.stats, device=where.device,
+            offload=where.offload, overwrite=where.overwrite, dry_run=where.dry_run,
+        )  # fmt: skip
+
+    def name(self, recipe: Any) -> str:
+        """`wanda-owl-20`, `magnitude-mlp-2of4`."""
+        usual, stored = PruneRecipe(), recipe.to_json()
+        words = [stored[key] for key in NAMED if stored[key] != getattr(usual, key)]
+        if recipe.group not in (None, OWN_GROUP.get(recipe.method)):
+            words.append(recipe.group)
+        amount = recipe.pattern.replace(":", "of") if recipe.pattern else f"{100 * recipe.sparsity:.3g}"
+        return "-".join([recipe.method, *words, amount])
+
+    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+        """Stored: as Step says."""
+        from prunus.pruning.recipe_revisions import revisions
+        from prunus.pruning.unused_settings import unused_settings
+
+        unused = unused_settings(recipe)
+        kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
+        return kept | revisions(recipe) | {"action": "prune"}
+
+    def removed(self, recipe: Any, source: Any) -> float:
+        """The share of the weights of the blocks' Linears that become zero."""
+        from prunus.pruning.scope import linears_in_scope, weights_of
+
+        inside = sum(map(weights_of, linears_in_scope(source, recipe)))
+        return recipe.sparsity * inside / sum(weights_of(source.linears(index)) for index in range(source.blocks))
+
+    def nbytes(self, recipe: Any, source: Any) -> int:
+        """A bit per weight, and the kept weights where these change."""
+        from prunus.checkpoint.packed.tensor import packed_nbytes
+        from prunus.pruning.methods import find_method
+        from prunus.pruning.scope import linears_in_scope
+
+        kept = 1.0 if recipe.allocation != "uniform" else 1 - recipe.sparsity
+        if not find_method(recipe).updates:
+            kept = 0.0
+        shapes = [linear.shape_OI for linears in linears_in_scope(source, recipe) for linear in linears]
+        return sum(packed_nbytes(s, int(kept * s[0] * s[1]), source.dtype.itemsize) for s in shapes)
+
+    def calibrates(self, recipe: Any) -> bool:
+        """Whether method, update or allocation measure anything."""
+        from prunus.pruning.calibration.beforehand import calibrates
+
+        return calibrates(recipe)
+
+
+STEP = Prune()

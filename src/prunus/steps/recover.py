@@ -1,0 +1,64 @@
+"""Train what earlier steps kept. Its manifest has the `blocks` with their errors, and the `cost` in tokens and steps."""
+
+from pathlib import Path
+from typing import Any
+
+from prunus.recipes import TOKEN_WEIGHTS, RecoverRecipe
+from prunus.step import Step, Where
+
+
+class Recover(Step):
+    """The step of `prunus recover`."""
+
+    recipe = RecoverRecipe
+    needs_pruned = True
+
+    def make(
+        self, model: str | Path, out: Path, recipe: Any, where: Where, *, dense: str | Path | None, name: str | None
+    ) -> dict[str, Any]:
+        """As Step says. It comes near to the model before all steps, whatever was removed from it."""
+        from prunus.pruning.recover import recover
+
+        return recover(
+            model, out, recipe, dense=dense, name=name, device=where.device, offload=where.offload,
+            overwrite=where.overwrite, dry_run=where.dry_run,
+        )  # fmt: skip
+
+    def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> dict[str, Any]:
+        """What it would do and need, as text; the model must be one that can be trained block by block."""
+        from prunus.checkpoint.checkpoint import Checkpoint
+        from prunus.checkpoint.resolve import resolve
+        from prunus.checkpoint.runner import pick_device
+        from prunus.pruning.calibration.beforehand import check_calibration
+        from prunus.pruning.recover import check_trainable, recovery_ahead
+
+        check_calibration(recipe, model, out)
+        source = Checkpoint(resolve(model))
+        check_trainable(source, pick_device(where.device))
+        return recovery_ahead(recipe, source)
+
+    def name(self, recipe: Any) -> str:
+        """`recovered`."""
+        return "recovered"
+
+    def content(self, recipe: Any, source: Any) -> dict[str, Any]:
+        """Stored: as Step says."""
+        unused = set() if recipe.calibration_tokens is None else {"samples"}
+        if not recipe.weighted:
+            unused |= set(TOKEN_WEIGHTS)
+        return {key: value for key, value in recipe.to_json().items() if key not in unused}
+
+    def nbytes(self, recipe: Any, source: Any) -> int:
+        """All blocks with their tensors, and masks of their matrices."""
+        from prunus.checkpoint.packed.tensor import packed_nbytes
+
+        stored = (one for index in range(source.blocks) for one in source.block_tensors(index).values())
+        width = source.dtype.itemsize
+        return sum(packed_nbytes(tuple(s.shape), s.elements, width) if len(s.shape) == 2 else s.nbytes for s in stored)
+
+    def calibrates(self, recipe: Any) -> bool:
+        """Always."""
+        return True
+
+
+STEP = Recover()
