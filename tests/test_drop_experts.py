@@ -179,17 +179,14 @@ def test_scores_are_those_of_loops_over_single_tokens(made, name):
 
 @torch.no_grad()
 def test_tokens_of_a_models_own_chains_count_by_their_place(made, tmp_path):
-    """40 tokens, of which 4 are the prompt; thinking ends after 20, so the closing is [4, 36), or [8, 40) after 24."""
+    """40 tokens, of which 4, or 8, are the prompt."""
     generator = torch.Generator().manual_seed(3)
     sequences = [torch.randint(3, 120, (40,), generator=generator).tolist() for _ in range(2)]
-    lines = [
-        {"token_ids": ids, "prompt_tokens": 4, "thinking_tokens": 16 + 4 * number}
-        for number, ids in enumerate(sequences)
-    ]
+    lines = [{"token_ids": ids, "prompt_tokens": 4 + 4 * number} for number, ids in enumerate(sequences)]
     (tmp_path / "chains.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    weights = [0.0] * 4 + [4.0] * 32 + [0.5] * 4 + [0.0] * 4 + [0.5] * 4 + [4.0] * 32
+    weights = [4.0] * 4 + [0.5] * 36 + [4.0] * 8 + [0.5] * 32
     asked = {"calibration": f"traces:{tmp_path / 'chains.jsonl'}", "samples": 2, "seqlen": 40}
-    tokens = {"prompt_weight": 0.0, "chain_weight": 0.5, "closing_weight": 4.0}
+    tokens = {"prompt_weight": 4.0, "chain_weight": 0.5}
     found = by_hand(whole(made / "qwen3_moe"), sequences, weights)
     for method in ("reap", "ean", "frequency", "router"):
         settings = recipe(made, method=method, **asked, **tokens)

@@ -31,7 +31,9 @@ def settings(action: str, recipe: Data) -> list[tuple[str, Any]]:
 
 def defaults(action: str) -> dict[str, Any]:
     """The default settings of a step."""
-    return {field.name: field.default for field in fields(RECIPES[action])} if action in RECIPES else {}
+    if action not in RECIPES:
+        return {}
+    return {**RECIPES[action].REMOVED, **{field.name: field.default for field in fields(RECIPES[action])}}
 
 
 def commands(steps: Sequence[Data], origin: str, plan: Data | None) -> list[str]:

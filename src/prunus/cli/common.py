@@ -169,7 +169,6 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(with_names(data), indent=1, ensure_ascii=False))
 
 
-CLOSING_HELP = "Weight of a token of a trace around the end of thinking (16 before it, 16 from the marker on)"
 model_argument = click.argument("model")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, ...; auto: a GPU if there is one."

@@ -11,7 +11,6 @@ import prunus
 from prunus import progress, recipes
 from prunus.checkpoint.resolve import resolve
 from prunus.cli.common import (
-    CLOSING_HELP,
     all_of,
     choice,
     command,
@@ -67,13 +66,6 @@ run_options = all_of(
     [
         recipe_option(PruneRecipe, "prompt_weight", "Weight of a token of a trace's prompt in statistics.", type=float),
         recipe_option(PruneRecipe, "chain_weight", "Weight of a token of a trace's chain in statistics.", type=float),
-        recipe_option(
-            PruneRecipe,
-            "closing_weight",
-            f"{CLOSING_HELP} in statistics.",
-            type=float,
-            show_default="that of the chain",
-        ),
         recipe_option(PruneRecipe, "dtype", "Dtype in which blocks run; auto: the checkpoint's."),
     ]
 )

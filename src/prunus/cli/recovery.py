@@ -10,7 +10,6 @@ import click
 import prunus
 from prunus import recipes
 from prunus.cli.common import (
-    CLOSING_HELP,
     all_of,
     choice,
     command,
@@ -60,7 +59,6 @@ def recovery_options(pruning: type | None = None) -> Callable[[Any], Any]:
             option("calibration_tokens", "Exactly N calibration tokens, instead of samples.", type=int),
             option("prompt_weight", "Weight of a prompt's tokens in the loss (traces only).", type=float),
             option("chain_weight", "Weight of a chain's tokens in the loss (traces only).", type=float),
-            option("closing_weight", f"{CLOSING_HELP} in the loss.", type=float, show_default="that of the chain"),
             option("seed", "Seed of the sample, the held-out tokens and the order of training.", type=int),
             option("epochs", "Passes over the training tokens.", type=int),
             option("rate", "Peak learning rate, relative to each tensor's root mean square.", type=float),

@@ -2,11 +2,12 @@
 
 from prunus.declarations import Allocation, Criterion, DepthMethod, declared
 from prunus.pruning.methods import find_method
-from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, ExpertsRecipe, PruneRecipe
+from prunus.recipe_base import TOKEN_WEIGHTS
+from prunus.recipes import OWN_GROUP, DropRecipe, ExpertsRecipe, PruneRecipe
 
 CALIBRATION = {"calibration", "seqlen", "seed"}
 AMOUNT = {"samples", "calibration_tokens"}
-WEIGHTS = set(TOKEN_WEIGHTS)
+WEIGHTS = {*TOKEN_WEIGHTS, "closing_weight"}  # of earlier versions, which JSON of ExpertsRecipe still has
 # Options by which allocations choose sequences of their own to measure on.
 SAMPLING = {name for allocation in declared(Allocation).values() for name in allocation.sampling}
 

@@ -23,7 +23,8 @@ from prunus.pruning.calibration.data import calibration_name
 from prunus.pruning.experts.mixture import expert_counts
 from prunus.pruning.recipe_revisions import revisions
 from prunus.pruning.unused_settings import unused_settings
-from prunus.recipes import OWN_GROUP, TOKEN_WEIGHTS, DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipe_base import TOKEN_WEIGHTS
+from prunus.recipes import OWN_GROUP, DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.file import Entry, Recipe, Study
 
 if TYPE_CHECKING:

@@ -15,8 +15,10 @@ from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
 from prunus.margins import Margin, MarginLike
 from prunus.parse import parse_toml
+from prunus.recipe_base import Recipe as RecipeBase
+from prunus.recipe_base import without_removed
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
-from prunus.study.find_table import KINDS, OF_RECIPE, FindTable, default_name, ladder_text
+from prunus.study.find_table import KINDS, OF_RECIPE, REMOVED, FindTable, default_name, ladder_text
 from prunus.study.toml_lines import Lines, suggestion
 
 Recipe = PruneRecipe | DropRecipe | ExpertsRecipe
@@ -239,8 +241,9 @@ class _Reader:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
         for number, table in enumerate(tables):
-            self.check_keys(kind, number, table, _KEYS[_TABLES[kind]])
-            yield number, table
+            kept = self.without_removed(kind, number, table, REMOVED if kind == "find" else RECIPES[kind].REMOVED)
+            self.check_keys(kind, number, kept, _KEYS[_TABLES[kind]])
+            yield number, kept
 
     def entries(self, kind: str, shared: Mapping[str, Any]) -> Iterator[Entry]:
         cls = RECIPES[kind]
@@ -295,7 +298,9 @@ class _Reader:
                 line=self.lines.of("find", "", number),
             )
 
-    def settings(self, kind: str, number: int, name: str, value: Any, cls: type) -> list[dict[str, Any] | None]:
+    def settings(
+        self, kind: str, number: int, name: str, value: Any, cls: type[RecipeBase]
+    ) -> list[dict[str, Any] | None]:
         """The settings of each further step along this axis of the grid; None stands for no such step.
 
         value: of the key of this name: true, false, a table of settings, or a list of these. cls: the step's recipe.
@@ -303,15 +308,17 @@ class _Reader:
         choices = value if isinstance(value, list) else [value]
         if not choices:
             self.fail(kind, name, number, f"'{name}' is an empty list; leave it out or give a value")
-        hints = hints_of(cls)
+        hints, steps = hints_of(cls), []
         for choice in choices:
             if not isinstance(choice, bool | dict):
                 self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
-            for key, setting in choice.items() if isinstance(choice, dict) else ():
+            kept = self.without_removed(kind, number, choice, cls.REMOVED) if isinstance(choice, dict) else {}
+            steps.append(None if choice is False else kept)
+            for key, setting in kept.items():
                 if key not in hints:
                     self.fail(kind, name, number, f"unknown key '{key}' of {name}; {suggestion(key, hints, {})}")
                 self.check_type(kind, name, number, setting, hints[key], name=key)
-        return [choice if isinstance(choice, dict) else {} if choice else None for choice in choices]
+        return steps
 
     def another(
         self, kind: str, number: int, name: str, recipe: Recipe, settings: Mapping[str, Any] | None, cls: type[Step]
@@ -385,6 +392,14 @@ class _Reader:
                 where = f" in {_TABLES[table]}" if table else ""
                 elsewhere = {shown: keys for shown, keys in _KEYS.items() if shown != _TABLES[table]}
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
+
+    def without_removed(
+        self, table: str, number: int, values: Mapping[str, Any], removed: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        try:
+            return without_removed(values, removed)
+        except PrunusError as error:
+            self.fail(table, "", number, str(error))
 
     def check_type(self, table: str, key: str, number: int, value: Any, hint: Any, name: str | None = None) -> None:
         if wrong := misfit(name or key, value, hint):
