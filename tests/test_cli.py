@@ -12,7 +12,6 @@ import pytest
 
 import prunus
 from prunus.cli import cli, main
-from prunus.engines import EngineOptions
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
@@ -33,7 +32,6 @@ ALSO = {
     "plan_study",
     "prune_and_recover",
     "open",
-    "prune_in_rounds",
     "report_study",
     "show_profile",
     "sparse",
@@ -252,43 +250,6 @@ def test_settings_of_a_recovery_need_recover(tmp_path, capsys):
             main([command, "tiny", str(tmp_path / "out"), "--recover-step-tokens", "99"])
         assert ended.value.code == 2 and "--recover-step-tokens needs --recover: add it" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_rounds_draw_chains_as_traces_does(tmp_path, monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr(prunus, "prune_in_rounds", lambda *a, **k: calls.append((a, k)) or {})
-    words = ["prune", "tiny", str(tmp_path / "out"), "--sparsity", "0.6"]
-    drawn = [
-        "--traces-task",
-        "tiny-train",
-        "--traces-limit",
-        "9",
-        "--traces-only",
-        "correct",
-        "--traces-temperature",
-        "0",
-    ]
-    main([*words, "--recover", "--rounds", "3", *drawn, "--recover-epochs", "2"])
-    main([*words, "--recover", "--rounds", "2", "--drawn-from", "dense", *drawn[:2], "--traces-hardest"])
-    served = ["--traces-backend", "openai", "--traces-url", "http://localhost:8000/v1", "--traces-concurrency", "8"]
-    main([*words, "--recover", "--rounds", "2", "--drawn-from", "dense", *drawn[:2], *served])
-    main([*words, "--recover", "--rounds", "2", *drawn[:2], "--traces-engine-args", '{"tensor_parallel_size": 2}'])
-    (given, named), (_, other), (_, by_server), (_, by_vllm) = calls
-    assert by_server["engine"] == EngineOptions(url="http://localhost:8000/v1", concurrency=8)
-    assert by_server["chains"].backend == "openai" and by_vllm["engine"].args == {"tensor_parallel_size": 2}
-    assert named["engine"] == EngineOptions()
-    assert given[2:] == (PruneRecipe(sparsity=0.6), RecoverRecipe(epochs=2)) and named["rounds"] == 3
-    assert named["chains"] == TraceRecipe(("tiny-train",), limit=9, only="correct", temperature=0.0)
-    assert "drawn_from" not in named and other["drawn_from"] == "dense" and other["chains"].hardest
-    for wrong, told in (
-        (["--rounds", "3", *drawn], "--rounds needs --recover: add it"),
-        (["--recover", *drawn], "--traces-limit needs --rounds: add it"),
-        (["--recover", "--drawn-from", "dense"], "--drawn-from needs --rounds: add it"),
-        (["--recover", "--rounds", "3"], "name their problems, such as --traces-task tiny-train"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main([*words, *wrong])
-        assert ended.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_recover_needs_tokens_and_zeros(tmp_path, capsys):

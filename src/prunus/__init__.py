@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from prunus.results.frames import Results, export, open
     from prunus.results.importing.commands import import_rows
     from prunus.results.listing import runs
-    from prunus.rounds import prune_in_rounds
     from prunus.studies import plan_study, report_study, run_study
     from prunus.walkthrough import demo
 
@@ -90,7 +89,6 @@ __all__ = [
     "profiles",
     "prune",
     "prune_and_recover",
-    "prune_in_rounds",
     "recover",
     "regrade",
     "report",
@@ -129,7 +127,6 @@ _HOME = {
     "profiles": "prunus.evaluation.profiles.catalogue",
     "prune": "prunus.pruning.pipeline",
     "prune_and_recover": "prunus.pruning.recover",
-    "prune_in_rounds": "prunus.rounds",
     "recover": "prunus.pruning.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",

@@ -23,7 +23,7 @@ from prunus.cli.common import (
     recipe_option,
     show_summary,
 )
-from prunus.cli.recovery import check_no_stats, recover_options, rounds_options, take_recovery, take_rounds
+from prunus.cli.recovery import check_no_stats, recover_options, take_recovery
 from prunus.declarations import Allocation, DepthMethod, Method, declared, owners_of
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration, check_source
@@ -137,7 +137,6 @@ allocation_options = all_of(
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
 @recover_options(PruneRecipe)
-@rounds_options
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
@@ -158,7 +157,6 @@ def prune_command(
     if recipe["pattern"] is not None and is_given("sparsity"):
         raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
     recovery = take_recovery(recipe)
-    rounds = take_rounds(recipe, recovery is not None)
     asked = PruneRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
     check_no_stats(recovery, stats)
@@ -166,8 +164,7 @@ def prune_command(
     if recovery is not None:
         settings = RecoverRecipe.like(asked, **recovery)
         check_calibration(settings, model, out)
-        work = prunus.prune_and_recover if rounds is None else prunus.prune_in_rounds
-        show_summary(work(model, out, asked, settings, **(rounds or {}), **where))
+        show_summary(prunus.prune_and_recover(model, out, asked, settings, **where))
         return
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)

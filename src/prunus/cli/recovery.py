@@ -17,14 +17,10 @@ from prunus.cli.common import (
     overwrite_option,
     show_summary,
 )
-from prunus.cli.evaluation import traces_command
-from prunus.engines import EngineOptions, parse_args
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.recipes import RecoverRecipe, TraceRecipe
+from prunus.recipes import RecoverRecipe
 
-CHAINS = "traces"  # begins the options of how chains are drawn in rounds
-ENGINE = ("engine_args", "url", "served_model", "concurrency", "timeout")  # those that start or reach their backend
 PREFIX = "recover"  # of these options where another command recovers what it has pruned
 
 
@@ -78,59 +74,6 @@ def recover_options(pruning: type) -> Callable[[Any], Any]:
     """A decorator that adds --recover and the options of recovery to a command with that pruning recipe."""
     flag = click.option(f"--{PREFIX}", is_flag=True, help="Then train what is kept, as `prunus recover` does.")
     return all_of([flag, recovery_options(pruning)])
-
-
-def rounds_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of recovery in rounds: their number, and the options of `prunus traces` with a prefix."""
-    names = {*(field.name for field in fields(TraceRecipe)), *ENGINE}
-    copies = [
-        click.option(
-            f"--{CHAINS}-{option.opts[0].removeprefix('--')}",
-            f"{CHAINS}_{option.name}",
-            type=option.type,
-            multiple=option.multiple,
-            is_flag=option.is_flag,
-            default=None,
-            show_default=str(option.default) if option.show_default and not option.is_flag else False,
-            help=option.help,
-        )
-        for option in traces_command.params
-        if isinstance(option, click.Option) and option.name in names
-    ]
-    rounds = click.option(
-        "--rounds",
-        type=int,
-        help="Prune and recover in K rounds of rising sparsity; from the second on, chains are drawn anew.",
-        metavar="K",
-    )
-    drawn = click.option(
-        "--drawn-from",
-        type=choice(("recovered", "dense")),
-        help="With --rounds: which model draws the chains of the next round.",
-        show_default="recovered",
-    )
-    return all_of([rounds, drawn, *copies])(function)
-
-
-def take_rounds(recipe: dict[str, Any], recovers: bool) -> dict[str, Any] | None:
-    """Remove the options of rounds_options; return arguments of prune_in_rounds, or None without --rounds."""
-    rounds, drawn_from = recipe.pop("rounds"), recipe.pop("drawn_from")
-    names = (*(field.name for field in fields(TraceRecipe)), *ENGINE)
-    settings = {name: recipe.pop(f"{CHAINS}_{name}") for name in names}
-    given = {name: value for name, value in settings.items() if value not in (None, ())}
-    if rounds is None:
-        if given or drawn_from:
-            option = "drawn-from" if drawn_from else f"{CHAINS}-{min(given).replace('_', '-')}"
-            raise PrunusError(f"--{option} needs --rounds: add it")
-        return None
-    if not recovers:
-        raise PrunusError("--rounds needs --recover: add it")
-    if "tasks" not in given:
-        raise PrunusError(f"--rounds draws chains anew: name their problems, such as --{CHAINS}-task tiny-train")
-    engine = {name: given.pop(name) for name in ENGINE if name in given}
-    args = parse_args(engine.pop("engine_args", None))
-    asked = {"rounds": rounds, "chains": TraceRecipe(**given), "engine": EngineOptions(args, **engine)}
-    return asked | ({"drawn_from": drawn_from} if drawn_from else {})
 
 
 def take_recovery(recipe: dict[str, Any]) -> dict[str, Any] | None:
