@@ -53,7 +53,7 @@ CASES = {
     "prune messages": (("prune", "base", "out", "--calibration", "chats.jsonl"), "base has no chat template"),
     "prune no traces": (("prune", "model", "out", "--calibration", "traces:none.jsonl"), "none.jsonl cannot be read"),
     "prune --recover": (
-        ("prune", "model", "out", "--method", "magnitude", "--recover", "--recover-calibration", "bad.jsonl"),
+        ("prune", "model", "out", "--method", "magnitude", "--recover", *BAD),
         WRONG,
     ),
     "allocate": (("allocate", "model", "--allocation", "owl", *BAD), WRONG),

@@ -23,7 +23,7 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.experts.choice import choose
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import find_mixtures
-from prunus.recipes import ExpertsRecipe, PruneRecipe
+from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 TYPES = ("qwen3_moe", "unnormalised", "mixtral", "gpt_oss", "deepseek_v3", "olmoe")
@@ -367,7 +367,7 @@ def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_p
 
 @torch.no_grad()
 def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_path, capsys):
-    """The error before is that of transformers' whole models, on what is held out; one command gives what two give."""
+    """The error before is that of transformers' whole models, on what is held out; one call gives what two do."""
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(3, 128, (16,), generator=generator).tolist() for _ in range(128)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in sequences))
@@ -376,11 +376,12 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
     commands = [
         ["experts", str(made / "mixtral"), str(tmp_path / "fewer"), "--keep", "0.5"],
         ["recover", str(tmp_path / "fewer"), str(tmp_path / "two"), "--epochs", "3", "--rate", "0.03", *steps],
-        ["experts", str(made / "mixtral"), str(tmp_path / "one"), "--keep", "0.5"],
     ]
-    commands[2] += ["--recover", "--recover-epochs", "3", "--recover-rate", "0.03", "--recover-step-tokens", "128"]
     for words in commands:
         main([*words, *settings])
+    asked = ExpertsRecipe(keep=0.5, calibration=str(tmp_path / "many.jsonl"), seqlen=16)
+    recovery = RecoverRecipe.like(asked, epochs=3, rate=0.03, step_tokens=128)
+    prunus.prune_and_recover(made / "mixtral", tmp_path / "one", asked, recovery)
     assert "error before" in capsys.readouterr().err
     before, after, one = (load_file(tmp_path / name / "model.safetensors") for name in ("fewer", "two", "one"))
     assert before.keys() == after.keys() and all(torch.equal(one[name], after[name]) for name in after)
@@ -397,7 +398,7 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
     errors = [(a - b).square().sum(-1) / b.square().sum(-1) for a, b in zip(ours, theirs, strict=True)]
     assert blocks[0]["before"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
     with pytest.raises(SystemExit) as ended:
-        main([*commands[2], "--stats", "file", "--overwrite"])
+        main([*commands[0], "--recover", "--stats", "file", "--overwrite"])
     assert ended.value.code == 2 and "leave one of them out" in capsys.readouterr().err
 
 

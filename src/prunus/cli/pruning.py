@@ -21,14 +21,14 @@ from prunus.cli.common import (
     overwrite_option,
     print_json,
     recipe_option,
+    recover_option,
     show_summary,
 )
-from prunus.cli.recovery import check_no_stats, recover_options, take_recovery
 from prunus.declarations import Allocation, DepthMethod, Method, declared, owners_of
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration, check_source
 from prunus.pruning.calibration.text_files import check_readable
-from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 
 def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], Any]:
@@ -136,7 +136,7 @@ allocation_options = all_of(
 @declared_options(PruneRecipe, declared(Method))
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
-@recover_options(PruneRecipe)
+@recover_option
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
@@ -145,6 +145,7 @@ def prune_command(
     out: Path,
     offload: bool,
     stats: Path | None,
+    recover: bool,
     device: str,
     dry_run: bool,
     overwrite: bool,
@@ -156,19 +157,26 @@ def prune_command(
     """
     if recipe["pattern"] is not None and is_given("sparsity"):
         raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
-    recovery = take_recovery(recipe)
     asked = PruneRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
-    check_no_stats(recovery, stats)
-    check_calibration(asked, model, out, stats=stats)
-    if recovery is not None:
-        settings = RecoverRecipe.like(asked, **recovery)
-        check_calibration(settings, model, out)
-        show_summary(prunus.prune_and_recover(model, out, asked, settings, **where))
+    if recover:
+        prune_and_recover(model, out, asked, stats, **where)
         return
+    check_calibration(asked, model, out, stats=stats)
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)
     show_summary(prunus.prune(model, out, asked, stats=stats, **where))
+
+
+def prune_and_recover(
+    model: str, out: Path, recipe: PruneRecipe | DropRecipe | ExpertsRecipe, stats: Path | None, **where: Any
+) -> None:
+    """Do what a command with --recover does. stats: of its option, which must be None."""
+    if stats is not None:
+        raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
+    check_calibration(recipe, model, out)
+    check_calibration(RecoverRecipe.like(recipe), model, out)
+    show_summary(prunus.prune_and_recover(model, out, recipe, **where))
 
 
 def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any]) -> None:
@@ -237,20 +245,20 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 )
 @declared_options(DropRecipe, declared(DepthMethod))
 @calibration_options(DropRecipe)
-@recover_options(DropRecipe)
+@recover_option
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
-def drop_command(model: str, out: Path, device: str, dry_run: bool, overwrite: bool, **recipe: Any) -> None:
+def drop_command(
+    model: str, out: Path, recover: bool, device: str, dry_run: bool, overwrite: bool, **recipe: Any
+) -> None:
     """Remove decoder blocks of MODEL and write the result to the folder OUT."""
-    recovery = take_recovery(recipe)
     asked, where = DropRecipe(**recipe), {"device": device, "overwrite": overwrite, "dry_run": dry_run}
-    check_calibration(asked, model, out)
-    if recovery is None:
-        show_summary(prunus.drop_blocks(model, out, asked, **where))
+    if recover:
+        prune_and_recover(model, out, asked, None, **where)
     else:
-        check_calibration(settings := RecoverRecipe.like(asked, **recovery), model, out)
-        show_summary(prunus.prune_and_recover(model, out, asked, settings, **where))
+        check_calibration(asked, model, out)
+        show_summary(prunus.drop_blocks(model, out, asked, **where))
 
 
 @command("inspect", "prunus inspect tiny\nprunus inspect out/wanda-20")
