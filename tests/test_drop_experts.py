@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -400,18 +399,3 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
     with pytest.raises(SystemExit) as ended:
         main([*commands[0], "--recover", "--stats", "file", "--overwrite"])
     assert ended.value.code == 2 and "leave one of them out" in capsys.readouterr().err
-
-
-def test_only_routers_are_fitted_and_the_error_falls(made, tmp_path):
-    asked = recipe(made, drop=4, keep=None, method="random")
-    prunus.drop_experts(made / "mixtral", tmp_path / "plain", asked, device="cpu")
-    fitted = replace(asked, distill_router=True)
-    told = prunus.drop_experts(made / "mixtral", tmp_path / "out", fitted, device="cpu")
-    assert any(after < before for before, after in told["errors"].values())
-    assert all(after <= before for before, after in told["errors"].values())
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    lower = {index for index, (first, last) in told["errors"].items() if last < first}
-    assert changed == {f"model.layers.{index}.block_sparse_moe.gate.weight" for index in lower}
-    prunus.drop_experts(made / "mixtral", tmp_path / "again", fitted, device="cpu")
-    assert Checkpoint(tmp_path / "again").checksum() == Checkpoint(tmp_path / "out").checksum()

@@ -292,19 +292,17 @@ class ExpertsRecipe(Recipe):
     spread: `uniform`: every block keeps the same number of experts. `global`: blocks keep different numbers, since the
         experts of all blocks are ranked together; each keeps at least as many as the router chooses for a token. It
         is refused where config.json has one number for all blocks.
-    distill_router: then fit the routers that are left, block by block, to what the dense model's blocks give.
     calibration, samples, seqlen, calibration_tokens, the weights of tokens, seed and dtype: as in PruneRecipe. seed is
         also that of method `random`.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("distill_router",)
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None})
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "distill_router": False})
 
     method: CriterionName = "reap"
     keep: float | None = None
     drop: int | None = None
     spread: Spread = "uniform"
-    distill_router: bool = False
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048

@@ -40,12 +40,6 @@ from prunus.recipes import ExpertsRecipe
     "uniform: all blocks keep the same number; global: the best of all, refused where config.json has one number.",
     type=choice(recipes.Spread),
 )
-@recipe_option(
-    ExpertsRecipe,
-    "distill_router",
-    "Then fit the remaining routers to the dense model, block by block.",
-    is_flag=True,
-)
 @calibration_options(ExpertsRecipe)
 @run_options
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats --experts`.")

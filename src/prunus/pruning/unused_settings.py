@@ -44,6 +44,6 @@ def _of_drop(recipe: DropRecipe) -> set[str]:
 
 
 def _of_experts(recipe: ExpertsRecipe) -> set[str]:
-    if declared(Criterion)[recipe.method].needs == "nothing" and not recipe.distill_router:
+    if declared(Criterion)[recipe.method].needs == "nothing":
         return {*WEIGHTS, *AMOUNT, *CALIBRATION, "dtype"} - {"seed"}
     return set[str]() if recipe.weighted else {*WEIGHTS}

@@ -71,7 +71,8 @@ def method_name(step: dict[str, Any]) -> str:
     recipe = recipe_of(step)
     method = str(recipe.get("method", step.get("action", "?")))
     if step.get("action") == "experts":
-        return " ".join([NAMES.get(method, EXPERTS.get(method, method)), *_experts_extras(recipe)])
+        extras = ["global"] if recipe.get("spread", "uniform") != "uniform" else []
+        return " ".join([NAMES.get(method, EXPERTS.get(method, method)), *extras])
     extras = [
         NAMES.get(str(recipe[key]), str(recipe[key]))
         for key, usual in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
@@ -80,12 +81,6 @@ def method_name(step: dict[str, Any]) -> str:
     if recipe.get("group") not in (None, OWN_GROUP.get(method)):
         extras.append(f"by {recipe['group']}")
     return " ".join([NAMES.get(method, method), *extras])
-
-
-def _experts_extras(recipe: dict[str, Any]) -> list[str]:
-    """What a label of removed experts names besides the method."""
-    extras = ["global"] if recipe.get("spread", "uniform") != "uniform" else []
-    return extras + (["with fitted routers"] if recipe.get("distill_router") else [])
 
 
 def experts_amount(step: dict[str, Any]) -> str:

@@ -307,7 +307,6 @@ def base_name(recipe: Recipe) -> str:
     """A short name: `wanda-owl-20`, `magnitude-mlp-2of4`, `shortgpt-2`, `without-16-17`, `experts-reap-75`."""
     if isinstance(recipe, ExpertsRecipe):
         words = ["experts", recipe.method, *([] if recipe.spread == "uniform" else [recipe.spread])]
-        words += ["distilled"] if recipe.distill_router else []
         return "-".join([*words, f"{100 * recipe.keep:.3g}" if recipe.keep is not None else f"drop{recipe.drop}"])
     if isinstance(recipe, DropRecipe):
         if recipe.indices:

@@ -43,7 +43,7 @@ def calibrates(recipe: PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe,
     if isinstance(recipe, DropRecipe):
         return recipe.indices is None and declared(DepthMethod)[recipe.method].needs_data
     if isinstance(recipe, ExpertsRecipe):
-        return (declared(Criterion)[recipe.method].needs != "nothing" and not stats) or recipe.distill_router
+        return declared(Criterion)[recipe.method].needs != "nothing" and not stats
     if stats:
         return False
     allocates = declared(Allocation)[recipe.allocation].needs == "norms" and recipe.scores is None
