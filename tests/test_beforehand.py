@@ -15,7 +15,7 @@ from prunus.checkpoint.safetensors_file import Stored
 from prunus.errors import PrunusError
 from prunus.evaluation import backends
 from prunus.pruning import pipeline
-from prunus.pruning.calibration.beforehand import calibrates, check_calibration
+from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 STUDY = """\
@@ -53,7 +53,7 @@ CASES = {
     "prune messages": (("prune", "base", "out", "--calibration", "chats.jsonl"), "base has no chat template"),
     "prune no traces": (("prune", "model", "out", "--calibration", "traces:none.jsonl"), "none.jsonl cannot be read"),
     "prune --recover": (
-        ("prune", "model", "out", "--method", "magnitude", "--recover", "--recover-calibration", "bad.jsonl"),
+        ("prune", "model", "out", "--method", "magnitude", "--recover", *BAD),
         WRONG,
     ),
     "allocate": (("allocate", "model", "--allocation", "owl", *BAD), WRONG),
@@ -110,8 +110,8 @@ RECIPES = {
     "drop": lambda name: prunus.drop_blocks("model", "out", DropRecipe(calibration=name)),
     "experts": lambda name: prunus.drop_experts("tiny-moe", "out", ExpertsRecipe(calibration=name)),
     "recover": lambda name: prunus.recover("pruned", "out", RecoverRecipe(calibration=name), dense="model"),
-    "prune and recover": lambda name: prunus.prune_and_recover(
-        "model", "out", PruneRecipe(method="magnitude", sparsity=0.5), RecoverRecipe(calibration=name)
+    "prune and recover": lambda name: prunus.apply_steps(
+        "model", "out", [PruneRecipe(method="magnitude", sparsity=0.5), RecoverRecipe(calibration=name)]
     ),
     "stats": lambda name: prunus.stats("model", "out.safetensors", calibration=name),
     "expert_stats": lambda name: prunus.expert_stats("tiny-moe", "out.safetensors", calibration=name),
@@ -170,6 +170,9 @@ def test_studies_and_searches_say_it_before_a_model_is_opened(folder, monkeypatc
 
 
 def test_calibration_that_is_not_used_is_not_looked_at(folder):
+    def calibrates(recipe, stats=False):
+        return kind_of(recipe).calibrates(recipe, stats)
+
     assert not calibrates(PruneRecipe(method="magnitude", calibration="none.jsonl"))
     assert calibrates(PruneRecipe(method="magnitude", update="obs")) and calibrates(PruneRecipe(method="wanda"))
     assert not calibrates(PruneRecipe(method="wanda"), stats=True) and not calibrates(DropRecipe(blocks="1,"))

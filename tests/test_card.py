@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 import sqlite3
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from prunus.cards.text import Card, card_text, is_ours, read_metadata, step_text
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import hub_origin
 from prunus.cli import cli, main
-from prunus.cli.recovery import take_recovery, take_rounds
 from prunus.errors import PrunusError
-from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe, TraceRecipe
+from prunus.recipes import DropRecipe, EvalPlan, PruneRecipe, RecoverRecipe
 from prunus.reporting.labels import recipe_text
 from prunus.results.comparison import compare
 from prunus.results.rows import Run
@@ -330,7 +329,7 @@ def made(kind: type, values: dict[str, Any]) -> Any:
 
 RECIPES = [
     PruneRecipe(method="alps", sparsity=0.6, admm_iterations=7, calibration="tiny", propagation="true_sequential"),
-    PruneRecipe(pattern="2:4", calibration_tokens=64, chain_weight=0.5, closing_weight=2.0, method="ria"),
+    PruneRecipe(pattern="2:4", calibration_tokens=64, chain_weight=0.5, method="ria"),
     PruneRecipe(
         allocation="owl",
         spread=0.1,
@@ -376,24 +375,6 @@ def test_a_recovery_of_a_model_that_another_program_pruned_names_the_dense_one()
     (line,) = commands([step], "pruned-elsewhere", None)
     assert shlex.split(line) == ["prunus", "recover", "pruned-elsewhere", "result", "--dense", "acme/Dense"]
     assert loaded(card_text(Card([step], {}))).data.base_model == "acme/Dense"
-
-
-def test_rounds_are_one_command_again():
-    recipe, recovery = PruneRecipe(sparsity=0.5, calibration="tiny"), RecoverRecipe(calibration="tiny", epochs=2)
-    chains = TraceRecipe(tasks=("tiny-train",), limit=9, seed=3)
-    steps = []
-    for number, sparsity in ((1, 0.3), (2, 0.5)):
-        one: dict[str, Any] = {"number": number, "of": 2}
-        if number == 2:
-            one["chains"] = {"from": "dense", "recipe": replace(chains, seed=4).to_json()}
-        steps += [step_of(replace(recipe, sparsity=sparsity), round=one), step_of(recovery, round=one)]
-    (line,) = commands(steps, "tiny", None)
-    _, values = parsed(shlex.split(line))
-    assert RecoverRecipe.like(recipe, **take_recovery(values) or {}) == recovery
-    found = take_rounds(values, True) or {}
-    assert (found["rounds"], found["chains"], found["drawn_from"]) == (2, chains, "dense")
-    assert made(PruneRecipe, values) == recipe
-    assert "recovered in 2 rounds" in card_text(Card(steps, {}))
 
 
 def test_a_card_needs_nothing_but_the_manifest():

@@ -12,13 +12,9 @@ import pytest
 
 import prunus
 from prunus.cli import cli, main
-from prunus.engines import EngineOptions
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe, TraceRecipe
 
 ENGINE_OPTIONS = {"engine_args", "url", "served_model", "tokenizer", "concurrency", "timeout", "sparse"}
-RECOVER_OPTIONS = {"recover", *(f"recover_{field.name}" for field in fields(RecoverRecipe))}
-TRACES_OPTIONS = {*(field.name for field in fields(TraceRecipe)), *ENGINE_OPTIONS} - {"tokenizer", "sparse"}
-ROUNDS_OPTIONS = {"rounds", "drawn_from", *(f"traces_{name}" for name in TRACES_OPTIONS)}
 COMMANDS = sorted(cli.commands)
 API_NAME = {
     "drop": "drop_blocks",
@@ -33,7 +29,6 @@ ALSO = {
     "plan_study",
     "prune_and_recover",
     "open",
-    "prune_in_rounds",
     "report_study",
     "show_profile",
     "sparse",
@@ -47,14 +42,10 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "recipe", "more"),
     [
-        (
-            "prune",
-            PruneRecipe,
-            {"offload", "device", "dry_run", "overwrite", "stats", *RECOVER_OPTIONS, *ROUNDS_OPTIONS},
-        ),
+        ("prune", PruneRecipe, {"offload", "device", "dry_run", "overwrite", "stats", "recover"}),
         ("recover", RecoverRecipe, {"dense", "offload", "device", "dry_run", "overwrite"}),
-        ("drop", DropRecipe, {"device", "dry_run", "overwrite", *RECOVER_OPTIONS}),
-        ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite", "stats", *RECOVER_OPTIONS}),
+        ("drop", DropRecipe, {"device", "dry_run", "overwrite", "recover"}),
+        ("experts", ExpertsRecipe, {"device", "dry_run", "overwrite", "stats", "recover"}),
         ("eval", EvalPlan, {"store", "device", "measure_seconds", *ENGINE_OPTIONS}),
         ("traces", TraceRecipe, {"device", "overwrite", *ENGINE_OPTIONS}),
     ],
@@ -233,62 +224,14 @@ def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(prunus, "prune_and_recover", lambda *a, **k: calls.append((a, k)) or {})
     main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover"])
-    settings = ["--recover-rate", "0.02", "--no-recover-norms", "--recover-calibration-tokens", "99"]
-    main([command, "tiny", str(tmp_path / "out"), *given, "--seed", "3", "--recover", *settings])
     recipe = PruneRecipe(sparsity=0.5, samples=4) if command == "prune" else DropRecipe(blocks="1,", samples=4)
-    (model, _, asked, recovery), (_, _, _, other) = [arguments for arguments, _ in calls]
-    assert (model, asked, recovery) == ("tiny", recipe, RecoverRecipe.like(recipe))
-    assert other == RecoverRecipe(seed=3, rate=0.02, norms=False, calibration_tokens=99)
+    (((model, _, asked), named),) = calls
+    assert (model, asked) == ("tiny", recipe) and "recovery" not in named
     monkeypatch.undo()
     main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover", "--dry-run"])
     told = capsys.readouterr().err
     assert f"would write: {tmp_path / 'out'}\n" in told and "then: recover, 4 epochs" in told
     assert "recovery calibration: " in told and not list(tmp_path.iterdir())
-
-
-def test_settings_of_a_recovery_need_recover(tmp_path, capsys):
-    for command in ("prune", "drop"):
-        with pytest.raises(SystemExit) as ended:
-            main([command, "tiny", str(tmp_path / "out"), "--recover-step-tokens", "99"])
-        assert ended.value.code == 2 and "--recover-step-tokens needs --recover: add it" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_rounds_draw_chains_as_traces_does(tmp_path, monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr(prunus, "prune_in_rounds", lambda *a, **k: calls.append((a, k)) or {})
-    words = ["prune", "tiny", str(tmp_path / "out"), "--sparsity", "0.6"]
-    drawn = [
-        "--traces-task",
-        "tiny-train",
-        "--traces-limit",
-        "9",
-        "--traces-only",
-        "correct",
-        "--traces-temperature",
-        "0",
-    ]
-    main([*words, "--recover", "--rounds", "3", *drawn, "--recover-epochs", "2"])
-    main([*words, "--recover", "--rounds", "2", "--drawn-from", "dense", *drawn[:2], "--traces-hardest"])
-    served = ["--traces-backend", "openai", "--traces-url", "http://localhost:8000/v1", "--traces-concurrency", "8"]
-    main([*words, "--recover", "--rounds", "2", "--drawn-from", "dense", *drawn[:2], *served])
-    main([*words, "--recover", "--rounds", "2", *drawn[:2], "--traces-engine-args", '{"tensor_parallel_size": 2}'])
-    (given, named), (_, other), (_, by_server), (_, by_vllm) = calls
-    assert by_server["engine"] == EngineOptions(url="http://localhost:8000/v1", concurrency=8)
-    assert by_server["chains"].backend == "openai" and by_vllm["engine"].args == {"tensor_parallel_size": 2}
-    assert named["engine"] == EngineOptions()
-    assert given[2:] == (PruneRecipe(sparsity=0.6), RecoverRecipe(epochs=2)) and named["rounds"] == 3
-    assert named["chains"] == TraceRecipe(("tiny-train",), limit=9, only="correct", temperature=0.0)
-    assert "drawn_from" not in named and other["drawn_from"] == "dense" and other["chains"].hardest
-    for wrong, told in (
-        (["--rounds", "3", *drawn], "--rounds needs --recover: add it"),
-        (["--recover", *drawn], "--traces-limit needs --rounds: add it"),
-        (["--recover", "--drawn-from", "dense"], "--drawn-from needs --rounds: add it"),
-        (["--recover", "--rounds", "3"], "name their problems, such as --traces-task tiny-train"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main([*words, *wrong])
-        assert ended.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_recover_needs_tokens_and_zeros(tmp_path, capsys):

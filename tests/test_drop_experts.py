@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -23,7 +22,7 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.experts.choice import choose
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import find_mixtures
-from prunus.recipes import ExpertsRecipe, PruneRecipe
+from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about its own models
 TYPES = ("qwen3_moe", "unnormalised", "mixtral", "gpt_oss", "deepseek_v3", "olmoe")
@@ -179,17 +178,14 @@ def test_scores_are_those_of_loops_over_single_tokens(made, name):
 
 @torch.no_grad()
 def test_tokens_of_a_models_own_chains_count_by_their_place(made, tmp_path):
-    """40 tokens, of which 4 are the prompt; thinking ends after 20, so the closing is [4, 36), or [8, 40) after 24."""
+    """40 tokens, of which 4, or 8, are the prompt."""
     generator = torch.Generator().manual_seed(3)
     sequences = [torch.randint(3, 120, (40,), generator=generator).tolist() for _ in range(2)]
-    lines = [
-        {"token_ids": ids, "prompt_tokens": 4, "thinking_tokens": 16 + 4 * number}
-        for number, ids in enumerate(sequences)
-    ]
+    lines = [{"token_ids": ids, "prompt_tokens": 4 + 4 * number} for number, ids in enumerate(sequences)]
     (tmp_path / "chains.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    weights = [0.0] * 4 + [4.0] * 32 + [0.5] * 4 + [0.0] * 4 + [0.5] * 4 + [4.0] * 32
+    weights = [4.0] * 4 + [0.5] * 36 + [4.0] * 8 + [0.5] * 32
     asked = {"calibration": f"traces:{tmp_path / 'chains.jsonl'}", "samples": 2, "seqlen": 40}
-    tokens = {"prompt_weight": 0.0, "chain_weight": 0.5, "closing_weight": 4.0}
+    tokens = {"prompt_weight": 4.0, "chain_weight": 0.5}
     found = by_hand(whole(made / "qwen3_moe"), sequences, weights)
     for method in ("reap", "ean", "frequency", "router"):
         settings = recipe(made, method=method, **asked, **tokens)
@@ -370,7 +366,7 @@ def test_the_commands_take_statistics_and_refuse_another_calibration(made, tmp_p
 
 @torch.no_grad()
 def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_path, capsys):
-    """The error before is that of transformers' whole models, on what is held out; one command gives what two give."""
+    """The error before is that of transformers' whole models, on what is held out; one call gives what two do."""
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(3, 128, (16,), generator=generator).tolist() for _ in range(128)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"token_ids": ids}) + "\n" for ids in sequences))
@@ -379,11 +375,12 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
     commands = [
         ["experts", str(made / "mixtral"), str(tmp_path / "fewer"), "--keep", "0.5"],
         ["recover", str(tmp_path / "fewer"), str(tmp_path / "two"), "--epochs", "3", "--rate", "0.03", *steps],
-        ["experts", str(made / "mixtral"), str(tmp_path / "one"), "--keep", "0.5"],
     ]
-    commands[2] += ["--recover", "--recover-epochs", "3", "--recover-rate", "0.03", "--recover-step-tokens", "128"]
     for words in commands:
         main([*words, *settings])
+    asked = ExpertsRecipe(keep=0.5, calibration=str(tmp_path / "many.jsonl"), seqlen=16)
+    recovery = RecoverRecipe.like(asked, epochs=3, rate=0.03, step_tokens=128)
+    prunus.prune_and_recover(made / "mixtral", tmp_path / "one", asked, recovery)
     assert "error before" in capsys.readouterr().err
     before, after, one = (load_file(tmp_path / name / "model.safetensors") for name in ("fewer", "two", "one"))
     assert before.keys() == after.keys() and all(torch.equal(one[name], after[name]) for name in after)
@@ -400,20 +397,5 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
     errors = [(a - b).square().sum(-1) / b.square().sum(-1) for a, b in zip(ours, theirs, strict=True)]
     assert blocks[0]["before"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
     with pytest.raises(SystemExit) as ended:
-        main([*commands[2], "--stats", "file", "--overwrite"])
+        main([*commands[0], "--recover", "--stats", "file", "--overwrite"])
     assert ended.value.code == 2 and "leave one of them out" in capsys.readouterr().err
-
-
-def test_only_routers_are_fitted_and_the_error_falls(made, tmp_path):
-    asked = recipe(made, drop=4, keep=None, method="random")
-    prunus.drop_experts(made / "mixtral", tmp_path / "plain", asked, device="cpu")
-    fitted = replace(asked, distill_router=True)
-    told = prunus.drop_experts(made / "mixtral", tmp_path / "out", fitted, device="cpu")
-    assert any(after < before for before, after in told["errors"].values())
-    assert all(after <= before for before, after in told["errors"].values())
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    lower = {index for index, (first, last) in told["errors"].items() if last < first}
-    assert changed == {f"model.layers.{index}.block_sparse_moe.gate.weight" for index in lower}
-    prunus.drop_experts(made / "mixtral", tmp_path / "again", fitted, device="cpu")
-    assert Checkpoint(tmp_path / "again").checksum() == Checkpoint(tmp_path / "out").checksum()

@@ -48,8 +48,8 @@ def test_the_source_that_auto_stands_for_is_named():
 
 def test_weights_of_tokens_and_other_settings_are_named():
     plain = wanda(calibration="traces:own.jsonl")
-    heavy = wanda(calibration="traces:own.jsonl", closing_weight=8.0)
-    assert labels(run("a", plain), run("b", heavy)) == [FIFTY, f"{FIFTY} (closing weight 8)"]
+    heavy = wanda(calibration="traces:own.jsonl", chain_weight=8.0)
+    assert labels(run("a", plain), run("b", heavy)) == [f"{FIFTY} (chain weight 1)", f"{FIFTY} (chain weight 8)"]
     exact = wanda(calibration="c4", calibration_tokens=4096)
     assert labels(run("a", wanda(calibration="c4")), run("b", exact)) == [
         f"{FIFTY} (128 samples)",

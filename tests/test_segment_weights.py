@@ -1,8 +1,7 @@
-"""Prompt, chain and the end of thinking may count differently, in statistics and in the loss of recovery."""
+"""Prompt and chain may count differently, in statistics and in the loss of recovery."""
 
 import json
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,16 +13,14 @@ from transformers import AutoModelForCausalLM
 import prunus
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.errors import PrunusError
-from prunus.pruning.calibration.data import Calibration, cut_to, load_calibration
+from prunus.pruning.calibration.data import Calibration
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.statistics import Observer
 from prunus.pruning.recovery.streams import split
 from prunus.recipes import PruneRecipe, RecoverRecipe
 
-LENGTHS, PROMPTS = (30, 12, 30, 1, 19), (7, 12, 30, 0, 3)
 LONG = 80
-# Prompt, thinking: the whole window, one that the prompt cuts, one that the end cuts, thinking that does not end, none.
-CHAINS = ((5, 40), (30, 4), (20, 55), (10, 70), (12, 0))
+LENGTHS, PROMPTS = (30, 12, 30, 1, 19), (7, 12, 30, 0, 3)
 
 
 @pytest.fixture(scope="module")
@@ -83,120 +80,27 @@ def test_statistics_are_weighted_sums_over_tokens(folder, sequences, prompt, cha
         torch.testing.assert_close(stats[name].hessian.matrix_II.double(), hessian_II, rtol=1e-3, atol=1e-3)
 
 
-@pytest.fixture(scope="module")
-def chains():
-    return random_rows(len(CHAINS), LONG)
-
-
-def by_hand(prompt, thinking, weights):
-    """The weight of each of a chain's tokens, token by token."""
-    end = prompt + thinking
-    row = []
-    for place in range(LONG):
-        near = end - 16 <= place < end + 16 and place >= prompt
-        row.append(weights[0] if place < prompt else weights[2] if near and end < LONG else weights[1])
-    return row
-
-
-def write_chains(path, chains):
-    lines = [
-        {"token_ids": ids, "prompt_tokens": prompt, "thinking_tokens": thinking}
-        for ids, (prompt, thinking) in zip(chains, CHAINS, strict=True)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return f"traces:{path}"
-
-
-@pytest.mark.parametrize("weights", [(1.0, 1.0, 8.0), (0.0, 0.5, 3.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0)])
-def test_tokens_around_the_end_of_thinking_have_a_weight_of_their_own(folder, chains, tmp_path, weights):
-    expected = [by_hand(prompt, thinking, weights) for prompt, thinking in CHAINS]
-    source = write_chains(tmp_path / "t.jsonl", chains)
-    named = dict(zip(("prompt_weight", "chain_weight", "closing_weight"), weights, strict=True))
-    recipe = PruneRecipe(calibration=source, samples=5, **named)
-    chosen = load_calibration(recipe, Checkpoint(folder))
-    assert chosen.token_weights(recipe) == expected
-    (tmp_path / "kept.jsonl").write_text(chosen.to_jsonl())
-    kept = load_calibration(replace(recipe, calibration=f"traces:{tmp_path / 'kept.jsonl'}"), Checkpoint(folder))
-    assert kept.token_weights(recipe) == expected
-    prunus.stats(folder, tmp_path / "stats", calibration=source, samples=5, **named)
-    norms = load_file(tmp_path / "stats")
-    weight_S = torch.tensor([w for row in expected for w in row], dtype=torch.float64)
-    for name, inputs in inputs_by_hand(folder, chains).items():
-        if f"model.layers.0.{name}.norm" in norms:
-            norm_I = (weight_S @ torch.cat(inputs).square()).sqrt()
-            torch.testing.assert_close(norms[f"model.layers.0.{name}.norm"].double(), norm_I, rtol=1e-4, atol=1e-5)
-
-
-def test_where_the_answer_is_in_the_chain_the_end_of_the_turn_is_the_end_of_thinking(folder, chains, tmp_path):
-    path, endings = tmp_path / "t.jsonl", ("natural", "forced", "natural")
-    thinking = LONG - 5
-    lines = [
-        {"token_ids": ids, "prompt_tokens": 5, "thinking_tokens": thinking, "ended": ended}
-        for ids, ended in zip(chains, endings, strict=False)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    recipe = PruneRecipe(calibration=f"traces:{path}", samples=3, closing_weight=4.0)
-    ends_itself, forced = [1.0] * (LONG - 16) + [4.0] * 16, [1.0] * LONG
-    chosen = load_calibration(recipe, Checkpoint(folder))
-    assert chosen.token_weights(recipe) == [ends_itself, forced, ends_itself]
-    path.write_text(chosen.to_jsonl())
-    assert load_calibration(recipe, Checkpoint(folder)).token_weights(recipe) == [ends_itself, forced, ends_itself]
-    assert cut_to(chosen, 2 * LONG + 70).closings() == [range(LONG - 16, LONG), range(0), range(0)]
-
-
-def test_a_cut_chain_has_the_closing_that_is_left_of_it(chains):
-    ends = [p + t if p + t < LONG else None for p, t in CHAINS]
-    whole = Calibration(chains, "traces", [], [p for p, _ in CHAINS], ends)
-    assert whole.shortened(50).closings() == [range(29, 50), range(30, 50), range(0), range(0), range(12, 28)]
-    assert cut_to(whole, LONG + 35).closings() == [range(29, 61), range(30, 35)]
-
-
-@pytest.mark.parametrize("closing", [None, 0.0, 6.0])
-def test_recovery_weighs_its_error_so(folder, chains, tmp_path, closing):
-    source = write_chains(tmp_path / "t.jsonl", chains)
+@pytest.mark.parametrize(("prompt", "chain"), [(1.0, 1.0), (0.0, 1.0), (6.0, 0.5)])
+def test_recovery_weighs_its_error_so(folder, tmp_path, prompt, chain):
+    sequences, prompts = random_rows(5, LONG), (5, 30, 20, 10, 12)
+    source = write(tmp_path / "t.jsonl", sequences, prompts)
     prunus.prune(folder, tmp_path / "pruned", PruneRecipe(method="magnitude", sparsity=0.5))
-    recipe = RecoverRecipe(calibration=source, samples=5, epochs=1, step_tokens=LONG, closing_weight=closing)
+    recipe = RecoverRecipe(source, samples=5, epochs=1, step_tokens=LONG, prompt_weight=prompt, chain_weight=chain)
     prunus.recover(tmp_path / "pruned", tmp_path / "out", recipe)
     record = json.loads((tmp_path / "out" / "prunus.json").read_text())["history"][-1]["blocks"][0]
-    weights = (1.0, 1.0, 1.0 if closing is None else closing)
-    _, held_out = split(len(CHAINS), random.Random("0 held out"))
+    _, held_out = split(len(sequences), random.Random("0 held out"))
     errors, total = 0.0, 0.0
     dense, pruned = (
         AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (folder, tmp_path / "pruned")
     )
     for index in held_out:
         with torch.no_grad():
-            target, output = (m(torch.tensor([chains[index]]), output_hidden_states=True) for m in (dense, pruned))
+            target, output = (m(torch.tensor([sequences[index]]), output_hidden_states=True) for m in (dense, pruned))
         target_TW, output_TW = target.hidden_states[1][0].double(), output.hidden_states[1][0].double()
-        weight_T = torch.tensor(by_hand(*CHAINS[index], weights), dtype=torch.float64)
+        weight_T = torch.tensor([prompt] * prompts[index] + [chain] * (LONG - prompts[index]), dtype=torch.float64)
         error_T = (output_TW - target_TW).square().sum(-1) / target_TW.square().sum(-1)
         errors, total = errors + float(weight_T @ error_T), total + float(weight_T.sum())
     assert record["before"] == pytest.approx(errors / total, rel=1e-4)
-
-
-def test_a_closing_weight_needs_chains_that_end(folder, chains, tmp_path):
-    bare, endless = tmp_path / "bare.jsonl", tmp_path / "endless.jsonl"
-    bare.write_text("".join(json.dumps({"token_ids": ids, "prompt_tokens": 3}) + "\n" for ids in chains))
-    lines = [{"token_ids": ids, "prompt_tokens": 3, "thinking_tokens": LONG - 3} for ids in chains]
-    endless.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    wrong = tmp_path / "wrong.jsonl"
-    wrong.write_text(json.dumps(lines[0] | {"thinking_tokens": LONG - 2}))
-    for path, words in (
-        (bare, "does not say where thinking ends"),
-        (endless, "no chain ends its thinking"),
-        (wrong, "line 1: thinking_tokens 78 is not between 0 and 77"),
-    ):
-        with pytest.raises(PrunusError, match=words):
-            prunus.prune(folder, tmp_path / "out", PruneRecipe(calibration=str(path), samples=5, closing_weight=2.0))
-    assert not (tmp_path / "out.partial").exists()
-    with pytest.raises(PrunusError, match="closing_weight must be 0 or more"):
-        RecoverRecipe(closing_weight=-1.0)
-
-
-def test_without_a_closing_weight_recipes_keep_their_hashes():
-    for recipe in (PruneRecipe(prompt_weight=0.5), RecoverRecipe(prompt_weight=0.5)):
-        assert "closing_weight" not in recipe.to_json()
-        assert replace(recipe, closing_weight=2.0).hash != recipe.hash
 
 
 def test_equal_weights_change_no_bit(folder, sequences):
@@ -233,6 +137,9 @@ def test_what_cannot_be_weighted_is_refused(folder, sequences, tmp_path):
     for source, words in ((str(bare), "does not say where prompts end"), (prompts_only, "no token counts")):
         with pytest.raises(PrunusError, match=words):
             prunus.prune(folder, tmp_path / "out", PruneRecipe(calibration=source, samples=5, prompt_weight=0.0))
+    bare.write_text(json.dumps({"token_ids": sequences[0], "prompt_tokens": 3, "thinking_tokens": 28}))
+    with pytest.raises(PrunusError, match="line 1: thinking_tokens 28 is not between 0 and 27"):
+        prunus.prune(folder, tmp_path / "out", PruneRecipe(calibration=str(bare), samples=1, prompt_weight=0.0))
     assert not (tmp_path / "out.partial").exists()
     for prompt, chain, words in ((-1.0, 1.0, "0 or more"), (1.0, float("nan"), "a number"), (0.0, 0.0, "both 0")):
         with pytest.raises(PrunusError, match=words):

@@ -7,8 +7,9 @@ import pytest
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import resolve
+from prunus.errors import PrunusError
 from prunus.hashing import content_hash
-from prunus.recipes import DropRecipe, PruneRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 from prunus.study.cells import effective
 
 RECIPES = {"prune": PruneRecipe, "drop": DropRecipe}
@@ -28,3 +29,20 @@ def test_hashes_and_result_ids_are_those_of_earlier_versions(tiny):
         assert recipe.hash == hash_before, settings
         assert content_hash(effective(recipe, tiny)) == id_before, settings
         assert RECIPES[kind].from_json(recipe.to_json()) == recipe
+
+
+# [kind, hash of its default before the settings were removed, {setting: (its default, another value)}].
+REMOVED = [
+    (PruneRecipe, "cdb9ddacc9a8", {"closing_weight": (None, 4.0)}),
+    (ExpertsRecipe, "94e908a5ed32", {"closing_weight": (None, 4.0), "distill_router": (False, True)}),
+    (RecoverRecipe, "6bc5b1fe772e", {"closing_weight": (None, 4.0)}),
+]
+
+
+@pytest.mark.parametrize(("kind", "hash_before", "removed"), REMOVED)
+def test_a_removed_setting_is_ignored_at_its_default_and_refused_elsewhere(kind, hash_before, removed):
+    assert kind().hash == hash_before
+    assert kind.from_json({name: usual for name, (usual, _) in removed.items()} | {"seed": 3}) == kind(seed=3)
+    for name, (_, other) in removed.items():
+        with pytest.raises(PrunusError, match=f"'{name}' {other} is a setting that only earlier versions have: leave"):
+            kind.from_json({name: other})

@@ -54,13 +54,13 @@ def test_lists_make_a_grid(tmp_path):
 def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_table(tmp_path):
     entries = study(
         tmp_path,
-        GOOD + "[calibration]\nsamples = 16\n[[prune]]\nsparsity = [0.2, 0.5]\nclosing_weight = 4.0\n"
+        GOOD + "[calibration]\nsamples = 16\n[[prune]]\nsparsity = [0.2, 0.5]\nchain_weight = 4.0\n"
         'experts = [false, true, { method = "random", drop = 1, seed = 5, calibration_tokens = 99 }]\n',
     ).entries
-    reap = ExpertsRecipe(samples=16, closing_weight=4.0)
-    own = ExpertsRecipe(method="random", drop=1, seed=5, samples=16, calibration_tokens=99, closing_weight=4.0)
+    reap = ExpertsRecipe(samples=16, chain_weight=4.0)
+    own = ExpertsRecipe(method="random", drop=1, seed=5, samples=16, calibration_tokens=99, chain_weight=4.0)
     assert [(entry.recipe, entry.experts, entry.recover) for entry in entries] == [
-        (PruneRecipe(sparsity=share, samples=16, closing_weight=4.0), experts, None)
+        (PruneRecipe(sparsity=share, samples=16, chain_weight=4.0), experts, None)
         for share in (0.2, 0.5)
         for experts in (None, reap, own)
     ]

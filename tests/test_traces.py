@@ -5,7 +5,6 @@ import json
 import pytest
 
 import prunus
-from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, resolve
 from prunus.cli.evaluation import traces_command
 from prunus.contamination import evaluation_set, held_out_in, question_digest
@@ -15,8 +14,7 @@ from prunus.evaluation import traces as module
 from prunus.evaluation.tasks import load_task
 from prunus.evaluation.tasks.tiny import EVALUATION_SEED, held_out, question_hash
 from prunus.evaluation.traces import choose, difficulty
-from prunus.pruning.calibration.data import load_calibration
-from prunus.recipes import EvalPlan, PruneRecipe, TraceRecipe
+from prunus.recipes import EvalPlan, TraceRecipe
 from prunus.results.store import Store
 
 
@@ -62,10 +60,6 @@ def test_chains_without_markers_end_with_their_turn(tmp_path):
     ended = [trace["ended"] == "natural" for trace in found]
     assert 0 < sum(ended) < len(found)
     assert all(trace["prompt_tokens"] + trace["thinking_tokens"] == len(trace["token_ids"]) for trace in found)
-    asked = PruneRecipe(calibration=f"traces:{path}", samples=8, closing_weight=2.0)
-    assert [len(closing) for closing in load_calibration(asked, Checkpoint(resolve("tiny"))).closings()] == [
-        16 * e for e in ended
-    ]
 
 
 def test_an_interrupted_call_goes_on_to_the_same_bytes(tmp_path, monkeypatch):

@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from prunus.pruning.inspection import inspect
     from prunus.pruning.perplexity import perplexity
     from prunus.pruning.pipeline import prune
-    from prunus.pruning.recover import prune_and_recover, recover
+    from prunus.pruning.recover import recover
     from prunus.reporting.page import report
     from prunus.results.comparison import compare
     from prunus.results.frames import Results, export, open
     from prunus.results.importing.commands import import_rows
     from prunus.results.listing import runs
-    from prunus.rounds import prune_in_rounds
+    from prunus.steps.chain import apply_steps
     from prunus.studies import plan_study, report_study, run_study
     from prunus.walkthrough import demo
 
@@ -70,6 +70,7 @@ __all__ = [
     "Results",
     "TraceRecipe",
     "allocate",
+    "apply_steps",
     "card",
     "compare",
     "demo",
@@ -89,8 +90,6 @@ __all__ = [
     "plan_study",
     "profiles",
     "prune",
-    "prune_and_recover",
-    "prune_in_rounds",
     "recover",
     "regrade",
     "report",
@@ -109,6 +108,7 @@ __all__ = [
 _HOME = {
     "Results": "prunus.results.frames",
     "allocate": "prunus.pruning.allocate",
+    "apply_steps": "prunus.steps.chain",
     "card": "prunus.model_card",
     "compare": "prunus.results.comparison",
     "demo": "prunus.walkthrough",
@@ -128,8 +128,6 @@ _HOME = {
     "plan_study": "prunus.studies",
     "profiles": "prunus.evaluation.profiles.catalogue",
     "prune": "prunus.pruning.pipeline",
-    "prune_and_recover": "prunus.pruning.recover",
-    "prune_in_rounds": "prunus.rounds",
     "recover": "prunus.pruning.recover",
     "regrade": "prunus.evaluation.pipeline",
     "report": "prunus.reporting.page",

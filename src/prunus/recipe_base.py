@@ -14,7 +14,9 @@ from prunus.kinds import settle
 # Values of fields that JSON stores under an older name, so that stored recipes and their hashes stay as they were.
 STORED_WORDS: Mapping[str, Mapping[str, str]] = MappingProxyType({"propagation": {"true_sequential": "staged"}})
 # Fields of a recipe that say how much a token of a trace counts.
-TOKEN_WEIGHTS = ("prompt_weight", "chain_weight", "closing_weight")
+TOKEN_WEIGHTS = ("prompt_weight", "chain_weight")
+# Fields that say which tokens calibrate, and how many.
+CALIBRATION, AMOUNT = ("calibration", "seqlen", "seed"), ("samples", "calibration_tokens")
 # Fields of a recipe that say on what it is calibrated.
 CALIBRATED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed", *TOKEN_WEIGHTS)
 # Stands in the class body of a recipe for a default that the methods with this option declare.
@@ -43,23 +45,40 @@ def with_options(*tables: Mapping[str, Any]) -> Callable[[Class], Class]:
     return extended
 
 
+def without_removed(stored: Mapping[str, Any], removed: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings without those of earlier versions that have their default.
+
+    removed: {setting: its default} of earlier versions. Raises PrunusError that names one with another value.
+    """
+    for name in stored.keys() & removed.keys():
+        if stored[name] != removed[name]:
+            raise PrunusError(
+                f"'{name}' {stored[name]!r} is a setting that only earlier versions have: leave it out, or make anew"
+                " without it what was made with it"
+            )
+    return {name: value for name, value in stored.items() if name not in removed}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A frozen set of settings whose types are checked when it is made, with JSON and a content hash.
 
     LATER: fields that were added after recipes were first stored. JSON leaves them out where they have their default,
-    so that the hashes of stored recipes stay as they were.
+    so that the hashes of stored recipes stay as they were. REMOVED: {field: its default} of earlier versions. JSON has
+    them, unless they are in LATER, for the same reason.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ()
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
         settle(self)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data; tuples become lists."""
-        usual = {field.name: field.default for field in fields(self)}
-        data = {name: value for name, value in asdict(self).items() if name not in self.LATER or value != usual[name]}
+        usual = {**self.REMOVED, **{field.name: field.default for field in fields(self)}}
+        values = {**self.REMOVED, **asdict(self)}
+        data = {name: value for name, value in values.items() if name not in self.LATER or value != usual[name]}
         for name, words in STORED_WORDS.items():
             if name in data:
                 data[name] = words.get(data[name], data[name])
@@ -67,8 +86,9 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The recipe that to_json described. Raises PrunusError that names a key that is unknown."""
+        """The recipe that to_json described. Raises PrunusError that names a key that is unknown or was removed."""
         known = {field.name for field in fields(cls)}
+        data = without_removed(data, cls.REMOVED)
         if unknown := sorted(set(data) - known):
             raise PrunusError(f"{cls.__name__}: unknown key '{unknown[0]}'; known keys are {', '.join(sorted(known))}")
         return cls(**data)
@@ -80,6 +100,11 @@ class Recipe:
         if "samples" in changes:
             values["calibration_tokens"] = None  # it would override samples
         return cls(**values | changes)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether tokens of prompt and chain count differently."""
+        return len({getattr(self, name, 1.0) for name in TOKEN_WEIGHTS}) > 1
 
     @property
     def hash(self) -> str:
@@ -122,6 +147,13 @@ class Recipe:
                 raise PrunusError(message.format_map(vars(self)))
 
     def _check_calibration(self) -> None:
+        """Raise PrunusError unless numbers of tokens are positive, and their weights finite, >= 0 and not all 0."""
         self._check_positive("samples", "seqlen")
         if getattr(self, "calibration_tokens", None) is not None:
             self._check_positive("calibration_tokens")
+        weights = {name: getattr(self, name, 1.0) for name in TOKEN_WEIGHTS}
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise PrunusError(f"{name} must be 0 or more, not {weight}")
+        if not any(weights.values()):
+            raise PrunusError("prompt_weight and chain_weight are both 0, so that no token would count")

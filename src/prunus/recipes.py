@@ -22,7 +22,7 @@ from prunus.declarations import (
 )
 from prunus.engines import BACKENDS
 from prunus.errors import PrunusError
-from prunus.recipe_base import DECLARED, TOKEN_WEIGHTS, Recipe, with_options
+from prunus.recipe_base import DECLARED, Recipe, with_options
 
 Window = Literal["fixed", "reference"]
 Statistic = Literal["mean", "median"]
@@ -71,8 +71,6 @@ class PruneRecipe(Recipe):
     calibration_tokens: exact number of calibration tokens, instead of samples; makes sources comparable.
     prompt_weight, chain_weight: weight of a token of the prompt, and of the chain of thought, in the statistics that
         masks and updates are computed from. Only for traces, which record where prompts end. 0 and 1: only the chain.
-    closing_weight: weight of a token where thinking ends, which is one of the last 16 tokens of thinking or of the 16
-        that follow, beginning with the marker (none follow where the answer is part of the chain). None: chain_weight.
     seed: of the calibration sample.
     propagation: inputs on which a Linear is calibrated. `pruned`: those from pruned earlier blocks; `dense`: those of
         the dense model; `true_sequential` (stored as `staged`): also within a block, later Linears see the earlier ones
@@ -115,6 +113,7 @@ class PruneRecipe(Recipe):
         "min_expert_tokens",
         "expert_spread",
     )
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None})
 
     method: MethodName = "wanda"
     sparsity: float = DEFAULT_SPARSITY
@@ -126,7 +125,6 @@ class PruneRecipe(Recipe):
     calibration_tokens: int | None = None
     prompt_weight: float = 1.0
     chain_weight: float = 1.0
-    closing_weight: float | None = None
     seed: int = 0
     propagation: Propagation = "pruned"
     group: Group | None = None
@@ -172,7 +170,6 @@ class PruneRecipe(Recipe):
         self._check_options("allocation", declared(Allocation))
         self._check_options("method", declared(Method))
         self._check_calibration()
-        check_token_weights(self)
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
         if not 0 <= self.expert_spread <= 0.5:
@@ -211,11 +208,6 @@ class PruneRecipe(Recipe):
             raise PrunusError(f"group belongs to method {' or '.join(OWN_GROUP)}, not to {self.method}")
         if self.pattern is not None:
             raise PrunusError(f"pattern {self.pattern} says which weights are ranked together; leave group out")
-
-    @property
-    def weighted(self) -> bool:
-        """Whether tokens of prompt, chain and closing count differently."""
-        return len(set(weights_of(self).values())) > 1
 
 
 @dataclass(frozen=True)
@@ -300,25 +292,23 @@ class ExpertsRecipe(Recipe):
     spread: `uniform`: every block keeps the same number of experts. `global`: blocks keep different numbers, since the
         experts of all blocks are ranked together; each keeps at least as many as the router chooses for a token. It
         is refused where config.json has one number for all blocks.
-    distill_router: then fit the routers that are left, block by block, to what the dense model's blocks give.
     calibration, samples, seqlen, calibration_tokens, the weights of tokens, seed and dtype: as in PruneRecipe. seed is
         also that of method `random`.
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("distill_router",)
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "distill_router": False})
 
     method: CriterionName = "reap"
     keep: float | None = None
     drop: int | None = None
     spread: Spread = "uniform"
-    distill_router: bool = False
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048
     calibration_tokens: int | None = None
     prompt_weight: float = 1.0
     chain_weight: float = 1.0
-    closing_weight: float | None = None
     seed: int = 0
     dtype: DtypeName = "auto"
 
@@ -329,7 +319,6 @@ class ExpertsRecipe(Recipe):
         self._check_choice("dtype", DtypeName)
         self._check_calibration()
         self._check_options("method", declared(Criterion))
-        check_token_weights(self)
         if self.keep is not None and self.drop is not None:
             raise PrunusError("keep and drop both set the number of experts; give one of them")
         if self.keep is not None and not 0 < self.keep < 1:
@@ -349,11 +338,6 @@ class ExpertsRecipe(Recipe):
             )
         return kept
 
-    @property
-    def weighted(self) -> bool:
-        """Whether tokens of prompt, chain and closing count differently."""
-        return len(set(weights_of(self).values())) > 1
-
 
 @dataclass(frozen=True)
 class RecoverRecipe(Recipe):
@@ -368,6 +352,7 @@ class RecoverRecipe(Recipe):
     """
 
     LATER: ClassVar[tuple[str, ...]] = ("closing_weight",)
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None})
 
     calibration: str = "auto"
     samples: int = 128
@@ -375,7 +360,6 @@ class RecoverRecipe(Recipe):
     calibration_tokens: int | None = None
     prompt_weight: float = 1.0
     chain_weight: float = 1.0
-    closing_weight: float | None = None
     seed: int = 0
     epochs: int = 4
     rate: float = 0.01
@@ -390,12 +374,6 @@ class RecoverRecipe(Recipe):
         self._check_choice("target", RecoverTarget)
         if not 0 < self.rate < 1:
             raise PrunusError(f"rate must lie in (0, 1), not {self.rate}; it is a share of each tensor's size")
-        check_token_weights(self)
-
-    @property
-    def weighted(self) -> bool:
-        """Whether tokens of prompt, chain and closing count differently."""
-        return len(set(weights_of(self).values())) > 1
 
 
 @dataclass(frozen=True)
@@ -564,22 +542,6 @@ class TraceRecipe(Recipe):
             batch_size=self.batch_size,
             answer_tokens=self.answer_tokens,
         )
-
-
-def weights_of(recipe: PruneRecipe | ExpertsRecipe | RecoverRecipe) -> dict[str, float]:
-    """The weights of tokens of the prompt, of the chain and of the chain's end, by the recipe's names."""
-    weights = {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
-    return {name: recipe.chain_weight if weight is None else weight for name, weight in weights.items()}
-
-
-def check_token_weights(recipe: PruneRecipe | ExpertsRecipe | RecoverRecipe) -> None:
-    """Raise PrunusError unless all weights of tokens are finite and at least 0, and one is above 0."""
-    weights = weights_of(recipe)
-    for name, weight in weights.items():
-        if not 0 <= weight < float("inf"):
-            raise PrunusError(f"{name} must be 0 or more, not {weight}")
-    if not any(weights.values()):
-        raise PrunusError("prompt_weight and chain_weight are both 0, so that no token would count")
 
 
 def check_budgets(budgets: Sequence[int]) -> None:

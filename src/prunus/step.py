@@ -83,8 +83,8 @@ class Step(ABC):
         """The most bytes that a study stores of a variant made by it; of the whole checkpoint if it reshapes."""
 
     @abstractmethod
-    def calibrates(self, recipe: Any) -> bool:
-        """Whether it reads the calibration that the recipe names."""
+    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
+        """Whether it reads the calibration that the recipe names. stats: whether saved statistics take its place."""
 
     def foresee(self, recipe: Any, model: str | Path, out: Path, where: Where) -> dict[str, Any]:
         """What a dry run says of it where it follows other steps on a model, with `warnings`.

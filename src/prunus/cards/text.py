@@ -297,8 +297,6 @@ def step_text(step: Data) -> str:
         trained, taken = number(cost.get("tokens")), number(cost.get("steps"))
         seconds = f" and {cost['seconds']:,.1f} seconds" if isinstance(cost.get("seconds"), int | float) else ""
         parts.append(f"trained on {trained} tokens, repeats counted, in {taken} steps{seconds}")
-    if isinstance(rounds := step.get("round"), Mapping):
-        parts.append(f"round {plain(str(rounds.get('number')))} of {plain(str(rounds.get('of')))}")
     parts.append(f"recipe {content_hash(recipe)}")
     if isinstance(versions := step.get("versions"), Mapping):
         parts.append(", ".join(f"{plain(str(name))} {plain(str(value))}" for name, value in versions.items()))

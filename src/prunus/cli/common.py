@@ -85,7 +85,9 @@ def recipe_option(recipe: type, field: str, help: str, **settings: Any) -> Calla
     default = next(f.default for f in fields(recipe) if f.name == field)
     if default is not MISSING:
         settings = {"default": default, "show_default": default is not None} | settings
-    return click.option("--" + field.replace("_", "-"), field, help=help, **settings)
+    words = field.replace("_", "-")
+    switch = f"--{words}/--no-{words}" if default is True else f"--{words}"
+    return click.option(switch, field, help=help, **settings)
 
 
 def all_of(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
@@ -169,7 +171,6 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(with_names(data), indent=1, ensure_ascii=False))
 
 
-CLOSING_HELP = "Weight of a token of a trace around the end of thinking (16 before it, 16 from the marker on)"
 model_argument = click.argument("model")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, ...; auto: a GPU if there is one."
@@ -196,6 +197,9 @@ ray_options = all_of(
             help="With --ray: CPUs of each worker.",
         ),
     ]
+)
+recover_option = click.option(
+    "--recover", is_flag=True, help="Then train what is kept, as `prunus recover` does without options of its own."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

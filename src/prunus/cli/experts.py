@@ -14,12 +14,12 @@ from prunus.cli.common import (
     model_argument,
     overwrite_option,
     recipe_option,
+    recover_option,
     show_summary,
 )
-from prunus.cli.pruning import calibration_options, refuse_other_calibration, run_options
-from prunus.cli.recovery import check_no_stats, recover_options, take_recovery
+from prunus.cli.pruning import calibration_options, prune_and_recover, refuse_other_calibration, run_options
 from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.recipes import ExpertsRecipe, RecoverRecipe
+from prunus.recipes import ExpertsRecipe
 
 
 @command(
@@ -40,35 +40,33 @@ from prunus.recipes import ExpertsRecipe, RecoverRecipe
     "uniform: all blocks keep the same number; global: the best of all, refused where config.json has one number.",
     type=choice(recipes.Spread),
 )
-@recipe_option(
-    ExpertsRecipe,
-    "distill_router",
-    "Then fit the remaining routers to the dense model, block by block.",
-    is_flag=True,
-)
 @calibration_options(ExpertsRecipe)
 @run_options
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats --experts`.")
-@recover_options(ExpertsRecipe)
+@recover_option
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
 def experts_command(
-    model: str, out: Path, device: str, dry_run: bool, overwrite: bool, stats: Path | None, **recipe: Any
+    model: str,
+    out: Path,
+    stats: Path | None,
+    recover: bool,
+    device: str,
+    dry_run: bool,
+    overwrite: bool,
+    **recipe: Any,
 ) -> None:
     """Remove routed experts of MODEL, a mixture of experts, and write the result to the folder OUT.
 
     Routers lose the rows of these experts. An interrupted run resumes when the same command is given again.
     """
-    recovery = take_recovery(recipe)
     asked = ExpertsRecipe(**recipe)
     where = {"device": device, "overwrite": overwrite, "dry_run": dry_run}
-    check_no_stats(recovery, stats)
-    check_calibration(asked, model, out, stats=stats)
-    if recovery is not None:
-        check_calibration(settings := RecoverRecipe.like(asked, **recovery), model, out)
-        show_summary(prunus.prune_and_recover(model, out, asked, settings, **where))
+    if recover:
+        prune_and_recover(model, out, asked, stats, **where)
         return
+    check_calibration(asked, model, out, stats=stats)
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)
     show_summary(prunus.drop_experts(model, out, asked, stats=stats, **where))

@@ -20,10 +20,10 @@ from prunus.cli.common import (
     print_json,
     ray_options,
     recipe_option,
+    recover_option,
 )
 from prunus.cli.evaluation import plan_options, store_option
 from prunus.cli.pruning import CALIBRATION_HELP
-from prunus.cli.recovery import recover_options, take_recovery
 from prunus.engines import EngineOptions
 from prunus.evaluation.beforehand import check_plan
 from prunus.recipes import EvalPlan, PruneRecipe
@@ -97,7 +97,7 @@ PRUNING = {
     "Inputs on which a Linear is calibrated, as for prune; with dense they are measured once for all rungs.",
     type=choice(recipes.Propagation),
 )
-@recover_options(PruneRecipe)
+@recover_option
 @store_option
 @click.option("--serve", help="openai: command that starts a server, such as 'vllm serve {model} --port {port}'.")
 @device_option
@@ -118,6 +118,7 @@ def find_command(
     max_tokens: int | None,
     look: int | None,
     store: Path,
+    recover: bool,
     serve: str | None,
     device: str,
     engine: EngineOptions,
@@ -137,7 +138,6 @@ def find_command(
     certify or refuse it; the walk ends at the first rung that is not certified. Exit code 3: none was, and OUT is not
     written. After an interruption the same command goes on.
     """
-    recovery = take_recovery(options)
     pruning = {name: options.pop(name) for name in PRUNING}
     settings = {PRUNING[name]: value for name, value in pruning.items() if is_given(name)}
     plan = EvalPlan(**options)
@@ -145,8 +145,9 @@ def find_command(
         settings["seed"] = plan.seed
     check_plan(model, plan, engine, store)
     found = prunus.find(
-        model, out, plan, ladder, methods=method.split(",") if method else None, settings=settings, recovery=recovery,
-        margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look, store=store,
+        model, out, plan, ladder, methods=method.split(",") if method else None, settings=settings,
+        recovery={} if recover else None, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens,
+        look=look, store=store,
         device=device, engine=replace(engine, serve=serve), ray=ray, gpus_per_task=gpus_per_task,
         cpus_per_task=cpus_per_task, as_given=as_given, anyway=anyway, dry_run=dry_run,
         overwrite=overwrite,

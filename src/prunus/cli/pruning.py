@@ -11,7 +11,6 @@ import prunus
 from prunus import progress, recipes
 from prunus.checkpoint.resolve import resolve
 from prunus.cli.common import (
-    CLOSING_HELP,
     all_of,
     choice,
     command,
@@ -22,14 +21,14 @@ from prunus.cli.common import (
     overwrite_option,
     print_json,
     recipe_option,
+    recover_option,
     show_summary,
 )
-from prunus.cli.recovery import check_no_stats, recover_options, rounds_options, take_recovery, take_rounds
 from prunus.declarations import Allocation, DepthMethod, Method, declared, owners_of
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration, check_source
 from prunus.pruning.calibration.text_files import check_readable
-from prunus.recipes import DropRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 
 
 def declared_options(recipe: type, table: Mapping[str, Any]) -> Callable[[Any], Any]:
@@ -67,13 +66,6 @@ run_options = all_of(
     [
         recipe_option(PruneRecipe, "prompt_weight", "Weight of a token of a trace's prompt in statistics.", type=float),
         recipe_option(PruneRecipe, "chain_weight", "Weight of a token of a trace's chain in statistics.", type=float),
-        recipe_option(
-            PruneRecipe,
-            "closing_weight",
-            f"{CLOSING_HELP} in statistics.",
-            type=float,
-            show_default="that of the chain",
-        ),
         recipe_option(PruneRecipe, "dtype", "Dtype in which blocks run; auto: the checkpoint's."),
     ]
 )
@@ -144,8 +136,7 @@ allocation_options = all_of(
 @declared_options(PruneRecipe, declared(Method))
 @click.option("--offload", is_flag=True, help="Keep hidden states on disk instead of in memory.")
 @click.option("--stats", type=click.Path(path_type=Path), help="File of `prunus stats`; needs --propagation dense.")
-@recover_options(PruneRecipe)
-@rounds_options
+@recover_option
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
@@ -154,6 +145,7 @@ def prune_command(
     out: Path,
     offload: bool,
     stats: Path | None,
+    recover: bool,
     device: str,
     dry_run: bool,
     overwrite: bool,
@@ -165,21 +157,24 @@ def prune_command(
     """
     if recipe["pattern"] is not None and is_given("sparsity"):
         raise PrunusError("--pattern and --sparsity both set the number of zeros; give one of them")
-    recovery = take_recovery(recipe)
-    rounds = take_rounds(recipe, recovery is not None)
     asked = PruneRecipe(**recipe)
     where = {"device": device, "offload": offload, "overwrite": overwrite, "dry_run": dry_run}
-    check_no_stats(recovery, stats)
-    check_calibration(asked, model, out, stats=stats)
-    if recovery is not None:
-        settings = RecoverRecipe.like(asked, **recovery)
-        check_calibration(settings, model, out)
-        work = prunus.prune_and_recover if rounds is None else prunus.prune_in_rounds
-        show_summary(work(model, out, asked, settings, **(rounds or {}), **where))
+    if recover:
+        prune_and_recover(model, out, asked, stats, **where)
         return
+    check_calibration(asked, model, out, stats=stats)
     if stats is not None:
         refuse_other_calibration(model, stats, recipe)
     show_summary(prunus.prune(model, out, asked, stats=stats, **where))
+
+
+def prune_and_recover(
+    model: str, out: Path, recipe: PruneRecipe | DropRecipe | ExpertsRecipe, stats: Path | None, **where: Any
+) -> None:
+    """Do what a command with --recover does. stats: of its option, which must be None."""
+    if stats is not None:
+        raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
+    show_summary(prunus.apply_steps(model, out, [recipe, RecoverRecipe.like(recipe)], **where))
 
 
 def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any]) -> None:
@@ -248,20 +243,20 @@ def allocate_command(model: str, save: Path | None, device: str, as_json: bool, 
 )
 @declared_options(DropRecipe, declared(DepthMethod))
 @calibration_options(DropRecipe)
-@recover_options(DropRecipe)
+@recover_option
 @device_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @overwrite_option
-def drop_command(model: str, out: Path, device: str, dry_run: bool, overwrite: bool, **recipe: Any) -> None:
+def drop_command(
+    model: str, out: Path, recover: bool, device: str, dry_run: bool, overwrite: bool, **recipe: Any
+) -> None:
     """Remove decoder blocks of MODEL and write the result to the folder OUT."""
-    recovery = take_recovery(recipe)
     asked, where = DropRecipe(**recipe), {"device": device, "overwrite": overwrite, "dry_run": dry_run}
-    check_calibration(asked, model, out)
-    if recovery is None:
-        show_summary(prunus.drop_blocks(model, out, asked, **where))
+    if recover:
+        prune_and_recover(model, out, asked, None, **where)
     else:
-        check_calibration(settings := RecoverRecipe.like(asked, **recovery), model, out)
-        show_summary(prunus.prune_and_recover(model, out, asked, settings, **where))
+        check_calibration(asked, model, out)
+        show_summary(prunus.drop_blocks(model, out, asked, **where))
 
 
 @command("inspect", "prunus inspect tiny\nprunus inspect out/wanda-20")

@@ -1,7 +1,5 @@
 """The command that trains the weights that pruning kept."""
 
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,145 +8,15 @@ import click
 import prunus
 from prunus import recipes
 from prunus.cli.common import (
-    CLOSING_HELP,
-    all_of,
     choice,
     command,
     device_option,
     overwrite_option,
+    recipe_option,
     show_summary,
 )
-from prunus.cli.evaluation import traces_command
-from prunus.engines import EngineOptions, parse_args
-from prunus.errors import PrunusError
 from prunus.pruning.calibration.beforehand import check_calibration
-from prunus.recipes import RecoverRecipe, TraceRecipe
-
-CHAINS = "traces"  # begins the options of how chains are drawn in rounds
-ENGINE = ("engine_args", "url", "served_model", "concurrency", "timeout")  # those that start or reach their backend
-PREFIX = "recover"  # of these options where another command recovers what it has pruned
-
-
-def recovery_options(pruning: type | None = None) -> Callable[[Any], Any]:
-    """A decorator that adds an option for each setting of a recovery.
-
-    pruning: the recipe of a command that recovers what it has pruned. There the names begin with PREFIX, options that
-    are not given are None, and the settings that the recipe has, too, are by default those of the pruning.
-    """
-
-    def option(field: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-        default = getattr(RecoverRecipe, field)
-        name = field if pruning is None else f"{PREFIX}_{field}"
-        words = name.replace("_", "-")
-        switch = f"--{words}/--no-{words}" if isinstance(default, bool) else f"--{words}"
-        settings.setdefault("show_default", default is not None)
-        if pruning is None:
-            settings["default"] = default
-        elif hasattr(pruning, field):
-            settings["show_default"] = "as for the pruning"
-        elif settings["show_default"] is True:
-            settings["show_default"] = str(default)
-        if pruning is not None and isinstance(default, bool):
-            settings["default"] = None  # else click takes a switch that is not given for False
-        return click.option(switch, name, help=help, **settings)
-
-    return all_of(
-        [
-            option("calibration", "As for prune; the model's own chains (traces:FILE) are best."),
-            option("samples", "Calibration sequences.", type=int),
-            option("seqlen", "Tokens per sequence of a text.", type=int),
-            option("calibration_tokens", "Exactly N calibration tokens, instead of samples.", type=int),
-            option("prompt_weight", "Weight of a prompt's tokens in the loss (traces only).", type=float),
-            option("chain_weight", "Weight of a chain's tokens in the loss (traces only).", type=float),
-            option("closing_weight", f"{CLOSING_HELP} in the loss.", type=float, show_default="that of the chain"),
-            option("seed", "Seed of the sample, the held-out tokens and the order of training.", type=int),
-            option("epochs", "Passes over the training tokens.", type=int),
-            option("rate", "Peak learning rate, relative to each tensor's root mean square.", type=float),
-            option("step_tokens", "Tokens per step of Adam; at least one sequence.", type=int),
-            option("norms", "Also train norms and biases."),
-            option(
-                "target",
-                "What a block learns to output. dense: the dense model's hidden states; own: what the dense block"
-                " outputs for the pruned model's input.",
-                type=choice(recipes.RecoverTarget),
-            ),
-        ]
-    )
-
-
-def recover_options(pruning: type) -> Callable[[Any], Any]:
-    """A decorator that adds --recover and the options of recovery to a command with that pruning recipe."""
-    flag = click.option(f"--{PREFIX}", is_flag=True, help="Then train what is kept, as `prunus recover` does.")
-    return all_of([flag, recovery_options(pruning)])
-
-
-def rounds_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of recovery in rounds: their number, and the options of `prunus traces` with a prefix."""
-    names = {*(field.name for field in fields(TraceRecipe)), *ENGINE}
-    copies = [
-        click.option(
-            f"--{CHAINS}-{option.opts[0].removeprefix('--')}",
-            f"{CHAINS}_{option.name}",
-            type=option.type,
-            multiple=option.multiple,
-            is_flag=option.is_flag,
-            default=None,
-            show_default=str(option.default) if option.show_default and not option.is_flag else False,
-            help=option.help,
-        )
-        for option in traces_command.params
-        if isinstance(option, click.Option) and option.name in names
-    ]
-    rounds = click.option(
-        "--rounds",
-        type=int,
-        help="Prune and recover in K rounds of rising sparsity; from the second on, chains are drawn anew.",
-        metavar="K",
-    )
-    drawn = click.option(
-        "--drawn-from",
-        type=choice(("recovered", "dense")),
-        help="With --rounds: which model draws the chains of the next round.",
-        show_default="recovered",
-    )
-    return all_of([rounds, drawn, *copies])(function)
-
-
-def take_rounds(recipe: dict[str, Any], recovers: bool) -> dict[str, Any] | None:
-    """Remove the options of rounds_options; return arguments of prune_in_rounds, or None without --rounds."""
-    rounds, drawn_from = recipe.pop("rounds"), recipe.pop("drawn_from")
-    names = (*(field.name for field in fields(TraceRecipe)), *ENGINE)
-    settings = {name: recipe.pop(f"{CHAINS}_{name}") for name in names}
-    given = {name: value for name, value in settings.items() if value not in (None, ())}
-    if rounds is None:
-        if given or drawn_from:
-            option = "drawn-from" if drawn_from else f"{CHAINS}-{min(given).replace('_', '-')}"
-            raise PrunusError(f"--{option} needs --rounds: add it")
-        return None
-    if not recovers:
-        raise PrunusError("--rounds needs --recover: add it")
-    if "tasks" not in given:
-        raise PrunusError(f"--rounds draws chains anew: name their problems, such as --{CHAINS}-task tiny-train")
-    engine = {name: given.pop(name) for name in ENGINE if name in given}
-    args = parse_args(engine.pop("engine_args", None))
-    asked = {"rounds": rounds, "chains": TraceRecipe(**given), "engine": EngineOptions(args, **engine)}
-    return asked | ({"drawn_from": drawn_from} if drawn_from else {})
-
-
-def take_recovery(recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """Remove the options of recover_options; return the settings that were given, or None without --recover."""
-    asked = recipe.pop(PREFIX)
-    settings = {field.name: recipe.pop(f"{PREFIX}_{field.name}") for field in fields(RecoverRecipe)}
-    given = {name: value for name, value in settings.items() if value is not None}
-    if given and not asked:
-        raise PrunusError(f"--{PREFIX}-{min(given).replace('_', '-')} needs --recover: add it")
-    return given if asked else None
-
-
-def check_no_stats(recovery: dict[str, Any] | None, stats: Path | None) -> None:
-    """Raise PrunusError for a recovery of what is pruned by a file of statistics. recovery: of take_recovery."""
-    if recovery is not None and stats is not None:
-        raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
+from prunus.recipes import RecoverRecipe
 
 
 @command(
@@ -159,7 +27,24 @@ def check_no_stats(recovery: dict[str, Any] | None, stats: Path | None) -> None:
 @click.argument("pruned")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--dense", metavar="MODEL", help="The model that PRUNED was made from; default: the one in its manifest.")
-@recovery_options()
+@recipe_option(RecoverRecipe, "calibration", "As for prune; the model's own chains (traces:FILE) are best.")
+@recipe_option(RecoverRecipe, "samples", "Calibration sequences.", type=int)
+@recipe_option(RecoverRecipe, "seqlen", "Tokens per sequence of a text.", type=int)
+@recipe_option(RecoverRecipe, "calibration_tokens", "Exactly N calibration tokens, instead of samples.", type=int)
+@recipe_option(RecoverRecipe, "prompt_weight", "Weight of a prompt's tokens in the loss (traces only).", type=float)
+@recipe_option(RecoverRecipe, "chain_weight", "Weight of a chain's tokens in the loss (traces only).", type=float)
+@recipe_option(RecoverRecipe, "seed", "Seed of the sample, the held-out tokens and the order of training.", type=int)
+@recipe_option(RecoverRecipe, "epochs", "Passes over the training tokens.", type=int)
+@recipe_option(RecoverRecipe, "rate", "Peak learning rate, relative to each tensor's root mean square.", type=float)
+@recipe_option(RecoverRecipe, "step_tokens", "Tokens per step of Adam; at least one sequence.", type=int)
+@recipe_option(RecoverRecipe, "norms", "Also train norms and biases.")
+@recipe_option(
+    RecoverRecipe,
+    "target",
+    "What a block learns to output. dense: the dense model's hidden states; own: what the dense block outputs for the"
+    " pruned model's input.",
+    type=choice(recipes.RecoverTarget),
+)
 @device_option
 @click.option("--offload", is_flag=True, help="Keep the residual streams of both models on disk.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")

@@ -60,7 +60,8 @@ def ladders_of(
             raise PrunusError("a ladder needs at least one recipe")
         by_method = {"recipes": list(ladder)}
     return [
-        Ladder(name, tuple(Entry(steps_of(rung, recovery), None) for rung in rungs)) for name, rungs in by_method.items()
+        Ladder(name, tuple(Entry(steps_of(rung, recovery), None) for rung in rungs))
+        for name, rungs in by_method.items()
     ]
 
 

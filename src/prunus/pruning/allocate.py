@@ -26,7 +26,8 @@ from prunus.pruning.expert_sparsities import check_experts, measure_scores, with
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.scope import linears_in_scope, weights_of
 from prunus.pruning.sparsities import Group, Sparsities
-from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe
+from prunus.recipe_base import TOKEN_WEIGHTS
+from prunus.recipes import PruneRecipe
 
 if TYPE_CHECKING:
     from prunus.pruning.job import Job
@@ -146,8 +147,7 @@ def find_scores(
     if calibration is not None or subject.saved is not None:
         settings["calibration"] = calibration.summary() if calibration else saved and saved.summary
         if recipe.weighted and allocation.needs == "norms":
-            weights = {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
-            settings |= {name: weight for name, weight in weights.items() if weight is not None}
+            settings |= {name: getattr(recipe, name) for name in TOKEN_WEIGHTS}
     return ImportanceScores(recipe.allocation, checksum, settings, measured.scores, measured.details, measured.warnings)
 
 

@@ -34,6 +34,7 @@ def drop_blocks(
     device: str = "auto",
     overwrite: bool = False,
     dry_run: bool = False,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write a copy of model (folder, hub id or `tiny`) without some of its blocks to the folder out; returns a summary.
 
@@ -43,6 +44,7 @@ def drop_blocks(
 
     overwrite: replace an existing result.
     dry_run: write nothing, and return what would be done (see below).
+    name: what the manifest calls the model; None: as it is given.
 
     Returns a dict:
 

@@ -9,7 +9,6 @@ import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.manifest import versions
-from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.runner import pick_device
 from prunus.checkpoint.safetensors_file import Entry, Stored, entry_of
@@ -25,7 +24,6 @@ from prunus.pruning.drop import warn_of
 from prunus.pruning.experts import CRITERIA
 from prunus.pruning.experts.choice import Choice, choose
 from prunus.pruning.experts.cut import cut_tensors
-from prunus.pruning.experts.distill import distill_blocks
 from prunus.pruning.experts.fewer_config import fewer_config
 from prunus.pruning.experts.measure import observe
 from prunus.pruning.experts.mixture import Mixture, Unremovable, find_mixtures, name_of
@@ -70,10 +68,7 @@ def drop_experts(
     seconds: run time.
     experts_removed, scores, tokens: by block, the experts that were removed, and the score and number of calibration
         tokens of each one.
-    difference: largest relative difference from the model without these experts, on one short sequence (before routers
-        are fitted).
-    errors: with distill_router, by block, the held-out error before and after its router was fitted: the mean over
-        tokens of |output - dense output|^2 / |dense output|^2.
+    difference: largest relative difference from the model without these experts, on one short sequence.
     warnings: one line each.
 
     With dry_run it has would_write, experts, blocks, disk, calibration (all but blocks as text) and warnings.
@@ -98,7 +93,7 @@ def drop_experts(
     there = pick_device(device)
     if dry_run:
         return describe(recipe, source, mixtures, target, needed, saved)
-    needs_data = (CRITERIA[recipe.method].needs != "nothing" and saved is None) or recipe.distill_router
+    needs_data = CRITERIA[recipe.method].needs != "nothing" and saved is None
     early = load_early(recipe, source, target) if needs_data else None
     origin = source.provenance(name or model)
     work: dict[str, Any] = {"action": "experts", "recipe": recipe.to_json(), "source": origin["checksum"]}
@@ -118,28 +113,19 @@ def drop_experts(
         choice = Choice.from_json(partial.notes["choice"])
         content = fewer_config(source, {index: len(kept) for index, kept in choice.kept.items()}, bool(stray))
         tensors = cut_tensors(source, mixtures, choice.kept, stray)
-        difference = 0.0
         with planned_checkpoint(content, tensors) as new:
-            if recipe.distill_router and calibration is not None:
-                difference = verify(source, new, mixtures, choice.kept, there)
-                with torch.no_grad(), full_float32(there):
-                    distill_blocks(source, new, mixtures, recipe, calibration, partial, there)
-            else:
-                write_blocks(new, partial)
+            write_blocks(new, partial)
         written = dict(source.outer_tensors())
         for index in range(source.blocks):
             written |= partial.read_block(index)
         with planned_checkpoint(content, {n: t for n, t in written.items() if n not in stray}) as new:
-            if not recipe.distill_router:
-                difference = verify(source, new, mixtures, choice.kept, there)
+            difference = verify(source, new, mixtures, choice.kept, there)
             parameters = new.parameters
-        routers = {m.index: partial.records[m.index] for m in mixtures} if recipe.distill_router else {}
         warnings = [
             *(calibration.warnings if calibration else []),
             *choice.warnings,
             *source.reading_notes,
             *warn_of(stray),
-            *router_warnings(routers),
         ]
         step: dict[str, Any] = {
             "action": "experts",
@@ -149,7 +135,6 @@ def drop_experts(
             "calibration": calibration.summary() if calibration else saved and saved.summary,
             **choice_record(choice, mixtures),
             "warnings": warnings,
-            **router_record(routers),
         }
         partial.finish(content, step, made_card(source, step))
     return {
@@ -163,7 +148,6 @@ def drop_experts(
         "scores": choice.scores,
         "tokens": choice.tokens,
         "difference": difference,
-        **({"errors": {index: (r["before"], r["after"]) for index, r in routers.items()}} if routers else {}),
         "warnings": warnings,
     }
 
@@ -177,8 +161,6 @@ def with_saved(
     saved = SavedExperts(stats, source, recipe)
     if CRITERIA[recipe.method].needs == "nothing":
         raise PrunusError(f"method {recipe.method} needs no statistics; leave --stats out")
-    if recipe.distill_router:
-        raise PrunusError("--distill-router trains on calibration tokens, which --stats does not hold")
     return saved, saved.recipe
 
 
@@ -190,22 +172,6 @@ def choice_record(choice: Choice, mixtures: Sequence[Mixture]) -> dict[str, Any]
         "scores": {str(index): row for index, row in choice.scores.items()},
         "tokens": {str(index): row for index, row in choice.tokens.items()},
     }
-
-
-def router_record(routers: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the manifest says of routers that were fitted; nothing if none were."""
-    if not routers:
-        return {}
-    cost = {name: sum(record[name] for record in routers.values()) for name in ("tokens", "steps")}
-    return {"routers": {str(index): record for index, record in routers.items()}, "cost": cost}
-
-
-def router_warnings(routers: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """A warning if routers are as they were."""
-    same = [str(index) for index, record in routers.items() if not record["trained"]]
-    if not same:
-        return []
-    return [f"routers of blocks {', '.join(same)} are as they were: their error on held-out sequences did not fall"]
 
 
 def check_unequal(source: Checkpoint, mixtures: Sequence[Mixture]) -> None:

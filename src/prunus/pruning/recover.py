@@ -6,7 +6,6 @@ are thus corrected by later ones. Zeros stay zero. Memory holds one block, what 
 """
 
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.linears import is_stateful
-from prunus.checkpoint.manifest import MANIFEST, timed, versions
+from prunus.checkpoint.manifest import timed, versions
 from prunus.checkpoint.model_folder import PACKED_FILE, is_packed
 from prunus.checkpoint.packed.checkpoint import PackedCheckpoint
 from prunus.checkpoint.packed.reader import read_packed
@@ -33,10 +32,7 @@ from prunus.errors import PrunusError
 from prunus.progress import Steps
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.pruning.calibration.data import Calibration, describe_calibration, keep_calibration, load_early
-from prunus.pruning.drop import drop_blocks
-from prunus.pruning.drop_experts import drop_experts
 from prunus.pruning.made_card import made_card
-from prunus.pruning.pipeline import prune
 from prunus.pruning.recovery.fit import fit, trainable
 from prunus.pruning.recovery.room import (
     TRAINING_BYTES,
@@ -47,7 +43,7 @@ from prunus.pruning.recovery.room import (
     plan_steps,
 )
 from prunus.pruning.recovery.streams import Streams, split, tokens_of_step
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import RecoverRecipe
 
 CHANCE_ZEROS = 0.005  # share of a dense Linear's weights that may be zero by rounding
 
@@ -81,6 +77,7 @@ def recover(
     offload: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Write pruned (a folder or hub id) with its kept weights trained to the folder out; returns a summary.
 
@@ -92,6 +89,7 @@ def recover(
     offload: keep the residual streams on disk instead of in memory.
     overwrite: replace an existing result.
     dry_run: write nothing, and return what would be done (see below).
+    name: what the manifest calls pruned; None: as it is given.
 
     Returns a dict:
 
@@ -108,42 +106,10 @@ def recover(
 
     Raises PrunusError for wrong input, and then leaves nothing behind.
     """
+    started = time.monotonic()
     recipe = recipe or RecoverRecipe()
     check_calibration(recipe, pruned, out)
-    return recover_checkpoint(
-        open_pruned(resolve(pruned), dense), str(pruned), Path(out), recipe, dense=dense,
-        device=device, offload=offload, overwrite=overwrite, dry_run=dry_run,
-    )  # fmt: skip
-
-
-def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
-    """A model folder, packed or not; PrunusError if packing rounded its weights. dense: what masks alone belong to."""
-    if not is_packed(folder):
-        return Checkpoint(folder)
-    is_variant = read_packed(folder / PACKED_FILE).info["kind"] == "variant"
-    source = PackedCheckpoint(folder, dense if is_variant else None)
-    if source.lossy:
-        raise PrunusError(
-            f"{folder} holds values rounded to 8 bits, not the weights that pruning kept: give the folder that it was "
-            "packed from, or run `prunus unpack --lossy` first"
-        )
-    return source
-
-
-def recover_checkpoint(
-    source: Checkpoint,
-    name: str,
-    target: Path,
-    recipe: RecoverRecipe,
-    *,
-    dense: str | Path | None,
-    device: str,
-    offload: bool,
-    overwrite: bool,
-    dry_run: bool,
-) -> dict[str, Any]:
-    """recover, of a checkpoint that is open and that the manifest calls by a name."""
-    started = time.monotonic()
+    source, target = open_pruned(resolve(pruned), dense), Path(out)
     check_target(source.folder, target, overwrite)
     twin = dense_twin(source, dense)
     there = pick_device(device)
@@ -170,7 +136,7 @@ def recover_checkpoint(
             "action": "recover",
             "recipe": recipe.to_json(),
             "versions": versions(),
-            "source": source.provenance(name),
+            "source": source.provenance(name or str(pruned)),
             "dense": twin.provenance(dense or twin.folder),
             "calibration": calibration.summary(),
             "blocks": records,
@@ -193,77 +159,29 @@ def recover_checkpoint(
     }
 
 
-def prune_and_recover(
-    model: str | Path,
-    out: str | Path,
-    recipe: PruneRecipe | DropRecipe | ExpertsRecipe,
-    recovery: RecoverRecipe | None = None,
-    *,
-    device: str = "auto",
-    offload: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    pruned: str | Path | None = None,
-    dense: str | Path | None = None,
-    **pruning: Any,
-) -> dict[str, Any]:
-    """Write model, pruned (or without some blocks or experts) and then recovered, to out; returns recover's summary.
-
-    The pruned model is in out.pruned until it is recovered; the same call resumes either step.
-
-    recovery: None: the default one, calibrated as the recipe is.
-    pruned: a folder that is recovered, and kept, if it holds the model as the recipe prunes it.
-    dense: what the recovery is to come near to: a model that model was made from. None: model.
-    pruning: further arguments of prune, drop_blocks or drop_experts.
-
-    With dry_run it returns the summary of their dry run, with then, recovery_calibration and recovery_memory (what the
-    recovery would do and need, as text). Raises PrunusError as these functions do.
-    """
-    target, recovery = Path(out), recovery or RecoverRecipe.like(recipe)
-    check_calibration(recovery, model, out)
-    source = Checkpoint(resolve(model))
-    check_target(source.folder, target, overwrite)
-    check_trainable(source, pick_device(device))
-    if isinstance(recipe, PruneRecipe) and recipe.sparsity == 0:
-        raise PrunusError("a sparsity of 0 leaves nothing to recover")
-    usual = target.absolute().with_name(f"{target.name}.pruned")
-    between = Path(pruned) if pruned is not None and is_made(Path(pruned), source, recipe) else usual
-    if dry_run or not is_made(between, source, recipe):
-        settings = pruning | {"device": device, "overwrite": overwrite, "dry_run": dry_run}
-        if isinstance(recipe, PruneRecipe):
-            told = prune(model, between, recipe, offload=offload, **settings)
-        elif isinstance(recipe, ExpertsRecipe):
-            told = drop_experts(model, between, recipe, **settings)
-        else:
-            told = drop_blocks(model, between, recipe, **settings)
-        if dry_run:
-            return told | {"would_write": str(target)} | recovery_ahead(recovery, source, told["warnings"])
-    summary = recover_checkpoint(
-        Checkpoint(between), usual.name, target, recovery, dense=dense or model, device=device, offload=offload,
-        overwrite=overwrite, dry_run=False,
-    )  # fmt: skip
-    if between == usual:
-        shutil.rmtree(between)
-    return summary
+def open_pruned(folder: Path, dense: str | Path | None) -> Checkpoint:
+    """A model folder, packed or not; PrunusError if packing rounded its weights. dense: what masks alone belong to."""
+    if not is_packed(folder):
+        return Checkpoint(folder)
+    is_variant = read_packed(folder / PACKED_FILE).info["kind"] == "variant"
+    source = PackedCheckpoint(folder, dense if is_variant else None)
+    if source.lossy:
+        raise PrunusError(
+            f"{folder} holds values rounded to 8 bits, not the weights that pruning kept: give the folder that it was "
+            "packed from, or run `prunus unpack --lossy` first"
+        )
+    return source
 
 
-def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint, warnings: Sequence[str]) -> dict[str, Any]:
-    """What a dry run tells of a recovery of what is not pruned yet; warnings: of the pruning, which come first."""
+def recovery_ahead(recipe: RecoverRecipe, dense: Checkpoint) -> dict[str, Any]:
+    """What a dry run tells of a recovery of what is not pruned yet."""
     calibration, found = describe_calibration(recipe, dense)
     return {
         "then": f"recover, {recipe.epochs} epochs at a rate of {recipe.rate:g}",
         "recovery_calibration": calibration,
         "recovery_memory": show_bytes(TRAINING_BYTES * largest_block(dense)),
-        "warnings": list(dict.fromkeys([*warnings, *found])),
+        "warnings": found,
     }
-
-
-def is_made(folder: Path, source: Checkpoint, recipe: PruneRecipe | DropRecipe | ExpertsRecipe) -> bool:
-    """Whether a folder holds source as recipe prunes it, from a call that was interrupted."""
-    if not (folder / MANIFEST).exists():
-        return False
-    made = Checkpoint(folder).manifest["history"][-1]
-    return made["source"]["checksum"] == source.checksum() and made["recipe"] == recipe.to_json()
 
 
 def recover_blocks(job: Recovery, partial: Partial, calibration: Calibration, plan: StepPlan, step_tokens: int) -> None:

@@ -71,7 +71,8 @@ def method_name(step: dict[str, Any]) -> str:
     recipe = recipe_of(step)
     method = str(recipe.get("method", step.get("action", "?")))
     if step.get("action") == "experts":
-        return " ".join([NAMES.get(method, EXPERTS.get(method, method)), *_experts_extras(recipe)])
+        extras = ["global"] if recipe.get("spread", "uniform") != "uniform" else []
+        return " ".join([NAMES.get(method, EXPERTS.get(method, method)), *extras])
     extras = [
         NAMES.get(str(recipe[key]), str(recipe[key]))
         for key, usual in (("scope", "all"), ("allocation", "uniform"), ("update", "none"))
@@ -80,12 +81,6 @@ def method_name(step: dict[str, Any]) -> str:
     if recipe.get("group") not in (None, OWN_GROUP.get(method)):
         extras.append(f"by {recipe['group']}")
     return " ".join([NAMES.get(method, method), *extras])
-
-
-def _experts_extras(recipe: dict[str, Any]) -> list[str]:
-    """What a label of removed experts names besides the method."""
-    extras = ["global"] if recipe.get("spread", "uniform") != "uniform" else []
-    return extras + (["with fitted routers"] if recipe.get("distill_router") else [])
 
 
 def experts_amount(step: dict[str, Any]) -> str:
@@ -110,8 +105,7 @@ def step_label(step: dict[str, Any]) -> str:
     if step.get("action") == "pack":
         return "packed"
     if step.get("action") == "recover":
-        rounds = step.get("round")
-        return f"recovered in {rounds.get('of')} rounds" if isinstance(rounds, dict) else "recovered"
+        return "recovered"
     if step.get("action") == "dequantize":
         return "dequantised"
     if step.get("action") == "quantise":
@@ -134,7 +128,7 @@ def step_label(step: dict[str, Any]) -> str:
 def label(steps: Sequence[dict[str, Any]]) -> str:
     """A short name for what was done, on one line; `dense` for nothing. Native and A/A control are named at its end."""
     made = made_by(steps)
-    text = one_line(" + ".join(step_label(step) for step in made if not _is_early(step))) or "dense"
+    text = one_line(" + ".join(step_label(step) for step in made)) or "dense"
     controls = [recipe_of(step) for step in steps if step.get("action") == CONTROL]
     return text + "".join(", A/A control" if of.get("aa_control") else ", native control" for of in controls)
 
@@ -147,12 +141,6 @@ def label_of(run: "Run") -> str:
 def made_by(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The steps that made a model, without those of control_steps."""
     return [step for step in steps if step.get("action") != CONTROL]
-
-
-def _is_early(step: dict[str, Any]) -> bool:
-    """Whether a step is of a round before the last."""
-    rounds = step.get("round")
-    return isinstance(rounds, dict) and rounds.get("number") != rounds.get("of")
 
 
 class Named(NamedTuple):

@@ -11,6 +11,7 @@ from prunus.checkpoint.manifest import MANIFEST, read_manifest
 from prunus.checkpoint.resolve import resolve
 from prunus.checkpoint.writer import check_target
 from prunus.errors import PrunusError
+from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipe_base import Recipe
 from prunus.step import Where, check_steps, kind_of, steps_name
 
@@ -56,6 +57,10 @@ def carry_out(
 
     Work starts from the last of these that is complete.
     """
+    folders = [*(between(count) for count in range(1, len(steps))), target]
+    for recipe, folder in zip(steps, folders, strict=True):
+        if folder == target or not (folder / MANIFEST).exists():
+            check_calibration(recipe, model, folder)
     source = Checkpoint(resolve(model))
     check_target(source.folder, target, where.overwrite)
     if where.dry_run:
@@ -67,14 +72,12 @@ def carry_out(
     ):
         raise PrunusError("a sparsity of 0 leaves nothing to recover")
     checksum = source.checksum() if len(steps) > 1 else ""
-    done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(between(n), checksum, steps[:n])), 0)
+    done = next((n for n in range(len(steps) - 1, 0, -1) if is_made(folders[n - 1], checksum, steps[:n])), 0)
     summary: dict[str, Any] = {}
     for count, recipe in enumerate(steps[done:], done + 1):
-        before = between(count - 1) if count > 1 else model
-        name = steps_name(steps[: count - 1]) if count > 1 else None
-        into = target if count == len(steps) else between(count)
+        before, name = (folders[count - 2], steps_name(steps[: count - 1])) if count > 1 else (model, None)
         dense = None if count == 1 else model
-        summary = kind_of(recipe).make(before, into, recipe, where, dense=dense, name=name)
+        summary = kind_of(recipe).make(before, folders[count - 1], recipe, where, dense=dense, name=name)
     return summary
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from prunus.declarations import DepthMethod, declared
+from prunus.recipe_base import AMOUNT, CALIBRATION
 from prunus.recipes import DropRecipe
 from prunus.step import Step, Where
 
@@ -31,11 +33,11 @@ class Drop(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, Any]:
         """Stored: as Step says; of blocks that the recipe names, only these."""
-        from prunus.pruning.unused_settings import unused_settings
-
         if recipe.indices:
             return {"action": "drop", "blocks": list(recipe.indices)}
-        unused = unused_settings(recipe) | {"match_sparsity"}
+        unused = {"match_sparsity"} if recipe.calibration_tokens is None else {"match_sparsity", "samples"}
+        if not declared(DepthMethod)[recipe.method].needs_data:
+            unused |= {*CALIBRATION, *AMOUNT}
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
         return {"action": "drop", **kept, "blocks": recipe.count(source.blocks)}
 
@@ -48,11 +50,9 @@ class Drop(Step):
         blocks = recipe.count(source.blocks) if recipe.method == "laco" and recipe.indices is None else 0
         return blocks * recipe.merge * sum(stored.nbytes for stored in source.block_tensors(0).values())
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether the method chooses by data."""
-        from prunus.pruning.calibration.beforehand import calibrates
-
-        return calibrates(recipe)
+        return recipe.indices is None and declared(DepthMethod)[recipe.method].needs_data
 
 
 STEP = Drop()

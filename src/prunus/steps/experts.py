@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from prunus.declarations import Criterion, declared
+from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import ExpertsRecipe
 from prunus.step import Step, Where
+
+WEIGHTS = (*TOKEN_WEIGHTS, "closing_weight")  # the last is of earlier versions, and still in the JSON of this recipe
 
 
 class Experts(Step):
@@ -32,9 +36,11 @@ class Experts(Step):
     def content(self, recipe: Any, source: Any) -> dict[str, Any]:
         """Stored: as Step says; instead of keep and drop, the numbers of experts that are kept."""
         from prunus.pruning.experts.mixture import expert_counts
-        from prunus.pruning.unused_settings import unused_settings
 
-        unused = unused_settings(recipe) | {"keep", "drop"}
+        unused = {"keep", "drop"} if recipe.calibration_tokens is None else {"keep", "drop", "samples"}
+        if declared(Criterion)[recipe.method].needs == "nothing":
+            unused |= {*WEIGHTS, *AMOUNT, *CALIBRATION, "dtype"} - {"seed"}
+        unused |= set() if recipe.weighted else {*WEIGHTS}
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
         return kept | {"action": "experts", "kept": sorted({recipe.count(n) for n in expert_counts(source)})}
 
@@ -53,11 +59,9 @@ class Experts(Step):
 
         return bytes_left(recipe, source, find_mixtures(source), left_out(source))
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether the criterion needs data."""
-        from prunus.pruning.calibration.beforehand import calibrates
-
-        return calibrates(recipe)
+        return declared(Criterion)[recipe.method].needs != "nothing" and not stats
 
 
 STEP = Experts()

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from prunus.declarations import Allocation, Method, declared
+from prunus.recipe_base import AMOUNT, CALIBRATION, TOKEN_WEIGHTS
 from prunus.recipes import OWN_GROUP, PruneRecipe
 from prunus.step import Step, Where
 
@@ -43,10 +45,23 @@ class Prune(Step):
 
     def content(self, recipe: Any, source: Any) -> dict[str, Any]:
         """Stored: as Step says."""
+        from prunus.pruning.methods import find_method
         from prunus.pruning.recipe_revisions import revisions
-        from prunus.pruning.unused_settings import unused_settings
 
-        unused = unused_settings(recipe)
+        allocations = declared(Allocation)
+        allocation, method = allocations[recipe.allocation], find_method(recipe)
+        measured = allocation.needs if recipe.scores is None else "nothing"
+        runs_blocks = method.needs != "nothing" or bool(method.passes)
+        unused = {name for one in allocations.values() for name in one.sampling}
+        unused -= set(allocation.sampling if recipe.scores is None else ())
+        unused |= set() if runs_blocks else {"propagation"}
+        if not runs_blocks and measured != "norms":
+            unused |= {*AMOUNT, *TOKEN_WEIGHTS}
+            if measured != "gradients":
+                unused |= {*CALIBRATION, "dtype"}
+        unused |= set() if recipe.weighted else {*TOKEN_WEIGHTS}
+        unused |= {"group"} if recipe.group == OWN_GROUP.get(recipe.method) else set()
+        unused |= set() if recipe.calibration_tokens is None else {"samples"}
         kept = {key: value for key, value in recipe.to_json().items() if key not in unused}
         return kept | revisions(recipe) | {"action": "prune"}
 
@@ -69,11 +84,12 @@ class Prune(Step):
         shapes = [linear.shape_OI for linears in linears_in_scope(source, recipe) for linear in linears]
         return sum(packed_nbytes(s, int(kept * s[0] * s[1]), source.dtype.itemsize) for s in shapes)
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Whether method, update or allocation measure anything."""
-        from prunus.pruning.calibration.beforehand import calibrates
-
-        return calibrates(recipe)
+        if stats:
+            return False
+        allocates = declared(Allocation)[recipe.allocation].needs == "norms" and recipe.scores is None
+        return allocates or declared(Method)[recipe.method].needs != "nothing" or recipe.update != "none"
 
 
 STEP = Prune()

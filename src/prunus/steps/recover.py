@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from prunus.recipes import TOKEN_WEIGHTS, RecoverRecipe
+from prunus.recipe_base import TOKEN_WEIGHTS
+from prunus.recipes import RecoverRecipe
 from prunus.step import Step, Where
 
 
@@ -29,10 +30,8 @@ class Recover(Step):
         from prunus.checkpoint.checkpoint import Checkpoint
         from prunus.checkpoint.resolve import resolve
         from prunus.checkpoint.runner import pick_device
-        from prunus.pruning.calibration.beforehand import check_calibration
         from prunus.pruning.recover import check_trainable, recovery_ahead
 
-        check_calibration(recipe, model, out)
         source = Checkpoint(resolve(model))
         check_trainable(source, pick_device(where.device))
         return recovery_ahead(recipe, source)
@@ -56,7 +55,7 @@ class Recover(Step):
         width = source.dtype.itemsize
         return sum(packed_nbytes(tuple(s.shape), s.elements, width) if len(s.shape) == 2 else s.nbytes for s in stored)
 
-    def calibrates(self, recipe: Any) -> bool:
+    def calibrates(self, recipe: Any, stats: bool = False) -> bool:
         """Always."""
         return True
 

@@ -15,10 +15,10 @@ from prunus.errors import PrunusError
 from prunus.kinds import hints_of, misfit
 from prunus.margins import Margin, MarginLike
 from prunus.parse import parse_toml
-from prunus.recipe_base import Recipe
+from prunus.recipe_base import Recipe, without_removed
 from prunus.recipes import EvalPlan, ExpertsRecipe, RecoverRecipe
 from prunus.step import STEPS, step_kind, steps_name
-from prunus.study.find_table import KINDS, OF_RECIPE, FindTable, default_name, ladder_text
+from prunus.study.find_table import KINDS, OF_RECIPE, REMOVED, FindTable, default_name, ladder_text
 from prunus.study.toml_lines import Lines, suggestion
 
 RECIPES: Mapping[str, type[Recipe]] = {action: step_kind(action).recipe for action in STEPS}
@@ -229,8 +229,11 @@ class _Reader:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
         for number, table in enumerate(tables):
-            self.check_keys(kind, number, table, _KEYS[_TABLES[kind]])
-            yield number, table
+            kept = self.without_removed(
+                kind, number, table, REMOVED if kind == "find" else RECIPES[kind].REMOVED if kind in RECIPES else {}
+            )
+            self.check_keys(kind, number, kept, _KEYS[_TABLES[kind]])
+            yield number, kept
 
     def entries(self, shared: Mapping[str, Any]) -> list[Entry]:
         """What all tables of steps define. shared: of [calibration]."""
@@ -281,7 +284,9 @@ class _Reader:
             own = {} if given is True else _with_blocks_as_text(action, given)
             for key in own:
                 if key not in hints_of(cls):
-                    self.fail(CHAIN, "", number, f"unknown key '{key}' of {action}; {suggestion(key, hints_of(cls), {})}")
+                    self.fail(
+                        CHAIN, "", number, f"unknown key '{key}' of {action}; {suggestion(key, hints_of(cls), {})}"
+                    )
             usual = {key: one for key, one in shared.items() if key in hints_of(cls)}
             for values in self.grid(CHAIN, number, usual | own, cls):
                 yield (self.make(CHAIN, number, cls, self.with_paths(values)),)
@@ -322,7 +327,9 @@ class _Reader:
                 line=self.lines.of("find", "", number),
             )
 
-    def settings(self, kind: str, number: int, name: str, value: Any, cls: type) -> list[dict[str, Any] | None]:
+    def settings(
+        self, kind: str, number: int, name: str, value: Any, cls: type[RecipeBase]
+    ) -> list[dict[str, Any] | None]:
         """The settings of each further step along this axis of the grid; None stands for no such step.
 
         value: of the key of this name: true, false, a table of settings, or a list of these. cls: the step's recipe.
@@ -330,15 +337,17 @@ class _Reader:
         choices = value if isinstance(value, list) else [value]
         if not choices:
             self.fail(kind, name, number, f"'{name}' is an empty list; leave it out or give a value")
-        hints = hints_of(cls)
+        hints, steps = hints_of(cls), []
         for choice in choices:
             if not isinstance(choice, bool | dict):
                 self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
-            for key, setting in choice.items() if isinstance(choice, dict) else ():
+            kept = self.without_removed(kind, number, choice, cls.REMOVED) if isinstance(choice, dict) else {}
+            steps.append(None if choice is False else kept)
+            for key, setting in kept.items():
                 if key not in hints:
                     self.fail(kind, name, number, f"unknown key '{key}' of {name}; {suggestion(key, hints, {})}")
                 self.check_type(kind, name, number, setting, hints[key], name=key)
-        return [choice if isinstance(choice, dict) else {} if choice else None for choice in choices]
+        return steps
 
     def another(
         self, kind: str, number: int, name: str, like: Recipe, settings: Mapping[str, Any] | None, cls: type[Recipe]
@@ -411,6 +420,14 @@ class _Reader:
                 where = f" in {_TABLES[table]}" if table else ""
                 elsewhere = {shown: keys for shown, keys in _KEYS.items() if shown != _TABLES[table]}
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
+
+    def without_removed(
+        self, table: str, number: int, values: Mapping[str, Any], removed: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        try:
+            return without_removed(values, removed)
+        except PrunusError as error:
+            self.fail(table, "", number, str(error))
 
     def check_type(self, table: str, key: str, number: int, value: Any, hint: Any, name: str | None = None) -> None:
         if wrong := misfit(name or key, value, hint):

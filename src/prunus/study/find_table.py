@@ -16,6 +16,7 @@ DEFAULT_LADDER = "0.1:0.7:0.05"
 # Fields of PruneRecipe that a table may set for every rung of its ladders; these three follow from method and ladder.
 OF_LADDER = ("method", "sparsity", "pattern")
 OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name not in OF_LADDER}
+REMOVED = PruneRecipe.REMOVED  # as those of a recipe
 # The keys of a table but `recover`, and their types.
 KINDS: Mapping[str, Any] = {
     "name": str,

@@ -6,18 +6,11 @@ from typing import Any
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import ModelFolder
-from prunus.checkpoint.packed.bits import packed_nbytes
 from prunus.checkpoint.writer import disk_needed
 from prunus.errors import PrunusError
 from prunus.evaluation.pipeline import missing_batches
 from prunus.evaluation.requests import Backend, Request
 from prunus.evaluation.resolved_plan import ResolvedPlan
-from prunus.pruning.depth.verification import left_out
-from prunus.pruning.drop_experts import bytes_left
-from prunus.pruning.experts.mixture import find_mixtures
-from prunus.pruning.methods import find_method
-from prunus.pruning.scope import linears_in_scope
-from prunus.recipes import DropRecipe, ExpertsRecipe
 from prunus.results.rows import Sample
 from prunus.results.store import Store, is_begun
 from prunus.results.token_use import chains_of, sampled_tokens

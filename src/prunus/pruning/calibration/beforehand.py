@@ -9,18 +9,18 @@ from pathlib import Path
 
 from prunus.checkpoint.manifest import read_manifest
 from prunus.checkpoint.resolve import CALIBRATION, resolve
-from prunus.declarations import Allocation, Criterion, DepthMethod, Method, declared
 from prunus.disk import partial_folder
 from prunus.errors import PrunusError
 from prunus.pruning.calibration.text_files import check_lines, check_readable, check_text
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipe_base import Recipe
+from prunus.step import kind_of
 
 HUB_NAMES = ("c4", "wikitext2")
 TRACES = "traces:"
 
 
 def check_calibration(
-    recipe: PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe,
+    recipe: Recipe,
     model: str | Path,
     out: str | Path | None = None,
     *,
@@ -32,23 +32,9 @@ def check_calibration(
     statistics that takes the place of calibration.
     """
     folder = resolve(model)
-    if calibrates(recipe, stats is not None) and not (out and (partial_folder(Path(out)) / CALIBRATION).exists()):
+    begun = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
+    if kind_of(recipe).calibrates(recipe, stats is not None) and not begun:
         check_source(recipe.calibration, folder)
-
-
-def calibrates(recipe: PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe, stats: bool = False) -> bool:
-    """Whether work by a recipe uses the calibration that it names. stats: whether statistics take its place."""
-    if isinstance(recipe, RecoverRecipe):
-        return True
-    if isinstance(recipe, DropRecipe):
-        return recipe.indices is None and declared(DepthMethod)[recipe.method].needs_data
-    if isinstance(recipe, ExpertsRecipe):
-        return (declared(Criterion)[recipe.method].needs != "nothing" and not stats) or recipe.distill_router
-    if stats:
-        return False
-    allocates = declared(Allocation)[recipe.allocation].needs == "norms" and recipe.scores is None
-    needs = declared(Method)[recipe.method].needs != "nothing" or recipe.update != "none"
-    return needs or allocates or bool(recipe.expert_spread)
 
 
 def check_source(name: str, folder: Path) -> None:

@@ -8,7 +8,7 @@ show the same few tokens again and again, we join documents or refuse.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -39,24 +39,18 @@ from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
 Calibrating = PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000
-# Tokens on either side of the end of thinking that closing_weight is for. The output at the last one decides to stop;
-# the sentence before leads there, the marker and the first tokens after it take up the answer. 16 tokens are about
-# a sentence, and few beside the hundreds or thousands of a chain.
-CLOSING_TOKENS = 16
 
 
 class Calibration(NamedTuple):
     """sequences: token ids, not all of one length. source: what they were taken from, for people.
 
-    prompts: how many ids at the start of each sequence are prompt, where that is known, else empty. ends: how many
-    precede the end of thinking (prompt and thinking), where that is known; None where thinking does not end.
+    prompts: how many ids at the start of each sequence are prompt, where that is known, else empty.
     """
 
     sequences: list[list[int]]
     source: str
     warnings: list[str]
     prompts: Sequence[int] = ()
-    ends: Sequence[int | None] = ()
 
     def shortened(self, most: int) -> "Calibration":
         """The same sequences, each cut to this number of tokens; a warning says if any had more."""
@@ -70,8 +64,7 @@ class Calibration(NamedTuple):
     def cut(self, sequences: list[list[int]]) -> "Calibration":
         """The same with shorter sequences, which begin as these do; there may be fewer of them."""
         prompts = [min(count, len(ids)) for count, ids in zip(self.prompts, sequences, strict=False)]
-        ends = [None if end is None or end > len(ids) else end for end, ids in zip(self.ends, sequences, strict=False)]
-        return self._replace(sequences=sequences, prompts=prompts, ends=ends)
+        return self._replace(sequences=sequences, prompts=prompts)
 
     @property
     def tokens(self) -> int:
@@ -81,7 +74,7 @@ class Calibration(NamedTuple):
     def token_weights(self, recipe: PruneRecipe | ExpertsRecipe | RecoverRecipe) -> list[list[float]]:
         """For each sequence, how much each token counts.
 
-        PrunusError where it is not known which tokens are prompt, or where thinking ends, and where nothing counts.
+        PrunusError where it is not known which tokens are prompt, and where nothing counts.
         """
         if not self.prompts:
             raise PrunusError(
@@ -92,38 +85,15 @@ class Calibration(NamedTuple):
             [recipe.prompt_weight] * prompt + [recipe.chain_weight] * (len(ids) - prompt)
             for ids, prompt in zip(self.sequences, self.prompts, strict=True)
         ]
-        if recipe.closing_weight is not None:
-            for row, closing in zip(weights, self.closings(), strict=True):
-                row[closing.start : closing.stop] = [recipe.closing_weight] * len(closing)
         if not any(map(any, weights)):
             raise PrunusError(f"{self.source}: no token counts with these prompt_weight and chain_weight")
         return weights
-
-    def closings(self) -> list[range]:
-        """For each sequence, the tokens around the end of thinking; none where thinking does not end in it."""
-        if not self.ends:
-            raise PrunusError(
-                f"{self.source} does not say where thinking ends (thinking_tokens); use traces:FILE of `prunus traces`,"
-                " or leave closing_weight out"
-            )
-        found = [
-            range(max(prompt, end - CLOSING_TOKENS), min(len(ids), end + CLOSING_TOKENS))
-            if end is not None
-            else range(0)
-            for ids, prompt, end in zip(self.sequences, self.prompts, self.ends, strict=True)
-        ]
-        if not any(found):
-            raise PrunusError(f"{self.source}: no chain ends its thinking by itself; leave closing_weight out")
-        return found
 
     def to_jsonl(self) -> str:
         """A file that `--calibration` reads back to the very same sequences."""
         rows: list[dict[str, Any]] = [{"token_ids": ids} for ids in self.sequences]
         for row, prompt in zip(rows, self.prompts, strict=False):
             row["prompt_tokens"] = prompt
-        for row, end in zip(rows, self.ends, strict=False):
-            row["thinking_tokens"] = (len(row["token_ids"]) if end is None else end) - row["prompt_tokens"]
-            row["ended"] = "forced" if end is None else "natural"
         return "".join(json.dumps(row) + "\n" for row in rows)
 
     def summary(self) -> dict[str, Any]:
@@ -218,20 +188,10 @@ def keep_calibration(
 
 
 def of_lines(lines: Sequence[Line], source: str, warnings: list[str]) -> Calibration:
-    """Token ids of lines, with the lengths of prompts and of thinking if every line says them."""
+    """Token ids of lines, with the lengths of prompts if every line says them."""
     rows = [line.row for line in lines]
     prompts = [row["prompt_tokens"] for row in rows] if all("prompt_tokens" in row for row in rows) else []
-    ends = list(map(end_of_thinking, rows)) if prompts and all("thinking_tokens" in row for row in rows) else []
-    return Calibration([line.value for line in lines], source, warnings, prompts, ends)
-
-
-def end_of_thinking(row: Mapping[str, Any]) -> int | None:
-    """How many ids precede the end of thinking; None where it does not end.
-
-    Thinking that fills the sequence has ended only if the line says so: the answer may be part of it.
-    """
-    end = row["prompt_tokens"] + row["thinking_tokens"]
-    return end if end < len(row["token_ids"]) or row.get("ended") == "natural" else None
+    return Calibration([line.value for line in lines], source, warnings, prompts)
 
 
 def describe_calibration(recipe: Calibrating, model: Checkpoint) -> tuple[str, list[str]]:

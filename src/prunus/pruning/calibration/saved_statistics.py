@@ -47,7 +47,8 @@ from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.propagation import BlockRun, Stats, dense
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.scope import linears_in_scope
-from prunus.recipes import TOKEN_WEIGHTS, DtypeName, ExpertsRecipe, PruneRecipe
+from prunus.recipe_base import TOKEN_WEIGHTS, without_removed
+from prunus.recipes import DtypeName, ExpertsRecipe, PruneRecipe
 
 FORMAT = 2
 AnyRecipe = TypeVar("AnyRecipe", PruneRecipe, ExpertsRecipe)
@@ -78,7 +79,6 @@ class CalibrationOptions(TypedDict, total=False):
     calibration_tokens: int | None
     prompt_weight: float
     chain_weight: float
-    closing_weight: float | None
     seed: int
     dtype: DtypeName
 
@@ -103,7 +103,7 @@ def stats(
     min_expert_tokens: as in PruneRecipe.
     overwrite: replace an existing file.
     options: fields of PruneRecipe: calibration, samples, seqlen, calibration_tokens, prompt_weight, chain_weight,
-        closing_weight, seed, dtype.
+        seed, dtype.
 
     Returns a dict:
 
@@ -273,6 +273,10 @@ class SavedStats:
             readable = self.about["format"] == FORMAT
         except (KeyError, ValueError, TypeError) as error:
             raise PrunusError(f"{path} holds no statistics; `prunus stats` writes such a file") from error
+        try:
+            without_removed(self.about.get("recipe", {}), PruneRecipe.REMOVED)
+        except PrunusError as error:
+            raise PrunusError(f"{path}: {error}") from None
         if not readable:
             raise PrunusError(f"{path} is from another version of prunus; write it again with `prunus stats`")
         model = self.about["model"]

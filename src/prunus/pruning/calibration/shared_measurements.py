@@ -15,7 +15,8 @@ from prunus.disk import locked
 from prunus.hashing import content_hash
 from prunus.pruning.calibration.beforehand import TRACES
 from prunus.pruning.calibration.data import Calibration, calibration_name
-from prunus.recipes import TOKEN_WEIGHTS, PruneRecipe
+from prunus.recipe_base import TOKEN_WEIGHTS
+from prunus.recipes import PruneRecipe
 
 # Fields of a recipe on which importance scores may depend, besides options of the allocation.
 FIELDS = ("scope", "samples", "seqlen", "calibration_tokens", *TOKEN_WEIGHTS, "seed", "dtype")
@@ -52,7 +53,7 @@ def gradients_key(
 ) -> str:
     """The key of sums of squared gradients. about: whether they are per output, of which Linears, in which dtype."""
     counted = [getattr(recipe, name) for name in TOKEN_WEIGHTS]
-    weights = [*counted, list(calibration.prompts), list(calibration.ends)] if recipe.weighted else None
+    weights = [*counted, list(calibration.prompts)] if recipe.weighted else None
     return "gradients-" + content_hash(
         {
             "source": source.checksum(),
