@@ -17,6 +17,7 @@ from prunus.evaluation import backends
 from prunus.pruning import pipeline
 from prunus.pruning.calibration.beforehand import check_calibration
 from prunus.recipes import DropRecipe, EvalPlan, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.step import kind_of
 
 STUDY = """\
 models = ["model"]
@@ -123,7 +124,7 @@ def test_functions_say_what_is_wrong_with_a_file_before_a_model_is_opened(call, 
     make_model(folder / "pruned")
     monkeypatch.setattr(Checkpoint, "__init__", fail)
     if call == "prune and recover":  # which opens the model for nothing else
-        monkeypatch.setattr("prunus.pruning.recover.prune", fail)
+        monkeypatch.setattr("prunus.pruning.pipeline.prune", fail)
     with pytest.raises(PrunusError, match="line 2: not JSON"):
         RECIPES[call]("bad.jsonl")
 

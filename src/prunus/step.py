@@ -1,8 +1,8 @@
 """Kinds of steps: what can be done to a model, one after the other. Each kind is one file of prunus.steps.
 
-A step is a recipe; a variant of a model is a source and a list of steps. Commands, tables of studies, ladders, names and
-labels all follow from STEPS. A kind is imported when it is first used, and its file imports what computes only within
-its functions, so that reading results needs no torch.
+A step is a recipe; a variant of a model is a source and a list of steps. Commands, tables of studies, ladders, names
+and labels all follow from STEPS. A kind is imported when it is first used, and its file imports what computes only
+within its functions, so that reading results needs no torch.
 """
 
 from abc import ABC, abstractmethod

@@ -35,9 +35,9 @@ def ladders_of(
 ) -> list[Ladder]:
     """The ladders that a user asks for: one for each method, or one of a file or of a list of recipes.
 
-    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung. settings: fields of every recipe,
-    for sparsities only. recovery: settings of the recovery of every rung; None: none. shared: settings of calibration
-    that hold where neither settings nor the file has others.
+    ladder: sparsities (`0.1:0.7:0.05` or `0.2,0.4,0.5`), a .toml file, or a recipe or several for each rung.
+    settings: fields of every recipe, for sparsities only. recovery: settings of the recovery of every rung; None: none.
+    shared: settings of calibration that hold where neither settings nor the file has others.
     """
     if isinstance(ladder, str | Path) and str(ladder).endswith(".toml"):
         given = ", ".join(
@@ -59,10 +59,8 @@ def ladders_of(
         if not ladder:
             raise PrunusError("a ladder needs at least one recipe")
         by_method = {"recipes": list(ladder)}
-    return [
-        Ladder(name, tuple(Entry(steps_of(rung, recovery), None) for rung in rungs))
-        for name, rungs in by_method.items()
-    ]
+    entries = {name: tuple(Entry(steps_of(one, recovery), None) for one in rungs) for name, rungs in by_method.items()}
+    return [Ladder(name, rungs) for name, rungs in entries.items()]
 
 
 def steps_of(rung: Recipe | Sequence[Recipe], recovery: Mapping[str, Any] | None) -> tuple[Recipe, ...]:

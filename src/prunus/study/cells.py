@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.model_folder import EngineFolder, ModelFolder
@@ -19,7 +19,7 @@ from prunus.evaluation.beforehand import check_plan
 from prunus.evaluation.resolved_plan import ResolvedPlan, resolve_plan
 from prunus.hashing import content_hash
 from prunus.pruning.calibration.beforehand import HUB_NAMES, TRACES, check_calibration
-from prunus.pruning.calibration.data import calibration_name
+from prunus.pruning.calibration.data import Calibrating, calibration_name
 from prunus.recipe_base import Recipe
 from prunus.recipes import EvalPlan
 from prunus.step import action_of, check_steps, kind_of, steps_name
@@ -279,7 +279,7 @@ def hashed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
     """The settings of a recipe that have an effect, with files replaced by digests of their content."""
     kept = kind_of(recipe).content(recipe, checkpoint)
     if "calibration" in kept:
-        kept["calibration"] = content_of(calibration_name(recipe, checkpoint))
+        kept["calibration"] = content_of(calibration_name(cast("Calibrating", recipe), checkpoint))
     if kept.get("scores") is not None:
         kept["scores"] = digest(Path(kept["scores"]))
     return kept

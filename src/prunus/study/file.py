@@ -229,9 +229,8 @@ class _Reader:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.fail("", kind, 0, f"write [[{kind}]] with double brackets, since there may be several")
         for number, table in enumerate(tables):
-            kept = self.without_removed(
-                kind, number, table, REMOVED if kind == "find" else RECIPES[kind].REMOVED if kind in RECIPES else {}
-            )
+            removed = REMOVED if kind == "find" else RECIPES[kind].REMOVED if kind in RECIPES else {}
+            kept = self.without_removed(kind, number, table, removed)
             self.check_keys(kind, number, kept, _KEYS[_TABLES[kind]])
             yield number, kept
 
@@ -266,7 +265,9 @@ class _Reader:
                 self.fail(
                     CHAIN, "", number, "write steps = [{prune = {sparsity = 0.2}}, {recover = true}], one key in each"
                 )
-            choices = [list(self.choices(number, *next(iter(step.items())), shared)) for step in steps]
+            choices = [
+                list(self.choices(number, action, value, shared)) for step in steps for action, value in step.items()
+            ]
             for combination in product(*choices):
                 yield Entry(tuple(one for part in combination for one in part), self.lines.of(CHAIN, "", number))
 
@@ -282,12 +283,11 @@ class _Reader:
             if given is not True and not isinstance(given, dict):
                 self.fail(CHAIN, "", number, f"'{action}' must be true, false or a table, not {given!r}")
             own = {} if given is True else _with_blocks_as_text(action, given)
+            hints = hints_of(cls)
             for key in own:
-                if key not in hints_of(cls):
-                    self.fail(
-                        CHAIN, "", number, f"unknown key '{key}' of {action}; {suggestion(key, hints_of(cls), {})}"
-                    )
-            usual = {key: one for key, one in shared.items() if key in hints_of(cls)}
+                if key not in hints:
+                    self.fail(CHAIN, "", number, f"unknown key '{key}' of {action}; {suggestion(key, hints, {})}")
+            usual = {key: one for key, one in shared.items() if key in hints}
             for values in self.grid(CHAIN, number, usual | own, cls):
                 yield (self.make(CHAIN, number, cls, self.with_paths(values)),)
 
@@ -327,9 +327,7 @@ class _Reader:
                 line=self.lines.of("find", "", number),
             )
 
-    def settings(
-        self, kind: str, number: int, name: str, value: Any, cls: type[RecipeBase]
-    ) -> list[dict[str, Any] | None]:
+    def settings(self, kind: str, number: int, name: str, value: Any, cls: type[Recipe]) -> list[dict[str, Any] | None]:
         """The settings of each further step along this axis of the grid; None stands for no such step.
 
         value: of the key of this name: true, false, a table of settings, or a list of these. cls: the step's recipe.

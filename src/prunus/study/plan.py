@@ -14,6 +14,7 @@ from prunus.evaluation.resolved_plan import ResolvedPlan
 from prunus.results.rows import Sample
 from prunus.results.store import Store, is_begun
 from prunus.results.token_use import chains_of, sampled_tokens
+from prunus.step import kind_of
 from prunus.study.cells import Cell, Model, Variant, check_apart, checkpoint_of, open_model, plan_names, variants_of
 from prunus.study.engine import Engine
 from prunus.study.file import Study

@@ -22,7 +22,7 @@ from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import Cluster
 from prunus.study.ray.driver import run_on_ray
-from prunus.study.variants import MAKING, add_run, is_made, make_variant, same_recipe
+from prunus.study.variants import MAKING, add_run, is_made, make_variant
 
 Batches = list[list[tuple[int, int]]]
 
@@ -139,10 +139,11 @@ def missing_work(
 def make_missing(
     study: Study, model: Model, variant: Variant, paths: StudyPaths, table: LiveTable, device: str
 ) -> None:
-    """Make a variant unless its files exist, and the others of its pruning recipe, which share the pruned model."""
+    """Make a variant unless its files exist, and the others that begin with the same step, whose result they share."""
     if is_made(paths.folder, variant):
         return
-    for one in same_recipe(model, variant):
+    alike = [one for one in model.variants if one.keys[:1] == variant.keys[:1]]
+    for one in sorted(alike, key=lambda one: len(one.steps)):
         if not is_made(paths.folder, one):
             table.say(f"making {one.name} of {model.label}", log=True)
             with table.hidden():

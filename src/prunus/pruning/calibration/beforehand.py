@@ -34,7 +34,7 @@ def check_calibration(
     folder = resolve(model)
     begun = out is not None and (partial_folder(Path(out)) / CALIBRATION).exists()
     if kind_of(recipe).calibrates(recipe, stats is not None) and not begun:
-        check_source(recipe.calibration, folder)
+        check_source(vars(recipe)["calibration"], folder)
 
 
 def check_source(name: str, folder: Path) -> None:

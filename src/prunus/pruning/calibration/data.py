@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from prunus.checkpoint.checkpoint import Checkpoint
 from prunus.checkpoint.resolve import load_tokenizer, one_line, tiny_folder
@@ -34,9 +34,24 @@ from prunus.pruning.calibration.text_files import (
     render_chats,
 )
 from prunus.pruning.calibration.windows import Window, overlap_warnings, random_window
-from prunus.recipes import DropRecipe, ExpertsRecipe, PruneRecipe, RecoverRecipe
+from prunus.recipes import ExpertsRecipe, PruneRecipe, RecoverRecipe
 
-Calibrating = PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe
+
+class Calibrating(Protocol):
+    """What a recipe says of its calibration."""
+
+    @property
+    def calibration(self) -> str: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def seqlen(self) -> int: ...
+    @property
+    def calibration_tokens(self) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
 # Corpora up to this many documents are tokenised whole, to see whether enough of them are long.
 SMALL_CORPUS = 10_000
 
