@@ -27,7 +27,7 @@ API_NAME = {
 ALSO = {
     "expert_stats",
     "plan_study",
-    "prune_and_recover",
+    "apply_steps",
     "open",
     "report_study",
     "show_profile",
@@ -222,11 +222,11 @@ def test_import_is_light_and_results_need_no_torch():
 def test_recover_prunes_and_recovers(words, tmp_path, monkeypatch, capsys):
     command, *given = words
     calls = []
-    monkeypatch.setattr(prunus, "prune_and_recover", lambda *a, **k: calls.append((a, k)) or {})
+    monkeypatch.setattr(prunus, "apply_steps", lambda *a, **k: calls.append((a, k)) or {})
     main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover"])
     recipe = PruneRecipe(sparsity=0.5, samples=4) if command == "prune" else DropRecipe(blocks="1,", samples=4)
     (((model, _, asked), named),) = calls
-    assert (model, asked) == ("tiny", recipe) and "recovery" not in named
+    assert (model, asked, named["dry_run"]) == ("tiny", [recipe, RecoverRecipe(samples=4)], False)
     monkeypatch.undo()
     main([command, "tiny", str(tmp_path / "out"), *given, "--samples", "4", "--recover", "--dry-run"])
     told = capsys.readouterr().err

@@ -380,7 +380,7 @@ def test_what_is_left_is_trained_to_give_what_the_whole_mixture_gives(made, tmp_
         main([*words, *settings])
     asked = ExpertsRecipe(keep=0.5, calibration=str(tmp_path / "many.jsonl"), seqlen=16)
     recovery = RecoverRecipe.like(asked, epochs=3, rate=0.03, step_tokens=128)
-    prunus.prune_and_recover(made / "mixtral", tmp_path / "one", asked, recovery)
+    prunus.apply_steps(made / "mixtral", tmp_path / "one", [asked, recovery])
     assert "error before" in capsys.readouterr().err
     before, after, one = (load_file(tmp_path / name / "model.safetensors") for name in ("fewer", "two", "one"))
     assert before.keys() == after.keys() and all(torch.equal(one[name], after[name]) for name in after)

@@ -19,9 +19,9 @@ from prunus.checkpoint.resolve import tiny_folder
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pipeline import answer_batch
 from prunus.finding.ladders import removed
+from prunus.pruning import drop_experts, pipeline
 from prunus.pruning.calibration.data import Calibration
 from prunus.results.store import Store
-from prunus.study import variants
 from prunus.study.cells import open_model
 from prunus.study.engine import Engine
 from prunus.study.file import read_study
@@ -108,20 +108,23 @@ def test_pruning_after_experts_were_removed_is_what_two_commands_write(folder, t
     path = write_study(folder, text)
     (planned,) = prunus.plan_study(path, out=tmp_path / "out", device="cpu", measure=False)["variants"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(variants, "prune", lambda *_, **where: {"warnings": []} if where["dry_run"] else stop())
+        patch.setattr(pipeline, "prune", lambda *_, **where: {"warnings": []} if where["dry_run"] else stop())
         prunus.run_study(path, out=tmp_path / "out", device="cpu")
     with monkeypatch.context() as patch:
-        drop = variants.drop_experts
-        patch.setattr(variants, "drop_experts", lambda *_, **where: drop(*_, **where) if where["dry_run"] else stop())
+        drop = drop_experts.drop_experts
+        patch.setattr(
+            drop_experts, "drop_experts", lambda *_, **where: drop(*_, **where) if where["dry_run"] else stop()
+        )
         prunus.run_study(path, out=tmp_path / "out", device="cpu")
     assert "Frequency 4 of 8 experts + Wanda 20 %" in (tmp_path / "out" / "report.html").read_text().replace(
         "\N{NO-BREAK SPACE}", " "
     )
     (entry,) = read_study(path).entries
-    assert isinstance(entry.recipe, prunus.PruneRecipe) and entry.experts is not None
+    experts, pruning = entry.steps
+    assert isinstance(experts, prunus.ExpertsRecipe) and isinstance(pruning, prunus.PruneRecipe)
     assert removed(entry, Checkpoint(folder / "model")) == pytest.approx(1 - 0.5 * 0.8)
-    prunus.drop_experts(folder / "model", tmp_path / "fewer", entry.experts, device="cpu")
-    prunus.prune(tmp_path / "fewer", tmp_path / "both", entry.recipe, device="cpu")
+    prunus.drop_experts(folder / "model", tmp_path / "fewer", experts, device="cpu")
+    prunus.prune(tmp_path / "fewer", tmp_path / "both", pruning, device="cpu")
     (made,) = (one for one in (tmp_path / "out" / "variants").iterdir() if one.is_dir())
     names = sorted(one.name for one in made.iterdir())
     assert names == sorted(one.name for one in (tmp_path / "both").iterdir()) and "model.safetensors" in names
@@ -188,7 +191,7 @@ def test_a_study_prunes_the_weights_of_a_model_with_fewer_experts(folder, tmp_pa
     path = write_study(tmp_path, '[[prune]]\nmethod = "wanda"\n[[experts]]\nmethod = "frequency"\nkeep = 0.5\n')
     prunus.run_study(path, out=tmp_path / "out", device="cpu")
     study = read_study(path)
-    (recipe,) = [entry.recipe for entry in study.entries if isinstance(entry.recipe, prunus.PruneRecipe)]
+    (recipe,) = [one for entry in study.entries for one in entry.steps if isinstance(one, prunus.PruneRecipe)]
     prunus.prune(tmp_path / "model", tmp_path / "whole", recipe, device="cpu")
     prunus.evaluate(tmp_path / "whole", study.plans[0], tmp_path / "whole.db", device="cpu")
     with Store(tmp_path / "out" / "results.db") as theirs, Store(tmp_path / "whole.db") as ours:

@@ -331,10 +331,10 @@ pattern = "2:4"
 def test_a_file_has_recipes_in_its_order_and_the_one_found_is_recovered(search_folder, scripted):
     (search_folder / "ladder.toml").write_text(LADDER)
     (ladder,) = ladders_of("ladder.toml", None, {}, None)
-    assert ladder.name == "ladder" and [one.recover is not None for one in ladder.entries] == [True, True, False, False]
-    amounts = [getattr(one.recipe, "sparsity", None) for one in ladder.entries]
+    assert ladder.name == "ladder" and [len(one.steps) for one in ladder.entries] == [2, 2, 1, 1]
+    amounts = [getattr(one.steps[0], "sparsity", None) for one in ladder.entries]
     assert amounts == [0.1, 0.3, None, 0.5] and [one.line for one in ladder.entries] == [5, 5, 9, 11]
-    assert isinstance(ladder.entries[2].recipe, DropRecipe)
+    assert isinstance(ladder.entries[2].steps[0], DropRecipe)
     found = search("ladder.toml")
     assert words(found) == {"ladder": ["certified", "certified", "refused"]}
     assert scripted.keys() == {"dense", "magnitude-10-recovered", "magnitude-30-recovered", "shortgpt-1"}

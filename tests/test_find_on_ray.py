@@ -185,7 +185,7 @@ def test_a_job_in_work_is_not_done_twice_and_counts_as_needed_once_it_is():
 
 def test_a_low_rank_comes_first_and_ranks_do_not_mix():
     model, cell = SimpleNamespace(label="m"), object()
-    jobs = [Job(model, Variant("v", None, "v"), cell, [(n, 0)], n == 0, rank=n) for n in (2, 1, 0, 1)]  # type: ignore
+    jobs = [Job(model, Variant("v", "", (), ("v",)), cell, [(n, 0)], n == 0, rank=n) for n in (2, 1, 0, 1)]  # type: ignore
     worker = WorkerHandle(None, last=jobs[0])
     assert next_job(jobs, set(), worker, []) is jobs[2] and next_job(jobs[:2], set(), worker, []) is jobs[1]
     queue = [jobs[0], jobs[3], jobs[3]]
@@ -198,7 +198,7 @@ def test_only_what_is_needed_fails_a_search():
     model, cell = SimpleNamespace(label="m"), object()
 
     def job(rank: int) -> Job:
-        return Job(model, Variant("v", None, "v"), cell, [], rank == 0, attempts=2, rank=rank)  # type: ignore
+        return Job(model, Variant("v", "", (), ("v",)), cell, [], rank == 0, attempts=2, rank=rank)  # type: ignore
 
     for rank in (1, 0):
         driver = Driver.__new__(Driver)

@@ -19,7 +19,8 @@ from prunus.pruning.masks import Target
 from prunus.pruning.methods import METHODS
 from prunus.recipes import OWN_GROUP, Group, PruneRecipe
 from prunus.results.labels import step_label
-from prunus.study.cells import base_name, effective
+from prunus.step import steps_name
+from prunus.study.cells import effective
 
 SCORES = {
     "magnitude": lambda w, _: w.abs(),
@@ -142,7 +143,7 @@ def test_recipes_and_cells_without_it_keep_their_names():
     assert key(replace(cell, allocation="owl")) == "12ba14a22424"
     assert key(replace(cell, group="row")) == key(cell)  # Wanda's own
     assert key(replace(cell, group="tensor")) != key(cell)
-    assert base_name(replace(cell, group="row")) == "wanda-50" and base_name(asked) == "wanda-tensor-50"
+    assert steps_name([replace(cell, group="row")]) == "wanda-50" and steps_name([asked]) == "wanda-tensor-50"
 
 
 def test_cells_whose_result_is_another_now_are_made_again():

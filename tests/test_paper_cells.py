@@ -139,7 +139,8 @@ def place(tmp_path_factory):
     return folder, Study(folder / "m", samples)
 
 
-CELLS = [entry.recipe for entry in read_study(PAPER).entries if isinstance(entry.recipe, prunus.PruneRecipe)]
+STEPS = [recipe for entry in read_study(PAPER).entries for recipe in entry.steps]
+CELLS = [recipe for recipe in STEPS if isinstance(recipe, prunus.PruneRecipe)]
 
 
 def test_the_paper_has_twelve_cells_of_single_weights():

@@ -180,6 +180,7 @@ influence_validation = 3
     made = {variant.name: make_variant(model, variant, tmp_path, "cpu", keep=False) for variant in model.variants[1:]}
     assert len(made) == 6 and counted == {"sums": 1, "influences": 1}
     for variant in model.variants[1:]:  # the same as each by itself
-        assert isinstance(variant.recipe, prunus.PruneRecipe)
-        prunus.prune(model.name, tmp_path / "alone" / variant.name, variant.recipe)
+        (recipe,) = variant.steps
+        assert isinstance(recipe, prunus.PruneRecipe)
+        prunus.prune(model.name, tmp_path / "alone" / variant.name, recipe)
         assert Checkpoint(tmp_path / "alone" / variant.name).checksum() == made[variant.name].checksum

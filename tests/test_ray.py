@@ -325,7 +325,7 @@ def test_after_a_loss_an_engine_that_streams_gets_only_what_is_missing(tmp_path)
 def test_what_a_lost_worker_was_sending_leaves_nothing(tmp_path, monkeypatch):
     """A kept checkpoint appears whole, in place of an older one, and before the variant's own file."""
     monkeypatch.setattr(transfer, "PIECE", 3)
-    variant, kept_at = Variant("wanda", None, "key"), tmp_path / "checkpoints" / "m" / "wanda"
+    variant, kept_at = Variant("wanda", "", (), ("key",)), tmp_path / "checkpoints" / "m" / "wanda"
     whole = {"config.json": b"{}", "model.safetensors": b"0123456789", "deep/er.jinja": b""}
     sent = whole | {"key.safetensors": b"abcd"}
     made = VariantFiles({"key.safetensors": 4}, {name: len(content) for name, content in whole.items()})
@@ -436,7 +436,7 @@ def test_capacity_counts_node_by_node(monkeypatch):
 
 
 def job(model: Any, name: str, cell: Any = None, early: bool = False) -> Job:
-    return Job(model, Variant(name, None, name), cell, [], early)
+    return Job(model, Variant(name, "", (), (name,)), cell, [], early)
 
 
 def test_what_a_worker_is_given():

@@ -420,17 +420,17 @@ def test_one_command_gives_what_two_give_and_goes_on_where_it_stopped(tmp_path, 
     else:
         prunus.drop_blocks(dense, tmp_path / "pruned", recipe)
     prunus.recover(tmp_path / "pruned", tmp_path / "two", asked(rows))
-    monkeypatch.setattr("prunus.pruning.recover.recover_checkpoint", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("prunus.pruning.recover.recover_blocks", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        prunus.prune_and_recover(dense, tmp_path / "one", recipe, asked(rows))
+        prunus.apply_steps(dense, tmp_path / "one", [recipe, asked(rows)])
     assert not (tmp_path / "one").exists()
     monkeypatch.undo()
-    for name in ("prune", "drop_blocks"):  # what was pruned is not pruned again
-        monkeypatch.setattr(f"prunus.pruning.recover.{name}", lambda *_, **__: 1 / 0)
-    prunus.prune_and_recover(dense, tmp_path / "one", recipe, asked(rows))
+    for name in ("pipeline.prune", "drop.drop_blocks"):  # what was pruned is not pruned again
+        monkeypatch.setattr(f"prunus.pruning.{name}", lambda *_, **__: 1 / 0)
+    prunus.apply_steps(dense, tmp_path / "one", [recipe, asked(rows)])
     one, two = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two")
     assert all(torch.equal(one[name], tensor) for name, tensor in two.items())
-    assert not (tmp_path / "one.pruned").exists()
+    assert not (tmp_path / "one.after-1").exists()
 
 
 def test_what_was_done_is_in_the_manifest(tmp_path, dense, rows):

@@ -26,14 +26,13 @@ from prunus.checkpoint.resolve import resolve
 from prunus.cli import main
 from prunus.errors import PrunusError
 from prunus.evaluation.backends.hf import HFBackend, load_model
-from prunus.pruning import recover as recovering
+from prunus.pruning import pipeline
 from prunus.results import comparison
 from prunus.results.comparison import compare
 from prunus.results.rows import Sample
 from prunus.results.store import Store
 from prunus.study import engine as engines
 from prunus.study import run as running
-from prunus.study import variants
 from prunus.study.cells import open_model, open_models
 from prunus.study.engine import swapped
 from prunus.study.file import read_study
@@ -126,7 +125,7 @@ def test_rows_are_those_of_prune_and_eval(finished, tmp_path):
     study = read_study(finished / "small.toml")
     rows, names = results(finished / "out" / "results.db"), by_name(finished / "out" / "results.db")
     assert sorted(names) == sorted(["model", *NAMES[1:]])
-    recipes = dict(zip(NAMES[1:], [entry.recipe for entry in study.entries], strict=True))
+    recipes = dict(zip(NAMES[1:], [entry.steps[0] for entry in study.entries], strict=True))
     plan, model = study.plans[0], study.models[0]
     assert prunus.evaluate(model, plan, tmp_path / "alone.db") == names["model"], "the dense model shares its rows"
     for name, recipe in recipes.items():
@@ -207,14 +206,13 @@ recover = {epochs = 1, step_tokens = 16}
 def counted(monkeypatch):
     """A list to which every call of prune by a study is added."""
     calls = []
-    for module in (variants, recovering):
-        original = module.prune
-        monkeypatch.setattr(module, "prune", lambda *a, _do=original, **k: calls.append(k["dry_run"]) or _do(*a, **k))
+    original = pipeline.prune
+    monkeypatch.setattr(pipeline, "prune", lambda *a, **k: calls.append(k["dry_run"]) or original(*a, **k))
     return calls
 
 
 def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_model(tmp_path, monkeypatch):
-    """In a study, as by prune_and_recover; norms and biases too; with a block dropped before the last step."""
+    """In a study, as by apply_steps; norms and biases too; with a block dropped before the last step."""
     file = write_study(tmp_path, RECOVERED)
     sizes = {v["variant"]: v["bytes"] for v in prunus.plan_study(file, out=tmp_path / "out", measure=False)["variants"]}
     pruned = counted(monkeypatch)
@@ -229,10 +227,9 @@ def test_recovered_variants_are_those_of_their_checkpoints_and_leave_the_dense_m
     loaded = load_model(model.checkpoint.folder, "cpu")
     before = sums(loaded)
     for variant in model.variants:
-        if variant.recipe is None or variant.recover is None:
+        if len(variant.steps) < 2:
             continue
-        assert isinstance(variant.recipe, (prunus.PruneRecipe, prunus.DropRecipe))
-        prunus.prune_and_recover(model.name, tmp_path / variant.name, variant.recipe, variant.recover)
+        prunus.apply_steps(model.name, tmp_path / variant.name, variant.steps)
         alone = sums(load_model(tmp_path / variant.name, "cpu"))
         with swapped(loaded, model.source, tmp_path / "out", variant):
             assert sums(loaded) == alone
@@ -252,7 +249,7 @@ def test_what_is_recovered_is_pruned_once_and_has_the_same_bytes(tmp_path, monke
             make_variant(model, variant, tmp_path / folder, "cpu", keep)
         assert len(pruned) == 1, folder
         pruned.clear()
-        assert not (tmp_path / folder / "making" / plain.key).exists()
+        assert (tmp_path / folder / "making" / plain.key).exists() == (folder == "alone"), "the plain one needs it"
     files = [p.read_bytes() for f in ("alone", "both") for p in variant_files(tmp_path / f, recovered)]
     assert len(files) == 4 and files[:2] == files[2:]
 
@@ -638,7 +635,7 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
             prunus.run_study(file, out=out)
     [left] = (out / "making").iterdir()
     pruned: list[Path] = []
-    original = variants.prune
+    original = pipeline.prune
 
     def noted(model, target, *arguments, **options):
         if not options.get("dry_run"):

@@ -24,7 +24,7 @@ def study(tmp_path, text):
 
 
 def recipes(tmp_path, text):
-    return [entry.recipe for entry in study(tmp_path, GOOD + text).entries]
+    return [entry.steps[0] for entry in study(tmp_path, GOOD + text).entries]
 
 
 def test_defaults(tmp_path):
@@ -59,10 +59,10 @@ def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_tab
     ).entries
     reap = ExpertsRecipe(samples=16, chain_weight=4.0)
     own = ExpertsRecipe(method="random", drop=1, seed=5, samples=16, calibration_tokens=99, chain_weight=4.0)
-    assert [(entry.recipe, entry.experts, entry.recover) for entry in entries] == [
-        (PruneRecipe(sparsity=share, samples=16, chain_weight=4.0), experts, None)
+    assert [entry.steps for entry in entries] == [
+        (*experts, PruneRecipe(sparsity=share, samples=16, chain_weight=4.0))
         for share in (0.2, 0.5)
-        for experts in (None, reap, own)
+        for experts in ((), (reap,), (own,))
     ]
     words = ["wanda-20", "experts-reap-75-wanda-20", "experts-random-drop1-wanda-20"]
     assert variant_names(entries) == [*words, *(word.replace("20", "50") for word in words)]
@@ -79,17 +79,17 @@ def test_recover_is_an_axis_and_calibrates_as_its_table(tmp_path):
     alike = RecoverRecipe(samples=16, seed=3)
     own = RecoverRecipe(samples=16, seed=3, epochs=2, calibration=f"traces:{tmp_path / 't.jsonl'}")
     drop = DropRecipe(samples=16, seed=3, calibration_tokens=99)
-    assert [(entry.recipe, entry.recover) for entry in entries] == [
+    assert [entry.steps for entry in entries] == [
         *(
-            (PruneRecipe(sparsity=s, samples=16, seed=3), recovery)
+            (PruneRecipe(sparsity=s, samples=16, seed=3), *recovery)
             for s in (0.2, 0.5)
-            for recovery in (None, alike, own)
+            for recovery in ((), (alike,), (own,))
         ),
         (drop, RecoverRecipe(samples=8, seed=3)),
-        (DropRecipe(samples=16, seed=3, blocks="2"), None),
+        (DropRecipe(samples=16, seed=3, blocks="2"),),
     ]
     names = ["wanda-20", "wanda-20-recovered", "wanda-50", "wanda-50-recovered", "shortgpt-1-recovered", "shortgpt-2"]
-    assert variant_names([entry for entry in entries if entry.recover is not own and entry.recover != own]) == names
+    assert variant_names([entry for entry in entries if own not in entry.steps]) == names
     assert len(set(variant_names(entries))) == len(entries)
 
 
@@ -118,7 +118,7 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
     )
     assert found.models == (str(tmp_path / "model"), "org/name")
     assert found.plans[0].tasks == (str(tmp_path / "p.jsonl"), "gsm8k")
-    calibrations = [entry.recipe.calibration for entry in found.entries]
+    calibrations = [vars(entry.steps[0])["calibration"] for entry in found.entries]
     assert calibrations == [f"traces:{tmp_path / 't.jsonl'}", "elsewhere.txt"]
 
 

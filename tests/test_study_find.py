@@ -165,8 +165,8 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
     rungs = [one for ladder in of_study.ladders(read_study("small.toml"), found) for one in ladder.entries]
-    assert [(one.recipe.to_json()["samples"], one.recipe.to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
-    assert all(one.recover is not None and one.recover.epochs == 2 and one.recover.samples == 4 for one in rungs)
+    assert [(one.steps[0].to_json()["samples"], one.steps[0].to_json()["seqlen"]) for one in rungs] == [(4, 16)] * 4
+    assert all((recovery := one.steps[1].to_json())["epochs"] == 2 and recovery["samples"] == 4 for one in rungs)
 
 
 def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_other():
@@ -182,7 +182,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
     (ladder,) = of_study.ladders(study, found)
     assert found.name == ladder.name == "steps" and len(ladder.entries) == 3
     for entry in ladder.entries:
-        recipe = entry.recipe.to_json()
+        recipe = entry.steps[0].to_json()
         assert (recipe["calibration"], recipe["samples"], recipe["seqlen"]) == ("sub/text.jsonl", 8, 8)
 
 

@@ -138,7 +138,7 @@ def test_the_published_study_is_planned_without_network(monkeypatch, tmp_path):
     assert text.count("not known yet:") == len(plan["unknown"]) <= 2
     assert "Qwen3-8B wanda-layerif-dense-tensor-20" in text
     study = read_study(EXAMPLES / "paper.toml")
-    recipes = dict(zip(variant_names(study.entries), [e.recipe for e in study.entries], strict=True))
+    recipes = dict(zip(variant_names(study.entries), [e.steps[0] for e in study.entries], strict=True))
     for name in methods:
         recipe = recipes[name]
         assert (recipe.calibration, recipe.samples, recipe.seqlen, recipe.seed) == ("c4", 128, 2048, 0)

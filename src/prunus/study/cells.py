@@ -242,7 +242,7 @@ def variants_of(study: Study, checkpoint: Checkpoint | EngineFolder) -> list[Var
 def variant_of(name: str, entry: Entry, source: str, checkpoint: Checkpoint) -> Variant:
     """The variant of some steps. source: checksum of the model."""
     check_steps(entry.steps, checkpoint.folder)
-    contents = [hashed(recipe, checkpoint) for recipe in entry.steps]
+    contents = [effective(recipe, checkpoint) for recipe in entry.steps]
     keys: list[str] = []
     for count in range(1, len(contents) + 1):
         keys.append(key_of(source, entry.steps[:count], contents[:count], keys))
@@ -275,8 +275,8 @@ def same_effect(first: Entry, second: Entry) -> str:
     return f"{name} is listed twice: {what} {have} no effect on {methods}"
 
 
-def hashed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of a recipe that have an effect, with files replaced by digests of their content."""
+def effective(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Stored: the settings of a recipe that have an effect, with files replaced by digests of their content."""
     kept = kind_of(recipe).content(recipe, checkpoint)
     if "calibration" in kept:
         kept["calibration"] = content_of(calibration_name(cast("Calibrating", recipe), checkpoint))
