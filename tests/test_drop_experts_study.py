@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     path = write_study(folder, TABLES)
     prunus.run_study(path, out=folder / "out", device="cpu")
-    monkeypatch.setattr(variants, "drop_experts", None)  # what exists is not made again
+    monkeypatch.setattr(drop_experts, "drop_experts", None)  # what exists is not made again
     prunus.run_study(path, out=folder / "out", device="cpu")
     page = (folder / "out" / "report.html").read_text()
     assert "REAP 6 of 8 experts" in page and "Random 6 of 8 experts" in page
@@ -83,14 +83,14 @@ def test_what_is_recovered_is_what_the_commands_write_one_after_the_other(folder
     model = open_model(read_study(path), "model", folder / "model")
     assert [variant.name for variant in model.variants] == ["dense", *names, f"{names[0]}-recovered"]
     plain, recovered = (unfinished_folder(tmp_path / "out", variant) for variant in model.variants[1:])
-    last = model.variants[-1]
-    step = last.after or last
-    assert isinstance(step.recipe, prunus.ExpertsRecipe) and last.recover is not None and last.recover.rate == 0.01
-    prunus.drop_experts(folder / "model", tmp_path / "fewer", step.recipe, device="cpu")
-    if isinstance(last.recipe, prunus.PruneRecipe):
-        prunus.prune(tmp_path / "fewer", tmp_path / "pruned", last.recipe, device="cpu")
-    made = tmp_path / ("fewer" if step is last else "pruned")
-    prunus.recover(made, tmp_path / "two", last.recover, device="cpu")  # by default of the first model
+    experts, *pruning, recovery = model.variants[-1].steps
+    assert isinstance(experts, prunus.ExpertsRecipe) and isinstance(recovery, prunus.RecoverRecipe)
+    prunus.drop_experts(folder / "model", tmp_path / "fewer", experts, device="cpu")
+    for recipe in pruning:
+        assert isinstance(recipe, prunus.PruneRecipe)
+        prunus.prune(tmp_path / "fewer", tmp_path / "pruned", recipe, device="cpu")
+    made = tmp_path / ("pruned" if pruning else "fewer")
+    prunus.recover(made, tmp_path / "two", recovery, device="cpu")  # by default of the first model
     assert Checkpoint(plain).checksum() == Checkpoint(made).checksum() != Checkpoint(recovered).checksum()
     assert Checkpoint(recovered).checksum() == Checkpoint(tmp_path / "two").checksum()
     assert sorted(one.name for one in (tmp_path / "out" / "variants").iterdir() if one.is_dir()) == sorted(
@@ -160,7 +160,7 @@ def test_a_worker_on_ray_makes_and_loads_a_variant_whole_as_this_machine_does(fo
             piece = sending.send(piece)
     maker.delete_made()
     assert contents(there / "variants") == contents(tmp_path / "here" / "variants")
-    monkeypatch.setattr(variants, "drop_experts", None)  # what was sent is not made again
+    monkeypatch.setattr(drop_experts, "drop_experts", None)  # what was sent is not made again
     sent = transfer.upload(there, files_to_load(there, model, variant, keep=False))
     (found,) = worker.answer(ref, variant, sent, 0, work.batches[0])
     assert not contents(worker.folder / "variants"), "what is loaded is deleted"

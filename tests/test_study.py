@@ -630,7 +630,7 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
     """Killed between the checkpoint and the variant's file, the checkpoint is not made again."""
     file, out = write_study(tmp_path, RECIPES.split("[[drop]]")[0]), tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(variants, "write_variant", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("prunus.study.variants.write_variant", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prunus.run_study(file, out=out)
     [left] = (out / "making").iterdir()
@@ -642,7 +642,7 @@ def test_pruning_that_was_cut_off_goes_on(finished, tmp_path, monkeypatch):
             pruned.append(target)
         return original(model, target, *arguments, **options)
 
-    monkeypatch.setattr(variants, "prune", noted)
+    monkeypatch.setattr(pipeline, "prune", noted)
     prunus.run_study(file, out=out)
     assert len(pruned) == 3 and left not in pruned and not (out / "making").exists()
     ours, theirs = results(out / "results.db"), results(finished / "out" / "results.db")

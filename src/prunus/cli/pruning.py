@@ -174,7 +174,10 @@ def prune_and_recover(
     """Do what a command with --recover does. stats: of its option, which must be None."""
     if stats is not None:
         raise PrunusError("--recover trains on calibration tokens, which --stats does not hold: leave one of them out")
-    show_summary(prunus.apply_steps(model, out, [recipe, RecoverRecipe.like(recipe)], **where))
+    steps = [recipe, RecoverRecipe.like(recipe)]
+    for step in steps:
+        check_calibration(step, model, out)
+    show_summary(prunus.apply_steps(model, out, steps, **where))
 
 
 def refuse_other_calibration(model: str, stats: Path, recipe: Mapping[str, Any]) -> None:
