@@ -57,7 +57,7 @@ def test_rows_are_those_of_whole_checkpoints(folder, monkeypatch):
     page = (folder / "out" / "report.html").read_text()
     assert "REAP 6 of 8 experts" in page and "Random 6 of 8 experts" in page
     study = read_study(path)
-    recipe = study.entries[0].recipe
+    (recipe,) = study.entries[0].steps
     assert isinstance(recipe, prunus.ExpertsRecipe)
     prunus.drop_experts(folder / "model", folder / "whole", recipe, device="cpu")
     prunus.evaluate(folder / "whole", study.plans[0], folder / "whole.db", device="cpu")
