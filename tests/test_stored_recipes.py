@@ -33,7 +33,7 @@ def test_hashes_and_result_ids_are_those_of_earlier_versions(tiny):
 
 # [kind, hash of its default before the settings were removed, {setting: (its default, another value)}].
 REMOVED = [
-    (PruneRecipe, "cdb9ddacc9a8", {"closing_weight": (None, 4.0)}),
+    (PruneRecipe, "cdb9ddacc9a8", {"closing_weight": (None, 4.0), "expert_spread": (0.0, 0.1)}),
     (ExpertsRecipe, "94e908a5ed32", {"closing_weight": (None, 4.0), "distill_router": (False, True)}),
     (RecoverRecipe, "6bc5b1fe772e", {"closing_weight": (None, 4.0)}),
 ]

@@ -27,7 +27,7 @@ def _of_prune(recipe: PruneRecipe) -> set[str]:
     method = find_method(recipe)
     runs_blocks = method.needs != "nothing" or bool(method.passes)
     unused = set() if runs_blocks else {"propagation"}
-    if not runs_blocks and measured != "norms" and not recipe.expert_spread:
+    if not runs_blocks and measured != "norms":
         unused |= AMOUNT | WEIGHTS
         if measured != "gradients":
             unused |= CALIBRATION | {"dtype"}

@@ -48,7 +48,7 @@ def calibrates(recipe: PruneRecipe | DropRecipe | ExpertsRecipe | RecoverRecipe,
         return False
     allocates = declared(Allocation)[recipe.allocation].needs == "norms" and recipe.scores is None
     needs = declared(Method)[recipe.method].needs != "nothing" or recipe.update != "none"
-    return needs or allocates or bool(recipe.expert_spread)
+    return needs or allocates
 
 
 def check_source(name: str, folder: Path) -> None:
