@@ -215,10 +215,10 @@ class DropRecipe(Recipe):
     merge: for laco: number of blocks that one merge folds into the block before them.
     threshold: for laco: a merge is kept if the cosine of the last hidden states to the dense model's exceeds it.
     interval: for laco: after a merge that is kept, the next is tried this number of blocks lower.
-    telescoping: for laco: take each block's difference to the block before it instead of to the block that it is folded
-        into, as some published code does; only the weights of the last block are then left.
     calibration, samples, seqlen, calibration_tokens, seed: as in PruneRecipe.
     """
+
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"telescoping": False})
 
     method: DepthMethodName = "shortgpt"
     blocks: str | None = None
@@ -226,7 +226,6 @@ class DropRecipe(Recipe):
     merge: int = DECLARED
     threshold: float = DECLARED
     interval: int = DECLARED
-    telescoping: bool = DECLARED
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048
