@@ -339,7 +339,7 @@ RECIPES = [
         rounding="reference",
         dtype="float32",
     ),
-    DropRecipe(method="laco", blocks="2", merge=2, telescoping=True),
+    DropRecipe(method="laco", blocks="2", merge=2),
     DropRecipe(blocks="3,4", seed=5),
     RecoverRecipe(calibration="tiny", norms=False, rate=0.02, target="own"),
 ]

@@ -145,8 +145,7 @@ def laco_by_hand(folder, rows, settings):
                 continue
             result = base[name].clone()
             for k in range(1, width + 1):
-                subtracted = result.clone() if settings["telescoping"] else states[place][name]
-                result += states[place + k][name] - subtracted
+                result += states[place + k][name] - states[place][name]
             base[name] = result
         trial = load(folder)
         new_blocks = [trial.model.layers[i] for i in range(len(blocks) - width)]
@@ -166,11 +165,10 @@ def laco_by_hand(folder, rows, settings):
     return blocks, scores, left
 
 
-@pytest.mark.parametrize("telescoping", [False, True])
 @pytest.mark.parametrize(("merge", "interval", "threshold"), [(1, 1, -1.0), (2, 2, -1.0), (3, 1, -1.0), (2, 1, 0.35)])
-def test_laco_is_the_algorithm_on_whole_models(tmp_path, file, rows, merge, interval, threshold, telescoping):
+def test_laco_is_the_algorithm_on_whole_models(tmp_path, file, rows, merge, interval, threshold):
     folder = make_model(tmp_path / "m", "qwen3", blocks=7)
-    settings = {"merge": merge, "interval": interval, "threshold": threshold, "telescoping": telescoping}
+    settings = {"merge": merge, "interval": interval, "threshold": threshold}
     blocks, scores, left = laco_by_hand(folder, rows, settings | {"count": 4})
     asked = recipe(file, "laco", blocks="4", **settings)
     if left == 4:
@@ -187,12 +185,11 @@ def test_laco_is_the_algorithm_on_whole_models(tmp_path, file, rows, merge, inte
             torch.testing.assert_close(block.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)
 
 
-def test_both_formulas_of_laco_agree_for_one_folded_block_and_differ_for_two():
+def test_laco_adds_each_folded_blocks_difference_to_the_first():
     pair, triple = [Mix.of(3), Mix.of(4)], [Mix.of(3), Mix.of(4), Mix.of(5)]
-    assert merged(pair, False) == merged(pair, True) == Mix(3, ((4, 1.0),))
-    assert merged(triple, True) == Mix(3, ((5, 1.0),))
-    assert merged(triple, False) == Mix(3, ((3, -1.0), (4, 1.0), (5, 1.0)))
-    again = merged([Mix.of(2), merged(triple, False), Mix.of(6)], False)
+    assert merged(pair) == Mix(3, ((4, 1.0),))
+    assert merged(triple) == Mix(3, ((3, -1.0), (4, 1.0), (5, 1.0)))
+    again = merged([Mix.of(2), merged(triple), Mix.of(6)])
     assert again == Mix(2, ((2, -1.0), (3, -1.0), (4, 1.0), (5, 1.0), (6, 1.0)))
 
 

@@ -381,11 +381,6 @@ def test_wrong_input_is_told_in_one_line_before_anything_is_written(search_folde
     assert told in str(error.value) and "\n" not in str(error.value) and not there(search_folder)
 
 
-def test_a_ladder_may_fall_if_it_is_meant_to(search_folder, scripted):
-    assert words(search("0.2,0.1", as_given=True)) == {"magnitude": ["certified", "certified"]}
-    assert json.loads(Path("out/certificate.json").read_text())["shown"]["found"]["name"] == "magnitude-20"
-
-
 def test_the_order_of_problems_is_that_of_any_part_of_them():
     ids = [f"p{number}" for number in range(200)]
     whole = seeded_order(ids, 3)

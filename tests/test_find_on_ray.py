@@ -137,7 +137,7 @@ def opened(
 ) -> Search:
     ladders = ladders_of(ladder, methods, CALIBRATION, None)
     rules: dict[str, Any] = {"margin": 0.1, "stop_margin": 0.1, "alpha": 0.05, "max_tokens": tokens, "look": None}
-    return open_search("model", plan, ladders, engine=EngineOptions(), as_given=False, file=None, **rules)
+    return open_search("model", plan, ladders, engine=EngineOptions(), file=None, **rules)
 
 
 def test_what_comes_next_is_the_walk_of_harmless_rungs():

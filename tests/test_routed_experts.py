@@ -6,7 +6,6 @@ import weakref
 import pytest
 import torch
 from random_models import make_random_model
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -23,7 +22,6 @@ from prunus.pruning.calibration.gradients import Model, save_square_sums
 from prunus.pruning.calibration.hidden_states import HiddenStates
 from prunus.pruning.calibration.propagation import BlockRun
 from prunus.recipes import PruneRecipe
-from prunus.reporting.terminal import allocation_table
 from prunus.study.engine import as_in_model, overwrite
 from prunus.study.variants import changed_tensors
 
@@ -349,53 +347,6 @@ def test_a_block_without_experts_stays_as_it_is_where_only_experts_are_pruned(tm
     assert told["sparsity"] == 0.5 and all(".mlp.experts.*." in name for name in told["linear_sparsity"])
     before, made = (Checkpoint(tmp_path / name).read_block(1) for name in ("m", "out"))
     assert all(torch.equal(made[name], tensor) for name, tensor in before.items())
-
-
-@pytest.mark.parametrize("changes", [{}, {"method": "magnitude"}, {"allocation": "owl"}], ids=str)
-def test_experts_with_higher_scores_are_pruned_less_and_the_count_stays_exact(tmp_path, changes):
-    """By the scores with which `experts` ranks them, and OWL's formula written out."""
-    make_random_model("qwen3_moe", tmp_path / "m", num_hidden_layers=2, mlp_only_layers=[])
-    asked = recipe_of(tmp_path, expert_spread=0.1, **changes)
-    calibration = {"calibration": asked.calibration, "samples": asked.samples, "seqlen": asked.seqlen}
-    scores = prunus.drop_experts(tmp_path / "m", tmp_path / "fewer", prunus.ExpertsRecipe(**calibration))["scores"]
-    told = prunus.prune(tmp_path / "m", tmp_path / "out", asked)
-    made, means = Checkpoint(tmp_path / "out"), [0.5, 0.5]
-    ahead = prunus.allocate(tmp_path / "m", asked)
-    if changes.get("allocation"):
-        means = [row["sparsity"] for row in ahead["blocks"]]
-        assert means[0] != means[1]
-        shown, console = ahead["blocks"][1]["experts"]["mlp.experts"], Console(width=120)
-        with console.capture() as table:
-            console.print(allocation_table(ahead))
-        assert f"{100 * min(shown):.1f} to {100 * max(shown):.1f}" in table.get()
-    zeros = weights = 0
-    for index in range(2):
-        low, high = min(scores[index]), max(scores[index])
-        extra = [0.2 * (score - low) / (high - low) for score in scores[index]]
-        for linear in made.linears(index):
-            weight_OI = made.read_weight(index, f"{linear.name}.weight")
-            found, expert = int((weight_OI == 0).sum()), linear.expert
-            wanted = means[index] if expert is None else means[index] + sum(extra) / 8 - extra[expert[1]]
-            if expert is not None:
-                assert ahead["blocks"][index]["experts"]["mlp.experts"][expert[1]] == pytest.approx(wanted)
-            rounding = weight_OI.numel() if changes.get("method") == "magnitude" else weight_OI.shape[1]
-            assert abs(found / weight_OI.numel() - wanted) <= 1 / rounding
-            zeros, weights = zeros + found, weights + weight_OI.numel()
-    assert zeros == weights // 2 and told["sparsity"] == 0.5
-    (step,) = made.manifest["history"]
-    assert step["expert_scores"]["model.layers.1.mlp.experts"] == scores[1]
-    assert ahead["expert_scores"] == step["expert_scores"]
-
-
-def test_different_sparsities_of_experts_are_refused_in_a_line(tmp_path):
-    make_random_model("llama", tmp_path / "m")
-    with pytest.raises(PrunusError, match="has no routed experts in scope; leave expert_spread out"):
-        prunus.prune(tmp_path / "m", tmp_path / "out", recipe_of(tmp_path, expert_spread=0.1))
-    assert not list(tmp_path.glob("out*"))
-    with pytest.raises(PrunusError, match="2:4 gives all experts the same sparsity; leave expert_spread out"):
-        PruneRecipe(pattern="2:4", expert_spread=0.1)
-    with pytest.raises(PrunusError, match=r"expert_spread must lie in \[0, 0.5\], not 0.6"):
-        PruneRecipe(expert_spread=0.6)
 
 
 def test_scopes_of_a_mixture_of_experts(tmp_path):

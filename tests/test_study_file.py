@@ -68,6 +68,14 @@ def test_pruning_after_experts_were_removed_is_an_axis_and_calibrates_as_its_tab
     assert variant_names(entries) == [*words, *(word.replace("20", "50") for word in words)]
 
 
+def test_a_removed_setting_with_its_default_is_as_if_left_out(tmp_path):
+    assert recipes(
+        tmp_path,
+        "[[prune]]\nsparsity = [0.2, 0.3]\nexpert_spread = 0\nexperts = {distill_router = false}\n"
+        '[[drop]]\nmethod = "laco"\ntelescoping = false\n[[experts]]\ndistill_router = false\n',
+    ) == [PruneRecipe(sparsity=0.2), PruneRecipe(sparsity=0.3), DropRecipe(method="laco"), ExpertsRecipe()]
+
+
 def test_recover_is_an_axis_and_calibrates_as_its_table(tmp_path):
     (tmp_path / "t.jsonl").write_text("")
     entries = study(
@@ -167,6 +175,16 @@ def test_files_are_looked_for_beside_the_study(tmp_path, monkeypatch):
         (GOOD + "[calibration]\ndtype = 'float16'", 6, r"'dtype' in \[calibration\]; it belongs under \[\[prune\]\]"),
         (GOOD + "[report]\nmargin = 2", 6, "margin must be a share"),
         (GOOD + "[report]\nbase = 2", 6, "'base' must be a text"),
+        (
+            GOOD + "[[prune]]\nexpert_spread = 0.1",
+            6,
+            "'expert_spread' 0.1 is a setting that only earlier versions have",
+        ),
+        (
+            GOOD + "[[prune]]\nrecover = {closing_weight = 2.0}",
+            6,
+            "'closing_weight' 2.0 is a setting that only earlier",
+        ),
         (GOOD.replace("[16, 64]", "[64, 16]"), 2, "budgets must increase: 16 follows 64"),
         (GOOD.replace("[16, 64]", "64"), 4, "'budgets' must be a list, each a whole number or off, not 64"),
         ('models = ["tiny", "tiny"]\n[eval]\ntasks = ["tiny"]', 1, "model 'tiny' is listed twice"),

@@ -160,7 +160,7 @@ def test_a_table_has_the_settings_of_find_and_of_prune():
     assert (found.margin, found.stop_margin, found.alpha, found.shared) == (0.03, 0.05, 0.05, CALIBRATION)
     found = table(
         '[[find]]\nmethod = ["wanda", "magnitude"]\nladder = [0.1, 0.2]\npropagation = "dense"\nsamples = 4\n'
-        "recover = {epochs = 2}\nmax_tokens = 9\nalpha = 0.1\nanyway = true\n"
+        "recover = {epochs = 2}\nmax_tokens = 9\nalpha = 0.1\nanyway = false\nas_given = false\n"
     )
     assert (found.name, found.ladder, found.methods) == ("wanda-magnitude", "0.1,0.2", ("wanda", "magnitude"))
     assert found.settings == {"propagation": "dense", "samples": 4} and found.recovery == {"epochs": 2}
@@ -201,6 +201,7 @@ def test_a_ladder_of_a_file_has_the_calibration_of_the_study_where_it_has_no_oth
         ("[[find]]\nname = '../x'\n", 13, "name '../x' is that of a folder"),
         ("[[find]]\n[[find]]\n", 13, r"two \[\[find\]\] tables are called wanda"),
         ("[[find]]\nladder = '0.5:0.1:0.1'\n", 12, "wanda: ladder '0.5:0.1:0.1' has no rung"),
+        ("[[find]]\nanyway = true\n", 13, "'anyway' True is a setting that only earlier versions have"),
         ("[[find]]\nladder = [0.3, 0.2]\n", 12, "order it from gentle to harsh"),
         ("[[find]]\nladder = [0.2, 0.2]\n", 12, "wanda-20 is listed twice"),
         ("[[find]]\nladder = 'none.toml'\n", 12, "the ladder 'none.toml' cannot be read"),

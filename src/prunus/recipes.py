@@ -99,8 +99,6 @@ class PruneRecipe(Recipe):
     influence_train, influence_validation: for layerif and layerif-sketch: number of sequences, chosen like those of the
         calibration (instead of samples), each of at most 1024 tokens.
     scores: file of importance scores that an allocation uses instead of measuring.
-    expert_spread: half of the range of the sparsities of a block's routed experts, in [0, 0.5]: those with higher REAP
-        scores are pruned less. 0: all as the block.
     """
 
     LATER: ClassVar[tuple[str, ...]] = (
@@ -113,7 +111,7 @@ class PruneRecipe(Recipe):
         "min_expert_tokens",
         "expert_spread",
     )
-    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None})
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"closing_weight": None, "expert_spread": 0.0})
 
     method: MethodName = "wanda"
     sparsity: float = DEFAULT_SPARSITY
@@ -149,7 +147,6 @@ class PruneRecipe(Recipe):
     influence_validation: int = DECLARED
     scores: str | None = None
     min_expert_tokens: int = 64
-    expert_spread: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,10 +169,6 @@ class PruneRecipe(Recipe):
         self._check_calibration()
         if not 0 <= self.sparsity < 1:
             raise PrunusError(f"sparsity must lie in [0, 1), not {self.sparsity}; 0.2 removes one weight in five")
-        if not 0 <= self.expert_spread <= 0.5:
-            raise PrunusError(f"expert_spread must lie in [0, 0.5], not {self.expert_spread}; 0.1 is usual for blocks")
-        if self.expert_spread and self.pattern is not None:
-            raise PrunusError(f"pattern {self.pattern} gives all experts the same sparsity; leave expert_spread out")
 
     @property
     def groups(self) -> tuple[int, int] | None:
@@ -222,10 +215,10 @@ class DropRecipe(Recipe):
     merge: for laco: number of blocks that one merge folds into the block before them.
     threshold: for laco: a merge is kept if the cosine of the last hidden states to the dense model's exceeds it.
     interval: for laco: after a merge that is kept, the next is tried this number of blocks lower.
-    telescoping: for laco: take each block's difference to the block before it instead of to the block that it is folded
-        into, as some published code does; only the weights of the last block are then left.
     calibration, samples, seqlen, calibration_tokens, seed: as in PruneRecipe.
     """
+
+    REMOVED: ClassVar[Mapping[str, Any]] = MappingProxyType({"telescoping": False})
 
     method: DepthMethodName = "shortgpt"
     blocks: str | None = None
@@ -233,7 +226,6 @@ class DropRecipe(Recipe):
     merge: int = DECLARED
     threshold: float = DECLARED
     interval: int = DECLARED
-    telescoping: bool = DECLARED
     calibration: str = "auto"
     samples: int = 128
     seqlen: int = 2048

@@ -149,7 +149,7 @@ def search(model: str, wanted: Wanted, plan: EvalPlan, store: Path, target: Path
 
     asked = open_search(
         model, plan, ladders_of(wanted.ladder, None, {}, None), margin=wanted.margin, stop_margin=wanted.stop_margin,
-        alpha=0.05, max_tokens=None, look=None, engine=EngineOptions(), as_given=False, file=None,
+        alpha=0.05, max_tokens=None, look=None, engine=EngineOptions(), file=None,
     )  # fmt: skip
     if not is_finished(asked, target):
         carry_out(asked, target, store, "auto", overwrite=True, always=True)

@@ -97,12 +97,6 @@ allocation_options = all_of(
         ),
         recipe_option(
             PruneRecipe,
-            "expert_spread",
-            "Half of the range of the sparsities of a block's routed experts, of which REAP's best are pruned least.",
-            type=float,
-        ),
-        recipe_option(
-            PruneRecipe,
             "rounding",
             "How counts of zeros are rounded: exactly, or as in the authors' code.",
             type=choice(recipes.Rounding),

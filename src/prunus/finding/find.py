@@ -70,8 +70,6 @@ def find(
     ray: str | None = None,
     gpus_per_task: float | None = None,
     cpus_per_task: float = 1,
-    as_given: bool = False,
-    anyway: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -95,7 +93,6 @@ def find(
     store: SQLite file of the results, created if missing; rows that it has are not computed again.
     engine: options to start or reach the plan's backend (docs/engines.md).
     ray, gpus_per_task, cpus_per_task: as for run_study; idle workers compute the next rungs ahead (docs/scale.md).
-    as_given: allow rungs that remove less than the one before. anyway: begin although a margin cannot be certified.
     dry_run: write nothing, and return what to expect, as `lines` and numbers (see finding.prospects.Prospects).
     overwrite: replace an existing result.
 
@@ -115,7 +112,7 @@ def find(
         check_entries([entry for one in ladders for entry in one.entries], resolve(model))
     search = open_search(
         model, plan, ladders, margin=margin, stop_margin=stop_margin, alpha=alpha, max_tokens=max_tokens, look=look,
-        engine=engine, as_given=as_given, file=file,
+        engine=engine, file=file,
     )  # fmt: skip
     if ray is not None:
         check_ray(search.study)
@@ -131,8 +128,7 @@ def find(
         return described(ahead)
     for line in ahead.lines:
         progress.say(line)
-    if not anyway:
-        refuse_impossible(ahead)
+    refuse_impossible(ahead)
     search, rungs = on_cluster(search, cluster)
     return carry_out(search, target, path, device, overwrite=overwrite, rungs=rungs)
 

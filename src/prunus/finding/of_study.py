@@ -70,7 +70,7 @@ def opened(
     try:
         search = open_search(
             model[0], study.plans[number], rungs, margin=table.margin, stop_margin=table.stop_margin, alpha=table.alpha,
-            max_tokens=table.max_tokens, look=table.look, engine=study.engine, as_given=table.as_given,
+            max_tokens=table.max_tokens, look=table.look, engine=study.engine,
             file=Path(table.ladder) if table.ladder.endswith(".toml") else None, folder=model[1],
         )  # fmt: skip
     except PrunusError as error:
@@ -90,8 +90,7 @@ def check_searches(study: Study, searches: Sequence[StudySearch], store: Path, d
             if not (one.target / CERTIFICATE).exists():
                 check_target(one.search.model.checkpoint.folder, one.target, True)
             check_variants(one.search.study, [one.search.model], work_folder(one.target), device)
-            if not one.table.anyway:
-                refuse_impossible(prospects(one.search, store))
+            refuse_impossible(prospects(one.search, store))
         except PrunusError as error:
             study.fail(one.table.line, f"{one.table.name}: {error}")
 

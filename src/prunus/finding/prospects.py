@@ -172,9 +172,7 @@ def advice(found: Forecast, draws: int) -> str:
 def refuse_impossible(found: Prospects) -> None:
     """Raise PrunusError if a margin cannot be certified at all."""
     if found.impossible:
-        raise PrunusError(
-            f"{found.impossible[0]}: take more problems or a larger margin, or add --anyway (in a study, anyway = true)"
-        )
+        raise PrunusError(f"{found.impossible[0]}: take more problems or a larger margin")
 
 
 def counted(rounds: float, search: Search) -> str:

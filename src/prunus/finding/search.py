@@ -153,7 +153,6 @@ def open_search(
     max_tokens: int | None,
     look: int | None,
     engine: EngineOptions,
-    as_given: bool,
     file: Path | None,
     folder: Path | None = None,
 ) -> Search:
@@ -175,9 +174,8 @@ def open_search(
             f"control native tells the model its budget ({native}) and does not end the thinking there, so no row says"
             " whether a chain ended by itself: leave control out"
         )
-    if not as_given:
-        for ladder in ladders:
-            check_order(ladder, source)
+    for ladder in ladders:
+        check_order(ladder, source)
     cells = iter(opened.cells[1:])  # one plan, so one cell for each variant, in the order of the entries
     found = tuple(
         (ladder.name, tuple(rung_of(next(cells), removed(entry, source)) for entry in ladder.entries))

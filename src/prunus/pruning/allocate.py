@@ -1,13 +1,14 @@
 """The sparsity of each Linear: scores are measured or read, an allocation computes sparsities, which become counts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from prunus.checkpoint.checkpoint import Checkpoint
+from prunus.checkpoint.linears import Linear
 from prunus.checkpoint.precision import full_float32
 from prunus.checkpoint.resolve import read_json, resolve
 from prunus.checkpoint.runner import Runner, pick_device
@@ -22,10 +23,8 @@ from prunus.pruning.calibration.data import Calibration, load_calibration
 from prunus.pruning.calibration.memory_budget import check_block_fits
 from prunus.pruning.calibration.saved_statistics import SavedStats
 from prunus.pruning.calibration.shared_measurements import once, scores_key
-from prunus.pruning.expert_sparsities import check_experts, measure_scores, with_experts
 from prunus.pruning.masks import zeros_wanted
 from prunus.pruning.scope import linears_in_scope, weights_of
-from prunus.pruning.sparsities import Group, Sparsities
 from prunus.recipe_base import TOKEN_WEIGHTS
 from prunus.recipes import PruneRecipe
 
@@ -34,6 +33,19 @@ if TYPE_CHECKING:
 
 # A mean sparsity may differ from its target by this much through floating point alone.
 REACHED = 1e-6
+Group = tuple[int, str]  # index of a block, and `block`, `attention` or `mlp`
+
+
+class Sparsities(NamedTuple):
+    """groups: the sparsity of each group. warnings: one for each limit that sparsities reached."""
+
+    groups: Mapping[Group, float]
+    warnings: list[str]
+
+    def of(self, index: int, linear: Linear) -> float:
+        """Sparsity of one Linear of block `index`, before rounding to a number of weights."""
+        whole = self.groups.get((index, WHOLE))
+        return self.groups[index, linear.kind] if whole is None else whole
 
 
 def allocate(
@@ -49,9 +61,8 @@ def allocate(
     allocation, sparsity, scope: as in the recipe; sparsity is the target.
     score: what the scores are, as text.
     blocks: a dict for each block with block (its index), sparsity, attention and mlp (their sparsities; only parts in
-        scope), scores (by part) and, with expert_spread, experts (the sparsity of each routed expert, by module).
+        scope) and scores (by part).
     evidence: the content of the file of importance scores.
-    expert_scores: with expert_spread, the scores of experts by module; they are in no file.
     warnings: one line each.
 
     Raises PrunusError for wrong input.
@@ -60,18 +71,8 @@ def allocate(
     target = None if save is None else Path(save).expanduser()
     if target is not None and not target.absolute().parent.is_dir():
         raise PrunusError(f"{target} cannot be written: its folder does not exist")
-    there, calibration = pick_device(device), None
-    if recipe.expert_spread:
-        check_experts(source, recipe)
-        calibration = load_calibration(recipe, source)
-    scores = find_scores(source, recipe, there, calibration)
+    scores = find_scores(source, recipe, pick_device(device), None)
     sparsities = allocate_groups(source, recipe, scores)
-    more: dict[str, Any] = {}
-    more_warnings = [] if calibration is None else calibration.warnings
-    if calibration is not None:
-        with full_float32(there):
-            more["expert_scores"] = measure_scores(source, recipe, there, calibration)
-        sparsities = with_experts(source, recipe, sparsities, more["expert_scores"])
     if target is not None:
         try:
             write_text(target, scores_text(scores))
@@ -84,8 +85,7 @@ def allocate(
         "score": ALLOCATIONS[recipe.allocation].score,
         "blocks": block_rows(source, recipe, scores, sparsities),
         "evidence": scores.to_json(),
-        **more,
-        "warnings": list(dict.fromkeys([*more_warnings, *scores.warnings, *sparsities.warnings])),
+        "warnings": list(dict.fromkeys([*scores.warnings, *sparsities.warnings])),
     }
 
 
@@ -246,13 +246,12 @@ def linear_sparsities(
 
     The sparsity is a whole number of weights over the size of the tensor, or of a row if group is `row`; extra zeros,
     for rows only, are one more in each of the first rows. Over all Linears in scope the zeros sum to round(S * N). With
-    allocation `uniform` (and experts of equal sparsity) or rounding `reference` the method rounds for each Linear
-    separately instead.
+    allocation `uniform` or rounding `reference` the method rounds for each Linear separately instead.
     """
     places = [(index, linear) for index, linears in enumerate(linears_in_scope(source, recipe)) for linear in linears]
     names = [(index, linear.name) for index, linear in places]
     exact = [sparsities.of(index, linear) for index, linear in places]
-    if (recipe.allocation == "uniform" and not sparsities.experts) or recipe.rounding == "reference":
+    if recipe.allocation == "uniform" or recipe.rounding == "reference":
         return {name: (sparsity, 0) for name, sparsity in zip(names, exact, strict=True)}
     shapes = [linear.shape_OI for _, linear in places]
     sizes = [rows * columns for rows, columns in shapes]
@@ -277,8 +276,6 @@ def block_rows(
             sizes = [weights_of([linear]) for linear in chosen]
             mean = weighted_mean([sparsities.of(index, linear) for linear in chosen], sizes) if chosen else None
             row["sparsity" if part == WHOLE else part] = mean
-        if experts := sparsities.of_experts(index):
-            row["experts"] = experts
         row["scores"] = {part: values[index] for part, values in scores.scores.items() if values}
         rows.append(row)
     return rows

@@ -7,7 +7,6 @@ from prunus.disk import check_space, show_bytes
 from prunus.pruning.allocate import allocate_groups, find_scores
 from prunus.pruning.allocation import ALLOCATIONS
 from prunus.pruning.calibration.data import describe_calibration
-from prunus.pruning.expert_sparsities import check_experts
 from prunus.pruning.job import Job, target_of
 from prunus.pruning.masks import zeros_of, zeros_wanted
 
@@ -20,7 +19,6 @@ def describe(job: Job, target: Path) -> dict[str, Any]:
     Raises PrunusError as prune does.
     """
     recipe, source, needed = job.recipe, job.source, job.disk
-    check_experts(source, recipe)
     check_space(target.absolute(), needed)
     uniform = target_of(recipe, recipe.sparsity)
     shapes = [linear.shape_OI for linears in job.linears for linear in linears]
@@ -39,11 +37,11 @@ def describe(job: Job, target: Path) -> dict[str, Any]:
         "calibration": "none needed",
         "warnings": [*source.reading_notes, *ragged_tails(job)],
     }
-    if recipe.allocation != "uniform" or recipe.expert_spread:  # then the count holds for all Linears together
+    if recipe.allocation != "uniform":  # then the count holds for all Linears together
         result["zeros"] = zeros_wanted(job.weights, recipe.sparsity, recipe.rounding)
     if job.stats is not None:
         result["calibration"] = f"statistics of {job.stats.path}: {job.stats.summary['source']}"
-    elif job.needs_tokens or recipe.expert_spread or (allocation.needs == "norms" and recipe.scores is None):
+    elif job.needs_tokens or (allocation.needs == "norms" and recipe.scores is None):
         result["calibration"], warnings = describe_calibration(recipe, source)
         result["warnings"] += warnings
     if allocation.calibration is not None and recipe.scores is None:

@@ -102,8 +102,6 @@ def make_job(
     passes = tuple(make() for make in method.passes)
     saved = None
     if stats is not None:
-        if recipe.expert_spread:
-            raise PrunusError(f"{stats} holds no scores of experts, which expert_spread needs; leave --stats out")
         if passes:
             raise PrunusError(f"{stats} holds no {passes[0].needs}, which {name_of(recipe)} needs; leave --stats out")
         saved = SavedStats(stats, source)

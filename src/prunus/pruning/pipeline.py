@@ -31,7 +31,6 @@ from prunus.pruning.calibration.hidden_states import HiddenStates, propagate
 from prunus.pruning.calibration.propagation import PROPAGATIONS, BlockRun
 from prunus.pruning.calibration.statistics import InputStats, few_tokens
 from prunus.pruning.dry_run import describe, ragged_tails
-from prunus.pruning.expert_sparsities import measure_scores, with_experts
 from prunus.pruning.job import Job, make_job
 from prunus.pruning.made_card import made_card
 from prunus.pruning.masks import count_zeros
@@ -89,10 +88,8 @@ def prune(
     recipe = job.recipe
     if dry_run:
         return describe(job, target)
-    needs_data = job.needs_tokens or bool(recipe.expert_spread)
-    early = load_early(recipe, source, target) if needs_data else None
-    measured = ALLOCATIONS[recipe.allocation].needs != "nothing" or recipe.expert_spread
-    if measured or any(one.whole_model for one in job.passes):
+    early = load_early(recipe, source, target) if job.needs_tokens else None
+    if ALLOCATIONS[recipe.allocation].needs != "nothing" or any(one.whole_model for one in job.passes):
         source.checksum()  # measurements of all blocks come before pruning, so the blocks are checked before
     work = {"action": "prune", "recipe": recipe.to_json(), "source": source.fingerprint(), **revisions(recipe)}
     if any(linear.experts for linears in job.linears for linear in linears):
@@ -100,20 +97,16 @@ def prune(
     if job.stats is not None:
         work["stats"] = job.stats.about
     with Partial(source, target, work, source.blocks, job.disk, overwrite) as partial, full_float32(job.device):
-        calibration = keep_calibration(recipe, source, partial, early) if needs_data else None
+        calibration = keep_calibration(recipe, source, partial, early) if job.needs_tokens else None
         if calibration and recipe.weighted:
             calibration.token_weights(recipe)  # to fail early if the sequences cannot be weighted
         scores = keep_scores(job, partial, calibration)
         sparsities = allocate_groups(source, recipe, scores)
-        if recipe.expert_spread and calibration is not None:
-            if "expert_scores" not in partial.notes:
-                partial.note("expert_scores", measure_scores(source, recipe, job.device, calibration), {})
-            sparsities = with_experts(source, recipe, sparsities, partial.notes["expert_scores"])
         job = job._replace(sparsities=linear_sparsities(source, recipe, sparsities, job.method.group))
         for one in job.passes:
             one.prepare(job, partial, calibration)
         with torch.no_grad():
-            prune_blocks(job, partial, calibration if job.needs_tokens else None)
+            prune_blocks(job, partial, calibration)
         sparsity = {name: share for i in range(source.blocks) for name, share in partial.records[i]["sparsity"].items()}
         notes = [*(calibration.warnings if calibration else []), *scores.warnings, *sparsities.warnings]
         notes += [warning for index in range(source.blocks) for warning in partial.records[index]["warnings"]]
@@ -129,8 +122,6 @@ def prune(
             "allocation": scores.to_json() if recipe.allocation != "uniform" else None,
             "warnings": warnings,
         }
-        if recipe.expert_spread:
-            step["expert_scores"] = partial.notes["expert_scores"]
         partial.finish(None, step, made_card(source, step))
     zeros = sum(record["zeros"] for record in partial.records.values())
     return {

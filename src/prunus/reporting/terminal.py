@@ -227,7 +227,7 @@ def _budget_differences(task: str, names: Sequence[str], entries: Sequence[Data]
 
 
 def allocation_table(data: Data) -> RenderableType:
-    """A table of each block's sparsity with a bar, those of its parts and experts where they differ, and the scores."""
+    """A table of each block's sparsity with a bar, those of its parts where they differ, and the scores."""
     blocks = data["blocks"]
     parts = [part for part in ("attention", "mlp") if any(part in row for row in blocks)]
     if all(abs(row[part] - row["sparsity"]) < 1e-9 for row in blocks for part in parts):
@@ -235,19 +235,11 @@ def allocation_table(data: Data) -> RenderableType:
     scores = list(blocks[0]["scores"])
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("block", justify="right")
-    has_experts = any("experts" in row for row in blocks)
-    for column in (
-        "sparsity",
-        *parts,
-        *(["experts"] if has_experts else []),
-        *(data["score"] + _of_part(part) for part in scores),
-    ):
+    for column in ("sparsity", *parts, *(data["score"] + _of_part(part) for part in scores)):
         table.add_column(visible(column), justify="right")
     table.add_column("")
     for row in blocks:
         shares = [percent(row[key]) for key in ("sparsity", *parts)]
-        if has_experts:
-            shares.append(_range_of(row.get("experts", {})))
         numbers = [f"{row['scores'][part]:.4g}" for part in scores]
         table.add_row(str(row["block"]), *shares, *numbers, Text("█" * round(BAR_WIDTH * row["sparsity"])))
     scope = "" if data["scope"] == "all" else f" of {data['scope']}"
@@ -257,12 +249,6 @@ def allocation_table(data: Data) -> RenderableType:
         found = ", ".join(f"{value:.2f}{_of_part(part)}" for part, value in stability.items())
         notes.insert(0, Text(f"Spearman correlation of the scores from two halves of the data: {found}."))
     return Group(title, table, Text(f"A bar of {BAR_WIDTH} columns is 100 %."), *notes)
-
-
-def _range_of(experts: Mapping[str, Sequence[float]]) -> str:
-    """The lowest and the highest sparsity of a block's experts: `42.1 to 61.0`; empty without any."""
-    shares = [share for of_module in experts.values() for share in of_module]
-    return f"{percent(min(shares))} to {percent(max(shares))}" if shares else ""
 
 
 def _of_part(part: str) -> str:

@@ -339,7 +339,7 @@ class _Reader:
         for choice in choices:
             if not isinstance(choice, bool | dict):
                 self.fail(kind, name, number, f"'{name}' must be true, false or a table, not {choice!r}")
-            kept = self.without_removed(kind, number, choice, cls.REMOVED) if isinstance(choice, dict) else {}
+            kept = self.without_removed(kind, number, choice, cls.REMOVED, name) if isinstance(choice, dict) else {}
             steps.append(None if choice is False else kept)
             for key, setting in kept.items():
                 if key not in hints:
@@ -420,12 +420,15 @@ class _Reader:
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")
 
     def without_removed(
-        self, table: str, number: int, values: Mapping[str, Any], removed: Mapping[str, Any]
+        self, table: str, number: int, values: Mapping[str, Any], removed: Mapping[str, Any], key: str | None = None
     ) -> dict[str, Any]:
-        try:
-            return without_removed(values, removed)
-        except PrunusError as error:
-            self.fail(table, "", number, str(error))
+        """values without settings of earlier versions. key: of the table, if values are of one of its keys."""
+        for name, value in values.items():
+            try:
+                without_removed({name: value}, removed)
+            except PrunusError as error:
+                self.fail(table, key or name, number, str(error))
+        return without_removed(values, removed)
 
     def check_type(self, table: str, key: str, number: int, value: Any, hint: Any, name: str | None = None) -> None:
         if wrong := misfit(name or key, value, hint):

@@ -16,7 +16,7 @@ DEFAULT_LADDER = "0.1:0.7:0.05"
 # Fields of PruneRecipe that a table may set for every rung of its ladders; these three follow from method and ladder.
 OF_LADDER = ("method", "sparsity", "pattern")
 OF_RECIPE = {name: hint for name, hint in hints_of(PruneRecipe).items() if name not in OF_LADDER}
-REMOVED = PruneRecipe.REMOVED  # as those of a recipe
+REMOVED: Mapping[str, Any] = {**PruneRecipe.REMOVED, "as_given": False, "anyway": False}  # as those of a recipe
 # The keys of a table but `recover`, and their types.
 KINDS: Mapping[str, Any] = {
     "name": str,
@@ -27,8 +27,6 @@ KINDS: Mapping[str, Any] = {
     "alpha": float,
     "max_tokens": int,
     "look": int,
-    "as_given": bool,
-    "anyway": bool,
     **OF_RECIPE,
 }
 
@@ -53,8 +51,6 @@ class FindTable:
     alpha: float = 0.05
     max_tokens: int | None = None
     look: int | None = None
-    as_given: bool = False
-    anyway: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ model's last hidden states and the new ones (all tokens of a sequence as one vec
 trial is `interval` blocks lower after a success, else one lower.
 
 Only blocks with the same Linears are merged. Routed experts and other weights that are not prunable Linears stay those
-of block l, and a warning says so. telescoping: take each difference to the previous block instead of block l, as some
-published code does, which leaves only theta_{l+m}.
+of block l, and a warning says so.
 """
 
 import torch
@@ -39,7 +38,7 @@ def choose(model: Calibrated, count: int) -> Choice:
                 steps.advance()
                 place = lower
                 continue
-            trial = [*live[:place], merged(live[place:end], recipe.telescoping), *live[end:]]
+            trial = [*live[:place], merged(live[place:end]), *live[end:]]
             cosine = mean_cosine(original, last_hidden(model, trial))
             if cosine > recipe.threshold:
                 live, left = trial, left - width
@@ -77,11 +76,9 @@ def warn_of_unmerged(model: Calibrated, live: list[Mix]) -> list[str]:
     return [f"laco merges prunable Linears only; merged blocks keep {name}{more} of the first block of each merge"]
 
 
-def merged(neighbours: list[Mix], telescoping: bool) -> Mix:
+def merged(neighbours: list[Mix]) -> Mix:
     """The first of these blocks with all others merged into it."""
     base, *others = neighbours
-    if telescoping:
-        return Mix(base.base, others[-1].parts)
     factors = dict.fromkeys(sorted({index for mix in neighbours for index, _ in mix.parts}), 0.0)
     for mix, weight in ((base, 1 - len(others)), *((other, 1) for other in others)):
         for index, factor in mix.parts:
@@ -127,6 +124,5 @@ DECLARATION = DepthMethod(
             note="it is a cosine",
         ),
         Option("interval", int, 1, "distance in blocks from one merge to the next, downwards.", at_least=1),
-        Option("telescoping", bool, False, "keep only the last of the merged blocks, as some published code does."),
     ),
 )
