@@ -231,7 +231,6 @@ def as_study(
         stop_margin=stop_margin,
         published=False,
         keep_checkpoints=engine.serve is not None,  # else a server's folder would be made anew for every look
-        measure_seconds=False,
         text="",
         eval_line=None,
         models_line=None,

@@ -28,10 +28,13 @@ RECIPES: Mapping[str, type[PruneRecipe] | type[DropRecipe] | type[ExpertsRecipe]
 }
 # Keys of [calibration]: defaults of every [[prune]], [[drop]] and [[experts]] table.
 SHARED = ("calibration", "samples", "seqlen", "calibration_tokens", "seed")
-SWITCHES = ("keep_checkpoints", "measure_seconds")
+# (table, key) of options that no longer exist: ignored at the value that they had by default, and what to do else.
+DELETED: Mapping[tuple[str, str], tuple[Any, str]] = {
+    ("", "measure_seconds"): (False, "benchmarks/latency.py measures the time per token"),
+}
 RECOVER = "recover"  # key of each kind of RECIPES: true, false or a table of settings
 FEWER = "experts"  # key of [[prune]], as RECOVER: the experts that are removed before
-TOP = ("name", "models", *SWITCHES, "eval", "engine", "calibration", *RECIPES, "find", "report")
+TOP = ("name", "models", "keep_checkpoints", "eval", "engine", "calibration", *RECIPES, "find", "report")
 REPORT = ("base", "margin", "stop_margin", "published")
 ENGINE = tuple(field.name for field in fields(EngineOptions))
 # Name of each table in messages, and its valid keys.
@@ -87,7 +90,6 @@ class Study:
     stop_margin: MarginLike
     published: bool
     keep_checkpoints: bool
-    measure_seconds: bool
     text: str
     eval_line: int | None
     models_line: int | None
@@ -141,8 +143,7 @@ class _Reader:
     def study(self) -> Study:
         self.check_keys("", 0, self.data, TOP)
         report, shared = self.table("report", REPORT), self.shared()
-        for key in SWITCHES:
-            self.check_type("", key, 0, self.data.get(key, False), bool)
+        self.check_type("", "keep_checkpoints", 0, self.data.get("keep_checkpoints", False), bool)
         self.check_type("", "name", 0, self.data.get("name", ""), str)
         self.check_type("report", "base", 0, report.get("base", ""), str)
         self.check_type("report", "published", 0, report.get("published", False), bool)
@@ -156,8 +157,6 @@ class _Reader:
         entries = tuple(entry for kind in RECIPES for entry in self.entries(kind, shared))
         self.check_twice(entries)
         models, plans = tuple(self.models()), tuple(self.plans())
-        if self.data.get("measure_seconds") and plans[0].backend != "hf":
-            self.fail("", "measure_seconds", 0, f"latency is measured with backend hf only, not {plans[0].backend}")
         return Study(
             path=self.path,
             name=self.data.get("name", self.path.stem),
@@ -171,7 +170,6 @@ class _Reader:
             stop_margin=margins["stop_margin"],
             published=report.get("published", False),
             keep_checkpoints=self.data.get("keep_checkpoints", False),
-            measure_seconds=self.data.get("measure_seconds", False),
             text=self.text,
             eval_line=self.lines.of("eval"),
             models_line=self.lines.of("", "models"),
@@ -379,9 +377,14 @@ class _Reader:
         self.check_keys(name, 0, table, known)
         return table
 
-    def check_keys(self, table: str, number: int, values: Mapping[str, Any], known: Sequence[str]) -> None:
-        for key in values:
-            if key not in known:
+    def check_keys(self, table: str, number: int, values: dict[str, Any], known: Sequence[str]) -> None:
+        """Raise PrunusError for a key that is not known; one of DELETED is taken out at its default."""
+        for key in list(values):
+            if (deleted := DELETED.get((table, key))) is not None:
+                default, instead = deleted
+                if values.pop(key) != default:
+                    self.fail(table, key, number, f"'{key}' does not exist any more: {instead}")
+            elif key not in known:
                 where = f" in {_TABLES[table]}" if table else ""
                 elsewhere = {shown: keys for shown, keys in _KEYS.items() if shown != _TABLES[table]}
                 self.fail(table, key, number, f"unknown key '{key}'{where}; {suggestion(key, known, elsewhere)}")

@@ -9,7 +9,7 @@ from prunus.evaluation import native
 from prunus.evaluation.backends.chat import ChatServer
 from prunus.evaluation.grading import Grader
 from prunus.evaluation.pace import Pace
-from prunus.evaluation.pipeline import do_batch, is_untimed, measure_run, missing_batches, stream_batches
+from prunus.evaluation.pipeline import do_batch, missing_batches, stream_batches
 from prunus.evaluation.provenance import describe_versions
 from prunus.evaluation.requests import Backend
 from prunus.evaluation.resolved_plan import check_engine, renew_groups
@@ -73,8 +73,6 @@ def run_here(study: Study, models: Sequence[Model], paths: StudyPaths, store: St
                 if chats:
                     with engine.chatting(model) as server:
                         evaluate_cells(model, chats, paths, store, server, grader, table)
-        if study.measure_seconds:
-            measure_latency(models, paths, store, engine, table)
 
 
 def evaluate_cells(
@@ -147,15 +145,3 @@ def make_missing(
             table.say(f"making {one.name} of {model.label}", log=True)
             with table.hidden():
                 make_variant(model, one, paths.folder, device, study.keep_checkpoints)
-
-
-def measure_latency(models: Sequence[Model], paths: StudyPaths, store: Store, engine: Engine, table: LiveTable) -> None:
-    """Measure the decoding speed of a single chain for every cell that has no timing of this machine."""
-    for model in models:
-        for variant in model.variants:
-            cells = [cell for cell in model.cells_of(variant) if is_untimed(store, cell.resolved, engine.device)]
-            if cells:
-                table.say(f"timing {variant.name} of {model.label}")
-                with engine.holding(model, variant, paths.folder) as backend, table.hidden():
-                    for cell in cells:
-                        measure_run(store, cell.resolved, backend, model.checkpoint)

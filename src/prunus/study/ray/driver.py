@@ -4,7 +4,7 @@ The missing work is cut into jobs: a variant to make, or a batch of a cell to an
 preferably of the variant that it has loaded. An engine that schedules requests itself gets several batches in one job,
 and sends every chain when it is complete. The job of a lost worker goes to another one. Seeds follow from keys and
 batches are fixed, so the rows do not depend on which worker computed them. Files of variants are sent through Ray, so
-the nodes need no common file system. Latency is measured last, by one worker while the others are idle.
+the nodes need no common file system.
 """
 
 import time
@@ -25,9 +25,9 @@ from prunus.study.file import Study
 from prunus.study.live_table import LiveTable
 from prunus.study.paths import StudyPaths
 from prunus.study.ray.cluster import Cluster, capacity, connected, first_line
-from prunus.study.ray.jobs import Job, WorkerHandle, is_timed, missing_jobs, next_job, take_along
+from prunus.study.ray.jobs import Job, WorkerHandle, missing_jobs, next_job, take_along
 from prunus.study.ray.transfer import download, upload
-from prunus.study.ray.worker import BatchResult, ModelRef, Timing, VariantFiles, Worker, WorkerInfo
+from prunus.study.ray.worker import BatchResult, ModelRef, VariantFiles, Worker, WorkerInfo
 from prunus.study.variants import add_run, files_to_load, kept_folder, target_folder
 
 ATTEMPTS = 3  # the study fails once this many workers were lost at one job, or while they started
@@ -49,15 +49,12 @@ def run_on_ray(
         for job in jobs:
             if job.cell is None:
                 check_target(job.model.checkpoint.folder, kept_folder(paths.folder, job.model, job.variant), True)
-    measures = study.measure_seconds and not is_timed(models, store)
-    if not jobs and not measures:
+    if not jobs:
         return
     with connected(cluster.address), ExitStack() as claims, LiveTable.of(study, models, store) as table:
         gpus, cpus = cluster.worker_gpus(), cluster.cpus
         driver = Driver(jobs, models, paths, store, table, claims, study, device, gpus, cpus)
         driver.run()
-        if measures:
-            driver.measure_latency(models)
 
 
 class Driver:
@@ -120,33 +117,6 @@ class Driver:
                 self.assign(worker, job)
         self.wait()
 
-    def measure_latency(self, models: Sequence[Model]) -> None:
-        """Measure the latency of all cells one after another on one machine, while no other worker has a job.
-
-        If some cells have been measured already, their machine is used if it is still in the cluster.
-        """
-        jobs = [
-            Job(model, variant, cell, [], False, timing=True)
-            for model in models
-            for variant in model.variants
-            for cell in model.cells_of(variant)
-        ]
-
-        def missing(worker: WorkerHandle) -> list[Job]:
-            assert worker.info is not None
-            machine = worker.info.machine
-            return [job for job in jobs if job.cell and machine not in self.store.timings(job.cell.run_id)]
-
-        while True:
-            self.start_workers(1)
-            ready = [worker for worker in self.workers if worker.info]
-            if ready and not any(worker.job for worker in self.workers):
-                worker = min(ready, key=lambda worker: len(missing(worker)))
-                if not (left := missing(worker)):
-                    return
-                self.assign(worker, left[0])
-            self.wait()
-
     def wait(self) -> None:
         """Wait at most a second for calls to return, and handle the result of one."""
         import ray
@@ -182,8 +152,6 @@ class Driver:
         if job.cell is None:
             self.table.say(job.description, log=True)
             call = worker.actor.make.remote(model, variant, self.keeps)
-        elif job.timing:
-            call = worker.actor.measure_speed.remote(model, variant, self.uploaded(job), job.cell.plan)
         else:
             run = job.cell.run_id
             if run not in self.claimed:
@@ -242,27 +210,21 @@ class Driver:
         """Store a worker's result. Returns whether the job continues with another piece of a file."""
         job = worker.job
         assert job is not None
-        if isinstance(found, Timing):
-            assert job.cell is not None
-            self.store.set_timing(job.cell.run_id, found.machine, found.speed)
-            self.forget_files(job.variant)
-        else:
-            try:
-                if isinstance(found, VariantFiles):
-                    kept_at = target_folder(self.folder, job.model, job.variant, self.keeps)
-                    worker.download = download(found, worker.actor.piece.remote, self.folder, job.variant, kept_at)
-                    call = next(worker.download)
-                else:
-                    assert worker.download is not None
-                    call = worker.download.send(found)
-            except StopIteration:
-                worker.download = None
-                worker.actor.delete_made.remote()
-                self.unmade.discard(job.variant.key)
+        try:
+            if isinstance(found, VariantFiles):
+                kept_at = target_folder(self.folder, job.model, job.variant, self.keeps)
+                worker.download = download(found, worker.actor.piece.remote, self.folder, job.variant, kept_at)
+                call = next(worker.download)
             else:
-                self.calls[call] = worker
-                return True
-        return False
+                assert worker.download is not None
+                call = worker.download.send(found)
+        except StopIteration:
+            worker.download = None
+            worker.actor.delete_made.remote()
+            self.unmade.discard(job.variant.key)
+            return False
+        self.calls[call] = worker
+        return True
 
     def store_batch(self, job: Job, found: BatchResult) -> None:
         """Add rows of a job to the store."""
@@ -308,8 +270,7 @@ class Driver:
                 " have enough memory? Finished work is kept, and the same command resumes the study"
             ) from error
         progress.say(f"a worker on {where} was lost while {job.description} ({reason}); another one repeats the job")
-        if not job.timing:  # measure_latency() finds a missing timing again
-            self.jobs.insert(0, job)
+        self.jobs.insert(0, job)
 
     def give_up(self, job: Job) -> None:
         """Forget a job that nobody needs yet, and those of its variant: where it is needed, its error is raised."""

@@ -15,7 +15,7 @@ from prunus.study.variants import is_made
 
 @dataclass(eq=False)
 class Job:
-    """One unit of work: make a variant (cell is None), answer chains of a cell, or measure its latency (timing).
+    """One unit of work: make a variant (cell is None), or answer chains of a cell.
 
     early: comes before all jobs that are not early. attempts: number of workers that were lost at this job. rank: among
     these, a job of a lower rank comes first. With a rank above 0 nobody may need the job, so its failure is no error.
@@ -26,14 +26,13 @@ class Job:
     cell: Cell | None
     batch: list[tuple[int, int]]
     early: bool
-    timing: bool = False
     attempts: int = 0
     rank: int = 0
 
     @property
     def description(self) -> str:
         """`evaluating wanda-20 of tiny`."""
-        activity = "making" if self.cell is None else "timing" if self.timing else "evaluating"
+        activity = "making" if self.cell is None else "evaluating"
         return f"{activity} {self.variant.name} of {self.model.label}"
 
 
@@ -79,12 +78,6 @@ def take_along(job: Job, jobs: list[Job], workers: int) -> None:
         job.batch = job.batch + other.batch
         job.attempts = max(job.attempts, other.attempts)
         jobs.remove(other)
-
-
-def is_timed(models: Sequence[Model], store: Store) -> bool:
-    """Whether the store has timings of all cells from a single machine."""
-    known = [set(store.timings(cell.run_id)) for model in models for cell in model.cells]
-    return bool(set.intersection(*known))
 
 
 def next_job(
