@@ -36,9 +36,7 @@ def model(tmp_path_factory):
 
 
 def contents(folder):
-    """All files but the one with the seconds that the steps took."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "seconds.json")
-    return {path.relative_to(folder): path.read_bytes() for path in files}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def by_hand(model, folder, drawn_from):

@@ -295,8 +295,7 @@ def step_text(step: Data) -> str:
         )
     if isinstance(cost := step.get("cost"), Mapping):
         trained, taken = number(cost.get("tokens")), number(cost.get("steps"))
-        seconds = f" and {cost['seconds']:,.1f} seconds" if isinstance(cost.get("seconds"), int | float) else ""
-        parts.append(f"trained on {trained} tokens, repeats counted, in {taken} steps{seconds}")
+        parts.append(f"trained on {trained} tokens, repeats counted, in {taken} steps")
     if isinstance(rounds := step.get("round"), Mapping):
         parts.append(f"round {plain(str(rounds.get('number')))} of {plain(str(rounds.get('of')))}")
     parts.append(f"recipe {content_hash(recipe)}")
